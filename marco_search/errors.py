@@ -1,0 +1,137 @@
+"""Every exception that marco-search raises on purpose, in one tree.
+
+    MarcoError
+    ├── InputError                 the caller's data is wrong: nothing was stored
+    │   ├── InvalidJob             a job's field is missing, out of range or not text
+    │   ├── InvalidSettings        an environment variable has a value that can't be used
+    │   └── IdempotencyConflict    the key is taken by another payload
+    ├── JobNotFound                no such job for this tenant
+    ├── ServiceError               a service we need does not answer as it must
+    │   ├── DatabaseUnavailable
+    │   ├── BrokerUnavailable
+    │   └── LocalServiceFailed     the embedded Postgres or Redis would not start
+    ├── SchemaMismatch             the database is at another migration than the code
+    ├── RuntimeFailure             the language runtime failed
+    │   ├── RuntimeUnavailable     retryable: unreachable or overloaded
+    │   ├── ModelRefused           permanent: the model can't be loaded or is not the one asked for
+    │   ├── PromptTooLong          permanent: the prompt leaves no room to answer
+    │   └── BranchFailed           one branch of a fork failed; the others stand
+    ├── SearchError                the search core was driven wrongly
+    │   └── SnapshotMismatch       a snapshot does not fit this search
+    ├── LeaseLost                  another worker holds the job now: stop and write nothing
+    └── WaitTimeout                the job is still running; it goes on
+
+Messages name the field or variable, the reason, and what to do about it. They never
+hold a secret: a URL is shown without its password.
+"""
+
+from __future__ import annotations
+
+
+class MarcoError(Exception):
+    """Base of all errors raised by marco-search.
+
+    `retryable` says whether the same call may succeed later without any change.
+    `exit_code` is what the command line exits with.
+    """
+
+    retryable: bool = False
+    exit_code: int = 1
+
+
+class InputError(MarcoError):
+    """The caller's data is wrong. Nothing was stored and nothing was sent."""
+
+    exit_code = 2
+
+
+class InvalidJob(InputError):
+    """A job can't be accepted: the message names the field and the reason."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
+        self.reason = reason
+        super().__init__(f"{field}: {reason}")
+
+
+class InvalidSettings(InputError):
+    """An environment variable has a value that can't be used."""
+
+
+class IdempotencyConflict(InputError):
+    """The idempotency key already belongs to a job with another payload."""
+
+
+class JobNotFound(MarcoError):
+    """No job with this id is visible to this tenant."""
+
+    exit_code = 3
+
+
+class ServiceError(MarcoError):
+    """A service that marco-search needs does not answer as it must."""
+
+    retryable = True
+    exit_code = 4
+
+
+class DatabaseUnavailable(ServiceError):
+    """Postgres can't be reached at DATABASE_URL."""
+
+
+class BrokerUnavailable(ServiceError):
+    """Redis can't be reached at REDIS_URL."""
+
+
+class LocalServiceFailed(ServiceError):
+    """The embedded Postgres or Redis did not start; the message points to its log."""
+
+
+class SchemaMismatch(MarcoError):
+    """The database's migration is not the one this code was written for."""
+
+    exit_code = 4
+
+
+class RuntimeFailure(MarcoError):
+    """The language runtime failed."""
+
+    exit_code = 5
+
+
+class RuntimeUnavailable(RuntimeFailure):
+    """The runtime is unreachable or overloaded; the job may be tried again later."""
+
+    retryable = True
+
+
+class ModelRefused(RuntimeFailure):
+    """The model folder can't be used, or the served model is not the one asked for."""
+
+
+class PromptTooLong(RuntimeFailure):
+    """The prompt leaves no room for an answer in the model's context window."""
+
+
+class BranchFailed(RuntimeFailure):
+    """One branch of a fork failed. The search goes on with the other branches."""
+
+    retryable = True
+
+
+class SearchError(MarcoError):
+    """The search core was driven against its protocol (a bug in the caller)."""
+
+
+class SnapshotMismatch(SearchError):
+    """A snapshot was written by another configuration or format and can't be restored."""
+
+
+class LeaseLost(MarcoError):
+    """Another worker holds this job now. Stop at once and write nothing more."""
+
+
+class WaitTimeout(MarcoError):
+    """The wait ended before the job did. The job itself goes on."""
+
+    exit_code = 6

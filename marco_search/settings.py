@@ -1,0 +1,73 @@
+"""Every setting of marco-search, read from the environment, in one typed place.
+
+Names are the environment variables. `MARCO_HOME` holds what the embedded services keep;
+`DATABASE_URL` and `REDIS_URL` point to real servers instead. `load()` is the only way in:
+it turns a bad value into `InvalidSettings` that names the variable.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from marco_search.errors import InvalidSettings
+
+
+class Settings(BaseSettings):
+    """Frozen settings of one process. Durations are in seconds, sizes in the unit named."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    # Services. Unset means: the embedded ones under MARCO_HOME.
+    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
+    redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
+    home: Path = Field(Path(".marco"), validation_alias="MARCO_HOME")
+
+    # Runtime. "embedded" decodes in process; an http(s) URL is an SGLang server.
+    runtime: str = Field("embedded", validation_alias="MARCO_RUNTIME")
+    # Folder of a Qwen2-architecture model in Hugging Face format; unset: the pocket model.
+    model: Path | None = Field(None, validation_alias="MARCO_MODEL")
+    # Rows decoded together by the embedded engine.
+    embedded_batch_rows: int = Field(64, ge=1, le=1024, validation_alias="MARCO_EMBEDDED_ROWS")
+    # Memory for cached prefixes in the embedded engine, in MiB.
+    embedded_cache_mib: int = Field(256, ge=1, validation_alias="MARCO_EMBEDDED_CACHE_MIB")
+    runtime_timeout_s: float = Field(120.0, gt=0, validation_alias="MARCO_RUNTIME_TIMEOUT_S")
+    runtime_api_key: SecretStr | None = Field(None, validation_alias="MARCO_RUNTIME_API_KEY")
+
+    # Queue and worker.
+    tenant: str = Field("default", min_length=1, max_length=64, validation_alias="MARCO_TENANT")
+    queue: str = Field("marco", min_length=1, max_length=64, validation_alias="MARCO_QUEUE")
+    worker_processes: int = Field(1, ge=1, le=256, validation_alias="MARCO_WORKER_PROCESSES")
+    lease_s: float = Field(45.0, gt=0, validation_alias="MARCO_LEASE_S")
+    heartbeat_s: float = Field(10.0, gt=0, validation_alias="MARCO_HEARTBEAT_S")
+    max_attempts: int = Field(3, ge=1, le=100, validation_alias="MARCO_MAX_ATTEMPTS")
+    log_level: str = Field("INFO", validation_alias="MARCO_LOG_LEVEL")
+
+
+@cache
+def load() -> Settings:
+    """The settings of this process.
+
+    Raises InvalidSettings naming each variable whose value can't be used.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # every field comes from the environment
+    except ValidationError as error:
+        # The value is left out on purpose: it may be a secret.
+        lines = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise InvalidSettings("; ".join(lines)) from None
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown or logged: the password, if any, replaced by ***."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.hostname or ""
+    if parts.port is not None:
+        host = f"{host}:{parts.port}"
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
