@@ -1,0 +1,102 @@
+"""What the search asks of a runtime and what it gets back: plain frozen values.
+
+The search names a node's text (`Expansion.prefix`) and the branches to fork from it; the
+runtime answers each `BranchRequest` with one `Branch`: the generated tokens with their
+log-probabilities, up to a terminal state. Neither side knows more of the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+TOP_K = 5
+"""Candidates per position that the confidence is computed over (Marco-o1, section 4)."""
+
+END_OF_THOUGHT = "</Thought>"
+END_OF_OUTPUT = "</Output>"
+REFLECTION_PHRASE = "Wait! Maybe I made some mistakes! I need to rethink from scratch."
+"""The reflection prompt of Marco-o1, section 5."""
+
+
+class Reflect(StrEnum):
+    """Where a branch gets the reflection phrase."""
+
+    NO = "no"
+    FIRST = "first"  # the phrase is put before anything is generated
+    AT_END = "at_end"  # the phrase takes the place of the first END_OF_THOUGHT
+
+
+class Finish(StrEnum):
+    """Why a branch ended."""
+
+    STOP = "stop"  # terminal: end of output or end of sequence
+    LENGTH = "length"  # max_new_tokens reached; the text may be continued
+    FAILED = "failed"  # the runtime gave an error value; the text so far is not used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchRequest:
+    """One child of a fork. `branch_id` counts up from 0 within a job."""
+
+    branch_id: int
+    seed: int  # 0 <= seed < 2**31, as SGLang's sampling_seed takes it
+    max_new_tokens: int
+    temperature: float  # 0 is greedy
+    top_p: float = 1.0
+    reflect: Reflect = Reflect.NO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expansion:
+    """Fork `prefix` (prompt and the path's text) into `branches`."""
+
+    node_id: int
+    prefix: str
+    branches: tuple[BranchRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. Log-probabilities are natural logs, held as float32 values.
+
+    `text` is the part of the segment this token completes: texts of a segment's tokens
+    joined are the segment's text. A token inside a multi-byte character has text ""; the
+    token that completes the character carries it.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # up to TOP_K (token id, log-prob), best first
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of generated tokens, or text put in by us (then `tokens` is empty)."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+    @property
+    def forced(self) -> bool:
+        """True for text that the model did not generate (the reflection phrase)."""
+        return not self.tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """The answer to one BranchRequest: everything after the expansion's prefix."""
+
+    branch_id: int
+    segments: tuple[Segment, ...] = ()
+    finish: Finish
+    prompt_tokens: int = 0  # tokens of the prefix
+    cached_tokens: int = 0  # of those, served from the prefix cache
+    error: str | None = None  # set if and only if finish is FAILED
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Number of tokens the model generated in this branch."""
+        return sum(len(s.tokens) for s in self.segments)
