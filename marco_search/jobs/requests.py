@@ -1,0 +1,156 @@
+"""The jobs a caller submits. Frozen values; wrong input raises InvalidJob.
+
+`expected` is for reporting only: no prompt and no search ever reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from marco_search.jobs.languages import language_code
+from marco_search.jobs.options import Edge, SearchOptions
+from marco_search.jobs.text import (
+    MAX_EXPECTED_CHARS,
+    MAX_KEY_CHARS,
+    MAX_SYSTEM_PROMPT_CHARS,
+    MAX_TENANT_CHARS,
+    MAX_TEXT_CHARS,
+    flaw,
+    nearest,
+    shown,
+)
+
+SYSTEM_PROMPT_PRESETS = ("marco-o1",)
+"""Names that `system_prompt` accepts in place of a text (marco_search.kinds.system_prompts)."""
+MAX_METADATA_ENTRIES = 32
+MAX_METADATA_CHARS = 1_024  # of one value
+_INT64 = 2**63
+
+MetadataValue = str | int | float | bool
+
+
+def _text(limit: int) -> AfterValidator:
+    def check(text: str) -> str:
+        problem = flaw(text, limit)
+        if problem is not None:
+            # Braces would be read as a template.
+            raise PydanticCustomError("text", "{problem}", {"problem": problem})
+        return text
+
+    return AfterValidator(check)
+
+
+Text = Annotated[str, _text(MAX_TEXT_CHARS)]
+
+
+class JobBase(Edge):
+    """What all jobs share."""
+
+    options: SearchOptions = SearchOptions()
+    tenant: Annotated[str, _text(MAX_TENANT_CHARS)] | None = None  # None: the producer's
+    idempotency_key: Annotated[str, _text(MAX_KEY_CHARS)] | None = None
+    priority: Literal["low", "normal", "high"] = "normal"
+    metadata: dict[str, MetadataValue] = Field(default_factory=dict)
+    system_prompt: Annotated[str, _text(MAX_SYSTEM_PROMPT_CHARS)] | None = None
+    expected: Annotated[str, _text(MAX_EXPECTED_CHARS)] | None = None
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _small_metadata(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise ValueError(f"must be an object of names and values, not {shown(value)}")
+        if len(value) > MAX_METADATA_ENTRIES:
+            raise ValueError(f"{len(value)} entries, at most {MAX_METADATA_ENTRIES} are allowed")
+        for name, entry in value.items():
+            problem = _metadata_flaw(name, entry)
+            if problem is not None:
+                raise ValueError(f"entry {shown(name)}: {problem}")
+        return value
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _known_preset(cls, value: str | None) -> str | None:
+        # One word close to a preset's name is a slip, not a prompt.
+        if value is not None and value not in SYSTEM_PROMPT_PRESETS and " " not in value:
+            meant = nearest(value, SYSTEM_PROMPT_PRESETS)
+            if meant is not None:
+                raise ValueError(f"unknown preset {shown(value)}; did you mean {meant!r}?")
+        return value
+
+
+def _metadata_flaw(name: object, value: object) -> str | None:
+    if not isinstance(name, str):
+        return "names must be text"
+    problem = flaw(name, 64)
+    if problem is not None:
+        return f"name {problem}"
+    if isinstance(value, str):
+        return flaw(value, MAX_METADATA_CHARS) if value else None
+    if isinstance(value, int):
+        return None if -_INT64 <= value < _INT64 else "a whole number beyond 64 bits"
+    if isinstance(value, float):
+        return None if abs(value) < float("inf") else "must be a finite number"
+    return f"must be text, a number, true or false, not {shown(value)}"
+
+
+class ReasoningJob(JobBase):
+    """A question with one right answer: a number, an option, yes or no, a few words."""
+
+    kind: Literal["reasoning"] = "reasoning"
+    question: Text
+
+    @property
+    def subject(self) -> str:
+        """The caller's own text."""
+        return self.question
+
+
+class TranslationJob(JobBase):
+    """A text to translate. Languages by code or name; they are kept as codes."""
+
+    kind: Literal["translation"] = "translation"
+    text: Text
+    source: str = "zh"
+    target: str = Field("en", validate_default=True)
+    style: Literal["colloquial", "plain"] = "colloquial"
+
+    @field_validator("source", "target")
+    @classmethod
+    def _known_language(cls, value: str) -> str:
+        return language_code(value)
+
+    @field_validator("target")
+    @classmethod
+    def _two_languages(cls, value: str, info: ValidationInfo) -> str:
+        if value == info.data.get("source"):
+            raise ValueError(f"the same language as source ({value}); give two languages")
+        return value
+
+    @property
+    def subject(self) -> str:
+        """The caller's own text."""
+        return self.text
+
+
+class OpenEndedJob(JobBase):
+    """A prompt that several different answers may satisfy."""
+
+    kind: Literal["open_ended"] = "open_ended"
+    prompt: Text
+
+    @property
+    def subject(self) -> str:
+        """The caller's own text."""
+        return self.prompt
+
+
+Job = ReasoningJob | TranslationJob | OpenEndedJob
+JOB_MODELS: dict[str, type[ReasoningJob] | type[TranslationJob] | type[OpenEndedJob]] = {
+    "reasoning": ReasoningJob,
+    "translation": TranslationJob,
+    "open_ended": OpenEndedJob,
+}
+"""Job kind to its model."""
