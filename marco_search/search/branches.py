@@ -24,7 +24,9 @@ class Reflect(StrEnum):
 
     NO = "no"
     FIRST = "first"  # the phrase is put before anything is generated
-    AT_END = "at_end"  # the phrase takes the place of the first END_OF_THOUGHT
+    # The phrase takes the place of the first END_OF_THOUGHT in the text that is continued.
+    # The tokens of that END_OF_THOUGHT were generated and stay in the branch's first segment.
+    AT_END = "at_end"
 
 
 class Finish(StrEnum):

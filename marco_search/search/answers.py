@@ -1,0 +1,110 @@
+"""Ranks the distinct answers that a search's rollouts reached.
+
+Pure: no text is looked at, only the key that a job kind gave each answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from marco_search.errors import SearchError
+
+How = Literal["vote", "weighted", "best"]
+
+_ROUNDING = 1e-9
+"""Weights are sums of floats: a lead no larger than this is no lead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The answer of one rollout. `value` is the rollout's confidence, in [0, 1]."""
+
+    key: str  # answers with equal keys are the same answer
+    value: float
+    rollout_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedAnswer:
+    """One distinct answer and the rollouts that reach it."""
+
+    key: str
+    votes: int  # number of its rollouts
+    confidence: float  # mean value of its rollouts
+    weight: float  # what it was ranked by: votes, sum of values, or best value
+    share: float  # weight / total weight of all answers
+    best_value: float
+    best_rollout_id: int  # the one with the best value; of equals, the earliest
+    rollout_ids: tuple[int, ...]  # ascending
+
+
+def rank(candidates: Sequence[Candidate], how: How) -> list[RankedAnswer]:
+    """The distinct answers, best first. The order of `candidates` does not matter.
+
+    "vote": one rollout, one vote (self-consistency). "weighted": a vote weighs its value,
+    argmax_a sum_i v_i [a_i = a]. "best": the single most confident rollout decides.
+    Ties go to the higher best value, then to the lower rollout id.
+    Raises SearchError for a value outside [0, 1], a rollout given twice or an unknown `how`.
+    """
+    if how not in ("vote", "weighted", "best"):
+        raise SearchError(f"answers can't be ranked by {how!r}; use vote, weighted or best")
+    groups: dict[str, list[Candidate]] = {}
+    seen: set[int] = set()
+    for candidate in candidates:
+        if not 0.0 <= candidate.value <= 1.0:
+            raise SearchError(
+                f"rollout {candidate.rollout_id} has value {candidate.value}, not in [0, 1]"
+            )
+        if candidate.rollout_id in seen:
+            raise SearchError(f"rollout {candidate.rollout_id} was given twice")
+        seen.add(candidate.rollout_id)
+        groups.setdefault(candidate.key, []).append(candidate)
+
+    weights = {key: _weight(group, how) for key, group in groups.items()}
+    total = math.fsum(weights.values())
+    answers = []
+    for key, group in groups.items():
+        best = min(group, key=lambda c: (-c.value, c.rollout_id))
+        # fsum is exact, so that the sum does not depend on the order of arrival.
+        mean = math.fsum(c.value for c in group) / len(group)
+        # Values may all be 0; then the votes are what is left to share by.
+        share = weights[key] / total if total else len(group) / len(candidates)
+        answers.append(
+            RankedAnswer(
+                key=key,
+                votes=len(group),
+                confidence=min(1.0, mean),
+                weight=weights[key],
+                share=share,
+                best_value=best.value,
+                best_rollout_id=best.rollout_id,
+                rollout_ids=tuple(sorted(c.rollout_id for c in group)),
+            )
+        )
+    answers.sort(key=lambda a: (-a.weight, -a.best_value, a.best_rollout_id))
+    return answers
+
+
+def _weight(group: Sequence[Candidate], how: How) -> float:
+    if how == "vote":
+        return float(len(group))
+    if how == "weighted":
+        return math.fsum(c.value for c in group)
+    return max(c.value for c in group)
+
+
+def decided(ranked: Sequence[RankedAnswer], remaining: int) -> bool:
+    """True if `remaining` further rollouts of weight at most 1 each can't change the leader.
+
+    All of them might go to the runner-up, or to an answer not seen yet. `ranked` comes from
+    `rank`. With "best" a single better rollout may win, so only `remaining` = 0 decides.
+    """
+    if not ranked:
+        return False
+    if remaining <= 0:
+        return True
+    runner_up = ranked[1].weight if len(ranked) > 1 else 0.0
+    return ranked[0].weight > runner_up + remaining + _ROUNDING

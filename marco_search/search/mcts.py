@@ -1,0 +1,261 @@
+"""Monte Carlo Tree Search as ask and tell: no clock, no I/O, no hidden randomness.
+
+`ask()` selects leaves and says which branches to fork from them. `tell()` takes the
+branches in, in any order and any number of times; when the last branch of the round has
+come, their actions become nodes, their values are backed up in branch order, and the round
+is returned for the trail. What is in flight never touches the tree, so the tree after a
+round depends only on configuration, prompt, model and seed, and a search restored from the
+rounds that were kept goes on exactly as the interrupted one would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+
+from marco_search.errors import SearchError
+from marco_search.search.answers import Candidate, RankedAnswer, decided, rank
+from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish
+from marco_search.search.config import Action, Choice, SearchConfig
+from marco_search.search.growth import grow
+from marco_search.search.selection import select
+from marco_search.search.tree import ROOT, Node, Rollout, Tree
+
+MIN_BRANCH_TOKENS = 8
+"""A branch with less room than this is not started: it could not hold an answer."""
+
+
+class StopReason(StrEnum):
+    """Why a search ended."""
+
+    ROLLOUTS = "rollouts"  # the rollout budget is spent
+    TOKENS = "tokens"  # too little of the token budget is left for another branch
+    SECONDS = "seconds"  # the time budget is spent
+    DECIDED = "decided"  # no remaining rollout can change the winner
+    EXHAUSTED = "exhausted"  # nothing is left open to sampling
+    CANCELLED = "cancelled"  # the caller stopped it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What one round added to the tree; the unit that the trail commits."""
+
+    number: int  # counts up from 1
+    nodes: tuple[Node, ...]
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A branch in flight."""
+
+    node_id: int
+    request: BranchRequest
+    branch: Branch | None = None
+
+
+class Search:
+    """One search over one prompt.
+
+    `answer_of` maps the text generated so far on a path (without the prompt) to the key
+    that votes are counted on, or None; it must be a pure function.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        prompt: str,
+        answer_of: Callable[[str], str | None],
+        *,
+        tree: Tree | None = None,
+    ) -> None:
+        self.config = config
+        self.prompt = prompt
+        self.tree = tree or Tree(config)
+        self._answer_of = answer_of
+        self._asked: dict[int, _Asked] = {}
+        self._stopped: StopReason | None = None
+        self.round = max((r.round for r in self.tree.rollouts), default=0)
+
+    @classmethod
+    def restore(
+        cls,
+        config: SearchConfig,
+        prompt: str,
+        answer_of: Callable[[str], str | None],
+        nodes: Iterable[Node],
+        rollouts: Iterable[Rollout],
+    ) -> Search:
+        """The search as it was after the last round in these records (both in id order)."""
+        return cls(config, prompt, answer_of, tree=Tree.restore(config, nodes, rollouts))
+
+    # -- ask --------------------------------------------------------------------------
+
+    def ask(self, elapsed_s: float = 0.0) -> list[Expansion]:
+        """The next round's branches, grouped by the node they fork from.
+
+        `elapsed_s` is the time the search has used so far, in seconds. Empty when the search
+        has ended; `stop_reason` then says why. Raises SearchError while a round is out.
+        """
+        if self._asked:
+            raise SearchError("the round is not complete: tell its branches before asking again")
+        self._stopped = self._stopped or self._budget_spent(elapsed_s)
+        if self._stopped:
+            return []
+        count, max_new_tokens = self._round_size()
+        next_id = len(self.tree.rollouts)
+        groups: dict[int, list[BranchRequest]] = {}
+        while len(self._asked) < count:
+            node_id = select(self.tree, self.config)
+            if node_id is None:
+                break
+            k = 1 if self.config.action is Action.WHOLE else self.config.branching
+            if node_id == ROOT:
+                k = count  # the root's samples have nothing to wait for
+            for _ in range(min(k, self.tree.room(node_id), count - len(self._asked))):
+                reflect = self.tree.reflection_for(node_id)
+                request = BranchRequest(
+                    branch_id=next_id,
+                    seed=branch_seed(self.config.seed, next_id),
+                    max_new_tokens=max_new_tokens,
+                    temperature=self.config.temperature,
+                    top_p=self.config.top_p,
+                    reflect=reflect,
+                )
+                groups.setdefault(node_id, []).append(request)
+                self._asked[next_id] = _Asked(node_id, request)
+                self.tree.launch(node_id, reflect)
+                next_id += 1
+        if not self._asked:
+            self._stopped = StopReason.EXHAUSTED
+        return [
+            Expansion(
+                node_id=node_id,
+                prefix=self.prompt + self.tree.text(node_id),
+                branches=tuple(requests),
+            )
+            for node_id, requests in groups.items()
+        ]
+
+    def _budget_spent(self, elapsed_s: float) -> StopReason | None:
+        config = self.config
+        if len(self.tree.rollouts) >= config.rollouts:
+            return StopReason.ROLLOUTS
+        left = self._tokens_left()
+        if left is not None and left < min(MIN_BRANCH_TOKENS, config.max_new_tokens):
+            return StopReason.TOKENS
+        if config.max_seconds is not None and elapsed_s >= config.max_seconds:
+            return StopReason.SECONDS
+        if config.early_stop and config.choice is not Choice.BEST:
+            remaining = config.rollouts - len(self.tree.rollouts)
+            if decided(self.ranked(), remaining):
+                return StopReason.DECIDED
+        return None
+
+    def _tokens_left(self) -> int | None:
+        if self.config.max_tokens is None:
+            return None
+        return self.config.max_tokens - self.tokens
+
+    def _round_size(self) -> tuple[int, int]:
+        """(branches of this round, tokens each may generate); never more than the budget."""
+        count = min(self.config.parallel, self.config.rollouts - len(self.tree.rollouts))
+        left = self._tokens_left()
+        if left is None:
+            return count, self.config.max_new_tokens
+        # Half as long again as those so far; as long as can be before any is known.
+        done = [r.generated_tokens for r in self.tree.rollouts if r.finish is Finish.STOP]
+        expected = 1.5 * sum(done) / len(done) if done else float(self.config.max_new_tokens)
+        count = max(1, min(count, int(left / max(expected, MIN_BRANCH_TOKENS))))
+        return count, min(self.config.max_new_tokens, left // count)
+
+    # -- tell -------------------------------------------------------------------------
+
+    def tell(self, branches: Iterable[Branch]) -> Round | None:
+        """Take branches in; the finished round once all of it is there, else None.
+
+        A branch told again changes nothing. Raises SearchError for a branch never asked for
+        or one that generated more tokens than it was given.
+        """
+        told = False
+        for branch in branches:
+            i = branch.branch_id
+            if 0 <= i < len(self.tree.rollouts):
+                continue
+            if i not in self._asked:
+                raise SearchError(f"branch {i} was never asked for")
+            if branch.generated_tokens > self._asked[i].request.max_new_tokens:
+                raise SearchError(f"branch {i} generated more tokens than it was given")
+            if self._asked[i].branch is None:
+                self._asked[i].branch = branch
+                told = True
+        if not told or any(a.branch is None for a in self._asked.values()):
+            return None
+        return self._finish_round()
+
+    def _finish_round(self) -> Round:
+        self.round += 1
+        asked, self._asked = self._asked, {}
+        for item in asked.values():
+            self.tree.land(item.node_id, item.request.reflect)
+        first_node = len(self.tree.nodes)
+        rollouts = []
+        for i in sorted(asked):
+            item = asked[i]
+            assert item.branch is not None
+            rollout = grow(
+                self.tree,
+                self.config,
+                start_id=item.node_id,
+                request=item.request,
+                branch=item.branch,
+                round_number=self.round,
+                answer_of=self._answer_of,
+            )
+            self.tree.record(rollout)
+            rollouts.append(rollout)
+        return Round(
+            number=self.round,
+            nodes=tuple(self.tree.nodes[first_node:]),
+            rollouts=tuple(rollouts),
+        )
+
+    def abandon(self) -> None:
+        """Forget the round in flight; asking again gives the same branches again."""
+        for item in self._asked.values():
+            self.tree.land(item.node_id, item.request.reflect)
+        self._asked = {}
+
+    def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
+        """End the search where it stands; its answers so far remain."""
+        self.abandon()
+        self._stopped = self._stopped or reason
+
+    # -- read -------------------------------------------------------------------------
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why the search ended; None while it has not."""
+        return self._stopped
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(r.generated_tokens for r in self.tree.rollouts)
+
+    def ranked(self) -> list[RankedAnswer]:
+        """The distinct answers so far, best first."""
+        candidates = [
+            Candidate(key=r.answer, value=r.path_confidence, rollout_id=r.rollout_id)
+            for r in self.tree.rollouts
+            if r.answer is not None
+        ]
+        return rank(candidates, self.config.choice.value)
+
+
+def branch_seed(seed: int, branch_id: int) -> int:
+    """The sampling seed of a branch, in [0, 2**31): a hash of the job's seed and its id."""
+    digest = sha256(f"{seed}:{branch_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF

@@ -1,0 +1,45 @@
+"""The strategies a job can name, each a set of defaults for `SearchConfig`.
+
+- cot: one greedy chain of thought.
+- vote: self-consistency, independent samples and a majority vote (Wang et al., 2022).
+- best-of-n: independent samples, the most confident one.
+- step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marco_search.errors import SearchError
+from marco_search.search.config import Action, Choice, SearchConfig
+
+DEFAULT_STRATEGY = "step"
+
+_TREE: dict[str, Any] = {"choice": Choice.WEIGHTED}
+_FLAT: dict[str, Any] = {"action": Action.WHOLE}
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "cot": _FLAT | {"rollouts": 1, "temperature": 0.0, "choice": Choice.BEST, "early_stop": False},
+    "vote": _FLAT | {"choice": Choice.VOTE},
+    "best-of-n": _FLAT | {"choice": Choice.BEST, "early_stop": False},
+    "step": _TREE | {"action": Action.STEP},
+    "mini-step-64": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 64},
+    "mini-step-32": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 32},
+}
+
+
+def configure(strategy: str, **overrides: Any) -> SearchConfig:
+    """The configuration of a strategy with some fields set otherwise; None means default.
+
+    "cot" is one rollout whatever budget is given. Raises SearchError for an unknown
+    strategy, naming those there are.
+    """
+    try:
+        defaults = STRATEGIES[strategy]
+    except KeyError:
+        known = ", ".join(STRATEGIES)
+        raise SearchError(f"unknown strategy {strategy!r}; use one of {known}") from None
+    given = {k: v for k, v in overrides.items() if v is not None}
+    if strategy == "cot":
+        given.pop("rollouts", None)
+    return SearchConfig(strategy=strategy, **(defaults | given))
