@@ -1,0 +1,61 @@
+"""The pocket model's shape, and its export as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, PADDING, save_tokenizer
+
+HIDDEN, LAYERS, INTERMEDIATE, HEADS, KV_HEADS = 192, 4, 512, 6, 2
+
+
+def build_model(tokenizer: Tokenizer, seed: int) -> Any:
+    """A fresh Qwen2ForCausalLM in fp32 with tied embeddings (about 1.8 M parameters)."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        intermediate_size=INTERMEDIATE,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        initializer_range=0.02,
+        bos_token_id=None,
+        eos_token_id=tokenizer.token_to_id(END_OF_TURN),
+        pad_token_id=tokenizer.token_to_id(PADDING),
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes weights in bf16, config, generation config and tokenizer files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: tensor.detach().to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"  # tied to the embedding
+    }
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    config = model.config.to_dict()
+    config.update(architectures=["Qwen2ForCausalLM"], dtype="bfloat16")
+    config.pop("_name_or_path", None)
+    _write_json(folder / "config.json", config)
+    stop = [tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(PADDING)]
+    generation = {"do_sample": True, "temperature": 1.0, "eos_token_id": stop}
+    _write_json(folder / "generation_config.json", {**generation, "pad_token_id": stop[1]})
+    save_tokenizer(tokenizer, folder)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,104 @@
+"""Draws training samples in the right mix and keeps the held-out ones out."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from ops.pocket.open_ended import draw_open_ended
+from ops.pocket.phrases import PROMPT_WEIGHTS, PROMPTS, Phrase, phrases
+from ops.pocket.problems import HELD_OUT_STARTS, Language, Problem, draw_arithmetic, draw_problem
+from ops.pocket.solutions import Segment, solve, solve_with_reflection, turn
+
+# Chances of each kind; they add up to 1.
+MIX = {"problem": 0.68, "reflection": 0.12, "arithmetic": 0.10, "translation": 0.06, "open": 0.04}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A user turn and the assistant's turn in segments. `start` is None without a problem."""
+
+    kind: str
+    user: str
+    segments: tuple[Segment, ...]
+    start: int | None = None
+
+    @property
+    def assistant(self) -> str:
+        return "".join(segment.text for segment in self.segments)
+
+
+def is_held_out(question: str) -> bool:
+    """One question in fifty, by its hash."""
+    return zlib.crc32(question.encode()) % 50 == 0
+
+
+def draw_sample(rng: random.Random) -> Sample:
+    """One training sample; never a held-out question, start value or phrase."""
+    while True:
+        sample = _draw(rng)
+        if not is_held_out(sample.user) and sample.start not in HELD_OUT_STARTS:
+            return sample
+
+
+def held_out_problems(language: Language, count: int, seed: int) -> list[Problem]:
+    """Problems whose hash is held out and whose start value is one that training has."""
+    return _distinct(language, count, seed, in_range=False)
+
+
+def held_out_range_problems(language: Language, count: int, seed: int) -> list[Problem]:
+    """Problems that start in the range that training never starts in."""
+    return _distinct(language, count, seed, in_range=True)
+
+
+def held_out_phrases() -> list[Phrase]:
+    """The held-out sentences of the phrase book."""
+    return [phrase for phrase in phrases() if phrase.held_out]
+
+
+@cache
+def trained_phrases() -> tuple[Phrase, ...]:
+    """The sentences of the phrase book that training may use."""
+    return tuple(phrase for phrase in phrases() if not phrase.held_out)
+
+
+def _distinct(language: Language, count: int, seed: int, in_range: bool) -> list[Problem]:
+    found: dict[str, Problem] = {}
+    for problem in _candidates(random.Random(seed), language, in_range):
+        found.setdefault(problem.question, problem)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def _candidates(rng: random.Random, language: Language, in_range: bool) -> Iterator[Problem]:
+    while True:
+        problem = draw_problem(rng, language, HELD_OUT_STARTS if in_range else None)
+        hashed = is_held_out(problem.question) and problem.start not in HELD_OUT_STARTS
+        if in_range or hashed:
+            yield problem
+
+
+def _draw(rng: random.Random) -> Sample:
+    kind = rng.choices(tuple(MIX), tuple(MIX.values()))[0]
+    language: Language = "en" if rng.random() < 0.5 else "zh"
+    if kind == "translation":
+        phrase = rng.choice(trained_phrases())
+        prompt = rng.choices(PROMPTS, PROMPT_WEIGHTS)[0].format(text=phrase.chinese)
+        which = rng.randrange(len(phrase.translations))
+        text = turn(phrase.thoughts[which], phrase.translations[which])
+        return Sample(kind, prompt, (Segment(text),))
+    if kind == "open":
+        item = draw_open_ended(rng, language)
+        return Sample(kind, item.prompt, (Segment(turn(item.thought, item.output)),))
+    if kind == "arithmetic":
+        problem = draw_arithmetic(rng, language)
+        reflect = rng.random() < MIX["reflection"]
+    else:
+        problem = draw_problem(rng, language)
+        reflect = kind == "reflection"
+    segments = solve_with_reflection(problem, rng) if reflect else solve(problem, rng)
+    return Sample(kind, problem.question, tuple(segments), problem.start)

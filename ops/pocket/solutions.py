@@ -1,0 +1,162 @@
+"""Writes the reasoning for a word problem: steps, slips and reflection.
+
+A step computes its operation either as a *jump* (`74*4=296`) or *in pieces*
+(`74*4: 70*4=280, 4*4=16, 280+16=296`). Jumps are more frequent but harder for a small model, so
+greedy decoding slips where a sampled, more confident path in pieces gets it right: that is the
+head room a search can use.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from ops.pocket.problems import Operator, Problem, apply
+
+# Marco-o1, section 5: appended at the end of a thought to make the model check itself.
+REFLECTION = "Wait! Maybe I made some mistakes! I need to rethink from scratch."
+JUMP_CHANCE = 0.66
+WRONG_ATTEMPT_CHANCE = 0.75
+SLIPS = (1, -1, 2, -2, 9, -9, 10, -10, 20, -20, 100, -100)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the assistant's turn; only `learned` pieces count in the loss."""
+
+    text: str
+    learned: bool = True
+
+
+def pieces(value: int, operator: Operator, operand: int) -> list[str]:
+    """The equations that compute `value operator operand` in easy parts, in order.
+
+    Parts are round: `+` and `-` take the operand's digits, `*` the digits of one factor, `/` the
+    digits of the quotient. One equation means that the operation has no easier parts.
+    """
+    result = apply(value, operator, operand)
+    if operator in "+-":
+        equations = []
+        for part in _round_parts(operand):
+            after = apply(value, operator, part)
+            equations.append(f"{value}{operator}{part}={after}")
+            value = after
+        return equations
+    if operator == "*":
+        if operand >= 10:
+            products = [(f"{value}*{part}", value * part) for part in _round_parts(operand)]
+        else:
+            products = [(f"{part}*{operand}", part * operand) for part in _round_parts(value)]
+    else:
+        quotient_parts = _round_parts(result)
+        products = [(f"{part * operand}/{operand}", part) for part in quotient_parts]
+    return _running_sum(products)
+
+
+def jump(value: int, operator: Operator, operand: int, result: int) -> str:
+    """The operation as one equation."""
+    return f"{value}{operator}{operand}={result}"
+
+
+def attempt(
+    problem: Problem, rng: random.Random, jump_chance: float, slip: bool = False
+) -> str:
+    """The steps of a solution, one a line, without a final newline.
+
+    Args:
+        problem: What to solve.
+        rng: Source of the choice between jump and pieces, and of slips.
+        jump_chance: Chance that a step is a jump; 0 gives a careful solution.
+        slip: Make one step's result wrong. Later steps go on from the wrong count, which stays
+            positive and divisible where it must be.
+    """
+    slips = _choose_slip(problem, rng) if slip else {}
+    value, lines = problem.start, []
+    for index, event in enumerate(problem.events):
+        result = apply(value, event.operator, event.operand) + slips.get(index, 0)
+        parts = pieces(value, event.operator, event.operand)
+        if index in slips or len(parts) == 1 or rng.random() < jump_chance:
+            work = jump(value, event.operator, event.operand, result)
+        else:
+            work = f"{value}{event.operator}{event.operand}: {', '.join(parts)}"
+        lines.append(_step(problem, index, event.clause, work))
+        value = result
+    return "\n".join(lines)
+
+
+def answer_sentence(problem: Problem, value: int) -> str:
+    """The sentence in the Output part."""
+    if problem.language == "en":
+        return f"The answer is {value}{problem.unit}."
+    return f"答案是{value}{problem.unit}。"
+
+
+def turn(thought: str, output: str) -> str:
+    """A complete assistant turn, without the end-of-turn token."""
+    return f"<Thought>\n{thought}\n</Thought>\n<Output>\n{output}\n</Output>"
+
+
+def solve(problem: Problem, rng: random.Random) -> list[Segment]:
+    """A right solution in the training mix of jumps and pieces."""
+    thought = attempt(problem, rng, JUMP_CHANCE)
+    return [Segment(turn(thought, answer_sentence(problem, problem.answer)))]
+
+
+def solve_with_reflection(problem: Problem, rng: random.Random) -> list[Segment]:
+    """A first attempt, often wrong and then not learned, the phrase, and a redo in pieces."""
+    wrong = rng.random() < WRONG_ATTEMPT_CHANCE
+    first = attempt(problem, rng, JUMP_CHANCE, slip=wrong)
+    redo = attempt(problem, rng, 0.0)
+    whole = turn(f"{first}\n{REFLECTION}\n{redo}", answer_sentence(problem, problem.answer))
+    head = "<Thought>\n"
+    return [
+        Segment(head),
+        Segment(first, learned=not wrong),
+        Segment(whole[len(head) + len(first) :]),
+    ]
+
+
+def _round_parts(number: int) -> list[int]:
+    """345 -> [300, 40, 5]."""
+    text = str(number)
+    return [int(d) * 10 ** (len(text) - 1 - i) for i, d in enumerate(text) if d != "0"]
+
+
+def _running_sum(terms: list[tuple[str, int]]) -> list[str]:
+    equations = [f"{terms[0][0]}={terms[0][1]}"]
+    total = terms[0][1]
+    for text, value in terms[1:]:
+        equations += [f"{text}={value}", f"{total}+{value}={total + value}"]
+        total += value
+    return equations
+
+
+def _step(problem: Problem, index: int, clause: str, work: str) -> str:
+    if problem.language == "en":
+        reason = f"{clause[0].upper()}{clause[1:]}, so " if clause else ""
+        return f"Step {index + 1}: {reason}{work}."
+    reason = f"{clause}，所以" if clause else ""
+    return f"第{index + 1}步：{reason}{work}。"
+
+
+def _choose_slip(problem: Problem, rng: random.Random) -> dict[int, int]:
+    """One event's index and its error, such that every later operation is still possible."""
+    options = [(index, error) for index in range(len(problem.events)) for error in SLIPS]
+    rng.shuffle(options)
+    for index, error in options:
+        if _survives(problem, index, error):
+            return {index: error}
+    raise AssertionError("adding 1 at the last event is always possible")
+
+
+def _survives(problem: Problem, slip_index: int, error: int) -> bool:
+    value = problem.start
+    for index, event in enumerate(problem.events):
+        try:
+            value = apply(value, event.operator, event.operand)
+        except ValueError:
+            return False
+        value += error if index == slip_index else 0
+        if value < 1:
+            return False
+    return True

@@ -1,0 +1,86 @@
+"""Builds the tokenizer: byte-level BPE in which digits, operators and Han characters stand alone.
+
+A digit per token lets a small model do column arithmetic. `<Thought>` and its like are added
+tokens but not special ones, so that decoding keeps them. Needs `tokenizers` only.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ops.pocket.phrases import phrases
+from ops.pocket.samples import draw_sample
+
+VOCABULARY = 1024
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
+CONTEXT = 1024
+PADDING, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
+# ChatML without system turns: the model never saw one.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_ALONE = r"[0-9]|\n|[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]|[+\-*/=]"
+_WORDS = r" ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
+
+
+def user_prompt(user: str) -> str:
+    """The text before the assistant's turn, as the chat template writes it."""
+    return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def build_tokenizer(samples: int = 20_000, seed: int = 0) -> Tokenizer:
+    """Trains the merges on generated samples; the same seed gives the same tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_ALONE), "isolated"),
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS) - len(TAGS),
+        special_tokens=[],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(samples, seed), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TURN,
+        "pad_token": PADDING,
+        "model_max_length": CONTEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def _corpus(samples: int, seed: int) -> Iterator[str]:
+    for _ in range(5):
+        for phrase in phrases():
+            yield phrase.chinese
+            yield from phrase.translations
+    rng = random.Random(seed)
+    for _ in range(samples):
+        sample = draw_sample(rng)
+        yield f"{sample.user}\nuser\nassistant\nsystem\n{sample.assistant}"
