@@ -46,9 +46,7 @@ def state_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     }
 
 
-def load_state_tensors(
-    optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]
-) -> None:
+def load_state_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
     """The inverse of `state_tensors`."""
     for which, optimizer in enumerate(optimizers):
         whole = optimizer.state_dict()

@@ -121,9 +121,7 @@ def phrases() -> list[Phrase]:
     return book
 
 
-def _combine(
-    opener: tuple[str, str], subject: Subject, comment: Comment, held_out: bool
-) -> Phrase:
+def _combine(opener: tuple[str, str], subject: Subject, comment: Comment, held_out: bool) -> Phrase:
     translations, thoughts = [], []
     for base in comment.translations:
         sentence = f"{opener[1]}{subject.english} {_inflect(base, subject.plural)}."

@@ -58,7 +58,8 @@ NAMES: dict[Language, tuple[str, ...]] = {
 }
 THINGS: dict[Language, tuple[Thing, ...]] = {
     "en": tuple(
-        Thing(word) for word in "apples books cards cookies eggs pencils shells stamps".split()
+        Thing(word)
+        for word in ("apples", "books", "cards", "cookies", "eggs", "pencils", "shells", "stamps")
     ),
     "zh": (
         Thing("苹果", "个"),
@@ -133,9 +134,7 @@ def final_value(start: int, events: tuple[Event, ...]) -> int:
     return value
 
 
-def draw_problem(
-    rng: random.Random, language: Language, starts: range | None = None
-) -> Problem:
+def draw_problem(rng: random.Random, language: Language, starts: range | None = None) -> Problem:
     """A random problem. `starts` limits the start value; by default any from 5 to 99."""
     count = rng.choices(tuple(OPERATION_WEIGHTS), tuple(OPERATION_WEIGHTS.values()))[0]
     low, high = (starts.start, starts.stop - 1) if starts else (5, 99)

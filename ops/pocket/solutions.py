@@ -58,9 +58,7 @@ def jump(value: int, operator: Operator, operand: int, result: int) -> str:
     return f"{value}{operator}{operand}={result}"
 
 
-def attempt(
-    problem: Problem, rng: random.Random, jump_chance: float, slip: bool = False
-) -> str:
+def attempt(problem: Problem, rng: random.Random, jump_chance: float, slip: bool = False) -> str:
     """The steps of a solution, one a line, without a final newline.
 
     Args:

@@ -69,7 +69,9 @@ def train(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
     model = build_model(tokenizer, options.seed)
     optimizers = build_optimizers(model, options.rate)
-    step, tokens = _resume(out / "state.safetensors", model, optimizers) if options.resume else (0, 0)
+    step, tokens = (
+        _resume(out / "state.safetensors", model, optimizers) if options.resume else (0, 0)
+    )
     stream = itertools.islice(
         batches(tokenizer, options.seed, rank, options.tokens), step, options.steps
     )
@@ -134,9 +136,7 @@ def _save_state(
     path.with_suffix(".json").write_text(json.dumps({"step": step, "tokens": tokens}))
 
 
-def _resume(
-    path: Path, model: Any, optimizers: list[torch.optim.Optimizer]
-) -> tuple[int, int]:
+def _resume(path: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> tuple[int, int]:
     tensors = load_file(str(path))
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[f"model.{name}"])

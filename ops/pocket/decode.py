@@ -1,0 +1,131 @@
+"""Batched decoding for evaluation, with the confidence of each token (torch, fp32).
+
+An implementation of its own kind next to the product's NumPy decoder: here transformers does the
+forward pass, so that the numbers in the model card do not rest on our engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, user_prompt
+
+# Every prompt ends inside the thought, as the product's prompts do.
+THOUGHT_OPENING = "<Thought>\n"
+TOP = 5
+
+
+@dataclass
+class Completion:
+    """Generated ids (with the end of turn, if reached) and c_i of each token."""
+
+    ids: list[int] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+
+    @property
+    def mean_confidence(self) -> float:
+        """v = mean of c_i (Marco-o1, section 4)."""
+        return sum(self.confidences) / max(1, len(self.confidences))
+
+
+class Decoder:
+    """A Hugging Face folder, ready to decode batches on the CPU."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import Qwen2ForCausalLM
+
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.model: Any = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.stop: int = self.tokenizer.token_to_id(END_OF_TURN)
+
+    def prompt(self, user: str, thought: str = "") -> list[int]:
+        """Ids of a prompt that ends in an open thought, with `thought` already written."""
+        ids: list[int] = self.tokenizer.encode(user_prompt(user) + THOUGHT_OPENING + thought).ids
+        return ids
+
+    def text(self, completion: Completion) -> str:
+        """The generated text without special tokens; the tags stay."""
+        text: str = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
+        return text
+
+    def complete(
+        self, prompts: Sequence[list[int]], temperature: float, seed: int = 0, rows: int = 128
+    ) -> list[Completion]:
+        """Completions in the order of the prompts. Temperature 0 is greedy.
+
+        Args:
+            prompts: Token ids of each prompt.
+            temperature: Sampling temperature; the confidence is always taken at temperature 1.
+            seed: Seeds the sampling of the whole call.
+            rows: How many prompts are decoded together.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        done: list[Completion] = [Completion() for _ in prompts]
+        for begin in range(0, len(order), rows):
+            part = order[begin : begin + rows]
+            self._batch([prompts[i] for i in part], [done[i] for i in part], temperature, generator)
+        return done
+
+    @torch.inference_mode()
+    def _batch(
+        self,
+        prompts: list[list[int]],
+        completions: list[Completion],
+        temperature: float,
+        generator: torch.Generator,
+    ) -> None:
+        from transformers import DynamicCache
+
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):  # padding on the left: the last column is real
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache, alive = DynamicCache(config=self.model.config), completions
+        while True:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                logits_to_keep=1,
+            )
+            chosen, confidences = _choose(output.logits[:, -1], temperature, generator)
+            for completion, token, confidence in zip(
+                alive, chosen.tolist(), confidences.tolist(), strict=True
+            ):
+                completion.ids.append(token)
+                completion.confidences.append(confidence)
+            keep = (chosen != self.stop).nonzero()[:, 0]
+            if len(keep) == 0 or mask.shape[1] + 1 >= CONTEXT:
+                return
+            if len(keep) < len(alive):
+                cache.batch_select_indices(keep)
+                alive = [alive[index] for index in keep.tolist()]
+                mask, positions, chosen = mask[keep], positions[keep], chosen[keep]
+            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, torch.ones(len(alive), 1, dtype=torch.long)], 1)
+
+
+def _choose(
+    logits: torch.Tensor, temperature: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chosen ids [rows] and c_i [rows]: chosen probability over the sum of the top five."""
+    logprobs = logits.float().log_softmax(-1)
+    if temperature == 0:
+        chosen = logprobs.argmax(-1)
+    else:
+        weights = (logprobs / temperature).softmax(-1)
+        chosen = torch.multinomial(weights, 1, generator=generator)[:, 0]
+    top = logprobs.topk(TOP, -1).values.logsumexp(-1)
+    own = logprobs.gather(1, chosen[:, None])[:, 0]
+    return chosen, (own - top).exp().clamp(max=1.0)
