@@ -16,9 +16,7 @@ def ranked_answers(job: Job, search: Search) -> list[RankedAnswer]:
     rollouts = [r for r in search.tree.rollouts if r.answer is not None]
     canonical = kind.merge([(str(r.answer), r.path_confidence) for r in rollouts])
     candidates = [
-        Candidate(
-            key=canonical[str(r.answer)], value=r.path_confidence, rollout_id=r.rollout_id
-        )
+        Candidate(key=canonical[str(r.answer)], value=r.path_confidence, rollout_id=r.rollout_id)
         for r in rollouts
     ]
     return rank(candidates, search.config.choice.value)

@@ -1,7 +1,7 @@
 """The search as a library call: no queue, no database, nothing kept.
 
-    from marco_search import solve
-    print(solve("Tom has 3 apples and buys 5 more. How many apples does Tom have now?").answer)
+from marco_search import solve
+print(solve("Tom has 3 apples and buys 5 more. How many apples does Tom have now?").answer)
 """
 
 from __future__ import annotations

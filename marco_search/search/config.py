@@ -53,6 +53,18 @@ class Choice(StrEnum):
     BEST = "best"  # the single most confident rollout
 
 
+_COUNTS = (
+    "mini_step_tokens",
+    "rollouts",
+    "max_new_tokens",
+    "branching",
+    "width",
+    "root_width",
+    "answer_width",
+    "parallel",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
     """All that decides how a search runs. Tokens are generated tokens unless said otherwise."""
@@ -88,10 +100,16 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""
-        for name in (
-            "mini_step_tokens rollouts max_new_tokens branching width root_width answer_width "
-            "parallel"
-        ).split():
+        for name in [
+            "mini_step_tokens",
+            "rollouts",
+            "max_new_tokens",
+            "branching",
+            "width",
+            "root_width",
+            "answer_width",
+            "parallel",
+        ]:
             if getattr(self, name) < 1:
                 raise SearchError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.action not in (Action.STEP, Action.MINI_STEP, Action.WHOLE):
@@ -113,4 +131,5 @@ class SearchConfig:
             "choice": Choice,
             "reflection": Reflection,
         }
-        return cls(**{k: kinds[k](v) if k in kinds else v for k, v in data.items()})
+        values: dict[str, Any] = {k: kinds[k](v) if k in kinds else v for k, v in data.items()}
+        return cls(**values)

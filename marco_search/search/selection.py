@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from math import exp, inf, log, sqrt
 
-from marco_search.search.config import Selection
-from marco_search.search.config import SearchConfig
+from marco_search.search.config import SearchConfig, Selection
 from marco_search.search.tree import ROOT, Tree
 
 

@@ -74,6 +74,7 @@ class Tree:
         self._reflecting: set[int] = set()  # nodes with a reflection in flight
         self._thought_ends: set[int] = set()  # nodes with an ANSWER child
         self._reflected: set[int] = set()  # nodes with a REFLECTION child
+        self._continued: set[int] = set()  # nodes with a child that goes on thinking
         self._reflections: list[int] = []  # reflections on the path to the node
         self._is_open: list[bool] = []
         self._open_below: list[int] = []  # open nodes at or below the node
@@ -124,11 +125,17 @@ class Tree:
         above = (0.0, 0, 0)
         if parent is not None:
             self.children[parent].append(i)
-            above = self._confidence_sum[parent], self._token_count[parent], self._reflections[parent]
+            above = (
+                self._confidence_sum[parent],
+                self._token_count[parent],
+                self._reflections[parent],
+            )
             if node.action is Action.ANSWER:
                 self._thought_ends.add(parent)
             elif node.action is Action.REFLECTION:
                 self._reflected.add(parent)
+            else:
+                self._continued.add(parent)
         self._confidence_sum.append(above[0] + sum(node.confidences))
         self._token_count.append(above[1] + len(node.tokens))
         self._reflections.append(above[2] + (node.action is Action.REFLECTION))
@@ -215,21 +222,27 @@ class Tree:
         config, node = self._config, self.nodes[node_id]
         if node.terminal:
             return 0
-        branch = config.reflection is Reflection.BRANCH
-        if node_id in self._thought_ends:
-            may_reflect = branch and self._reflections[node_id] < config.max_reflections
-            return config.answer_width + may_reflect
         whole = config.action is Action.WHOLE
-        if node_id == ROOT:
+        branching_reflection = config.reflection is Reflection.BRANCH
+        limit = config.width
+        if node_id == ROOT and whole:
             # Reflections need a share of the rollouts where only the root is sampled.
-            share = (config.rollouts + 1) // 2 if branch else config.rollouts
-            return share if whole else config.root_width
-        if whole and node.action is not Action.REFLECTION:
-            return 0
-        if node.action is Action.ANSWER and config.reflection is Reflection.ALWAYS:
-            reflected = self._reflections[node_id] > 0
-            return config.width if reflected else 0
-        return 1 if whole else config.width
+            limit = (config.rollouts + 1) // 2 if branching_reflection else config.rollouts
+        elif node_id == ROOT:
+            limit = config.root_width
+        elif node.action is Action.ANSWER and config.reflection is Reflection.ALWAYS:
+            # A closing that had to give way to a reflection stays closed.
+            limit = config.width if self._reflections[node_id] else 0
+        elif node_id in self._thought_ends and node_id not in self._continued:
+            limit = config.answer_width
+        elif whole:
+            limit = 1 if node.action is Action.REFLECTION else 0
+        may_reflect = (
+            branching_reflection
+            and node_id in self._thought_ends
+            and self._reflections[node_id] < config.max_reflections
+        )
+        return limit + may_reflect
 
     def _refresh(self, node_id: int) -> None:
         """Bring the open counts of this node and those above it up to date."""

@@ -1,0 +1,98 @@
+"""The reward formula and the cutting of a branch into actions."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marco_search.search.actions import cut
+from marco_search.search.branches import Token
+from marco_search.search.confidence import mean_confidence, token_confidence
+from marco_search.search.config import Action
+
+logprobs = st.floats(-40, 0, width=32)
+
+
+def test_confidence_is_the_papers_formula() -> None:
+    top = [log(0.5), log(0.2), log(0.1), log(0.1), log(0.05)]
+    assert token_confidence(log(0.5), top) == pytest.approx(0.5 / 0.95)
+    assert token_confidence(log(0.1), top) == pytest.approx(0.1 / 0.95)
+
+
+def test_a_token_outside_the_top_five_keeps_the_formula() -> None:
+    top = [log(p) for p in (0.3, 0.2, 0.2, 0.1, 0.1)]
+    assert token_confidence(log(0.05), top) == pytest.approx(0.05 / 0.9)
+
+
+@given(st.lists(logprobs, min_size=5, max_size=5), st.floats(0, 60))
+def test_confidence_stays_within_bounds(top: list[float], below: float) -> None:
+    assert 0.0 <= token_confidence(max(top), top) <= 1.0
+    outside = min(top) - below
+    assert 0.0 <= token_confidence(outside, top) <= 0.2 + 1e-12
+
+
+def test_confidence_needs_candidates() -> None:
+    with pytest.raises(ValueError, match="best candidates"):
+        token_confidence(-1.0, [])
+
+
+def test_nothing_generated_earns_nothing() -> None:
+    assert mean_confidence([]) == 0.0
+    assert mean_confidence([0.5, 1.0]) == 0.75
+
+
+def tokens(*texts: str) -> list[Token]:
+    return [Token(i, t, log(0.9), ((i, log(0.9)),)) for i, t in enumerate(texts)]
+
+
+def texts(parts: list[Token], action: Action, size: int = 64, open_: bool = True) -> list[str]:
+    return [c.text for c in cut(parts, action=action, mini_step_tokens=size, thought_open=open_)]
+
+
+def test_a_step_is_a_line_and_the_answer_is_one_action() -> None:
+    parts = tokens(
+        "a", "b\n", "\n", "c", "\n", "</Thought>", "\n", "<Output>", "4", "</Output>", ""
+    )
+    assert texts(parts, Action.STEP) == ["ab\n\n", "c\n", "</Thought>\n<Output>4</Output>"]
+    assert texts(parts, Action.WHOLE) == ["ab\n\nc\n", "</Thought>\n<Output>4</Output>"]
+
+
+def test_a_line_break_within_a_token_ends_the_step() -> None:
+    assert texts(tokens("a", ".\n\n", "b", ".\n"), Action.STEP) == ["a.\n\n", "b.\n"]
+
+
+def test_a_mini_step_has_its_number_of_tokens() -> None:
+    parts = tokens("a", "b", "c", "\n", "d", "</Thought>", "x", "y", "z")
+    assert texts(parts, Action.MINI_STEP, 2) == ["ab", "c\n", "d", "</Thought>xyz"]
+
+
+def test_a_mini_step_never_ends_inside_a_character() -> None:
+    parts = tokens("a", "", "", "苹", "b")
+    assert texts(parts, Action.MINI_STEP, 2) == ["a苹", "b"]
+
+
+def test_the_end_of_thought_may_be_spread_over_tokens() -> None:
+    parts = tokens("a", ".</", "Thou", "ght>", "\n4")
+    assert texts(parts, Action.STEP) == ["a", ".</Thought>\n4"]
+
+
+def test_after_the_thought_all_is_answer() -> None:
+    assert texts(tokens("a\n", "b\n"), Action.STEP, open_=False) == ["a\nb\n"]
+
+
+@given(
+    st.lists(st.sampled_from(["a", "\n", "b\n\n", "", "</Thought>", "</Th", "ought>"])),
+    st.sampled_from([Action.STEP, Action.MINI_STEP, Action.WHOLE]),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_cutting_loses_no_token(
+    words: list[str], action: Action, size: int, thought_open: bool
+) -> None:
+    parts = tokens(*words)
+    cuts = cut(parts, action=action, mini_step_tokens=size, thought_open=thought_open)
+    assert [t for c in cuts for t in c.tokens] == parts
+    assert all(c.tokens for c in cuts)
