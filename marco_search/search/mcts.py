@@ -18,7 +18,7 @@ from hashlib import sha256
 from marco_search.errors import SearchError
 from marco_search.search.answers import Candidate, RankedAnswer, decided, rank
 from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish
-from marco_search.search.config import Action, Choice, SearchConfig
+from marco_search.search.config import Choice, SearchConfig
 from marco_search.search.growth import grow
 from marco_search.search.selection import select
 from marco_search.search.tree import ROOT, Node, Rollout, Tree
@@ -34,7 +34,6 @@ class StopReason(StrEnum):
     TOKENS = "tokens"  # too little of the token budget is left for another branch
     SECONDS = "seconds"  # the time budget is spent
     DECIDED = "decided"  # no remaining rollout can change the winner
-    EXHAUSTED = "exhausted"  # nothing is left open to sampling
     CANCELLED = "cancelled"  # the caller stopped it
 
 
@@ -78,6 +77,7 @@ class Search:
         self._asked: dict[int, _Asked] = {}
         self._stopped: StopReason | None = None
         self.round = max((r.round for r in self.tree.rollouts), default=0)
+        self.tokens = sum(r.generated_tokens for r in self.tree.rollouts)  # generated so far
 
     @classmethod
     def restore(
@@ -105,31 +105,19 @@ class Search:
         if self._stopped:
             return []
         count, max_new_tokens = self._round_size()
-        next_id = len(self.tree.rollouts)
         groups: dict[int, list[BranchRequest]] = {}
         while len(self._asked) < count:
             node_id = select(self.tree, self.config)
-            if node_id is None:
+            if node_id is not None:
+                k = min(self._fork_size(node_id), self.tree.room(node_id))
+            elif not self._asked:
+                # All that was open is sampled: fresh rollouts from the root use the budget.
+                node_id, k = ROOT, self.config.root_width
+            else:
                 break
-            k = 1 if self.config.action is Action.WHOLE else self.config.branching
-            if node_id == ROOT:
-                k = count  # the root's samples have nothing to wait for
-            for _ in range(min(k, self.tree.room(node_id), count - len(self._asked))):
-                reflect = self.tree.reflection_for(node_id)
-                request = BranchRequest(
-                    branch_id=next_id,
-                    seed=branch_seed(self.config.seed, next_id),
-                    max_new_tokens=max_new_tokens,
-                    temperature=self.config.temperature,
-                    top_p=self.config.top_p,
-                    reflect=reflect,
-                )
+            for _ in range(min(k, count - len(self._asked))):
+                request = self._launch(node_id, max_new_tokens)
                 groups.setdefault(node_id, []).append(request)
-                self._asked[next_id] = _Asked(node_id, request)
-                self.tree.launch(node_id, reflect)
-                next_id += 1
-        if not self._asked:
-            self._stopped = StopReason.EXHAUSTED
         return [
             Expansion(
                 node_id=node_id,
@@ -138,6 +126,24 @@ class Search:
             )
             for node_id, requests in groups.items()
         ]
+
+    def _fork_size(self, node_id: int) -> int:
+        """k of a fork: the root's samples have nothing to wait for, others go few at a time."""
+        return self.config.parallel if node_id == ROOT else self.config.branching
+
+    def _launch(self, node_id: int, max_new_tokens: int) -> BranchRequest:
+        branch_id = len(self.tree.rollouts) + len(self._asked)
+        request = BranchRequest(
+            branch_id=branch_id,
+            seed=branch_seed(self.config.seed, branch_id),
+            max_new_tokens=max_new_tokens,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            reflect=self.tree.reflection_for(node_id),
+        )
+        self._asked[branch_id] = _Asked(node_id, request)
+        self.tree.launch(node_id, request.reflect)
+        return request
 
     def _budget_spent(self, elapsed_s: float) -> StopReason | None:
         config = self.config
@@ -215,6 +221,7 @@ class Search:
                 answer_of=self._answer_of,
             )
             self.tree.record(rollout)
+            self.tokens += rollout.generated_tokens
             rollouts.append(rollout)
         return Round(
             number=self.round,
@@ -239,11 +246,6 @@ class Search:
     def stop_reason(self) -> StopReason | None:
         """Why the search ended; None while it has not."""
         return self._stopped
-
-    @property
-    def tokens(self) -> int:
-        """Tokens generated so far."""
-        return sum(r.generated_tokens for r in self.tree.rollouts)
 
     def ranked(self) -> list[RankedAnswer]:
         """The distinct answers so far, best first."""

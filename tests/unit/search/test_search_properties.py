@@ -243,6 +243,15 @@ def test_the_search_stops_when_the_vote_is_decided() -> None:
     assert search.ranked()[0].key == "7"
 
 
+def test_the_rollout_budget_is_used_up() -> None:
+    """Also where every thought is one action and the tree below the root is soon sampled."""
+    config = SearchConfig(strategy="t", action=Action.MINI_STEP, rollouts=40, early_stop=False)
+    search = new(config)
+    run(search, ToyRuntime())
+    assert search.stop_reason is StopReason.ROLLOUTS
+    assert len(search.tree.rollouts) == 40
+
+
 def test_time_and_cancelling_end_a_search() -> None:
     config = SearchConfig(strategy="t", action=Action.STEP, max_seconds=5.0)
     search = new(config)
