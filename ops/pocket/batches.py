@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ops.pocket.samples import Sample, draw_sample
-from ops.pocket.tokenizer import END_OF_TURN, PADDING, user_prompt
+from ops.pocket.tokenizer import END_OF_TURN, PADDING, token_id, user_prompt
 
 POOL = 512
 
@@ -33,7 +33,7 @@ def encode_sample(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], list
         part = tokenizer.encode(segment.text).ids
         ids += part
         learned += [segment.learned] * len(part)
-    return [*ids, tokenizer.token_to_id(END_OF_TURN)], [*learned, True]
+    return [*ids, token_id(tokenizer, END_OF_TURN)], [*learned, True]
 
 
 def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator[Batch]:
@@ -42,7 +42,7 @@ def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator
     Samples come in pools, sorted by length within a pool so that little is padded. Each rank has
     its own stream.
     """
-    padding = tokenizer.token_to_id(PADDING)
+    padding = token_id(tokenizer, PADDING)
     rng = random.Random(f"pocket/{seed}/{rank}")
     while True:
         pool = [encode_sample(tokenizer, draw_sample(rng)) for _ in range(POOL)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, user_prompt
+from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, token_id, user_prompt
 
 # Every prompt ends inside the thought, as the product's prompts do.
 THOUGHT_OPENING = "<Thought>\n"
@@ -42,7 +42,7 @@ class Decoder:
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.model: Any = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.stop: int = self.tokenizer.token_to_id(END_OF_TURN)
+        self.stop = token_id(self.tokenizer, END_OF_TURN)
 
     def prompt(self, user: str, thought: str = "") -> list[int]:
         """Ids of a prompt that ends in an open thought, with `thought` already written."""
@@ -70,10 +70,12 @@ class Decoder:
         done: list[Completion] = [Completion() for _ in prompts]
         for begin in range(0, len(order), rows):
             part = order[begin : begin + rows]
-            self._batch([prompts[i] for i in part], [done[i] for i in part], temperature, generator)
+            with torch.inference_mode():
+                self._batch(
+                    [prompts[i] for i in part], [done[i] for i in part], temperature, generator
+                )
         return done
 
-    @torch.inference_mode()
     def _batch(
         self,
         prompts: list[list[int]],

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, PADDING, save_tokenizer
+from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, PADDING, save_tokenizer, token_id
 
 HIDDEN, LAYERS, INTERMEDIATE, HEADS, KV_HEADS = 192, 4, 512, 6, 2
 
@@ -32,8 +32,8 @@ def build_model(tokenizer: Tokenizer, seed: int) -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         initializer_range=0.02,
         bos_token_id=None,
-        eos_token_id=tokenizer.token_to_id(END_OF_TURN),
-        pad_token_id=tokenizer.token_to_id(PADDING),
+        eos_token_id=token_id(tokenizer, END_OF_TURN),
+        pad_token_id=token_id(tokenizer, PADDING),
     )
     return Qwen2ForCausalLM(config)
 
@@ -51,7 +51,7 @@ def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     config.update(architectures=["Qwen2ForCausalLM"], dtype="bfloat16")
     config.pop("_name_or_path", None)
     _write_json(folder / "config.json", config)
-    stop = [tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(PADDING)]
+    stop = [token_id(tokenizer, END_OF_TURN), token_id(tokenizer, PADDING)]
     generation = {"do_sample": True, "temperature": 1.0, "eos_token_id": stop}
     _write_json(folder / "generation_config.json", {**generation, "pad_token_id": stop[1]})
     save_tokenizer(tokenizer, folder)

@@ -18,7 +18,8 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 def build_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """[Muon over the matrices of the layers, AdamW over embedding, norms and biases]."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and "embed" not in name
         (matrices if hidden else others).append(parameter)
