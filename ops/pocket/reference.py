@@ -1,0 +1,86 @@
+"""Stores reference log-probs: `python -m ops.pocket.reference FOLDER`.
+
+FOLDER/reference.json gets, for a dozen prompts, the prompt's ids, the greedy continuation of
+transformers in fp32, and the log-probs of the chosen and the five best tokens at each position.
+Any other decoder of the same weights can be checked against it without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marco_search.pocket import held_out
+from ops.pocket.decode import TOP, Decoder
+from ops.pocket.solutions import REFLECTION
+
+NEW_TOKENS = 32
+
+
+def reference_prompts() -> list[tuple[str, str, str]]:
+    """(name, user turn, thought so far) of each prompt."""
+    english, chinese = held_out("heldout_en"), held_out("heldout_zh")
+    translations = held_out("heldout_translation")
+    prompts = [(f"english {i}", english[i]["question"], "") for i in range(3)]
+    prompts += [(f"chinese {i}", chinese[i]["question"], "") for i in range(3)]
+    prompts += [(f"translation {i}", translations[i]["question"], "") for i in (0, 30)]
+    prompts.append(("open ended", "Suggest a gift for a friend who likes tea.", ""))
+    prompts.append(("arithmetic", "计算23*14。", ""))
+    for name, rows, first in (
+        ("reflection english", english, "Step 1: The first attempt was here."),
+        ("reflection chinese", chinese, "第1步：这里是第一次尝试。"),
+    ):
+        prompts.append((name, rows[3]["question"], f"{first}\n{REFLECTION}\n"))
+    return prompts
+
+
+def reference(decoder: Decoder) -> list[dict[str, Any]]:
+    """One record a prompt: name, prompt, ids, generated, logprobs, top ([id, logprob] x 5)."""
+    records = []
+    for name, user, thought in reference_prompts():
+        ids = decoder.prompt(user, thought)
+        sequence = list(ids)
+        chosen_logprobs: list[float] = []
+        top: list[list[list[float]]] = []
+        for _ in range(NEW_TOKENS):
+            with torch.inference_mode():  # without a cache: nothing to go wrong
+                logits = decoder.model(input_ids=torch.tensor([sequence])).logits[0, -1]
+            best = logits.float().log_softmax(-1).topk(TOP)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            top.append([[token, round(value, 6)] for token, value in pairs])
+            chosen_logprobs.append(top[-1][0][1])
+            sequence.append(int(best.indices[0]))
+            if sequence[-1] == decoder.stop:
+                break
+        text = decoder.tokenizer.decode(ids, skip_special_tokens=False)
+        generated = sequence[len(ids) :]
+        records.append(
+            {
+                "name": name,
+                "prompt": text,
+                "ids": ids,
+                "generated": generated,
+                "text": decoder.tokenizer.decode(generated, skip_special_tokens=False),
+                "logprobs": chosen_logprobs,
+                "top": top,
+            }
+        )
+    return records
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    torch.set_num_threads(1)
+    records = json.dumps(reference(Decoder(folder)), ensure_ascii=False, separators=(",", ":"))
+    (folder / "reference.json").write_text(records.replace('},{"name"', '},\n{"name"') + "\n")
+
+
+if __name__ == "__main__":
+    main()
