@@ -18,8 +18,8 @@ from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.config import Reflection, SearchConfig, Selection, Value
 from marco_search.search.mcts import Round, Search, StopReason
+from marco_search.search.records import Node, Rollout
 from marco_search.search.strategies import configure
-from marco_search.search.tree import Node, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

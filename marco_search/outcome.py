@@ -7,17 +7,17 @@ from marco_search.jobs import Answer, Job, JobResult
 from marco_search.kinds import kind_of
 from marco_search.search.answers import Candidate, RankedAnswer, rank
 from marco_search.search.mcts import Search
-from marco_search.search.tree import ROOT
+from marco_search.search.records import ROOT
 
 
 def ranked_answers(job: Job, search: Search) -> list[RankedAnswer]:
     """All distinct answers of the search, best first, near-duplicates merged as the kind says."""
     kind = kind_of(job)
     rollouts = [r for r in search.tree.rollouts if r.answer is not None]
-    canonical = kind.merge([(str(r.answer), r.path_confidence) for r in rollouts])
+    keys = kind.merge([(str(r.answer), r.path_confidence) for r in rollouts])
     candidates = [
-        Candidate(key=canonical[str(r.answer)], value=r.path_confidence, rollout_id=r.rollout_id)
-        for r in rollouts
+        Candidate(key=key, value=r.path_confidence, rollout_id=r.rollout_id)
+        for key, r in zip(keys, rollouts, strict=True)
     ]
     return rank(candidates, search.config.choice.value)
 
@@ -46,7 +46,7 @@ def job_result(
         )
     correct = None
     if job.expected is not None:
-        correct = bool(answers) and kind.correct(answers[0].text, job.expected)
+        correct = bool(answers) and kind.equal(answers[0].text, job.expected)
     return JobResult(
         job_id=job_id,
         kind=job.kind,

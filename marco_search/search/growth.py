@@ -20,7 +20,8 @@ from marco_search.search.branches import (
 )
 from marco_search.search.confidence import confidences, mean_confidence
 from marco_search.search.config import Action, SearchConfig, Value
-from marco_search.search.tree import Node, Rollout, Tree
+from marco_search.search.records import Node, Rollout
+from marco_search.search.tree import Tree
 
 
 def grow(

@@ -19,9 +19,11 @@ from marco_search.errors import SearchError
 from marco_search.search.answers import Candidate, RankedAnswer, decided, rank
 from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish
 from marco_search.search.config import Choice, SearchConfig
+from marco_search.search.frontier import Frontier
 from marco_search.search.growth import grow
-from marco_search.search.selection import select
-from marco_search.search.tree import ROOT, Node, Rollout, Tree
+from marco_search.search.records import ROOT, Node, Rollout
+from marco_search.search.selection import Selector
+from marco_search.search.tree import Tree
 
 MIN_BRANCH_TOKENS = 8
 """A branch with less room than this is not started: it could not hold an answer."""
@@ -72,7 +74,9 @@ class Search:
     ) -> None:
         self.config = config
         self.prompt = prompt
-        self.tree = tree or Tree(config)
+        self.tree = tree or Tree()
+        self.frontier = Frontier(self.tree, config)
+        self._selector = Selector(self.tree, self.frontier, config)
         self._answer_of = answer_of
         self._asked: dict[int, _Asked] = {}
         self._stopped: StopReason | None = None
@@ -89,7 +93,7 @@ class Search:
         rollouts: Iterable[Rollout],
     ) -> Search:
         """The search as it was after the last round in these records (both in id order)."""
-        return cls(config, prompt, answer_of, tree=Tree.restore(config, nodes, rollouts))
+        return cls(config, prompt, answer_of, tree=Tree.restore(nodes, rollouts))
 
     # -- ask --------------------------------------------------------------------------
 
@@ -107,9 +111,9 @@ class Search:
         count, max_new_tokens = self._round_size()
         groups: dict[int, list[BranchRequest]] = {}
         while len(self._asked) < count:
-            node_id = select(self.tree, self.config)
+            node_id = self._selector.select()
             if node_id is not None:
-                k = min(self._fork_size(node_id), self.tree.room(node_id))
+                k = min(self._fork_size(node_id), self.frontier.room(node_id))
             elif not self._asked:
                 # All that was open is sampled: fresh rollouts from the root use the budget.
                 node_id, k = ROOT, self.config.root_width
@@ -139,10 +143,10 @@ class Search:
             max_new_tokens=max_new_tokens,
             temperature=self.config.temperature,
             top_p=self.config.top_p,
-            reflect=self.tree.reflection_for(node_id),
+            reflect=self.frontier.reflection_for(node_id),
         )
         self._asked[branch_id] = _Asked(node_id, request)
-        self.tree.launch(node_id, request.reflect)
+        self.frontier.launch(node_id, request.reflect)
         return request
 
     def _budget_spent(self, elapsed_s: float) -> StopReason | None:
@@ -205,7 +209,7 @@ class Search:
         self.round += 1
         asked, self._asked = self._asked, {}
         for item in asked.values():
-            self.tree.land(item.node_id, item.request.reflect)
+            self.frontier.land(item.node_id, item.request.reflect)
         first_node = len(self.tree.nodes)
         rollouts = []
         for i in sorted(asked):
@@ -223,6 +227,7 @@ class Search:
             self.tree.record(rollout)
             self.tokens += rollout.generated_tokens
             rollouts.append(rollout)
+        self.frontier.catch_up()
         return Round(
             number=self.round,
             nodes=tuple(self.tree.nodes[first_node:]),
@@ -232,7 +237,7 @@ class Search:
     def abandon(self) -> None:
         """Forget the round in flight; asking again gives the same branches again."""
         for item in self._asked.values():
-            self.tree.land(item.node_id, item.request.reflect)
+            self.frontier.land(item.node_id, item.request.reflect)
         self._asked = {}
 
     def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:

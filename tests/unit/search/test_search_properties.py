@@ -14,7 +14,8 @@ from marco_search.errors import SearchError
 from marco_search.search.branches import END_OF_THOUGHT, Branch, Finish
 from marco_search.search.config import Action, Choice, Reflection, SearchConfig, Selection, Value
 from marco_search.search.mcts import Round, Search, StopReason
-from marco_search.search.tree import ROOT, Node, Rollout, Tree
+from marco_search.search.records import ROOT, Node, Rollout
+from marco_search.search.tree import Tree
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
 configs = st.builds(
@@ -70,9 +71,10 @@ def records(rounds: list[Round]) -> tuple[list[Node], list[Rollout]]:
     return [n for r in rounds for n in r.nodes], [o for r in rounds for o in r.rollouts]
 
 
-def statistics(tree: Tree) -> tuple[Any, ...]:
-    return (tree.nodes, tree.rollouts, tree.visits, tree.value_sum, tree.in_flight,
-            [tree.room(n.node_id) for n in tree.nodes])  # fmt: skip
+def statistics(search: Search) -> tuple[Any, ...]:
+    tree, frontier = search.tree, search.frontier
+    room = [frontier.room(n.node_id) for n in tree.nodes]
+    return (tree.nodes, tree.rollouts, tree.visits, tree.value_sum, frontier.in_flight, room)
 
 
 @given(configs, runtimes)
@@ -87,9 +89,9 @@ def test_visits_and_values_agree_with_the_rollouts(config: SearchConfig, rt: Toy
         i = node.node_id
         assert tree.visits[i] == visits[i]
         assert tree.value_sum[i] == pytest.approx(sum(r.value for r in good if i in r.path))
-        assert tree.in_flight[i] == 0
+        assert search.frontier.in_flight[i] == 0
         below = [i, *(d for c in tree.children[i] for d in descendants(tree, c))]
-        assert tree.open_below(i) == sum(tree.is_open(d) for d in below)
+        assert search.frontier.open_below(i) == sum(search.frontier.is_open(d) for d in below)
     assert all(0.0 <= r.value <= 1.0 for r in tree.rollouts)
 
 
@@ -171,7 +173,7 @@ def test_the_same_seed_gives_the_same_tree(
     """Whatever order branches come back in, and though some are told twice."""
     one, other = new(config), new(config)
     assert run(one, rt) == run(other, rt, shuffle=order)
-    assert statistics(one.tree) == statistics(other.tree)
+    assert statistics(one) == statistics(other)
 
 
 @given(configs, runtimes, st.data())
@@ -186,7 +188,7 @@ def test_a_restored_search_goes_on_identically(
     copy = SearchConfig.from_json(config.to_json())
     restored = Search.restore(copy, PROMPT, answer_of, nodes, rollouts)
     assert run(restored, rt) == rounds[kept:]
-    assert statistics(restored.tree) == statistics(whole.tree)
+    assert statistics(restored) == statistics(whole)
     assert restored.stop_reason == whole.stop_reason
     assert restored.ranked() == whole.ranked()
 
