@@ -3,6 +3,9 @@
     MarcoError
     ├── InputError                 the caller's data is wrong: nothing was stored
     │   ├── InvalidJob             a job's field is missing, out of range or not text
+    │   ├── InvalidBatch           some lines of a file of jobs are wrong: all of them are named
+    │   ├── AmbiguousJob           the beginning of an id fits several jobs
+    │   ├── QueryRefused           a query is not read-only, not valid, or took too long
     │   ├── InvalidSettings        an environment variable has a value that can't be used
     │   └── IdempotencyConflict    the key is taken by another payload
     ├── JobNotFound                no such job for this tenant
@@ -26,6 +29,8 @@ hold a secret: a URL is shown without its password.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class MarcoError(Exception):
@@ -52,6 +57,28 @@ class InvalidJob(InputError):
         self.field = field
         self.reason = reason
         super().__init__(f"{field}: {reason}")
+
+
+class InvalidBatch(InputError):
+    """Some lines of a file of jobs can't be accepted. `errors` has one entry for each."""
+
+    def __init__(self, source: str, errors: Sequence[InvalidJob]) -> None:
+        self.errors = tuple(errors)
+        count = f"{len(errors):,} bad line{'' if len(errors) == 1 else 's'}"
+        # A file of another format would else fill the screen.
+        shown = [str(error) for error in errors[:100]]
+        if len(errors) > len(shown):
+            shown.append(f"and {len(errors) - len(shown):,} more")
+        lines = "".join(f"\n  {line}" for line in shown)
+        super().__init__(f"{source}: {count}, nothing was submitted{lines}")
+
+
+class AmbiguousJob(InputError):
+    """The beginning of an id fits several jobs: give more of it."""
+
+
+class QueryRefused(InputError):
+    """A query is not read-only, not valid SQL, or took too long."""
 
 
 class InvalidSettings(InputError):

@@ -1,0 +1,1 @@
+"""The command line `marco`. Its modules import what is heavy only when a command runs."""

@@ -1,0 +1,67 @@
+"""How a failure is told: a sentence for people or an object for scripts, and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+
+import click
+
+from marco_search.errors import MarcoError
+
+JOBS_NOT_DONE = 7
+BUG = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def report_usage(error: click.ClickException, as_json: bool) -> int:
+    """Arguments that click refused: the usage line and the reason."""
+    if as_json:
+        _write_json("UsageError", error.format_message(), error.exit_code)
+    else:
+        error.show(sys.stderr)
+    return error.exit_code
+
+
+def report_error(error: MarcoError, as_json: bool, debug: bool) -> int:
+    """An error raised on purpose: its own message says what to do."""
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    name = type(error).__name__
+    if as_json:
+        _write_json(name, str(error), error.exit_code)
+    else:
+        print(f"marco: {str(error) or name}", file=sys.stderr)
+    return error.exit_code
+
+
+def report_bug(error: Exception, as_json: bool, debug: bool) -> int:
+    """An exception nobody raised on purpose: a short message, the traceback in a file."""
+    said = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+        where = "its traceback is above"
+    else:
+        where = f"its traceback is in {_keep_traceback(error)}; --debug prints it"
+    message = f"a bug in marco-search, please report it ({said}); {where}"
+    if as_json:
+        _write_json(type(error).__name__, message, BUG)
+    else:
+        print(f"marco: {message}", file=sys.stderr)
+    return BUG
+
+
+def _keep_traceback(error: Exception) -> str:
+    # Not under MARCO_HOME: what is broken may be just that. mkstemp's file is the user's own.
+    handle, path = tempfile.mkstemp(prefix="marco-", suffix=".traceback.txt")
+    with os.fdopen(handle, "w", errors="replace") as file:
+        file.writelines(traceback.format_exception(error))
+    return path
+
+
+def _write_json(name: str, message: str, code: int) -> None:
+    data = {"error": {"type": name, "message": message, "exit_code": code}}
+    print(json.dumps(data, ensure_ascii=False), file=sys.stderr)

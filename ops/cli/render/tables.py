@@ -1,0 +1,98 @@
+"""Tables, from rows of text. No markup is read from a cell: a model may have written it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from ops.cli.render.text import fold
+
+
+_BETWEEN = 3  # cells between two columns
+_LEAST = 8  # cells that a flexible column keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading, and how its cells are laid out."""
+
+    heading: str
+    justify: Literal["left", "right"] = "left"
+    flexible: bool = False  # gives way, with an ellipsis, when the terminal is too narrow
+
+
+def number(heading: str) -> Column:
+    """A column of numbers."""
+    return Column(heading, "right")
+
+
+def text_table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int | None = None,
+    footer: Sequence[str] | None = None,
+) -> Table:
+    """A table with a line below its headings and, if given, a last line set off.
+
+    `width` is in terminal cells; None: as wide as it takes.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    widths = _widths(columns, [*rows, *([footer] if footer else [])], width)
+    for column, cells in zip(columns, widths, strict=True):
+        table.add_column(
+            fold(column.heading, cells), justify=column.justify, no_wrap=True, width=cells
+        )
+    for row in rows:
+        table.add_row(*(styled(fold(cell, w)) for cell, w in zip(row, widths, strict=True)))
+    if footer is not None:
+        table.add_section()
+        folded = [fold(cell, w) for cell, w in zip(footer, widths, strict=True)]
+        table.add_row(*(Text(cell, style="bold") for cell in folded))
+    return table
+
+
+def _widths(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None
+) -> list[int]:
+    """Cells of each column: what its widest cell takes, less where the table is too wide.
+
+    What is too much is taken from the widest flexible column first.
+    """
+    widths = [
+        max(map(cell_len, (column.heading, *(row[i] for row in rows))))
+        for i, column in enumerate(columns)
+    ]
+    if width is None:
+        return widths
+    flexible = [i for i, column in enumerate(columns) if column.flexible]
+    excess = sum(widths) + _BETWEEN * (len(columns) - 1) - width
+    while excess > 0 and flexible:
+        widest = max(flexible, key=widths.__getitem__)
+        if widths[widest] <= _LEAST:
+            break
+        widths[widest] -= 1
+        excess -= 1
+    return widths
+
+
+_STYLES = {
+    "yes": "green",
+    "succeeded": "green",
+    "no": "red",
+    "failed": "red",
+    "dead": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+}
+
+
+def styled(cell: str) -> Text:
+    """The cell as text, coloured where it is a word that says how something went."""
+    return Text(cell, style=_STYLES.get(cell, ""))

@@ -1,0 +1,57 @@
+"""Text from elsewhere (models, callers, the database) made fit for one line of a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from rich.cells import cell_len, set_cell_size
+
+ELLIPSIS = "…"
+LINE_END = "⏎"
+
+
+def one_line(text: str) -> str:
+    """`text` on one line: line ends shown as a sign, other control characters as U+FFFD.
+
+    A model's text could otherwise move the cursor, recolour the screen or reverse the line.
+    """
+    joined = f" {LINE_END} ".join(line.strip() for line in text.strip().splitlines() if line.strip())
+    return "".join(_shown(character) for character in joined)
+
+
+def _shown(character: str) -> str:
+    if character == "\t":
+        return " "
+    category = unicodedata.category(character)
+    # Cc: control. Cf: invisible, among them those that turn the writing direction.
+    return "\ufffd" if category in ("Cc", "Cs") else "" if category == "Cf" else character
+
+
+def fold(text: str, width: int) -> str:
+    """`text` cut to `width` terminal cells (a Chinese character takes two), with an ellipsis."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(0, width - 1)).rstrip() + ELLIPSIS
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """`text` as lines of at most `width` cells; breaks at spaces where a line has one."""
+    lines: list[str] = []
+    rest = text
+    while cell_len(rest) > width:
+        head = set_cell_size(rest, width).rstrip(" ")
+        # set_cell_size pads where a wide character would be halved.
+        size = max(1, len(head))
+        space = rest.rfind(" ", 0, size + 1)
+        if space > size // 2:
+            size = space
+        lines.append(rest[:size].rstrip())
+        rest = rest[size:].lstrip()
+    return [*lines, rest] if rest or not lines else lines
+
+
+def fraction(value: float | None) -> str:
+    """A value in [0, 1] as three decimals, ".962"; "-" for none."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}".removeprefix("0")

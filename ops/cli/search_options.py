@@ -1,0 +1,82 @@
+"""The options of a search on the command line, and the job they make.
+
+Values are checked by SearchOptions and the job models, so that a bad one is refused in the
+same words wherever it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from marco_search.jobs import Job
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SEARCH = (
+    click.option("--strategy", metavar="NAME", help="cot, vote, best-of-n, step (default), "
+                 "mini-step-64 or mini-step-32."),
+    click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
+    click.option("--max-tokens", type=int, metavar="N", help="Generated tokens at most."),
+    click.option("--max-seconds", type=float, metavar="S", help="Seconds of searching at most."),
+    click.option("--max-new-tokens", type=int, metavar="N", help="Tokens of one branch at most."),
+    click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
+    click.option("--seed", type=int, metavar="N", help="The same seed gives the same tree."),
+    click.option("--reflection", metavar="WHEN", help="never (default), branch or always."),
+    click.option("--answers", type=int, metavar="N", help="Best distinct answers (default 3)."),
+    click.option("--early-stop/--no-early-stop", default=None,
+                 help="Stop when the vote can't change any more (default)."),
+)  # fmt: skip
+_NAMES = (
+    "strategy rollouts max_tokens max_seconds max_new_tokens temperature seed reflection "
+    "answers early_stop"
+).split()
+
+_KIND = (
+    click.option("--kind", default="reasoning", show_default=True, metavar="KIND",
+                 help="reasoning, translation or open_ended."),
+    click.option("--source", metavar="LANG", help="Language of the text (translation)."),
+    click.option("--target", metavar="LANG", help="Language to translate into (translation)."),
+    click.option("--style", metavar="STYLE", help="colloquial or plain (translation)."),
+    click.option("--expected", metavar="TEXT", help="The right answer, for the report only."),
+)  # fmt: skip
+_TEXT_FIELD = {"reasoning": "question", "translation": "text", "open_ended": "prompt"}
+
+
+def search_options(command: Command) -> Command:
+    """Add the options of SearchOptions."""
+    for option in reversed(_SEARCH):
+        command = option(command)
+    return command
+
+
+def kind_options(command: Command) -> Command:
+    """Add the options that say what kind of job a text is."""
+    for option in reversed(_KIND):
+        command = option(command)
+    return command
+
+
+def given_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of SearchOptions that the command line sets."""
+    return {name: values[name] for name in _NAMES if values.get(name) is not None}
+
+
+def job_from_options(text: str, values: dict[str, Any]) -> Job:
+    """The job that a text and the command line's options describe.
+
+    Raises InvalidJob naming the field and the reason.
+    """
+    from marco_search.jobs import parse_job
+
+    kind = values["kind"]
+    data: dict[str, Any] = {"kind": kind, _TEXT_FIELD.get(kind, "question"): text}
+    for name in ("source", "target", "style", "expected"):
+        if values.get(name) is not None:
+            data[name] = values[name]
+    if given := given_options(values):
+        data["options"] = given
+    return parse_job(data)
