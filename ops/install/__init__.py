@@ -1,0 +1,1 @@
+"""What `ops/bootstrap.py` does once it runs on a supported Python. Standard library only."""
