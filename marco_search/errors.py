@@ -6,6 +6,7 @@
     │   ├── InvalidBatch           some lines of a file of jobs are wrong: all of them are named
     │   ├── AmbiguousJob           the beginning of an id fits several jobs
     │   ├── QueryRefused           a query is not read-only, not valid, or took too long
+    │   ├── InvalidDataSet         a file of problems or of results can't be evaluated
     │   ├── InvalidSettings        an environment variable has a value that can't be used
     │   └── IdempotencyConflict    the key is taken by another payload
     ├── JobNotFound                no such job for this tenant
@@ -79,6 +80,10 @@ class AmbiguousJob(InputError):
 
 class QueryRefused(InputError):
     """A query is not read-only, not valid SQL, or took too long."""
+
+
+class InvalidDataSet(InputError):
+    """A set of problems or a file of results can't be used: the message names the place."""
 
 
 class InvalidSettings(InputError):

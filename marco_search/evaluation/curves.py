@@ -1,0 +1,86 @@
+"""Accuracy over tokens, from one run: what the search had answered after its first rollouts.
+
+Valid because rollouts come in a fixed order and none looks ahead: the first i rollouts of a
+run of n are the run of i, for independent samples and for a tree alike (as long as neither a
+token budget nor an early stop depends on n; a search that stopped early simply stays at its
+last answer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.traces import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """All problems of a run, cut after at most `rollouts` rollouts each."""
+
+    rollouts: int
+    tokens_per_problem: float  # generated
+    right: tuple[bool, ...]  # of each trace, in order
+
+    @property
+    def accuracy(self) -> float:
+        """Share of problems solved."""
+        return sum(self.right) / len(self.right)
+
+
+def point(
+    traces: Sequence[Trace],
+    grader: Grader,
+    rollouts: int,
+    *,
+    choice: str | None = None,
+    sharpness: float | None = None,
+) -> Point:
+    """The run at `rollouts` rollouts. `choice` and `sharpness` replace the run's own vote."""
+    right = []
+    for trace in traces:
+        how = choice or trace.choice
+        power = trace.sharpness if sharpness is None else sharpness
+        answer = chosen(trace.rollouts[:rollouts], how, power)
+        right.append(grader.right(trace.key, answer, trace.answers))
+    tokens = sum(r.generated for t in traces for r in t.rollouts[:rollouts])
+    return Point(
+        rollouts=rollouts, tokens_per_problem=tokens / len(traces), right=tuple(right)
+    )
+
+
+def curve(
+    traces: Sequence[Trace],
+    grader: Grader,
+    *,
+    choice: str | None = None,
+    sharpness: float | None = None,
+) -> list[Point]:
+    """The run at 1, 2, ... rollouts; empty without traces."""
+    longest = max((len(t.rollouts) for t in traces), default=0)
+    return [
+        point(traces, grader, i, choice=choice, sharpness=sharpness)
+        for i in range(1, longest + 1)
+    ]
+
+
+def at_least(points: Sequence[Point], tokens_per_problem: float) -> Point | None:
+    """The first point of a curve that uses at least so many tokens; None if none does.
+
+    This favours the curve's strategy in a comparison at equal tokens.
+    """
+    return next((p for p in points if p.tokens_per_problem >= tokens_per_problem), None)
+
+
+def tokens_to_reach(points: Sequence[Point], accuracy: float) -> float | None:
+    """Tokens per problem at the first point with at least this accuracy; None if there is none."""
+    return next((p.tokens_per_problem for p in points if p.accuracy >= accuracy), None)
+
+
+def coverage(traces: Sequence[Trace], grader: Grader, rollouts: int) -> tuple[bool, ...]:
+    """Of each trace: whether one of its first `rollouts` rollouts has a right answer."""
+    return tuple(
+        any(grader.right(t.key, r.answer, t.answers) for r in t.rollouts[:rollouts])
+        for t in traces
+    )

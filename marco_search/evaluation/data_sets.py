@@ -1,0 +1,141 @@
+"""Problems to evaluate on, with the labels kept apart from what a search gets to see.
+
+`load` takes a name of our held-out sets ("heldout_en"), "mgsm:zh" (from the Hugging Face
+hub: juletxara/mgsm), a TSV file as MGSM is published (question, tab, number), a JSON Lines
+file, or a folder that holds such files for each language (a clone of juletxara/mgsm).
+
+A JSON Lines row is {"question", "answer"}, or {"text", "expected", "source", "target"} for
+a translation. "expected" and "answer" may list several accepted answers; "answer_number"
+(MGSM) goes before "answer".
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marco_search import pocket
+from marco_search.errors import InvalidDataSet
+from marco_search.jobs import Job, OpenEndedJob, ReasoningJob, TranslationJob
+
+MGSM_REPOSITORY = "juletxara/mgsm"
+MGSM_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem. Only `job` may reach a search; `expected` is for grading afterwards."""
+
+    key: str  # the same for the same question, in whatever file it stands
+    job: Job  # without `expected`
+    expected: tuple[str, ...]  # accepted answers; empty if there is none to grade by
+
+
+def load(source: str, *, language: str | None = None, limit: int | None = None) -> list[Problem]:
+    """The problems of a set, in file order; the first `limit` of them.
+
+    `language` picks the file of a folder. Raises InvalidDataSet.
+    """
+    rows = _rows(source, language)
+    problems: dict[str, Problem] = {}
+    for place, row in rows:
+        problem = from_row(row, place)
+        problems.setdefault(problem.key, problem)
+    if not problems:
+        raise InvalidDataSet(f"{source}: holds no problems")
+    return list(problems.values())[:limit]
+
+
+def from_row(row: dict[str, Any], place: str) -> Problem:
+    """The problem that one row describes; `place` names it in errors."""
+    job: Job
+    if "text" in row:
+        languages = {k: row[k] for k in ("source", "target", "style") if k in row}
+        job = TranslationJob(text=row["text"], **languages)
+    elif "prompt" in row:
+        job = OpenEndedJob(prompt=row["prompt"])
+    elif isinstance(row.get("question"), str):
+        job = ReasoningJob(question=row["question"])
+    else:
+        raise InvalidDataSet(f'{place}: needs a "question" (or "text", or "prompt")')
+    expected: Any = next(
+        (row[k] for k in ("expected", "answer_number", "answer") if row.get(k) is not None), ()
+    )
+    accepted = expected if isinstance(expected, list | tuple) else [expected]
+    return Problem(_key(job), job, tuple(str(a) for a in accepted))
+
+
+def _key(job: Job) -> str:
+    return hashlib.sha256(f"{job.kind}\n{job.subject}".encode()).hexdigest()[:16]
+
+
+Rows = Iterable[tuple[str, dict[str, Any]]]
+
+
+def _rows(source: str, language: str | None) -> Rows:
+    if source in pocket.HELD_OUT_SETS:
+        return [(f"{source}, row {i}", r) for i, r in enumerate(pocket.held_out(source), start=1)]
+    name, _, mgsm_language = source.partition(":")
+    if name in ("mgsm", MGSM_REPOSITORY):
+        return _tsv(_from_hub(mgsm_language or language or "en"))
+    path = Path(source)
+    if path.is_dir():
+        path = _file_of(path, language or "en")
+    if not path.is_file():
+        known = ", ".join(pocket.HELD_OUT_SETS)
+        raise InvalidDataSet(f"{source}: no such file; or use one of {known}, mgsm:LANGUAGE")
+    return _tsv(path) if path.suffix == ".tsv" else _json_lines(path)
+
+
+def _file_of(folder: Path, language: str) -> Path:
+    """The file of one language in a folder, by the names that copies of MGSM use."""
+    names = [f"mgsm_{language}", f"{language}", f"{language}/test", f"test_{language}"]
+    for name in names:
+        for suffix in (".tsv", ".jsonl"):
+            if (path := folder / f"{name}{suffix}").is_file():
+                return path
+    raise InvalidDataSet(f"{folder}: no {names[0]}.tsv, {names[0]}.jsonl or {language}.jsonl in it")
+
+
+def _from_hub(language: str) -> Path:
+    if language not in MGSM_LANGUAGES:
+        raise InvalidDataSet(f"MGSM has no {language!r}; it has {', '.join(MGSM_LANGUAGES)}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(MGSM_REPOSITORY, f"mgsm_{language}.tsv", repo_type="dataset")
+    except Exception as error:
+        raise InvalidDataSet(
+            f"{MGSM_REPOSITORY} can't be fetched ({type(error).__name__}); "
+            f"give the path of mgsm_{language}.tsv instead"
+        ) from error
+    return Path(found)
+
+
+def _tsv(path: Path) -> Rows:
+    with path.open(encoding="utf-8", newline="") as file:
+        # MGSM has quotation marks inside fields and none around them.
+        for i, fields in enumerate(csv.reader(file, "excel-tab", quoting=csv.QUOTE_NONE), 1):
+            if not fields:
+                continue
+            if len(fields) != 2 or not all(f.strip() for f in fields):
+                raise InvalidDataSet(f"{path}, line {i}: needs a question, a tab and an answer")
+            yield f"{path}, line {i}", {"question": fields[0], "answer": fields[1]}
+
+
+def _json_lines(path: Path) -> Rows:
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InvalidDataSet(f"{path}, line {i}: not valid JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise InvalidDataSet(f"{path}, line {i}: must be a JSON object")
+        yield f"{path}, line {i}", row

@@ -1,0 +1,98 @@
+"""Scores stored trees under another reward and another vote, without generating a token.
+
+What is answered is what the same rollouts would have answered; which rollouts were made is
+left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from marco_search.errors import InvalidDataSet
+from marco_search.evaluation.grading import Grader, Vote, choose
+from marco_search.evaluation.rewards import REWARDS
+from marco_search.evaluation.statistics import auroc, wilson
+from marco_search.evaluation.traces import Trace
+
+VOTES = ("vote", "weighted", "best", "borda")
+SHARPNESS = (1.0, 8.0, 32.0, 128.0)
+"""Powers of a weighted vote that a sweep tries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescored:
+    """The accuracy of a run under one reward and vote."""
+
+    reward: str
+    vote: str
+    sharpness: float
+    n: int
+    right: tuple[bool, ...]  # of each trace, in order
+    auroc: float | None  # of the reward against correctness, over all rollouts
+    auroc_within: float | None  # mean over the problems with right and wrong rollouts
+
+    @property
+    def accuracy(self) -> float:
+        """Share of problems solved."""
+        return sum(self.right) / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval."""
+        return wilson(sum(self.right), self.n)
+
+
+def rescore(
+    traces: Sequence[Trace],
+    grader: Grader,
+    *,
+    reward: str,
+    vote: str = "weighted",
+    sharpness: float = 1.0,
+) -> Rescored:
+    """The run under `reward` (a name in REWARDS) and `vote` (one of VOTES).
+
+    Raises InvalidDataSet for an unknown name and for traces without token scores.
+    """
+    if reward not in REWARDS or vote not in VOTES:
+        raise InvalidDataSet(
+            f"can't score by {reward!r} and {vote!r}; use a reward of {', '.join(REWARDS)} "
+            f"and a vote of {', '.join(VOTES)}"
+        )
+    score = REWARDS[reward]
+    right, values, labels, within = [], list[float](), list[bool](), list[float]()
+    for trace in traces:
+        rollouts = [r for r in trace.rollouts if r.answer is not None]
+        try:
+            scores = [score(trace, r) for r in rollouts]
+        except ValueError as error:
+            raise InvalidDataSet(f"problem {trace.key}: {error}; run with --trees") from None
+        solved = [grader.right(trace.key, r.answer, trace.answers) for r in rollouts]
+        answers = [str(r.answer) for r in rollouts]
+        answer = choose(_votes(answers, scores, vote, sharpness), vote)
+        right.append(grader.right(trace.key, answer, trace.answers))
+        values += scores
+        labels += solved
+        if (one := auroc(scores, solved)) is not None:
+            within.append(one)
+    return Rescored(
+        reward=reward,
+        vote=vote,
+        sharpness=sharpness,
+        n=len(traces),
+        right=tuple(right),
+        auroc=auroc(values, labels),
+        auroc_within=sum(within) / len(within) if within else None,
+    )
+
+
+def _votes(answers: list[str], scores: list[float], vote: str, sharpness: float) -> list[Vote]:
+    if vote == "borda":
+        # (n - rank + 1)^p for the rank-th best of n (self-certainty, section 3.3).
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        weights = [0.0] * len(scores)
+        for place, i in enumerate(order):
+            weights[i] = (len(scores) - place) / len(scores)
+        scores = weights
+    return [Vote(a, s**sharpness) for a, s in zip(answers, scores, strict=True)]

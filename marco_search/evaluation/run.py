@@ -1,0 +1,186 @@
+"""Runs a strategy over problems in this process, many searches at once over one runtime.
+
+Each search waits for its own round while others fill the engine's batches, so one thread a
+search is enough. Results are appended to a JSON Lines file as they come; a run that is
+started again does only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from marco_search.driver import Finished, MemoryJournal, Plan, plan, run_search
+from marco_search.errors import InvalidDataSet
+from marco_search.evaluation.data_sets import Problem
+from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.statistics import wilson
+from marco_search.evaluation.traces import Trace, token_scores, traced_rollouts
+from marco_search.jobs import Job, SearchOptions
+from marco_search.runtime.base import Runtime
+
+THREADS = 16
+"""Searches at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How each problem is searched. `changes` replace fields of the SearchConfig."""
+
+    options: SearchOptions = field(default_factory=SearchOptions)
+    changes: dict[str, Any] = field(default_factory=dict)
+    keep_tokens: bool = False  # keep each token's scores, for rescoring
+
+    def job(self, problem: Problem) -> Job:
+        """The problem's job under these options. It has no label."""
+        return problem.job.model_copy(update={"options": self.options})
+
+    def plan(self, problem: Problem, runtime: Runtime) -> Plan:
+        """What the problem's search is fixed to."""
+        fixed = plan(self.job(problem), runtime)
+        return replace(fixed, config=replace(fixed.config, **self.changes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run stands."""
+
+    done: int
+    total: int
+    graded: int  # of the done ones, those with a label
+    right: int
+    tokens: int  # generated
+    seconds: float  # of this call
+    resumed: int  # found in the file when the call began
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy so far."""
+        return wilson(self.right, self.graded)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from this call's pace; None before the first result."""
+        fresh = self.done - self.resumed
+        return self.seconds / fresh * (self.total - self.done) if fresh else None
+
+
+def run_hash(fixed: Plan) -> str:
+    """A name for all that decides how a problem is searched, the problem itself left out."""
+    told = {"config": fixed.config.to_json(), "model": fixed.model, "revision": fixed.revision}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trace_of(problem: Problem, finished: Finished, *, keep_tokens: bool) -> Trace:
+    """What is kept of a finished search."""
+    tree, config = finished.search.tree, finished.plan.config
+    rollouts, answers = traced_rollouts(problem.job, tree.nodes, tree.rollouts)
+    return Trace(
+        key=problem.key,
+        run=run_hash(finished.plan),
+        choice=str(config.choice),
+        sharpness=config.sharpness,
+        stop_reason=str(finished.search.stop_reason),
+        seconds=round(finished.seconds, 3),
+        answers=answers,
+        rollouts=rollouts,
+        scores=tuple(map(token_scores, tree.nodes)) if keep_tokens else (),
+        texts=tuple(n.text for n in tree.nodes) if keep_tokens else (),
+    )
+
+
+def run(
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    runtime: Runtime,
+    file: Path,
+    *,
+    threads: int = THREADS,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Trace]:
+    """Search every problem that `file` has no trace of yet; all traces, in problem order.
+
+    Labels stay here: a search gets a job without one, and grading is done on what it gives
+    back. Raises what a search raises, after the searches under way have been kept.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plans = {p.key: recipe.plan(p, runtime) for p in problems}
+    kept = {(t.key, t.run): t for t in read(file)} if file.exists() else {}
+    traces = {k: kept[k, run_hash(f)] for k, f in plans.items() if (k, run_hash(f)) in kept}
+    todo = [p for p in problems if p.key not in traces]
+    grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
+
+    def search(problem: Problem) -> Trace:
+        finished = run_search(
+            recipe.job(problem), plans[problem.key], runtime, MemoryJournal()
+        )
+        return trace_of(problem, finished, keep_tokens=recipe.keep_tokens)
+
+    def report() -> None:
+        if on_progress:
+            on_progress(_progress(problems, traces, grader, resumed, time.monotonic() - began))
+
+    report()
+    with file.open("a", encoding="utf-8") as out, ThreadPoolExecutor(threads) as pool:
+        pending: set[Future[Trace]] = {pool.submit(search, p) for p in todo}
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    trace = future.result()
+                    out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+                    traces[trace.key] = trace
+                out.flush()
+                report()
+        finally:
+            for future in pending:
+                future.cancel()
+    return [traces[p.key] for p in problems]
+
+
+def read(file: Path) -> list[Trace]:
+    """The traces of a file. A last line that was cut off by an interruption is left out.
+
+    Raises InvalidDataSet for any other line that is not a trace.
+    """
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    whole = lines if text.endswith("\n") or not lines else lines[:-1]
+    if len(whole) < len(lines):
+        # What is appended next must begin on a line of its own.
+        file.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+    traces = []
+    for i, line in enumerate(whole, start=1):
+        try:
+            traces.append(Trace.from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InvalidDataSet(f"{file}, line {i}: not a trace of an evaluation") from None
+    return traces
+
+
+def _progress(
+    problems: Sequence[Problem],
+    traces: dict[str, Trace],
+    grader: Grader,
+    resumed: int,
+    seconds: float,
+) -> Progress:
+    graded = [traces[p.key] for p in problems if p.expected and p.key in traces]
+    right = sum(
+        grader.right(t.key, chosen(t.rollouts, t.choice, t.sharpness), t.answers) for t in graded
+    )
+    return Progress(
+        done=len(traces),
+        total=len(problems),
+        graded=len(graded),
+        right=right,
+        tokens=sum(t.tokens for t in traces.values()),
+        seconds=seconds,
+        resumed=resumed,
+    )

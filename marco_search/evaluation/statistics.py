@@ -1,0 +1,135 @@
+"""The statistics of the reports: intervals, paired comparisons, ranking quality, Test@N.
+
+Small and exact where that is cheap; the bootstrap draws from a seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % point of the normal distribution."""
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of `right` in `n`; (0, 1) without observations."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = right / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # At 0 and n right the bound is exact; rounding must not push it over the edge.
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """Two strategies on the same problems: the first's accuracy less the second's."""
+
+    n: int
+    difference: float
+    low: float  # 95 % percentile interval of the paired bootstrap
+    high: float
+    only_first: int  # problems that only the first solves
+    only_second: int
+    p: float  # exact two-sided McNemar test
+
+    @property
+    def clear(self) -> bool:
+        """True if the interval is clear of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def paired(
+    first: Sequence[bool], second: Sequence[bool], *, seed: int = 0, rounds: int = 10_000
+) -> Paired:
+    """Compare two strategies problem by problem. Raises ValueError if the lengths differ."""
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} outcomes are not the same problems")
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    n, gain = len(a), a - b
+    only_first, only_second = int((gain > 0).sum()), int((gain < 0).sum())
+    low = high = 0.0
+    if n:
+        # A resample's gain depends only on how many problems of each of three kinds it holds.
+        shares = [only_first / n, only_second / n, 1 - (only_first + only_second) / n]
+        drawn = np.random.default_rng(seed).multinomial(n, shares, size=rounds)
+        low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
+    return Paired(
+        n=n,
+        difference=float(gain.mean()) if n else 0.0,
+        low=float(low),
+        high=float(high),
+        only_first=only_first,
+        only_second=only_second,
+        p=mcnemar(only_first, only_second),
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided McNemar test: the binomial test of the discordant pairs at 1/2."""
+    n, least = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(n, i) for i in range(least + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
+    """Chance that a right one scores above a wrong one, ties half; None without both kinds."""
+    values, right = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    n_right, n_wrong = int(right.sum()), int((~right).sum())
+    if not n_right or not n_wrong:
+        return None
+    # Mann-Whitney U from average ranks.
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks = (last - (counts - 1) / 2)[inverse]
+    u = ranks[right].sum() - n_right * (n_right + 1) / 2
+    return float(u / (n_right * n_wrong))
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """The answers whose confidence falls into one bin."""
+
+    n: int
+    confidence: float  # mean
+    accuracy: float
+
+
+def calibration(scores: Sequence[float], labels: Sequence[bool], bins: int = 10) -> list[Bin]:
+    """Bins of equal size by rank of confidence, lowest first; empty ones are left out.
+
+    Bins of equal width would put all answers of a confident model into the last one.
+    """
+    order = sorted(range(len(scores)), key=lambda i: scores[i])
+    parts = [order[len(order) * i // bins : len(order) * (i + 1) // bins] for i in range(bins)]
+    return [
+        Bin(
+            n=len(part),
+            confidence=sum(scores[i] for i in part) / len(part),
+            accuracy=sum(bool(labels[i]) for i in part) / len(part),
+        )
+        for part in parts
+        if part
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float | None:
+    """Expected calibration error: mean of |accuracy - confidence|, weighted by bin size."""
+    n = sum(b.n for b in bins)
+    return sum(b.n * abs(b.accuracy - b.confidence) for b in bins) / n if n else None
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that at least one of k out of n separate guesses is right, `right` of n being so.
+
+    The unbiased estimator 1 - C(n - right, k) / C(n, k) (Chen et al., 2021, equation 1).
+    Raises ValueError if k > n.
+    """
+    if k > n:
+        raise ValueError(f"Test@{k} needs at least {k} guesses, there are {n}")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
