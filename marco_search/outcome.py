@@ -19,7 +19,7 @@ def ranked_answers(job: Job, search: Search) -> list[RankedAnswer]:
         Candidate(key=key, value=r.path_confidence, rollout_id=r.rollout_id)
         for key, r in zip(keys, rollouts, strict=True)
     ]
-    return rank(candidates, search.config.choice.value)
+    return rank(candidates, search.config.choice.value, sharpness=search.config.sharpness)
 
 
 def job_result(

@@ -34,18 +34,21 @@ class RankedAnswer:
     key: str
     votes: int  # number of its rollouts
     confidence: float  # mean value of its rollouts
-    weight: float  # what it was ranked by: votes, sum of values, or best value
+    weight: float  # what it was ranked by: votes, sum of powers of values, or best value
     share: float  # weight / total weight of all answers
     best_value: float
     best_rollout_id: int  # the one with the best value; of equals, the earliest
     rollout_ids: tuple[int, ...]  # ascending
 
 
-def rank(candidates: Sequence[Candidate], how: How) -> list[RankedAnswer]:
+def rank(
+    candidates: Sequence[Candidate], how: How, *, sharpness: float = 1.0
+) -> list[RankedAnswer]:
     """The distinct answers, best first. The order of `candidates` does not matter.
 
-    "vote": one rollout, one vote (self-consistency). "weighted": a vote weighs its value,
-    argmax_a sum_i v_i [a_i = a]. "best": the single most confident rollout decides.
+    "vote": one rollout, one vote (self-consistency). "weighted": a vote weighs its value to
+    the power of `sharpness`, argmax_a sum_i v_i^s [a_i = a]. "best": the single most
+    confident rollout decides.
     Ties go to the higher best value, then to the lower rollout id.
     Raises SearchError for a value outside [0, 1], a rollout given twice or an unknown `how`.
     """
@@ -63,7 +66,7 @@ def rank(candidates: Sequence[Candidate], how: How) -> list[RankedAnswer]:
         seen.add(candidate.rollout_id)
         groups.setdefault(candidate.key, []).append(candidate)
 
-    weights = {key: _weight(group, how) for key, group in groups.items()}
+    weights = {key: _weight(group, how, sharpness) for key, group in groups.items()}
     total = math.fsum(weights.values())
     answers = []
     for key, group in groups.items():
@@ -88,11 +91,11 @@ def rank(candidates: Sequence[Candidate], how: How) -> list[RankedAnswer]:
     return answers
 
 
-def _weight(group: Sequence[Candidate], how: How) -> float:
+def _weight(group: Sequence[Candidate], how: How, sharpness: float) -> float:
     if how == "vote":
         return float(len(group))
     if how == "weighted":
-        return math.fsum(c.value for c in group)
+        return math.fsum(c.value**sharpness for c in group)
     return max(c.value for c in group)
 
 
@@ -106,5 +109,11 @@ def decided(ranked: Sequence[RankedAnswer], remaining: int) -> bool:
         return False
     if remaining <= 0:
         return True
-    runner_up = ranked[1].weight if len(ranked) > 1 else 0.0
-    return ranked[0].weight > runner_up + remaining + _ROUNDING
+    return lead(ranked) > remaining + _ROUNDING
+
+
+def lead(ranked: Sequence[RankedAnswer]) -> float:
+    """How far the leader's weight is ahead of the runner-up's; 0.0 without answers."""
+    if not ranked:
+        return 0.0
+    return ranked[0].weight - (ranked[1].weight if len(ranked) > 1 else 0.0)

@@ -93,7 +93,9 @@ class SearchConfig:
     parallel: int = 8  # most branches in flight
     value: Value = Value.PATH
     choice: Choice = Choice.WEIGHTED
+    sharpness: float = 1.0  # a weighted vote weighs a path's confidence to this power
     early_stop: bool = True  # stop when the vote can't change any more
+    lead: float | None = None  # with early_stop: also stop when the vote is led by this weight
     # Reflection
     reflection: Reflection = Reflection.NEVER
     max_reflections: int = 1  # on one path
@@ -114,6 +116,10 @@ class SearchConfig:
                 raise SearchError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.action not in (Action.STEP, Action.MINI_STEP, Action.WHOLE):
             raise SearchError(f"action {self.action} can't be chosen; use step, mini_step or whole")
+        if self.sharpness < 0:
+            raise SearchError(f"sharpness must be at least 0, not {self.sharpness}")
+        if self.lead is not None and self.lead <= 0:
+            raise SearchError(f"lead must be more than 0, not {self.lead}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise SearchError(f"max_tokens must be at least 1, not {self.max_tokens}")
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from hashlib import sha256
 
 from marco_search.errors import SearchError
-from marco_search.search.answers import Candidate, RankedAnswer, decided, rank
+from marco_search.search.answers import Candidate, RankedAnswer, decided, lead, rank
 from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish
 from marco_search.search.config import Choice, SearchConfig
 from marco_search.search.frontier import Frontier
@@ -36,6 +36,7 @@ class StopReason(StrEnum):
     TOKENS = "tokens"  # too little of the token budget is left for another branch
     SECONDS = "seconds"  # the time budget is spent
     DECIDED = "decided"  # no remaining rollout can change the winner
+    LEAD = "lead"  # the winner is as far ahead as the configuration asks for
     CANCELLED = "cancelled"  # the caller stopped it
 
 
@@ -159,9 +160,11 @@ class Search:
         if config.max_seconds is not None and elapsed_s >= config.max_seconds:
             return StopReason.SECONDS
         if config.early_stop and config.choice is not Choice.BEST:
-            remaining = config.rollouts - len(self.tree.rollouts)
-            if decided(self.ranked(), remaining):
+            ranked = self.ranked()
+            if decided(ranked, config.rollouts - len(self.tree.rollouts)):
                 return StopReason.DECIDED
+            if config.lead is not None and lead(ranked) >= config.lead:
+                return StopReason.LEAD
         return None
 
     def _tokens_left(self) -> int | None:
@@ -259,7 +262,7 @@ class Search:
             for r in self.tree.rollouts
             if r.answer is not None
         ]
-        return rank(candidates, self.config.choice.value)
+        return rank(candidates, self.config.choice.value, sharpness=self.config.sharpness)
 
 
 def branch_seed(seed: int, branch_id: int) -> int:
