@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, PADDING, save_tokenizer, token_id
 
 HIDDEN, LAYERS, INTERMEDIATE, HEADS, KV_HEADS = 192, 4, 512, 6, 2
+ROPE_THETA = 10000.0
 
 
 def build_model(tokenizer: Tokenizer, seed: int) -> Any:
@@ -20,22 +21,35 @@ def build_model(tokenizer: Tokenizer, seed: int) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        intermediate_size=INTERMEDIATE,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        initializer_range=0.02,
-        bos_token_id=None,
-        eos_token_id=token_id(tokenizer, END_OF_TURN),
-        pad_token_id=token_id(tokenizer, PADDING),
-    )
-    return Qwen2ForCausalLM(config)
+    return Qwen2ForCausalLM(Qwen2Config(**hugging_face_config(tokenizer)))
+
+
+def hugging_face_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of config.json. Both spellings of rope and dtype: readers differ by age."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "intermediate_size": INTERMEDIATE,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "max_position_embeddings": CONTEXT,
+        "rope_theta": ROPE_THETA,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "bos_token_id": None,
+        "eos_token_id": token_id(tokenizer, END_OF_TURN),
+        "pad_token_id": token_id(tokenizer, PADDING),
+        "torch_dtype": "bfloat16",
+    }
 
 
 def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -47,10 +61,8 @@ def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
         if name != "lm_head.weight"  # tied to the embedding
     }
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    config = model.config.to_dict()
-    config.update(architectures=["Qwen2ForCausalLM"], dtype="bfloat16")
-    config.pop("_name_or_path", None)
-    _write_json(folder / "config.json", config)
+    (folder / "model.safetensors").chmod(0o644)
+    _write_json(folder / "config.json", hugging_face_config(tokenizer))
     stop = [token_id(tokenizer, END_OF_TURN), token_id(tokenizer, PADDING)]
     generation = {"do_sample": True, "temperature": 1.0, "eos_token_id": stop}
     _write_json(folder / "generation_config.json", {**generation, "pad_token_id": stop[1]})
