@@ -45,9 +45,7 @@ def point(
         answer = chosen(trace.rollouts[:rollouts], how, power)
         right.append(grader.right(trace.key, answer, trace.answers))
     tokens = sum(r.generated for t in traces for r in t.rollouts[:rollouts])
-    return Point(
-        rollouts=rollouts, tokens_per_problem=tokens / len(traces), right=tuple(right)
-    )
+    return Point(rollouts=rollouts, tokens_per_problem=tokens / len(traces), right=tuple(right))
 
 
 def curve(
@@ -60,8 +58,7 @@ def curve(
     """The run at 1, 2, ... rollouts; empty without traces."""
     longest = max((len(t.rollouts) for t in traces), default=0)
     return [
-        point(traces, grader, i, choice=choice, sharpness=sharpness)
-        for i in range(1, longest + 1)
+        point(traces, grader, i, choice=choice, sharpness=sharpness) for i in range(1, longest + 1)
     ]
 
 
@@ -81,6 +78,5 @@ def tokens_to_reach(points: Sequence[Point], accuracy: float) -> float | None:
 def coverage(traces: Sequence[Trace], grader: Grader, rollouts: int) -> tuple[bool, ...]:
     """Of each trace: whether one of its first `rollouts` rollouts has a right answer."""
     return tuple(
-        any(grader.right(t.key, r.answer, t.answers) for r in t.rollouts[:rollouts])
-        for t in traces
+        any(grader.right(t.key, r.answer, t.answers) for r in t.rollouts[:rollouts]) for t in traces
     )

@@ -117,9 +117,7 @@ def run(
     grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
 
     def search(problem: Problem) -> Trace:
-        finished = run_search(
-            recipe.job(problem), plans[problem.key], runtime, MemoryJournal()
-        )
+        finished = run_search(recipe.job(problem), plans[problem.key], runtime, MemoryJournal())
         return trace_of(problem, finished, keep_tokens=recipe.keep_tokens)
 
     def report() -> None:
@@ -129,18 +127,24 @@ def run(
     report()
     with file.open("a", encoding="utf-8") as out, ThreadPoolExecutor(threads) as pool:
         pending: set[Future[Trace]] = {pool.submit(search, p) for p in todo}
-        try:
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    trace = future.result()
-                    out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
-                    traces[trace.key] = trace
-                out.flush()
-                report()
-        finally:
-            for future in pending:
-                future.cancel()
+        failure: BaseException | None = None
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                if future.cancelled():
+                    continue
+                if error := future.exception():
+                    failure = failure or error
+                    for other in pending:
+                        other.cancel()  # those under way go on and are kept
+                    continue
+                trace = future.result()
+                out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+                traces[trace.key] = trace
+            out.flush()
+            report()
+    if failure:
+        raise failure
     return [traces[p.key] for p in problems]
 
 

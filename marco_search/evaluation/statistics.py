@@ -73,8 +73,8 @@ def paired(
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided McNemar test: the binomial test of the discordant pairs at 1/2."""
     n, least = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, i) for i in range(least + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    tail = sum(math.comb(n, i) for i in range(least + 1))
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:

@@ -1,0 +1,202 @@
+"""The figures of an evaluation, as rows, comparisons, Markdown and JSON.
+
+Test@1 is the accuracy of the chosen answer. Test@N (solved at least once in N guesses): for
+independent samples the unbiased estimate over all that were drawn (statistics.pass_at_k), for
+a tree its first N rollouts, which share prefixes and so are not separate guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from marco_search.evaluation.curves import Point, coverage, point
+from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.statistics import (
+    Bin,
+    Paired,
+    auroc,
+    calibration,
+    calibration_error,
+    pass_at_k,
+    wilson,
+)
+from marco_search.evaluation.traces import Trace
+from marco_search.search.records import ROOT
+
+TEST_AT = (8, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One strategy on one set of problems. Token counts and seconds are means per problem."""
+
+    strategy: str
+    n: int
+    accuracy: float  # Test@1
+    low: float  # 95 % Wilson interval
+    high: float
+    rollouts: float
+    tokens_per_problem: float  # generated
+    prefilled_per_problem: float  # prompt tokens that had to be computed
+    cached_per_problem: float  # prompt tokens from the prefix cache
+    seconds_per_problem: float  # from first round to last, other searches running beside it
+    test_at: dict[str, float]  # "8", "32": where there are as many rollouts
+    separate_guesses: bool  # whether those are separate guesses
+    auroc: float | None  # confidence of the chosen answer against its correctness
+    auroc_rollouts: float | None  # the same of single rollouts
+    calibration_error: float | None  # of single rollouts
+    right: tuple[bool, ...]  # of each problem, in order
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the single outcomes, rounded to what the reader needs."""
+        data = {k: _rounded(v) for k, v in asdict(self).items() if k not in ("right", "strategy")}
+        data["test_at"] = {"1": _rounded(self.accuracy), **_rounded(self.test_at)}
+        return data
+
+
+def row(
+    strategy: str, traces: Sequence[Trace], grader: Grader, *, rollouts: int | None = None
+) -> Row:
+    """The figures of a run, each search cut after `rollouts` rollouts (default: whole)."""
+    whole = rollouts or max((len(t.rollouts) for t in traces), default=1)
+    at: Point = point(traces, grader, whole)
+    used = [t.rollouts[:whole] for t in traces]
+    n, right = len(traces), sum(at.right)
+    separate = all(r.start == ROOT for t in traces for r in t.rollouts)
+    scores, labels = rollout_scores(traces, grader)
+    bins = calibration(scores, labels)
+    low, high = wilson(right, n)
+    prompt = sum(r.prompt for rs in used for r in rs)
+    cached = sum(r.cached for rs in used for r in rs)
+    return Row(
+        strategy=strategy,
+        n=n,
+        accuracy=right / n,
+        low=low,
+        high=high,
+        rollouts=sum(map(len, used)) / n,
+        tokens_per_problem=at.tokens_per_problem,
+        prefilled_per_problem=(prompt - cached) / n,
+        cached_per_problem=cached / n,
+        seconds_per_problem=sum(
+            t.seconds * len(rs) / max(1, len(t.rollouts))
+            for t, rs in zip(traces, used, strict=True)
+        )
+        / n,
+        test_at=_test_at(traces, grader, separate),
+        separate_guesses=separate,
+        auroc=auroc([_confidence(t, whole) for t in traces], at.right),
+        auroc_rollouts=auroc(scores, labels),
+        calibration_error=calibration_error(bins),
+        right=at.right,
+    )
+
+
+def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[str, float]:
+    least = min((len(t.rollouts) for t in traces), default=0)
+    found = {}
+    for k in TEST_AT:
+        if k > least:
+            continue
+        if separate:
+            solved = [
+                sum(grader.right(t.key, r.answer, t.answers) for r in t.rollouts) for t in traces
+            ]
+            chances = [
+                pass_at_k(len(t.rollouts), c, k) for t, c in zip(traces, solved, strict=True)
+            ]
+        else:
+            chances = [float(hit) for hit in coverage(traces, grader, k)]
+        found[str(k)] = sum(chances) / len(chances)
+    return found
+
+
+def _confidence(trace: Trace, rollouts: int) -> float:
+    """Share of the vote's weight behind the chosen answer; a lone path's own confidence."""
+    used = [r for r in trace.rollouts[:rollouts] if r.answer is not None]
+    answer = chosen(used, trace.choice, trace.sharpness)
+    if trace.choice == "best" or len(used) == 1:
+        return max((r.path_confidence for r in used if r.answer == answer), default=0.0)
+    weights = [1.0 if trace.choice == "vote" else r.path_confidence**trace.sharpness for r in used]
+    total = sum(weights)
+    mine = sum(w for w, r in zip(weights, used, strict=True) if r.answer == answer)
+    return mine / total if total else 0.0
+
+
+def rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float], list[bool]]:
+    """Path confidence and correctness of every rollout that has an answer."""
+    scores, labels = [], []
+    for trace in traces:
+        for r in trace.rollouts:
+            if r.answer is not None:
+                scores.append(r.path_confidence)
+                labels.append(grader.right(trace.key, r.answer, trace.answers))
+    return scores, labels
+
+
+def bins_of(traces: Sequence[Trace], grader: Grader) -> list[Bin]:
+    """Calibration of single rollouts."""
+    return calibration(*rollout_scores(traces, grader))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return value
+
+
+# -- Markdown ---------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are right-aligned."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def percent(value: float | None) -> str:
+    """0.9 as "90.0"; an empty cell for None."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def markdown_rows(rows: Sequence[Row]) -> str:
+    """The main table: Test@N and cost of each strategy."""
+    head = ("Strategy", "Test@1 %", "95 %", *(f"Test@{k} %" for k in TEST_AT),
+            "rollouts", "tokens", "prefilled", "cached", "seconds", "AUROC")  # fmt: skip
+    return table(
+        head,
+        [
+            (
+                r.strategy,
+                percent(r.accuracy),
+                f"{percent(r.low)} to {percent(r.high)}",
+                *(percent(r.test_at.get(str(k))) for k in TEST_AT),
+                f"{r.rollouts:.1f}",
+                f"{r.tokens_per_problem:.0f}",
+                f"{r.prefilled_per_problem:.0f}",
+                f"{r.cached_per_problem:.0f}",
+                f"{r.seconds_per_problem:.2f}",
+                "" if r.auroc is None else f"{r.auroc:.2f}",
+            )
+            for r in rows
+        ],
+    )
+
+
+def markdown_paired(name: str, found: Paired) -> tuple[str, ...]:
+    """One line of a table of comparisons; see PAIRED_HEAD."""
+    return (
+        name,
+        f"{100 * found.difference:+.1f}",
+        f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+        f"{found.only_first} / {found.only_second}",
+        f"{found.p:.3g}",
+        "yes" if found.clear else "no",
+    )
+
+
+PAIRED_HEAD = ("Comparison", "points", "95 %", "only first / second", "McNemar p", "clear of 0")

@@ -1,0 +1,79 @@
+"""Problems from files, and what is said about files that are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from marco_search import pocket
+from marco_search.errors import InvalidDataSet
+from marco_search.evaluation.data_sets import MGSM_LANGUAGES, load
+from marco_search.jobs import ReasoningJob, TranslationJob
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_mgsm_tsv_is_read_as_published(tmp_path: Path) -> None:
+    source = write(tmp_path / "mgsm_zh.tsv", '小明说"好"，有几个？\t18\nHow many?\t1,200\n')
+    problems = load(source)
+    assert [p.job.subject for p in problems] == ['小明说"好"，有几个？', "How many?"]
+    assert [p.expected for p in problems] == [("18",), ("1,200",)]
+
+
+def test_a_folder_has_a_file_for_each_language(tmp_path: Path) -> None:
+    for language in MGSM_LANGUAGES:
+        row = {"question": f"{language}?", "answer": None, "answer_number": 7}
+        write(tmp_path / f"mgsm_{language}.jsonl", json.dumps(row) + "\n")
+    for language in MGSM_LANGUAGES:
+        (problem,) = load(str(tmp_path), language=language)
+        assert (problem.job.subject, problem.expected) == (f"{language}?", ("7",))
+    with pytest.raises(InvalidDataSet, match=r"mgsm_xx\.tsv"):
+        load(str(tmp_path), language="xx")
+
+
+def test_no_job_holds_its_label() -> None:
+    for name in pocket.HELD_OUT_SETS:
+        problems = load(name)
+        assert len(problems) == len({p.key for p in problems}) >= 60
+        assert all(p.job.expected is None and p.expected for p in problems)
+        told = TranslationJob if name == "heldout_translation" else ReasoningJob
+        assert all(isinstance(p.job, told) for p in problems)
+
+
+def test_limit_takes_the_first() -> None:
+    assert load("heldout_en", limit=3) == load("heldout_en")[:3]
+
+
+def test_a_problem_has_the_same_key_in_every_file(tmp_path: Path) -> None:
+    tsv = write(tmp_path / "a.tsv", "How many?\t3\n")
+    lines = write(tmp_path / "b.jsonl", '{"question": "How many?", "answer": 4}\n')
+    assert load(tsv)[0].key == load(lines)[0].key
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.tsv", "no answer\n", "line 1: needs a question, a tab and an answer"),
+        ("a.jsonl", '{"question": "q"}\nnot json\n', "line 2: not valid JSON"),
+        ("a.jsonl", "[1]\n", "line 1: must be a JSON object"),
+        ("a.jsonl", '{"query": "q"}\n', 'line 1: needs a "question"'),
+        ("a.jsonl", "\n", "holds no problems"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_line(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    with pytest.raises(InvalidDataSet, match=said):
+        load(write(tmp_path / name, text))
+
+
+def test_an_unknown_set_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InvalidDataSet, match="heldout_en"):
+        load("heldout_xx")
+    with pytest.raises(InvalidDataSet, match="MGSM has no 'xx'"):
+        load("mgsm:xx")

@@ -1,0 +1,177 @@
+"""Curves, rescoring and the report's rows, on traces whose figures are known by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marco_search.driver import MemoryJournal, plan, run_search
+from marco_search.errors import InvalidDataSet
+from marco_search.evaluation.curves import at_least, coverage, curve, tokens_to_reach
+from marco_search.evaluation.data_sets import Problem, from_row
+from marco_search.evaluation.grading import Grader, Vote, choose, chosen
+from marco_search.evaluation.report import row
+from marco_search.evaluation.rescoring import VOTES, rescore
+from marco_search.evaluation.rewards import REWARDS
+from marco_search.evaluation.run import Recipe, run
+from marco_search.evaluation.traces import TokenScores, Trace, TracedRollout
+from marco_search.jobs import SearchOptions
+from marco_search.search.records import ROOT
+from tests.toy import ToyRuntime
+
+ROWS = [{"question": "two and two?", "answer": 4}, {"question": "two and three?", "answer": 5}]
+PROBLEMS: list[Problem] = [from_row(r, "row") for r in ROWS]
+GRADER = Grader(PROBLEMS)
+
+
+def traced(key: str, said: list[tuple[str | None, float]], choice: str = "vote") -> Trace:
+    """Flat samples with the given answers and confidences, 10 tokens each, one node each."""
+    return Trace(
+        key=key,
+        run="r",
+        choice=choice,
+        sharpness=1.0,
+        stop_reason="rollouts",
+        seconds=2.0,
+        answers={a: f"The answer is {a}." for a, _ in said if a},
+        rollouts=tuple(
+            TracedRollout(
+                answer=a,
+                round=1,
+                start=ROOT,
+                path=(0, i + 1),
+                generated=10,
+                prompt=20,
+                cached=15,
+                confidence=c,
+                path_confidence=c,
+            )
+            for i, (a, c) in enumerate(said)
+        ),
+        scores=(
+            TokenScores(c=(), logprob=(), mean_top=()),
+            *(TokenScores(c=(c, c), logprob=(-1, -1), mean_top=(-3, -5)) for _, c in said),
+        ),
+    )
+
+
+FOUR = traced(PROBLEMS[0].key, [("4", 0.6), ("3", 0.9), ("4", 0.5), (None, 0.1)])
+FIVE = traced(PROBLEMS[1].key, [("6", 0.5), ("6", 0.4), ("5", 0.99), ("6", 0.4)])
+
+
+def test_the_vote_is_the_search_s_own(tmp_path: Path) -> None:
+    for strategy in ("cot", "vote", "best-of-n", "step"):
+        recipe = Recipe(options=SearchOptions(strategy=strategy, rollouts=9, early_stop=False))
+        traces = run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{strategy}.jsonl")
+        for problem, trace in zip(PROBLEMS, traces, strict=True):
+            job, runtime = recipe.job(problem), ToyRuntime()
+            finished = run_search(job, plan(job, runtime), runtime, MemoryJournal())
+            ranked = finished.search.ranked()
+            found = chosen(trace.rollouts, trace.choice, trace.sharpness)
+            assert found == (ranked[0].key if ranked else None)
+
+
+def test_choose_breaks_ties_by_the_best_then_the_first() -> None:
+    assert choose([Vote("a", 0.2), Vote("b", 0.3)], "vote") == "b"
+    assert choose([Vote("a", 0.3), Vote("b", 0.3)], "vote") == "a"
+    assert choose([Vote("a", 0.3), Vote("b", 0.2), Vote("b", 0.2)], "weighted") == "b"
+    assert choose([Vote("a", 0.3), Vote("b", 0.2), Vote("b", 0.2)], "best") == "a"
+    assert choose([], "vote") is None
+
+
+def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
+    points = curve([FOUR, FIVE], GRADER)
+    assert [p.tokens_per_problem for p in points] == [10, 20, 30, 40]
+    assert [p.right for p in points] == [
+        (True, False),
+        (False, False),
+        (True, False),
+        (True, False),
+    ]
+    best = curve([FOUR, FIVE], GRADER, choice="best")
+    assert [p.accuracy for p in best] == [0.5, 0.0, 0.5, 0.5]
+    assert at_least(points, 25) == points[2] and at_least(points, 41) is None
+    assert tokens_to_reach(points, 0.5) == 10 and tokens_to_reach(points, 0.9) is None
+
+
+def test_the_first_rollouts_of_a_run_are_the_run_of_so_many(tmp_path: Path) -> None:
+    for strategy in ("vote", "step", "mini-step-32"):
+
+        def traces(n: int, strategy: str = strategy) -> list[Trace]:
+            options = SearchOptions(strategy=strategy, rollouts=n, early_stop=False)
+            file = tmp_path / f"{strategy}-{n}.jsonl"
+            return run(PROBLEMS, Recipe(options=options), ToyRuntime(), file)
+
+        whole = traces(13)
+        for n in (1, 5, 8, 11):
+            for long, short in zip(whole, traces(n), strict=True):
+                assert long.rollouts[:n] == short.rollouts
+
+
+def test_coverage_is_a_right_rollout_among_the_first() -> None:
+    assert coverage([FOUR, FIVE], GRADER, 1) == (True, False)
+    assert coverage([FOUR, FIVE], GRADER, 3) == (True, True)
+
+
+def test_rescoring_under_another_reward_and_vote() -> None:
+    def found(reward: str, vote: str, sharpness: float = 1.0) -> tuple[bool, ...]:
+        return rescore([FOUR, FIVE], GRADER, reward=reward, vote=vote, sharpness=sharpness).right
+
+    assert found("path", "vote") == (True, False)
+    assert found("path", "best") == (False, True)
+    assert found("path", "weighted") == (True, False)
+    assert found("path", "weighted", 8.0) == (False, True)
+    assert found("agreement", "weighted") == (True, False)
+    assert found("path", "borda", 8.0) == (False, True)
+
+
+def test_rewards_have_their_formulas() -> None:
+    trace, first = FOUR, FOUR.rollouts[0]
+    assert REWARDS["path"](trace, first) == pytest.approx(0.6)
+    assert REWARDS["minimum"](trace, first) == 0.6
+    assert REWARDS["product"](trace, first) == pytest.approx(0.36)
+    assert REWARDS["geometric"](trace, first) == pytest.approx(0.6)
+    assert REWARDS["group"](trace, first) == pytest.approx(4 / 5)  # C = 4 of 3 and 5
+    assert REWARDS["certainty"](trace, first) == pytest.approx(4 / 5)
+    assert REWARDS["agreement"](trace, first) == pytest.approx(1 / 3)
+
+
+def test_every_reward_scores_a_real_tree(tmp_path: Path) -> None:
+    recipe = Recipe(options=SearchOptions(rollouts=8), keep_tokens=True)
+    traces = run(PROBLEMS, recipe, ToyRuntime(["4", "5"]), tmp_path / "run.jsonl")
+    for name, reward in REWARDS.items():
+        assert all(0 <= reward(t, r) <= 1 for t in traces for r in t.rollouts), name
+        for vote in VOTES:
+            assert rescore(traces, GRADER, reward=name, vote=vote).n == 2
+    for trace in traces:
+        for r in trace.rollouts:
+            assert REWARDS["path"](trace, r) == pytest.approx(r.path_confidence, abs=1e-4)
+            assert REWARDS["rollout"](trace, r) == pytest.approx(r.confidence, abs=1e-4)
+
+
+def test_rescoring_says_what_it_lacks(tmp_path: Path) -> None:
+    bare = run(PROBLEMS, Recipe(), ToyRuntime(), tmp_path / "run.jsonl")
+    with pytest.raises(InvalidDataSet, match="--trees"):
+        rescore(bare, GRADER, reward="minimum")
+    with pytest.raises(InvalidDataSet, match="use a reward of path"):
+        rescore(bare, GRADER, reward="nice")
+
+
+def test_a_row_has_the_figures_of_its_run() -> None:
+    found = row("vote", [FOUR, FIVE], GRADER)
+    assert (found.n, found.accuracy, found.right) == (2, 0.5, (True, False))
+    assert (found.tokens_per_problem, found.rollouts) == (40, 4)
+    assert (found.prefilled_per_problem, found.cached_per_problem) == (20, 60)
+    assert found.separate_guesses and found.test_at == {}
+    cut = row("vote", [FOUR, FIVE], GRADER, rollouts=2)
+    assert (cut.accuracy, cut.tokens_per_problem) == (0.0, 20)
+    # Right rollouts: .6 .5 .99; wrong: .9 .5 .4 .4
+    assert found.auroc_rollouts == pytest.approx((3 + 2.5 + 4) / 12)
+    assert found.to_json()["low"] == round(found.low, 4)
+
+
+def test_test_at_8_of_separate_guesses_and_of_a_tree() -> None:
+    said: list[tuple[str | None, float]] = [("3", 0.5)] * 15 + [("4", 0.5)]
+    trace = traced(PROBLEMS[0].key, said)
+    assert row("vote", [trace], GRADER).test_at == {"8": 0.5}

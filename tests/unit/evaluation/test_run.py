@@ -1,0 +1,129 @@
+"""Runs: resumable, concurrent, and blind to the labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marco_search.errors import InvalidDataSet, RuntimeUnavailable
+from marco_search.evaluation.data_sets import Problem, from_row
+from marco_search.evaluation.run import Progress, Recipe, read, run
+from marco_search.jobs import SearchOptions
+from marco_search.runtime.base import Message
+from marco_search.search.branches import Branch, Expansion
+from tests.toy import ToyRuntime
+
+SECRET = "98765431"
+
+
+class Spy(ToyRuntime):
+    """Keeps all that a runtime gets to see."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seen: list[str] = []
+        self.searches = 0
+
+    def render(self, messages: Sequence[Message]) -> str:
+        self.searches += 1
+        return super().render(messages)
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        self.seen.append(repr(expansions))
+        return super().branch(expansions)
+
+
+def problems(n: int = 6, answer: str = "1") -> list[Problem]:
+    return [from_row({"question": f"Problem {i}?", "answer": answer}, "row") for i in range(n)]
+
+
+def recipe(**options: Any) -> Recipe:
+    return Recipe(options=SearchOptions(**{"strategy": "vote", "rollouts": 4} | options))
+
+
+def test_labels_never_reach_a_search(tmp_path: Path) -> None:
+    spy = Spy()
+    file = tmp_path / "run.jsonl"
+    run(problems(answer=SECRET), recipe(strategy="step"), spy, file)
+    assert spy.seen
+    assert not any(SECRET in text for text in spy.seen)
+    assert SECRET not in file.read_text()
+
+
+def test_labels_change_nothing(tmp_path: Path) -> None:
+    def lines(label: str) -> list[dict[str, Any]]:
+        found = run(problems(answer=label), recipe(), ToyRuntime(), tmp_path / f"{label}.jsonl")
+        return [t.to_json() | {"seconds": 0} for t in found]
+
+    assert lines("1") == lines("2")
+
+
+def test_progress_tells_the_accuracy_so_far(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    run(problems(), recipe(), ToyRuntime(["1"]), tmp_path / "run.jsonl", on_progress=told.append)
+    assert told[0].done == 0 and told[0].seconds_left is None
+    last = told[-1]
+    assert (last.done, last.total, last.graded, last.right) == (6, 6, 6, 6)
+    assert last.interval == pytest.approx((0.61, 1.0), abs=0.01)
+    assert last.tokens > 0 and last.seconds_left == 0
+
+
+def test_a_run_does_only_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    first = run(problems(4), recipe(), ToyRuntime(), file)
+    told: list[Progress] = []
+    spy = Spy()
+    both = run(problems(6), recipe(), spy, file, on_progress=told.append)
+    assert (told[0].done, told[-1].resumed) == (4, 4)
+    assert both[:4] == first and len(read(file)) == 6
+    assert not any(f"Problem {i}?" in text for text in spy.seen for i in range(4))
+
+
+def test_another_configuration_starts_afresh_in_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    run(problems(), recipe(), ToyRuntime(), file)
+    run(problems(), recipe(seed=1), ToyRuntime(), file)
+    assert len(read(file)) == 12 and len({t.run for t in read(file)}) == 2
+
+
+def test_a_line_cut_off_by_an_interruption_is_done_again(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    whole = run(problems(), recipe(), ToyRuntime(), file)
+    file.write_text(file.read_text()[:-20])
+    again = run(problems(), recipe(), ToyRuntime(), file)
+    assert [t.rollouts for t in again] == [t.rollouts for t in whole]
+    assert len(read(file)) == 6
+
+
+def test_what_was_done_before_a_failure_is_kept(tmp_path: Path) -> None:
+    class Dying(ToyRuntime):
+        calls = 0
+
+        def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+            self.calls += 1
+            if self.calls > 3:
+                raise RuntimeUnavailable("gone")
+            return super().branch(expansions)
+
+    file = tmp_path / "run.jsonl"
+    with pytest.raises(RuntimeUnavailable):
+        run(problems(), recipe(), Dying(), file, threads=1)
+    assert len(read(file)) == 3
+    assert len(run(problems(), recipe(), ToyRuntime(), file)) == 6
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    file.write_text(json.dumps({"question": "q"}) + "\n")
+    with pytest.raises(InvalidDataSet, match="line 1: not a trace"):
+        run(problems(), recipe(), ToyRuntime(), file)
+
+
+def test_changes_reach_the_search(tmp_path: Path) -> None:
+    changed = Recipe(options=SearchOptions(rollouts=4), changes={"root_width": 4, "parallel": 4})
+    found = run(problems(2), changed, ToyRuntime(), tmp_path / "run.jsonl")
+    assert all({r.round for r in t.rollouts} == {1} for t in found)
