@@ -1,0 +1,79 @@
+"""Where Postgres and Redis are: real servers from the environment, else the embedded ones.
+
+Everything that connects asks here, so both kinds take the same path afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from marco_search import local_state
+from marco_search.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    InvalidSettings,
+    ServiceError,
+)
+from marco_search.local_state import LocalState
+from marco_search.settings import Settings
+
+_POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+_REDIS_SCHEMES = ("redis", "rediss")
+
+
+def database_url(settings: Settings) -> str:
+    """Postgres' URL in the form psycopg takes: postgresql://USER:PASSWORD@HOST:PORT/NAME.
+
+    DATABASE_URL if set, else the embedded server under MARCO_HOME. Raises InvalidSettings for
+    a URL of another kind, DatabaseUnavailable when nothing is set and nothing runs.
+    """
+    if settings.database_url is not None:
+        url = settings.database_url.get_secret_value()
+        return "postgresql" + _rest(url, "DATABASE_URL", _POSTGRES_SCHEMES)
+    return _embedded(settings, "DATABASE_URL", DatabaseUnavailable, lambda s: s.database_url)
+
+
+def redis_url(settings: Settings) -> str:
+    """Redis' URL: redis://:PASSWORD@HOST:PORT/NUMBER.
+
+    REDIS_URL if set, else the embedded server under MARCO_HOME. Raises InvalidSettings for a
+    URL of another kind, BrokerUnavailable when nothing is set and nothing runs.
+    """
+    if settings.redis_url is not None:
+        url = settings.redis_url.get_secret_value()
+        return urlsplit(url).scheme + _rest(url, "REDIS_URL", _REDIS_SCHEMES)
+    return _embedded(settings, "REDIS_URL", BrokerUnavailable, lambda s: s.redis_url)
+
+
+def sqlalchemy_url(url: str) -> str:
+    """`url` in the form that makes SQLAlchemy use psycopg 3: postgresql+psycopg://...
+
+    Raises InvalidSettings when it is not a Postgres URL.
+    """
+    return "postgresql+psycopg" + _rest(url, "DATABASE_URL", _POSTGRES_SCHEMES)
+
+
+def _rest(url: str, variable: str, schemes: tuple[str, ...]) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in schemes:
+        wanted = " or ".join(f"{name}://..." for name in schemes[:2])
+        # The value is left out on purpose: it may hold a password.
+        raise InvalidSettings(f"{variable}: must look like {wanted}")
+    return separator + rest
+
+
+def _embedded(
+    settings: Settings,
+    variable: str,
+    error: type[ServiceError],
+    pick: Callable[[LocalState], str],
+) -> str:
+    home = settings.home.absolute()
+    state = local_state.read(home)
+    if state is None or not state.running:
+        raise error(
+            f"{variable} is not set and no embedded services run under {home}: "
+            f"run `marco up`, or set {variable}"
+        )
+    return pick(state)
