@@ -1,0 +1,106 @@
+"""Real services for integration tests: the embedded ones, or those of DATABASE_URL and REDIS_URL.
+
+    services      object with database_url and redis_url, the same for the whole run
+    database_url  a fresh, migrated database for this test
+    redis_url     an empty Redis database for this test
+
+`services` starts Postgres and Redis in a home of their own, once, when the first test asks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+from marco_search import locations
+from marco_search.settings import Settings
+from ops.services import ServiceUrls, local_services
+from ops.services.layout import Layout
+
+# With a REDIS_URL of the developer's the tests use this database of it, and only if it is empty.
+_FOREIGN_REDIS_DATABASE = 15
+
+
+@pytest.fixture(scope="session")
+def services_home() -> Iterator[Path]:
+    """A home for embedded services that root's servers can enter, deleted at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="marco-tests-"))
+    folder.chmod(0o711)
+    yield folder / "home"
+    if (folder / "home").exists():
+        Layout(folder / "home").purge()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def services(services_home: Path) -> Iterator[ServiceUrls]:
+    """Postgres and Redis that answer."""
+    settings = Settings()
+    if settings.database_url and settings.redis_url:
+        yield ServiceUrls(locations.database_url(settings), locations.redis_url(settings))
+        return
+    with local_services(services_home) as urls:
+        database = locations.database_url(settings) if settings.database_url else urls.database_url
+        broker = locations.redis_url(settings) if settings.redis_url else urls.redis_url
+        yield ServiceUrls(database, broker)
+
+
+@pytest.fixture(scope="session")
+def template_database(services: ServiceUrls) -> Iterator[str]:
+    """Name of a database that was migrated once and that the tests copy."""
+    import migrations
+
+    name = f"marco_template_{uuid.uuid4().hex[:12]}"
+    _admin(services, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        migrations.upgrade(_with_path(services.database_url, name))
+        yield name
+    finally:
+        _drop(services, name)
+
+
+@pytest.fixture
+def database_url(services: ServiceUrls, template_database: str) -> Iterator[str]:
+    """URL of a fresh database with the current schema, dropped after the test."""
+    name = f"marco_test_{uuid.uuid4().hex[:12]}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+    _admin(services, create.format(sql.Identifier(name), sql.Identifier(template_database)))
+    yield _with_path(services.database_url, name)
+    _drop(services, name)
+
+
+@pytest.fixture
+def redis_url(services: ServiceUrls) -> Iterator[str]:
+    """URL of an empty Redis database, emptied again after the test."""
+    url = services.redis_url
+    if os.environ.get("REDIS_URL"):
+        url = _with_path(url, str(_FOREIGN_REDIS_DATABASE))
+    with redis.Redis.from_url(url) as client:
+        if os.environ.get("REDIS_URL") and client.dbsize():
+            pytest.fail(f"REDIS_URL: tests use database {_FOREIGN_REDIS_DATABASE}: empty it first")
+        client.flushdb()
+        yield url
+        client.flushdb()
+
+
+def _with_path(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+def _admin(services: ServiceUrls, statement: sql.Composed) -> None:
+    with psycopg.connect(services.database_url, autocommit=True) as session:
+        session.execute(statement)
+
+
+def _drop(services: ServiceUrls, name: str) -> None:
+    _admin(services, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
