@@ -1,0 +1,90 @@
+"""Brings a database to this version's schema.
+
+`upgrade`, `downgrade`, `current` and `head` need no alembic.ini and no working directory:
+they work from an installed package. Several may start at once (every worker of a rolling
+deploy); one migrates, the others wait and find nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from marco_search.errors import DatabaseUnavailable
+from marco_search.settings import without_password
+from marco_search.store.connect import CONNECT_TIMEOUT_S
+
+__all__ = ["current", "downgrade", "head", "upgrade"]
+
+
+def head() -> str:
+    """The newest migration there is."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    assert revision is not None, "there is at least one migration"
+    return revision
+
+
+def current(url: str) -> str | None:
+    """The migration that the database is at; None if it holds nothing of ours.
+
+    Raises DatabaseUnavailable if it can't be reached.
+    """
+    with connected(url) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Run all migrations up to `revision`, each in a transaction of its own.
+
+    Raises DatabaseUnavailable if the database can't be reached or is locked by others.
+    """
+    _run(url, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Undo the migrations after `revision` ("base": all of them, and all jobs with them)."""
+    _run(url, lambda config: command.downgrade(config, revision))
+
+
+def _run(url: str, step: Callable[[Config], None]) -> None:
+    with connected(url) as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        step(config)
+
+
+def _config() -> Config:
+    config = Config()
+    # Options are interpolated: a percent sign in the path must be doubled.
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    """A SQLAlchemy connection to the database at `url`, closed at the end."""
+
+    def connect() -> Any:
+        return psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT_S)
+
+    engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except (DBAPIError, psycopg.OperationalError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if not isinstance(cause, psycopg.OperationalError):
+            raise
+        raise DatabaseUnavailable(f"{without_password(url)}: {str(cause).strip()}") from error

@@ -1,0 +1,181 @@
+"""Submitting, finding and cancelling jobs."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from marco_search.errors import IdempotencyConflict, JobNotFound
+from marco_search.jobs import Job, payload_hash
+from marco_search.store.connect import Conn
+from marco_search.store.states import CHANNEL, PRIORITIES, JobState
+
+_ROWS_A_STATEMENT = 1000
+"""A submitted text may have 64 Ki characters: this keeps one statement within reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """A job as submitting left it."""
+
+    id: UUID
+    state: JobState
+    priority: int
+    created: bool  # False: the idempotency key named a job that was there already
+
+
+def insert(
+    conn: Conn, jobs: Sequence[Job], *, tenant: str, batch_id: UUID | None = None
+) -> list[StoredJob]:
+    """Store the jobs, in order. `tenant` is for those that name none.
+
+    Raises IdempotencyConflict if a key belongs to another payload; the transaction must
+    then be rolled back, so that none is stored.
+    """
+    stored = []
+    for start in range(0, len(jobs), _ROWS_A_STATEMENT):
+        rows = [_row(j, tenant, batch_id) for j in jobs[start : start + _ROWS_A_STATEMENT]]
+        stored += _insert(conn, rows)
+    return stored
+
+
+def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
+    apart = {"tenant", "idempotency_key", "expected"}
+    return {
+        "id": str(new_job_id()),
+        "tenant": job.tenant or tenant,
+        "kind": job.kind,
+        "priority": PRIORITIES[job.priority],
+        "payload": job.model_dump(mode="json", exclude=apart),
+        "expected": job.expected,
+        "payload_hash": payload_hash(job),
+        "idempotency_key": job.idempotency_key,
+        "batch_id": None if batch_id is None else str(batch_id),
+    }
+
+
+def _insert(conn: Conn, rows: list[dict[str, Any]]) -> list[StoredJob]:
+    created = conn.execute(
+        """
+        WITH created AS (
+            INSERT INTO jobs (id, tenant, kind, priority, payload, expected, payload_hash,
+                idempotency_key, batch_id)
+            SELECT * FROM jsonb_to_recordset(%s::jsonb) AS r (id uuid, tenant text, kind text,
+                priority smallint, payload jsonb, expected text, payload_hash text,
+                idempotency_key text, batch_id uuid)
+            ON CONFLICT (tenant, idempotency_key) DO NOTHING
+            RETURNING id
+        ), logged AS (
+            INSERT INTO audit_log (job_id, event) SELECT id, 'submitted' FROM created
+        )
+        SELECT id::text FROM created
+        """,
+        [json.dumps(rows)],
+    ).fetchall()
+    new = {job_id for (job_id,) in created}
+    known = _known(conn, [row for row in rows if row["id"] not in new])
+    return [
+        StoredJob(id=UUID(row["id"]), state=JobState.QUEUED, priority=row["priority"], created=True)
+        if row["id"] in new
+        else known[row["tenant"], row["idempotency_key"]]
+        for row in rows
+    ]
+
+
+def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], StoredJob]:
+    """The jobs that these rows' idempotency keys name already."""
+    if not rows:
+        return {}
+    found = conn.execute(
+        """
+        SELECT tenant, idempotency_key, payload_hash, id, state, priority
+        FROM jobs JOIN unnest(%s::text[], %s::text[]) AS k (tenant, idempotency_key)
+            USING (tenant, idempotency_key)
+        """,
+        [[row["tenant"] for row in rows], [row["idempotency_key"] for row in rows]],
+    ).fetchall()
+    known = {(tenant, key): rest for tenant, key, *rest in found}
+    for row in rows:
+        key = row["tenant"], row["idempotency_key"]
+        payload, job_id = known[key][:2]
+        if payload != row["payload_hash"]:
+            raise IdempotencyConflict(
+                f"idempotency_key: {key[1]!r} belongs to job {job_id}, which has another "
+                "payload; send the same payload or use another key"
+            )
+    return {
+        key: StoredJob(id=job_id, state=JobState(state), priority=priority, created=False)
+        for key, (_, job_id, state, priority) in known.items()
+    }
+
+
+def cancel(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> JobState:
+    """Cancel a job: a queued one at once, a running one when its worker next looks.
+
+    Returns its state after that; a job in a final state stays as it is. `tenant` restricts
+    whose jobs are seen. Raises JobNotFound.
+    """
+    row = conn.execute(
+        """
+        WITH changed AS (
+            UPDATE jobs SET
+                state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
+                finished_at = CASE state WHEN 'queued' THEN now() END,
+                cancel_requested_at = coalesce(cancel_requested_at, now())
+            WHERE id = %(id)s AND state IN ('queued', 'running')
+                AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+            RETURNING id, state
+        ), logged AS (
+            INSERT INTO audit_log (job_id, event)
+            SELECT id, CASE state WHEN 'running' THEN 'cancel_requested' ELSE state END
+            FROM changed
+        )
+        SELECT state, CASE state WHEN 'cancelled' THEN pg_notify(%(channel)s, id::text) END
+        FROM changed
+        """,
+        {"id": job_id, "tenant": tenant, "channel": CHANNEL},
+    ).fetchone()
+    if row is not None:
+        return JobState(row[0])
+    # Nothing to change: it has ended already, or does not exist.
+    return states(conn, [job_id], tenant=tenant)[job_id]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    id: UUID
+    state: str
+
+
+def states(
+    conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None
+) -> dict[UUID, JobState]:
+    """The state of each job. Raises JobNotFound naming the first that does not exist."""
+    wanted = list(job_ids)
+    with conn.cursor(row_factory=class_row(_State)) as cursor:
+        rows = cursor.execute(
+            "SELECT id, state FROM jobs WHERE id = ANY (%(ids)s)"
+            " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)",
+            {"ids": wanted, "tenant": tenant},
+        ).fetchall()
+    found = {row.id: JobState(row.state) for row in rows}
+    for job_id in wanted:
+        if job_id not in found:
+            raise JobNotFound(f"no job {job_id}" + (f" of tenant {tenant!r}" if tenant else ""))
+    return found
+
+
+def new_job_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): random, and sorted by time, so that indexes stay dense."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    return UUID(int=value)

@@ -1,0 +1,15 @@
+"""The tables as typed models: the source that migrations are compared with."""
+
+from marco_search.store.models.base import Base
+from marco_search.store.models.jobs import AttemptModel, JobModel
+from marco_search.store.models.trail import AnswerModel, AuditModel, NodeModel, RolloutModel
+
+__all__ = [
+    "AnswerModel",
+    "AttemptModel",
+    "AuditModel",
+    "Base",
+    "JobModel",
+    "NodeModel",
+    "RolloutModel",
+]

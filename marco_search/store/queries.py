@@ -1,0 +1,158 @@
+"""What readers see: the state of jobs, their results, their trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import class_row, dict_row
+from pydantic import BaseModel, ConfigDict
+
+from marco_search.errors import JobNotFound
+from marco_search.jobs import Answer, JobResult
+from marco_search.store.connect import Conn
+from marco_search.store.states import FINAL, JobState
+
+
+class JobStatus(BaseModel):
+    """Where a job stands. The counts grow with every round; seconds are of searching."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: UUID
+    tenant: str
+    batch_id: UUID | None
+    kind: str
+    state: JobState
+    subject: str  # the question, text or prompt
+    strategy: str
+    priority: int  # 0 is served first
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    run_after: datetime
+    cancel_requested_at: datetime | None
+    attempts: int
+    lease_owner: str | None
+    rounds: int
+    rollouts: int
+    rollout_budget: int | None  # None: not begun
+    nodes: int
+    generated_tokens: int
+    seconds: float
+    answer: str | None
+    confidence: float | None
+    expected: str | None
+    correct: bool | None
+    stop_reason: str | None
+    model: str | None
+    error_type: str | None
+    error: str | None
+
+    @property
+    def final(self) -> bool:
+        """True in a state that the job never leaves."""
+        return self.state in FINAL
+
+
+_STATUS = """
+    SELECT id AS job_id, tenant, batch_id, kind, state,
+        coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt') AS subject,
+        payload #>> '{options,strategy}' AS strategy, priority, created_at, started_at,
+        finished_at, run_after, cancel_requested_at, attempts, lease_owner, rounds, rollouts,
+        (plan #>> '{config,rollouts}')::int AS rollout_budget, nodes, generated_tokens, seconds,
+        answer, confidence, expected, correct, stop_reason, plan ->> 'model' AS model,
+        last_error ->> 'type' AS error_type, last_error ->> 'message' AS error
+    FROM jobs
+"""
+
+
+def statuses(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobStatus]:
+    """The status of each job, in the order asked. Raises JobNotFound for the first unknown."""
+    wanted = list(job_ids)
+    with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
+        rows = cursor.execute(
+            (_STATUS + _MINE).encode(), {"ids": wanted, "tenant": tenant}
+        ).fetchall()
+    found = {row.job_id: row for row in rows}
+    return [found[i] if i in found else _unknown(i, tenant) for i in wanted]
+
+
+_MINE = " WHERE id = ANY (%(ids)s) AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+
+
+def _unknown(job_id: UUID, tenant: str | None) -> Any:
+    raise JobNotFound(f"no job {job_id}" + (f" of tenant {tenant!r}" if tenant else ""))
+
+
+def recent(
+    conn: Conn, *, tenant: str | None = None, state: str | None = None, limit: int = 20
+) -> list[JobStatus]:
+    """The newest jobs, newest first."""
+    with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
+        return cursor.execute(
+            (
+                _STATUS + " WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+                " AND (%(state)s::text IS NULL OR state = %(state)s)"
+                " ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+            ).encode(),
+            {"tenant": tenant, "state": state, "limit": limit},
+        ).fetchall()
+
+
+def results(conn: Conn, job_ids: Iterable[UUID]) -> list[JobResult]:
+    """The results of those of the jobs that have ended, in any order."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(
+            "SELECT id, kind, state, payload #>> '{options,strategy}' AS strategy, stop_reason,"
+            " rollouts, nodes, generated_tokens, prompt_tokens, cached_tokens, seconds,"
+            " plan ->> 'model' AS model, plan ->> 'revision' AS revision, expected, correct,"
+            " last_error ->> 'type' AS error_type, last_error ->> 'message' AS error"
+            " FROM jobs WHERE id = ANY (%s) AND finished_at IS NOT NULL",
+            [list(job_ids)],
+        ).fetchall()
+        answers: dict[UUID, list[Answer]] = {row["id"]: [] for row in rows}
+        for answer in cursor.execute(
+            "SELECT job_id, rank, key AS normalised, text, output, thought, confidence, votes,"
+            " share FROM answers WHERE job_id = ANY (%s) ORDER BY rank",
+            [list(answers)],
+        ):
+            answers[answer.pop("job_id")].append(Answer(**answer))
+    return [_result(row, answers[row["id"]]) for row in rows]
+
+
+def _result(row: dict[str, Any], answers: list[Answer]) -> JobResult:
+    if row["state"] == JobState.SUCCEEDED:
+        # The error of an attempt before the one that made it.
+        row["error_type"] = row["error"] = None
+    return JobResult(job_id=str(row.pop("id")), answers=tuple(answers), **row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeRow:
+    """One node of a search tree as it is shown. Node 0 is the root, the prompt."""
+
+    node_id: int
+    parent_id: int | None
+    depth: int
+    round: int
+    action: str
+    text: str
+    tokens: int
+    confidence: float | None  # mean c_i of its tokens
+    terminal: bool
+    visits: int
+    value: float | None  # Q; None before the first visit
+
+
+def tree(conn: Conn, job_id: UUID) -> list[TreeRow]:
+    """The nodes of a job's tree in id order, root first; none before its first round."""
+    with conn.cursor(row_factory=class_row(TreeRow)) as cursor:
+        return cursor.execute(
+            "SELECT node_id, parent_id, depth, round, action, text, tokens, confidence, terminal,"
+            " visits, value FROM tree WHERE job_id = %s ORDER BY node_id",
+            [job_id],
+        ).fetchall()

@@ -1,0 +1,131 @@
+"""The trail of a search: rounds in by COPY, all of them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from psycopg.rows import kwargs_row
+from psycopg.sql import SQL, Identifier
+from psycopg.types.json import Jsonb
+
+from marco_search.jobs import Answer
+from marco_search.search.mcts import Round
+from marco_search.search.records import Node, Rollout
+from marco_search.store import records
+from marco_search.store.connect import Conn
+from marco_search.store.leases import Lease, lost
+
+R = TypeVar("R", Node, Rollout)
+
+
+def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
+    """Write one round; True if the job was asked to stop. A round that is there is left.
+
+    `seconds` is the time searched so far. The lease is extended. Raises LeaseLost.
+    """
+    rollouts = kept.rollouts
+    totals = {
+        "nodes": len(kept.nodes),
+        "rollouts": len(rollouts),
+        "generated_tokens": sum(r.generated_tokens for r in rollouts),
+        "prompt_tokens": sum(r.prompt_tokens for r in rollouts),
+        "cached_tokens": sum(r.cached_tokens for r in rollouts),
+    }
+    # Locks the row: until this transaction ends, nobody else can claim the job.
+    row = conn.execute(
+        """
+        UPDATE jobs SET rounds = %(round)s, seconds = %(seconds)s, nodes = nodes + %(nodes)s,
+            rollouts = rollouts + %(rollouts)s,
+            generated_tokens = generated_tokens + %(generated_tokens)s,
+            prompt_tokens = prompt_tokens + %(prompt_tokens)s,
+            cached_tokens = cached_tokens + %(cached_tokens)s,
+            lease_expires_at = now() + make_interval(secs => %(lease_s)s)
+        WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
+            AND rounds = %(round)s - 1
+        RETURNING cancel_requested_at IS NOT NULL
+        """,
+        totals
+        | {
+            "round": kept.number,
+            "seconds": seconds,
+            "lease_s": lease.seconds,
+            "id": lease.job_id,
+            "generation": lease.generation,
+        },
+    ).fetchone()
+    if row is None:
+        return _kept_already(conn, lease, kept.number)
+    _copy(conn, lease, "nodes", records.NODE_COLUMNS, map(records.node_row, kept.nodes))
+    _copy(conn, lease, "rollouts", records.ROLLOUT_COLUMNS, map(records.rollout_row, rollouts))
+    conn.execute(
+        "INSERT INTO audit_log (job_id, generation, event, detail) VALUES (%s, %s, 'round', %s)",
+        [lease.job_id, lease.generation, Jsonb({"round": kept.number} | totals)],
+    )
+    return bool(row[0])
+
+
+def _kept_already(conn: Conn, lease: Lease, number: int) -> bool:
+    """A commit whose answer was lost is tried again: then the round is there, and ours."""
+    row = conn.execute(
+        "SELECT rounds, cancel_requested_at IS NOT NULL FROM jobs"
+        " WHERE id = %s AND lease_generation = %s AND state = 'running'",
+        [lease.job_id, lease.generation],
+    ).fetchone()
+    if row is None:
+        raise lost(lease)
+    assert row[0] == number, f"round {number} told, {row[0]} kept"
+    return bool(row[1])
+
+
+def _copy(
+    conn: Conn,
+    lease: Lease,
+    table: str,
+    columns: Mapping[str, str],
+    rows: Iterable[Sequence[Any]],
+) -> None:
+    names = SQL(", ").join(map(Identifier, ("job_id", "generation", *columns)))
+    statement = SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(Identifier(table), names)
+    with conn.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.set_types(["uuid", "int8", *columns.values()])
+        for row in rows:
+            copy.write_row((lease.job_id, lease.generation, *row))
+
+
+def write_answers(
+    conn: Conn, lease: Lease, answers: Sequence[Answer], reached_by: Mapping[str, Sequence[int]]
+) -> None:
+    """Write a job's answers. `reached_by` has the rollouts that reach each, by its key."""
+    ours = lease.job_id, lease.generation
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO answers (job_id, generation, rank, key, text, output, thought,"
+            " confidence, votes, share, rollout_ids)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                [
+                    *[*ours, a.rank, a.normalised, a.text, a.output, a.thought, a.confidence],
+                    *[a.votes, a.share, list(reached_by[a.normalised])],
+                ]
+                for a in answers
+            ],
+        )
+
+
+def load(conn: Conn, job_id: UUID) -> tuple[list[Node], list[Rollout]]:
+    """All nodes below the root and all rollouts of a job, in id order."""
+    nodes = _read(conn, job_id, "nodes", records.NODE_COLUMNS, records.node)
+    return nodes, _read(conn, job_id, "rollouts", records.ROLLOUT_COLUMNS, records.rollout)
+
+
+def _read(
+    conn: Conn, job_id: UUID, table: str, columns: Mapping[str, str], make: Callable[..., R]
+) -> list[R]:
+    query = SQL("SELECT {} FROM {} WHERE job_id = %s ORDER BY {}").format(
+        SQL(", ").join(map(Identifier, columns)), Identifier(table), Identifier(next(iter(columns)))
+    )
+    # Binary: as text a real is cut to the shortest decimal, not the float it holds.
+    with conn.cursor(binary=True, row_factory=kwargs_row(make)) as cursor:
+        return cursor.execute(query, [job_id]).fetchall()

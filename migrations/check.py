@@ -1,0 +1,159 @@
+"""Do the migrations lead to what the models say? `python -m migrations.check` tells.
+
+Migrates a scratch database on the configured server up, compares it with the models,
+views and guards, migrates it down again, and drops it. Exit code 1 and one line for each
+difference if there is any.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import psycopg
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from psycopg import Connection, sql
+from psycopg.conninfo import make_conninfo
+
+import migrations
+from marco_search import settings
+from marco_search.errors import DatabaseUnavailable, MarcoError
+from marco_search.locations import database_url
+from marco_search.settings import without_password
+from marco_search.store import guards, views
+from marco_search.store.connect import SCHEMA_REVISION
+from marco_search.store.models import Base
+
+
+def differences(url: str) -> list[str]:
+    """What differs between the migrations and the models, on the server at `url`.
+
+    Needs the right to create a database there; changes no other.
+    """
+    found = []
+    if migrations.head() != SCHEMA_REVISION:
+        found.append(
+            f"SCHEMA_REVISION is {SCHEMA_REVISION}, the newest migration {migrations.head()}"
+        )
+    with scratch_database(url) as scratch:
+        migrations.upgrade(scratch)
+        with migrations.connected(scratch) as connection:
+            context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+            found += [f"tables: {d}" for d in compare_metadata(context, Base.metadata)]
+        with psycopg.connect(scratch) as conn:
+            found += _views(conn) + _guards(conn)
+            migrated = _constraints(conn)
+        with scratch_database(url) as other, migrations.connected(other) as connection:
+            Base.metadata.create_all(connection)
+            connection.commit()
+            with psycopg.connect(other) as conn:
+                found += sorted({f"only one has {c}" for c in migrated ^ _constraints(conn)})
+        migrations.downgrade(scratch, "base")
+        with psycopg.connect(scratch) as conn:
+            left = conn.execute(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+                " AND relkind IN ('r', 'v', 'S') AND relname <> 'alembic_version'"
+            ).fetchall()
+        found += [f"downgrade leaves {name}" for (name,) in left]
+    return found
+
+
+@contextmanager
+def scratch_database(url: str) -> Iterator[str]:
+    """The URL of a new database on the same server, dropped at the end."""
+    name = f"marco_scratch_{uuid4().hex}"
+    try:
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"{without_password(url)}: {str(error).strip()}") from error
+    try:
+        yield make_conninfo(url, dbname=name)
+    finally:
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _constraints(conn: Connection) -> set[str]:
+    """Constraints and indexes in full, which Alembic compares by name at most."""
+    rows = conn.execute(
+        "SELECT conrelid::regclass || ': ' || conname || ' ' || pg_get_constraintdef(oid)"
+        " FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
+        " AND conrelid <> coalesce(to_regclass('alembic_version'), 0)"
+        " UNION ALL SELECT indexdef FROM pg_indexes"
+        " WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+    ).fetchall()
+    return {row[0] for row in rows}
+
+
+def _views(conn: Connection) -> list[str]:
+    """Each view's definition, as Postgres reads it back, against that of the models."""
+    found = []
+    for view in views.VIEWS:
+        row = conn.execute(
+            "SELECT pg_get_viewdef(c.oid), 'security_invoker=true' = ANY (c.reloptions),"
+            " obj_description(c.oid) FROM pg_class AS c WHERE c.oid = to_regclass(%s)",
+            [view.name],
+        ).fetchone()
+        if row is None:
+            found.append(f"view {view.name} is missing")
+            continue
+        conn.execute(f"CREATE TEMP VIEW expected AS {view.query}".encode())
+        wanted = conn.execute("SELECT pg_get_viewdef('expected'::regclass)").fetchone()
+        conn.execute("DROP VIEW expected")
+        comments = conn.execute(
+            "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute"
+            " WHERE attrelid = to_regclass(%s) AND attnum > 0 ORDER BY attnum",
+            [view.name],
+        ).fetchall()
+        if wanted is None or row[0] != wanted[0]:
+            found.append(f"view {view.name}: another query")
+        if not row[1]:
+            found.append(f"view {view.name}: not security_invoker")
+        if row[2] != view.comment or comments != list(view.columns.items()):
+            found.append(f"view {view.name}: other comments")
+    return found
+
+
+def _guards(conn: Connection) -> list[str]:
+    """The triggers and their function against those of the models."""
+    found = []
+    body = conn.execute(
+        "SELECT prosrc FROM pg_proc WHERE proname = %s", [guards.FUNCTION]
+    ).fetchone()
+    if body is None or body[0].strip() != guards.FUNCTION_BODY.strip():
+        found.append(f"function {guards.FUNCTION}: another body")
+    triggers = conn.execute(
+        "SELECT tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger"
+        " WHERE tgname = %s AND tgenabled = 'O'",
+        [guards.TRIGGER],
+    ).fetchall()
+    wanted = [
+        (
+            table,
+            f"CREATE TRIGGER {guards.TRIGGER} BEFORE DELETE OR UPDATE OR TRUNCATE"
+            f" ON public.{table} FOR EACH STATEMENT EXECUTE FUNCTION {guards.FUNCTION}()",
+        )
+        for table in guards.INSERT_ONLY
+    ]
+    found += [f"trigger of {table}" for table, _ in set(wanted) ^ set(triggers)]
+    return found
+
+
+def main() -> int:
+    """Print the differences; 0 if there are none."""
+    try:
+        found = differences(database_url(settings.load()))
+    except MarcoError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for line in found:
+        print(line, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
