@@ -27,7 +27,7 @@ class Grader:
         if (key, answer) not in self._known:
             problem = self._problems[key]
             kind, text = kind_of(problem.job), answers[answer]
-            self._known[key, answer] = any(kind.correct(text, e) for e in problem.expected)
+            self._known[key, answer] = any(kind.equal(text, e) for e in problem.expected)
         return self._known[key, answer]
 
 

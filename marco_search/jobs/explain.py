@@ -50,7 +50,9 @@ def _reason(model: type[BaseModel], error: ErrorDetails) -> str:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"must be {words} {context[name]:,}, not {shown(value)}"
+        bound = context[name]
+        bound = int(bound) if bound == int(bound) else bound
+        return f"must be {words} {bound:,}, not {shown(value)}"
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, not {shown(value)}"
     explain = _BY_TYPE.get(kind)

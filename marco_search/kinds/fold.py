@@ -1,0 +1,120 @@
+"""Brings the many ways of writing the same sign to one: the first step of normalisation.
+
+Digits, punctuation and white space of all scripts become plain ones, LaTeX becomes plain
+text. Line breaks stay. What is folded is for comparing, not for showing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("−‐‑‒–﹣", "-"),
+        **dict.fromkeys("’‘ʼ′`´", "'"),
+        **dict.fromkeys("“”„«»「」『』", '"'),
+        **dict.fromkeys("⁄∕", "/"),
+        **dict.fromkeys("∙⋅", "·"),
+        "—": " - ",
+    }
+)
+
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_FRACTION = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_ROOT = re.compile(r"\\sqrt\s*(?:\{([^{}]*)\}|(\d))")
+# Pandoc's rule tells "$x$" from "$5 and $6".
+_MATHS = re.compile(r"(?<!\\)\$(?!\s)([^$\n]{1,500}?)(?<![\s\\])\$(?![0-9])")
+_NUMBER = re.compile(r"\d[\d.,]*")
+_COMMANDS = {
+    "times": "×", "cdot": "·", "div": "÷", "pi": "π", "infty": "∞", "cup": "∪", "cap": "∩",
+    "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈",
+    "pm": "±", "circ": "°", "degree": "°", "percent": "%", "left": "", "right": "",
+    "displaystyle": "", "quad": " ", "qquad": " ", "dots": "...", "ldots": "...",
+}  # fmt: skip
+_COMMAND = re.compile(r"\\([a-zA-Z]+)")
+
+
+def fold(text: str) -> str:
+    """`text` in compatibility form (NFKC) with one kind of digit, dash, quote and space.
+
+    A vulgar fraction stays apart from the digit before it (1½ is "1 1/2", not 11/2) and a
+    superscript is marked (m² is "m^2").
+    """
+    text = "".join(_fraction_apart(text, i) for i in range(len(text)))
+    text = _SUPERSCRIPT_RUN.sub(lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    folded = []
+    for char in text:
+        if char.isdecimal():
+            char = str(unicodedata.decimal(char))
+        elif char != "\n" and char.isspace():
+            char = " "
+        elif unicodedata.category(char) in ("Cf", "Cc") and char != "\n":
+            continue
+        folded.append(char)
+    return "".join(folded)
+
+
+def _fraction_apart(text: str, index: int) -> str:
+    char = text[index]
+    if char.isascii() or "⁄" not in (wide := unicodedata.normalize("NFKC", char)):
+        return char
+    return f" {wide}" if index and text[index - 1].isdecimal() else wide
+
+
+def plain(text: str) -> str:
+    """Folded text without LaTeX: `\\frac{3}{4}` is "3/4", `1{,}234` is "1,234", `$x$` is "x"."""
+    text = _MATHS.sub(r"\1", text.replace("$$", " ").replace("**", ""))
+    if "\\" in text or "{" in text:
+        text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+        text = re.sub(r"\\([%$#&_{} ])", r"\1", text)
+        text = re.sub(r"\\[()\[\];:]", " ", text)
+        text = _unwrapped(_TEXT_COMMAND, lambda m: f" {m[1]} ", text)
+        text = _unwrapped(_FRACTION, _as_slash, text)
+        text = _unwrapped(_ROOT, lambda m: f"√({m[1] or m[2]})", text)
+        text = re.sub(r"\^\s*\{([^{}]*)\}", r"^\1", text)
+        text = _COMMAND.sub(lambda m: _COMMANDS.get(m[1], f"{m[1]} "), text)
+        text = text.replace("^°", "°")
+    return text
+
+
+def _as_slash(match: re.Match[str]) -> str:
+    before = match[1]
+    top, bottom = match[2] or match[3] or "", match[4] or match[5] or ""
+    # 1\frac{1}{2} is a mixed number; \frac{n}{2} needs its brackets.
+    apart = f"{before} " if before else ""
+    if _NUMBER.fullmatch(top.strip()) and _NUMBER.fullmatch(bottom.strip()):
+        return f"{apart}{top.strip()}/{bottom.strip()}"
+    return f"{apart}({top})/({bottom})"
+
+
+def _unwrapped(pattern: re.Pattern[str], replace: object, text: str) -> str:
+    # Innermost braces first. The bound keeps hostile nesting from taking quadratic time.
+    for _ in range(8):
+        text, count = pattern.subn(replace, text)  # type: ignore[call-overload]
+        if not count:
+            break
+    return text
+
+
+def text_key(text: str) -> str:
+    """The form in which two texts count as the same answer.
+
+    Folded, without LaTeX, case, leading article, quotation marks and outer punctuation, and
+    with one way of spacing.
+    """
+    key = " ".join(plain(fold(text)).replace('"', " ").split()).casefold()
+    key = re.sub(r"\s*([=+*/^<>|×÷·∪∩≤≥≈])\s*", r"\1", key)
+    key = re.sub(r"([(\[{])\s+|\s+([)\]}])", r"\1\2", key)
+    key = re.sub(r"\s*([,;:!?])\s*", r"\1 ", key)
+    key = re.sub(r"([,:]) (?=[-+]?[\d∞π(\[])", r"\1", key)
+    key = re.sub(r"(?<=[\u2e80-\uffff]) (?=[\u2e80-\uffff])", "", key)  # between Han characters
+    key = key.strip(_OUTER)
+    key = re.sub(r"^(?:an?|the)\s+(?=\S)", "", key)
+    return key.strip(_OUTER)
+
+
+_OUTER = " \t\n.,;:!?。、·…\"'*_`~#"

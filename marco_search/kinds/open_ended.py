@@ -1,0 +1,88 @@
+"""Open-ended jobs: several different solutions, each ranked.
+
+Two outputs are the same solution if their normalised texts share most of their character
+trigrams: Jaccard index |A and B| / |A or B| >= NEAR. Trigrams need no word boundaries, so
+the rule is the same for Chinese. A changed word keeps two texts together; another idea, told
+in other words, keeps them apart. A meaning told in quite other words counts as different.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from marco_search.jobs import OpenEndedJob
+from marco_search.kinds.base import ExtractedAnswer, Kind
+from marco_search.kinds.fold import text_key
+
+NEAR = 0.6
+"""Least Jaccard index of near-duplicates."""
+
+
+class OpenEnded(Kind[OpenEndedJob]):
+    """An open-ended answer is its whole Output; near-duplicates are one solution."""
+
+    name = "open_ended"
+
+    def user_turn(self, job: OpenEndedJob) -> str:
+        """The prompt as it is."""
+        return job.prompt
+
+    def read(self, output: str) -> ExtractedAnswer | None:
+        """The whole output."""
+        key = text_key(output)
+        return ExtractedAnswer(key, output.strip()) if key else None
+
+    def merge(self, answers: Sequence[tuple[str, float]]) -> list[str]:
+        """Each pair counts under the key of the most confident member of its cluster."""
+        keys = [key for key, _ in answers]
+        for group in cluster(answers):
+            for index in group:
+                keys[index] = answers[group[0]][0]
+        return keys
+
+    def equal(self, found: str, expected: str) -> bool:
+        """Whether the two are near-duplicates."""
+        a, b = text_key(found), text_key(expected)
+        return bool(a and b) and similarity(trigrams(a), trigrams(b)) >= NEAR
+
+
+def cluster(outputs: Sequence[tuple[str, float]]) -> list[list[int]]:
+    """Groups of near-duplicate (output, value) pairs, as indices, the best group first.
+
+    Outputs are taken by falling value (then by text): each joins the nearest group leader it
+    is a near-duplicate of, or leads a new group. A group's first index is its leader. What
+    groups with what does not depend on the order of `outputs`.
+    """
+    keys = [text_key(output) for output, _ in outputs]
+    order = sorted(range(len(outputs)), key=lambda i: (-outputs[i][1], keys[i], i))
+    groups: list[list[int]] = []
+    leaders: list[frozenset[str]] = []
+    group_of: dict[str, int] = {}  # texts seen before need no comparison
+    for index in order:
+        key = keys[index]
+        if key not in group_of:
+            grams = trigrams(key)
+            scores = [similarity(grams, leader) for leader in leaders]
+            best = max(range(len(scores)), key=scores.__getitem__, default=-1)
+            if best < 0 or scores[best] < NEAR:
+                best = len(groups)
+                groups.append([])
+                leaders.append(grams)
+            group_of[key] = best
+        groups[group_of[key]].append(index)
+    return groups
+
+
+def trigrams(text: str) -> frozenset[str]:
+    """All runs of three characters of `text`, with its ends marked."""
+    padded = f"\x02\x02{text}\x03"
+    return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
+
+
+def similarity(a: frozenset[str], b: frozenset[str]) -> float:
+    """Jaccard index of two sets, in [0, 1]; 0 where it can't reach NEAR by size alone."""
+    small, large = sorted((len(a), len(b)))
+    if not small or small < NEAR * large:
+        return 0.0
+    common = len(a & b)
+    return common / (small + large - common)
