@@ -53,6 +53,14 @@ def test_no_confidence_at_all_still_shares_the_vote() -> None:
     assert [a.share for a in ranked] == pytest.approx([2 / 3, 1 / 3])
 
 
+def test_sharpness_lets_one_sure_rollout_outweigh_two_unsure_ones() -> None:
+    split = candidates(("a", 0.5), ("a", 0.5), ("b", 0.9))
+    assert rank(split, "weighted")[0].key == "a"
+    sharp = rank(split, "weighted", sharpness=4.0)
+    assert sharp[0].key == "b"
+    assert sharp[0].weight == pytest.approx(0.9**4)
+
+
 def test_nothing_to_rank() -> None:
     for how in HOWS:
         assert rank([], how) == []
