@@ -6,6 +6,7 @@ A `Runtime` answers expansions with branches. `EmbeddedRuntime` decodes in proce
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +31,17 @@ class RuntimeInfo:
     model: str  # model name as the server gives it, or the folder's name
     revision: str  # sha256 of the weights for a folder; the server's weight version else
     context_tokens: int  # longest prompt plus answer
+
+
+_CONTROL = re.compile(r"<(?=\|\w+\|>)")
+
+
+def plain(text: str) -> str:
+    """`text` with control tokens (<|im_end|> and the like) made ordinary text.
+
+    Prompts are tokenised as one text, so a caller's "<|im_end|>" would otherwise end its turn.
+    """
+    return _CONTROL.sub("< ", text)
 
 
 class Runtime(Protocol):

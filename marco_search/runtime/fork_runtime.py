@@ -1,0 +1,65 @@
+"""A `Runtime` over any backend of the frontend language: runs the fork program on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from marco_search.errors import PromptTooLong
+from marco_search.runtime.base import Message, RuntimeInfo
+from marco_search.runtime.program import run_expansion
+from marco_search.search.branches import Branch, Expansion, Finish
+
+_MAX_PROGRAMS = 64
+"""Expansions run at once; each holds a thread while it waits for its children."""
+
+
+class ForkRuntime:
+    """Runs expansions on `backend`. `render` turns messages into the model's prompt."""
+
+    def __init__(
+        self,
+        backend: Any,
+        info: RuntimeInfo,
+        render: Callable[[Sequence[Message]], str],
+        *,
+        timeout_s: float,
+    ) -> None:
+        self.backend = backend
+        self._info = info
+        self._render = render
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(_MAX_PROGRAMS, "fork")
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """The model and engine behind this runtime."""
+        return self._info
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The chat prompt as text, ready for the assistant's turn."""
+        return self._render(messages)
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        """All branches of all expansions at once (see `Runtime.branch`)."""
+
+        def run(expansion: Expansion) -> list[Branch]:
+            return run_expansion(self.backend, expansion, self._timeout_s)
+
+        if len(expansions) == 1:
+            branches = run(expansions[0])
+        else:
+            branches = [b for found in self._threads.map(run, expansions) for b in found]
+        if branches and all(_too_long(b) for b in branches):
+            raise PromptTooLong(str(branches[0].error).removeprefix("PromptTooLong: "))
+        return branches
+
+    def close(self) -> None:
+        """Stop threads and the backend."""
+        self._threads.shutdown(wait=True)
+        self.backend.shutdown()
+
+
+def _too_long(branch: Branch) -> bool:
+    return branch.finish is Finish.FAILED and str(branch.error).startswith("PromptTooLong")

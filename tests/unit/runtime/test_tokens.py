@@ -1,0 +1,66 @@
+"""Token texts joined are the generated text, whatever the pieces look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from marco_search.errors import BranchFailed
+from marco_search.runtime.tokens import BROKEN, read_tokens
+
+
+def meta(pieces: list[str], reason: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "finish_reason": reason or {"type": "length"},
+        "output_token_logprobs": [[-0.1, i, p] for i, p in enumerate(pieces)],
+        "output_top_logprobs": [[[-float(k), k, None] for k in range(5)] for _ in pieces],
+    }
+
+
+def texts(text: str, pieces: list[str], reason: dict[str, Any] | None = None) -> list[str]:
+    return [t.text for t in read_tokens(text, meta(pieces, reason))]
+
+
+def test_a_stop_string_belongs_to_the_text() -> None:
+    reason = {"type": "stop", "matched": "</Output>"}
+    assert texts("4\n", ["4", "\n", "</Output>"], reason) == ["4", "\n", "</Output>"]
+
+
+def test_the_end_of_the_sequence_has_no_text() -> None:
+    reason = {"type": "stop", "matched": 151645}
+    assert texts("4", ["4", "<|im_end|>"], reason) == ["4", ""]
+
+
+def test_a_split_character_stands_at_the_token_that_completes_it() -> None:
+    pieces = ["a", BROKEN, BROKEN, BROKEN, "b"]
+    assert texts("a苹b", pieces) == ["a", "", "", "苹", "b"]
+
+
+def test_split_characters_at_the_end_and_before_a_stop_string() -> None:
+    assert texts("a苹果", ["a", BROKEN, BROKEN, BROKEN + BROKEN, BROKEN]) == [
+        "a",
+        "",
+        "",
+        "",
+        "苹果",
+    ]
+    reason = {"type": "stop", "matched": "</Output>"}
+    pieces = ["a", BROKEN, BROKEN, "</Output>"]
+    assert texts("a苹", pieces, reason) == ["a", "", "苹", "</Output>"]
+
+
+def test_pieces_that_do_not_fit_the_text_are_refused() -> None:
+    with pytest.raises(BranchFailed, match="make up"):
+        texts("xyz苹", ["a", BROKEN, BROKEN, "q"])
+
+
+def test_log_probs_are_float32_values_and_candidates_are_sorted() -> None:
+    import struct
+
+    sent = meta(["x"])
+    sent["output_token_logprobs"][0][0] = -0.1234567891234
+    sent["output_top_logprobs"][0].reverse()
+    (token,) = read_tokens("x", sent)
+    assert struct.unpack("f", struct.pack("f", token.logprob))[0] == token.logprob
+    assert [p for _, p in token.top] == [0.0, -1.0, -2.0, -3.0, -4.0]
