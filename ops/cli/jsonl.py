@@ -12,6 +12,7 @@ from marco_search.errors import InputError, InvalidBatch, InvalidJob
 if TYPE_CHECKING:
     from marco_search.jobs import Job
 
+
 def read_jobs(path: str, options: dict[str, Any] | None = None) -> list[Job]:
     """The jobs in a file, in order; "-" is standard input. Blank lines are skipped.
 
@@ -31,9 +32,7 @@ def read_jobs(path: str, options: dict[str, Any] | None = None) -> list[Job]:
 
 def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> list[Job]:
     """The jobs in these lines. Raises InvalidBatch if any line is wrong."""
-    from marco_search.jobs import job_from_json_line
-
-    from marco_search.jobs import SearchOptions
+    from marco_search.jobs import SearchOptions, job_from_json_line
 
     SearchOptions(**options)  # raises InvalidJob once, not for every line
     jobs: list[Job] = []

@@ -30,6 +30,8 @@ COMMANDS = {
     "results": ("results", "Print the results of jobs that have ended."),
     "cancel": ("cancel", "Cancel jobs."),
     "sql": ("sql", "Run a read-only SQL query on the jobs and their trees."),
+    "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
+    "replay": ("replay", "Score stored trees under another reward or vote."),
     "worker": ("worker", "Run a worker that answers submitted jobs."),
     "up": ("services", "Start the embedded Postgres and Redis."),
     "down": ("services", "Stop them."),

@@ -54,4 +54,9 @@ def ascii_only() -> bool:
 def print_json(data: Any) -> None:
     """Print `data` as one JSON document, indented for a reader at a terminal."""
     indent = 2 if sys.stdout.isatty() else None
-    click.echo(json.dumps(data, ensure_ascii=False, indent=indent, default=str))
+    click.echo(json.dumps(data, ensure_ascii=False, indent=indent))
+
+
+def print_json_line(data: Any) -> None:
+    """Print `data` as one line of JSON Lines, at once."""
+    click.echo(json.dumps(data, ensure_ascii=False))

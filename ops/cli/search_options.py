@@ -30,10 +30,18 @@ _SEARCH = (
     click.option("--early-stop/--no-early-stop", default=None,
                  help="Stop when the vote can't change any more (default)."),
 )  # fmt: skip
-_NAMES = (
-    "strategy rollouts max_tokens max_seconds max_new_tokens temperature seed reflection "
-    "answers early_stop"
-).split()
+_NAMES = [
+    "strategy",
+    "rollouts",
+    "max_tokens",
+    "max_seconds",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+    "reflection",
+    "answers",
+    "early_stop",
+]
 
 _KIND = (
     click.option("--kind", default="reasoning", show_default=True, metavar="KIND",

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from ops.cli.render.text import fold
 
-
 _BETWEEN = 3  # cells between two columns
 _LEAST = 8  # cells that a flexible column keeps
 

@@ -15,7 +15,9 @@ def one_line(text: str) -> str:
 
     A model's text could otherwise move the cursor, recolour the screen or reverse the line.
     """
-    joined = f" {LINE_END} ".join(line.strip() for line in text.strip().splitlines() if line.strip())
+    joined = f" {LINE_END} ".join(
+        line.strip() for line in text.strip().splitlines() if line.strip()
+    )
     return "".join(_shown(character) for character in joined)
 
 

@@ -1,0 +1,64 @@
+"""`marco submit`: jobs from a file, or one from the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ops.cli.output import console, json_option, print_json
+from ops.cli.search_options import given_options, job_from_options, kind_options, search_options
+
+
+@click.command(short_help="Submit jobs.")
+@click.argument("file", required=False)
+@click.option("--question", metavar="TEXT", help="Submit this one instead of a file.")
+@kind_options
+@search_options
+@json_option
+def submit(file: str | None, question: str | None, as_json: bool, **values: Any) -> None:
+    """Submit the jobs in FILE, a JSON Lines file ("-": standard input), and print their ids.
+
+    The whole file is checked first: if any line is wrong, all wrong lines are reported and
+    nothing is submitted. Search options given here fill in what a line leaves open; the
+    options about the kind of job go with --question.
+
+    \b
+    {"kind": "reasoning", "question": "What is 17 x 23?", "expected": "391"}
+    {"kind": "translation", "text": "...", "source": "zh", "target": "en"}
+    {"kind": "open_ended", "prompt": "...", "options": {"rollouts": 8}}
+    """
+    from ops.cli.jsonl import read_jobs
+    from ops.cli.session import session
+
+    if (file is None) == (question is None):
+        raise click.UsageError("Give a FILE, or a question with --question.")
+    if question is not None:
+        jobs = [job_from_options(question, values)]
+    else:
+        assert file is not None
+        _refuse_kind_options()
+        jobs = read_jobs(file, given_options(values))
+    from producer import Producer
+
+    with session(starts_afresh=True) as here, Producer(settings=here.settings) as producer:
+        handles = producer.submit_many(jobs)
+    ids = [str(handle.id) for handle in handles]
+    if as_json:
+        known = [str(handle.id) for handle in handles if not handle.created]
+        print_json({"ids": ids, "submitted": len(ids) - len(known), "known": known})
+        return
+    click.echo("\n".join(ids))
+    if sys.stderr.isatty():
+        console(stderr=True).print(
+            f"{len(ids)} submitted. `marco worker` answers them, `marco watch` follows.",
+            style="dim",
+        )
+
+
+def _refuse_kind_options() -> None:
+    context = click.get_current_context()
+    for name in ("kind", "source", "target", "style", "expected"):
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} goes with --question: a file's lines carry it.")

@@ -1,0 +1,95 @@
+"""A reader's SQL: one statement, read-only, with a time limit, rolled back in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+import psycopg
+from psycopg import Connection, errors, sql
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
+
+from marco_search.errors import QueryRefused
+
+_STREAMED_ROWS = 100  # fetched at once: a query that returns millions is cut off early
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryResult:
+    """Rows as Python values, and whether there were more than asked for."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    more: bool
+
+
+def run_query(
+    conn: Connection[Any], query: str, *, limit: int | None = None, timeout_s: float = 30.0
+) -> QueryResult:
+    """The first `limit` rows (None: all) of a query.
+
+    Raises QueryRefused for what is not valid, returns no rows, writes, or takes longer than
+    `timeout_s` seconds. The connection may be in autocommit or not; it is left idle.
+    """
+    if "\x00" in query or any("\ud800" <= character <= "\udfff" for character in query):
+        raise QueryRefused("the query is not text: it holds a NUL or bytes that are not UTF-8")
+    with _refusing(timeout_s), conn.transaction(force_rollback=True):
+        conn.execute("SET TRANSACTION READ ONLY")
+        conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(round(timeout_s * 1000)))
+        columns = _described(conn, query)
+        with conn.cursor() as cursor:
+            # One statement only: a stream is sent by the protocol that takes no more.
+            stream = cursor.stream(query.encode(), size=_STREAMED_ROWS)
+            with closing(cast("Generator[tuple[Any, ...], None, None]", stream)) as fetched:
+                rows = tuple(islice(fetched, None if limit is None else limit + 1))
+    more = limit is not None and len(rows) > limit
+    return QueryResult(columns=columns, rows=rows[:limit], more=more)
+
+
+def _described(conn: Connection[Any], query: str) -> tuple[str, ...]:
+    """Names of the columns that the query will return, from Postgres, without running it.
+
+    What returns none (COPY, DO, SET, an UPDATE) is refused here: a read-only transaction
+    alone would let COPY ... TO PROGRAM through.
+    """
+    _checked(conn, conn.pgconn.prepare(b"", query.encode()))
+    described = _checked(conn, conn.pgconn.describe_prepared(b""))
+    names = [(described.fname(i) or b"").decode() for i in range(described.nfields)]
+    if not names:
+        raise QueryRefused("the statement returns no rows: only queries can be run here")
+    return tuple(_distinct(names))
+
+
+def _checked(conn: Connection[Any], result: PGresult) -> PGresult:
+    if result.status != ExecStatus.COMMAND_OK:
+        message = conn.pgconn.error_message.decode(errors="replace")
+        raise QueryRefused(message.strip().removeprefix("ERROR:").strip())
+    return result
+
+
+def _distinct(names: Sequence[str]) -> Iterator[str]:
+    """The names; "count" given again becomes "count_2", so that a row can be an object."""
+    seen: dict[str, int] = {}
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+@contextmanager
+def _refusing(timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except errors.QueryCanceled:
+        raise QueryRefused(
+            f"took longer than {timeout_s:g} s and was stopped; --timeout sets the limit"
+        ) from None
+    except psycopg.OperationalError:
+        raise  # the connection's trouble, not the query's
+    except psycopg.Error as error:
+        place = error.diag.statement_position
+        where = f" (at character {place})" if place else ""
+        raise QueryRefused(f"{error.diag.message_primary or error}{where}") from None
