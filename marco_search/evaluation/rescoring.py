@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.grading import Grader, Vote, choose
 from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.statistics import auroc, wilson
 from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.tree_vote import leaf_shares
 
-VOTES = ("vote", "weighted", "best", "borda")
+VOTES = ("vote", "weighted", "best", "borda", "tree")
 SHARPNESS = (1.0, 8.0, 32.0, 128.0)
 """Powers of a weighted vote that a sweep tries."""
 
@@ -41,6 +43,19 @@ class Rescored:
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval."""
         return wilson(sum(self.right), self.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the single outcomes."""
+        low, high = self.interval
+        figures = {"accuracy": self.accuracy, "low": low, "high": high}
+        ranking = {"auroc": self.auroc, "auroc_within": self.auroc_within}
+        return {
+            "reward": self.reward,
+            "vote": self.vote,
+            "sharpness": self.sharpness,
+            "n": self.n,
+            **{k: v if v is None else round(v, 4) for k, v in (figures | ranking).items()},
+        }
 
 
 def rescore(
@@ -70,7 +85,12 @@ def rescore(
             raise InvalidDataSet(f"problem {trace.key}: {error}; run with --trees") from None
         solved = [grader.right(trace.key, r.answer, trace.answers) for r in rollouts]
         answers = [str(r.answer) for r in rollouts]
-        answer = choose(_votes(answers, scores, vote, sharpness), vote)
+        if vote == "tree":
+            weights = _tree_weights(trace, scores, sharpness)
+        else:
+            weights = _weights(scores, vote, sharpness)
+        votes = [Vote(a, w) for a, w in zip(answers, weights, strict=True)]
+        answer = choose(votes, vote)
         right.append(grader.right(trace.key, answer, trace.answers))
         values += scores
         labels += solved
@@ -87,12 +107,20 @@ def rescore(
     )
 
 
-def _votes(answers: list[str], scores: list[float], vote: str, sharpness: float) -> list[Vote]:
+def _weights(scores: list[float], vote: str, sharpness: float) -> list[float]:
     if vote == "borda":
         # (n - rank + 1)^p for the rank-th best of n (self-certainty, section 3.3).
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        weights = [0.0] * len(scores)
-        for place, i in enumerate(order):
-            weights[i] = (len(scores) - place) / len(scores)
-        scores = weights
-    return [Vote(a, s**sharpness) for a, s in zip(answers, scores, strict=True)]
+        place = {i: at for at, i in enumerate(order)}
+        scores = [(len(scores) - place[i]) / len(scores) for i in range(len(scores))]
+    return [s**sharpness for s in scores]
+
+
+def _tree_weights(trace: Trace, scores: list[float], sharpness: float) -> list[float]:
+    """A leaf's share, split among the rollouts that end there, times its weight."""
+    leaves = [r.path[-1] for r in trace.rollouts if r.answer is not None]
+    shares = leaf_shares(trace)
+    return [
+        shares[leaf] / leaves.count(leaf) * score**sharpness
+        for leaf, score in zip(leaves, scores, strict=True)
+    ]

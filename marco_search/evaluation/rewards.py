@@ -10,6 +10,7 @@ None needs a token to be generated again, so stored trees can be scored under an
 | minimum | least c_i of the path |
 | product | product of c_i: the chance of the path among the best candidates |
 | geometric | the product's n-th root |
+| since | mean c_i since the last reflection on the path |
 | tail | mean c_i over the last TAIL tokens (DeepConf, arXiv 2508.15260, section 3.1) |
 | group | lowest mean token confidence C over any WINDOW tokens (DeepConf), as C / (1 + C) |
 | certainty | mean C over the path: self-certainty (arXiv 2502.18581) from the top k only |
@@ -81,6 +82,13 @@ def geometric(trace: Trace, rollout: TracedRollout) -> float:
     return math.exp(log_product(trace, rollout) / n) if n else 0.0
 
 
+def since(trace: Trace, rollout: TracedRollout) -> float:
+    """Mean c_i since the last reflection: what was reconsidered does not count."""
+    # Only a reflection, put in by the search, is a node without tokens below the root.
+    forced = [i for i, n in enumerate(rollout.path) if i and not _scores(trace, [n])[0].c]
+    return _mean(_c(trace, rollout.path[forced[-1] if forced else 0 :]))
+
+
 def tail(trace: Trace, rollout: TracedRollout) -> float:
     """Mean c_i over the last TAIL tokens."""
     return _mean(_c(trace, rollout.path)[-TAIL:])
@@ -126,6 +134,7 @@ REWARDS: dict[str, Reward] = {
     "minimum": minimum,
     "product": product,
     "geometric": geometric,
+    "since": since,
     "tail": tail,
     "group": group,
     "certainty": certainty,

@@ -71,6 +71,9 @@ class Progress:
         return self.seconds / fresh * (self.total - self.done) if fresh else None
 
 
+OnProgress = Callable[[Progress], None]
+
+
 def run_hash(fixed: Plan) -> str:
     """A name for all that decides how a problem is searched, the problem itself left out."""
     told = {"config": fixed.config.to_json(), "model": fixed.model, "revision": fixed.revision}
@@ -102,7 +105,7 @@ def run(
     file: Path,
     *,
     threads: int = THREADS,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Trace]:
     """Search every problem that `file` has no trace of yet; all traces, in problem order.
 

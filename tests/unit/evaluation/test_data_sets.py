@@ -11,6 +11,8 @@ from marco_search import pocket
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import MGSM_LANGUAGES, load
 from marco_search.jobs import ReasoningJob, TranslationJob
+from ops.bench.development import development_problems
+from ops.pocket.samples import is_held_out
 
 
 def write(path: Path, text: str) -> str:
@@ -77,3 +79,10 @@ def test_an_unknown_set_is_refused_with_those_there_are() -> None:
         load("heldout_xx")
     with pytest.raises(InvalidDataSet, match="MGSM has no 'xx'"):
         load("mgsm:xx")
+
+
+def test_the_development_split_shares_no_question_with_training_or_a_report() -> None:
+    shipped = {r["question"] for name in pocket.HELD_OUT_SETS for r in pocket.held_out(name)}
+    problems = development_problems("en", 5)
+    assert len({p.question for p in problems} - shipped) == 5
+    assert all(is_held_out(p.question) for p in problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from marco_search.evaluation.rescoring import VOTES, rescore
 from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import TokenScores, Trace, TracedRollout
+from marco_search.evaluation.tree_vote import leaf_shares
 from marco_search.jobs import SearchOptions
 from marco_search.search.records import ROOT
 from tests.toy import ToyRuntime
@@ -124,6 +126,42 @@ def test_rescoring_under_another_reward_and_vote() -> None:
     assert found("path", "weighted", 8.0) == (False, True)
     assert found("agreement", "weighted") == (True, False)
     assert found("path", "borda", 8.0) == (False, True)
+
+
+def test_a_tree_vote_counts_draws_not_visits(tmp_path: Path) -> None:
+    flat = Recipe(options=SearchOptions(strategy="vote", rollouts=8, early_stop=False))
+    (one, two) = run(PROBLEMS, flat, ToyRuntime(), tmp_path / "flat.jsonl")
+    for trace in (one, two):
+        shares = leaf_shares(trace)
+        assert sum(shares.values()) == pytest.approx(1.0)
+        for leaf, share in shares.items():
+            ended = sum(r.path[-1] == leaf for r in trace.rollouts)
+            assert share == pytest.approx(ended / 8)
+    # Two draws at the root; three more below the first, all to another leaf than its own.
+    nodes = [(0, 1, 2), (0, 3), (0, 1, 4), (0, 1, 4), (0, 1, 4)]
+    starts = [0, 0, 1, 1, 1]
+    base = FOUR.rollouts[0]
+    grown = replace(
+        FOUR,
+        rollouts=tuple(
+            replace(base, path=p, start=s, answer=a)
+            for p, s, a in zip(nodes, starts, ["3", "4", "3", "3", "3"], strict=True)
+        ),
+    )
+    shares = leaf_shares(grown)
+    assert shares == pytest.approx({2: 1 / 2 / 4, 3: 1 / 2, 4: 1 / 2 * 3 / 4})
+
+
+def test_since_leaves_out_what_was_reconsidered(tmp_path: Path) -> None:
+    recipe = Recipe(
+        options=SearchOptions(strategy="vote", rollouts=6, reflection="always"), keep_tokens=True
+    )
+    for trace in run(PROBLEMS, recipe, ToyRuntime(["4", "5"]), tmp_path / "run.jsonl"):
+        for r in trace.rollouts:
+            at = [i for i in r.path if i and not trace.scores[i].c]
+            assert len(at) == 1
+            after = [c for i in r.path[r.path.index(at[0]) :] for c in trace.scores[i].c]
+            assert REWARDS["since"](trace, r) == pytest.approx(sum(after) / len(after))
 
 
 def test_rewards_have_their_formulas() -> None:
