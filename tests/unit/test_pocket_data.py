@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def samples() -> list[Sample]:
     return [draw_sample(rng) for _ in range(3000)]
 
 
-def evaluate(start: int, operations: list[tuple[str, int]]) -> int:
+def evaluate(start: int, operations: Sequence[tuple[str, int]]) -> int:
     """Left to right, by Python's own arithmetic on text."""
     expression = str(start)
     for operator, operand in operations:
