@@ -36,12 +36,13 @@ class Session:
 
 
 @contextmanager
-def session(*, starts_afresh: bool = False) -> Iterator[Session]:
+def session(*, starts_afresh: bool = False, migrates: bool = False) -> Iterator[Session]:
     """Reachable services inside the block.
 
     `starts_afresh` says whether the command makes sense where nothing was ever stored: then
-    an embedded database is made if there is none. Raises DatabaseUnavailable otherwise, and
-    what the database raises.
+    an embedded database is made if there is none. `migrates` brings the schema of a real
+    database up to date as well. Raises DatabaseUnavailable where nothing is stored, and what
+    the database raises.
     """
     from marco_search.locations import database_url
     from marco_search.store.connect import Database
@@ -56,7 +57,7 @@ def session(*, starts_afresh: bool = False) -> Iterator[Session]:
             stack.enter_context(local_services(settings.home))
         url = database_url(settings)
         database = stack.enter_context(closing(Database(url, application="marco")))
-        if settings.database_url is None:
+        if migrates or settings.database_url is None:
             _migrate_if_needed(database, url)
         yield Session(settings, database)
 

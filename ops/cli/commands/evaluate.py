@@ -75,6 +75,7 @@ def evaluate(
     heldout_range_zh, heldout_translation), mgsm:LANG from the Hugging Face hub, a TSV file as
     MGSM is published, a JSON Lines file with question and answer, or a folder of such files.
     The labels are used after the searches only. Run it again to go on where it stopped.
+    Without --local the jobs go through the queue: have a worker running (`marco worker`).
     """
     from marco_search import settings
     from marco_search.evaluation.data_sets import load
@@ -121,9 +122,12 @@ def _traces(
     on_progress: OnProgress,
 ) -> list[Trace]:
     if not local:
+        from ops.cli.session import session
         from ops.evaluation_queue import run_queued
+        from producer import Producer
 
-        return run_queued(problems, recipe, out, on_progress=on_progress)
+        with session(starts_afresh=True) as here, Producer(settings=here.settings) as producer:
+            return run_queued(problems, recipe, out, producer, on_progress=on_progress)
     from marco_search import settings
     from marco_search.evaluation.run import run
     from marco_search.runtime import open_runtime

@@ -39,7 +39,9 @@ def yes_no(value: bool | None) -> str:
     return {True: "yes", False: "no", None: ""}[value]
 
 
-def jobs_table(lines: Sequence[JobStatus], *, width: int | None = None) -> Table:
+def jobs_table(
+    lines: Sequence[JobStatus], *, width: int | None = None, with_state: bool = True
+) -> Table:
     """One row for each job, with what it has come to so far."""
     columns = [
         Column("job"),
@@ -53,7 +55,12 @@ def jobs_table(lines: Sequence[JobStatus], *, width: int | None = None) -> Table
         number("nodes"),
         number("seconds"),
     ]
-    return text_table(columns, [_row(line) for line in lines], width=width, footer=_sums(lines))
+    rows, sums = [_row(line) for line in lines], _sums(lines)
+    if not with_state:
+        columns = [*columns[:1], *columns[2:]]
+        rows = [[*row[:1], *row[2:]] for row in rows]
+        sums = sums and [*sums[:1], *sums[2:]]
+    return text_table(columns, rows, width=width, footer=sums)
 
 
 def _row(line: JobStatus) -> list[str]:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from ops.cli.render.text import fold
 
-_BETWEEN = 3  # cells between two columns
+_BETWEEN = 2  # cells between two columns
+_PADDING = (0, 1, 0, 0)  # a cell to the right; the box adds another
 _LEAST = 8  # cells that a flexible column keeps
 
 
@@ -42,7 +43,8 @@ def text_table(
 
     `width` is in terminal cells; None: as wide as it takes.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=_PADDING)
+    table.header_style = "dim"
     widths = _widths(columns, [*rows, *([footer] if footer else [])], width)
     for column, cells in zip(columns, widths, strict=True):
         table.add_column(

@@ -1,0 +1,114 @@
+"""The demo: example jobs through producer, queue, worker and search into Postgres."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from marco_search.errors import InputError
+from marco_search.jobs import Job
+from marco_search.store import queries
+from marco_search.store.connect import Conn
+from marco_search.store.queries import JobStatus
+from ops.cli import reading
+from ops.cli.demo_queries import Query, demo_queries
+from ops.cli.query import QueryResult, run_query
+from ops.cli.render.tree import DrawnNode
+from ops.cli.session import Session
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "demo.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What a run of the demo came to. `seconds` are of the whole command."""
+
+    jobs: int
+    answered: int
+    correct: int
+    checked: int  # jobs whose right answer is known
+    nodes: int
+    tokens: int  # generated
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One job to look at closely, and the results of the queries."""
+
+    line: JobStatus
+    tree: Sequence[DrawnNode]
+    winning_path: Sequence[int]
+    queries: Sequence[tuple[Query, QueryResult]]
+
+
+def example_file(path: str | None) -> str:
+    """The file of jobs to run. Raises InputError where the examples are not at hand."""
+    if path is not None:
+        return path
+    if not EXAMPLES.exists():
+        raise InputError("the examples are part of a checkout and not here: give a FILE of jobs")
+    return str(EXAMPLES)
+
+
+def submit(here: Session, jobs: Sequence[Job]) -> tuple[UUID, list[UUID]]:
+    """Submit the jobs as one batch; the ids of the batch and of the jobs."""
+    from producer import Producer
+
+    batch_id = uuid4()
+    with Producer(settings=here.settings) as producer:
+        return batch_id, [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
+
+
+def figures(lines: Sequence[JobStatus], began: float) -> Figures:
+    """The run's figures; `began` is of time.monotonic()."""
+    return Figures(
+        jobs=len(lines),
+        answered=sum(1 for line in lines if line.answer is not None),
+        correct=sum(1 for line in lines if line.correct),
+        checked=sum(1 for line in lines if line.correct is not None),
+        nodes=sum(line.nodes for line in lines),
+        tokens=sum(line.generated_tokens for line in lines),
+        seconds=round(time.monotonic() - began, 2),
+    )
+
+
+def look(here: Session, batch_id: UUID, lines: Sequence[JobStatus]) -> Shown | None:
+    """What the demo shows of the trees; None if no job has an answer."""
+    with here.database.transaction() as conn:
+        line = _interesting(conn, lines)
+        if line is None:
+            return None
+        tree = reading.drawn_tree(conn, line.job_id)
+        path = reading.winning_path(conn, line.job_id)
+    with here.database.connect() as conn:
+        asked = [(q, run_query(conn, q.sql)) for q in demo_queries(batch_id, line.job_id)]
+    return Shown(line=line, tree=tree, winning_path=path, queries=asked)
+
+
+def _interesting(conn: Conn, lines: Sequence[JobStatus]) -> JobStatus | None:
+    """A job that the search had something to decide about: several answers, the best right.
+
+    Of those the one with the smallest tree, which is the easiest to read.
+    """
+    answered = [line for line in lines if line.answer is not None]
+    results = queries.results(conn, [line.job_id for line in answered])
+    distinct = {result.job_id: len(result.answers) for result in results}
+
+    def rank(line: JobStatus) -> tuple[bool, bool, bool, int]:
+        several = distinct[str(line.job_id)] > 1
+        return (line.kind != "reasoning", not several, not line.correct, line.nodes)
+
+    return min(answered, key=rank, default=None)
+
+
+def write_figures(found: Figures, home: Path) -> Path:
+    """Write them to MARCO_HOME/bench/demo.json, where benchmarks put theirs."""
+    path = home / "bench" / "demo.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(found), indent=2) + "\n")
+    return path
