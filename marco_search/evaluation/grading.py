@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from marco_search.evaluation.data_sets import Problem
-from marco_search.evaluation.traces import TracedRollout
+from marco_search.evaluation.traces import Trace, TracedRollout
 from marco_search.kinds import kind_of
 
 
@@ -29,6 +29,11 @@ class Grader:
             kind, text = kind_of(problem.job), answers[answer]
             self._known[key, answer] = any(kind.equal(text, e) for e in problem.expected)
         return self._known[key, answer]
+
+    def solved(self, trace: Trace) -> bool:
+        """Whether the answer that the whole search gives is right."""
+        answer = chosen(trace.rollouts, trace.choice, trace.sharpness)
+        return self.right(trace.key, answer, trace.answers)
 
 
 @dataclass(frozen=True, slots=True)

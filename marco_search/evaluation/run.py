@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from marco_search.driver import Finished, MemoryJournal, Plan, plan, run_search
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import Problem
-from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import wilson
-from marco_search.evaluation.traces import Trace, token_scores, traced_rollouts
+from marco_search.evaluation.traces import Trace, traced
 from marco_search.jobs import Job, SearchOptions
 from marco_search.runtime.base import Runtime
+from marco_search.search.config import SearchConfig
 
 THREADS = 16
 """Searches at once."""
@@ -31,7 +32,7 @@ THREADS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How each problem is searched. `changes` replace fields of the SearchConfig."""
+    """How each problem is searched. `changes` replace fields of SearchConfig.to_json()."""
 
     options: SearchOptions = field(default_factory=SearchOptions)
     changes: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +45,8 @@ class Recipe:
     def plan(self, problem: Problem, runtime: Runtime) -> Plan:
         """What the problem's search is fixed to."""
         fixed = plan(self.job(problem), runtime)
-        return replace(fixed, config=replace(fixed.config, **self.changes))
+        config = SearchConfig.from_json(fixed.config.to_json() | self.changes)
+        return replace(fixed, config=config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +84,17 @@ def run_hash(fixed: Plan) -> str:
 
 def trace_of(problem: Problem, finished: Finished, *, keep_tokens: bool) -> Trace:
     """What is kept of a finished search."""
-    tree, config = finished.search.tree, finished.plan.config
-    rollouts, answers = traced_rollouts(problem.job, tree.nodes, tree.rollouts)
-    return Trace(
-        key=problem.key,
+    tree = finished.search.tree
+    return traced(
+        problem.key,
+        problem.job,
+        tree.nodes,
+        tree.rollouts,
         run=run_hash(finished.plan),
-        choice=str(config.choice),
-        sharpness=config.sharpness,
+        config=finished.plan.config,
         stop_reason=str(finished.search.stop_reason),
-        seconds=round(finished.seconds, 3),
-        answers=answers,
-        rollouts=rollouts,
-        scores=tuple(map(token_scores, tree.nodes)) if keep_tokens else (),
-        texts=tuple(n.text for n in tree.nodes) if keep_tokens else (),
+        seconds=finished.seconds,
+        keep_tokens=keep_tokens,
     )
 
 
@@ -125,7 +125,8 @@ def run(
 
     def report() -> None:
         if on_progress:
-            on_progress(_progress(problems, traces, grader, resumed, time.monotonic() - began))
+            seconds = time.monotonic() - began
+            on_progress(progress_of(problems, traces, grader, resumed=resumed, seconds=seconds))
 
     report()
     with file.open("a", encoding="utf-8") as out, ThreadPoolExecutor(threads) as pool:
@@ -142,7 +143,7 @@ def run(
                         other.cancel()  # those under way go on and are kept
                     continue
                 trace = future.result()
-                out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+                write(out, trace)
                 traces[trace.key] = trace
             out.flush()
             report()
@@ -171,22 +172,27 @@ def read(file: Path) -> list[Trace]:
     return traces
 
 
-def _progress(
+def write(out: TextIO, trace: Trace) -> None:
+    """Append one trace as a line."""
+    out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+    out.flush()
+
+
+def progress_of(
     problems: Sequence[Problem],
-    traces: dict[str, Trace],
+    traces: Mapping[str, Trace],
     grader: Grader,
+    *,
     resumed: int,
     seconds: float,
 ) -> Progress:
-    graded = [traces[p.key] for p in problems if p.expected and p.key in traces]
-    right = sum(
-        grader.right(t.key, chosen(t.rollouts, t.choice, t.sharpness), t.answers) for t in graded
-    )
+    """Where a run stands that has these traces, by problem key, after so many seconds."""
+    graded = [p for p in problems if p.expected and p.key in traces]
     return Progress(
         done=len(traces),
         total=len(problems),
         graded=len(graded),
-        right=right,
+        right=sum(grader.solved(traces[p.key]) for p in graded),
         tokens=sum(t.tokens for t in traces.values()),
         seconds=seconds,
         resumed=resumed,

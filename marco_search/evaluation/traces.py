@@ -13,6 +13,7 @@ from typing import Any
 
 from marco_search.jobs import Job
 from marco_search.kinds import kind_of
+from marco_search.search.config import SearchConfig
 from marco_search.search.records import ROOT, Node, Rollout
 
 DIGITS = 5
@@ -79,30 +80,50 @@ class Trace:
         return cls(**data | {"rollouts": rollouts, "scores": scores, "texts": texts})
 
 
-def traced_rollouts(
-    job: Job, nodes: Sequence[Node], rollouts: Sequence[Rollout]
-) -> tuple[tuple[TracedRollout, ...], dict[str, str]]:
-    """The rollouts of a tree (nodes in id order) and the Output part behind each answer key."""
+def traced(
+    key: str,
+    job: Job,
+    nodes: Sequence[Node],
+    rollouts: Sequence[Rollout],
+    *,
+    run: str,
+    config: SearchConfig,
+    stop_reason: str,
+    seconds: float,
+    keep_tokens: bool,
+) -> Trace:
+    """The trace of a search from its records, root and all, in id order."""
     kind, answers = kind_of(job), dict[str, str]()
-    traced = []
     for r in rollouts:
         if r.answer is not None and r.answer not in answers:
             text = kind.assistant_prefix + "".join(nodes[i].text for i in r.path)
             answers[r.answer] = kind.output(text) or r.answer
-        traced.append(
-            TracedRollout(
-                answer=r.answer,
-                round=r.round,
-                start=r.start_id,
-                path=r.path,
-                generated=r.generated_tokens,
-                prompt=r.prompt_tokens,
-                cached=r.cached_tokens,
-                confidence=round(r.confidence, DIGITS),
-                path_confidence=round(r.path_confidence, DIGITS),
-            )
-        )
-    return tuple(traced), answers
+    return Trace(
+        key=key,
+        run=run,
+        choice=str(config.choice),
+        sharpness=config.sharpness,
+        stop_reason=stop_reason,
+        seconds=round(seconds, 3),
+        answers=answers,
+        rollouts=tuple(map(_traced_rollout, rollouts)),
+        scores=tuple(map(token_scores, nodes)) if keep_tokens else (),
+        texts=tuple(n.text for n in nodes) if keep_tokens else (),
+    )
+
+
+def _traced_rollout(rollout: Rollout) -> TracedRollout:
+    return TracedRollout(
+        answer=rollout.answer,
+        round=rollout.round,
+        start=rollout.start_id,
+        path=rollout.path,
+        generated=rollout.generated_tokens,
+        prompt=rollout.prompt_tokens,
+        cached=rollout.cached_tokens,
+        confidence=round(rollout.confidence, DIGITS),
+        path_confidence=round(rollout.path_confidence, DIGITS),
+    )
 
 
 def token_scores(node: Node) -> TokenScores:

@@ -88,7 +88,7 @@ class SearchConfig:
     virtual_loss: float = 1.0  # lost visits per branch in flight; 0 counts them as visits only
     branching: int = 2  # k of a fork below the root
     width: int = 3  # samples drawn at an inner node
-    root_width: int = 4  # samples drawn at the root (all rollouts for WHOLE)
+    root_width: int = 4  # samples drawn at the root (WHOLE draws all there, see Frontier)
     answer_width: int = 1  # samples drawn where a thought ends
     parallel: int = 8  # most branches in flight
     value: Value = Value.PATH
@@ -99,6 +99,7 @@ class SearchConfig:
     # Reflection
     reflection: Reflection = Reflection.NEVER
     max_reflections: int = 1  # on one path
+    reflection_width: int | None = None  # samples drawn after a reflection; None: width, or 1
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""
@@ -116,6 +117,8 @@ class SearchConfig:
                 raise SearchError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.action not in (Action.STEP, Action.MINI_STEP, Action.WHOLE):
             raise SearchError(f"action {self.action} can't be chosen; use step, mini_step or whole")
+        if self.reflection_width is not None and self.reflection_width < 1:
+            raise SearchError(f"reflection_width must be at least 1, not {self.reflection_width}")
         if self.sharpness < 0:
             raise SearchError(f"sharpness must be at least 0, not {self.sharpness}")
         if self.lead is not None and self.lead <= 0:

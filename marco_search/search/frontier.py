@@ -122,7 +122,7 @@ class Frontier:
         whole = config.action is Action.WHOLE
         branch = config.reflection is Reflection.BRANCH
         limit = config.width
-        if node_id == ROOT and whole:
+        if node_id == ROOT and whole and not (branch and config.reflection_width):
             # Reflections need a share of the rollouts where only the root is sampled.
             limit = (config.rollouts + 1) // 2 if branch else config.rollouts
         elif node_id == ROOT:
@@ -132,6 +132,8 @@ class Frontier:
             limit = config.width if self._reflections[node_id] else 0
         elif Action.ANSWER in children and children <= {Action.ANSWER, Action.REFLECTION}:
             limit = config.answer_width
+        elif node.action is Action.REFLECTION and config.reflection_width is not None:
+            limit = config.reflection_width
         elif whole:
             limit = 1 if node.action is Action.REFLECTION else 0
         return limit + (branch and self._may_branch_off(node_id))
