@@ -23,7 +23,8 @@ def open_runtime(settings: Settings) -> Runtime:
         from marco_search.runtime.embedded import open_embedded
 
         return open_embedded(settings)
-    from marco_search.runtime.endpoint import EndpointBackend, render_chatml
+    from marco_search.runtime.chatml import render_chatml
+    from marco_search.runtime.endpoint import EndpointBackend
     from marco_search.runtime.fork_runtime import ForkRuntime
 
     key = settings.runtime_api_key

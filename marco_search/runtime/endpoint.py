@@ -6,7 +6,6 @@ connections, time limits on every call, and errors handed back as values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import requests
@@ -15,7 +14,7 @@ from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 from sglang.lang.chat_template import get_chat_template
 
 from marco_search.errors import RuntimeUnavailable
-from marco_search.runtime.base import Message, RuntimeInfo, plain
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.params import error_value, params_of
 
 CONNECT_TIMEOUT_S = 5.0
@@ -107,9 +106,3 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
         if not isinstance(found, dict):
             raise RuntimeUnavailable(f"{method} {url}: the answer is not a JSON object")
         return found
-
-
-def render_chatml(messages: Sequence[Message]) -> str:
-    """The prompt in ChatML, as Qwen2 and Marco-o1 take it, ready for the assistant's turn."""
-    turns = [f"<|im_start|>{m.role}\n{plain(m.content)}<|im_end|>\n" for m in messages]
-    return "".join(turns) + "<|im_start|>assistant\n"

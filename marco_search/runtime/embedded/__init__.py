@@ -1,0 +1,38 @@
+"""The in-process engine: a Qwen2-architecture model decoded with NumPy, no server, no torch.
+
+folder -> (config, safetensors, chat, tokenizer) -> decoder + radix cache -> engine -> backend
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from marco_search.runtime.fork_runtime import ForkRuntime
+    from marco_search.settings import Settings
+
+__all__ = ["open_embedded"]
+
+
+def open_embedded(settings: Settings) -> ForkRuntime:
+    """A runtime that decodes in this process: MARCO_MODEL's folder, or the pocket model.
+
+    The decoding thread starts with the first branch. Raises ModelRefused when the folder can't
+    be used.
+    """
+    # Late, so that numpy is not loaded before OPENBLAS_NUM_THREADS is set.
+    from marco_search.pocket import MODEL_DIR
+    from marco_search.runtime.embedded.backend import EmbeddedBackend
+    from marco_search.runtime.embedded.model import load_model
+    from marco_search.runtime.fork_runtime import ForkRuntime
+
+    model = load_model(settings.model or MODEL_DIR)
+    backend = EmbeddedBackend(
+        model,
+        max_rows=settings.embedded_batch_rows,
+        cache_bytes=settings.embedded_cache_mib << 20,
+        timeout_s=settings.runtime_timeout_s,
+    )
+    return ForkRuntime(
+        backend, model.info, model.template.render, timeout_s=settings.runtime_timeout_s
+    )

@@ -1,0 +1,117 @@
+"""Chat templates: the model's own Jinja template, run in a sandbox as transformers runs it.
+
+Same environment (immutable sandbox, trimmed blocks, loop controls, the `generation` tag), the
+same globals (`raise_exception`, `strftime_now`) and the same `tojson`, so that a folder
+renders here as it does there. A folder without a template gets ChatML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from marco_search.errors import ModelRefused
+from marco_search.runtime.base import Message, plain
+from marco_search.runtime.chatml import render_chatml
+from marco_search.runtime.embedded.config import read_json
+
+_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class ChatTemplate:
+    """Renders messages to the prompt text of one model."""
+
+    def __init__(self, template: str | None, specials: dict[str, str]) -> None:
+        self._specials = specials
+        self._template = None
+        if template is not None:
+            try:
+                self._template = _environment().from_string(template)
+            except jinja2.TemplateError as error:
+                raise ModelRefused(f"the model's chat template is not valid: {error}") from None
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt, ready for the assistant's turn.
+
+        Raises ModelRefused when the template does not take such messages.
+        """
+        if self._template is None:
+            return render_chatml(messages)
+        turns = [{"role": m.role, "content": plain(m.content)} for m in messages]
+        try:
+            return self._template.render(
+                messages=turns, add_generation_prompt=True, tools=None, **self._specials
+            )
+        except jinja2.TemplateError as error:
+            raise ModelRefused(f"the model's chat template refused the prompt: {error}") from None
+
+
+def read_chat_template(folder: Path) -> ChatTemplate:
+    """The template in chat_template.jinja, else in tokenizer_config.json, else ChatML."""
+    config = read_json(folder / "tokenizer_config.json", required=False)
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in found}
+        found = named.get("default")
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        found = file.read_text(encoding="utf-8")
+    specials = {}
+    for name in _SPECIALS:
+        value = config.get(name)
+        if isinstance(value, dict):  # an added token, written out
+            value = value.get("content")
+        if isinstance(value, str):
+            specials[name] = value
+    return ChatTemplate(found, specials)
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's text for training; here it is just the text."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012  # so declared by the base class
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

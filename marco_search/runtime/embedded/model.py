@@ -1,0 +1,61 @@
+"""Opens a model folder: everything that is needed to decode, checked, and what it is called."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import marco_search
+from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.embedded.chat import ChatTemplate, read_chat_template
+from marco_search.runtime.embedded.config import ModelConfig, read_config
+from marco_search.runtime.embedded.decoder import Decoder, Part
+from marco_search.runtime.embedded.safetensors import fingerprint, read_folder
+from marco_search.runtime.embedded.tokenizer import Tokenizer, read_tokenizer
+from marco_search.runtime.embedded.weights import arrange
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A folder, ready to decode. The decoder serves one engine."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    decoder: Decoder
+    info: RuntimeInfo
+
+
+def load_model(folder: Path) -> LoadedModel:
+    """Load a Qwen2-architecture folder in Hugging Face format.
+
+    Raises ModelRefused, which says what was found and what is accepted.
+    """
+    folder = folder.resolve()
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder, config.vocab)
+    template = read_chat_template(folder)
+    decoder = Decoder(config, arrange(read_folder(folder), config))
+    info = RuntimeInfo(
+        name="embedded",
+        version=f"{marco_search.__version__}+numpy{np.__version__}.{_arithmetic(decoder)}",
+        model=folder.name,
+        revision=fingerprint(folder),
+        context_tokens=config.context_tokens,
+    )
+    return LoadedModel(config, tokenizer, template, decoder, info)
+
+
+def _arithmetic(decoder: Decoder) -> str:
+    """A short hash of what this machine computes for a fixed input.
+
+    Processors sum in different orders, so the last bits differ between kinds of them. Where
+    this hash is the same, a replay gives the same bits.
+    """
+    ids = np.arange(8) % decoder.config.vocab
+    decoder.slots.reserve(1, len(ids))
+    (logits,) = decoder.prefill([Part(0, 0, ids)], [range(len(ids))])
+    return hashlib.sha256(logits.tobytes()).hexdigest()[:8]

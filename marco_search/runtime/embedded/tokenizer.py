@@ -1,0 +1,110 @@
+"""The model's byte-level BPE tokenizer, and the exact bytes behind every token.
+
+Text is encoded by the `tokenizers` library from the folder's tokenizer.json. Decoding is done
+here, from bytes: a character may be split over tokens, and only bytes tell which token
+completes it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from marco_search.errors import ModelRefused
+from marco_search.runtime.embedded.config import read_json
+
+TokenIds = npt.NDArray[np.int32]
+_ENCODED_KEPT = 512  # the branches of a fork all ask for the same prefix
+
+
+class Tokenizer:
+    """Encodes text, and gives each token's bytes. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        raw = read_json(path)
+        _check_byte_level(path, raw)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ModelRefused(f"{path} can't be loaded: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.token_bytes = _token_bytes(self._tokenizer, raw)
+        self.encode = lru_cache(_ENCODED_KEPT)(self._encode)
+
+    def _encode(self, text: str) -> TokenIds:
+        """The token ids of `text`; markers such as <|im_start|> become their tokens."""
+        ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        ids.flags.writeable = False
+        return ids
+
+    def bytes_of(self, token: int) -> bytes:
+        """A token's bytes; none for a special token, or an id that has no token."""
+        return self.token_bytes[token] if 0 <= token < len(self.token_bytes) else b""
+
+    def alone(self, token: int) -> str:
+        """A token's text by itself; parts of characters show as U+FFFD."""
+        return self.bytes_of(token).decode("utf-8", "replace")
+
+    def pieces(self, tokens: Iterable[int]) -> list[str]:
+        """The text each token completes: "" inside a character, all of it at its last byte.
+
+        Bytes that are no UTF-8 become U+FFFD. Joined they are the tokens' text, less an
+        unfinished character at the end.
+        """
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        return [decode(self.bytes_of(t)) for t in tokens]
+
+
+def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
+    """The tokenizer of a model folder. Raises ModelRefused if it does not fit the model."""
+    tokenizer = Tokenizer(folder / "tokenizer.json")
+    if len(tokenizer.token_bytes) > vocab:
+        raise ModelRefused(
+            f"{folder}: the tokenizer has {len(tokenizer.token_bytes)} tokens, the model only "
+            f"{vocab}: tokenizer and weights belong to different models"
+        )
+    return tokenizer
+
+
+def _check_byte_level(path: Path, raw: dict[str, Any]) -> None:
+    decoder = raw.get("decoder") or {}
+    decoders: Sequence[dict[str, Any]] = decoder.get("decoders", [decoder])
+    kinds = [d.get("type") for d in decoders]
+    model = (raw.get("model") or {}).get("type")
+    if model != "BPE" or "ByteLevel" not in kinds:
+        raise ModelRefused(
+            f"{path} is a {model} tokenizer with decoder {kinds}; accepted is byte-level BPE, "
+            "which Qwen2 models use"
+        )
+
+
+def _token_bytes(tokenizer: tokenizers.Tokenizer, raw: dict[str, Any]) -> list[bytes]:
+    byte_of = {char: byte for byte, char in _byte_characters().items()}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    found = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    added = {entry["id"]: entry for entry in raw.get("added_tokens") or []}
+    for token, index in vocabulary.items():
+        if index in added:
+            found[index] = b"" if added[index].get("special") else token.encode()
+        else:
+            found[index] = b"".join(
+                bytes((byte_of[c],)) if c in byte_of else c.encode() for c in token
+            )
+    return found
+
+
+def _byte_characters() -> dict[int, str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    characters = {byte: chr(byte) for byte in shown}
+    hidden = [byte for byte in range(256) if byte not in characters]
+    characters.update({byte: chr(256 + i) for i, byte in enumerate(hidden)})
+    return characters
