@@ -173,9 +173,11 @@ def states(
 
 
 def new_job_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): random, and sorted by time, so that indexes stay dense."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = milliseconds << 80 | secrets.randbits(80)
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return UUID(int=value)
+    """A UUID of version 7 (RFC 9562, with 12 bits of a millisecond's fraction).
+
+    Random, and sorted by time: indexes stay dense, and the jobs of a batch keep their order.
+    """
+    milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
+    fraction = rest_ns * 4096 // 1_000_000
+    random = secrets.randbits(62)
+    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random)
