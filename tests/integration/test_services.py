@@ -1,0 +1,310 @@
+"""The embedded services survive what happens to them, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from marco_search import local_state, locations
+from marco_search.errors import BrokerUnavailable, DatabaseUnavailable
+from marco_search.local_state import LocalState
+from marco_search.settings import Settings
+from ops.services import ServiceUrls, down, local_services, status, up
+from ops.services.account import server_account
+from ops.services.layout import Layout
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home of this test's own, in a path with spaces, stopped and deleted afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="marco services "))
+    folder.chmod(0o711)
+    yield folder / "a home"
+    _remove(folder)
+
+
+@pytest.fixture
+def closed_home() -> Iterator[Path]:
+    """A home below a folder that nobody else may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="marco closed "))
+    yield folder / "home"
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    for home in folder.iterdir():
+        down(home)
+        Layout(home).purge()
+    shutil.rmtree(folder)
+
+
+def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def _state(home: Path) -> LocalState:
+    state = local_state.read(home)
+    assert state is not None
+    return state
+
+
+def _write(urls: ServiceUrls) -> None:
+    with psycopg.connect(urls.database_url, autocommit=True) as session:
+        session.execute("CREATE TABLE kept (word text)")
+        session.execute("INSERT INTO kept VALUES ('row')")
+    with redis.Redis.from_url(urls.redis_url) as client:
+        client.rpush("kept", "message")
+
+
+def _still_there(urls: ServiceUrls) -> bool:
+    try:
+        with psycopg.connect(urls.database_url, connect_timeout=5) as session:
+            row = session.execute("SELECT word FROM kept").fetchone()
+        with redis.Redis.from_url(urls.redis_url) as client:
+            message = client.lindex("kept", 0)
+    except (psycopg.OperationalError, redis.RedisError):
+        return False
+    assert (row, message) == (("row",), b"message")
+    return True
+
+
+def _processes(word: str) -> list[int]:
+    """Pids of processes with `word` in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and word in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _session(pid: int) -> list[int]:
+    """Pids of `pid` and of its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def test_killed_servers_come_back_with_the_same_ports_and_data(home: Path) -> None:
+    with local_services(home) as urls:
+        _write(urls)
+        before = _state(home)
+        assert before.postgres
+        assert before.redis
+        os.kill(before.postgres.pid, signal.SIGKILL)
+        os.kill(before.redis.pid, signal.SIGKILL)
+        _until(lambda: not before.postgres.alive and not before.redis.alive)
+        _until(lambda: _still_there(urls))
+        after = _state(home)
+        assert (after.database_url, after.redis_url) == (before.database_url, before.redis_url)
+        assert status(home).running
+    assert not status(home).running
+
+
+def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
+    urls = up(home)
+    _write(urls)
+    state = _state(home)
+    assert state.supervisor
+    assert state.postgres
+    assert state.redis
+    family = [*_session(state.postgres.pid), *_session(state.redis.pid)]
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+    assert not status(home).running
+    assert _processes(str(home)) == []
+
+    again = up(home)  # finds the state of the dead one, and all the data
+    assert _still_there(again)
+    assert down(home)
+
+
+def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
+    code = "import sys; from pathlib import Path; from ops.services import up;"
+    code += "print(up(Path(sys.argv[1])))"
+
+    def start(_: int) -> str:
+        command = [sys.executable, "-c", code, str(home)]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.decode()
+
+    with ThreadPoolExecutor() as pool:
+        first, second, third = pool.map(start, range(3))
+    assert first == second == third
+    state = _state(home)
+    assert state.supervisor
+    assert _processes(str(home / "data" / "postgres")) != []
+    assert len([pid for pid in _processes("ops.services") if pid == state.supervisor.pid]) == 1
+    assert down(home)
+
+
+def test_down_twice_and_up_again(home: Path) -> None:
+    _write(up(home))
+    assert status(home).kept
+    with local_services(home) as urls:
+        assert _still_there(urls)
+    assert status(home).running, "what `up` started outlasts a user"
+    assert down(home) is True
+    assert down(home) is False
+    assert _processes(str(home)) == []
+    with local_services(home) as urls:
+        assert _still_there(urls)
+    assert not status(home).running
+
+
+def test_services_end_with_the_last_user_even_when_it_is_killed(home: Path) -> None:
+    code = "import sys; from pathlib import Path; from ops.services import local_services\n"
+    code += "with local_services(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(home)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"in\n"
+        with local_services(home) as urls:
+            other.kill()
+            other.wait()
+            assert psycopg.connect(urls.database_url).execute("SELECT 1").fetchone() == (1,)
+            supervisor = _state(home).supervisor
+        assert supervisor
+        assert not supervisor.alive
+
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"in\n"
+        supervisor = _state(home).supervisor
+        assert supervisor
+        other.kill()
+    _until(lambda: not supervisor.alive)
+    assert _processes(str(home)) == []
+
+
+def test_below_a_closed_folder(closed_home: Path) -> None:
+    with local_services(closed_home) as urls:
+        _write(urls)
+        assert closed_home.parent.stat().st_mode & 0o777 == 0o700, "no folder was opened"
+    with local_services(closed_home) as urls:
+        assert _still_there(urls)
+    if os.geteuid() == 0:
+        elsewhere = Layout(closed_home).data(server_account())
+        assert closed_home not in elsewhere.parents
+        copy = closed_home.with_name("copy")
+        shutil.copytree(closed_home, copy)
+        with local_services(copy):
+            assert Layout(copy).data(server_account()) != elsewhere, "a copy has data of its own"
+
+
+def test_strangers_stay_out(home: Path) -> None:
+    with local_services(home) as urls:
+        state = _state(home)
+        for url in (urls.database_url, urls.database_url.replace(state.database_password, "x")):
+            wrong = url.replace(f":{state.database_password}@", "@")
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(wrong, connect_timeout=5, passfile="/nonexistent")
+        with (
+            redis.Redis(port=state.redis_port) as client,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            client.ping()
+        assert Layout(home).state.stat().st_mode & 0o777 == 0o600
+        assert _processes(state.database_password) == []
+        assert _processes(state.redis_password) == []
+        for log in (home / "logs").iterdir():
+            assert state.database_password not in log.read_text()
+            assert state.redis_password not in log.read_text()
+        assert state.database_password not in repr(state)
+
+
+def test_a_lost_state_file_costs_no_data(home: Path) -> None:
+    with local_services(home) as urls:
+        _write(urls)
+    Layout(home).state.unlink()
+    with local_services(home) as urls:
+        with psycopg.connect(urls.database_url) as session:
+            assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
+        # Deleted while they run, it is written again.
+        Layout(home).state.unlink()
+        _until(lambda: status(home).running)
+
+
+def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: Path) -> None:
+    with local_services(home) as urls:
+        _write(urls)
+    before = _state(home)
+    # As after a reboot: the number of the supervisor now belongs to someone else.
+    text = Layout(home).state.read_text()
+    boot = local_state.ProcessId.of(os.getpid())
+    assert boot
+    stale = f'{{"pid": {os.getpid()}, "started": 1, "boot": "{boot.boot}"}}'
+    Layout(home).state.write_text(
+        text.replace('"ready": false', '"ready": true').replace(
+            '"supervisor": null', f'"supervisor": {stale}'
+        )
+    )
+    settings = Settings().model_copy(update={"home": home, "database_url": None, "redis_url": None})
+    with pytest.raises(DatabaseUnavailable, match="marco up"):
+        locations.database_url(settings)
+    with pytest.raises(BrokerUnavailable, match="marco up"):
+        locations.redis_url(settings)
+    with socket.create_server(("127.0.0.1", before.database_port)), local_services(home) as urls:
+        assert _still_there(urls)
+        assert locations.database_url(settings) == urls.database_url
+        assert locations.redis_url(settings) == urls.redis_url
+        assert _state(home).database_port != before.database_port
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+def test_as_an_ordinary_user(home: Path) -> None:
+    nobody = server_account()
+    version = f"python3.{sys.version_info.minor}"
+    site = Path(sysconfig.get_paths()["purelib"])
+    env = {"PYTHONPATH": f"{ROOT}:{site}", "HOME": "/nonexistent", "PATH": "/usr/bin:/bin"}
+
+    def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=ROOT if nobody.can_enter(ROOT) else "/",
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            **nobody.popen_options,
+        )
+
+    # This Python may lie in root's home; then one of the system's may do.
+    pythons = [sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"]
+    pythons = [python for python in pythons if nobody.can_enter(Path(python))]
+    probe = "import ops.services.supervisor"
+    pythons = [python for python in pythons if as_nobody(python, "-c", probe).returncode == 0]
+    if not pythons:
+        pytest.skip("an ordinary user can reach no Python of this version, or not its packages")
+    home.mkdir()
+    nobody.own(home, 0o700)
+    code = "import sys; from pathlib import Path; from ops.services import local_services\n"
+    code += "import psycopg\n"
+    code += "with local_services(Path(sys.argv[1])) as urls:\n"
+    code += "    print(psycopg.connect(urls.database_url).execute('SELECT 1').fetchone())"
+    done = as_nobody(pythons[0], "-c", code, str(home))
+    assert done.stdout == "(1,)\n", done.stderr
+    assert {path.stat().st_uid for path in home.rglob("*")} == {nobody.uid}
