@@ -35,7 +35,7 @@ from ops.pocket.optimizer import (
 )
 from ops.pocket.tokenizer import build_tokenizer, save_tokenizer
 
-SEED, STEPS, TOKENS_PER_RANK, RATE = 0, 5600, 2560, 2e-3
+SEED, STEPS, TOKENS_PER_RANK, RATE = 0, 2200, 2560, 2e-3
 
 
 def main() -> None:
