@@ -1,0 +1,152 @@
+"""What the report says in numbers: rows, comparisons at equal tokens, goals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from marco_search.evaluation.curves import Point, at_least, curve, tokens_to_reach
+from marco_search.evaluation.data_sets import Problem, load
+from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.report import Row, row
+from marco_search.evaluation.run import read
+from marco_search.evaluation.statistics import Paired, paired
+from marco_search.evaluation.traces import Trace
+from ops.bench.paper_runs import RUNS, SETS
+
+TREE_BUDGET = 16
+"""Rollouts at which the paper's strategies are compared; their runs are longer."""
+# Name in the report -> (run of independent samples, how they are put to the vote, power).
+FLAT: dict[str, tuple[str, str, float]] = {
+    "self-consistency": ("samples", "vote", 1.0),
+    "best-of-n": ("samples", "best", 1.0),
+    "weighted vote": ("samples", "weighted", 32.0),
+    "self-consistency, reflecting": ("samples-reflect", "vote", 1.0),
+    "best-of-n, reflecting": ("samples-reflect", "best", 1.0),
+}
+WINNER = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Language:
+    """All runs of one set."""
+
+    name: str
+    problems: list[Problem]
+    grader: Grader
+    traces: Mapping[str, list[Trace]]  # by run; only those that are complete
+    seconds: Mapping[str, float]  # wall clock of the run
+
+    def curve(self, strategy: str) -> list[Point]:
+        """The accuracy of a run, or of a vote over samples, at each number of rollouts."""
+        name, choice, power = FLAT.get(strategy, (strategy, None, None))
+        if name not in self.traces:
+            return []
+        return curve(self.traces[name], self.grader, choice=choice, sharpness=power)
+
+    @property
+    def trees(self) -> list[str]:
+        """The runs of searches that grow a tree, the winner last."""
+        return [n for n in self.traces if not n.startswith(("cot", "samples")) and n != WINNER] + [
+            n for n in self.traces if n == WINNER
+        ]
+
+
+def gather(folder: Path, language: str, count: int) -> Language:
+    """What is there of one set; a run that lacks problems is left out."""
+    problems = load(SETS[language], limit=count)
+    traces, seconds = {}, {}
+    for name, run in RUNS.items():
+        file = run.file(folder, language)
+        if not file.exists():
+            continue
+        found = {t.key: t for t in read(file)}  # the last of a problem is the newest
+        if all(p.key in found for p in problems):
+            traces[name] = [found[p.key] for p in problems]
+            beside = file.with_suffix(".seconds.json")
+            seconds[name] = json.loads(beside.read_text()) if beside.exists() else 0.0
+    return Language(
+        name=language, problems=problems, grader=Grader(problems), traces=traces, seconds=seconds
+    )
+
+
+def rows(language: Language) -> list[Row]:
+    """The table: greedy, the trees at TREE_BUDGET, the baselines at the winner's tokens."""
+    found = [
+        row(name, language.traces[name], language.grader)
+        for name in ("cot", "cot-reflect")
+        if name in language.traces
+    ]
+    target = winner_point(language)
+    for name, (run, choice, power) in FLAT.items():
+        points = language.curve(name)
+        if not points:
+            continue
+        at = (target and at_least(points, target.tokens_per_problem)) or points[-1]
+        found.append(
+            row(
+                f"{name}, n = {at.rollouts}",
+                language.traces[run],
+                language.grader,
+                rollouts=at.rollouts,
+                choice=choice,
+                sharpness=power,
+            )
+        )
+    for name in language.trees:
+        budget = None if name == WINNER else TREE_BUDGET
+        found.append(row(name, language.traces[name], language.grader, rollouts=budget))
+    return found
+
+
+def winner_point(language: Language) -> Point | None:
+    """The winning strategy's whole run."""
+    points = language.curve(WINNER)
+    return points[-1] if points else None
+
+
+def at_equal_tokens(
+    language: Language, strategy: str, baselines: Sequence[str], rollouts: int | None = None
+) -> list[tuple[str, Point, Paired]]:
+    """`strategy` against each baseline given at least as many tokens: (baseline, point, result).
+
+    A baseline whose run ends before that is compared at its end.
+    """
+    points = language.curve(strategy)
+    if not points:
+        return []
+    mine = points[min(rollouts or len(points), len(points)) - 1]
+    found = []
+    for name in baselines:
+        theirs = language.curve(name)
+        if theirs:
+            other = at_least(theirs, mine.tokens_per_problem) or theirs[-1]
+            found.append((name, other, paired(mine.right, other.right)))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """Tokens per problem to an accuracy that self-consistency reaches."""
+
+    accuracy: float
+    baseline_tokens: float
+    tokens: float | None  # None: not reached
+
+    @property
+    def ratio(self) -> float | None:
+        """Share of the baseline's tokens."""
+        return None if self.tokens is None else self.tokens / self.baseline_tokens
+
+
+def saving(language: Language, baseline: str = "self-consistency") -> Saving | None:
+    """What the winner needs for the baseline's best accuracy on its whole curve."""
+    theirs, mine = language.curve(baseline), language.curve(WINNER)
+    if not theirs or not mine:
+        return None
+    best = max(p.accuracy for p in theirs)
+    needed = tokens_to_reach(theirs, best)
+    assert needed is not None
+    return Saving(accuracy=best, baseline_tokens=needed, tokens=tokens_to_reach(mine, best))
