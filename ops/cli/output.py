@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+PAGE_WIDTH = 100  # cells: of what is laid out for a reader
 PIPE_WIDTH = 10_000  # cells: nothing is folded for a reader that is a program
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -27,9 +29,19 @@ def console(*, stderr: bool = False) -> Console:
 
 def show(*parts: RenderableType) -> None:
     """Print each part to standard output on lines of its own."""
+    out = console()
+    if not out.is_terminal:
+        with out.capture() as captured:
+            _print(out, parts)
+        # Cells are padded: a pipe does not want the spaces at the ends of lines.
+        click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    else:
+        _print(out, parts)
+
+
+def _print(out: Console, parts: Sequence[RenderableType]) -> None:
     from rich.text import Text
 
-    out = console()
     for part in parts:
         if isinstance(part, Text):  # its lines have been measured, and a pipe wants them whole
             out.print(part, no_wrap=True, overflow="ignore", crop=False)
@@ -39,7 +51,7 @@ def show(*parts: RenderableType) -> None:
 
 def terminal_width() -> int:
     """Cells of a line: the terminal's, or a page's where there is none."""
-    return console().width if sys.stdout.isatty() else 100
+    return console().width if sys.stdout.isatty() else PAGE_WIDTH
 
 
 def ascii_only() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -73,7 +72,7 @@ def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": [line.model_dump(mode="json") for line in lines]})
     elif lines:
-        show(jobs_table(lines, width=terminal_width() if sys.stdout.isatty() else None))
+        show(jobs_table(lines, width=terminal_width()))
     else:
         show("No job is queued or running.")
     _exit(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -42,7 +41,7 @@ def results(jobs: tuple[str, ...], jsonl: bool, thought: bool, as_json: bool) ->
             print_json([_plain(result, thought) for result in _results(conn, ids)])
         else:
             lines = [line for line in queries.statuses(conn, ids) if line.final]
-            show(jobs_table(lines, width=terminal_width() if sys.stdout.isatty() else None))
+            show(jobs_table(lines, width=terminal_width()))
 
 
 def _results(conn: Conn, ids: Sequence[UUID]) -> Iterator[JobResult]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from ops.cli.output import json_option, print_json, show, terminal_width
@@ -51,5 +49,5 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int, as_json: bool) 
         print_json({"counts": by_state, "jobs": jobs_json})
         return
     if lines:
-        show(jobs_table(lines, width=terminal_width() if sys.stdout.isatty() else None), "")
+        show(jobs_table(lines, width=terminal_width()), "")
     show(counts(by_state))
