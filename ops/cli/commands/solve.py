@@ -32,7 +32,7 @@ def solve(question: str, tree: bool, thought: bool, as_json: bool, **values: Any
     Nothing is kept.
     """
     from marco_search.outcome import job_result
-    from marco_search.solve import search
+    from marco_search.solving import search
     from ops.cli.render import result as render
     from ops.cli.render.tree import draw_tree, tree_json
     from ops.cli.searched import drawn_nodes, winning_path

@@ -1,0 +1,258 @@
+"""The command line as scripts meet it: exit codes, messages, JSON, and nothing heavy loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from marco_search import errors
+from marco_search import settings as settings_module
+from marco_search.errors import MarcoError
+from ops.cli import main as main_module
+from ops.cli.main import COMMANDS, cli, main
+from tests.toy import ToyRuntime
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def nothing_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A home without services; settings read anew."""
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MARCO_HOME", str(tmp_path / "home"))
+    settings_module.load.cache_clear()
+    yield
+    settings_module.load.cache_clear()
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A command `boom` that raises what it is told to."""
+
+    def make(error: BaseException) -> None:
+        @click.command()
+        @click.option("--json", "as_json", is_flag=True)
+        def boom(as_json: bool) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "get_command", lambda ctx, name: boom)
+
+    return make
+
+
+def error_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    data = json.loads(line)
+    assert set(data) == {"error"}
+    assert set(data["error"]) == {"type", "message", "exit_code"}
+    return data["error"]  # type: ignore[no-any-return]
+
+
+def test_every_listed_command_exists_says_what_it_does_and_takes_json() -> None:
+    context = click.Context(cli)
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert command.help, name
+        assert "--json" in {word for p in command.params for word in p.opts}, name
+
+
+def test_help_loads_nothing_heavy_and_lists_commands_and_exit_codes() -> None:
+    code = "import sys; from ops.cli.main import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    heavy = {"rich", "pydantic", "celery", "sqlalchemy", "numpy", "psycopg"}
+    assert not heavy & set(done.stdout.split())
+    for name in COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    assert "Exit codes:" in done.stdout
+
+
+def test_exit_codes_in_the_help_are_those_of_the_errors() -> None:
+    documented = {
+        int(line.split()[0])
+        for line in main_module.EXIT_CODES.splitlines()
+        if line.strip()[:1].isdigit()
+    }
+    classes = [e for e in vars(errors).values() if isinstance(e, type)]
+    codes = {e.exit_code for e in classes if issubclass(e, MarcoError)}
+    assert codes | {0, 7, 70, 130} == documented
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidJob("question", "empty or blank"), 2),
+        (errors.JobNotFound("no job x"), 3),
+        (errors.DatabaseUnavailable("not there"), 4),
+        (errors.ModelRefused("no"), 5),
+        (errors.WaitTimeout("too long"), 6),
+    ],
+)
+def test_an_error_is_a_sentence_and_an_exit_code(
+    raising: Any, capsys: pytest.CaptureFixture[str], error: MarcoError, code: int
+) -> None:
+    raising(error)
+    assert main(["boom"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"marco: {error}\n"
+    assert main(["boom", "--json"]) == code
+    expected = {"type": type(error).__name__, "message": str(error), "exit_code": code}
+    assert error_json(capsys) == expected
+
+
+def test_a_bug_is_told_shortly_with_its_traceback_in_a_file(
+    raising: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(KeyError("x"))
+    assert main(["boom"]) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "KeyError: 'x'" in err
+    path = Path(err.partition("its traceback is in ")[2].partition(";")[0])
+    assert "Traceback (most recent call last)" in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
+    path.unlink()
+    assert main(["boom", "--debug"]) == 70
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_ctrl_c_exits_with_130_and_no_traceback(
+    raising: Any, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    raising(error)
+    assert main(["boom"]) == 130
+    assert capsys.readouterr().err.strip() == "Interrupted."
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["solve"], ["status", "--nonsense"], ["sql", "x", "--limit", "-1"]]
+)
+def test_bad_arguments_exit_with_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(arguments) == 2
+    assert "Usage: marco" in capsys.readouterr().err
+    assert main([*arguments, "--json"]) == 2
+    assert error_json(capsys)["type"] == "UsageError"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f'"{sys.executable}" -m ops.cli.main --help | head -c 1'
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("command", ["status", "watch", "wait", "results"])
+def test_nothing_is_made_where_nothing_is_stored(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command]) == 4
+    assert "nothing is stored under" in capsys.readouterr().err
+    assert not Path(os.environ["MARCO_HOME"]).exists()
+
+
+def test_a_bad_setting_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MARCO_LEASE_S", "soon")
+    assert main(["status"]) == 2
+    assert "MARCO_LEASE_S" in capsys.readouterr().err
+
+
+def test_a_file_with_bad_lines_is_refused_before_any_service_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"kind": "reasoning", "question": "1+1?"}\nnonsense\n{"kind": "poem"}\n')
+    for command in ("submit", "demo"):
+        assert main([command, str(path)]) == 2
+        err = capsys.readouterr().err
+        assert "2 bad lines, nothing was submitted" in err
+        assert "line 2" in err
+        assert "line 3, kind" in err
+    assert not Path(os.environ["MARCO_HOME"]).exists()
+
+
+def test_submit_wants_a_file_or_a_question_and_options_where_they_belong(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["submit"]) == 2
+    assert main(["submit", "file", "--question", "1+1?"]) == 2
+    assert main(["submit", "file", "--kind", "translation"]) == 2
+    assert main(["submit", "--question", " "]) == 2
+    assert "question: empty or blank" in capsys.readouterr().err
+
+
+def test_the_library_call_is_imported_from_the_package() -> None:
+    code = "from marco_search import solve; import marco_search; print(callable(solve))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "True\n", done.stderr
+
+
+class Solved:
+    """`marco solve` on the toy model."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr("marco_search.solving.open_runtime", lambda settings: ToyRuntime())
+        self._capsys = capsys
+
+    def __call__(self, *words: str) -> str:
+        assert main(["solve", "1+1?", "--rollouts", "6", "--no-early-stop", *words]) == 0
+        return self._capsys.readouterr().out
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Solved:
+    return Solved(monkeypatch, capsys)
+
+
+def test_solve_prints_the_answer_first_and_the_tree_on_request(solved: Solved) -> None:
+    plain = solved()
+    assert plain.splitlines()[0]
+    assert "6 rollouts" in plain
+    assert "visits" not in plain
+    with_tree = solved("--tree")
+    assert with_tree.startswith(plain.splitlines()[0])
+    assert "      6   ." in with_tree
+
+
+def test_solve_in_json_has_the_result_and_the_tree(solved: Solved) -> None:
+    data = json.loads(solved("--json"))
+    assert data["state"] == "succeeded"
+    assert data["rollouts"] == 6
+    assert "thought" not in data["answers"][0]
+    assert "tree" not in data
+    full = json.loads(solved("--json", "--tree", "--thought", "--expected", "no such answer"))
+    assert full["correct"] is False
+    assert "thought" in full["answers"][0]
+    assert len(full["tree"]["nodes"]) == full["nodes"] + 1
+    assert full["tree"]["winning_path"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (["--rollouts", "0"], "options.rollouts"),
+        (["--strategy", "setp"], "options.strategy"),
+        (["--kind", "poem"], "kind"),
+        (["--kind", "translation", "--source", "Klingon"], "source"),
+    ],
+)
+def test_solve_names_the_field_that_is_wrong(
+    capsys: pytest.CaptureFixture[str], options: list[str], field: str
+) -> None:
+    assert main(["solve", "1+1?", *options]) == 2
+    assert capsys.readouterr().err.startswith(f"marco: {field}: ")
