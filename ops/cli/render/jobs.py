@@ -109,4 +109,4 @@ def event(line: JobStatus) -> str:
             text += f"  ({fraction(line.confidence)})"
     elif line.error:
         text += f"  {one_line(line.error)}"
-    return text
+    return text.rstrip()

@@ -1,0 +1,200 @@
+"""Jobs, results and rows of queries as the command line shows them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from marco_search.jobs import Answer, JobResult
+from marco_search.store.queries import JobStatus
+from ops.cli.commands.demo import next_steps
+from ops.cli.polling import news
+from ops.cli.render.findings import findings
+from ops.cli.render.jobs import counts, event, heading, jobs_table
+from ops.cli.render.progress import live_view, progress
+from ops.cli.render.result import drop_thoughts, report
+from ops.cli.render.rows import rows_csv, rows_json, rows_table
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def status(number: int = 1, **more: Any) -> JobStatus:
+    given = {
+        "job_id": UUID(int=number), "tenant": "default", "batch_id": None, "kind": "reasoning",
+        "state": "queued", "subject": "What is 1 + 1?", "strategy": "step", "priority": 3,
+        "created_at": NOW, "started_at": None, "finished_at": None, "run_after": NOW,
+        "cancel_requested_at": None, "attempts": 0, "lease_owner": None, "rounds": 0,
+        "rollouts": 0, "rollout_budget": None, "nodes": 0, "generated_tokens": 0, "seconds": 0.0,
+        "answer": None, "confidence": None, "expected": None, "correct": None,
+        "stop_reason": None, "model": None, "error_type": None, "error": None,
+    }  # fmt: skip
+    return JobStatus(**(given | more))
+
+
+DONE = status(
+    7, state="succeeded", answer="2", expected="2", correct=True, confidence=0.987, nodes=12,
+    generated_tokens=3456, seconds=1.25, rollouts=16, finished_at=NOW,
+)  # fmt: skip
+FAILED = status(8, state="failed", error="the model\nfell over", finished_at=NOW)
+RUNNING = status(9, state="running", rollouts=8, rollout_budget=16, attempts=2)
+
+
+def printed(part: RenderableType, width: int = 200) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(part)
+    return out.getvalue()
+
+
+def test_a_job_s_row_has_all_that_came_out_and_the_last_row_the_sums() -> None:
+    text = printed(jobs_table([DONE, FAILED, RUNNING]))
+    row = next(line for line in text.splitlines() if line.startswith("00000007"))
+    assert row.split() == [
+        "00000007", "succeeded", "What", "is", "1", "+", "1?", "2", "2", "yes", ".987",
+        "3,456", "12", "1.2",
+    ]  # fmt: skip
+    assert "the model ⏎ fell over" in text
+    assert text.splitlines()[-1].split() == ["3", "jobs", "1/1", "3,456", "12", "1.2"]
+
+
+def test_a_table_of_jobs_fits_80_cells_without_the_states() -> None:
+    lines = [DONE.model_copy(update={"subject": "小美有五十八支铅笔" * 9, "answer": "x" * 99})]
+    text = printed(jobs_table(lines, width=80, with_state=False), 80)
+    assert max(cell_len(line) for line in text.splitlines()) <= 80
+    for kept in ("00000007", ".987", "3,456", "12", "1.2"):
+        assert kept in text
+
+
+def test_counts_are_told_in_words() -> None:
+    assert counts({}) == "0 jobs"
+    assert counts({"queued": 1}) == "1 job: 1 queued"
+    assert counts({"queued": 1, "succeeded": 1200}) == "1,201 jobs: 1 queued, 1,200 succeeded"
+    assert progress([DONE, RUNNING]) == "2 jobs: 1 running, 1 succeeded; 3,456 tokens"
+
+
+def test_an_event_is_one_line() -> None:
+    assert event(DONE) == "00000007  succeeded  2  (.987)"
+    assert event(FAILED) == "00000008  failed     the model ⏎ fell over"
+    assert event(RUNNING) == "00000009  running"
+
+
+def test_news_are_told_once() -> None:
+    changed = news([DONE.job_id, RUNNING.job_id])
+    waiting = status(7)
+    assert changed([waiting, RUNNING]) == [RUNNING]
+    assert changed([waiting, RUNNING]) == []
+    assert changed([DONE, RUNNING]) == [DONE]
+
+
+def test_a_job_under_way_shows_how_far_it_is() -> None:
+    assert "running, attempt 2, 8 of 16 rollouts" in heading(RUNNING)[0].plain
+    assert "#####-----" in printed(live_view([RUNNING, DONE], width=100, height=20))
+
+
+def test_a_live_view_of_many_jobs_keeps_to_the_screen_and_shows_those_running() -> None:
+    lines = [*(status(100 + i) for i in range(50)), RUNNING, DONE]
+    text = printed(live_view(lines, width=100, height=12), 100)
+    assert len(text.splitlines()) <= 12
+    assert "00000009" in text
+    assert "52 jobs: 50 queued, 1 running, 1 succeeded" in text
+
+
+RESULT = JobResult(
+    job_id="x", kind="reasoning", state="succeeded", strategy="step", stop_reason="decided",
+    rollouts=9, nodes=40, generated_tokens=1234, prompt_tokens=200, cached_tokens=150,
+    seconds=1.5, expected="12", correct=False,
+    answers=(
+        Answer(rank=1, text="29", normalised="29", confidence=0.99, votes=7, share=0.8,
+               output="The answer is 29.", thought="Step 1\nStep 2"),
+        Answer(rank=2, text="28", normalised="28", confidence=0.9, votes=2, share=0.2,
+               output="The answer is 28.", thought="Step 1"),
+    ),
+)  # fmt: skip
+
+
+def test_a_result_begins_with_its_answer() -> None:
+    text = printed(report(RESULT))
+    assert text.splitlines()[0] == "The answer is 29."
+    assert [line.split() for line in text.splitlines() if line.startswith("   ")] == [
+        ["1", "29", ".990", "7", "80%"],
+        ["2", "28", ".900", "2", "20%"],
+    ]
+    assert "expected 12: wrong" in text
+    assert "75% from the prefix cache" in text
+    assert "the vote was decided" in text
+    assert "Step 1" not in text
+    assert "Step 1\nStep 2" in printed(report(RESULT, thought=True))
+
+
+def test_a_result_without_an_answer_says_what_became_of_the_job() -> None:
+    none = RESULT.model_copy(update={"answers": (), "state": "cancelled"})
+    assert printed(report(none)).splitlines()[0] == "cancelled: no answer"
+    error = none.model_copy(
+        update={"state": "failed", "error_type": "ModelRefused", "error": "no model"}
+    )
+    assert printed(report(error)).splitlines()[0] == "failed: ModelRefused: no model"
+
+
+def test_thoughts_are_left_out_of_json_unless_asked_for() -> None:
+    data = RESULT.model_dump(mode="json")
+    drop_thoughts(data)
+    assert all("thought" not in answer for answer in data["answers"])
+
+
+COLUMNS = ("count", "text", "values", "at", "flag", "nothing")
+ROWS = [(Decimal(5), "a\x1b[31m,\nb", [1, 2.5, None], NOW, True, None)]
+
+
+def test_rows_are_a_table_with_safe_cells() -> None:
+    text = printed(rows_table(COLUMNS, ROWS))
+    assert "\x1b" not in text
+    assert "a\ufffd[31m, ⏎ b" in text
+    assert "[1, 2.5, null]" in text
+    assert "2026-01-02 03:04:05+00:00" in text
+
+
+def test_rows_are_csv_that_reads_back() -> None:
+    heading_, row = csv.reader(io.StringIO(rows_csv(COLUMNS, ROWS)))
+    assert heading_ == list(COLUMNS)
+    assert row[:3] == ["5", "a\x1b[31m,\nb", "[1, 2.5, null]"]
+    assert row[5] == ""
+
+
+def test_rows_are_objects_that_json_can_hold() -> None:
+    odd = [(Decimal("1.5"), float("nan"), b"\x00\xff", UUID(int=1), Decimal("NaN"), {"a": NOW})]
+    for rows in (ROWS, odd):
+        (row,) = rows_json(COLUMNS, rows)
+        assert list(row) == list(COLUMNS)
+        json.dumps(row, allow_nan=False)
+    assert rows_json(COLUMNS, ROWS)[0]["count"] == 5
+    assert rows_json(COLUMNS, odd)[0]["values"] == "00ff"
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+
+def test_findings_say_how_to_mend_what_is_wrong() -> None:
+    good, bad = Check("Postgres", True, "18.4"), Check("Redis", False, "no answer", "run marco up")
+    text = findings([good, bad]).plain
+    assert "run marco up" in text
+    assert text.endswith("1 of 2 wrong.")
+    assert findings([good]).plain.endswith("All well.")
+
+
+def test_next_steps_name_the_job_and_the_program_as_it_was_started() -> None:
+    text = next_steps(".venv/bin/marco", UUID(int=0xABCD1234))
+    assert ".venv/bin/marco show abcd1234 --full" in text
+    assert "show" not in next_steps("marco", None)
