@@ -46,6 +46,8 @@ class Postgres:
             "port": state.database_port,
             "unix_socket_directories": "",
             "max_connections": 200,
+            # After kill -9: one flush of the file system instead of one of each of 1000 files.
+            "recovery_init_sync_method": "syncfs",
             "timezone": "UTC",
             "log_timezone": "UTC",
         }
