@@ -72,7 +72,7 @@ class Journal(Protocol):
         ...
 
     def should_stop(self) -> StopReason | None:
-        """Asked before each round: a reason to end the search where it stands."""
+        """Asked before each round, and when branches failed: a reason to end the search."""
         ...
 
 
@@ -161,7 +161,13 @@ def run_search(
         if not expansions:
             return Finished(plan=fixed, search=search, seconds=clock() - began)
         branches = runtime.branch(expansions)
-        _refuse_if_all_failed(branches)
+        if any(b.finish is Finish.FAILED for b in branches):
+            # They may have failed because the search was told to stop (`Runtime.abort`).
+            reason = journal.should_stop()
+            if reason:
+                search.stop(reason)
+                continue
+            _refuse_if_all_failed(branches)
         done = search.tell(branches)
         assert done is not None, "the runtime answers every request of the round"
         journal.append(done)

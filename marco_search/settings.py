@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
     home: Path = Field(Path(".marco"), validation_alias="MARCO_HOME")
 
-    # Runtime. "embedded" decodes in process; an http(s) URL is an SGLang server.
+    # Runtime. "embedded" decodes in process; http(s) URLs, separated by commas, are SGLang servers.
     runtime: str = Field("embedded", validation_alias="MARCO_RUNTIME")
     # Folder of a Qwen2-architecture model in Hugging Face format; unset: the pocket model.
     model: Path | None = Field(None, validation_alias="MARCO_MODEL")
@@ -35,8 +35,22 @@ class Settings(BaseSettings):
     embedded_batch_rows: int = Field(64, ge=1, le=1024, validation_alias="MARCO_EMBEDDED_ROWS")
     # Memory for cached prefixes in the embedded engine, in MiB.
     embedded_cache_mib: int = Field(256, ge=1, validation_alias="MARCO_EMBEDDED_CACHE_MIB")
+    # A branch with all its retries.
     runtime_timeout_s: float = Field(120.0, gt=0, validation_alias="MARCO_RUNTIME_TIMEOUT_S")
+    # To connect to a server; and the longest silence in the middle of its answer.
+    runtime_connect_s: float = Field(5.0, gt=0, validation_alias="MARCO_RUNTIME_CONNECT_S")
+    runtime_stall_s: float = Field(15.0, gt=0, validation_alias="MARCO_RUNTIME_STALL_S")
+    # Most branches that one process has in flight on one server; less where it is overloaded.
+    runtime_max_in_flight: int = Field(
+        256, ge=1, le=4096, validation_alias="MARCO_RUNTIME_MAX_IN_FLIGHT"
+    )
     runtime_api_key: SecretStr | None = Field(None, validation_alias="MARCO_RUNTIME_API_KEY")
+    # TLS: whether to check a server's certificate, and a file of certificates to trust.
+    runtime_verify_tls: bool = Field(True, validation_alias="MARCO_RUNTIME_VERIFY_TLS")
+    runtime_ca: Path | None = Field(None, validation_alias="MARCO_RUNTIME_CA")
+    # What the servers must serve (SGLang's model_path and weight_version); unset: anything.
+    runtime_model: str | None = Field(None, validation_alias="MARCO_RUNTIME_MODEL")
+    runtime_revision: str | None = Field(None, validation_alias="MARCO_RUNTIME_REVISION")
 
     # Queue and worker.
     tenant: str = Field("default", min_length=1, max_length=64, validation_alias="MARCO_TENANT")

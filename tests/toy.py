@@ -129,5 +129,8 @@ class ToyRuntime:
             for prefix, r in pairs
         ]
 
+    def abort(self) -> None:
+        """Nothing is ever in flight."""
+
     def close(self) -> None:
         """Nothing to close."""

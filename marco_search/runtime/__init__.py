@@ -11,10 +11,10 @@ __all__ = ["open_runtime"]
 
 
 def open_runtime(settings: Settings) -> Runtime:
-    """The embedded engine, or the SGLang server at MARCO_RUNTIME.
+    """The embedded engine, or the SGLang servers that MARCO_RUNTIME lists.
 
-    Raises ModelRefused for a model folder that can't be used, RuntimeUnavailable for a
-    server that does not answer.
+    Raises ModelRefused for a model that can't be used or is not the one asked for,
+    RuntimeUnavailable if no server answers, InvalidSettings for an address that is not one.
     """
     # A second BLAS thread gains little and costs other processes much. It only counts if
     # numpy is not loaded yet, which is why all imports of it below are late.
@@ -23,15 +23,6 @@ def open_runtime(settings: Settings) -> Runtime:
         from marco_search.runtime.embedded import open_embedded
 
         return open_embedded(settings)
-    from marco_search.runtime.chatml import render_chatml
-    from marco_search.runtime.endpoint import EndpointBackend
-    from marco_search.runtime.fork_runtime import ForkRuntime
+    from marco_search.runtime.endpoint import open_endpoint
 
-    key = settings.runtime_api_key
-    backend = EndpointBackend(
-        settings.runtime,
-        timeout_s=settings.runtime_timeout_s,
-        api_key=key.get_secret_value() if key else None,
-    )
-    info = backend.describe()
-    return ForkRuntime(backend, info, render_chatml, timeout_s=settings.runtime_timeout_s)
+    return open_endpoint(settings)

@@ -66,6 +66,13 @@ class Runtime(Protocol):
         """
         ...
 
+    def abort(self) -> None:
+        """Called from another thread: what is in flight fails at once, `branch` returns.
+
+        A later call of `branch` is not touched. Does nothing when nothing is in flight.
+        """
+        ...
+
     def close(self) -> None:
         """Stop threads and drop connections. A closed runtime can't be used again."""
         ...

@@ -55,6 +55,11 @@ class ForkRuntime:
             raise PromptTooLong(str(branches[0].error).removeprefix("PromptTooLong: "))
         return branches
 
+    def abort(self) -> None:
+        """Fail all branches in flight at once, where the backend can (see `Runtime.abort`)."""
+        if hasattr(self.backend, "abort"):
+            self.backend.abort()
+
     def close(self) -> None:
         """Stop threads and the backend."""
         self._threads.shutdown(wait=True)

@@ -18,6 +18,7 @@ class BranchParams:
 
     seed: int  # 0 <= seed < 2**31
     rid: str  # request id, unique per call
+    deadline: float  # on time.monotonic(), for the call with all its retries
 
 
 def params_of(executor: Any) -> BranchParams | None:

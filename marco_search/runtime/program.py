@@ -30,6 +30,9 @@ from marco_search.search.branches import (
     Segment,
 )
 
+_GRACE_S = 1.0
+"""A backend knows the deadline and says better what happened: it may be this much late."""
+
 _PHRASE = Segment(REFLECTION_PHRASE + "\n")
 
 
@@ -37,6 +40,7 @@ _PHRASE = Segment(REFLECTION_PHRASE + "\n")
 def _fork_prefix(s: Any, prefix: str, requests: Sequence[BranchRequest], seconds: float) -> Any:
     """Fork `prefix` into one child per request; returns a Branch per request, in order."""
     deadline = time.monotonic() + seconds
+    s.set_var(VARIABLE, _params(0, deadline))
     s += prefix
     s.sync()  # else whether the fork commits the prefix first is a race
     forks = s.fork(len(requests))
@@ -59,6 +63,10 @@ def run_expansion(backend: Any, expansion: Expansion, seconds: float) -> list[Br
     )
     branches: list[Branch] = state.ret_value
     return branches
+
+
+def _params(seed: int, deadline: float) -> BranchParams:
+    return BranchParams(seed=seed, rid=uuid.uuid4().hex, deadline=deadline)
 
 
 class _Child:
@@ -123,7 +131,7 @@ class _Child:
     def _generate(self, seed: int, tokens: int, stops: list[str]) -> None:
         name = f"call{len(self._calls)}"
         self._calls.append(name)
-        self._state.set_var(VARIABLE, BranchParams(seed=seed, rid=uuid.uuid4().hex))
+        self._state.set_var(VARIABLE, _params(seed, self._deadline))
         self._state += sgl.gen(
             name,
             max_tokens=tokens,
@@ -140,7 +148,7 @@ class _Child:
         name, executor = self._calls[-1], self._state.stream_executor
         meta: dict[str, Any] = {}
         try:
-            wait = max(0.0, self._deadline - time.monotonic())
+            wait = max(0.0, self._deadline + _GRACE_S - time.monotonic())
             meta = executor.get_meta_info(name, wait) or {}
             if not meta:
                 raise BranchFailed(f"the runtime's backend failed: {executor.error_!r}")

@@ -1,0 +1,83 @@
+"""SGLang servers as a runtime.
+
+settings -> servers (connections, allowance, health) -> pool -> backend -> fork program
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from marco_search.errors import InvalidSettings, ModelRefused
+from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.chatml import render_chatml
+from marco_search.runtime.endpoint.backend import EndpointBackend
+from marco_search.runtime.endpoint.http import Access
+from marco_search.runtime.endpoint.pool import Pool
+from marco_search.runtime.endpoint.server import Server
+from marco_search.runtime.fork_runtime import ForkRuntime
+from marco_search.settings import Settings
+
+__all__ = ["open_endpoint"]
+
+
+def open_endpoint(settings: Settings) -> ForkRuntime:
+    """A runtime over the servers that MARCO_RUNTIME lists, separated by commas.
+
+    Raises InvalidSettings for an address or a CA file that can't be used, RuntimeUnavailable
+    if no server answers, ModelRefused if they serve another model than MARCO_RUNTIME_MODEL
+    and MARCO_RUNTIME_REVISION name, or not all the same.
+    """
+    key, timeout_s = settings.runtime_api_key, settings.runtime_timeout_s
+    access = Access(
+        connect_s=settings.runtime_connect_s,
+        stall_s=settings.runtime_stall_s,
+        api_key=key.get_secret_value() if key else None,
+        verify_tls=settings.runtime_verify_tls,
+        ca=settings.runtime_ca,
+    )
+    pool = Pool(
+        [
+            # A branch that takes half its time limit says that the server has too much to do.
+            Server(url, access, most_in_flight=settings.runtime_max_in_flight, slow_s=timeout_s / 2)
+            for url in _urls(settings.runtime)
+        ]
+    )
+    try:
+        _check_model(settings, pool.info)
+    except ModelRefused:
+        pool.close()
+        raise
+    backend = EndpointBackend(pool, timeout_s=timeout_s)
+    return ForkRuntime(backend, pool.info, render_chatml, timeout_s=timeout_s)
+
+
+def _urls(value: str) -> list[str]:
+    urls = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidSettings(
+                "MARCO_RUNTIME: use embedded, or addresses of SGLang servers separated by commas, "
+                "such as http://127.0.0.1:30000"
+            )
+        if parts.username or parts.password or parts.query:
+            raise InvalidSettings(
+                f"MARCO_RUNTIME: {parts.hostname}: an address has no user, password or query; "
+                "the key goes into MARCO_RUNTIME_API_KEY"
+            )
+    if len(set(urls)) < len(urls) or not urls:
+        raise InvalidSettings("MARCO_RUNTIME: name each server once")
+    return urls
+
+
+def _check_model(settings: Settings, info: RuntimeInfo) -> None:
+    wanted = {
+        "MARCO_RUNTIME_MODEL": (settings.runtime_model, info.model),
+        "MARCO_RUNTIME_REVISION": (settings.runtime_revision, info.revision),
+    }
+    for name, (asked, served) in wanted.items():
+        if asked is not None and asked != served:
+            raise ModelRefused(
+                f"the server at MARCO_RUNTIME serves {served}, {name} asks for {asked}: "
+                "point MARCO_RUNTIME to another server or correct the name"
+            )

@@ -1,0 +1,113 @@
+"""Why a request to a server came to nothing, as a value, and what may be done about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure, RuntimeUnavailable
+
+_LONGEST_QUOTE = 300  # characters of a server's own message that are passed on
+# How SGLang 0.4 to 0.5 says that a prompt does not fit.
+_TOO_LONG = ("longer than the model's context length", "exceeds the maximum", "maximum allowed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One failed request. `kind` is the error that it is, if nothing more can be done."""
+
+    kind: type[RuntimeFailure]
+    message: str
+    again: bool = False  # the same request may succeed if it is sent again
+    busy: bool = False  # the server is well but has too much to do
+    gone: bool = False  # no connection could be made
+    retry_after_s: float | None = None  # how long the server asks us to wait
+
+
+def cut_short(deadline_passed: bool) -> Failure:
+    """A request that we ended ourselves."""
+    if deadline_passed:
+        return Failure(kind=BranchFailed, message="no answer before the branch's deadline")
+    return Failure(kind=BranchFailed, message="aborted")
+
+
+def unreachable(url: str, error: Exception) -> Failure:
+    """No connection."""
+    return Failure(
+        kind=RuntimeUnavailable,
+        message=f"{url} can't be reached: {_reason(error)}",
+        again=True,
+        gone=True,
+    )
+
+
+def broken_off(url: str, error: Exception) -> Failure:
+    """The connection was lost, or fell silent, before the answer was complete."""
+    return Failure(
+        kind=RuntimeUnavailable,
+        message=f"{url} broke off its answer: {_reason(error)}",
+        again=True,
+    )
+
+
+def not_json(url: str, path: str) -> Failure:
+    """An answer of 200 that is not a JSON object."""
+    return Failure(
+        kind=RuntimeUnavailable, message=f"{url}{path}: the answer is not a JSON object", again=True
+    )
+
+
+def refused(url: str, path: str, status: int, retry_after: str | None, body: bytes) -> Failure:
+    """An answer with a status other than 200, and its Retry-After header."""
+    said = _said(body)
+    message = f"{url}{path} answered {status}" + (f": {said}" if said else "")
+    if status in (401, 403):
+        message += " (set MARCO_RUNTIME_API_KEY to the server's key)"
+        return Failure(kind=RuntimeUnavailable, message=message)
+    if status in (408, 429) or status >= 500:
+        return Failure(
+            kind=RuntimeUnavailable,
+            message=message,
+            again=True,
+            busy=status in (429, 503),
+            retry_after_s=_retry_after(retry_after),
+        )
+    if any(words in said for words in _TOO_LONG):
+        return Failure(kind=PromptTooLong, message=said)
+    return Failure(kind=BranchFailed, message=message)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    return str(error) or type(error).__name__
+
+
+def _said(body: bytes) -> str:
+    """The server's own words: OpenAI's error object, FastAPI's detail, or plain text."""
+    text = body[:10_000].decode(errors="replace")
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return text[:_LONGEST_QUOTE]
+    if isinstance(found, dict):
+        found = found.get("error", found)
+    if isinstance(found, dict):
+        found = found.get("message", found.get("detail", found))
+    return str(found)[:_LONGEST_QUOTE]
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or a date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,192 @@
+"""Kept HTTP connections to one server, each request bounded in time.
+
+Built on http.client because a request must be cut short from another thread, and because the
+usual libraries count their read timeout anew with every byte.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from marco_search.errors import InvalidSettings
+from marco_search.runtime.endpoint import failures
+from marco_search.runtime.endpoint.calls import Call
+from marco_search.runtime.endpoint.failures import Failure
+
+_LARGEST_ANSWER = 256 * 2**20  # bytes; 32 k tokens with five candidates each are about 6 MB
+_CHUNK = 1 << 18  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How to talk to a server. Times in seconds."""
+
+    connect_s: float = 5.0
+    # Longest silence once an answer has begun. Before it begins the call's deadline holds:
+    # the server answers when a branch is complete.
+    stall_s: float = 15.0
+    api_key: str | None = None
+    verify_tls: bool = True
+    ca: Path | None = None  # file of certificates to trust instead of the system's
+
+    def tls(self) -> ssl.SSLContext:
+        """Raises InvalidSettings for a CA file that can't be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidSettings(f"MARCO_RUNTIME_CA: {self.ca}: {error}") from None
+        if not self.verify_tls:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+class Connections:
+    """A pool of connections to `url` (http or https, without a user or password)."""
+
+    def __init__(self, url: str, access: Access) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self._host, self._port = parts.hostname or "", parts.port
+        self._path = parts.path.rstrip("/")
+        self._access = access
+        self._tls = access.tls() if parts.scheme == "https" else None
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if access.api_key:
+            self._headers["Authorization"] = f"Bearer {access.api_key}"
+        self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
+
+    def get(self, path: str, call: Call) -> dict[str, Any] | Failure:
+        """The JSON object at `path`."""
+        return self._ask("GET", path, None, call)
+
+    def post(self, path: str, body: Mapping[str, Any], call: Call) -> dict[str, Any] | Failure:
+        """The JSON object that the server answers to `body`."""
+        return self._ask("POST", path, json.dumps(body).encode(), call)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None, call: Call
+    ) -> dict[str, Any] | Failure:
+        found = self._send(method, path, body, call)
+        if isinstance(found, Failure):
+            return found
+        status, headers, data = found
+        if status != 200:
+            return failures.refused(self.url, path, status, headers["Retry-After"], data)
+        try:
+            answer = json.loads(data) if data else {}
+        except ValueError:
+            answer = None
+        return answer if isinstance(answer, dict) else failures.not_json(self.url, path)
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, call: Call
+    ) -> tuple[int, http.client.HTTPMessage, bytes] | Failure:
+        while not call.over:
+            connection = self._kept()
+            kept = connection is not None
+            try:
+                connection = connection or self._connect(call)
+            except (OSError, http.client.HTTPException) as error:
+                return self._ended(call) or failures.unreachable(self.url, error)
+            try:
+                answer = self._exchange(connection, method, path, body, call)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                connection.close()
+                ended = self._ended(call)
+                if kept and ended is None and isinstance(error, ConnectionError):
+                    continue  # it had gone stale: not the server's fault, take another
+                return ended or failures.broken_off(self.url, error)
+            if connection.sock is not None:  # else the server asked to close it
+                with self._lock:
+                    self._idle.append(connection)
+            return answer
+        return failures.cut_short(call.left_s <= 0)
+
+    def _ended(self, call: Call) -> Failure | None:
+        """If we ended the call ourselves, that is what happened, whatever it looked like."""
+        return failures.cut_short(call.left_s <= 0) if call.over else None
+
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        call: Call,
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        sock = connection.sock  # the connection forgets it when the server will close
+        with call.using(sock):
+            sock.settimeout(max(call.left_s, 0.001))
+            connection.request(method, self._path + path, body, self._headers)
+            with connection.getresponse() as response:
+                chunks, size = [], 0
+                while True:
+                    sock.settimeout(max(min(call.left_s, self._access.stall_s), 0.001))
+                    chunk = response.read1(_CHUNK)
+                    if not chunk:
+                        break
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > _LARGEST_ANSWER:
+                        raise ValueError(f"more than {_LARGEST_ANSWER >> 20} MiB")
+                if response.length:  # read1 does not say that bytes are missing
+                    raise http.client.IncompleteRead(b"", response.length)
+                return response.status, response.headers, b"".join(chunks)
+
+    def _connect(self, call: Call) -> http.client.HTTPConnection:
+        timeout = max(min(self._access.connect_s, call.left_s), 0.001)
+        connection = (
+            http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+            if self._tls is None
+            else http.client.HTTPSConnection(
+                self._host, self._port, timeout=timeout, context=self._tls
+            )
+        )
+        connection.connect()
+        _watch_peer(connection.sock)
+        return connection
+
+    def _kept(self) -> http.client.HTTPConnection | None:
+        """A kept connection that the server has not closed."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.sock is not None and not _readable(connection.sock):
+                return connection
+            connection.close()
+
+
+def _readable(sock: socket.socket) -> bool:
+    """True if something came on an idle connection: its end, as a rule."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _watch_peer(sock: socket.socket) -> None:
+    """Notice within half a minute that the machine at the other end is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # macOS names the first one otherwise
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,120 @@
+"""One SGLang server: its connections, its allowance, and whether it is well."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.endpoint.calls import Call
+from marco_search.runtime.endpoint.failures import Failure, cut_short
+from marco_search.runtime.endpoint.http import Access, Connections
+from marco_search.runtime.endpoint.limits import Limiter
+
+DEFAULT_CONTEXT_TOKENS = 32_768  # of Qwen2 and Marco-o1, for a server that does not say
+ASK_S = 10.0  # for a server to say what it serves
+_ABORT_S = 2.0
+_STRIKES = 3  # failures in a row that make a server unwell; one refused connection does too
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+
+
+class Server:
+    """Requests to one server. All methods may be called from any thread."""
+
+    def __init__(self, url: str, access: Access, *, most_in_flight: int, slow_s: float) -> None:
+        self.url = url
+        self.limiter = Limiter(most_in_flight, slow_s)
+        self._connections = Connections(url, access)
+        self._lock = threading.Lock()
+        self._strikes = 0
+        self._pause_s = 0.0  # 0: well
+        self._look_again_at = 0.0
+
+    # -- requests ----------------------------------------------------------------------
+
+    def generate(self, body: Mapping[str, Any], call: Call) -> dict[str, Any] | Failure:
+        """One try of /generate, when the server's allowance has a place."""
+        if not self.limiter.acquire(call):
+            return cut_short(call.left_s <= 0)
+        began = time.monotonic()
+        found: dict[str, Any] | Failure | None = None
+        try:
+            found = self._connections.post("/generate", body, call)
+        finally:
+            ok = isinstance(found, dict)
+            busy = isinstance(found, Failure) and found.busy
+            self.limiter.release(began, ok=ok, busy=busy)
+        if isinstance(found, Failure) and call.over:
+            # The server would go on with what nobody waits for.
+            self._connections.post(
+                "/abort_request", {"rid": body["rid"]}, Call(time.monotonic() + _ABORT_S)
+            )
+        else:
+            self._note(found)
+        return found
+
+    def model_info(self) -> dict[str, Any] | Failure:
+        """What the server says of its model; this decides whether it is well."""
+        found = self._connections.get("/get_model_info", Call(time.monotonic() + ASK_S))
+        if isinstance(found, Failure):
+            self.unwell()
+        else:
+            self._note(found)
+        return found
+
+    def describe(self) -> RuntimeInfo | Failure:
+        """Model and engine behind the server."""
+        model = self.model_info()
+        if isinstance(model, Failure):
+            return model
+        server = self._connections.get("/get_server_info", Call(time.monotonic() + ASK_S))
+        if isinstance(server, Failure):
+            server = {}  # a router has none
+        context = server.get("context_length") or server.get("max_req_input_len")
+        return RuntimeInfo(
+            name="sglang",
+            version=str(server.get("version", "unknown")),
+            model=str(model.get("model_path", "unknown")),
+            revision=str(model.get("weight_version", "unknown")),
+            context_tokens=int(context or DEFAULT_CONTEXT_TOKENS),
+        )
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._connections.close()
+
+    # -- health ------------------------------------------------------------------------
+
+    @property
+    def well(self) -> bool:
+        """False from when it stopped answering until it answers again."""
+        return self._pause_s == 0
+
+    def claim_look(self) -> bool:
+        """True for one caller, once an unwell server has had its pause: look at it again."""
+        with self._lock:
+            now = time.monotonic()
+            if self.well or now < self._look_again_at:
+                return False
+            self._look_again_at = now + ASK_S + self._pause_s
+            return True
+
+    def unwell(self) -> None:
+        """Leave it alone for a while, longer every time."""
+        with self._lock:
+            self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._look_again_at = time.monotonic() + self._pause_s
+
+    def _note(self, found: dict[str, Any] | Failure) -> None:
+        if isinstance(found, Failure) and found.again and not found.busy:
+            with self._lock:
+                self._strikes += 1
+                down = self.well and (found.gone or self._strikes >= _STRIKES)
+            if down:
+                self.unwell()
+            return
+        with self._lock:
+            self._strikes = 0
+            self._pause_s = 0.0

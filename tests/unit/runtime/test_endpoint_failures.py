@@ -1,0 +1,310 @@
+"""Each way in which a server can fail: never a hang, never a lost sibling, a clear error."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from marco_search.driver import MemoryJournal, plan, run_search
+from marco_search.errors import PromptTooLong, RuntimeUnavailable
+from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.search.branches import Branch, Finish
+from marco_search.search.mcts import StopReason
+from tests.unit.runtime.sglang_server import (
+    Handler,
+    Server,
+    completion,
+    expansion,
+    runtime,
+    serving,
+    until,
+)
+
+BAD = 101
+"""Seed of the branch that goes wrong; its siblings have 100 and 102."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+def seed_of(body: dict[str, Any]) -> int | None:
+    seed: int | None = body["sampling_params"].get("sampling_seed")
+    return seed
+
+
+def only_bad(act: Callable[[Handler, dict[str, Any]], None]) -> Any:
+    """Go wrong for the bad branch alone."""
+
+    def chosen(handler: Handler, body: dict[str, Any]) -> bool:
+        if seed_of(body) != BAD:
+            return False
+        act(handler, body)
+        return True
+
+    return chosen
+
+
+def first_times(count: int, act: Callable[[Handler, dict[str, Any]], None]) -> Any:
+    """Go wrong for the bad branch's first `count` tries."""
+    tries: list[int] = []
+
+    def chosen(handler: Handler, body: dict[str, Any]) -> bool:
+        if seed_of(body) != BAD or len(tries) >= count:
+            return False
+        tries.append(1)
+        act(handler, body)
+        return True
+
+    return chosen
+
+
+def three(server: Server, **settings: Any) -> list[Branch]:
+    with runtime(server, **settings) as opened:
+        return opened.branch([expansion(3)])
+
+
+def failed_alone(branches: list[Branch]) -> str:
+    """The error of the bad branch, whose siblings stand."""
+    assert [b.finish for b in branches] == [Finish.STOP, Finish.FAILED, Finish.STOP]
+    return str(branches[1].error)
+
+
+def with_meta(change: Callable[[dict[str, Any]], Any]) -> Any:
+    """A completion whose meta_info is changed."""
+
+    def act(handler: Handler, body: dict[str, Any]) -> None:
+        answer = completion(body)
+        change(answer["meta_info"])
+        handler.send(answer)
+
+    return only_bad(act)
+
+
+def test_an_error_of_the_server_is_retried_and_then_a_value(server: Server) -> None:
+    server.act = only_bad(lambda h, b: h.send({"error": {"message": "out of memory"}}, 500))
+    error = failed_alone(three(server))
+    assert error.startswith("RuntimeUnavailable: ")
+    assert error.endswith("answered 500: out of memory")
+    tries = [c["rid"] for c in server.calls if seed_of(c) == BAD]
+    assert len(tries) == len(set(tries)) == 4
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda h, b: h.send({}, 500),
+        lambda h, b: h.send({}, 503),
+        lambda h, b: h.raw(200, b'{"text": "4'),
+        lambda h, b: (h.raw(200, b'{"text": "4', length=500), h.drop()),
+        lambda h, b: h.drop(),
+        lambda h, b: h.raw(200, b"[]"),
+    ],
+    ids=["500", "503", "truncated JSON", "truncated body", "closed", "not an object"],
+)
+def test_a_passing_failure_is_mended_by_a_retry(server: Server, act: Any) -> None:
+    server.act = first_times(2, act)
+    branches = three(server)
+    assert [b.finish for b in branches] == [Finish.STOP] * 3
+
+
+def test_a_server_that_is_too_busy_is_waited_for_as_long_as_it_asks(server: Server) -> None:
+    at: list[float] = []
+
+    def busy(handler: Handler, body: dict[str, Any]) -> None:
+        at.append(time.monotonic())
+        handler.send({}, 429, Retry_After="0.4")
+
+    server.act = first_times(5, busy)  # more often than a failure would be retried
+    branches = three(server)
+    assert [b.finish for b in branches] == [Finish.STOP] * 3
+    assert all(later - earlier >= 0.4 for earlier, later in pairwise(at))
+
+
+def test_a_server_that_stays_too_busy_fails_the_branch_at_its_deadline(server: Server) -> None:
+    server.act = only_bad(lambda h, b: h.send({}, 429, Retry_After="30"))
+    error = failed_alone(three(server, MARCO_RUNTIME_TIMEOUT_S="1"))
+    assert "429" in error
+
+
+def test_no_first_byte_fails_the_branch_at_its_deadline_and_is_aborted(server: Server) -> None:
+    server.act = only_bad(lambda h, b: server.released.wait(60))
+    error = failed_alone(three(server, MARCO_RUNTIME_TIMEOUT_S="0.5"))
+    assert "deadline" in error
+    (rid,) = [c["rid"] for c in server.calls if seed_of(c) == BAD]
+    until(lambda: server.aborted == [rid])
+
+
+def test_an_answer_that_stops_in_the_middle_is_asked_for_again(server: Server) -> None:
+    def stall(handler: Handler, body: dict[str, Any]) -> None:
+        handler.raw(200, b'{"text": "4', length=5000)
+        server.released.wait(60)
+
+    server.act = first_times(1, stall)
+    branches = three(server, MARCO_RUNTIME_STALL_S="0.2")
+    assert [b.finish for b in branches] == [Finish.STOP] * 3
+    server.act = only_bad(stall)
+    assert "broke off" in failed_alone(three(server, MARCO_RUNTIME_STALL_S="0.05"))
+
+
+def test_an_answer_that_drips_does_not_outlive_the_deadline(server: Server) -> None:
+    def drip(handler: Handler, body: dict[str, Any]) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not server.released.wait(0.02):
+            try:
+                handler.wfile.write(b"x")
+            except OSError:
+                return
+
+    server.act = only_bad(drip)
+    began = time.monotonic()
+    error = failed_alone(three(server, MARCO_RUNTIME_TIMEOUT_S="0.5"))
+    assert "deadline" in error
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda m: m.pop("output_token_logprobs"), "no log-probabilities"),
+        (lambda m: m["output_top_logprobs"].pop(), "lists of candidates"),
+        (
+            lambda m: m["output_token_logprobs"].__setitem__(0, [float("nan"), 1, "x"]),
+            "nan is not a log-probability",
+        ),
+        (
+            lambda m: m["output_token_logprobs"].__setitem__(0, [None, 1, "x"]),
+            "None is not a log-probability",
+        ),
+        (lambda m: m["output_top_logprobs"][0].pop(), "4 candidates at a position"),
+        (lambda m: m["output_top_logprobs"].__setitem__(0, None), "no candidates"),
+        (
+            lambda m: m.update(finish_reason={"type": "abort", "message": "preempted"}),
+            "preempted",
+        ),
+    ],
+)
+def test_log_probs_that_make_no_sense_fail_the_branch(
+    server: Server, change: Any, error: str
+) -> None:
+    server.act = with_meta(change)
+    assert error in failed_alone(three(server))
+
+
+def test_an_answer_without_a_completion_fails_the_branch(server: Server) -> None:
+    server.act = only_bad(lambda h, b: h.send({"text": None, "meta_info": 3}))
+    assert "not a completion" in failed_alone(three(server))
+
+
+def test_a_request_that_is_refused_is_not_repeated(server: Server) -> None:
+    server.act = only_bad(lambda h, b: h.send({"error": {"message": "no such thing"}}, 400))
+    assert "answered 400: no such thing" in failed_alone(three(server))
+    assert len([c for c in server.calls if seed_of(c) == BAD]) == 1
+
+
+def test_a_wrong_key_says_which_setting_to_mend(server: Server) -> None:
+    server.act = lambda h, b: (h.send({"error": "Unauthorized"}, 401), True)[1]
+    branches = three(server, MARCO_RUNTIME_API_KEY="sesame")
+    assert all("MARCO_RUNTIME_API_KEY" in str(b.error) for b in branches)
+    assert "sesame" not in str(branches)
+
+
+def test_a_prompt_that_is_too_long_is_said_plainly(server: Server) -> None:
+    words = "The input (600 tokens) is longer than the model's context length (512 tokens)."
+    server.act = lambda h, b: (h.send({"error": {"message": words}}, 400), True)[1]
+    with pytest.raises(PromptTooLong, match="600 tokens"):
+        three(server)
+
+
+def test_what_is_in_flight_can_be_aborted_from_another_thread(server: Server) -> None:
+    server.act = only_bad(lambda h, b: server.released.wait(60))
+    with runtime(server) as opened:
+        found: list[Branch] = []
+        thread = threading.Thread(target=lambda: found.extend(opened.branch([expansion(3)])))
+        thread.start()
+        until(lambda: any(seed_of(c) == BAD for c in server.calls) and len(server.calls) == 3)
+        began = time.monotonic()
+        opened.abort()
+        thread.join(30)
+        assert time.monotonic() - began < 30
+        assert found[1].error == "BranchFailed: aborted"
+        until(lambda: len(server.aborted) >= 1)
+        server.act = lambda h, b: False  # later calls are not touched
+        assert [b.finish for b in opened.branch([expansion(3)])] == [Finish.STOP] * 3
+
+
+def test_connections_that_went_stale_are_replaced_without_a_word(server: Server) -> None:
+    with runtime(server) as opened:
+        opened.branch([expansion(3)])
+        for connection in list(server.connections.values()):
+            connection.shutdown(2)
+        assert [b.finish for b in opened.branch([expansion(3)])] == [Finish.STOP] * 3
+    assert len([c for c in server.calls if c["rid"].endswith("-1")]) == 0
+
+
+JOB = ReasoningJob(
+    question="How many?", options=SearchOptions(rollouts=16, seed=3, early_stop=False)
+)
+
+
+def test_a_search_goes_on_without_the_branches_that_failed(server: Server) -> None:
+    def some(handler: Handler, body: dict[str, Any]) -> bool:
+        seed = seed_of(body)
+        if seed is None or seed % 4:
+            return False
+        handler.send({"error": "no"}, 400)
+        return True
+
+    server.act = some
+    with runtime(server) as opened:
+        done = run_search(JOB, plan(JOB, opened), opened, MemoryJournal())
+    rollouts = done.search.tree.rollouts
+    failed = [r for r in rollouts if r.finish is Finish.FAILED]
+    assert len(rollouts) == 16
+    assert 0 < len(failed) < 16
+    assert all("answered 400" in str(r.error) for r in failed)
+    assert done.search.ranked()
+
+
+def test_a_server_that_only_fails_ends_the_search_as_unavailable(server: Server) -> None:
+    with runtime(server) as opened:
+        fixed = plan(JOB, opened)
+        server.act = lambda h, b: (h.send({}, 400), True)[1]
+        with pytest.raises(RuntimeUnavailable, match="branches failed"):
+            run_search(JOB, fixed, opened, MemoryJournal())
+
+
+def test_a_search_that_is_told_to_stop_ends_in_the_middle_of_a_round(server: Server) -> None:
+    class Journal(MemoryJournal):
+        reason: StopReason | None = None
+
+        def should_stop(self) -> StopReason | None:
+            return self.reason
+
+    journal = Journal()
+    with runtime(server) as opened:
+        fixed = plan(JOB, opened)
+        server.act = lambda h, b: (
+            bool(b["sampling_params"]["max_new_tokens"]) and (server.released.wait(60) or True)
+        )
+
+        def cancel() -> None:
+            until(lambda: server.calls)
+            journal.reason = StopReason.CANCELLED
+            while not done:
+                opened.abort()
+                time.sleep(0.02)
+
+        done: list[Any] = []
+        threading.Thread(target=cancel).start()
+        done.append(run_search(JOB, fixed, opened, journal))
+    assert done[0].search.stop_reason is StopReason.CANCELLED
+    assert json.dumps(done[0].plan.to_json())

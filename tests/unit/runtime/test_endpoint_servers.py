@@ -1,0 +1,143 @@
+"""Several servers, their health, and how much each is given to do."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+
+from marco_search.driver import MemoryJournal, plan, run_search
+from marco_search.errors import ModelRefused
+from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.runtime.endpoint.calls import Call
+from marco_search.runtime.endpoint.limits import Limiter
+from marco_search.search.branches import Finish
+from tests.unit.runtime.sglang_server import expansion, runtime, serving, stop, until
+
+ASSISTANT = "<|im_start|>assistant\n"
+
+
+def test_a_search_keeps_to_one_server_and_searches_spread_over_all() -> None:
+    with serving() as one, serving() as two, runtime(one, two) as opened:
+        for i in range(24):
+            prompt = f"question {i}{ASSISTANT}"
+            opened.branch(
+                [expansion(2, prefix=prompt), expansion(2, prefix=prompt + "so", first=2)]
+            )
+        by_prompt = [
+            {a["text"].split("<")[0] for a in server.asked if a["text"]} for server in (one, two)
+        ]
+    assert not by_prompt[0] & by_prompt[1]
+    assert len(by_prompt[0]) + len(by_prompt[1]) == 24
+    assert min(map(len, by_prompt)) >= 3
+
+
+def test_all_processes_choose_the_same_server() -> None:
+    with serving() as one, serving() as two:
+        for urls in ((one, two), (two, one)):
+            with runtime(*urls) as opened:
+                opened.branch([expansion(2, prefix=f"q{ASSISTANT}")])
+        asked = Counter({"one": len(one.calls), "two": len(two.calls)})
+    assert sorted(asked.values()) == [0, 4]
+
+
+def test_a_search_outlives_its_server_and_the_server_comes_back() -> None:
+    job = ReasoningJob(question="How many?", options=SearchOptions(rollouts=24, early_stop=False))
+    with serving() as one, serving() as two, runtime(one, two) as opened:
+        servers = {one.url: one, two.url: two}
+
+        def after_round(search: object) -> None:
+            if len(servers) == 2:
+                gone = one if one.calls else two
+                stop(servers.pop(gone.url))
+
+        done = run_search(job, plan(job, opened), opened, MemoryJournal(), on_round=after_round)
+        rollouts = done.search.tree.rollouts
+        assert len(rollouts) == 24
+        assert all(r.finish is not Finish.FAILED for r in rollouts)
+        (left,) = servers.values()
+        gone = two if left is one else one
+        with serving(gone.server_port) as again:
+
+            def is_used() -> bool:
+                for i in range(8):
+                    opened.branch([expansion(1, prefix=f"new {i} {time.monotonic()}{ASSISTANT}")])
+                return bool(again.calls)
+
+            until(is_used)
+
+
+def test_a_server_that_is_down_at_the_start_is_left_out() -> None:
+    with serving() as one, runtime("http://127.0.0.1:9", one) as opened:
+        for i in range(8):
+            (branch,) = opened.branch([expansion(1, prefix=f"q{i}{ASSISTANT}")])
+            assert branch.finish is Finish.STOP
+
+
+def test_servers_with_different_models_are_refused() -> None:
+    with (
+        serving() as one,
+        serving(model="other") as two,
+        pytest.raises(ModelRefused, match="all must serve the same model"),
+        runtime(one, two),
+    ):
+        pass
+
+
+def call() -> Call:
+    return Call(time.monotonic() + 5)
+
+
+def test_the_allowance_halves_when_the_server_is_busy_and_grows_by_one_a_window() -> None:
+    limiter = Limiter(8, slow_s=60)
+    began = time.monotonic()
+    for _ in range(8):
+        assert limiter.acquire(call())
+    limiter.release(began, ok=False, busy=True)
+    limiter.release(began, ok=False, busy=True)  # was on its way already: not counted again
+    assert limiter.limit == 4
+    for _ in range(6):
+        limiter.release(began, ok=True, busy=False)
+    for _ in range(6):
+        for _ in range(limiter.limit):
+            assert limiter.acquire(call())
+        for _ in range(limiter.in_flight):
+            limiter.release(time.monotonic(), ok=True, busy=False)
+    assert 4 < limiter.limit <= 8
+
+
+def test_an_answer_that_took_too_long_counts_as_busy() -> None:
+    limiter = Limiter(8, slow_s=1)
+    assert limiter.acquire(call())
+    limiter.release(time.monotonic() - 2, ok=True, busy=False)
+    assert limiter.limit == 4
+
+
+def test_waiting_for_a_place_ends_with_the_call() -> None:
+    limiter = Limiter(1, slow_s=60)
+    assert limiter.acquire(call())
+    late = Call(time.monotonic() + 0.05)
+    assert not limiter.acquire(late)
+    cut = call()
+    cut.cancel()
+    assert not limiter.acquire(cut)
+    assert limiter.in_flight == 1
+
+
+def test_no_more_branches_than_allowed_are_in_flight() -> None:
+    with serving() as server:
+        peak = [0, 0]
+
+        def count(handler: object, body: dict[str, object]) -> bool:
+            peak[0] += 1
+            peak[1] = max(peak)
+            time.sleep(0.01)
+            peak[0] -= 1
+            return False
+
+        server.act = count
+        with runtime(server, MARCO_RUNTIME_MAX_IN_FLIGHT="3") as opened:
+            branches = opened.branch([expansion(12)])
+        assert [b.finish for b in branches] == [Finish.STOP] * 12
+        assert peak[1] <= 3
