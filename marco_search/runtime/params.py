@@ -6,6 +6,7 @@ program puts a `BranchParams` among the child's variables and our backends read 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ class BranchParams:
 
     seed: int  # 0 <= seed < 2**31
     rid: str  # request id, unique per call
-    deadline: float  # on time.monotonic(), for the call with all its retries
+    # On time.monotonic(), for the call with all its retries.
+    deadline: float = math.inf
 
 
 def params_of(executor: Any) -> BranchParams | None:

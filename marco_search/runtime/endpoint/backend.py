@@ -96,7 +96,9 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
     def _send(self, s: Any, body: dict[str, Any]) -> dict[str, Any] | Failure:
         own = params_of(s)
         body["rid"] = own.rid if own else uuid.uuid4().hex
-        deadline = own.deadline if own else time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._timeout_s
+        if own:
+            deadline = min(deadline, own.deadline)
         with self._in_flight.call(deadline) as call:
             return generate(self._pool, search_of(s.text_), body, call, self._retries)
 
