@@ -50,6 +50,7 @@ def services(services_home: Path) -> Iterator[ServiceUrls]:
         yield ServiceUrls(locations.database_url(settings), locations.redis_url(settings))
         return
     with local_services(services_home) as urls:
+        _spare_the_disk(urls)
         database = locations.database_url(settings) if settings.database_url else urls.database_url
         broker = locations.redis_url(settings) if settings.redis_url else urls.redis_url
         yield ServiceUrls(database, broker)
@@ -91,6 +92,16 @@ def redis_url(services: ServiceUrls) -> Iterator[str]:
         client.flushdb()
         yield url
         client.flushdb()
+
+
+def _spare_the_disk(urls: ServiceUrls) -> None:
+    """Leave flushing to the system: making and dropping databases is several times faster.
+
+    A killed Postgres still loses nothing; only a power cut could, and the data is thrown away.
+    """
+    with psycopg.connect(urls.database_url, autocommit=True) as session:
+        session.execute("ALTER SYSTEM SET fsync = off")
+        session.execute("SELECT pg_reload_conf()")
 
 
 def _with_path(url: str, name: str) -> str:

@@ -1,0 +1,124 @@
+"""Where Postgres and Redis are taken from, and what is said when they are nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from marco_search import local_state, locations
+from marco_search.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    InvalidSettings,
+    LocalServiceFailed,
+)
+from marco_search.local_state import LocalState, ProcessId
+from marco_search.settings import Settings
+
+
+def _settings(home: Path, database: str | None = None, broker: str | None = None) -> Settings:
+    return Settings().model_copy(
+        update={
+            "home": home,
+            "database_url": SecretStr(database) if database else None,
+            "redis_url": SecretStr(broker) if broker else None,
+        }
+    )
+
+
+def _running(home: Path) -> LocalState:
+    me = ProcessId.of(os.getpid())
+    state = LocalState(
+        database_password="secret-p",
+        redis_password="secret-r",
+        database_port=5555,
+        redis_port=6666,
+        ready=True,
+        supervisor=me,
+    )
+    (home / local_state.FILE_NAME).write_text(state.to_json())
+    return state
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_common_form_of_a_postgres_url_is_understood(tmp_path: Path, scheme: str) -> None:
+    given = f"{scheme}://u:p%40q@db.example:5433/name?sslmode=require"
+    plain = locations.database_url(_settings(tmp_path, database=given))
+    assert plain == "postgresql://u:p%40q@db.example:5433/name?sslmode=require"
+    assert locations.sqlalchemy_url(plain) == plain.replace("postgresql", "postgresql+psycopg", 1)
+    assert locations.sqlalchemy_url(given) == locations.sqlalchemy_url(plain)
+
+
+@pytest.mark.parametrize("given", ["mysql://u:hush@db/name", "hush", "redis://:hush@host/0"])
+def test_a_url_of_another_kind_is_refused_without_showing_it(tmp_path: Path, given: str) -> None:
+    with pytest.raises(InvalidSettings, match="DATABASE_URL: must look like") as told:
+        locations.database_url(_settings(tmp_path, database=given))
+    assert "hush" not in str(told.value)
+
+
+def test_redis_with_and_without_tls(tmp_path: Path) -> None:
+    for given in ("redis://:p@host:1/2", "rediss://:p@host:1/2"):
+        assert locations.redis_url(_settings(tmp_path, broker=given)) == given
+    with pytest.raises(InvalidSettings, match="REDIS_URL"):
+        locations.redis_url(_settings(tmp_path, broker="http://host"))
+
+
+def test_the_embedded_services_are_used_when_they_run(tmp_path: Path) -> None:
+    _running(tmp_path)
+    settings = _settings(tmp_path)
+    assert locations.database_url(settings) == "postgresql://marco:secret-p@127.0.0.1:5555/marco"
+    assert locations.redis_url(settings) == "redis://:secret-r@127.0.0.1:6666/0"
+    real = _settings(tmp_path, database="postgresql://db/name")
+    assert locations.database_url(real) == "postgresql://db/name", "the environment comes first"
+
+
+def test_when_nothing_runs_it_says_what_to_do(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    with pytest.raises(DatabaseUnavailable, match="run `marco up`, or set DATABASE_URL"):
+        locations.database_url(settings)
+    with pytest.raises(BrokerUnavailable, match="run `marco up`, or set REDIS_URL"):
+        locations.redis_url(settings)
+
+
+@pytest.mark.parametrize("change", [{"started": 1}, {"boot": "an earlier one"}])
+def test_a_supervisor_that_was_another_process_does_not_count(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    state = _running(tmp_path)
+    assert state.supervisor
+    file = tmp_path / local_state.FILE_NAME
+    fields = json.loads(file.read_text())
+    fields["supervisor"].update(change)
+    file.write_text(json.dumps(fields))
+    with pytest.raises(DatabaseUnavailable):
+        locations.database_url(_settings(tmp_path))
+
+
+def test_a_state_that_is_not_ready_or_not_readable_counts_as_none(tmp_path: Path) -> None:
+    state = _running(tmp_path)
+    file = tmp_path / local_state.FILE_NAME
+    assert local_state.read(tmp_path) == state
+    file.write_text(replace(state, ready=False).to_json())
+    with pytest.raises(DatabaseUnavailable):
+        locations.database_url(_settings(tmp_path))
+    for text in ("", "{}", "[]", "null", '{"supervisor": 3}'):
+        file.write_text(text)
+        assert local_state.read(tmp_path) is None
+
+
+def test_another_users_state_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(LocalServiceFailed, match="another user"):
+        local_state.read(tmp_path)
+
+
+def test_passwords_do_not_show_in_what_may_be_logged(tmp_path: Path) -> None:
+    assert "secret" not in repr(_running(tmp_path))
