@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from marco_search.errors import RuntimeUnavailable, SnapshotMismatch
 from marco_search.jobs import Job
-from marco_search.kinds import kind_of
+from marco_search.kinds import Kind, kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.config import Reflection, SearchConfig, Selection, Value
@@ -118,10 +118,19 @@ def plan(job: Job, runtime: Runtime) -> Plan:
         answer_width=kind.answer_width,
         selection=options.selection and Selection(options.selection),
         value=options.value and Value(options.value),
-        reflection=Reflection(options.reflection),
+        reflection=_reflection(options.reflection, kind),
     )
+    if not kind.one_answer:
+        config = replace(config, lead=None)
     prompt = runtime.render(kind.messages(job)) + kind.assistant_prefix
     return Plan(config=config, prompt=prompt, model=info.model, revision=info.revision)
+
+
+def _reflection(asked: str | None, kind: Kind[Any]) -> Reflection | None:
+    """None leaves it to the strategy; where many answers are good there is nothing to mend."""
+    if asked is None:
+        return None if kind.one_answer else Reflection.NEVER
+    return Reflection(asked)
 
 
 def run_search(

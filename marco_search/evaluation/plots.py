@@ -60,7 +60,8 @@ def accuracy_over_tokens(
             y = [100 * p.accuracy for p in points]
             if len(points) == 1:
                 low, high = wilson(sum(points[0].right), len(points[0].right))
-                spread = [[y[0] - 100 * low], [100 * high - y[0]]]
+                # Rounding must not make a length negative.
+                spread = [[max(0.0, y[0] - 100 * low)], [max(0.0, 100 * high - y[0])]]
                 axis.errorbar(x, y, yerr=spread, fmt="o", capsize=3, color=colour, label=name)
             else:
                 bounds = [wilson(sum(p.right), len(p.right)) for p in points]

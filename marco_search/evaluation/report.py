@@ -8,7 +8,7 @@ a tree its first N rollouts, which share prefixes and so are not separate guesse
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from marco_search.evaluation.curves import Point, coverage, point
@@ -57,9 +57,26 @@ class Row:
 
 
 def row(
-    strategy: str, traces: Sequence[Trace], grader: Grader, *, rollouts: int | None = None
+    strategy: str,
+    traces: Sequence[Trace],
+    grader: Grader,
+    *,
+    rollouts: int | None = None,
+    choice: str | None = None,
+    sharpness: float | None = None,
 ) -> Row:
-    """The figures of a run, each search cut after `rollouts` rollouts (default: whole)."""
+    """The figures of a run, each search cut after `rollouts` rollouts (default: whole).
+
+    `choice` and `sharpness` replace the run's own vote. Test@N looks at all rollouts.
+    """
+    traces = [
+        replace(
+            t,
+            choice=choice or t.choice,
+            sharpness=t.sharpness if sharpness is None else sharpness,
+        )
+        for t in traces
+    ]
     whole = rollouts or max((len(t.rollouts) for t in traces), default=1)
     at: Point = point(traces, grader, whole)
     used = [t.rollouts[:whole] for t in traces]

@@ -16,7 +16,17 @@ from pydantic import (
 from marco_search.errors import InvalidJob
 from marco_search.jobs.explain import WHOLE, invalid_job
 
-Strategy = Literal["cot", "vote", "best-of-n", "step", "mini-step-64", "mini-step-32"]
+Strategy = Literal[
+    "auto",
+    "cot",
+    "vote",
+    "best-of-n",
+    "step",
+    "mini-step-64",
+    "mini-step-32",
+    "mini-step-16",
+    "mini-step-8",
+]
 Reflection = Literal["never", "branch", "always"]
 
 
@@ -53,7 +63,7 @@ class SearchOptions(Edge):
     # Sampling
     temperature: float | None = Field(None, ge=0, le=2)  # 0 is greedy
     seed: int = Field(0, ge=0, lt=2**31)
-    reflection: Reflection = "never"
+    reflection: Reflection | None = None
     # Outcome
     answers: int = Field(3, ge=1, le=100)  # the n best distinct answers that are returned
     early_stop: bool = True  # stop when the vote can't change any more

@@ -36,6 +36,8 @@ class Kind(ABC, Generic[JobT]):
     """Put after the rendered prompt, so that the turn begins inside the thought."""
     answer_width: ClassVar[int] = 3
     """Samples worth drawing where a thought ends (`SearchConfig.answer_width`)."""
+    one_answer: ClassVar[bool] = False
+    """Whether one answer is right. If so a strategy may reflect and stop at a clear lead."""
 
     @abstractmethod
     def user_turn(self, job: JobT) -> str:

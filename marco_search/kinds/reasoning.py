@@ -54,6 +54,7 @@ class Reasoning(Kind[ReasoningJob]):
 
     name = "reasoning"
     answer_width = 1  # what follows a finished calculation is settled
+    one_answer = True
 
     def user_turn(self, job: ReasoningJob) -> str:
         """The question as it is."""

@@ -41,7 +41,7 @@ class Selection(StrEnum):
 class Value(StrEnum):
     """Which tokens' confidences make a rollout's value."""
 
-    PATH = "path"  # all generated tokens from the root to the leaf
+    PATH = "path"  # all generated tokens from the root, or the last reflection, to the leaf
     ROLLOUT = "rollout"  # only those generated in this rollout (the paper's text)
 
 

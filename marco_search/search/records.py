@@ -42,7 +42,7 @@ class Rollout:
     reflect: Reflect
     finish: Finish
     confidence: float  # mean c_i of the tokens generated in this rollout
-    path_confidence: float  # mean c_i of all generated tokens on the path
+    path_confidence: float  # mean c_i of the path's generated tokens since its last reflection
     value: float  # what was backed up; 0.0 without an answer
     answer: str | None  # key of the extracted answer
     generated_tokens: int

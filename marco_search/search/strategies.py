@@ -3,7 +3,9 @@
 - cot: one greedy chain of thought.
 - vote: self-consistency, independent samples and a majority vote (Wang et al., 2022).
 - best-of-n: independent samples, the most confident one.
-- step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size.
+- step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size. mini-step-16
+  and -8 are for models whose whole answers are shorter than a hundred tokens or two.
+- auto: what did best in our measurements (docs/search.md): MCTS by steps that reflects.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from marco_search.errors import SearchError
-from marco_search.search.config import Action, Choice, SearchConfig
+from marco_search.search.config import Action, Choice, Reflection, SearchConfig
 
 DEFAULT_STRATEGY = "step"
 
@@ -25,6 +27,19 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "step": _TREE | {"action": Action.STEP},
     "mini-step-64": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 64},
     "mini-step-32": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 32},
+    "mini-step-16": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 16},
+    "mini-step-8": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 8},
+    "auto": _TREE
+    | {
+        "action": Action.STEP,
+        "reflection": Reflection.BRANCH,
+        "sharpness": 32.0,
+        "root_width": 2,
+        "reflection_width": 4,
+        "width": 2,
+        "parallel": 4,
+        "lead": 2.0,
+    },
 }
 
 

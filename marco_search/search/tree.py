@@ -22,7 +22,8 @@ class Tree:
         self.children: list[list[int]] = []
         self.visits: list[int] = []
         self.value_sum: list[float] = []
-        self._confidence_sum: list[float] = []  # over generated tokens from the root
+        # Over generated tokens since the path's last reflection, or from the root.
+        self._confidence_sum: list[float] = []
         self._token_count: list[int] = []
         self.least, self.greatest = 1.0, 0.0  # values of rollouts with an answer
         self._by_content: dict[tuple[object, ...], int] = {}
@@ -68,9 +69,10 @@ class Tree:
         self.value_sum.append(0.0)
         if parent is not None:
             self.children[parent].append(i)
-        above = 0.0 if parent is None else self._confidence_sum[parent]
+        afresh = parent is None or node.action is Action.REFLECTION
+        above = 0.0 if afresh else self._confidence_sum[parent or ROOT]
         self._confidence_sum.append(above + sum(node.confidences))
-        tokens_above = 0 if parent is None else self._token_count[parent]
+        tokens_above = 0 if afresh else self._token_count[parent or ROOT]
         self._token_count.append(tokens_above + len(node.tokens))
         self._by_content.setdefault(_content(node), i)
 
@@ -113,7 +115,10 @@ class Tree:
         return self.value_sum[node_id] / n if n else 0.0
 
     def path_confidence(self, node_id: int) -> float:
-        """Mean c_i of all generated tokens from the root to this node."""
+        """Mean c_i of the generated tokens from the root to this node.
+
+        After a reflection it begins anew: what was taken back says nothing of the answer.
+        """
         n = self._token_count[node_id]
         return self._confidence_sum[node_id] / n if n else 0.0
 

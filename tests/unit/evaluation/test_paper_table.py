@@ -1,0 +1,68 @@
+"""`make paper-table` from end to end, on a toy model and a few problems."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from marco_search import settings
+from marco_search.evaluation.statistics import wilson
+from ops.bench import paper_table, paper_texts
+from ops.bench.paper_figures import WINNER
+from ops.bench.paper_runs import RUNS
+from tests.toy import ToyRuntime
+
+WORDS = ["--problems", "3"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("MARCO_HOME", str(tmp_path / "home"))
+    settings.load.cache_clear()
+    few = {kind: paper_table.text_problems(kind)[:4] for kind in ("translation", "open-ended")}
+    for module in (paper_table, paper_texts):
+        monkeypatch.setattr(module, "text_problems", few.__getitem__)
+    monkeypatch.setattr(paper_table, "open_runtime", lambda _: ToyRuntime(["1", "198", "307"]))
+    yield tmp_path
+    settings.load.cache_clear()
+
+
+def test_the_report_has_every_strategy_with_its_interval(folder: Path) -> None:
+    docs = folder / "docs"
+    paper_table.main([*WORDS, "--docs", str(docs)])
+    data = json.loads((docs / "results.json").read_text())
+    for language in ("en", "zh"):
+        found = data["results"][language]
+        names = {name.partition(",")[0] for name in found}
+        assert {"cot", "self-consistency", "best-of-n", "step", WINNER} <= names
+        for figures in found.values():
+            right = round(figures["accuracy"] * 3)
+            assert (figures["low"], figures["high"]) == pytest.approx(wilson(right, 3), abs=1e-4)
+            assert figures["n"] == 3 and figures["tokens_per_problem"] > 0
+        assert set(found["step"]["test_at"]) == {"1", "8", "32"}
+    text = (docs / "results.md").read_text()
+    for part in ("English", "Chinese", "Goals", "Translation", "Open-ended", "equal generated"):
+        assert part in text
+    plots = {f.name for f in (docs / "plots").iterdir()}
+    assert {"accuracy-over-tokens.png", "accuracy-over-tokens.svg", "calibration.svg"} <= plots
+
+
+def test_parts_are_made_apart_and_the_report_names_what_is_missing(folder: Path) -> None:
+    paper_table.main([*WORDS, "--language", "en", "--run", "cot", "--no-report"])
+    files = list(folder.rglob("*.jsonl"))
+    assert [f.name for f in files] == ["cot.jsonl"]
+    before = files[0].read_text()
+    docs = folder / "docs"
+    paper_table.main([*WORDS, "--language", "en", "--run", "cot", "--docs", str(docs)])
+    assert files[0].read_text() == before
+    assert "not complete" in (docs / "results.md").read_text()
+    assert set(json.loads((docs / "results.json").read_text())["results"]["en"]) == {"cot"}
+
+
+def test_no_seed_of_the_report_is_that_of_the_development_split() -> None:
+    from ops.bench.development import SEEDS
+
+    assert not {r.recipe().options.seed for r in RUNS.values()} & set(SEEDS.values())
