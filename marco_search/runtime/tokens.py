@@ -81,9 +81,9 @@ def _texts(text: str, pieces: list[str], meta: Mapping[str, Any]) -> list[str]:
     matched = stopped_at(meta)
     if isinstance(matched, int) and pieces:
         pieces = [*pieces[:-1], ""]  # the end of the sequence has no text
-    if not any(BROKEN in piece for piece in pieces):
-        return pieces
     whole = text + matched if isinstance(matched, str) else text
+    if not any(BROKEN in piece for piece in pieces) or "".join(pieces).startswith(whole):
+        return pieces  # a U+FFFD that is in the text as well is what the model wrote
     return _align(whole, pieces)
 
 

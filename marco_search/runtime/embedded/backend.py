@@ -27,6 +27,7 @@ from marco_search.runtime.embedded.requests import Completion, GenerationRequest
 from marco_search.runtime.embedded.sampling import TOP
 from marco_search.runtime.embedded.selecting import score_choices
 from marco_search.runtime.embedded.streaming import TextStream
+from marco_search.runtime.embedded.tokenizer import TokenIds
 from marco_search.runtime.params import error_value, params_of
 
 # Sampling parameters that the frontend knows and this engine does not; what they are when unset.
@@ -65,9 +66,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         began = time.perf_counter()
         try:
             request = self._request(s, sampling_params)
-            outcome = self.engine.submit(Ticket(request)).wait(self._timeout_s)
-            if isinstance(outcome, RuntimeFailure):
-                raise outcome
+            outcome = self.run(request, self._seconds_left(s))
             text = completion_text(self._model.tokenizer, outcome)
             return text, self._meta(s, sampling_params, request, outcome, began)
         except RuntimeFailure as error:
@@ -83,7 +82,8 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
             arrivals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
             ticket = self.engine.submit(Ticket(request, arrivals))
             stream = TextStream(self._model.tokenizer, request.stops)
-            deadline = time.monotonic() + self._timeout_s
+            seconds = self._seconds_left(s)
+            deadline = time.monotonic() + seconds
             while True:
                 token = arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
                 if token is None:
@@ -100,7 +100,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
             yield error_value(type(error).__name__, str(error))
         except queue.Empty:
             ticket.cancelled = True
-            message = f"no answer from the embedded engine in {self._timeout_s:g} s"
+            message = f"no answer from the embedded engine in {seconds:.3g} s"
             yield error_value("BranchFailed", message)
         except Exception as error:
             yield error_value("BranchFailed", f"{type(error).__name__}: {error}")
@@ -121,14 +121,11 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
 
     def commit_lazy_operations(self, s: Any) -> None:
         """Prefill the text into the prefix cache. A failure shows in what comes after."""
-        self.cache_prefix(s.text_)
+        self._prefill(s.text_, self._seconds_left(s))
 
     def cache_prefix(self, prefix_str: str) -> None:
         """Prefill `prefix_str` into the prefix cache."""
-        ids = self._model.tokenizer.encode(prefix_str)
-        if 0 < len(ids) < self._model.config.context_tokens:
-            ticket = Ticket(GenerationRequest(ids=ids, max_new_tokens=0))
-            self.engine.submit(ticket).wait(self._timeout_s)
+        self._prefill(prefix_str, self._timeout_s)
 
     def flush_cache(self) -> None:
         """Forget all cached prefixes."""
@@ -138,16 +135,32 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         """End the decoding thread; what is in flight fails."""
         self.engine.close()
 
-    def encode(self, text: str) -> Any:
+    def abort(self) -> None:
+        """Fail what is in flight now; what comes later is served."""
+        self.engine.abort()
+
+    def encode(self, text: str) -> TokenIds:
         """The token ids of `text`."""
         return self._model.tokenizer.encode(text)
 
-    def run(self, request: GenerationRequest) -> Completion:
-        """Run one request of our own. Raises RuntimeFailure."""
-        outcome = self.engine.submit(Ticket(request)).wait(self._timeout_s)
+    def run(self, request: GenerationRequest, seconds: float | None = None) -> Completion:
+        """Run one request, within `seconds` or the backend's own limit. Raises RuntimeFailure."""
+        limit = self._timeout_s if seconds is None else seconds
+        outcome = self.engine.submit(Ticket(request)).wait(limit)
         if isinstance(outcome, RuntimeFailure):
             raise outcome
         return outcome
+
+    def _seconds_left(self, s: Any) -> float:
+        own = params_of(s)
+        left = own.deadline - time.monotonic() if own else self._timeout_s
+        return max(0.0, min(left, self._timeout_s))
+
+    def _prefill(self, text: str, seconds: float) -> None:
+        ids = self.encode(text)
+        if 0 < len(ids) < self._model.config.context_tokens:
+            ticket = Ticket(GenerationRequest(ids=ids, max_new_tokens=0))
+            self.engine.submit(ticket).wait(seconds)
 
     def _request(self, s: Any, params: Any) -> GenerationRequest:
         for name, unset in _UNSUPPORTED.items():

@@ -74,6 +74,12 @@ class Batch:
         gone = [i for i, row in enumerate(self.rows) if row.ticket.cancelled]
         self._retire(gone)
 
+    def abort(self, failure: RuntimeFailure) -> None:
+        """Give every row the failure and let it go; what it computed stays cached."""
+        for row in self.rows:
+            row.ticket.settle(failure)
+        self._retire(range(len(self.rows)))
+
     def fail_all(self, failure: RuntimeFailure) -> None:
         """Give every row the failure and start empty: slots and cache may be half-written."""
         rows, self.rows = self.rows, []

@@ -18,6 +18,8 @@ from marco_search.errors import RuntimeFailure, RuntimeUnavailable
 from marco_search.runtime.embedded.batch import Batch
 from marco_search.runtime.embedded.requests import Ticket
 
+_ABORTED = "the branch was aborted"
+
 
 class Engine:
     """Serves tickets from one batch. All methods may be called from any thread.
@@ -32,6 +34,7 @@ class Engine:
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._flush = False
+        self._abort = False
         self._thread: threading.Thread | None = None
         _engines.add(self)
 
@@ -56,6 +59,16 @@ class Engine:
             self._flush = True
             self._wake.notify()
 
+    def abort(self) -> None:
+        """Fail everything that waits or is in flight now. What is submitted later is served."""
+        with self._wake:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            self._abort = True
+            self._wake.notify()
+        for ticket in waiting:
+            ticket.settle(RuntimeUnavailable(_ABORTED))
+
     def close(self) -> None:
         """Fail what is in flight, end the thread and wait for it. May be called twice."""
         with self._wake:
@@ -70,6 +83,7 @@ class Engine:
         self._wake = threading.Condition()  # the parent may have held the old one
         self._waiting = deque()
         self._flush = False
+        self._abort = False
         self._thread = None
         self._batch.rows = []
         self._batch.cache.clear()
@@ -98,13 +112,17 @@ class Engine:
         batch = self._batch
         with self._wake:
             while not (self._waiting or batch.rows or self._flush or self._closed):
+                self._abort = False  # nothing in flight
                 self._wake.wait()
             if self._closed:
                 return False
             room = self._max_rows - len(batch.rows)
             arrived = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             flush, self._flush = self._flush, False
+            abort, self._abort = self._abort, False
         try:
+            if abort:
+                batch.abort(RuntimeUnavailable(_ABORTED))
             if flush:
                 batch.cache.clear()
             batch.drop_cancelled()

@@ -1,0 +1,121 @@
+"""A Qwen2 folder with random weights and its own small tokenizer, written for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from marco_search.runtime.embedded.safetensors import write_file
+
+EOS = "<|im_end|>"
+MARKERS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
+CORPUS = [
+    "Step 1: Tom has 3 apples and buys 12 more, so 3+12=15.",
+    "第1步：小明有3个苹果，又买了12个，所以3+12=15。",
+    "The answer is 15 apples. 答案是15个苹果。",
+] * 3
+
+
+def write_tokenizer(folder: Path) -> int:
+    """Write tokenizer.json and tokenizer_config.json; returns the number of tokens."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", EOS])
+    tokenizer.add_tokens([tokenizers.AddedToken(m, normalized=False) for m in MARKERS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": EOS, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return tokenizer.get_vocab_size()
+
+
+def write_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "F32",
+    shards: int = 1,
+    tied: bool = True,
+    biases: bool = True,
+    hidden: int = 48,
+    heads: int = 4,
+    kv_heads: int = 2,
+    context: int = 512,
+    **config: Any,
+) -> Path:
+    """Write a whole model folder; `config` overrides or adds entries of config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = write_tokenizer(folder)
+    eos = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(EOS)
+    full = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": 80,
+        "num_attention_heads": heads,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": tied,
+        "eos_token_id": eos,
+        "vocab_size": vocab,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(full), encoding="utf-8")
+    tensors = _tensors(np.random.default_rng(seed), full, biases)
+    if shards == 1:
+        write_file(folder / "model.safetensors", tensors, dtype=dtype)
+    else:
+        names = sorted(tensors)
+        where = {n: f"model-{i % shards + 1:05d}.safetensors" for i, n in enumerate(names)}
+        for file in set(where.values()):
+            part = {n: tensors[n] for n in names if where[n] == file}
+            write_file(folder / file, part, dtype=dtype)
+        index = json.dumps({"metadata": {}, "weight_map": where})
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    return folder
+
+
+def _tensors(
+    rng: np.random.Generator, c: dict[str, Any], biases: bool
+) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    h, inner, head = (
+        c["hidden_size"],
+        c["intermediate_size"],
+        c["hidden_size"] // c["num_attention_heads"],
+    )
+    kv = head * c["num_key_value_heads"]
+
+    def normal(*shape: int, scale: float = 0.15) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    tensors = {
+        "model.embed_tokens.weight": normal(c["vocab_size"], h, scale=0.5),
+        "model.norm.weight": 1 + normal(h),
+    }
+    if not c["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = normal(c["vocab_size"], h, scale=0.5)
+    for i in range(c["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        tensors[at + "input_layernorm.weight"] = 1 + normal(h)
+        tensors[at + "post_attention_layernorm.weight"] = 1 + normal(h)
+        for name, rows in (("q", h), ("k", kv), ("v", kv)):
+            tensors[f"{at}self_attn.{name}_proj.weight"] = normal(rows, h)
+            if biases:
+                tensors[f"{at}self_attn.{name}_proj.bias"] = normal(rows)
+        tensors[at + "self_attn.o_proj.weight"] = normal(h, h)
+        tensors[at + "mlp.gate_proj.weight"] = normal(inner, h)
+        tensors[at + "mlp.up_proj.weight"] = normal(inner, h)
+        tensors[at + "mlp.down_proj.weight"] = normal(h, inner)
+    return tensors

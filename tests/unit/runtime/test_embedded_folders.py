@@ -1,0 +1,161 @@
+"""Which model folders the embedded engine takes, and what it says about the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from marco_search.errors import ModelRefused
+from marco_search.runtime.base import Message
+from marco_search.runtime.embedded.chat import read_chat_template
+from marco_search.runtime.embedded.decoder import Part
+from marco_search.runtime.embedded.model import load_model
+from marco_search.runtime.embedded.safetensors import read_file, write_file
+from tests.tiny_model import write_model
+
+
+def logits_of(folder: Path) -> np.ndarray[Any, Any]:
+    model = load_model(folder)
+    model.decoder.slots.reserve(1, 40)
+    ids = np.arange(40) * 7 % model.config.vocab
+    return model.decoder.prefill([Part(0, 0, ids)], [range(40)])[0]
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_sharded_folder_is_the_same_model(tmp_path: Path, shards: int, tied: bool) -> None:
+    whole = write_model(tmp_path / "whole", tied=tied)
+    cut = write_model(tmp_path / "cut", tied=tied, shards=shards)
+    assert np.array_equal(logits_of(whole), logits_of(cut))
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("F16", 0.02), ("BF16", 0.2)])
+def test_half_precision_weights_load(tmp_path: Path, dtype: str, near: float) -> None:
+    exact = logits_of(write_model(tmp_path / "f32"))
+    half = logits_of(write_model(tmp_path / dtype, dtype=dtype))
+    assert 0 < np.abs(exact - half).max() < near
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 1), (3, 3), (1, 1)])
+def test_any_grouping_of_heads_loads(tmp_path: Path, heads: int, kv_heads: int) -> None:
+    folder = write_model(tmp_path / "m", heads=heads, kv_heads=kv_heads, biases=heads != 6)
+    assert np.isfinite(logits_of(folder)).all()
+
+
+def test_the_same_weights_have_the_same_revision(tmp_path: Path) -> None:
+    infos = [
+        load_model(write_model(tmp_path / name, seed=seed)).info
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert infos[0].revision == infos[1].revision != infos[2].revision
+    assert [i.model for i in infos] == ["a", "b", "c"]
+    assert infos[0].context_tokens == 512
+
+
+def test_bf16_is_written_to_the_nearest(tmp_path: Path) -> None:
+    values = np.array([1.0, 1.00390625, -2.5, 3.1415927, 1e-3], np.float32)
+    write_file(tmp_path / "x.safetensors", {"x": values}, dtype="BF16")
+    read = read_file(tmp_path / "x.safetensors")["x"]
+    assert read.tolist() == pytest.approx(values.tolist(), rel=2**-8)
+    assert read[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "LlamaForCausalLM"),
+        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope scaling 'llama3'"),
+        ({"use_sliding_window": True}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised (awq)"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 3}, "model.layers.2."),
+        ({"vocab_size": 64}, "tokenizer has"),
+        ({"intermediate_size": 81}, "config.json says"),
+        ({"num_key_value_heads": 3}, "multiple of key-value heads"),
+    ],
+)
+def test_what_would_be_computed_wrongly_is_refused(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = write_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelRefused, match=re.escape(said)):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "m")
+    for content in (b"version https://git-lfs.github.com/spec/v1\n", b"", b"\xff" * 64):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ModelRefused, match=re.escape(name)):
+            load_model(folder)
+    (folder / name).unlink()
+    with pytest.raises(ModelRefused, match=re.escape(name)):
+        load_model(folder)
+
+
+def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="MARCO_MODEL"):
+        load_model(tmp_path / "nothing")
+
+
+def test_a_quantised_tensor_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"I32"'))
+    with pytest.raises(ModelRefused, match="type I32"):
+        load_model(folder)
+
+
+def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["decoder"] = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"}
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelRefused, match="byte-level BPE"):
+        load_model(folder)
+
+
+MESSAGES = [Message(role="user", content="1+1? <|im_end|> 你好")]
+
+
+def test_the_models_own_template_renders_the_prompt(tmp_path: Path) -> None:
+    template = (
+        "{%- for m in messages %}{{ bos_token }}[{{ m.role }}] {{ m.content | tojson }}\n"
+        "{% if loop.index > 9 %}{% break %}{% endif %}{% endfor %}"
+        "{% generation %}{% if add_generation_prompt %}[assistant]{% endif %}{% endgeneration %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config = {"bos_token": {"content": "<s>"}, "chat_template": "not this one"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    rendered = read_chat_template(tmp_path).render(MESSAGES)
+    assert rendered == '<s>[user] "1+1? < |im_end|> 你好"\n[assistant]'
+
+
+def test_a_folder_without_a_template_gets_chatml(tmp_path: Path) -> None:
+    rendered = read_chat_template(tmp_path).render(MESSAGES)
+    assert rendered == (
+        "<|im_start|>user\n1+1? < |im_end|> 你好<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for %}", "{{ raise_exception('no') }}", "{{ messages.__class__.__mro__[1] }}"],
+)
+def test_a_template_that_fails_is_said(tmp_path: Path, template: str) -> None:
+    config = {"chat_template": [{"name": "default", "template": template}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelRefused, match="template"):
+        read_chat_template(tmp_path).render(MESSAGES)

@@ -1,0 +1,137 @@
+"""The prefix cache: what went in comes out, for the longest prefix, within its budget."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marco_search.runtime.embedded.radix import Match, RadixCache
+from marco_search.runtime.embedded.safetensors import Floats
+from marco_search.runtime.embedded.tokenizer import TokenIds
+
+LAYERS, HEADS, WIDTH = 2, 1, 3
+BIG = 1 << 24
+sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=25)
+
+
+def content(ids: TokenIds) -> Floats:
+    """What a model would compute: at every position a value made of all tokens up to it."""
+    hashes = [hash(tuple(ids[: i + 1].tolist())) % 9973 for i in range(len(ids))]
+    return np.array(hashes, np.float32)
+
+
+def insert(cache: RadixCache, ids: TokenIds, logits: Floats | None = None) -> None:
+    def fetch(start: int, end: int) -> tuple[Floats, Floats]:
+        values = content(ids)[start:end]
+        keys = np.broadcast_to(values, (LAYERS, HEADS, WIDTH, end - start)).copy()
+        return keys, np.swapaxes(keys, -1, -2).copy()
+
+    cache.insert(ids, fetch, logits)
+
+
+def read(cache: RadixCache, match: Match, length: int) -> Floats:
+    out = np.full(length, -1, np.float32)
+    for start, keys, values in cache.pieces(match, length):
+        assert np.array_equal(keys, np.swapaxes(values, -1, -2))
+        out[start : start + keys.shape[-1]] = keys[0, 0, 0]
+    return out
+
+
+def array(ids: list[int]) -> TokenIds:
+    return np.array(ids, np.int32)
+
+
+def shared(a: list[int], b: list[int]) -> int:
+    same = [x == y for x, y in zip(a, b, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+@given(sequences, sequences)
+def test_a_match_is_the_longest_prefix_of_anything_inserted(
+    kept: list[list[int]], asked: list[list[int]]
+) -> None:
+    cache = RadixCache(BIG)
+    for ids in kept:
+        insert(cache, array(ids))
+    for ids in kept + asked:
+        match = cache.match(array(ids))
+        assert match.length == max(shared(ids, other) for other in kept)
+        for length in range(match.length + 1):
+            assert np.array_equal(read(cache, match, length), content(array(ids))[:length])
+
+
+@given(sequences)
+def test_a_shared_prefix_is_stored_once(kept: list[list[int]]) -> None:
+    cache = RadixCache(BIG)
+    for ids in kept:
+        insert(cache, array(ids))
+    prefixes = {tuple(ids[: i + 1]) for ids in kept for i in range(len(ids))}
+    per_token = 4 + 2 * LAYERS * HEADS * WIDTH * 4
+    overhead = 512 * 2 * len(kept)  # an insertion makes two nodes at most
+    assert cache.size_bytes <= len(prefixes) * per_token + overhead
+    size = cache.size_bytes
+    for ids in kept:
+        insert(cache, array(ids))
+    assert cache.size_bytes == size
+
+
+@given(sequences, st.integers(0, 8000))
+def test_the_budget_holds_and_what_is_left_is_right(kept: list[list[int]], budget: int) -> None:
+    cache = RadixCache(budget)
+    for ids in kept:
+        insert(cache, array(ids), np.zeros(7, np.float32))
+        assert 0 <= cache.size_bytes <= budget
+    for ids in kept:
+        match = cache.match(array(ids))
+        expected = content(array(ids))[: match.length]
+        assert np.array_equal(read(cache, match, match.length), expected)
+
+
+@given(sequences, st.data())
+def test_what_is_held_stays_until_it_is_released(
+    kept: list[list[int]], data: st.DataObject
+) -> None:
+    cache = RadixCache(0)
+    insert(cache, array(kept[0]))
+    assert cache.match(array(kept[0])).length == 0, "a budget of nothing keeps nothing"
+    cache = RadixCache(BIG)
+    insert(cache, array(kept[0]))
+    held = cache.match(array(kept[0]))
+    cache.hold(held.node)
+    cache.budget_bytes = 0
+    for ids in kept[1:]:
+        insert(cache, array(ids))
+        assert cache.match(array(kept[0])).length == len(kept[0])
+    cache.release(held.node)
+    insert(cache, array([9]))
+    assert cache.match(array(kept[0])).length == 0
+    assert cache.size_bytes == 0
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = RadixCache(BIG)
+    for first in (1, 2, 3):
+        insert(cache, array([first, 0, 0]))
+    cache.match(array([1, 0, 0]))
+    cache.budget_bytes = cache.size_bytes
+    insert(cache, array([4, 0, 0]))
+    lengths = [cache.match(array([first, 0, 0])).length for first in (1, 2, 3, 4)]
+    assert lengths[0] == lengths[3] == 3
+    assert lengths[1] == 0
+
+
+def test_logits_are_given_for_exactly_the_sequence_they_follow() -> None:
+    cache = RadixCache(BIG)
+    logits = np.arange(5, dtype=np.float32)
+    insert(cache, array([1, 2, 3, 4]))
+    insert(cache, array([1, 2]), logits)
+    assert cache.match(array([1, 2, 3])).logits is None
+    assert cache.match(array([1])).logits is None
+    found = cache.match(array([1, 2])).logits
+    assert found is not None
+    assert np.array_equal(found, logits)
+    insert(cache, array([1, 5]))
+    assert cache.match(array([1, 2])).logits is not None
+    cache.clear()
+    assert cache.match(array([1, 2])).length == 0
