@@ -20,6 +20,7 @@ TARGETS = (
     ("test", "run all tests; further words go to pytest"),
     ("check", "lint, format, types, and whether the migrations match the models"),
     ("bench", "run every benchmark; further words name the ones to run"),
+    ("paper-table", "measure all strategies on the pocket model: docs/results.md"),
     ("up", "start the embedded Postgres and Redis"),
     ("down", "stop them"),
     ("doctor", "say what is reachable, what is wrong and how to mend it"),
@@ -79,7 +80,7 @@ def main(arguments):
     if target in ("help", "-h", "--help"):
         print("usage: make TARGET, or python3 ops/bootstrap.py TARGET [WORD ...]\n")
         for name, meaning in TARGETS:
-            print("  %-8s %s" % (name, meaning))
+            print("  %-11s %s" % (name, meaning))
         return
     if target not in [name for name, _ in TARGETS]:
         print("No target %r. `python3 ops/bootstrap.py help` lists them." % target, file=sys.stderr)

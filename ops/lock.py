@@ -58,7 +58,8 @@ def main(interpreters: list[str]) -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]
     needed = project["dependencies"] + pyproject["build-system"]["requires"]
-    dev = project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    dev = extras["dev"] + extras["eval"]
     run_time, extra = {}, {}
     for version, python in zip(VERSIONS, interpreters, strict=True):
         print(f"resolving for Python {version}", flush=True)

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
     "test": (True, "python", ("-m", "pytest")),
     "check": (True, "python", ("-m", "ops.checks")),
     "bench": (True, "python", ("-m", "ops.bench.run")),
+    "paper-table": (True, "python", ("-m", "ops.bench.paper_table")),
     "up": (False, "marco", ("up",)),
     "down": (False, "marco", ("down",)),
     "doctor": (False, "marco", ("doctor",)),
