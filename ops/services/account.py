@@ -66,6 +66,13 @@ def server_account() -> Account:
     """The account for the servers: `nobody` for root, the present user otherwise."""
     uid = os.geteuid()
     if uid != 0:
+        try:
+            pwd.getpwuid(uid)
+        except KeyError:
+            raise LocalServiceFailed(
+                f"user {uid} is in no user list, and Postgres looks its user up: run as a named "
+                "user, or set DATABASE_URL and REDIS_URL"
+            ) from None
         return Account(uid, os.getegid(), switch=False)
     try:
         entry = pwd.getpwnam("nobody")
