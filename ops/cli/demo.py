@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from marco_search.errors import InputError
+from marco_search.errors import InputError, MarcoError
 from marco_search.jobs import Job
+from marco_search.store import jobs as store
 from marco_search.store import queries
 from marco_search.store.connect import Conn
 from marco_search.store.queries import JobStatus
@@ -62,6 +64,18 @@ def submit(here: Session, jobs: Sequence[Job]) -> tuple[UUID, list[UUID]]:
     batch_id = uuid4()
     with Producer(settings=here.settings) as producer:
         return batch_id, [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
+
+
+@contextmanager
+def cancelled_on_failure(here: Session, job_ids: Sequence[UUID]) -> Iterator[None]:
+    """Cancel the jobs if the block fails or is interrupted: no later worker should run them."""
+    try:
+        yield
+    except BaseException:
+        with suppress(MarcoError), here.database.transaction() as conn:
+            for job_id in job_ids:
+                store.cancel(conn, job_id)
+        raise
 
 
 def figures(lines: Sequence[JobStatus], began: float) -> Figures:

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SEARCH = (
-    click.option("--strategy", metavar="NAME", help="cot, vote, best-of-n, step (default), "
-                 "mini-step-64 or mini-step-32."),
+    click.option("--strategy", metavar="NAME", help="auto, cot, vote, best-of-n, step (default), "
+                 "mini-step-64, mini-step-32, mini-step-16 or mini-step-8."),
     click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
     click.option("--max-tokens", type=int, metavar="N", help="Generated tokens at most."),
     click.option("--max-seconds", type=float, metavar="S", help="Seconds of searching at most."),
     click.option("--max-new-tokens", type=int, metavar="N", help="Tokens of one branch at most."),
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same tree."),
-    click.option("--reflection", metavar="WHEN", help="never (default), branch or always."),
+    click.option("--reflection", metavar="WHEN",
+                 help="never, branch or always (default: as the strategy has it)."),
     click.option("--answers", type=int, metavar="N", help="Best distinct answers (default 3)."),
     click.option("--early-stop/--no-early-stop", default=None,
                  help="Stop when the vote can't change any more (default)."),

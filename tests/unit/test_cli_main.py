@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from marco_search import errors
 from marco_search import settings as settings_module
 from marco_search.errors import MarcoError
+from marco_search.jobs import JOB_MODELS, Reflection, Strategy
 from ops.cli import main as main_module
 from ops.cli.main import COMMANDS, cli, main
 from tests.toy import ToyRuntime
@@ -240,6 +242,14 @@ def test_solve_in_json_has_the_result_and_the_tree(solved: Solved) -> None:
     assert "thought" in full["answers"][0]
     assert len(full["tree"]["nodes"]) == full["nodes"] + 1
     assert full["tree"]["winning_path"][0] == 0
+
+
+def test_help_names_every_strategy_kind_and_way_to_reflect() -> None:
+    command = cli.get_command(click.Context(cli), "solve")
+    assert command is not None
+    helps = " ".join(p.help or "" for p in command.params if isinstance(p, click.Option))
+    named = set(re.findall(r"[a-z][\w-]*", helps))
+    assert {*get_args(Strategy), *get_args(Reflection), *JOB_MODELS} <= named
 
 
 @pytest.mark.parametrize(

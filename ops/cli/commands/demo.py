@@ -59,13 +59,14 @@ def demo(file: str | None, concurrency: int, as_json: bool, **values: Any) -> No
         with worker_process(concurrency, home) as worker:
             batch_id, job_ids = steps.submit(here, jobs)
             say(f"{len(job_ids)} jobs submitted; a worker with {concurrency} processes runs.")
-            lines = follow(
-                here.database,
-                job_ids,
-                timeout_s=TIMEOUT_S,
-                on_change=_quiet if as_json else None,
-                before=worker.check,
-            )
+            with steps.cancelled_on_failure(here, job_ids):
+                lines = follow(
+                    here.database,
+                    job_ids,
+                    timeout_s=TIMEOUT_S,
+                    on_change=_quiet if as_json else None,
+                    before=worker.check,
+                )
             shown = steps.look(here, batch_id, lines)
         found = steps.figures(lines, began)
         path = steps.write_figures(found, home)

@@ -1,0 +1,286 @@
+"""The command line against real services: the demo, and what can be done with its data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from marco_search import settings as settings_module
+from ops.cli.demo_queries import demo_queries
+from ops.cli.main import main
+from ops.services import status
+from ops.services.layout import Layout
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = [
+    {
+        "kind": "reasoning",
+        "question": "Tom has 3 boxes with 12 eggs each. Tom loses 7 eggs. "
+        "How many eggs does Tom have now?",
+        "expected": "29",
+    },
+    {"kind": "translation", "text": "这支口红不踩雷", "source": "zh", "target": "en"},
+]
+LIMIT_S = 150
+
+
+class Cli:
+    """`marco` in one MARCO_HOME: in this process, or in one of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.file = home.parent / "jobs.jsonl"
+        self.file.write_text("".join(json.dumps(job) + "\n" for job in JOBS))
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ops.cli.main", *words],
+            cwd=ROOT,
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=LIMIT_S)
+        return process.returncode, out, err
+
+    def processes(self) -> list[str]:
+        """Command lines of all processes that were given this home."""
+        mine = f"MARCO_HOME={self.home}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mine in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue  # it ended, or is another user's
+        return found
+
+    def _environment(self) -> dict[str, str]:
+        dropped = ("DATABASE_URL", "REDIS_URL")
+        kept = {name: value for name, value in os.environ.items() if name not in dropped}
+        return {**kept, "MARCO_HOME": str(self.home)}
+
+
+@pytest.fixture(scope="module")
+def cli() -> Iterator[Cli]:
+    folder = Path(tempfile.mkdtemp(prefix="marco-cli-"))
+    folder.chmod(0o711)
+    here = Cli(folder / "home")
+    yield here
+    here.run("down")
+    if here.home.exists():
+        Layout(here.home).purge()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def demo(cli: Cli) -> tuple[int, str, str]:
+    """The demo on two jobs, in a home that was never used before."""
+    return cli.run("demo", str(cli.file), "--rollouts", "4")
+
+
+@pytest.fixture(scope="module")
+def kept(cli: Cli, demo: Any) -> Iterator[Cli]:
+    """The demo's data with Postgres and Redis running."""
+    assert cli.run("up")[0] == 0
+    yield cli
+    assert cli.run("down")[0] == 0
+
+
+class Here:
+    """`marco` in this process: an exit code, standard output, standard error."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *words: str) -> tuple[int, str, str]:
+        code = main(words)
+        return code, *self._capsys.readouterr()
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        found, out, err = self(*words, "--json")
+        assert found == code, err
+        return json.loads(out)
+
+
+@pytest.fixture
+def marco(
+    kept: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Here]:
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MARCO_HOME", str(kept.home))
+    settings_module.load.cache_clear()
+    yield Here(capsys)
+    settings_module.load.cache_clear()
+
+
+def test_the_demo_answers_shows_and_leaves_nothing_running(
+    cli: Cli, demo: tuple[int, str, str]
+) -> None:
+    code, out, err = demo
+    assert code == 0, err
+    assert "2 of 2 answered" in out
+    assert "* (the question)" in out
+    for query in demo_queries(UUID(int=0), UUID(int=0)):
+        assert query.title in out
+    figures = json.loads((cli.home / "bench" / "demo.json").read_text())
+    assert set(figures) == {
+        "jobs", "answered", "correct", "checked", "nodes", "tokens", "seconds",
+    }  # fmt: skip
+    assert (figures["jobs"], figures["answered"], figures["checked"]) == (2, 2, 1)
+    assert not status(cli.home).running
+    assert cli.processes() == []
+
+
+def test_the_next_command_starts_the_services_for_itself(
+    cli: Cli, demo: tuple[int, str, str]
+) -> None:
+    code, out, _ = cli.run("sql", "select count(*) from nodes", "--csv")
+    figures = json.loads((cli.home / "bench" / "demo.json").read_text())
+    assert (code, out) == (0, f"count\n{figures['nodes']}\n")
+    assert not status(cli.home).running
+
+
+def test_the_demo_runs_again_beside_what_is_there(cli: Cli, demo: tuple[int, str, str]) -> None:
+    code, out, err = cli.run("demo", str(cli.file), "--rollouts", "2", "--json")
+    assert code == 0, err
+    data = json.loads(out)
+    assert data["answered"] == 2
+    assert [job["state"] for job in data["results"]] == ["succeeded", "succeeded"]
+    assert cli.processes() == []
+
+
+def test_an_interrupted_demo_exits_with_130_and_leaves_nothing(
+    cli: Cli, demo: tuple[int, str, str]
+) -> None:
+    process = cli.start("demo", str(cli.file), "--rollouts", "4096", "--no-early-stop")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "running" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert cli.processes() == []
+    assert not status(cli.home).running
+
+
+def test_sql_reads_and_never_writes(marco: Here) -> None:
+    assert marco.json("sql", "select 1 as a, array[1, 2] as b") == [{"a": 1, "b": [1, 2]}]
+    code, out, err = marco("sql", "select generate_series(1, 5) as n", "--limit", "2")
+    assert (code, out.split()[-2:]) == (0, ["1", "2"])
+    assert "--limit 0 prints all" in err
+    before = marco.json("sql", "select count(*) as n from jobs")
+    for statement in (
+        "delete from jobs",
+        "update jobs set state = 'failed' returning id",
+        "select 1; drop table jobs",
+        "commit",
+        "set transaction read write",
+        "copy (select 1) to program 'true'",
+        "select nope",
+        "",
+    ):
+        code, _, err = marco("sql", statement)
+        assert code == 2, statement
+        assert "Traceback" not in err
+    assert marco.json("sql", "select count(*) as n from jobs") == before
+
+
+def test_sql_is_stopped_after_its_time_limit(marco: Here) -> None:
+    code, _, err = marco("sql", "select pg_sleep(60)", "--timeout", "0.1")
+    assert code == 2
+    assert "longer than 0.1 s" in err
+
+
+def first_job(marco: Here) -> str:
+    query = "select job_id from job_overview where expected = '29' order by created_at limit 1"
+    return str(marco.json("sql", query)[0]["job_id"])
+
+
+def test_show_has_answers_totals_and_the_tree(marco: Here) -> None:
+    job_id = first_job(marco)
+    code, out, _ = marco("show", job_id)
+    assert code == 0
+    assert job_id in out
+    assert "expected 29" in out
+    assert "4 rollouts" in out
+    assert "      4   ." in out
+    # The beginning of an id is a time, its end is random: either will do.
+    assert marco("show", job_id[-8:])[1] == out
+    assert marco("show", job_id[:18])[1] == out
+    data = marco.json("show", job_id)
+    assert data["result"]["rollouts"] == 4
+    assert len(data["tree"]["nodes"]) == data["job"]["nodes"] + 1
+    leaf = data["tree"]["winning_path"][-1]
+    assert data["tree"]["nodes"][leaf]["action"] == "answer"
+
+
+def test_a_job_must_be_named_well(marco: Here) -> None:
+    assert marco("show", "0000dead")[0] == 3
+    assert marco("show", "01")[0] == 2
+    assert marco("show", "x';--")[0] == 2
+    prefix = first_job(marco)[:6]  # all jobs of these minutes
+    code, _, err = marco("show", prefix)
+    assert code == 2
+    assert "fits several jobs" in err
+
+
+def test_a_submitted_job_can_be_seen_waited_for_and_cancelled(marco: Here) -> None:
+    (job_id,) = marco.json("submit", "--question", "What is 1 + 1?", "--rollouts", "2")["ids"]
+    listed = marco.json("status", job_id)["jobs"]
+    assert [(job["job_id"], job["state"]) for job in listed] == [(job_id, "queued")]
+    assert marco("wait", job_id, "--timeout", "0.1")[0] == 6
+    assert marco.json("cancel", job_id) == {"jobs": [{"job_id": job_id, "state": "cancelled"}]}
+    assert marco("wait", job_id)[0] == 7
+    assert marco("watch", job_id)[0] == 7
+    code, out, _ = marco("results", "--jsonl", job_id)
+    assert (code, json.loads(out)["state"]) == (0, "cancelled")
+
+
+def test_a_worker_answers_what_was_submitted(kept: Cli, marco: Here) -> None:
+    worker = kept.start("worker", "-c", "1", "--name", "test")
+    try:
+        code, out, _ = marco("submit", str(kept.file), "--rollouts", "2", "--strategy", "vote")
+        ids = out.split()
+        assert (code, len(ids)) == (0, 2)
+        code, out, _ = marco("watch", *ids, "--timeout", str(LIMIT_S))
+        assert code == 0
+        assert "2 jobs: 2 succeeded" in out
+        assert [job["strategy"] for job in marco.json("results", *ids)] == ["vote", "vote"]
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        _, err = worker.communicate(timeout=LIMIT_S)
+    assert worker.returncode == 0, err
+
+
+def test_doctor_finds_all_well_but_that_no_worker_runs(marco: Here) -> None:
+    found = marco.json("doctor", code=4)
+    (wrong,) = (check for check in found["checks"] if not check["ok"])
+    assert wrong["name"] == "worker"
+    assert wrong["mend"]
+
+
+def test_up_and_down_say_what_they_did(marco: Here) -> None:
+    again = marco.json("up")
+    assert again["started"]
+    assert ":***@127.0.0.1:" in again["database_url"]
+    migrated = marco.json("migrate")
+    assert migrated["before"] == migrated["after"]

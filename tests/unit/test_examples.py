@@ -1,0 +1,27 @@
+"""The shipped examples are jobs that would be accepted, and of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ops.cli.jsonl import read_jobs
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", ["demo.jsonl", "batch.jsonl"])
+def test_example_files_hold_valid_jobs_of_every_kind(name: str) -> None:
+    jobs = read_jobs(str(EXAMPLES / name))
+    assert {job.kind for job in jobs} == {"reasoning", "translation", "open_ended"}
+
+
+def test_the_demo_asks_in_english_and_chinese_and_knows_the_answers() -> None:
+    jobs = read_jobs(str(EXAMPLES / "demo.jsonl"))
+    questions = [job for job in jobs if job.kind == "reasoning"]
+    chinese = [job for job in questions if any("一" <= c <= "鿿" for c in job.subject)]
+    assert len(chinese) >= 6
+    assert len(questions) - len(chinese) >= 6
+    assert sum(job.kind == "translation" for job in jobs) >= 3
+    assert all(job.expected for job in jobs if job.kind != "open_ended")
