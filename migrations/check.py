@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import Connection, sql
-from psycopg.conninfo import make_conninfo
 
 import migrations
 from marco_search import settings
@@ -71,7 +71,7 @@ def scratch_database(url: str) -> Iterator[str]:
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"{without_password(url)}: {str(error).strip()}") from error
     try:
-        yield make_conninfo(url, dbname=name)
+        yield urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
     finally:
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -1,0 +1,42 @@
+"""Submit jobs and wait for their results.
+
+    from producer import Producer, ReasoningJob
+
+    with Producer() as producer:
+        job = producer.submit(ReasoningJob(question="What is 17 x 23?"))
+        print(producer.wait(job).answer)
+
+A job is stored in Postgres before anything else happens: once `submit` has returned, it will
+be run, whatever becomes of this process, of Redis or of the workers.
+"""
+
+from marco_search.jobs import (
+    Answer,
+    Job,
+    JobResult,
+    OpenEndedJob,
+    ReasoningJob,
+    SearchOptions,
+    TranslationJob,
+)
+from marco_search.store.queries import JobStatus
+from marco_search.store.states import JobState
+from producer.asynchronous import AsyncProducer
+from producer.client import Producer
+from producer.handles import JobHandle, JobId
+
+__all__ = [
+    "Answer",
+    "AsyncProducer",
+    "Job",
+    "JobHandle",
+    "JobId",
+    "JobResult",
+    "JobState",
+    "JobStatus",
+    "OpenEndedJob",
+    "Producer",
+    "ReasoningJob",
+    "SearchOptions",
+    "TranslationJob",
+]

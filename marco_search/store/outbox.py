@@ -31,21 +31,37 @@ def due(conn: Conn, limit: int = 500) -> list[Message]:
     Queued ones that were not published since they became due, and running ones that were
     not since their lease ran out. Rows that another sweep holds are left to it.
     """
-    return _messages(
+    queued = _messages(
         conn,
         """
-        (SELECT id AS job_id, priority FROM jobs
+        SELECT id AS job_id, priority FROM jobs
         WHERE state = 'queued' AND (published_at IS NULL OR published_at < run_after)
             AND run_after <= now()
-        ORDER BY run_after LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
-        UNION ALL
-        (SELECT id, priority FROM jobs
-        WHERE state = 'running' AND lease_expires_at < now()
-            AND (published_at IS NULL OR published_at < lease_expires_at)
-        LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+        ORDER BY run_after LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """,
         {"limit": limit},
     )
+    abandoned = _messages(
+        conn,
+        """
+        SELECT id AS job_id, priority FROM jobs
+        WHERE state = 'running' AND lease_expires_at < now()
+            AND (published_at IS NULL OR published_at < lease_expires_at)
+        LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        """,
+        {"limit": limit},
+    )
+    return queued + abandoned
+
+
+def any_waiting(conn: Conn, waiting_s: float) -> bool:
+    """True if a queued job was published more than `waiting_s` ago."""
+    row = conn.execute(
+        "SELECT EXISTS (SELECT FROM jobs WHERE state = 'queued'"
+        " AND published_at < now() - make_interval(secs => %s))",
+        [waiting_s],
+    ).fetchone()
+    return row == (True,)
 
 
 def forgotten(

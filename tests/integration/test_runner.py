@@ -1,0 +1,282 @@
+"""What becomes of a job in a worker: every end it can come to, and going on after a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from marco_search.errors import ModelRefused, RuntimeUnavailable
+from marco_search.jobs import JobResult
+from marco_search.runtime.base import Runtime
+from marco_search.search.records import Node, Rollout
+from marco_search.settings import Settings
+from marco_search.store import jobs, queries, trail
+from marco_search.store.connect import Database
+from marco_search.store.queries import JobStatus
+from marco_search.store.states import JobState
+from tests.integration.toys import (
+    Interrupted,
+    insert,
+    open_database,
+    question,
+    runner,
+    settings_for,
+    wait_until,
+)
+from tests.toy import ToyRuntime
+from worker.runner import Runner
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with open_database(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    # Redis is not asked.
+    return settings_for(database_url, "redis://127.0.0.1:1/0", max_attempts=2)
+
+
+def status(database: Database, job_id: UUID) -> JobStatus:
+    with database.transaction() as conn:
+        return queries.statuses(conn, [job_id])[0]
+
+
+def result(database: Database, job_id: UUID) -> JobResult:
+    with database.transaction() as conn:
+        return queries.results(conn, [job_id])[0]
+
+
+def tree(database: Database, job_id: UUID) -> tuple[list[Node], list[Rollout]]:
+    with database.transaction() as conn:
+        return trail.load(conn, job_id)
+
+
+def sql(database: Database, statement: str, *values: Any) -> None:
+    with database.transaction() as conn:
+        conn.execute(statement.encode(), values)
+
+
+def test_a_job_is_searched_answered_and_explained(settings: Settings, database: Database) -> None:
+    job = question(expected="2", options={"seed": 4})
+    (stored,) = insert(database, job)
+    runner(settings, database, ToyRuntime()).run(stored.id)
+    now, outcome = status(database, stored.id), result(database, stored.id)
+    assert (now.state, now.attempts, now.model) == (JobState.SUCCEEDED, 1, "toy")
+    assert outcome.rollouts == 12
+    assert outcome.answer is not None
+    assert (now.answer, now.confidence) == (outcome.answer.text, outcome.answer.confidence)
+    assert outcome.correct is (outcome.answer.text == "2")
+    assert outcome.expected == "2"
+    nodes, rollouts = tree(database, stored.id)
+    assert (len(nodes), len(rollouts)) == (outcome.nodes, outcome.rollouts)
+    with database.transaction() as conn:
+        answers = conn.execute(
+            "SELECT key, votes, rollout_ids FROM answers WHERE job_id = %s", [stored.id]
+        ).fetchall()
+        attempt = conn.execute(
+            "SELECT runtime, model, seed, prompt, config ->> 'strategy' FROM attempts"
+        ).fetchone()
+    for key, votes, rollout_ids in answers:
+        assert rollout_ids == [r.rollout_id for r in rollouts if r.answer == key]
+        assert votes == len(rollout_ids)
+    assert attempt is not None
+    assert attempt[:3] == ("toy", "toy", 4)
+    assert "What is 1 + 1?" in attempt[3]
+    assert attempt[4] == "step"
+
+
+def test_a_second_message_for_the_same_job_does_nothing(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question())
+    runtime = ToyRuntime()
+    one = runner(settings, database, runtime)
+    one.run(stored.id)
+    before = status(database, stored.id)
+    one.run(stored.id)
+    one.run(jobs.new_job_id())
+    assert status(database, stored.id) == before
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2])
+def test_an_attempt_goes_on_where_the_one_before_was_cut_off(
+    settings: Settings, database: Database, stop_at: int
+) -> None:
+    """The tree is the same as in one go, and no committed round is generated again."""
+    whole, cut = insert(database, *[question(options={"seed": 9, "rollouts": 24})] * 2)
+    reference = Interrupted(-1, lambda: None)
+    runner(settings, database, reference).run(whole.id)
+
+    class Killed(BaseException):
+        """As a kill: nothing is written after it."""
+
+    def die() -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        runner(settings, database, Interrupted(stop_at, die), "one").run(cut.id)
+    assert status(database, cut.id).state is JobState.RUNNING
+    sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
+    second = Interrupted(-1, lambda: None)
+    runner(settings, database, second, "two").run(cut.id)
+    assert tree(database, cut.id) == tree(database, whole.id)
+    assert second.rounds == reference.rounds - stop_at
+    ours, theirs = result(database, cut.id), result(database, whole.id)
+    assert ours.answers == theirs.answers
+    assert status(database, cut.id).attempts == 2
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing_more(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question())
+
+    def lose() -> None:
+        sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
+        runner(settings, database, ToyRuntime(), "other").run(stored.id)
+
+    runner(settings, database, Interrupted(1, lose)).run(stored.id)
+    now = status(database, stored.id)
+    assert (now.state, now.attempts) == (JobState.SUCCEEDED, 2)
+    nodes, rollouts = tree(database, stored.id)
+    assert [n.node_id for n in nodes] == list(range(1, now.nodes + 1))
+    assert len(rollouts) == now.rollouts == 12
+
+
+def test_a_cancelled_search_stops_and_keeps_its_answers_so_far(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question(options={"rollouts": 64}))
+
+    def cancel() -> None:
+        with database.transaction() as conn:
+            jobs.cancel(conn, stored.id)
+
+    runtime = Interrupted(1, cancel)
+    runner(settings, database, runtime).run(stored.id)
+    outcome = result(database, stored.id)
+    assert (outcome.state, outcome.stop_reason) == ("cancelled", "cancelled")
+    assert outcome.answer is not None
+    assert runtime.rounds == 2
+    assert outcome.rollouts < 64
+
+
+def test_an_unreachable_runtime_is_tried_again_later_and_then_given_up(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question())
+
+    def refuse() -> Runtime:
+        raise RuntimeUnavailable("nobody there")
+
+    one = Runner(settings, database, refuse, runner(settings, database, ToyRuntime())._worker)
+    one.run(stored.id)
+    now = status(database, stored.id)
+    assert (now.state, now.error_type, now.error) == (
+        JobState.QUEUED,
+        "RuntimeUnavailable",
+        "nobody there",
+    )
+    assert now.run_after > now.created_at
+    one.run(stored.id)  # too early: it waits for its back-off
+    assert status(database, stored.id).attempts == 1
+    sql(database, "UPDATE jobs SET run_after = now()")
+    one.run(stored.id)
+    assert status(database, stored.id).state is JobState.DEAD
+    assert result(database, stored.id).error == "nobody there"
+
+
+def test_a_runtime_that_comes_back_gives_a_result_without_an_error(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question())
+
+    def fail() -> None:
+        raise RuntimeUnavailable("overloaded")
+
+    one = runner(settings, database, Interrupted(1, fail))
+    one.run(stored.id)
+    sql(database, "UPDATE jobs SET run_after = now()")
+    one.run(stored.id)
+    outcome = result(database, stored.id)
+    assert (outcome.state, outcome.error, outcome.rollouts) == ("succeeded", None, 12)
+
+
+@pytest.mark.parametrize(
+    ("error", "has_traceback"), [(ModelRefused("no"), False), (ValueError("oops"), True)]
+)
+def test_permanent_errors_and_bugs_fail_at_once(
+    settings: Settings, database: Database, error: Exception, has_traceback: bool
+) -> None:
+    (stored,) = insert(database, question())
+
+    def fail() -> None:
+        raise error
+
+    runner(settings, database, Interrupted(0, fail)).run(stored.id)
+    outcome = result(database, stored.id)
+    assert (outcome.state, outcome.error_type) == ("failed", type(error).__name__)
+    with database.transaction() as conn:
+        row = conn.execute("SELECT last_error ? 'traceback' FROM jobs").fetchone()
+    assert row == (has_traceback,)
+
+
+def test_a_job_whose_workers_all_died_is_dead(settings: Settings, database: Database) -> None:
+    (stored,) = insert(database, question())
+    sql(
+        database,
+        "UPDATE jobs SET state = 'running', attempts = 2, lease_generation = 2, lease_owner = 'x',"
+        " lease_expires_at = now() - interval '1 s'",
+    )
+    runner(settings, database, ToyRuntime()).run(stored.id)
+    assert status(database, stored.id).state is JobState.DEAD
+    assert "lost" in str(result(database, stored.id).error)
+
+
+def test_another_model_does_not_go_on_with_a_search(settings: Settings, database: Database) -> None:
+    (stored,) = insert(database, question())
+
+    class Other(ToyRuntime):
+        @property
+        def info(self) -> Any:
+            return replace(super().info, revision="1" * 64)
+
+    def fail() -> None:
+        raise RuntimeUnavailable("gone")
+
+    runner(settings, database, Interrupted(1, fail)).run(stored.id)
+    sql(database, "UPDATE jobs SET run_after = now()")
+    runner(settings, database, Other()).run(stored.id)
+    outcome = result(database, stored.id)
+    assert outcome.state == "failed"
+    assert "begun on toy" in str(outcome.error)
+
+
+def test_the_heartbeat_keeps_the_lease_and_hears_of_a_cancel(
+    database_url: str, database: Database
+) -> None:
+    quick = settings_for(database_url, "redis://127.0.0.1:1/0", lease_s=1.5, heartbeat_s=0.05)
+    (stored,) = insert(database, question(options={"rollouts": 8}))
+    seen: list[bool] = []
+
+    def read(query: str) -> Any:
+        with database.transaction() as conn:
+            row = conn.execute(query.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+    def wait_for_a_beat() -> None:
+        before = read("SELECT lease_expires_at FROM jobs")
+        wait_until(lambda: bool(read("SELECT lease_expires_at FROM jobs") > before), "a beat")
+        seen.append(True)
+
+    runner(quick, database, Interrupted(0, wait_for_a_beat)).run(stored.id)
+    assert seen == [True]
+    assert status(database, stored.id).state is JobState.SUCCEEDED

@@ -1,0 +1,185 @@
+"""The trail gives back exactly what was written, and a search goes on from it."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import migrations
+from marco_search.errors import LeaseLost
+from marco_search.search.branches import Finish, Reflect, Token
+from marco_search.search.config import Action
+from marco_search.search.mcts import Round, Search
+from marco_search.search.records import Node, Rollout
+from marco_search.search.tree import Tree
+from marco_search.store import leases, queries, trail
+from marco_search.store.connect import Database
+from migrations.check import scratch_database
+from ops.services import ServiceUrls
+from tests.integration.toys import claim, insert, open_database, question, rounds_of
+from tests.toy import PROMPT, ToyRuntime, answer_of
+
+text = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12)
+float32 = st.floats(width=32, allow_nan=False)
+float64 = st.floats(0, 1)
+int32 = st.integers(0, 2**31 - 1)
+candidates = st.lists(st.tuples(int32, float32), min_size=1, max_size=5).map(tuple)
+tokens = st.lists(st.builds(Token, int32, text, float32, candidates), max_size=6).map(tuple)
+
+
+@st.composite
+def rounds(draw: st.DrawFn) -> Round:
+    nodes, ids = [], []
+    for i in range(1, draw(st.integers(1, 4)) + 1):
+        held = draw(tokens)
+        nodes.append(
+            Node(
+                node_id=i, parent_id=draw(st.integers(0, i - 1)), depth=draw(st.integers(1, 9)),
+                round=1, action=draw(st.sampled_from(list(Action))), text=draw(text), tokens=held,
+                confidences=tuple(draw(float64) for _ in held), terminal=draw(st.booleans()),
+            )
+        )  # fmt: skip
+        ids.append(i)
+    rollouts = [
+        Rollout(
+            rollout_id=i, round=1, start_id=0, path=(0, *ids[:i]), seed=draw(int32),
+            reflect=draw(st.sampled_from(Reflect)), finish=draw(st.sampled_from(Finish)),
+            confidence=draw(float64), path_confidence=draw(float64), value=draw(float64),
+            answer=draw(st.none() | text), generated_tokens=draw(int32), prompt_tokens=draw(int32),
+            cached_tokens=draw(int32), seconds=draw(st.floats(0, 1e6)),
+            error=draw(st.none() | text),
+        )
+        for i in range(draw(st.integers(0, 3)))
+    ]  # fmt: skip
+    return Round(number=1, nodes=tuple(nodes), rollouts=tuple(rollouts))
+
+
+@pytest.fixture(scope="module")
+def shared(services: ServiceUrls) -> Iterator[Database]:
+    """One database for all tests here: hypothesis would need one for each example."""
+    with scratch_database(services.database_url) as url:
+        migrations.upgrade(url)
+        with open_database(url) as opened:
+            yield opened
+
+
+@given(rounds())
+@settings(max_examples=60, deadline=None)
+def test_every_record_comes_back_as_it_was(shared: Database, kept: Round) -> None:
+    (job,) = insert(shared, question())
+    claimed = claim(shared, job.id)
+    assert claimed is not None
+    with shared.transaction() as conn:
+        trail.append(conn, claimed[1], kept, seconds=1.0)
+    with shared.transaction() as conn:
+        nodes, rollouts = trail.load(conn, job.id)
+    assert tuple(nodes) == kept.nodes
+    assert tuple(rollouts) == kept.rollouts
+    # Equal is not enough: 0.0 equals -0.0.
+    for before, after in zip(kept.nodes, nodes, strict=True):
+        packed = [struct.pack("d", t.logprob) for t in before.tokens]
+        assert [struct.pack("d", t.logprob) for t in after.tokens] == packed
+
+
+@pytest.mark.parametrize("kept_rounds", [0, 1, 3])
+def test_a_restored_search_goes_on_as_the_interrupted_one(
+    shared: Database, kept_rounds: int
+) -> None:
+    whole, all_rounds = rounds_of(seed=3)
+    (job,) = insert(shared, question())
+    claimed = claim(shared, job.id)
+    assert claimed is not None
+    for kept in all_rounds[:kept_rounds]:
+        with shared.transaction() as conn:
+            trail.append(conn, claimed[1], kept, seconds=1.0)
+    with shared.transaction() as conn:
+        nodes, rollouts = trail.load(conn, job.id)
+    search = Search.restore(whole.config, PROMPT, answer_of, nodes, rollouts)
+    runtime = ToyRuntime()
+    while expansions := search.ask():
+        search.tell(runtime.branch(expansions))
+    assert search.tree.nodes == whole.tree.nodes
+    assert search.tree.rollouts == whole.tree.rollouts
+    assert search.tree.value_sum == whole.tree.value_sum
+    assert search.ranked() == whole.ranked()
+
+
+def test_the_views_agree_with_the_tree(shared: Database) -> None:
+    search, kept = rounds_of(seed=5)
+    (job,) = insert(shared, question())
+    claimed = claim(shared, job.id)
+    assert claimed is not None
+    with shared.transaction() as conn:
+        for done in kept:
+            trail.append(conn, claimed[1], done, seconds=2.5)
+    tree = search.tree
+    with shared.transaction() as conn:
+        rows = conn.execute(
+            "SELECT node_id, visits, value, path, tokens, confidence FROM tree"
+            " WHERE job_id = %s ORDER BY node_id",
+            [job.id],
+        ).fetchall()
+        status = queries.statuses(conn, [job.id])[0]
+    assert len(rows) == len(tree.nodes)
+    for node, (node_id, visits, value, path, count, confidence) in zip(
+        tree.nodes, rows, strict=True
+    ):
+        assert node.node_id == node_id
+        assert visits == tree.visits[node_id]
+        assert (value or 0.0) == pytest.approx(tree.mean_value(node_id))
+        assert tuple(path) == tree.path(node_id)
+        assert count == len(node.tokens)
+        if node.tokens:
+            assert confidence == pytest.approx(math.fsum(node.confidences) / count)
+    assert (status.nodes, status.rollouts) == (len(tree.nodes) - 1, len(tree.rollouts))
+    assert (status.rounds, status.seconds) == (len(kept), 2.5)
+    assert status.generated_tokens == search.tokens
+
+
+def test_a_round_is_kept_once_and_rounds_are_kept_in_order(shared: Database) -> None:
+    _, kept = rounds_of()
+    (job,) = insert(shared, question())
+    claimed = claim(shared, job.id)
+    assert claimed is not None
+    for _ in range(2):  # the second time is a commit whose answer was lost
+        with shared.transaction() as conn:
+            trail.append(conn, claimed[1], kept[0], seconds=1.0)
+    with shared.transaction() as conn:
+        nodes, rollouts = trail.load(conn, job.id)
+    assert tuple(nodes) == kept[0].nodes
+    assert tuple(rollouts) == kept[0].rollouts
+    with pytest.raises(AssertionError), shared.transaction() as conn:
+        trail.append(conn, claimed[1], kept[2], seconds=1.0)
+
+
+def test_a_round_whose_transaction_fails_leaves_nothing(shared: Database) -> None:
+    _, kept = rounds_of()
+    (job,) = insert(shared, question())
+    claimed = claim(shared, job.id)
+    assert claimed is not None
+
+    class Crash(Exception):
+        pass
+
+    with pytest.raises(Crash), shared.transaction() as conn:
+        trail.append(conn, claimed[1], kept[0], seconds=1.0)
+        raise Crash
+    with shared.transaction() as conn:
+        assert trail.load(conn, job.id) == ([], [])
+        assert queries.statuses(conn, [job.id])[0].nodes == 0
+        with pytest.raises(LeaseLost):
+            leases.heartbeat(conn, leases.Lease(job_id=job.id, generation=9, seconds=1))
+
+
+def test_an_empty_trail_is_an_empty_tree(shared: Database) -> None:
+    search, _ = rounds_of()
+    (job,) = insert(shared, question())
+    with shared.transaction() as conn:
+        nodes, rollouts = trail.load(conn, job.id)
+        assert conn.execute("SELECT * FROM tree WHERE job_id = %s", [job.id]).fetchall() == []
+    assert Tree.restore(nodes, rollouts).nodes == search.tree.nodes[:1]

@@ -1,0 +1,132 @@
+"""A real worker process on real services: from submit to result, and what it survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from marco_search.broker import Publisher
+from marco_search.store.outbox import Message
+from producer import JobHandle, JobState, JobStatus, Producer
+from tests.integration.toys import environment, question, settings_for, wait_until
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120
+
+
+@contextmanager
+def worker(
+    database_url: str, redis_url: str, *, processes: int = 1, delay_s: float = 0.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    settings = settings_for(database_url, redis_url, lease_s=3.0, heartbeat_s=0.5)
+    command = [sys.executable, "-m", "tests.integration.toy_worker", str(processes), str(delay_s)]
+    child = subprocess.Popen(command, cwd=ROOT, env=environment(settings))
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(30)
+        finally:
+            child.kill()
+
+
+@pytest.fixture
+def producer(database_url: str, redis_url: str) -> Iterator[Producer]:
+    with Producer(database_url, redis_url) as made:
+        yield made
+
+
+def running(producer: Producer, job: JobHandle) -> JobStatus:
+    """The job's status once it is in the middle of its search."""
+
+    def begun() -> bool:
+        status = producer.status(job)
+        assert not status.final, status.error
+        return status.rounds >= 1
+
+    wait_until(begun, "the job is running", PATIENCE_S)
+    return producer.status(job)
+
+
+def test_from_submit_to_result(producer: Producer, database_url: str, redis_url: str) -> None:
+    with worker(database_url, redis_url, processes=2):
+        jobs = producer.submit_many(
+            [question(f"What is {i} + {i}?", expected=str(i)) for i in range(8)]
+        )
+        results = producer.wait(jobs, timeout_s=PATIENCE_S)
+        assert [result.state for result in results] == ["succeeded"] * 8
+        assert all(result.answer is not None for result in results)
+        # Every message once more: nothing happens.
+        publisher = Publisher(redis_url, "marco")
+        publisher.publish([Message(job.id, 3) for job in jobs])
+        extra = producer.submit(question("And one more?", priority="low"))
+        publisher.close()
+        assert producer.wait(extra, timeout_s=PATIENCE_S).state == "succeeded"
+    assert [producer.status(job).attempts for job in jobs] == [1] * 8
+    with producer.database.transaction() as conn:
+        counts = conn.execute(
+            "SELECT (SELECT count(*) FROM nodes), (SELECT sum(nodes) FROM jobs),"
+            " (SELECT count(*) FROM answers WHERE rank = 1)"
+        ).fetchone()
+    assert counts is not None
+    assert counts[0] == counts[1] > 0
+    assert counts[2] == 9
+
+
+def test_jobs_submitted_without_redis_are_found(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    with Producer(database_url, "redis://127.0.0.1:1/0") as cut_off:
+        job = cut_off.submit(question())
+    with worker(database_url, redis_url):
+        assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
+
+
+def test_sigterm_finishes_what_runs(producer: Producer, database_url: str, redis_url: str) -> None:
+    job = producer.submit(question())
+    with worker(database_url, redis_url, delay_s=0.3) as child:
+        running(producer, job)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0
+        assert producer.status(job).state is JobState.SUCCEEDED
+
+
+def test_a_job_of_a_killed_process_goes_on_from_its_last_round(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    job = producer.submit(question(options={"rollouts": 40}))
+    with worker(database_url, redis_url, delay_s=0.3):
+        before = running(producer, job)
+        assert before.lease_owner is not None
+        os.kill(int(before.lease_owner.rpartition(":")[2]), signal.SIGKILL)
+        result = producer.wait(job, timeout_s=PATIENCE_S)
+    after = producer.status(job)
+    assert (result.state, after.attempts) == ("succeeded", 2)
+    with producer.database.transaction() as conn:
+        rounds = conn.execute(
+            "SELECT generation, count(DISTINCT round), min(round) FROM rollouts"
+            " WHERE job_id = %s GROUP BY generation ORDER BY generation",
+            [job.id],
+        ).fetchall()
+    assert [generation for generation, _, _ in rounds] == [1, 2]
+    assert rounds[0][1] >= before.rounds
+    assert rounds[1][2] == rounds[0][1] + 1
+    assert sum(count for _, count, _ in rounds) == after.rounds
+
+
+def test_a_running_job_is_cancelled(producer: Producer, database_url: str, redis_url: str) -> None:
+    job = producer.submit(question(options={"rollouts": 2000}))
+    with worker(database_url, redis_url, delay_s=0.1):
+        running(producer, job)
+        assert producer.cancel(job) is JobState.RUNNING
+        result = producer.wait(job, timeout_s=PATIENCE_S)
+    assert result.state == "cancelled"
+    assert 0 < result.rollouts < 2000

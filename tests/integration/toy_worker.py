@@ -1,0 +1,28 @@
+"""A real worker, Celery and all, whose model is the toy: `python -m ... PROCESSES DELAY_S`.
+
+`DELAY_S` is how long each round takes, so that a test can reach into a running job.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from marco_search import settings
+from marco_search.search.branches import Branch, Expansion
+from tests.toy import ToyRuntime
+from worker import main, process
+
+
+class SlowToy(ToyRuntime):
+    """Each round takes some time."""
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        time.sleep(float(sys.argv[2]))
+        return super().branch(expansions)
+
+
+if __name__ == "__main__":
+    process.open_runtime = lambda _: SlowToy()
+    sys.exit(main.run(settings.load(), processes=int(sys.argv[1])))

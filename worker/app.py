@@ -1,0 +1,65 @@
+"""The Celery application of the worker: `celery -A worker.app ...` for Celery's own tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, signals
+
+from marco_search.broker import celery_config
+from marco_search.locations import redis_url
+from worker import logs, process
+from worker.sweep import Sweeper
+
+
+def _config() -> dict[str, Any]:
+    settings = process.settings()
+    return celery_config(redis_url(settings), settings.queue) | {
+        "worker_concurrency": settings.worker_processes,
+        # A search is minutes of work. A process takes one message, acknowledges it when the
+        # job has ended, and none lies in a process that is busy.
+        "worker_pool": "prefork",
+        "worker_prefetch_multiplier": 1,
+        "task_acks_late": True,
+        # Of a child that was killed: the message comes again, and finds the lease held until
+        # it runs out; then the sweep brings another.
+        "task_reject_on_worker_lost": True,
+        # A lost connection to Redis is no reason to stop a search: Postgres has its rounds.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+    }
+
+
+app = Celery("marco", include=["worker.tasks"])
+# Read when first needed, so that this module can be imported without any service.
+app.add_defaults(_config)
+
+_sweepers: list[Sweeper] = []
+
+
+def _setup_logging(**_: Any) -> None:
+    logs.set_up(process.settings().log_level)
+
+
+def _start_sweeping(**_: Any) -> None:
+    sweeper = Sweeper(process.sweep_connections)
+    _sweepers.append(sweeper)
+    sweeper.start()
+
+
+def _stop_sweeping(**_: Any) -> None:
+    while _sweepers:
+        _sweepers.pop().stop()
+
+
+def _close_process(**_: Any) -> None:
+    process.close()
+
+
+signals.setup_logging.connect(_setup_logging)
+signals.worker_ready.connect(_start_sweeping)
+signals.worker_shutdown.connect(_stop_sweeping)
+signals.worker_process_shutdown.connect(_close_process)
