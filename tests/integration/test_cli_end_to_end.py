@@ -271,11 +271,12 @@ def test_a_worker_answers_what_was_submitted(kept: Cli, marco: Here) -> None:
     assert worker.returncode == 0, err
 
 
-def test_doctor_finds_all_well_but_that_no_worker_runs(marco: Here) -> None:
-    found = marco.json("doctor", code=4)
-    (wrong,) = (check for check in found["checks"] if not check["ok"])
-    assert wrong["name"] == "worker"
-    assert wrong["mend"]
+def test_doctor_s_exit_code_says_whether_all_is_well(marco: Here) -> None:
+    code, out, _ = marco("doctor", "--json")
+    found = json.loads(out)
+    assert code == (0 if found["ok"] else 4)
+    wrong = {check["name"] for check in found["checks"] if not check["ok"]}
+    assert wrong <= {"worker"}  # messages of cancelled jobs may lie in the queue
 
 
 def test_up_and_down_say_what_they_did(marco: Here) -> None:
