@@ -38,9 +38,12 @@ configs = st.builds(
     parallel=st.integers(1, 9),
     value=st.sampled_from(Value),
     choice=st.sampled_from(Choice),
+    sharpness=st.sampled_from([0.0, 1.0, 32.0]),
     early_stop=st.booleans(),
+    lead=st.none() | st.sampled_from([0.2, 1.0]),
     reflection=st.sampled_from(Reflection),
     max_reflections=st.integers(1, 2),
+    reflection_width=st.none() | st.integers(1, 4),
 )
 runtimes = st.builds(ToyRuntime, failing=st.sampled_from([0.0, 0.3]))
 

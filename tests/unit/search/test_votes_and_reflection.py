@@ -1,0 +1,99 @@
+"""Sharpened votes, the stop at a clear lead, and what happens after a reflection."""
+
+from __future__ import annotations
+
+import pytest
+
+from marco_search.errors import SearchError
+from marco_search.search.answers import Candidate, lead, rank
+from marco_search.search.config import Action, Choice, Reflection, SearchConfig
+from marco_search.search.mcts import Search, StopReason
+from marco_search.search.strategies import STRATEGIES, configure
+from tests.toy import PROMPT, ToyRuntime, answer_of
+
+
+def run(config: SearchConfig, answers: tuple[str, ...] = ("1", "2", "3")) -> Search:
+    search, runtime = Search(config, PROMPT, answer_of), ToyRuntime(answers)
+    while expansions := search.ask():
+        search.tell(runtime.branch(expansions))
+    return search
+
+
+def test_sharpness_lets_one_confident_rollout_outweigh_two_doubtful_ones() -> None:
+    votes = [Candidate("a", 0.8, 0), Candidate("a", 0.8, 1), Candidate("b", 0.95, 2)]
+    assert rank(votes, "weighted")[0].key == "a"
+    sharp = rank(votes, "weighted", sharpness=8.0)
+    assert sharp[0].key == "b"
+    assert sharp[0].weight == pytest.approx(0.95**8)
+    assert rank(votes, "vote", sharpness=8.0)[0].key == "a"
+
+
+def test_lead_is_the_distance_to_the_runner_up() -> None:
+    assert lead([]) == 0.0
+    votes = [Candidate("a", 0.5, 0), Candidate("b", 0.25, 1)]
+    assert lead(rank(votes[:1], "weighted")) == 0.5
+    assert lead(rank(votes, "weighted")) == 0.25
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"cot", "best-of-n"}))
+def test_a_search_stops_at_its_lead_and_not_before(strategy: str) -> None:
+    config = configure(strategy, rollouts=64, parallel=2, lead=0.5, sharpness=1.0, seed=3)
+    search = run(config, ("1", "1", "2"))
+    assert search.stop_reason is StopReason.LEAD
+    assert lead(search.ranked()) >= 0.5
+    # Before its last round it was not there yet.
+    last = search.round
+    tree = search.tree
+    before = Search.restore(
+        config,
+        PROMPT,
+        answer_of,
+        [n for n in tree.nodes if 0 < n.round < last],
+        [r for r in tree.rollouts if r.round < last],
+    )
+    assert lead(before.ranked()) < 0.5
+
+
+def test_without_early_stop_a_lead_stops_nothing() -> None:
+    search = run(configure("auto", rollouts=12, lead=0.1, early_stop=False))
+    assert search.stop_reason is StopReason.ROLLOUTS and len(search.tree.rollouts) == 12
+
+
+@pytest.mark.parametrize("action", [Action.STEP, Action.WHOLE])
+def test_so_many_samples_are_drawn_after_a_reflection(action: Action) -> None:
+    config = SearchConfig(
+        strategy="test",
+        action=action,
+        rollouts=40,
+        choice=Choice.VOTE,
+        reflection=Reflection.BRANCH,
+        root_width=2,
+        width=1,
+        reflection_width=5,
+        early_stop=False,
+    )
+    search = run(config)
+    tree = search.tree
+    drawn = {n.node_id: 0 for n in tree.nodes if n.action is Action.REFLECTION}
+    for r in tree.rollouts:
+        for node_id in set(r.path[r.path.index(r.start_id) : -1]) & set(drawn):
+            drawn[node_id] += 1
+    assert drawn and max(drawn.values()) == 5
+
+
+def test_confidence_begins_anew_after_a_reflection() -> None:
+    search = run(configure("auto", rollouts=16, early_stop=False, seed=1))
+    tree, seen = search.tree, 0
+    for r in tree.rollouts:
+        at = [i for i in r.path if tree.nodes[i].action is Action.REFLECTION]
+        tail = r.path[r.path.index(at[-1]) :] if at else r.path
+        values = [c for i in tail for c in tree.nodes[i].confidences]
+        assert r.path_confidence == pytest.approx(sum(values) / len(values))
+        seen += bool(at)
+    assert seen
+
+
+def test_values_no_search_can_run_with_are_refused() -> None:
+    for wrong in ({"sharpness": -1.0}, {"lead": 0.0}, {"reflection_width": 0}):
+        with pytest.raises(SearchError, match=next(iter(wrong))):
+            configure("auto", **wrong)
