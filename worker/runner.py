@@ -110,6 +110,7 @@ class Runner:
             lease,
             every_s=self._settings.heartbeat_s,
             cancel_requested=claim.cancel_requested,
+            on_end=runtime.abort,
         )
         with heartbeat:
             journal = PostgresJournal(self._database, heartbeat, seconds=claim.seconds)
