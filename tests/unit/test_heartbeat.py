@@ -1,0 +1,52 @@
+"""A search that is to end is cut short in the middle of a round, not only after it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from marco_search.errors import LeaseLost
+from marco_search.store import leases
+from marco_search.store.leases import Lease
+from worker.lease import Heartbeat
+
+
+class NoDatabase:
+    """Stands where a database would; `heartbeat` is replaced as well."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        yield None
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_is_in_flight_is_aborted(monkeypatch: Any, lost: bool) -> None:
+    lease = Lease(job_id=uuid4(), generation=1, seconds=60)
+
+    def beat(conn: Any, held: Lease) -> bool:
+        if lost:
+            raise LeaseLost("another worker has it")
+        return True
+
+    monkeypatch.setattr(leases, "heartbeat", beat)
+    aborted = threading.Semaphore(0)
+    heartbeat = Heartbeat(
+        NoDatabase(),  # type: ignore[arg-type]
+        lease,
+        every_s=0.01,
+        cancel_requested=False,
+        on_end=aborted.release,
+    )
+    with heartbeat:
+        for _ in range(3):  # again at every beat
+            assert aborted.acquire(timeout=30)
+        if lost:
+            with pytest.raises(LeaseLost):
+                heartbeat.check()
+        else:
+            assert heartbeat.cancel_requested
