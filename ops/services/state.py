@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from marco_search import local_state
+from marco_search.errors import LocalServiceFailed
 from marco_search.local_state import LocalState
 from ops.services.layout import Layout
 
@@ -43,8 +44,14 @@ class FileLock:
     """One open lock file. The kernel drops the lock when the process dies."""
 
     def __init__(self, path: Path) -> None:
-        """Open (and make) the file; take nothing yet."""
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        """Open (and make) the file; take nothing yet. LocalServiceFailed if another user's."""
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise LocalServiceFailed(
+                f"{path}: {error.strerror}. If {path.parent} is another user's, work as that "
+                "user, or set MARCO_HOME to a folder of yours"
+            ) from None
 
     def acquire(self, *, shared: bool = False) -> None:
         """Wait for the lock."""

@@ -308,3 +308,9 @@ def test_as_an_ordinary_user(home: Path) -> None:
     done = as_nobody(pythons[0], "-c", code, str(home))
     assert done.stdout == "(1,)\n", done.stderr
     assert {path.stat().st_uid for path in home.rglob("*")} == {nobody.uid}
+
+    home.chmod(0o755)
+    for path in home.glob("*.lock"):
+        os.chown(path, 0, 0)
+    done = as_nobody(pythons[0], "-c", code, str(home))
+    assert "another user" in done.stderr.splitlines()[-1]
