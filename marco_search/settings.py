@@ -29,7 +29,8 @@ class Settings(BaseSettings):
 
     # Runtime. "embedded" decodes in process; http(s) URLs, separated by commas, are SGLang servers.
     runtime: str = Field("embedded", validation_alias="MARCO_RUNTIME")
-    # Folder of a Qwen2-architecture model in Hugging Face format; unset: the pocket model.
+    # Folder of a Qwen2-architecture model in Hugging Face format; unset: the pocket model. With
+    # SGLang servers only its chat template is used; unset: ChatML.
     model: Path | None = Field(None, validation_alias="MARCO_MODEL")
     # Rows decoded together by the embedded engine.
     embedded_batch_rows: int = Field(64, ge=1, le=1024, validation_alias="MARCO_EMBEDDED_ROWS")

@@ -20,6 +20,8 @@ TARGETS = (
     ("test", "run all tests; further words go to pytest"),
     ("check", "lint, format, types, and whether the migrations match the models"),
     ("bench", "run every benchmark; further words name the ones to run"),
+    ("test-sglang", "the tests on the real SGLang server, on the CPU (installs 1.6 GB once)"),
+    ("bench-runtime", "how well searches keep an engine busy: .marco/bench/runtime.json"),
     ("paper-table", "measure all strategies on the pocket model: docs/results.md"),
     ("up", "start the embedded Postgres and Redis"),
     ("down", "stop them"),

@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
     "paper-table": (True, "python", ("-m", "ops.bench.paper_table")),
     "up": (False, "marco", ("up",)),
     "down": (False, "marco", ("down",)),
+    "test-sglang": (True, "python", ("-m", "pytest", "tests/sglang")),
+    "bench-runtime": (True, "python", ("-m", "ops.bench.runtime")),
     "doctor": (False, "marco", ("doctor",)),
 }
 

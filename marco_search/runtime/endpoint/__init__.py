@@ -5,10 +5,11 @@ settings -> servers (connections, allowance, health) -> pool -> backend -> fork 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from marco_search.errors import InvalidSettings, ModelRefused
-from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.base import Message, RuntimeInfo
 from marco_search.runtime.chatml import render_chatml
 from marco_search.runtime.endpoint.backend import EndpointBackend
 from marco_search.runtime.endpoint.http import Access
@@ -48,7 +49,16 @@ def open_endpoint(settings: Settings) -> ForkRuntime:
         pool.close()
         raise
     backend = EndpointBackend(pool, timeout_s=timeout_s)
-    return ForkRuntime(backend, pool.info, render_chatml, timeout_s=timeout_s)
+    return ForkRuntime(backend, pool.info, _template(settings), timeout_s=timeout_s)
+
+
+def _template(settings: Settings) -> Callable[[Sequence[Message]], str]:
+    """ChatML, which Qwen2 and Marco-o1 take; with MARCO_MODEL the template in that folder."""
+    if settings.model is None:
+        return render_chatml
+    from marco_search.runtime.embedded.chat import read_chat_template
+
+    return read_chat_template(settings.model).render
 
 
 def _urls(value: str) -> list[str]:

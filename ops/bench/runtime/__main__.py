@@ -1,0 +1,132 @@
+"""`make bench-runtime`: measures, prints a table, writes .marco/bench/runtime.json.
+
+--searches N   searches at once (64)        --no-real   leave the real SGLang server out
+--rollouts N   of each (32)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ops.bench.runtime import core
+from ops.bench.runtime.bare import replay
+from ops.bench.runtime.searches import job, many, one
+from ops.bench.runtime.simulated_server import Simulated, simulated
+
+OUT = Path(".marco/bench/runtime.json")
+
+# Key -> (what it is, goal).
+MEANING = {
+    "throughput_ratio": ("tokens/s of our searches / of a bare aiohttp client", ">= 0.95"),
+    "searches": ("searches at once, one a process", ""),
+    "tokens_per_s": ("tokens/s of ours", ""),
+    "bare_tokens_per_s": ("tokens/s of the bare client", ""),
+    "peak_in_flight": ("requests in flight, one search, budget of 32, parallel=32", "32"),
+    "peak_in_flight_default": ("the same with the strategy's own width", ""),
+    "search_ms_per_node": ("processor time of the search per node, nothing kept, ms", "< 0.1"),
+    "persisted_ms_per_node": ("time of the search per node, kept in Postgres, ms", "< 1"),
+    "discarded_tokens": ("tokens that the server wrote and no rollout holds", "0"),
+    "cached_prompt_share": ("prompt tokens from the prefix cache, simulated server", ">= 0.95"),
+    "simulator_late_share": ("time the simulation ran behind its plan, ours", ""),
+    "bare_simulator_late_share": ("the same, bare client", ""),
+    "real_cached_prompt_share": ("prompt tokens from the cache, real server", ">= 0.95"),
+    "parity_max_logprob_delta": ("largest difference, embedded and real server", "<= 0.001"),
+}
+
+
+def measure(searches: int, rollouts: int, *, real: bool) -> dict[str, Any]:
+    """All figures, by their keys."""
+    found: dict[str, Any] = {"searches": searches, "rollouts": rollouts}
+    # Before there are other processes that would take its time.
+    found["search_ms_per_node"] = min(core.milliseconds_per_node(seed=i)[0] for i in range(5))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)  # the services' own account must pass
+        found["persisted_ms_per_node"] = core.persisted(Path(folder) / "home")
+    with simulated() as server:
+        found |= _throughput(server, searches, rollouts)
+        found |= _peaks(server)
+    if real:
+        from ops.bench.runtime.real import measure as measure_real
+
+        found |= measure_real()
+    return found
+
+
+def _throughput(server: Simulated, searches: int, rollouts: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        server.reset()
+        seconds, results = many(server.url, Path(folder), count=searches, rollouts=rollouts)
+    ours = server.counters()
+    server.reset()
+    bare_seconds = asyncio.run(replay(server.url, [r["rounds"] for r in results]))
+    bare = server.counters()
+    if ours.generated != bare.generated:
+        raise SystemExit(
+            f"{ours.generated} tokens asked for by ours, {bare.generated} by the other"
+        )
+    return {
+        "throughput_ratio": bare_seconds / seconds,
+        "tokens_per_s": ours.generated / seconds,
+        "bare_tokens_per_s": bare.generated / bare_seconds,
+        "seconds": seconds,
+        "bare_seconds": bare_seconds,
+        "peak_running": ours.peak_running,
+        "requests": ours.requests - ours.commits,
+        "commits": ours.commits,
+        "failed": sum(r["failed"] for r in results),
+        "discarded_tokens": ours.generated - sum(r["generated_tokens"] for r in results),
+        "cached_prompt_share": sum(r["cached_tokens"] for r in results)
+        / sum(r["prompt_tokens"] for r in results),
+        "simulator_late_share": ours.late_s / seconds,
+        "bare_simulator_late_share": bare.late_s / bare_seconds,
+    }
+
+
+def _peaks(server: Simulated) -> dict[str, Any]:
+    found = {}
+    for key, changes in (
+        ("peak_in_flight", {"parallel": 32, "root_width": 32}),
+        ("peak_in_flight_default", {}),
+    ):
+        server.reset()
+        one(server.url, job(0, "step", 32), **changes)
+        found[key] = server.counters().peak_running
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as a Markdown table."""
+    lines = ["| figure | value | goal | what it is |", "|---|---|---|---|"]
+    for key, (what, goal) in MEANING.items():
+        if key in found:
+            value = found[key]
+            shown = f"{value:.3g}" if isinstance(value, float) and value < 100 else f"{value:,.0f}"
+            lines.append(f"| `{key}` | {shown} | {goal} | {what} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="make bench-runtime")
+    parser.add_argument("--searches", type=int, default=64)
+    parser.add_argument("--rollouts", type=int, default=32)
+    parser.add_argument("--no-real", action="store_true")
+    asked = parser.parse_args()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    found = measure(asked.searches, asked.rollouts, real=not asked.no_real)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    print(table(found))
+    for reason in [found[k] for k in ("real_skipped",) if k in found]:
+        print(f"The real server was left out: {reason}")
+    print(f"Written to {OUT}")
+
+
+if __name__ == "__main__":
+    main()

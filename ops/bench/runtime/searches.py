@@ -1,0 +1,115 @@
+"""Many searches at once, one a process as under the worker, each over the whole stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+from marco_search import driver
+from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import Runtime
+from marco_search.search.branches import Branch, Expansion, Finish
+from marco_search.search.mcts import Search
+from marco_search.settings import Settings
+
+# Of the length of a problem of MGSM.
+_QUESTION = (
+    "Number {i}. Every day, Wendi feeds each of her chickens three cups of mixed chicken feed, "
+    "containing seeds, mealworms and vegetables to help keep them healthy. She gives the chickens "
+    "their feed in three separate meals. In the morning, she gives her flock 15 cups of feed, in "
+    "the afternoon another 25 cups. How many cups does she need in the final meal of the day?"
+)
+
+
+def job(i: int, strategy: str, rollouts: int) -> ReasoningJob:
+    """The i-th job: it uses its whole budget, so that every run does the same work."""
+    options = SearchOptions.model_validate(
+        {
+            "strategy": strategy,
+            "rollouts": rollouts,
+            "seed": i,
+            "early_stop": False,
+            "reflection": "never",
+        }
+    )
+    return ReasoningJob(question=_QUESTION.format(i=i), options=options)
+
+
+class Recorder:
+    """A runtime that keeps what it was asked, round by round: [[prefix, seed, tokens], ...]."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.rounds: list[list[tuple[str, int, int]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        """Handed on."""
+        self.rounds.append(
+            [(e.prefix, r.seed, r.max_new_tokens) for e in expansions for r in e.branches]
+        )
+        return self._runtime.branch(expansions)
+
+
+def one(url: str, work: ReasoningJob, **changes: Any) -> tuple[Search, Recorder]:
+    """One search in this process; `changes` of its configuration."""
+    settings = Settings.model_validate({"MARCO_RUNTIME": url, "MARCO_RUNTIME_TIMEOUT_S": 600})
+    recorder = Recorder(open_runtime(settings))
+    try:
+        return _search(work, recorder, changes), recorder
+    finally:
+        recorder.close()
+
+
+def many(url: str, folder: Path, *, count: int, rollouts: int) -> tuple[float, list[Any]]:
+    """`count` searches at once. (seconds from the first's start to the last's end, rounds)."""
+    processes = multiprocessing.get_context("fork")
+    ready = processes.Barrier(count + 1)
+    workers = [
+        processes.Process(target=_worker, args=(url, i, rollouts, ready, folder / f"{i}.json"))
+        for i in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait(300)
+    began = time.monotonic()
+    for worker in workers:
+        worker.join()
+    seconds = time.monotonic() - began
+    if any(worker.exitcode for worker in workers):
+        sys.exit("a search of the bench failed")
+    return seconds, [json.loads((folder / f"{i}.json").read_text()) for i in range(count)]
+
+
+def _worker(url: str, i: int, rollouts: int, ready: Barrier, file: Path) -> None:
+    settings = Settings.model_validate({"MARCO_RUNTIME": url, "MARCO_RUNTIME_TIMEOUT_S": 600})
+    recorder = Recorder(open_runtime(settings))
+    work = job(i, "step", rollouts)
+    ready.wait(300)
+    search = _search(work, recorder, {})
+    done = search.tree.rollouts
+    result = {
+        "rounds": recorder.rounds,
+        "generated_tokens": sum(r.generated_tokens for r in done),
+        "prompt_tokens": sum(r.prompt_tokens for r in done),
+        "cached_tokens": sum(r.cached_tokens for r in done),
+        "failed": sum(r.finish is Finish.FAILED for r in done),
+    }
+    file.write_text(json.dumps(result))
+    recorder.close()
+
+
+def _search(work: ReasoningJob, runtime: Any, changes: dict[str, Any]) -> Search:
+    fixed = driver.plan(work, runtime)
+    fixed = dataclasses.replace(fixed, config=dataclasses.replace(fixed.config, **changes))
+    return driver.run_search(work, fixed, runtime, driver.MemoryJournal()).search

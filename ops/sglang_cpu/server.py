@@ -1,0 +1,98 @@
+"""One SGLang server on the CPU, for as long as a `with` block runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from marco_search.errors import LocalServiceFailed
+from ops.sglang_cpu import environment
+
+VERSION = "0.5.23"  # as requirements.lock has it
+_SHIM = Path(__file__).with_name("shim")
+_START_S = 900.0  # half a minute on a free core; much more on a busy one
+# Without OMP_NUM_THREADS two busy cores give a twentieth of the speed; without
+# max-total-tokens a pool of 15 GB is allocated; without sleep-on-idle a core burns.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONPATH": str(_SHIM),
+}
+_OPTIONS = (
+    "--device cpu --attention-backend torch_native --sampling-backend pytorch "
+    "--disable-overlap-schedule --dtype float32 --mem-fraction-static 0.2 "
+    "--max-total-tokens 40000 --sleep-on-idle --enable-deterministic-inference --host 127.0.0.1"
+)
+
+
+@contextmanager
+def serving(model: Path, log: Path) -> Iterator[str]:
+    """URL of a server of the model in this folder. What it prints goes to `log`.
+
+    Raises LocalServiceFailed if its environment can't be built or it does not start.
+    """
+    python = environment.ensure()
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
+    command += ["--port", str(port), *_OPTIONS.split()]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SGLANG_"))}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=kept | _ENVIRONMENT,
+            start_new_session=True,
+        )
+        try:
+            _wait(server, url, log)
+            yield url
+        finally:
+            _stop(server)
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Until it has generated something: its ports are open long before that."""
+    end = time.monotonic() + _START_S
+    body: Any = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            answer = requests.post(f"{url}/generate", json=body, timeout=60)
+            if answer.status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.5)
+    tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise LocalServiceFailed(f"SGLang did not start; the end of {log}: " + " | ".join(tail))
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server with the processes that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, number)
+            server.wait(10)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+    server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

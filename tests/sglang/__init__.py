@@ -1,0 +1,1 @@
+"""Against the real SGLang server: make test-sglang."""

@@ -1,0 +1,53 @@
+"""The real SGLang server with the pocket model, started once. Only when these tests are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from marco_search.errors import LocalServiceFailed
+from marco_search.pocket import MODEL_DIR
+from marco_search.runtime.base import Runtime
+from ops.bench.runtime.real import open_both
+from ops.sglang_cpu.server import serving
+from tests.integration.conftest import (  # noqa: F401
+    database_url,
+    redis_url,
+    services,
+    services_home,
+    template_database,
+)
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = any("sglang" in str(argument) for argument in config.invocation_params.args)
+    skip = pytest.mark.skip(reason="installs 1.6 GB: run make test-sglang")
+    for item in items:
+        if HERE in item.path.parents:
+            # The first one may install the environment and start the server.
+            item.add_marker(pytest.mark.timeout(1500))
+            if not asked:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """URL of the server."""
+    try:
+        with serving(MODEL_DIR, Path(".marco/sglang-test.log")) as url:
+            yield url
+    except LocalServiceFailed as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def both(server: str) -> Iterator[tuple[Runtime, Runtime]]:
+    """(the embedded engine, the server) as runtimes."""
+    embedded, real = open_both(server)
+    yield embedded, real
+    embedded.close()
+    real.close()

@@ -1,0 +1,131 @@
+"""The real server and the embedded engine do the same; the whole chain runs on the real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from marco_search.errors import PromptTooLong
+from marco_search.jobs import ReasoningJob
+from marco_search.pocket import MODEL_DIR
+from marco_search.runtime.base import Runtime
+from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish, Reflect
+from ops.bench.runtime.real import PROMPTS, cached_share
+from ops.sglang_cpu import parity
+from ops.sglang_cpu.server import VERSION
+from producer import Producer
+
+ROOT = Path(__file__).parents[2]
+Both = tuple[Runtime, Runtime]
+
+
+def fork(prefix: str, count: int, **more: object) -> Expansion:
+    given = {"max_new_tokens": 60, "temperature": 1.0} | more
+    requests_ = [BranchRequest(branch_id=i, seed=7 + i, **given) for i in range(count)]
+    return Expansion(node_id=0, prefix=prefix, branches=tuple(requests_))
+
+
+def texts(branches: list[Branch]) -> list[str]:
+    return ["".join(s.text for s in b.segments) for b in branches]
+
+
+def test_it_is_the_version_that_this_was_written_for(both: Both) -> None:
+    assert both[1].info.version == VERSION
+    assert both[1].info.context_tokens >= 1000
+
+
+def test_greedy_tokens_log_probs_and_confidences_are_those_of_the_embedded_engine(
+    both: Both,
+) -> None:
+    embedded, real = both
+    found = parity.compare(embedded, real, parity.prompts(embedded, PROMPTS), 64)
+    assert found.errors == ()
+    assert found.same_tokens == found.prompts == PROMPTS
+    assert found.logprob_delta < 1e-3
+    assert found.confidence_delta < 1e-3
+
+
+def test_children_of_a_fork_find_their_prefix_in_the_cache(both: Both) -> None:
+    prefix = parity.prompts(both[0], 2)[0] + "We begin with what is known. "
+    branches = both[1].branch([fork(prefix, 6)])
+    for branch in branches:
+        assert branch.finish is not Finish.FAILED, branch.error
+        assert branch.cached_tokens >= branch.prompt_tokens - 1
+
+
+def test_nearly_all_prompt_tokens_of_a_search_come_from_the_cache(both: Both) -> None:
+    share, failed = cached_share(both[1])
+    assert failed == 0
+    assert share >= 0.95
+
+
+def test_a_seed_gives_the_same_branch_again_and_another_seed_another(both: Both) -> None:
+    prefix = parity.prompts(both[0], 4)[1]
+    once, again = texts(both[1].branch([fork(prefix, 4)])), texts(both[1].branch([fork(prefix, 4)]))
+    assert once == again
+    assert len(set(once)) > 1
+
+
+def test_reflection_runs_on_the_real_server(both: Both) -> None:
+    prefix = parity.prompts(both[0], 4)[0]
+    branches = both[1].branch([fork(prefix, 2, reflect=Reflect.AT_END, max_new_tokens=300)])
+    assert all(b.finish is not Finish.FAILED for b in branches), branches[0].error
+
+
+def test_a_prompt_that_does_not_fit_is_said_plainly(both: Both) -> None:
+    with pytest.raises(PromptTooLong):
+        both[1].branch([fork("one two three " * 2000, 2)])
+
+
+def test_aborted_branches_end_on_the_server_as_well(both: Both, server: str) -> None:
+    prefix = parity.prompts(both[0], 6)[2]
+    found: list[Branch] = []
+    expansion = fork(prefix, 4, max_new_tokens=900)
+    # Nothing of this stops by itself before the server has worked for seconds.
+    body = {"text": prefix, "sampling_params": {"max_new_tokens": 1}}
+    thread = threading.Thread(target=lambda: found.extend(both[1].branch([expansion] * 4)))
+    thread.start()
+    time.sleep(0.3)  # however far it got: abort must end it
+    both[1].abort()
+    thread.join(120)
+    assert not thread.is_alive()
+    assert len(found) == 16
+    assert requests.post(f"{server}/generate", json=body, timeout=60).status_code == 200
+
+
+def test_the_whole_chain_from_producer_to_postgres(
+    server: str, database_url: str, redis_url: str
+) -> None:
+    env = os.environ | {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "MARCO_RUNTIME": server,
+        "MARCO_MODEL": str(MODEL_DIR),
+        "MARCO_RUNTIME_TIMEOUT_S": "600",
+    }
+    code = "import sys; from marco_search import settings; from worker import main; "
+    code += "sys.exit(main.run(settings.load(), processes=2))"
+    worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env)
+    try:
+        with Producer(database_url, redis_url) as producer:
+            question = "Tom has 3 apples. Tom buys 5 more apples. How many apples does Tom have?"
+            options = {"rollouts": 8, "early_stop": False, "max_new_tokens": 300}
+            jobs = producer.submit_many(
+                [ReasoningJob(question=question, options=options | {"seed": i}) for i in range(3)]
+            )
+            results = producer.wait(jobs, timeout_s=900)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(60)
+    assert [r.state for r in results] == ["succeeded"] * 3
+    assert all(r.rollouts == 8 and r.generated_tokens > 0 for r in results)
+    assert all(r.cached_tokens > 0.9 * r.prompt_tokens for r in results)
+    assert {r.model for r in results} == {str(MODEL_DIR)}
