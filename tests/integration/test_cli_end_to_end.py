@@ -33,6 +33,7 @@ JOBS = [
     {"kind": "translation", "text": "这支口红不踩雷", "source": "zh", "target": "en"},
 ]
 LIMIT_S = 150
+MARCO = ("-m", "ops.cli.main")
 
 
 class Cli:
@@ -43,9 +44,9 @@ class Cli:
         self.file = home.parent / "jobs.jsonl"
         self.file.write_text("".join(json.dumps(job) + "\n" for job in JOBS))
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, program: tuple[str, ...] = MARCO) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "ops.cli.main", *words],
+            [sys.executable, *program, *words],
             cwd=ROOT,
             env=self._environment(),
             stdout=subprocess.PIPE,
@@ -53,8 +54,11 @@ class Cli:
             text=True,
         )
 
-    def run(self, *words: str) -> tuple[int, str, str]:
-        process = self.start(*words)
+    def python(self, file: str) -> tuple[int, str, str]:
+        return self.run(program=(file,))
+
+    def run(self, *words: str, program: tuple[str, ...] = MARCO) -> tuple[int, str, str]:
+        process = self.start(*words, program=program)
         out, err = process.communicate(timeout=LIMIT_S)
         return process.returncode, out, err
 
@@ -73,7 +77,7 @@ class Cli:
     def _environment(self) -> dict[str, str]:
         dropped = ("DATABASE_URL", "REDIS_URL")
         kept = {name: value for name, value in os.environ.items() if name not in dropped}
-        return {**kept, "MARCO_HOME": str(self.home)}
+        return {**kept, "MARCO_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +269,10 @@ def test_a_worker_answers_what_was_submitted(kept: Cli, marco: Here) -> None:
         assert code == 0
         assert "2 jobs: 2 succeeded" in out
         assert [job["strategy"] for job in marco.json("results", *ids)] == ["vote", "vote"]
+        code, out, err = kept.python("examples/submit.py")
+        assert code == 0, err
+        assert "sent twice, one job: True" in out
+        assert "refused: jobs[0].options.rollouts" in out
     finally:
         worker.send_signal(signal.SIGTERM)
         _, err = worker.communicate(timeout=LIMIT_S)

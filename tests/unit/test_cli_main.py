@@ -16,7 +16,7 @@ import pytest
 from marco_search import errors
 from marco_search import settings as settings_module
 from marco_search.errors import MarcoError
-from marco_search.jobs import JOB_MODELS, Reflection, Strategy
+from marco_search.jobs import JOB_MODELS, Reflection, SearchOptions, Strategy
 from ops.cli import main as main_module
 from ops.cli.main import COMMANDS, cli, main
 from tests.toy import ToyRuntime
@@ -250,6 +250,9 @@ def test_help_names_every_strategy_kind_and_way_to_reflect() -> None:
     helps = " ".join(p.help or "" for p in command.params if isinstance(p, click.Option))
     named = set(re.findall(r"[a-z][\w-]*", helps))
     assert {*get_args(Strategy), *get_args(Reflection), *JOB_MODELS} <= named
+    for name in ("strategy", "rollouts", "answers"):
+        default = getattr(SearchOptions(), name)
+        assert re.search(rf"{default} \(default\)|\(default {default}\)", helps), name
 
 
 @pytest.mark.parametrize(
