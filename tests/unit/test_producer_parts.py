@@ -1,0 +1,63 @@
+"""Naming jobs, and what a wait looks at next."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from marco_search.errors import JobNotFound, WaitTimeout
+from marco_search.store.jobs import new_job_id
+from marco_search.store.states import JobState
+from producer.handles import JobHandle, job_uuid, job_uuids
+from producer.pending import Pending
+
+
+def test_a_job_is_named_by_handle_uuid_or_text() -> None:
+    one = uuid4()
+    handle = JobHandle(id=one, state=JobState.QUEUED, created=True)
+    assert str(handle) == str(one)
+    assert job_uuids([handle, one, str(one)]) == [one] * 3
+    assert job_uuids(handle) == [one]
+    with pytest.raises(JobNotFound, match="no job id"):
+        job_uuid("../../etc/passwd")
+
+
+def test_job_ids_are_uuids_that_sort_by_time() -> None:
+    ids = [new_job_id() for _ in range(100)]
+    assert {i.version for i in ids} == {7}
+    assert {i.variant for i in ids} == {uuid4().variant}
+    assert len(set(ids)) == 100
+    times = [i.int >> 80 for i in ids]
+    assert times == sorted(times)
+
+
+def test_a_wait_looks_at_what_it_heard_of() -> None:
+    ids = [uuid4() for _ in range(3)]
+    pending = Pending([*ids, ids[0]], None)
+    assert pending.look_at == ids
+    pending.done(ids[0])
+    pending.heard([ids[0], ids[2], uuid4()])
+    assert pending.look_at == [ids[2]]
+    pending.heard([])
+    assert pending.look_at == []
+    pending.heard([ids[1], None])
+    assert pending.look_at == ids[1:]
+
+
+def test_a_wait_without_word_looks_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("producer.pending.time.monotonic", lambda: now[0])
+    ids = [uuid4()]
+    pending = Pending(ids, 5.0)
+    assert pending.patience() == 2.0
+    now[0] = 2.0
+    pending.heard([])
+    assert pending.look_at == ids
+    now[0] = 4.5
+    assert pending.patience() == 0.0
+    pending.heard([])
+    assert pending.patience() == 0.5
+    now[0] = 5.0
+    with pytest.raises(WaitTimeout, match="1 of 1 jobs"):
+        pending.patience()
