@@ -82,7 +82,7 @@ def main(arguments):
     if target in ("help", "-h", "--help"):
         print("usage: make TARGET, or python3 ops/bootstrap.py TARGET [WORD ...]\n")
         for name, meaning in TARGETS:
-            print("  %-11s %s" % (name, meaning))
+            print("  %-13s %s" % (name, meaning))
         return
     if target not in [name for name, _ in TARGETS]:
         print("No target %r. `python3 ops/bootstrap.py help` lists them." % target, file=sys.stderr)

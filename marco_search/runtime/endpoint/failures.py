@@ -23,6 +23,7 @@ class Failure:
     again: bool = False  # the same request may succeed if it is sent again
     busy: bool = False  # the server is well but has too much to do
     gone: bool = False  # no connection could be made
+    missing: bool = False  # the server has no such path
     retry_after_s: float | None = None  # how long the server asks us to wait
 
 
@@ -76,7 +77,7 @@ def refused(url: str, path: str, status: int, retry_after: str | None, body: byt
         )
     if any(words in said for words in _TOO_LONG):
         return Failure(kind=PromptTooLong, message=said)
-    return Failure(kind=BranchFailed, message=message)
+    return Failure(kind=BranchFailed, message=message, missing=status == 404)
 
 
 def _reason(error: Exception) -> str:

@@ -57,7 +57,7 @@ class Server:
 
     def model_info(self) -> dict[str, Any] | Failure:
         """What the server says of its model; this decides whether it is well."""
-        found = self._connections.get("/get_model_info", Call(time.monotonic() + ASK_S))
+        found = self._get("/get_model_info", "/model_info")
         if isinstance(found, Failure):
             self.unwell()
         else:
@@ -69,7 +69,7 @@ class Server:
         model = self.model_info()
         if isinstance(model, Failure):
             return model
-        server = self._connections.get("/get_server_info", Call(time.monotonic() + ASK_S))
+        server = self._get("/get_server_info", "/server_info")
         if isinstance(server, Failure):
             server = {}  # a router has none
         context = server.get("context_length") or server.get("max_req_input_len")
@@ -80,6 +80,13 @@ class Server:
             revision=str(model.get("weight_version", "unknown")),
             context_tokens=int(context or DEFAULT_CONTEXT_TOKENS),
         )
+
+    def _get(self, path: str, newer: str) -> dict[str, Any] | Failure:
+        """SGLang 0.5 has both paths and says that the first will go."""
+        found = self._connections.get(path, Call(time.monotonic() + ASK_S))
+        if isinstance(found, Failure) and found.missing:
+            return self._connections.get(newer, Call(time.monotonic() + ASK_S))
+        return found
 
     def close(self) -> None:
         """Drop the connections."""

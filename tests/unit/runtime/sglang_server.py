@@ -32,6 +32,7 @@ class Server(ThreadingHTTPServer):
         self.model = model
         self.act: Act = lambda handler, body: False
         self.asked: list[dict[str, Any]] = []
+        self.missing: set[str] = set()  # paths that are not there
         self.aborted: list[str] = []
         self.connections: dict[Any, socket.socket] = {}
         self.released = threading.Event()  # ends all waits of `act`
@@ -52,11 +53,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        answers = {
+        answers: dict[str, dict[str, Any]] = {
             "/get_model_info": {"model_path": self.server.model, "weight_version": "v1"},
             "/get_server_info": {"version": "0.5.23", "context_length": 512},
         }
-        self.send(answers[self.path])
+        if self.path in self.server.missing:
+            self.send({"detail": "Not Found"}, 404)
+            return
+        self.send(answers[self.path if self.path in answers else f"/get_{self.path[1:]}"])
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

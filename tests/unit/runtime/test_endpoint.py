@@ -87,6 +87,12 @@ def test_a_server_with_another_model_is_refused(server: Server) -> None:
         pass
 
 
+def test_a_server_that_has_only_the_newer_paths_will_do(server: Server) -> None:
+    server.missing = {"/get_model_info", "/get_server_info"}
+    with runtime(server) as opened:
+        assert (opened.info.model, opened.info.version) == ("toy", "0.5.23")
+
+
 def test_prompts_are_rendered_as_chatml(server: Server) -> None:
     with runtime(server) as opened:
         text = opened.render([Message(role="user", content="hi")])
