@@ -34,7 +34,8 @@ def read_tokens(text: str, meta: Mapping[str, Any]) -> tuple[Token, ...]:
         raise BranchFailed(f"{len(chosen)} tokens came with {len(tops)} lists of candidates")
     texts = _texts(text, [_piece(entry) for entry in chosen], meta)
     return tuple(
-        Token(_id(entry), piece, _logprob(entry), _candidates(top))
+        # A NUL that a model made up is shown as broken: no database keeps it in a text.
+        Token(_id(entry), piece.replace("\x00", BROKEN), _logprob(entry), _candidates(top))
         for entry, piece, top in zip(chosen, texts, tops, strict=True)
     )
 

@@ -64,3 +64,7 @@ def test_log_probs_are_float32_values_and_candidates_are_sorted() -> None:
     (token,) = read_tokens("x", sent)
     assert struct.unpack("f", struct.pack("f", token.logprob))[0] == token.logprob
     assert [p for _, p in token.top] == [0.0, -1.0, -2.0, -3.0, -4.0]
+
+
+def test_a_nul_that_a_model_made_up_is_shown_as_broken() -> None:
+    assert texts("a\x00b", ["a", "\x00b"]) == ["a", f"{BROKEN}b"]
