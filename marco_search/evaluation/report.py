@@ -25,7 +25,7 @@ from marco_search.evaluation.statistics import (
 from marco_search.evaluation.traces import Trace
 from marco_search.search.records import ROOT
 
-TEST_AT = (8, 32)
+TEST_AT = (8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +112,12 @@ def row(
 
 
 def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[str, float]:
-    least = min((len(t.rollouts) for t in traces), default=0)
+    # A tree that stopped early has no further rollouts; samples there must be enough of.
+    lengths = [len(t.rollouts) for t in traces]
+    longest = min(lengths) if separate else max(lengths)
     found = {}
     for k in TEST_AT:
-        if k > least:
+        if k > longest:
             continue
         if separate:
             solved = [

@@ -100,6 +100,7 @@ class SearchConfig:
     reflection: Reflection = Reflection.NEVER
     max_reflections: int = 1  # on one path
     reflection_width: int | None = None  # samples drawn after a reflection; None: width, or 1
+    reflect_first: bool = False  # BRANCH: steps before a reflection are not sampled again
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""

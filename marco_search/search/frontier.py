@@ -136,6 +136,8 @@ class Frontier:
             limit = config.reflection_width
         elif whole:
             limit = 1 if node.action is Action.REFLECTION else 0
+        elif branch and config.reflect_first and self._may_reflect(node_id):
+            limit = 1
         return limit + (branch and self._may_branch_off(node_id))
 
     def _refresh(self, node_id: int) -> None:

@@ -32,13 +32,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": _TREE
     | {
         "action": Action.STEP,
-        "reflection": Reflection.BRANCH,
-        "sharpness": 32.0,
+        "parallel": 2,
         "root_width": 2,
+        "reflection": Reflection.BRANCH,
+        "reflect_first": True,
         "reflection_width": 4,
         "width": 2,
-        "parallel": 4,
-        "lead": 2.0,
+        "sharpness": 32.0,
+        "lead": 1.0,
     },
 }
 

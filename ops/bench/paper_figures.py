@@ -14,10 +14,8 @@ from marco_search.evaluation.report import Row, row
 from marco_search.evaluation.run import read
 from marco_search.evaluation.statistics import Paired, paired
 from marco_search.evaluation.traces import Trace
-from ops.bench.paper_runs import RUNS, SETS
+from ops.bench.paper_runs import ROLLOUTS, RUNS, SETS
 
-TREE_BUDGET = 16
-"""Rollouts at which the paper's strategies are compared; their runs are longer."""
 # Name in the report -> (run of independent samples, how they are put to the vote, power).
 FLAT: dict[str, tuple[str, str, float]] = {
     "self-consistency": ("samples", "vote", 1.0),
@@ -73,7 +71,7 @@ def gather(folder: Path, language: str, count: int) -> Language:
 
 
 def rows(language: Language) -> list[Row]:
-    """The table: greedy, the trees at TREE_BUDGET, the baselines at the winner's tokens."""
+    """The table: greedy, the trees at ROLLOUTS, the baselines at the winner's tokens."""
     found = [
         row(name, language.traces[name], language.grader)
         for name in ("cot", "cot-reflect")
@@ -96,7 +94,7 @@ def rows(language: Language) -> list[Row]:
             )
         )
     for name in language.trees:
-        budget = None if name == WINNER else TREE_BUDGET
+        budget = None if name == WINNER else ROLLOUTS
         found.append(row(name, language.traces[name], language.grader, rollouts=budget))
     return found
 

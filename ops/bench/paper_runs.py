@@ -1,7 +1,7 @@
 """The runs behind the paper's table in miniature, and where their traces are kept.
 
-One run of 32 rollouts gives a strategy's figures at every smaller budget, and independent
-samples serve majority vote, best of n and weighted vote alike, so few runs are needed.
+A run gives a strategy's figures at every smaller budget too, and independent samples serve
+majority vote, best of n and weighted vote alike, so few runs are needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from marco_search.jobs import SearchOptions
 
 SETS = {"en": "heldout_en", "zh": "heldout_zh"}
 PROBLEMS = 250
-ROLLOUTS = 32
+SAMPLES = 32
+ROLLOUTS = 16
 SEED = 20260
 """Seed of every search; other than any used while the search was being chosen."""
 
@@ -39,24 +40,26 @@ class Run:
         return folder / language / f"{self.name}.jsonl"
 
 
-_WHOLE = {"rollouts": ROLLOUTS, "early_stop": False}
+def _whole(strategy: str, rollouts: int, **options: Any) -> dict[str, Any]:
+    """Options of a run that does not stop before its rollouts are spent."""
+    return {"strategy": strategy, "rollouts": rollouts, "early_stop": False, **options}
+
 
 RUNS: dict[str, Run] = {
-    run.name: run
-    for run in (
-        Run(name="cot", options={"strategy": "cot"}),
-        Run(name="cot-reflect", options={"strategy": "cot", "reflection": "always"}),
-        Run(name="samples", options={"strategy": "vote"} | _WHOLE),
-        Run(name="samples-reflect", options={"strategy": "vote", "reflection": "always"} | _WHOLE),
-        Run(name="auto", options={"strategy": "auto", "rollouts": ROLLOUTS}),
-        *(
-            Run(name=strategy, options={"strategy": strategy} | _WHOLE)
-            for strategy in ("step", "mini-step-64", "mini-step-32", "mini-step-16", "mini-step-8")
-        ),
-        *(
-            Run(name=f"{s}-reflect", options={"strategy": s, "reflection": "branch"} | _WHOLE)
-            for s in ("step", "mini-step-32")
-        ),
-    )
+    name: Run(name=name, options=options)
+    for name, options in {
+        "cot": {"strategy": "cot"},
+        "samples": _whole("vote", SAMPLES),
+        "auto": {"strategy": "auto", "rollouts": ROLLOUTS},
+        "step": _whole("step", ROLLOUTS),
+        "mini-step-32": _whole("mini-step-32", ROLLOUTS),
+        "mini-step-64": _whole("mini-step-64", ROLLOUTS),
+        "cot-reflect": {"strategy": "cot", "reflection": "always"},
+        "step-reflect": _whole("step", ROLLOUTS, reflection="branch"),
+        "samples-reflect": _whole("vote", ROLLOUTS // 2, reflection="always"),
+        "mini-step-16": _whole("mini-step-16", ROLLOUTS),
+        "mini-step-32-reflect": _whole("mini-step-32", ROLLOUTS, reflection="branch"),
+        "mini-step-8": _whole("mini-step-8", ROLLOUTS),
+    }.items()
 }
 """Run name to run, in the order in which they are made."""

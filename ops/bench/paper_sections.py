@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marco_search.evaluation.report import PAIRED_HEAD, TEST_AT, markdown_paired, table
-from ops.bench.paper_figures import FLAT, TREE_BUDGET, WINNER, Language, at_equal_tokens
+from ops.bench.paper_figures import FLAT, WINNER, Language, at_equal_tokens
 from ops.bench.paper_goals import Goal
-from ops.bench.paper_runs import ROLLOUTS, SEED
+from ops.bench.paper_runs import ROLLOUTS, SAMPLES, SEED
 
 
 def head(languages: Mapping[str, Language]) -> str:
@@ -28,15 +28,15 @@ that seldom does, and after the reflection phrase it always calculates in parts.
 say nothing about other models. The method and the harness carry over.
 
 - Test@1: accuracy of the chosen answer, with its 95 % Wilson interval.
-- Test@{TEST_AT[0]} and Test@{TEST_AT[1]}: solved at least once in that many guesses. For
-  independent samples the unbiased estimate over {ROLLOUTS} separate samples. For a tree: one of
+- Test@{", @".join(map(str, TEST_AT))}: solved at least once in so many guesses. For
+  independent samples the unbiased estimate over {SAMPLES} separate samples. For a tree: one of
   the first so many rollouts of one tree, which share prefixes and so are not separate guesses.
 - Tokens are generated tokens per problem, means. Prefilled are prompt tokens that had to be
   computed, cached those from the prefix cache. Seconds are from a search's first round to its
   last while other searches shared the engine.
 - AUROC: the answer's confidence against its correctness, over problems.
 - Baselines are given at least as many generated tokens as `{WINNER}` (the least n that does),
-  the paper's strategies have {TREE_BUDGET} rollouts. n is the number of samples.
+  the paper's strategies have {ROLLOUTS} rollouts. n is the number of samples.
 
 ![Accuracy over generated tokens](plots/accuracy-over-tokens.png)
 
@@ -47,7 +47,7 @@ def comparisons(language: Language) -> str:
     """Trees against the baselines, at equal generated tokens, problem by problem."""
     lines = []
     for tree in reversed(language.trees):
-        budget = None if tree == WINNER else TREE_BUDGET
+        budget = None if tree == WINNER else ROLLOUTS
         baselines = list(FLAT) if tree == WINNER else ["self-consistency", "best-of-n"]
         for name, point, found in at_equal_tokens(language, tree, baselines, budget):
             what = (

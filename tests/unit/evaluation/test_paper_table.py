@@ -42,7 +42,7 @@ def test_the_report_has_every_strategy_with_its_interval(folder: Path) -> None:
             right = round(figures["accuracy"] * 3)
             assert (figures["low"], figures["high"]) == pytest.approx(wilson(right, 3), abs=1e-4)
             assert figures["n"] == 3 and figures["tokens_per_problem"] > 0
-        assert set(found["step"]["test_at"]) == {"1", "8", "32"}
+        assert set(found["step"]["test_at"]) == {"1", "8", "16"}
     text = (docs / "results.md").read_text()
     for part in ("English", "Chinese", "Goals", "Translation", "Open-ended", "equal generated"):
         assert part in text

@@ -44,6 +44,7 @@ configs = st.builds(
     reflection=st.sampled_from(Reflection),
     max_reflections=st.integers(1, 2),
     reflection_width=st.none() | st.integers(1, 4),
+    reflect_first=st.booleans(),
 )
 runtimes = st.builds(ToyRuntime, failing=st.sampled_from([0.0, 0.3]))
 
