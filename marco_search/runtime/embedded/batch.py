@@ -13,10 +13,10 @@ import numpy as np
 from marco_search.errors import RuntimeFailure
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.radix import RadixCache
-from marco_search.runtime.embedded.requests import Ticket, TokenScore
+from marco_search.runtime.embedded.requests import Ticket
 from marco_search.runtime.embedded.row import Row
 from marco_search.runtime.embedded.safetensors import Floats
-from marco_search.runtime.embedded.sampling import Picks, log_softmax_parts, pick
+from marco_search.runtime.embedded.sampling import log_softmax_parts, pick
 from marco_search.runtime.embedded.tokenizer import Tokenizer
 
 
@@ -36,6 +36,7 @@ class Batch:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
+        self._shared: int | None = None  # first chunks that all rows have in common, if known
         self._current = np.zeros(max_rows, np.int64)  # token to append at the next step
         self._length = np.zeros(max_rows, np.int64)  # tokens in the slot
         self._made = np.zeros(max_rows, np.uint64)  # tokens generated
@@ -46,6 +47,7 @@ class Batch:
     def admit(self, tickets: Sequence[Ticket]) -> None:
         """Bring tickets in: take what the cache has, prefill the rest, sample first tokens."""
         first = len(self.rows)
+        self._shared = None
         # Those that only fill the cache go last, so that nothing moves when they leave.
         for ticket in sorted(tickets, key=lambda t: t.request.max_new_tokens == 0):
             self.rows.append(self._seat(ticket))
@@ -65,7 +67,9 @@ class Batch:
         everything = slice(0, len(self.rows))
         positions = self._length[everything].copy()
         self._decoder.slots.reserve(len(self.rows), int(positions.max()) + 1)
-        logits = self._decoder.step(self._current[everything], positions)
+        if self._shared is None:
+            self._shared = _shared_chunks(self.rows)
+        logits = self._decoder.step(self._current[everything], positions, self._shared)
         self._length[everything] += 1
         self._retire(self._sample(everything, logits))
 
@@ -141,7 +145,7 @@ class Batch:
 
     def _sample(self, where: slice, logits: Floats) -> list[int]:
         """Choose a token for each of these rows; the rows that it ends."""
-        picks: Picks = pick(
+        picks = pick(
             logits,
             self._temperatures[where],
             self._top_ps[where],
@@ -150,10 +154,21 @@ class Batch:
         )
         self._made[where] += np.uint64(1)
         self._current[where] = picks.tokens
-        done = []
-        for offset, token in enumerate(picks.tokens.tolist()):
-            index = where.start + offset
-            if self.rows[index].take(token, self._tokenizer.bytes_of(token), picks, offset):
+        bytes_of, done = self._tokenizer.bytes_of, []
+        steps = zip(
+            range(where.start, where.stop),
+            picks.tokens.tolist(),
+            picks.logprobs.tolist(),
+            picks.top_ids.tolist(),
+            picks.top_logprobs.tolist(),
+            strict=True,
+        )
+        for index, token, logprob, top_ids, top_logprobs in steps:
+            row = self.rows[index]
+            row.logprobs.append(logprob)
+            row.top_ids.append(top_ids)
+            row.top_logprobs.append(top_logprobs)
+            if row.take(token, bytes_of(token)):
                 done.append(index)
         return done
 
@@ -176,6 +191,7 @@ class Batch:
         )
 
     def _close_gap(self, index: int) -> None:
+        self._shared = None
         last = self.rows.pop()
         end = len(self.rows)
         if index < end:
@@ -192,12 +208,21 @@ class Batch:
                 state[index] = state[end]
 
 
-def _scores(row: Row, logits: Floats) -> tuple[TokenScore, ...]:
+def _shared_chunks(rows: Sequence[Row]) -> int:
+    """How many of their first whole chunks are the same in all prompts."""
+    fewest = min(len(row.chunks) for row in rows)
+    for i in range(fewest):
+        if len({row.chunks[i] for row in rows}) > 1:
+            return i
+    return fewest
+
+
+def _scores(row: Row, logits: Floats) -> list[float]:
     """Log-probs of the prompt's tokens from `score_from` on; logits[i] come before the i-th."""
     start = row.request.score_from
     if start is None:
-        return ()
+        return []
     shifted, _, log_sum = log_softmax_parts(logits)
     ids = row.prompt[start:].astype(np.int64)
-    found = shifted[np.arange(len(ids)), ids] - log_sum[: len(ids)]
-    return tuple(TokenScore(int(i), float(v)) for i, v in zip(ids, found, strict=True))
+    found: list[float] = (shifted[np.arange(len(ids)), ids] - log_sum[: len(ids)]).tolist()
+    return found

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from marco_search.runtime.embedded.attention import Ints, Span, attend, span_of
 from marco_search.runtime.embedded.config import ModelConfig
 from marco_search.runtime.embedded.linear import MAX_ROWS
 from marco_search.runtime.embedded.safetensors import Floats
 from marco_search.runtime.embedded.slots import CHUNK, Slots
 from marco_search.runtime.embedded.weights import Layer, Weights
 
-Ints = npt.NDArray[np.int64]
 _SCORES_AT_ONCE = 1 << 21  # bounds the attention's scratch memory, in floats
 _LEAST_ROWS = 16  # of a long prompt in one pass, whatever the scratch
 
@@ -35,17 +35,6 @@ class Part:
     ids: npt.NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Rows that attend alike: row i to slot i (`own`), or all of them to one slot."""
-
-    rows: slice
-    slots: slice
-    chunks: int  # chunks that hold the longest row's keys
-    masked: int  # first chunk in which some row has to be masked
-    mask: Floats  # [rows, 1, chunks - masked, 1, CHUNK]: 0 or -inf
-
-
 class Decoder:
     """One model and the slots of the sequences it works on. Not thread-safe."""
 
@@ -55,12 +44,15 @@ class Decoder:
         self._weights = weights
         self._turns = np.zeros((0, config.head_dim // 2), np.complex64)
 
-    def step(self, ids: Ints, positions: Ints) -> Floats:
-        """Append ids[i] to slot i at positions[i]; the logits after each, [rows, vocab]."""
+    def step(self, ids: Ints, positions: Ints, shared: int = 0) -> Floats:
+        """Append ids[i] to slot i at positions[i]; the logits after each, [rows, vocab].
+
+        The first `shared` chunks are known to be the same in all these slots.
+        """
         out = []
         for start in range(0, len(ids), MAX_ROWS):
             some = slice(start, min(start + MAX_ROWS, len(ids)))
-            span = _span(slice(0, some.stop - start), some, positions[some])
+            span = span_of(slice(0, some.stop - start), some, positions[some], shared)
             slots = np.arange(some.start, some.stop)
             hidden = self._pass(ids[some], slots, positions[some], [span])
             out.append(self._weights.head(hidden)[: len(slots)])
@@ -81,7 +73,7 @@ class Decoder:
             for p, a, b in piece:
                 rows = slice(row, row + b - a)
                 slot = slice(parts[p].slot, parts[p].slot + 1)
-                spans.append(_span(rows, slot, positions[rows]))
+                spans.append(span_of(rows, slot, positions[rows]))
                 row += b - a
             hidden = self._pass(ids, slots, positions, spans)
             for (p, a, b), span in zip(piece, spans, strict=True):
@@ -117,7 +109,7 @@ class Decoder:
                     room = MAX_ROWS
         return [p for p in passes if p]
 
-    def _pass(self, ids: Ints, slots: Ints, positions: Ints, spans: list[_Span]) -> Floats:
+    def _pass(self, ids: Ints, slots: Ints, positions: Ints, spans: list[Span]) -> Floats:
         """The final hidden states, normalised, of all rows; [padded rows, hidden]."""
         rows = len(ids)
         x = np.zeros((self._weights.way.padded(rows), self.config.hidden), np.float32)
@@ -146,7 +138,7 @@ class Decoder:
         rows: int,
         turns: npt.NDArray[np.complex64],
         place: tuple[Ints, Ints, Ints],
-        spans: list[_Span],
+        spans: list[Span],
     ) -> Floats:
         c = self.config
         d, grouped = c.head_dim, c.heads // c.kv_heads
@@ -159,20 +151,10 @@ class Decoder:
         keys, values = self.slots.keys[index], self.slots.values[index]
         keys[slots, :, chunks, :, offsets] = qkv[:rows, c.heads * d : turned].reshape(rows, -1, d)
         values[slots, :, chunks, offsets] = qkv[:rows, turned:end].reshape(rows, -1, d)
-        queries = qkv[:rows, : c.heads * d].reshape(rows, c.kv_heads, 1, grouped, d)
+        queries = qkv[:rows, : c.heads * d].reshape(rows, c.kv_heads, grouped, d)
         mixed = np.zeros((len(x), c.heads * d), np.float32)
-        for s in spans:
-            scores = np.matmul(queries[s.rows], keys[s.slots, :, : s.chunks])
-            scores[:, :, s.masked :] += s.mask
-            scores -= scores.max(axis=(2, 4), keepdims=True)
-            np.exp(scores, out=scores)
-            # The weights' sum rides along as one more column, so that chunks are added in
-            # order for both: a chunk that is all masked adds exact zeros.
-            sums = np.empty((*scores.shape[:-1], d + 1), np.float32)
-            np.matmul(scores, values[s.slots, :, : s.chunks], out=sums[..., :d])
-            np.add.reduce(scores, axis=-1, out=sums[..., d])
-            total = np.add.reduce(sums, axis=2) if s.chunks > 1 else sums[:, :, 0]
-            mixed[s.rows] = (total[..., :d] / total[..., d:]).reshape(-1, c.heads * d)
+        for span in spans:
+            mixed[span.rows] = attend(queries[span.rows], keys, values, span)
         return mixed
 
     def _normed(self, x: Floats) -> Floats:
@@ -191,12 +173,3 @@ class Decoder:
             angles = np.outer(np.arange(size), speeds)
             self._turns = (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
         return self._turns[positions]
-
-
-def _span(rows: slice, slots: slice, positions: Ints) -> _Span:
-    first, last = int(positions.min()), int(positions.max())
-    chunks, masked = last // CHUNK + 1, first // CHUNK
-    keys = np.arange(masked * CHUNK, chunks * CHUNK).reshape(1, 1, -1, 1, CHUNK)
-    hidden = keys > positions[:, None, None, None, None]
-    mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
-    return _Span(rows, slots, chunks, masked, mask)

@@ -29,6 +29,8 @@ TILE = 16
 INNER_BLOCK = 256  # no OpenBLAS kernel in use cuts inner sums shorter than this
 _PROBE_ROWS = 64
 _SMALL_PRODUCT = 1_000_000  # OpenBLAS takes other kernels for M * N * K up to this
+_LANES = 64  # columns are cut at multiples of this
+_LEAST_COLUMNS = 192  # narrower blocks are not worth their calls
 
 
 class Way(Enum):
@@ -61,12 +63,11 @@ class Linear:
         if self.way is Way.SINGLE:
             return np.concatenate([np.matmul(row[None], self.weight) for row in x])
         if not self.split:
-            whole: Floats = np.matmul(x, self.weight)
-            return whole
-        total: Floats = np.matmul(x[:, :INNER_BLOCK], self.weight[:INNER_BLOCK])
+            return _product(x, self.weight)
+        total = _product(x[:, :INNER_BLOCK], self.weight[:INNER_BLOCK])
         for start in range(INNER_BLOCK, inner, INNER_BLOCK):
             block = slice(start, start + INNER_BLOCK)
-            total += np.matmul(x[:, block], self.weight[block])
+            total += _product(x[:, block], self.weight[block])
         return total
 
     def holds(self, way: Way, split: bool) -> bool:
@@ -85,6 +86,23 @@ class Linear:
             if not np.array_equal(probe(x[order]), alone[order]):
                 return False
         return True
+
+
+def _product(x: Floats, weight: Floats) -> Floats:
+    """x @ weight, in blocks of columns where that keeps each block a small product.
+
+    OpenBLAS copies the weights into another order for all but small products, which for a
+    few rows takes longer than multiplying.
+    """
+    (rows, inner), outer = x.shape, weight.shape[1]
+    columns = _SMALL_PRODUCT // (rows * inner) // _LANES * _LANES
+    out = np.empty((rows, outer), np.float32)
+    if columns >= outer or columns < _LEAST_COLUMNS:
+        return np.matmul(x, weight, out=out)
+    for start in range(0, outer, columns):
+        block = slice(start, start + columns)
+        np.matmul(x, weight[:, block], out=out[:, block])
+    return out
 
 
 def settle(linears: Sequence[Linear]) -> Way:

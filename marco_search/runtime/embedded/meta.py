@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from marco_search.runtime.embedded.requests import Completion, TokenScore
+from marco_search.runtime.embedded.requests import Completion
 from marco_search.runtime.embedded.tokenizer import Tokenizer
 
 Meta = dict[str, Any]
@@ -12,7 +12,7 @@ Meta = dict[str, Any]
 
 def completion_text(tokenizer: Tokenizer, completion: Completion) -> str:
     """The generated text up to the stop string, as SGLang trims it."""
-    text = "".join(tokenizer.pieces(t.id for t in completion.tokens))
+    text = "".join(tokenizer.pieces(completion.tokens))
     if isinstance(completion.matched, str):
         return text.partition(completion.matched)[0]
     return text
@@ -47,19 +47,19 @@ def meta_info(
         "e2e_latency": seconds,
     }
     if logprobs:
-        tokens = completion.tokens
-        texts: list[str | None] = [None] * len(tokens)
+        texts: list[str | None] = [None] * len(completion.tokens)
         if with_text:
-            texts = list(tokenizer.pieces(t.id for t in tokens))
-        meta["output_token_logprobs"] = [
-            [t.logprob, t.id, text] for t, text in zip(tokens, texts, strict=True)
-        ]
+            texts = list(tokenizer.pieces(completion.tokens))
+        chosen = zip(completion.logprobs, completion.tokens, texts, strict=True)
+        meta["output_token_logprobs"] = [list(entry) for entry in chosen]
         if top:
-            meta["output_top_logprobs"] = [_top(tokenizer, t, top, with_text) for t in tokens]
+            alone = tokenizer.alone if with_text else _no_text
+            meta["output_top_logprobs"] = [
+                [[p, i, alone(i)] for p, i in zip(logprobs[:top], ids[:top], strict=True)]
+                for logprobs, ids in zip(completion.top_logprobs, completion.top_ids, strict=True)
+            ]
     return meta
 
 
-def _top(tokenizer: Tokenizer, score: TokenScore, top: int, with_text: bool) -> list[list[Any]]:
-    return [
-        [logprob, i, tokenizer.alone(i) if with_text else None] for i, logprob in score.top[:top]
-    ]
+def _no_text(token: int) -> None:
+    return None

@@ -25,24 +25,18 @@ class GenerationRequest:
     score_from: int | None = None  # also give the log-probs of ids[score_from:], >= 1
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScore:
-    """One position: its token, the log-prob, and the best candidates' (id, log-prob)."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """The engine's answer to one request."""
+    """The engine's answer to one request. Lists have one entry a generated token."""
 
-    tokens: tuple[TokenScore, ...]  # the stop's tokens too
+    tokens: list[int]  # those of the stop too
+    logprobs: list[float]
+    top_ids: list[list[int]]  # the best candidates, best first
+    top_logprobs: list[list[float]]
     matched: str | int | None  # the stop string or token id that ended it; None: out of tokens
     prompt_tokens: int
     cached_tokens: int  # of those, taken from the prefix cache
-    scores: tuple[TokenScore, ...] = ()  # of the prompt's tokens, if asked for
+    scores: list[float]  # log-probs of the prompt's tokens from score_from on
 
 
 Outcome = Completion | RuntimeFailure

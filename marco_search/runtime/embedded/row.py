@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from marco_search.runtime.embedded.radix import Match
-from marco_search.runtime.embedded.requests import Completion, Ticket, TokenScore
-from marco_search.runtime.embedded.sampling import Picks
+from marco_search.runtime.embedded.requests import Completion, Ticket
+from marco_search.runtime.embedded.slots import CHUNK
 from marco_search.runtime.embedded.tokenizer import TokenIds
 
 
@@ -16,12 +16,12 @@ class Row:
     """A ticket while it is decoded."""
 
     __slots__ = (
-        "_picks",
         "_tail_limit",
         "_text",
-        "_tokens",
         "cached",
+        "chunks",
         "ends",
+        "logprobs",
         "match",
         "matched",
         "prompt",
@@ -29,6 +29,9 @@ class Row:
         "scores",
         "stops",
         "ticket",
+        "tokens",
+        "top_ids",
+        "top_logprobs",
     )
 
     def __init__(self, ticket: Ticket, match: Match, cached: int, eos_ids: Sequence[int]) -> None:
@@ -38,24 +41,28 @@ class Row:
         self.match = match
         self.cached = cached
         self.matched: str | int | None = None
-        self.scores: tuple[TokenScore, ...] = ()
+        self.scores: list[float] = []
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.top_ids: list[list[int]] = []
+        self.top_logprobs: list[list[float]] = []
+        # The prompt's whole chunks: rows whose first chunks are equal share these.
+        whole = len(self.prompt) // CHUNK
+        self.chunks = [self.prompt[i * CHUNK : (i + 1) * CHUNK].tobytes() for i in range(whole)]
         eos = () if ticket.request.ignore_eos else eos_ids
         self.ends = frozenset((*eos, *ticket.request.stop_ids))
         self.stops = [(s, s.encode()) for s in ticket.request.stops if s]
         self._tail_limit = max((len(b) for _, b in self.stops), default=1) - 1
         self._text = b""
-        self._tokens: list[int] = []
-        self._picks: list[tuple[Picks, int]] = []
 
     @property
     def generates(self) -> bool:
         """False for a prefix that is only to be cached or scored."""
         return self.request.max_new_tokens > 0
 
-    def take(self, token: int, text: bytes, picks: Picks, index: int) -> bool:
-        """Append a token, with its row in the step's picks. True when this ends the row."""
-        self._tokens.append(token)
-        self._picks.append((picks, index))
+    def take(self, token: int, text: bytes) -> bool:
+        """Append a token, whose bytes are `text`. True when this ends the row."""
+        self.tokens.append(token)
         if self.ticket.stream is not None:
             self.ticket.stream.put(token)
         if token in self.ends:
@@ -69,21 +76,20 @@ class Row:
                     self.matched = stop
                     return True
             self._text = recent[-self._tail_limit :] if self._tail_limit else b""
-        return len(self._tokens) >= self.request.max_new_tokens
+        return len(self.tokens) >= self.request.max_new_tokens
 
     def ids(self, length: int) -> TokenIds:
         """The first `length` tokens, prompt and generated."""
-        generated = np.array(self._tokens[: max(0, length - len(self.prompt))], np.int32)
+        generated = np.array(self.tokens[: max(0, length - len(self.prompt))], np.int32)
         return np.concatenate([self.prompt[:length], generated])
 
     def completion(self) -> Completion:
         """The answer as it stands."""
-        tokens = []
-        for token, (picks, i) in zip(self._tokens, self._picks, strict=True):
-            pairs = zip(picks.top_ids[i].tolist(), picks.top_logprobs[i].tolist(), strict=True)
-            tokens.append(TokenScore(token, float(picks.logprobs[i]), tuple(pairs)))
         return Completion(
-            tokens=tuple(tokens),
+            tokens=self.tokens,
+            logprobs=self.logprobs,
+            top_ids=self.top_ids,
+            top_logprobs=self.top_logprobs,
             matched=self.matched,
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached,

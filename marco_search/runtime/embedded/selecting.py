@@ -58,7 +58,8 @@ def _entries(scorer: Scorer, ids: TokenIds, prompt: TokenIds) -> list[Entry]:
     # Never nothing: an empty choice is scored by the prefix's last token.
     start = max(1, min(start, len(ids) - 1))
     request = GenerationRequest(ids=ids, max_new_tokens=0, score_from=start)
-    found = [[t.logprob, t.id, None] for t in scorer.run(request).scores]
+    scores = scorer.run(request).scores
+    found = [[p, int(i), None] for p, i in zip(scores, ids[start:], strict=True)]
     if not found:
         raise BranchFailed("the prefix is too short to score a choice after it")
     return found
@@ -68,5 +69,6 @@ def _unconditional(scorer: Scorer, ids: list[int]) -> list[Entry]:
     entries: list[Entry] = [[None, ids[0], None]]
     if len(ids) > 1:
         request = GenerationRequest(ids=np.array(ids, np.int32), max_new_tokens=0, score_from=1)
-        entries += [[t.logprob, t.id, None] for t in scorer.run(request).scores]
+        scores = scorer.run(request).scores
+        entries += [[p, i, None] for p, i in zip(scores, ids[1:], strict=True)]
     return entries

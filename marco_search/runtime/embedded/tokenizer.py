@@ -37,6 +37,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.token_bytes = _token_bytes(self._tokenizer, raw)
+        self._texts = [b.decode("utf-8", "replace") for b in self.token_bytes]
         self.encode = lru_cache(_ENCODED_KEPT)(self._encode)
 
     def _encode(self, text: str) -> TokenIds:
@@ -51,7 +52,7 @@ class Tokenizer:
 
     def alone(self, token: int) -> str:
         """A token's text by itself; parts of characters show as U+FFFD."""
-        return self.bytes_of(token).decode("utf-8", "replace")
+        return self._texts[token] if 0 <= token < len(self._texts) else ""
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
         """The text each token completes: "" inside a character, all of it at its last byte.

@@ -310,7 +310,7 @@ def score_all(backend: EmbeddedBackend, model: LoadedModel) -> np.ndarray[Any, A
     for token in range(model.config.vocab):
         ids = np.append(prompt, token).astype(np.int32)
         asked = GenerationRequest(ids=ids, max_new_tokens=0, score_from=len(prompt))
-        scores.append(backend.run(asked).scores[0].logprob)
+        scores.append(backend.run(asked).scores[0])
     return np.array(scores)
 
 

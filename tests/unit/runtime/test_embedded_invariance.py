@@ -48,7 +48,10 @@ def some_requests(vocab: int, count: int, *, longest: int) -> list[GenerationReq
 
 def assert_equal(found: list[Completion], expected: list[Completion]) -> None:
     for a, b in zip(found, expected, strict=True):
-        assert a.tokens == b.tokens  # ids and log-probs, to the last bit
+        assert a.tokens == b.tokens
+        assert a.logprobs == b.logprobs  # to the last bit
+        assert a.top_ids == b.top_ids
+        assert a.top_logprobs == b.top_logprobs
 
 
 @pytest.mark.parametrize("which", ["pocket", "tiny", "one head"])
@@ -89,26 +92,24 @@ def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: s
 def test_what_was_decoded_serves_as_prefix_like_what_was_prefilled(tmp_path: Path) -> None:
     with engine_of(write_model(tmp_path / "m")) as (_, engine):
         first = answer(engine.submit(Ticket(request(range(70), 100))))
-        longer = [*range(70), *(t.id for t in first.tokens)]
+        longer = [*range(70), *first.tokens]
         for cut in (71, 128, 130, 169):
             on_decoded = answer(engine.submit(Ticket(request(longer[:cut], 20, seed=7))))
             assert on_decoded.cached_tokens >= cut - 1
             engine.flush_cache()
             on_prefilled = answer(engine.submit(Ticket(request(longer[:cut], 20, seed=7))))
             assert on_prefilled.cached_tokens == 0
-            assert on_decoded.tokens == on_prefilled.tokens
+            assert_equal([on_decoded], [on_prefilled])
             answer(engine.submit(Ticket(request(range(70), 100))))
 
 
 def test_scores_of_a_text_do_not_depend_on_how_it_got_there(tmp_path: Path) -> None:
     with engine_of(write_model(tmp_path / "m")) as (_, engine):
         made = answer(engine.submit(Ticket(request(range(50), 60))))
-        ids = [*range(50), *(t.id for t in made.tokens)]
+        ids = [*range(50), *made.tokens]
         engine.flush_cache()
         scored = answer(engine.submit(Ticket(request(ids, 0, score_from=50))))
-        assert [(t.id, t.logprob) for t in scored.scores] == [
-            (t.id, t.logprob) for t in made.tokens
-        ]
+        assert scored.scores == made.logprobs
 
 
 @pytest.mark.parametrize("shape", [(48, 96), (80, 48), (192, 768), (512, 192), (700, 33)])
@@ -138,7 +139,7 @@ def _digest(folder: Path) -> str:
         engine.flush_cache()
         together = [answer(t) for t in [engine.submit(Ticket(r)) for r in asked]]
         assert_equal(together, alone)
-    return hashlib.sha256(repr([c.tokens for c in alone]).encode()).hexdigest()
+    return hashlib.sha256(repr([(c.tokens, c.top_logprobs) for c in alone]).encode()).hexdigest()
 
 
 def has_avx2() -> bool:

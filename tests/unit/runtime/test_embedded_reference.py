@@ -31,16 +31,14 @@ def test_the_pocket_model_gives_the_stored_log_probs() -> None:
                 )
             )
         for record, ticket in zip(REFERENCE, asked, strict=True):
-            found = answer(ticket).tokens
-            assert [t.id for t in found] == record["generated"], record["name"]
-            worst = max(
-                abs(t.logprob - logprob)
-                for t, logprob in zip(found, record["logprobs"], strict=True)
-            )
-            assert worst < LIMIT, record["name"]
-            for token, expected in zip(found, record["top"], strict=True):
-                wanted = dict(map(tuple, expected))
-                for i, logprob in token.top:
+            found = answer(ticket)
+            assert found.tokens == record["generated"], record["name"]
+            assert found.logprobs == pytest.approx(record["logprobs"], abs=LIMIT), record["name"]
+            for ids, logprobs, expected in zip(
+                found.top_ids, found.top_logprobs, record["top"], strict=True
+            ):
+                wanted = dict(expected)
+                for i, logprob in zip(ids, logprobs, strict=True):
                     assert logprob == pytest.approx(wanted.get(i, logprob), abs=LIMIT)
 
 
