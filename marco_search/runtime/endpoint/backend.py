@@ -62,7 +62,13 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
         if own is not None:
             parameters["sampling_seed"] = own.seed
         found = self._send(s, body)
+        if isinstance(found, Failure) and found.room:
+            # Near the end of the context: the server refuses to generate less than asked.
+            parameters["max_new_tokens"] = found.room
+            found = self._send(s, body)
         if isinstance(found, Failure):
+            if found.room == 0:
+                return error_value("PromptTooLong", found.message)
             return error_value(found.kind.__name__, found.message)
         text, meta = found.get("text"), found.get("meta_info")
         if not isinstance(text, str) or not isinstance(meta, dict):

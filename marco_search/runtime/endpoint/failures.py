@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -12,6 +13,8 @@ from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure, Run
 _LONGEST_QUOTE = 300  # characters of a server's own message that are passed on
 # How SGLang 0.4 to 0.5 says that a prompt does not fit.
 _TOO_LONG = ("longer than the model's context length", "exceeds the maximum", "maximum allowed")
+# The prompt fits, but not all that may be generated: (context, prompt) in tokens.
+_TOO_MUCH = re.compile(r"maximum context length of (\d+) tokens.* (\d+) tokens from the input")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,7 @@ class Failure:
     again: bool = False  # the same request may succeed if it is sent again
     busy: bool = False  # the server is well but has too much to do
     gone: bool = False  # no connection could be made
+    room: int | None = None  # tokens that may be asked for at most, where more were
     missing: bool = False  # the server has no such path
     retry_after_s: float | None = None  # how long the server asks us to wait
 
@@ -77,7 +81,7 @@ def refused(url: str, path: str, status: int, retry_after: str | None, body: byt
         )
     if any(words in said for words in _TOO_LONG):
         return Failure(kind=PromptTooLong, message=said)
-    return Failure(kind=BranchFailed, message=message, missing=status == 404)
+    return Failure(kind=BranchFailed, message=message, room=_room(said), missing=status == 404)
 
 
 def _reason(error: Exception) -> str:
@@ -98,6 +102,12 @@ def _said(body: bytes) -> str:
     if isinstance(found, dict):
         found = found.get("message", found.get("detail", found))
     return str(found)[:_LONGEST_QUOTE]
+
+
+def _room(said: str) -> int | None:
+    """Tokens that a completion may have, out of a message that more were asked for."""
+    found = _TOO_MUCH.search(said)
+    return max(0, int(found[1]) - int(found[2]) - 1) if found else None
 
 
 def _retry_after(value: str | None) -> float | None:

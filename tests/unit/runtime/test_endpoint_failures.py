@@ -224,6 +224,25 @@ def test_a_prompt_that_is_too_long_is_said_plainly(server: Server) -> None:
         three(server)
 
 
+def test_a_branch_near_the_end_of_the_context_gets_the_room_that_is_left(server: Server) -> None:
+    def narrow(handler: Handler, body: dict[str, Any]) -> bool:
+        asked = body["sampling_params"]["max_new_tokens"]
+        if asked <= 20:
+            return False
+        words = (
+            "Requested token count exceeds the model's maximum context length of 512 tokens. You "
+            f"requested a total of {491 + asked} tokens: 491 tokens from the input messages and "
+            f"{asked} tokens for the completion."
+        )
+        handler.send({"error": {"message": words}}, 400)
+        return True
+
+    server.act = narrow
+    branches = three(server)
+    assert all(b.finish is not Finish.FAILED for b in branches)
+    assert all(b.generated_tokens <= 20 for b in branches)
+
+
 def test_what_is_in_flight_can_be_aborted_from_another_thread(server: Server) -> None:
     server.act = only_bad(lambda h, b: server.released.wait(60))
     with runtime(server) as opened:
