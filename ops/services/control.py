@@ -20,7 +20,6 @@ from pathlib import Path
 
 from marco_search import local_state
 from marco_search.errors import LocalServiceFailed
-from marco_search.settings import without_password
 from ops.services.layout import Layout
 from ops.services.state import FileLock, locked
 
@@ -94,6 +93,8 @@ def down(home: Path) -> bool:
 
 def status(home: Path) -> Status:
     """What runs under `home`, without starting or making anything."""
+    from marco_search.settings import without_password  # slow to load, and `up` needs none
+
     home = home.absolute()
     kept = (home / "keep").exists()
     state = local_state.read(home)
