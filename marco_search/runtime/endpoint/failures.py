@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -87,6 +88,8 @@ def refused(url: str, path: str, status: int, retry_after: str | None, body: byt
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it took too long"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{error.verify_message} (set MARCO_RUNTIME_CA to the certificate to trust)"
     return str(error) or type(error).__name__
 
 

@@ -118,9 +118,12 @@ def completion(body: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(port: int = 0, model: str = "toy") -> Iterator[Server]:
+def serving(
+    port: int = 0, model: str = "toy", prepare: Callable[[Server], None] = lambda server: None
+) -> Iterator[Server]:
     """A running server; all its connections are closed at the end."""
     server = Server(port, model)
+    prepare(server)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -1,0 +1,65 @@
+"""TLS: a server's certificate is checked unless one says otherwise."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from marco_search.errors import InvalidSettings, RuntimeUnavailable
+from marco_search.search.branches import Finish
+from tests.unit.runtime.sglang_server import Server, expansion, runtime, serving
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a key and the certificate that it signed for 127.0.0.1."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the test's certificate, is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    key, file = folder / "key.pem", folder / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=marco-test"
+    command += " -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [*command.split(), "-keyout", str(key), "-out", str(file)], check=True, capture_output=True
+    )
+    return file
+
+
+@pytest.fixture
+def url(certificate: Path) -> Iterator[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+
+    def wrap(server: Server) -> None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+
+    with serving(prepare=wrap) as server:
+        yield server.url.replace("http://", "https://")
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(url: str) -> None:
+    with pytest.raises(RuntimeUnavailable, match="MARCO_RUNTIME_CA"), runtime(url):
+        pass
+
+
+def test_a_named_certificate_is_trusted(url: str, certificate: Path) -> None:
+    with runtime(url, MARCO_RUNTIME_CA=certificate) as opened:
+        assert [b.finish for b in opened.branch([expansion(2)])] == [Finish.STOP] * 2
+
+
+def test_the_check_can_be_left_out(url: str) -> None:
+    with runtime(url, MARCO_RUNTIME_VERIFY_TLS="false") as opened:
+        assert [b.finish for b in opened.branch([expansion(2)])] == [Finish.STOP] * 2
+
+
+def test_a_file_of_certificates_that_is_none_is_said(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("nothing")
+    refused = pytest.raises(InvalidSettings, match="MARCO_RUNTIME_CA")
+    with refused, runtime(url, MARCO_RUNTIME_CA=file):
+        pass
