@@ -14,9 +14,7 @@ from marco_search.errors import MarcoError
 
 
 def main(home: str, report_fd: int) -> None:
-    """Leave the caller's process tree, then supervise until stopped."""
-    if os.fork():
-        os._exit(0)  # the caller waits for this one, and has no child afterwards
+    """Supervise until stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     reported = False
 
@@ -28,7 +26,7 @@ def main(home: str, report_fd: int) -> None:
             os.close(report_fd)
 
     try:
-        # Not earlier: so the caller is released sooner.
+        # Here, so that a package that does not load is reported, too.
         from ops.services.layout import Layout
         from ops.services.supervisor import Supervisor
 

@@ -26,6 +26,9 @@ from ops.services.state import FileLock, locked
 _REPORT_LIMIT_S = 180.0
 _DOWN_LIMIT_S = 45.0  # the supervisor kills a server that takes 20 s to stop
 _ROOT = Path(__file__).resolve().parents[2]
+# Supervisors that this process started, to be reaped when they end: where nothing else does it
+# (process 1 of a container), they would stay as zombies.
+_children: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,7 @@ def _spawn(layout: Layout) -> None:
     reader, writer = os.pipe()
     try:
         with layout.log("supervisor").open("ab") as log:
-            starter = subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, "-m", "ops.services", str(layout.home), str(writer)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -158,7 +161,7 @@ def _spawn(layout: Layout) -> None:
                 start_new_session=True,
             )
         os.close(writer)
-        starter.wait()
+        _children.append(child)
         readable, _, _ = select.select([reader], [], [], _REPORT_LIMIT_S)
         answer = os.read(reader, 10_000).decode() if readable else "it does not answer"
     finally:
@@ -198,3 +201,4 @@ def _end(process: local_state.ProcessId, number: signal.Signals) -> None:
             if time.monotonic() > deadline:
                 os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.02)
+    _children[:] = [child for child in _children if child.poll() is None]
