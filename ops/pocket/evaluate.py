@@ -18,9 +18,11 @@ import torch
 
 from marco_search.pocket import held_out
 from ops.pocket.decode import Completion, Decoder
+from ops.pocket.evaluate_open_ended import evaluate_open_ended
 from ops.pocket.solutions import REFLECTION
 from ops.pocket.statistics import auroc, majority, wilson
 
+OPEN_ENDED, TRANSLATION = "open_ended", "heldout_translation"
 REASONING_SETS = ("heldout_en", "heldout_zh", "heldout_range_en", "heldout_range_zh")
 
 
@@ -134,13 +136,18 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="problems to leave out at the front")
     parser.add_argument("--samples", type=int, default=8, help="k")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--sets", nargs="*", default=[*REASONING_SETS, "heldout_translation"])
+    parser.add_argument("--sets", nargs="*", default=[*REASONING_SETS, TRANSLATION, OPEN_ENDED])
     options = parser.parse_args()
     torch.set_num_threads(1)
     decoder = Decoder(options.folder)
     for name in options.sets:
+        if name == OPEN_ENDED:
+            for temperature in (1.0, 0.7):
+                figures = evaluate_open_ended(decoder, options.samples, temperature, options.seed)
+                print(json.dumps({"set": name, **figures}), flush=True)
+            continue
         rows = held_out(name)[options.skip : options.skip + options.count]
-        if name == "heldout_translation":
+        if name == TRANSLATION:
             report = evaluate_translation(decoder, rows)
         else:
             report = evaluate_reasoning(decoder, rows, options.samples, options.seed)

@@ -55,14 +55,19 @@ def held_out_range_problems(language: Language, count: int, seed: int) -> list[P
 
 
 def held_out_phrases() -> list[Phrase]:
-    """The held-out sentences of the phrase book."""
-    return [phrase for phrase in phrases() if phrase.held_out]
+    """The held-out sentences of the phrase book that are made of parts that training has."""
+    known = {line for phrase in trained_phrases() for line in _parts(phrase)}
+    return [p for p in phrases() if p.held_out and _parts(p) <= known]
 
 
 @cache
 def trained_phrases() -> tuple[Phrase, ...]:
     """The sentences of the phrase book that training may use."""
     return tuple(phrase for phrase in phrases() if not phrase.held_out)
+
+
+def _parts(phrase: Phrase) -> set[str]:
+    return {line for thought in phrase.thoughts for line in thought.splitlines()}
 
 
 def _distinct(language: Language, count: int, seed: int, in_range: bool) -> list[Problem]:
