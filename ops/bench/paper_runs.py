@@ -16,7 +16,7 @@ from marco_search.jobs import SearchOptions
 
 SETS = {"en": "heldout_en", "zh": "heldout_zh"}
 PROBLEMS = 250
-SAMPLES = 32
+SAMPLES = 16
 ROLLOUTS = 16
 SEED = 20260
 """Seed of every search; other than any used while the search was being chosen."""
