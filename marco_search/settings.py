@@ -70,7 +70,7 @@ def load() -> Settings:
     Raises InvalidSettings naming each variable whose value can't be used.
     """
     try:
-        return Settings()  # type: ignore[call-arg]  # every field comes from the environment
+        return Settings()
     except ValidationError as error:
         # The value is left out on purpose: it may be a secret.
         lines = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
