@@ -10,7 +10,7 @@ import pytest
 from marco_search.errors import LocalServiceFailed
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.base import Runtime
-from ops.bench.runtime.real import open_both
+from ops.bench.engine.real import open_both
 from ops.sglang_cpu.server import serving
 from tests.integration.conftest import (  # noqa: F401
     database_url,

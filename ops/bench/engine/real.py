@@ -12,7 +12,7 @@ from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Finish
 from marco_search.settings import Settings
-from ops.bench.runtime.searches import job
+from ops.bench.engine.searches import job
 from ops.sglang_cpu import parity
 from ops.sglang_cpu.server import VERSION, serving
 

@@ -31,6 +31,36 @@ async def replay(url: str, searches: list[list[list[tuple[str, int, int]]]]) -> 
         return time.monotonic() - began
 
 
+async def replay_without_order(
+    url: str, searches: list[list[list[tuple[str, int, int]]]], at_once: int
+) -> float:
+    """The same requests as fast as they go, `at_once` in flight all the time. Seconds.
+
+    No search could do this: it is what the engine gives when nothing waits for anything. The
+    requests go out in the order of rounds, so that a prefix is cached before it is used.
+    """
+    longest = max(len(rounds) for rounds in searches)
+    queue = [
+        request
+        for i in range(longest)
+        for rounds in searches
+        if i < len(rounds)
+        for request in rounds[i]
+    ]
+    waiting = iter(queue)
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+        async def work() -> None:
+            for request in waiting:
+                await _post(session, url, *request)
+
+        began = time.monotonic()
+        await asyncio.gather(*(work() for _ in range(at_once)))
+        return time.monotonic() - began
+
+
 async def _post(session: aiohttp.ClientSession, url: str, text: str, seed: int, room: int) -> Any:
     body = {
         "text": text,

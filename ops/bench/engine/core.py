@@ -14,8 +14,8 @@ from marco_search.driver import MemoryJournal
 from marco_search.runtime.base import Message, RuntimeInfo
 from marco_search.runtime.tokens import read_tokens
 from marco_search.search.branches import Branch, Expansion, Finish, Segment
-from ops.bench.runtime import texts
-from ops.bench.runtime.searches import job
+from ops.bench.engine import texts
+from ops.bench.engine.searches import job
 
 ROLLOUTS = 256
 

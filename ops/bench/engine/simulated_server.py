@@ -15,8 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
-from ops.bench.runtime import texts
-from ops.bench.runtime.simulator import Counters, Engine
+from ops.bench.engine import texts
+from ops.bench.engine.simulator import Counters, Engine
 
 MODEL = "simulated"
 
