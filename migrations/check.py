@@ -101,7 +101,7 @@ def _views(conn: Connection) -> list[str]:
         if row is None:
             found.append(f"view {view.name} is missing")
             continue
-        conn.execute(f"CREATE TEMP VIEW expected AS {view.query}".encode())
+        conn.execute(f"CREATE TEMP VIEW expected AS {view.query}")
         wanted = conn.execute("SELECT pg_get_viewdef('expected'::regclass)").fetchone()
         conn.execute("DROP VIEW expected")
         comments = conn.execute(

@@ -70,7 +70,7 @@ class Listener:
 
     def _listen(self) -> None:
         with self._database.connect() as conn:
-            conn.execute(f"LISTEN {CHANNEL}".encode())
+            conn.execute(f"LISTEN {CHANNEL}")
             self._tell(None)
             while not self._stop.is_set():
                 for notice in conn.notifies(timeout=_WAKE_S):

@@ -74,6 +74,9 @@ class Sweeper:
                     sweep(database, publisher)
                 except MarcoError as error:
                     log.warning("sweep: %s", error)
+                except Exception:
+                    # A worker that no longer sweeps would go unnoticed.
+                    log.exception("sweep")
         finally:
             publisher.close()
             database.close()

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from marco_search.errors import IdempotencyConflict, JobNotFound
 from marco_search.jobs import Job, payload_hash
 from marco_search.store.connect import Conn
@@ -148,24 +146,17 @@ def cancel(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> JobState:
     return states(conn, [job_id], tenant=tenant)[job_id]
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    id: UUID
-    state: str
-
-
 def states(
     conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None
 ) -> dict[UUID, JobState]:
     """The state of each job. Raises JobNotFound naming the first that does not exist."""
     wanted = list(job_ids)
-    with conn.cursor(row_factory=class_row(_State)) as cursor:
-        rows = cursor.execute(
-            "SELECT id, state FROM jobs WHERE id = ANY (%(ids)s)"
-            " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)",
-            {"ids": wanted, "tenant": tenant},
-        ).fetchall()
-    found = {row.id: JobState(row.state) for row in rows}
+    rows = conn.execute(
+        "SELECT id, state FROM jobs WHERE id = ANY (%(ids)s)"
+        " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)",
+        {"ids": wanted, "tenant": tenant},
+    ).fetchall()
+    found = {job_id: JobState(state) for job_id, state in rows}
     for job_id in wanted:
         if job_id not in found:
             raise JobNotFound(f"no job {job_id}" + (f" of tenant {tenant!r}" if tenant else ""))

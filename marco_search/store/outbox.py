@@ -98,4 +98,4 @@ def mark_published(conn: Conn, messages: Sequence[Message]) -> None:
 
 def _messages(conn: Conn, query: str, parameters: dict[str, object]) -> list[Message]:
     with conn.cursor(row_factory=class_row(Message)) as cursor:
-        return cursor.execute(query.encode(), parameters).fetchall()
+        return cursor.execute(query, parameters).fetchall()

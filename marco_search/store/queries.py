@@ -74,9 +74,7 @@ def statuses(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) 
     """The status of each job, in the order asked. Raises JobNotFound for the first unknown."""
     wanted = list(job_ids)
     with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
-        rows = cursor.execute(
-            (_STATUS + _MINE).encode(), {"ids": wanted, "tenant": tenant}
-        ).fetchall()
+        rows = cursor.execute(_STATUS + _MINE, {"ids": wanted, "tenant": tenant}).fetchall()
     found = {row.job_id: row for row in rows}
     return [found[i] if i in found else _unknown(i, tenant) for i in wanted]
 
@@ -94,11 +92,9 @@ def recent(
     """The newest jobs, newest first."""
     with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
         return cursor.execute(
-            (
-                _STATUS + " WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
-                " AND (%(state)s::text IS NULL OR state = %(state)s)"
-                " ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
-            ).encode(),
+            _STATUS + " WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+            " AND (%(state)s::text IS NULL OR state = %(state)s)"
+            " ORDER BY created_at DESC, id DESC LIMIT %(limit)s",
             {"tenant": tenant, "state": state, "limit": limit},
         ).fetchall()
 

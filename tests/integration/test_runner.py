@@ -9,13 +9,13 @@ from uuid import UUID
 
 import pytest
 
-from marco_search.errors import ModelRefused, RuntimeUnavailable
+from marco_search.errors import DatabaseUnavailable, ModelRefused, RuntimeUnavailable
 from marco_search.jobs import JobResult
 from marco_search.runtime.base import Runtime
 from marco_search.search.records import Node, Rollout
 from marco_search.settings import Settings
 from marco_search.store import jobs, queries, trail
-from marco_search.store.connect import Database
+from marco_search.store.connect import Conn, Database
 from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
 from tests.integration.toys import (
@@ -280,3 +280,28 @@ def test_the_heartbeat_keeps_the_lease_and_hears_of_a_cancel(
     runner(quick, database, Interrupted(0, wait_for_a_beat)).run(stored.id)
     assert seen == [True]
     assert status(database, stored.id).state is JobState.SUCCEEDED
+
+
+def test_a_round_waits_for_a_database_that_is_away(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the round was committed and only the answer was lost: it is kept once."""
+    (stored,) = insert(database, question())
+    append, failures = trail.append, []
+
+    def unreliable(conn: Conn, *given: Any, **named: Any) -> bool:
+        if len(failures) == 1:
+            append(conn, *given, **named)
+            conn.commit()
+        if len(failures) < 2:
+            failures.append(given)
+            raise DatabaseUnavailable("restarting")
+        return append(conn, *given, **named)
+
+    monkeypatch.setattr("worker.journal._WAIT_S", 0.01)
+    monkeypatch.setattr(trail, "append", unreliable)
+    runner(settings, database, ToyRuntime()).run(stored.id)
+    now = status(database, stored.id)
+    assert (now.state, now.attempts, now.rollouts) == (JobState.SUCCEEDED, 1, 12)
+    nodes, rollouts = tree(database, stored.id)
+    assert (len(nodes), len(rollouts)) == (now.nodes, 12)
