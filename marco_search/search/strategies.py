@@ -5,7 +5,8 @@
 - best-of-n: independent samples, the most confident one.
 - step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size. mini-step-16
   and -8 are for models whose whole answers are shorter than a hundred tokens or two.
-- auto: what did best in our measurements (docs/search.md): MCTS by steps that reflects.
+- auto: what did best in our measurements (docs/search.md): MCTS by steps, two rollouts at a
+  time, a sharpened vote, and an end as soon as one answer is clearly ahead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from marco_search.errors import SearchError
-from marco_search.search.config import Action, Choice, Reflection, SearchConfig
+from marco_search.search.config import Action, Choice, SearchConfig
 
 DEFAULT_STRATEGY = "step"
 
@@ -33,13 +34,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     | {
         "action": Action.STEP,
         "parallel": 2,
-        "root_width": 2,
-        "reflection": Reflection.BRANCH,
-        "reflect_first": True,
-        "reflection_width": 4,
-        "width": 2,
         "sharpness": 32.0,
         "lead": 1.0,
+        # Where reflection is asked for: first one thought to its end, then four redos of it.
+        "reflect_first": True,
+        "reflection_width": 4,
     },
 }
 

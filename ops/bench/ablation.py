@@ -37,25 +37,25 @@ BASE = "base"
 # Name -> fields of SearchConfig that differ from the strategy "auto" without its early stop.
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
-    "no steps: samples and redos": {"action": "whole", "reflection_width": ROLLOUTS},
-    "no reflection": {"reflection": "never", "root_width": 4, "width": 3},
-    "steps sampled before reflecting": {"reflect_first": False},
-    "reflection width 2": {"reflection_width": 2},
-    "reflection width 8": {"reflection_width": 8},
-    "root width 1": {"root_width": 1},
-    "root width 4": {"root_width": 4},
-    "width 1": {"width": 1},
-    "width 3": {"width": 3},
-    "mini-step 32": {"action": "mini_step", "mini_step_tokens": 32},
+    "flat": {"action": "whole"},
+    "reflecting": {"reflection": "branch", "root_width": 2, "width": 2},
+    "width 2": {"width": 2},
+    "mini-step 16": {"action": "mini_step", "mini_step_tokens": 16},
     "temperature 0.7": {"temperature": 0.7},
-    "temperature 1.3": {"temperature": 1.3},
+    "root width 2": {"root_width": 2},
     "exploration 0.1": {"exploration": 0.1},
     "exploration 2": {"exploration": 2.0},
+    "value of the rollout only": {"value": "rollout"},
     "PUCT": {"selection": "puct"},
     "WU-UCT": {"virtual_loss": 0.0},
     "values not normalised": {"normalise": False},
-    "value of the rollout only": {"value": "rollout"},
-}
+    "temperature 1.3": {"temperature": 1.3},
+    "width 5": {"width": 5},
+    "eight at a time": {"parallel": 8},
+    "samples and redos, no steps": {
+        "action": "whole", "reflection": "branch", "root_width": 2, "reflection_width": ROLLOUTS,
+    },
+}  # fmt: skip
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -68,7 +68,8 @@ def main(words: Sequence[str] | None = None) -> None:
     files = [home / f"development_{language}.jsonl" for language in ("en", "zh")]
     if not all(f.exists() for f in files):
         export(home)
-    problems = [p for f in files for p in load(str(f), limit=given.problems)]
+    sets = [load(str(f), limit=given.problems) for f in files]
+    problems = [p for pair in zip(*sets, strict=True) for p in pair]  # both languages in turn
     runtime = open_runtime(settings.load())
     try:
         for name in given.variant or VARIANTS:
@@ -87,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def recipe(name: str) -> Recipe:
     """How a variant searches: to the end of its rollouts, so that any budget can be cut."""
     options = SearchOptions(strategy="auto", rollouts=ROLLOUTS, seed=SEED, early_stop=False)
-    return Recipe(options=options, changes=VARIANTS[name], keep_tokens=name == BASE)
+    return Recipe(options=options, changes=VARIANTS[name], keep_tokens=True)
 
 
 def figures(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:

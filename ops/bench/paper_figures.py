@@ -14,7 +14,7 @@ from marco_search.evaluation.report import Row, row
 from marco_search.evaluation.run import read
 from marco_search.evaluation.statistics import Paired, paired
 from marco_search.evaluation.traces import Trace
-from ops.bench.paper_runs import ROLLOUTS, RUNS, SETS
+from ops.bench.paper_runs import SETS, runs
 
 # Name in the report -> (run of independent samples, how they are put to the vote, power).
 FLAT: dict[str, tuple[str, str, float]] = {
@@ -36,6 +36,7 @@ class Language:
     grader: Grader
     traces: Mapping[str, list[Trace]]  # by run; only those that are complete
     seconds: Mapping[str, float]  # wall clock of the run
+    rollouts: int  # of each run but the winner's
 
     def curve(self, strategy: str) -> list[Point]:
         """The accuracy of a run, or of a vote over samples, at each number of rollouts."""
@@ -52,11 +53,11 @@ class Language:
         ]
 
 
-def gather(folder: Path, language: str, count: int) -> Language:
+def gather(folder: Path, language: str, count: int, rollouts: int) -> Language:
     """What is there of one set; a run that lacks problems is left out."""
     problems = load(SETS[language], limit=count)
     traces, seconds = {}, {}
-    for name, run in RUNS.items():
+    for name, run in runs(rollouts).items():
         file = run.file(folder, language)
         if not file.exists():
             continue
@@ -66,12 +67,17 @@ def gather(folder: Path, language: str, count: int) -> Language:
             beside = file.with_suffix(".seconds.json")
             seconds[name] = json.loads(beside.read_text()) if beside.exists() else 0.0
     return Language(
-        name=language, problems=problems, grader=Grader(problems), traces=traces, seconds=seconds
+        name=language,
+        problems=problems,
+        grader=Grader(problems),
+        traces=traces,
+        seconds=seconds,
+        rollouts=rollouts,
     )
 
 
 def rows(language: Language) -> list[Row]:
-    """The table: greedy, the trees at ROLLOUTS, the baselines at the winner's tokens."""
+    """The table: greedy, the baselines at the winner's tokens, the trees."""
     found = [
         row(name, language.traces[name], language.grader)
         for name in ("cot", "cot-reflect")
@@ -94,8 +100,7 @@ def rows(language: Language) -> list[Row]:
             )
         )
     for name in language.trees:
-        budget = None if name == WINNER else ROLLOUTS
-        found.append(row(name, language.traces[name], language.grader, rollouts=budget))
+        found.append(row(name, language.traces[name], language.grader))
     return found
 
 

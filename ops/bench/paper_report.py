@@ -19,10 +19,10 @@ from ops.bench.paper_texts import read_texts
 PLOTTED = ("cot", *FLAT, "step", "mini-step-32", "mini-step-8", "step-reflect", WINNER)
 
 
-def write_report(folder: Path, docs: Path, count: int) -> list[Path]:
+def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Path]:
     """The files written. Runs that are not complete are left out and named."""
     docs.mkdir(parents=True, exist_ok=True)
-    languages = {name: gather(folder, name, count) for name in SETS}
+    languages = {name: gather(folder, name, count, rollouts) for name in SETS}
     texts = read_texts(folder)
     markdown, data = docs / "results.md", docs / "results.json"
     markdown.write_text(_markdown(languages, texts), encoding="utf-8")

@@ -8,18 +8,19 @@ from typing import Any
 from marco_search.evaluation.report import PAIRED_HEAD, TEST_AT, markdown_paired, table
 from ops.bench.paper_figures import FLAT, WINNER, Language, at_equal_tokens
 from ops.bench.paper_goals import Goal
-from ops.bench.paper_runs import ROLLOUTS, SAMPLES, SEED
+from ops.bench.paper_runs import SEED
 
 
 def head(languages: Mapping[str, Language]) -> str:
     """What was run, how, and what it does and does not show."""
+    rollouts = next(iter(languages.values())).rollouts
     minutes = sum(sum(lang.seconds.values()) for lang in languages.values()) / 60
     return f"""# The paper's table in miniature
 
-`make paper-table` makes this page: the strategies of Marco-o1 (arXiv 2411.14405) and honest
-baselines on the pocket model's held-out word problems. Seed {SEED}. The runs took {minutes:.0f}
-minutes of wall clock on 2 shared cores, two processes side by side; each goes on where it
-stopped when it is started again.
+`make paper-table ARGS="--rollouts {rollouts}"` makes this page: the strategies of Marco-o1
+(arXiv 2411.14405) and honest baselines on the pocket model's held-out word problems. Seed
+{SEED}. The runs took {minutes:.0f} minutes of wall clock, one process a language, on 2 cores
+that much else was using; each goes on where it stopped when it is started again.
 
 **What carries over and what does not.** The pocket model has 2 million parameters and was
 trained from scratch on generated problems. Its data was built so that confidence is
@@ -29,14 +30,14 @@ say nothing about other models. The method and the harness carry over.
 
 - Test@1: accuracy of the chosen answer, with its 95 % Wilson interval.
 - Test@{", @".join(map(str, TEST_AT))}: solved at least once in so many guesses. For
-  independent samples the unbiased estimate over {SAMPLES} separate samples. For a tree: one of
+  independent samples the unbiased estimate over {rollouts} separate samples. For a tree: one of
   the first so many rollouts of one tree, which share prefixes and so are not separate guesses.
 - Tokens are generated tokens per problem, means. Prefilled are prompt tokens that had to be
   computed, cached those from the prefix cache. Seconds are from a search's first round to its
   last while other searches shared the engine.
 - AUROC: the answer's confidence against its correctness, over problems.
 - Baselines are given at least as many generated tokens as `{WINNER}` (the least n that does),
-  the paper's strategies have {ROLLOUTS} rollouts. n is the number of samples.
+  the paper's strategies have {rollouts} rollouts. n is the number of samples.
 
 ![Accuracy over generated tokens](plots/accuracy-over-tokens.png)
 
@@ -47,9 +48,8 @@ def comparisons(language: Language) -> str:
     """Trees against the baselines, at equal generated tokens, problem by problem."""
     lines = []
     for tree in reversed(language.trees):
-        budget = None if tree == WINNER else ROLLOUTS
         baselines = list(FLAT) if tree == WINNER else ["self-consistency", "best-of-n"]
-        for name, point, found in at_equal_tokens(language, tree, baselines, budget):
+        for name, point, found in at_equal_tokens(language, tree, baselines):
             what = (
                 f"{tree} less {name} (n = {point.rollouts}, {point.tokens_per_problem:.0f} tokens)"
             )

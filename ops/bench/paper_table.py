@@ -3,6 +3,7 @@
     python -m ops.bench.paper_table                     all runs, then the report
     python -m ops.bench.paper_table --language en --run auto --run samples     some parts
     python -m ops.bench.paper_table --report            only the report, from what is there
+    python -m ops.bench.paper_table --rollouts 8        a quarter of the time, no Test@32
 
 Every run keeps its traces under MARCO_HOME/evaluation/paper, and goes on where it stopped.
 Two processes may make different parts at the same time.
@@ -23,7 +24,7 @@ from marco_search.evaluation.run import Progress, run
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from ops.bench.paper_report import write_report
-from ops.bench.paper_runs import PROBLEMS, RUNS, SETS, Run
+from ops.bench.paper_runs import PROBLEMS, ROLLOUTS, SETS, Run, runs
 from ops.bench.paper_texts import OPEN_ENDED, TEXT_RUNS, TRANSLATION, text_problems
 from ops.cli.commands.evaluate import said
 
@@ -36,7 +37,8 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--language", choices=SETS, action="append")
-    parser.add_argument("--run", choices=[*RUNS, "texts"], action="append")
+    parser.add_argument("--run", choices=[*runs(), "texts"], action="append")
+    parser.add_argument("--rollouts", type=int, default=ROLLOUTS, help="of each run")
     parser.add_argument("--problems", type=int, default=PROBLEMS, help="a language")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--no-report", action="store_true", help="write nothing")
@@ -46,10 +48,11 @@ def main(words: Sequence[str] | None = None) -> None:
     if not given.report:
         runtime = open_runtime(settings.load())
         try:
-            for name in [n for n in given.run or RUNS if n in RUNS]:
+            known = runs(given.rollouts)
+            for name in [n for n in given.run or known if n in known]:
                 for language in given.language or SETS:
                     problems = load(SETS[language], limit=given.problems)
-                    make(RUNS[name], language, problems, folder, runtime)
+                    make(known[name], language, problems, folder, runtime)
             if "texts" in (given.run or ["texts"]):
                 for kind in (TRANSLATION, OPEN_ENDED):
                     for one in TEXT_RUNS.values():
@@ -57,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
         finally:
             runtime.close()
     if not given.no_report:
-        for file in write_report(folder, given.docs, given.problems):
+        for file in write_report(folder, given.docs, given.problems, given.rollouts):
             print(file)
 
 
@@ -73,8 +76,10 @@ def make(
             print(f"{language} {one.name}: {said(progress)}", file=sys.stderr, flush=True)
 
     began = time.monotonic()
-    run(problems, one.recipe(), runtime, file, threads=THREADS, on_progress=show)
-    note_seconds(file, time.monotonic() - began)
+    try:
+        run(problems, one.recipe(), runtime, file, threads=THREADS, on_progress=show)
+    finally:
+        note_seconds(file, time.monotonic() - began)
 
 
 def note_seconds(file: Path, seconds: float) -> None:
