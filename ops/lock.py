@@ -60,15 +60,15 @@ def main(interpreters: list[str]) -> None:
     needed = project["dependencies"] + pyproject["build-system"]["requires"]
     extras = project["optional-dependencies"]
     dev = extras["dev"] + extras["eval"]
-    run_time, extra = {}, {}
+    run_time, rest = {}, {}
     for version, python in zip(VERSIONS, interpreters, strict=True):
         print(f"resolving for Python {version}", flush=True)
         everything = resolve(python, needed + dev, {})
         run_time[version] = resolve(python, needed, everything)
-        extra[version] = {k: v for k, v in everything.items() if k not in run_time[version]}
-    body = [*lines(run_time), "", DEV_HEADING, *lines(extra)]
+        rest[version] = {k: v for k, v in everything.items() if k not in run_time[version]}
+    body = [*lines(run_time), "", DEV_HEADING, *lines(rest)]
     LOCK.write_text(HEADER + "\n".join(body) + "\n")
-    print(f"wrote {LOCK}: {len(lines(run_time))} packages, {len(lines(extra))} more for tests")
+    print(f"wrote {LOCK}: {len(lines(run_time))} packages, {len(lines(rest))} more for tests")
 
 
 if __name__ == "__main__":
