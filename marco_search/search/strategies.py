@@ -34,8 +34,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     | {
         "action": Action.STEP,
         "parallel": 2,
-        "sharpness": 32.0,
-        "lead": 1.0,
+        "sharpness": 128.0,
+        "lead": 0.4,
         # Where reflection is asked for: first one thought to its end, then four redos of it.
         "reflect_first": True,
         "reflection_width": 4,

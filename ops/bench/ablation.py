@@ -115,9 +115,9 @@ def rescored(problems: Sequence[Problem], traces: Sequence[Trace]) -> Iterator[d
     """The same rollouts under every reward, and under other votes by the path's confidence."""
     grader = Grader(problems)
     for reward in REWARDS:
-        yield rescore(traces, grader, reward=reward, sharpness=32.0).to_json()
-    votes = [("vote", 1.0), ("best", 1.0), ("borda", 1.0), ("tree", 1.0), ("tree", 32.0)]
-    for vote, power in votes + [("weighted", p) for p in (1.0, 8.0, 128.0)]:
+        yield rescore(traces, grader, reward=reward, sharpness=128.0).to_json()
+    votes = [("vote", 1.0), ("best", 1.0), ("borda", 1.0), ("tree", 1.0), ("tree", 128.0)]
+    for vote, power in votes + [("weighted", p) for p in (1.0, 8.0, 32.0, 64.0, 192.0)]:
         yield rescore(traces, grader, reward="since", vote=vote, sharpness=power).to_json()
 
 

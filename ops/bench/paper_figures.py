@@ -20,7 +20,7 @@ from ops.bench.paper_runs import SETS, runs
 FLAT: dict[str, tuple[str, str, float]] = {
     "self-consistency": ("samples", "vote", 1.0),
     "best-of-n": ("samples", "best", 1.0),
-    "weighted vote": ("samples", "weighted", 32.0),
+    "sharpened vote": ("samples", "weighted", 128.0),
     "self-consistency, reflecting": ("samples-reflect", "vote", 1.0),
     "best-of-n, reflecting": ("samples-reflect", "best", 1.0),
 }
