@@ -7,7 +7,7 @@ where it suits the shape. What does hold depends on the processor, so it is meas
 model is loaded, and the cheapest way that holds is taken:
 
 ROWS    x @ w, the row count rounded up to one of a list (holds on processors with AVX-512).
-        The inner dimension may be cut in blocks that are added up in order, which takes the
+        The inner dimension is cut in blocks that are added up in order, which takes the
         choice of where to cut away from BLAS.
 TILES   16 rows at a time along the vector lanes, (w.T @ x.T).T, so that every product has
         the same shape (holds on AVX2 too; costs 20-30 % at 32 rows or more, more below 16)
@@ -49,34 +49,44 @@ class Linear:
     """x [M, K] -> x @ weight [M, N], float32. M must be one of the way's row counts."""
 
     def __init__(self, weight: Floats) -> None:
-        self.weight = np.ascontiguousarray(weight, np.float32)
+        inner, self._columns = weight.shape
+        # The tail of a row of results may be summed by other code: there is none.
+        padded = -(-self._columns // _LANES) * _LANES
+        self._weight = np.zeros((inner, padded), np.float32)
+        self._weight[:, : self._columns] = weight
         self.way = Way.SINGLE
-        self.split = False
 
     def __call__(self, x: Floats) -> Floats:
         """The product as a new array."""
+        return self._compute(x)[:, : self._columns]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N), with N as it is computed."""
+        inner, padded = self._weight.shape
+        return inner, padded
+
+    def _compute(self, x: Floats) -> Floats:
         rows, inner = x.shape
         if self.way is Way.TILES:
             lanes = x.reshape(rows // TILE, TILE, inner).transpose(0, 2, 1)
-            out: Floats = np.matmul(self.weight.T, lanes)
+            out: Floats = np.matmul(self._weight.T, lanes)
             return np.ascontiguousarray(out.transpose(0, 2, 1)).reshape(rows, -1)
         if self.way is Way.SINGLE:
-            return np.concatenate([np.matmul(row[None], self.weight) for row in x])
-        if not self.split:
-            return _product(x, self.weight)
-        total = _product(x[:, :INNER_BLOCK], self.weight[:INNER_BLOCK])
+            return np.concatenate([np.matmul(row[None], self._weight) for row in x])
+        total = _product(x[:, :INNER_BLOCK], self._weight[:INNER_BLOCK])
         for start in range(INNER_BLOCK, inner, INNER_BLOCK):
             block = slice(start, start + INNER_BLOCK)
-            total += _product(x[:, block], self.weight[block])
+            total += _product(x[:, block], self._weight[block])
         return total
 
-    def holds(self, way: Way, split: bool) -> bool:
+    def holds(self, way: Way) -> bool:
         """Whether rows are independent of each other when computed this way (measured)."""
-        inner, outer = self.weight.shape
+        inner, outer = self.shape
         # A slice tells how sums are made, as long as it is on the same side of small products.
-        columns = min(outer, max(TILE * TILE, _SMALL_PRODUCT // (2 * inner) + 1))
-        probe = Linear(self.weight[:, :columns])
-        probe.way, probe.split = way, split
+        columns = _SMALL_PRODUCT // (2 * min(inner, INNER_BLOCK)) // _LANES * _LANES + _LANES
+        probe = Linear(self._weight[:, : min(outer, columns)])
+        probe.way = way
         rng = np.random.default_rng(0)
         x = rng.standard_normal((_PROBE_ROWS, inner), dtype=np.float32)
         least = way.value[0]
@@ -108,22 +118,12 @@ def _product(x: Floats, weight: Floats) -> Floats:
 def settle(linears: Sequence[Linear]) -> Way:
     """Give all products of a model the cheapest way that holds for each of them.
 
-    Products of one shape share the outcome. Returns the common way, which says how many
-    rows to compute.
+    Returns that way, which says how many rows to compute. Products of one shape are tried
+    once.
     """
-    for way in (Way.ROWS, Way.TILES):
-        outcome: dict[tuple[int, ...], bool | None] = {}
-        for linear in linears:
-            shape = linear.weight.shape
-            if shape not in outcome:
-                splits = (False, True) if way is Way.ROWS and shape[0] > INNER_BLOCK else (False,)
-                outcome[shape] = next((s for s in splits if linear.holds(way, s)), None)
-            split = outcome[shape]
-            if split is None:
-                break
-            linear.way, linear.split = way, split
-        else:
-            return way
+    of_shape = {linear.shape: linear for linear in linears}
+    ways = (way for way in (Way.ROWS, Way.TILES) if all(x.holds(way) for x in of_shape.values()))
+    chosen = next(ways, Way.SINGLE)
     for linear in linears:
-        linear.way, linear.split = Way.SINGLE, False
-    return Way.SINGLE
+        linear.way = chosen
+    return chosen
