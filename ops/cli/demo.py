@@ -107,15 +107,16 @@ def look(here: Session, batch_id: UUID, lines: Sequence[JobStatus]) -> Shown | N
 def _interesting(conn: Conn, lines: Sequence[JobStatus]) -> JobStatus | None:
     """A job that the search had something to decide about: several answers, the best right.
 
-    Of those the one with the smallest tree, which is the easiest to read.
+    Of those one in plain ASCII, which every terminal can show, and with the smallest tree.
     """
     answered = [line for line in lines if line.answer is not None]
     results = queries.results(conn, [line.job_id for line in answered])
     distinct = {result.job_id: len(result.answers) for result in results}
 
-    def rank(line: JobStatus) -> tuple[bool, bool, bool, int]:
+    def rank(line: JobStatus) -> tuple[bool, bool, bool, bool, int]:
         several = distinct[str(line.job_id)] > 1
-        return (line.kind != "reasoning", not several, not line.correct, line.nodes)
+        plain = line.subject.isascii()
+        return (line.kind != "reasoning", not several, not line.correct, not plain, line.nodes)
 
     return min(answered, key=rank, default=None)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SEARCH = (
-    click.option("--strategy", metavar="NAME", help="auto, cot, vote, best-of-n, step (default), "
+    click.option("--strategy", metavar="NAME", help="auto (default), cot, vote, best-of-n, step, "
                  "mini-step-64, mini-step-32, mini-step-16 or mini-step-8."),
     click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
     click.option("--max-tokens", type=int, metavar="N", help="Generated tokens at most."),
