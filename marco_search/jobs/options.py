@@ -54,7 +54,7 @@ class SearchOptions(Edge):
     None means: as the strategy has it. The expert fields override the strategy.
     """
 
-    strategy: Strategy = "step"
+    strategy: Strategy = "auto"
     # Budgets
     rollouts: int = Field(16, ge=1, le=4096)
     max_tokens: int | None = Field(None, ge=1)  # over the whole search

@@ -16,7 +16,7 @@ from typing import Any
 from marco_search.errors import SearchError
 from marco_search.search.config import Action, Choice, SearchConfig
 
-DEFAULT_STRATEGY = "step"
+DEFAULT_STRATEGY = "auto"
 
 _TREE: dict[str, Any] = {"choice": Choice.WEIGHTED}
 _FLAT: dict[str, Any] = {"action": Action.WHOLE}

@@ -40,7 +40,7 @@ def test_defaults() -> None:
     assert isinstance(job, ReasoningJob)
     assert job == ReasoningJob(question="2+2?")
     assert job.options == SearchOptions()
-    assert (job.options.strategy, job.options.rollouts, job.options.answers) == ("step", 16, 3)
+    assert (job.options.strategy, job.options.rollouts, job.options.answers) == ("auto", 16, 3)
     assert (job.priority, job.metadata, job.system_prompt) == ("normal", {}, None)
 
 

@@ -82,7 +82,8 @@ def test_so_many_samples_are_drawn_after_a_reflection(action: Action) -> None:
 
 
 def test_confidence_begins_anew_after_a_reflection() -> None:
-    search = run(configure("auto", rollouts=16, early_stop=False, seed=1))
+    config = configure("auto", rollouts=16, early_stop=False, seed=1, reflection=Reflection.BRANCH)
+    search = run(config)
     tree, seen = search.tree, 0
     for r in tree.rollouts:
         at = [i for i in r.path if tree.nodes[i].action is Action.REFLECTION]
