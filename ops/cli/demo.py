@@ -107,18 +107,35 @@ def look(here: Session, batch_id: UUID, lines: Sequence[JobStatus]) -> Shown | N
 def _interesting(conn: Conn, lines: Sequence[JobStatus]) -> JobStatus | None:
     """A job that the search had something to decide about: several answers, the best right.
 
-    Of those one in plain ASCII, which every terminal can show, and with the smallest tree.
+    Better still if the way to that answer leads through a reflection. Of those one in plain
+    ASCII, which every terminal can show, and with the smallest tree.
     """
     answered = [line for line in lines if line.answer is not None]
     results = queries.results(conn, [line.job_id for line in answered])
     distinct = {result.job_id: len(result.answers) for result in results}
+    reflected = _reflected(conn, [line.job_id for line in answered])
 
-    def rank(line: JobStatus) -> tuple[bool, bool, bool, bool, int]:
-        several = distinct[str(line.job_id)] > 1
-        plain = line.subject.isascii()
-        return (line.kind != "reasoning", not several, not line.correct, not plain, line.nodes)
+    def rank(line: JobStatus) -> tuple[bool | int, ...]:
+        return (
+            line.kind != "reasoning",
+            distinct[str(line.job_id)] < 2,
+            not line.correct,
+            line.job_id not in reflected,
+            not line.subject.isascii(),
+            line.nodes,
+        )
 
     return min(answered, key=rank, default=None)
+
+
+def _reflected(conn: Conn, job_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the jobs whose winning path has a reflection on it."""
+    paths = {job_id: reading.winning_path(conn, job_id) for job_id in job_ids}
+    found = conn.execute(
+        "SELECT job_id, node_id FROM nodes WHERE job_id = ANY (%s) AND action = 'reflection'",
+        [list(job_ids)],
+    )
+    return {job_id for job_id, node_id in found if node_id in paths[job_id]}
 
 
 def write_figures(found: Figures, home: Path) -> Path:
