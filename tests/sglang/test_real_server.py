@@ -121,7 +121,12 @@ def test_the_whole_chain_from_producer_to_postgres(
     try:
         with Producer(database_url, redis_url) as producer:
             question = "Tom has 3 apples. Tom buys 5 more apples. How many apples does Tom have?"
-            options = {"rollouts": 8, "early_stop": False, "max_new_tokens": 300}
+            options = {
+                "strategy": "step",
+                "rollouts": 8,
+                "early_stop": False,
+                "max_new_tokens": 300,
+            }
             jobs = producer.submit_many(
                 [ReasoningJob(question=question, options=options | {"seed": i}) for i in range(3)]
             )

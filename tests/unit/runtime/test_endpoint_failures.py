@@ -270,7 +270,8 @@ def test_connections_that_went_stale_are_replaced_without_a_word(server: Server)
 
 
 JOB = ReasoningJob(
-    question="How many?", options=SearchOptions(rollouts=16, seed=3, early_stop=False)
+    question="How many?",
+    options=SearchOptions(strategy="step", rollouts=16, seed=3, early_stop=False),
 )
 
 

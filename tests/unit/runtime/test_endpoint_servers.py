@@ -43,7 +43,8 @@ def test_all_processes_choose_the_same_server() -> None:
 
 
 def test_a_search_outlives_its_server_and_the_server_comes_back() -> None:
-    job = ReasoningJob(question="How many?", options=SearchOptions(rollouts=24, early_stop=False))
+    options = SearchOptions(strategy="step", rollouts=24, early_stop=False)
+    job = ReasoningJob(question="How many?", options=options)
     with serving() as one, serving() as two, runtime(one, two) as opened:
         servers = {one.url: one, two.url: two}
 
