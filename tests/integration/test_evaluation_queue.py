@@ -1,0 +1,47 @@
+"""An evaluation through the queue finds what one in process finds, and is resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marco_search.errors import MarcoError
+from marco_search.evaluation.data_sets import from_row
+from marco_search.evaluation.run import Progress, Recipe, read, run
+from marco_search.evaluation.traces import Trace
+from marco_search.jobs import SearchOptions
+from ops.evaluation_queue import run_queued
+from producer import Producer
+from tests.integration.test_worker import worker
+from tests.toy import ToyRuntime
+
+PROBLEMS = [from_row({"question": f"Problem {i}?", "answer": "987654"}, "row") for i in range(5)]
+RECIPE = Recipe(options=SearchOptions(strategy="step", rollouts=6), keep_tokens=True)
+
+
+def plain(traces: list[Trace]) -> list[dict[str, Any]]:
+    return [t.to_json() | {"seconds": 0, "run": ""} for t in traces]
+
+
+def test_the_queue_finds_what_a_local_run_finds(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    file, told = tmp_path / "queue.jsonl", list[Progress]()
+    with Producer(database_url, redis_url) as producer, worker(database_url, redis_url):
+        run_queued(PROBLEMS[:2], RECIPE, file, producer)
+        found = run_queued(PROBLEMS, RECIPE, file, producer, on_progress=told.append)
+        with producer.database.transaction() as conn:
+            payloads = conn.execute("SELECT payload::text, expected FROM jobs").fetchall()
+    assert (told[0].done, told[-1].done) == (2, 5) and len(read(file)) == 5
+    assert plain(found) == plain(run(PROBLEMS, RECIPE, ToyRuntime(), tmp_path / "local.jsonl"))
+    # No label is stored anywhere.
+    assert len(payloads) == 5
+    assert not any("987654" in payload or expected for payload, expected in payloads)
+
+
+def test_what_no_job_can_carry_is_refused(tmp_path: Path) -> None:
+    changed = Recipe(changes={"width": 2})
+    with pytest.raises(MarcoError, match="--local"):
+        run_queued(PROBLEMS, changed, tmp_path / "x.jsonl", None)  # type: ignore[arg-type]
