@@ -184,7 +184,8 @@ def percent(value: float | None) -> str:
 
 def markdown_rows(rows: Sequence[Row]) -> str:
     """The main table: Test@N and cost of each strategy."""
-    head = ("Strategy", "Test@1 %", "95 %", *(f"Test@{k} %" for k in TEST_AT),
+    known = [k for k in TEST_AT if any(str(k) in r.test_at for r in rows)]
+    head = ("Strategy", "Test@1 %", "95 %", *(f"Test@{k} %" for k in known),
             "rollouts", "tokens", "prefilled", "cached", "seconds", "AUROC")  # fmt: skip
     return table(
         head,
@@ -193,7 +194,7 @@ def markdown_rows(rows: Sequence[Row]) -> str:
                 r.strategy,
                 percent(r.accuracy),
                 f"{percent(r.low)} to {percent(r.high)}",
-                *(percent(r.test_at.get(str(k))) for k in TEST_AT),
+                *(percent(r.test_at.get(str(k))) for k in known),
                 f"{r.rollouts:.1f}",
                 f"{r.tokens_per_problem:.0f}",
                 f"{r.prefilled_per_problem:.0f}",

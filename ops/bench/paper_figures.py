@@ -46,6 +46,11 @@ class Language:
         return curve(self.traces[name], self.grader, choice=choice, sharpness=power)
 
     @property
+    def missing(self) -> list[str]:
+        """Runs that are not complete."""
+        return [name for name in runs(self.rollouts) if name not in self.traces]
+
+    @property
     def trees(self) -> list[str]:
         """The runs of searches that grow a tree, the winner last."""
         return [n for n in self.traces if not n.startswith(("cot", "samples")) and n != WINNER] + [

@@ -38,6 +38,9 @@ def _markdown(languages: Mapping[str, Language], texts: Mapping[str, Any]) -> st
         parts.append(f"## {title}: {len(language.problems)} held-out problems")
         parts.append(markdown_rows(rows(language)))
         parts.append(comparisons(language))
+        if language.missing:
+            names = ", ".join(language.missing)
+            parts.append(f"Not complete, for want of time, and so not shown: {names}.")
     parts.append(separate())
     parts.append(goals_section(goals(languages)))
     parts.append(texts_section(texts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marco_search.evaluation.report import PAIRED_HEAD, TEST_AT, markdown_paired, table
+from marco_search.evaluation.report import PAIRED_HEAD, markdown_paired, table
 from ops.bench.paper_figures import FLAT, WINNER, Language, at_equal_tokens
 from ops.bench.paper_goals import Goal
 from ops.bench.paper_runs import SEED
@@ -29,9 +29,9 @@ that seldom does, and after the reflection phrase it always calculates in parts.
 say nothing about other models. The method and the harness carry over.
 
 - Test@1: accuracy of the chosen answer, with its 95 % Wilson interval.
-- Test@{", @".join(map(str, TEST_AT))}: solved at least once in so many guesses. For
-  independent samples the unbiased estimate over {rollouts} separate samples. For a tree: one of
-  the first so many rollouts of one tree, which share prefixes and so are not separate guesses.
+- Test@N: solved at least once in N guesses. For independent samples the unbiased estimate over
+  {rollouts} separate samples. For a tree: one of the first N rollouts of one tree, which share
+  prefixes and so are not separate guesses. `auto` may have stopped before.
 - Tokens are generated tokens per problem, means. Prefilled are prompt tokens that had to be
   computed, cached those from the prefix cache. Seconds are from a search's first round to its
   last while other searches shared the engine.
