@@ -74,7 +74,8 @@ def accuracy_over_tokens(
                     alpha=0.08,
                     linewidth=0,
                 )
-        axis.set_xscale("log")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_title(title)
         axis.set_xlabel("generated tokens per problem")
         axis.set_ylabel("accuracy, % (bands: 95 %)")
