@@ -20,11 +20,9 @@ from ops.pocket.open_ended import HOBBIES
 TRANSLATION, OPEN_ENDED = "translation", "open-ended"
 ANSWERS = 5
 """Best distinct answers that are looked at."""
-_WHOLE = {"rollouts": 16, "early_stop": False}
 TEXT_RUNS = {
     "cot": Run(name="cot", options={"strategy": "cot"}),
-    "vote": Run(name="vote", options={"strategy": "vote"} | _WHOLE),
-    "step": Run(name="step", options={"strategy": "step"} | _WHOLE),
+    "auto": Run(name="auto", options={"strategy": "auto", "rollouts": 8, "early_stop": False}),
 }
 
 
