@@ -95,7 +95,8 @@ def cli() -> Iterator[Cli]:
 @pytest.fixture(scope="module")
 def demo(cli: Cli) -> tuple[int, str, str]:
     """The demo on two jobs, in a home that was never used before."""
-    return cli.run("demo", str(cli.file), "--rollouts", "4")
+    options = ("--strategy", "step", "--rollouts", "4", "--no-early-stop")
+    return cli.run("demo", str(cli.file), *options)
 
 
 @pytest.fixture(scope="module")
