@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -56,6 +57,7 @@ def serving(model: Path, log: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             env=kept | _ENVIRONMENT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             _wait(server, url, log)
@@ -89,6 +91,12 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
     server.wait()
+
+
+def _end_with_parent() -> None:
+    """Linux: the server is told to end when whoever started it was killed; so are its own."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _free_port() -> int:
