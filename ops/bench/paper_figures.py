@@ -58,24 +58,35 @@ class Language:
         ]
 
 
+COMPARED = ("cot", "samples", WINNER)
+"""Runs that the comparisons rest on: the report covers the problems that all of them have."""
+
+
 def gather(folder: Path, language: str, count: int, rollouts: int) -> Language:
-    """What is there of one set; a run that lacks problems is left out."""
+    """What is there of one set: the first problems (at most `count`) that COMPARED have all.
+
+    Another run that lacks some of these is left out.
+    """
     problems = load(SETS[language], limit=count)
-    traces, seconds = {}, {}
+    found, seconds = {}, {}
     for name, run in runs(rollouts).items():
         file = run.file(folder, language)
-        if not file.exists():
-            continue
-        found = {t.key: t for t in read(file)}  # the last of a problem is the newest
-        if all(p.key in found for p in problems):
-            traces[name] = [found[p.key] for p in problems]
+        if file.exists():
+            found[name] = {t.key: t for t in read(file)}  # the last of a problem is the newest
             beside = file.with_suffix(".seconds.json")
             seconds[name] = json.loads(beside.read_text()) if beside.exists() else 0.0
+    needed = [found[name] for name in COMPARED if name in found] or list(found.values())
+    whole = [all(p.key in traces for traces in needed) for p in problems]
+    covered = problems[: whole.index(False)] if False in whole else problems
     return Language(
         name=language,
-        problems=problems,
+        problems=covered,
         grader=Grader(problems),
-        traces=traces,
+        traces={
+            name: [traces[p.key] for p in covered]
+            for name, traces in found.items()
+            if covered and all(p.key in traces for p in covered)
+        },
         seconds=seconds,
         rollouts=rollouts,
     )
