@@ -17,6 +17,9 @@ from marco_search.runtime.embedded.slots import CHUNK
 
 Ints = npt.NDArray[np.int64]
 
+_MASKS = np.triu(np.full((CHUNK + 1, CHUNK), -np.inf, np.float32))
+"""Row n lets the first n keys of a chunk be seen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -37,9 +40,11 @@ def span_of(rows: slice, slots: slice, positions: Ints, shared: int = 0) -> Span
     """
     first, last = int(positions.min()), int(positions.max())
     chunks, masked = last // CHUNK + 1, first // CHUNK
-    keys = np.arange(masked * CHUNK, chunks * CHUNK).reshape(1, 1, 1, -1, CHUNK)
-    hidden = keys > positions[:, None, None, None, None]
-    mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
+    if masked == last // CHUNK:
+        mask = _MASKS[positions % CHUNK + 1][:, None, None, None]
+    else:
+        seen = positions[:, None] - np.arange(masked, chunks) * CHUNK
+        mask = _MASKS[np.clip(seen, -1, CHUNK - 1) + 1][:, None, None]
     shared = min(shared, chunks - 1)
     sources = [(slice(0, shared), slice(slots.start, slots.start + 1))] if shared else []
     sources.append((slice(shared, chunks), slots))

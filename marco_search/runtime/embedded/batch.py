@@ -15,8 +15,9 @@ from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.radix import RadixCache
 from marco_search.runtime.embedded.requests import Ticket
 from marco_search.runtime.embedded.row import Row
+from marco_search.runtime.embedded.row_state import RowState
 from marco_search.runtime.embedded.safetensors import Floats
-from marco_search.runtime.embedded.sampling import log_softmax_parts, pick
+from marco_search.runtime.embedded.sampling import AHEAD, Manner, log_softmax_parts, pick
 from marco_search.runtime.embedded.tokenizer import Tokenizer
 
 
@@ -36,18 +37,15 @@ class Batch:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
-        self._shared: int | None = None  # first chunks that all rows have in common, if known
-        self._current = np.zeros(max_rows, np.int64)  # token to append at the next step
-        self._length = np.zeros(max_rows, np.int64)  # tokens in the slot
-        self._made = np.zeros(max_rows, np.uint64)  # tokens generated
-        self._seeds = np.zeros(max_rows, np.uint64)
-        self._temperatures = np.zeros(max_rows, np.float32)
-        self._top_ps = np.ones(max_rows, np.float32)
+        self._state = RowState(max_rows)
+        # Known until rows come or go: how to sample, and the first chunks all have in common.
+        self._manner: Manner | None = None
+        self._shared = 0
 
     def admit(self, tickets: Sequence[Ticket]) -> None:
         """Bring tickets in: take what the cache has, prefill the rest, sample first tokens."""
         first = len(self.rows)
-        self._shared = None
+        self._manner = None
         # Those that only fill the cache go last, so that nothing moves when they leave.
         for ticket in sorted(tickets, key=lambda t: t.request.max_new_tokens == 0):
             self.rows.append(self._seat(ticket))
@@ -59,19 +57,21 @@ class Batch:
         done = [i for i in new if not self.rows[i].generates]
         if generating:
             chosen = slice(first, first + len(generating))
-            done += self._sample(chosen, np.stack([logits[i] for i in generating]))
+            first_logits = np.stack([logits[i] for i in generating])
+            done += self._sample(chosen, first_logits, self._state.manner(chosen))
         self._retire(done)
 
     def step(self) -> None:
         """Append every row's current token and choose the next one."""
         everything = slice(0, len(self.rows))
-        positions = self._length[everything].copy()
+        positions = self._state.length[everything].copy()
         self._decoder.slots.reserve(len(self.rows), int(positions.max()) + 1)
-        if self._shared is None:
+        if self._manner is None:
+            self._manner = self._state.manner(everything)
             self._shared = _shared_chunks(self.rows)
-        logits = self._decoder.step(self._current[everything], positions, self._shared)
-        self._length[everything] += 1
-        self._retire(self._sample(everything, logits))
+        logits = self._decoder.step(self._state.current[everything], positions, self._shared)
+        self._state.length[everything] += 1
+        self._retire(self._sample(everything, logits, self._manner))
 
     def drop_cancelled(self) -> None:
         """Let go of rows whose callers have given up."""
@@ -100,12 +100,7 @@ class Batch:
         if request.score_from is not None:
             cached = min(cached, request.score_from - 1)
         self.cache.hold(match.node)
-        index = len(self.rows)
-        self._length[index] = len(request.ids)
-        self._made[index] = 0
-        self._seeds[index] = request.seed
-        self._temperatures[index] = request.temperature
-        self._top_ps[index] = request.top_p
+        self._state.seat(len(self.rows), request)
         return Row(ticket, match, cached, self._eos_ids)
 
     def _fill(self, new: range) -> None:
@@ -143,17 +138,10 @@ class Batch:
                     self._keep(i, after[-1])
         return logits
 
-    def _sample(self, where: slice, logits: Floats) -> list[int]:
+    def _sample(self, where: slice, logits: Floats, manner: Manner) -> list[int]:
         """Choose a token for each of these rows; the rows that it ends."""
-        picks = pick(
-            logits,
-            self._temperatures[where],
-            self._top_ps[where],
-            self._seeds[where],
-            self._made[where],
-        )
-        self._made[where] += np.uint64(1)
-        self._current[where] = picks.tokens
+        picks = pick(logits, manner, self._state.next_numbers(where))
+        self._state.current[where] = picks.tokens
         bytes_of, done = self._tokenizer.bytes_of, []
         steps = zip(
             range(where.start, where.stop),
@@ -170,6 +158,8 @@ class Batch:
             row.top_logprobs.append(top_logprobs)
             if row.take(token, bytes_of(token)):
                 done.append(index)
+            elif len(row.tokens) % AHEAD == 0:
+                self._state.renew_numbers(index, row.request.seed)
         return done
 
     def _retire(self, done: Sequence[int]) -> None:
@@ -183,7 +173,7 @@ class Batch:
 
     def _keep(self, index: int, logits: Floats | None) -> None:
         """Put a row's tokens into the cache."""
-        length = int(self._length[index])
+        length = int(self._state.length[index])
         self.cache.insert(
             self.rows[index].ids(length),
             lambda start, end: self._decoder.slots.get(index, start, end),
@@ -191,21 +181,13 @@ class Batch:
         )
 
     def _close_gap(self, index: int) -> None:
-        self._shared = None
+        self._manner = None
         last = self.rows.pop()
         end = len(self.rows)
         if index < end:
             self.rows[index] = last
-            self._decoder.slots.copy(end, [index], int(self._length[end]))
-            for state in (
-                self._current,
-                self._length,
-                self._made,
-                self._seeds,
-                self._temperatures,
-                self._top_ps,
-            ):
-                state[index] = state[end]
+            self._decoder.slots.copy(end, [index], int(self._state.length[end]))
+            self._state.move(end, index)
 
 
 def _shared_chunks(rows: Sequence[Row]) -> int:

@@ -16,6 +16,7 @@ SINGLE  one product per row. Always holds; slow; only where neither of the above
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from enum import Enum
@@ -45,6 +46,10 @@ class Way(Enum):
         return int(self.value[bisect_left(self.value, rows)])
 
 
+_Block = tuple[slice, list[tuple[slice, Floats]]]
+"""A range of the inner dimension, and the weights there by ranges of columns."""
+
+
 class Linear:
     """x [M, K] -> x @ weight [M, N], float32. M must be one of the way's row counts."""
 
@@ -54,11 +59,20 @@ class Linear:
         padded = -(-self._columns // _LANES) * _LANES
         self._weight = np.zeros((inner, padded), np.float32)
         self._weight[:, : self._columns] = weight
+        self._blocks: dict[int, list[_Block]] = {}
         self.way = Way.SINGLE
 
     def __call__(self, x: Floats) -> Floats:
         """The product as a new array."""
-        return self._compute(x)[:, : self._columns]
+        if self.way is Way.ROWS:
+            found = self._in_blocks(x)
+        elif self.way is Way.TILES:
+            lanes = x.reshape(len(x) // TILE, TILE, -1).transpose(0, 2, 1)
+            tiles = np.matmul(self._weight.T, lanes).transpose(0, 2, 1)
+            found = np.ascontiguousarray(tiles).reshape(len(x), -1)
+        else:
+            found = np.concatenate([np.matmul(row[None], self._weight) for row in x])
+        return found if found.shape[1] == self._columns else found[:, : self._columns]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,19 +80,28 @@ class Linear:
         inner, padded = self._weight.shape
         return inner, padded
 
-    def _compute(self, x: Floats) -> Floats:
-        rows, inner = x.shape
-        if self.way is Way.TILES:
-            lanes = x.reshape(rows // TILE, TILE, inner).transpose(0, 2, 1)
-            out: Floats = np.matmul(self._weight.T, lanes)
-            return np.ascontiguousarray(out.transpose(0, 2, 1)).reshape(rows, -1)
-        if self.way is Way.SINGLE:
-            return np.concatenate([np.matmul(row[None], self._weight) for row in x])
-        total = _product(x[:, :INNER_BLOCK], self._weight[:INNER_BLOCK])
-        for start in range(INNER_BLOCK, inner, INNER_BLOCK):
-            block = slice(start, start + INNER_BLOCK)
-            total += _product(x[:, block], self._weight[block])
+    def _in_blocks(self, x: Floats) -> Floats:
+        rows = len(x)
+        blocks = self._blocks.get(rows)
+        if blocks is None:
+            blocks = self._blocks[rows] = _cut(rows, self._weight)
+        total = out = np.empty((rows, self._weight.shape[1]), np.float32)
+        for number, (inner, pieces) in enumerate(blocks):
+            if number == 1:
+                out = np.empty_like(total)
+            part = x[:, inner]
+            for columns, weight in pieces:
+                np.matmul(part, weight, out=out[:, columns])
+            if number:
+                total += out
         return total
+
+    def move(self, memory: Floats) -> None:
+        """Keep the weights in `memory`, which has room for exactly these."""
+        moved = memory.reshape(self._weight.shape)
+        moved[:] = self._weight
+        self._weight = moved
+        self._blocks.clear()
 
     def holds(self, way: Way) -> bool:
         """Whether rows are independent of each other when computed this way (measured)."""
@@ -98,21 +121,22 @@ class Linear:
         return True
 
 
-def _product(x: Floats, weight: Floats) -> Floats:
-    """x @ weight, in blocks of columns where that keeps each block a small product.
+def _cut(rows: int, weight: Floats) -> list[_Block]:
+    """Blocks of the inner dimension; each in columns that keep its products small, if they can.
 
     OpenBLAS copies the weights into another order for all but small products, which for a
     few rows takes longer than multiplying.
     """
-    (rows, inner), outer = x.shape, weight.shape[1]
-    columns = _SMALL_PRODUCT // (rows * inner) // _LANES * _LANES
-    out = np.empty((rows, outer), np.float32)
-    if columns >= outer or columns < _LEAST_COLUMNS:
-        return np.matmul(x, weight, out=out)
-    for start in range(0, outer, columns):
-        block = slice(start, start + columns)
-        np.matmul(x, weight[:, block], out=out[:, block])
-    return out
+    inner, outer = weight.shape
+    blocks: list[_Block] = []
+    for start in range(0, inner, INNER_BLOCK):
+        part = slice(start, min(start + INNER_BLOCK, inner))
+        width = _SMALL_PRODUCT // (rows * (part.stop - start)) // _LANES * _LANES
+        if width < _LEAST_COLUMNS:
+            width = outer
+        columns = [slice(i, min(i + width, outer)) for i in range(0, outer, width)]
+        blocks.append((part, [(c, weight[part, c]) for c in columns]))
+    return blocks
 
 
 def settle(linears: Sequence[Linear]) -> Way:
@@ -127,3 +151,16 @@ def settle(linears: Sequence[Linear]) -> Way:
     for linear in linears:
         linear.way = chosen
     return chosen
+
+
+def gather(linears: Sequence[Linear]) -> None:
+    """Move all weights into one piece of memory, for which numpy asks for huge pages.
+
+    Every step reads all weights; with few pages it waits less for their addresses.
+    """
+    arena = np.zeros(sum(math.prod(linear.shape) for linear in linears), np.float32)
+    at = 0
+    for linear in linears:
+        end = at + math.prod(linear.shape)
+        linear.move(arena[at:end])
+        at = end

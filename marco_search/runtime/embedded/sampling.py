@@ -20,8 +20,10 @@ TOP = 5
 """Log-probabilities kept per position besides the chosen token's (Marco-o1, section 4)."""
 
 Ints = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint64]
-_BLOCK = 32  # candidates that are summed before the running sum is searched
+AHEAD = 64
+"""Numbers that are made for a sequence at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,24 @@ class Picks:
     top_logprobs: Floats  # [rows, TOP]
 
 
+class Manner:
+    """How each of some rows is to be sampled; made once for many steps of the same rows.
+
+    `temperatures` [rows] 0 is greedy; `top_ps` [rows] keeps the most probable candidates that
+    reach it, after the temperature.
+    """
+
+    def __init__(self, temperatures: Floats, top_ps: Floats) -> None:
+        self.greedy = np.flatnonzero(temperatures <= 0)
+        self.heats = None if (temperatures == 1).all() else _column(temperatures)
+        self.cut = np.flatnonzero((top_ps < 1) & (temperatures > 0))
+        self.top_ps = _column(top_ps[self.cut])
+
+
+def _column(temperatures: Floats) -> Floats:
+    return np.where(temperatures > 0, temperatures, np.float32(1))[:, None]
+
+
 def log_softmax_parts(logits: Floats) -> tuple[Floats, Floats, Floats]:
     """(logits less their maximum, the exponentials of that, log of their sum per row)."""
     shifted = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
@@ -41,26 +61,22 @@ def log_softmax_parts(logits: Floats) -> tuple[Floats, Floats, Floats]:
     return shifted, weights, np.log(np.add.reduce(weights, axis=-1))
 
 
-def pick(
-    logits: Floats, temperatures: Floats, top_ps: Floats, seeds: Words, counters: Words
-) -> Picks:
-    """Sample one token per row of `logits` [rows, vocab].
-
-    `temperatures` 0 is greedy; `top_ps` keeps the most probable candidates that reach it,
-    after the temperature. Token number `counters` of a sequence depends only on its logits,
-    `seeds` and that number.
-    """
+def pick(logits: Floats, manner: Manner, numbers: Numbers) -> Picks:
+    """Choose one token per row of `logits` [rows, vocab]; `numbers` [rows] in [0, 1) decide."""
     shifted, weights, log_sum = log_softmax_parts(logits)
     rows = np.arange(len(logits))
     top_ids = _best(shifted)
-    tokens = top_ids[:, 0].copy()
-    sampled = np.flatnonzero(temperatures > 0)
-    if sampled.size:
-        heats = temperatures[sampled]
-        if sampled.size < len(rows) or (heats != 1).any():
-            weights = np.exp(shifted[sampled] / heats[:, None])
-        _keep_nucleus(weights, top_ps[sampled])
-        tokens[sampled] = _draw(weights, uniforms(seeds[sampled], counters[sampled]))
+    if manner.heats is not None:
+        weights = np.exp(shifted / manner.heats)
+    if manner.cut.size:
+        _keep_nucleus(weights, manner.cut, manner.top_ps)
+    running = np.cumsum(weights, axis=-1, dtype=np.float64)
+    # Numbers end at 1 - 2^-32, so the target is below the total: some candidate passes it, and
+    # the first that does has a weight of its own.
+    target = numbers * running[:, -1]
+    tokens = np.argmax(running > target[:, None], axis=-1)
+    if manner.greedy.size:
+        tokens[manner.greedy] = top_ids[manner.greedy, 0]
     return Picks(
         tokens,
         shifted[rows, tokens] - log_sum,
@@ -69,11 +85,15 @@ def pick(
     )
 
 
-def uniforms(seeds: Words, counters: Words) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each (seed, counter): SplitMix64 (Steele et al., 2014), keyed."""
+def numbers_for(seed: int, first: int) -> Numbers:
+    """The numbers in [0, 1) of tokens first..first+63 of the sequence with this seed.
+
+    Token t's number depends on (seed, t) alone: SplitMix64 (Steele et al., 2014) twice over.
+    """
     golden = np.uint64(0x9E3779B97F4A7C15)
-    words = _mix(_mix(seeds + golden) + (counters + np.uint64(1)) * golden)
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    counters = np.arange(first + 1, first + 1 + AHEAD).astype(np.uint64)
+    key = _mix(np.array([seed], np.uint64) + golden)
+    return (_mix(key + counters * golden) >> np.uint64(32)).astype(np.float64) * 2.0**-32
 
 
 def _mix(words: Words) -> Words:
@@ -88,41 +108,16 @@ def _best(values: Floats) -> Ints:
     rows = np.arange(len(values))
     ids = np.empty((len(values), min(TOP, values.shape[1])), np.int64)
     for rank in range(ids.shape[1]):
-        ids[:, rank] = left.argmax(axis=-1)
-        left[rows, ids[:, rank]] = -np.inf
+        best = left.argmax(axis=-1)
+        ids[:, rank] = best
+        left[rows, best] = -np.inf
     return ids
 
 
-def _keep_nucleus(weights: Floats, top_ps: Floats) -> None:
-    """Zero, in place, what lies outside each row's nucleus. Equals of its last one stay."""
-    cut = np.flatnonzero(top_ps < 1)
-    if cut.size:
-        ordered = np.sort(weights[cut], axis=-1)[:, ::-1]
-        running = np.cumsum(ordered, axis=-1)
-        last = np.argmax(running >= top_ps[cut, None] * running[:, -1:], axis=-1)
-        least = ordered[np.arange(cut.size), last]
-        weights[cut] = np.where(weights[cut] < least[:, None], np.float32(0), weights[cut])
-
-
-def _draw(weights: Floats, numbers: npt.NDArray[np.float64]) -> Ints:
-    """The candidate at which each row's running sum passes its number's share of the total."""
-    rows, vocab = weights.shape
-    blocks = -(-vocab // _BLOCK)
-    if blocks * _BLOCK != vocab:
-        weights = np.pad(weights, ((0, 0), (0, blocks * _BLOCK - vocab)))
-    grouped = weights.reshape(rows, blocks, _BLOCK)
-    running = np.cumsum(np.add.reduce(grouped, axis=-1), axis=-1, dtype=np.float64)
-    target = numbers * running[:, -1]
-    block = _first_above(running, target)
-    index = np.arange(rows)
-    before = np.where(block > 0, running[index, block - 1], 0.0)
-    inside = np.cumsum(grouped[index, block], axis=-1, dtype=np.float64)
-    return block * _BLOCK + _first_above(inside, target - before)
-
-
-def _first_above(running: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> Ints:
-    """First index whose running sum exceeds the target; never one that adds nothing."""
-    past = np.add.reduce(running <= target[:, None], axis=-1, dtype=np.int64)
-    # Rounding may put the target at the very end: then the last one that adds something.
-    found: Ints = np.minimum(past, np.argmax(running >= running[:, -1:], axis=-1))
-    return found
+def _keep_nucleus(weights: Floats, cut: Ints, top_ps: Floats) -> None:
+    """Zero, in place, what lies outside the nuclei of rows `cut`. Equals of the last one stay."""
+    ordered = np.sort(weights[cut], axis=-1)[:, ::-1]
+    running = np.cumsum(ordered, axis=-1)
+    last = np.argmax(running >= top_ps * running[:, -1:], axis=-1)
+    least = ordered[np.arange(cut.size), last]
+    weights[cut] = np.where(weights[cut] < least[:, None], np.float32(0), weights[cut])

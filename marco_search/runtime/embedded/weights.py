@@ -15,7 +15,7 @@ import numpy as np
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.embedded.config import ModelConfig
-from marco_search.runtime.embedded.linear import Linear, Way, settle
+from marco_search.runtime.embedded.linear import Linear, Way, gather, settle
 from marco_search.runtime.embedded.safetensors import Floats
 
 
@@ -51,6 +51,7 @@ def arrange(tensors: Mapping[str, Floats], config: ModelConfig) -> Weights:
     layers = tuple(_layer(source, config, i) for i in range(config.layers))
     last = Linear(head.T)
     products = [p for x in layers for p in (x.qkv, x.out, x.gate_up, x.down)]
+    gather([*products, last])
     return Weights(embedding, layers, last, settle([*products, last]))
 
 

@@ -112,7 +112,9 @@ def test_scores_of_a_text_do_not_depend_on_how_it_got_there(tmp_path: Path) -> N
         assert scored.scores == made.logprobs
 
 
-@pytest.mark.parametrize("shape", [(48, 96), (80, 48), (192, 768), (512, 192), (700, 33), (900, 330)])
+@pytest.mark.parametrize(
+    "shape", [(48, 96), (80, 48), (192, 768), (512, 192), (700, 33), (900, 330)]
+)
 def test_the_way_that_was_chosen_holds(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     weight = rng.standard_normal(shape, dtype=np.float32)
@@ -153,7 +155,7 @@ def has_avx2() -> bool:
 @pytest.mark.skipif(not has_avx2(), reason="this processor has no AVX2")
 @pytest.mark.parametrize("core", ["Haswell", "Nehalem"])
 def test_it_holds_on_older_processors_too(core: str) -> None:
-    """OpenBLAS runs the code it has for another processor; NumPy does without AVX-512."""
+    """OpenBLAS runs the code that it has for another processor."""
     environment = {
         **os.environ,
         "OPENBLAS_CORETYPE": core,

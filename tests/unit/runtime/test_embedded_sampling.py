@@ -8,23 +8,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marco_search.runtime.embedded.safetensors import Floats
-from marco_search.runtime.embedded.sampling import TOP, Picks, pick, uniforms
+from marco_search.runtime.embedded.sampling import (
+    AHEAD,
+    TOP,
+    Manner,
+    Numbers,
+    Picks,
+    numbers_for,
+    pick,
+)
 
 VOCAB = 77
 DRAWS = 20_000
 
 
-def draw(
-    logits: Floats, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, at: int = 0
-) -> Picks:
+def numbers(rows: int) -> Numbers:
+    """The first number of each of `rows` seeds."""
+    return np.array([numbers_for(seed, 0)[0] for seed in range(rows)])
+
+
+def draw(logits: Floats, temperature: float = 1.0, top_p: float = 1.0) -> Picks:
     rows = len(logits)
-    return pick(
-        logits,
-        np.full(rows, temperature, np.float32),
-        np.full(rows, top_p, np.float32),
-        np.arange(seed, seed + rows).astype(np.uint64),
-        np.full(rows, at, np.uint64),
-    )
+    manner = Manner(np.full(rows, temperature, np.float32), np.full(rows, top_p, np.float32))
+    return pick(logits, manner, numbers(rows))
 
 
 def one_row(seed: int = 0) -> Floats:
@@ -57,21 +63,22 @@ def test_frequencies_are_the_distribution(temperature: float, top_p: float) -> N
     assert chi2 < len(found) + 5 * np.sqrt(2 * len(found)) + 5
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31))
-def test_numbers_are_in_range_and_depend_on_both_keys(seed: int, counter: int) -> None:
-    seeds = np.array([seed, seed, seed + 1], np.uint64)
-    counters = np.array([counter, counter + 1, counter], np.uint64)
-    numbers = uniforms(seeds, counters)
-    assert ((numbers >= 0) & (numbers < 1)).all()
-    assert len(set(numbers.tolist())) == 3
+@given(st.integers(0, 2**63), st.integers(0, 2**31))
+def test_numbers_are_in_range_and_depend_on_seed_and_token(seed: int, first: int) -> None:
+    found = numbers_for(seed, first)
+    assert ((found >= 0) & (found <= 1 - 2**-32)).all()
+    assert len(set(found.tolist()) | set(numbers_for(seed + 1, first).tolist())) == 2 * AHEAD
+    later = numbers_for(seed, first + 10)
+    assert np.array_equal(found[10:], later[:-10])
 
 
-def test_numbers_are_uniform_along_seeds_and_along_counters() -> None:
-    line, same = np.arange(DRAWS).astype(np.uint64), np.full(DRAWS, 5, np.uint64)
-    for numbers in (uniforms(line, same), uniforms(same, line)):
-        counts = np.histogram(numbers, 50, (0, 1))[0]
-        assert ((counts - DRAWS / 50) ** 2 / (DRAWS / 50)).sum() < 100
-        assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03
+def test_numbers_are_uniform_along_seeds_and_along_tokens() -> None:
+    along_tokens = np.concatenate([numbers_for(5, i) for i in range(0, DRAWS, AHEAD)])
+    for found in (numbers(DRAWS), along_tokens):
+        counts = np.histogram(found, 50, (0, 1))[0]
+        expected = len(found) / 50
+        assert ((counts - expected) ** 2 / expected).sum() < 100
+        assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.03
 
 
 def test_temperature_zero_takes_the_best_and_the_lower_id_among_equals() -> None:
@@ -96,11 +103,11 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours() -> None:
     logits = (rng.standard_normal((60, VOCAB)) * 3).astype(np.float32)
     temperatures = rng.choice([0, 0.7, 1], 60).astype(np.float32)
     top_ps = rng.choice([0.5, 1], 60).astype(np.float32)
-    seeds, counters = np.arange(60).astype(np.uint64), np.arange(60).astype(np.uint64) % 7
-    together = pick(logits, temperatures, top_ps, seeds, counters)
+    given_numbers = numbers(60)
+    together = pick(logits, Manner(temperatures, top_ps), given_numbers)
     for i in range(60):
         row = slice(i, i + 1)
-        alone = pick(logits[row], temperatures[row], top_ps[row], seeds[row], counters[row])
+        alone = pick(logits[row], Manner(temperatures[row], top_ps[row]), given_numbers[row])
         assert alone.tokens[0] == together.tokens[i]
         assert alone.logprobs[0] == together.logprobs[i]
         assert np.array_equal(alone.top_logprobs[0], together.top_logprobs[i])
