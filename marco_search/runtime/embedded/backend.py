@@ -8,7 +8,6 @@ inside a fork's thread makes the frontend drop the child or wait for ever.
 from __future__ import annotations
 
 import queue
-import random
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,31 +16,18 @@ from typing import Any
 from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.choices import ChoicesDecision, token_length_normalized
 
-from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure
+from marco_search.errors import RuntimeFailure
+from marco_search.runtime.embedded.asking import number, request_of
 from marco_search.runtime.embedded.batch import Batch
 from marco_search.runtime.embedded.engine import Engine
 from marco_search.runtime.embedded.meta import Meta, completion_text, meta_info
 from marco_search.runtime.embedded.model import LoadedModel
 from marco_search.runtime.embedded.radix import RadixCache
 from marco_search.runtime.embedded.requests import Completion, GenerationRequest, Ticket
-from marco_search.runtime.embedded.sampling import TOP
 from marco_search.runtime.embedded.selecting import score_choices
 from marco_search.runtime.embedded.streaming import TextStream
 from marco_search.runtime.embedded.tokenizer import TokenIds
 from marco_search.runtime.params import error_value, params_of
-
-# Sampling parameters that the frontend knows and this engine does not; what they are when unset.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "min_new_tokens": (0,),
-    "top_k": (-1,),
-    "min_p": (0.0,),
-    "frequency_penalty": (0.0,),
-    "presence_penalty": (0.0,),
-    "regex": (None, ""),
-    "json_schema": (None, ""),
-    "dtype": (None,),
-}
 
 
 class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
@@ -65,7 +51,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         """Continue the executor's text: (text, meta_info), or an error value."""
         began = time.perf_counter()
         try:
-            request = self._request(s, sampling_params)
+            request = request_of(self._model, s, sampling_params)
             outcome = self.run(request, self._seconds_left(s))
             text = completion_text(self._model.tokenizer, outcome)
             return text, self._meta(s, sampling_params, request, outcome, began)
@@ -78,7 +64,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         """Like `generate`, in pieces; the last has the full meta_info, or is an error value."""
         began = time.perf_counter()
         try:
-            request = self._request(s, sampling_params)
+            request = request_of(self._model, s, sampling_params)
             arrivals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
             ticket = self.engine.submit(Ticket(request, arrivals))
             stream = TextStream(self._model.tokenizer, request.stops)
@@ -162,32 +148,6 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
             ticket = Ticket(GenerationRequest(ids=ids, max_new_tokens=0))
             self.engine.submit(ticket).wait(seconds)
 
-    def _request(self, s: Any, params: Any) -> GenerationRequest:
-        for name, unset in _UNSUPPORTED.items():
-            if getattr(params, name, unset[0]) not in (None, *unset):
-                raise BranchFailed(f"the embedded engine has no sampling parameter {name}")
-        if (_number(params.top_logprobs_num) or 0) > TOP:
-            raise BranchFailed(f"top_logprobs_num is {params.top_logprobs_num}, at most {TOP}")
-        ids = self._model.tokenizer.encode(s.text_)
-        room = self._model.config.context_tokens - len(ids)
-        if len(ids) == 0:
-            raise BranchFailed("the prompt is empty")
-        if room < 1:
-            most = self._model.config.context_tokens
-            raise PromptTooLong(f"the prompt has {len(ids)} tokens; the model takes {most} in all")
-        stops = [params.stop] if isinstance(params.stop, str) else params.stop or ()
-        own = params_of(s)
-        return GenerationRequest(
-            ids=ids,
-            max_new_tokens=min(params.max_new_tokens, room),
-            temperature=params.temperature,
-            top_p=params.top_p,
-            seed=own.seed if own else random.getrandbits(31),
-            stops=tuple(stops),
-            stop_ids=tuple(params.stop_token_ids or ()),
-            ignore_eos=bool(params.ignore_eos),
-        )
-
     def _meta(
         self, s: Any, params: Any, request: GenerationRequest, outcome: Completion, began: float
     ) -> Meta:
@@ -199,11 +159,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
             max_new_tokens=request.max_new_tokens,
             seconds=time.perf_counter() - began,
             logprobs=params.return_logprob is True,
-            top=_number(params.top_logprobs_num) or 0,
+            top=number(params.top_logprobs_num) or 0,
             with_text=params.return_text_in_logprobs is True,
+            prompt=request.ids[request.score_from - 1 :].tolist() if request.score_from else (),
         )
-
-
-def _number(value: Any) -> int | None:
-    # The frontend's own default for these is the tuple (None,).
-    return value if isinstance(value, int) else None

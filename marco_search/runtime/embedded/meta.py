@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from marco_search.runtime.embedded.requests import Completion
@@ -28,11 +29,13 @@ def meta_info(
     logprobs: bool,
     top: int,
     with_text: bool,
+    prompt: Sequence[int] = (),
 ) -> Meta:
     """SGLang's `meta_info` of a completion.
 
     Log-probs are the model's own, at temperature 1. With text, a chosen token's text is what it
-    completes: "" inside a character and for the end of the sequence.
+    completes: "" inside a character and for the end of the sequence. `prompt` is the end of
+    the prompt that was scored, from the token before the first score on.
     """
     reason: Meta = {"type": "length", "length": max_new_tokens}
     if completion.matched is not None:
@@ -47,6 +50,10 @@ def meta_info(
         "e2e_latency": seconds,
     }
     if logprobs:
+        meta["input_token_logprobs"] = [
+            [score, token, tokenizer.alone(token) if with_text else None]
+            for score, token in zip([None, *completion.scores], prompt, strict=False)
+        ]
         texts: list[str | None] = [None] * len(completion.tokens)
         if with_text:
             texts = list(tokenizer.pieces(completion.tokens))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ from marco_search.runtime.tokens import read_tokens
 from marco_search.search.branches import BranchRequest, Expansion, Finish, Reflect
 from tests.tiny_model import write_model
 
+ROOT = Path(__file__).resolve().parents[3]
 PROMPT = "<|im_start|>user\nTom has 3 apples.<|im_end|>\n<Thought>"
 
 
@@ -88,6 +92,33 @@ def test_meta_info_has_sglangs_keys_and_shapes(backend: EmbeddedBackend) -> None
     _, silent = run(backend, return_text_in_logprobs=False, top_logprobs_num=2)
     assert silent["output_token_logprobs"][0][2] is None
     assert len(silent["output_top_logprobs"][0]) == 2
+
+
+def test_the_prompt_is_scored_on_request(backend: EmbeddedBackend) -> None:
+    _, meta = run(backend, max_tokens=4)
+    assert meta["input_token_logprobs"] == []
+    prompt = backend.encode(PROMPT).tolist()
+    _, meta = run(backend, logprob_start_len=3)
+    found = meta["input_token_logprobs"]
+    assert [entry[1] for entry in found] == prompt[3:]
+    assert found[0][0] is None
+    assert all(entry[0] < 0 for entry in found[1:])
+    _, cached = run(backend, logprob_start_len=3)
+    assert cached["input_token_logprobs"] == found
+
+
+def test_opening_is_lazy_and_takes_one_blas_thread() -> None:
+    code = (
+        "import sys, marco_search.runtime, os\n"
+        "assert not {'numpy', 'sglang', 'requests'} & set(sys.modules)\n"
+        "from marco_search.settings import Settings\n"
+        "runtime = marco_search.runtime.open_runtime(Settings())\n"
+        "assert os.environ['OPENBLAS_NUM_THREADS'] == '1'\n"
+        "assert runtime.info.name == 'embedded' and len(runtime.info.revision) == 64\n"
+        "runtime.close()\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MARCO_", "OPENBLAS"))}
+    subprocess.run([sys.executable, "-c", code], check=True, env=clean, cwd=ROOT, timeout=120)
 
 
 def test_the_seed_makes_the_text(backend: EmbeddedBackend) -> None:
