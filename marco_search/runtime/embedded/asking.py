@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -35,6 +36,11 @@ def request_of(model: LoadedModel, s: Any, params: Any) -> GenerationRequest:
             raise BranchFailed(f"the embedded engine has no sampling parameter {name}")
     if (number(params.top_logprobs_num) or 0) > TOP:
         raise BranchFailed(f"top_logprobs_num is {params.top_logprobs_num}, at most {TOP}")
+    if not 0 <= params.temperature < math.inf or not 0 < params.top_p <= 1:
+        raise BranchFailed(
+            f"temperature {params.temperature} and top_p {params.top_p}: the first has to be 0 or "
+            "more, the second above 0 and at most 1"
+        )
     ids = model.tokenizer.encode(s.text_)
     room = model.config.context_tokens - len(ids)
     if len(ids) == 0:

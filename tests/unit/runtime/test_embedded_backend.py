@@ -271,6 +271,9 @@ def test_select_takes_the_most_probable_choice(
         ({"top_k": 5}, "top_k"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"top_logprobs_num": 6}, "at most 5"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_p": 0.0}, "top_p 0.0"),
     ],
 )
 def test_what_it_can_not_do_is_an_error_value(
