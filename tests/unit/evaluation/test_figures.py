@@ -212,4 +212,4 @@ def test_a_row_has_the_figures_of_its_run() -> None:
 def test_test_at_8_of_separate_guesses_and_of_a_tree() -> None:
     said: list[tuple[str | None, float]] = [("3", 0.5)] * 15 + [("4", 0.5)]
     trace = traced(PROBLEMS[0].key, said)
-    assert row("vote", [trace], GRADER).test_at == {"8": 0.5}
+    assert row("vote", [trace], GRADER).test_at == {"8": 0.5, "16": 1.0}
