@@ -93,7 +93,7 @@ def gather(folder: Path, language: str, count: int, rollouts: int) -> Language:
 
 
 def rows(language: Language) -> list[Row]:
-    """The table: greedy, the baselines at the winner's tokens, the trees."""
+    """The table: greedy, the baselines at the winner's tokens and whole, the trees."""
     found = [
         row(name, language.traces[name], language.grader)
         for name in ("cot", "cot-reflect")
@@ -105,16 +105,11 @@ def rows(language: Language) -> list[Row]:
         if not points:
             continue
         at = (target and at_least(points, target.tokens_per_problem)) or points[-1]
-        found.append(
-            row(
-                f"{name}, n = {at.rollouts}",
-                language.traces[run],
-                language.grader,
-                rollouts=at.rollouts,
-                choice=choice,
-                sharpness=power,
+        for n in sorted({at.rollouts, points[-1].rollouts}):
+            traces, label = language.traces[run], f"{name}, n = {n}"
+            found.append(
+                row(label, traces, language.grader, rollouts=n, choice=choice, sharpness=power)
             )
-        )
     for name in language.trees:
         found.append(row(name, language.traces[name], language.grader))
     return found

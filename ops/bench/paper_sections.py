@@ -19,8 +19,8 @@ def head(languages: Mapping[str, Language]) -> str:
 
 `make paper-table ARGS="--rollouts {rollouts}"` makes this page: the strategies of Marco-o1
 (arXiv 2411.14405) and honest baselines on the pocket model's held-out word problems. Seed
-{SEED}. The runs took {minutes:.0f} minutes of wall clock, one process a language, on 2 cores
-that much else was using; each goes on where it stopped when it is started again.
+{SEED}. The runs took at least {minutes:.0f} minutes of wall clock, one process a language, on 2
+cores that much else was using; each goes on where it stopped when it is started again.
 
 **What carries over and what does not.** The pocket model has 2 million parameters and was
 trained from scratch on generated problems. Its data was built so that confidence is
