@@ -85,8 +85,8 @@ def _half_the_tokens(language: Language) -> Goal | None:
     return Goal(
         text=f"{language.name}: half the tokens of self-consistency for the same accuracy",
         reached=found.ratio is not None and found.ratio <= 0.5,
-        measured=f"self-consistency's best up to n = {language.rollouts}, {100 * found.accuracy:.1f} %, at "
-        f"{found.baseline_tokens:.0f} tokens per problem: {share}",
+        measured=f"self-consistency's best up to n = {language.rollouts}, "
+        f"{100 * found.accuracy:.1f} %, at {found.baseline_tokens:.0f} tokens per problem: {share}",
     )
 
 

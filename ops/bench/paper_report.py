@@ -49,7 +49,7 @@ def _markdown(languages: Mapping[str, Language], texts: Mapping[str, Any]) -> st
 
 def _data(languages: Mapping[str, Language], texts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "command": "make paper-table",
+        "command": f'make paper-table ARGS="--rollouts {languages["en"].rollouts}"',
         "seed": SEED,
         "seconds": {n: dict(lang.seconds) for n, lang in languages.items()},
         "results": {
