@@ -57,7 +57,20 @@ def comparisons(language: Language) -> str:
     if not lines:
         return "No comparison: the runs are not complete."
     said = "At equal generated tokens (the baseline gets at least as many), paired bootstrap:"
-    return f"{said}\n\n{table(PAIRED_HEAD, lines)}"
+    return f"{said}\n\n{table(PAIRED_HEAD, lines)}{_reflecting_greedily(language)}"
+
+
+def _reflecting_greedily(language: Language) -> str:
+    """The cheapest rival: one greedy thought that is made to reflect."""
+    for _, point, found in at_equal_tokens(language, WINNER, ["cot-reflect"]):
+        return (
+            f"\n\n**Cheaper still:** one greedy thought that is made to reflect solves "
+            f"{100 * point.accuracy:.1f} % with {point.tokens_per_problem:.0f} tokens. "
+            f"`{WINNER}` less that: {100 * found.difference:+.1f} points "
+            f"({100 * found.low:+.1f} to {100 * found.high:+.1f}), at several times the tokens. "
+            "This model learnt to redo its work in parts after the phrase; `auto` does not reflect."
+        )
+    return ""
 
 
 def goals_section(goals: Sequence[Goal]) -> str:
