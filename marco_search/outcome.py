@@ -5,21 +5,14 @@ from __future__ import annotations
 from marco_search.driver import Finished
 from marco_search.jobs import Answer, Job, JobResult
 from marco_search.kinds import kind_of
-from marco_search.search.answers import Candidate, RankedAnswer, rank
+from marco_search.search.answers import RankedAnswer
 from marco_search.search.mcts import Search
 from marco_search.search.records import ROOT
 
 
 def ranked_answers(job: Job, search: Search) -> list[RankedAnswer]:
     """All distinct answers of the search, best first, near-duplicates merged as the kind says."""
-    kind = kind_of(job)
-    rollouts = [r for r in search.tree.rollouts if r.answer is not None]
-    keys = kind.merge([(str(r.answer), r.path_confidence) for r in rollouts])
-    candidates = [
-        Candidate(key=key, value=r.path_confidence, rollout_id=r.rollout_id)
-        for key, r in zip(keys, rollouts, strict=True)
-    ]
-    return rank(candidates, search.config.choice.value, sharpness=search.config.sharpness)
+    return search.ranked(kind_of(job).merge)
 
 
 def job_result(

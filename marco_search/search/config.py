@@ -104,16 +104,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""
-        for name in [
-            "mini_step_tokens",
-            "rollouts",
-            "max_new_tokens",
-            "branching",
-            "width",
-            "root_width",
-            "answer_width",
-            "parallel",
-        ]:
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise SearchError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.action not in (Action.STEP, Action.MINI_STEP, Action.WHOLE):

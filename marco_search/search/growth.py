@@ -39,8 +39,7 @@ def grow(
     path = list(tree.path(start_id))
     own: list[float] = []
     if not failed:
-        _add_nodes(tree, config, path, branch, round_number)
-        own = [c for s in branch.segments for c in confidences(s.tokens)]
+        own = _add_nodes(tree, config, path, branch, round_number)
     leaf = path[-1]
     answer = answer_of(tree.text(leaf)) if branch.finish is Finish.STOP else None
     confidence = mean_confidence(own)
@@ -68,8 +67,12 @@ def grow(
 
 def _add_nodes(
     tree: Tree, config: SearchConfig, path: list[int], branch: Branch, round_number: int
-) -> None:
-    """Extend `path` by the branch's actions, adding the nodes that are not there yet."""
+) -> list[float]:
+    """Extend `path` by the branch's actions, adding the nodes that are not there yet.
+
+    Returns c_i of all tokens of the branch, in order.
+    """
+    own: list[float] = []
 
     def step(
         action: Action, text: str, tokens: tuple[Token, ...], terminal: bool, follow: bool = True
@@ -85,6 +88,7 @@ def _add_nodes(
             confidences=confidences(tokens),
             terminal=terminal,
         )
+        own.extend(node.confidences)
         known = tree.find(node)
         if known is None:
             tree.add(node)
@@ -115,3 +119,4 @@ def _add_nodes(
                 follow=not (closing and part.action is Action.ANSWER),
             )
         thought_open = thought_open and not (END_OF_THOUGHT in segment.text and not closing)
+    return own

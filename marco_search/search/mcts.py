@@ -10,7 +10,7 @@ rounds that were kept goes on exactly as the interrupted one would have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -24,6 +24,9 @@ from marco_search.search.growth import grow
 from marco_search.search.records import ROOT, Node, Rollout
 from marco_search.search.selection import Selector
 from marco_search.search.tree import Tree
+
+Merge = Callable[[Sequence[tuple[str, float]]], list[str]]
+"""For each (answer key, value) the key it counts under once near-duplicates are one."""
 
 MIN_BRANCH_TOKENS = 8
 """A branch with less room than this is not started: it could not hold an answer."""
@@ -255,12 +258,20 @@ class Search:
         """Why the search ended; None while it has not."""
         return self._stopped
 
-    def ranked(self) -> list[RankedAnswer]:
-        """The distinct answers so far, best first."""
-        candidates = [
-            Candidate(key=r.answer, value=r.path_confidence, rollout_id=r.rollout_id)
+    def ranked(self, merge: Merge | None = None) -> list[RankedAnswer]:
+        """The distinct answers so far, best first.
+
+        `merge` gives for each (key, value) the key it counts under; without it, its own.
+        """
+        found = [
+            (r.answer, r.path_confidence, r.rollout_id)
             for r in self.tree.rollouts
             if r.answer is not None
+        ]
+        keys = merge([(k, v) for k, v, _ in found]) if merge else [k for k, _, _ in found]
+        candidates = [
+            Candidate(key=key, value=value, rollout_id=rollout_id)
+            for key, (_, value, rollout_id) in zip(keys, found, strict=True)
         ]
         return rank(candidates, self.config.choice.value, sharpness=self.config.sharpness)
 
