@@ -138,6 +138,7 @@ class Connections:
             sock.settimeout(max(call.left_s, 0.001))
             connection.request(method, self._path + path, body, self._headers)
             with connection.getresponse() as response:
+                sized = response.chunked or response.length is not None
                 chunks, size = [], 0
                 while True:
                     sock.settimeout(max(min(call.left_s, self._access.stall_s), 0.001))
@@ -150,6 +151,8 @@ class Connections:
                         raise ValueError(f"more than {_LARGEST_ANSWER >> 20} MiB")
                 if response.length:  # read1 does not say that bytes are missing
                     raise http.client.IncompleteRead(b"", response.length)
+                if not sized and (call.over or not chunks):  # nor that the headers were cut
+                    raise http.client.IncompleteRead(b"")
                 return response.status, response.headers, b"".join(chunks)
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:

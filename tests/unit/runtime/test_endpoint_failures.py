@@ -105,10 +105,19 @@ def test_an_error_of_the_server_is_retried_and_then_a_value(server: Server) -> N
         lambda h, b: h.send({}, 503),
         lambda h, b: h.raw(200, b'{"text": "4'),
         lambda h, b: (h.raw(200, b'{"text": "4', length=500), h.drop()),
+        lambda h, b: (h.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Le"), h.drop()),
         lambda h, b: h.drop(),
         lambda h, b: h.raw(200, b"[]"),
     ],
-    ids=["500", "503", "truncated JSON", "truncated body", "closed", "not an object"],
+    ids=[
+        "500",
+        "503",
+        "truncated JSON",
+        "truncated body",
+        "truncated headers",
+        "closed",
+        "not an object",
+    ],
 )
 def test_a_passing_failure_is_mended_by_a_retry(server: Server, act: Any) -> None:
     server.act = first_times(2, act)
