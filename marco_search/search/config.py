@@ -79,6 +79,8 @@ class SearchConfig:
     max_new_tokens: int = 1024  # of one branch
     # Sampling
     temperature: float = 1.0
+    # Of the first sample at the root and after each reflection; None: as all others. 0 is greedy.
+    first_temperature: float | None = None
     top_p: float = 1.0
     seed: int = 0
     # Tree
@@ -89,6 +91,7 @@ class SearchConfig:
     branching: int = 2  # k of a fork below the root
     width: int = 3  # samples drawn at an inner node
     root_width: int = 4  # samples drawn at the root (WHOLE draws all there, see Frontier)
+    widening: float = 0.0  # share of the visits that may be fresh samples at the root as well
     answer_width: int = 1  # samples drawn where a thought ends
     parallel: int = 8  # most branches in flight
     value: Value = Value.PATH
@@ -111,6 +114,8 @@ class SearchConfig:
             raise SearchError(f"action {self.action} can't be chosen; use step, mini_step or whole")
         if self.reflection_width is not None and self.reflection_width < 1:
             raise SearchError(f"reflection_width must be at least 1, not {self.reflection_width}")
+        if not 0.0 <= self.widening <= 1.0:
+            raise SearchError(f"widening must be from 0 to 1, not {self.widening}")
         if self.sharpness < 0:
             raise SearchError(f"sharpness must be at least 0, not {self.sharpness}")
         if self.lead is not None and self.lead <= 0:

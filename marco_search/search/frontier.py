@@ -59,6 +59,7 @@ class Frontier:
         for node_id in rollout.path[start:-1]:
             self._sampled[node_id] += 1
             self._refresh(node_id)
+        self._refresh(ROOT)  # its limit follows its visits
 
     # -- branches in flight -------------------------------------------------------------
 
@@ -95,6 +96,10 @@ class Frontier:
         """Number of open nodes in the subtree of this node, itself included."""
         return self._open_below[node_id]
 
+    def first_at(self, node_id: int) -> bool:
+        """True if nothing was drawn here yet."""
+        return self._sampled[node_id] + self._launched[node_id] == 0
+
     def reflection_for(self, node_id: int) -> Reflect:
         """How the next branch from this node reflects."""
         rule = self._config.reflection
@@ -126,7 +131,7 @@ class Frontier:
             # Reflections need a share of the rollouts where only the root is sampled.
             limit = (config.rollouts + 1) // 2 if branch else config.rollouts
         elif node_id == ROOT:
-            limit = config.root_width
+            limit = max(config.root_width, 1 + int(config.widening * self._tree.visits[ROOT]))
         elif node.action is Action.ANSWER and config.reflection is Reflection.ALWAYS:
             # A closing that had to give way to a reflection stays closed.
             limit = config.width if self._reflections[node_id] else 0

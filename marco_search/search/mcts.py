@@ -17,7 +17,7 @@ from hashlib import sha256
 
 from marco_search.errors import SearchError
 from marco_search.search.answers import Candidate, RankedAnswer, decided, lead, rank
-from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish
+from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish, Reflect
 from marco_search.search.config import Choice, SearchConfig
 from marco_search.search.frontier import Frontier
 from marco_search.search.growth import grow
@@ -141,17 +141,25 @@ class Search:
 
     def _launch(self, node_id: int, max_new_tokens: int) -> BranchRequest:
         branch_id = len(self.tree.rollouts) + len(self._asked)
+        reflect = self.frontier.reflection_for(node_id)
         request = BranchRequest(
             branch_id=branch_id,
             seed=branch_seed(self.config.seed, branch_id),
             max_new_tokens=max_new_tokens,
-            temperature=self.config.temperature,
+            temperature=self._temperature(node_id, reflect),
             top_p=self.config.top_p,
-            reflect=self.frontier.reflection_for(node_id),
+            reflect=reflect,
         )
         self._asked[branch_id] = _Asked(node_id, request)
         self.frontier.launch(node_id, request.reflect)
         return request
+
+    def _temperature(self, node_id: int, reflect: Reflect) -> float:
+        first = self.config.first_temperature
+        if first is None:
+            return self.config.temperature
+        afresh = reflect is Reflect.FIRST or (node_id == ROOT and self.frontier.first_at(ROOT))
+        return first if afresh else self.config.temperature
 
     def _budget_spent(self, elapsed_s: float) -> StopReason | None:
         config = self.config
