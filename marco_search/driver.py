@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from marco_search.errors import RuntimeUnavailable, SnapshotMismatch
+from marco_search.errors import PromptTooLong, RuntimeUnavailable, SnapshotMismatch
 from marco_search.jobs import Job
 from marco_search.kinds import Kind, kind_of
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import Branch, Finish
+from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.search.config import Reflection, SearchConfig, Selection, Value
 from marco_search.search.mcts import Round, Search, StopReason
 from marco_search.search.records import Node, Rollout
@@ -169,7 +169,7 @@ def run_search(
         expansions = search.ask(clock() - began)
         if not expansions:
             return Finished(plan=fixed, search=search, seconds=clock() - began)
-        branches = runtime.branch(expansions)
+        branches = _branches(runtime, expansions, search)
         if any(b.finish is Finish.FAILED for b in branches):
             # They may have failed because the search was told to stop (`Runtime.abort`).
             reason = journal.should_stop()
@@ -184,7 +184,25 @@ def run_search(
             on_round(search)
 
 
+def _branches(
+    runtime: Runtime, expansions: Sequence[Expansion], search: Search
+) -> Sequence[Branch]:
+    """The round's branches. A path that has grown too long is no failure of the job."""
+    try:
+        return runtime.branch(expansions)
+    except PromptTooLong as error:
+        if all(r.finish is Finish.FAILED for r in search.tree.rollouts):
+            raise
+        said = f"{PromptTooLong.__name__}: {error}"
+        return [
+            Branch(branch_id=request.branch_id, finish=Finish.FAILED, error=said)
+            for expansion in expansions
+            for request in expansion.branches
+        ]
+
+
 def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:
-    """A round of failures only is the runtime's failure, not the search's."""
-    if branches and all(b.finish is Finish.FAILED for b in branches):
+    """A round of failures only is the runtime's failure, unless no branch had room."""
+    failed = all(b.finish is Finish.FAILED for b in branches)
+    if failed and not all(str(b.error).startswith(PromptTooLong.__name__) for b in branches):
         raise RuntimeUnavailable(f"all {len(branches)} branches failed: {branches[0].error}")

@@ -62,6 +62,38 @@ def curve(
     ]
 
 
+def stopped(traces: Sequence[Trace], grader: Grader, lead: float) -> Point:
+    """The run with every search ended as soon as its vote is led by `lead`.
+
+    Valid for a lead no greater than the one the run was made with: a search looks at its lead
+    after each round only.
+    """
+    right, tokens, longest = [], 0, 0
+    for trace in traces:
+        kept = _until_led(trace, lead)
+        answer = chosen(trace.rollouts[:kept], trace.choice, trace.sharpness)
+        right.append(grader.right(trace.key, answer, trace.answers))
+        tokens += sum(r.generated for r in trace.rollouts[:kept])
+        longest = max(longest, kept)
+    return Point(
+        rollouts=longest, tokens_per_problem=tokens / max(1, len(traces)), right=tuple(right)
+    )
+
+
+def _until_led(trace: Trace, lead: float) -> int:
+    """Rollouts up to the end of the first round that the vote is led by `lead` after."""
+    weights: dict[str, float] = {}
+    for i, rollout in enumerate(trace.rollouts, start=1):
+        if rollout.answer is not None:
+            weight = rollout.path_confidence**trace.sharpness
+            weights[rollout.answer] = weights.get(rollout.answer, 0.0) + weight
+        first, second = sorted([*weights.values(), 0.0, 0.0], reverse=True)[:2]
+        ended = i == len(trace.rollouts) or trace.rollouts[i].round != rollout.round
+        if ended and first - second >= lead:
+            return i
+    return len(trace.rollouts)
+
+
 def at_least(points: Sequence[Point], tokens_per_problem: float) -> Point | None:
     """The first point of a curve that uses at least so many tokens; None if none does.
 

@@ -114,6 +114,8 @@ class SearchConfig:
             raise SearchError(f"action {self.action} can't be chosen; use step, mini_step or whole")
         if self.reflection_width is not None and self.reflection_width < 1:
             raise SearchError(f"reflection_width must be at least 1, not {self.reflection_width}")
+        if self.first_temperature is not None and self.first_temperature < 0:
+            raise SearchError(f"first_temperature must not be below 0: {self.first_temperature}")
         if not 0.0 <= self.widening <= 1.0:
             raise SearchError(f"widening must be from 0 to 1, not {self.widening}")
         if self.sharpness < 0:

@@ -7,6 +7,7 @@ never part of the tree.
 
 from __future__ import annotations
 
+from marco_search.errors import PromptTooLong
 from marco_search.search.branches import Finish, Reflect
 from marco_search.search.config import Action, Reflection, SearchConfig
 from marco_search.search.records import ROOT, Node, Rollout
@@ -26,6 +27,7 @@ class Frontier:
         self._open_below: list[int] = []  # open nodes at or below the node
         self._reflections: list[int] = []  # reflections on the path to the node
         self._reflecting: set[int] = set()  # nodes with a reflection in flight
+        self._full: set[int] = set()  # nodes whose text leaves the model no room
         self._children: dict[int, set[Action]] = {}  # actions of a node's children
         self._rollouts_seen = 0
         self.catch_up()
@@ -54,6 +56,9 @@ class Frontier:
 
     def _recorded(self, rollout: Rollout) -> None:
         if rollout.finish is Finish.FAILED:
+            if str(rollout.error).startswith(PromptTooLong.__name__):
+                self._full.add(rollout.start_id)
+                self._refresh(rollout.start_id)
             return
         start = rollout.path.index(rollout.start_id)
         for node_id in rollout.path[start:-1]:
@@ -121,7 +126,7 @@ class Frontier:
     def _limit(self, node_id: int) -> int:
         """Branches that may ever be sampled at this node."""
         config, node = self._config, self._tree.nodes[node_id]
-        if node.terminal:
+        if node.terminal or node_id in self._full:
             return 0
         children = self._children.get(node_id, set())
         whole = config.action is Action.WHOLE

@@ -5,8 +5,9 @@
 - best-of-n: independent samples, the most confident one.
 - step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size. mini-step-16
   and -8 are for models whose whole answers are shorter than a hundred tokens or two.
-- auto: what did best in our measurements (docs/search.md): MCTS by steps, two rollouts at a
-  time, a sharpened vote, and an end as soon as one answer is clearly ahead.
+- auto: what did best in our measurements (docs/search.md): MCTS by steps that begins with
+  the greedy thought, reconsiders it where it is unsure, and only then widens; a sharpened
+  vote, and an end as soon as one answer is clearly ahead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from marco_search.errors import SearchError
-from marco_search.search.config import Action, Choice, SearchConfig
+from marco_search.search.config import Action, Choice, Reflection, SearchConfig
 
 DEFAULT_STRATEGY = "auto"
 
@@ -34,11 +35,16 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     | {
         "action": Action.STEP,
         "parallel": 2,
+        "first_temperature": 0.0,
+        "root_width": 1,
+        "widening": 0.5,
+        "width": 2,
+        # A thought is redone as a whole before its steps are sampled again.
+        "reflection": Reflection.BRANCH,
+        "reflect_first": True,
+        "reflection_width": 2,
         "sharpness": 128.0,
         "lead": 0.4,
-        # Where reflection is asked for: first one thought to its end, then four redos of it.
-        "reflect_first": True,
-        "reflection_width": 4,
     },
 }
 

@@ -1,11 +1,12 @@
-"""What each part of the search is worth: the winning strategy with one thing changed.
+"""What each part of the search is worth: the default strategy with one thing changed.
 
-    python -m ops.bench.ablation [--variant NAME ...] [--problems 100]
+    python -m ops.bench.ablation [--variant NAME ...] [--problems 250]
 
 Runs on the development split, both languages; keeps traces under MARCO_HOME/evaluation and
-goes on where it stopped. Prints one JSON line a variant: accuracy over both languages at a few
-token budgets, each search cut where its budget ends. Then the base run is rescored under other
-rewards and votes, without generating. `docs/ablation.jsonl` holds what was printed.
+goes on where it stopped. Prints one JSON line a variant: accuracy and tokens where the vote is
+led by the strategy's own lead and by a greater one, and the difference to the base, problem by
+problem. Then whole runs (no early stop) are rescored under other rewards and votes, without
+generating. docs/ablation.jsonl holds what was printed.
 """
 
 from __future__ import annotations
@@ -15,99 +16,132 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from marco_search import settings
-from marco_search.evaluation.curves import Point, at_least, curve
+from marco_search.evaluation.curves import Point, stopped
 from marco_search.evaluation.data_sets import Problem, load
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.run import Recipe, run
-from marco_search.evaluation.statistics import wilson
+from marco_search.evaluation.statistics import paired, wilson
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
+from marco_search.search.strategies import STRATEGIES
 from ops.bench.development import export
 
-SEED, ROLLOUTS, PROBLEMS, THREADS = 5, 12, 100, 24
-BUDGETS = (400, 800, 1200)
-"""Generated tokens per problem at which variants are compared."""
-BASE = "base"
-# Name -> fields of SearchConfig that differ from the strategy "auto" without its early stop.
+SEED, ROLLOUTS, PROBLEMS, THREADS = 5, 16, 250, 24
+BASE, WHOLE = "base", "whole"
+LEADS = (float(STRATEGIES["auto"]["lead"]), 0.8)
+"""The strategy's own, and the one that the runs are made with: any in between can be cut."""
+WHOLE_ROLLOUTS, WHOLE_PROBLEMS = 12, 100
+"""Of the run without early stop that is rescored."""
+# Name -> fields of SearchConfig that differ from the strategy "auto".
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
-    "flat": {"action": "whole"},
-    "reflecting": {"reflection": "branch", "root_width": 2, "width": 2},
-    "width 2": {"width": 2},
-    "mini-step 16": {"action": "mini_step", "mini_step_tokens": 16},
+    # Reflection
+    "never reflects": {"reflection": "never"},
+    "reflects up to twice": {"max_reflections": 2},
+    "four redos": {"reflection_width": 4},
+    "steps before a reflection too": {"reflect_first": False},
+    # Sampling
+    "no greedy samples": {"first_temperature": None},
     "temperature 0.7": {"temperature": 0.7},
-    "root width 2": {"root_width": 2},
+    "temperature 1.3": {"temperature": 1.3},
+    # Widening
+    "root widens half as fast": {"widening": 0.25},
+    "root widens twice as fast": {"widening": 1.0},
+    "root of four at once": {"root_width": 4},
+    "width 1": {"width": 1},
+    "width 4": {"width": 4},
+    # Selection
     "exploration 0.1": {"exploration": 0.1},
     "exploration 2": {"exploration": 2.0},
-    "value of the rollout only": {"value": "rollout"},
     "PUCT": {"selection": "puct"},
-    "WU-UCT": {"virtual_loss": 0.0},
+    "WU-UCT, four at a time": {"virtual_loss": 0.0, "parallel": 4},
+    "four at a time": {"parallel": 4},
     "values not normalised": {"normalise": False},
-    "temperature 1.3": {"temperature": 1.3},
-    "width 5": {"width": 5},
-    "eight at a time": {"parallel": 8},
-    "samples and redos, no steps": {
-        "action": "whole", "reflection": "branch", "root_width": 2, "reflection_width": ROLLOUTS,
-    },
-}  # fmt: skip
+    "value of the rollout only": {"value": "rollout"},
+    # Actions
+    "whole thoughts": {"action": "whole"},
+    "mini-step 32": {"action": "mini_step", "mini_step_tokens": 32},
+    "mini-step 16": {"action": "mini_step", "mini_step_tokens": 16},
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, action="append")
+    parser.add_argument("--variant", choices=[*VARIANTS, WHOLE], action="append")
     parser.add_argument("--problems", type=int, default=PROBLEMS, help="a language")
     given = parser.parse_args(words)
     home = settings.load().home / "evaluation"
-    files = [home / f"development_{language}.jsonl" for language in ("en", "zh")]
-    if not all(f.exists() for f in files):
-        export(home)
-    sets = [load(str(f), limit=given.problems) for f in files]
-    problems = [p for pair in zip(*sets, strict=True) for p in pair]  # both languages in turn
+    problems = development_split(home, given.problems)
     runtime = open_runtime(settings.load())
+    grader, base = Grader(problems), None
+
+    def made(name: str, problems: Sequence[Problem]) -> list[Trace]:
+        file = home / "ablation" / f"{name.replace(' ', '-')}.jsonl"
+        return run(problems, recipe(name), runtime, file, threads=THREADS)
+
     try:
-        for name in given.variant or VARIANTS:
-            file = home / "ablation" / f"{name.replace(' ', '-')}.jsonl"
+        for name in given.variant or [*VARIANTS, WHOLE]:
             began = time.monotonic()
-            traces = run(problems, recipe(name), runtime, file, threads=THREADS)
-            seconds = time.monotonic() - began
-            _print({"variant": name, **figures(problems, traces), "seconds": round(seconds, 1)})
-            if name == BASE:
-                for line in rescored(problems, traces):
+            if name == WHOLE:
+                few = problems[: 2 * WHOLE_PROBLEMS]
+                for line in rescored(few, made(WHOLE, few)):
                     _print(line)
+                continue
+            base = base or made(BASE, problems)
+            traces = base if name == BASE else made(name, problems)
+            seconds = round(time.monotonic() - began, 1)
+            _print({"variant": name, **figures(traces, base, grader), "seconds": seconds})
     finally:
         runtime.close()
 
 
+def development_split(home: Path, count: int) -> list[Problem]:
+    """The first `count` problems of each language, in turn."""
+    files = [home / f"development_{language}.jsonl" for language in ("en", "zh")]
+    if not all(f.exists() for f in files):
+        export(home)
+    sets = [load(str(f), limit=count) for f in files]
+    return [p for pair in zip(*sets, strict=True) for p in pair]
+
+
 def recipe(name: str) -> Recipe:
-    """How a variant searches: to the end of its rollouts, so that any budget can be cut."""
-    options = SearchOptions(strategy="auto", rollouts=ROLLOUTS, seed=SEED, early_stop=False)
-    return Recipe(options=options, changes=VARIANTS[name], keep_tokens=True)
+    """How a variant searches: to a lead later than any it is looked at."""
+    if name == WHOLE:
+        options = SearchOptions(rollouts=WHOLE_ROLLOUTS, seed=SEED, early_stop=False)
+        return Recipe(options=options, keep_tokens=True)
+    options = SearchOptions(rollouts=ROLLOUTS, seed=SEED)
+    return Recipe(options=options, changes={**VARIANTS[name], "lead": max(LEADS)})
 
 
-def figures(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
-    """Accuracy at each budget and at the end, with tokens and the 95 % interval."""
-    points = curve(traces, Grader(problems))
-    at = {str(b): p for b in BUDGETS if (p := at_least(points, b))}
-    return {k: _point(p) for k, p in {**at, "end": points[-1]}.items()}
+def figures(traces: Sequence[Trace], base: Sequence[Trace], grader: Grader) -> dict[str, Any]:
+    """At each lead: accuracy with its 95 % interval, tokens, and what the change gained."""
+    return {
+        f"lead {lead}": _point(stopped(traces, grader, lead), stopped(base, grader, lead))
+        for lead in LEADS
+    }
 
 
-def _point(point: Point) -> dict[str, Any]:
+def _point(point: Point, base: Point) -> dict[str, Any]:
     n, right = len(point.right), sum(point.right)
     low, high = wilson(right, n)
+    gain = paired(point.right, base.right)
     return {
         "n": n,
         "accuracy": round(right / n, 4),
         "low": round(low, 4),
         "high": round(high, 4),
-        "rollouts": point.rollouts,
         "tokens_per_problem": round(point.tokens_per_problem, 1),
+        "gain": round(gain.difference, 4),
+        "gain_low": round(gain.low, 4),
+        "gain_high": round(gain.high, 4),
     }
 
 

@@ -184,7 +184,7 @@ def test_every_reward_scores_a_real_tree(tmp_path: Path) -> None:
             assert rescore(traces, GRADER, reward=name, vote=vote).n == 2
     for trace in traces:
         for r in trace.rollouts:
-            assert REWARDS["path"](trace, r) == pytest.approx(r.path_confidence, abs=1e-4)
+            assert REWARDS["since"](trace, r) == pytest.approx(r.path_confidence, abs=1e-4)
             assert REWARDS["rollout"](trace, r) == pytest.approx(r.confidence, abs=1e-4)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from marco_search.errors import SearchError
 from marco_search.search.answers import Candidate, lead, rank
+from marco_search.search.branches import Reflect
 from marco_search.search.config import Action, Choice, Reflection, SearchConfig
 from marco_search.search.mcts import Search, StopReason
 from marco_search.search.strategies import STRATEGIES, configure
@@ -94,7 +95,47 @@ def test_confidence_begins_anew_after_a_reflection() -> None:
     assert seen
 
 
+def test_the_first_sample_at_the_root_and_after_each_reflection_is_greedy() -> None:
+    config = configure("auto", rollouts=12, early_stop=False, seed=4, temperature=0.9, parallel=3)
+    search, runtime, temperatures = Search(config, PROMPT, answer_of), ToyRuntime(), {}
+    while expansions := search.ask():
+        for expansion in expansions:
+            for request in expansion.branches:
+                temperatures[request.branch_id] = request.temperature
+        search.tell(runtime.branch(expansions))
+    afresh = {r.rollout_id for r in search.tree.rollouts if r.reflect is Reflect.FIRST}
+    assert len(afresh) >= 3
+    assert {i for i, t in temperatures.items() if t == 0.0} == {0} | afresh
+    assert set(temperatures.values()) == {0.0, 0.9}
+
+
+def test_a_thought_is_reconsidered_before_another_is_begun() -> None:
+    search = run(configure("auto", rollouts=4, early_stop=False, seed=2), ("1", "2"))
+    first, second, *later = search.tree.rollouts
+    assert (first.start_id, first.reflect) == (0, Reflect.NO)
+    assert second.reflect is Reflect.FIRST and second.start_id in first.path
+    assert any(r.start_id == 0 for r in later)
+
+
+@pytest.mark.parametrize("widening", [0.25, 0.5, 1.0])
+def test_the_root_widens_with_its_visits(widening: float) -> None:
+    config = configure(
+        "step", rollouts=24, root_width=1, widening=widening, early_stop=False, parallel=1, width=9
+    )
+    fresh = 0
+    for i, rollout in enumerate(run(config).tree.rollouts):
+        fresh += rollout.start_id == 0
+        assert fresh <= 1 + widening * i
+    assert fresh >= widening * 20
+
+
 def test_values_no_search_can_run_with_are_refused() -> None:
-    for wrong in ({"sharpness": -1.0}, {"lead": 0.0}, {"reflection_width": 0}):
+    for wrong in (
+        {"sharpness": -1.0},
+        {"lead": 0.0},
+        {"reflection_width": 0},
+        {"widening": 1.5},
+        {"first_temperature": -0.1},
+    ):
         with pytest.raises(SearchError, match=next(iter(wrong))):
             configure("auto", **wrong)
