@@ -14,7 +14,7 @@ from marco_search.evaluation.report import Row, row
 from marco_search.evaluation.run import read
 from marco_search.evaluation.statistics import Paired, paired
 from marco_search.evaluation.traces import Trace
-from ops.bench.paper_runs import SETS, runs
+from ops.bench.paper_runs import FEW, SETS, runs
 
 # Name in the report -> (run of independent samples, how they are put to the vote, power).
 FLAT: dict[str, tuple[str, str, float]] = {
@@ -36,7 +36,7 @@ class Language:
     grader: Grader
     traces: Mapping[str, list[Trace]]  # by run; only those that are complete
     seconds: Mapping[str, float]  # wall clock of the run
-    rollouts: int  # of each run but the winner's
+    rollouts: int  # of each main run but the winner's
 
     def curve(self, strategy: str) -> list[Point]:
         """The accuracy of a run, or of a vote over samples, at each number of rollouts."""
@@ -111,7 +111,10 @@ def rows(language: Language) -> list[Row]:
                 row(label, traces, language.grader, rollouts=n, choice=choice, sharpness=power)
             )
     for name in language.trees:
-        found.append(row(name, language.traces[name], language.grader))
+        traces = language.traces[name]
+        if name != WINNER and max(len(t.rollouts) for t in traces) > FEW:
+            found.append(row(f"{name}, {FEW} rollouts", traces, language.grader, rollouts=FEW))
+        found.append(row(name, traces, language.grader))
     return found
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marco_search.evaluation.report import PAIRED_HEAD, markdown_paired, table
+from marco_search.evaluation.statistics import paired
 from ops.bench.paper_figures import FLAT, WINNER, Language, at_equal_tokens
 from ops.bench.paper_goals import Goal
-from ops.bench.paper_runs import SEED
+from ops.bench.paper_runs import FEW, SEED
 
 
 def head(languages: Mapping[str, Language]) -> str:
@@ -37,7 +38,8 @@ say nothing about other models. The method and the harness carry over.
   last while other searches shared the engine.
 - AUROC: the answer's confidence against its correctness, over problems.
 - Baselines are given at least as many generated tokens as `{WINNER}` (the least n that does),
-  the paper's strategies have {rollouts} rollouts. n is the number of samples.
+  the paper's strategies have {rollouts} rollouts, some only {min(rollouts, FEW)}. n is the
+  number of samples. `auto-whole` is `auto` that does not stop early.
 
 ![Accuracy over generated tokens](plots/accuracy-over-tokens.png)
 
@@ -61,16 +63,20 @@ def comparisons(language: Language) -> str:
 
 
 def _reflecting_greedily(language: Language) -> str:
-    """The cheapest rival: one greedy thought that is made to reflect."""
-    for _, point, found in at_equal_tokens(language, WINNER, ["cot-reflect"]):
-        return (
-            f"\n\n**Cheaper still:** one greedy thought that is made to reflect solves "
-            f"{100 * point.accuracy:.1f} % with {point.tokens_per_problem:.0f} tokens. "
-            f"`{WINNER}` less that: {100 * found.difference:+.1f} points "
-            f"({100 * found.low:+.1f} to {100 * found.high:+.1f}), at several times the tokens. "
-            "This model learnt to redo its work in parts after the phrase; `auto` does not reflect."
-        )
-    return ""
+    """The strongest rival: one greedy thought that is always made to reflect."""
+    rival, mine = language.curve("cot-reflect"), language.curve(WINNER)
+    if not rival or not mine:
+        return ""
+    found = paired(mine[-1].right, rival[-1].right)
+    saved = 1 - mine[-1].tokens_per_problem / rival[-1].tokens_per_problem
+    return (
+        f"\n\n**The strongest rival** is `cot-reflect`, one greedy thought that is always made to "
+        f"reflect: {100 * rival[-1].accuracy:.1f} % with "
+        f"{rival[-1].tokens_per_problem:.0f} tokens. "
+        f"`{WINNER}` begins the same way, reflects only where it is unsure and goes on where that "
+        f"did not settle it: {100 * found.difference:+.1f} points "
+        f"({100 * found.low:+.1f} to {100 * found.high:+.1f}), {100 * -saved:+.0f} % tokens."
+    )
 
 
 def goals_section(goals: Sequence[Goal]) -> str:
