@@ -24,7 +24,7 @@ from marco_search.evaluation.statistics import wilson
 from marco_search.evaluation.traces import Trace, traced
 from marco_search.jobs import Job, SearchOptions
 from marco_search.runtime.base import Runtime
-from marco_search.search.config import SearchConfig
+from marco_search.search.config import Action, SearchConfig
 
 THREADS = 16
 """Searches at once."""
@@ -77,8 +77,13 @@ OnProgress = Callable[[Progress], None]
 
 
 def run_hash(fixed: Plan) -> str:
-    """A name for all that decides how a problem is searched, the problem itself left out."""
-    told = {"config": fixed.config.to_json(), "model": fixed.model, "revision": fixed.revision}
+    """A name for all that decides how a problem is searched, the problem itself left out.
+
+    Settings at their defaults do not count: a new one leaves traces that know nothing of it valid.
+    """
+    usual = SearchConfig(strategy="", action=Action.WHOLE).to_json()
+    config = {k: v for k, v in fixed.config.to_json().items() if v != usual[k]}
+    told = {"config": config, "model": fixed.model, "revision": fixed.revision}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

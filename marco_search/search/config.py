@@ -38,6 +38,14 @@ class Selection(StrEnum):
     PUCT = "puct"
 
 
+class Backup(StrEnum):
+    """What a node's quality Q is, from the values of the rollouts through it."""
+
+    MEAN = "mean"  # as in Marco-o1
+    MAX = "max"
+    MIXED = "mixed"  # the mean of the two
+
+
 class Value(StrEnum):
     """Which tokens' confidences make a rollout's value."""
 
@@ -95,6 +103,7 @@ class SearchConfig:
     answer_width: int = 1  # samples drawn where a thought ends
     parallel: int = 8  # most branches in flight
     value: Value = Value.PATH
+    backup: Backup = Backup.MEAN
     choice: Choice = Choice.WEIGHTED
     sharpness: float = 1.0  # a weighted vote weighs a path's confidence to this power
     early_stop: bool = True  # stop when the vote can't change any more
@@ -136,6 +145,7 @@ class SearchConfig:
             "action": Action,
             "selection": Selection,
             "value": Value,
+            "backup": Backup,
             "choice": Choice,
             "reflection": Reflection,
         }

@@ -1,7 +1,7 @@
 """Which child to follow on the way down: UCT or PUCT, with branches in flight counted.
 
 With n visits and o branches in flight at a child, N and O at its parent, Q the child's
-mean value and w the virtual loss:
+value (mean, greatest or both, `backup`) and w the virtual loss:
 
     Q'   = Q * n / (n + w * o)                  (a branch in flight counts as w lost visits)
     UCT  = Q' + c * sqrt(2 ln(N + O) / (n + o))
@@ -73,7 +73,7 @@ class Selector:
         tree, n = self._tree, self._tree.visits[child]
         if n == 0:
             return 0.0
-        q = tree.mean_value(child)
+        q = tree.quality(child, self._config.backup)
         if self._config.normalise:
             spread = tree.greatest - tree.least
             q = min(1.0, max(0.0, (q - tree.least) / spread)) if spread > 0 else 0.5

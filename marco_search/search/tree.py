@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from marco_search.search.branches import Finish
-from marco_search.search.config import Action
+from marco_search.search.config import Action, Backup
 from marco_search.search.records import ROOT, Node, Rollout
 
 
@@ -22,6 +22,7 @@ class Tree:
         self.children: list[list[int]] = []
         self.visits: list[int] = []
         self.value_sum: list[float] = []
+        self.best_value: list[float] = []  # greatest value backed up; 0.0 before the first visit
         # Over generated tokens since the path's last reflection, or from the root.
         self._confidence_sum: list[float] = []
         self._token_count: list[int] = []
@@ -67,6 +68,7 @@ class Tree:
         self.children.append([])
         self.visits.append(0)
         self.value_sum.append(0.0)
+        self.best_value.append(0.0)
         if parent is not None:
             self.children[parent].append(i)
         afresh = parent is None or node.action is Action.REFLECTION
@@ -84,6 +86,7 @@ class Tree:
         for node_id in rollout.path:
             self.visits[node_id] += 1
             self.value_sum[node_id] += rollout.value
+            self.best_value[node_id] = max(self.best_value[node_id], rollout.value)
         if rollout.answer is not None:
             self.least = min(self.least, rollout.value)
             self.greatest = max(self.greatest, rollout.value)
@@ -110,9 +113,14 @@ class Tree:
         return any(self.nodes[i].action is Action.ANSWER for i in self.up(node_id))
 
     def mean_value(self, node_id: int) -> float:
-        """Q: mean backed-up value; 0.0 before the first visit."""
+        """Mean backed-up value; 0.0 before the first visit."""
         n = self.visits[node_id]
         return self.value_sum[node_id] / n if n else 0.0
+
+    def quality(self, node_id: int, backup: Backup) -> float:
+        """Q under a backup rule; 0.0 before the first visit."""
+        mean, best = self.mean_value(node_id), self.best_value[node_id]
+        return {Backup.MEAN: mean, Backup.MAX: best, Backup.MIXED: (mean + best) / 2}[backup]
 
     def path_confidence(self, node_id: int) -> float:
         """Mean c_i of the generated tokens from the root to this node.

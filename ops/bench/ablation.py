@@ -64,6 +64,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "WU-UCT, four at a time": {"virtual_loss": 0.0, "parallel": 4},
     "four at a time": {"parallel": 4},
     "values not normalised": {"normalise": False},
+    "backup of the greatest value": {"backup": "max"},
+    "backup half mean, half greatest": {"backup": "mixed"},
     "value of the rollout only": {"value": "rollout"},
     # Actions
     "whole thoughts": {"action": "whole"},

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from marco_search.errors import SearchError
 from marco_search.search.branches import END_OF_THOUGHT, Branch, Finish
-from marco_search.search.config import Action, Choice, Reflection, SearchConfig, Selection, Value
+from marco_search.search.config import (
+    Action,
+    Backup,
+    Choice,
+    Reflection,
+    SearchConfig,
+    Selection,
+    Value,
+)
 from marco_search.search.mcts import Round, Search, StopReason
 from marco_search.search.records import ROOT, Node, Rollout
 from marco_search.search.tree import Tree
@@ -39,6 +47,7 @@ configs = st.builds(
     answer_width=st.integers(1, 3),
     parallel=st.integers(1, 9),
     value=st.sampled_from(Value),
+    backup=st.sampled_from(Backup),
     choice=st.sampled_from(Choice),
     sharpness=st.sampled_from([0.0, 1.0, 32.0]),
     early_stop=st.booleans(),
@@ -95,6 +104,7 @@ def test_visits_and_values_agree_with_the_rollouts(config: SearchConfig, rt: Toy
         i = node.node_id
         assert tree.visits[i] == visits[i]
         assert tree.value_sum[i] == pytest.approx(sum(r.value for r in good if i in r.path))
+        assert tree.best_value[i] == max((r.value for r in good if i in r.path), default=0.0)
         assert search.frontier.in_flight[i] == 0
         below = [i, *(d for c in tree.children[i] for d in descendants(tree, c))]
         assert search.frontier.open_below(i) == sum(search.frontier.is_open(d) for d in below)
