@@ -15,6 +15,7 @@
     │   ├── BrokerUnavailable
     │   └── LocalServiceFailed     the embedded Postgres or Redis would not start
     ├── SchemaMismatch             the database is at another migration than the code
+    ├── RightsMissing              the database's user may not do this
     ├── RuntimeFailure             the language runtime failed
     │   ├── RuntimeUnavailable     retryable: unreachable or overloaded
     │   ├── ModelRefused           permanent: the model can't be loaded or is not the one asked for
@@ -121,6 +122,12 @@ class LocalServiceFailed(ServiceError):
 
 class SchemaMismatch(MarcoError):
     """The database's migration is not the one this code was written for."""
+
+    exit_code = 4
+
+
+class RightsMissing(MarcoError):
+    """The user of DATABASE_URL may not do this; the message says who may."""
 
     exit_code = 4
 

@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
     home: Path = Field(Path(".marco"), validation_alias="MARCO_HOME")
+    # The database's roles are named PREFIX_owner, PREFIX_app, PREFIX_auditor, PREFIX_auditor_all.
+    role_prefix: str = Field("marco", validation_alias="MARCO_ROLE_PREFIX")
 
     # Runtime. "embedded" decodes in process; http(s) URLs, separated by commas, are SGLang servers.
     runtime: str = Field("embedded", validation_alias="MARCO_RUNTIME")

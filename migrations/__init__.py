@@ -1,8 +1,8 @@
 """Brings a database to this version's schema.
 
-`upgrade`, `downgrade`, `current` and `head` need no alembic.ini and no working directory:
-they work from an installed package. Several may start at once (every worker of a rolling
-deploy); one migrates, the others wait and find nothing to do.
+`upgrade`, `downgrade`, `current`, `head` and `grant_roles` need no alembic.ini and no working
+directory: they work from an installed package. Several may start at once (every worker of a
+rolling deploy); one migrates, the others wait and find nothing to do.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from marco_search import settings
 from marco_search.errors import DatabaseUnavailable
 from marco_search.settings import without_password
 from marco_search.store.connect import CONNECT_TIMEOUT_S
+from migrations import derived
 
-__all__ = ["current", "downgrade", "head", "upgrade"]
+__all__ = ["current", "downgrade", "grant_roles", "head", "upgrade"]
 
 
 def head() -> str:
@@ -44,12 +46,29 @@ def current(url: str) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def upgrade(url: str, revision: str = "head") -> None:
+def upgrade(url: str, revision: str = "head") -> str | None:
     """Run all migrations up to `revision`, each in a transaction of its own.
 
+    At the newest one views, partitions and roles are brought up to date too. Returns why the
+    roles were left as they are, if this user may not make them; `grant_roles` does it later.
     Raises DatabaseUnavailable if the database can't be reached or is locked by others.
     """
-    _run(url, lambda config: command.upgrade(config, revision))
+    config = _run(url, lambda config: command.upgrade(config, revision))
+    refused: str | None = config.attributes.get("refused")
+    return refused
+
+
+def grant_roles(url: str) -> str | None:
+    """Make the roles and give them their rights on a migrated database; why not, if refused.
+
+    Raises DatabaseUnavailable if the database can't be reached.
+    """
+    with connected(url) as connection:
+        conn = connection.connection.driver_connection
+        assert isinstance(conn, psycopg.Connection)
+        refused = derived.grant(conn, settings.load().role_prefix)
+        conn.commit()
+    return refused
 
 
 def downgrade(url: str, revision: str) -> None:
@@ -57,11 +76,12 @@ def downgrade(url: str, revision: str) -> None:
     _run(url, lambda config: command.downgrade(config, revision))
 
 
-def _run(url: str, step: Callable[[Config], None]) -> None:
+def _run(url: str, step: Callable[[Config], None]) -> Config:
     with connected(url) as connection:
         config = _config()
         config.attributes["connection"] = connection
         step(config)
+        return config
 
 
 def _config() -> Config:

@@ -1,7 +1,7 @@
 """Do the migrations lead to what the models say? `python -m migrations.check` tells.
 
-Migrates a scratch database on the configured server up, compares it with the models,
-views and guards, migrates it down again, and drops it. Exit code 1 and one line for each
+Migrates a scratch database on the configured server up, compares it with the models
+and guards, migrates it down again, and drops it. Exit code 1 and one line for each
 difference if there is any.
 """
 
@@ -23,7 +23,7 @@ from marco_search import settings
 from marco_search.errors import DatabaseUnavailable, MarcoError
 from marco_search.locations import database_url
 from marco_search.settings import without_password
-from marco_search.store import guards, views
+from marco_search.store import guards
 from marco_search.store.connect import SCHEMA_REVISION
 from marco_search.store.models import Base
 
@@ -44,7 +44,7 @@ def differences(url: str) -> list[str]:
             context = MigrationContext.configure(connection, opts={"compare_server_default": True})
             found += [f"tables: {d}" for d in compare_metadata(context, Base.metadata)]
         with psycopg.connect(scratch) as conn:
-            found += _views(conn) + _guards(conn)
+            found += _guards(conn)
             migrated = _constraints(conn)
         with scratch_database(url) as other, migrations.connected(other) as connection:
             Base.metadata.create_all(connection)
@@ -82,40 +82,11 @@ def _constraints(conn: Connection) -> set[str]:
     rows = conn.execute(
         "SELECT conrelid::regclass || ': ' || conname || ' ' || pg_get_constraintdef(oid)"
         " FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
-        " AND conrelid <> coalesce(to_regclass('alembic_version'), 0)"
+        " AND conrelid <> coalesce(to_regclass('alembic_version'), 0) AND conparentid = 0"
         " UNION ALL SELECT indexdef FROM pg_indexes"
         " WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
     ).fetchall()
     return {row[0] for row in rows}
-
-
-def _views(conn: Connection) -> list[str]:
-    """Each view's definition, as Postgres reads it back, against that of the models."""
-    found = []
-    for view in views.VIEWS:
-        row = conn.execute(
-            "SELECT pg_get_viewdef(c.oid), 'security_invoker=true' = ANY (c.reloptions),"
-            " obj_description(c.oid) FROM pg_class AS c WHERE c.oid = to_regclass(%s)",
-            [view.name],
-        ).fetchone()
-        if row is None:
-            found.append(f"view {view.name} is missing")
-            continue
-        conn.execute(f"CREATE TEMP VIEW expected AS {view.query}")
-        wanted = conn.execute("SELECT pg_get_viewdef('expected'::regclass)").fetchone()
-        conn.execute("DROP VIEW expected")
-        comments = conn.execute(
-            "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute"
-            " WHERE attrelid = to_regclass(%s) AND attnum > 0 ORDER BY attnum",
-            [view.name],
-        ).fetchall()
-        if wanted is None or row[0] != wanted[0]:
-            found.append(f"view {view.name}: another query")
-        if not row[1]:
-            found.append(f"view {view.name}: not security_invoker")
-        if row[2] != view.comment or comments != list(view.columns.items()):
-            found.append(f"view {view.name}: other comments")
-    return found
 
 
 def _guards(conn: Connection) -> list[str]:
@@ -131,16 +102,27 @@ def _guards(conn: Connection) -> list[str]:
         " WHERE tgname = %s AND tgenabled = 'O'",
         [guards.TRIGGER],
     ).fetchall()
-    wanted = [
+    wanted = {
         (
             table,
             f"CREATE TRIGGER {guards.TRIGGER} BEFORE DELETE OR UPDATE OR TRUNCATE"
-            f" ON public.{table} FOR EACH STATEMENT EXECUTE FUNCTION {guards.FUNCTION}()",
+            f" ON {full_name} FOR EACH STATEMENT EXECUTE FUNCTION {guards.FUNCTION}()",
         )
-        for table in guards.INSERT_ONLY
-    ]
-    found += [f"trigger of {table}" for table, _ in set(wanted) ^ set(triggers)]
-    return found
+        for table, full_name in _guarded(conn)
+    }
+    return found + sorted(f"trigger of {table}" for table, _ in wanted ^ set(triggers))
+
+
+def _guarded(conn: Connection) -> list[tuple[str, str]]:
+    """All insert-only tables and their partitions, as named on the search path and in full."""
+    return conn.execute(
+        "SELECT t.oid::regclass::text, format('%%I.%%I', nspname, t.relname)"
+        " FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace"
+        " LEFT JOIN pg_inherits AS i ON i.inhrelid = t.oid"
+        " WHERE t.relkind IN ('r', 'p')"
+        " AND coalesce(i.inhparent, t.oid)::regclass::text = ANY (%s)",
+        [list(guards.INSERT_ONLY)],
+    ).fetchall()
 
 
 def main() -> int:

@@ -7,10 +7,14 @@ worker, a failed migration is simply tried again.
 
 from __future__ import annotations
 
+from typing import Any
+
+import psycopg
 from alembic import context
 from sqlalchemy import Connection, text
 
 from marco_search.store.models import Base
+from migrations import derived
 
 # Any number that nothing else in this database uses.
 ADVISORY_LOCK = 0x6D6172636F
@@ -37,8 +41,21 @@ def _migrate(connection: Connection) -> None:
         transaction_per_migration=True,
         compare_server_default=True,
     )
+    migration = context.get_context()
+    if migration.get_current_revision() != context.get_revision_argument():
+        derived.drop(_psycopg(connection))
+        connection.commit()
     with context.begin_transaction():
         context.run_migrations()
+    if migration.get_current_revision() == context.get_head_revision():
+        context.config.attributes["refused"] = derived.make(_psycopg(connection))
+        connection.commit()
+
+
+def _psycopg(connection: Connection) -> psycopg.Connection[Any]:
+    conn = connection.connection.driver_connection
+    assert isinstance(conn, psycopg.Connection), "made by migrations.connected"
+    return conn
 
 
 _with_lock(context.config.attributes["connection"])

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable
 from threading import Event, Thread
 
 from marco_search.broker import Publisher
 from marco_search.errors import MarcoError
-from marco_search.store import outbox
+from marco_search.store import outbox, partitions
 from marco_search.store.connect import Database
 
 log = logging.getLogger(__name__)
 
 EVERY_S = 2.0
+PARTITIONS_EVERY_S = 3600.0
 FORGOTTEN_AFTER_S = 30.0
 """A job published this long ago whose queue is empty will not be delivered any more."""
 
@@ -47,6 +49,14 @@ def sweep(database: Database, publisher: Publisher) -> int:
     return published + len(messages)
 
 
+def ensure_partitions(database: Database) -> None:
+    """Make the trail's next months, long before they begin. Raises DatabaseUnavailable."""
+    with database.transaction() as conn:
+        made = partitions.ensure(conn)
+    if made:
+        log.info("made partitions: %s", ", ".join(made))
+
+
 class Sweeper:
     """A thread that sweeps every few seconds. `connect` is called in it, once."""
 
@@ -69,8 +79,12 @@ class Sweeper:
         database, publisher = self._connect()
         try:
             # Spread, so that workers started together do not sweep together.
+            next_month_look = time.monotonic()
             while not self._stop.wait(EVERY_S * random.uniform(0.5, 1.5)):
                 try:
+                    if time.monotonic() >= next_month_look:
+                        next_month_look += PARTITIONS_EVERY_S
+                        ensure_partitions(database)
                     sweep(database, publisher)
                 except MarcoError as error:
                     log.warning("sweep: %s", error)

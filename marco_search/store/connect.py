@@ -22,7 +22,7 @@ from marco_search.errors import DatabaseUnavailable, InvalidSettings, SchemaMism
 from marco_search.settings import without_password
 from marco_search.store import arrays
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The migration this code was written for (the newest one in migrations/versions)."""
 
 CONNECT_TIMEOUT_S = 5
@@ -30,7 +30,8 @@ CHECKOUT_TIMEOUT_S = 10.0
 # A statement of ours takes milliseconds: one that takes longer than this hangs.
 _SESSION = """
     SET statement_timeout = '30s'; SET lock_timeout = '10s';
-    SET idle_in_transaction_session_timeout = '60s'; SET timezone = 'UTC'
+    SET idle_in_transaction_session_timeout = '60s'; SET timezone = 'UTC';
+    SET search_path = public, audit
 """
 
 Conn = Connection[TupleRow]

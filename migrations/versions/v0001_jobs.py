@@ -61,10 +61,10 @@ def upgrade() -> None:
         _column("detail", JSON, "What there is to say about it", server_default="{}"),
         _column("at", TIME, "When the transaction that wrote it began", server_default=NOW),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_audit_log_job_id_jobs"),
-        sa.PrimaryKeyConstraint("id", name="pk_audit_log"),
+        sa.PrimaryKeyConstraint("job_id", "id", name="pk_audit_log"),
         comment="What happened to each job, in order. Insert only",
+        postgresql_partition_by="RANGE (job_id)",
     )
-    op.create_index("ix_audit_log_job_id_id", "audit_log", ["job_id", "id"])
 
 
 def _jobs() -> None:

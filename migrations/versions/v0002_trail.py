@@ -1,4 +1,4 @@
-"""The trail: nodes, rollouts and answers."""
+"""The trail: nodes, rollouts and answers, partitioned by the month in the job's id."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ def _table(name: str, comment: str, key: str, *parts: Any) -> None:
             name=f"fk_{name}_job_id_generation_attempts",
         ),
         comment=comment,
+        postgresql_partition_by="RANGE (job_id)",
     )
 
 
 def upgrade() -> None:
-    """Create nodes, rollouts and answers."""
+    """Create nodes, rollouts and answers, and the schema for partitions of all the trail."""
+    op.execute("CREATE SCHEMA partitions")
     _nodes()
     _rollouts()
     _table(
@@ -124,3 +126,5 @@ def downgrade() -> None:
     """Drop all three, with every tree in them."""
     for table in ("answers", "rollouts", "nodes"):
         op.drop_table(table)
+    # Those of audit_log, which is dropped later.
+    op.execute("DROP SCHEMA partitions CASCADE")

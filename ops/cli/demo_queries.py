@@ -43,7 +43,7 @@ SELECT kind, count(*) AS jobs, sum(generated_tokens) AS tokens,
     round(sum(seconds)::numeric, 1) AS seconds,
     round((sum(generated_tokens) / nullif(sum(seconds), 0))::numeric) AS tokens_per_second,
     round(max(seconds_queued)::numeric, 1) AS longest_in_queue
-FROM job_overview WHERE batch_id = '$batch'
+FROM audit.jobs WHERE batch_id = '$batch'
 GROUP BY kind ORDER BY tokens DESC"""
 
 _QUERIES = {

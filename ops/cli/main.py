@@ -36,6 +36,7 @@ COMMANDS = {
     "up": ("services", "Start the embedded Postgres and Redis."),
     "down": ("services", "Stop them."),
     "migrate": ("services", "Bring the database to this version's schema."),
+    "roles": ("roles", "Make the database's roles: owner, app, auditors."),
     "doctor": ("doctor", "Say what is reachable, what is wrong, and how to mend it."),
 }
 

@@ -216,7 +216,7 @@ def test_sql_is_stopped_after_its_time_limit(marco: Here) -> None:
 
 
 def first_job(marco: Here) -> str:
-    query = "select job_id from job_overview where expected = '29' order by created_at limit 1"
+    query = "select job_id from audit.jobs where expected = '29' order by created_at limit 1"
     return str(marco.json("sql", query)[0]["job_id"])
 
 

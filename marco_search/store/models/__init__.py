@@ -1,5 +1,6 @@
 """The tables as typed models: the source that migrations are compared with."""
 
+from marco_search.store.models.auditors import AuditorModel
 from marco_search.store.models.base import Base
 from marco_search.store.models.jobs import AttemptModel, JobModel
 from marco_search.store.models.trail import AnswerModel, AuditModel, NodeModel, RolloutModel
@@ -8,6 +9,7 @@ __all__ = [
     "AnswerModel",
     "AttemptModel",
     "AuditModel",
+    "AuditorModel",
     "Base",
     "JobModel",
     "NodeModel",

@@ -64,6 +64,11 @@ def generation() -> Any:
     return mapped_column(BigInteger, comment="Lease generation of the attempt that wrote it")
 
 
+def by_month(comment: str) -> dict[str, Any]:
+    """The options of a table that is partitioned by the month in the job's id."""
+    return {"comment": comment, "postgresql_partition_by": "RANGE (job_id)"}
+
+
 def one_of(column: str, values: list[str]) -> str:
     """The SQL condition that `column` has one of `values`."""
     quoted = ", ".join(f"'{v}'" for v in values)

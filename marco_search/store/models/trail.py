@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -16,7 +15,6 @@ from sqlalchemy import (
     Index,
     Integer,
     Text,
-    Uuid,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -25,6 +23,7 @@ from marco_search.store.models.base import (
     Base,
     JobId,
     JsonObject,
+    by_month,
     created_at,
     generation,
     of_attempt,
@@ -78,7 +77,7 @@ class NodeModel(Base):
             " AND cardinality(top_logprobs) = 5 * cardinality(token_ids)",
             name="tokens",
         ),
-        {"comment": "Nodes of the search trees, with every generated token. Insert only"},
+        by_month("Nodes of the search trees, with every generated token. Insert only"),
     )
 
 
@@ -117,7 +116,7 @@ class RolloutModel(Base):
 
     __table_args__ = (
         of_attempt(),
-        {"comment": "Rollouts: visit counts and values follow from them. Insert only"},
+        by_month("Rollouts: visit counts and values follow from them. Insert only"),
     )
 
 
@@ -143,7 +142,7 @@ class AnswerModel(Base):
 
     __table_args__ = (
         of_attempt(),
-        {"comment": "The best distinct answers of each finished job, ranked. Insert only"},
+        by_month("The best distinct answers of each finished job, ranked. Insert only"),
     )
 
 
@@ -152,10 +151,10 @@ class AuditModel(Base):
 
     __tablename__ = "audit_log"
 
+    job_id: Mapped[JobId] = mapped_column(ForeignKey("jobs.id"), comment="The job")
     id: Mapped[int] = mapped_column(
         BigInteger, Identity(always=True), primary_key=True, comment="In order of writing"
     )
-    job_id: Mapped[UUID] = mapped_column(Uuid, ForeignKey("jobs.id"), comment="The job")
     generation: Mapped[int | None] = mapped_column(
         BigInteger, comment="Lease generation of the worker that did it; null: not a worker"
     )
@@ -169,7 +168,4 @@ class AuditModel(Base):
         server_default=NOW, comment="When the transaction that wrote it began"
     )
 
-    __table_args__ = (
-        Index(None, "job_id", "id"),
-        {"comment": "What happened to each job, in order. Insert only"},
-    )
+    __table_args__ = (by_month("What happened to each job, in order. Insert only"),)

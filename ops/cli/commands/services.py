@@ -62,7 +62,11 @@ def down(as_json: bool) -> None:
 @click.command(short_help="Bring the database to this version's schema.")
 @json_option
 def migrate(as_json: bool) -> None:
-    """Bring the database to this version's schema. Safe to run again, and by several at once."""
+    """Bring the database to this version's schema. Safe to run again, and by several at once.
+
+    Views, partitions and roles are brought up to date too. DATABASE_URL must name a member of
+    the owner's role, or a superuser; workers and producers need no more than the app's.
+    """
     from contextlib import ExitStack
 
     from marco_search import settings
@@ -76,13 +80,18 @@ def migrate(as_json: bool) -> None:
             stack.enter_context(local_services(here.home))
         url = database_url(here)
         before = current(url)
-        upgrade(url)
+        refused = upgrade(url)
         after = current(url)
-    data = {"before": before, "after": after}
+    data = {"before": before, "after": after, "roles_refused": refused}
     if before == after:
         _print(data, f"Already at {after}.", as_json)
     else:
         _print(data, f"From {before or 'nothing'} to {after}.", as_json)
+    if refused is not None:
+        from ops.cli.commands.roles import WHO
+
+        text = f"The roles of the database were left as they are: {refused}. {WHO}."
+        console(stderr=True).print(text, style="yellow")
 
 
 def _print(data: Mapping[str, object], text: str, as_json: bool) -> None:

@@ -32,13 +32,13 @@ TABLE_ROWS = 1000  # a table is for reading: more is for a file
 def sql(query: str, as_json: bool, as_csv: bool, limit: int | None, timeout: float) -> None:
     """Run QUERY, one SQL statement that returns rows. "-" reads it from standard input.
 
-    It runs in a read-only transaction that is rolled back. Views made for reading:
-    job_overview (a line for each job), tree (nodes with visit counts and values), node_stats;
-    tables: jobs, attempts, nodes, rollouts, answers, audit_log.
+    It runs in a read-only transaction that is rolled back. Views made for reading: audit.jobs,
+    audit.answers, audit.tree, audit.rollouts, audit.tokens, audit.attempts, audit.events,
+    audit.tenant_usage and more. docs/sql.md describes them, with a query for each question.
 
     \b
     marco sql "select count(*) from nodes"
-    marco sql "select answer, correct, seconds from job_overview order by seconds desc"
+    marco sql "select answer, correct, seconds from audit.jobs order by seconds desc"
     """
     from ops.cli.query import run_query
     from ops.cli.render.rows import rows_csv, rows_json, rows_table

@@ -1,0 +1,138 @@
+"""Views of the jobs: what was asked and answered, who worked on it, and what happened."""
+
+from __future__ import annotations
+
+from marco_search.store.views.view import JOB, View
+
+JOBS = View(
+    "jobs",
+    "One line for each job: what was asked, what came out, what it cost",
+    JOB
+    | {
+        "tenant": "Who it belongs to",
+        "batch_id": "The batch it was submitted in",
+        "kind": "reasoning, translation or open_ended",
+        "state": "queued, running, succeeded, failed, cancelled or dead",
+        "priority": "0 is served first, then 3, then 6",
+        "subject": "The question, text or prompt",
+        "strategy": "How it is searched",
+        "metadata": "What the caller attached to it",
+        "answer": "The best answer",
+        "confidence": "Its mean confidence, 0 to 1",
+        "expected": "The answer the caller expects",
+        "correct": "Whether the best answer is the expected one",
+        "stop_reason": "Why the search ended",
+        "rounds": "Rounds in the trail",
+        "rollouts": "Rollouts in the trail",
+        "nodes": "Nodes in the trail",
+        "generated_tokens": "Tokens generated",
+        "attempts": "Times a worker claimed it",
+        "seconds": "Seconds of searching, over all attempts",
+        "seconds_queued": "Seconds from submission to the first claim",
+        "model": "Model it is searched with",
+        "revision": "Revision of the model's weights",
+        "seed": "Seed that all randomness of the search flows from",
+        "error_type": "Kind of the last error",
+        "error": "The last error's message",
+        "created_at": "When submitted",
+        "started_at": "When first claimed",
+        "finished_at": "When it reached a final state",
+    },
+    """
+SELECT id, tenant, batch_id, kind, state, priority,
+    coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt'),
+    payload #>> '{options,strategy}', payload -> 'metadata',
+    answer, confidence, expected, correct, stop_reason,
+    rounds, rollouts, nodes, generated_tokens, attempts, seconds,
+    extract(epoch FROM started_at - created_at)::double precision,
+    plan ->> 'model', plan ->> 'revision', (plan #>> '{config,seed}')::bigint,
+    last_error ->> 'type', last_error ->> 'message', created_at, started_at, finished_at
+FROM public.jobs
+""",
+)
+
+ANSWERS = View(
+    "answers",
+    "The best distinct answers of each finished job, ranked, with the way to each",
+    JOB
+    | {
+        "rank": "1 is the best",
+        "key": "The form that votes are counted on",
+        "text": "The answer as a reader should see it",
+        "output": "Output part of its most confident rollout",
+        "thought": "Thought of the same rollout",
+        "confidence": "Mean value of its rollouts, 0 to 1",
+        "votes": "Rollouts that reached it",
+        "share": "Its part of the vote's total weight",
+        "rollout_ids": "The rollouts that reached it",
+        "best_rollout": "The most confident of them",
+        "path": "Nodes from the root to where that one ended",
+    },
+    """
+SELECT a.job_id, a.rank, a.key, a.text, a.output, a.thought, a.confidence, a.votes, a.share,
+    a.rollout_ids, best.rollout_id, best.path
+FROM public.answers AS a LEFT JOIN LATERAL (
+    SELECT r.rollout_id, r.path FROM public.rollouts AS r
+    WHERE r.job_id = a.job_id AND r.rollout_id = ANY (a.rollout_ids)
+    ORDER BY r.path_confidence DESC, r.rollout_id LIMIT 1
+) AS best ON true
+""",
+)
+
+ATTEMPTS = View(
+    "attempts",
+    "Claims of jobs by workers: with what each was run, what it added, and how it ended",
+    JOB
+    | {
+        "generation": "Lease generation of the claim: grows with every attempt",
+        "worker": "Name of the worker process",
+        "host": "Machine it runs on",
+        "pid": "Its process id there",
+        "runtime": "Name of the engine; null here and below: it could not be used",
+        "runtime_version": "Version of the engine",
+        "model": "Name of the model",
+        "revision": "Revision of its weights",
+        "config": "Every setting of the search",
+        "prompt": "The prompt, as the model was given it",
+        "seed": "Seed that all randomness flows from",
+        "started_at": "When claimed",
+        "rounds": "Rounds it added to the trail",
+        "rollouts": "Rollouts it added",
+        "generated_tokens": "Tokens of those",
+        "ended": "The last that is known of it: a final state, retried, ...; null: it was lost"
+        " or still runs",
+        "ended_at": "When that was",
+        "error": "The error it ended with",
+    },
+    """
+SELECT a.job_id, a.generation, a.worker, a.host, a.pid, a.runtime, a.runtime_version, a.model,
+    a.revision, a.config, a.prompt, a.seed, a.started_at, w.rounds, w.rollouts,
+    w.generated_tokens, e.event, e.at, e.detail ->> 'message'
+FROM public.attempts AS a
+CROSS JOIN LATERAL (
+    SELECT count(DISTINCT r.round) AS rounds, count(*) AS rollouts,
+        coalesce(sum(r.generated_tokens), 0) AS generated_tokens
+    FROM public.rollouts AS r WHERE r.job_id = a.job_id AND r.generation = a.generation
+) AS w
+LEFT JOIN LATERAL (
+    SELECT l.event, l.at, l.detail FROM public.audit_log AS l
+    WHERE l.job_id = a.job_id AND l.generation = a.generation
+        AND l.event NOT IN ('claimed', 'round')
+    ORDER BY l.id DESC LIMIT 1
+) AS e ON true
+""",
+)
+
+EVENTS = View(
+    "events",
+    "What happened to each job, in order",
+    JOB
+    | {
+        "event_id": "In order of writing",
+        "at": "When the transaction that wrote it began",
+        "generation": "The attempt that did it; null: not a worker",
+        "event": "submitted, published, claimed, round, retried, ... or a final state",
+        "detail": "What there is to say about it",
+    },
+    "SELECT job_id, id, at, generation, event, detail FROM public.audit_log",
+)

@@ -1,0 +1,71 @@
+"""What follows from the code and is no migration's: views, partitions, roles.
+
+Made anew at the end of an upgrade whenever its SQL changed, so that nobody has to write a
+migration for a view. Nothing here holds data. The schema of the views remembers what it was
+made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from marco_search import settings
+from marco_search.store import partitions, roles, views
+
+
+def drop(conn: Connection[Any]) -> None:
+    """Remove what would stand in the way of a migration."""
+    conn.execute(views.DROP)
+    conn.execute(partitions.DROP_FUNCTION)
+    conn.execute(roles.DROP_POLICIES)
+
+
+def make(conn: Connection[Any]) -> str | None:
+    """Make what is missing or has changed; why the roles could not be made, None if they were.
+
+    In the caller's transaction.
+    """
+    prefix = settings.load().role_prefix
+    role_statements = list(roles.statements(prefix))
+    digest = _digest([*views.statements(), partitions.FUNCTION, *role_statements])
+    if _made_from(conn) == digest:
+        partitions.ensure(conn)
+        return None
+    drop(conn)
+    for statement in views.statements():
+        conn.execute(statement)
+    conn.execute(partitions.FUNCTION)
+    partitions.ensure(conn)
+    refused = grant(conn, prefix)
+    if refused is None:
+        comment = f"Views for auditors: the public SQL interface ({digest})"
+        conn.execute(f"COMMENT ON SCHEMA {views.SCHEMA} IS '{comment}'")
+    return refused
+
+
+def grant(conn: Connection[Any], prefix: str) -> str | None:
+    """Make the roles and give them their rights, or nothing of it and the reason."""
+    try:
+        with conn.transaction():
+            for statement in roles.statements(prefix):
+                conn.execute(statement)
+    except psycopg.errors.InsufficientPrivilege as error:
+        return str(error.diag.message_primary or error)
+    return None
+
+
+def _digest(statements: list[str]) -> str:
+    return hashlib.sha256("\0".join(statements).encode()).hexdigest()[:16]
+
+
+def _made_from(conn: Connection[Any]) -> str | None:
+    """The digest that the views' schema remembers."""
+    row = conn.execute(
+        "SELECT substring(obj_description(to_regnamespace(%s), 'pg_namespace') from '\\((.*)\\)')",
+        [views.SCHEMA],
+    ).fetchone()
+    return row[0] if row else None
