@@ -7,6 +7,7 @@
     │   ├── AmbiguousJob           the beginning of an id fits several jobs
     │   ├── QueryRefused           a query is not read-only, not valid, or took too long
     │   ├── InvalidDataSet         a file of problems or of results can't be evaluated
+    │   ├── InvalidAnchor          a file is no anchor, or its signature does not fit
     │   ├── InvalidSettings        an environment variable has a value that can't be used
     │   └── IdempotencyConflict    the key is taken by another payload
     ├── JobNotFound                no such job for this tenant
@@ -85,6 +86,10 @@ class QueryRefused(InputError):
 
 class InvalidDataSet(InputError):
     """A set of problems or a file of results can't be used: the message names the place."""
+
+
+class InvalidAnchor(InputError):
+    """An anchor, or the key to sign it with, can't be used: the message says why."""
 
 
 class InvalidSettings(InputError):

@@ -21,6 +21,7 @@ TARGETS = (
     ("check", "lint, format, types, and whether the migrations match the models"),
     ("bench", "run every benchmark; further words name the ones to run"),
     ("test-sglang", "the tests on the real SGLang server, on the CPU (installs 1.6 GB once)"),
+    ("test-tamper", "tamper with stored jobs in every way and print the row it is found at"),
     ("bench-runtime", "how well searches keep an engine busy: .marco/bench/runtime.json"),
     ("paper-table", "measure all strategies on the pocket model: docs/results.md"),
     ("up", "start the embedded Postgres and Redis"),

@@ -122,9 +122,9 @@ class Runner:
             result = job_result(job, finished, job_id=str(claim.job_id), state=state)
             ranked = ranked_answers(job, finished.search)
             with self._database.transaction() as conn:
-                leases.end(conn, lease, state, result=result)
                 reached_by = {answer.key: answer.rollout_ids for answer in ranked}
                 trail.write_answers(conn, lease, result.answers, reached_by)
+                leases.end(conn, lease, state, result=result)
         log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, state, result.nodes, result.seconds)
 
     def _failed(self, claim: Claim, lease: Lease, error: Exception) -> None:

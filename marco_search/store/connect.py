@@ -22,7 +22,7 @@ from marco_search.errors import DatabaseUnavailable, InvalidSettings, SchemaMism
 from marco_search.settings import without_password
 from marco_search.store import arrays
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The migration this code was written for (the newest one in migrations/versions)."""
 
 CONNECT_TIMEOUT_S = 5

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from marco_search.errors import IdempotencyConflict, JobNotFound
 from marco_search.jobs import Job, payload_hash
+from marco_search.store import seals
 from marco_search.store.connect import Conn
 from marco_search.store.states import CHANNEL, PRIORITIES, JobState
 
@@ -141,6 +142,8 @@ def cancel(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> JobState:
         {"id": job_id, "tenant": tenant, "channel": CHANNEL},
     ).fetchone()
     if row is not None:
+        if row[0] == JobState.CANCELLED:
+            seals.seal(conn, [job_id])
         return JobState(row[0])
     # Nothing to change: it has ended already, or does not exist.
     return states(conn, [job_id], tenant=tenant)[job_id]

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from marco_search.errors import LeaseLost
 from marco_search.jobs import JobResult
 from marco_search.runtime.base import RuntimeInfo
+from marco_search.store import seals
 from marco_search.store.connect import Conn
 from marco_search.store.states import CHANNEL, JobState
 
@@ -163,10 +164,10 @@ def end(
     result: JobResult | None = None,
     error: dict[str, Any] | None = None,
 ) -> None:
-    """Put the job into a final state and tell those who wait. Raises LeaseLost.
+    """Put the job into a final state, seal it, and tell those who wait. Raises LeaseLost.
 
-    The trail's totals are on the row already; `result` gives the answer, `error` (type,
-    message, traceback) what went wrong.
+    The trail's totals and the answers are stored already; `result` gives the best answer,
+    `error` (type, message, traceback) what went wrong. The last thing in its transaction.
     """
     best = result and result.answer
     row = conn.execute(
@@ -198,6 +199,7 @@ def end(
     ).fetchone()  # fmt: skip
     if row is None:
         raise lost(lease)
+    seals.seal(conn, [lease.job_id])
 
 
 def lost(lease: Lease) -> LeaseLost:

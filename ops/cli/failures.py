@@ -13,6 +13,7 @@ import click
 from marco_search.errors import MarcoError
 
 JOBS_NOT_DONE = 7
+DOES_NOT_FIT = 9
 BUG = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

@@ -30,6 +30,11 @@ COMMANDS = {
     "results": ("results", "Print the results of jobs that have ended."),
     "cancel": ("cancel", "Cancel jobs."),
     "sql": ("sql", "Run a read-only SQL query on the jobs and their trees."),
+    "verify": (
+        "verify",
+        "Check that nothing stored was changed; name the first row that does not fit.",
+    ),
+    "anchor": ("verify", "Print the head of the chain of hashes, signed, to keep elsewhere."),
     "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
     "replay": ("replay", "Score stored trees under another reward or vote."),
     "worker": ("worker", "Run a worker that answers submitted jobs."),
@@ -50,6 +55,7 @@ Exit codes:
   5    the model or its server failed
   6    waited long enough: the jobs go on
   7    a job that was waited for failed or was cancelled
+  9    verify: a stored row does not fit; replay: another tree
   70   a bug in marco: the message says where its traceback is
   130  interrupted (Ctrl-C)"""
 

@@ -18,6 +18,11 @@ COMMANDS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
     "up": (False, "marco", ("up",)),
     "down": (False, "marco", ("down",)),
     "test-sglang": (True, "python", ("-m", "pytest", "tests/sglang")),
+    "test-tamper": (
+        True,
+        "python",
+        ("-m", "pytest", "-q", "-s", "tests/integration/test_tamper.py"),
+    ),
     "bench-runtime": (True, "python", ("-m", "ops.bench.runtime")),
     "doctor": (False, "marco", ("doctor",)),
 }

@@ -2,6 +2,7 @@
 
 from marco_search.store.models.auditors import AuditorModel
 from marco_search.store.models.base import Base
+from marco_search.store.models.chain import ChainModel, ProofModel
 from marco_search.store.models.jobs import AttemptModel, JobModel
 from marco_search.store.models.trail import AnswerModel, AuditModel, NodeModel, RolloutModel
 
@@ -11,7 +12,9 @@ __all__ = [
     "AuditModel",
     "AuditorModel",
     "Base",
+    "ChainModel",
     "JobModel",
     "NodeModel",
+    "ProofModel",
     "RolloutModel",
 ]

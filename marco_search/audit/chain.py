@@ -1,0 +1,106 @@
+"""The chain: one link for each end of a job, each with the hash of the one before.
+
+    head = H("marco-chain 1" || previous || seq || kind || 0x00 || job || root || at)
+
+seq is 8 bytes, job 16 (zeros: none), at 8 (microseconds since 2000-01-01 UTC), all
+big-endian. Link 0, written when the database is made, has a random root: its head is the
+database's id. A job that ends twice (it was dead and put back) has two links; the later one
+stands, and verification checks that what the earlier one covered is still there.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Final, Literal
+from uuid import UUID
+
+from marco_search.audit.canonical import microseconds
+from marco_search.audit.findings import Finding
+
+FIRST: Final = "first"
+JOB: Final = "job"
+ARCHIVE: Final = "archive"
+LinkKind = Literal["first", "job", "archive"]
+NO_HEAD = b"\x00" * 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A row of the table `chain`. `root`: of a job's proof, or the hash of an archive's list."""
+
+    seq: int
+    kind: str
+    job_id: UUID | None
+    root: bytes
+    previous: bytes
+    head: bytes
+    at: datetime
+
+    @property
+    def expected_head(self) -> bytes:
+        """The head that follows from the other fields."""
+        return head_of(
+            seq=self.seq,
+            kind=self.kind,
+            job_id=self.job_id,
+            root=self.root,
+            previous=self.previous,
+            at=self.at,
+        )
+
+
+def head_of(
+    *, seq: int, kind: str, job_id: UUID | None, root: bytes, previous: bytes, at: datetime
+) -> bytes:
+    """The head of a link with these fields."""
+    digest = sha256(b"marco-chain 1")
+    digest.update(previous)
+    digest.update(struct.pack(">q", seq))
+    digest.update(kind.encode() + b"\x00")
+    digest.update(job_id.bytes if job_id else b"\x00" * 16)
+    digest.update(root)
+    digest.update(struct.pack(">q", microseconds(at)))
+    return digest.digest()
+
+
+def follow(
+    previous: Link, *, kind: LinkKind, job_id: UUID | None, root: bytes, at: datetime
+) -> Link:
+    """The link that comes after `previous`."""
+    seq, before = previous.seq + 1, previous.head
+    head = head_of(seq=seq, kind=kind, job_id=job_id, root=root, previous=before, at=at)
+    return Link(seq=seq, kind=kind, job_id=job_id, root=root, previous=before, head=head, at=at)
+
+
+def check_link(link: Link, before: Link | None) -> Finding | None:
+    """What is wrong with a link, given the one before it in the table (None: there is none)."""
+    seq = 0 if before is None else before.seq + 1
+    if link.seq != seq:
+        return Finding("chain", f"seq {seq}", "a link is missing", "a row", f"seq {link.seq} next")
+    previous = NO_HEAD if before is None else before.head
+    if link.previous != previous:
+        return _finding(link, "previous does not follow", previous, link.previous)
+    if link.head != link.expected_head:
+        return _finding(link, "head does not fit the row", link.expected_head, link.head)
+    return None
+
+
+def check_links(links: Iterable[Link]) -> Iterator[Finding]:
+    """What is wrong with the whole chain, in order of seq."""
+    before = None
+    for link in links:
+        found = check_link(link, before)
+        if found is not None:
+            yield found
+        before = link
+    if before is None:
+        yield Finding("chain", "seq 0", "the chain is empty", "its first link", "no row")
+
+
+def _finding(link: Link, what: str, expected: bytes, there: bytes) -> Finding:
+    about = f"seq {link.seq}" + (f", job {link.job_id}" if link.job_id else "")
+    return Finding("chain", about, what, expected.hex()[:16], there.hex()[:16], link.job_id)

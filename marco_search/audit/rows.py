@@ -1,0 +1,184 @@
+"""Reads nodes, rollouts and answers out of their canonical bytes, as far as checks need.
+
+A million of them are read in one verification, so what has a fixed size is read by one
+struct and arrays of numbers stay bytes until numpy takes them all at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from marco_search.search.branches import TOP_K
+
+_INT = struct.Struct(">i")
+_SIZED = "i16s"  # each value stands behind its length
+_NODE = struct.Struct(">h" + _SIZED + "ii" * 4 + "iq" + "i?" + "iq")
+_ROLLOUT = struct.Struct(">h" + _SIZED + "ii" * 4 + "iq" + "ii" * 3 + "id" * 4 + "iq")
+_ANSWER = struct.Struct(">h" + _SIZED + "ii" + "iq" + "id" + "ii" + "id" + "iq")
+_ARRAY_HEAD = 20  # bytes of dimensions, nulls, element type, count, lower bound
+_EMPTY_ARRAY = 12
+
+UNREADABLE = (struct.error, ValueError, IndexError)
+"""What reading raises for a row that no version of marco-search can have written."""
+
+
+@dataclass(slots=True)
+class NodeRow:
+    """A node. The arrays are in Postgres' form without their heads; `tokens` counts them."""
+
+    node_id: int
+    parent_id: int
+    round: int
+    depth: int
+    tokens: int
+    logprobs: bytes
+    confidences: bytes
+    top_logprobs: bytes
+    texts_fit: bool  # joined, the tokens' texts are the text
+    action: str
+
+
+@dataclass(slots=True)
+class RolloutRow:
+    """A rollout."""
+
+    rollout_id: int
+    round: int
+    start_id: int
+    seed: int
+    generated_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    confidence: float
+    path_confidence: float
+    value: float
+    path: tuple[int, ...]
+    reflect: str
+    finish: str
+    answer: str | None
+
+
+@dataclass(slots=True)
+class AnswerRow:
+    """An answer."""
+
+    rank: int
+    confidence: float
+    votes: int
+    share: float
+    rollout_ids: tuple[int, ...]
+    key: str
+    text: str
+
+
+def read_node(row: bytes) -> NodeRow:
+    """The node in a canonical row. Raises one of UNREADABLE."""
+    fixed = _NODE.unpack_from(row)
+    at = _NODE.size
+    parts = []
+    for _ in range(8):
+        size = _INT.unpack_from(row, at)[0]
+        at += 4
+        parts.append(row[at : at + size])
+        at += size
+    ids, logprobs, confidences, top_ids, tops, texts, action, text = parts
+    tokens = _count(ids, 4)
+    if (
+        _count(logprobs, 4) != tokens
+        or _count(confidences, 8) != tokens
+        or _count(top_ids, 4) != TOP_K * tokens
+        or _count(tops, 4) != TOP_K * tokens
+    ):
+        raise ValueError("arrays of different lengths")
+    return NodeRow(
+        fixed[4], fixed[6], fixed[8], fixed[10],
+        tokens, logprobs[_ARRAY_HEAD:], confidences[_ARRAY_HEAD:], tops[_ARRAY_HEAD:],
+        not tokens or _joined(texts, tokens) == text, action.decode(),
+    )  # fmt: skip
+
+
+def read_rollout(row: bytes) -> RolloutRow:
+    """The rollout in a canonical row. Raises one of UNREADABLE."""
+    fixed = _ROLLOUT.unpack_from(row)
+    path, at = _value(row, _ROLLOUT.size)
+    reflect, at = _text(row, at)
+    finish, at = _text(row, at)
+    answer, at = _text(row, at)
+    return RolloutRow(
+        fixed[4], fixed[6], fixed[8], fixed[10], fixed[14], fixed[16], fixed[18],
+        fixed[20], fixed[22], fixed[24],
+        _ints(path or b""), reflect or "", finish or "", answer,
+    )  # fmt: skip
+
+
+def read_answer(row: bytes) -> AnswerRow:
+    """The answer in a canonical row. Raises one of UNREADABLE."""
+    fixed = _ANSWER.unpack_from(row)
+    rollout_ids, at = _value(row, _ANSWER.size)
+    key, at = _text(row, at)
+    text, at = _text(row, at)
+    return AnswerRow(
+        fixed[4], fixed[8], fixed[10], fixed[12], _ints(rollout_ids or b""), key or "", text or ""
+    )
+
+
+def _count(array: bytes, size: int) -> int:
+    """Elements of an array without nulls whose elements have `size` bytes."""
+    if len(array) == _EMPTY_ARRAY:
+        return 0
+    count = int(_INT.unpack_from(array, 12)[0])
+    if len(array) != _ARRAY_HEAD + (4 + size) * count:
+        raise ValueError("not a plain array")
+    return count
+
+
+def _joined(array: bytes, count: int) -> bytes:
+    at, parts, read = _ARRAY_HEAD, [], _INT.unpack_from
+    for _ in range(count):
+        end = at + 4 + read(array, at)[0]
+        parts.append(array[at + 4 : end])
+        at = end
+    if at != len(array):
+        raise ValueError("not an array of that many texts")
+    return b"".join(parts)
+
+
+def _ints(array: bytes) -> tuple[int, ...]:
+    count = _count(array, 4)
+    return struct.unpack_from(">" + "ii" * count, array, _ARRAY_HEAD)[1::2] if count else ()
+
+
+def _value(row: bytes, at: int) -> tuple[bytes | None, int]:
+    size = _INT.unpack_from(row, at)[0]
+    if size < 0:
+        return None, at + 4
+    return row[at + 4 : at + 4 + size], at + 4 + size
+
+
+def _text(row: bytes, at: int) -> tuple[str | None, int]:
+    value, at = _value(row, at)
+    return None if value is None else value.decode(), at
+
+
+def read_values(columns: dict[str, str], row: bytes) -> dict[str, object]:
+    """All values of a canonical row by column name; times, ids and arrays stay bytes."""
+    out: dict[str, object] = {}
+    at = 2
+    for name, kind in columns.items():
+        value, at = _value(row, at)
+        if value is None:
+            out[name] = None
+        elif kind in ("int2", "int4", "int8"):
+            out[name] = int.from_bytes(value, "big", signed=True)
+        elif kind == "float8":
+            out[name] = struct.unpack(">d", value)[0]
+        elif kind == "bool":
+            out[name] = value != b"\x00"
+        elif kind == "text":
+            out[name] = value.decode()
+        elif kind == "jsonb":
+            out[name] = value[1:].decode()
+        else:
+            out[name] = value
+    return out

@@ -1,0 +1,43 @@
+"""Anchors of the chain that is stored (`marco_search.audit.anchors`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from psycopg.rows import class_row
+
+from marco_search.audit import anchors
+from marco_search.audit.anchors import Anchor
+from marco_search.audit.chain import Link
+from marco_search.audit.findings import Finding
+from marco_search.errors import InvalidAnchor
+from marco_search.store import seals
+from marco_search.store.connect import Conn
+
+
+def take(conn: Conn, *, key: Path | None = None) -> Anchor:
+    """An anchor of the chain as it stands, signed if the file of a key is given.
+
+    Raises InvalidAnchor for a key that can't be used, or a chain that was emptied.
+    """
+    first, last = _link(conn, "seq = 0"), _link(conn, "true")
+    if first is None or last is None:
+        raise InvalidAnchor("the chain is empty or has lost its first link: run `marco verify`")
+    row = conn.execute(
+        "SELECT count(DISTINCT job_id) FROM chain WHERE seq <= %s", [last.seq]
+    ).fetchone()
+    return anchors.make(first, last, jobs=row[0] if row else 0, key=key)
+
+
+def check(conn: Conn, anchor: Anchor) -> list[Finding]:
+    """What the stored chain says against an anchor."""
+    there = _link(conn, f"seq = {int(anchor.seq)}")
+    return list(anchors.check_anchor(anchor, _link(conn, "seq = 0"), there, _link(conn, "true")))
+
+
+def _link(conn: Conn, condition: str) -> Link | None:
+    with conn.cursor(row_factory=class_row(Link)) as cursor:
+        query = (
+            f"SELECT {seals.LINK_COLUMNS} FROM chain WHERE {condition} ORDER BY seq DESC LIMIT 1"  # noqa: S608
+        )
+        return cursor.execute(query.encode()).fetchone()

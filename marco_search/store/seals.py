@@ -1,0 +1,83 @@
+"""Seals jobs that end: hashes their rows, keeps the hashes, and chains the root.
+
+In the transaction that ends the job, after its last row is written. The rows are read back
+from Postgres, so what is hashed is what is stored. Links are appended one at a time, under
+an advisory lock that is taken last and held until the commit: whoever holds it waits for no
+row, so there is no deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from marco_search.audit.chain import ARCHIVE, JOB, Link, LinkKind, follow
+from marco_search.audit.proofs import KINDS, Proof, prove
+from marco_search.store import rows
+from marco_search.store.connect import Conn
+
+_LOCK = 0x6D6172636F2D6368  # any number that nothing else in this database uses
+_AT_ONCE = 200  # jobs whose rows are held in memory together
+
+LINK_COLUMNS = "seq, kind, job_id, root, previous, head, at"
+
+
+def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
+    """Chain those of the jobs that are in a final state, in order; their new links.
+
+    Call it once for all jobs that a transaction ends, as the last thing in it.
+    """
+    wanted = list(dict.fromkeys(job_ids))
+    proofs: list[tuple[UUID, Proof]] = []
+    for start in range(0, len(wanted), _AT_ONCE):
+        part = wanted[start : start + _AT_ONCE]
+        found = rows.of_jobs(conn, part, ended=True)
+        proofs += [(i, prove(found[i])) for i in part if i in found]
+    if not proofs:
+        return []
+    links = append(conn, [(JOB, job_id, proof.root) for job_id, proof in proofs])
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO proofs (seq, attempts, events, nodes, rollouts, answers, hashes)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [
+                [link.seq, *(list(proof.hashes[k]) for k in keyed_kinds()), proof.packed()]
+                for link, (_, proof) in zip(links, proofs, strict=True)
+            ],
+        )
+    return links
+
+
+def seal_archive(conn: Conn, root: bytes) -> Link:
+    """Chain the hash of an archive's list of files."""
+    return append(conn, [(ARCHIVE, None, root)])[0]
+
+
+def append(conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]]) -> list[Link]:
+    """Append a link for each (kind, job, root). Others wait until this transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+    # A statement of its own: it must see what the lock's last holder committed.
+    with conn.cursor(row_factory=class_row(Link)) as cursor:
+        last = cursor.execute(
+            f"SELECT {LINK_COLUMNS} FROM chain ORDER BY seq DESC LIMIT 1"  # noqa: S608
+        ).fetchone()
+    now = conn.execute("SELECT clock_timestamp()").fetchone()
+    assert now is not None
+    assert last is not None, "the migration writes the first link"
+    links = []
+    for kind, job_id, root in entries:
+        last = follow(last, kind=kind, job_id=job_id, root=root, at=now[0])
+        links.append(last)
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO chain ({LINK_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s)",  # noqa: S608
+            [[x.seq, x.kind, x.job_id, x.root, x.previous, x.head, x.at] for x in links],
+        )
+    return links
+
+
+def keyed_kinds() -> list[str]:
+    """The kinds of which a job has several rows: each has a column of keys in `proofs`."""
+    return [name for name, kind in KINDS.items() if kind.key]

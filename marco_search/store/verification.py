@@ -1,0 +1,102 @@
+"""Verification: fetches what is stored, and has it checked (marco_search.audit.check)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from uuid import UUID
+
+from psycopg.rows import class_row, dict_row
+
+from marco_search.audit.chain import Link, check_link
+from marco_search.audit.check import Evidence, Sealed, check_job
+from marco_search.audit.findings import JobReport
+from marco_search.audit.proofs import unpack
+from marco_search.errors import JobNotFound
+from marco_search.store import rows, seals
+from marco_search.store.connect import Conn, Database
+
+
+def verify_job(database: Database, job_id: UUID) -> JobReport:
+    """Check one job: all its rows, its links and the links right before them.
+
+    The chain as a whole is `verify_all`'s. Raises JobNotFound if neither tables nor chain
+    know the job.
+    """
+    with database.transaction() as conn:
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        found = rows.of_jobs(conn, [job_id])
+        sealed = sealed_of(conn, [job_id])
+        if not found and not sealed:
+            raise JobNotFound(f"no job {job_id}")
+        return check_job(
+            Evidence(
+                job_id=job_id,
+                rows=found.get(job_id, {}),
+                sealed=sealed.get(job_id, ()),
+                visits=shown_visits(conn, [job_id]).get(job_id, {}),
+            )
+        )
+
+
+def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[JobReport]:
+    """Check all jobs with after < id <= last that tables or chain know, in order of id."""
+    found = rows.between(conn, after, last)
+    ids = list(found)
+    sealed = sealed_of(conn, ids)
+    visits = shown_visits(conn, ids)
+    for job_id in sorted(ids):
+        yield check_job(
+            Evidence(
+                job_id=job_id,
+                rows=found.pop(job_id),
+                sealed=sealed.get(job_id, ()),
+                visits=visits.get(job_id, {}),
+            )
+        )
+
+
+def sealed_of(conn: Conn, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Sealed]]:
+    """The links of each job with their proofs, each checked against the link before it."""
+    keys = seals.keyed_kinds()
+    before = dict[int, Link]()
+    with conn.cursor(row_factory=class_row(Link)) as cursor:
+        for link in cursor.execute(
+            f"SELECT {seals.LINK_COLUMNS} FROM chain WHERE seq IN"  # noqa: S608
+            " (SELECT seq - 1 FROM chain WHERE job_id = ANY (%s))",
+            [list(job_ids)],
+        ):
+            before[link.seq] = link
+    found: dict[UUID, list[Sealed]] = defaultdict(list)
+    with conn.cursor(row_factory=dict_row, binary=True) as rows_:
+        for row in rows_.execute(
+            f"SELECT {seals.LINK_COLUMNS}, attempts, events, nodes, rollouts, answers, hashes"  # noqa: S608
+            " FROM chain LEFT JOIN proofs USING (seq)"
+            " WHERE job_id = ANY (%s) ORDER BY job_id, seq",
+            [list(job_ids)],
+        ):
+            link = Link(**{name: row[name] for name in seals.LINK_COLUMNS.split(", ")})
+            known: dict[str, Sequence[int]] = {"request": (0,), "outcome": (0,)}
+            known |= {kind: row[f"{kind}s"] or () for kind in keys}
+            found[row["job_id"]].append(
+                Sealed(
+                    link=link,
+                    proof=unpack(known, row["hashes"]) if row["hashes"] else None,
+                    finding=check_link(link, before.get(link.seq - 1)),
+                )
+            )
+    return found
+
+
+def shown_visits(
+    conn: Conn, job_ids: Sequence[UUID]
+) -> Mapping[UUID, Mapping[int, tuple[int, float]]]:
+    """Visit counts and values as the view shows them, by job and node."""
+    shown: dict[UUID, dict[int, tuple[int, float]]] = defaultdict(dict)
+    with conn.cursor(binary=True) as cursor:
+        for job_id, node_id, visits, value in cursor.execute(
+            "SELECT job_id, node_id, visits, value FROM audit.node_stats WHERE job_id = ANY (%s)",
+            [list(job_ids)],
+        ):
+            shown[job_id][node_id] = (visits, value)
+    return shown

@@ -1,0 +1,178 @@
+"""Verification of a whole database, in one snapshot, by several processes.
+
+The chain is read from end to end here; jobs are dealt out in ranges of ids that hold some
+thousand nodes each. All see the same snapshot, so a database in use verifies as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from uuid import UUID
+
+from psycopg.rows import class_row
+from psycopg.sql import SQL, Literal
+
+from marco_search.audit.chain import JOB, Link, check_links
+from marco_search.audit.findings import Finding, Report, Status
+from marco_search.store import seals
+from marco_search.store.connect import Conn, Database
+from marco_search.store.verification import check_range
+
+_NODES_A_RANGE = 10_000
+"""Some 50 MB of memory for each process."""
+_ALONE_BELOW = 4 * _NODES_A_RANGE
+"""Starting processes takes a second: not worth it for less."""
+_MOST_FINDINGS = 1000
+
+Range = tuple[UUID | None, UUID | None]
+"""after < id <= last; None: no bound."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was looked at, and what did not fit."""
+
+    jobs: int = 0
+    open_jobs: int = 0
+    archived_jobs: int = 0
+    nodes: int = 0
+    rollouts: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Add what another has counted."""
+        self.jobs += other.jobs
+        self.open_jobs += other.open_jobs
+        self.archived_jobs += other.archived_jobs
+        self.nodes += other.nodes
+        self.rollouts += other.rollouts
+        self.findings += other.findings
+
+
+def verify_all(
+    url: str, *, processes: int = 2, on_progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Check every link of the chain and every job of the database at `url`.
+
+    `on_progress` is told (jobs done, jobs in all). Raises DatabaseUnavailable and
+    SchemaMismatch.
+    """
+    began = time.perf_counter()
+    with _snapshot(url) as (conn, snapshot):
+        links, chained, findings = _check_chain(conn)
+        jobs = conn.execute("SELECT id, nodes FROM jobs ORDER BY id").fetchall()
+        known = {job_id for job_id, _ in jobs}
+        tally = Tally()
+        for done in _checked(url, conn, snapshot, _ranges(jobs), processes):
+            tally.add(done)
+            if on_progress:
+                on_progress(tally.jobs, len(jobs))
+    for job_id in sorted(chained - known):
+        what = "the chain has the job, the table has not"
+        findings.append(Finding("jobs", f"id {job_id}", what, "its row", "none", job_id))
+    findings += sorted(tally.findings, key=lambda f: f.job_id or UUID(int=0))
+    return Report(
+        jobs=tally.jobs,
+        open_jobs=tally.open_jobs,
+        archived_jobs=tally.archived_jobs,
+        nodes=tally.nodes,
+        rollouts=tally.rollouts,
+        links=links,
+        seconds=time.perf_counter() - began,
+        findings=tuple(dict.fromkeys(findings))[:_MOST_FINDINGS],
+    )
+
+
+@contextmanager
+def _snapshot(url: str, name: str | None = None) -> Iterator[tuple[Conn, str]]:
+    """A read-only transaction that sees one moment; the one that `name` stands for, if given."""
+    database = Database(url, application="marco verify", connections=1)
+    with closing(database), database.transaction() as conn:
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if name is not None:
+            conn.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(name)))
+        conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        conn.execute("SET LOCAL statement_timeout = 0")
+        row = conn.execute("SELECT pg_export_snapshot()").fetchone()
+        assert row is not None
+        yield conn, row[0]
+
+
+def _check_chain(conn: Conn) -> tuple[int, set[UUID], list[Finding]]:
+    """How many links there are, the jobs they name, and what is wrong with them."""
+    chained: set[UUID] = set()
+    count = 0
+
+    def read() -> Iterator[Link]:
+        nonlocal count
+        with conn.cursor("chain", row_factory=class_row(Link)) as cursor:
+            cursor.itersize = 2000
+            for link in cursor.execute(
+                f"SELECT {seals.LINK_COLUMNS} FROM chain ORDER BY seq"  # noqa: S608
+            ):
+                count += 1
+                if link.kind == JOB and link.job_id is not None:
+                    chained.add(link.job_id)
+                yield link
+
+    findings = list(check_links(read()))
+    return count, chained, findings
+
+
+def _ranges(jobs: list[tuple[UUID, int]]) -> list[Range]:
+    """Ranges of ids that cover every id there can be, also those of rows without a job."""
+    ranges: list[Range] = []
+    after, nodes = None, 0
+    for job_id, count in jobs:
+        nodes += max(count, 20)  # a job without nodes costs a little, too
+        if nodes >= _NODES_A_RANGE:
+            ranges.append((after, job_id))
+            after, nodes = job_id, 0
+    return [*ranges, (after, None)]
+
+
+def _checked(
+    url: str, conn: Conn, snapshot: str, ranges: list[Range], processes: int
+) -> Iterator[Tally]:
+    if processes < 2 or len(ranges) * _NODES_A_RANGE <= _ALONE_BELOW:
+        yield from (_check(conn, part) for part in ranges)
+        return
+    # Spawned: a forked process would share connections and threads.
+    with ProcessPoolExecutor(processes, get_context("spawn"), _open, (url, snapshot)) as pool:
+        yield from pool.map(_check_here, ranges)
+
+
+_worker: Conn | None = None
+
+
+def _open(url: str, snapshot: str) -> None:
+    global _worker
+    # Closed by the end of the process.
+    context = _snapshot(url, snapshot)
+    _worker, _ = context.__enter__()
+    _kept.append(context)
+
+
+_kept: list[object] = []
+
+
+def _check_here(part: Range) -> Tally:
+    assert _worker is not None, "the initializer ran"
+    return _check(_worker, part)
+
+
+def _check(conn: Conn, part: Range) -> Tally:
+    tally = Tally()
+    for report in check_range(conn, *part):
+        tally.jobs += 1
+        tally.open_jobs += report.status is Status.OPEN
+        tally.archived_jobs += report.status is Status.ARCHIVED
+        tally.nodes += report.nodes
+        tally.rollouts += report.rollouts
+        tally.findings += report.findings[:_MOST_FINDINGS]
+    return tally

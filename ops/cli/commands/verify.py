@@ -1,0 +1,188 @@
+"""`marco verify` and `marco anchor`: is everything as it was?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ops.cli.failures import DOES_NOT_FIT
+from ops.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from marco_search.audit.anchors import Anchor
+    from marco_search.audit.findings import Finding
+    from ops.cli.session import Session
+
+_SHOWN = 20
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(short_help="Check that nothing stored was changed.")
+@click.argument("jobs", metavar="[JOB]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All jobs of all tenants (the default).")
+@click.option(
+    "--anchor", "anchors", multiple=True, type=_file, metavar="FILE",
+    help="An anchor kept elsewhere that the chain must still hold; may be given again.",
+)  # fmt: skip
+@click.option("--public-key", metavar="HEX", help="The key that the anchors must be signed by.")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
+    help="Processes that check all jobs.",
+)  # fmt: skip
+@json_option
+def verify(
+    jobs: tuple[str, ...], everything: bool, anchors: tuple[Path, ...], public_key: str | None,
+    processes: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Check JOBs, or all jobs and the whole chain, and name the first row that does not fit.
+
+    Every row of a job that has ended is hashed again and compared with the chain; every
+    token's confidence, every path, value, visit count, vote and total is computed again.
+    Exits with 9 if anything does not fit.
+    """
+    from marco_search.audit import anchors as anchor_files
+    from ops.cli.session import session
+
+    if jobs and everything:
+        raise click.UsageError("name jobs, or --all, not both")
+    kept = [anchor_files.read(path, public_key=public_key) for path in anchors]
+    with session() as here:
+        against = _against_anchors(here, kept)
+        if jobs:
+            said, found = _verify_jobs(here, jobs)
+        else:
+            said, found = _verify_all(here, processes, quiet=as_json)
+    found = [*against, *found]
+    if as_json:
+        print_json(said | {"fits": not found, "findings": [_json(f) for f in found]})
+    else:
+        _tell(said, found, kept)
+    if found:
+        click.get_current_context().exit(DOES_NOT_FIT)
+
+
+def _against_anchors(here: Session, kept: Sequence[Anchor]) -> list[Finding]:
+    from marco_search.store import anchors
+
+    with here.database.transaction() as conn:
+        return [finding for anchor in kept for finding in anchors.check(conn, anchor)]
+
+
+def _verify_jobs(here: Session, words: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:
+    from marco_search.store.verification import verify_job
+    from ops.cli import reading
+
+    with here.database.transaction() as conn:
+        job_ids = reading.find_jobs(conn, words, here.tenant)
+    reports = [verify_job(here.database, job_id) for job_id in dict.fromkeys(job_ids)]
+    said = {
+        "jobs": [
+            {
+                "job_id": str(report.job_id),
+                "status": str(report.status),
+                "seq": report.seq,
+                "root": report.root,
+                "nodes": report.nodes,
+                "rollouts": report.rollouts,
+            }
+            for report in reports
+        ]
+    }
+    return said, [finding for report in reports for finding in report.findings]
+
+
+def _verify_all(
+    here: Session, processes: int, *, quiet: bool
+) -> tuple[dict[str, Any], list[Finding]]:
+    from marco_search.locations import database_url
+    from marco_search.store.verify_all import verify_all
+
+    def progress(done: int, total: int) -> None:
+        click.echo(f"\r{done:,} of {total:,} jobs", nl=False, err=True)
+
+    show = not quiet and sys.stderr.isatty()
+    tell = progress if show else None
+    report = verify_all(database_url(here.settings), processes=processes, on_progress=tell)
+    if show:
+        click.echo("\r\033[K", nl=False, err=True)
+    said = {
+        "jobs": report.jobs,
+        "open_jobs": report.open_jobs,
+        "archived_jobs": report.archived_jobs,
+        "nodes": report.nodes,
+        "rollouts": report.rollouts,
+        "links": report.links,
+        "seconds": round(report.seconds, 3),
+    }
+    return said, list(report.findings)
+
+
+def _tell(said: dict[str, Any], found: Sequence[Finding], kept: Sequence[Anchor]) -> None:
+    if isinstance(said["jobs"], list):
+        for job in said["jobs"]:
+            link = "not in the chain yet" if job["seq"] is None else f"link {job['seq']}"
+            numbers = f"{job['nodes']:,} nodes, {job['rollouts']:,} rollouts, {link}"
+            click.echo(f"{job['job_id']}  {job['status']}  {numbers}")
+    else:
+        click.echo(
+            f"{said['jobs']:,} jobs ({said['open_jobs']:,} not ended, {said['archived_jobs']:,}"
+            f" archived), {said['nodes']:,} nodes, {said['rollouts']:,} rollouts,"
+            f" {said['links']:,} links of the chain, {said['seconds']:.1f} s"
+        )
+    for anchor in kept:
+        signed = f", signed by {anchor.public_key}" if anchor.public_key else ", not signed"
+        click.echo(f"Anchor of {anchor.made_at}: link {anchor.seq}{signed}")
+    if not found:
+        click.echo("Everything fits.")
+        return
+    click.echo(f"Does not fit, first {found[0]}")
+    for finding in found[1:_SHOWN]:
+        click.echo(f"  then {finding}")
+    if len(found) > _SHOWN:
+        click.echo(f"  and {len(found) - _SHOWN:,} more")
+
+
+def _json(finding: Finding) -> dict[str, Any]:
+    return {
+        "table": finding.table,
+        "key": finding.key,
+        "what": finding.what,
+        "expected": finding.expected,
+        "found": finding.found,
+        "job_id": None if finding.job_id is None else str(finding.job_id),
+    }
+
+
+@click.command(short_help="Print the head of the chain, to keep elsewhere.")
+@click.option("--key", type=_file, metavar="FILE", help="Ed25519 key (PEM) to sign it with.")
+@click.option(
+    "--new-key", type=_file, metavar="FILE", help="Only make a key, and print its public part."
+)
+@json_option
+def anchor(key: Path | None, new_key: Path | None, as_json: bool) -> None:
+    """Print an anchor: the head of the chain, how many links and jobs it covers, and when.
+
+    Keep it where those who hold the database can't change it: `marco verify --anchor FILE`
+    then finds a chain that was cut short or written anew.
+
+    \b
+    marco anchor > anchor-2026-11-22.json
+    """
+    from marco_search.audit import anchors as anchor_files
+    from marco_search.store import anchors
+    from ops.cli.session import session
+
+    if new_key is not None:
+        public = anchor_files.new_key(new_key)
+        if as_json:
+            print_json({"key": str(new_key), "public_key": public})
+        else:
+            click.echo(f"Private key: {new_key}. Give others the public key:\n{public}")
+        return
+    with session() as here, here.database.transaction() as conn:
+        taken = anchors.take(conn, key=key)
+    print_json(taken.to_json())
