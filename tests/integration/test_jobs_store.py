@@ -189,8 +189,8 @@ def test_the_trail_refuses_every_change(database: Database) -> None:
     claim(database, job.id)
     for table in guards.INSERT_ONLY:
         column = "seq" if table == "proofs" else "job_id"
-        update = f"UPDATE {{}} SET {column} = {column}"
-        for change in (update, "DELETE FROM {}", "TRUNCATE {} CASCADE"):
+        update = f" {{}} SET {column} = {column}"
+        for change in ("UPDATE" + update, "DELETE FROM {}", "TRUNCATE {} CASCADE"):
             refused = pytest.raises(psycopg.errors.RestrictViolation, match="insert only")
             with refused, database.transaction() as conn:
                 conn.execute(change.format(table).encode())
