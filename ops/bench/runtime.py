@@ -53,7 +53,7 @@ def measure(searches: int = 64, rollouts: int = 32, *, real: bool | None = None)
     with simulated() as server:
         found |= _throughput(server, searches, rollouts)
         found |= _peaks(server)
-    if environment.PYTHON.exists() if real is None else real:
+    if environment.installed() if real is None else real:
         from ops.bench.engine.real import measure as measure_real
 
         found |= measure_real()

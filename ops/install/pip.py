@@ -6,6 +6,7 @@ Where packages come from is pip's own configuration: nothing here names an index
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pwd
 import re
@@ -23,7 +24,9 @@ OLDEST = (22, 3)  # the first with --python
 
 def outside_pip() -> list[str]:
     """Command of a pip outside the environment; empty when there is none recent enough."""
-    for python in (sys.executable, shutil.which("python3")):
+    # The last: the Python that a virtual environment without pip was made with.
+    base = getattr(sys, "_base_executable", None)
+    for python in (sys.executable, shutil.which("python3"), base):
         if python is None:
             continue
         done = subprocess.run(
@@ -47,14 +50,25 @@ def create_environment(venv: Path) -> list[str]:
     return [*outside, "--python", python] if outside else [python, "-m", "pip"]
 
 
-def install(pip: list[str], arguments: list[str]) -> None:
+_OPTIONS = ["--quiet", "--no-deps", "--only-binary", ":all:", "--no-compile", "--no-input"]
+_OPTIONS += ["--disable-pip-version-check"]
+
+
+def install(pip: list[str], arguments: list[str], *, timeout_s: float | None = None) -> None:
     """`pip install` of exactly `arguments`: wheels only, nothing added, nothing compiled.
 
     Bytecode is left to the first import: compiling all of it takes as long as the rest.
+    Raises SystemExit, with the end of what pip said, or subprocess.TimeoutExpired.
     """
-    options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--no-compile", "--no-input"]
-    options += ["--disable-pip-version-check"]
-    _run([*pip, "install", *options, *arguments], "Installing packages")
+    _run([*pip, "install", *_OPTIONS, *arguments], "Installing packages", timeout_s)
+
+
+def needs(pip: list[str], requirement: str) -> list[str]:
+    """What the package that pip would take for `requirement` asks for; installs nothing."""
+    report = [*pip, "install", *_OPTIONS, "--dry-run", "--report", "-", requirement]
+    done = _run(report, f"Looking for {requirement}", 60.0)
+    (found,) = json.loads(done)["install"]
+    return list(found["metadata"].get("requires_dist") or ())
 
 
 def environment() -> dict[str, str]:
@@ -70,8 +84,11 @@ def environment() -> dict[str, str]:
     return env
 
 
-def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+def _run(command: list[str], what: str, timeout_s: float | None = None) -> str:
+    """What it printed on standard output."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=timeout_s
+    )
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
         raise SystemExit(
@@ -79,3 +96,4 @@ def _run(command: list[str], what: str) -> None:
             "fetched, check pip's configuration\n(`python3 -m pip config list`, a proxy, the "
             "network), then run the same command again: it starts over cleanly."
         )
+    return done.stdout

@@ -1,22 +1,21 @@
-"""The virtual environment of the SGLang server: `.marco/sglang-venv`, 1.6 GB, made once."""
+"""The virtual environment of the SGLang server, 1.6 GB, in the user's cache folder."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from marco_search.errors import LocalServiceFailed
-from ops.install import pip
+from ops.install import cached, pip
 
-ROOT = Path(__file__).resolve().parents[2]
+NAME = "sglang-cpu"
 LOCK = Path(__file__).with_name("requirements.lock")
-VENV = ROOT / ".marco" / "sglang-venv"
-PYTHON = VENV / "bin" / "python"
-_STAMP = VENV / "marco-install"
 _FREE_GB = 4
+
+
+def installed() -> bool:
+    """Whether it was made already."""
+    return cached.python_of(NAME, LOCK) is not None
 
 
 def ensure() -> Path:
@@ -24,28 +23,20 @@ def ensure() -> Path:
 
     Raises LocalServiceFailed, with the reason, where it can't be built.
     """
-    wanted = hashlib.sha256(f"{sys.version_info[:2]}".encode() + LOCK.read_bytes()).hexdigest()
-    if _STAMP.exists() and _STAMP.read_text() == wanted and PYTHON.exists():
-        return PYTHON
-    if sys.platform != "linux":
-        raise LocalServiceFailed("the SGLang server runs on Linux only")
-    shutil.rmtree(VENV, ignore_errors=True)
-    VENV.parent.mkdir(exist_ok=True)
-    if shutil.disk_usage(VENV.parent).free < _FREE_GB * 10**9:
-        raise LocalServiceFailed(f"{VENV.parent} has less than {_FREE_GB} GB free")
-    print(f"Installing SGLang's CPU environment into {VENV} (a few minutes, once)", flush=True)
-    try:
-        pip.install(pip.create_environment(VENV), ["-r", str(LOCK)])
-    except SystemExit as error:
-        raise LocalServiceFailed(f"SGLang's CPU environment can't be installed: {error}") from None
-    _check_torch()
-    _STAMP.write_text(wanted)
-    return PYTHON
-
-
-def _check_torch() -> None:
+    python = cached.ensure(NAME, LOCK, free_gb=_FREE_GB, refuse=_refuse_cuda)
     check = "import torch; assert torch.version.cuda is None, 'it is a CUDA build'"
-    done = subprocess.run([str(PYTHON), "-c", check], capture_output=True, text=True)
+    done = subprocess.run([str(python), "-c", check], capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:]
         raise LocalServiceFailed(f"torch can't be used on this CPU: {' '.join(said)}")
+    return python
+
+
+def _refuse_cuda(command: list[str]) -> None:
+    """A CUDA build is gigabytes of what no test here can use: seen before it is fetched."""
+    (torch,) = [line for line in LOCK.read_text().splitlines() if line.startswith("torch==")]
+    if any("cuda" in need or "nvidia" in need for need in pip.needs(command, torch)):
+        raise LocalServiceFailed(
+            f"pip would install a CUDA build of {torch}: point it to CPU wheels "
+            "(PIP_FIND_LINKS or PIP_INDEX_URL)"
+        )
