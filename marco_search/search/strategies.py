@@ -12,12 +12,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from marco_search.errors import SearchError
 from marco_search.search.config import Action, Choice, Reflection, SearchConfig
 
 DEFAULT_STRATEGY = "auto"
+WIDEST = 32
+"""Independent samples that go out at once. A crash loses at most these."""
 
 _TREE: dict[str, Any] = {"choice": Choice.WEIGHTED}
 _FLAT: dict[str, Any] = {"action": Action.WHOLE}
@@ -52,8 +55,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def configure(strategy: str, **overrides: Any) -> SearchConfig:
     """The configuration of a strategy with some fields set otherwise; None means default.
 
-    "cot" is one rollout whatever budget is given. Raises SearchError for an unknown
-    strategy, naming those there are.
+    "cot" is one rollout whatever budget is given. Samples that do not depend on each other
+    go out together, up to WIDEST at once, unless `parallel` is given. Raises SearchError for
+    an unknown strategy, naming those there are.
     """
     try:
         defaults = STRATEGIES[strategy]
@@ -63,4 +67,18 @@ def configure(strategy: str, **overrides: Any) -> SearchConfig:
     given = {k: v for k, v in overrides.items() if v is not None}
     if strategy == "cot":
         given.pop("rollouts", None)
-    return SearchConfig(strategy=strategy, **(defaults | given))
+    config = SearchConfig(strategy=strategy, **(defaults | given))
+    if "parallel" in given or not _independent(config):
+        return config
+    return replace(config, parallel=max(config.parallel, min(config.rollouts, WIDEST)))
+
+
+def _independent(config: SearchConfig) -> bool:
+    """True if nothing is decided between rounds: how many there are changes no answer."""
+    return (
+        config.action is Action.WHOLE
+        and config.reflection is Reflection.NEVER
+        and (not config.early_stop or config.choice is Choice.BEST)
+        and config.max_tokens is None
+        and config.max_seconds is None
+    )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
@@ -19,6 +20,8 @@ from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.search.mcts import Search
 from marco_search.settings import Settings
+from ops.bench.engine.simulated_server import Simulated
+from ops.bench.engine.simulator import Counters
 
 # Of the length of a problem of MGSM.
 _QUESTION = (
@@ -71,35 +74,51 @@ def one(url: str, work: ReasoningJob, **changes: Any) -> tuple[Search, Recorder]
         recorder.close()
 
 
-def many(url: str, folder: Path, *, count: int, rollouts: int) -> tuple[float, list[Any]]:
-    """`count` searches at once. (seconds from the first's start to the last's end, rounds)."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """Searches that ran at once."""
+
+    counters: Counters
+    seconds: float  # from the first one's start to the last one's end
+    results: list[dict[str, Any]]  # of each: what was asked, what came, processor time
+
+
+def many(server: Simulated, *, count: int, rollouts: int, strategy: str = "step") -> Run:
+    """`count` searches at once, on an empty cache."""
     processes = multiprocessing.get_context("fork")
     ready = processes.Barrier(count + 1)
-    workers = [
-        processes.Process(target=_worker, args=(url, i, rollouts, ready, folder / f"{i}.json"))
-        for i in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    ready.wait(300)
-    began = time.monotonic()
-    for worker in workers:
-        worker.join()
-    seconds = time.monotonic() - began
-    if any(worker.exitcode for worker in workers):
-        sys.exit("a search of the bench failed")
-    return seconds, [json.loads((folder / f"{i}.json").read_text()) for i in range(count)]
+    server.reset()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.json" for i in range(count)]
+        workers = [
+            processes.Process(
+                target=_worker, args=(server.url, job(i, strategy, rollouts), ready, file)
+            )
+            for i, file in enumerate(files)
+        ]
+        for worker in workers:
+            worker.start()
+        ready.wait(300)
+        began = time.monotonic()
+        for worker in workers:
+            worker.join()
+        seconds = time.monotonic() - began
+        if any(worker.exitcode for worker in workers):
+            sys.exit("a search of the bench failed")
+        return Run(server.counters(), seconds, [json.loads(file.read_text()) for file in files])
 
 
-def _worker(url: str, i: int, rollouts: int, ready: Barrier, file: Path) -> None:
+def _worker(url: str, work: ReasoningJob, ready: Barrier, file: Path) -> None:
     settings = Settings.model_validate({"MARCO_RUNTIME": url, "MARCO_RUNTIME_TIMEOUT_S": 600})
     recorder = Recorder(open_runtime(settings))
-    work = job(i, "step", rollouts)
     ready.wait(300)
+    began = time.process_time()
     search = _search(work, recorder, {})
+    cpu_s = time.process_time() - began
     done = search.tree.rollouts
     result = {
         "rounds": recorder.rounds,
+        "cpu_s": cpu_s,
         "generated_tokens": sum(r.generated_tokens for r in done),
         "prompt_tokens": sum(r.prompt_tokens for r in done),
         "cached_tokens": sum(r.cached_tokens for r in done),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from marco_search.errors import SearchError
@@ -139,3 +142,28 @@ def test_values_no_search_can_run_with_are_refused() -> None:
     ):
         with pytest.raises(SearchError, match=next(iter(wrong))):
             configure("auto", **wrong)
+
+
+@pytest.mark.parametrize("changes", [{"strategy": "best-of-n"}, {"strategy": "vote"}])
+@pytest.mark.parametrize("seed", range(5))
+def test_independent_samples_go_out_together_and_are_the_same(
+    changes: dict[str, str], seed: int
+) -> None:
+    given = changes | {"rollouts": 20, "seed": seed, "early_stop": False}
+    together, apart = configure(**given), configure(**given, parallel=3)
+    assert together.parallel == 20
+    one, other = run(together), run(apart)
+    assert (one.round, other.round) == (1, 7)
+    assert one.ranked() == other.ranked()
+    assert [replace(r, round=0) for r in one.tree.rollouts] == [
+        replace(r, round=0) for r in other.tree.rollouts
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_tokens": 500}, {"max_seconds": 9.0}, {"reflection": Reflection.BRANCH}],
+)
+def test_a_budget_or_a_reflection_keeps_the_rounds(changes: dict[str, Any]) -> None:
+    assert configure("best-of-n", rollouts=20, **changes).parallel == 8
+    assert configure("vote", rollouts=20).parallel == 8  # it may end before its budget does

@@ -1,0 +1,1 @@
+"""Enough for `import reasoners`, whose search uses nothing of torch."""
