@@ -44,7 +44,7 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
             lease_expires_at = now() + make_interval(secs => %(lease_s)s)
         WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
             AND rounds = %(round)s - 1
-        RETURNING cancel_requested_at IS NOT NULL
+        RETURNING cancel_requested_at IS NOT NULL, row_security_active('nodes')
         """,
         totals
         | {
@@ -57,8 +57,9 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
     ).fetchone()
     if row is None:
         return _kept_already(conn, lease, kept.number)
-    _copy(conn, lease, "nodes", records.NODE_COLUMNS, map(records.node_row, kept.nodes))
-    _copy(conn, lease, "rollouts", records.ROLLOUT_COLUMNS, map(records.rollout_row, rollouts))
+    write = _copy_by_way_of_a_stage if row[1] else _copy
+    write(conn, lease, "nodes", records.NODE_COLUMNS, map(records.node_row, kept.nodes))
+    write(conn, lease, "rollouts", records.ROLLOUT_COLUMNS, map(records.rollout_row, rollouts))
     conn.execute(
         "INSERT INTO audit_log (job_id, generation, event, detail) VALUES (%s, %s, 'round', %s)",
         [lease.job_id, lease.generation, Jsonb({"round": kept.number} | totals)],
@@ -87,11 +88,38 @@ def _copy(
     rows: Iterable[Sequence[Any]],
 ) -> None:
     names = SQL(", ").join(map(Identifier, ("job_id", "generation", *columns)))
-    statement = SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(Identifier(table), names)
+    into = Identifier(*table.split("."))
+    statement = SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(into, names)
     with conn.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types(["uuid", "int8", *columns.values()])
         for row in rows:
             copy.write_row((lease.job_id, lease.generation, *row))
+
+
+def _copy_by_way_of_a_stage(
+    conn: Conn,
+    lease: Lease,
+    table: str,
+    columns: Mapping[str, str],
+    rows: Iterable[Sequence[Any]],
+) -> None:
+    """The same for a user that row-level security applies to: COPY won't write for it."""
+    names = SQL(", ").join(map(Identifier, ("job_id", "generation", *columns)))
+    stage = f"staged_{table}"
+    parts = {"stage": Identifier(stage), "table": Identifier(table), "names": names}
+    conn.execute(
+        SQL(
+            "CREATE TEMP TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS"
+            " AS SELECT {names} FROM {table} WITH NO DATA"
+        ).format(**parts)
+    )
+    _copy(conn, lease, f"pg_temp.{stage}", columns, rows)
+    conn.execute(
+        SQL(
+            "WITH staged AS (DELETE FROM pg_temp.{stage} RETURNING *)"
+            " INSERT INTO {table} ({names}) SELECT {names} FROM staged"
+        ).format(**parts)
+    )
 
 
 def write_answers(

@@ -3,6 +3,7 @@
     services      object with database_url and redis_url, the same for the whole run
     database_url  a fresh, migrated database for this test
     redis_url     an empty Redis database for this test
+    filled        a database with jobs that went well and badly, the same for the whole run
 
 `services` starts Postgres and Redis in a home of their own, once, when the first test asks.
 """
@@ -26,6 +27,7 @@ from marco_search import locations
 from marco_search.settings import Settings
 from ops.services import ServiceUrls, local_services
 from ops.services.layout import Layout
+from tests.integration.audited import Audited, audited
 
 # With a REDIS_URL of the developer's the tests use this database of it, and only if it is empty.
 _FOREIGN_REDIS_DATABASE = 15
@@ -78,6 +80,13 @@ def database_url(services: ServiceUrls, template_database: str) -> Iterator[str]
     _admin(services, create.format(sql.Identifier(name), sql.Identifier(template_database)))
     yield _with_path(services.database_url, name)
     _drop(services, name)
+
+
+@pytest.fixture(scope="session")
+def filled(services: ServiceUrls) -> Iterator[Audited]:
+    """A database to read from: see tests/integration/audited.py."""
+    with audited(services.database_url) as opened:
+        yield opened
 
 
 @pytest.fixture
