@@ -1,7 +1,8 @@
-"""The queue: Celery messages in Redis that say "look at job X" and nothing else.
+"""The queue: Celery messages in Redis, each a permit to claim one job.
 
-Postgres is the truth. A message that is lost is published again by a sweep, one that comes
-twice finds nothing to do, so nothing here needs to be exact.
+Postgres is the truth, also about whose turn it is: a message names the job it was published
+for, but whoever takes it claims the job that is next (store.line). A message that is lost is
+published again by a sweep, one too many finds nothing to do, so nothing here needs to be exact.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
+from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -16,17 +18,12 @@ from redis.exceptions import RedisError
 
 from marco_search.errors import BrokerUnavailable
 from marco_search.settings import without_password
-from marco_search.store.outbox import Message
-from marco_search.store.states import PRIORITIES
 
 TASK = "marco.run_job"
 
-_STEPS = sorted(PRIORITIES.values())
-# Between a queue's name and its priority in the names of Redis lists: marco, marco:3, marco:6.
-_SEPARATOR = ":"
 # A message that a worker took and did not acknowledge comes again after this. Longer than
-# the lease on purpose: lost workers are found by their lease, in seconds, and by then this
-# message finds nothing to do. A job that runs longer gets it twice and shrugs.
+# the lease on purpose: lost workers are found by their lease, in seconds. A job that runs
+# longer makes it come twice, which is one permit too many and does no harm.
 _VISIBILITY_TIMEOUT_S = 3600
 
 
@@ -35,15 +32,11 @@ def celery_config(redis_url: str, queue: str) -> dict[str, Any]:
     return {
         "broker_url": redis_url,
         "broker_transport_options": {
-            "priority_steps": _STEPS,
-            "queue_order_strategy": "priority",
-            "sep": _SEPARATOR,
             "visibility_timeout": _VISIBILITY_TIMEOUT_S,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
         },
         "task_default_queue": queue,
-        "task_default_priority": PRIORITIES["normal"],
         "task_serializer": "json",
         "accept_content": ["json"],
         "task_ignore_result": True,
@@ -69,19 +62,24 @@ class Publisher:
         self._lock = Lock()
         self._connection: Any = None
 
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Send all messages in as few round trips as there are.
+    def publish(self, job_ids: Sequence[UUID]) -> None:
+        """Send a message for each job in as few round trips as there are.
 
         Raises BrokerUnavailable; some may have been sent then, which does no harm.
         """
         with self._lock:
-            self._twice(self._send, messages)
+            self._twice(self._send, job_ids)
 
-    def lengths(self) -> dict[int, int]:
-        """Messages in the queue by priority. Raises BrokerUnavailable."""
+    def length(self) -> int:
+        """Messages in the queue. Raises BrokerUnavailable."""
         with self._lock:
-            counted: dict[int, int] = self._twice(self._count)
+            counted: int = self._twice(self._count)
             return counted
+
+    def may_sweep(self, every_s: float) -> bool:
+        """True for one of all that ask within `every_s` seconds. Raises BrokerUnavailable."""
+        with self._lock:
+            return bool(self._twice(self._take_turn, every_s))
 
     def close(self) -> None:
         """Drop the connection. The next use opens another."""
@@ -115,23 +113,23 @@ class Publisher:
         if connection is not None:
             connection.release()
 
-    def _send(self, connection: Any, messages: Sequence[Message]) -> None:
+    def _send(self, connection: Any, job_ids: Sequence[UUID]) -> None:
         with connection.Producer(auto_declare=False) as producer, producer.batch():
-            for message in messages:
-                job_id = str(message.job_id)
+            for job_id in job_ids:
                 self._app.send_task(
                     TASK,
-                    args=[job_id],
-                    task_id=job_id,
-                    priority=message.priority,
+                    args=[str(job_id)],
+                    task_id=str(job_id),
                     producer=producer,
                     retry=False,
                     ignore_result=True,
                 )
 
-    def _count(self, connection: Any) -> dict[int, int]:
+    def _count(self, connection: Any) -> Any:
         with connection.default_channel.conn_or_acquire() as client:
-            pipe = client.pipeline(transaction=False)
-            for step in _STEPS:
-                pipe.llen(f"{self._queue}{_SEPARATOR}{step}" if step else self._queue)
-            return dict(zip(_STEPS, pipe.execute(), strict=True))
+            return client.llen(self._queue)
+
+    def _take_turn(self, connection: Any, every_s: float) -> Any:
+        # Gone by itself, also when whoever took the turn dies in it.
+        with connection.default_channel.conn_or_acquire() as client:
+            return client.set(f"{self._queue}:sweep", 1, nx=True, px=int(every_s * 1000))

@@ -153,14 +153,8 @@ def run_search(
             f"the search was begun on {fixed.model} ({fixed.revision[:12]}), this runtime has "
             f"{runtime.info.model} ({runtime.info.revision[:12]}): use a runtime with that model"
         )
-    kind = kind_of(job)
-
-    def answer_of(text: str) -> str | None:
-        found = kind.answer(kind.assistant_prefix + text)
-        return found.key if found else None
-
     kept = journal.load()
-    search = Search.restore(fixed.config, fixed.prompt, answer_of, kept.nodes, kept.rollouts)
+    search = restored(job, fixed, kept.nodes, kept.rollouts)
     began = clock() - kept.seconds
     while True:
         reason = journal.should_stop()
@@ -199,6 +193,17 @@ def _branches(
             for expansion in expansions
             for request in expansion.branches
         ]
+
+
+def restored(job: Job, fixed: Plan, nodes: Sequence[Node], rollouts: Sequence[Rollout]) -> Search:
+    """The job's search as it was after the last round in these records (both in id order)."""
+    kind = kind_of(job)
+
+    def answer_of(text: str) -> str | None:
+        found = kind.answer(kind.assistant_prefix + text)
+        return found.key if found else None
+
+    return Search.restore(fixed.config, fixed.prompt, answer_of, nodes, rollouts)
 
 
 def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:

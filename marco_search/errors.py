@@ -11,6 +11,9 @@
     │   ├── InvalidSettings        an environment variable has a value that can't be used
     │   └── IdempotencyConflict    the key is taken by another payload
     ├── JobNotFound                no such job for this tenant
+    ├── Backpressure               too much is queued: nothing was stored, submit later
+    │   ├── QueueFull              by all tenants together
+    │   └── QuotaExceeded          by this tenant
     ├── ServiceError               a service we need does not answer as it must
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
@@ -25,6 +28,8 @@
     ├── SearchError                the search core was driven wrongly
     │   └── SnapshotMismatch       a snapshot does not fit this search
     ├── LeaseLost                  another worker holds the job now: stop and write nothing
+    ├── WorkerLost                 a job cost several workers: no other gets it (quarantine)
+    ├── DeadlinePassed             a job's deadline came before a worker began it
     └── WaitTimeout                the job is still running; it goes on
 
 Messages name the field or variable, the reason, and what to do about it. They never
@@ -106,6 +111,33 @@ class JobNotFound(MarcoError):
     exit_code = 3
 
 
+class Backpressure(MarcoError):
+    """Too much is queued already. Nothing was stored; the same call may succeed later.
+
+    `retry_after_s` is a hint when to try again; None: never, it asks for more than the limit.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
+        self.retry_after_s = retry_after_s
+        hint = "" if retry_after_s is None else f"; try again in {retry_after_s:g} s"
+        super().__init__(message + hint)
+
+    @property
+    def retryable(self) -> bool:  # type: ignore[override]
+        """Whether the same call may succeed later."""
+        return self.retry_after_s is not None
+
+
+class QueueFull(Backpressure):
+    """All tenants together have as many queued jobs as MARCO_MAX_QUEUED allows."""
+
+
+class QuotaExceeded(Backpressure):
+    """This tenant has as many queued jobs as it may have."""
+
+
 class ServiceError(MarcoError):
     """A service that marco-search needs does not answer as it must."""
 
@@ -173,6 +205,21 @@ class SnapshotMismatch(SearchError):
 
 class LeaseLost(MarcoError):
     """Another worker holds this job now. Stop at once and write nothing more."""
+
+
+class WorkerLost(MarcoError):
+    """The workers that ran this job were lost. It is kept from others until it is requeued."""
+
+    def __init__(self, workers: Sequence[str]) -> None:
+        self.workers = tuple(workers)
+        super().__init__(
+            f"{len(workers)} workers were lost while they ran it ({', '.join(workers)}); it is "
+            "kept from others: see what it does to a worker, then `marco dead requeue` it"
+        )
+
+
+class DeadlinePassed(MarcoError):
+    """The job's deadline passed before a worker began it: there is no answer."""
 
 
 class WaitTimeout(MarcoError):

@@ -59,9 +59,24 @@ class Settings(BaseSettings):
     tenant: str = Field("default", min_length=1, max_length=64, validation_alias="MARCO_TENANT")
     queue: str = Field("marco", min_length=1, max_length=64, validation_alias="MARCO_QUEUE")
     worker_processes: int = Field(1, ge=1, le=256, validation_alias="MARCO_WORKER_PROCESSES")
+    # A worker that has not extended its lease for this long is taken for lost.
     lease_s: float = Field(45.0, gt=0, validation_alias="MARCO_LEASE_S")
     heartbeat_s: float = Field(10.0, gt=0, validation_alias="MARCO_HEARTBEAT_S")
-    max_attempts: int = Field(3, ge=1, le=100, validation_alias="MARCO_MAX_ATTEMPTS")
+    # Attempts that errors which may pass can end; then the job is dead.
+    max_attempts: int = Field(8, ge=1, le=100, validation_alias="MARCO_MAX_ATTEMPTS")
+    # Workers that a job may cost; then it is dead.
+    quarantine_after: int = Field(2, ge=1, le=100, validation_alias="MARCO_QUARANTINE_AFTER")
+    # Told to stop, a worker has this long to finish its rounds; then their branches are aborted.
+    stop_s: float = Field(25.0, ge=0, validation_alias="MARCO_STOP_S")
+    # An attempt longer than this gives its job back after the round; unset: as long as it takes.
+    attempt_s: float | None = Field(None, gt=0, validation_alias="MARCO_ATTEMPT_S")
+    # Whether workers also do what `marco scheduler` does. With a scheduler they need not.
+    worker_sweeps: bool = Field(True, validation_alias="MARCO_WORKER_SWEEPS")
+    # Waiting this long is worth one of the three levels of priority.
+    aging_s: float = Field(600.0, ge=0, validation_alias="MARCO_AGING_S")
+    # Most queued jobs, of all tenants and of each that has no quota of its own; unset: any number.
+    max_queued: int | None = Field(100_000, ge=1, validation_alias="MARCO_MAX_QUEUED")
+    tenant_max_queued: int | None = Field(None, ge=1, validation_alias="MARCO_TENANT_MAX_QUEUED")
     log_level: str = Field("INFO", validation_alias="MARCO_LOG_LEVEL")
 
 

@@ -21,6 +21,7 @@ from marco_search.settings import Settings
 from marco_search.store import jobs as store
 from marco_search.store import outbox, queries
 from marco_search.store.connect import Database
+from marco_search.store.limits import Limits
 from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
 from producer.handles import JobHandle, JobId, job_uuid, job_uuids
@@ -51,6 +52,9 @@ class Producer:
         urls = {name: SecretStr(url) for name, url in given.items() if url is not None}
         self._settings = (settings or settings_module.load()).model_copy(update=urls)
         self._tenant = tenant
+        self._limits = Limits(
+            all_tenants=self._settings.max_queued, each_tenant=self._settings.tenant_max_queued
+        )
         self.database = Database(database_location(self._settings), application="marco producer")
         self.listener = Listener(self.database)
         self._publisher: Publisher | None = None
@@ -93,23 +97,30 @@ class Producer:
     def _submit(self, checked: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
         tenant = self._tenant or self._settings.tenant
         with self.database.transaction() as conn:
-            stored = store.insert(conn, checked, tenant=tenant, batch_id=batch_id)
+            stored = store.insert(
+                conn,
+                checked,
+                tenant=tenant,
+                batch_id=batch_id,
+                allowed=self._limits,
+                aging_s=self._settings.aging_s,
+            )
         # The sweep looks after jobs that were there before.
-        self._publish([outbox.Message(s.id, s.priority) for s in stored if s.created])
+        self._publish([s.id for s in stored if s.created])
         return [JobHandle(id=s.id, state=s.state, created=s.created) for s in stored]
 
-    def _publish(self, messages: Sequence[outbox.Message]) -> None:
-        if not messages:
+    def _publish(self, job_ids: Sequence[UUID]) -> None:
+        """Tell the broker of jobs that are marked as published already."""
+        if not job_ids:
             return
         try:
             if self._publisher is None:
                 self._publisher = Publisher(redis_location(self._settings), self._settings.queue)
-            self._publisher.publish(messages)
+            self._publisher.publish(job_ids)
         except BrokerUnavailable as error:
-            log.warning("%d jobs are stored and wait for Redis: %s", len(messages), error)
-            return
-        with self.database.transaction() as conn:
-            outbox.mark_published(conn, messages)
+            log.warning("%d jobs are stored and wait for Redis: %s", len(job_ids), error)
+            with self.database.transaction() as conn:
+                outbox.unpublished(conn, job_ids)
 
     # -- follow ---------------------------------------------------------------------------
 

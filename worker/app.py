@@ -8,7 +8,7 @@ from celery import Celery, signals
 
 from marco_search.broker import celery_config
 from marco_search.locations import redis_url
-from worker import logs, process
+from worker import logs, process, stopping
 from worker.sweep import Sweeper
 
 
@@ -21,9 +21,12 @@ def _config() -> dict[str, Any]:
         "worker_pool": "prefork",
         "worker_prefetch_multiplier": 1,
         "task_acks_late": True,
-        # Of a child that was killed: the message comes again, and finds the lease held until
-        # it runs out; then the sweep brings another.
+        # Of a child that was killed: its permit goes to another job; the sweep brings one for
+        # its own when the lease has run out.
         "task_reject_on_worker_lost": True,
+        # The first makes the child give its job back (worker.stopping), the second kills it.
+        "task_soft_time_limit": settings.attempt_s,
+        "task_time_limit": settings.attempt_s and settings.attempt_s + settings.stop_s + 5,
         # A lost connection to Redis is no reason to stop a search: Postgres has its rounds.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
@@ -45,9 +48,14 @@ def _setup_logging(**_: Any) -> None:
 
 
 def _start_sweeping(**_: Any) -> None:
-    sweeper = Sweeper(process.sweep_connections)
-    _sweepers.append(sweeper)
-    sweeper.start()
+    if process.settings().worker_sweeps:
+        sweeper = Sweeper(process.sweep)
+        _sweepers.append(sweeper)
+        sweeper.start()
+
+
+def _tell_children(**_: Any) -> None:
+    stopping.tell(process.settings().stop_s)
 
 
 def _stop_sweeping(**_: Any) -> None:
@@ -61,5 +69,6 @@ def _close_process(**_: Any) -> None:
 
 signals.setup_logging.connect(_setup_logging)
 signals.worker_ready.connect(_start_sweeping)
+signals.worker_shutting_down.connect(_tell_children)
 signals.worker_shutdown.connect(_stop_sweeping)
 signals.worker_process_shutdown.connect(_close_process)

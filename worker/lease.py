@@ -1,4 +1,4 @@
-"""The heartbeat that keeps a job ours while it is searched."""
+"""The heartbeat that keeps a job ours while it is searched, and hears when to stop."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from types import TracebackType
 from typing import Self
 
 from marco_search.errors import DatabaseUnavailable, LeaseLost
+from marco_search.search.mcts import StopReason
 from marco_search.store import leases
 from marco_search.store.connect import Database
-from marco_search.store.leases import Lease
+from marco_search.store.leases import Lease, Watch
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0
+"""A cancel, a pause, a deadline or a lost lease is seen within this time."""
+_TICK_S = 0.2  # word to stop that comes from this machine; asks nobody
+
 
 class Heartbeat:
-    """A thread that extends a lease inside its `with` block, and knows if it was lost.
+    """A thread that extends a lease inside its `with` block, and knows why to stop.
 
-    `on_end` is called from that thread, and again at every beat, once the search is to end:
-    the job was cancelled or the lease is lost.
+    `on_end` is called from that thread, again and again, once what is in flight has become
+    useless: the job was cancelled or has expired, the lease is lost, or the time that the
+    worker has to stop (`left_s`, see worker.stopping) is over.
     """
 
     def __init__(
@@ -30,13 +36,14 @@ class Heartbeat:
         lease: Lease,
         *,
         every_s: float,
-        cancel_requested: bool,
+        left_s: Callable[[], float | None] = lambda: None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.lease = lease
-        self.cancel_requested = cancel_requested
+        self.watch = Watch(cancelled=False, expired=False, paused=False)
         self._database = database
         self._every_s = every_s
+        self._left_s = left_s
         self._on_end = on_end
         self._lost = False
         self._stop = Event()
@@ -47,31 +54,55 @@ class Heartbeat:
         if self._lost:
             raise leases.lost(self.lease)
 
+    def reason(self) -> StopReason | None:
+        """Why the search should end before its next round, if it should."""
+        if self.watch.cancelled:
+            return StopReason.CANCELLED
+        if self.watch.expired:
+            return StopReason.DEADLINE
+        if self.watch.paused or self.stopping:
+            return StopReason.RELEASED
+        return None
+
+    @property
+    def stopping(self) -> bool:
+        """True once the worker was told to stop."""
+        return self._left_s() is not None
+
+    @property
+    def in_vain(self) -> bool:
+        """True if a round that is not kept yet should not be waited for."""
+        return self._lost or self.watch.cancelled or self.watch.expired or self._left_s() == 0.0
+
     def _run(self) -> None:
-        held_until = time.monotonic() + self.lease.seconds
-        while not self._stop.wait(self._every_s):
-            if not self._lost:
-                held_until = self._beat(held_until)
-            if self._lost or self.cancel_requested:
-                # At every beat: a round may just have been about to begin.
+        # Everything that is due is done at once, then the earliest is waited for.
+        beat_at = time.monotonic() + self._every_s
+        look_at = time.monotonic() + min(LOOK_S, self._every_s)
+        while not self._stop.wait(min(_TICK_S, self._every_s)):
+            if time.monotonic() >= min(look_at, beat_at) and not self._lost:
+                beats = time.monotonic() >= beat_at
+                # An extension that failed is tried again at the next look.
+                if self._ask(extend=beats) and beats:
+                    beat_at = time.monotonic() + self._every_s
+                look_at = time.monotonic() + LOOK_S
+            if self.in_vain:
+                # At every tick: a round may just have been about to begin.
                 self._on_end()
 
-    def _beat(self, held_until: float) -> float:
-        """Extend the lease; until when it is surely held, on time.monotonic()."""
-        asked = time.monotonic()
+    def _ask(self, *, extend: bool) -> bool:
+        """Look at the job, and extend the lease; False if Postgres does not answer."""
         try:
             with self._database.transaction() as conn:
-                if leases.heartbeat(conn, self.lease):
-                    self.cancel_requested = True
-            return asked + self.lease.seconds
+                ask = leases.heartbeat if extend else leases.look
+                self.watch = ask(conn, self.lease)
         except LeaseLost:
             self._lost = True
         except DatabaseUnavailable as error:
+            # Nothing is given up: nobody can take the job meanwhile, and whether somebody
+            # has will be seen when Postgres is back. Until then no round can be kept.
             log.warning("job %s: no heartbeat: %s", self.lease.job_id, error)
-            # Another worker may have claimed it by now, and will write the same rounds.
-            if time.monotonic() >= held_until:
-                self._lost = True
-        return held_until
+            return False
+        return True
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -1,19 +1,26 @@
 """The entry of `marco worker`: Celery's worker in this process, until it is told to stop.
 
-SIGTERM or Ctrl-C: take no more jobs, finish those that run, leave. SIGQUIT, or either once
-more: leave at once; what runs goes on elsewhere when its lease has run out.
+SIGTERM or Ctrl-C: take no more jobs, finish and keep the rounds that run, give their jobs
+back, leave. Another worker goes on with them at once. A round that takes longer than
+MARCO_STOP_S is aborted. SIGQUIT does the same in a few seconds; once more: leave at once,
+what runs goes on elsewhere when its lease has run out.
 """
 
 from __future__ import annotations
 
+import signal
 import socket
 import warnings
+from types import FrameType
+from typing import Any
 
 from marco_search.errors import InvalidSettings
 from marco_search.locations import database_url
 from marco_search.settings import Settings
 from marco_search.store.connect import Database
-from worker import process
+from worker import process, stopping
+
+_QUIT_S = 3.0  # for rounds to finish after SIGQUIT
 
 
 def run(settings: Settings, *, processes: int | None = None, name: str = "celery") -> int:
@@ -38,7 +45,16 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
 
     # As root, or as a user without an entry: a danger with pickle only, which is refused.
     warnings.filterwarnings("ignore", module=r"celery\.platforms")
-    worker = app.Worker(
+
+    class Worker(app.Worker):  # type: ignore[misc]
+        """Celery's, but for what SIGQUIT does first: Celery's own would wait for nothing."""
+
+        def install_platform_tweaks(self, worker: Any) -> None:
+            super().install_platform_tweaks(worker)
+            _install_quit_handler(min(_QUIT_S, settings.stop_s))
+
+    worker = Worker(
+        app=app,
         hostname=f"{name}@{socket.gethostname()}",
         concurrency=processes or settings.worker_processes,
         loglevel=settings.log_level.upper(),
@@ -48,3 +64,17 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def _install_quit_handler(within_s: float) -> None:
+    """On SIGQUIT: a warm shutdown in a hurry. The second one is Celery's cold shutdown."""
+    from celery.worker import state
+
+    cold = signal.getsignal(signal.SIGQUIT)
+
+    def quit_soon(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGQUIT, cold)
+        stopping.tell(within_s)
+        state.should_stop = 0
+
+    signal.signal(signal.SIGQUIT, quit_soon)

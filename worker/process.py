@@ -5,18 +5,26 @@ A pool child makes its own after the fork, when its first job comes, and keeps i
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from functools import cache
+from uuid import UUID
 
 from marco_search import settings as settings_module
 from marco_search.broker import Publisher
+from marco_search.errors import BrokerUnavailable
 from marco_search.locations import database_url, redis_url
 from marco_search.runtime import open_runtime
 from marco_search.settings import Settings
+from marco_search.store import outbox
 from marco_search.store.connect import Database
 from marco_search.store.leases import Worker
+from worker import stopping
 from worker.runner import Runner
+from worker.sweep import Sweep
+
+log = logging.getLogger(__name__)
 
 _chosen: Settings | None = None
 
@@ -35,12 +43,13 @@ def settings() -> Settings:
 @cache
 def runner() -> Runner:
     """The runner of this process."""
-    host, pid = socket.gethostname(), os.getpid()
     return Runner(
         settings(),
         _database(),
         lambda: open_runtime(settings()),
-        Worker(name=f"{host}:{pid}", host=host, pid=pid),
+        _this_process(""),
+        publish=_publish,
+        left_s=stopping.left_s,
     )
 
 
@@ -48,13 +57,35 @@ def close() -> None:
     """Close what this process has opened, if anything."""
     if runner.cache_info().currsize:
         runner().close()
+        _publisher().close()
         _database().close()
 
 
-def sweep_connections() -> tuple[Database, Publisher]:
-    """What a sweep needs, apart from what jobs use."""
+def sweep() -> Sweep:
+    """A sweep with connections of its own."""
     database = Database(database_url(settings()), application="marco sweep", connections=1)
-    return database, Publisher(redis_url(settings()), settings().queue)
+    publisher = Publisher(redis_url(settings()), settings().queue)
+    return Sweep(settings(), database, publisher, _this_process("sweep "))
+
+
+def _publish(job_id: UUID) -> None:
+    """Tell the broker of a job that this process has given back."""
+    try:
+        _publisher().publish([job_id])
+    except BrokerUnavailable as error:
+        log.warning("job %s waits for Redis: %s", job_id, error)
+        with _database().transaction() as conn:
+            outbox.unpublished(conn, [job_id])
+
+
+def _this_process(prefix: str) -> Worker:
+    host, pid = socket.gethostname(), os.getpid()
+    return Worker(name=f"{prefix}{host}:{pid}", host=host, pid=pid)
+
+
+@cache
+def _publisher() -> Publisher:
+    return Publisher(redis_url(settings()), settings().queue)
 
 
 @cache

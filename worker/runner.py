@@ -7,17 +7,17 @@ from collections.abc import Callable
 from uuid import UUID
 
 from marco_search import driver
-from marco_search.errors import DatabaseUnavailable, LeaseLost
+from marco_search.errors import DatabaseUnavailable, LeaseLost, SchemaMismatch
 from marco_search.jobs import Job, parse_job
-from marco_search.outcome import job_result, ranked_answers
 from marco_search.runtime.base import Runtime
 from marco_search.search.mcts import StopReason
 from marco_search.settings import Settings
-from marco_search.store import leases, trail
-from marco_search.store.connect import Conn, Database
-from marco_search.store.leases import Claim, Lease, Worker
+from marco_search.store import claims, leases, reclaim
+from marco_search.store.claims import Claim
+from marco_search.store.connect import Conn, Database, check_schema
+from marco_search.store.leases import Lease, Worker
 from marco_search.store.states import JobState
-from worker import failures
+from worker import closing, failures
 from worker.journal import PostgresJournal
 from worker.lease import Heartbeat
 
@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Runner:
-    """Runs jobs one after the other, on a runtime that is opened when first needed."""
+    """Runs jobs one after the other, on a runtime that is opened when first needed.
+
+    `publish` tells the broker of a job that is given back; without it a sweep will. `left_s`
+    is None, or the seconds that are left to stop in (worker.stopping).
+    """
 
     def __init__(
         self,
@@ -33,25 +37,40 @@ class Runner:
         database: Database,
         open_runtime: Callable[[], Runtime],
         worker: Worker,
+        *,
+        publish: Callable[[UUID], None] | None = None,
+        left_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._database = database
         self._open_runtime = open_runtime
         self._worker = worker
+        self._publish = publish
+        self._left_s = left_s
         self._runtime: Runtime | None = None
 
-    def run(self, job_id: UUID) -> None:
-        """Claim the job and run it to its end. Does nothing if there is nothing to do.
+    def run_next(self) -> None:
+        """Claim the job whose turn it is, and run it. Does nothing if none is due.
 
         Never raises for a job's own errors: they are kept with the job. If the lease or the
         database is lost on the way, the job goes on elsewhere from its last kept round.
+        Raises SchemaMismatch if the database was migrated: then this version must not go on.
         """
-        try:
-            self._run(job_id)
-        except LeaseLost as error:
-            log.warning("%s", error)
-        except DatabaseUnavailable as error:
-            log.error("job %s is left to a later attempt: %s", job_id, error)
+
+        def claim(conn: Conn) -> Claim | None:
+            return claims.claim_next(conn, self._worker, lease_s=self._settings.lease_s)
+
+        self._guarded(claim)
+
+    def run(self, job_id: UUID) -> None:
+        """The same with one job, if it is due or its worker is gone."""
+
+        def claim(conn: Conn) -> Claim | None:
+            limit = self._settings.quarantine_after
+            reclaim.reclaim(conn, quarantine_after=limit, job_id=job_id)
+            return claims.claim(conn, job_id, self._worker, lease_s=self._settings.lease_s)
+
+        self._guarded(claim)
 
     def close(self) -> None:
         """Close the runtime."""
@@ -59,19 +78,30 @@ class Runner:
             self._runtime.close()
             self._runtime = None
 
-    def _run(self, job_id: UUID) -> None:
+    def _guarded(self, claim: Callable[[Conn], Claim | None]) -> None:
+        try:
+            self._run(claim)
+        except LeaseLost as error:
+            log.warning("%s", error)
+        except DatabaseUnavailable as error:
+            log.error("the job is left to a later attempt: %s", error)
+
+    def _run(self, choose: Callable[[Conn], Claim | None]) -> None:
         # Before the claim: loading a model may take longer than a lease.
         runtime, trouble = self._ready_runtime()
+        if self._left_s() is not None:
+            return
         with self._database.transaction() as conn:
-            claim = leases.claim(conn, job_id, self._worker, lease_s=self._settings.lease_s)
+            check_schema(conn)
+            claim = choose(conn)
             if claim is None:
-                log.debug("job %s: nothing to do", job_id)
+                log.debug("nothing is due")
                 return
             lease = Lease(
-                job_id=job_id, generation=claim.generation, seconds=self._settings.lease_s
+                job_id=claim.job_id, generation=claim.generation, seconds=self._settings.lease_s
             )
-            if claim.attempts > self._settings.max_attempts:
-                self._bury(conn, claim, lease)
+            if claim.cancel_requested or claim.expired:
+                closing.close(conn, claim, lease, self._worker)
                 return
             job, plan = None, None
             if runtime is not None:
@@ -81,17 +111,12 @@ class Runner:
                 except Exception as error:
                     trouble = error
             info = runtime.info if runtime is not None else None
-            leases.begin(conn, lease, self._worker, info, plan.to_json() if plan else None)
+            claims.begin(conn, lease, self._worker, info, plan.to_json() if plan else None)
         if runtime is None or job is None or plan is None:
             assert trouble is not None
-            self._failed(claim, lease, trouble)
+            self._failed(claim, lease, trouble, claim.seconds)
             return
-        try:
-            self._search(claim, lease, job, plan, runtime)
-        except (LeaseLost, DatabaseUnavailable):
-            raise
-        except Exception as error:
-            self._failed(claim, lease, error)
+        self._search(claim, lease, job, plan, runtime)
 
     def _ready_runtime(self) -> tuple[Runtime | None, Exception | None]:
         if self._runtime is None:
@@ -109,48 +134,63 @@ class Runner:
             self._database,
             lease,
             every_s=self._settings.heartbeat_s,
-            cancel_requested=claim.cancel_requested,
+            left_s=self._left_s,
             on_end=runtime.abort,
         )
-        with heartbeat:
-            journal = PostgresJournal(self._database, heartbeat, seconds=claim.seconds)
-            finished = driver.run_search(job, plan, runtime, journal)
-            # Only now: no search is to see the expected answer.
-            job = job.model_copy(update={"expected": claim.expected})
-            cancelled = finished.search.stop_reason is StopReason.CANCELLED
-            state = JobState.CANCELLED if cancelled else JobState.SUCCEEDED
-            result = job_result(job, finished, job_id=str(claim.job_id), state=state)
-            ranked = ranked_answers(job, finished.search)
-            with self._database.transaction() as conn:
-                reached_by = {answer.key: answer.rollout_ids for answer in ranked}
-                trail.write_answers(conn, lease, result.answers, reached_by)
-                leases.end(conn, lease, state, result=result)
-        log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, state, result.nodes, result.seconds)
+        journal = PostgresJournal(self._database, heartbeat, seconds=claim.seconds)
+        try:
+            with heartbeat:
+                finished = driver.run_search(job, plan, runtime, journal)
+                if finished.search.stop_reason is StopReason.RELEASED:
+                    self._release(lease, heartbeat, journal, finished)
+                    return
+                result = journal.patiently(
+                    lambda conn: closing.finish(conn, claim, lease, job, finished)
+                )
+        except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
+            raise
+        except Exception as error:
+            self._failed(claim, lease, error, journal.seconds)
+            return
+        log.info(
+            "job %s: %s, %d nodes, %.1f s", claim.job_id, result.state, result.nodes, result.seconds
+        )
 
-    def _failed(self, claim: Claim, lease: Lease, error: Exception) -> None:
+    def _release(
+        self,
+        lease: Lease,
+        heartbeat: Heartbeat,
+        journal: PostgresJournal,
+        finished: driver.Finished,
+    ) -> None:
+        """Give the job back, so that another worker goes on from the last kept round at once."""
+        paused = heartbeat.watch.paused
+        publish = None if paused else self._publish
+        why = "paused" if paused else "the worker stops"
+        journal.patiently(
+            lambda conn: leases.release(
+                conn, lease, why=why, seconds=finished.seconds, published=publish is not None
+            )
+        )
+        log.info("job %s: released after round %d", lease.job_id, finished.search.round)
+        if publish is not None:
+            publish(lease.job_id)
+
+    def _failed(self, claim: Claim, lease: Lease, error: Exception, seconds: float) -> None:
         """Keep the error with the job: try again later, give up, or report a bug."""
         about = failures.described(error)
         again = failures.is_retryable(error)
         level = logging.WARNING if again else logging.ERROR
         trace = error if failures.is_bug(error) else None
         log.log(level, "job %s: %s", claim.job_id, error or type(error).__name__, exc_info=trace)
+        failed = claim.failures + 1
         with self._database.transaction() as conn:
-            if again and claim.cancel_requested:
-                leases.end(conn, lease, JobState.CANCELLED, error=about)
-            elif again and claim.attempts < self._settings.max_attempts:
-                delay_s = failures.delay_s(claim.attempts)
-                leases.retry(conn, lease, delay_s=delay_s, error=about)
+            if again and failed < self._settings.max_attempts:
+                delay_s = failures.delay_s(failed)
+                leases.retry(conn, lease, delay_s=delay_s, error=about, seconds=seconds)
             else:
                 state = JobState.DEAD if again else JobState.FAILED
                 leases.end(conn, lease, state, error=about)
-
-    def _bury(self, conn: Conn, claim: Claim, lease: Lease) -> None:
-        """End a job that went down with every worker that tried it."""
-        tried = claim.attempts - 1
-        message = f"the workers of all {tried} attempts were lost while they ran it"
-        log.error("job %s: %s", claim.job_id, message)
-        error = {"type": "WorkerLost", "message": message, "retryable": False}
-        leases.end(conn, lease, JobState.DEAD, error=error)
 
 
 def _plan(claim: Claim, job: Job, runtime: Runtime) -> driver.Plan:

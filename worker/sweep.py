@@ -1,7 +1,13 @@
-"""Tells the broker again what it was not told, or has forgotten.
+"""Looks after jobs that nobody is looking after. `marco scheduler` and every worker sweep.
 
-Every worker sweeps, so nothing waits for ever when Redis was down at submit, lost its
-memory, or a worker died with a job. Sweeps that run at once leave each other's rows alone.
+- publishes what became due (back-off, reclaimed, Redis was down) and what Redis forgot
+- takes jobs back from workers that are gone (store.reclaim)
+- ends jobs whose deadline has passed
+- makes the trail's next months (store.partitions)
+
+Each step is a transaction that skips rows others hold: sweeps may run at once, and one that
+dies leaves nothing half done. However many sweep, Redis lets one look each second; on an idle
+database a look is one statement.
 """
 
 from __future__ import annotations
@@ -9,88 +15,163 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Event, Thread
+from uuid import UUID
 
 from marco_search.broker import Publisher
-from marco_search.errors import MarcoError
-from marco_search.store import outbox, partitions
+from marco_search.errors import BrokerUnavailable, MarcoError
+from marco_search.settings import Settings
+from marco_search.store import deadlines, outbox, partitions, reclaim
 from marco_search.store.connect import Database
+from marco_search.store.leases import Worker
+from worker import closing
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 2.0
+EVERY_S = 1.0
 PARTITIONS_EVERY_S = 3600.0
-FORGOTTEN_AFTER_S = 30.0
-"""A job published this long ago whose queue is empty will not be delivered any more."""
+FORGOTTEN_AFTER_S = 5.0
+"""A job published this long ago whose queue is empty has lost its message."""
 
 
-def sweep(database: Database, publisher: Publisher) -> int:
-    """One sweep; the number of jobs published.
+class Sweep:
+    """Sweeps with these connections. `worker` is who ends jobs that need an answer."""
 
-    Raises DatabaseUnavailable or BrokerUnavailable; then nothing is marked as published.
-    """
-    published = 0
-    with database.transaction() as conn:
-        messages = outbox.due(conn)
-        if messages:
-            publisher.publish(messages)
-            outbox.mark_published(conn, messages)
-            published += len(messages)
-    with database.transaction() as conn:
-        if not outbox.any_waiting(conn, FORGOTTEN_AFTER_S):
-            return published
-        empty = [priority for priority, length in publisher.lengths().items() if length == 0]
-        messages = outbox.forgotten(conn, empty, FORGOTTEN_AFTER_S)
-        if messages:
-            log.warning("%d jobs were published but their messages are gone", len(messages))
-            publisher.publish(messages)
-            outbox.mark_published(conn, messages)
-    return published + len(messages)
+    def __init__(
+        self, settings: Settings, database: Database, publisher: Publisher, worker: Worker
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._publisher = publisher
+        self._worker = worker
 
+    def once(self) -> int:
+        """One sweep; the number of jobs published.
 
-def ensure_partitions(database: Database) -> None:
-    """Make the trail's next months, long before they begin. Raises DatabaseUnavailable."""
-    with database.transaction() as conn:
-        made = partitions.ensure(conn)
-    if made:
-        log.info("made partitions: %s", ", ".join(made))
+        Raises DatabaseUnavailable or BrokerUnavailable, the latter only after all is done
+        that needs no broker.
+        """
+        with self._database.transaction() as conn:
+            seen = outbox.pulse(conn, FORGOTTEN_AFTER_S)
+        if seen.lost:
+            self._reclaim()
+        if seen.expired:
+            self._expire()
+        published = 0
+        if seen.due or seen.lost:
+            published += self._publish(outbox.due)
+        if seen.waiting and self._publisher.length() == 0:
+            count = self._publish(lambda conn: outbox.forgotten(conn, FORGOTTEN_AFTER_S))
+            if count:
+                log.warning("%d jobs were published, but their messages were lost", count)
+            published += count
+        return published
+
+    def ensure_partitions(self) -> None:
+        """Make the trail's next months, long before they begin. Raises DatabaseUnavailable."""
+        with self._database.transaction() as conn:
+            made = partitions.ensure(conn)
+        if made:
+            log.info("made partitions: %s", ", ".join(made))
+
+    def may_look(self) -> bool:
+        """Whether it is our turn. Without Redis everybody looks."""
+        try:
+            return self._publisher.may_sweep(EVERY_S)
+        except BrokerUnavailable:
+            return True
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._publisher.close()
+        self._database.close()
+
+    def _reclaim(self) -> None:
+        with self._database.transaction() as conn:
+            found = reclaim.reclaim(
+                conn,
+                quarantine_after=self._settings.quarantine_after,
+                # Time for workers to extend their leases after Postgres was down.
+                grace_s=self._settings.lease_s / 3,
+            )
+        for job_id in found.queued:
+            log.warning("job %s: its worker is gone, another goes on", job_id)
+        for job_id in found.quarantined:
+            log.error("job %s: it cost several workers and is dead now", job_id)
+
+    def _expire(self) -> None:
+        with self._database.transaction() as conn:
+            count = deadlines.expire_unbegun(conn)
+        if count:
+            log.info("%d jobs expired before they were begun", count)
+        while closing.close_one_expired(self._database, self._worker):
+            pass
+
+    def _publish(self, choose: Callable[..., Sequence[UUID]]) -> int:
+        # Marked and committed before: a worker skips rows that are locked.
+        self._publisher.length()  # raises before anything is written, if Redis is down
+        with self._database.transaction() as conn:
+            job_ids = choose(conn)
+        if not job_ids:
+            return 0
+        try:
+            self._publisher.publish(job_ids)
+        except BrokerUnavailable:
+            with self._database.transaction() as conn:
+                outbox.unpublished(conn, job_ids)
+            raise
+        with self._database.transaction() as conn:
+            outbox.log_published(conn, job_ids)
+        return len(job_ids)
 
 
 class Sweeper:
-    """A thread that sweeps every few seconds. `connect` is called in it, once."""
+    """Sweeps about once a second until stopped. `connect` is called once, where it runs."""
 
-    def __init__(self, connect: Callable[[], tuple[Database, Publisher]]) -> None:
+    def __init__(self, connect: Callable[[], Sweep]) -> None:
         self._connect = connect
         self._stop = Event()
-        self._thread = Thread(target=self._run, name="marco-sweep", daemon=True)
+        self._thread = Thread(target=self.run, name="marco-sweep", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin, in a thread."""
         self._thread.start()
 
+    def ask_to_stop(self) -> None:
+        """`run` returns after the sweep in progress. Safe in a signal handler."""
+        self._stop.set()
+
     def stop(self) -> None:
-        """End, and wait for the sweep in progress."""
+        """End the thread, after the sweep in progress."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def _run(self) -> None:
-        database, publisher = self._connect()
+    def run(self) -> None:
+        """Sweep until stopped."""
+        sweep = self._connect()
+        trouble = ""
+        next_month_look = time.monotonic()
         try:
-            # Spread, so that workers started together do not sweep together.
-            next_month_look = time.monotonic()
-            while not self._stop.wait(EVERY_S * random.uniform(0.5, 1.5)):
+            # Spread, so that those started together do not ask together.
+            while not self._stop.wait(EVERY_S * random.uniform(0.8, 1.2)):
                 try:
                     if time.monotonic() >= next_month_look:
                         next_month_look += PARTITIONS_EVERY_S
-                        ensure_partitions(database)
-                    sweep(database, publisher)
+                        sweep.ensure_partitions()
+                    if sweep.may_look():
+                        sweep.once()
+                    if trouble:
+                        log.info("sweeping again")
+                    trouble = ""
                 except MarcoError as error:
-                    log.warning("sweep: %s", error)
+                    # Once for each trouble, not once a second.
+                    if type(error).__name__ != trouble:
+                        log.warning("sweep: %s", error)
+                    trouble = type(error).__name__
                 except Exception:
                     # A worker that no longer sweeps would go unnoticed.
                     log.exception("sweep")
         finally:
-            publisher.close()
-            database.close()
+            sweep.close()

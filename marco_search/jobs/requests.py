@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from marco_search.jobs.languages import language_code
@@ -25,6 +26,7 @@ from marco_search.jobs.text import (
 
 SYSTEM_PROMPT_PRESETS = ("marco-o1",)
 """Names that `system_prompt` accepts in place of a text (marco_search.kinds.system_prompts)."""
+MAX_EXPIRES_IN_S = 366 * 86_400
 MAX_METADATA_ENTRIES = 32
 MAX_METADATA_CHARS = 1_024  # of one value
 _INT64 = 2**63
@@ -46,6 +48,21 @@ def _text(limit: int) -> AfterValidator:
 Text = Annotated[str, _text(MAX_TEXT_CHARS)]
 
 
+def _moment(value: object) -> object:
+    """A point in time from text of ISO 8601. Without a zone nobody could say when it is."""
+    if value is None:
+        return None
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError(
+            f"{shown(value)} is no time; write 2030-01-31T18:00:00Z or +01:00 in place of Z"
+        ) from None
+    if moment.utcoffset() is None:
+        raise ValueError(f"{shown(value)} has no time zone; add Z, or an offset like +01:00")
+    return moment
+
+
 class JobBase(Edge):
     """What all jobs share."""
 
@@ -53,6 +70,9 @@ class JobBase(Edge):
     tenant: Annotated[str, _text(MAX_TENANT_CHARS)] | None = None  # None: the producer's
     idempotency_key: Annotated[str, _text(MAX_KEY_CHARS)] | None = None
     priority: Literal["low", "normal", "high"] = "normal"
+    # Not searched any more after this; give one of the two, or neither.
+    deadline: Annotated[datetime, BeforeValidator(_moment)] | None = None
+    expires_in_s: float | None = Field(None, gt=0, le=MAX_EXPIRES_IN_S)  # from being submitted
     metadata: dict[str, MetadataValue] = Field(default_factory=dict)
     system_prompt: Annotated[str, _text(MAX_SYSTEM_PROMPT_CHARS)] | None = None
     expected: Annotated[str, _text(MAX_EXPECTED_CHARS)] | None = None
@@ -68,6 +88,13 @@ class JobBase(Edge):
             problem = _metadata_flaw(name, entry)
             if problem is not None:
                 raise ValueError(f"entry {shown(name)}: {problem}")
+        return value
+
+    @field_validator("expires_in_s")
+    @classmethod
+    def _one_deadline(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("deadline") is not None:
+            raise ValueError("give either deadline or expires_in_s")
         return value
 
     @field_validator("system_prompt")

@@ -41,6 +41,8 @@ class StopReason(StrEnum):
     DECIDED = "decided"  # no remaining rollout can change the winner
     LEAD = "lead"  # the winner is as far ahead as the configuration asks for
     CANCELLED = "cancelled"  # the caller stopped it
+    DEADLINE = "deadline"  # the job's deadline has come
+    RELEASED = "released"  # not the end: the worker gave it back, it goes on elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ class Database:
                 return self._pool
             # Asked directly: the pool would only say that it timed out.
             with self.connect() as conn:
-                _check_schema(conn)
+                check_schema(conn)
             self._pid = os.getpid()
             self._pool = ConnectionPool(
                 self._conninfo,
@@ -101,9 +101,15 @@ class Database:
         try:
             yield
         except (PoolTimeout, PoolClosed) as error:
+            # The pool tries again ever more slowly; a new one tries when it is next asked.
+            self.close()
             raise DatabaseUnavailable(f"no connection to {self._shown}: {error}") from error
         except errors.UndefinedTable as error:
             raise _not_migrated(None) from error
+        except errors.UndefinedColumn as error:
+            raise SchemaMismatch(
+                f"the database was migrated past this version: {error.diag.message_primary}"
+            ) from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             # libpq's own words name host, port and database, never the password.
             raise DatabaseUnavailable(
@@ -133,7 +139,8 @@ def _prepare(conn: Conn) -> None:
     conn.commit()
 
 
-def _check_schema(conn: Conn) -> None:
+def check_schema(conn: Conn) -> None:
+    """Raises SchemaMismatch if the database's migration is not the one of this version."""
     if conn.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
         raise _not_migrated(None)
     row = conn.execute("SELECT version_num FROM alembic_version").fetchone()

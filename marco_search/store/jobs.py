@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,13 @@ from uuid import UUID
 
 from marco_search.errors import IdempotencyConflict, JobNotFound
 from marco_search.jobs import Job, payload_hash
-from marco_search.store import seals
+from marco_search.store import limits, seals
 from marco_search.store.connect import Conn
+from marco_search.store.limits import Limits
 from marco_search.store.states import CHANNEL, PRIORITIES, JobState
+
+AGING_S = 600.0
+"""Seconds of waiting that are worth one level of priority, where no setting says otherwise."""
 
 _ROWS_A_STATEMENT = 1000
 """A submitted text may have 64 Ki characters: this keeps one statement within reason."""
@@ -26,27 +31,39 @@ class StoredJob:
 
     id: UUID
     state: JobState
-    priority: int
     created: bool  # False: the idempotency key named a job that was there already
 
 
 def insert(
-    conn: Conn, jobs: Sequence[Job], *, tenant: str, batch_id: UUID | None = None
+    conn: Conn,
+    jobs: Sequence[Job],
+    *,
+    tenant: str,
+    batch_id: UUID | None = None,
+    allowed: Limits = limits.NONE,
+    aging_s: float = AGING_S,
 ) -> list[StoredJob]:
-    """Store the jobs, in order. `tenant` is for those that name none.
+    """Store the jobs, in order, marked as published. `tenant` is for those that name none.
 
-    Raises IdempotencyConflict if a key belongs to another payload; the transaction must
-    then be rolled back, so that none is stored.
+    A job waits `aging_s` for each level of priority below high (see `line`). Raises
+    IdempotencyConflict if a key belongs to another payload, and QueueFull or QuotaExceeded if
+    more than `allowed` would be queued; the transaction must then be rolled back, so that
+    none is stored. Jobs that a key names already are never refused.
     """
     stored = []
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
         rows = [_row(j, tenant, batch_id) for j in jobs[start : start + _ROWS_A_STATEMENT]]
-        stored += _insert(conn, rows)
+        stored += _insert(conn, rows, aging_s)
+    created = Counter(
+        job.tenant or tenant for job, now in zip(jobs, stored, strict=True) if now.created
+    )
+    limits.check(conn, created, allowed)
     return stored
 
 
 def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
     apart = {"tenant", "idempotency_key", "expected"}
+    deadline = job.deadline
     return {
         "id": str(new_job_id()),
         "tenant": job.tenant or tenant,
@@ -57,18 +74,24 @@ def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
         "payload_hash": payload_hash(job),
         "idempotency_key": job.idempotency_key,
         "batch_id": None if batch_id is None else str(batch_id),
+        "deadline": None if deadline is None else deadline.isoformat(),
+        "expires_in_s": job.expires_in_s,
     }
 
 
-def _insert(conn: Conn, rows: list[dict[str, Any]]) -> list[StoredJob]:
+def _insert(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[StoredJob]:
     created = conn.execute(
         """
         WITH created AS (
             INSERT INTO jobs (id, tenant, kind, priority, payload, expected, payload_hash,
-                idempotency_key, batch_id)
-            SELECT * FROM jsonb_to_recordset(%s::jsonb) AS r (id uuid, tenant text, kind text,
+                idempotency_key, batch_id, turn_at, expires_at, published_at)
+            SELECT id, tenant, kind, priority, payload, expected, payload_hash,
+                idempotency_key, batch_id,
+                now() + make_interval(secs => priority / 3.0 * %(aging_s)s),
+                coalesce(deadline, now() + make_interval(secs => expires_in_s)), now()
+            FROM jsonb_to_recordset(%(rows)s::jsonb) AS r (id uuid, tenant text, kind text,
                 priority smallint, payload jsonb, expected text, payload_hash text,
-                idempotency_key text, batch_id uuid)
+                idempotency_key text, batch_id uuid, deadline timestamptz, expires_in_s float8)
             ON CONFLICT (tenant, idempotency_key) DO NOTHING
             RETURNING id
         ), logged AS (
@@ -76,12 +99,12 @@ def _insert(conn: Conn, rows: list[dict[str, Any]]) -> list[StoredJob]:
         )
         SELECT id::text FROM created
         """,
-        [json.dumps(rows)],
+        {"rows": json.dumps(rows), "aging_s": aging_s},
     ).fetchall()
     new = {job_id for (job_id,) in created}
     known = _known(conn, [row for row in rows if row["id"] not in new])
     return [
-        StoredJob(id=UUID(row["id"]), state=JobState.QUEUED, priority=row["priority"], created=True)
+        StoredJob(id=UUID(row["id"]), state=JobState.QUEUED, created=True)
         if row["id"] in new
         else known[row["tenant"], row["idempotency_key"]]
         for row in rows
@@ -94,7 +117,7 @@ def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Stor
         return {}
     found = conn.execute(
         """
-        SELECT tenant, idempotency_key, payload_hash, id, state, priority
+        SELECT tenant, idempotency_key, payload_hash, id, state
         FROM jobs JOIN unnest(%s::text[], %s::text[]) AS k (tenant, idempotency_key)
             USING (tenant, idempotency_key)
         """,
@@ -110,13 +133,13 @@ def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Stor
                 "payload; send the same payload or use another key"
             )
     return {
-        key: StoredJob(id=job_id, state=JobState(state), priority=priority, created=False)
-        for key, (_, job_id, state, priority) in known.items()
+        key: StoredJob(id=job_id, state=JobState(state), created=False)
+        for key, (_, job_id, state) in known.items()
     }
 
 
 def cancel(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> JobState:
-    """Cancel a job: a queued one at once, a running one when its worker next looks.
+    """Cancel a job: a queued one at once, a running one within two seconds.
 
     Returns its state after that; a job in a final state stays as it is. `tenant` restricts
     whose jobs are seen. Raises JobNotFound.

@@ -1,14 +1,14 @@
-"""Who may run a job: claim, heartbeat, and the ways a claim ends.
+"""Who may write to a job: the heartbeat of a lease, and the ways it ends.
 
-A claim takes a lease with a generation that only ever grows. Every later write names its
-generation; once another worker has claimed the job it finds no row and raises LeaseLost,
-in the same transaction, so that nothing of it is kept.
+A claim (`claims`) takes a lease with a generation that only ever grows. Every later write
+names its generation; once the job was taken back (`reclaim`) it finds no row and raises
+LeaseLost, in the same transaction, so that nothing of it is kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg.rows import class_row
@@ -16,7 +16,6 @@ from psycopg.types.json import Jsonb
 
 from marco_search.errors import LeaseLost
 from marco_search.jobs import JobResult
-from marco_search.runtime.base import RuntimeInfo
 from marco_search.store import seals
 from marco_search.store.connect import Conn
 from marco_search.store.states import CHANNEL, JobState
@@ -41,117 +40,95 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A job as claimed."""
+class Watch:
+    """What became of a job that is being searched."""
 
-    job_id: UUID
-    generation: int
-    kind: str
-    payload: dict[str, Any]
-    expected: str | None
-    plan: dict[str, Any] | None  # None: never begun
-    attempts: int  # this one included
-    seconds: float  # searched so far
-    rounds: int  # kept so far
-    cancel_requested: bool
+    cancelled: bool  # it was asked to stop
+    expired: bool  # its deadline has passed
+    paused: bool  # it, its tenant, or everything
 
 
-def claim(conn: Conn, job_id: UUID, worker: Worker, *, lease_s: float) -> Claim | None:
-    """Take the job if it is due, or if the lease of whoever has it ran out.
+PAUSED = """(paused_at IS NOT NULL OR EXISTS (
+    SELECT FROM tenants AS t WHERE t.name IN ('', jobs.tenant) AND t.paused_at IS NOT NULL))"""
+"""Condition on `jobs`: the job, its tenant or everything is paused."""
 
-    None if there is nothing to do: it is running elsewhere, has ended, waits for its
-    back-off, or does not exist.
+_WATCH = f"""cancel_requested_at IS NOT NULL AS cancelled,
+    coalesce(expires_at <= now(), false) AS expired, {PAUSED} AS paused"""
+_HELD = "id = %(id)s AND lease_generation = %(generation)s AND state = 'running'"
+
+
+def heartbeat(conn: Conn, lease: Lease) -> Watch:
+    """Extend the lease, and look. Raises LeaseLost."""
+    extend = "UPDATE jobs SET lease_expires_at = now() + make_interval(secs => %(seconds)s)"
+    return _watched(conn, lease, f"{extend} WHERE {_HELD} RETURNING {_WATCH}")
+
+
+def look(conn: Conn, lease: Lease) -> Watch:
+    """Look only: nothing is written. Raises LeaseLost."""
+    return _watched(conn, lease, f"SELECT {_WATCH} FROM jobs WHERE {_HELD}")  # noqa: S608
+
+
+def _watched(conn: Conn, lease: Lease, query: LiteralString) -> Watch:
+    with conn.cursor(row_factory=class_row(Watch)) as cursor:
+        found = cursor.execute(query, _names(lease) | {"seconds": lease.seconds}).fetchone()
+    if found is None:
+        raise lost(lease)
+    return found
+
+
+def release(conn: Conn, lease: Lease, *, why: str, seconds: float, published: bool) -> None:
+    """Give the job back as it is, due at once; no failure is counted. Raises LeaseLost.
+
+    `seconds` is the time searched so far. `published` says that the caller tells the broker.
     """
-    with conn.cursor(row_factory=class_row(Claim)) as cursor:
-        return cursor.execute(
-            """
-            WITH claimed AS (
-                UPDATE jobs SET state = 'running', attempts = attempts + 1,
-                    lease_generation = lease_generation + 1, lease_owner = %(worker)s,
-                    lease_expires_at = now() + make_interval(secs => %(lease_s)s),
-                    started_at = coalesce(started_at, now())
-                WHERE id = %(id)s AND (state = 'queued' AND run_after <= now()
-                    OR state = 'running' AND lease_expires_at < now())
-                RETURNING *
-            ), logged AS (
-                INSERT INTO audit_log (job_id, generation, event, detail)
-                SELECT id, lease_generation, 'claimed', %(detail)s FROM claimed
-            )
-            SELECT id AS job_id, lease_generation AS generation, kind, payload, expected, plan,
-                attempts, seconds, rounds, cancel_requested_at IS NOT NULL AS cancel_requested
-            FROM claimed
-            """,
-            {
-                "id": job_id,
-                "worker": worker.name,
-                "lease_s": lease_s,
-                "detail": Jsonb({"worker": worker.name, "host": worker.host, "pid": worker.pid}),
-            },
-        ).fetchone()
+    _give_back(
+        conn, lease, "released", {"why": why}, seconds=seconds, delay_s=0.0, published=published
+    )
 
 
-def begin(
+def retry(
+    conn: Conn, lease: Lease, *, delay_s: float, error: dict[str, Any], seconds: float = 0.0
+) -> None:
+    """Give the job back after an error, to be claimed again in `delay_s`. Raises LeaseLost."""
+    detail = error | {"delay_s": delay_s}
+    _give_back(conn, lease, "retried", detail, seconds=seconds, delay_s=delay_s, error=error)
+
+
+def _give_back(
     conn: Conn,
     lease: Lease,
-    worker: Worker,
-    info: RuntimeInfo | None,
-    plan: dict[str, Any] | None,
+    event: str,
+    detail: dict[str, Any],
+    *,
+    seconds: float,
+    delay_s: float,
+    published: bool = False,
+    error: dict[str, Any] | None = None,
 ) -> None:
-    """Write the attempt, and fix the job's plan if it has none. In the claim's transaction.
-
-    `info` and `plan` (`driver.Plan.to_json`) are None if the runtime could not be used.
-    """
-    conn.execute(
-        """
-        INSERT INTO attempts (job_id, generation, worker, host, pid, runtime, runtime_version,
-            model, revision, config, prompt, seed)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-        """,
-        [
-            lease.job_id, lease.generation, worker.name, worker.host, worker.pid,
-            info and info.name, info and info.version, info and info.model,
-            info and info.revision, plan and Jsonb(plan["config"]), plan and plan["prompt"],
-            plan and plan["config"]["seed"],
-        ],
-    )  # fmt: skip
-    if plan is not None:
-        conn.execute(
-            "UPDATE jobs SET plan = %s WHERE id = %s AND plan IS NULL",
-            [Jsonb(plan), lease.job_id],
-        )
-
-
-def heartbeat(conn: Conn, lease: Lease) -> bool:
-    """Extend the lease; True if the job was asked to stop. Raises LeaseLost."""
-    row = conn.execute(
-        """
-        UPDATE jobs SET lease_expires_at = now() + make_interval(secs => %s)
-        WHERE id = %s AND lease_generation = %s AND state = 'running'
-        RETURNING cancel_requested_at IS NOT NULL
-        """,
-        [lease.seconds, lease.job_id, lease.generation],
-    ).fetchone()
-    if row is None:
-        raise lost(lease)
-    return bool(row[0])
-
-
-def retry(conn: Conn, lease: Lease, *, delay_s: float, error: dict[str, Any]) -> None:
-    """Give the job back, to be claimed again in `delay_s`. Raises LeaseLost."""
     row = conn.execute(
         """
         WITH given AS (
             UPDATE jobs SET state = 'queued', lease_owner = NULL, lease_expires_at = NULL,
-                run_after = now() + make_interval(secs => %(delay_s)s), last_error = %(error)s
+                run_after = now() + make_interval(secs => %(delay_s)s),
+                published_at = CASE WHEN %(published)s THEN now() END,
+                failures = failures + %(failures)s, seconds = greatest(seconds, %(seconds)s),
+                last_error = coalesce(%(error)s, last_error)
             WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
             RETURNING id
         )
         INSERT INTO audit_log (job_id, generation, event, detail)
-        SELECT id, %(generation)s, 'retried', %(error)s || jsonb_build_object('delay_s',
-            %(delay_s)s::float8) FROM given RETURNING job_id
+        SELECT id, %(generation)s, %(event)s, %(detail)s FROM given RETURNING job_id
         """,
-        _names(lease) | {"delay_s": delay_s, "error": Jsonb(error)},
-    ).fetchone()
+        _names(lease) | {
+            "delay_s": delay_s,
+            "published": published,
+            "failures": 0 if error is None else 1,
+            "seconds": seconds,
+            "error": None if error is None else Jsonb(error),
+            "event": event,
+            "detail": Jsonb(detail),
+        },
+    ).fetchone()  # fmt: skip
     if row is None:
         raise lost(lease)
 

@@ -1,9 +1,11 @@
 """Which jobs the broker must be told about. The job row is its own outbox.
 
-A row is committed first and published after. What was not published, because the broker
-was down or the publisher died, is found here; so is a job whose worker is gone. Messages
-that the broker lost can't be seen from here: rows that have waited long although the
-broker's queue is empty are found by `forgotten`.
+A row is committed first, marked as published, and published after. What was not, because
+the broker was down, is marked as unpublished again and found by `due`; so is a job that
+became due later. Messages that the broker or a dying process lost can't be seen from here:
+rows that have waited although the broker's queue is empty are found by `forgotten`.
+
+Rows are never locked while the broker is spoken to: a worker skips locked rows.
 """
 
 from __future__ import annotations
@@ -16,86 +18,97 @@ from psycopg.rows import class_row
 
 from marco_search.store.connect import Conn
 
+_FORGOTTEN = """
+    SELECT id FROM jobs
+    WHERE state = 'queued' AND paused_at IS NULL AND run_after <= now()
+        AND published_at < now() - make_interval(secs => %(waiting_s)s)
+        AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
+        AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
+"""
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What the broker is told: run this job."""
 
-    job_id: UUID
-    priority: int
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """What there is to do for a sweep. All false on an idle database."""
+
+    due: bool  # jobs to publish
+    lost: bool  # leases that ran out
+    expired: bool  # deadlines that passed
+    waiting: bool  # jobs that were published, and not claimed for a while
+
+    def __bool__(self) -> bool:
+        return self.due or self.lost or self.expired or self.waiting
 
 
-def due(conn: Conn, limit: int = 500) -> list[Message]:
-    """Jobs that must be published now, locked until the transaction ends.
+def pulse(conn: Conn, waiting_s: float) -> Pulse:
+    """Look whether there is anything to do, in one statement."""
+    with conn.cursor(row_factory=class_row(Pulse)) as cursor:
+        found = cursor.execute(
+            f"""
+            SELECT
+                EXISTS (SELECT FROM jobs WHERE state = 'queued' AND run_after <= now()
+                    AND (published_at IS NULL OR published_at < run_after)
+                    AND paused_at IS NULL) AS due,
+                EXISTS (SELECT FROM jobs WHERE state = 'running'
+                    AND lease_expires_at < now()) AS lost,
+                EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()
+                    AND state = 'queued') AS expired,
+                EXISTS ({_FORGOTTEN}) AS waiting
+            """,  # noqa: S608  # a constant
+            {"waiting_s": waiting_s},
+        ).fetchone()
+    assert found is not None
+    return found
 
-    Queued ones that were not published since they became due, and running ones that were
-    not since their lease ran out. Rows that another sweep holds are left to it.
+
+def due(conn: Conn, limit: int = 500) -> list[UUID]:
+    """Queued jobs that were not published since they became due, now marked as published.
+
+    The earliest due first. Rows that another sweep holds are left to it.
     """
-    queued = _messages(
-        conn,
+    rows = conn.execute(
         """
-        SELECT id AS job_id, priority FROM jobs
-        WHERE state = 'queued' AND (published_at IS NULL OR published_at < run_after)
-            AND run_after <= now()
-        ORDER BY run_after LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-        """,
-        {"limit": limit},
-    )
-    abandoned = _messages(
-        conn,
-        """
-        SELECT id AS job_id, priority FROM jobs
-        WHERE state = 'running' AND lease_expires_at < now()
-            AND (published_at IS NULL OR published_at < lease_expires_at)
-        LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-        """,
-        {"limit": limit},
-    )
-    return queued + abandoned
-
-
-def any_waiting(conn: Conn, waiting_s: float) -> bool:
-    """True if a queued job was published more than `waiting_s` ago."""
-    row = conn.execute(
-        "SELECT EXISTS (SELECT FROM jobs WHERE state = 'queued'"
-        " AND published_at < now() - make_interval(secs => %s))",
-        [waiting_s],
-    ).fetchone()
-    return row == (True,)
-
-
-def forgotten(
-    conn: Conn, priorities: Sequence[int], waiting_s: float, limit: int = 500
-) -> list[Message]:
-    """Queued jobs of these priorities, published more than `waiting_s` ago, locked as above.
-
-    Only to be asked for priorities whose queue is empty: then their messages are lost.
-    """
-    return _messages(
-        conn,
-        """
-        SELECT id AS job_id, priority FROM jobs
-        WHERE state = 'queued' AND published_at < now() - make_interval(secs => %(waiting_s)s)
-            AND priority = ANY (%(priorities)s)
-        ORDER BY published_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-        """,
-        {"priorities": list(priorities), "waiting_s": waiting_s, "limit": limit},
-    )
-
-
-def mark_published(conn: Conn, messages: Sequence[Message]) -> None:
-    """Note that the broker has been told."""
-    conn.execute(
-        """
-        WITH told AS (
-            UPDATE jobs SET published_at = now() WHERE id = ANY (%s) RETURNING id
+        WITH found AS (
+            SELECT id FROM jobs
+            WHERE state = 'queued' AND (published_at IS NULL OR published_at < run_after)
+                AND run_after <= now() AND paused_at IS NULL
+            ORDER BY run_after LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         )
-        INSERT INTO audit_log (job_id, event) SELECT id, 'published' FROM told
+        UPDATE jobs SET published_at = now() FROM found WHERE jobs.id = found.id
+        RETURNING jobs.id
         """,
-        [[m.job_id for m in messages]],
+        {"limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+def forgotten(conn: Conn, waiting_s: float, limit: int = 500) -> list[UUID]:
+    """Due jobs published more than `waiting_s` ago, now marked as published again.
+
+    Only to be asked when the broker's queue is empty: then their messages are lost.
+    """
+    rows = conn.execute(
+        f"""
+        WITH found AS ({_FORGOTTEN} LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
+        UPDATE jobs SET published_at = now() FROM found WHERE jobs.id = found.id
+        RETURNING jobs.id
+        """,  # noqa: S608  # a constant
+        {"waiting_s": waiting_s, "limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+def unpublished(conn: Conn, job_ids: Sequence[UUID]) -> None:
+    """The broker could not be told after all: a sweep will."""
+    conn.execute(
+        "UPDATE jobs SET published_at = NULL WHERE id = ANY (%s) AND state = 'queued'",
+        [list(job_ids)],
     )
 
 
-def _messages(conn: Conn, query: str, parameters: dict[str, object]) -> list[Message]:
-    with conn.cursor(row_factory=class_row(Message)) as cursor:
-        return cursor.execute(query, parameters).fetchall()
+def log_published(conn: Conn, job_ids: Sequence[UUID]) -> None:
+    """Note in the audit log that a sweep published these jobs."""
+    conn.execute(
+        "INSERT INTO audit_log (job_id, event) SELECT unnest(%s::uuid[]), 'published'",
+        [list(job_ids)],
+    )

@@ -1,12 +1,15 @@
 """The life of a job.
 
-    queued ──claim──> running ──> succeeded | failed | cancelled | dead
+    queued ──claim──> running ──> succeeded | failed | cancelled | expired | dead
        ^                 │
-       └──retry, lease───┘
+       └─release, retry──┘
+         reclaim
 
-A retryable error puts the job back to queued with a later `run_after`. A lease that runs
-out leaves it running; the next claim takes it over. `dead` is the end of a job that used
-up its attempts.
+A worker that stops, and a pause, release the job: it is queued as it was. A retryable error
+puts it back with a later `run_after`. A lease that runs out is reclaimed by the sweep. A job
+is `expired` when its deadline came first, with the best answers it had by then, and `dead`
+when it used up its attempts or cost several workers. Only `failed` and `dead` can be left
+again: an operator may requeue such a job.
 """
 
 from __future__ import annotations
@@ -22,14 +25,18 @@ class JobState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
     DEAD = "dead"
 
 
-FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.DEAD)
-"""States that a job never leaves."""
+GIVEN_UP = (JobState.FAILED, JobState.DEAD)
+"""States of the dead letters: only an operator takes a job out of them."""
+
+FINAL = (JobState.SUCCEEDED, JobState.CANCELLED, JobState.EXPIRED, *GIVEN_UP)
+"""States in which nothing is done for a job any more."""
 
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
-"""A job's priority as stored, and as the broker's priority step: 0 is served first."""
+"""A job's priority as stored."""
 
 CHANNEL = "marco_jobs"
 """NOTIFY channel: the id of each job that reached a final state."""

@@ -31,8 +31,16 @@ def _count(name: str, kind: Any, comment: str) -> sa.Column[Any]:
 
 
 def upgrade() -> None:
-    """Create jobs, attempts and audit_log."""
+    """Create jobs, tenants, attempts and audit_log."""
     _jobs()
+    op.create_table(
+        "tenants",
+        _column("name", T, "The tenant; empty: all of them"),
+        _null("paused_at", TIME, "When its jobs were paused; null: they are not"),
+        _null("max_queued", INT, "Most queued jobs; null: as the settings have it"),
+        sa.PrimaryKeyConstraint("name", name="pk_tenants"),
+        comment="What is particular to a tenant; most need no row",
+    )
     op.create_table(
         "attempts",
         _column("job_id", sa.Uuid(), "The job"),
@@ -76,10 +84,16 @@ def _jobs() -> None:
         _column(
             "state",
             T,
-            "queued, running, succeeded, failed, cancelled or dead (attempts used up)",
+            "queued, running, succeeded, failed, cancelled, expired or dead (given up)",
             server_default="queued",
         ),
-        _column("priority", sa.SmallInteger(), "0 is served first, then 3, then 6"),
+        _column("priority", sa.SmallInteger(), "0 is high, 3 normal, 6 low"),
+        _column(
+            "turn_at",
+            TIME,
+            "Place in its tenant's line: when submitted, and later the lower its priority",
+            server_default=NOW,
+        ),
         _column("payload", JSON, "The request as submitted, without the expected answer"),
         _null("expected", T, "The answer the caller expects; no search ever sees it"),
         _column("payload_hash", T, "SHA-256 of the canonical request, hex"),
@@ -92,15 +106,19 @@ def _jobs() -> None:
             "Not claimed before this time (back-off after an error)",
             server_default=NOW,
         ),
+        _null("expires_at", TIME, "Deadline: not searched any more from this time on"),
+        _null("paused_at", TIME, "When it was paused; null: it is not"),
         _null(
             "published_at",
             TIME,
-            "When its message was last given to the broker",
+            "When its message was last given to the broker; null: it must be",
         ),
         _null("started_at", TIME, "First claim"),
         _null("finished_at", TIME, "When it reached a final state"),
         _null("cancel_requested_at", TIME, "When it was asked to stop while running"),
         _count("attempts", INT, "Claims so far"),
+        _count("failures", INT, "Of those, ended by an error that may pass"),
+        _count("losses", INT, "Of those, ended by the loss of the worker"),
         _null("lease_owner", T, "Worker that holds it; null: none"),
         _count(
             "lease_generation",
@@ -124,7 +142,7 @@ def _jobs() -> None:
         _null("stop_reason", T, "Why the search ended"),
         _null("last_error", JSON, "type, message and traceback of the last error"),
         sa.CheckConstraint(
-            "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'dead')",
+            "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired', 'dead')",
             name=op.f("ck_jobs_state"),
         ),
         sa.CheckConstraint(
@@ -148,12 +166,11 @@ def _jobs() -> None:
             ["run_after"],
             "state = 'queued' AND (published_at IS NULL OR published_at < run_after)",
         ),
-        (
-            "ix_jobs_waiting",
-            ["priority", "published_at"],
-            "state = 'queued' AND published_at IS NOT NULL",
-        ),
-        ("ix_jobs_running", ["id"], "state = 'running'"),
+        ("ix_jobs_waiting", ["published_at"], "state = 'queued' AND published_at IS NOT NULL"),
+        ("ix_jobs_line", ["tenant", "turn_at"], "state = 'queued' AND paused_at IS NULL"),
+        ("ix_jobs_running", ["tenant"], "state = 'running'"),
+        ("ix_jobs_expires_at", ["expires_at"], "finished_at IS NULL AND expires_at IS NOT NULL"),
+        ("ix_jobs_given_up", ["finished_at"], "state IN ('failed', 'dead')"),
         ("ix_jobs_tenant_created_at", ["tenant", "created_at"], None),
         ("ix_jobs_batch_id", ["batch_id"], "batch_id IS NOT NULL"),
     ):
@@ -162,6 +179,6 @@ def _jobs() -> None:
 
 
 def downgrade() -> None:
-    """Drop all three, with every job in them."""
-    for table in ("audit_log", "attempts", "jobs"):
+    """Drop all of them, with every job in them."""
+    for table in ("audit_log", "attempts", "tenants", "jobs"):
         op.drop_table(table)

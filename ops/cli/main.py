@@ -38,6 +38,7 @@ COMMANDS = {
     "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
     "replay": ("replay", "Score stored trees under another reward or vote."),
     "worker": ("worker", "Run a worker that answers submitted jobs."),
+    "scheduler": ("scheduler", "Look after the queue: what is due, lost or past its deadline."),
     "up": ("services", "Start the embedded Postgres and Redis."),
     "down": ("services", "Stop them."),
     "migrate": ("services", "Bring the database to this version's schema."),

@@ -92,7 +92,7 @@ def worker(settings: Settings) -> Finding:
     url = redis_url(settings)
     publisher = Publisher(url, settings.queue)
     try:
-        waiting = sum(publisher.lengths().values())
+        waiting = publisher.length()
     except MarcoError:
         return Finding("worker", False, "unknown: Redis does not answer", "")
     finally:

@@ -10,7 +10,6 @@ from pydantic import SecretStr
 
 from marco_search.broker import Publisher
 from marco_search.settings import Settings
-from marco_search.store.outbox import Message
 from ops.services.doctor import run_checks
 from ops.services.finding import Finding
 
@@ -44,7 +43,7 @@ def test_jobs_that_wait_for_no_worker_are_seen(settings: Settings, redis_url: st
     from uuid import uuid4
 
     publisher = Publisher(redis_url, settings.queue)
-    publisher.publish([Message(uuid4(), 0)])
+    publisher.publish([uuid4()])
     publisher.close()
     worker = _checked(settings)["worker"]
     assert not worker.ok

@@ -15,7 +15,7 @@ from marco_search.errors import (
     JobNotFound,
     LeaseLost,
 )
-from marco_search.store import guards, jobs, leases, outbox, trail
+from marco_search.store import guards, jobs, leases, outbox, reclaim, trail
 from marco_search.store.connect import Database
 from marco_search.store.states import JobState
 from tests.integration.toys import claim, insert, open_database, question, rounds_of, state
@@ -90,6 +90,8 @@ def test_a_lease_that_ran_out_can_be_taken_and_the_old_one_writes_nothing(
     about = {"type": "X", "message": "x"}
     for write in (
         lambda conn: leases.heartbeat(conn, old),
+        lambda conn: leases.look(conn, old),
+        lambda conn: leases.release(conn, old, why="", seconds=0, published=False),
         lambda conn: trail.append(conn, old, rounds[0], seconds=1.0),
         lambda conn: leases.retry(conn, old, delay_s=0, error=about),
         lambda conn: leases.end(conn, old, JobState.FAILED, error=about),
@@ -98,7 +100,7 @@ def test_a_lease_that_ran_out_can_be_taken_and_the_old_one_writes_nothing(
             write(conn)
     with database.transaction() as conn:
         assert conn.execute("SELECT count(*) FROM nodes").fetchone() == (0,)
-        assert not leases.heartbeat(conn, second[1])
+        assert not leases.heartbeat(conn, second[1]).cancelled
 
 
 def test_a_retried_job_waits_for_its_back_off(database: Database) -> None:
@@ -111,39 +113,42 @@ def test_a_retried_job_waits_for_its_back_off(database: Database) -> None:
     assert claim(database, job.id) is None
     with database.transaction() as conn:
         conn.execute("UPDATE jobs SET run_after = now()")
-        assert [m.job_id for m in outbox.due(conn)] == [job.id]
+        assert outbox.due(conn) == [job.id]
     assert claim(database, job.id) is not None
 
 
 def test_what_must_be_published(database: Database) -> None:
-    high, low = insert(database, question(priority="high"), question(priority="low"))
+    one, other = insert(database, question(), question())
     with database.transaction() as conn:
-        messages = outbox.due(conn)
-        assert {(m.job_id, m.priority) for m in messages} == {(high.id, 0), (low.id, 6)}
-        outbox.mark_published(conn, messages)
-    claimed = claim(database, high.id)
-    with database.transaction() as conn:
+        assert outbox.due(conn) == []  # whoever stores publishes
+        outbox.unpublished(conn, [one.id, other.id])
+        assert set(outbox.due(conn)) == {one.id, other.id}
         assert outbox.due(conn) == []
-        assert outbox.forgotten(conn, [0, 6], waiting_s=60) == []
-        assert [m.job_id for m in outbox.forgotten(conn, [0, 6], waiting_s=0)] == [low.id]
-        assert outbox.forgotten(conn, [0], waiting_s=0) == []
-    expire(database, high.id)
+    assert claim(database, one.id) is not None
     with database.transaction() as conn:
-        assert [m.job_id for m in outbox.due(conn)] == []  # published after it ran out
-        conn.execute(
-            "UPDATE jobs SET published_at = now() - interval '1 h' WHERE id = %s", [high.id]
-        )
-        assert [m.job_id for m in outbox.due(conn)] == [high.id]
-    assert claimed is not None
+        assert not outbox.pulse(conn, 60)
+        assert outbox.forgotten(conn, waiting_s=60) == []
+    with database.transaction() as conn:
+        assert outbox.pulse(conn, 0).waiting
+        assert outbox.forgotten(conn, waiting_s=0) == [other.id]
+    expire(database, one.id)
+    with database.transaction() as conn:
+        assert outbox.pulse(conn, 60).lost
+        assert outbox.due(conn) == []
+        assert reclaim.reclaim(conn, quarantine_after=2).queued == (one.id,)
+        assert outbox.due(conn) == [one.id]
+        assert reclaim.reclaim(conn, quarantine_after=2).queued == ()
 
 
 def test_two_sweeps_do_not_take_the_same_jobs(database: Database) -> None:
-    insert(database, *[question() for _ in range(4)])
+    stored = insert(database, *[question() for _ in range(4)])
+    with database.transaction() as conn:
+        outbox.unpublished(conn, [job.id for job in stored])
     with database.transaction() as one, database.transaction() as two:
         first = outbox.due(one, limit=2)
         second = outbox.due(two)
     assert len(first) == len(second) == 2
-    assert not {m.job_id for m in first} & {m.job_id for m in second}
+    assert not set(first) & set(second)
 
 
 def test_cancel_ends_a_queued_job_and_asks_a_running_one(database: Database) -> None:
@@ -154,7 +159,8 @@ def test_cancel_ends_a_queued_job_and_asks_a_running_one(database: Database) -> 
         assert jobs.cancel(conn, queued.id) is JobState.CANCELLED
         assert jobs.cancel(conn, running.id) is JobState.RUNNING
         assert jobs.cancel(conn, queued.id) is JobState.CANCELLED
-        assert leases.heartbeat(conn, claimed[1])
+        assert leases.heartbeat(conn, claimed[1]).cancelled
+        assert leases.look(conn, claimed[1]).cancelled
         with pytest.raises(JobNotFound):
             jobs.cancel(conn, uuid4())
         with pytest.raises(JobNotFound, match="'other'"):
@@ -165,7 +171,7 @@ def test_cancel_ends_a_queued_job_and_asks_a_running_one(database: Database) -> 
 def test_the_log_tells_what_happened_in_order(database: Database) -> None:
     (job,) = insert(database, question())
     with database.transaction() as conn:
-        outbox.mark_published(conn, outbox.due(conn))
+        outbox.log_published(conn, [job.id])
     claimed = claim(database, job.id)
     assert claimed is not None
     with database.transaction() as conn:

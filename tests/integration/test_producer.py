@@ -25,11 +25,16 @@ from marco_search.errors import (
     WaitTimeout,
 )
 from marco_search.store.connect import Database
-from marco_search.store.outbox import Message
 from producer import AsyncProducer, JobState, Producer
-from tests.integration.toys import open_database, question, runner, settings_for, wait_until
+from tests.integration.toys import (
+    open_database,
+    question,
+    runner,
+    settings_for,
+    sweep,
+    wait_until,
+)
 from tests.toy import ToyRuntime
-from worker.sweep import sweep
 
 NO_REDIS = "redis://:secret@127.0.0.1:1/0"
 
@@ -53,24 +58,17 @@ def run(database: Database, *job_ids: UUID) -> None:
         one.run(job_id)
 
 
-def queued(redis_url: str) -> list[tuple[str, dict[str, object]]]:
-    """(list, message) of all messages in the queue."""
+def queued(redis_url: str) -> list[dict[str, object]]:
+    """All messages in the queue, the last one first."""
     with redis.Redis.from_url(redis_url) as client:
-        return [
-            (name, json.loads(message))
-            for name in ("marco", "marco:3", "marco:6")
-            for message in client.lrange(name, 0, -1)
-        ]
+        return [json.loads(message) for message in client.lrange("marco", 0, -1)]
 
 
-def test_the_message_is_the_id_in_the_list_of_its_priority(
-    producer: Producer, redis_url: str
-) -> None:
+def test_the_message_has_the_id_and_nothing_of_the_job(producer: Producer, redis_url: str) -> None:
     high = producer.submit(question(priority="high"))
     low = producer.submit(question(priority="low"))
     messages = queued(redis_url)
-    assert [name for name, _ in messages] == ["marco", "marco:6"]
-    for handle, (_, message) in zip((high, low), messages, strict=True):
+    for handle, message in zip((low, high), messages, strict=True):
         headers = message["headers"]
         assert isinstance(headers, dict)
         assert headers["id"] == str(handle)
@@ -209,45 +207,41 @@ def test_a_cancelled_job_ends_a_wait(producer: Producer) -> None:
 
 
 def test_without_redis_a_job_is_stored_and_published_by_the_sweep(
-    database_url: str, redis_url: str, database: Database, caplog: pytest.LogCaptureFixture
+    database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING), Producer(database_url, NO_REDIS) as producer:
         handle = producer.submit(question())
         assert producer.status(handle).state is JobState.QUEUED
     assert "wait for Redis" in caplog.text
     assert "secret" not in caplog.text
-    publisher = Publisher(redis_url, "marco")
-    assert sweep(database, publisher) == 1
-    assert sweep(database, publisher) == 0
-    publisher.close()
+    assert sweep(database_url, redis_url) == 1
+    assert sweep(database_url, redis_url) == 0
     assert len(queued(redis_url)) == 1
 
 
 def test_messages_that_redis_forgot_are_sent_again(
-    producer: Producer, redis_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    producer: Producer, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handles = producer.submit_many([question(), question(priority="high")])
-    publisher = Publisher(redis_url, "marco")
-    assert sweep(database, publisher) == 0
+    assert sweep(database_url, redis_url) == 0
     monkeypatch.setattr("worker.sweep.FORGOTTEN_AFTER_S", 0.0)
-    assert sweep(database, publisher) == 0  # they are still in the queue
+    assert sweep(database_url, redis_url) == 0  # they are still in the queue
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
-    assert sweep(database, publisher) == len(handles)
+    assert sweep(database_url, redis_url) == len(handles)
     assert len(queued(redis_url)) == len(handles)
-    publisher.close()
 
 
 def test_a_broken_connection_to_redis_is_replaced(redis_url: str) -> None:
     publisher = Publisher(redis_url, "marco")
-    publisher.publish([Message(uuid4(), 3)])
+    publisher.publish([uuid4()])
     with redis.Redis.from_url(redis_url) as client:
         client.client_kill_filter(_type="normal", skipme=True)
-        publisher.publish([Message(uuid4(), 3)])
-    assert publisher.lengths() == {0: 0, 3: 2, 6: 0}
+        publisher.publish([uuid4()])
+    assert publisher.length() == 2
     publisher.close()
     with pytest.raises(BrokerUnavailable) as caught:
-        Publisher(NO_REDIS, "marco").publish([Message(uuid4(), 3)])
+        Publisher(NO_REDIS, "marco").publish([uuid4()])
     assert "secret" not in str(caught.value)
 
 

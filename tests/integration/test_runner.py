@@ -232,7 +232,7 @@ def test_a_job_whose_workers_all_died_is_dead(settings: Settings, database: Data
     (stored,) = insert(database, question())
     sql(
         database,
-        "UPDATE jobs SET state = 'running', attempts = 2, lease_generation = 2, lease_owner = 'x',"
+        "UPDATE jobs SET state = 'running', losses = 1, lease_generation = 2, lease_owner = 'x',"
         " lease_expires_at = now() - interval '1 s'",
     )
     runner(settings, database, ToyRuntime()).run(stored.id)

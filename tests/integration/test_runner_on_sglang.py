@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from marco_search.settings import Settings
-from marco_search.store import jobs, leases, queries
+from marco_search.store import claims, jobs, queries, reclaim
 from marco_search.store.connect import Database
 from marco_search.store.leases import Worker
 from tests.integration.toys import insert, open_database, question, runner, settings_for
@@ -89,9 +89,8 @@ def test_a_search_that_is_to_end_ends_on_the_server_as_well(
                 jobs.cancel(conn, stored.id)
             else:
                 conn.execute("UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
-                assert leases.claim(
-                    conn, stored.id, Worker(name="other", host="h", pid=2), lease_s=60
-                )
+                reclaim.reclaim(conn, quarantine_after=2)
+                assert claims.claim(conn, stored.id, OTHER, lease_s=60)
         thread.join(30)
         assert not thread.is_alive()
         until(lambda: set(server.aborted) >= {call["rid"] for call in server.calls})

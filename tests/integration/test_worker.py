@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from marco_search.broker import Publisher
-from marco_search.store.outbox import Message
 from producer import JobHandle, JobState, JobStatus, Producer
 from tests.integration.toys import environment, question, settings_for, wait_until
 
@@ -66,7 +65,7 @@ def test_from_submit_to_result(producer: Producer, database_url: str, redis_url:
         assert all(result.answer is not None for result in results)
         # Every message once more: nothing happens.
         publisher = Publisher(redis_url, "marco")
-        publisher.publish([Message(job.id, 3) for job in jobs])
+        publisher.publish([job.id for job in jobs])
         extra = producer.submit(question("And one more?", priority="low"))
         publisher.close()
         assert producer.wait(extra, timeout_s=PATIENCE_S).state == "succeeded"
@@ -90,13 +89,28 @@ def test_jobs_submitted_without_redis_are_found(
         assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
 
 
-def test_sigterm_finishes_what_runs(producer: Producer, database_url: str, redis_url: str) -> None:
-    job = producer.submit(question())
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_stopping_worker_hands_its_job_on(
+    producer: Producer, database_url: str, redis_url: str, told: signal.Signals
+) -> None:
+    """After the round, at once, and no attempt is counted as failed or lost."""
+    job = producer.submit(question(options={"rollouts": 40}))
     with worker(database_url, redis_url, delay_s=0.3) as child:
         running(producer, job)
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(told)
         assert child.wait(60) == 0
-        assert producer.status(job).state is JobState.SUCCEEDED
+    before = producer.status(job)
+    assert (before.state, before.lease_owner) == (JobState.QUEUED, None)
+    assert before.rounds >= 1
+    with worker(database_url, redis_url):
+        assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
+    with producer.database.transaction() as conn:
+        counts = conn.execute("SELECT attempts, failures, losses FROM jobs").fetchone()
+        rounds = conn.execute("SELECT count(DISTINCT round) FROM rollouts").fetchone()
+        events = conn.execute("SELECT event FROM audit_log WHERE event = 'released'").fetchall()
+    assert counts == (2, 0, 0)
+    assert rounds == (producer.status(job).rounds,)
+    assert len(events) == 1
 
 
 def test_a_job_of_a_killed_process_goes_on_from_its_last_round(

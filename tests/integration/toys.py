@@ -10,18 +10,21 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from marco_search.broker import Publisher
 from marco_search.jobs import Job, ReasoningJob
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion
 from marco_search.search.config import Action, SearchConfig
 from marco_search.search.mcts import Round, Search
 from marco_search.settings import Settings
-from marco_search.store import jobs, leases
+from marco_search.store import claims, jobs, reclaim
+from marco_search.store.claims import Claim
 from marco_search.store.connect import Conn, Database
-from marco_search.store.leases import Claim, Lease, Worker
+from marco_search.store.leases import Lease, Worker
 from marco_search.store.states import JobState
 from tests.toy import PROMPT, ToyRuntime, answer_of
 from worker.runner import Runner
+from worker.sweep import Sweep
 
 WORKER = Worker(name="test", host="test", pid=1)
 
@@ -50,11 +53,12 @@ def claim(
 ) -> tuple[Claim, Lease] | None:
     """Claim and begin, as the runner does."""
     with database.transaction() as conn:
-        claimed = leases.claim(conn, job_id, worker, lease_s=lease_s)
+        reclaim.reclaim(conn, quarantine_after=99, job_id=job_id)
+        claimed = claims.claim(conn, job_id, worker, lease_s=lease_s)
         if claimed is None:
             return None
         lease = Lease(job_id=job_id, generation=claimed.generation, seconds=lease_s)
-        leases.begin(conn, lease, worker, ToyRuntime().info, None)
+        claims.begin(conn, lease, worker, ToyRuntime().info, None)
         return claimed, lease
 
 
@@ -74,6 +78,15 @@ def rounds_of(seed: int = 1, rollouts: int = 24) -> tuple[Search, list[Round]]:
 
 def runner(settings: Settings, database: Database, runtime: Runtime, name: str = "test") -> Runner:
     return Runner(settings, database, lambda: runtime, Worker(name=name, host="h", pid=1))
+
+
+def sweep(database_url: str, redis_url: str, **more: Any) -> int:
+    """One sweep; the number of jobs published."""
+    settings = settings_for(database_url, redis_url, **more)
+    database = Database(database_url, application="test sweep", connections=1)
+    one = Sweep(settings, database, Publisher(redis_url, settings.queue), WORKER)
+    with closing(one):
+        return one.once()
 
 
 def state(conn: Conn, job_id: Any) -> JobState:

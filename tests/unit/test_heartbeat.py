@@ -11,8 +11,9 @@ from uuid import uuid4
 import pytest
 
 from marco_search.errors import LeaseLost
+from marco_search.search.mcts import StopReason
 from marco_search.store import leases
-from marco_search.store.leases import Lease
+from marco_search.store.leases import Lease, Watch
 from worker.lease import Heartbeat
 
 
@@ -28,18 +29,18 @@ class NoDatabase:
 def test_what_is_in_flight_is_aborted(monkeypatch: Any, lost: bool) -> None:
     lease = Lease(job_id=uuid4(), generation=1, seconds=60)
 
-    def beat(conn: Any, held: Lease) -> bool:
+    def beat(conn: Any, held: Lease) -> Watch:
         if lost:
             raise LeaseLost("another worker has it")
-        return True
+        return Watch(cancelled=True, expired=False, paused=False)
 
     monkeypatch.setattr(leases, "heartbeat", beat)
+    monkeypatch.setattr(leases, "look", beat)
     aborted = threading.Semaphore(0)
     heartbeat = Heartbeat(
         NoDatabase(),  # type: ignore[arg-type]
         lease,
         every_s=0.01,
-        cancel_requested=False,
         on_end=aborted.release,
     )
     with heartbeat:
@@ -49,4 +50,4 @@ def test_what_is_in_flight_is_aborted(monkeypatch: Any, lost: bool) -> None:
             with pytest.raises(LeaseLost):
                 heartbeat.check()
         else:
-            assert heartbeat.cancel_requested
+            assert heartbeat.reason() is StopReason.CANCELLED

@@ -33,9 +33,13 @@ class JobModel(Base):
     kind: Mapped[str] = mapped_column(comment="reasoning, translation or open_ended")
     state: Mapped[str] = mapped_column(
         server_default=JobState.QUEUED,
-        comment="queued, running, succeeded, failed, cancelled or dead (attempts used up)",
+        comment="queued, running, succeeded, failed, cancelled, expired or dead (given up)",
     )
-    priority: Mapped[int] = mapped_column(SmallInteger, comment="0 is served first, then 3, then 6")
+    priority: Mapped[int] = mapped_column(SmallInteger, comment="0 is high, 3 normal, 6 low")
+    turn_at: Mapped[datetime] = mapped_column(
+        server_default=NOW,
+        comment="Place in its tenant's line: when submitted, and later the lower its priority",
+    )
     payload: Mapped[JsonObject] = mapped_column(
         comment="The request as submitted, without the expected answer"
     )
@@ -52,8 +56,14 @@ class JobModel(Base):
     run_after: Mapped[datetime] = mapped_column(
         server_default=NOW, comment="Not claimed before this time (back-off after an error)"
     )
+    expires_at: Mapped[datetime | None] = mapped_column(
+        comment="Deadline: not searched any more from this time on"
+    )
+    paused_at: Mapped[datetime | None] = mapped_column(
+        comment="When it was paused; null: it is not"
+    )
     published_at: Mapped[datetime | None] = mapped_column(
-        comment="When its message was last given to the broker"
+        comment="When its message was last given to the broker; null: it must be"
     )
     started_at: Mapped[datetime | None] = mapped_column(comment="First claim")
     finished_at: Mapped[datetime | None] = mapped_column(comment="When it reached a final state")
@@ -62,6 +72,12 @@ class JobModel(Base):
     )
 
     attempts: Mapped[int] = mapped_column(server_default=ZERO, comment="Claims so far")
+    failures: Mapped[int] = mapped_column(
+        server_default=ZERO, comment="Of those, ended by an error that may pass"
+    )
+    losses: Mapped[int] = mapped_column(
+        server_default=ZERO, comment="Of those, ended by the loss of the worker"
+    )
     lease_owner: Mapped[str | None] = mapped_column(comment="Worker that holds it; null: none")
     lease_generation: Mapped[int] = mapped_column(
         BigInteger,
@@ -121,15 +137,46 @@ class JobModel(Base):
         ),
         Index(
             "ix_jobs_waiting",
-            "priority",
             "published_at",
             postgresql_where=text("state = 'queued' AND published_at IS NOT NULL"),
         ),
-        Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
+        Index(
+            "ix_jobs_line",
+            "tenant",
+            "turn_at",
+            postgresql_where=text("state = 'queued' AND paused_at IS NULL"),
+        ),
+        Index("ix_jobs_running", "tenant", postgresql_where=text("state = 'running'")),
+        Index(
+            "ix_jobs_expires_at",
+            "expires_at",
+            postgresql_where=text("finished_at IS NULL AND expires_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_given_up",
+            "finished_at",
+            postgresql_where=text("state IN ('failed', 'dead')"),
+        ),
         Index("ix_jobs_tenant_created_at", "tenant", "created_at"),
         Index("ix_jobs_batch_id", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
         {"comment": "Jobs: the truth about each, and the outbox its message is published from"},
     )
+
+
+class TenantModel(Base):
+    """A tenant with settings of its own."""
+
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(primary_key=True, comment="The tenant; empty: all of them")
+    paused_at: Mapped[datetime | None] = mapped_column(
+        comment="When its jobs were paused; null: they are not"
+    )
+    max_queued: Mapped[int | None] = mapped_column(
+        comment="Most queued jobs; null: as the settings have it"
+    )
+
+    __table_args__ = ({"comment": "What is particular to a tenant; most need no row"},)
 
 
 class AttemptModel(Base):

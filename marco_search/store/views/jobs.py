@@ -12,7 +12,7 @@ JOBS = View(
         "tenant": "Who it belongs to",
         "batch_id": "The batch it was submitted in",
         "kind": "reasoning, translation or open_ended",
-        "state": "queued, running, succeeded, failed, cancelled or dead",
+        "state": "queued, running, succeeded, failed, cancelled, expired or dead",
         "priority": "0 is served first, then 3, then 6",
         "subject": "The question, text or prompt",
         "strategy": "How it is searched",

@@ -90,7 +90,7 @@ def milliseconds_per_node(journal: Any = None, seed: int = 0) -> tuple[float, in
 def persisted(home: Path) -> float:
     """The same with every round committed to Postgres: the embedded one, started for this."""
     import migrations
-    from marco_search.store import jobs, leases
+    from marco_search.store import claims, jobs
     from marco_search.store.connect import Database
     from marco_search.store.leases import Lease, Worker
     from ops.services import local_services
@@ -107,11 +107,11 @@ def persisted(home: Path) -> float:
                 with database.transaction() as conn:
                     stored = jobs.insert(conn, [job(seed, "step", ROLLOUTS)], tenant="bench")[0]
                 with database.transaction() as conn:
-                    claim = leases.claim(conn, stored.id, worker, lease_s=600)
+                    claim = claims.claim(conn, stored.id, worker, lease_s=600)
                     assert claim is not None
                     lease = Lease(job_id=stored.id, generation=claim.generation, seconds=600)
-                    leases.begin(conn, lease, worker, None, None)
-                with Heartbeat(database, lease, every_s=60, cancel_requested=False) as heartbeat:
+                    claims.begin(conn, lease, worker, None, None)
+                with Heartbeat(database, lease, every_s=60) as heartbeat:
                     journal = PostgresJournal(database, heartbeat, seconds=0)
                     found.append(milliseconds_per_node(journal, seed)[0])
             return min(found)

@@ -1,0 +1,72 @@
+"""Pausing: of a job, of a tenant, of everything.
+
+A paused queued job is not claimed. The worker of a running one finishes its round and gives
+the job back. Deadlines go on: a paused job expires like any other.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from marco_search.errors import JobNotFound
+from marco_search.store.connect import Conn
+from marco_search.store.states import JobState
+
+EVERYONE = ""
+"""In place of a tenant's name: all tenants."""
+
+
+def set_job(conn: Conn, job_id: UUID, *, paused: bool, tenant: str | None = None) -> JobState:
+    """Pause a job, or let it go on; its state now. One that has ended stays as it is.
+
+    `tenant` restricts whose jobs are seen. Raises JobNotFound.
+    """
+    row = conn.execute(
+        """
+        WITH changed AS (
+            UPDATE jobs SET paused_at = CASE WHEN %(paused)s THEN now() END, published_at = NULL
+            WHERE id = %(id)s AND finished_at IS NULL AND (paused_at IS NULL) = %(paused)s
+                AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+            RETURNING id
+        ), logged AS (
+            INSERT INTO audit_log (job_id, event) SELECT id, %(event)s FROM changed
+        )
+        SELECT state FROM jobs
+        WHERE id = %(id)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+        """,
+        {
+            "id": job_id,
+            "tenant": tenant,
+            "paused": paused,
+            "event": "paused" if paused else "resumed",
+        },
+    ).fetchone()
+    if row is None:
+        raise JobNotFound(f"no job {job_id}" + (f" of tenant {tenant!r}" if tenant else ""))
+    return JobState(row[0])
+
+
+def set_tenant(conn: Conn, tenant: str, *, paused: bool) -> None:
+    """Pause a tenant (or EVERYONE), or let it go on. Pauses of single jobs stay."""
+    conn.execute(
+        "INSERT INTO tenants (name, paused_at) VALUES (%(name)s, CASE WHEN %(paused)s THEN now()"
+        " END) ON CONFLICT (name) DO UPDATE SET paused_at = CASE WHEN %(paused)s"
+        " THEN coalesce(tenants.paused_at, now()) END",
+        {"name": tenant, "paused": paused},
+    )
+
+
+def paused_tenants(conn: Conn) -> list[str]:
+    """The tenants that are paused; EVERYONE first, if all are."""
+    rows = conn.execute("SELECT name FROM tenants WHERE paused_at IS NOT NULL ORDER BY name")
+    return [row[0] for row in rows]
+
+
+def due(conn: Conn, tenant: str, limit: int = 1000) -> list[UUID]:
+    """Jobs of a tenant (or of EVERYONE) that are due: to be published when it goes on."""
+    rows = conn.execute(
+        "SELECT id FROM jobs WHERE state = 'queued' AND paused_at IS NULL AND run_after <= now()"
+        " AND (%(tenant)s = '' OR tenant = %(tenant)s) ORDER BY turn_at LIMIT %(limit)s",
+        {"tenant": tenant, "limit": limit},
+    )
+    return [row[0] for row in rows]

@@ -1,0 +1,95 @@
+"""Takes jobs back from workers that are gone, and from the third worker they would cost.
+
+A lease that ran out without being released means that its worker was lost: the job is queued
+again. A job that cost several workers is not given to another: it is dead, with the error
+WorkerLost that names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from marco_search.errors import WorkerLost
+from marco_search.store import seals
+from marco_search.store.connect import Conn
+from marco_search.store.states import CHANNEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaimed:
+    """What one look found. The queued ones must be published."""
+
+    queued: tuple[UUID, ...] = ()
+    quarantined: tuple[UUID, ...] = ()
+
+
+def reclaim(
+    conn: Conn,
+    *,
+    quarantine_after: int,
+    grace_s: float = 0.0,
+    job_id: UUID | None = None,
+    limit: int = 500,
+) -> Reclaimed:
+    """Take back running jobs whose lease ran out; only `job_id`, if given.
+
+    Nothing is taken back in the first `grace_s` seconds after Postgres itself has started:
+    workers that live get time to extend the leases they could not extend meanwhile.
+    """
+    rows: Sequence[tuple[UUID, int]] = conn.execute(
+        """
+        WITH gone AS (
+            SELECT id, lease_owner FROM jobs
+            WHERE state = 'running' AND lease_expires_at < now()
+                AND (%(id)s::uuid IS NULL OR id = %(id)s)
+                AND pg_postmaster_start_time() <= now() - make_interval(secs => %(grace_s)s)
+            LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+        ), taken AS (
+            UPDATE jobs SET state = 'queued', losses = losses + 1, lease_owner = NULL,
+                lease_expires_at = NULL, run_after = now(), published_at = NULL
+            FROM gone WHERE jobs.id = gone.id
+            RETURNING jobs.id, jobs.losses, jobs.lease_generation, gone.lease_owner
+        ), logged AS (
+            INSERT INTO audit_log (job_id, generation, event, detail)
+            SELECT id, lease_generation, 'worker_lost', jsonb_build_object('worker', lease_owner)
+            FROM taken
+        )
+        SELECT id, losses FROM taken
+        """,
+        {"id": job_id, "grace_s": grace_s, "limit": limit},
+    ).fetchall()
+    suspects = tuple(job for job, losses in rows if losses >= quarantine_after)
+    for suspect in suspects:
+        _quarantine(conn, suspect)
+    seals.seal(conn, suspects)
+    queued = tuple(job for job, _ in rows if job not in suspects)
+    return Reclaimed(queued=queued, quarantined=suspects)
+
+
+def _quarantine(conn: Conn, job_id: UUID) -> None:
+    lost = conn.execute(
+        "SELECT detail ->> 'worker' FROM audit_log WHERE job_id = %(id)s AND event = 'worker_lost'"
+        " AND id > coalesce((SELECT max(id) FROM audit_log WHERE job_id = %(id)s"
+        " AND event = 'requeued'), 0) ORDER BY id",
+        {"id": job_id},
+    ).fetchall()
+    workers = [row[0] for row in lost]
+    error = WorkerLost(workers)
+    about = {"type": type(error).__name__, "message": str(error), "retryable": False}
+    conn.execute(
+        """
+        WITH ended AS (
+            UPDATE jobs SET state = 'dead', finished_at = now(), last_error = %(error)s
+            WHERE id = %(id)s RETURNING id, lease_generation
+        ), logged AS (
+            INSERT INTO audit_log (job_id, generation, event, detail)
+            SELECT id, lease_generation, 'dead', %(error)s FROM ended
+        )
+        SELECT pg_notify(%(channel)s, id::text) FROM ended
+        """,
+        {"id": job_id, "error": Jsonb(about | {"workers": workers}), "channel": CHANNEL},
+    )
