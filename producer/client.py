@@ -180,8 +180,8 @@ class Producer:
     def cancel(self, job: JobId) -> JobState:
         """Cancel a job; its state after that. Raises JobNotFound.
 
-        A queued job is cancelled at once. A running one stays "running" until its worker has
-        finished the round, and keeps the answers it has by then. One that has ended stays so.
+        A queued job is cancelled at once. A running one stays "running" until its worker hears
+        of it, within two seconds, and keeps the answers of its rounds. One that has ended stays.
         """
         with self.database.transaction() as conn:
             return store.cancel(conn, job_uuid(job), tenant=self._tenant)

@@ -55,7 +55,8 @@ Exit codes:
   4    Postgres or Redis does not answer, or has another schema
   5    the model or its server failed
   6    waited long enough: the jobs go on
-  7    a job that was waited for failed or was cancelled
+  7    a job that was waited for did not succeed
+  8    too much is queued: submit later
   9    verify: a stored row does not fit; replay: another tree
   70   a bug in marco: the message says where its traceback is
   130  interrupted (Ctrl-C)"""

@@ -13,8 +13,8 @@ from ops.cli.output import json_option, print_json
 def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs. All are found before any is cancelled.
 
-    A queued job is cancelled at once, a running one after its round, with the answers it has
-    by then. One that has ended stays as it is.
+    A queued job is cancelled at once, a running one within two seconds, with the answers of
+    the rounds it has kept. One that has ended stays as it is.
     """
     from ops.cli import reading
     from ops.cli.session import session
@@ -29,5 +29,5 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
         print_json({"jobs": [{"job_id": i, "state": state} for i, state in states.items()]})
         return
     for job_id, state in states.items():
-        text = "stops after its round" if state == "running" else state
+        text = "stops within two seconds" if state == "running" else state
         click.echo(f"{job_id}  {text}")

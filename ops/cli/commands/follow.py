@@ -31,7 +31,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     """Follow jobs live until they end: those named, or all that have not ended.
 
     Without a terminal each change of a job's state is a line; with --json, a JSON line.
-    Exits with 7 if a job failed or was cancelled.
+    Exits with 7 if a job did not succeed.
     """
     from ops.cli.follow import follow
     from ops.cli.render.progress import progress
@@ -56,7 +56,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
 def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     """Wait quietly until jobs end, those named or all, then print where they stand.
 
-    Exits with 7 if a job failed or was cancelled, with 6 after --timeout.
+    Exits with 7 if a job did not succeed, with 6 after --timeout.
     """
     from marco_search.store import queries
     from ops.cli.render.jobs import jobs_table

@@ -9,7 +9,7 @@ from ops.cli.output import json_option, print_json, show, terminal_width
 LATEST = 20
 ALL = 2**31
 # As in marco_search.store.states, which is not imported only to be listed.
-STATES = ("queued", "running", "succeeded", "failed", "dead", "cancelled")
+STATES = ("queued", "running", "succeeded", "failed", "dead", "cancelled", "expired")
 
 
 @click.command(short_help="Say where jobs stand.")
@@ -29,7 +29,7 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int, as_json: bool) 
 
     \b
     States: queued, running, succeeded, failed (will not be tried again), dead (tried too
-    often), cancelled.
+    often, or cost several workers), cancelled, expired (its deadline came first).
     """
     from marco_search.store import queries
     from ops.cli import reading

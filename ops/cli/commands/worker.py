@@ -26,9 +26,9 @@ from ops.cli.output import json_option
 def worker(concurrency: int | None, name: str, as_json: bool) -> None:
     """Run a worker that answers submitted jobs, until Ctrl-C or SIGTERM.
 
-    It then takes no more jobs and finishes those it runs. SIGQUIT, or Ctrl-C again, makes it
-    leave at once: its jobs go on from their last kept round on another worker. It logs to
-    standard error; --json changes only how an error is told.
+    It then takes no more jobs, finishes and keeps the rounds it is at (for MARCO_STOP_S seconds
+    at most) and gives its jobs back: another worker goes on with them at once. SIGQUIT does the
+    same in a few seconds. It logs to standard error; --json changes only how an error is told.
     """
     from ops.cli.session import session
     from worker.main import run

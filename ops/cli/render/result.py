@@ -19,6 +19,7 @@ _WHY = {
     "decided": "the vote was decided",
     "exhausted": "nothing left to sample",
     "cancelled": "cancelled",
+    "deadline": "its deadline came",
 }
 
 

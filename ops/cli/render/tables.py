@@ -90,6 +90,7 @@ _STYLES = {
     "failed": "red",
     "dead": "red",
     "cancelled": "yellow",
+    "expired": "yellow",
     "running": "cyan",
 }
 
