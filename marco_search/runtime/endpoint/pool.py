@@ -28,6 +28,8 @@ class Pool:
         self._lock = threading.Lock()
         self._chosen: OrderedDict[str, Server] = OrderedDict()
         self.info = self._agree()
+        for server in self._servers:
+            server.expected = self.info
 
     def server_for(self, prompt: str) -> Server:
         """The server of the search with this prompt. An unwell one if there is no other."""
@@ -80,15 +82,8 @@ class Pool:
     def _look_again(self) -> None:
         for server in self._servers:
             if server.claim_look():
-                threading.Thread(
-                    target=self._look_at, args=(server,), name="marco-probe", daemon=True
-                ).start()
-
-    def _look_at(self, server: Server) -> None:
-        # Not in the caller's thread: a machine that is gone takes its time to say so.
-        found = server.describe()
-        if isinstance(found, RuntimeInfo) and not _same(self.info, found):
-            server.unwell()  # it came back with another model
+                # Not in the caller's thread: a machine that is gone takes its time to say so.
+                threading.Thread(target=server.describe, name="marco-probe", daemon=True).start()
 
 
 def _same(a: RuntimeInfo, b: RuntimeInfo) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from marco_search.errors import ModelRefused
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.endpoint.calls import Call
 from marco_search.runtime.endpoint.failures import Failure, cut_short
@@ -25,6 +26,7 @@ class Server:
 
     def __init__(self, url: str, access: Access, *, most_in_flight: int, slow_s: float) -> None:
         self.url = url
+        self.expected: RuntimeInfo | None = None  # what it must serve, once that is known
         self.limiter = Limiter(most_in_flight, slow_s)
         self._connections = Connections(url, access)
         self._lock = threading.Lock()
@@ -41,7 +43,7 @@ class Server:
         began = time.monotonic()
         found: dict[str, Any] | Failure | None = None
         try:
-            found = self._connections.post("/generate", body, call)
+            found = self._looked_at(call) or self._connections.post("/generate", body, call)
         finally:
             ok = isinstance(found, dict)
             busy = isinstance(found, Failure) and found.busy
@@ -55,9 +57,21 @@ class Server:
             self._note(found)
         return found
 
-    def model_info(self) -> dict[str, Any] | Failure:
+    def _looked_at(self, call: Call) -> Failure | None:
+        """A server that was away may have come back with another model: seen before it is used."""
+        if self.well or self.expected is None:
+            return None
+        found = self._model_info(call)
+        return found if isinstance(found, Failure) else None
+
+    def _model_info(self, call: Call) -> dict[str, Any] | Failure:
         """What the server says of its model; this decides whether it is well."""
-        found = self._get("/get_model_info", "/model_info")
+        found = self._get("/get_model_info", "/model_info", call)
+        if not isinstance(found, Failure) and self.expected:
+            serves, wanted = _model_of(found), (self.expected.model, self.expected.revision)
+            if serves != wanted:
+                message = f"{self.url} serves {_named(serves)} now, it was {_named(wanted)}"
+                found = Failure(kind=ModelRefused, message=message, again=True)
         if isinstance(found, Failure):
             self.unwell()
         else:
@@ -66,26 +80,26 @@ class Server:
 
     def describe(self) -> RuntimeInfo | Failure:
         """Model and engine behind the server."""
-        model = self.model_info()
+        model = self._model_info(Call(time.monotonic() + ASK_S))
         if isinstance(model, Failure):
             return model
-        server = self._get("/get_server_info", "/server_info")
+        server = self._get("/get_server_info", "/server_info", Call(time.monotonic() + ASK_S))
         if isinstance(server, Failure):
             server = {}  # a router has none
         context = server.get("context_length") or server.get("max_req_input_len")
         return RuntimeInfo(
             name="sglang",
             version=str(server.get("version", "unknown")),
-            model=str(model.get("model_path", "unknown")),
-            revision=str(model.get("weight_version", "unknown")),
+            model=_model_of(model)[0],
+            revision=_model_of(model)[1],
             context_tokens=int(context or DEFAULT_CONTEXT_TOKENS),
         )
 
-    def _get(self, path: str, newer: str) -> dict[str, Any] | Failure:
+    def _get(self, path: str, newer: str, call: Call) -> dict[str, Any] | Failure:
         """SGLang 0.5 has both paths and says that the first will go."""
-        found = self._connections.get(path, Call(time.monotonic() + ASK_S))
+        found = self._connections.get(path, call)
         if isinstance(found, Failure) and found.missing:
-            return self._connections.get(newer, Call(time.monotonic() + ASK_S))
+            return self._connections.get(newer, call)
         return found
 
     def close(self) -> None:
@@ -125,3 +139,12 @@ class Server:
         with self._lock:
             self._strikes = 0
             self._pause_s = 0.0
+
+
+def _model_of(info: Mapping[str, Any]) -> tuple[str, str]:
+    """(model, revision) in an answer of /get_model_info."""
+    return str(info.get("model_path", "unknown")), str(info.get("weight_version", "unknown"))
+
+
+def _named(model: tuple[str, str]) -> str:
+    return f"{model[0]} ({model[1]})"

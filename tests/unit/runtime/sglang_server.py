@@ -53,6 +53,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        self.server.connections[self.client_address] = self.connection
         answers: dict[str, dict[str, Any]] = {
             "/get_model_info": {"model_path": self.server.model, "weight_version": "v1"},
             "/get_server_info": {"version": "0.5.23", "context_length": 512},

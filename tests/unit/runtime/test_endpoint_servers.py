@@ -86,6 +86,23 @@ def test_servers_with_different_models_are_refused() -> None:
         pass
 
 
+def test_a_server_that_comes_back_with_another_model_is_not_used() -> None:
+    with serving() as first, runtime(first) as opened:
+        opened.branch([expansion(1)])
+        stop(first)
+        (branch,) = opened.branch([expansion(1)])
+        assert "can't be reached" in str(branch.error)
+        with serving(first.server_port, model="other") as other:
+            (branch,) = opened.branch([expansion(1)])
+            assert branch.finish is Finish.FAILED
+            assert str(branch.error).startswith("ModelRefused: ")
+            assert str(branch.error).endswith("serves other (v1) now, it was toy (v1)")
+            assert not other.asked
+        with serving(first.server_port):
+            (branch,) = opened.branch([expansion(1)])
+            assert branch.finish is Finish.STOP
+
+
 def call() -> Call:
     return Call(time.monotonic() + 5)
 
