@@ -17,7 +17,8 @@
     ├── ServiceError               a service we need does not answer as it must
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
-    │   └── LocalServiceFailed     the embedded Postgres or Redis would not start
+    │   ├── LocalServiceFailed     the embedded Postgres or Redis would not start
+    │   └── AddressTaken           the console can't listen where it was told to
     ├── SchemaMismatch             the database is at another migration than the code
     ├── RightsMissing              the database's user may not do this
     ├── RuntimeFailure             the language runtime failed
@@ -155,6 +156,10 @@ class BrokerUnavailable(ServiceError):
 
 class LocalServiceFailed(ServiceError):
     """The embedded Postgres or Redis did not start; the message points to its log."""
+
+
+class AddressTaken(ServiceError):
+    """The console can't listen at the host and port it was given."""
 
 
 class SchemaMismatch(MarcoError):

@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     tenant_max_queued: int | None = Field(None, ge=1, validation_alias="MARCO_TENANT_MAX_QUEUED")
     log_level: str = Field("INFO", validation_alias="MARCO_LOG_LEVEL")
 
+    # The web console asks for it; where it listens on more than loopback one is made if unset.
+    console_token: SecretStr | None = Field(
+        None, min_length=16, validation_alias="MARCO_CONSOLE_TOKEN"
+    )
+
 
 @cache
 def load() -> Settings:

@@ -33,6 +33,7 @@ _SESSION = """
     SET idle_in_transaction_session_timeout = '60s'; SET timezone = 'UTC';
     SET search_path = public, audit
 """
+_READ_ONLY = "; SET default_transaction_read_only = on"
 
 Conn = Connection[TupleRow]
 
@@ -40,14 +41,18 @@ Conn = Connection[TupleRow]
 class Database:
     """A pool of connections to one database."""
 
-    def __init__(self, url: str, *, application: str, connections: int = 4) -> None:
+    def __init__(
+        self, url: str, *, application: str, connections: int = 4, read_only: bool = False
+    ) -> None:
         """`url` as `locations.database_url` gives it; pg_stat_activity shows `application`.
 
+        `read_only`: every transaction is, whatever is run in it.
         Raises InvalidSettings if `url` is no Postgres URL.
         """
         self._conninfo = _conninfo(url, application)
         self._shown = without_password(url)
         self._connections = connections
+        self._session = _SESSION + (_READ_ONLY if read_only else "")
         self._pool: ConnectionPool[Conn] | None = None
         self._lock = Lock()
         self._pid = 0
@@ -66,7 +71,7 @@ class Database:
         """A connection of one's own, outside the pool, in autocommit (for LISTEN)."""
         with self._errors():
             conn = psycopg.connect(self._conninfo, autocommit=True)
-            _prepare(conn)
+            self._prepare(conn)
             return conn
 
     def close(self) -> None:
@@ -89,12 +94,17 @@ class Database:
                 min_size=1,
                 max_size=self._connections,
                 timeout=CHECKOUT_TIMEOUT_S,
-                configure=_prepare,
+                configure=self._prepare,
                 check=ConnectionPool.check_connection,
                 num_workers=1,
                 open=True,
             )
             return self._pool
+
+    def _prepare(self, conn: Conn) -> None:
+        arrays.register(conn)
+        conn.execute(self._session)
+        conn.commit()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -131,12 +141,6 @@ def _conninfo(url: str, application: str) -> str:
         "connect_timeout": CONNECT_TIMEOUT_S,
     }
     return make_conninfo(**(defaults | given))
-
-
-def _prepare(conn: Conn) -> None:
-    arrays.register(conn)
-    conn.execute(_SESSION)
-    conn.commit()
 
 
 def check_schema(conn: Conn) -> None:

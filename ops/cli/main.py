@@ -27,6 +27,7 @@ COMMANDS = {
     "watch": ("follow", "Follow jobs live until they end."),
     "wait": ("follow", "Wait quietly until jobs end."),
     "show": ("show", "Show a job's ranked answers, its totals and its search tree."),
+    "console": ("console", "Show jobs and their trees in a browser."),
     "results": ("results", "Print the results of jobs that have ended."),
     "cancel": ("cancel", "Cancel jobs."),
     "sql": ("sql", "Run a read-only SQL query on the jobs and their trees."),

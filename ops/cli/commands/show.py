@@ -1,11 +1,16 @@
-"""`marco show`: one job with its answers and its tree."""
+"""`marco show`: one job with its answers and its tree, in the terminal or as a file."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from ops.cli.output import ascii_only, json_option, print_json, terminal_width
 from ops.cli.output import show as print_parts
+
+FORMATS = ("html", "svg", "dot", "mermaid", "json")
+DRAWN = 40  # nodes in the terminal
 
 
 @click.command(short_help="Show a job's answers, totals and search tree.")
@@ -15,40 +20,78 @@ from ops.cli.output import show as print_parts
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
-    default=40,
-    show_default=True,
     metavar="N",
-    help="Nodes drawn at most: the winning path, then those visited most.",
+    help="Nodes drawn at most: the winning path, then those visited most  "
+    f"[default: {DRAWN}; in a file all, in Mermaid 400]",
 )
 @click.option("--full", is_flag=True, help="Draw all nodes with their whole text.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(FORMATS),
+    help="Write a document instead: html is one file that needs nothing else.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Where --format writes; standard output if not given.",
+)
 @json_option
-def show(job: str, thought: bool, depth: int | None, nodes: int, full: bool, as_json: bool) -> None:
+def show(
+    job: str,
+    thought: bool,
+    depth: int | None,
+    nodes: int | None,
+    full: bool,
+    file_format: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
     """Show JOB: its ranked answers, what the search took, and the tree it grew.
 
     In the tree each node has its visit count and its value, the mean confidence of the
     rollouts through it; * marks the path to the best answer.
+
+    \b
+    marco show 9cb008cd --format html -o job.html    a report to open in any browser
+    marco show 9cb008cd --format dot | dot -Tpdf > job.pdf
     """
-    from marco_search.store import queries
+    from marco_search.store import job_record, queries
     from ops.cli import reading
     from ops.cli.render.jobs import heading
     from ops.cli.render.result import drop_thoughts, report
     from ops.cli.render.tree import draw_tree, tree_json
     from ops.cli.session import session
 
-    with session() as here, here.database.transaction() as conn:
-        (job_id,) = reading.find_jobs(conn, [job], here.tenant)
-        (line,) = queries.statuses(conn, [job_id])
-        results = queries.results(conn, [job_id])
-        tree = reading.drawn_tree(conn, job_id)
-        path = reading.winning_path(conn, job_id)
+    if output is not None and file_format is None:
+        raise click.UsageError("--output needs --format.")
+    if file_format is not None and as_json:
+        raise click.UsageError("--format and --json exclude each other.")
+    with session() as here:
+        with here.database.transaction() as conn:
+            (job_id,) = reading.find_jobs(conn, [job], here.tenant)
+        if file_format is not None:
+            from ops.console.formats import render
+            from ops.console.reader import PostgresReader
+
+            reader = PostgresReader(here.database, here.settings.model)
+            text = render(reader, job_id, file_format, limit=nodes, depth=depth)
+            _write(text, output)
+            return
+        with here.database.transaction() as conn:
+            record = job_record.read(conn, job_id)
+            results = queries.results(conn, [job_id])
+    tree, path = record.nodes, record.winning_path
     if as_json:
         result = results[0].model_dump(mode="json") if results else None
         if result and not thought:
             drop_thoughts(result)
-        job_json = line.model_dump(mode="json")
+        job_json = record.status.model_dump(mode="json")
         print_json({"job": job_json, "result": result, "tree": tree_json(tree, path)})
         return
-    print_parts(*heading(line), "")
+    print_parts(*heading(record.status), "")
     if results:
         print_parts(report(results[0], thought=thought))
     if tree:
@@ -56,9 +99,20 @@ def show(job: str, thought: bool, depth: int | None, nodes: int, full: bool, as_
             tree,
             path,
             width=terminal_width(),
-            limit=nodes,
+            limit=nodes or DRAWN,
             depth=depth,
             full=full,
             ascii_only=ascii_only(),
         )
         print_parts("", drawn)
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    try:
+        output.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise click.FileError(str(output), error.strerror) from None
+    click.echo(f"Written: {output}", err=True)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ops.cli.render.tree import DrawnNode
+from ops.pictures.order import TreeNode
 
 
 def shown_nodes(
-    nodes: Sequence[DrawnNode], winning: frozenset[int], limit: int | None, depth: int | None
+    nodes: Sequence[TreeNode], winning: frozenset[int], limit: int | None, depth: int | None
 ) -> frozenset[int]:
     """Ids of the nodes to draw: never a node without its parent.
 
     At most `limit` nodes, except that the winning path is always whole, and none more than
     `depth` edges below the root. None: no limit.
     """
-    children: dict[int, list[DrawnNode]] = {node.node_id: [] for node in nodes}
+    children: dict[int, list[TreeNode]] = {node.node_id: [] for node in nodes}
     depths = {nodes[0].node_id: 0}
     for node in nodes[1:]:
         assert node.parent_id is not None, "only the first node is a root"

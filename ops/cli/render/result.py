@@ -12,12 +12,12 @@ from marco_search.jobs import JobResult
 from ops.cli.render.tables import Column, number, text_table
 from ops.cli.render.text import fraction, one_line
 
-_WHY = {
+WHY = {
     "rollouts": "all rollouts done",
     "tokens": "token budget spent",
     "seconds": "time budget spent",
     "decided": "the vote was decided",
-    "exhausted": "nothing left to sample",
+    "lead": "far enough ahead",
     "cancelled": "cancelled",
     "deadline": "its deadline came",
 }
@@ -74,7 +74,7 @@ def totals(result: JobResult) -> str:
         f"{result.seconds:.2f} s",
     ]
     if result.stop_reason:
-        parts.append(_WHY.get(result.stop_reason, result.stop_reason))
+        parts.append(WHY.get(result.stop_reason, result.stop_reason))
     return ", ".join(parts)
 
 

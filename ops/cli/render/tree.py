@@ -15,14 +15,15 @@ steps reads as a text and only a choice moves to the right:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from rich.text import Text
 
 from ops.cli.render.prune import shown_nodes
-from ops.cli.render.text import fold, fraction, one_line, wrap
+from ops.cli.render.text import fold, fraction, wrap
+from ops.pictures.labels import label
+from ops.pictures.order import TreeNode, children_of
 
-_TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
 _UTF8 = {"fork": "├─ ", "last": "└─ ", "bar": "│  ", "gap": "   ", "answer": "→ "}
 _ASCII = {"fork": "|- ", "last": "`- ", "bar": "|  ", "gap": "   ", "answer": "-> "}
 _MARGIN = 17  # cells before the tree: counts, values and the winner's mark
@@ -42,7 +43,7 @@ class DrawnNode:
 
 
 def draw_tree(
-    nodes: Sequence[DrawnNode],
+    nodes: Sequence[TreeNode],
     winning: Iterable[int],
     *,
     width: int = 100,
@@ -63,15 +64,17 @@ def draw_tree(
     return Text("\n", no_wrap=True, overflow="ignore").join([heading, *drawing.lines(keep)])
 
 
-def tree_json(nodes: Sequence[DrawnNode], winning: Iterable[int]) -> dict[str, object]:
+def tree_json(nodes: Sequence[TreeNode], winning: Iterable[int]) -> dict[str, object]:
     """The same tree for scripts: every node whole, and the ids of the winning path."""
-    return {"nodes": [asdict(node) for node in nodes], "winning_path": list(winning)}
+    names = [field.name for field in fields(DrawnNode)]
+    drawn = [{name: getattr(node, name) for name in names} for node in nodes]
+    return {"nodes": drawn, "winning_path": list(winning)}
 
 
 class _Drawing:
     def __init__(
         self,
-        nodes: Sequence[DrawnNode],
+        nodes: Sequence[TreeNode],
         winning: frozenset[int],
         width: int,
         full: bool,
@@ -79,20 +82,11 @@ class _Drawing:
     ) -> None:
         self.winning, self.width, self.full, self.signs = winning, width, full, signs
         self.root = nodes[0]
-        self.children: dict[int, list[DrawnNode]] = {node.node_id: [] for node in nodes}
-        for node in nodes[1:]:
-            assert node.parent_id is not None, "only the first node is a root"
-            self.children[node.parent_id].append(node)
-        for siblings in self.children.values():
-            siblings.sort(key=self._order)
-
-    def _order(self, node: DrawnNode) -> tuple[bool, int, float, int]:
-        on_path = node.node_id in self.winning
-        return (not on_path, -node.visits, -(node.value or 0.0), node.node_id)
+        self.children = children_of(nodes, winning)
 
     def lines(self, keep: frozenset[int]) -> Iterator[Text]:
         # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
-        stack: list[tuple[DrawnNode | int, str, str]] = [(self.root, "", "")]
+        stack: list[tuple[TreeNode | int, str, str]] = [(self.root, "", "")]
         while stack:
             item, lead, below = stack.pop()
             if isinstance(item, int):
@@ -102,7 +96,7 @@ class _Drawing:
             children = self.children[item.node_id]
             drawn = [child for child in children if child.node_id in keep]
             hidden = sum(map(self._size, (c for c in children if c.node_id not in keep)))
-            entries: list[DrawnNode | int] = [*drawn, *([hidden] if hidden else [])]
+            entries: list[TreeNode | int] = [*drawn, *([hidden] if hidden else [])]
             for i in reversed(range(len(entries))):
                 stack.append((entries[i], *self._leads(below, i, len(entries))))
 
@@ -116,35 +110,24 @@ class _Drawing:
             above + self.signs["gap" if last else "bar"],
         )
 
-    def _size(self, node: DrawnNode) -> int:
+    def _size(self, node: TreeNode) -> int:
         count, stack = 0, [node]
         while stack:
             count += 1
             stack.extend(self.children[stack.pop().node_id])
         return count
 
-    def _node(self, node: DrawnNode, lead: str, below: str) -> Iterator[Text]:
+    def _node(self, node: TreeNode, lead: str, below: str) -> Iterator[Text]:
         wins = node.node_id in self.winning
         value = fraction(node.value) if node.visits else "-"
-        label = self._label(node)
+        shown = label(node.action, node.text, answer_sign=self.signs["answer"])
         space = max(_LEAST_TEXT, self.width - _MARGIN - len(lead))
-        texts = wrap(label, space) if self.full else [fold(label, space)]
+        texts = wrap(shown, space) if self.full else [fold(shown, space)]
         style = "bold green" if wins else "italic" if node.action == "reflection" else ""
         first = Text(f"{node.visits:7}  {value:>5} {'*' if wins else ' '} ")
         yield first.append(lead, style="dim").append(texts[0], style=style)
         for text in texts[1:]:
             yield Text(" " * _MARGIN).append(below, style="dim").append(text, style=style)
-
-    def _label(self, node: DrawnNode) -> str:
-        text = node.text
-        if node.action == "root":
-            return one_line(text) or "(the question)"
-        for tag in _TAGS:
-            text = text.replace(tag, "\n")
-        label = one_line(text)
-        if node.action == "answer":
-            return self.signs["answer"] + (label or "(no answer)")
-        return label or "(nothing but a line end)"
 
 
 def _left_out(count: int) -> str:

@@ -1,0 +1,41 @@
+"""One job in each of the formats that `marco show --format` offers."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+from ops.cli.render.prune import shown_nodes
+from ops.console.reader import Reader
+from ops.console.report import html_file
+from ops.pictures.document import document
+from ops.pictures.dot import dot
+from ops.pictures.mermaid import MAX_NODES, mermaid
+from ops.pictures.svg import svg
+
+
+def render(
+    reader: Reader, job_id: UUID, name: str, *, limit: int | None = None, depth: int | None = None
+) -> str:
+    """The job as html, svg, dot, mermaid or json.
+
+    `limit` and `depth` cut a drawing as in the terminal; None: everything, as far as the
+    format goes. html and json are always whole. Raises JobNotFound.
+    """
+    record = reader.record(job_id)
+    if name in ("html", "json"):
+        tokens, vocabulary = reader.all_tokens(job_id)
+        if name == "html":
+            return html_file(record, tokens, vocabulary)
+        data = document(record, tokens, vocabulary)
+        return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+    winning, nodes = record.winning_path, record.nodes
+    if nodes:
+        most = MAX_NODES if name == "mermaid" and limit is None else limit
+        keep = shown_nodes(nodes, frozenset(winning), most, depth)
+        nodes = tuple(node for node in nodes if node.node_id in keep)
+        winning = tuple(i for i in winning if i in keep)
+    title = record.status.subject
+    if name == "svg":
+        return svg(nodes, winning, title)
+    return dot(nodes, winning, title) if name == "dot" else mermaid(nodes, winning)

@@ -1,0 +1,47 @@
+"""The tree as a nested list: for screen readers, for print, and where scripts are off.
+
+As in the terminal a chain stays on one level, so the list is as deep as there are choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from marco_search.store.queries import TreeRow
+from ops.pictures.labels import label
+from ops.pictures.order import children_of
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the outline: open a list, or close some, before it."""
+
+    node: TreeRow
+    label: str
+    wins: bool
+    opens: bool  # it is the first of a list of its own
+    closes: int  # lists that end before it
+
+
+def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[Item]:
+    """The items in reading order, best first; those after the last close themselves."""
+    if not nodes:
+        return
+    on_path = frozenset(winning)
+    children = children_of(nodes, on_path)
+    stack: list[tuple[TreeRow, int]] = [(nodes[0], 1)]
+    level = 0
+    while stack:
+        node, wanted = stack.pop()
+        yield Item(
+            node=node,
+            label=label(node.action, node.text),
+            wins=node.node_id in on_path,
+            opens=wanted > level,
+            closes=max(0, level - wanted),
+        )
+        level = wanted
+        below = children[node.node_id]
+        deeper = wanted + 1 if len(below) > 1 else wanted
+        stack += [(child, deeper) for child in reversed(below)]

@@ -1,0 +1,44 @@
+"""Listening: one process, the socket bound before anything is said about it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import closing
+
+import uvicorn
+from fastapi import FastAPI
+
+from marco_search.errors import AddressTaken
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Answer until SIGINT or SIGTERM. `ready` gets the address; port 0 takes a free one.
+
+    Raises AddressTaken.
+    """
+    with closing(_bound(host, port)) as listening:
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise AddressTaken(f"can't listen at {host}, port {port}: {error}; try --port 0") from None
+    return listening

@@ -1,0 +1,265 @@
+// The tree on a canvas: thousands of nodes stay smooth, since only those in view are drawn.
+
+const CARD = { width: 226, height: 42, column: 266, row: 56, radius: 7 };
+const TEXT_FROM = 0.5; // below this scale a card is only a block of colour
+const SCALES = [0.02, 2.5];
+
+// How far something `size` long at `from` must move to lie well within `room`, in pixels.
+function push(from, size, room) {
+  const margin = Math.min(90, Math.max(8, (room - size) / 3));
+  if (from < margin) return margin - from;
+  return Math.min(0, room - margin - size - from);
+}
+
+export class Drawing {
+  // `onSelect` gets the node that was clicked.
+  constructor(frame, tree, onSelect) {
+    this.frame = frame;
+    this.canvas = frame.querySelector("canvas");
+    this.context = this.canvas.getContext("2d");
+    this.tree = tree;
+    this.selected = null;
+    this.marked = new Set(); // nodes on the paths of the answer that was chosen
+    this.labels = new Map();
+    this.transform = d3.zoomIdentity;
+    this.zoom = d3
+      .zoom()
+      .scaleExtent(SCALES)
+      // The wheel scrolls the page until the tree has the focus.
+      .filter((event) => this.#wants(event))
+      .on("zoom", (event) => {
+        this.transform = event.transform;
+        this.redraw();
+      });
+    d3.select(this.canvas)
+      .call(this.zoom)
+      .on("dblclick.zoom", null)
+      .on("click", (event) => {
+        const node = this.nodeAt(...d3.pointer(event, this.canvas));
+        if (node) onSelect(node);
+      })
+      .on("pointermove", (event) => {
+        const over = this.nodeAt(...d3.pointer(event, this.canvas));
+        this.canvas.classList.toggle("over", over !== null);
+      });
+    this.readColours();
+    new ResizeObserver(() => this.#resize()).observe(frame);
+    this.#resize();
+  }
+
+  #wants(event) {
+    if (event.type === "wheel") return event.ctrlKey || document.activeElement === this.frame;
+    return !event.button;
+  }
+
+  readColours() {
+    const style = getComputedStyle(document.documentElement);
+    const read = (name) => style.getPropertyValue(`--${name}`).trim();
+    const names = ["card", "ink", "muted", "line", "accent", "accent-soft", "reflection", "edge"];
+    this.colours = Object.fromEntries(names.map((name) => [name, read(name)]));
+    this.ramp = d3.interpolateRgb(read("value-low"), read("value-high"));
+    this.font = style.fontFamily || "sans-serif";
+    this.labels.clear();
+    this.redraw();
+  }
+
+  setTree(tree) {
+    this.tree = tree;
+    this.labels.clear();
+    this.redraw();
+  }
+
+  nodeAt(x, y) {
+    const [at, down] = this.transform.invert([x, y]);
+    const column = Math.floor(at / CARD.column);
+    const row = Math.floor(down / CARD.row);
+    const node = this.tree.atCell.get(`${column}:${row}`);
+    if (!node || !this.tree.has(node)) return null;
+    const inside = at - column * CARD.column <= CARD.width && down - row * CARD.row <= CARD.height;
+    // Seen from afar the gaps are too small to miss.
+    return inside || this.transform.k < TEXT_FROM ? node : null;
+  }
+
+  get size() {
+    const { columns, rows } = this.tree;
+    return [columns * CARD.column + CARD.width, rows * CARD.row + CARD.height];
+  }
+
+  // The whole tree, but for large ones no smaller than can be made out.
+  fit(least = SCALES[0]) {
+    const [width, height] = this.size;
+    const margin = 24;
+    const across = (this.width - 2 * margin) / width;
+    const down = (this.height - 2 * margin) / height;
+    const k = Math.max(least, Math.min(1.1, across, down));
+    const x = width * k < this.width ? (this.width - width * k) / 2 : margin;
+    const y = height * k < this.height ? (this.height - height * k) / 2 : margin;
+    this.#go(d3.zoomIdentity.translate(x, y).scale(k));
+  }
+
+  zoomBy(factor) {
+    d3.select(this.canvas).transition().duration(this.#pace(150)).call(this.zoom.scaleBy, factor);
+  }
+
+  // Bring a node into view, moving no more than it takes; `middle`: to the middle.
+  show(node, middle = false) {
+    const [left, top] = this.#corner(node);
+    const k = Math.max(this.transform.k, TEXT_FROM * 1.2);
+    if (middle || k !== this.transform.k) {
+      const [x, y] = [left + CARD.width / 2, top + CARD.height / 2];
+      const centred = d3.zoomIdentity.translate(this.width / 2, this.height / 2).scale(k);
+      this.#go(centred.translate(-x, -y));
+      return;
+    }
+    const [x, y] = this.transform.apply([left, top]);
+    const right = push(x, CARD.width * k, this.width);
+    const down = push(y, CARD.height * k, this.height);
+    if (right || down) this.#go(this.transform.translate(right / k, down / k));
+  }
+
+  #go(transform) {
+    d3.select(this.canvas).transition().duration(this.#pace(200)).call(this.zoom.transform, transform);
+  }
+
+  #pace(milliseconds) {
+    return matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : milliseconds;
+  }
+
+  #corner(node) {
+    return [node.column * CARD.column, node.row * CARD.row];
+  }
+
+  #resize() {
+    const box = this.frame.getBoundingClientRect();
+    const ratio = window.devicePixelRatio || 1;
+    this.width = Math.max(1, this.frame.clientWidth || box.width);
+    this.height = Math.max(1, this.frame.clientHeight || box.height);
+    this.canvas.width = Math.round(this.width * ratio);
+    this.canvas.height = Math.round(this.height * ratio);
+    this.ratio = ratio;
+    this.redraw();
+  }
+
+  redraw() {
+    if (this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      this.#draw();
+    });
+  }
+
+  #draw() {
+    const { context, transform, tree, ratio } = this;
+    const { k } = transform;
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, this.width, this.height);
+    context.translate(transform.x, transform.y);
+    context.scale(k, k);
+    const [left, top] = transform.invert([0, 0]);
+    const [right, bottom] = transform.invert([this.width, this.height]);
+    const shown = [];
+    for (const node of tree.nodes) {
+      if (!tree.has(node)) continue;
+      const [x, y] = this.#corner(node);
+      const inColumns = x <= right && x + CARD.width >= left;
+      if (inColumns && y <= bottom && y + CARD.height >= top) shown.push(node);
+      this.#edge(node, left, top, right, bottom);
+    }
+    for (const node of shown) this.#card(node, k);
+    context.globalAlpha = 1;
+  }
+
+  #edge(node, left, top, right, bottom) {
+    const parent = this.tree.parent(node);
+    if (!parent) return;
+    const [fromX, fromY] = this.#corner(parent);
+    const [x2, toY] = this.#corner(node);
+    const [x1, y1, y2] = [fromX + CARD.width, fromY + CARD.height / 2, toY + CARD.height / 2];
+    if (x2 < left || x1 > right || Math.max(y1, y2) < top || Math.min(y1, y2) > bottom) return;
+    const { context } = this;
+    const strong = this.marked.size
+      ? this.marked.has(node.node_id)
+      : this.tree.winning.has(node.node_id);
+    const visits = this.tree.visits.get(node.node_id) ?? 0;
+    context.globalAlpha = this.marked.size && !strong ? 0.3 : 1;
+    context.strokeStyle = strong ? this.colours.accent : this.colours.edge;
+    // A line is never thinner than it can be seen.
+    const thick = strong ? 3 : 1 + Math.min(visits, 12) / 6;
+    context.lineWidth = Math.max(thick, 0.6 / this.transform.k);
+    const bend = (x1 + x2) / 2;
+    context.beginPath();
+    context.moveTo(x1, y1);
+    context.bezierCurveTo(bend, y1, bend, y2, x2, y2);
+    context.stroke();
+  }
+
+  #card(node, k) {
+    const { context, colours, tree } = this;
+    const [x, y] = this.#corner(node);
+    const wins = tree.winning.has(node.node_id);
+    const strong = this.marked.size ? this.marked.has(node.node_id) : wins;
+    const relative = tree.relativeValue(node);
+    const value = relative === null ? colours.line : this.ramp(relative);
+    context.globalAlpha = this.marked.size && !strong ? 0.35 : 1;
+    context.beginPath();
+    if (k < 0.15) context.rect(x, y, CARD.width, CARD.height);
+    else context.roundRect(x, y, CARD.width, CARD.height, CARD.radius);
+    if (k < TEXT_FROM) {
+      context.fillStyle = strong ? colours.accent : value;
+      context.fill();
+    } else {
+      const plain = node.action === "reflection" ? colours.reflection : colours.card;
+      context.fillStyle = strong ? colours["accent-soft"] : plain;
+      context.fill();
+      context.strokeStyle = strong ? colours.accent : colours.line;
+      context.lineWidth = strong ? 2 : 1;
+      context.stroke();
+      context.fillStyle = value;
+      context.fillRect(x + 5, y + 7, 4, CARD.height - 14);
+      this.#text(node, x, y);
+    }
+    if (node === this.selected) {
+      context.globalAlpha = 1;
+      context.strokeStyle = colours.ink;
+      context.lineWidth = Math.max(2.5, 2 / k);
+      context.beginPath();
+      context.roundRect(x - 4, y - 4, CARD.width + 8, CARD.height + 8, CARD.radius + 3);
+      context.stroke();
+    }
+  }
+
+  #text(node, x, y) {
+    const { context, colours, tree } = this;
+    context.textBaseline = "alphabetic";
+    context.fillStyle = colours.ink;
+    context.font = `12.5px ${this.font}`;
+    context.fillText(this.#label(node), x + 16, y + 18);
+    context.fillStyle = colours.muted;
+    context.font = `11px ${this.font}`;
+    const visits = tree.visits.get(node.node_id) ?? 0;
+    const value = tree.values.get(node.node_id);
+    const shown = value === undefined ? "–" : value.toFixed(3);
+    context.fillText(`${visits} visit${visits === 1 ? "" : "s"} · value ${shown}`, x + 16, y + 33);
+  }
+
+  #label(node) {
+    let label = this.labels.get(node.node_id);
+    if (label === undefined) {
+      label = this.#cut(node.label, CARD.width - 26);
+      this.labels.set(node.node_id, label);
+    }
+    return label;
+  }
+
+  #cut(text, width) {
+    const characters = [...text.slice(0, 80)];
+    if (characters.length === [...text].length && this.#fits(text, width)) return text;
+    while (characters.length && !this.#fits(`${characters.join("")}…`, width)) characters.pop();
+    return `${characters.join("").trimEnd()}…`;
+  }
+
+  #fits(text, width) {
+    return this.context.measureText(text).width <= width;
+  }
+}

@@ -1,0 +1,36 @@
+// One job: its tree, and news of it until it has ended.
+import { Explorer } from "./explorer.js";
+import { follow } from "./live.js";
+
+const address = location.pathname.replace(/\/$/, "");
+const place = document.getElementById("explorer");
+let explorer = null;
+let drawn = -1; // rounds in the drawing
+let settled = false; // the drawing is of the job's end
+
+const heading = () => document.getElementById("heading").dataset;
+
+async function get(url, headers = {}) {
+  const answer = await fetch(url, { headers });
+  if (answer.status === 204) return null; // not its turn yet
+  if (!answer.ok) throw new Error(`the console answered ${answer.status}`);
+  return answer.json();
+}
+
+async function draw(refresh) {
+  const { rounds, final } = heading();
+  if (settled || (Number(rounds) === drawn && final === "no")) return;
+  const data = await get(`${address}/tree.json`, refresh ? { "X-Refresh": "1" } : {});
+  if (data === null) return;
+  if (data.nodes.length) {
+    document.getElementById("no-tree")?.remove();
+    if (explorer) explorer.update(data);
+    else explorer = new Explorer(place, data, (id) => get(`${address}/nodes/${id}.json`));
+    globalThis.explorer = explorer;
+  }
+  drawn = Number(rounds);
+  settled = final === "yes";
+}
+
+await draw(false);
+follow(() => !settled, () => draw(true));

@@ -1,0 +1,90 @@
+// The tree as it stood after each round. No drawing here, and no page.
+
+export class Tree {
+  // `data` has nodes (parents before children), rollouts and winning_path, as in docs/console.md.
+  constructor(data) {
+    this.nodes = data.nodes;
+    this.rollouts = data.rollouts;
+    this.winning = new Set(data.winning_path);
+    this.winningPath = data.winning_path;
+    this.byId = new Map(this.nodes.map((node) => [node.node_id, node]));
+    this.children = new Map(this.nodes.map((node) => [node.node_id, []]));
+    for (const node of this.nodes) {
+      if (node.parent_id !== null) this.children.get(node.parent_id).push(node);
+    }
+    for (const siblings of this.children.values()) siblings.sort((a, b) => a.row - b.row);
+    this.rounds = this.rollouts.reduce((most, rollout) => Math.max(most, rollout.round), 0);
+    this.columns = this.nodes.reduce((most, node) => Math.max(most, node.column), 0);
+    this.rows = this.nodes.reduce((most, node) => Math.max(most, node.row), 0);
+    this.atCell = new Map(this.nodes.map((node) => [`${node.column}:${node.row}`, node]));
+    this.setRound(this.rounds);
+  }
+
+  // Visit counts and values as they were after `round`: they follow from the rollouts.
+  setRound(round) {
+    this.round = round;
+    this.visits = new Map();
+    const sums = new Map();
+    for (const rollout of this.rollouts) {
+      if (rollout.round > round || rollout.finish === "failed") continue;
+      for (const id of rollout.path) {
+        this.visits.set(id, (this.visits.get(id) ?? 0) + 1);
+        sums.set(id, (sums.get(id) ?? 0) + rollout.value);
+      }
+    }
+    this.values = new Map([...sums].map(([id, sum]) => [id, sum / this.visits.get(id)]));
+    const all = [...this.values.values()];
+    this.lowest = all.reduce((a, b) => Math.min(a, b), Infinity);
+    this.highest = all.reduce((a, b) => Math.max(a, b), -Infinity);
+  }
+
+  has(node) {
+    return node.round <= this.round;
+  }
+
+  // 0 for the lowest value in the tree, 1 for the highest; null before the first visit.
+  relativeValue(node) {
+    const value = this.values.get(node.node_id);
+    if (value === undefined) return null;
+    const range = this.highest - this.lowest;
+    return range > 0 ? (value - this.lowest) / range : 1;
+  }
+
+  shownChildren(node) {
+    return this.children.get(node.node_id).filter((child) => this.has(child));
+  }
+
+  parent(node) {
+    return node.parent_id === null ? null : this.byId.get(node.parent_id);
+  }
+
+  siblings(node) {
+    const parent = this.parent(node);
+    return parent ? this.shownChildren(parent) : [node];
+  }
+
+  // The node above (-1) or below (1): a sibling, else the nearest in the same column.
+  beside(node, direction) {
+    const siblings = this.siblings(node);
+    const sibling = siblings[siblings.indexOf(node) + direction];
+    if (sibling) return sibling;
+    let nearest = null;
+    for (const other of this.nodes) {
+      const away = (other.row - node.row) * direction;
+      if (other.column !== node.column || away <= 0 || !this.has(other)) continue;
+      if (!nearest || away < (nearest.row - node.row) * direction) nearest = other;
+    }
+    return nearest;
+  }
+
+  // Ids of all nodes on the paths of these rollouts.
+  on(rolloutIds) {
+    const wanted = new Set(rolloutIds);
+    const paths = this.rollouts.filter((rollout) => wanted.has(rollout.rollout_id));
+    return new Set(paths.flatMap((rollout) => rollout.path));
+  }
+
+  through(node) {
+    return this.rollouts.filter((rollout) => rollout.path.includes(node.node_id));
+  }
+}
