@@ -1,7 +1,8 @@
 """All that is stored about one job, read in one transaction: for the pictures and the console.
 
 `read` has everything but the tokens, which are most of the bytes; `tokens` has those of one
-node or of all.
+node or of all. Both read the views of the schema `audit` only, so that an auditor's login is
+enough.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 
+from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer
 from marco_search.search.branches import TOP_K
 from marco_search.store import queries
 from marco_search.store.connect import Conn
-from marco_search.store.queries import JobStatus, TreeRow
+from marco_search.store.listing import LINES, JobLine
+from marco_search.store.queries import TreeRow
 from marco_search.store.records import NO_CANDIDATE
 
 
@@ -63,7 +66,7 @@ class AttemptRow:
 class EventRow:
     """One line of the audit log."""
 
-    id: int
+    event_id: int
     generation: int | None
     event: str
     detail: dict[str, Any]
@@ -74,7 +77,7 @@ class EventRow:
 class JobRecord:
     """One job. Before its end there are no answers; before its first round no nodes."""
 
-    status: JobStatus
+    job: JobLine
     answers: tuple[Answer, ...]  # best first
     reached_by: dict[int, frozenset[int]]  # rank of an answer: ids of its rollouts
     nodes: tuple[TreeRow, ...]  # root first, in id order: parents before children
@@ -108,45 +111,59 @@ class NodeTokens:
     top_ids: list[int]  # TOP_K for each token in turn
     top_logprobs: list[float]
 
-    def candidates(self, i: int) -> list[tuple[int, float]]:
-        """(token id, log-prob) of the best candidates in the place of token `i`, best first."""
-        part = slice(i * TOP_K, (i + 1) * TOP_K)
-        pairs = zip(self.top_ids[part], self.top_logprobs[part], strict=True)
-        return [pair for pair in pairs if pair[0] != NO_CANDIDATE]
-
 
 _ROLLOUTS = """
     SELECT rollout_id, round, start_id, path, seed, reflect, finish, confidence, path_confidence,
         value, answer, generated_tokens, seconds, error
-    FROM rollouts WHERE job_id = %s ORDER BY rollout_id
+    FROM audit.rollouts WHERE job_id = %s ORDER BY rollout_id
 """
 _ATTEMPTS = """
     SELECT generation, worker, host, pid, runtime, runtime_version, model, revision, seed, config,
         prompt, started_at
-    FROM attempts WHERE job_id = %s ORDER BY generation
+    FROM audit.attempts WHERE job_id = %s ORDER BY generation
 """
-_EVENTS = "SELECT id, generation, event, detail, at FROM audit_log WHERE job_id = %s ORDER BY id"
-_TOKENS = """
-    SELECT node_id, token_ids, token_texts, logprobs, confidences, top_ids, top_logprobs
-    FROM nodes WHERE job_id = %(job)s AND (%(node)s::int IS NULL OR node_id = %(node)s)
-    ORDER BY node_id
+_EVENTS = """
+    SELECT event_id, generation, event, detail, at FROM audit.events WHERE job_id = %s
+    ORDER BY event_id
 """
+_ANSWERS = """
+    SELECT rank, key AS normalised, text, output, thought, confidence, votes, share, rollout_ids
+    FROM audit.answers WHERE job_id = %s ORDER BY rank
+"""
+_ONE_OR_ALL = "job_id = %(job)s AND (%(node)s::int IS NULL OR node_id = %(node)s)"
+_TOKENS = f"""
+    SELECT node_id, array_agg(token_id ORDER BY position) AS token_ids,
+        array_agg(text ORDER BY position) AS token_texts,
+        array_agg(logprob ORDER BY position) AS logprobs,
+        array_agg(confidence ORDER BY position) AS confidences
+    FROM audit.tokens WHERE {_ONE_OR_ALL} GROUP BY node_id ORDER BY node_id
+"""  # noqa: S608  # constants
+_CANDIDATES = f"""
+    SELECT node_id, array_agg(position * {TOP_K} + rank - {TOP_K + 1} ORDER BY position, rank),
+        array_agg(token_id ORDER BY position, rank), array_agg(logprob ORDER BY position, rank)
+    FROM audit.alternatives WHERE {_ONE_OR_ALL} GROUP BY node_id
+"""  # noqa: S608  # constants
 
 
 def read(conn: Conn, job_id: UUID) -> JobRecord:
     """The record of a job. Raises JobNotFound."""
-    (status,) = queries.statuses(conn, [job_id])
-    with conn.cursor(row_factory=class_row(RolloutRow)) as cursor:
-        rollouts = cursor.execute(_ROLLOUTS, [job_id]).fetchall()
-    with conn.cursor(row_factory=class_row(AttemptRow)) as attempts_cursor:
-        attempts = attempts_cursor.execute(_ATTEMPTS, [job_id]).fetchall()
-    with conn.cursor(row_factory=class_row(EventRow)) as events_cursor:
-        events = events_cursor.execute(_EVENTS, [job_id]).fetchall()
-    reached_by = conn.execute("SELECT rank, rollout_ids FROM answers WHERE job_id = %s", [job_id])
+    with conn.cursor(row_factory=class_row(JobLine)) as cursor:
+        job = cursor.execute(LINES + " WHERE job_id = %s", [job_id]).fetchone()
+    if job is None:
+        raise JobNotFound(f"no job {job_id}")
+    with conn.cursor(row_factory=dict_row) as answer_cursor:
+        answers = answer_cursor.execute(_ANSWERS, [job_id]).fetchall()
+        reached_by = {row["rank"]: frozenset(row.pop("rollout_ids")) for row in answers}
+    with conn.cursor(row_factory=class_row(RolloutRow)) as rollout_cursor:
+        rollouts = rollout_cursor.execute(_ROLLOUTS, [job_id]).fetchall()
+    with conn.cursor(row_factory=class_row(AttemptRow)) as attempt_cursor:
+        attempts = attempt_cursor.execute(_ATTEMPTS, [job_id]).fetchall()
+    with conn.cursor(row_factory=class_row(EventRow)) as event_cursor:
+        events = event_cursor.execute(_EVENTS, [job_id]).fetchall()
     return JobRecord(
-        status=status,
-        reached_by={rank: frozenset(ids) for rank, ids in reached_by},
-        answers=queries.answers(conn, [job_id]).get(job_id, ()),
+        job=job,
+        reached_by=reached_by,
+        answers=tuple(Answer(**row) for row in answers),
         nodes=tuple(queries.tree(conn, job_id)),
         rollouts=tuple(rollouts),
         attempts=tuple(attempts),
@@ -156,12 +173,25 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
 
 def tokens(conn: Conn, job_id: UUID, node_id: int | None = None) -> dict[int, NodeTokens]:
     """The tokens of one node, or of all (None), by node id. The root has none."""
-    with conn.cursor(row_factory=class_row(NodeTokens)) as cursor:
-        rows = cursor.execute(_TOKENS, {"job": job_id, "node": node_id}).fetchall()
-    return {row.node_id: row for row in rows}
+    wanted = {"job": job_id, "node": node_id}
+    # Where a token has fewer candidates than five, their places stay empty.
+    tops: dict[int, tuple[list[int], list[int], list[float]]] = {
+        row[0]: (row[1], row[2], row[3]) for row in conn.execute(_CANDIDATES, wanted)
+    }
+    found = {}
+    with conn.cursor(row_factory=dict_row) as cursor:
+        for row in cursor.execute(_TOKENS, wanted):
+            room = TOP_K * len(row["token_ids"])
+            ids, logprobs = [NO_CANDIDATE] * room, [float("-inf")] * room
+            for place, token_id, logprob in zip(
+                *tops.get(row["node_id"], ([], [], [])), strict=True
+            ):
+                ids[place], logprobs[place] = token_id, logprob
+            found[row["node_id"]] = NodeTokens(**row, top_ids=ids, top_logprobs=logprobs)
+    return found
 
 
 def revision(conn: Conn, job_id: UUID) -> str | None:
     """The revision of the weights that a job is searched with; None before it was begun."""
-    row = conn.execute("SELECT plan ->> 'revision' FROM jobs WHERE id = %s", [job_id]).fetchone()
+    row = conn.execute("SELECT revision FROM audit.jobs WHERE job_id = %s", [job_id]).fetchone()
     return row[0] if row else None

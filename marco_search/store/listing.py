@@ -1,4 +1,7 @@
-"""Jobs by the page, and sums over batches and tenants: what the console lists."""
+"""Jobs by the page, and sums over batches and tenants: what the console lists.
+
+Reads the views of the schema `audit` only, so that an auditor's login is enough.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,57 @@ from typing import Any, Literal
 from uuid import UUID
 
 from psycopg.rows import class_row, dict_row
+from pydantic import BaseModel, ConfigDict
 
 from marco_search.store.connect import Conn
-from marco_search.store.queries import STATUS, JobStatus
 
 LOW_CONFIDENCE = 0.8
 """A best answer below this is doubtful."""
 NARROW_SHARE = 0.6
 """A best answer with less of the vote than this won narrowly."""
+
+
+class JobLine(BaseModel):
+    """A job as the view audit.jobs has it: columns of the same names."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: UUID
+    tenant: str
+    batch_id: UUID | None
+    kind: str
+    state: str
+    subject: str  # the question, text or prompt
+    strategy: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    attempts: int
+    rounds: int
+    rollouts: int
+    rollout_budget: int | None  # None: not begun
+    nodes: int
+    generated_tokens: int
+    seconds: float  # of searching
+    answer: str | None
+    confidence: float | None
+    expected: str | None
+    correct: bool | None
+    stop_reason: str | None
+    model: str | None
+    revision: str | None
+    seed: int | None
+    error_type: str | None
+    error: str | None
+
+    @property
+    def final(self) -> bool:
+        """True in a state that the job does not leave by itself."""
+        return self.finished_at is not None
+
+
+LINES = f"SELECT {', '.join(JobLine.model_fields)} FROM audit.jobs"  # noqa: S608  # constants
+"""SELECT of a JobLine, without a condition."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,24 +83,25 @@ class JobFilter:
 class JobPage:
     """Jobs, newest first, and whether there are more on either side."""
 
-    jobs: tuple[JobStatus, ...]
+    jobs: tuple[JobLine, ...]
     newer: bool
     older: bool
 
 
-_SUBJECT = "coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt')"
-_WHERE = f"""
+_WHERE = """
     WHERE (%(state)s::text IS NULL OR state = %(state)s)
     AND (%(kind)s::text IS NULL OR kind = %(kind)s)
     AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
     AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
-    AND (%(text)s::text IS NULL OR {_SUBJECT} ILIKE %(text)s OR id::text LIKE %(text)s)
+    AND (%(text)s::text IS NULL OR subject ILIKE %(text)s OR job_id::text LIKE %(text)s)
     AND (%(low)s::float8 IS NULL OR confidence < %(low)s)
-    AND (%(narrow)s::float8 IS NULL OR EXISTS (SELECT FROM answers AS a
-        WHERE a.job_id = jobs.id AND a.rank = 1 AND a.share < %(narrow)s))
+    AND (%(narrow)s::float8 IS NULL OR EXISTS (SELECT FROM audit.answers AS a
+        WHERE a.job_id = jobs.job_id AND a.rank = 1 AND a.share < %(narrow)s))
 """
-_OLDER = " AND (%(before)s::uuid IS NULL OR id < %(before)s) ORDER BY id DESC LIMIT %(limit)s"
-_NEWER = " AND id > %(after)s ORDER BY id LIMIT %(limit)s"
+_OLDER = (
+    " AND (%(before)s::uuid IS NULL OR job_id < %(before)s) ORDER BY job_id DESC LIMIT %(limit)s"
+)
+_NEWER = " AND job_id > %(after)s ORDER BY job_id LIMIT %(limit)s"
 
 
 def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
@@ -72,8 +119,8 @@ def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
         "limit": limit + 1,
     }
     forward = wanted.after is not None
-    with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
-        query = STATUS + _WHERE + (_NEWER if forward else _OLDER)
+    with conn.cursor(row_factory=class_row(JobLine)) as cursor:
+        query = LINES + _WHERE + (_NEWER if forward else _OLDER)
         found = cursor.execute(query, given).fetchall()
     more, jobs = len(found) > limit, found[:limit]
     if forward:
@@ -111,10 +158,10 @@ _SUMS = """
         sum(generated_tokens)::bigint AS generated_tokens, sum(seconds) AS seconds,
         count(confidence)::int AS scored, coalesce(sum(confidence), 0) AS confidence,
         min(created_at) AS first, max(created_at) AS last
-    FROM jobs {where} GROUP BY 1, 2 ORDER BY 1, 2
+    FROM audit.jobs {where} GROUP BY 1, 2 ORDER BY 1, 2
 """
 _LATEST_BATCHES = """
-    WHERE batch_id IN (SELECT batch_id FROM jobs WHERE batch_id IS NOT NULL
+    WHERE batch_id IN (SELECT batch_id FROM audit.jobs WHERE batch_id IS NOT NULL
         GROUP BY batch_id ORDER BY max(created_at) DESC LIMIT %(limit)s)
 """
 

@@ -58,7 +58,7 @@ class JobStatus(BaseModel):
         return self.state in FINAL
 
 
-STATUS = """
+_STATUS = """
     SELECT id AS job_id, tenant, batch_id, kind, state,
         coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt') AS subject,
         payload #>> '{options,strategy}' AS strategy, priority, created_at, started_at,
@@ -68,14 +68,13 @@ STATUS = """
         last_error ->> 'type' AS error_type, last_error ->> 'message' AS error
     FROM jobs
 """
-"""SELECT of the fields of JobStatus, without a condition."""
 
 
 def statuses(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobStatus]:
     """The status of each job, in the order asked. Raises JobNotFound for the first unknown."""
     wanted = list(job_ids)
     with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
-        rows = cursor.execute(STATUS + _MINE, {"ids": wanted, "tenant": tenant}).fetchall()
+        rows = cursor.execute(_STATUS + _MINE, {"ids": wanted, "tenant": tenant}).fetchall()
     found = {row.job_id: row for row in rows}
     return [found[i] if i in found else _unknown(i, tenant) for i in wanted]
 
@@ -93,7 +92,7 @@ def recent(
     """The newest jobs, newest first."""
     with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
         return cursor.execute(
-            STATUS + " WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+            _STATUS + " WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
             " AND (%(state)s::text IS NULL OR state = %(state)s)"
             " ORDER BY created_at DESC, id DESC LIMIT %(limit)s",
             {"tenant": tenant, "state": state, "limit": limit},
@@ -111,28 +110,21 @@ def results(conn: Conn, job_ids: Iterable[UUID]) -> list[JobResult]:
             " FROM jobs WHERE id = ANY (%s) AND finished_at IS NOT NULL",
             [list(job_ids)],
         ).fetchall()
-    found = answers(conn, [row["id"] for row in rows])
-    return [_result(row, found.get(row["id"], ())) for row in rows]
-
-
-def answers(conn: Conn, job_ids: Iterable[UUID]) -> dict[UUID, tuple[Answer, ...]]:
-    """The answers of those of the jobs that have any, best first."""
-    found: dict[UUID, list[Answer]] = {}
-    with conn.cursor(row_factory=dict_row) as cursor:
+        answers: dict[UUID, list[Answer]] = {row["id"]: [] for row in rows}
         for answer in cursor.execute(
             "SELECT job_id, rank, key AS normalised, text, output, thought, confidence, votes,"
             " share FROM answers WHERE job_id = ANY (%s) ORDER BY rank",
-            [list(job_ids)],
+            [list(answers)],
         ):
-            found.setdefault(answer.pop("job_id"), []).append(Answer(**answer))
-    return {job_id: tuple(ranked) for job_id, ranked in found.items()}
+            answers[answer.pop("job_id")].append(Answer(**answer))
+    return [_result(row, answers[row["id"]]) for row in rows]
 
 
-def _result(row: dict[str, Any], ranked: tuple[Answer, ...]) -> JobResult:
+def _result(row: dict[str, Any], answers: list[Answer]) -> JobResult:
     if row["state"] == JobState.SUCCEEDED:
         # The error of an attempt before the one that made it.
         row["error_type"] = row["error"] = None
-    return JobResult(job_id=str(row.pop("id")), answers=ranked, **row)
+    return JobResult(job_id=str(row.pop("id")), answers=tuple(answers), **row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +149,6 @@ def tree(conn: Conn, job_id: UUID) -> list[TreeRow]:
     with conn.cursor(row_factory=class_row(TreeRow)) as cursor:
         return cursor.execute(
             "SELECT node_id, parent_id, depth, round, action, text, tokens, confidence, terminal,"
-            " visits, value FROM tree WHERE job_id = %s ORDER BY node_id",
+            " visits, value FROM audit.tree WHERE job_id = %s ORDER BY node_id",
             [job_id],
         ).fetchall()

@@ -36,12 +36,15 @@ class Session:
 
 
 @contextmanager
-def session(*, starts_afresh: bool = False, migrates: bool = False) -> Iterator[Session]:
+def session(
+    *, starts_afresh: bool = False, migrates: bool = False, needs_redis: bool = True
+) -> Iterator[Session]:
     """Reachable services inside the block.
 
     `starts_afresh` says whether the command makes sense where nothing was ever stored: then
     an embedded database is made if there is none. `migrates` brings the schema of a real
-    database up to date as well. Raises DatabaseUnavailable where nothing is stored, and what
+    database up to date as well. Without `needs_redis` a real database is enough, and none is
+    started for it. Raises DatabaseUnavailable where nothing is stored, and what
     the database raises.
     """
     from marco_search.locations import database_url
@@ -49,7 +52,7 @@ def session(*, starts_afresh: bool = False, migrates: bool = False) -> Iterator[
 
     settings = settings_module.load()
     with ExitStack() as stack:
-        if is_embedded(settings):
+        if settings.database_url is None or (needs_redis and settings.redis_url is None):
             if not starts_afresh:
                 _require_data(settings)
             from ops.services import local_services

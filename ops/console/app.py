@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from marco_search.errors import InputError, JobNotFound, MarcoError
 from ops.console.access import Access, Guard
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 _TITLES = {400: "That can't be asked", 404: "Not found", 405: "Not allowed"}
 
 
-def create_app(reader: Reader, access: Access, shared: Shared | None = None) -> FastAPI:
+def create_app(reader: Reader, access: Access, shared: Shared | None = None) -> ASGIApp:
     """The application. It only ever reads."""
     app = FastAPI(title="marco-search console", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -31,8 +32,8 @@ def create_app(reader: Reader, access: Access, shared: Shared | None = None) -> 
     app.add_exception_handler(MarcoError, _of_ours)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Guard, access=access)
-    return app
+    # Around all of it, so that the page of a bug has the headers, too.
+    return Guard(app, access)
 
 
 async def _of_ours(request: Request, error: Exception) -> Response:

@@ -35,7 +35,7 @@ def render(
         keep = shown_nodes(nodes, frozenset(winning), most, depth)
         nodes = tuple(node for node in nodes if node.node_id in keep)
         winning = tuple(i for i in winning if i in keep)
-    title = record.status.subject
+    title = record.job.subject
     if name == "svg":
         return svg(nodes, winning, title)
     return dot(nodes, winning, title) if name == "dot" else mermaid(nodes, winning)

@@ -93,7 +93,7 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
             "job.html",
             ("job", job_id),
             read,
-            lambda found: {"record": found, "job": found.status, "verified": None},
+            lambda found: {"record": found, "job": found.job, "verified": None},
         )
 
     @routes.get("/jobs/{job}/tree.json")
@@ -112,19 +112,19 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
     def as_list(job: str) -> Response:
         found = whole(_job_id(job))
         lines = outline(found.nodes, found.winning_path)
-        values = {"job": found.status, "outline": lines, "can_leave": access.has_token}
+        values = {"job": found.job, "outline": lines, "can_leave": access.has_token}
         return HTMLResponse(page("outline.html", **values))
 
     @routes.get("/jobs/{job}/report.html")
     def report(job: str) -> Response:
         found = whole(_job_id(job))
-        tokens, vocabulary = reader.all_tokens(found.status.job_id)
+        tokens, vocabulary = reader.all_tokens(found.job.job_id)
         return _download(html_file(found, tokens, vocabulary), "text/html", found, "html")
 
     @routes.get("/jobs/{job}/tree.svg")
     def drawing(job: str) -> Response:
         found = whole(_job_id(job))
-        text = svg(found.nodes, found.winning_path, found.status.subject)
+        text = svg(found.nodes, found.winning_path, found.job.subject)
         return _download(text, "image/svg+xml", found, "svg")
 
     return routes
@@ -138,7 +138,7 @@ def _job_id(text: str) -> UUID:
 
 
 def _download(text: str, media_type: str, record: JobRecord, suffix: str) -> Response:
-    name = f"marco-{record.status.job_id}.{suffix}"
+    name = f"marco-{record.job.job_id}.{suffix}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     # A half surrogate can't come out of Postgres, but a page must never fail over one.
     return Response(text.encode("utf-8", "replace"), media_type=media_type, headers=headers)

@@ -59,7 +59,7 @@ def html_file(
     return page(
         "file.html",
         record=record,
-        job=record.status,
+        job=record.job,
         verified=verified,
         outline=outline(record.nodes, record.winning_path),
         policy=policy,

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from contextlib import closing
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from marco_search.errors import AddressTaken
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def serve(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Answer until SIGINT or SIGTERM. `ready` gets the address; port 0 takes a free one.
 
     Raises AddressTaken.

@@ -30,7 +30,7 @@ def document(
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "job": record.status.model_dump(mode="json"),
+        "job": record.job.model_dump(mode="json"),
         "answers": [
             answer.model_dump(mode="json")
             | {"rollouts": [rollout.rollout_id for rollout in record.reaching(answer)]}

@@ -24,6 +24,7 @@ JOBS = View(
         "stop_reason": "Why the search ended",
         "rounds": "Rounds in the trail",
         "rollouts": "Rollouts in the trail",
+        "rollout_budget": "Rollouts that its search may make; null before it was begun",
         "nodes": "Nodes in the trail",
         "generated_tokens": "Tokens generated",
         "attempts": "Times a worker claimed it",
@@ -43,8 +44,8 @@ SELECT id, tenant, batch_id, kind, state, priority,
     coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt'),
     payload #>> '{options,strategy}', payload -> 'metadata',
     answer, confidence, expected, correct, stop_reason,
-    rounds, rollouts, nodes, generated_tokens, attempts, seconds,
-    extract(epoch FROM started_at - created_at)::double precision,
+    rounds, rollouts, (plan #>> '{config,rollouts}')::integer, nodes, generated_tokens, attempts,
+    seconds, extract(epoch FROM started_at - created_at)::double precision,
     plan ->> 'model', plan ->> 'revision', (plan #>> '{config,seed}')::bigint,
     last_error ->> 'type', last_error ->> 'message', created_at, started_at, finished_at
 FROM public.jobs

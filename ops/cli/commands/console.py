@@ -46,7 +46,7 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
     from ops.console.reader import PostgresReader
     from ops.console.server import LOOPBACK, serve
 
-    with session() as here:
+    with session(needs_redis=False) as here:
         given = here.settings.console_token
         token = given.get_secret_value() if given else None
         made = token is None and host not in LOOPBACK

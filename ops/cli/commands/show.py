@@ -69,7 +69,7 @@ def show(
         raise click.UsageError("--output needs --format.")
     if file_format is not None and as_json:
         raise click.UsageError("--format and --json exclude each other.")
-    with session() as here:
+    with session(needs_redis=False) as here:
         with here.database.transaction() as conn:
             (job_id,) = reading.find_jobs(conn, [job], here.tenant)
         if file_format is not None:
@@ -81,6 +81,7 @@ def show(
             _write(text, output)
             return
         with here.database.transaction() as conn:
+            (status,) = queries.statuses(conn, [job_id])
             record = job_record.read(conn, job_id)
             results = queries.results(conn, [job_id])
     tree, path = record.nodes, record.winning_path
@@ -88,10 +89,10 @@ def show(
         result = results[0].model_dump(mode="json") if results else None
         if result and not thought:
             drop_thoughts(result)
-        job_json = record.status.model_dump(mode="json")
+        job_json = status.model_dump(mode="json")
         print_json({"job": job_json, "result": result, "tree": tree_json(tree, path)})
         return
-    print_parts(*heading(record.status), "")
+    print_parts(*heading(status), "")
     if results:
         print_parts(report(results[0], thought=thought))
     if tree:

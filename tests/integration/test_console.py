@@ -1,0 +1,193 @@
+"""The console on real jobs in Postgres: what it shows is what is stored, and it can't write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from starlette.testclient import TestClient
+
+from marco_search.store import job_record, jobs, listing, trail
+from marco_search.store.connect import Database
+from marco_search.store.listing import JobFilter
+from ops.console.access import Access
+from ops.console.app import create_app
+from ops.console.formats import render
+from ops.console.reader import PostgresReader
+from tests.integration.toys import insert, open_database, question, runner, settings_for
+from tests.toy import ToyRuntime
+
+
+@dataclass(frozen=True)
+class Stored:
+    url: str
+    database: Database
+    ids: list[UUID]
+
+
+@pytest.fixture
+def stored(database_url: str, redis_url: str) -> Iterator[Stored]:
+    """Three finished jobs of two tenants, and one that waits."""
+    asked = [
+        question("Add 1 and 1."),
+        question("What is 100 % of 2_2?", tenant="other"),
+        question("Third?", options={"rollouts": 30}),
+        question("Waits."),
+    ]
+    with open_database(database_url) as database:
+        ids = [job.id for job in insert(database, *asked)]
+        worker = runner(settings_for(database_url, redis_url), database, ToyRuntime())
+        for job_id in ids[:3]:
+            worker.run(job_id)
+        yield Stored(database_url, database, ids)
+
+
+def client_of(database: Database) -> TestClient:
+    app = create_app(PostgresReader(database), Access(None))
+    return TestClient(app, base_url="http://localhost")
+
+
+def test_the_page_shows_the_tree_that_is_stored(stored: Stored) -> None:
+    job = stored.ids[2]
+    client = client_of(stored.database)
+    tree = client.get(f"/jobs/{job}/tree.json").json()
+    with stored.database.transaction() as conn:
+        nodes, rollouts = trail.load(conn, job)
+        path = conn.execute(
+            "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1", [job]
+        ).fetchone()
+    assert [n["node_id"] for n in tree["nodes"]] == [0, *(n.node_id for n in nodes)]
+    assert [r["path"] for r in tree["rollouts"]] == [list(r.path) for r in rollouts]
+    assert path is not None and tree["winning_path"] == path[0]
+    passes = sum(1 for r in rollouts if r.finish != "failed")
+    assert tree["nodes"][0]["visits"] == passes
+    html = client.get(f"/jobs/{job}").text
+    assert "Third?" in html and "Audit log" in html and "succeeded" in html
+
+
+def test_tokens_come_with_their_candidates_as_stored(stored: Stored) -> None:
+    job = stored.ids[0]
+    with stored.database.transaction() as conn:
+        nodes, _ = trail.load(conn, job)
+        found = job_record.tokens(conn, job)
+        one = job_record.tokens(conn, job, nodes[0].node_id)
+    assert one == {nodes[0].node_id: found[nodes[0].node_id]}
+    for node in nodes:
+        if not node.tokens:
+            assert node.node_id not in found
+            continue
+        row = found[node.node_id]
+        assert row.token_texts == [t.text for t in node.tokens]
+        assert row.top_ids == [i for t in node.tokens for i, _ in t.top]
+        assert row.confidences == pytest.approx(node.confidences)
+
+
+def test_a_job_that_waits_has_a_page_without_a_tree(stored: Stored) -> None:
+    client = client_of(stored.database)
+    html = client.get(f"/jobs/{stored.ids[3]}").text
+    assert "The tree appears" in html and "queued" in html
+    assert client.get(f"/jobs/{stored.ids[3]}/tree.json").json()["nodes"] == []
+    for name in ("html", "svg", "dot", "mermaid", "json"):
+        assert render(PostgresReader(stored.database), stored.ids[3], name)
+
+
+def test_filters_and_pages(stored: Stored) -> None:
+    first, second, third, fourth = stored.ids
+
+    def ids(wanted: JobFilter, limit: int = 50) -> list[UUID]:
+        with stored.database.transaction() as conn:
+            return [line.job_id for line in listing.page(conn, wanted, limit=limit).jobs]
+
+    assert ids(JobFilter()) == [fourth, third, second, first]
+    assert ids(JobFilter(state="queued")) == [fourth]
+    assert ids(JobFilter(tenant="other")) == [second]
+    assert ids(JobFilter(text="ADD 1")) == [first]
+    assert ids(JobFilter(text="% of 2_2")) == [second]  # signs of LIKE stand for themselves
+    assert ids(JobFilter(text="1_")) == []
+    assert ids(JobFilter(text=str(third)[-8:])) == [third]
+    assert ids(JobFilter(batch=uuid4())) == []
+    assert ids(JobFilter(before=third)) == [second, first]
+    assert ids(JobFilter(after=second), limit=1) == [third]
+    with stored.database.transaction() as conn:
+        page = listing.page(conn, JobFilter(), limit=2)
+        assert (page.older, page.newer) == (True, False)
+        page = listing.page(conn, JobFilter(before=page.jobs[-1].job_id), limit=2)
+        assert (page.older, page.newer) == (False, True)
+
+
+def test_doubtful_jobs_are_those_below_the_lines(stored: Stored) -> None:
+    with stored.database.transaction() as conn:
+        low = {j.job_id for j in listing.page(conn, JobFilter(doubt="low")).jobs}
+        narrow = {j.job_id for j in listing.page(conn, JobFilter(doubt="narrow")).jobs}
+        best = conn.execute("SELECT job_id, confidence, share FROM audit.answers WHERE rank = 1")
+        rows = best.fetchall()
+    assert low == {i for i, confidence, _ in rows if confidence < listing.LOW_CONFIDENCE}
+    assert narrow == {i for i, _, share in rows if share < listing.NARROW_SHARE}
+
+
+def test_sums_of_tenants_are_those_of_the_usage_view(stored: Stored) -> None:
+    with stored.database.transaction() as conn:
+        totals = {t.name: t for t in listing.tenants(conn)}
+        usage = conn.execute("SELECT tenant, jobs, nodes, generated_tokens FROM audit.tenant_usage")
+        for tenant, jobs, nodes, tokens in usage:
+            total = totals[tenant]
+            assert (total.jobs, total.nodes, total.generated_tokens) == (jobs, nodes, tokens)
+    assert totals["default"].states == {"queued": 1, "succeeded": 2}
+    assert totals["other"].confidence is not None
+
+
+def test_a_batch_has_sums_of_its_own(stored: Stored) -> None:
+    batch = uuid4()
+    with stored.database.transaction() as conn:
+        assert listing.batches(conn) == []
+        jobs.insert(conn, [question("In a batch.")] * 2, tenant="default", batch_id=batch)
+        (total,) = listing.batches(conn)
+    assert (total.name, total.jobs, total.confidence) == (str(batch), 2, None)
+
+
+def test_the_json_format_is_the_documented_document(stored: Stored) -> None:
+    data = json.loads(render(PostgresReader(stored.database), stored.ids[0], "json"))
+    assert set(data) == {
+        "format", "version", "job", "answers", "winning_path", "nodes", "rollouts", "attempts",
+        "audit_log", "tokens", "vocabulary",
+    }  # fmt: skip
+    assert data["job"]["subject"] == "Add 1 and 1."
+    assert data["attempts"][0]["model"] == "toy"
+    assert data["audit_log"][0]["event"] == "submitted"
+    known = {r["rollout_id"] for r in data["rollouts"]}
+    assert all(set(answer["rollouts"]) <= known for answer in data["answers"])
+
+
+def test_a_read_only_database_refuses_to_write(stored: Stored) -> None:
+    database = Database(stored.url, application="test", read_only=True)
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), database.transaction() as conn:
+        conn.execute("UPDATE jobs SET priority = 0")
+    database.close()
+
+
+def test_an_auditor_s_login_is_enough_and_sees_its_tenants_only(stored: Stored) -> None:
+    login = f"auditor_{uuid4().hex[:8]}"
+    with psycopg.connect(stored.url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'secret' IN ROLE marco_auditor")
+        admin.execute("INSERT INTO auditors VALUES (%s, 'other')", [login])
+    parts = urlsplit(stored.url)
+    place = f"{login}:secret@{parts.hostname}:{parts.port}"
+    url = urlunsplit(parts._replace(netloc=place))
+    try:
+        with open_database(url) as database:
+            client = client_of(database)
+            html = client.get("/jobs").text
+            assert str(stored.ids[1]) in html and str(stored.ids[0]) not in html
+            assert client.get(f"/jobs/{stored.ids[0]}").status_code == 404
+            assert client.get(f"/jobs/{stored.ids[1]}").status_code == 200
+            assert client.get(f"/jobs/{stored.ids[1]}/report.html").status_code == 200
+            assert client.get(f"/jobs/{stored.ids[1]}/nodes/1.json").status_code == 200
+            assert client.get("/tenants").text.count("<tr>") == 2
+    finally:
+        with psycopg.connect(stored.url, autocommit=True) as admin:
+            admin.execute(f"DROP ROLE {login}")

@@ -1,0 +1,209 @@
+"""Records of jobs for tests of pictures and console: toy searches, without a database."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from marco_search.errors import JobNotFound
+from marco_search.jobs import Answer
+from marco_search.search.branches import TOP_K
+from marco_search.search.config import Action, SearchConfig
+from marco_search.search.mcts import Search
+from marco_search.store.job_record import (
+    AttemptRow,
+    EventRow,
+    JobRecord,
+    NodeTokens,
+    RolloutRow,
+)
+from marco_search.store.listing import JobFilter, JobLine, JobPage, Totals
+from marco_search.store.queries import TreeRow
+from marco_search.store.records import ROLLOUT_COLUMNS
+from ops.pictures.document import tokens_json, vocabulary_json
+from ops.pictures.vocabulary import Vocabulary
+from tests.toy import PROMPT, ToyRuntime, answer_of
+
+HOSTILE = (
+    "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\u2028{{7*7}}"
+)
+AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+_SHOWN = [name for name in RolloutRow.__annotations__ if name in ROLLOUT_COLUMNS]
+
+
+def job_id(number: int) -> UUID:
+    """Ids in order of submission."""
+    return UUID(f"01a2{number:04x}-0000-7000-8000-{number:012x}")
+
+
+def search_of(rollouts: int = 24, seed: int = 1) -> Search:
+    """A finished toy search."""
+    config = SearchConfig(
+        strategy="test", action=Action.STEP, rollouts=rollouts, seed=seed, early_stop=False,
+        parallel=8, max_new_tokens=200,
+    )  # fmt: skip
+    search, runtime = Search(config, PROMPT, answer_of), ToyRuntime()
+    while expansions := search.ask():
+        search.tell(runtime.branch(expansions))
+    return search
+
+
+def record_of(
+    search: Search,
+    number: int = 1,
+    *,
+    rounds: int | None = None,
+    subject: str = "What is 1 + 1?",
+    **job: Any,
+) -> JobRecord:
+    """The record of the search's job as it was after `rounds` (None: at its end)."""
+    tree = search.tree
+    last = max(r.round for r in tree.rollouts)
+    until = last if rounds is None else rounds
+    done = rounds is None
+    rollouts = [
+        RolloutRow(**{name: getattr(r, name) for name in _SHOWN} | {"path": list(r.path)})
+        for r in tree.rollouts
+        if r.round <= until
+    ]
+    answers, reached_by = _answers(search) if done else ((), {})
+    nodes = _nodes(search, until) if until else ()
+    return JobRecord(
+        job=JobLine(
+            **{
+                "job_id": job_id(number), "tenant": "default", "batch_id": None,
+                "kind": "reasoning", "state": "succeeded" if done else "running",
+                "subject": subject, "strategy": "step",
+                "created_at": AT + timedelta(minutes=number), "started_at": AT,
+                "finished_at": AT + timedelta(hours=1) if done else None, "attempts": 1,
+                "rounds": until, "rollouts": len(rollouts),
+                "rollout_budget": len(tree.rollouts), "nodes": max(0, len(nodes) - 1),
+                "generated_tokens": sum(r.generated_tokens for r in rollouts), "seconds": 1.5,
+                "answer": answers[0].text if answers else None,
+                "confidence": answers[0].confidence if answers else None,
+                "expected": "2", "correct": None, "stop_reason": "rollouts" if done else None,
+                "model": "toy", "revision": "0" * 64, "seed": 1, "error_type": None,
+                "error": None,
+            }
+            | job
+        ),
+        answers=answers,
+        reached_by=reached_by,
+        nodes=nodes,
+        rollouts=tuple(rollouts),
+        attempts=(
+            AttemptRow(
+                generation=1, worker="test", host="here", pid=7, runtime="toy",
+                runtime_version="0", model="toy", revision="0" * 64, seed=1,
+                config={"rollouts": 24}, prompt=PROMPT, started_at=AT,
+            ),
+        ),
+        events=(
+            EventRow(event_id=1, generation=None, event="submitted", detail={}, at=AT),
+            EventRow(event_id=2, generation=1, event="round", detail={"round": 1}, at=AT),
+        ),
+    )  # fmt: skip
+
+
+def _nodes(search: Search, until: int) -> tuple[TreeRow, ...]:
+    backed_up: dict[int, list[float]] = {}
+    for rollout in search.tree.rollouts:
+        if rollout.round <= until and rollout.finish != "failed":
+            for node_id in rollout.path:
+                backed_up.setdefault(node_id, []).append(rollout.value)
+    rows = []
+    for node in search.tree.nodes:
+        if node.round > until:
+            continue
+        values = backed_up.get(node.node_id, [])
+        rows.append(
+            TreeRow(
+                node_id=node.node_id, parent_id=node.parent_id, depth=node.depth,
+                round=node.round, action=str(node.action), text=node.text,
+                tokens=len(node.tokens),
+                confidence=sum(node.confidences) / len(node.confidences)
+                if node.confidences else None,
+                terminal=node.terminal, visits=len(values),
+                value=sum(values) / len(values) if values else None,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _answers(search: Search) -> tuple[tuple[Answer, ...], dict[int, frozenset[int]]]:
+    ranked = search.ranked()
+    answers = tuple(
+        Answer(
+            rank=i, text=found.key, normalised=found.key, confidence=found.confidence,
+            votes=found.votes, share=found.share, output=found.key, thought="thinking",
+        )
+        for i, found in enumerate(ranked, start=1)
+    )  # fmt: skip
+    return answers, {i: frozenset(f.rollout_ids) for i, f in enumerate(ranked, start=1)}
+
+
+def tokens_of(search: Search) -> dict[int, NodeTokens]:
+    """The tokens of all nodes that have any."""
+    return {
+        node.node_id: NodeTokens(
+            node_id=node.node_id,
+            token_ids=[t.id for t in node.tokens],
+            token_texts=[t.text for t in node.tokens],
+            logprobs=[t.logprob for t in node.tokens],
+            confidences=list(node.confidences),
+            top_ids=[i for t in node.tokens for i, _ in t.top],
+            top_logprobs=[p for t in node.tokens for _, p in t.top],
+        )
+        for node in search.tree.nodes
+        if node.tokens
+    }
+
+
+class FakeReader:
+    """Records in memory, counting what is read."""
+
+    def __init__(self) -> None:
+        self.records: OrderedDict[UUID, JobRecord] = OrderedDict()
+        self.tokens: dict[UUID, dict[int, NodeTokens]] = {}
+        self.reads = 0
+
+    def put(self, record: JobRecord, tokens: dict[int, NodeTokens]) -> UUID:
+        self.records[record.job.job_id] = record
+        self.tokens[record.job.job_id] = tokens
+        return record.job.job_id
+
+    def jobs(self, wanted: JobFilter) -> JobPage:
+        self.reads += 1
+        lines = [r.job for r in reversed(self.records.values())]
+        if wanted.state:
+            lines = [line for line in lines if line.state == wanted.state]
+        return JobPage(jobs=tuple(lines), newer=False, older=False)
+
+    def batches(self) -> list[Totals]:
+        self.reads += 1
+        return []
+
+    def tenants(self) -> list[Totals]:
+        self.reads += 1
+        states = {"running": 1, "succeeded": 2}
+        return [Totals(name="default", states=states, jobs=3, first=AT, last=AT)]
+
+    def record(self, job_id: UUID) -> JobRecord:
+        self.reads += 1
+        if job_id not in self.records:
+            raise JobNotFound(f"no job {job_id}")
+        return self.records[job_id]
+
+    def node_tokens(self, job_id: UUID, node_id: int) -> dict[str, Any]:
+        if node_id not in self.tokens.get(job_id, {}):
+            raise JobNotFound(f"job {job_id} has no node {node_id} with tokens")
+        row = self.tokens[job_id][node_id]
+        assert len(row.top_ids) == TOP_K * len(row.token_ids)
+        vocabulary = vocabulary_json([row], Vocabulary([row]))
+        return {"tokens": tokens_json(row), "vocabulary": vocabulary}
+
+    def all_tokens(self, job_id: UUID) -> tuple[dict[int, NodeTokens], Vocabulary]:
+        rows = self.tokens[job_id]
+        return rows, Vocabulary(rows.values())

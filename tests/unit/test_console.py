@@ -1,0 +1,204 @@
+"""The console's routes over records in memory: who is let in, what is sent, how often it reads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from starlette.testclient import TestClient
+
+from ops.console.access import COOKIE, Access, local_path
+from ops.console.app import create_app
+from ops.console.shared import Shared
+from tests.records import HOSTILE, FakeReader, job_id, record_of, search_of, tokens_of
+
+SEARCH = search_of()
+TOKEN = "a-token-of-enough-characters"
+HTML = {"accept": "text/html"}
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def reader() -> FakeReader:
+    made = FakeReader()
+    made.put(record_of(SEARCH, 1), tokens_of(SEARCH))
+    made.put(record_of(SEARCH, 2, rounds=1), tokens_of(SEARCH))
+    return made
+
+
+def client_of(
+    reader: FakeReader,
+    token: str | None = None,
+    clock: Clock | None = None,
+    host: str = "127.0.0.1",
+) -> TestClient:
+    app = create_app(reader, Access(token), Shared(clock=clock or Clock()))
+    return TestClient(app, base_url="http://127.0.0.1:8780", follow_redirects=False)
+
+
+def test_every_page_answers_and_says_what_it_is(reader: FakeReader) -> None:
+    client = client_of(reader)
+    assert client.get("/").headers["location"] == "/jobs"
+    one = f"/jobs/{job_id(1)}"
+    for path, said in {
+        "/jobs": "What is 1 + 1?", "/batches": "No batch yet", "/tenants": "default",
+        one: "Ended because", f"{one}/outline": "Each line", f"{one}/tree.svg": "<svg",
+        f"{one}/report.html": "Content-Security-Policy", "/static/console.css": "--accent",
+    }.items():  # fmt: skip
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        assert said in answer.text, path
+    tree = client.get(f"{one}/tree.json").json()
+    assert set(tree) == {"nodes", "rollouts", "winning_path", "answers"}
+    node = client.get(f"{one}/nodes/1.json").json()
+    assert node["tokens"]["ids"] and node["vocabulary"]
+
+
+def test_answers_carry_the_headers_that_keep_them_in(reader: FakeReader) -> None:
+    client = client_of(reader)
+    for path in ("/jobs", "/nowhere", "/static/live.js", f"/jobs/{job_id(1)}/tree.json"):
+        headers = client.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cache-control"] == ("no-cache" if "static" in path else "no-store")
+
+
+def test_pages_hold_no_inline_script_style_or_handler(reader: FakeReader) -> None:
+    client = client_of(reader)
+    for path in ("/jobs", f"/jobs/{job_id(1)}", f"/jobs/{job_id(1)}/outline", "/login", "/nowhere"):
+        html = client.get(path).text
+        assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\son\w+=", html), path
+        assert not re.search(r'(?:src|href|action)="(?!/|#)', html), path
+
+
+def test_hostile_text_is_only_ever_text(reader: FakeReader) -> None:
+    record = record_of(SEARCH, 3, subject=HOSTILE, answer=HOSTILE, error=HOSTILE, state="failed")
+    nodes = tuple(replace(node, text=HOSTILE) for node in record.nodes)
+    answers = tuple(a.model_copy(update={"text": HOSTILE}) for a in record.answers)
+    tokens = {
+        i: replace(row, token_texts=[HOSTILE] * len(row.token_ids))
+        for i, row in tokens_of(SEARCH).items()
+    }
+    reader.put(replace(record, nodes=nodes, answers=answers), tokens)
+    client = client_of(reader)
+    one = f"/jobs/{job_id(3)}"
+    for path in ("/jobs", one, f"{one}/outline", f"{one}/report.html", f"{one}/tree.svg"):
+        text = client.get(path).text
+        assert "<script>document" not in text and "<img" not in text, path
+        assert "49" not in re.findall(r"onerror=alert\(1\).{0,20}", text), path
+    assert client.get(f"{one}/tree.json").headers["content-type"] == "application/json"
+
+
+def test_what_is_not_there_is_a_page_that_says_so(reader: FakeReader) -> None:
+    client = client_of(reader)
+    for path in (
+        f"/jobs/{job_id(9)}",
+        "/jobs/zzz",
+        "/nowhere",
+        f"/jobs/{job_id(1)}/nodes/999.json",
+    ):
+        assert client.get(path).status_code == 404, path
+    bad = client.get("/jobs?state=sleeping")
+    assert bad.status_code == 400 and "must be one of" in bad.text
+    assert client.get("/jobs?batch=12").status_code == 400
+    assert client.post("/jobs").status_code == 405
+
+
+def test_a_bug_is_a_page_without_its_details(reader: FakeReader) -> None:
+    def fail() -> None:
+        raise RuntimeError("a secret")
+
+    reader.tenants = fail  # type: ignore[assignment, method-assign]
+    app = create_app(reader, Access(None))
+    client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+    answer = client.get("/tenants")
+    assert answer.status_code == 500
+    assert "a secret" not in answer.text and "has a bug" in answer.text
+    assert "content-security-policy" in answer.headers
+
+
+def test_filters_stay_in_the_form_and_in_the_links(reader: FakeReader) -> None:
+    html = client_of(reader).get("/jobs?state=running&text=%3Cb%3E").text
+    assert "<option selected>running</option>" in html
+    assert 'value="&lt;b&gt;"' in html
+    assert f"/jobs/{job_id(2)}" in html and f"/jobs/{job_id(1)}" not in html
+
+
+def test_with_a_token_nothing_is_shown_without_it(reader: FakeReader) -> None:
+    client = client_of(reader, TOKEN)
+    for path in ("/jobs", f"/jobs/{job_id(1)}", "/nowhere"):
+        asked = client.get(path, headers=HTML)
+        assert asked.status_code == 303
+        assert asked.headers["location"].startswith("/login?next=%2F")
+        assert client.get(path).status_code == 401
+    assert reader.reads == 0
+    assert client.get("/login").status_code == 200
+    wrong = client.get("/jobs", headers={"authorization": f"Bearer {TOKEN}x"})
+    assert wrong.status_code == 401
+    right = client.get("/jobs", headers={"authorization": f"Bearer {TOKEN}"})
+    assert right.status_code == 200
+
+
+def test_logging_in_gives_a_cookie_that_is_not_the_token(reader: FakeReader) -> None:
+    client = client_of(reader, TOKEN)
+    assert client.post("/login", data={"token": "wrong"}).status_code == 403
+    assert client.post("/login", data={"token": "x" * 10_000}).status_code == 403
+    answer = client.post("/login", data={"token": TOKEN, "next": f"/jobs/{job_id(1)}"})
+    assert answer.headers["location"] == f"/jobs/{job_id(1)}"
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in cookie
+    assert client.get("/jobs", headers=HTML).status_code == 200
+    client.post("/logout")
+    assert client.get("/jobs", headers=HTML).status_code == 303
+    client.cookies.set(COOKIE, "f" * 64)
+    assert client.get("/jobs", headers=HTML).status_code == 303
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["https://evil.example/", "//evil.example", "/\\evil", "javascript:1", "/a\r\nb"]
+)
+def test_logging_in_never_leads_elsewhere(elsewhere: str) -> None:
+    assert local_path(elsewhere) == "/"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("127.0.0.1", 200), ("[::1]", 200), ("LOCALHOST", 200),
+        ("192.168.1.20", 200), ("evil.example", 400), ("localhost.evil.example", 400),
+    ],
+)  # fmt: skip
+def test_a_foreign_name_is_refused(reader: FakeReader, host: str, status: int) -> None:
+    assert client_of(reader).get("/jobs", headers={"host": f"{host}:80"}).status_code == status
+
+
+def test_a_name_can_be_allowed() -> None:
+    access = Access(None, ["Console.example"])
+    assert access.knows_host("console.example:443")
+    assert not access.knows_host("") and not access.knows_host("example")
+
+
+def test_tabs_that_refresh_share_one_read_a_second(reader: FakeReader) -> None:
+    clock = Clock()
+    tabs = [client_of(reader, clock=clock)] * 5
+    assert tabs[0].get("/jobs").status_code == 200
+    reads = reader.reads
+    for second in range(1, 4):
+        clock.now += 1.5
+        paths = ["/jobs", "/tenants", f"/jobs/{job_id(2)}", "/jobs?state=running"]
+        for tab in tabs:
+            for path in paths:
+                status = tab.get(path, headers={"x-refresh": "1"}).status_code
+                assert status in (200, 204)
+        assert reader.reads <= reads + second
+    clock.now += 1.5
+    assert tabs[0].get("/tenants", headers={"x-refresh": "1"}).status_code == 200

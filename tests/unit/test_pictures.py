@@ -1,0 +1,150 @@
+"""One job as SVG, dot, Mermaid, JSON and outline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from marco_search.store.job_record import NodeTokens
+from ops.cli.render.tree import draw_tree
+from ops.console.outline import outline
+from ops.console.rendering import STATIC
+from ops.console.report import html_file, island
+from ops.pictures.document import document
+from ops.pictures.dot import dot
+from ops.pictures.layout import places
+from ops.pictures.mermaid import mermaid
+from ops.pictures.svg import svg
+from ops.pictures.vocabulary import Vocabulary
+from tests.records import HOSTILE, record_of, search_of, tokens_of
+
+SEARCH = search_of()
+RECORD = record_of(SEARCH)
+TOKENS = tokens_of(SEARCH)
+
+
+def hostile_nodes() -> tuple:  # type: ignore[type-arg]
+    return tuple(replace(node, text=HOSTILE + "\x00\x1b\ufffe") for node in RECORD.nodes)
+
+
+def test_no_two_nodes_share_a_place_and_the_winning_path_is_the_first_row() -> None:
+    place = places(RECORD.nodes, RECORD.winning_path)
+    assert len(set(place.values())) == len(RECORD.nodes)
+    assert RECORD.winning_path
+    assert {place[i].row for i in RECORD.winning_path} == {0}
+    for node in RECORD.nodes[1:]:
+        assert node.parent_id is not None
+        parent = place[node.parent_id]
+        assert place[node.node_id].column == parent.column + 1
+        assert place[node.node_id].row >= parent.row
+
+
+def test_a_subtree_lies_in_rows_of_its_own() -> None:
+    place = places(RECORD.nodes, RECORD.winning_path)
+    rows = sorted({p.row for p in place.values()})
+    assert rows == list(range(len(rows)))
+    leaves = {n.node_id for n in RECORD.nodes} - {n.parent_id for n in RECORD.nodes}
+    assert len(leaves) == len(rows)
+
+
+def test_the_svg_is_well_formed_and_marks_the_winning_path() -> None:
+    root = ElementTree.fromstring(svg(RECORD.nodes, RECORD.winning_path, "1 + 1 < 3 & so on"))
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{space}g")) == len(RECORD.nodes)
+    thick = [p for p in root.findall(f"{space}path") if p.get("stroke-width") == "3"]
+    assert len(thick) == len(RECORD.winning_path) - 1
+
+
+def test_hostile_text_stays_text_in_every_drawing() -> None:
+    nodes, winning = hostile_nodes(), RECORD.winning_path
+    drawn = svg(nodes, winning, HOSTILE)
+    root = ElementTree.fromstring(drawn)
+    names = {element.tag.rpartition("}")[2] for element in root.iter()}
+    assert names == {"svg", "title", "rect", "text", "path", "g"}
+    chart = mermaid(nodes, winning)
+    assert "<script" not in chart and "{{" not in chart
+    for line in dot(nodes, winning, 'a "quote" and \\').splitlines():
+        assert re.sub(r"\\.", "", line).count('"') % 2 == 0
+
+
+def test_dot_and_mermaid_have_every_node_and_edge() -> None:
+    text = dot(RECORD.nodes, RECORD.winning_path, "title")
+    assert len(re.findall(r" -> ", text)) == len(RECORD.nodes) - 1
+    assert text.count("penwidth=3") == len(RECORD.winning_path) - 1
+    chart = mermaid(RECORD.nodes, RECORD.winning_path)
+    assert len(re.findall(r" --- ", chart)) == len(RECORD.nodes) - 1
+    assert chart.count(":::winning") == len(RECORD.winning_path)
+
+
+def test_the_document_is_json_with_tokens_and_the_candidates_it_can_spell() -> None:
+    data = json.loads(json.dumps(document(RECORD, TOKENS)))
+    assert data["format"] == "marco-search/job"
+    assert len(data["nodes"]) == len(RECORD.nodes)
+    assert {"column", "row", "label", "visits", "value"} <= set(data["nodes"][0])
+    node = next(iter(data["tokens"].values()))
+    assert len(node["top_ids"]) == 5 * len(node["ids"])
+    assert all(0 <= p <= 1 for p in node["top_probabilities"])
+    known = TOKENS[int(next(iter(data["tokens"])))]
+    assert data["vocabulary"][str(known.token_ids[0])] == known.token_texts[0]
+    assert "1003" not in data["vocabulary"]  # a candidate that was never generated
+    assert document(RECORD)["winning_path"] == list(RECORD.winning_path)
+
+
+def test_a_tokenizer_spells_what_the_tree_does_not() -> None:
+    row = NodeTokens(
+        node_id=1, token_ids=[5], token_texts=["é"], logprobs=[0.0], confidences=[1.0],
+        top_ids=[5, 6, -1, -1, -1], top_logprobs=[0.0, -1.0, *[float("-inf")] * 3],
+    )  # fmt: skip
+    spelled = Vocabulary([row], {6: "six"}.get)  # type: ignore[arg-type]
+    assert (spelled.text(5), spelled.text(6), Vocabulary([row]).text(6)) == ("é", "six", None)
+
+
+def test_an_outline_has_every_node_and_closes_what_it_opens() -> None:
+    items = list(outline(RECORD.nodes, RECORD.winning_path))
+    assert sorted(item.node.node_id for item in items) == [n.node_id for n in RECORD.nodes]
+    level = 0
+    for item in items:
+        level += item.opens - item.closes
+        assert level >= 1
+    chain = {n.parent_id for n in RECORD.nodes}
+    assert sum(item.opens for item in items) <= len(chain)
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "</SCRIPT>", "<!--", "\u2029"])
+def test_an_island_can_not_be_left(text: str) -> None:
+    made = island({"text": text})
+    assert not re.search(r"[<>&\u2028\u2029]", made)
+    assert json.loads(made) == {"text": text}
+
+
+def test_the_file_allows_exactly_its_own_scripts_and_names_no_host() -> None:
+    record = replace(RECORD, nodes=hostile_nodes())
+    html = html_file(record, TOKENS, Vocabulary(TOKENS.values()))
+    assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
+    assert HOSTILE not in html and "<img" not in html
+    assert not re.search(r'(?:src|href)\s*=\s*"(?!/jobs)[^"#]', html)
+    assert "unsafe" not in html.partition("</head>")[0].partition("<style>")[0]
+
+
+def test_the_vendored_library_is_the_one_that_its_readme_names() -> None:
+    stated = (STATIC / "vendor" / "README.md").read_text()
+    digest = hashlib.sha256((STATIC / "vendor" / "d3.min.js").read_bytes()).hexdigest()
+    assert digest in stated
+    assert "7.9.2" in (STATIC / "vendor" / "d3.min.js").read_text()[:60]
+    assert "Mike Bostock" in (STATIC / "vendor" / "d3.LICENSE").read_text()
+
+
+def test_thousands_of_nodes_are_drawn_everywhere() -> None:
+    search = search_of(rollouts=1200)
+    record = record_of(search)
+    assert len(record.nodes) > 2000
+    drawn = draw_tree(record.nodes, record.winning_path, full=True, width=200).plain
+    assert drawn.count("\n") >= len(record.nodes)
+    folded = draw_tree(record.nodes, record.winning_path, limit=40).plain
+    assert folded.count("\n") < 120 and "more nodes" in folded
+    assert svg(record.nodes, record.winning_path, "t").count("<g>") == len(record.nodes)
