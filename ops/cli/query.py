@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -48,6 +49,21 @@ def run_query(
                 rows = tuple(islice(fetched, None if limit is None else limit + 1))
     more = limit is not None and len(rows) > limit
     return QueryResult(columns=columns, rows=rows[:limit], more=more)
+
+
+def with_values(query: str, values: Mapping[str, str]) -> str:
+    """The query with every :'NAME' replaced by the value as a literal, as psql does.
+
+    Raises QueryRefused for a name without a value.
+    """
+
+    def put(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in values:
+            raise QueryRefused(f":'{name}' has no value: give one with --set {name}=VALUE")
+        return sql.quote(values[name])
+
+    return re.sub(r"(?<!:):'(\w+)'", put, query)
 
 
 def _described(conn: Connection[Any], query: str) -> tuple[str, ...]:

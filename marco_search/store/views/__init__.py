@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from marco_search.store.views.jobs import ANSWERS, ATTEMPTS, EVENTS, JOBS
+from marco_search.store.views.jobs import ANSWERS, ATTEMPTS, CHAIN, EVENTS, JOBS
 from marco_search.store.views.tokens import ALTERNATIVES, TOKENS
 from marco_search.store.views.trees import NODE_STATS, ROLLOUTS, ROUNDS, TREE
 from marco_search.store.views.usage import BATCH_USAGE, DAY_USAGE, JOB_USAGE, TENANT_USAGE
@@ -18,7 +18,7 @@ __all__ = ["DROP", "SCHEMA", "VIEWS", "View", "statements"]
 
 VIEWS = (
     *(JOBS, ANSWERS, NODE_STATS, TREE, ROLLOUTS, ROUNDS, TOKENS, ALTERNATIVES, ATTEMPTS, EVENTS),
-    *(JOB_USAGE, BATCH_USAGE, TENANT_USAGE, DAY_USAGE),
+    *(JOB_USAGE, BATCH_USAGE, TENANT_USAGE, DAY_USAGE, CHAIN),
 )
 """In order of creation, which is the order in which they are documented."""
 

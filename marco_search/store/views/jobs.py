@@ -137,3 +137,21 @@ EVENTS = View(
     },
     "SELECT job_id, id, at, generation, event, detail FROM public.audit_log",
 )
+
+CHAIN = View(
+    "chain",
+    "The chain of hashes that `marco verify` checks: a link for each end of a job",
+    {
+        "seq": "0, 1, ... without a gap",
+        "kind": "first, job or archive",
+        "job_id": "The job that ended; null for the other kinds",
+        "at": "When it was chained",
+        "root": "Merkle root over all rows of the job, in hexadecimal",
+        "previous": "Head of the link before",
+        "head": "SHA-256 over all other columns: what `marco anchor` signs",
+    },
+    """
+SELECT seq, kind, job_id, at, encode(root, 'hex'), encode(previous, 'hex'), encode(head, 'hex')
+FROM public.chain
+""",
+)

@@ -29,7 +29,17 @@ TABLE_ROWS = 1000  # a table is for reading: more is for a file
     metavar="S",
     help="Seconds after which the query is stopped.",
 )
-def sql(query: str, as_json: bool, as_csv: bool, limit: int | None, timeout: float) -> None:
+@click.option(
+    "--set", "given", multiple=True, metavar="NAME=VALUE", help="A value for :'NAME' in the query."
+)
+def sql(
+    query: str,
+    as_json: bool,
+    as_csv: bool,
+    limit: int | None,
+    timeout: float,
+    given: tuple[str, ...],
+) -> None:
     """Run QUERY, one SQL statement that returns rows. "-" reads it from standard input.
 
     It runs in a read-only transaction that is rolled back. Views made for reading: audit.jobs,
@@ -38,15 +48,19 @@ def sql(query: str, as_json: bool, as_csv: bool, limit: int | None, timeout: flo
 
     \b
     marco sql "select count(*) from nodes"
+    marco sql --set job=ID "select * from audit.answers where job_id = :'job'"
     marco sql "select answer, correct, seconds from audit.jobs order by seconds desc"
     """
-    from ops.cli.query import run_query
+    from ops.cli.query import run_query, with_values
     from ops.cli.render.rows import rows_csv, rows_json, rows_table
     from ops.cli.session import session
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
     text = sys.stdin.read() if query == "-" else query
+    if wrong := [word for word in given if "=" not in word]:
+        raise click.UsageError(f"--set {wrong[0]}: write NAME=VALUE.")
+    text = with_values(text, dict(word.split("=", 1) for word in given))
     if limit is None:
         limit = 0 if as_json or as_csv else TABLE_ROWS
     with session() as here, here.database.connect() as conn:
