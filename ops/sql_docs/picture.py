@@ -53,7 +53,7 @@ def _relations(table: Table) -> Iterator[str]:
 def _entity(table: Table) -> Iterator[str]:
     yield f"    {table.name} {{"
     for column in table.columns:
-        kind = column.type.compile(dialect=postgresql.dialect()).lower()
+        kind = column.type.compile(postgresql.dialect()).lower()  # type: ignore[no-untyped-call]
         word = kind.replace(" precision", "").replace("timestamp with time zone", "timestamptz")
         key = " PK" if column.primary_key else " FK" if column.foreign_keys else ""
         yield f'        {word} {column.name}{key} "{column.comment}"'
