@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from marco_search.search.branches import TOP_K
 
@@ -76,26 +77,30 @@ def read_node(row: bytes) -> NodeRow:
     """The node in a canonical row. Raises one of UNREADABLE."""
     fixed = _NODE.unpack_from(row)
     at = _NODE.size
-    parts = []
-    for _ in range(8):
-        size = _INT.unpack_from(row, at)[0]
-        at += 4
-        parts.append(row[at : at + size])
-        at += size
-    ids, logprobs, confidences, top_ids, tops, texts, action, text = parts
-    tokens = _count(ids, 4)
-    if (
-        _count(logprobs, 4) != tokens
-        or _count(confidences, 8) != tokens
-        or _count(top_ids, 4) != TOP_K * tokens
-        or _count(tops, 4) != TOP_K * tokens
-    ):
+    size = _INT.unpack_from(row, at)[0]
+    tokens = 0 if size == _EMPTY_ARRAY else (size - _ARRAY_HEAD) // 8
+    layout, sizes = _arrays(tokens)
+    parts = layout.unpack_from(row, at)
+    if parts[::3] != sizes:
         raise ValueError("arrays of different lengths")
+    texts, at = _value(row, at + layout.size)
+    action, at = _text(row, at)
+    text, at = _value(row, at)
+    texts_fit = not tokens or _joined(texts or b"", tokens) == text
     return NodeRow(
         fixed[4], fixed[6], fixed[8], fixed[10],
-        tokens, logprobs[_ARRAY_HEAD:], confidences[_ARRAY_HEAD:], tops[_ARRAY_HEAD:],
-        not tokens or _joined(texts, tokens) == text, action.decode(),
+        tokens, parts[5], parts[8], parts[14], texts_fit, action or "",
     )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _arrays(tokens: int) -> tuple[struct.Struct, tuple[int, ...]]:
+    """How a node's five arrays of numbers lie for this many tokens: layout, and their sizes."""
+    counts = (tokens, tokens, tokens, TOP_K * tokens, TOP_K * tokens)
+    bodies = [(4 + size) * n for size, n in zip((4, 4, 8, 4, 4), counts, strict=True)]
+    head = _ARRAY_HEAD if tokens else _EMPTY_ARRAY
+    layout = struct.Struct(">" + "".join(f"i{head}s{body}s" for body in bodies))
+    return layout, tuple(head + body for body in bodies)
 
 
 def read_rollout(row: bytes) -> RolloutRow:
