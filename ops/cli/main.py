@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "anchor": ("verify", "Print the head of the chain of hashes, signed, to keep elsewhere."),
     "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
-    "replay": ("replay", "Score stored trees under another reward or vote."),
+    "replay": ("replay", "Generate a job again and compare, or score a file of trees anew."),
     "worker": ("worker", "Run a worker that answers submitted jobs."),
     "scheduler": ("scheduler", "Look after the queue: what is due, lost or past its deadline."),
     "up": ("services", "Start the embedded Postgres and Redis."),

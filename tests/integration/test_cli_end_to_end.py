@@ -294,3 +294,33 @@ def test_up_and_down_say_what_they_did(marco: Here) -> None:
     assert ":***@127.0.0.1:" in again["database_url"]
     migrated = marco.json("migrate")
     assert migrated["before"] == migrated["after"]
+
+
+def test_the_demo_s_jobs_verify_and_replay_to_the_same_bits(marco: Here, tmp_path: Path) -> None:
+    job = marco.json("status")["jobs"][0]["job_id"]
+    everything = marco.json("verify", "--all")
+    assert everything["fits"] and everything["links"] == everything["jobs"] + 1
+    one = marco.json("verify", job)["jobs"][0]
+    assert (one["job_id"], one["status"]) == (job, "fits")
+    again = marco.json("replay", job)
+    assert (again["fits"], again["same_bits"], again["first_difference"]) == (True, True, None)
+    code, out, _ = marco("replay", job)
+    assert (code, "The same tree, bit for bit" in out) == (0, True)
+
+
+def test_an_anchor_is_signed_and_a_doctored_one_refused(marco: Here, tmp_path: Path) -> None:
+    key, kept, doctored = (tmp_path / name for name in ("key.pem", "kept.json", "doctored.json"))
+    public = marco.json("anchor", "--new-key", str(key))["public_key"]
+    assert key.stat().st_mode & 0o777 == 0o600
+    anchor = marco.json("anchor", "--key", str(key))
+    assert anchor["public_key"] == public
+    kept.write_text(json.dumps(anchor))
+    code, out, _ = marco("verify", "--anchor", str(kept), "--public-key", public)
+    assert (code, public in out, "Everything fits." in out) == (0, True, True)
+    doctored.write_text(json.dumps(anchor | {"jobs": 99}))
+    assert marco("verify", "--anchor", str(doctored))[0] == 2
+    assert marco("verify", "--anchor", str(kept), "--public-key", "00" * 32)[0] == 2
+    del anchor["signature"], anchor["public_key"]
+    doctored.write_text(json.dumps(anchor | {"head": "00" * 32}))
+    code, out, _ = marco("verify", "--anchor", str(doctored))
+    assert (code, "written anew" in out) == (9, True)

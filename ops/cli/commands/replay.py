@@ -1,4 +1,4 @@
-"""`marco replay`: stored trees under another reward or vote, without generating a token."""
+"""`marco replay`: generate a stored job again, or score stored trees under another reward."""
 
 from __future__ import annotations
 
@@ -6,72 +6,74 @@ from pathlib import Path
 
 import click
 
+from ops.cli.failures import DOES_NOT_FIT
 from ops.cli.output import json_option, print_json
 
 
-@click.command(short_help="Score stored trees under another reward or vote.")
-@click.argument("traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--set", "data_set", required=True, metavar="SET", help="Where the labels are.")
-@click.option("--language", metavar="LANG", help="Which file of a folder, or of MGSM.")
+@click.command(short_help="Generate a job again and compare, or score a file of trees anew.")
+@click.argument("target", metavar="JOB|TRACES")
+@click.option("--set", "data_set", metavar="SET", help="TRACES: where the labels are.")
+@click.option("--language", metavar="LANG", help="TRACES: which file of a folder, or of MGSM.")
 @click.option(
     "--reward",
     "rewards",
     multiple=True,
     metavar="NAME",
-    help="Reward to score by; several may be given, all by default.",
+    help="TRACES: reward to score by; several may be given, all by default.",
 )
 @click.option(
     "--vote",
     "votes",
     multiple=True,
     metavar="NAME",
-    help="vote, weighted, best, borda or tree; weighted by default.",
+    help="TRACES: vote, weighted, best, borda or tree; weighted by default.",
 )
 @click.option(
     "--sharpness",
     type=float,
     multiple=True,
     metavar="P",
-    help="Power of a weighted vote's weights (default 1).",
+    help="TRACES: power of a weighted vote's weights (default 1).",
 )
 @json_option
 def replay(
-    traces: Path, data_set: str, language: str | None, rewards: tuple[str, ...],
+    target: str, data_set: str | None, language: str | None, rewards: tuple[str, ...],
     votes: tuple[str, ...], sharpness: tuple[float, ...], as_json: bool,
 ) -> None:  # fmt: skip
-    """Score the searches in TRACES, a file of `marco eval --trees`, under other rewards.
+    """Generate JOB again from its stored seed, prompt, configuration and model, and compare.
 
-    Nothing is generated: the rollouts stay what they were, their rewards and the vote change.
+    Says whether the tree is the same, node by node; with the embedded engine it is, bit for
+    bit. Other engines may round otherwise: then it says how much agrees and where the first
+    difference is. Another model or revision is refused. Nothing is stored. Exits with 9 if the
+    text is another; with the embedded engine, if a single bit is.
+
+    With a file, TRACES of `marco eval --trees`, nothing is generated: its rollouts are scored
+    under other rewards and votes.
     """
-    from marco_search.evaluation.data_sets import load
-    from marco_search.evaluation.grading import Grader
-    from marco_search.evaluation.report import percent, table
-    from marco_search.evaluation.rescoring import rescore
-    from marco_search.evaluation.rewards import REWARDS
-    from marco_search.evaluation.run import read
+    path = Path(target)
+    if path.is_file():
+        from ops.cli.rescored import rescore_file
 
-    grader = Grader(load(data_set, language=language))
-    known = [t for t in read(traces) if t.key in grader]
-    found = [
-        rescore(known, grader, reward=reward, vote=vote, sharpness=power)
-        for reward in rewards or tuple(REWARDS)
-        for vote in votes or ("weighted",)
-        for power in sharpness or (1.0,)
-    ]
-    if as_json:
-        print_json([r.to_json() for r in found])
-        return
-    head = ("reward", "vote", "sharpness", "accuracy %", "95 %", "AUROC", "within a problem")
-    lines = [
-        (
-            r.reward,
-            r.vote,
-            f"{r.sharpness:g}",
-            percent(r.accuracy),
-            f"{percent(r.interval[0])} to {percent(r.interval[1])}",
-            "" if r.auroc is None else f"{r.auroc:.3f}",
-            "" if r.auroc_within is None else f"{r.auroc_within:.3f}",
+        if data_set is None:
+            raise click.UsageError("a file of traces needs --set SET, which has the labels")
+        rescore_file(
+            path,
+            data_set,
+            language=language,
+            rewards=rewards,
+            votes=votes,
+            sharpness=sharpness,
+            as_json=as_json,
         )
-        for r in found
-    ]
-    click.echo(f"{len(known)} problems\n\n{table(head, lines)}")
+        return
+    if data_set is not None or rewards or votes or sharpness or language:
+        raise click.UsageError(f"{target}: no such file; these options are for a file of traces")
+    from ops.cli.replayed import replay_job
+
+    outcome = replay_job(target, quiet=as_json)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        click.echo("\n".join(outcome.lines()))
+    if not outcome.fits:
+        click.get_current_context().exit(DOES_NOT_FIT)

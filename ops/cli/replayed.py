@@ -1,0 +1,154 @@
+"""`marco replay JOB`: a stored job generated again, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from marco_search.driver import Plan
+from marco_search.errors import InvalidJob
+from marco_search.jobs import parse_job
+from marco_search.replaying import Replayed, replay
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import RuntimeInfo
+from marco_search.store import trail
+from marco_search.store.connect import Conn
+from ops.cli import reading
+from ops.cli.output import console
+from ops.cli.session import session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """What a replay needs to know of a job, and what it should tell about it."""
+
+    id: UUID
+    state: str
+    payload: dict[str, Any]
+    plan: dict[str, Any] | None
+    stop_reason: str | None
+    attempts: int  # that began a search
+    engine: str | None  # name and version, of the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A replay and the job it is of."""
+
+    job: StoredJob
+    info: RuntimeInfo
+    replayed: Replayed
+
+    @property
+    def fits(self) -> bool:
+        """The same text; with the embedded engine the same bits."""
+        exact = self.info.name == "embedded"
+        return self.replayed.same_bits if exact else self._same_text
+
+    @property
+    def _same_text(self) -> bool:
+        return self.replayed.same_text and self.replayed.same_answers == self.replayed.rollouts
+
+    def lines(self) -> Iterator[str]:
+        """For a reader."""
+        done, job = self.replayed, self.job
+        yield f"Job {job.id}, {job.state}: {done.rounds} rounds generated again on {self.engine}."
+        yield from self._notes()
+        if done.same_bits:
+            yield f"The same tree, bit for bit: {done.nodes} nodes, {done.rollouts} rollouts."
+            return
+        yield (
+            f"{done.same_rollouts} of {done.rollouts} rollouts have the same text,"
+            f" {done.same_answers} the same answer; {done.same_nodes} of {done.nodes} nodes are"
+            " the same bit for bit."
+        )
+        if done.greatest_gap:
+            yield f"Log-probs of the same tokens differ by {done.greatest_gap:.3g} at most."
+        yield f"First difference: {done.first}"
+
+    def _notes(self) -> Iterator[str]:
+        if self.job.attempts > 1:
+            yield f"{self.job.attempts} attempts searched it; what one left, the next went on with."
+        if self.replayed.failed:
+            yield f"{self.replayed.failed} branches had failed; they are taken as failed."
+        if self.job.state in ("queued", "running"):
+            yield "It has not ended: these are its rounds so far."
+        elif self.job.stop_reason in ("cancelled", "seconds", "deadline", None):
+            yield f"It ended early ({self.job.stop_reason or 'an error'}): so far it came."
+        if self.job.engine != self.engine:
+            yield f"It was searched on {self.job.engine}."
+
+    @property
+    def engine(self) -> str:
+        """Name and version of the engine now."""
+        return f"{self.info.name} {self.info.version}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For a script."""
+        done = self.replayed
+        return {
+            "job_id": str(self.job.id),
+            "state": self.job.state,
+            "fits": self.fits,
+            "same_bits": done.same_bits,
+            "same_text": done.same_text,
+            "engine": self.engine,
+            "engine_then": self.job.engine,
+            "attempts": self.job.attempts,
+            "rounds": done.rounds,
+            "rollouts": done.rollouts,
+            "same_rollouts": done.same_rollouts,
+            "same_answers": done.same_answers,
+            "failed_rollouts": done.failed,
+            "nodes": done.nodes,
+            "same_nodes": done.same_nodes,
+            "greatest_gap": done.greatest_gap,
+            "first_difference": None if done.first is None else str(done.first),
+        }
+
+
+def replay_job(word: str, *, quiet: bool) -> Outcome:
+    """Generate the job that `word` names again. Raises JobNotFound, InvalidJob, ModelRefused."""
+    with session() as here:
+        with here.database.transaction() as conn:
+            (job_id,) = reading.find_jobs(conn, [word], here.tenant)
+            job = _stored(conn, job_id)
+            nodes, rollouts = trail.load(conn, job_id)
+        if job.plan is None or not rollouts:
+            raise InvalidJob("JOB", f"{job.state}, and no round of it is kept: nothing to replay")
+        with (
+            console(stderr=True).status("generating", spinner="line") as status,
+            closing(open_runtime(here.settings)) as runtime,
+        ):
+            replayed = replay(
+                parse_job(job.payload),
+                Plan.from_json(job.plan),
+                nodes,
+                rollouts,
+                runtime,
+                stop_reason=job.stop_reason if job.state == "succeeded" else None,
+                on_round=lambda n, of: None if quiet else status.update(f"round {n} of {of}"),
+            )
+            return Outcome(job=job, info=runtime.info, replayed=replayed)
+
+
+def _stored(conn: Conn, job_id: UUID) -> StoredJob:
+    with conn.cursor(row_factory=class_row(StoredJob)) as cursor:
+        job = cursor.execute(
+            """
+            SELECT j.id, j.state, j.payload, j.plan, j.stop_reason,
+                count(a.generation) AS attempts,
+                (array_agg(a.runtime || ' ' || a.runtime_version ORDER BY generation))[1] AS engine
+            FROM public.jobs AS j
+            LEFT JOIN public.attempts AS a ON a.job_id = j.id AND a.config IS NOT NULL
+            WHERE j.id = %s GROUP BY j.id
+            """,
+            [job_id],
+        ).fetchone()
+    assert job is not None, "it was found"
+    return job

@@ -1,0 +1,139 @@
+"""A stored search generated again: the same, or where it first differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from marco_search.driver import Finished, MemoryJournal, plan, run_search
+from marco_search.errors import ModelRefused
+from marco_search.jobs import ReasoningJob
+from marco_search.replaying import Replayed, replay
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import Runtime
+from marco_search.search.branches import Branch, Expansion, Segment
+from marco_search.search.mcts import Round, StopReason
+from marco_search.search.records import ROOT
+from marco_search.settings import Settings
+from tests.toy import ToyRuntime
+
+
+class StopAfter(MemoryJournal):
+    """Cancels the search after some rounds."""
+
+    def __init__(self, rounds: int) -> None:
+        self.left = rounds
+
+    def append(self, kept: Round) -> None:
+        self.left -= 1
+
+    def should_stop(self) -> StopReason | None:
+        return None if self.left > 0 else StopReason.CANCELLED
+
+
+def searched(runtime: Runtime, job: ReasoningJob, journal: MemoryJournal | None = None) -> Finished:
+    return run_search(job, plan(job, runtime), runtime, journal or MemoryJournal())
+
+
+def question(**options: Any) -> ReasoningJob:
+    given = {"strategy": "step", "rollouts": 16, "early_stop": False, "max_new_tokens": 200}
+    return ReasoningJob(question="What is 1 + 1?", options=given | options)
+
+
+def replayed(finished: Finished, runtime: Runtime, job: ReasoningJob) -> Replayed:
+    tree = finished.search.tree
+    nodes = [n for n in tree.nodes if n.node_id != ROOT]
+    reason = finished.search.stop_reason
+    return replay(job, finished.plan, nodes, tree.rollouts, runtime, stop_reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("options", "failing"),
+    [
+        ({}, 0.0),
+        ({"reflection": "branch", "strategy": "mini-step-32"}, 0.0),
+        ({"reflection": "always"}, 0.3),  # branches that had failed are taken as failed
+        ({"max_tokens": 300}, 0.0),
+        ({"early_stop": True}, 0.0),
+    ],
+)
+def test_the_same_engine_grows_the_same_tree(options: dict[str, Any], failing: float) -> None:
+    job = question(**options)
+    finished = searched(ToyRuntime(failing=failing), job)
+    again = replayed(finished, ToyRuntime(), job)
+    assert again.first is None
+    assert (again.same_bits, again.same_text) == (True, True)
+    assert again.same_nodes == again.nodes == len(finished.search.tree.nodes) - 1
+    assert (again.failed > 0) is (failing > 0)
+
+
+def test_a_cancelled_search_is_compared_as_far_as_it_came() -> None:
+    job = question()
+    finished = searched(ToyRuntime(), job, StopAfter(1))
+    again = replayed(finished, ToyRuntime(), job)
+    assert (again.rounds, again.same_bits) == (1, True)
+
+
+class Slipping(ToyRuntime):
+    """Changes the log-prob, or the text, of the last token of one branch."""
+
+    def __init__(self, branch_id: int, *, text: bool) -> None:
+        super().__init__()
+        self._slip = branch_id
+        self._text = text
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        return [
+            self._changed(b) if b.branch_id == self._slip else b for b in super().branch(expansions)
+        ]
+
+    def _changed(self, branch: Branch) -> Branch:
+        *before, last = branch.segments
+        *tokens, token = last.tokens
+        if self._text:
+            token = replace(token, id=token.id + 1, text="!")
+        else:
+            token = replace(token, logprob=token.logprob - 0.5)
+        end = Segment("".join(t.text for t in (*tokens, token)), (*tokens, token))
+        return replace(branch, segments=(*before, end))
+
+
+def test_the_first_difference_is_named_and_later_rounds_are_still_compared() -> None:
+    job = question()
+    finished = searched(ToyRuntime(), job)
+    again = replayed(finished, Slipping(5, text=True), job)
+    assert again.first is not None
+    assert again.first.rollout_id == 5
+    assert again.first.again == "'!'"
+    assert again.same_rollouts == again.rollouts - 1
+
+
+def test_the_same_text_with_other_log_probs_is_told_apart() -> None:
+    job = question()
+    finished = searched(ToyRuntime(), job)
+    again = replayed(finished, Slipping(5, text=False), job)
+    assert (again.same_text, again.same_bits) == (True, False)
+    assert again.greatest_gap == 0.5
+    assert again.first is not None
+
+
+def test_another_model_is_refused() -> None:
+    job = question()
+    finished = searched(ToyRuntime(), job)
+    finished = replace(finished, plan=replace(finished.plan, revision="1" * 64))
+    with pytest.raises(ModelRefused, match="revision 111111111111, this runtime has toy at 0000"):
+        replayed(finished, ToyRuntime(), job)
+
+
+def test_the_pocket_model_gives_every_bit_again() -> None:
+    job = question(rollouts=6, reflection="branch")
+    with closing(open_runtime(Settings())) as runtime:
+        finished = searched(runtime, job)
+    with closing(open_runtime(Settings())) as runtime:
+        again = replayed(finished, runtime, job)
+    assert again.same_bits, again.first
+    assert again.nodes > 5
