@@ -47,6 +47,7 @@ OUTCOME = {
     "correct": "bool",
     "stop_reason": "text",
     "last_error": "jsonb",
+    "expires_at": "timestamptz",
     "started_at": "timestamptz",
     "finished_at": "timestamptz",
 }
