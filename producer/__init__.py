@@ -19,15 +19,19 @@ from marco_search.jobs import (
     SearchOptions,
     TranslationJob,
 )
+from marco_search.store.dead_letters import DeadLetter
 from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
 from producer.asynchronous import AsyncProducer
 from producer.client import Producer
 from producer.handles import JobHandle, JobId
+from producer.operations import EVERYONE
 
 __all__ = [
+    "EVERYONE",
     "Answer",
     "AsyncProducer",
+    "DeadLetter",
     "Job",
     "JobHandle",
     "JobId",

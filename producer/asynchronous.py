@@ -91,6 +91,18 @@ class AsyncProducer:
         """See `Producer.cancel`."""
         return await asyncio.to_thread(self._sync.cancel, job)
 
+    async def pause(self, job: JobId) -> JobState:
+        """See `Producer.pause`."""
+        return await asyncio.to_thread(self._sync.pause, job)
+
+    async def resume(self, job: JobId) -> JobState:
+        """See `Producer.resume`."""
+        return await asyncio.to_thread(self._sync.resume, job)
+
+    async def requeue(self, jobs: JobId | Iterable[JobId]) -> list[UUID]:
+        """See `Producer.requeue`."""
+        return await asyncio.to_thread(self._sync.requeue, jobs)
+
     async def close(self) -> None:
         """See `Producer.close`."""
         await asyncio.to_thread(self._sync.close)

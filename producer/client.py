@@ -26,12 +26,13 @@ from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
 from producer.handles import JobHandle, JobId, job_uuid, job_uuids
 from producer.listener import Listener
+from producer.operations import Operations
 from producer.pending import Pending
 
 log = logging.getLogger(__name__)
 
 
-class Producer:
+class Producer(Operations):
     """Submits jobs and waits for their results. May be shared by threads.
 
     Where Postgres and Redis are comes from the arguments, else from `settings`, else from
@@ -52,6 +53,8 @@ class Producer:
         urls = {name: SecretStr(url) for name, url in given.items() if url is not None}
         self._settings = (settings or settings_module.load()).model_copy(update=urls)
         self._tenant = tenant
+        self._default_tenant = self._settings.tenant
+        self._aging_s = self._settings.aging_s
         self._limits = Limits(
             all_tenants=self._settings.max_queued, each_tenant=self._settings.tenant_max_queued
         )
@@ -66,8 +69,9 @@ class Producer:
 
         Redis being down is no error: the job is stored and runs when Redis is back. With an
         idempotency key that is known, the job it names is returned.
-        Raises InvalidJob for bad input, IdempotencyConflict if the key has another payload;
-        nothing is stored then.
+        Raises InvalidJob for bad input, IdempotencyConflict if the key has another payload,
+        QueueFull or QuotaExceeded, with a hint when to try again, if too much is queued.
+        Nothing is stored then.
         """
         return self._submit([self._checked(job)], None)[0]
 
@@ -95,7 +99,7 @@ class Producer:
         return checked
 
     def _submit(self, checked: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
-        tenant = self._tenant or self._settings.tenant
+        tenant = self._tenant or self._default_tenant
         with self.database.transaction() as conn:
             stored = store.insert(
                 conn,
@@ -103,7 +107,7 @@ class Producer:
                 tenant=tenant,
                 batch_id=batch_id,
                 allowed=self._limits,
-                aging_s=self._settings.aging_s,
+                aging_s=self._aging_s,
             )
         # The sweep looks after jobs that were there before.
         self._publish([s.id for s in stored if s.created])

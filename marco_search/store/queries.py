@@ -29,12 +29,14 @@ class JobStatus(BaseModel):
     state: JobState
     subject: str  # the question, text or prompt
     strategy: str
-    priority: int  # 0 is served first
+    priority: int  # 0 is high, 3 normal, 6 low
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     run_after: datetime
     cancel_requested_at: datetime | None
+    expires_at: datetime | None = None  # its deadline
+    paused_at: datetime | None = None  # when it, not its tenant, was paused
     attempts: int
     lease_owner: str | None
     rounds: int
@@ -62,7 +64,8 @@ _STATUS = """
     SELECT id AS job_id, tenant, batch_id, kind, state,
         coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt') AS subject,
         payload #>> '{options,strategy}' AS strategy, priority, created_at, started_at,
-        finished_at, run_after, cancel_requested_at, attempts, lease_owner, rounds, rollouts,
+        finished_at, run_after, cancel_requested_at, expires_at, paused_at, attempts, lease_owner,
+        rounds, rollouts,
         (plan #>> '{config,rollouts}')::int AS rollout_budget, nodes, generated_tokens, seconds,
         answer, confidence, expected, correct, stop_reason, plan ->> 'model' AS model,
         last_error ->> 'type' AS error_type, last_error ->> 'message' AS error

@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from marco_search.errors import MarcoError
+from marco_search.errors import Backpressure, MarcoError
 
 JOBS_NOT_DONE = 7
 DOES_NOT_FIT = 9
@@ -33,7 +33,8 @@ def report_error(error: MarcoError, as_json: bool, debug: bool) -> int:
         traceback.print_exception(error, file=sys.stderr)
     name = type(error).__name__
     if as_json:
-        _write_json(name, str(error), error.exit_code)
+        more = {"retry_after_s": error.retry_after_s} if isinstance(error, Backpressure) else {}
+        _write_json(name, str(error), error.exit_code, **more)
     else:
         print(f"marco: {str(error) or name}", file=sys.stderr)
     return error.exit_code
@@ -63,6 +64,6 @@ def _keep_traceback(error: Exception) -> str:
     return path
 
 
-def _write_json(name: str, message: str, code: int) -> None:
-    data = {"error": {"type": name, "message": message, "exit_code": code}}
+def _write_json(name: str, message: str, code: int, **more: object) -> None:
+    data = {"error": {"type": name, "message": message, "exit_code": code, **more}}
     print(json.dumps(data, ensure_ascii=False), file=sys.stderr)

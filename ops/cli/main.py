@@ -30,6 +30,10 @@ COMMANDS = {
     "console": ("console", "Show jobs and their trees in a browser."),
     "results": ("results", "Print the results of jobs that have ended."),
     "cancel": ("cancel", "Cancel jobs."),
+    "pause": ("hold", "Hold jobs back: some, a tenant's, or all."),
+    "resume": ("hold", "Let paused jobs go on."),
+    "dead": ("dead", "Jobs that were given up: list, show, requeue."),
+    "quota": ("quota", "Limit how many jobs a tenant may have queued."),
     "sql": ("sql", "Run a read-only SQL query on the jobs and their trees."),
     "verify": (
         "verify",

@@ -67,7 +67,10 @@ def test_every_listed_command_exists_says_what_it_does_and_takes_json() -> None:
         assert command is not None
         assert command.name == name
         assert command.help, name
-        assert "--json" in {word for p in command.params for word in p.opts}, name
+        parts = command.commands.values() if isinstance(command, click.Group) else [command]
+        for part in parts:
+            assert part.help, part.name
+            assert "--json" in {word for p in part.params for word in p.opts}, name
 
 
 def test_help_loads_nothing_heavy_and_lists_commands_and_exit_codes() -> None:

@@ -14,15 +14,21 @@ from ops.cli.search_options import given_options, job_from_options, kind_options
 @click.command(short_help="Submit jobs.")
 @click.argument("file", required=False)
 @click.option("--question", metavar="TEXT", help="Submit this one instead of a file.")
+@click.option("--priority", metavar="LEVEL", help="low, normal (default) or high.")
+@click.option("--deadline", metavar="TIME", help="Not searched any more after it: ISO 8601, zone.")
+@click.option("--expires-in", "expires_in_s", type=float, metavar="S", help="The same, from now.")
+@click.option("--wait", is_flag=True, help="Where too much is queued, wait and try again.")
 @kind_options
 @search_options
 @json_option
-def submit(file: str | None, question: str | None, as_json: bool, **values: Any) -> None:
+def submit(
+    file: str | None, question: str | None, wait: bool, as_json: bool, **values: Any
+) -> None:
     """Submit the jobs in FILE, a JSON Lines file ("-": standard input), and print their ids.
 
     The whole file is checked first: if any line is wrong, all wrong lines are reported and
-    nothing is submitted. Search options given here fill in what a line leaves open; the
-    options about the kind of job go with --question.
+    nothing is submitted. Search options, priority and deadline given here fill in what a line
+    leaves open; the options about the kind of job go with --question.
 
     \b
     {"kind": "reasoning", "question": "What is 17 x 23?", "expected": "391"}
@@ -40,10 +46,12 @@ def submit(file: str | None, question: str | None, as_json: bool, **values: Any)
         assert file is not None
         _refuse_kind_options()
         jobs = read_jobs(file, given_options(values))
+    from ops.cli.submitting import submitted, with_terms
     from producer import Producer
 
+    jobs = [with_terms(job, values) for job in jobs]
     with session(starts_afresh=True) as here, Producer(settings=here.settings) as producer:
-        handles = producer.submit_many(jobs)
+        handles = submitted(producer, jobs, wait=wait)
     ids = [str(handle.id) for handle in handles]
     if as_json:
         known = [str(handle.id) for handle in handles if not handle.created]

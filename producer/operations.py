@@ -1,0 +1,106 @@
+"""What an operator does with jobs that are there: hold them back, let them go on, revive them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from marco_search.errors import InvalidJob
+from marco_search.store import dead_letters, holds, limits
+from marco_search.store.connect import Database
+from marco_search.store.dead_letters import DeadLetter
+from marco_search.store.states import JobState
+from producer.handles import JobId, job_uuid, job_uuids
+
+EVERYONE = holds.EVERYONE
+
+
+class Operations:
+    """Part of `Producer`. All methods raise DatabaseUnavailable.
+
+    Where `tenant` may be given, None is the producer's own (or that of the settings), and
+    EVERYONE all tenants. Raises InvalidJob for another tenant than a producer's own.
+    """
+
+    database: Database
+    _tenant: str | None  # whose jobs are seen; None: everybody's
+    _default_tenant: str
+    _aging_s: float
+
+    def _publish(self, job_ids: Sequence[UUID]) -> None:
+        raise NotImplementedError
+
+    def pause(self, job: JobId) -> JobState:
+        """Pause a job; its state now. Raises JobNotFound.
+
+        A queued one is not begun. A running one stays "running" until its worker has finished
+        the round and given it back. Its deadline goes on.
+        """
+        with self.database.transaction() as conn:
+            return holds.set_job(conn, job_uuid(job), paused=True, tenant=self._tenant)
+
+    def resume(self, job: JobId) -> JobState:
+        """Let a paused job go on; its state now. Raises JobNotFound."""
+        job_id = job_uuid(job)
+        with self.database.transaction() as conn:
+            state = holds.set_job(conn, job_id, paused=False, tenant=self._tenant)
+        if state is JobState.QUEUED:
+            self._publish([job_id])
+        return state
+
+    def pause_tenant(self, tenant: str | None = None) -> None:
+        """Pause all jobs of a tenant, also those submitted later."""
+        with self.database.transaction() as conn:
+            holds.set_tenant(conn, self._own(tenant), paused=True)
+
+    def resume_tenant(self, tenant: str | None = None) -> None:
+        """Let a tenant's jobs go on. Jobs that were paused one by one stay paused."""
+        name = self._own(tenant)
+        with self.database.transaction() as conn:
+            holds.set_tenant(conn, name, paused=False)
+            job_ids = holds.due(conn, name)
+        self._publish(job_ids)
+
+    def set_quota(self, max_queued: int | None, tenant: str | None = None) -> None:
+        """Give a tenant a limit of queued jobs of its own; None: that of the settings."""
+        if max_queued is not None and max_queued < 0:
+            raise InvalidJob("max_queued", "must be at least 0")
+        with self.database.transaction() as conn:
+            limits.set_quota(conn, self._own(tenant), max_queued)
+
+    def dead_letters(
+        self, *, state: str | None = None, error: str | None = None, limit: int = 100
+    ) -> list[DeadLetter]:
+        """Jobs that were given up (dead or failed), the latest first.
+
+        Only those in `state`, and with an error of this type ("WorkerLost"), if given.
+        """
+        with self.database.transaction() as conn:
+            return dead_letters.letters(
+                conn, tenant=self._tenant, state=state, error=error, limit=limit
+            )
+
+    def dead_letter(self, job: JobId) -> DeadLetter:
+        """One of them. Raises JobNotFound if the job was not given up."""
+        with self.database.transaction() as conn:
+            return dead_letters.letter(conn, job_uuid(job), tenant=self._tenant)
+
+    def requeue(self, jobs: JobId | Iterable[JobId]) -> list[UUID]:
+        """Queue those of the jobs that were given up; which they were.
+
+        They go on from their last kept round, their counters start again, and a deadline
+        that has passed is dropped.
+        """
+        with self.database.transaction() as conn:
+            requeued = dead_letters.requeue(
+                conn, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
+            )
+        self._publish(requeued)
+        return requeued
+
+    def _own(self, tenant: str | None) -> str:
+        if tenant is None:
+            return self._tenant or self._default_tenant
+        if self._tenant not in (None, tenant):
+            raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not {tenant!r}")
+        return tenant

@@ -1,0 +1,297 @@
+"""Releases, deadlines, pauses and quarantine: a job goes on where it was, or ends in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from marco_search.search.branches import Branch, Expansion, Finish
+from marco_search.settings import Settings
+from marco_search.store import holds, leases, queries, reclaim, trail
+from marco_search.store.connect import Database
+from marco_search.store.leases import Worker
+from marco_search.store.queries import JobStatus
+from marco_search.store.states import JobState
+from producer import EVERYONE, Producer
+from tests.integration.toys import (
+    Interrupted,
+    claim,
+    insert,
+    open_database,
+    question,
+    runner,
+    settings_for,
+    sweep,
+    wait_until,
+)
+from tests.toy import ToyRuntime
+from worker.runner import Runner
+
+NO_REDIS = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with open_database(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    return settings_for(database_url, NO_REDIS, heartbeat_s=0.05)
+
+
+def status(database: Database, job_id: UUID) -> JobStatus:
+    with database.transaction() as conn:
+        return queries.statuses(conn, [job_id])[0]
+
+
+def sql(database: Database, statement: str, *values: Any) -> list[Any]:
+    with database.transaction() as conn:
+        cursor = conn.execute(statement.encode(), values)
+        return cursor.fetchall() if cursor.description else []
+
+
+def watched(database: Database, job_id: UUID, change: Callable[[], None]) -> None:
+    """Make the change, and wait until the heartbeat has looked at the job since."""
+    change()
+    beats: set[Any] = set()
+
+    def twice() -> bool:
+        beats.update(sql(database, "SELECT lease_expires_at FROM jobs WHERE id = %s", job_id))
+        return len(beats) > 2
+
+    wait_until(twice, "two beats")
+
+
+def worker(settings: Settings, database: Database, runtime: Any, **more: Any) -> Runner:
+    who = Worker(name="stopping", host="h", pid=1)
+    return Runner(settings, database, lambda: runtime, who, **more)
+
+
+class Hanging(ToyRuntime):
+    """Its second round hangs until it is aborted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds = 0
+        self.hangs = threading.Event()
+        self._aborted = threading.Event()
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        self.rounds += 1
+        if self.rounds < 2:
+            return super().branch(expansions)
+        self.hangs.set()
+        assert self._aborted.wait(60)
+        return [
+            Branch(branch_id=r.branch_id, finish=Finish.FAILED, error="aborted")
+            for e in expansions
+            for r in e.branches
+        ]
+
+    def abort(self) -> None:
+        if self.hangs.is_set():
+            self._aborted.set()
+
+
+def test_a_released_job_goes_on_as_if_nothing_had_happened(
+    settings: Settings, database: Database
+) -> None:
+    whole, cut = insert(database, *[question(options={"seed": 9, "rollouts": 24})] * 2)
+    reference = Interrupted(-1, lambda: None)
+    runner(settings, database, reference).run(whole.id)
+    told: list[UUID] = []
+    left: list[float | None] = [None]
+    first = Interrupted(1, lambda: left.__setitem__(0, 25.0))
+    worker(settings, database, first, publish=told.append, left_s=lambda: left[0]).run(cut.id)
+    now = status(database, cut.id)
+    assert (now.state, now.rounds, now.lease_owner) == (JobState.QUEUED, 2, None)
+    assert told == [cut.id]
+    assert now.seconds > 0
+    assert sql(database, "SELECT failures, losses FROM jobs WHERE id = %s", cut.id) == [(0, 0)]
+    second = Interrupted(-1, lambda: None)
+    runner(settings, database, second).run(cut.id)
+    assert first.rounds + second.rounds == reference.rounds
+    with database.transaction() as conn:
+        assert trail.load(conn, cut.id) == trail.load(conn, whole.id)
+    assert status(database, cut.id).seconds >= now.seconds
+
+
+def test_a_round_that_takes_too_long_to_stop_is_aborted(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question(options={"rollouts": 40}))
+    runtime = Hanging()
+
+    def left_s() -> float | None:
+        return 0.0 if runtime.hangs.is_set() else None
+
+    worker(settings, database, runtime, left_s=left_s).run(stored.id)
+    now = status(database, stored.id)
+    assert (now.state, now.rounds) == (JobState.QUEUED, 1)
+    assert now.error is None
+
+
+def test_a_worker_that_stops_begins_nothing(settings: Settings, database: Database) -> None:
+    (stored,) = insert(database, question())
+    worker(settings, database, ToyRuntime(), left_s=lambda: 20.0).run_next()
+    assert status(database, stored.id).attempts == 0
+
+
+def test_a_running_job_expires_with_its_best_answers(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question(options={"rollouts": 64}, expected="2"))
+
+    def expire() -> None:
+        sql(database, "UPDATE jobs SET expires_at = now()")
+
+    runtime = Interrupted(1, lambda: watched(database, stored.id, expire))
+    runner(settings, database, runtime).run(stored.id)
+    with database.transaction() as conn:
+        (result,) = queries.results(conn, [stored.id])
+    assert (result.state, result.stop_reason) == ("expired", "deadline")
+    assert result.answer is not None
+    assert result.correct is not None
+    assert 0 < result.rollouts < 64
+
+
+def test_jobs_expire_in_the_queue(database: Database, database_url: str, redis_url: str) -> None:
+    """One that was begun keeps its answers, without a model; one that was not has none."""
+    settings = settings_for(database_url, redis_url)
+    never, begun, later = insert(
+        database,
+        question(expires_in_s=0.001),
+        question(options={"rollouts": 64}),
+        question(expires_in_s=3600),
+    )
+    left: list[float | None] = [None]
+    stops = Interrupted(1, lambda: left.__setitem__(0, 25.0))
+    worker(settings, database, stops, left_s=lambda: left[0]).run(begun.id)
+    sql(database, "UPDATE jobs SET expires_at = now(), paused_at = now() WHERE id = %s", begun.id)
+    sweep(database_url, redis_url)
+    with database.transaction() as conn:
+        one, two = sorted(queries.results(conn, [never.id, begun.id]), key=lambda r: r.rollouts)
+    assert (one.state, one.stop_reason, one.error_type) == ("expired", "deadline", "DeadlinePassed")
+    assert one.answers == ()
+    assert (two.state, two.stop_reason, two.error) == ("expired", "deadline", None)
+    assert two.answer is not None
+    assert status(database, later.id).state is JobState.QUEUED
+    assert sql(database, "SELECT count(*) FROM chain WHERE job_id IS NOT NULL") == [(2,)]
+
+
+def test_the_budget_of_seconds_counts_over_attempts(settings: Settings, database: Database) -> None:
+    (stored,) = insert(database, question(options={"rollouts": 64, "max_seconds": 1000.0}))
+    left: list[float | None] = [None]
+    stops = Interrupted(1, lambda: left.__setitem__(0, 25.0))
+    worker(settings, database, stops, left_s=lambda: left[0]).run(stored.id)
+    sql(database, "UPDATE jobs SET seconds = 1001")
+    runner(settings, database, ToyRuntime()).run(stored.id)
+    now = status(database, stored.id)
+    assert (now.state, now.stop_reason, now.rounds) == (JobState.SUCCEEDED, "seconds", 2)
+
+
+@pytest.mark.parametrize("whom", ["job", "tenant", "all"])
+def test_a_paused_job_waits_and_goes_on(
+    database: Database, database_url: str, redis_url: str, whom: str
+) -> None:
+    settings = settings_for(database_url, redis_url, heartbeat_s=0.05)
+    with Producer(database_url, redis_url) as producer:
+        job = producer.submit(question(options={"rollouts": 24}))
+
+        def pause() -> None:
+            if whom == "job":
+                producer.pause(job)
+            else:
+                producer.pause_tenant(EVERYONE if whom == "all" else None)
+
+        runtime = Interrupted(1, lambda: watched(database, job.id, pause))
+        one = runner(settings, database, runtime)
+        one.run_next()
+        now = status(database, job.id)
+        assert (now.state, now.rounds) == (JobState.QUEUED, 2)
+        one.run_next()
+        one.run(job.id)
+        assert status(database, job.id).attempts == 1
+        if whom == "job":
+            producer.resume(job)
+        else:
+            producer.resume_tenant(EVERYONE if whom == "all" else None)
+        one.run_next()
+    assert status(database, job.id).state is JobState.SUCCEEDED
+    assert sql(database, "SELECT failures, losses FROM jobs") == [(0, 0)]
+
+
+def test_a_pause_of_one_tenant_holds_up_no_other(database: Database) -> None:
+    insert(database, question(tenant="one"))
+    (other,) = insert(database, question(tenant="two"))
+    with database.transaction() as conn:
+        holds.set_tenant(conn, "one", paused=True)
+        assert holds.paused_tenants(conn) == ["one"]
+    settings = settings_for("postgresql://unused", NO_REDIS)
+    one = runner(settings, database, ToyRuntime())
+    one.run_next()
+    one.run_next()
+    assert status(database, other.id).state is JobState.SUCCEEDED
+    assert sql(database, "SELECT attempts FROM jobs WHERE tenant = 'one'") == [(0,)]
+
+
+def test_a_job_that_cost_two_workers_is_kept_from_a_third(
+    database: Database, database_url: str, redis_url: str
+) -> None:
+    settings = settings_for(database_url, redis_url)
+    (stored,) = insert(database, question(options={"rollouts": 24}))
+
+    class Killed(BaseException):
+        """As a kill: nothing is written after it."""
+
+    def die() -> None:
+        raise Killed
+
+    for name in ("first", "second"):
+        with pytest.raises(Killed):
+            runner(settings, database, Interrupted(1, die), name).run(stored.id)
+        sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
+        with database.transaction() as conn:
+            reclaim.reclaim(conn, quarantine_after=2)
+    now = status(database, stored.id)
+    assert (now.state, now.error_type) == (JobState.DEAD, "WorkerLost")
+    assert "first, second" in str(now.error)
+    one = runner(settings, database, ToyRuntime(), "third")
+    one.run_next()
+    one.run(stored.id)
+    assert status(database, stored.id).attempts == 2
+    with Producer(database_url, redis_url) as producer:
+        (letter,) = producer.dead_letters(error="WorkerLost")
+        assert (letter.job_id, letter.rounds) == (stored.id, 2)
+        assert producer.dead_letters(state="failed") == []
+        assert producer.requeue(stored.id) == [stored.id]
+        assert producer.requeue(stored.id) == []
+        assert sql(database, "SELECT failures, losses FROM jobs") == [(0, 0)]
+        one.run_next()
+        assert producer.wait(stored.id, timeout_s=30).state == "succeeded"
+    events = [row[0] for row in sql(database, "SELECT event FROM audit_log ORDER BY id")]
+    assert [e for e in events if e != "round"] == [
+        *("submitted", "claimed", "worker_lost", "claimed", "worker_lost", "dead"),
+        *("requeued", "claimed", "succeeded"),
+    ]
+    first_of_third = sql(database, "SELECT min(round) FROM rollouts WHERE generation = 3")
+    assert first_of_third == [(3,)]
+
+
+def test_a_lease_is_left_to_its_worker_for_a_moment_after_postgres_has_started(
+    database: Database,
+) -> None:
+    (stored,) = insert(database, question())
+    held = claim(database, stored.id)
+    assert held is not None
+    sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
+    with database.transaction() as conn:
+        assert reclaim.reclaim(conn, quarantine_after=2, grace_s=1e8).queued == ()
+        assert not leases.heartbeat(conn, held[1]).paused
+        assert reclaim.reclaim(conn, quarantine_after=2).queued == ()
