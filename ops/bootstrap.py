@@ -23,6 +23,8 @@ TARGETS = (
     ("test-sglang", "the tests on the real SGLang server, on the CPU (installs 1.6 GB once)"),
     ("test-tamper", "tamper with stored jobs in every way and print the row it is found at"),
     ("bench-runtime", "how well searches keep an engine busy: .marco/bench/runtime.json"),
+    ("bench-queue", "the queue beside plain Celery: .marco/bench/queue.json"),
+    ("test-faults", "500 jobs under a storm of faults: .marco/faults/faults.json"),
     ("paper-table", "measure all strategies on the pocket model: docs/results.md"),
     ("up", "start the embedded Postgres and Redis"),
     ("down", "stop them"),

@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
         ("-m", "pytest", "-q", "-s", "tests/integration/test_tamper.py"),
     ),
     "bench-runtime": (True, "python", ("-m", "ops.bench.runtime")),
+    "bench-queue": (True, "python", ("-m", "ops.bench.run", "queue")),
+    "test-faults": (True, "python", ("-m", "tests.faults.run")),
     "doctor": (False, "marco", ("doctor",)),
 }
 
