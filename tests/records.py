@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer
 from marco_search.search.branches import TOP_K
@@ -144,6 +146,24 @@ def _answers(search: Search) -> tuple[tuple[Answer, ...], dict[int, frozenset[in
     return answers, {i: frozenset(f.rollout_ids) for i, f in enumerate(ranked, start=1)}
 
 
+def times(record: JobRecord, copies: int) -> JobRecord:
+    """The record with its tree so many times over, side by side under one root."""
+    size = max(node.node_id for node in record.nodes)
+    last = max(rollout.rollout_id for rollout in record.rollouts) + 1
+    nodes, rollouts = [record.nodes[0]], []
+    for copy in range(copies):
+        by = copy * size
+        for node in record.nodes[1:]:
+            assert node.parent_id is not None
+            parent = node.parent_id + by if node.parent_id else 0
+            nodes.append(replace(node, node_id=node.node_id + by, parent_id=parent))
+        for rollout in record.rollouts:
+            path = [i + by if i else 0 for i in rollout.path]
+            number = rollout.rollout_id + copy * last
+            rollouts.append(replace(rollout, rollout_id=number, path=path))
+    return replace(record, nodes=tuple(nodes), rollouts=tuple(rollouts))
+
+
 def tokens_of(search: Search) -> dict[int, NodeTokens]:
     """The tokens of all nodes that have any."""
     return {
@@ -167,6 +187,7 @@ class FakeReader:
     def __init__(self) -> None:
         self.records: OrderedDict[UUID, JobRecord] = OrderedDict()
         self.tokens: dict[UUID, dict[int, NodeTokens]] = {}
+        self.reports: dict[UUID, JobReport] = {}
         self.reads = 0
 
     def put(self, record: JobRecord, tokens: dict[int, NodeTokens]) -> UUID:
@@ -195,6 +216,9 @@ class FakeReader:
         if job_id not in self.records:
             raise JobNotFound(f"no job {job_id}")
         return self.records[job_id]
+
+    def verified(self, job_id: UUID) -> JobReport | None:
+        return self.reports.get(job_id)
 
     def node_tokens(self, job_id: UUID, node_id: int) -> dict[str, Any]:
         if node_id not in self.tokens.get(job_id, {}):

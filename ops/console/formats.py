@@ -25,9 +25,10 @@ def render(
     record = reader.record(job_id)
     if name in ("html", "json"):
         tokens, vocabulary = reader.all_tokens(job_id)
+        verified = reader.verified(job_id) if record.job.final else None
         if name == "html":
-            return html_file(record, tokens, vocabulary)
-        data = document(record, tokens, vocabulary)
+            return html_file(record, tokens, vocabulary, verified)
+        data = document(record, tokens, vocabulary, verified)
         return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
     winning, nodes = record.winning_path, record.nodes
     if nodes:

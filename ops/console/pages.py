@@ -13,6 +13,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
 from marco_search.store.job_record import JobRecord
 from ops.console import filters
@@ -84,6 +85,13 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
         assert found is not None, "only a refresh may have to wait"
         return found
 
+    def verified(found: JobRecord) -> JobReport | None:
+        """Only jobs that have ended are sealed."""
+        job = found.job
+        if not job.final:
+            return None
+        return shared.get(("verified", job.job_id), lambda: reader.verified(job.job_id))
+
     @routes.get("/jobs/{job}")
     def job(request: Request, job: str) -> Response:
         job_id = _job_id(job)
@@ -93,7 +101,7 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
             "job.html",
             ("job", job_id),
             read,
-            lambda found: {"record": found, "job": found.job, "verified": None},
+            lambda found: {"record": found, "job": found.job, "verified": verified(found)},
         )
 
     @routes.get("/jobs/{job}/tree.json")
@@ -119,7 +127,8 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
     def report(job: str) -> Response:
         found = whole(_job_id(job))
         tokens, vocabulary = reader.all_tokens(found.job.job_id)
-        return _download(html_file(found, tokens, vocabulary), "text/html", found, "html")
+        html = html_file(found, tokens, vocabulary, verified(found))
+        return _download(html, "text/html", found, "html")
 
     @routes.get("/jobs/{job}/tree.svg")
     def drawing(job: str) -> Response:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
+from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound, MarcoError
 from marco_search.pocket import MODEL_DIR
-from marco_search.store import job_record, listing
+from marco_search.store import job_record, listing, verification
 from marco_search.store.connect import Database
 from marco_search.store.job_record import JobRecord, NodeTokens
 from marco_search.store.listing import JobFilter, JobPage, Totals
@@ -24,6 +25,7 @@ class Reader(Protocol):
     def batches(self) -> list[Totals]: ...
     def tenants(self) -> list[Totals]: ...
     def record(self, job_id: UUID) -> JobRecord: ...
+    def verified(self, job_id: UUID) -> JobReport | None: ...
     def node_tokens(self, job_id: UUID, node_id: int) -> dict[str, Any]: ...
     def all_tokens(self, job_id: UUID) -> tuple[dict[int, NodeTokens], Vocabulary]: ...
 
@@ -55,6 +57,13 @@ class PostgresReader:
         """All about a job but its tokens. Raises JobNotFound."""
         with self._database.transaction() as conn:
             return job_record.read(conn, job_id)
+
+    def verified(self, job_id: UUID) -> JobReport | None:
+        """The job checked against the chain; None if this login may not read all it takes."""
+        with self._database.transaction() as conn:
+            row = conn.execute("SELECT has_schema_privilege('public', 'USAGE')").fetchone()
+        # An auditor reads views, which are not enough to hash every row.
+        return verification.verify_job(self._database, job_id) if row == (True,) else None
 
     def node_tokens(self, job_id: UUID, node_id: int) -> dict[str, Any]:
         """A node's tokens and their vocabulary. Raises JobNotFound, also for a node."""

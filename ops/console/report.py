@@ -16,6 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from marco_search.audit.findings import JobReport
 from marco_search.store.job_record import JobRecord, NodeTokens
 from ops.console.outline import outline
 from ops.console.rendering import STATIC, page
@@ -42,9 +43,9 @@ def html_file(
     record: JobRecord,
     tokens: Mapping[int, NodeTokens],
     vocabulary: Vocabulary,
-    verified: Any = None,
+    verified: JobReport | None = None,
 ) -> str:
-    """The whole file."""
+    """The whole file. `verified`: what checking the job against the chain gave."""
     style = (STATIC / "console.css").read_text()
     scripts = {
         "theme": (STATIC / "theme.js").read_text(),
@@ -65,7 +66,7 @@ def html_file(
         policy=policy,
         style=Markup(style),
         scripts={name: Markup(text) for name, text in scripts.items()},
-        island=Markup(island(document(record, tokens, vocabulary))),
+        island=Markup(island(document(record, tokens, vocabulary, verified))),
         written_at=datetime.now(UTC),
     )
 

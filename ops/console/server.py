@@ -19,7 +19,7 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> N
 
     Raises AddressTaken.
     """
-    with closing(_bound(host, port)) as listening:
+    with closing(bound(host, port)) as listening:
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listening.getsockname()[1]}/")
         config = uvicorn.Config(
@@ -33,7 +33,8 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> N
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at this address, not listening yet. Raises AddressTaken."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)

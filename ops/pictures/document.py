@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from marco_search.audit.findings import JobReport
 from marco_search.store.job_record import AttemptRow, JobRecord, NodeTokens
 from ops.pictures.labels import label
 from ops.pictures.layout import places
@@ -24,6 +25,7 @@ def document(
     record: JobRecord,
     tokens: Mapping[int, NodeTokens] | None = None,
     vocabulary: Vocabulary | None = None,
+    verified: JobReport | None = None,
 ) -> dict[str, Any]:
     """The whole record as values that JSON has; `tokens` by node id, if wanted."""
     winning = record.winning_path
@@ -42,6 +44,7 @@ def document(
         "attempts": [attempt_json(attempt) for attempt in record.attempts],
         "audit_log": [asdict(event) | {"at": event.at.isoformat()} for event in record.events],
     }
+    data["verification"] = verified and verification_json(verified)
     if tokens is not None:
         known = vocabulary or Vocabulary(tokens.values())
         data["tokens"] = {str(i): tokens_json(row) for i, row in tokens.items()}
@@ -55,7 +58,18 @@ def nodes_json(record: JobRecord) -> list[dict[str, Any]]:
     return [
         asdict(node) | {"label": label(node.action, node.text)} | asdict(place[node.node_id])
         for node in record.nodes
+        if node.node_id in place
     ]
+
+
+def verification_json(report: JobReport) -> dict[str, Any]:
+    """What checking the job against the chain gave; findings in words, the first to look at."""
+    return {
+        "status": str(report.status),
+        "seq": report.seq,
+        "root": report.root,
+        "findings": [str(finding) for finding in report.findings],
+    }
 
 
 def attempt_json(attempt: AttemptRow) -> dict[str, Any]:

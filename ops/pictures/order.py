@@ -27,11 +27,15 @@ N = TypeVar("N", bound=TreeNode)
 
 
 def children_of(nodes: Sequence[N], winning: Collection[int]) -> dict[int, list[N]]:
-    """The children of every node, best first. `nodes` has parents before children."""
+    """The children of every node, best first. The first of `nodes` is the root.
+
+    A node whose parent is gone hangs from the root: a tree that was tampered with is drawn,
+    too, and verification says what is wrong with it.
+    """
     children: dict[int, list[N]] = {node.node_id: [] for node in nodes}
     for node in nodes[1:]:
-        assert node.parent_id is not None, "only the first node is a root"
-        children[node.parent_id].append(node)
+        parent = nodes[0].node_id if node.parent_id is None else node.parent_id
+        children[parent if parent in children else nodes[0].node_id].append(node)
     for siblings in children.values():
         siblings.sort(key=lambda node: _rank(node, winning))
     return children

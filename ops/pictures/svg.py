@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 from ops.pictures.labels import cut, label, score
 from ops.pictures.layout import Place, places
-from ops.pictures.order import TreeNode
+from ops.pictures.order import TreeNode, children_of
 
 # Pixels. A card of the drawing, and how far apart two are.
 WIDTH, HEIGHT = 196, 40
@@ -37,12 +37,13 @@ def svg(nodes: Sequence[TreeNode], winning: Sequence[int], title: str) -> str:
         f'<text x="{_MARGIN}" y="34" font-size="16" fill="{_INK}">{_xml(heading)}</text>',
     ]
     # Lines first, so that cards lie above them; the winning path's last, above the others.
-    linked = [node for node in nodes if node.parent_id is not None]
-    for node in sorted(linked, key=lambda n: n.node_id in on_path):
-        assert node.parent_id is not None
-        wins = node.node_id in on_path
-        parts.append(_edge(place[node.parent_id], place[node.node_id], node.visits, wins))
-    parts += [_card(node, place[node.node_id], node.node_id in on_path) for node in nodes]
+    below = children_of(nodes, on_path)
+    linked = [(parent, child) for parent in place for child in below[parent]]
+    for parent, child in sorted(linked, key=lambda pair: pair[1].node_id in on_path):
+        wins = child.node_id in on_path
+        parts.append(_edge(place[parent], place[child.node_id], child.visits, wins))
+    shown = [node for node in nodes if node.node_id in place]
+    parts += [_card(node, place[node.node_id], node.node_id in on_path) for node in shown]
     return "\n".join([*parts, "</svg>\n"])
 
 

@@ -154,13 +154,31 @@ def test_the_json_format_is_the_documented_document(stored: Stored) -> None:
     data = json.loads(render(PostgresReader(stored.database), stored.ids[0], "json"))
     assert set(data) == {
         "format", "version", "job", "answers", "winning_path", "nodes", "rollouts", "attempts",
-        "audit_log", "tokens", "vocabulary",
+        "audit_log", "verification", "tokens", "vocabulary",
     }  # fmt: skip
     assert data["job"]["subject"] == "Add 1 and 1."
     assert data["attempts"][0]["model"] == "toy"
+    assert data["verification"]["status"] == "fits"
     assert data["audit_log"][0]["event"] == "submitted"
     known = {r["rollout_id"] for r in data["rollouts"]}
     assert all(set(answer["rollouts"]) <= known for answer in data["answers"])
+
+
+def test_a_job_that_was_tampered_with_is_shown_as_such_and_still_drawn(stored: Stored) -> None:
+    job = stored.ids[2]
+    client = client_of(stored.database)
+    assert "Verified." in client.get(f"/jobs/{job}").text
+    assert "It is sealed when it has ended" in client.get(f"/jobs/{stored.ids[3]}").text
+    with psycopg.connect(stored.url) as admin:
+        admin.execute("SET session_replication_role = replica")  # as a superuser would
+        admin.execute("DELETE FROM nodes WHERE job_id = %s AND node_id = 1", [job])
+    client = client_of(stored.database)
+    html = client.get(f"/jobs/{job}").text
+    assert "was changed after it ended" in html and "node_id 1" in html
+    nodes = client.get(f"/jobs/{job}/tree.json").json()["nodes"]
+    assert 1 not in {node["node_id"] for node in nodes} and len(nodes) > 2
+    assert client.get(f"/jobs/{job}/report.html").status_code == 200
+    assert client.get(f"/jobs/{job}/tree.svg").status_code == 200
 
 
 def test_a_read_only_database_refuses_to_write(stored: Stored) -> None:
@@ -188,6 +206,7 @@ def test_an_auditor_s_login_is_enough_and_sees_its_tenants_only(stored: Stored) 
             assert client.get(f"/jobs/{stored.ids[1]}/report.html").status_code == 200
             assert client.get(f"/jobs/{stored.ids[1]}/nodes/1.json").status_code == 200
             assert client.get("/tenants").text.count("<tr>") == 2
+            assert "Not verified here" in client.get(f"/jobs/{stored.ids[1]}").text
     finally:
         with psycopg.connect(stored.url, autocommit=True) as admin:
             admin.execute(f"DROP ROLE {login}")

@@ -21,7 +21,7 @@ from ops.pictures.layout import places
 from ops.pictures.mermaid import mermaid
 from ops.pictures.svg import svg
 from ops.pictures.vocabulary import Vocabulary
-from tests.records import HOSTILE, record_of, search_of, tokens_of
+from tests.records import HOSTILE, record_of, search_of, times, tokens_of
 
 SEARCH = search_of()
 RECORD = record_of(SEARCH)
@@ -140,9 +140,8 @@ def test_the_vendored_library_is_the_one_that_its_readme_names() -> None:
 
 
 def test_thousands_of_nodes_are_drawn_everywhere() -> None:
-    search = search_of(rollouts=1200)
-    record = record_of(search)
-    assert len(record.nodes) > 2000
+    record = times(RECORD, 5000 // len(RECORD.nodes) + 1)
+    assert len(record.nodes) > 4900
     drawn = draw_tree(record.nodes, record.winning_path, full=True, width=200).plain
     assert drawn.count("\n") >= len(record.nodes)
     folded = draw_tree(record.nodes, record.winning_path, limit=40).plain

@@ -85,7 +85,7 @@ export class Explorer {
 
   #winner() {
     const path = this.tree.winningPath.map((id) => this.tree.byId.get(id));
-    return path.filter((node) => this.tree.has(node)).at(-1);
+    return path.filter((node) => node && this.tree.has(node)).at(-1);
   }
 
   #listen() {

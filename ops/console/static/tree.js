@@ -10,7 +10,7 @@ export class Tree {
     this.byId = new Map(this.nodes.map((node) => [node.node_id, node]));
     this.children = new Map(this.nodes.map((node) => [node.node_id, []]));
     for (const node of this.nodes) {
-      if (node.parent_id !== null) this.children.get(node.parent_id).push(node);
+      if (node.parent_id !== null) this.children.get(this.parent(node).node_id).push(node);
     }
     for (const siblings of this.children.values()) siblings.sort((a, b) => a.row - b.row);
     this.rounds = this.rollouts.reduce((most, rollout) => Math.max(most, rollout.round), 0);
@@ -55,7 +55,9 @@ export class Tree {
   }
 
   parent(node) {
-    return node.parent_id === null ? null : this.byId.get(node.parent_id);
+    if (node.parent_id === null) return null;
+    // A tree that was tampered with may lack it: what is left hangs from the root.
+    return this.byId.get(node.parent_id) ?? this.nodes[0];
   }
 
   siblings(node) {

@@ -1,0 +1,288 @@
+"""The console in a real browser: what a reader sees and can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.console.formats import render
+from tests.browser.conftest import Running, until
+from tests.records import HOSTILE, job_id, record_of, search_of, times, tokens_of
+
+SEARCH = search_of()
+OpenPage = Callable[..., Any]
+
+
+@pytest.fixture
+def job(console: Running) -> str:
+    """Address of a finished job's page."""
+    console.reader.put(record_of(SEARCH, 1), tokens_of(SEARCH))
+    return f"{console.address}/jobs/{job_id(1)}"
+
+
+def drawn(page: Any) -> Any:
+    page.wait_for_selector("#panel h2")
+    return page
+
+
+def selected(page: Any) -> int:
+    return int(page.get_attribute("#current", "data-node"))
+
+
+def test_the_keyboard_walks_the_tree(job: str, open_page: OpenPage) -> None:
+    page = drawn(open_page(job))
+    page.focus("#frame")
+    assert selected(page) == 0
+    page.keyboard.press("ArrowRight")
+    first = selected(page)
+    assert page.get_attribute("#current", "aria-level") == "2"
+    page.keyboard.press("ArrowDown")
+    assert selected(page) != first
+    page.keyboard.press("ArrowUp")
+    assert selected(page) == first
+    page.keyboard.press("ArrowLeft")
+    assert selected(page) == 0
+    page.keyboard.press("End")
+    assert selected(page) == record_of(SEARCH).winning_path[-1]
+    assert "on the best path" in page.inner_text("#panel h2")
+    page.keyboard.press("Home")
+    assert selected(page) == 0
+
+
+def test_tab_reaches_everything_and_focus_is_seen(job: str, open_page: OpenPage) -> None:
+    page = drawn(open_page(job))
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        if page.evaluate("document.activeElement !== document.body"):
+            assert outline != "none"
+    assert {"frame", "round", "skip"} <= reached
+
+
+def test_a_node_shows_its_tokens_and_what_the_model_weighed(job: str, open_page: OpenPage) -> None:
+    page = drawn(open_page(job))
+    page.focus("#frame")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".token")
+    node = record_of(SEARCH).nodes[selected(page)]
+    row = tokens_of(SEARCH)[node.node_id]
+    assert page.locator(".token").count() == len(row.token_ids)
+    assert page.locator(".candidates tbody tr").count() == 5
+    least = row.confidences.index(min(row.confidences))
+    chosen = page.locator(".token[aria-selected=true]")
+    assert f"confidence {row.confidences[least]:.3f}" in chosen.get_attribute("aria-label")
+    assert page.locator(".token").first.get_attribute("class") != "token"
+    page.locator(".token").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert f"{row.confidences[1]:.4f}" in page.inner_text(".token-detail")
+    panel = page.inner_text("#panel")
+    first = next(r for r in SEARCH.tree.rollouts if node.node_id in r.path)
+    for said in (f"Node {node.node_id}", str(first.seed), f"{node.visits}"):
+        assert said in panel
+
+
+def test_a_click_on_the_drawing_selects_a_node(job: str, open_page: OpenPage) -> None:
+    page = drawn(open_page(job))
+    page.wait_for_timeout(300)  # the first movement of the view
+    spot = page.evaluate(
+        """() => {
+            const { tree, drawing } = explorer;
+            const node = tree.children.get(0)[0];
+            const [x, y] = drawing.transform.apply([node.column * 266 + 20, node.row * 56 + 20]);
+            return { id: node.node_id, x, y };
+        }"""
+    )
+    page.click("#frame canvas", position={"x": spot["x"], "y": spot["y"]})
+    assert selected(page) == spot["id"]
+    assert page.evaluate("document.activeElement.id") == "frame"
+
+
+def test_rounds_play_back_to_what_the_database_says(job: str, open_page: OpenPage) -> None:
+    page = drawn(open_page(job))
+    record = record_of(SEARCH)
+    last = record.job.rounds
+    assert page.inner_text("#round-label") == f"round {last} of {last}"
+    assert page.evaluate("explorer.tree.visits.get(0)") == record.nodes[0].visits
+    assert page.evaluate("explorer.tree.values.get(0)") == pytest.approx(record.nodes[0].value)
+    page.click("[data-do=first]")
+    assert page.inner_text("#round-label") == f"round 0 of {last}"
+    assert page.evaluate("explorer.tree.nodes.filter(n => explorer.tree.has(n)).length") == 1
+    page.click("[data-do=next]")
+    early = record_of(SEARCH, rounds=1)
+    shown = "explorer.tree.nodes.filter(n => explorer.tree.has(n)).length"
+    assert page.evaluate(shown) == len(early.nodes)
+    assert page.evaluate("explorer.tree.visits.get(0)") == early.nodes[0].visits
+    page.focus("#frame")
+    page.keyboard.press("]")
+    assert page.inner_text("#round-label").startswith("round 2 ")
+    page.focus("#round")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#round-label").startswith("round 1 ")
+    page.click("[data-do=play]")
+    until(lambda: page.input_value("#round") == str(last))
+    until(lambda: page.inner_text("[data-do=play]") == "Play")
+
+
+def test_an_answer_marks_its_paths(job: str, open_page: OpenPage) -> None:
+    page = drawn(open_page(job))
+    record = record_of(SEARCH)
+    page.click("[data-answer='2']")
+    on_paths = {i for r in record.reaching(record.answers[1]) for i in r.path}
+    assert set(page.evaluate("[...explorer.drawing.marked]")) == on_paths
+    assert page.get_attribute("[data-answer='2']", "aria-pressed") == "true"
+    page.click("[data-answer='2']")
+    assert page.evaluate("explorer.drawing.marked.size") == 0
+
+
+def test_light_and_dark(job: str, open_page: OpenPage) -> None:
+    def ground(page: Any) -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light, dark = open_page(job), open_page(job, color_scheme="dark")
+    drawn(light), drawn(dark)
+    assert ground(light) != ground(dark)
+    light.click("[data-theme-toggle]")
+    assert ground(light) == ground(dark)
+    light.reload()
+    assert ground(drawn(light)) == ground(dark)  # it is remembered
+    for page in (light, dark):
+        assert page.evaluate("explorer.drawing.colours.ink") == "#e7ebf3"
+    light.click("[data-theme-toggle]")
+    # Text that can be read (WCAG: 4.5 to 1), also over the colours of tokens.
+    for page in (light, dark):
+        for ink, grounds in {
+            "ink": ("card", "bg", "accent-soft", "conf-1", "conf-2", "conf-3", "conf-4"),
+            "muted": ("card", "bg"), "accent": ("card",), "good": ("card",), "bad": ("card",),
+            "warn": ("card",), "on-accent": ("accent",),
+        }.items():  # fmt: skip
+            for under in grounds:
+                assert page.evaluate(CONTRAST, [ink, under]) >= 4.5, (ink, under)
+
+
+CONTRAST = """([ink, ground]) => {
+    const style = getComputedStyle(document.documentElement);
+    const light = (name) => {
+        const { r, g, b } = d3.rgb(style.getPropertyValue(`--${name}`).trim());
+        const linear = [r, g, b].map((c) => {
+            const share = c / 255;
+            return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+        });
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    };
+    const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+}"""
+
+
+def test_a_running_job_grows_before_the_reader_s_eyes(
+    console: Running, open_page: OpenPage
+) -> None:
+    reader = console.reader
+    reader.put(record_of(SEARCH, 2, rounds=0), tokens_of(SEARCH))
+    page = open_page(f"{console.address}/jobs/{job_id(2)}")
+    assert "first round" in page.inner_text("#no-tree")
+    reader.put(record_of(SEARCH, 2, rounds=1), tokens_of(SEARCH))
+    drawn(page)
+    page.focus("#frame")
+    page.keyboard.press("ArrowRight")
+    chosen = selected(page)
+    reader.put(record_of(SEARCH, 2), tokens_of(SEARCH))
+    page.wait_for_selector("#heading[data-final=yes]")
+    page.wait_for_selector("[data-answer='1']")
+    rounds = record_of(SEARCH).job.rounds
+    until(lambda: page.evaluate("explorer.tree.rounds") == rounds)
+    assert selected(page) == chosen
+    until(lambda: page.inner_text("#round-label") == f"round {rounds} of {rounds}")
+
+
+def test_the_list_refreshes_and_leads_to_a_job(
+    console: Running, job: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{console.address}/jobs?state=running")
+    console.reader.put(record_of(SEARCH, 3, rounds=1, subject="A new one?"), {})
+    page.wait_for_selector("text=A new one?")
+    page.goto(f"{console.address}/jobs")
+    page.click(f"a.id[href$='{job_id(1)}']")
+    drawn(page)
+
+
+def test_hostile_text_stays_text(console: Running, open_page: OpenPage, tmp_path: Path) -> None:
+    record = record_of(SEARCH, 4, subject=HOSTILE)
+    nodes = tuple(replace(node, text=HOSTILE) for node in record.nodes)
+    answers = tuple(
+        a.model_copy(update={"text": HOSTILE, "thought": HOSTILE}) for a in record.answers
+    )
+    tokens = {
+        i: replace(row, token_texts=[HOSTILE] * len(row.token_ids))
+        for i, row in tokens_of(SEARCH).items()
+    }
+    record = replace(record, nodes=nodes, answers=answers)
+    console.reader.put(record, tokens)
+    file = tmp_path / "job.html"
+    file.write_text(render(console.reader, job_id(4), "html"), encoding="utf-8")
+    for url in (f"{console.address}/jobs/{job_id(4)}", file.as_uri()):
+        page = drawn(open_page(url))
+        page.focus("#frame")
+        page.keyboard.press("End")
+        page.wait_for_selector(".token")
+        assert "onerror=alert(1)" in page.inner_text(".tokens")
+        assert page.locator("img").count() == 0
+        assert page.title() != "owned"
+
+
+def test_the_file_works_from_disk(
+    console: Running, job: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.html"
+    file.write_text(render(console.reader, job_id(1), "html"), encoding="utf-8")
+    page = drawn(open_page(file.as_uri()))
+    page.focus("#frame")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".candidates")
+    page.click("[data-theme-toggle]")
+    page.click("[data-answer='1']")
+    page.click("#outline summary")
+    assert page.locator("#outline li").count() == len(record_of(SEARCH).nodes)
+
+
+def test_five_thousand_nodes_stay_usable(console: Running, open_page: OpenPage) -> None:
+    record = times(record_of(SEARCH, 5), 5000 // (len(SEARCH.tree.nodes) - 1) + 1)
+    assert len(record.nodes) > 5000
+    console.reader.put(record, tokens_of(SEARCH))
+    page = drawn(open_page(f"{console.address}/jobs/{job_id(5)}"))
+    page.click("[data-do=fit]")
+    page.focus("#frame")
+    for key in ("End", "ArrowLeft", "ArrowDown", "ArrowDown", "Home", "ArrowRight"):
+        page.keyboard.press(key)
+    assert selected(page) == page.evaluate("explorer.tree.children.get(0)[0].node_id")
+    # The drawing never holds the page up for long: a walk of 50 nodes with all of it in view.
+    page.click("[data-do=fit]")
+    walk = """() => {
+        const started = performance.now();
+        for (const node of explorer.tree.nodes.slice(-50)) explorer.select(node, false);
+        explorer.playback.go(explorer.tree.rounds - 1);
+        return performance.now() - started;
+    }"""
+    assert page.evaluate(walk) < 10_000
+
+
+def test_a_narrow_window_has_no_sideways_scroll(job: str, open_page: OpenPage) -> None:
+    page = drawn(open_page(job, viewport={"width": 400, "height": 800}))
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_logging_in(locked: Running, open_page: OpenPage) -> None:
+    locked.reader.put(record_of(SEARCH, 1), tokens_of(SEARCH))
+    page = open_page(f"{locked.address}/jobs/{job_id(1)}")
+    page.fill("input[name=token]", "a-token-of-enough-characters")
+    page.keyboard.press("Enter")
+    drawn(page)
+    assert page.evaluate("document.cookie") == ""
+    page.click("text=Log out")
+    page.wait_for_selector("input[name=token]")
