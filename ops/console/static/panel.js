@@ -2,13 +2,25 @@
 import { candidateTable, element, tokenRow, unpack } from "./tokens.js";
 
 const MOST_ROLLOUTS = 12; // listed for one node
+const REST_MS = 80; // that a reader stays at a node before its tokens are asked for
 
 export class Panel {
   // `fetchTokens(nodeId)` promises the node's tokens and a vocabulary, as in docs/console.md.
   constructor(place, fetchTokens) {
     this.place = place;
     this.fetchTokens = fetchTokens;
+    this.known = new Map();
     this.turn = 0; // of the last node asked for: an answer that comes late is dropped
+  }
+
+  async #tokens(id, turn) {
+    if (!this.known.has(id)) {
+      await new Promise((rested) => setTimeout(rested, REST_MS));
+      if (turn !== this.turn) return [];
+      const found = await this.fetchTokens(id);
+      this.known.set(id, unpack(found.tokens, found.vocabulary));
+    }
+    return this.known.get(id);
   }
 
   async show(tree, node) {
@@ -32,9 +44,8 @@ export class Panel {
     }
     body.append(element("p", { class: "node-text muted" }, node.text));
     try {
-      const found = await this.fetchTokens(node.node_id);
-      if (turn !== this.turn) return;
-      body.replaceChildren(...withTokens(unpack(found.tokens, found.vocabulary)));
+      const tokens = await this.#tokens(node.node_id, turn);
+      if (turn === this.turn) body.replaceChildren(...withTokens(tokens));
     } catch (error) {
       if (turn === this.turn) body.append(element("p", { class: "bad" }, `No tokens: ${error.message}`));
     }
