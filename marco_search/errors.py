@@ -17,6 +17,7 @@
     ├── ServiceError               a service we need does not answer as it must
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
+    │   ├── CollectorUnavailable   traces could not be delivered
     │   ├── LocalServiceFailed     the embedded Postgres or Redis would not start
     │   └── AddressTaken           the console can't listen where it was told to
     ├── SchemaMismatch             the database is at another migration than the code
@@ -152,6 +153,10 @@ class DatabaseUnavailable(ServiceError):
 
 class BrokerUnavailable(ServiceError):
     """Redis can't be reached at REDIS_URL."""
+
+
+class CollectorUnavailable(ServiceError):
+    """The OpenTelemetry collector did not take what was sent."""
 
 
 class LocalServiceFailed(ServiceError):

@@ -40,6 +40,7 @@ COMMANDS = {
         "Check that nothing stored was changed; name the first row that does not fit.",
     ),
     "anchor": ("verify", "Print the head of the chain of hashes, signed, to keep elsewhere."),
+    "export": ("export", "Write jobs, trees and tokens to files, or send them as traces."),
     "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
     "replay": ("replay", "Generate a job again and compare, or score a file of trees anew."),
     "worker": ("worker", "Run a worker that answers submitted jobs."),

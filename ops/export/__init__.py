@@ -1,0 +1,1 @@
+"""What is stored, as files and traces: JSON Lines, Parquet, OpenTelemetry; and archives."""

@@ -1,0 +1,41 @@
+"""JSON Lines: one object for each row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ops.export.files import whole
+from ops.export.tables import Column
+
+
+def write(
+    path: Path, columns: Mapping[str, Column], batches: Iterable[Sequence[tuple[Any, ...]]]
+) -> int:
+    """Write a file with these rows; how many there were."""
+    count = 0
+    with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for rows in batches:
+            for row in rows:
+                pairs = zip(columns.items(), row, strict=True)
+                line = {name: _plain(value, column.type) for (name, column), value in pairs}
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            count += len(rows)
+    return count
+
+
+def _plain(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
+    if kind == "json":
+        return json.loads(value)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if kind.startswith("list<float"):
+        # A missing candidate has log-prob minus infinity, which JSON has no word for.
+        return [x if math.isfinite(x) else None for x in value]
+    return value

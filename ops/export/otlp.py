@@ -1,0 +1,72 @@
+"""Traces to a file in OTLP's JSON form, or to a collector over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from marco_search.errors import CollectorUnavailable, InvalidSettings
+from ops.export.files import whole
+
+_IDS = ("traceId", "spanId", "parentSpanId")
+_SPANS_AT_ONCE = 200  # in one request: collectors refuse large ones
+_TIMEOUT_S = 10.0
+
+
+def write(path: Path, traces: Iterable[Sequence[ReadableSpan]]) -> int:
+    """Write one export request a line, as OTLP's file exporter does; how many traces there were."""
+    count = 0
+    with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for trace in traces:
+            file.write(json.dumps(as_json(trace), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def as_json(trace: Sequence[ReadableSpan]) -> dict[str, Any]:
+    """An ExportTraceServiceRequest in OTLP's JSON form: ids are hex there, not base64."""
+    request: dict[str, Any] = MessageToDict(encode_spans(trace), use_integers_for_enums=True)
+    for resource in request["resourceSpans"]:
+        for scope in resource["scopeSpans"]:
+            for span in scope["spans"]:
+                for name in _IDS:
+                    if name in span:
+                        span[name] = base64.b64decode(span[name]).hex()
+    return request
+
+
+def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
+    """Send traces to a collector; how many there were.
+
+    Without a path, /v1/traces is meant. OTEL_EXPORTER_OTLP_HEADERS holds what it asks for.
+    Raises InvalidSettings for what is no URL, CollectorUnavailable if it refuses or is away.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidSettings("--otlp: must look like http://localhost:4318")
+    endpoint = url if parts.path.strip("/") else urlunsplit(parts._replace(path="/v1/traces"))
+    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
+    count = 0
+    try:
+        for trace in traces:
+            for start in range(0, len(trace), _SPANS_AT_ONCE):
+                result = exporter.export(trace[start : start + _SPANS_AT_ONCE])
+                if result is not SpanExportResult.SUCCESS:
+                    raise CollectorUnavailable(
+                        f"{parts.scheme}://{parts.hostname}: the collector did not take the traces "
+                        f"({count} were sent); see that it runs and takes OTLP over HTTP"
+                    )
+            count += 1
+    finally:
+        exporter.shutdown()  # type: ignore[no-untyped-call]
+    return count

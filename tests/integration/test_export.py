@@ -1,0 +1,198 @@
+"""Exports: what is stored comes out again, whole, filtered, and as traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from uuid import UUID
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from marco_search import settings as settings_module
+from marco_search.search.records import Node, Rollout
+from marco_search.store import trail
+from marco_search.store.connect import Database
+from ops.cli.commands.export import export
+from tests.integration.toys import insert, open_database, question, runner, settings_for
+from tests.toy import ToyRuntime
+
+
+@pytest.fixture
+def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A database with a job of each of two tenants, which the command line uses."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    settings_module.load.cache_clear()
+    with open_database(database_url) as opened:
+        settings = settings_for(database_url, "redis://127.0.0.1:1/0")
+        asked = [question("What is 1 + 1?"), question("Secret?", tenant="other")]
+        for job in insert(opened, *asked):
+            runner(settings, opened, ToyRuntime(failing=0.1)).run(job.id)
+        yield opened
+    settings_module.load.cache_clear()
+
+
+def run(*words: str) -> Result:
+    result = CliRunner().invoke(export, words)
+    assert result.exception is None, result.output
+    return result
+
+
+def stored(database: Database) -> tuple[UUID, list[Node], list[Rollout]]:
+    with database.transaction() as conn:
+        row = conn.execute("SELECT id FROM jobs WHERE tenant = 'default'").fetchone()
+        assert row is not None
+        return row[0], *trail.load(conn, row[0])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_json_lines_hold_what_is_stored(database: Database, tmp_path: Path) -> None:
+    run(str(tmp_path), "--table", "jobs", "--table", "nodes", "--table", "tokens")
+    job_id, nodes, _ = stored(database)
+    (job,) = lines(tmp_path / "jobs.jsonl")
+    assert (job["job_id"], job["payload"]["question"]) == (str(job_id), "What is 1 + 1?")
+    assert len(job["root"]) == 64
+    written = lines(tmp_path / "nodes.jsonl")
+    assert [n["text"] for n in written] == [n.text for n in nodes]
+    assert [n["confidences"] for n in written] == [list(n.confidences) for n in nodes]
+    tokens = lines(tmp_path / "tokens.jsonl")
+    assert [t["text"] for t in tokens] == [t.text for n in nodes for t in n.tokens]
+    assert [t["top_logprobs"] for t in tokens] == [
+        [p for _, p in t.top] for n in nodes for t in n.tokens
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "jobs.jsonl",
+        "nodes.jsonl",
+        "tokens.jsonl",
+    ]
+
+
+def test_parquet_holds_the_same_bits(database: Database, tmp_path: Path) -> None:
+    run(str(tmp_path), "--format", "parquet", "--all-tenants")
+    assert pq.read_table(tmp_path / "jobs.parquet").num_rows == 2
+    run(str(tmp_path), "--format", "parquet")  # again: the files are replaced
+    _, nodes, rollouts = stored(database)
+    table = pq.read_table(tmp_path / "nodes.parquet").to_pylist()
+    assert [n["logprobs"] for n in table] == [[t.logprob for t in n.tokens] for n in nodes]
+    found = pq.read_table(tmp_path / "rollouts.parquet").to_pylist()
+    assert [(r["path"], r["value"]) for r in found] == [(list(r.path), r.value) for r in rollouts]
+
+
+def test_filters_choose_jobs_and_text_can_be_left_out(database: Database, tmp_path: Path) -> None:
+    run(str(tmp_path), "--all-tenants", "--table", "jobs", "--until", "2000-01-01")
+    assert (tmp_path / "jobs.jsonl").read_text() == ""
+    run(str(tmp_path), "--tenant", "other", "--no-text", "--table", "tokens", "--table", "jobs")
+    everything = (tmp_path / "jobs.jsonl").read_text() + (tmp_path / "tokens.jsonl").read_text()
+    assert "Secret" not in everything
+    assert "token_id" not in lines(tmp_path / "tokens.jsonl")[0]
+    assert lines(tmp_path / "jobs.jsonl")[0]["tenant"] == "other"
+
+
+def test_a_failed_export_leaves_the_old_file_and_no_other(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(str(tmp_path), "--table", "nodes")
+    before = (tmp_path / "nodes.jsonl").read_bytes()
+
+    def fail(*given: Any) -> Any:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ops.export.jsonl._plain", fail)
+    assert isinstance(
+        CliRunner().invoke(export, [str(tmp_path), "--table", "nodes"]).exception, OSError
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["nodes.jsonl"]
+    assert (tmp_path / "nodes.jsonl").read_bytes() == before
+
+
+@contextmanager
+def collector(status: int = 200) -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
+    """A small OpenTelemetry collector: its URL, and what it was sent."""
+    got: list[ExportTraceServiceRequest] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            body = self.rfile.read(int(self.headers["content-length"]))
+            got.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *given: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", got
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_collector_gets_one_trace_for_each_job(database: Database) -> None:
+    job_id, nodes, rollouts = stored(database)
+    with collector() as (url, got):
+        run("--otlp", url)
+    spans = {
+        s.name: s for g in got for r in g.resource_spans for c in r.scope_spans for s in c.spans
+    }
+    assert {s.trace_id for s in spans.values()} == {job_id.bytes}
+    rounds = max(r.round for r in rollouts)
+    assert len(spans) == 2 + rounds + len(rollouts)
+    root = spans["marco reasoning"]
+    assert not root.parent_span_id
+    assert spans["attempt 1"].parent_span_id == root.span_id
+    assert spans["round 1"].parent_span_id == spans["attempt 1"].span_id
+    branch = rollouts[0]
+    span = spans["rollout 0"]
+    assert span.parent_span_id == spans["round 1"].span_id
+    told = {a.key: a.value for a in span.attributes}
+    assert told["openinference.span.kind"].string_value == "LLM"
+    assert told["llm.model_name"].string_value == "toy"
+    assert told["llm.token_count.completion"].int_value == branch.generated_tokens
+    assert told["gen_ai.usage.output_tokens"].int_value == branch.generated_tokens
+    assert told["marco.confidence"].double_value == branch.confidence
+    written = "".join(n.text for n in nodes if n.node_id in branch.path)
+    assert told["llm.output_messages.0.message.content"].string_value == written
+    assert "What is 1 + 1?" in told["llm.input_messages.0.message.content"].string_value
+    for one in spans.values():
+        assert 0 < one.start_time_unix_nano <= one.end_time_unix_nano
+    failed = [r.rollout_id for r in rollouts if r.error]
+    assert all(spans[f"rollout {i}"].status.code == 2 for i in failed)
+
+
+def test_a_trace_in_a_file_is_the_same_each_time_and_may_have_no_text(
+    database: Database, tmp_path: Path
+) -> None:
+    run(str(tmp_path), "--format", "otlp-json")
+    path = tmp_path / "traces.jsonl"
+    before = path.read_text()
+    run(str(tmp_path), "--format", "otlp-json")
+    assert path.read_text() == before
+    (request,) = lines(path)
+    span = request["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+    assert span["traceId"] == stored(database)[0].hex
+    assert len(span["spanId"]) == 16
+    run(str(tmp_path), "--format", "otlp-json", "--no-text")
+    assert "1 + 1" in before
+    assert "1 + 1" not in path.read_text()
+
+
+def test_a_collector_that_refuses_is_an_error(database: Database) -> None:
+    with collector(status=400) as (url, _):
+        result = CliRunner().invoke(export, ["--otlp", url])
+    assert "did not take the traces" in str(result.exception)
