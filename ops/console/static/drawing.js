@@ -2,6 +2,7 @@
 
 const CARD = { width: 226, height: 42, column: 266, row: 56, radius: 7 };
 const TEXT_FROM = 0.5; // below this scale a card is only a block of colour
+const OVERVIEW = 0.45; // largest scale at which rows may be pressed together
 const SCALES = [0.02, 2.5];
 
 // How far something `size` long at `from` must move to lie well within `room`, in pixels.
@@ -21,6 +22,8 @@ export class Drawing {
     this.selected = null;
     this.marked = new Set(); // nodes on the paths of the answer that was chosen
     this.labels = new Map();
+    // Pixels from row to row. Of a tall tree all is shown at once by pressing the rows together.
+    this.step = CARD.row;
     this.transform = d3.zoomIdentity;
     this.zoom = d3
       .zoom()
@@ -30,6 +33,11 @@ export class Drawing {
       .on("zoom", (event) => {
         this.transform = event.transform;
         this.redraw();
+      })
+      .on("end", (event) => {
+        if (!this.pressed || event.transform.k < TEXT_FROM) return;
+        const pointer = event.sourceEvent && d3.pointer(event.sourceEvent, this.canvas);
+        this.#setStep(CARD.row, pointer?.[1] ?? this.height / 2);
       });
     d3.select(this.canvas)
       .call(this.zoom)
@@ -72,26 +80,46 @@ export class Drawing {
   nodeAt(x, y) {
     const [at, down] = this.transform.invert([x, y]);
     const column = Math.floor(at / CARD.column);
-    const row = Math.floor(down / CARD.row);
+    const row = Math.floor(down / this.step);
     const node = this.tree.atCell.get(`${column}:${row}`);
     if (!node || !this.tree.has(node)) return null;
-    const inside = at - column * CARD.column <= CARD.width && down - row * CARD.row <= CARD.height;
+    const inside =
+      at - column * CARD.column <= CARD.width && down - row * this.step <= this.cardHeight;
     // Seen from afar the gaps are too small to miss.
     return inside || this.transform.k < TEXT_FROM ? node : null;
   }
 
-  get size() {
-    const { columns, rows } = this.tree;
-    return [columns * CARD.column + CARD.width, rows * CARD.row + CARD.height];
+  get pressed() {
+    return this.step < CARD.row;
   }
 
-  // The whole tree, but for large ones no smaller than can be made out.
+  get cardHeight() {
+    return (this.step * CARD.height) / CARD.row;
+  }
+
+  // The row at `y` on the screen stays there.
+  #setStep(step, y) {
+    const { transform } = this;
+    const row = transform.invertY(y) / this.step;
+    this.step = step;
+    const moved = d3.zoomIdentity.translate(transform.x, y - row * step * transform.k);
+    d3.select(this.canvas).call(this.zoom.transform, moved.scale(transform.k));
+  }
+
+  // The whole tree, but `least` is how small it may become.
   fit(least = SCALES[0]) {
-    const [width, height] = this.size;
+    const { columns, rows } = this.tree;
     const margin = 24;
+    const width = columns * CARD.column + CARD.width;
     const across = (this.width - 2 * margin) / width;
-    const down = (this.height - 2 * margin) / height;
-    const k = Math.max(least, Math.min(1.1, across, down));
+    const room = this.height - 2 * margin;
+    let k = Math.max(least, Math.min(1.1, across, room / (rows * CARD.row + CARD.height)));
+    this.step = CARD.row;
+    if (k < OVERVIEW && across > k) {
+      k = Math.min(OVERVIEW, across);
+      this.step = Math.min(CARD.row, room / k / (rows + 1));
+    }
+    const height = (rows + 1) * this.step;
     const x = width * k < this.width ? (this.width - width * k) / 2 : margin;
     const y = height * k < this.height ? (this.height - height * k) / 2 : margin;
     this.#go(d3.zoomIdentity.translate(x, y).scale(k));
@@ -103,6 +131,7 @@ export class Drawing {
 
   // Bring a node into view, moving no more than it takes; `middle`: to the middle.
   show(node, middle = false) {
+    if (this.pressed) this.step = CARD.row; // it moves there in any case
     const [left, top] = this.#corner(node);
     const k = Math.max(this.transform.k, TEXT_FROM * 1.2);
     if (middle || k !== this.transform.k) {
@@ -126,7 +155,7 @@ export class Drawing {
   }
 
   #corner(node) {
-    return [node.column * CARD.column, node.row * CARD.row];
+    return [node.column * CARD.column, node.row * this.step];
   }
 
   #resize() {
@@ -163,11 +192,30 @@ export class Drawing {
       if (!tree.has(node)) continue;
       const [x, y] = this.#corner(node);
       const inColumns = x <= right && x + CARD.width >= left;
-      if (inColumns && y <= bottom && y + CARD.height >= top) shown.push(node);
-      this.#edge(node, left, top, right, bottom);
+      if (inColumns && y <= bottom && y + this.cardHeight >= top) shown.push(node);
+      if (!this.pressed) this.#edge(node, left, top, right, bottom);
     }
+    if (this.pressed) this.#threads();
     for (const node of shown) this.#card(node, k);
     context.globalAlpha = 1;
+  }
+
+  // Edges seen from afar: straight, and all in one stroke, since there may be thousands.
+  #threads() {
+    const { context } = this;
+    context.globalAlpha = this.marked.size ? 0.3 : 0.7;
+    context.strokeStyle = this.colours.edge;
+    context.lineWidth = 0.6 / this.transform.k;
+    context.beginPath();
+    for (const node of this.tree.nodes) {
+      const parent = this.tree.has(node) && this.tree.parent(node);
+      if (!parent) continue;
+      const [x1, y1] = this.#corner(parent);
+      const [x2, y2] = this.#corner(node);
+      context.moveTo(x1 + CARD.width, y1 + this.cardHeight / 2);
+      context.lineTo(x2, y2 + this.cardHeight / 2);
+    }
+    context.stroke();
   }
 
   #edge(node, left, top, right, bottom) {
@@ -175,7 +223,8 @@ export class Drawing {
     if (!parent) return;
     const [fromX, fromY] = this.#corner(parent);
     const [x2, toY] = this.#corner(node);
-    const [x1, y1, y2] = [fromX + CARD.width, fromY + CARD.height / 2, toY + CARD.height / 2];
+    const middle = this.cardHeight / 2;
+    const [x1, y1, y2] = [fromX + CARD.width, fromY + middle, toY + middle];
     if (x2 < left || x1 > right || Math.max(y1, y2) < top || Math.min(y1, y2) > bottom) return;
     const { context } = this;
     const strong = this.marked.size
@@ -202,10 +251,12 @@ export class Drawing {
     const relative = tree.relativeValue(node);
     const value = relative === null ? colours.line : this.ramp(relative);
     context.globalAlpha = this.marked.size && !strong ? 0.35 : 1;
+    const block = this.pressed || k < TEXT_FROM;
+    const height = Math.max(this.cardHeight, (strong ? 2 : 0.7) / k); // never too thin to be seen
     context.beginPath();
-    if (k < 0.15) context.rect(x, y, CARD.width, CARD.height);
-    else context.roundRect(x, y, CARD.width, CARD.height, CARD.radius);
-    if (k < TEXT_FROM) {
+    if (block) context.rect(x, y, CARD.width, height);
+    else context.roundRect(x, y, CARD.width, height, CARD.radius);
+    if (block) {
       context.fillStyle = strong ? colours.accent : value;
       context.fill();
     } else {
@@ -224,7 +275,7 @@ export class Drawing {
       context.strokeStyle = colours.ink;
       context.lineWidth = Math.max(2.5, 2 / k);
       context.beginPath();
-      context.roundRect(x - 4, y - 4, CARD.width + 8, CARD.height + 8, CARD.radius + 3);
+      context.roundRect(x - 4, y - 4, CARD.width + 8, height + 8, CARD.radius + 3);
       context.stroke();
     }
   }
