@@ -80,9 +80,7 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", validation_alias="MARCO_LOG_LEVEL")
 
     # The web console asks for it; where it listens on more than loopback one is made if unset.
-    console_token: SecretStr | None = Field(
-        None, min_length=16, validation_alias="MARCO_CONSOLE_TOKEN"
-    )
+    console_token: SecretStr | None = Field(None, validation_alias="MARCO_CONSOLE_TOKEN")
 
 
 @cache

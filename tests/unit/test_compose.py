@@ -21,7 +21,7 @@ from ops.cli.main import cli
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "ops" / "docker" / "Dockerfile"
-OURS = ("migrate", "scheduler", "worker", "worker-cpu")
+OURS = ("migrate", "scheduler", "console", "worker", "worker-cpu")
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
