@@ -22,6 +22,7 @@ TARGETS = (
     ("bench", "run every benchmark; further words name the ones to run"),
     ("test-sglang", "the tests on the real SGLang server, on the CPU (installs 1.6 GB once)"),
     ("test-tamper", "tamper with stored jobs in every way and print the row it is found at"),
+    ("bench-store", "SQL and verification on 10,000 stored jobs: .marco/bench/store.json"),
     ("bench-runtime", "how well searches keep an engine busy: .marco/bench/runtime.json"),
     ("bench-queue", "the queue beside plain Celery: .marco/bench/queue.json"),
     ("test-faults", "500 jobs under a storm of faults: .marco/faults/faults.json"),

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
         "python",
         ("-m", "pytest", "-q", "-s", "tests/integration/test_tamper.py"),
     ),
+    "bench-store": (True, "python", ("-m", "ops.bench.store")),
     "bench-runtime": (True, "python", ("-m", "ops.bench.runtime")),
     "bench-queue": (True, "python", ("-m", "ops.bench.run", "queue")),
     "test-faults": (True, "python", ("-m", "tests.faults.run")),
