@@ -20,7 +20,14 @@ from uuid import UUID, uuid4
 from psycopg.sql import SQL, Composed, Identifier
 
 from marco_search.jobs import ReasoningJob, SearchOptions
-from marco_search.search.branches import REFLECTION_PHRASE, Branch, Expansion, Reflect, Segment
+from marco_search.search.branches import (
+    REFLECTION_PHRASE,
+    Branch,
+    Expansion,
+    Reflect,
+    Segment,
+    Token,
+)
 from marco_search.settings import Settings
 from marco_search.store import guards, jobs, seals
 from marco_search.store.connect import Conn, Database
@@ -38,6 +45,13 @@ _AT_ONCE = 100
 _COPIED = [table for table in guards.INSERT_ONLY if table not in ("chain", "proofs")]
 
 
+_known: dict[str, Token] = {}
+
+
+def _known_tokens(segment: Segment) -> Segment:
+    return replace(segment, tokens=tuple(_known.setdefault(t.text, t) for t in segment.tokens))
+
+
 @dataclass
 class Reflecting(Instant):
     """Prepared branches that begin with the phrase where the search wants them to."""
@@ -45,15 +59,15 @@ class Reflecting(Instant):
     clock: Callable[[], float] = time.perf_counter
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
-        """At once."""
+        """At once. The same text has the same log-probs, wherever a branch was forked."""
         phrase = Segment(REFLECTION_PHRASE + "\n")
+        branches = []
         asked = [request for expansion in expansions for request in expansion.branches]
-        return [
-            replace(branch, segments=(phrase, *branch.segments))
-            if request.reflect is Reflect.FIRST
-            else branch
-            for request, branch in zip(asked, super().branch(expansions), strict=True)
-        ]
+        for request, branch in zip(asked, super().branch(expansions), strict=True):
+            said = tuple(map(_known_tokens, branch.segments))
+            reflects = request.reflect is Reflect.FIRST
+            branches.append(replace(branch, segments=(phrase, *said) if reflects else said))
+        return branches
 
 
 def build(url: str, count: int, processes: int) -> None:
@@ -67,8 +81,12 @@ def build(url: str, count: int, processes: int) -> None:
     missing = max(0, count - len(there))
     sizes = [min(_AT_ONCE, missing - start) for start in range(0, missing, _AT_ONCE)]
     sources = there[:SEARCHED]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_copies, [url] * len(sizes), [sources] * len(sizes), sizes))
+    work = [url] * len(sizes), [sources] * len(sizes), sizes
+    if processes == 1:
+        list(map(_copies, *work))
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            list(pool.map(_copies, *work))
     with closing(_database(url)) as database, database.connect() as conn:
         conn.execute("SET statement_timeout = 0")
         conn.execute("VACUUM ANALYZE")
@@ -88,8 +106,9 @@ def _search(url: str, database: Database, count: int) -> None:
     runner = Runner(settings, database, Reflecting, Worker(name="bench", host="bench", pid=1))
     for seed in range(count):
         strategy, rollouts = SEARCHES[seed % len(SEARCHES)]
-        options = SearchOptions(
-            strategy=strategy, rollouts=rollouts, seed=seed, early_stop=False, reflection="branch"
+        options = SearchOptions.model_validate(
+            {"strategy": strategy, "rollouts": rollouts, "seed": seed, "early_stop": False}
+            | {"reflection": "branch"}
         )
         job = ReasoningJob(question=f"What is question {seed}?", expected="1", options=options)
         with database.transaction() as conn:

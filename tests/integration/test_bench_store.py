@@ -1,0 +1,26 @@
+"""The benchmark's stored jobs are what searches leave behind, and can be built in parts."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from marco_search.store.verify_all import verify_all
+from ops.bench import stored_jobs
+
+
+def test_built_jobs_verify_and_a_build_goes_on_where_it_was(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_jobs, "SEARCHED", 6)
+    for count in (16, 36):
+        stored_jobs.build(database_url, count, processes=1)
+        with psycopg.connect(database_url) as conn:
+            row = conn.execute(
+                "SELECT count(*), min(nodes) > 30,"
+                " sum(nodes) = (SELECT count(*) FROM nodes) FROM jobs"
+            ).fetchone()
+        assert row == (count, True, True)
+    report = verify_all(database_url, processes=1)
+    assert report.fits, report.findings
+    assert report.jobs == 36
