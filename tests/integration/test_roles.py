@@ -281,8 +281,8 @@ def test_the_app_changes_of_a_job_only_what_moves(app: Conn) -> None:
         refused(app, statement)
 
 
-def test_the_app_s_rights_are_enough_for_a_job(filled: Audited, login: Login) -> None:
-    url = login("marco_app")
+def test_the_app_s_rights_are_enough_for_a_job(database_url: str, login: Login) -> None:
+    url = as_user(database_url, str(urlsplit(login("marco_app")).username))
     with closing(Database(url, application="test")) as database:
         (stored,) = insert(database, question())
         settings = settings_for(url, "redis://nobody")
