@@ -21,7 +21,7 @@ from marco_search.settings import Settings
 from marco_search.store import jobs as store
 from marco_search.store import outbox, queries
 from marco_search.store.connect import Database
-from marco_search.store.limits import Limits
+from marco_search.store.limits import Gate, Limits
 from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
 from producer.handles import JobHandle, JobId, job_uuid, job_uuids
@@ -55,8 +55,11 @@ class Producer(Operations):
         self._tenant = tenant
         self._default_tenant = self._settings.tenant
         self._aging_s = self._settings.aging_s
-        self._limits = Limits(
-            all_tenants=self._settings.max_queued, each_tenant=self._settings.tenant_max_queued
+        self._gate = Gate(
+            Limits(
+                all_tenants=self._settings.max_queued,
+                each_tenant=self._settings.tenant_max_queued,
+            )
         )
         self.database = Database(database_location(self._settings), application="marco producer")
         self.listener = Listener(self.database)
@@ -106,7 +109,7 @@ class Producer(Operations):
                 checked,
                 tenant=tenant,
                 batch_id=batch_id,
-                allowed=self._limits,
+                gate=self._gate,
                 aging_s=self._aging_s,
             )
         # The sweep looks after jobs that were there before.

@@ -165,16 +165,17 @@ class Runner:
     ) -> None:
         """Give the job back, so that another worker goes on from the last kept round at once."""
         paused = heartbeat.watch.paused
-        publish = None if paused else self._publish
         why = "paused" if paused else "the worker stops"
+        # Whoever ends the pause publishes it.
+        published = paused or self._publish is not None
         journal.patiently(
             lambda conn: leases.release(
-                conn, lease, why=why, seconds=finished.seconds, published=publish is not None
+                conn, lease, why=why, seconds=finished.seconds, published=published
             )
         )
         log.info("job %s: released after round %d", lease.job_id, finished.search.round)
-        if publish is not None:
-            publish(lease.job_id)
+        if not paused and self._publish is not None:
+            self._publish(lease.job_id)
 
     def _failed(self, claim: Claim, lease: Lease, error: Exception, seconds: float) -> None:
         """Keep the error with the job: try again later, give up, or report a bug."""

@@ -19,12 +19,14 @@ EVERYONE = ""
 def set_job(conn: Conn, job_id: UUID, *, paused: bool, tenant: str | None = None) -> JobState:
     """Pause a job, or let it go on; its state now. One that has ended stays as it is.
 
-    `tenant` restricts whose jobs are seen. Raises JobNotFound.
+    `tenant` restricts whose jobs are seen. The caller publishes a job that goes on. Raises
+    JobNotFound.
     """
     row = conn.execute(
         """
         WITH changed AS (
-            UPDATE jobs SET paused_at = CASE WHEN %(paused)s THEN now() END, published_at = NULL
+            UPDATE jobs SET paused_at = CASE WHEN %(paused)s THEN now() END,
+                published_at = CASE WHEN run_after <= now() THEN now() END
             WHERE id = %(id)s AND finished_at IS NULL AND (paused_at IS NULL) = %(paused)s
                 AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
             RETURNING id

@@ -13,9 +13,9 @@ from uuid import UUID
 
 from marco_search.errors import IdempotencyConflict, JobNotFound
 from marco_search.jobs import Job, payload_hash
-from marco_search.store import limits, seals
+from marco_search.store import seals
 from marco_search.store.connect import Conn
-from marco_search.store.limits import Limits
+from marco_search.store.limits import Gate
 from marco_search.store.states import CHANNEL, PRIORITIES, JobState
 
 AGING_S = 600.0
@@ -40,14 +40,14 @@ def insert(
     *,
     tenant: str,
     batch_id: UUID | None = None,
-    allowed: Limits = limits.NONE,
+    gate: Gate | None = None,
     aging_s: float = AGING_S,
 ) -> list[StoredJob]:
     """Store the jobs, in order, marked as published. `tenant` is for those that name none.
 
     A job waits `aging_s` for each level of priority below high (see `line`). Raises
     IdempotencyConflict if a key belongs to another payload, and QueueFull or QuotaExceeded if
-    more than `allowed` would be queued; the transaction must then be rolled back, so that
+    more than `gate` allows would be queued; the transaction must then be rolled back, so that
     none is stored. Jobs that a key names already are never refused.
     """
     stored = []
@@ -57,7 +57,8 @@ def insert(
     created = Counter(
         job.tenant or tenant for job, now in zip(jobs, stored, strict=True) if now.created
     )
-    limits.check(conn, created, allowed)
+    if gate is not None:
+        gate.check(conn, created)
     return stored
 
 

@@ -8,7 +8,9 @@ A message says that some job is due, not which: whoever takes one claims the job
   `aging_s` for each level below high. So a normal job goes before the high ones that were
   submitted `aging_s` or more after it: it ages by waiting, and no stream of high ones starves it.
 
-Shares come before priorities: else a tenant would get all by calling its jobs high. The
+Shares come before priorities: else a tenant would get all by calling its jobs high.
+
+In the line stand the jobs that were published: one in its back-off joins when it is due. The
 order needs no recount while jobs wait: it is one index, of which a claim reads the first
 entry for each tenant.
 """
@@ -17,15 +19,18 @@ from __future__ import annotations
 
 from marco_search.store.connect import Conn
 
-# The line is walked from tenant to tenant, not job by job. `first` skips jobs that wait for
-# their back-off.
+# The line is walked from tenant to tenant, not job by job. ORDER BY names the columns of its
+# index, so that no other is taken.
 _TENANTS = """
     WITH RECURSIVE named (tenant) AS (
-        (SELECT tenant FROM jobs WHERE state = 'queued' AND paused_at IS NULL
-            ORDER BY tenant LIMIT 1)
+        (SELECT tenant FROM jobs
+            WHERE state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL
+            ORDER BY tenant, turn_at LIMIT 1)
         UNION ALL
-        SELECT (SELECT tenant FROM jobs WHERE state = 'queued' AND paused_at IS NULL
-            AND tenant > named.tenant ORDER BY tenant LIMIT 1)
+        SELECT (SELECT tenant FROM jobs
+            WHERE state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL
+                AND tenant > named.tenant
+            ORDER BY tenant, turn_at LIMIT 1)
         FROM named WHERE named.tenant IS NOT NULL
     ), busy AS (
         SELECT tenant, count(*) AS running FROM jobs WHERE state = 'running' GROUP BY tenant
@@ -33,8 +38,8 @@ _TENANTS = """
     SELECT named.tenant
     FROM named LEFT JOIN busy USING (tenant) CROSS JOIN LATERAL (
         SELECT turn_at FROM jobs
-        WHERE state = 'queued' AND paused_at IS NULL AND tenant = named.tenant
-            AND run_after <= now()
+        WHERE state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL
+            AND tenant = named.tenant AND run_after <= now()
         ORDER BY turn_at LIMIT 1
     ) AS first
     WHERE named.tenant IS NOT NULL AND NOT EXISTS (
@@ -45,7 +50,8 @@ _TENANTS = """
 
 FIRST = """id = (
     SELECT id FROM jobs
-    WHERE state = 'queued' AND paused_at IS NULL AND tenant = %(tenant)s AND run_after <= now()
+    WHERE state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL
+        AND tenant = %(tenant)s AND run_after <= now()
     ORDER BY turn_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 )"""
 """Condition on `jobs`: the first due job of a tenant that nobody is claiming just now."""

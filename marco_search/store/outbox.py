@@ -24,6 +24,7 @@ _FORGOTTEN = """
         AND published_at < now() - make_interval(secs => %(waiting_s)s)
         AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
         AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
+    ORDER BY published_at
 """
 
 
@@ -46,14 +47,13 @@ def pulse(conn: Conn, waiting_s: float) -> Pulse:
         found = cursor.execute(
             f"""
             SELECT
-                EXISTS (SELECT FROM jobs WHERE state = 'queued' AND run_after <= now()
-                    AND (published_at IS NULL OR published_at < run_after)
-                    AND paused_at IS NULL) AS due,
+                EXISTS (SELECT FROM jobs WHERE state = 'queued' AND published_at IS NULL
+                    AND run_after <= now() AND paused_at IS NULL) AS due,
                 EXISTS (SELECT FROM jobs WHERE state = 'running'
                     AND lease_expires_at < now()) AS lost,
                 EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()
                     AND state = 'queued') AS expired,
-                EXISTS ({_FORGOTTEN}) AS waiting
+                ({_FORGOTTEN} LIMIT 1) IS NOT NULL AS waiting
             """,  # noqa: S608  # a constant
             {"waiting_s": waiting_s},
         ).fetchone()
@@ -70,7 +70,7 @@ def due(conn: Conn, limit: int = 500) -> list[UUID]:
         """
         WITH found AS (
             SELECT id FROM jobs
-            WHERE state = 'queued' AND (published_at IS NULL OR published_at < run_after)
+            WHERE state = 'queued' AND published_at IS NULL
                 AND run_after <= now() AND paused_at IS NULL
             ORDER BY run_after LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         )

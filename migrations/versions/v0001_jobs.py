@@ -111,7 +111,7 @@ def _jobs() -> None:
         _null(
             "published_at",
             TIME,
-            "When its message was last given to the broker; null: it must be",
+            "When its message was last given to the broker; null: it must be, once it is due",
         ),
         _null("started_at", TIME, "First claim"),
         _null("finished_at", TIME, "When it reached a final state"),
@@ -161,13 +161,13 @@ def _jobs() -> None:
         comment="Jobs: the truth about each, and the outbox its message is published from",
     )
     for name, columns, condition in (
-        (
-            "ix_jobs_to_publish",
-            ["run_after"],
-            "state = 'queued' AND (published_at IS NULL OR published_at < run_after)",
-        ),
+        ("ix_jobs_to_publish", ["run_after"], "state = 'queued' AND published_at IS NULL"),
         ("ix_jobs_waiting", ["published_at"], "state = 'queued' AND published_at IS NOT NULL"),
-        ("ix_jobs_line", ["tenant", "turn_at"], "state = 'queued' AND paused_at IS NULL"),
+        (
+            "ix_jobs_line",
+            ["tenant", "turn_at"],
+            "state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL",
+        ),
         ("ix_jobs_running", ["tenant"], "state = 'running'"),
         ("ix_jobs_expires_at", ["expires_at"], "finished_at IS NULL AND expires_at IS NOT NULL"),
         ("ix_jobs_given_up", ["finished_at"], "state IN ('failed', 'dead')"),

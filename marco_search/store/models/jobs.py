@@ -63,7 +63,7 @@ class JobModel(Base):
         comment="When it was paused; null: it is not"
     )
     published_at: Mapped[datetime | None] = mapped_column(
-        comment="When its message was last given to the broker; null: it must be"
+        comment="When its message was last given to the broker; null: it must be, once it is due"
     )
     started_at: Mapped[datetime | None] = mapped_column(comment="First claim")
     finished_at: Mapped[datetime | None] = mapped_column(comment="When it reached a final state")
@@ -131,9 +131,7 @@ class JobModel(Base):
         Index(
             "ix_jobs_to_publish",
             "run_after",
-            postgresql_where=text(
-                "state = 'queued' AND (published_at IS NULL OR published_at < run_after)"
-            ),
+            postgresql_where=text("state = 'queued' AND published_at IS NULL"),
         ),
         Index(
             "ix_jobs_waiting",
@@ -144,7 +142,9 @@ class JobModel(Base):
             "ix_jobs_line",
             "tenant",
             "turn_at",
-            postgresql_where=text("state = 'queued' AND paused_at IS NULL"),
+            postgresql_where=text(
+                "state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL"
+            ),
         ),
         Index("ix_jobs_running", "tenant", postgresql_where=text("state = 'running'")),
         Index(
