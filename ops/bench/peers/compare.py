@@ -107,7 +107,7 @@ def _speed(counters: Counters, seconds: float, cpu_s: float) -> dict[str, Any]:
     }
 
 
-_COLUMNS = {
+COLUMNS = {
     "tokens_per_s": "tokens/s",
     "completions_per_s": "completions/s",
     "tokens_per_completion": "tokens a completion",
@@ -124,12 +124,12 @@ def table(found: dict[str, Any]) -> str:
     """The figures of all, as a Markdown table; why where there are none."""
     if "peers_skipped" in found:
         return f"The other projects were left out: {found['peers_skipped']}"
-    lines = [f"| | {' | '.join(_COLUMNS.values())} |", "|---" * (len(_COLUMNS) + 1) + "|"]
+    lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, title in (OURS | PEERS).items():
         if f"{name}_skipped" in found:
             lines.append(f"| {title} | did not run: {found[f'{name}_skipped']} |")
             continue
-        cells = [_cell(found[f"{name}_{column}"]) for column in _COLUMNS]
+        cells = [_cell(found[f"{name}_{column}"]) for column in COLUMNS]
         if found[f"{name}_refused_error"]:
             cells[-1] = "none: the search ends"
         lines.append(f"| {title} | {' | '.join(cells)} |")
