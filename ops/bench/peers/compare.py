@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -157,15 +159,22 @@ def _run(python: Path, name: str, task: Task) -> Outcome:
         asked, told = Path(folder) / "task.json", Path(folder) / "outcome.json"
         asked.write_text(json.dumps(dataclasses.asdict(task)))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "PYTHON"))}
-        done = subprocess.run(
+        script = subprocess.Popen(
             [str(python), "-m", f"ops.bench.peers.with_{name}", str(asked), str(told)],
             cwd=_ROOT,
             env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "HOME": folder},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=_TIME_S,
+            start_new_session=True,
         )
-        if done.returncode or not told.exists():
-            said = (done.stdout + done.stderr).strip()[-500:]
-            raise ValueError(f"with_{name} ended with {done.returncode}: {said}")
+        try:
+            said, _ = script.communicate(timeout=_TIME_S)
+        finally:
+            # Whatever it has started as well: all of it is in one group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(script.pid, signal.SIGKILL)
+            script.wait()
+        if script.returncode or not told.exists():
+            raise ValueError(f"with_{name} ended with {script.returncode}: {said.strip()[-500:]}")
         return Outcome(**json.loads(told.read_text()))
