@@ -45,9 +45,12 @@ MEANING = {
 
 
 def measure(
-    searches: int = 64, rollouts: int = 32, *, real: bool | None = None, others: bool | None = None
+    searches: int = 64, rollouts: int = 32, *, real: bool | None = None, others: bool = False
 ) -> dict[str, Any]:
-    """All figures, by their keys. `real`, `others` None: what is installed already."""
+    """All figures, by their keys. `real` None: the real server if it is installed already.
+
+    `others`: the other projects as well, which takes some minutes.
+    """
     found: dict[str, Any] = {"searches": searches, "rollouts": rollouts}
     found["load_before"] = os.getloadavg()[0]
     # Before there are other processes that would take its time.
@@ -59,7 +62,7 @@ def measure(
         step = many(server, count=searches, rollouts=rollouts)
         found |= _throughput(server, step)
         found |= _peaks(server)
-        if compare.installed() if others is None else others:
+        if others:
             best = many(server, count=searches, rollouts=rollouts, strategy="best-of-n")
             found |= compare.ours(server, {"step": step, "best-of-n": best}, rollouts)
             found |= compare.measure(server, searches, rollouts)

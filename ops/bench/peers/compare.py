@@ -34,7 +34,6 @@ REFUSE_EVERY = 8
 _WIDTH = 8  # our tree searches' own
 _TIME_S = 420.0  # of one run of one peer: the slowest takes 100 s on two quiet cores
 _ROOT = Path(__file__).resolve().parents[3]
-installed = environment.installed
 
 
 def measure(server: Simulated, searches: int, budget: int) -> dict[str, Any]:

@@ -10,11 +10,6 @@ _NAME = "bench-peers"
 _LOCK = Path(__file__).with_name("requirements.lock")
 
 
-def installed() -> bool:
-    """Whether it was made already."""
-    return cached.python_of(_NAME, _LOCK) is not None
-
-
 def ensure() -> Path:
     """Its Python, after installing what the lock says if need be.
 
