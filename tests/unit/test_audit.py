@@ -1,0 +1,112 @@
+"""Hashes, the chain and recomputation, without a database."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from uuid import UUID
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marco_search.audit import anchors
+from marco_search.audit.chain import FIRST, JOB, NO_HEAD, Link, check_links, follow, head_of
+from marco_search.audit.merkle import leaf_hash, merkle_root
+from marco_search.audit.proofs import KINDS, prove, unpack
+from marco_search.audit.recompute import vector_confidences
+from marco_search.search.confidence import token_confidence
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+JOBS = [UUID(int=i) for i in range(1, 5)]
+
+
+def chain() -> list[Link]:
+    head = head_of(seq=0, kind=FIRST, job_id=None, root=b"r" * 32, previous=NO_HEAD, at=NOW)
+    links = [
+        Link(seq=0, kind=FIRST, job_id=None, root=b"r" * 32, previous=NO_HEAD, head=head, at=NOW)
+    ]
+    for job_id in JOBS:
+        root = sha256(job_id.bytes).digest()
+        links.append(follow(links[-1], kind=JOB, job_id=job_id, root=root, at=NOW))
+    return links
+
+
+def test_the_merkle_tree_is_that_of_rfc_6962() -> None:
+    def recursive(leaves: list[bytes]) -> bytes:
+        """The definition, word for word."""
+        if len(leaves) == 1:
+            return leaves[0]
+        k = 1
+        while k * 2 < len(leaves):
+            k *= 2
+        return sha256(b"\x01" + recursive(leaves[:k]) + recursive(leaves[k:])).digest()
+
+    assert merkle_root([]) == sha256(b"").digest()
+    for count in range(1, 40):
+        leaves = [leaf_hash(b"node", bytes([i])) for i in range(count)]
+        assert merkle_root(leaves) == recursive(leaves)
+
+
+def test_a_row_of_one_kind_does_not_pass_for_one_of_another() -> None:
+    assert leaf_hash(b"node", b"x") != leaf_hash(b"answer", b"x")
+
+
+def test_a_proof_comes_back_as_it_was_kept() -> None:
+    proof = prove({"request": [(0, b"q")], "outcome": [(0, b"o")], "node": [(1, b"a"), (2, b"b")]})
+    keys = {kind: list(proof.hashes[kind]) for kind in KINDS}
+    assert unpack(keys, proof.packed()) == proof
+    assert unpack(keys, proof.packed()[:-1]) is None
+    assert proof.root == merkle_root([h for kind in KINDS for h in proof.hashes[kind].values()])
+
+
+def test_an_untouched_chain_fits() -> None:
+    assert list(check_links(chain())) == []
+
+
+@pytest.mark.parametrize("name", ["seq", "kind", "job_id", "root", "previous", "head", "at"])
+def test_every_column_of_a_link_counts(name: str) -> None:
+    links = chain()
+    changed = {
+        "seq": 7,
+        "kind": "archive",
+        "job_id": UUID(int=9),
+        "root": b"x" * 32,
+        "previous": b"x" * 32,
+        "head": b"x" * 32,
+        "at": NOW + timedelta(microseconds=1),
+    }
+    links[2] = replace(links[2], **{name: changed[name]})
+    assert next(iter(check_links(links))).key.startswith("seq 2")
+
+
+def test_a_missing_link_is_named() -> None:
+    links = chain()
+    del links[2]
+    assert next(iter(check_links(links))).key == "seq 2"
+    assert next(iter(check_links([]))).key == "seq 0"
+
+
+def test_an_anchor_holds_as_the_chain_grows_and_not_when_it_shrinks() -> None:
+    links = chain()
+    anchor = anchors.make(links[0], links[3], jobs=3)
+    assert list(anchors.check_anchor(anchor, links[0], links[3], links[4])) == []
+    (cut,) = anchors.check_anchor(anchor, links[0], None, links[2])
+    assert "tail was cut" in cut.what
+    (other,) = anchors.check_anchor(anchor, replace(links[0], head=b"x" * 32), None, None)
+    assert other.what == "another database"
+
+
+float32 = st.floats(-80, 0, width=32)
+
+
+@given(st.lists(st.tuples(float32, st.lists(float32, min_size=1, max_size=5)), min_size=1))
+def test_confidences_computed_all_at_once_are_those_of_the_search(
+    tokens: list[tuple[float, list[float]]],
+) -> None:
+    """Also for a token outside the best five, and where there were fewer than five."""
+    tops = np.array([[*top, *[-np.inf] * (5 - len(top))] for _, top in tokens])
+    found = vector_confidences(np.array([p for p, _ in tokens]), tops)
+    assert found.tolist() == pytest.approx([token_confidence(p, t) for p, t in tokens], abs=1e-12)
