@@ -8,6 +8,7 @@
     │   ├── QueryRefused           a query is not read-only, not valid, or took too long
     │   ├── InvalidDataSet         a file of problems or of results can't be evaluated
     │   ├── InvalidAnchor          a file is no anchor, or its signature does not fit
+    │   ├── ArchiveRefused         a month can't be archived, or a folder is no archive
     │   ├── InvalidSettings        an environment variable has a value that can't be used
     │   └── IdempotencyConflict    the key is taken by another payload
     ├── JobNotFound                no such job for this tenant
@@ -97,6 +98,10 @@ class InvalidDataSet(InputError):
 
 class InvalidAnchor(InputError):
     """An anchor, or the key to sign it with, can't be used: the message says why."""
+
+
+class ArchiveRefused(InputError):
+    """A month can't be archived, or a folder is no archive: the message says why."""
 
 
 class InvalidSettings(InputError):

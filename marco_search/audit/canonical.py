@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from marco_search.audit.binary import pack_numbers, pack_texts
+
 REQUEST = {
     "id": "uuid",
     "tenant": "text",
@@ -136,7 +138,6 @@ ANSWER = {
 }
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_OIDS = {"int4": 23, "text": 25, "float4": 700, "float8": 701}
 _NULL = struct.pack(">i", -1)
 
 
@@ -173,11 +174,4 @@ def encode(columns: Mapping[str, str], values: Sequence[Any]) -> bytes:
 
 
 def _array(kind: str, values: Sequence[Any]) -> bytes:
-    """Dimensions, nulls (none), element type, count, lower bound, then the elements."""
-    if not len(values):
-        return struct.pack(">iii", 0, 0, _OIDS[kind])
-    out = [struct.pack(">iiiii", 1, 0, _OIDS[kind], len(values), 1)]
-    for value in values:
-        data = _SCALARS[kind](value)
-        out += (struct.pack(">i", len(data)), data)
-    return b"".join(out)
+    return pack_texts(values) if kind == "text" else pack_numbers(kind, values)

@@ -94,6 +94,8 @@ def requeue(
                 expires_at = CASE WHEN expires_at > now() THEN expires_at END
             WHERE id = ANY (%(ids)s) AND state IN ('failed', 'dead')
                 AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+                -- One that was archived has no rounds left to go on from.
+                AND NOT EXISTS (SELECT FROM archives WHERE first <= jobs.id AND jobs.id < before)
             RETURNING id, lease_generation, last_error ->> 'type' AS error
         ), logged AS (
             INSERT INTO audit_log (job_id, generation, event, detail)

@@ -5,7 +5,16 @@ Created by the migrations, which hold their own frozen copy; `migrations.check` 
 
 from __future__ import annotations
 
-INSERT_ONLY = ("attempts", "nodes", "rollouts", "answers", "audit_log", "chain", "proofs")
+INSERT_ONLY = (
+    "attempts",
+    "nodes",
+    "rollouts",
+    "answers",
+    "audit_log",
+    "chain",
+    "proofs",
+    "archives",
+)
 """Tables whose rows are never changed or deleted."""
 
 FUNCTION = "refuse_change"

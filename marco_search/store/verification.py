@@ -13,7 +13,7 @@ from marco_search.audit.check import Evidence, Sealed, check_job
 from marco_search.audit.findings import JobReport
 from marco_search.audit.proofs import unpack
 from marco_search.errors import JobNotFound
-from marco_search.store import rows, seals
+from marco_search.store import archives, rows, seals
 from marco_search.store.connect import Conn, Database
 
 
@@ -34,6 +34,7 @@ def verify_job(database: Database, job_id: UUID) -> JobReport:
                 job_id=job_id,
                 rows=found.get(job_id, {}),
                 sealed=sealed.get(job_id, ()),
+                archived=archives.covered(archives.ranges(conn), job_id),
                 visits=shown_visits(conn, [job_id]).get(job_id, {}),
             )
         )
@@ -45,12 +46,14 @@ def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[J
     ids = list(found)
     sealed = sealed_of(conn, ids)
     visits = shown_visits(conn, ids)
+    archived = archives.ranges(conn)
     for job_id in sorted(ids):
         yield check_job(
             Evidence(
                 job_id=job_id,
                 rows=found.pop(job_id),
                 sealed=sealed.get(job_id, ()),
+                archived=archives.covered(archived, job_id),
                 visits=visits.get(job_id, {}),
             )
         )

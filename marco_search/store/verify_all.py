@@ -7,7 +7,7 @@ thousand nodes each. All see the same snapshot, so a database in use verifies as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from psycopg.sql import SQL, Literal
 
 from marco_search.audit.chain import JOB, Link, check_links
 from marco_search.audit.findings import Finding, Report, Status
-from marco_search.store import seals
+from marco_search.store import archives, seals
 from marco_search.store.connect import Conn, Database
 from marco_search.store.verification import check_range
 
@@ -65,10 +65,11 @@ def verify_all(
     began = time.perf_counter()
     with _snapshot(url) as (conn, snapshot):
         links, chained, findings = _check_chain(conn)
+        findings += archives.check(conn)
         jobs = conn.execute("SELECT id, nodes FROM jobs ORDER BY id").fetchall()
         known = {job_id for job_id, _ in jobs}
         tally = Tally()
-        for done in _checked(url, conn, snapshot, _ranges(jobs), processes):
+        for done in _checked(url, conn, snapshot, ranges_of(jobs), processes):
             tally.add(done)
             if on_progress:
                 on_progress(tally.jobs, len(jobs))
@@ -124,16 +125,21 @@ def _check_chain(conn: Conn) -> tuple[int, set[UUID], list[Finding]]:
     return count, chained, findings
 
 
-def _ranges(jobs: list[tuple[UUID, int]]) -> list[Range]:
-    """Ranges of ids that cover every id there can be, also those of rows without a job."""
+def ranges_of(
+    jobs: Iterable[tuple[UUID, int]], after: UUID | None = None, last: UUID | None = None
+) -> list[Range]:
+    """Ranges that cover every id with after < id <= last, also those of rows without a job.
+
+    `jobs`: (id, nodes) of those in between, in order of id.
+    """
     ranges: list[Range] = []
-    after, nodes = None, 0
+    nodes = 0
     for job_id, count in jobs:
         nodes += max(count, 20)  # a job without nodes costs a little, too
         if nodes >= _NODES_A_RANGE:
             ranges.append((after, job_id))
             after, nodes = job_id, 0
-    return [*ranges, (after, None)]
+    return [*ranges, (after, last)]
 
 
 def _checked(

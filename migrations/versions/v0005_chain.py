@@ -1,4 +1,4 @@
-"""Tamper evidence: the chain and the proofs."""
+"""Tamper evidence: the chain, the proofs, and what was archived."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ revision = "0005"
 down_revision = "0004"
 
 T, INT, BIG, BYTES = sa.Text(), sa.Integer(), sa.BigInteger(), sa.LargeBinary()
-TABLES = ("chain", "proofs")
+TABLES = ("chain", "proofs", "archives")
 
 
 def _column(name: str, kind: Any, comment: str, *extra: Any, **options: Any) -> sa.Column[Any]:
@@ -24,7 +24,7 @@ def _column(name: str, kind: Any, comment: str, *extra: Any, **options: Any) -> 
 
 
 def upgrade() -> None:
-    """Create both, with the chain's first link: its random root gives the database an id."""
+    """Create them, with the chain's first link: its random root gives the database an id."""
     op.create_table(
         "chain",
         _column("seq", BIG, "0, 1, ... without a gap", autoincrement=False),
@@ -62,6 +62,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name="pk_proofs"),
         comment="Hash of each row of a job when it ended: names the row changed. Insert only",
     )
+    op.create_table(
+        "archives",
+        _column("seq", BIG, "The link whose root is the SHA-256 of the list", autoincrement=False),
+        _column("first", sa.Uuid(), "Lowest id a job of the month can have"),
+        _column("before", sa.Uuid(), "Lowest id of the next month"),
+        _column("files", T, "The list: manifest.json, word for word"),
+        sa.ForeignKeyConstraint(["seq"], ["chain.seq"], name="fk_archives_seq_chain"),
+        sa.PrimaryKeyConstraint("seq", name="pk_archives"),
+        comment="Months whose trees are in an archive, with what it holds. Insert only",
+    )
     _first_link()
     for table in TABLES:
         op.execute(
@@ -83,6 +93,6 @@ def _first_link() -> None:
 
 
 def downgrade() -> None:
-    """Drop both: nothing vouches for the trail any more."""
+    """Drop them: nothing vouches for the trail any more."""
     for table in reversed(TABLES):
         op.drop_table(table)

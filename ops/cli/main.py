@@ -41,6 +41,7 @@ COMMANDS = {
     ),
     "anchor": ("verify", "Print the head of the chain of hashes, signed, to keep elsewhere."),
     "export": ("export", "Write jobs, trees and tokens to files, or send them as traces."),
+    "archive": ("archive", "Move months of trees to Parquet files that prove themselves."),
     "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
     "replay": ("replay", "Generate a job again and compare, or score a file of trees anew."),
     "worker": ("worker", "Run a worker that answers submitted jobs."),

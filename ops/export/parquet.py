@@ -21,6 +21,7 @@ _TYPES: dict[str, Any] = {
     "int64": pa.int64(),
     "float32": pa.float32(),
     "float64": pa.float64(),
+    "binary": pa.binary(),
     "time": pa.timestamp("us", tz="UTC"),
 }
 

@@ -2,12 +2,13 @@
 
 from marco_search.store.models.auditors import AuditorModel
 from marco_search.store.models.base import Base
-from marco_search.store.models.chain import ChainModel, ProofModel
+from marco_search.store.models.chain import ArchiveModel, ChainModel, ProofModel
 from marco_search.store.models.jobs import AttemptModel, JobModel
 from marco_search.store.models.trail import AnswerModel, AuditModel, NodeModel, RolloutModel
 
 __all__ = [
     "AnswerModel",
+    "ArchiveModel",
     "AttemptModel",
     "AuditModel",
     "AuditorModel",

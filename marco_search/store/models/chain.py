@@ -63,3 +63,21 @@ class ProofModel(Base):
     __table_args__ = (
         {"comment": "Hash of each row of a job when it ended: names the row changed. Insert only"},
     )
+
+
+class ArchiveModel(Base):
+    """A month whose trees were written to files and taken out of the database."""
+
+    __tablename__ = "archives"
+
+    seq: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("chain.seq"), primary_key=True, autoincrement=False,
+        comment="The link whose root is the SHA-256 of the list",
+    )  # fmt: skip
+    first: Mapped[UUID] = mapped_column(Uuid, comment="Lowest id a job of the month can have")
+    before: Mapped[UUID] = mapped_column(Uuid, comment="Lowest id of the next month")
+    files: Mapped[str] = mapped_column(comment="The list: manifest.json, word for word")
+
+    __table_args__ = (
+        {"comment": "Months whose trees are in an archive, with what it holds. Insert only"},
+    )

@@ -14,7 +14,7 @@ from ops.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from marco_search.audit.anchors import Anchor
-    from marco_search.audit.findings import Finding
+    from marco_search.audit.findings import Finding, Report
     from ops.cli.session import Session
 
 _SHOWN = 20
@@ -28,6 +28,10 @@ _file = click.Path(dir_okay=False, path_type=Path)
     "--anchor", "anchors", multiple=True, type=_file, metavar="FILE",
     help="An anchor kept elsewhere that the chain must still hold; may be given again.",
 )  # fmt: skip
+@click.option(
+    "--archive", "archives", multiple=True, type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER", help="Check an archived month instead; may be given again.",
+)  # fmt: skip
 @click.option("--public-key", metavar="HEX", help="The key that the anchors must be signed by.")
 @click.option(
     "--processes", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
@@ -35,8 +39,8 @@ _file = click.Path(dir_okay=False, path_type=Path)
 )  # fmt: skip
 @json_option
 def verify(
-    jobs: tuple[str, ...], everything: bool, anchors: tuple[Path, ...], public_key: str | None,
-    processes: int, as_json: bool,
+    jobs: tuple[str, ...], everything: bool, anchors: tuple[Path, ...],
+    archives: tuple[Path, ...], public_key: str | None, processes: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Check JOBs, or all jobs and the whole chain, and name the first row that does not fit.
 
@@ -49,10 +53,14 @@ def verify(
 
     if jobs and everything:
         raise click.UsageError("name jobs, or --all, not both")
+    if archives and (jobs or everything):
+        raise click.UsageError("--archive checks archives only: run verify again for the rest")
     kept = [anchor_files.read(path, public_key=public_key) for path in anchors]
     with session() as here:
         against = _against_anchors(here, kept)
-        if jobs:
+        if archives:
+            said, found = _verify_archives(here, archives)
+        elif jobs:
             said, found = _verify_jobs(here, jobs)
         else:
             said, found = _verify_all(here, processes, quiet=as_json)
@@ -109,16 +117,34 @@ def _verify_all(
     report = verify_all(database_url(here.settings), processes=processes, on_progress=tell)
     if show:
         click.echo("\r\033[K", nl=False, err=True)
-    said = {
-        "jobs": report.jobs,
-        "open_jobs": report.open_jobs,
-        "archived_jobs": report.archived_jobs,
-        "nodes": report.nodes,
-        "rollouts": report.rollouts,
-        "links": report.links,
-        "seconds": round(report.seconds, 3),
-    }
-    return said, list(report.findings)
+    return _numbers([report]), list(report.findings)
+
+
+def _verify_archives(
+    here: Session, folders: Sequence[Path]
+) -> tuple[dict[str, Any], list[Finding]]:
+    from marco_search.audit.findings import Finding
+    from marco_search.store import archives
+    from ops.export.archive import read_manifest
+    from ops.export.archive_check import check_archive
+
+    found: list[Finding] = []
+    reports = []
+    for folder in folders:
+        with here.database.transaction() as conn:
+            known = archives.chained_root(conn, read_manifest(folder))
+        if known is None:
+            what = "the chain knows no archive with this list"
+            found.append(Finding("manifest.json", str(folder), what, "a link", "none"))
+        reports.append(check_archive(folder))
+        found += reports[-1].findings
+    return _numbers(reports), found
+
+
+def _numbers(reports: Sequence[Report]) -> dict[str, Any]:
+    counts = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links")
+    said: dict[str, Any] = {name: sum(getattr(r, name) for r in reports) for name in counts}
+    return said | {"seconds": round(sum(r.seconds for r in reports), 3)}
 
 
 def _tell(said: dict[str, Any], found: Sequence[Finding], kept: Sequence[Anchor]) -> None:

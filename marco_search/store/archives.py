@@ -1,0 +1,154 @@
+"""Months of trees that may leave the database, and those that have left it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import errors
+from psycopg.sql import SQL, Identifier
+
+from marco_search.audit.findings import Finding
+from marco_search.errors import ArchiveRefused
+from marco_search.store import partitions, seals
+from marco_search.store.connect import Conn
+
+TABLES = ("nodes", "rollouts", "answers")
+"""Whose partitions are dropped. Jobs, attempts and the log stay: they are small."""
+
+_NAME = re.compile(r"nodes_(\d{4})_(\d{2})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Month:
+    """A month that has partitions. Its jobs have first <= id < before."""
+
+    name: str  # such as 2026-08
+    first: UUID
+    before: UUID
+    end: datetime  # the beginning of the next month, UTC
+
+
+def months(conn: Conn, until: datetime) -> list[Month]:
+    """The months with partitions that are over at `until`, oldest first."""
+    rows = conn.execute(
+        "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s ORDER BY c.relname",
+        [partitions.SCHEMA],
+    ).fetchall()
+    found = []
+    for (name,) in rows:
+        match = _NAME.fullmatch(name)
+        if match:
+            year, month = int(match[1]), int(match[2])
+            start = datetime(year, month, 1, tzinfo=UTC)
+            end = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+            if end <= until:
+                bounds = partitions.lower_bound(start), partitions.lower_bound(end)
+                name = f"{year}-{month:02}"
+                found.append(Month(name=name, first=bounds[0], before=bounds[1], end=end))
+    return found
+
+
+def require_ended(conn: Conn, month: Month) -> None:
+    """Raises ArchiveRefused if a job of the month has not ended."""
+    rows = conn.execute(
+        "SELECT id, state, count(*) OVER () FROM jobs WHERE id >= %s AND id < %s"
+        " AND finished_at IS NULL ORDER BY id LIMIT 1",
+        [month.first, month.before],
+    ).fetchone()
+    if rows is not None:
+        raise ArchiveRefused(
+            f"{month.name}: {rows[2]} jobs have not ended, the first is {rows[0]} ({rows[1]}); "
+            "wait for them or cancel them"
+        )
+
+
+def drop(conn: Conn, month: Month, manifest: str) -> int:
+    """Chain the archive's list, log it for each job, drop the partitions; the link's seq.
+
+    Raises ArchiveRefused if a job of the month runs again, or this user may not drop them.
+    """
+    # Nobody may put a job back until this is committed.
+    conn.execute(
+        "SELECT FROM jobs WHERE id >= %s AND id < %s AND state IN ('failed', 'dead') FOR UPDATE",
+        [month.first, month.before],
+    )
+    require_ended(conn, month)
+    try:
+        for table in TABLES:
+            name = f"{table}_{month.name.replace('-', '_')}"
+            conn.execute(SQL("DROP TABLE {}").format(Identifier(partitions.SCHEMA, name)))
+    except errors.InsufficientPrivilege:
+        raise ArchiveRefused(
+            "only the owner of the tables may drop a month: use the owner's DATABASE_URL"
+        ) from None
+    digest = root_of(manifest)
+    conn.execute(
+        "INSERT INTO audit_log (job_id, event, detail)"
+        " SELECT id, 'archived', jsonb_build_object('month', %s::text, 'manifest', %s::text)"
+        " FROM jobs WHERE id >= %s AND id < %s ORDER BY id",
+        [month.name, digest.hex(), month.first, month.before],
+    )
+    link = seals.seal_archive(conn, digest)
+    conn.execute(
+        "INSERT INTO archives (seq, first, before, files) VALUES (%s, %s, %s, %s)",
+        [link.seq, month.first, month.before, manifest],
+    )
+    return link.seq
+
+
+def root_of(manifest: str) -> bytes:
+    """What the chain holds of an archive."""
+    return hashlib.sha256(manifest.encode()).digest()
+
+
+def check(conn: Conn) -> list[Finding]:
+    """Archives whose list is not the one that was chained."""
+    found = []
+    for seq, root, files in conn.execute(
+        "SELECT c.seq, c.root, a.files FROM chain AS c LEFT JOIN archives AS a USING (seq)"
+        " WHERE c.kind = 'archive' OR a.seq IS NOT NULL ORDER BY c.seq"
+    ):
+        if files is None:
+            found.append(Finding("archives", f"seq {seq}", "the list is gone", "a row", "none"))
+        elif root_of(files) != root:
+            there = root_of(files).hex()[:16]
+            what = "the list was changed"
+            found.append(Finding("archives", f"seq {seq}", what, root.hex()[:16], there))
+    return found
+
+
+def ranges(conn: Conn) -> list[tuple[UUID, UUID]]:
+    """The (first, before) of all archived months."""
+    return conn.execute("SELECT first, before FROM archives ORDER BY seq").fetchall()
+
+
+def covered(archived: Sequence[tuple[UUID, UUID]], job_id: UUID) -> bool:
+    """Whether a job's tree is in an archive."""
+    return any(first <= job_id < before for first, before in archived)
+
+
+def chained_root(conn: Conn, manifest: str) -> int | None:
+    """The seq of the link that holds this list; None: the chain knows no such archive."""
+    row = conn.execute(
+        "SELECT seq FROM chain WHERE kind = 'archive' AND root = %s", [root_of(manifest)]
+    ).fetchone()
+    return row[0] if row else None
+
+
+def parse(manifest: str) -> dict[str, Any]:
+    """The list as values. Raises ArchiveRefused."""
+    try:
+        data: dict[str, Any] = json.loads(manifest)
+        if data["format"] != "marco-archive 1":
+            raise ValueError("another format")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArchiveRefused(f"manifest.json: not an archive's list ({error})") from None
+    return data
