@@ -3,7 +3,9 @@
 - retryable (`MarcoError.retryable`): the job goes back to the queue with a growing delay,
   until its attempts are used up; then it is dead
 - permanent (any other `MarcoError`): failed, another attempt would end the same
-- anything else is a bug of ours: failed, with the traceback
+- anything else is a bug of ours: failed
+
+The traceback is kept with each, for whoever looks at a job that was given up.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def described(error: BaseException) -> dict[str, Any]:
     message = str(error).replace("\x00", "\\0") or type(error).__name__
     about: dict[str, Any] = {"type": type(error).__name__, "message": message}
     about["retryable"] = is_retryable(error)
-    if is_bug(error):
+    if error.__traceback__ is not None:
         trace = "".join(traceback.format_exception(error)).replace("\x00", "\\0")
         about["traceback"] = trace[-_MAX_TRACEBACK_CHARS:]
     return about
