@@ -54,6 +54,7 @@ class PostgresJournal:
         A round costs more to generate than it costs to wait. Raises LeaseLost, and
         DatabaseUnavailable if the worker must leave meanwhile.
         """
+        away = False
         while True:
             self._heartbeat.check()
             try:
@@ -62,7 +63,9 @@ class PostgresJournal:
             except DatabaseUnavailable as error:
                 if self._heartbeat.in_vain:
                     raise
-                log.warning("job %s waits: %s", self._job_id, error)
+                if not away:
+                    log.warning("job %s waits: %s", self._job_id, error)
+                away = True
                 time.sleep(_WAIT_S)
 
     def should_stop(self) -> StopReason | None:

@@ -46,6 +46,7 @@ class Heartbeat:
         self._left_s = left_s
         self._on_end = on_end
         self._lost = False
+        self._away = False  # Postgres
         self._stop = Event()
         self._thread = Thread(target=self._run, name=f"lease-{lease.job_id}", daemon=True)
 
@@ -75,16 +76,16 @@ class Heartbeat:
         return self._lost or self.watch.cancelled or self.watch.expired or self._left_s() == 0.0
 
     def _run(self) -> None:
-        # Everything that is due is done at once, then the earliest is waited for.
+        look_s = min(LOOK_S, self._every_s)
         beat_at = time.monotonic() + self._every_s
-        look_at = time.monotonic() + min(LOOK_S, self._every_s)
+        look_at = time.monotonic() + look_s
         while not self._stop.wait(min(_TICK_S, self._every_s)):
-            if time.monotonic() >= min(look_at, beat_at) and not self._lost:
+            if time.monotonic() >= look_at and not self._lost:
                 beats = time.monotonic() >= beat_at
                 # An extension that failed is tried again at the next look.
                 if self._ask(extend=beats) and beats:
                     beat_at = time.monotonic() + self._every_s
-                look_at = time.monotonic() + LOOK_S
+                look_at = time.monotonic() + look_s
             if self.in_vain:
                 # At every tick: a round may just have been about to begin.
                 self._on_end()
@@ -100,8 +101,11 @@ class Heartbeat:
         except DatabaseUnavailable as error:
             # Nothing is given up: nobody can take the job meanwhile, and whether somebody
             # has will be seen when Postgres is back. Until then no round can be kept.
-            log.warning("job %s: no heartbeat: %s", self.lease.job_id, error)
+            if not self._away:
+                log.warning("job %s: no heartbeat: %s", self.lease.job_id, error)
+            self._away = True
             return False
+        self._away = False
         return True
 
     def __enter__(self) -> Self:

@@ -66,7 +66,7 @@ def jobs_table(
 def _row(line: JobStatus) -> list[str]:
     return [
         short_id(line.job_id),
-        line.state,
+        line.state if line.final or line.paused_at is None else "paused",
         one_line(line.subject),
         one_line(line.answer or line.error or ""),
         one_line(line.expected or ""),
