@@ -57,9 +57,12 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
     ).fetchone()
     if row is None:
         return _kept_already(conn, lease, kept.number)
-    write = _copy_by_way_of_a_stage if row[1] else _copy
-    write(conn, lease, "nodes", records.NODE_COLUMNS, map(records.node_row, kept.nodes))
-    write(conn, lease, "rollouts", records.ROLLOUT_COLUMNS, map(records.rollout_row, rollouts))
+    staged = bool(row[1])
+    for table, columns, rows in (
+        ("nodes", records.NODE_COLUMNS, map(records.node_row, kept.nodes)),
+        ("rollouts", records.ROLLOUT_COLUMNS, map(records.rollout_row, rollouts)),
+    ):
+        _copy(conn, lease, table, columns, rows, staged=staged)
     conn.execute(
         "INSERT INTO audit_log (job_id, generation, event, detail) VALUES (%s, %s, 'round', %s)",
         [lease.job_id, lease.generation, Jsonb({"round": kept.number} | totals)],
@@ -86,40 +89,32 @@ def _copy(
     table: str,
     columns: Mapping[str, str],
     rows: Iterable[Sequence[Any]],
+    *,
+    staged: bool,
 ) -> None:
+    """Append rows. `staged` goes by way of a temporary table: where row-level security applies
+    to the user, Postgres refuses COPY into the table itself.
+    """
     names = SQL(", ").join(map(Identifier, ("job_id", "generation", *columns)))
-    into = Identifier(*table.split("."))
-    statement = SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(into, names)
+    into = Identifier("pg_temp", f"staged_{table}") if staged else Identifier(table)
+    parts = {"table": Identifier(table), "into": into, "names": names}
+    if staged:
+        make = (
+            "CREATE TEMP TABLE IF NOT EXISTS {into} ON COMMIT DELETE ROWS"
+            " AS SELECT {names} FROM {table} WITH NO DATA"
+        )
+        conn.execute(SQL(make).format(**parts))
+    statement = SQL("COPY {into} ({names}) FROM STDIN (FORMAT binary)").format(**parts)
     with conn.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types(["uuid", "int8", *columns.values()])
         for row in rows:
             copy.write_row((lease.job_id, lease.generation, *row))
-
-
-def _copy_by_way_of_a_stage(
-    conn: Conn,
-    lease: Lease,
-    table: str,
-    columns: Mapping[str, str],
-    rows: Iterable[Sequence[Any]],
-) -> None:
-    """The same for a user that row-level security applies to: COPY won't write for it."""
-    names = SQL(", ").join(map(Identifier, ("job_id", "generation", *columns)))
-    stage = f"staged_{table}"
-    parts = {"stage": Identifier(stage), "table": Identifier(table), "names": names}
-    conn.execute(
-        SQL(
-            "CREATE TEMP TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS"
-            " AS SELECT {names} FROM {table} WITH NO DATA"
-        ).format(**parts)
-    )
-    _copy(conn, lease, f"pg_temp.{stage}", columns, rows)
-    conn.execute(
-        SQL(
-            "WITH staged AS (DELETE FROM pg_temp.{stage} RETURNING *)"
-            " INSERT INTO {table} ({names}) SELECT {names} FROM staged"
-        ).format(**parts)
-    )
+    if staged:
+        move = (
+            "WITH moved AS (DELETE FROM {into} RETURNING *)"
+            " INSERT INTO {table} ({names}) SELECT {names} FROM moved"
+        )
+        conn.execute(SQL(move).format(**parts))
 
 
 def write_answers(
