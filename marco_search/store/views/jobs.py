@@ -13,7 +13,7 @@ JOBS = View(
         "batch_id": "The batch it was submitted in",
         "kind": "reasoning, translation or open_ended",
         "state": "queued, running, succeeded, failed, cancelled, expired or dead",
-        "priority": "0 is served first, then 3, then 6",
+        "priority": "0 is high, 3 normal, 6 low",
         "subject": "The question, text or prompt",
         "strategy": "How it is searched",
         "metadata": "What the caller attached to it",
@@ -28,6 +28,8 @@ JOBS = View(
         "nodes": "Nodes in the trail",
         "generated_tokens": "Tokens generated",
         "attempts": "Times a worker claimed it",
+        "failures": "Of those, ended by an error",
+        "losses": "Of those, whose worker was lost",
         "seconds": "Seconds of searching, over all attempts",
         "seconds_queued": "Seconds from submission to the first claim",
         "model": "Model it is searched with",
@@ -38,16 +40,20 @@ JOBS = View(
         "created_at": "When submitted",
         "started_at": "When first claimed",
         "finished_at": "When it reached a final state",
+        "expires_at": "Deadline: not searched any more from this time on",
+        "paused_at": "When it was paused; null: it is not",
     },
     """
 SELECT id, tenant, batch_id, kind, state, priority,
     coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt'),
     payload #>> '{options,strategy}', payload -> 'metadata',
     answer, confidence, expected, correct, stop_reason,
-    rounds, rollouts, (plan #>> '{config,rollouts}')::integer, nodes, generated_tokens, attempts,
-    seconds, extract(epoch FROM started_at - created_at)::double precision,
+    rounds, rollouts, (plan #>> '{config,rollouts}')::integer, nodes, generated_tokens,
+    attempts, failures, losses, seconds,
+    extract(epoch FROM started_at - created_at)::double precision,
     plan ->> 'model', plan ->> 'revision', (plan #>> '{config,seed}')::bigint,
-    last_error ->> 'type', last_error ->> 'message', created_at, started_at, finished_at
+    last_error ->> 'type', last_error ->> 'message', created_at, started_at, finished_at,
+    expires_at, paused_at
 FROM public.jobs
 """,
 )

@@ -25,6 +25,7 @@ _TOTALS = {
     "succeeded": "Of those, succeeded",
     "failed": "Failed or dead",
     "cancelled": "Cancelled",
+    "expired": "Ended by their deadline",
     "checked": "Jobs with an answer and an expected one",
     "correct": "Of those, with the expected one",
     **_COUNTED,
@@ -40,7 +41,8 @@ def _totals(name: str, comment: str, by: dict[str, str], expressions: str, where
         f"""
 SELECT {expressions}, count(*), count(*) FILTER (WHERE state = 'succeeded'),
     count(*) FILTER (WHERE state IN ('failed', 'dead')),
-    count(*) FILTER (WHERE state = 'cancelled'), count(correct), count(*) FILTER (WHERE correct),
+    count(*) FILTER (WHERE state = 'cancelled'), count(*) FILTER (WHERE state = 'expired'),
+    count(correct), count(*) FILTER (WHERE correct),
     {_SUMS}, avg({_QUEUED})
 FROM public.jobs WHERE {where} GROUP BY {expressions}
 """,
