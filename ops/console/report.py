@@ -36,7 +36,7 @@ MODULES = (
 _IMPORT = re.compile(r"^import\s[^;]*?;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|class|const)", re.MULTILINE)
 # What could end the island or start another element, and line ends that old parsers choke on.
-_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_ESCAPES = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def html_file(
@@ -74,7 +74,9 @@ def html_file(
 def island(data: Any) -> str:
     """JSON that can stand inside a script element, whatever texts it holds."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.translate(_ESCAPES)
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
+    return text
 
 
 def bundle() -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp
 from marco_search.errors import AddressTaken
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -30,7 +32,20 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> N
             proxy_headers=False,
             timeout_graceful_shutdown=5,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        with _signals_end_quietly():
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it once more, which would kill this process before
+    it has stopped the services that it started."""
+    before = {number: signal.signal(number, lambda *_: None) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bound(host: str, port: int) -> socket.socket:

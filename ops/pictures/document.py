@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from marco_search.audit.findings import JobReport
 from marco_search.store.job_record import AttemptRow, JobRecord, NodeTokens
 from ops.pictures.labels import label
 from ops.pictures.layout import places
 from ops.pictures.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT, VERSION = "marco-search/job", 1
 _DIGITS = 5  # of a confidence; more would only make the file longer
@@ -40,9 +43,9 @@ def document(
         ],
         "winning_path": list(winning),
         "nodes": nodes_json(record),
-        "rollouts": [asdict(rollout) for rollout in record.rollouts],
+        "rollouts": [_plain(rollout) for rollout in record.rollouts],
         "attempts": [attempt_json(attempt) for attempt in record.attempts],
-        "audit_log": [asdict(event) | {"at": event.at.isoformat()} for event in record.events],
+        "audit_log": [_plain(event) | {"at": event.at.isoformat()} for event in record.events],
     }
     data["verification"] = verified and verification_json(verified)
     if tokens is not None:
@@ -56,10 +59,15 @@ def nodes_json(record: JobRecord) -> list[dict[str, Any]]:
     """The nodes with their label and their place in the drawing."""
     place = places(record.nodes, frozenset(record.winning_path))
     return [
-        asdict(node) | {"label": label(node.action, node.text)} | asdict(place[node.node_id])
+        _plain(node) | {"label": label(node.action, node.text)} | _plain(place[node.node_id])
         for node in record.nodes
         if node.node_id in place
     ]
+
+
+def _plain(row: DataclassInstance) -> dict[str, Any]:
+    """The fields of a row: as asdict, without copying what is in them."""
+    return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
 def verification_json(report: JobReport) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def verification_json(report: JobReport) -> dict[str, Any]:
 
 def attempt_json(attempt: AttemptRow) -> dict[str, Any]:
     """One claim with the configuration it ran under."""
-    return asdict(attempt) | {"started_at": attempt.started_at.isoformat()}
+    return _plain(attempt) | {"started_at": attempt.started_at.isoformat()}
 
 
 def tokens_json(row: NodeTokens) -> dict[str, Any]:

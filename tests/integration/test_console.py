@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
+import httpx
 import psycopg
 import pytest
 from starlette.testclient import TestClient
 
-from marco_search.store import job_record, jobs, listing, trail
+from marco_search.store import job_record, jobs, listing, queries, trail
 from marco_search.store.connect import Database
 from marco_search.store.listing import JobFilter
 from ops.console.access import Access
@@ -58,12 +64,16 @@ def test_the_page_shows_the_tree_that_is_stored(stored: Stored) -> None:
     tree = client.get(f"/jobs/{job}/tree.json").json()
     with stored.database.transaction() as conn:
         nodes, rollouts = trail.load(conn, job)
+        view = queries.tree(conn, job)
         path = conn.execute(
             "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1", [job]
         ).fetchone()
     assert [n["node_id"] for n in tree["nodes"]] == [0, *(n.node_id for n in nodes)]
     assert [r["path"] for r in tree["rollouts"]] == [list(r.path) for r in rollouts]
     assert path is not None and tree["winning_path"] == path[0]
+    for shown, row in zip(tree["nodes"], view, strict=True):
+        assert (shown["node_id"], shown["visits"]) == (row.node_id, row.visits)
+        assert shown["value"] == pytest.approx(row.value)
     passes = sum(1 for r in rollouts if r.finish != "failed")
     assert tree["nodes"][0]["visits"] == passes
     html = client.get(f"/jobs/{job}").text
@@ -210,3 +220,57 @@ def test_an_auditor_s_login_is_enough_and_sees_its_tenants_only(stored: Stored) 
     finally:
         with psycopg.connect(stored.url, autocommit=True) as admin:
             admin.execute(f"DROP ROLE {login}")
+
+
+Process = subprocess.Popen[str]
+
+
+def started(stored: Stored, *words: str, **env: str) -> tuple[Process, dict[str, str]]:
+    """`marco console` as a process, and what it said when it was ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ops.cli.main", "console", "--port", "0", "--json", *words],
+        env={**os.environ, "DATABASE_URL": stored.url, "PYTHONPATH": str(Path.cwd()), **env},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        assert process.stderr is not None
+        pytest.fail(process.stderr.read())
+    return process, json.loads(line)
+
+
+def stopped(process: Process) -> tuple[int, str]:
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def test_the_command_serves_until_it_is_stopped(stored: Stored) -> None:
+    process, said = started(stored)
+    try:
+        assert set(said) == {"address"}
+        answer = httpx.get(f"{said['address']}jobs")
+        assert answer.status_code == 200 and str(stored.ids[0]) in answer.text
+        port = said["address"].rstrip("/").rpartition(":")[2]
+        again = subprocess.run(
+            [sys.executable, "-m", "ops.cli.main", "console", "--port", port],
+            env={**os.environ, "DATABASE_URL": stored.url},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert again.returncode == 4 and "can't listen" in again.stderr
+    finally:
+        code, err = stopped(process)
+    assert (code, err) == (0, "")
+
+
+def test_open_to_others_it_asks_for_the_token_that_it_printed(stored: Stored) -> None:
+    process, said = started(stored, "--host", "0.0.0.0", MARCO_CONSOLE_TOKEN="")
+    try:
+        url = said["address"].replace("0.0.0.0", "127.0.0.1") + "jobs"
+        assert httpx.get(url).status_code == 401
+        token = {"authorization": f"Bearer {said['token']}"}
+        assert httpx.get(url, headers=token).status_code == 200
+    finally:
+        _, err = stopped(process)
+    assert said["token"] not in err

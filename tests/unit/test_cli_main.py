@@ -50,6 +50,13 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
+def test_show_says_which_options_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "abcd", "-o", "x.html"]) == 2
+    assert "--output needs --format" in capsys.readouterr().err
+    assert main(["show", "abcd", "--format", "svg", "--json"]) == 2
+    assert main(["show", "abcd", "--format", "gif"]) == 2
+
+
 def error_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     out, err = capsys.readouterr()
     assert out == ""
