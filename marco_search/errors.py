@@ -9,6 +9,7 @@
     │   ├── InvalidDataSet         a file of problems or of results can't be evaluated
     │   ├── InvalidAnchor          a file is no anchor, or its signature does not fit
     │   ├── ArchiveRefused         a month can't be archived, or a folder is no archive
+    │   ├── AccessDenied           the database login may not do that
     │   ├── InvalidSettings        an environment variable has a value that can't be used
     │   └── IdempotencyConflict    the key is taken by another payload
     ├── JobNotFound                no such job for this tenant
@@ -102,6 +103,10 @@ class InvalidAnchor(InputError):
 
 class ArchiveRefused(InputError):
     """A month can't be archived, or a folder is no archive: the message says why."""
+
+
+class AccessDenied(InputError):
+    """The login in DATABASE_URL may not do that: an auditor reads the views only."""
 
 
 class InvalidSettings(InputError):

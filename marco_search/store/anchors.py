@@ -24,7 +24,7 @@ def take(conn: Conn, *, key: Path | None = None) -> Anchor:
     if first is None or last is None:
         raise InvalidAnchor("the chain is empty or has lost its first link: run `marco verify`")
     row = conn.execute(
-        "SELECT count(DISTINCT job_id) FROM chain WHERE seq <= %s", [last.seq]
+        "SELECT count(DISTINCT job_id) FROM public.chain WHERE seq <= %s", [last.seq]
     ).fetchone()
     return anchors.make(first, last, jobs=row[0] if row else 0, key=key)
 
@@ -37,7 +37,5 @@ def check(conn: Conn, anchor: Anchor) -> list[Finding]:
 
 def _link(conn: Conn, condition: str) -> Link | None:
     with conn.cursor(row_factory=class_row(Link)) as cursor:
-        query = (
-            f"SELECT {seals.LINK_COLUMNS} FROM chain WHERE {condition} ORDER BY seq DESC LIMIT 1"  # noqa: S608
-        )
-        return cursor.execute(query.encode()).fetchone()
+        query = f"SELECT {seals.LINK_COLUMNS} FROM public.chain WHERE {condition}"  # noqa: S608
+        return cursor.execute(f"{query} ORDER BY seq DESC LIMIT 1".encode()).fetchone()

@@ -59,7 +59,7 @@ def months(conn: Conn, until: datetime) -> list[Month]:
 def require_ended(conn: Conn, month: Month) -> None:
     """Raises ArchiveRefused if a job of the month has not ended."""
     rows = conn.execute(
-        "SELECT id, state, count(*) OVER () FROM jobs WHERE id >= %s AND id < %s"
+        "SELECT id, state, count(*) OVER () FROM public.jobs WHERE id >= %s AND id < %s"
         " AND finished_at IS NULL ORDER BY id LIMIT 1",
         [month.first, month.before],
     ).fetchone()
@@ -77,7 +77,8 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
     """
     # Nobody may put a job back until this is committed.
     conn.execute(
-        "SELECT FROM jobs WHERE id >= %s AND id < %s AND state IN ('failed', 'dead') FOR UPDATE",
+        "SELECT FROM public.jobs WHERE id >= %s AND id < %s AND state IN ('failed', 'dead')"
+        " FOR UPDATE",
         [month.first, month.before],
     )
     require_ended(conn, month)
@@ -91,14 +92,14 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
         ) from None
     digest = root_of(manifest)
     conn.execute(
-        "INSERT INTO audit_log (job_id, event, detail)"
+        "INSERT INTO public.audit_log (job_id, event, detail)"
         " SELECT id, 'archived', jsonb_build_object('month', %s::text, 'manifest', %s::text)"
-        " FROM jobs WHERE id >= %s AND id < %s ORDER BY id",
+        " FROM public.jobs WHERE id >= %s AND id < %s ORDER BY id",
         [month.name, digest.hex(), month.first, month.before],
     )
     link = seals.seal_archive(conn, digest)
     conn.execute(
-        "INSERT INTO archives (seq, first, before, files) VALUES (%s, %s, %s, %s)",
+        "INSERT INTO public.archives (seq, first, before, files) VALUES (%s, %s, %s, %s)",
         [link.seq, month.first, month.before, manifest],
     )
     return link.seq
@@ -113,7 +114,8 @@ def check(conn: Conn) -> list[Finding]:
     """Archives whose list is not the one that was chained."""
     found = []
     for seq, root, files in conn.execute(
-        "SELECT c.seq, c.root, a.files FROM chain AS c LEFT JOIN archives AS a USING (seq)"
+        "SELECT c.seq, c.root, a.files FROM public.chain AS c"
+        " LEFT JOIN public.archives AS a USING (seq)"
         " WHERE c.kind = 'archive' OR a.seq IS NOT NULL ORDER BY c.seq"
     ):
         if files is None:
@@ -127,7 +129,7 @@ def check(conn: Conn) -> list[Finding]:
 
 def ranges(conn: Conn) -> list[tuple[UUID, UUID]]:
     """The (first, before) of all archived months."""
-    return conn.execute("SELECT first, before FROM archives ORDER BY seq").fetchall()
+    return conn.execute("SELECT first, before FROM public.archives ORDER BY seq").fetchall()
 
 
 def covered(archived: Sequence[tuple[UUID, UUID]], job_id: UUID) -> bool:
@@ -138,7 +140,7 @@ def covered(archived: Sequence[tuple[UUID, UUID]], job_id: UUID) -> bool:
 def chained_root(conn: Conn, manifest: str) -> int | None:
     """The seq of the link that holds this list; None: the chain knows no such archive."""
     row = conn.execute(
-        "SELECT seq FROM chain WHERE kind = 'archive' AND root = %s", [root_of(manifest)]
+        "SELECT seq FROM public.chain WHERE kind = 'archive' AND root = %s", [root_of(manifest)]
     ).fetchone()
     return row[0] if row else None
 

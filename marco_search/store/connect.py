@@ -18,7 +18,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from marco_search.errors import DatabaseUnavailable, InvalidSettings, SchemaMismatch
+from marco_search.errors import (
+    AccessDenied,
+    DatabaseUnavailable,
+    InvalidSettings,
+    SchemaMismatch,
+)
 from marco_search.settings import without_password
 from marco_search.store import arrays
 
@@ -116,6 +121,11 @@ class Database:
             raise DatabaseUnavailable(f"no connection to {self._shown}: {error}") from error
         except errors.UndefinedTable as error:
             raise _not_migrated(None) from error
+        except errors.InsufficientPrivilege as error:
+            raise AccessDenied(
+                f"this login may not do that ({error.diag.message_primary}): use a DATABASE_URL of "
+                "the app's or the owner's"
+            ) from error
         except errors.UndefinedColumn as error:
             raise SchemaMismatch(
                 f"the database was migrated past this version: {error.diag.message_primary}"

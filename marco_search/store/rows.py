@@ -65,7 +65,7 @@ def _copy(conn: Conn, kind: Kind, condition: Composable) -> Iterator[bytes]:
         "COPY (SELECT {} FROM {} WHERE {} ORDER BY {}) TO STDOUT (FORMAT binary)"
     ).format(
         SQL(", ").join(map(Identifier, kind.columns)),
-        Identifier(kind.table),
+        Identifier("public", kind.table),
         condition,
         SQL(", ").join(map(Identifier, order)),
     )

@@ -40,7 +40,7 @@ def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
     links = append(conn, [(JOB, job_id, proof.root) for job_id, proof in proofs])
     with conn.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO proofs (seq, attempts, events, nodes, rollouts, answers, hashes)"
+            "INSERT INTO public.proofs (seq, attempts, events, nodes, rollouts, answers, hashes)"
             " VALUES (%s, %s, %s, %s, %s, %s, %s)",
             [
                 [link.seq, *(list(proof.hashes[k]) for k in keyed_kinds()), proof.packed()]
@@ -61,7 +61,7 @@ def append(conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]]) -
     # A statement of its own: it must see what the lock's last holder committed.
     with conn.cursor(row_factory=class_row(Link)) as cursor:
         last = cursor.execute(
-            f"SELECT {LINK_COLUMNS} FROM chain ORDER BY seq DESC LIMIT 1"  # noqa: S608
+            f"SELECT {LINK_COLUMNS} FROM public.chain ORDER BY seq DESC LIMIT 1"  # noqa: S608
         ).fetchone()
     now = conn.execute("SELECT clock_timestamp()").fetchone()
     assert now is not None
@@ -72,7 +72,7 @@ def append(conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]]) -
         links.append(last)
     with conn.cursor() as cursor:
         cursor.executemany(
-            f"INSERT INTO chain ({LINK_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s)",  # noqa: S608
+            f"INSERT INTO public.chain ({LINK_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s)",  # noqa: S608
             [[x.seq, x.kind, x.job_id, x.root, x.previous, x.head, x.at] for x in links],
         )
     return links

@@ -65,8 +65,8 @@ def sealed_of(conn: Conn, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Sea
     before = dict[int, Link]()
     with conn.cursor(row_factory=class_row(Link)) as cursor:
         for link in cursor.execute(
-            f"SELECT {seals.LINK_COLUMNS} FROM chain WHERE seq IN"  # noqa: S608
-            " (SELECT seq - 1 FROM chain WHERE job_id = ANY (%s))",
+            f"SELECT {seals.LINK_COLUMNS} FROM public.chain WHERE seq IN"  # noqa: S608
+            " (SELECT seq - 1 FROM public.chain WHERE job_id = ANY (%s))",
             [list(job_ids)],
         ):
             before[link.seq] = link
@@ -74,7 +74,7 @@ def sealed_of(conn: Conn, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Sea
     with conn.cursor(row_factory=dict_row, binary=True) as rows_:
         for row in rows_.execute(
             f"SELECT {seals.LINK_COLUMNS}, attempts, events, nodes, rollouts, answers, hashes"  # noqa: S608
-            " FROM chain LEFT JOIN proofs USING (seq)"
+            " FROM public.chain LEFT JOIN public.proofs USING (seq)"
             " WHERE job_id = ANY (%s) ORDER BY job_id, seq",
             [list(job_ids)],
         ):

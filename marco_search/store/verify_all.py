@@ -66,7 +66,7 @@ def verify_all(
     with _snapshot(url) as (conn, snapshot):
         links, chained, findings = _check_chain(conn)
         findings += archives.check(conn)
-        jobs = conn.execute("SELECT id, nodes FROM jobs ORDER BY id").fetchall()
+        jobs = conn.execute("SELECT id, nodes FROM public.jobs ORDER BY id").fetchall()
         known = {job_id for job_id, _ in jobs}
         tally = Tally()
         for done in _checked(url, conn, snapshot, ranges_of(jobs), processes):
@@ -114,7 +114,7 @@ def _check_chain(conn: Conn) -> tuple[int, set[UUID], list[Finding]]:
         with conn.cursor("chain", row_factory=class_row(Link)) as cursor:
             cursor.itersize = 2000
             for link in cursor.execute(
-                f"SELECT {seals.LINK_COLUMNS} FROM chain ORDER BY seq"  # noqa: S608
+                f"SELECT {seals.LINK_COLUMNS} FROM public.chain ORDER BY seq"  # noqa: S608
             ):
                 count += 1
                 if link.kind == JOB and link.job_id is not None:

@@ -60,7 +60,7 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
         rows = _links(conn, month) if name == "link.parquet" else _rows(conn, name[:-8], month)
         count = parquet.write(folder / name, columns, rows)
         files[name] = {"rows": count, "sha256": digest(folder / name)}
-    first = conn.execute("SELECT encode(head, 'hex') FROM chain WHERE seq = 0").fetchone()
+    first = conn.execute("SELECT encode(head, 'hex') FROM public.chain WHERE seq = 0").fetchone()
     about = asdict(month) | {"first": str(month.first), "before": str(month.before)}
     about["end"] = month.end.isoformat()
     data = {"format": "marco-archive 1", "database": first and first[0]} | about | {"files": files}
@@ -75,7 +75,7 @@ def _rows(conn: Conn, kind: str, month: Month) -> Iterator[Sequence[tuple[Any, .
     chosen = ", ".join(column.sql for column in columns_of(kind).values())
     order = ", ".join(filter(None, (spec.job, spec.key)))
     query = (
-        f"SELECT {chosen} FROM {spec.table} WHERE {spec.job} >= %s AND {spec.job} < %s"  # noqa: S608
+        f"SELECT {chosen} FROM public.{spec.table} WHERE {spec.job} >= %s AND {spec.job} < %s"  # noqa: S608
         f" ORDER BY {order}"
     )
     return _stream(conn, query, month)
@@ -84,7 +84,7 @@ def _rows(conn: Conn, kind: str, month: Month) -> Iterator[Sequence[tuple[Any, .
 def _links(conn: Conn, month: Month) -> Iterator[Sequence[tuple[Any, ...]]]:
     chosen = ", ".join(column.sql for column in LINKS.values()).replace("c.job_id", "job_id::text")
     query = (
-        f"SELECT {chosen} FROM chain AS c JOIN proofs AS p USING (seq)"  # noqa: S608
+        f"SELECT {chosen} FROM public.chain AS c JOIN public.proofs AS p USING (seq)"  # noqa: S608
         " WHERE job_id >= %s AND job_id < %s ORDER BY c.job_id, seq"
     )
     return _stream(conn, query, month)

@@ -13,9 +13,11 @@ import pytest
 from psycopg import errors, sql
 
 import migrations
+from marco_search.errors import AccessDenied
 from marco_search.store import guards, partitions, views
 from marco_search.store.connect import Database
 from marco_search.store.models import Base
+from marco_search.store.verify_all import verify_all
 from migrations.check import scratch_database
 from ops.cli.query import run_query, with_values
 from ops.services import ServiceUrls
@@ -334,3 +336,12 @@ def test_a_user_who_may_make_no_roles_still_migrates(services: ServiceUrls) -> N
                 conn.execute(sql.SQL("REASSIGN OWNED BY {} TO CURRENT_USER").format(user))
                 conn.execute(sql.SQL("DROP OWNED BY {}").format(user))
                 conn.execute(sql.SQL("DROP ROLE {}").format(user))
+
+
+def test_the_app_can_verify_everything_and_an_auditor_is_told_that_it_can_t(
+    login: Login, auditor: Conn
+) -> None:
+    report = verify_all(login("marco_app"))
+    assert (report.fits, report.jobs > 0) == (True, True)
+    with pytest.raises(AccessDenied, match="the app's or the owner's"):
+        verify_all(login("marco_auditor"))

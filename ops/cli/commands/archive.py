@@ -70,7 +70,7 @@ def archive(folder: Path, before: datetime, dry_run: bool, as_json: bool) -> Non
 
 def _counts(conn: Any, month: Month) -> dict[str, int]:
     row = conn.execute(
-        "SELECT count(*), coalesce(sum(nodes), 0) FROM jobs WHERE id >= %s AND id < %s",
+        "SELECT count(*), coalesce(sum(nodes), 0) FROM public.jobs WHERE id >= %s AND id < %s",
         [month.first, month.before],
     ).fetchone()
     return {"jobs": row[0], "nodes": int(row[1])}
@@ -83,7 +83,7 @@ def _findings(conn: Conn, month: Month) -> Iterator[Finding]:
 
     low, high = (UUID(int=bound.int - 1) for bound in (month.first, month.before))
     jobs = conn.execute(
-        "SELECT id, nodes FROM jobs WHERE id > %s AND id <= %s ORDER BY id", [low, high]
+        "SELECT id, nodes FROM public.jobs WHERE id > %s AND id <= %s ORDER BY id", [low, high]
     ).fetchall()
     for part in ranges_of(jobs, low, high):
         for report in check_range(conn, *part):
