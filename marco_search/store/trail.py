@@ -110,10 +110,9 @@ def _copy(
         for row in rows:
             copy.write_row((lease.job_id, lease.generation, *row))
     if staged:
-        move = (
-            "WITH moved AS (DELETE FROM {into} RETURNING *)"
-            " INSERT INTO {table} ({names}) SELECT {names} FROM moved"
-        )
+        # The commit empties the stage: a second round in this transaction would find the first
+        # one there, and break the primary key.
+        move = "INSERT INTO {table} ({names}) SELECT {names} FROM {into}"
         conn.execute(SQL(move).format(**parts))
 
 

@@ -90,7 +90,7 @@ def migrate(as_json: bool) -> None:
     if refused is not None:
         from ops.cli.commands.roles import WHO
 
-        text = f"The roles of the database were left as they are: {refused}. {WHO}."
+        text = f"The roles of the database were left as they are ({refused}): {WHO}."
         console(stderr=True).print(text, style="yellow")
 
 
