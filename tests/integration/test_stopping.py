@@ -16,6 +16,7 @@ from marco_search.store.connect import Database
 from marco_search.store.leases import Worker
 from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
+from marco_search.store.verify_all import verify_all
 from producer import EVERYONE, Producer
 from tests.integration.toys import (
     Interrupted,
@@ -38,6 +39,13 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 def database(database_url: str) -> Iterator[Database]:
     with open_database(database_url) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def verified(database_url: str) -> Iterator[None]:
+    """Whatever became of the jobs, their rows fit the chain, and their numbers each other."""
+    yield
+    assert verify_all(database_url).findings == ()
 
 
 @pytest.fixture
