@@ -50,6 +50,7 @@ def runner() -> Runner:
         _this_process(""),
         publish=_publish,
         left_s=stopping.left_s,
+        time_is_up=stopping.time_is_up,
     )
 
 

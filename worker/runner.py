@@ -28,7 +28,8 @@ class Runner:
     """Runs jobs one after the other, on a runtime that is opened when first needed.
 
     `publish` tells the broker of a job that is given back; without it a sweep will. `left_s`
-    is None, or the seconds that are left to stop in (worker.stopping).
+    is None, or the seconds that are left to stop in; `time_is_up` says that only the job's own
+    time is up (worker.stopping).
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Runner:
         *,
         publish: Callable[[UUID], None] | None = None,
         left_s: Callable[[], float | None] = lambda: None,
+        time_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -47,6 +49,7 @@ class Runner:
         self._worker = worker
         self._publish = publish
         self._left_s = left_s
+        self._time_is_up = time_is_up
         self._runtime: Runtime | None = None
 
     def run_next(self) -> None:
@@ -165,12 +168,18 @@ class Runner:
     ) -> None:
         """Give the job back, so that another worker goes on from the last kept round at once."""
         paused = heartbeat.watch.paused
-        why = "paused" if paused else "the worker stops"
+        gives_way = not paused and self._time_is_up()
+        why = "paused" if paused else "its time is up" if gives_way else "the worker stops"
         # Whoever ends the pause publishes it.
         published = paused or self._publish is not None
         journal.patiently(
             lambda conn: leases.release(
-                conn, lease, why=why, seconds=finished.seconds, published=published
+                conn,
+                lease,
+                why=why,
+                seconds=finished.seconds,
+                published=published,
+                aging_s=self._settings.aging_s if gives_way else None,
             )
         )
         log.info("job %s: released after round %d", lease.job_id, finished.search.round)

@@ -20,6 +20,7 @@ from types import FrameType
 # Anonymous and shared: made before the fork, the children see what the parent writes.
 _TOLD = mmap.mmap(-1, 8)
 _alone = 0.0  # the same for this process only
+_limited = False  # by a time limit
 
 
 def tell(within_s: float) -> None:
@@ -37,6 +38,11 @@ def left_s() -> float | None:
     return max(0.0, until - time.monotonic()) if until else None
 
 
+def time_is_up() -> bool:
+    """True if nobody stops the worker: only this job's time is up."""
+    return _limited and not _read()
+
+
 @contextmanager
 def kept_from_dying(within_s: float) -> Iterator[None]:
     """SIGTERM and SIGUSR1 inside the block stop the search in order, not the process.
@@ -47,16 +53,17 @@ def kept_from_dying(within_s: float) -> Iterator[None]:
 
     def told(number: int, frame: FrameType | None) -> None:
         nonlocal terminated
-        global _alone
+        global _alone, _limited
         terminated = terminated or number == signal.SIGTERM
+        _limited = not terminated
         _alone = _earlier(_alone, time.monotonic() + within_s)
 
     before = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        global _alone
-        _alone = 0.0
+        global _alone, _limited
+        _alone, _limited = 0.0, False
         for number, handler in before.items():
             signal.signal(number, handler)
         if terminated:

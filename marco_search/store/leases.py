@@ -76,11 +76,26 @@ def _watched(conn: Conn, lease: Lease, query: LiteralString) -> Watch:
     return found
 
 
-def release(conn: Conn, lease: Lease, *, why: str, seconds: float, published: bool) -> None:
+def release(
+    conn: Conn,
+    lease: Lease,
+    *,
+    why: str,
+    seconds: float,
+    published: bool,
+    aging_s: float | None = None,
+) -> None:
     """Give the job back as it is, due at once; no failure is counted. Raises LeaseLost.
 
     `seconds` is the time searched so far. `published` says that the caller tells the broker.
+    The job keeps its place in the line; with `aging_s` it joins anew, as if submitted now.
     """
+    if aging_s is not None:
+        conn.execute(
+            "UPDATE jobs SET turn_at = now() + make_interval(secs => priority / 3.0 * %(aging_s)s)"
+            " WHERE id = %(id)s AND lease_generation = %(generation)s",
+            _names(lease) | {"aging_s": aging_s},
+        )
     _give_back(
         conn, lease, "released", {"why": why}, seconds=seconds, delay_s=0.0, published=published
     )

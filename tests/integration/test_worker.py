@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from marco_search.broker import Publisher
 from producer import JobHandle, JobState, JobStatus, Producer
+from tests.integration.toy_worker import DEADLY
 from tests.integration.toys import environment, question, settings_for, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +24,9 @@ PATIENCE_S = 120
 
 @contextmanager
 def worker(
-    database_url: str, redis_url: str, *, processes: int = 1, delay_s: float = 0.0
+    database_url: str, redis_url: str, *, processes: int = 1, delay_s: float = 0.0, **more: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    settings = settings_for(database_url, redis_url, lease_s=3.0, heartbeat_s=0.5)
+    settings = settings_for(database_url, redis_url, lease_s=3.0, heartbeat_s=0.5, **more)
     command = [sys.executable, "-m", "tests.integration.toy_worker", str(processes), str(delay_s)]
     child = subprocess.Popen(command, cwd=ROOT, env=environment(settings))
     try:
@@ -134,6 +136,41 @@ def test_a_job_of_a_killed_process_goes_on_from_its_last_round(
     assert rounds[0][1] >= before.rounds
     assert rounds[1][2] == rounds[0][1] + 1
     assert sum(count for _, count, _ in rounds) == after.rounds
+
+
+def test_a_job_that_kills_its_workers_gets_no_third_and_holds_up_no_other(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    deadly = producer.submit(question(DEADLY))
+    with worker(database_url, redis_url, processes=2):
+        harmless = producer.submit_many([question(f"What is {i} + 1?") for i in range(4)])
+        result = producer.wait(deadly, timeout_s=PATIENCE_S)
+        assert {r.state for r in producer.wait(harmless, timeout_s=PATIENCE_S)} == {"succeeded"}
+    assert (result.state, result.error_type) == ("dead", "WorkerLost")
+    assert producer.status(deadly).attempts == 2
+    with producer.database.transaction() as conn:
+        names = conn.execute(
+            "SELECT worker FROM attempts WHERE job_id = %s ORDER BY generation", [deadly.id]
+        ).fetchall()
+    assert all(name in str(result.error) for (name,) in names)
+
+
+def test_a_job_past_its_time_gives_way_and_goes_on(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    """Celery's soft time limit ends the attempt after its round, and takes nothing from the job."""
+    long = producer.submit(question(options={"rollouts": 64}))
+    with worker(database_url, redis_url, delay_s=0.2, attempt_s=1.0):
+        running(producer, long)
+        short = producer.submit(question(tenant="other", options={"rollouts": 4}))
+        assert producer.wait([long, short], timeout_s=PATIENCE_S)[0].state == "succeeded"
+    with producer.database.transaction() as conn:
+        row = conn.execute(
+            "SELECT attempts > 1, failures, losses FROM jobs WHERE id = %s", [long.id]
+        ).fetchone()
+        ended = conn.execute("SELECT id FROM jobs ORDER BY finished_at").fetchall()
+    assert row == (True, 0, 0)
+    assert ended == [(short.id,), (long.id,)]
 
 
 def test_a_running_job_is_cancelled(producer: Producer, database_url: str, redis_url: str) -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,12 +16,16 @@ from marco_search.search.branches import Branch, Expansion
 from tests.toy import ToyRuntime
 from worker import main, process
 
+DEADLY = "What kills a worker?"
+
 
 class SlowToy(ToyRuntime):
-    """Each round takes some time."""
+    """Each round takes some time, and one question its process."""
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         time.sleep(float(sys.argv[2]))
+        if any(DEADLY in expansion.prefix for expansion in expansions):
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().branch(expansions)
 
 

@@ -55,6 +55,10 @@ def test_a_soft_time_limit_is_a_word_to_stop() -> None:
         left = stopping.left_s()
         assert left is not None
         assert 0 < left <= 30
+        assert stopping.time_is_up()
+        stopping.tell(10)
+        assert not stopping.time_is_up()
+    struct.pack_into("d", stopping._TOLD, 0, 0.0)
     assert stopping.left_s() is None
     assert signal.getsignal(signal.SIGUSR1) == before
 
