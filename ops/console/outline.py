@@ -22,6 +22,7 @@ class Item:
     wins: bool
     opens: bool  # it is the first of a list of its own
     closes: int  # lists that end before it
+    choice: bool  # it is one of several children
 
 
 def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[Item]:
@@ -30,18 +31,19 @@ def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[Item]:
         return
     on_path = frozenset(winning)
     children = children_of(nodes, on_path)
-    stack: list[tuple[TreeRow, int]] = [(nodes[0], 1)]
+    stack: list[tuple[TreeRow, int, bool]] = [(nodes[0], 1, False)]
     level = 0
     while stack:
-        node, wanted = stack.pop()
+        node, wanted, chosen = stack.pop()
         yield Item(
             node=node,
             label=label(node.action, node.text),
             wins=node.node_id in on_path,
             opens=wanted > level,
             closes=max(0, level - wanted),
+            choice=chosen,
         )
         level = wanted
         below = children[node.node_id]
-        deeper = wanted + 1 if len(below) > 1 else wanted
-        stack += [(child, deeper) for child in reversed(below)]
+        several = len(below) > 1
+        stack += [(child, wanted + several, several) for child in reversed(below)]

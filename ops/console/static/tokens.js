@@ -105,13 +105,17 @@ export function candidateTable(token) {
         "tr",
         chosen ? { class: "chosen" } : {},
         name,
-        element("td", { class: "num" }, candidate.probability.toFixed(4)),
+        element("td", { class: "num" }, probability(candidate.probability)),
         element("td", { class: "barcell" }, bar(candidate.probability)),
       ),
     );
   }
   table.append(body);
   return table;
+}
+
+function probability(share) {
+  return share < 0.00005 ? "< 0.0001" : share.toFixed(4);
 }
 
 function bar(share) {
