@@ -306,3 +306,28 @@ def test_a_result_without_answers_has_no_answer() -> None:
 
 def test_kinds_have_models() -> None:
     assert set(JOB_MODELS) == {"reasoning", "translation", "open_ended"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "field", "reason"),
+    [
+        ({"deadline": "tomorrow"}, "deadline", "is no time"),
+        ({"deadline": "2030-01-31T18:00:00"}, "deadline", "no time zone"),
+        ({"expires_in_s": 0}, "expires_in_s", "more than 0"),
+        ({"deadline": "2030-01-31T18:00:00Z", "expires_in_s": 5}, "expires_in_s", "either"),
+    ],
+)
+def test_a_deadline_that_means_nothing_is_refused(
+    terms: dict[str, object], field: str, reason: str
+) -> None:
+    with pytest.raises(InvalidJob, match=reason) as caught:
+        parse_job({"kind": "reasoning", "question": "1 + 1?", **terms})
+    assert caught.value.field == field
+
+
+def test_a_deadline_is_the_same_moment_after_a_round_trip() -> None:
+    given = {"kind": "reasoning", "question": "1 + 1?", "deadline": "2030-01-31T18:00:00+01:00"}
+    job = parse_job(given)
+    assert job.deadline is not None
+    assert job.deadline.timestamp() == 1896109200
+    assert parse_job(job.model_dump(mode="json")) == job
