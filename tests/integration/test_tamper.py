@@ -248,7 +248,7 @@ def test_it_is_found_and_the_row_is_named(
     report = verify_all(url)
     assert report.fits is needs_anchor
     found = list(report.findings) or against_anchor(url, stored.anchor)
-    print(f"{what}: {found[0]}")
+    print(f"\n{what}\n    {found[0]}", end=" ")
     assert found[0].table == table
     assert key in found[0].key
     elsewhere = {f.job_id for f in found} - {stored.jobs[1], None}
