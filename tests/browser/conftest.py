@@ -36,7 +36,8 @@ def chromium() -> str | None:
     return named or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while Playwright runs, no other test can run an event loop.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, started once."""
     program = chromium()
@@ -66,7 +67,7 @@ class Running:
     reader: FakeReader
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def console() -> Iterator[Running]:
     """One console for all tests; they put records of their own into its reader."""
     reader = FakeReader()

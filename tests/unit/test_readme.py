@@ -57,7 +57,9 @@ def test_python_in_the_readme_imports_what_exists() -> None:
 
 
 def test_links_and_files_in_the_pages_exist() -> None:
-    for page, text in (("README.md", README), ("docs/cli.md", CLI_PAGE)):
+    console = (ROOT / "docs" / "console.md").read_text()
+    pages = {"README.md": README, "docs/cli.md": CLI_PAGE, "docs/console.md": console}
+    for page, text in pages.items():
         for link in re.findall(r"\]\(((?!https?:)[^)#]+)", text):
             assert ((ROOT / page).parent / link).exists(), link
     for path in re.findall(r"examples/[\w.]+", README):
