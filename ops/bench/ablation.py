@@ -23,6 +23,7 @@ from marco_search import settings
 from marco_search.evaluation.curves import Point, stopped
 from marco_search.evaluation.data_sets import Problem, load
 from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.report import table
 from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.run import Recipe, run
@@ -79,7 +80,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--variant", choices=[*VARIANTS, WHOLE], action="append")
     parser.add_argument("--problems", type=int, default=PROBLEMS, help="a language")
+    parser.add_argument("--tables", type=Path, help="run nothing: such lines as Markdown tables")
     given = parser.parse_args(words)
+    if given.tables:
+        print(tables([json.loads(line) for line in given.tables.read_text().splitlines()]))
+        return
     home = settings.load().home / "evaluation"
     problems = development_split(home, given.problems)
     runtime = open_runtime(settings.load())
@@ -155,6 +160,38 @@ def rescored(problems: Sequence[Problem], traces: Sequence[Trace]) -> Iterator[d
     votes = [("vote", 1.0), ("best", 1.0), ("borda", 1.0), ("tree", 1.0), ("tree", 128.0)]
     for vote, power in votes + [("weighted", p) for p in (1.0, 8.0, 32.0, 64.0, 192.0)]:
         yield rescore(traces, grader, reward="since", vote=vote, sharpness=power).to_json()
+
+
+def tables(lines: Sequence[dict[str, Any]]) -> str:
+    """What `main` printed, as Markdown: the variants, then the rewards and votes."""
+    head = ("Changed", "n", *(f"lead {lead}: %, tokens, gain" for lead in LEADS))
+    rows = [
+        (line["variant"], str(line[f"lead {LEADS[0]}"]["n"]), *map(_cell, _at_leads(line)))
+        for line in lines
+        if "variant" in line
+    ]
+    scored = [line for line in lines if "reward" in line]
+    scores = [
+        (
+            f"{line['reward']}, {line['vote']}, power {line['sharpness']:g}",
+            str(line["n"]),
+            f"{100 * line['accuracy']:.1f} ({100 * line['low']:.0f} to {100 * line['high']:.0f})",
+            f"{line['auroc']:.2f}",
+            f"{line['auroc_within']:.2f}",
+        )
+        for line in scored
+    ]
+    rewards = ("Reward, vote", "n", "accuracy %", "AUROC", "AUROC within a problem")
+    return f"{table(head, rows)}\n\n{table(rewards, scores)}"
+
+
+def _at_leads(line: dict[str, Any]) -> list[dict[str, Any]]:
+    return [line[f"lead {lead}"] for lead in LEADS]
+
+
+def _cell(at: dict[str, Any]) -> str:
+    gain = f"{100 * at['gain']:+.1f} ({100 * at['gain_low']:+.1f} to {100 * at['gain_high']:+.1f})"
+    return f"{100 * at['accuracy']:.1f}, {at['tokens_per_problem']:.0f}, {gain}"
 
 
 def _print(line: dict[str, Any]) -> None:
