@@ -146,24 +146,26 @@ def at_equal_tokens(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """Tokens per problem to an accuracy that self-consistency reaches."""
+    """Tokens per problem of the winner and of a baseline to the same accuracy."""
 
     accuracy: float
-    baseline_tokens: float
+    baseline_tokens: float | None  # None: not reached
     tokens: float | None  # None: not reached
 
     @property
     def ratio(self) -> float | None:
-        """Share of the baseline's tokens."""
-        return None if self.tokens is None else self.tokens / self.baseline_tokens
+        """Share of the baseline's tokens; None unless both reach the accuracy."""
+        if self.tokens is None or self.baseline_tokens is None:
+            return None
+        return self.tokens / self.baseline_tokens
 
 
-def saving(language: Language, baseline: str = "self-consistency") -> Saving | None:
-    """What the winner needs for the baseline's best accuracy on its whole curve."""
+def saving(language: Language, *, at_best: bool, baseline: str = "self-consistency") -> Saving:
+    """What both need for the winner's accuracy or, `at_best`, for the baseline's best."""
     theirs, mine = language.curve(baseline), language.curve(WINNER)
-    if not theirs or not mine:
-        return None
-    best = max(p.accuracy for p in theirs)
-    needed = tokens_to_reach(theirs, best)
-    assert needed is not None
-    return Saving(accuracy=best, baseline_tokens=needed, tokens=tokens_to_reach(mine, best))
+    accuracy = max(p.accuracy for p in theirs) if at_best else mine[-1].accuracy
+    return Saving(
+        accuracy=accuracy,
+        baseline_tokens=tokens_to_reach(theirs, accuracy),
+        tokens=tokens_to_reach(mine, accuracy),
+    )
