@@ -54,8 +54,8 @@ class Anchor:
                 bytes.fromhex(text or "")
             if anchor.format != FORMAT or not isinstance(anchor.seq, int):
                 raise ValueError("another format")
-        except (TypeError, ValueError) as error:
-            raise InvalidAnchor(f"not an anchor that `marco anchor` wrote: {error}") from None
+        except (TypeError, ValueError):
+            raise InvalidAnchor("not an anchor that `marco anchor` wrote") from None
         return anchor
 
 
@@ -116,8 +116,10 @@ def read(path: Path, *, public_key: str | None = None) -> Anchor:
     """
     try:
         anchor = Anchor.from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidAnchor(f"{path}: {error}") from None
+    except OSError as error:
+        raise InvalidAnchor(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, InvalidAnchor):
+        raise InvalidAnchor(f"{path}: not an anchor that `marco anchor` wrote") from None
     if public_key is not None and (anchor.public_key or "").lower() != public_key.strip().lower():
         raise InvalidAnchor(f"{path}: not signed by the key {public_key}")
     if anchor.public_key or anchor.signature:

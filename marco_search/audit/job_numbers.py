@@ -93,7 +93,7 @@ def _compare(
     ):
         near = isinstance(wanted, float) and abs(wanted - float(str(found))) <= _ROUNDING
         if wanted != found and not near:
-            yield Finding("answers", key, what, f"{wanted} by the vote", str(found), job_id)
+            yield Finding("answers", key, what, f"{wanted!r} by the vote", repr(found), job_id)
             return
 
 
@@ -120,7 +120,7 @@ def check_totals(
     for name, value in expected.items():
         if job[name] != value:
             key = f"id {job_id}"
-            yield Finding("jobs", key, name, f"{value} by its rows", str(job[name]), job_id)
+            yield Finding("jobs", key, name, f"{value!r} by its rows", repr(job[name]), job_id)
 
 
 def _payload_hash(job: Mapping[str, Any]) -> str:

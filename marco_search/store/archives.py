@@ -65,7 +65,8 @@ def require_ended(conn: Conn, month: Month) -> None:
     ).fetchone()
     if rows is not None:
         raise ArchiveRefused(
-            f"{month.name}: {rows[2]} jobs have not ended, the first is {rows[0]} ({rows[1]}); "
+            f"{month.name}: not all jobs have ended ({rows[2]} left, the first is {rows[0]}, "
+            f"{rows[1]}); "
             "wait for them or cancel them"
         )
 

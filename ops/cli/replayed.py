@@ -57,10 +57,10 @@ class Outcome:
     def lines(self) -> Iterator[str]:
         """For a reader."""
         done, job = self.replayed, self.job
-        yield f"Job {job.id}, {job.state}: {done.rounds} rounds generated again on {self.engine}."
+        yield f"Job {job.id}, {job.state}: {self.engine} generates it again."
         yield from self._notes()
         if done.same_bits:
-            yield f"The same tree, bit for bit: {done.nodes} nodes, {done.rollouts} rollouts."
+            yield f"The same tree, bit for bit (rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes})."
             return
         yield (
             f"{done.same_rollouts} of {done.rollouts} rollouts have the same text,"
@@ -75,7 +75,7 @@ class Outcome:
         if self.job.attempts > 1:
             yield f"{self.job.attempts} attempts searched it; what one left, the next went on with."
         if self.replayed.failed:
-            yield f"{self.replayed.failed} branches had failed; they are taken as failed."
+            yield f"Branches that had failed and are taken as failed: {self.replayed.failed}."
         if self.job.state in ("queued", "running"):
             yield "It has not ended: these are its rounds so far."
         elif self.job.stop_reason in ("cancelled", "seconds", "deadline", None):

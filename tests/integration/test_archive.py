@@ -88,7 +88,7 @@ def test_a_month_moves_out_and_all_that_remains_still_fits(
 ) -> None:
     before = verify_all(database_url)
     dry = run(str(tmp_path), "--before", "2026-09", "--dry-run")
-    assert "2026-08: 3 jobs" in dry.output
+    assert "2026-08: jobs: 3" in dry.output
     assert list(tmp_path.iterdir()) == []
     month = done(tmp_path)
     assert pq.read_table(month / "node.parquet").num_rows > 20
@@ -149,7 +149,7 @@ def test_what_has_not_ended_or_does_not_fit_stays(
         assert len(dead_letters.requeue(conn, [august[2]])) == 1
     result = run(str(tmp_path), "--before", "2026-09")
     assert isinstance(result.exception, ArchiveRefused)
-    assert "1 jobs have not ended" in str(result.exception)
+    assert "not all jobs have ended (1 left" in str(result.exception)
     with database.transaction() as conn:
         jobs.cancel(conn, august[2])
     with psycopg.connect(database_url) as doctored:

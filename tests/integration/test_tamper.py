@@ -208,7 +208,7 @@ TAMPERINGS: list[tuple[str, Tamper, str, str, bool]] = [
     ),
     (
         "the answer on the job's row",
-        run("UPDATE jobs SET answer = '42' WHERE id = %(job)s"),
+        run("UPDATE jobs SET answer = E'\\x1b[2J' WHERE id = %(job)s"),
         "jobs", "id", False,
     ),
     (
@@ -251,6 +251,7 @@ def test_it_is_found_and_the_row_is_named(
     print(f"\n{what}\n    {found[0]}", end=" ")
     assert found[0].table == table
     assert key in found[0].key
+    assert all(str(finding).isprintable() for finding in found)  # it is shown in terminals
     elsewhere = {f.job_id for f in found} - {stored.jobs[1], None}
     # A link that was moved or is missing shows at its neighbours as well.
     assert table == "chain" or not elsewhere

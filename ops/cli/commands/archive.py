@@ -62,7 +62,7 @@ def archive(folder: Path, before: datetime, dry_run: bool, as_json: bool) -> Non
         return
     for line in said:
         what = "would be archived" if dry_run else f"archived, link {line['link']} of the chain"
-        counted = f"{line['jobs']:,} jobs, {line['nodes']:,} nodes"
+        counted = f"jobs: {line['jobs']:,}, nodes: {line['nodes']:,}"
         click.echo(f"{line['month']}: {counted}: {what}: {line['folder']}")
     if not said:
         click.echo(f"No month before {until:%Y-%m-%d} has anything to archive.")

@@ -151,13 +151,13 @@ def _tell(said: dict[str, Any], found: Sequence[Finding], kept: Sequence[Anchor]
     if isinstance(said["jobs"], list):
         for job in said["jobs"]:
             link = "not in the chain yet" if job["seq"] is None else f"link {job['seq']}"
-            numbers = f"{job['nodes']:,} nodes, {job['rollouts']:,} rollouts, {link}"
+            numbers = f"nodes: {job['nodes']:,}, rollouts: {job['rollouts']:,}, {link}"
             click.echo(f"{job['job_id']}  {job['status']}  {numbers}")
     else:
         click.echo(
-            f"{said['jobs']:,} jobs ({said['open_jobs']:,} not ended, {said['archived_jobs']:,}"
-            f" archived), {said['nodes']:,} nodes, {said['rollouts']:,} rollouts,"
-            f" {said['links']:,} links of the chain, {said['seconds']:.1f} s"
+            f"Jobs: {said['jobs']:,} ({said['open_jobs']:,} not ended,"
+            f" {said['archived_jobs']:,} archived). Nodes: {said['nodes']:,}."
+            f" Rollouts: {said['rollouts']:,}. Links: {said['links']:,}. {said['seconds']:.1f} s."
         )
     for anchor in kept:
         signed = f", signed by {anchor.public_key}" if anchor.public_key else ", not signed"
