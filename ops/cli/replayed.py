@@ -60,7 +60,8 @@ class Outcome:
         yield f"Job {job.id}, {job.state}: {self.engine} generates it again."
         yield from self._notes()
         if done.same_bits:
-            yield f"The same tree, bit for bit (rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes})."
+            counts = f"rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes}"
+            yield f"The same tree, bit for bit ({counts})."
             return
         yield (
             f"{done.same_rollouts} of {done.rollouts} rollouts have the same text,"
