@@ -13,7 +13,8 @@ from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding, JobReport, status_of
 from marco_search.audit.job_numbers import check_answers, check_attempts, check_totals
 from marco_search.audit.proofs import BULK, KINDS, Proof, Row, prove
-from marco_search.audit.recompute import Grown, check_nodes, check_rollouts
+from marco_search.audit.recompute import Grown, check_nodes
+from marco_search.audit.rollouts import check_rollouts
 from marco_search.audit.rows import (
     UNREADABLE,
     read_answer,

@@ -10,23 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marco_search.audit.findings import Finding
-from marco_search.audit.rows import NodeRow, RolloutRow
-from marco_search.search.branches import TOP_K, Finish, Reflect
+from marco_search.audit.rows import NodeRow
+from marco_search.search.branches import TOP_K
 from marco_search.search.confidence import token_confidence
-from marco_search.search.config import Action, Value
-from marco_search.search.mcts import branch_seed
-from marco_search.search.records import ROOT
+from marco_search.search.config import Action
 
 ROUNDING = 1e-9
-# A server may score a text again a little differently: the stored node has the first scores.
-_SCORED_AGAIN = 0.05
 
 _FLOATS = np.dtype([("size", ">i4"), ("value", ">f4")])
 _DOUBLES = np.dtype([("size", ">i4"), ("value", ">f8")])
@@ -122,90 +117,6 @@ def _check_confidences(
         expected = token_confidence(float(logprobs[i]), tops[i].tolist())
         what = f"c_i of token {token}"
         yield _node(job_id, nodes[at], what, f"{expected:.9g} by its log-probs", f"{stored[i]:.9g}")
-
-
-def check_rollouts(
-    job_id: UUID, tree: Grown, rollouts: Sequence[RolloutRow], *, seed: int | None, value: str
-) -> Iterator[Finding]:
-    """What does not fit in the rollouts (in id order). Counts visits into `tree`.
-
-    `seed` and `value` are the configuration's; without a seed the branches' are not checked.
-    """
-    seen = ROOT  # the greatest node id that an earlier rollout has reached
-    for expected_id, row in enumerate(rollouts):
-        wrong = _wrong_path(tree, row, expected_id)
-        if wrong is None:
-            wrong = _wrong_numbers(tree, row, seed, value, seen)
-            seen = max(seen, *row.path)
-            if row.finish != Finish.FAILED:
-                for node_id in row.path:
-                    tree.visits[node_id] = tree.visits.get(node_id, 0) + 1
-                    tree.values[node_id] = tree.values.get(node_id, 0.0) + row.value
-        if wrong is not None:
-            what, expected, there = wrong
-            key = f"job {job_id}, rollout_id {row.rollout_id}"
-            yield Finding("rollouts", key, what, expected, there, job_id)
-
-
-def _wrong_path(tree: Grown, row: RolloutRow, expected_id: int) -> tuple[str, str, str] | None:
-    if row.rollout_id != expected_id:
-        return "rollout_id", f"{expected_id}, the next", str(row.rollout_id)
-    path, known = row.path, len(tree.parents)
-    if not path or path[0] != ROOT or not all(0 <= i < known for i in path):
-        return "path", "nodes of the tree, root first", str(list(path))
-    for above, below in pairwise(path):
-        if tree.parents[below] != above:
-            return "path", f"{tree.parents[below]} above node {below}", str(above)
-    ends_at_start = row.finish == Finish.FAILED and path[-1] != row.start_id
-    if row.start_id not in path or ends_at_start:
-        return "start_id", f"a node of the path {list(path)}", str(row.start_id)
-    return None
-
-
-def _wrong_numbers(
-    tree: Grown, row: RolloutRow, seed: int | None, value: str, seen: int
-) -> tuple[str, str, str] | None:
-    if seed is not None and row.seed != branch_seed(seed, row.rollout_id):
-        return "seed", str(branch_seed(seed, row.rollout_id)), str(row.seed)
-    along = tree.path_confidence(row.path[-1])
-    if not abs(row.path_confidence - along) <= ROUNDING:
-        return "path_confidence", f"{along:.9g} by its nodes", f"{row.path_confidence:.9g}"
-    reward = row.path_confidence if value == Value.PATH else row.confidence
-    backed_up = reward if row.answer is not None else 0.0
-    if not abs(row.value - backed_up) <= ROUNDING:
-        return "value", f"{backed_up:.9g}", f"{row.value:.9g}"
-    if row.finish == Finish.FAILED:
-        return None if row.confidence == 0.0 else ("confidence", "0", f"{row.confidence:.9g}")
-    return _wrong_confidence(tree, row, seen)
-
-
-def _wrong_confidence(tree: Grown, row: RolloutRow, seen: int) -> tuple[str, str, str] | None:
-    """Mean c_i of the tokens the rollout generated, which are on its path after its start.
-
-    A thought that was made to reflect had begun to close: its closing is a node beside the
-    path, below the node that the reflection follows.
-    """
-    new = row.path[row.path.index(row.start_id) + 1 :]
-    total = sum(tree.sums[i] for i in new)
-    tokens = sum(tree.tokens[i] for i in new)
-    shared = any(i <= seen for i in new)
-    choices = [(total, tokens)]
-    if row.reflect == Reflect.AT_END and tokens != row.generated_tokens:
-        beside = {tree.parents[i] for i in new if tree.actions[i] == Action.REFLECTION}
-        choices = [
-            (total + tree.sums[i], row.generated_tokens)
-            for i, parent in enumerate(tree.parents)
-            if parent in beside
-            and tree.actions[i] == Action.ANSWER
-            and tokens + tree.tokens[i] == row.generated_tokens
-        ]
-        shared = True  # the closing may be an earlier rollout's
-    if not choices or choices[0][1] != row.generated_tokens:
-        return "generated_tokens", f"{tokens} on its path", str(row.generated_tokens)
-    means = [s / n if n else 0.0 for s, n in choices]
-    if any(abs(row.confidence - m) <= (_SCORED_AGAIN if shared else ROUNDING) for m in means):
-        return None
-    return "confidence", f"{means[0]:.9g} by its tokens", f"{row.confidence:.9g}"
 
 
 def _node(job_id: UUID, node: NodeRow, what: str, expected: str, there: str) -> Finding:

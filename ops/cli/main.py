@@ -39,7 +39,7 @@ COMMANDS = {
         "verify",
         "Check that nothing stored was changed; name the first row that does not fit.",
     ),
-    "anchor": ("verify", "Print the head of the chain of hashes, signed, to keep elsewhere."),
+    "anchor": ("anchor", "Print the head of the chain of hashes, signed, to keep elsewhere."),
     "export": ("export", "Write jobs, trees and tokens to files, or send them as traces."),
     "archive": ("archive", "Move months of trees to Parquet files that prove themselves."),
     "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
