@@ -13,7 +13,7 @@ from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding, JobReport, status_of
 from marco_search.audit.job_numbers import check_answers, check_attempts, check_totals
 from marco_search.audit.proofs import BULK, KINDS, Proof, Row, prove
-from marco_search.audit.recompute import Grown, check_nodes
+from marco_search.audit.recompute import ROUNDING, Grown, check_nodes
 from marco_search.audit.rollouts import check_rollouts
 from marco_search.audit.rows import (
     UNREADABLE,
@@ -192,7 +192,7 @@ def _check_visits(
         visits, value = shown.get(node_id, (0, 0.0))
         expected = tree.visits.get(node_id, 0)
         mean = tree.values.get(node_id, 0.0) / expected if expected else 0.0
-        if visits != expected or not abs(value - mean) <= 1e-9:
+        if visits != expected or not abs(value - mean) <= ROUNDING:
             key = f"job {job_id}, node_id {node_id}"
             there = f"{visits} with value {value:.9g}"
             yield Finding(

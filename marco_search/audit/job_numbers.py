@@ -9,13 +9,12 @@ from uuid import UUID
 
 from marco_search.audit import canonical
 from marco_search.audit.findings import Finding
+from marco_search.audit.recompute import ROUNDING
 from marco_search.audit.rows import AnswerRow, RolloutRow, read_values
 from marco_search.errors import InvalidJob, SearchError
 from marco_search.jobs import parse_job, payload_hash
 from marco_search.kinds import KINDS
 from marco_search.search.answers import Candidate, RankedAnswer, rank
-
-_ROUNDING = 1e-9
 
 
 def check_attempts(
@@ -91,7 +90,7 @@ def _compare(
         ("confidence", expected.confidence, there.confidence),
         ("share", expected.share, there.share),
     ):
-        near = isinstance(wanted, float) and abs(wanted - float(str(found))) <= _ROUNDING
+        near = isinstance(wanted, float) and abs(wanted - float(str(found))) <= ROUNDING
         if wanted != found and not near:
             yield Finding("answers", key, what, f"{wanted!r} by the vote", repr(found), job_id)
             return
