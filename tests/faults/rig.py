@@ -7,6 +7,7 @@ of the database goes through `ask`, which waits while Postgres is away.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -47,6 +48,15 @@ SETTINGS = {
 """What the fleet runs with beside its services: all else is as delivered."""
 PATIENCE_S = 120.0
 RESPAWN_AFTER_S = 0.3
+
+
+_libc = ctypes.CDLL(None)  # loaded here: not between fork and exec
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def _end_with_the_suite() -> None:
+    """In a new process: the kernel kills it when the suite ends, however that happens."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 @dataclass
@@ -176,7 +186,7 @@ class Rig:
         with (self.home / "logs" / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_end_with_the_suite,
             )  # fmt: skip
         self._sessions.add(process.pid)
         return process

@@ -46,6 +46,7 @@ def plain_celery(rig: Rig, count: int) -> Window:
         wait_until(lambda: _noted(client, count), "a fresh worker has got through the queue")
         ran = sum(_noted(client, number) for number in range(count))
         client.delete(plain.DONE, plain.QUEUE)
+        plain.app.close()  # its connections would count as leaked
     return Window(count, gone, count - ran)
 
 

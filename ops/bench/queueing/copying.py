@@ -1,0 +1,108 @@
+"""How fast a search's rounds are written: nodes a second through `trail.append`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from marco_search import driver
+from marco_search.search.mcts import Round, StopReason
+from marco_search.store import claims, jobs, trail
+from marco_search.store.connect import Database
+from marco_search.store.leases import Lease, Worker
+from ops.bench.engine.core import Instant
+from ops.bench.engine.searches import job
+
+_WORKER = Worker(name="bench", host="bench", pid=0)
+ROLLOUTS, SEARCHES = 256, 6
+
+
+class _Rounds:
+    """A journal that keeps the rounds in a list."""
+
+    def __init__(self) -> None:
+        self.kept: list[Round] = []
+
+    def load(self) -> driver.Trail:
+        return driver.Trail()
+
+    def append(self, kept: Round) -> None:
+        self.kept.append(kept)
+
+    def should_stop(self) -> StopReason | None:
+        return None
+
+
+def rounds(seed: int, rollouts: int = ROLLOUTS) -> list[Round]:
+    """The rounds of a search with texts as long as a word problem's."""
+    runtime, journal = Instant(time.perf_counter), _Rounds()
+    work = job(seed, "step", rollouts)
+    driver.run_search(work, driver.plan(work, runtime), runtime, journal)
+    return journal.kept
+
+
+def claimed(database: Database, seed: int) -> Lease:
+    """A job of one's own, claimed."""
+    with database.transaction() as conn:
+        stored = jobs.insert(conn, [job(seed, "step", ROLLOUTS)], tenant="bench")[0]
+    return _claim(database, stored.id)
+
+
+def _claim(database: Database, job_id: UUID) -> Lease:
+    with database.transaction() as conn:
+        claim = claims.claim(conn, job_id, _WORKER, lease_s=600)
+        assert claim is not None, "nobody else takes it"
+        lease = Lease(job_id=job_id, generation=claim.generation, seconds=600)
+        claims.begin(conn, lease, _WORKER, None, None)
+    return lease
+
+
+def measure(database: Database) -> dict[str, float]:
+    """Nodes a second: round by round as in a search, and a whole search in one round.
+
+    By the clock the best search counts; by the processor's time of this process, their sum.
+    """
+    searches = [rounds(seed) for seed in range(SEARCHES)]
+    nodes = sum(len(r.nodes) for kept in searches for r in kept)
+    tokens = sum(len(n.tokens) for kept in searches for r in kept for n in r.nodes)
+    small, small_cpu = _timed(database, searches)
+    merged, merged_cpu = _timed(database, [[_merged(kept)] for kept in searches])
+    return {
+        "copy_nodes_per_s": merged,
+        "copy_nodes_per_client_cpu_s": nodes / merged_cpu,
+        "rounds_nodes_per_s": small,
+        "rounds_nodes_per_client_cpu_s": nodes / small_cpu,
+        "copy_tokens_per_node": tokens / nodes,
+        "copy_nodes_per_round": nodes / sum(map(len, searches)),
+    }
+
+
+def _merged(kept: list[Round]) -> Round:
+    return Round(
+        number=1,
+        nodes=tuple(n for r in kept for n in r.nodes),
+        rollouts=tuple(o for r in kept for o in r.rollouts),
+    )
+
+
+def _timed(database: Database, searches: list[list[Round]]) -> tuple[float, float]:
+    """(nodes a second of the best search, seconds of processor of all)."""
+    best, cpu = 0.0, 0.0
+    for seed, kept in enumerate(searches):
+        lease = claimed(database, seed)
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for done in kept:
+            _in_transaction(database, lease, done)
+        cpu += time.process_time() - cpu_began
+        seconds = time.perf_counter() - began
+        best = max(best, sum(len(r.nodes) for r in kept) / seconds)
+    return best, cpu
+
+
+_append: Callable[..., bool] = trail.append
+
+
+def _in_transaction(database: Database, lease: Lease, kept: Round) -> None:
+    with database.transaction() as conn:
+        _append(conn, lease, kept, seconds=0.0)
