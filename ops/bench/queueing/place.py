@@ -49,7 +49,9 @@ class Place:
         """For processes that are to use these services."""
         urls = {"DATABASE_URL": self.urls.database_url, "REDIS_URL": self.urls.redis_url}
         here = {"MARCO_HOME": str(self.home), "PYTHONPATH": str(_ROOT)}
-        return os.environ | urls | here | {"MARCO_LOG_LEVEL": "WARNING"}
+        # Celery warns root of a danger that needs pickle, which nothing here reads.
+        quiet = {"MARCO_LOG_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
+        return os.environ | urls | here | quiet
 
 
 @contextlib.contextmanager

@@ -49,4 +49,4 @@ def worker_command(name: str, processes: int) -> list[str]:
     """The command of a worker."""
     words = ["--concurrency", str(processes), "--hostname", f"{name}@%h", "--loglevel", "ERROR"]
     quiet = ["--without-gossip", "--without-mingle"]
-    return [sys.executable, "-m", "celery", "-A", __name__, "worker", *words, *quiet]
+    return [sys.executable, "-m", "celery", "-q", "-A", __name__, "worker", *words, *quiet]
