@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from uuid import UUID
 
 from marco_search import driver
@@ -67,7 +66,7 @@ def measure(database: Database) -> dict[str, float]:
     nodes = sum(len(r.nodes) for kept in searches for r in kept)
     tokens = sum(len(n.tokens) for kept in searches for r in kept for n in r.nodes)
     small, small_cpu = _timed(database, searches)
-    merged, merged_cpu = _timed(database, [[_merged(kept)] for kept in searches])
+    merged, merged_cpu = _timed(database, [[merged(kept)] for kept in searches])
     return {
         "copy_nodes_per_s": merged,
         "copy_nodes_per_client_cpu_s": nodes / merged_cpu,
@@ -78,7 +77,8 @@ def measure(database: Database) -> dict[str, float]:
     }
 
 
-def _merged(kept: list[Round]) -> Round:
+def merged(kept: list[Round]) -> Round:
+    """All rounds of a search as one."""
     return Round(
         number=1,
         nodes=tuple(n for r in kept for n in r.nodes),
@@ -100,9 +100,6 @@ def _timed(database: Database, searches: list[list[Round]]) -> tuple[float, floa
     return best, cpu
 
 
-_append: Callable[..., bool] = trail.append
-
-
 def _in_transaction(database: Database, lease: Lease, kept: Round) -> None:
     with database.transaction() as conn:
-        _append(conn, lease, kept, seconds=0.0)
+        trail.append(conn, lease, kept, seconds=0.0)

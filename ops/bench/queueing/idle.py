@@ -24,9 +24,9 @@ def statements_per_s(here: Place) -> dict[str, float]:
         session.execute("ALTER SYSTEM SET log_statement = 'all'")
         session.execute("SELECT pg_reload_conf()")
         time.sleep(3.0)  # for the log to begin, and the workers to have made their connections
-        before, began = _statements(here), time.perf_counter()
+        before, began = _logged(here), time.perf_counter()
         time.sleep(SECONDS)  # the measurement
-        count, seconds = _statements(here) - before, time.perf_counter() - began
+        count, seconds = _logged(here) - before, time.perf_counter() - began
         session.execute("ALTER SYSTEM RESET log_statement")
         session.execute("SELECT pg_reload_conf()")
     return {"idle_workers": WORKERS, "idle_statements_per_s": count / seconds}
@@ -36,7 +36,11 @@ def statements_per_s(here: Place) -> dict[str, float]:
 _STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]+): ([^\n]*(?:\n\t[^\n]*)*)")
 
 
-def _statements(here: Place) -> int:
+def statements(log: str) -> int:
     """Statements that look at something: not BEGIN and COMMIT around them, nor empty ones."""
-    texts = _STATEMENT.findall(here.log.read_text(errors="replace"))
+    texts = _STATEMENT.findall(log)
     return sum(text.strip() not in ("", "BEGIN", "COMMIT", "ROLLBACK") for text in texts)
+
+
+def _logged(here: Place) -> int:
+    return statements(here.log.read_text(errors="replace"))
