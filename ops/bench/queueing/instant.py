@@ -25,5 +25,5 @@ def command(processes: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    process.open_runtime = _open  # type: ignore[assignment]
+    process.open_runtime = _open  # type: ignore[assignment, attr-defined]
     sys.exit(main.run(settings.load(), processes=int(sys.argv[1]), name="bench"))
