@@ -22,6 +22,7 @@ from marco_search.errors import (
     AccessDenied,
     DatabaseUnavailable,
     InvalidSettings,
+    RightsMissing,
     SchemaMismatch,
 )
 from marco_search.settings import without_password
@@ -61,6 +62,7 @@ class Database:
         self._pool: ConnectionPool[Conn] | None = None
         self._lock = Lock()
         self._pid = 0
+        self._views_only = False
 
     @contextmanager
     def transaction(self) -> Iterator[Conn]:
@@ -93,6 +95,7 @@ class Database:
             # Asked directly: the pool would only say that it timed out.
             with self.connect() as conn:
                 check_schema(conn)
+                self._views_only = not reads_tables(conn)
             self._pid = os.getpid()
             self._pool = ConnectionPool(
                 self._conninfo,
@@ -122,11 +125,10 @@ class Database:
         except errors.UndefinedTable as error:
             raise _not_migrated(None) from error
         except errors.InsufficientPrivilege as error:
-            raise AccessDenied(
-                f"this login may not do that ({error.diag.message_primary}): use a DATABASE_URL of "
-                "the app's or the owner's"
-            ) from error
+            raise _denied(error.diag.message_primary) from error
         except errors.UndefinedColumn as error:
+            if self._views_only:  # an auditor: `jobs` is the view, which has other columns
+                raise _denied("it reads the views of some tenants only") from error
             raise SchemaMismatch(
                 f"the database was migrated past this version: {error.diag.message_primary}"
             ) from error
@@ -136,6 +138,12 @@ class Database:
                 f"{self._shown}: {str(error).strip()}; see that Postgres runs and DATABASE_URL "
                 "is right (marco doctor)"
             ) from error
+
+
+def _denied(why: str | None) -> AccessDenied:
+    return AccessDenied(
+        f"this login may not do that ({why}): use a DATABASE_URL of the app's or the owner's"
+    )
 
 
 def _conninfo(url: str, application: str) -> str:
@@ -153,9 +161,24 @@ def _conninfo(url: str, application: str) -> str:
     return make_conninfo(**(defaults | given))
 
 
+def reads_tables(conn: Conn) -> bool:
+    """Whether this login may name the tables; an auditor of some tenants has views only."""
+    return conn.execute("SELECT has_schema_privilege('public', 'USAGE')").fetchone() == (True,)
+
+
+def require_tables(conn: Conn, what: str) -> None:
+    """Raises RightsMissing if `what` takes rows that this login may not read."""
+    if not reads_tables(conn):
+        raise RightsMissing(
+            f"{what} takes every row of the chain and of the jobs, as it is stored; this login "
+            "sees its tenants through views only: set DATABASE_URL to a login that is a member "
+            "of the role ..._auditor_all, which reads all and changes nothing (docs/sql.md)"
+        )
+
+
 def check_schema(conn: Conn) -> None:
     """Raises SchemaMismatch if the database's migration is not the one of this version."""
-    if conn.execute("SELECT has_schema_privilege('public', 'USAGE')").fetchone() == (False,):
+    if not reads_tables(conn):
         # An auditor: it may read the views, and not the table that names the migration.
         if conn.execute("SELECT to_regclass('audit.jobs')").fetchone() == (None,):
             raise _not_migrated(None)

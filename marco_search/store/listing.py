@@ -14,6 +14,7 @@ from psycopg.rows import class_row, dict_row
 from pydantic import BaseModel, ConfigDict
 
 from marco_search.store.connect import Conn
+from marco_search.store.states import shown_state
 
 LOW_CONFIDENCE = 0.8
 """A best answer below this is doubtful."""
@@ -36,6 +37,7 @@ class JobLine(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    paused_at: datetime | None = None  # it or its tenant
     attempts: int
     rounds: int
     rollouts: int
@@ -58,6 +60,11 @@ class JobLine(BaseModel):
     def final(self) -> bool:
         """True in a state that the job does not leave by itself."""
         return self.finished_at is not None
+
+    @property
+    def shown_state(self) -> str:
+        """The state; "paused" while it waits for somebody to let it go on."""
+        return shown_state(self.state, self.paused_at)
 
 
 LINES = f"SELECT {', '.join(JobLine.model_fields)} FROM audit.jobs"  # noqa: S608  # constants

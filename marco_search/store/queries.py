@@ -1,4 +1,7 @@
-"""What readers see: the state of jobs, their results, their trees."""
+"""What readers see: the state of jobs, their results, their trees.
+
+Reads the views of the schema `audit` only, so that an auditor's login is enough.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer, JobResult
 from marco_search.store.connect import Conn
-from marco_search.store.states import FINAL, JobState
+from marco_search.store.states import FINAL, JobState, shown_state
 
 
 class JobStatus(BaseModel):
@@ -36,7 +39,7 @@ class JobStatus(BaseModel):
     run_after: datetime
     cancel_requested_at: datetime | None
     expires_at: datetime | None = None  # its deadline
-    paused_at: datetime | None = None  # when it, not its tenant, was paused
+    paused_at: datetime | None = None  # it or its tenant
     attempts: int
     lease_owner: str | None
     rounds: int
@@ -59,18 +62,13 @@ class JobStatus(BaseModel):
         """True in a state that the job never leaves."""
         return self.state in FINAL
 
+    @property
+    def shown_state(self) -> str:
+        """The state; "paused" while it waits for somebody to let it go on."""
+        return shown_state(self.state, self.paused_at)
 
-_STATUS = """
-    SELECT id AS job_id, tenant, batch_id, kind, state,
-        coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt') AS subject,
-        payload #>> '{options,strategy}' AS strategy, priority, created_at, started_at,
-        finished_at, run_after, cancel_requested_at, expires_at, paused_at, attempts, lease_owner,
-        rounds, rollouts,
-        (plan #>> '{config,rollouts}')::int AS rollout_budget, nodes, generated_tokens, seconds,
-        answer, confidence, expected, correct, stop_reason, plan ->> 'model' AS model,
-        last_error ->> 'type' AS error_type, last_error ->> 'message' AS error
-    FROM jobs
-"""
+
+_STATUS = f"SELECT {', '.join(JobStatus.model_fields)} FROM audit.jobs"  # noqa: S608  # constants
 
 
 def statuses(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobStatus]:
@@ -82,7 +80,7 @@ def statuses(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) 
     return [found[i] if i in found else _unknown(i, tenant) for i in wanted]
 
 
-_MINE = " WHERE id = ANY (%(ids)s) AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+_MINE = " WHERE job_id = ANY (%(ids)s) AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
 
 
 def _unknown(job_id: UUID, tenant: str | None) -> Any:
@@ -97,7 +95,7 @@ def recent(
         return cursor.execute(
             _STATUS + " WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
             " AND (%(state)s::text IS NULL OR state = %(state)s)"
-            " ORDER BY created_at DESC, id DESC LIMIT %(limit)s",
+            " ORDER BY created_at DESC, job_id DESC LIMIT %(limit)s",
             {"tenant": tenant, "state": state, "limit": limit},
         ).fetchall()
 
@@ -106,28 +104,27 @@ def results(conn: Conn, job_ids: Iterable[UUID]) -> list[JobResult]:
     """The results of those of the jobs that have ended, in any order."""
     with conn.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(
-            "SELECT id, kind, state, payload #>> '{options,strategy}' AS strategy, stop_reason,"
-            " rollouts, nodes, generated_tokens, prompt_tokens, cached_tokens, seconds,"
-            " plan ->> 'model' AS model, plan ->> 'revision' AS revision, expected, correct,"
-            " last_error ->> 'type' AS error_type, last_error ->> 'message' AS error"
-            " FROM jobs WHERE id = ANY (%s) AND finished_at IS NOT NULL",
+            "SELECT job_id, kind, state, strategy, stop_reason, rollouts, nodes,"
+            " generated_tokens, prompt_tokens, cached_tokens, seconds, model, revision, expected,"
+            " correct, error_type, error"
+            " FROM audit.jobs WHERE job_id = ANY (%s) AND finished_at IS NOT NULL",
             [list(job_ids)],
         ).fetchall()
-        answers: dict[UUID, list[Answer]] = {row["id"]: [] for row in rows}
+        answers: dict[UUID, list[Answer]] = {row["job_id"]: [] for row in rows}
         for answer in cursor.execute(
             "SELECT job_id, rank, key AS normalised, text, output, thought, confidence, votes,"
-            " share FROM answers WHERE job_id = ANY (%s) ORDER BY rank",
+            " share FROM audit.answers WHERE job_id = ANY (%s) ORDER BY rank",
             [list(answers)],
         ):
             answers[answer.pop("job_id")].append(Answer(**answer))
-    return [_result(row, answers[row["id"]]) for row in rows]
+    return [_result(row, answers[row["job_id"]]) for row in rows]
 
 
 def _result(row: dict[str, Any], answers: list[Answer]) -> JobResult:
     if row["state"] == JobState.SUCCEEDED:
         # The error of an attempt before the one that made it.
         row["error_type"] = row["error"] = None
-    return JobResult(job_id=str(row.pop("id")), answers=tuple(answers), **row)
+    return JobResult(job_id=str(row.pop("job_id")), answers=tuple(answers), **row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,14 +3,15 @@
     PREFIX_owner        owns everything; migrations and archiving run as a member of it
     PREFIX_app          producers, workers, console: adds to the trail, changes jobs, no more
     PREFIX_auditor      reads the views, of the tenants that `auditors` lists for its login
-    PREFIX_auditor_all  reads the views, of all tenants
+    PREFIX_auditor_all  reads the views, of all tenants, and what `marco verify` takes: all rows
 
 None of them can log in. A login is made by whoever runs the server, as a member of one.
 
 An auditor's views are `security_invoker`, so it needs to be allowed to select from the
-tables too; but it may not enter their schema, and so can't name them. Whose rows it sees
-hangs on `current_user`, which no client can set to a role it is not a member of. No
-function that auditors may call runs with another's rights.
+tables too; but it may not enter their schema, and so can't name them. (An auditor of all
+tenants may: it sees every row anyway, and can verify with a login that changes nothing.)
+Whose rows it sees hangs on `current_user`, which no client can set to a role it is not a
+member of. No function that auditors may call runs with another's rights.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def _app(app: str) -> Iterator[str]:
         yield f"GRANT SELECT, INSERT ON public.{table} TO {app}"
         yield from _policy(table, app, "all_rows", "USING (true) WITH CHECK (true)")
     yield f"GRANT UPDATE ({changing}) ON public.jobs TO {app}"
-    for table in tables.keys() - {"jobs", "auditors", *guards.INSERT_ONLY}:
+    yield from _policy("tenants", app, "all_rows", "USING (true) WITH CHECK (true)")
+    for table in sorted(tables.keys() - {"jobs", "auditors", *guards.INSERT_ONLY}):
         yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON public.{table} TO {app}"
 
 
@@ -143,13 +145,17 @@ def _auditors(auditor: str, auditor_all: str) -> Iterator[str]:
     yield from _policy("auditors", auditor, "own_rows", "USING (role_name = current_user)")
     tenants = "(SELECT a.tenant FROM public.auditors AS a WHERE a.role_name = current_user)"
     yield from _policy("jobs", auditor, "own_tenants", f"FOR SELECT USING (tenant IN {tenants})")
-    for table in ("jobs", *guards.INSERT_ONLY):
+    known = f"FOR SELECT USING (name = '' OR name IN {tenants})"
+    yield from _policy("tenants", auditor, "own_tenants", known)
+    for table in ("jobs", "tenants", *guards.INSERT_ONLY):
         yield f"GRANT SELECT ON public.{table} TO {auditor}"
         yield from _policy(table, auditor_all, "all_tenants", "FOR SELECT USING (true)")
         if "job_id" in Base.metadata.tables[table].columns:
             # Those of the jobs that the policy of jobs shows.
             seen = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
             yield from _policy(table, auditor, "own_tenants", f"FOR SELECT USING ({seen})")
+    yield f"GRANT USAGE ON SCHEMA public TO {auditor_all}"
+    yield f"GRANT SELECT ON public.alembic_version TO {auditor_all}"
 
 
 def _policy(table: str, role: str, policy: str, rule: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ again: an operator may requeue such a job.
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -40,3 +41,8 @@ PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 
 CHANNEL = "marco_jobs"
 """NOTIFY channel: the id of each job that reached a final state."""
+
+
+def shown_state(state: str, paused_at: datetime | None) -> str:
+    """The state as people see it: "paused" for one that waits to be let go on."""
+    return "paused" if state == JobState.QUEUED and paused_at is not None else str(state)

@@ -136,17 +136,27 @@ def write_answers(
         )
 
 
-def load(conn: Conn, job_id: UUID) -> tuple[list[Node], list[Rollout]]:
-    """All nodes below the root and all rollouts of a job, in id order."""
-    nodes = _read(conn, job_id, "nodes", records.NODE_COLUMNS, records.node)
-    return nodes, _read(conn, job_id, "rollouts", records.ROLLOUT_COLUMNS, records.rollout)
+def load(conn: Conn, job_id: UUID, *, schema: str = "public") -> tuple[list[Node], list[Rollout]]:
+    """All nodes below the root and all rollouts of a job, in id order.
+
+    From the tables; from the views of the same names with the schema of those.
+    """
+    nodes = _read(conn, job_id, (schema, "nodes"), records.NODE_COLUMNS, records.node)
+    kept = (schema, "rollouts")
+    return nodes, _read(conn, job_id, kept, records.ROLLOUT_COLUMNS, records.rollout)
 
 
 def _read(
-    conn: Conn, job_id: UUID, table: str, columns: Mapping[str, str], make: Callable[..., R]
+    conn: Conn,
+    job_id: UUID,
+    table: tuple[str, str],
+    columns: Mapping[str, str],
+    make: Callable[..., R],
 ) -> list[R]:
     query = SQL("SELECT {} FROM {} WHERE job_id = %s ORDER BY {}").format(
-        SQL(", ").join(map(Identifier, columns)), Identifier(table), Identifier(next(iter(columns)))
+        SQL(", ").join(map(Identifier, columns)),
+        Identifier(*table),
+        Identifier(next(iter(columns))),
     )
     # Binary: as text a real is cut to the shortest decimal, not the float it holds.
     with conn.cursor(binary=True, row_factory=kwargs_row(make)) as cursor:

@@ -1,4 +1,7 @@
-"""What the commands read from Postgres beyond marco_search.store.queries."""
+"""What the commands read from Postgres beyond marco_search.store.queries.
+
+From the views of the schema `audit` only, so that an auditor's login is enough.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ def _find_job(conn: Conn, word: str, tenant: str) -> UUID:
     if len(part) < _SHORTEST:
         raise InvalidJob("JOB", f"{word!r} is too short: give at least {_SHORTEST} characters")
     found: list[tuple[UUID]] = conn.execute(
-        "SELECT id FROM jobs WHERE tenant = %(tenant)s"
-        " AND (id::text LIKE %(part)s || '%%' OR id::text LIKE '%%' || %(part)s) LIMIT 2",
+        "SELECT job_id FROM audit.jobs WHERE tenant = %(tenant)s"
+        " AND (job_id::text LIKE %(part)s || '%%' OR job_id::text LIKE '%%' || %(part)s) LIMIT 2",
         {"tenant": tenant, "part": part},
     ).fetchall()
     if not found:
@@ -43,21 +46,25 @@ def _find_job(conn: Conn, word: str, tenant: str) -> UUID:
 
 def unfinished_jobs(conn: Conn, tenant: str) -> list[UUID]:
     """The tenant's jobs that have not ended, oldest first."""
-    query = "SELECT id FROM jobs WHERE tenant = %s AND finished_at IS NULL ORDER BY created_at, id"
+    query = (
+        "SELECT job_id FROM audit.jobs WHERE tenant = %s AND finished_at IS NULL"
+        " ORDER BY created_at, job_id"
+    )
     return [row[0] for row in conn.execute(query, [tenant])]
 
 
 def finished_jobs(conn: Conn, tenant: str) -> list[UUID]:
     """The tenant's jobs that have ended, oldest first."""
     query = (
-        "SELECT id FROM jobs WHERE tenant = %s AND finished_at IS NOT NULL ORDER BY created_at, id"
+        "SELECT job_id FROM audit.jobs WHERE tenant = %s AND finished_at IS NOT NULL"
+        " ORDER BY created_at, job_id"
     )
     return [row[0] for row in conn.execute(query, [tenant])]
 
 
 def state_counts(conn: Conn, tenant: str) -> dict[str, int]:
     """How many jobs of a tenant are in each state."""
-    query = "SELECT state, count(*) FROM jobs WHERE tenant = %s GROUP BY state ORDER BY state"
+    query = "SELECT state, count(*) FROM audit.jobs WHERE tenant = %s GROUP BY state ORDER BY state"
     return dict(conn.execute(query, [tenant]).fetchall())
 
 
@@ -77,8 +84,8 @@ def drawn_tree(conn: Conn, job_id: UUID) -> list[DrawnNode]:
 
 
 WINNING_PATH = """
-SELECT r.path FROM answers AS a
-JOIN rollouts AS r ON r.job_id = a.job_id AND r.rollout_id = ANY (a.rollout_ids)
+SELECT r.path FROM audit.answers AS a
+JOIN audit.rollouts AS r ON r.job_id = a.job_id AND r.rollout_id = ANY (a.rollout_ids)
 WHERE a.job_id = %s AND a.rank = 1
 ORDER BY r.path_confidence DESC, r.rollout_id LIMIT 1
 """

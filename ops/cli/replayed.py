@@ -16,7 +16,7 @@ from marco_search.jobs import parse_job
 from marco_search.replaying import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import RuntimeInfo
-from marco_search.store import trail
+from marco_search.store import trail, views
 from marco_search.store.connect import Conn
 from ops.cli import reading
 from ops.cli.output import console
@@ -115,11 +115,11 @@ class Outcome:
 
 def replay_job(word: str, *, quiet: bool) -> Outcome:
     """Generate the job that `word` names again. Raises JobNotFound, InvalidJob, ModelRefused."""
-    with session() as here:
+    with session(needs_redis=False) as here:
         with here.database.transaction() as conn:
             (job_id,) = reading.find_jobs(conn, [word], here.tenant)
             job = _stored(conn, job_id)
-            nodes, rollouts = trail.load(conn, job_id)
+            nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
         if job.plan is None or not rollouts:
             raise InvalidJob("JOB", f"{job.state}, and no round of it is kept: nothing to replay")
         with (
@@ -142,12 +142,16 @@ def _stored(conn: Conn, job_id: UUID) -> StoredJob:
     with conn.cursor(row_factory=class_row(StoredJob)) as cursor:
         job = cursor.execute(
             """
-            SELECT j.id, j.state, j.payload, j.plan, j.stop_reason,
-                count(a.generation) AS attempts,
-                (array_agg(a.runtime || ' ' || a.runtime_version ORDER BY generation))[1] AS engine
-            FROM public.jobs AS j
-            LEFT JOIN public.attempts AS a ON a.job_id = j.id AND a.config IS NOT NULL
-            WHERE j.id = %s GROUP BY j.id
+            SELECT j.job_id AS id, j.state, j.payload, j.stop_reason, a.attempts, a.engine,
+                CASE WHEN j.config IS NOT NULL THEN jsonb_build_object('config', j.config,
+                    'prompt', a.prompt, 'model', j.model, 'revision', j.revision) END AS plan
+            FROM audit.jobs AS j CROSS JOIN LATERAL (
+                SELECT count(*) AS attempts,
+                    (array_agg(b.prompt ORDER BY b.generation))[1] AS prompt,
+                    (array_agg(b.runtime || ' ' || b.runtime_version
+                        ORDER BY b.generation))[1] AS engine
+                FROM audit.attempts AS b WHERE b.job_id = j.job_id AND b.config IS NOT NULL
+            ) AS a WHERE j.job_id = %s
             """,
             [job_id],
         ).fetchone()

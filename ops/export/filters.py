@@ -20,10 +20,10 @@ class Filter:
     until: datetime | None = None  # submitted before
 
     def condition(self) -> tuple[str, dict[str, Any]]:
-        """SQL about a row `j` of jobs, and its parameters."""
+        """SQL about a row `j` of audit.jobs, and its parameters."""
         parts, values = ["true"], dict[str, Any]()
         for sql, name, value in (
-            ("j.id = ANY (%(jobs)s)", "jobs", list(self.jobs)),
+            ("j.job_id = ANY (%(jobs)s)", "jobs", list(self.jobs)),
             ("j.batch_id = %(batch)s", "batch", self.batch),
             ("j.tenant = %(tenant)s", "tenant", self.tenant),
             ("j.created_at >= %(since)s", "since", self.since),

@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 
 from marco_search.search.records import Rollout
 from marco_search.search.tree import Tree
-from marco_search.store import trail
+from marco_search.store import trail, views
 from marco_search.store.connect import Conn
 from ops.export.filters import Filter
 
@@ -27,7 +27,7 @@ class JobRow:
     kind: str
     state: str
     subject: str
-    plan: dict[str, Any] | None
+    config: dict[str, Any] | None
     answer: str | None
     confidence: float | None
     correct: bool | None
@@ -48,6 +48,7 @@ class AttemptRow:
     runtime_version: str | None
     model: str | None
     revision: str | None
+    prompt: str | None
     started_at: datetime
 
 
@@ -71,6 +72,11 @@ class StoredSearch:
     tree: Tree
 
     @property
+    def prompt(self) -> str:
+        """What the model was given; it is the same for all attempts."""
+        return next((a.prompt for a in self.attempts if a.prompt is not None), "")
+
+    @property
     def rollouts(self) -> list[Rollout]:
         """In order of their ids."""
         return self.tree.rollouts
@@ -79,7 +85,7 @@ class StoredSearch:
 def searches(conn: Conn, chosen: Filter) -> Iterator[StoredSearch]:
     """The jobs' searches, one after the other, in order of submission."""
     condition, values = chosen.condition()
-    query = f"SELECT j.id FROM public.jobs AS j WHERE {condition} ORDER BY j.id"  # noqa: S608
+    query = f"SELECT j.job_id FROM audit.jobs AS j WHERE {condition} ORDER BY j.job_id"  # noqa: S608
     with conn.cursor("export_jobs") as ids:
         for (job_id,) in ids.execute(query.encode(), values):
             yield _search(conn, job_id)
@@ -89,27 +95,24 @@ def _search(conn: Conn, job_id: UUID) -> StoredSearch:
     with conn.cursor(row_factory=class_row(JobRow)) as cursor:
         job = cursor.execute(
             """
-            SELECT id, tenant, batch_id, kind, state, plan, answer, confidence, correct,
-                stop_reason, last_error ->> 'message' AS error, generated_tokens, created_at,
-                coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt')
-                    AS subject, finished_at
-            FROM public.jobs WHERE id = %s
+            SELECT job_id AS id, tenant, batch_id, kind, state, subject, config, answer, confidence,
+                correct, stop_reason, error, generated_tokens, created_at, finished_at
+            FROM audit.jobs WHERE job_id = %s
             """,
             [job_id],
         ).fetchone()
     assert job is not None, "a job is never deleted"
     with conn.cursor(row_factory=class_row(AttemptRow)) as of_attempts:
         attempts = of_attempts.execute(
-            "SELECT generation, worker, runtime, runtime_version, model, revision, started_at"
-            " FROM public.attempts WHERE job_id = %s ORDER BY generation",
+            "SELECT generation, worker, runtime, runtime_version, model, revision, prompt,"
+            " started_at FROM audit.attempts WHERE job_id = %s ORDER BY generation",
             [job_id],
         ).fetchall()
     with conn.cursor(row_factory=class_row(EventRow)) as of_events:
         events = of_events.execute(
             "SELECT generation, event, (detail ->> 'round')::int AS round, at"
-            " FROM public.audit_log WHERE job_id = %s AND generation IS NOT NULL ORDER BY id",
+            " FROM audit.events WHERE job_id = %s AND generation IS NOT NULL ORDER BY event_id",
             [job_id],
         ).fetchall()
-    return StoredSearch(
-        job=job, attempts=attempts, events=events, tree=Tree.restore(*trail.load(conn, job_id))
-    )
+    tree = Tree.restore(*trail.load(conn, job_id, schema=views.SCHEMA))
+    return StoredSearch(job=job, attempts=attempts, events=events, tree=tree)

@@ -100,7 +100,7 @@ def spans(search: StoredSearch, *, text: bool = True) -> Iterator[ReadableSpan]:
             SpanAttributes.USER_ID: job.tenant,
             "marco.job_id": str(job.id),
             "marco.state": job.state,
-            "marco.strategy": job.plan and job.plan["config"]["strategy"],
+            "marco.strategy": job.config and job.config["strategy"],
             "marco.stop_reason": job.stop_reason,
             "marco.confidence": job.confidence,
             "marco.correct": job.correct,
@@ -148,10 +148,9 @@ def _round(
 def _branch(
     tracer: _Tracer, attempt: AttemptRow, rollout: Rollout, parent: str, start: int, end: int
 ) -> ReadableSpan:
-    tree, plan = tracer.search.tree, tracer.search.job.plan or {"config": {}, "prompt": ""}
-    config = plan["config"]
+    tree, config = tracer.search.tree, tracer.search.job.config or {}
     at = rollout.path.index(rollout.start_id) + 1
-    prompt = plan["prompt"] + "".join(tree.nodes[i].text for i in rollout.path[:at])
+    prompt = tracer.search.prompt + "".join(tree.nodes[i].text for i in rollout.path[:at])
     written = "".join(tree.nodes[i].text for i in rollout.path[at:])
     given = {
         "seed": rollout.seed,

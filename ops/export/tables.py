@@ -1,4 +1,7 @@
-"""The tables that are exported: their columns, and the rows of some jobs as a stream."""
+"""The tables that are exported: their columns, and the rows of some jobs as a stream.
+
+From the views of the schema `audit`, so that an auditor exports what it may see.
+"""
 
 from __future__ import annotations
 
@@ -43,22 +46,22 @@ def _text(*names: str, kind: str = "string") -> dict[str, Column]:
     return {name: Column(f"t.{name}", kind, text=True) for name in names}
 
 
-_JOB = {"job_id": Column("j.id::text", "string")}
-_OF_JOB = " JOIN public.jobs AS j ON j.id = t.job_id"
+_JOB = {"job_id": Column("j.job_id::text", "string")}
+_OF_JOB = " JOIN audit.jobs AS j ON j.job_id = t.job_id"
 
 TABLES = {
     "jobs": Table(
-        "public.jobs AS j CROSS JOIN LATERAL (SELECT j.*) AS t",
-        "j.id",
+        "audit.jobs AS j CROSS JOIN LATERAL (SELECT j.*) AS t",
+        "j.job_id",
         _JOB
         | {"batch_id": Column("j.batch_id::text", "string")}
         | _own(tenant="string", kind="string", state="string", priority="int16")
         | {
             "payload": Column("j.payload::text", "json", text=True),
-            "plan": Column("(j.plan - 'prompt')::text", "json"),
-            "last_error": Column("j.last_error::text", "json", text=True),
+            "config": Column("j.config::text", "json"),
         }
-        | _text("expected", "answer")
+        | _text("subject", "expected", "answer", "error")
+        | _own(strategy="string", model="string", revision="string", error_type="string")
         | _own(idempotency_key="string", payload_hash="string")
         | _own(confidence="float64", correct="bool", stop_reason="string", attempts="int32")
         | _own(rounds="int32", rollouts="int32", nodes="int32", generated_tokens="int64")
@@ -66,14 +69,14 @@ TABLES = {
         | _own(created_at="time", started_at="time", finished_at="time")
         | {
             "root": Column(
-                "(SELECT encode(c.root, 'hex') FROM public.chain AS c WHERE c.job_id = j.id"
+                "(SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id"
                 " ORDER BY c.seq DESC LIMIT 1)",
                 "string",
             )
         },
     ),
     "attempts": Table(
-        "public.attempts AS t" + _OF_JOB,
+        "audit.attempts AS t" + _OF_JOB,
         "t.job_id, t.generation",
         _JOB
         | _own(generation="int64", worker="string", host="string", pid="int32")
@@ -83,7 +86,7 @@ TABLES = {
         | _own(seed="int32", started_at="time"),
     ),
     "answers": Table(
-        "public.answers AS t" + _OF_JOB,
+        "audit.answers AS t" + _OF_JOB,
         "t.job_id, t.rank",
         _JOB
         | _own(rank="int32", generation="int64")
@@ -93,7 +96,7 @@ TABLES = {
         | _own(created_at="time"),
     ),
     "rollouts": Table(
-        "public.rollouts AS t" + _OF_JOB,
+        "audit.rollouts AS t" + _OF_JOB,
         "t.job_id, t.rollout_id",
         _JOB
         | _own(rollout_id="int32", generation="int64", round="int32", start_id="int32")
@@ -105,7 +108,7 @@ TABLES = {
         | _own(seconds="float64", created_at="time"),
     ),
     "nodes": Table(
-        "public.nodes AS t" + _OF_JOB,
+        "audit.nodes AS t" + _OF_JOB,
         "t.job_id, t.node_id",
         _JOB
         | _own(node_id="int32", parent_id="int32", generation="int64", round="int32")
@@ -120,7 +123,7 @@ TABLES = {
         | _own(created_at="time"),
     ),
     "tokens": Table(
-        "public.nodes AS n JOIN public.jobs AS j ON j.id = n.job_id CROSS JOIN LATERAL"
+        "audit.nodes AS n JOIN audit.jobs AS j ON j.job_id = n.job_id CROSS JOIN LATERAL"
         " unnest(n.token_ids, n.token_texts, n.logprobs, n.confidences)"
         " WITH ORDINALITY AS t (token_id, text, logprob, confidence, place)",
         "n.job_id, n.node_id, t.place",

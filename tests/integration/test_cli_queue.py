@@ -59,7 +59,14 @@ def test_terms_pauses_and_dead_letters(
     assert marco("pause", one)["jobs"] == [{"job_id": one, "state": "queued"}]
     (status,) = marco("status", one)["jobs"]
     assert status["paused_at"]
+    assert main(["status", one]) == 0
+    assert "paused" in capsys.readouterr().out
     marco("resume", one)
+    assert marco("status", one)["jobs"][0]["paused_at"] is None
+    for whom in (["--tenant", "default"], ["--all"]):
+        marco("pause", *whom)
+        assert marco("status", one)["jobs"][0]["paused_at"], whom
+        marco("resume", *whom)
     assert marco("dead", "list")["jobs"] == []
     marco("dead", "show", one, code=3)
     with Producer(database_url, redis_url) as producer, producer.database.transaction() as conn:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -14,7 +14,7 @@ from psycopg import errors, sql
 
 import migrations
 from marco_search.errors import AccessDenied
-from marco_search.store import guards, partitions, views
+from marco_search.store import guards, holds, partitions, views
 from marco_search.store.connect import Database
 from marco_search.store.models import Base
 from marco_search.store.verify_all import verify_all
@@ -23,6 +23,7 @@ from ops.cli.query import run_query, with_values
 from ops.services import ServiceUrls
 from ops.sql_docs.questions import Question, read
 from tests.integration.audited import Audited
+from tests.integration.logins import Login, as_user, logins
 from tests.integration.toys import (
     insert,
     question,
@@ -32,7 +33,6 @@ from tests.integration.toys import (
 )
 from tests.toy import ToyRuntime
 
-Login = Callable[[str], str]
 Conn = psycopg.Connection[Any]
 TABLES = [*Base.metadata.tables, "alembic_version"]
 VIEWS = [view.name for view in views.VIEWS]
@@ -41,27 +41,8 @@ VIEWS = [view.name for view in views.VIEWS]
 @pytest.fixture(scope="module")
 def login(filled: Audited) -> Iterator[Login]:
     """Makes a login that is a member of a role, once; gives its URL."""
-    made: dict[str, str] = {}
-
-    def url(role: str) -> str:
-        if role not in made:
-            made[role] = name = f"test_{uuid.uuid4().hex[:12]}"
-            statement = "CREATE ROLE {} LOGIN PASSWORD 'secret' IN ROLE {}"
-            with psycopg.connect(filled.url, autocommit=True) as conn:
-                conn.execute(sql.SQL(statement).format(sql.Identifier(name), sql.Identifier(role)))
-        return as_user(filled.url, made[role])
-
-    yield url
-    with psycopg.connect(filled.url, autocommit=True) as conn:
-        for name in made.values():
-            conn.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-            conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
-def as_user(url: str, name: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{name}:secret@{host}"))
+    with logins(filled.url) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -338,10 +319,41 @@ def test_a_user_who_may_make_no_roles_still_migrates(services: ServiceUrls) -> N
                 conn.execute(sql.SQL("DROP ROLE {}").format(user))
 
 
-def test_the_app_can_verify_everything_and_an_auditor_is_told_that_it_can_t(
-    login: Login, auditor: Conn
-) -> None:
-    report = verify_all(login("marco_app"))
-    assert (report.fits, report.jobs > 0) == (True, True)
+def test_the_app_and_an_auditor_of_all_can_verify(login: Login) -> None:
+    for role in ("marco_app", "marco_auditor_all"):
+        report = verify_all(login(role))
+        assert (report.fits, report.jobs > 0) == (True, True)
     with pytest.raises(AccessDenied, match="the app's or the owner's"):
         verify_all(login("marco_auditor"))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_an_auditor_of_all_changes_nothing(login: Login, table: str) -> None:
+    with psycopg.connect(login("marco_auditor_all"), autocommit=True) as conn:
+        for statement in (
+            f"INSERT INTO public.{table} DEFAULT VALUES",
+            f"DELETE FROM public.{table}",
+            f"TRUNCATE public.{table}",
+            "CREATE TABLE public.mine (a int)",
+            "SELECT public.ensure_partitions(1)",
+            "SET ROLE marco_app",
+        ):
+            refused(conn, statement)
+
+
+def test_an_auditor_sees_the_pauses_that_concern_it(filled: Audited, auditor: Conn) -> None:
+    query = "SELECT count(*) FILTER (WHERE paused_at IS NOT NULL), count(*) FROM audit.jobs"
+    queued = "SELECT paused_at IS NOT NULL FROM audit.jobs WHERE state = 'queued'"
+    with filled.database.transaction() as conn:
+        for tenant in ("acme", "default"):
+            holds.set_tenant(conn, tenant, paused=True)
+        assert conn.execute(queued).fetchone() == (True,)
+    try:
+        # Its jobs have ended: what is paused no longer waits.
+        assert auditor.execute(query).fetchone() == (0, 3)
+        refused(auditor, "SELECT * FROM public.tenants")
+    finally:
+        with filled.database.transaction() as conn:
+            for tenant in ("acme", "default"):
+                holds.set_tenant(conn, tenant, paused=False)
+            assert conn.execute(queued).fetchone() == (False,)

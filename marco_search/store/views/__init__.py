@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 from marco_search.store.views.jobs import ANSWERS, ATTEMPTS, CHAIN, EVENTS, JOBS
 from marco_search.store.views.tokens import ALTERNATIVES, TOKENS
-from marco_search.store.views.trees import NODE_STATS, ROLLOUTS, ROUNDS, TREE
+from marco_search.store.views.trees import NODE_STATS, NODES, ROLLOUTS, ROUNDS, TREE
 from marco_search.store.views.usage import BATCH_USAGE, DAY_USAGE, JOB_USAGE, TENANT_USAGE
 from marco_search.store.views.view import SCHEMA, View
 
 __all__ = ["DROP", "SCHEMA", "VIEWS", "View", "statements"]
 
 VIEWS = (
-    *(JOBS, ANSWERS, NODE_STATS, TREE, ROLLOUTS, ROUNDS, TOKENS, ALTERNATIVES, ATTEMPTS, EVENTS),
-    *(JOB_USAGE, BATCH_USAGE, TENANT_USAGE, DAY_USAGE, CHAIN),
+    *(JOBS, ANSWERS, NODE_STATS, TREE, ROLLOUTS, ROUNDS, TOKENS, ALTERNATIVES, NODES),
+    *(ATTEMPTS, EVENTS, JOB_USAGE, BATCH_USAGE, TENANT_USAGE, DAY_USAGE, CHAIN),
 )
 """In order of creation, which is the order in which they are documented."""
 

@@ -15,6 +15,9 @@ JOBS = View(
         "state": "queued, running, succeeded, failed, cancelled, expired or dead",
         "priority": "0 is high, 3 normal, 6 low",
         "subject": "The question, text or prompt",
+        "payload": "The request as submitted, without the expected answer",
+        "payload_hash": "SHA-256 of the canonical request, hex",
+        "idempotency_key": "The caller's name for the request, unique per tenant",
         "strategy": "How it is searched",
         "metadata": "What the caller attached to it",
         "answer": "The best answer",
@@ -27,6 +30,8 @@ JOBS = View(
         "rollout_budget": "Rollouts that its search may make; null before it was begun",
         "nodes": "Nodes in the trail",
         "generated_tokens": "Tokens generated",
+        "prompt_tokens": "Tokens of all prefixes that were forked",
+        "cached_tokens": "Of those, served from the prefix cache",
         "attempts": "Times a worker claimed it",
         "failures": "Of those, ended by an error",
         "losses": "Of those, whose worker was lost",
@@ -35,25 +40,35 @@ JOBS = View(
         "model": "Model it is searched with",
         "revision": "Revision of the model's weights",
         "seed": "Seed that all randomness of the search flows from",
+        "config": "Every setting of the search; null before it was begun",
         "error_type": "Kind of the last error",
         "error": "The last error's message",
         "created_at": "When submitted",
         "started_at": "When first claimed",
         "finished_at": "When it reached a final state",
         "expires_at": "Deadline: not searched any more from this time on",
-        "paused_at": "When it was paused; null: it is not",
+        "paused_at": "Since when it has been held back, it or its tenant; null: it is not",
+        "run_after": "Not claimed before this time (back-off after an error)",
+        "cancel_requested_at": "When it was asked to stop while running",
+        "lease_owner": "Worker that holds it; null: none",
     },
     """
 SELECT id, tenant, batch_id, kind, state, priority,
     coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt'),
+    payload, payload_hash, idempotency_key,
     payload #>> '{options,strategy}', payload -> 'metadata',
     answer, confidence, expected, correct, stop_reason,
     rounds, rollouts, (plan #>> '{config,rollouts}')::integer, nodes, generated_tokens,
-    attempts, failures, losses, seconds,
+    prompt_tokens, cached_tokens, attempts, failures, losses, seconds,
     extract(epoch FROM started_at - created_at)::double precision,
     plan ->> 'model', plan ->> 'revision', (plan #>> '{config,seed}')::bigint,
+    plan -> 'config',
     last_error ->> 'type', last_error ->> 'message', created_at, started_at, finished_at,
-    expires_at, paused_at
+    expires_at,
+    CASE WHEN finished_at IS NULL THEN least(paused_at, (
+        SELECT min(t.paused_at) FROM public.tenants AS t WHERE t.name IN ('', jobs.tenant)
+    )) END,
+    run_after, cancel_requested_at, lease_owner
 FROM public.jobs
 """,
 )
@@ -74,10 +89,12 @@ ANSWERS = View(
         "rollout_ids": "The rollouts that reached it",
         "best_rollout": "The most confident of them",
         "path": "Nodes from the root to where that one ended",
+        "generation": "The attempt that wrote it",
+        "created_at": "When it was written",
     },
     """
 SELECT a.job_id, a.rank, a.key, a.text, a.output, a.thought, a.confidence, a.votes, a.share,
-    a.rollout_ids, best.rollout_id, best.path
+    a.rollout_ids, best.rollout_id, best.path, a.generation, a.created_at
 FROM public.answers AS a LEFT JOIN LATERAL (
     SELECT r.rollout_id, r.path FROM public.rollouts AS r
     WHERE r.job_id = a.job_id AND r.rollout_id = ANY (a.rollout_ids)

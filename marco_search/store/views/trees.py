@@ -65,6 +65,34 @@ WHERE j.rounds > 0
 """,
 )
 
+NODES = View(
+    "nodes",
+    "Nodes as they are stored, their tokens in arrays: for programs; tree and tokens are to read",
+    JOB
+    | {
+        "node_id": "1, 2, ... in order of growth; the root is not stored",
+        "parent_id": "The node above; 0 is the root, the prompt",
+        "generation": "The attempt that wrote it",
+        "round": "The round that added it, from 1",
+        "depth": "Edges from the root",
+        "action": "step, mini_step, whole, reflection or answer",
+        "text": "What the action adds to the text of its parent",
+        "token_ids": "Its generated tokens; none for a reflection",
+        "token_texts": "Text that each token completes; joined they are the text",
+        "logprobs": "Natural log of each token's probability",
+        "confidences": "c_i of each token: its probability over the best five's",
+        "top_ids": "Best candidates: five for each token in turn; -1: fewer",
+        "top_logprobs": "Their log-probs, in the same order",
+        "terminal": "Whether the text ends here",
+        "created_at": "When its round was committed",
+    },
+    """
+SELECT job_id, node_id, parent_id, generation, round, depth, action, text, token_ids,
+    token_texts, logprobs, confidences, top_ids, top_logprobs, terminal, created_at
+FROM public.nodes
+""",
+)
+
 ROLLOUTS = View(
     "rollouts",
     "Every branch that was generated, from the node it was forked from to where it ended",

@@ -28,6 +28,7 @@ def anchor(key: Path | None, new_key: Path | None, as_json: bool) -> None:
     """
     from marco_search.audit import anchors as anchor_files
     from marco_search.store import anchors
+    from marco_search.store.connect import require_tables
     from ops.cli.session import session
 
     if new_key is not None:
@@ -37,6 +38,7 @@ def anchor(key: Path | None, new_key: Path | None, as_json: bool) -> None:
         else:
             click.echo(f"Private key: {new_key}. Give others the public key:\n{public}")
         return
-    with session() as here, here.database.transaction() as conn:
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
+        require_tables(conn, "`marco anchor`")
         taken = anchors.take(conn, key=key)
     print_json(taken.to_json())

@@ -45,7 +45,7 @@ def archive(folder: Path, before: datetime, dry_run: bool, as_json: bool) -> Non
     if until > datetime.now(UTC):
         raise ArchiveRefused(f"--before {until:%Y-%m-%d} is in the future: months must be over")
     said: list[dict[str, Any]] = []
-    with session() as here:
+    with session(needs_redis=False) as here:
         with here.database.transaction() as conn:
             found = archives.months(conn, until)
             for month in found:

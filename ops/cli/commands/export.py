@@ -62,7 +62,7 @@ def export(
     from ops.cli.session import session
     from ops.export.filters import Filter
 
-    with session() as here, _one_moment(here.database.connect()) as conn:
+    with session(needs_redis=False) as here, _one_moment(here.database.connect()) as conn:
         whose = None if all_tenants else tenant or here.tenant
         chosen = Filter(
             jobs=_found(conn, jobs, tenant or here.tenant),

@@ -40,7 +40,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     def json_line(line: JobStatus) -> None:
         print_json_line(line.model_dump(mode="json"))
 
-    with session() as here:
+    with session(needs_redis=False) as here:
         job_ids = _jobs(here, jobs)
         on_change = json_line if as_json else None
         lines = follow(here.database, job_ids, timeout_s=timeout, on_change=on_change)

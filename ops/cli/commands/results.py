@@ -29,7 +29,7 @@ def results(jobs: tuple[str, ...], jsonl: bool, thought: bool, as_json: bool) ->
     from ops.cli.render.jobs import jobs_table
     from ops.cli.session import session
 
-    with session() as here, here.database.transaction() as conn:
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
         if jobs:
             ids = reading.find_jobs(conn, jobs, here.tenant)
         else:

@@ -63,7 +63,7 @@ def sql(
     text = with_values(text, dict(word.split("=", 1) for word in given))
     if limit is None:
         limit = 0 if as_json or as_csv else TABLE_ROWS
-    with session() as here, here.database.connect() as conn:
+    with session(needs_redis=False) as here, here.database.connect() as conn:
         result = run_query(conn, text, limit=limit or None, timeout_s=timeout)
     if as_json:
         print_json(rows_json(result.columns, result.rows))

@@ -36,7 +36,7 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int, as_json: bool) 
     from ops.cli.render.jobs import counts, jobs_table
     from ops.cli.session import session
 
-    with session() as here, here.database.transaction() as conn:
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
         if jobs:
             found = reading.find_jobs(conn, jobs, here.tenant)
             lines = queries.statuses(conn, found, tenant=here.tenant)

@@ -49,6 +49,7 @@ def verify(
     Exits with 9 if anything does not fit.
     """
     from marco_search.audit import anchors as anchor_files
+    from marco_search.store.connect import require_tables
     from ops.cli.session import session
 
     if jobs and everything:
@@ -56,7 +57,9 @@ def verify(
     if archives and (jobs or everything):
         raise click.UsageError("--archive checks archives only: run verify again for the rest")
     kept = [anchor_files.read(path, public_key=public_key) for path in anchors]
-    with session() as here:
+    with session(needs_redis=False) as here:
+        with here.database.transaction() as conn:
+            require_tables(conn, "`marco verify`")
         against = _against_anchors(here, kept)
         if archives:
             said, found = _verify_archives(here, archives)

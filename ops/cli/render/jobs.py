@@ -29,7 +29,9 @@ def heading(line: JobStatus) -> list[Text]:
     if not line.final:
         progress = f", {line.rollouts} of {line.rollout_budget or '?'} rollouts"
     return [
-        Text(f"job {line.job_id}  {line.kind}, {line.state}{attempts}{progress}", style="dim"),
+        Text(
+            f"job {line.job_id}  {line.kind}, {line.shown_state}{attempts}{progress}", style="dim"
+        ),
         Text(one_line(line.subject)),
     ]
 
@@ -66,7 +68,7 @@ def jobs_table(
 def _row(line: JobStatus) -> list[str]:
     return [
         short_id(line.job_id),
-        line.state if line.final or line.paused_at is None else "paused",
+        line.shown_state,
         one_line(line.subject),
         one_line(line.answer or line.error or ""),
         one_line(line.expected or ""),

@@ -51,7 +51,7 @@ def progress(lines: Sequence[JobStatus]) -> str:
 def _row(line: JobStatus) -> list[str]:
     return [
         short_id(line.job_id),
-        str(line.state),
+        line.shown_state,
         _bar(line),
         one_line(line.subject),
         one_line(line.answer or line.error or ""),
