@@ -7,7 +7,7 @@ Postgres. A journal that already holds rounds makes the search go on from them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -67,8 +67,11 @@ class Journal(Protocol):
         """What earlier attempts have kept; an empty trail for a new search."""
         ...
 
-    def append(self, kept: Round) -> None:
-        """Keep one round, all of it or nothing. Raises LeaseLost if it is not ours any more."""
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
+        """Keep one round, all of it or nothing. Raises LeaseLost if it is not ours any more.
+
+        `texts` has what its candidates read, by token id.
+        """
         ...
 
     def should_stop(self) -> StopReason | None:
@@ -83,7 +86,7 @@ class MemoryJournal:
         """An empty trail."""
         return Trail()
 
-    def append(self, kept: Round) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Nothing to do."""
 
     def should_stop(self) -> StopReason | None:
@@ -173,7 +176,7 @@ def run_search(
             _refuse_if_all_failed(branches)
         done = search.tell(branches)
         assert done is not None, "the runtime answers every request of the round"
-        journal.append(done)
+        journal.append(done, {i: text for b in branches for i, text in b.texts.items()})
         if on_round:
             on_round(search)
 

@@ -175,6 +175,7 @@ def tokens_of(search: Search) -> dict[int, NodeTokens]:
             confidences=list(node.confidences),
             top_ids=[i for t in node.tokens for i, _ in t.top],
             top_logprobs=[p for t in node.tokens for _, p in t.top],
+            top_texts=[None for t in node.tokens for _ in t.top],
         )
         for node in search.tree.nodes
         if node.tokens

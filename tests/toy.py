@@ -93,6 +93,12 @@ def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> B
     return Branch(
         branch_id=request.branch_id,
         segments=tuple(segments),
+        texts={
+            i: t.text if i == t.id else f"other {i}"
+            for segment in segments
+            for t in segment.tokens
+            for i, _ in t.top
+        },
         finish=Finish.STOP if ended else Finish.LENGTH,
         prompt_tokens=len(prefix),
         cached_tokens=len(prefix) // 2,

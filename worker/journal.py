@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from marco_search.driver import Trail
 from marco_search.errors import DatabaseUnavailable
 from marco_search.search.mcts import Round, StopReason
-from marco_search.store import trail
+from marco_search.store import trail, vocabulary
 from marco_search.store.connect import Conn, Database
+from marco_search.store.vocabulary import Written
 from worker.lease import Heartbeat
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,24 @@ T = TypeVar("T")
 
 
 class PostgresJournal:
-    """A `driver.Journal`. `seconds` is the time that earlier attempts searched."""
+    """A `driver.Journal`. `seconds` is the time that earlier attempts searched.
 
-    def __init__(self, database: Database, heartbeat: Heartbeat, *, seconds: float) -> None:
+    `model` is its name and revision; `written` has the texts of tokens that this process need
+    not write again.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        heartbeat: Heartbeat,
+        *,
+        model: tuple[str, str],
+        seconds: float,
+        written: Written | None = None,
+    ) -> None:
         self._database = database
+        self._model = model
+        self._written = written or Written()
         self._heartbeat = heartbeat
         self._job_id = heartbeat.lease.job_id
         self._before_s = seconds
@@ -38,14 +53,19 @@ class PostgresJournal:
         nodes, rollouts = self.patiently(lambda conn: trail.load(conn, self._job_id))
         return Trail(nodes=nodes, rollouts=rollouts, seconds=self._before_s)
 
-    def append(self, kept: Round) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round. Raises LeaseLost if another worker holds the job."""
         seconds = self.seconds
+        missing = self._written.missing(*self._model, texts)
 
         def write(conn: Conn) -> bool:
-            return trail.append(conn, self._heartbeat.lease, kept, seconds=seconds)
+            stop = trail.append(conn, self._heartbeat.lease, kept, seconds=seconds)
+            vocabulary.write(conn, *self._model, missing)
+            return stop
 
-        if self.patiently(write):
+        stop = self.patiently(write)
+        self._written.add(*self._model, missing)
+        if stop:
             self._heartbeat.watch = replace(self._heartbeat.watch, cancelled=True)
 
     def patiently(self, step: Callable[[Conn], T]) -> T:

@@ -17,6 +17,7 @@ from marco_search.store.claims import Claim
 from marco_search.store.connect import Conn, Database, check_schema
 from marco_search.store.leases import Lease, Worker
 from marco_search.store.states import JobState
+from marco_search.store.vocabulary import Written
 from worker import closing, failures
 from worker.journal import PostgresJournal
 from worker.lease import Heartbeat
@@ -51,6 +52,7 @@ class Runner:
         self._left_s = left_s
         self._time_is_up = time_is_up
         self._runtime: Runtime | None = None
+        self._written = Written()
 
     def run_next(self) -> None:
         """Claim the job whose turn it is, and run it. Does nothing if none is due.
@@ -140,7 +142,13 @@ class Runner:
             left_s=self._left_s,
             on_end=runtime.abort,
         )
-        journal = PostgresJournal(self._database, heartbeat, seconds=claim.seconds)
+        journal = PostgresJournal(
+            self._database,
+            heartbeat,
+            model=(plan.model, plan.revision),
+            seconds=claim.seconds,
+            written=self._written,
+        )
         try:
             with heartbeat:
                 finished = driver.run_search(job, plan, runtime, journal)

@@ -16,7 +16,7 @@ import sglang as sgl
 
 from marco_search.errors import BranchFailed
 from marco_search.runtime.params import VARIABLE, BranchParams
-from marco_search.runtime.tokens import read_tokens, stopped_at
+from marco_search.runtime.tokens import read_texts, read_tokens, stopped_at
 from marco_search.search.branches import (
     END_OF_OUTPUT,
     END_OF_THOUGHT,
@@ -79,6 +79,7 @@ class _Child:
         self._calls: list[str] = []  # names of the generate calls, in order
         self._metas: list[dict[str, Any]] = []
         self._segments: list[Segment] = []
+        self._texts: dict[int, str] = {}
         self._error: str | None = None
 
     def start(self) -> None:
@@ -119,6 +120,7 @@ class _Child:
         return Branch(
             branch_id=i,
             segments=tuple(self._segments),
+            texts=self._texts,
             finish=Finish.STOP if done else Finish.LENGTH,
             seconds=sum(m.get("e2e_latency", 0.0) for m in self._metas),
             **shared,
@@ -155,6 +157,7 @@ class _Child:
             _raise_if_failed(meta)
             tokens = read_tokens(executor.variables[name], meta)
             self._segments.append(Segment("".join(t.text for t in tokens), tokens))
+            self._texts |= read_texts(meta)
         except TimeoutError:
             self._error = "BranchFailed: the runtime did not answer before the branch's deadline"
         except BranchFailed as error:

@@ -40,6 +40,21 @@ def read_tokens(text: str, meta: Mapping[str, Any]) -> tuple[Token, ...]:
     )
 
 
+def read_texts(meta: Mapping[str, Any]) -> dict[int, str]:
+    """What each candidate of the answer reads by itself, by token id.
+
+    As the runtime shows it: a token that holds a part of a character has U+FFFD for it, one
+    that has no text (the end of the sequence) its name. To be called after `read_tokens`, which
+    refuses an answer that is not whole.
+    """
+    return {
+        entry[1]: entry[2].replace("\x00", BROKEN)
+        for top in meta["output_top_logprobs"]
+        for entry in top
+        if len(entry) > 2 and isinstance(entry[2], str)
+    }
+
+
 def stopped_at(meta: Mapping[str, Any]) -> str | int | None:
     """The stop string or token id that ended the completion; None if something else did."""
     reason = meta.get("finish_reason")

@@ -7,6 +7,7 @@ log-probabilities, up to a terminal state. Neither side knows more of the other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -97,6 +98,8 @@ class Branch:
     cached_tokens: int = 0  # of those, served from the prefix cache
     error: str | None = None  # set if and only if finish is FAILED
     seconds: float = field(default=0.0, compare=False)
+    # What the candidates read, by token id: for people, the search has no use for it.
+    texts: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def generated_tokens(self) -> int:

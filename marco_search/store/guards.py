@@ -11,6 +11,7 @@ INSERT_ONLY = (
     "rollouts",
     "answers",
     "audit_log",
+    "vocabulary",
     "chain",
     "proofs",
     "archives",

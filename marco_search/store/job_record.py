@@ -110,6 +110,7 @@ class NodeTokens:
     confidences: list[float]  # c_i
     top_ids: list[int]  # TOP_K for each token in turn
     top_logprobs: list[float]
+    top_texts: list[str | None]  # what they read by themselves; None: not known
 
 
 _ROLLOUTS = """
@@ -140,7 +141,8 @@ _TOKENS = f"""
 """  # noqa: S608  # constants
 _CANDIDATES = f"""
     SELECT node_id, array_agg(position * {TOP_K} + rank - {TOP_K + 1} ORDER BY position, rank),
-        array_agg(token_id ORDER BY position, rank), array_agg(logprob ORDER BY position, rank)
+        array_agg(token_id ORDER BY position, rank), array_agg(logprob ORDER BY position, rank),
+        array_agg(text ORDER BY position, rank)
     FROM audit.alternatives WHERE {_ONE_OR_ALL} GROUP BY node_id
 """  # noqa: S608  # constants
 
@@ -175,23 +177,20 @@ def tokens(conn: Conn, job_id: UUID, node_id: int | None = None) -> dict[int, No
     """The tokens of one node, or of all (None), by node id. The root has none."""
     wanted = {"job": job_id, "node": node_id}
     # Where a token has fewer candidates than five, their places stay empty.
-    tops: dict[int, tuple[list[int], list[int], list[float]]] = {
-        row[0]: (row[1], row[2], row[3]) for row in conn.execute(_CANDIDATES, wanted)
+    tops: dict[int, tuple[list[int], list[int], list[float], list[str | None]]] = {
+        row[0]: row[1:] for row in conn.execute(_CANDIDATES, wanted)
     }
     found = {}
     with conn.cursor(row_factory=dict_row) as cursor:
         for row in cursor.execute(_TOKENS, wanted):
             room = TOP_K * len(row["token_ids"])
             ids, logprobs = [NO_CANDIDATE] * room, [float("-inf")] * room
-            for place, token_id, logprob in zip(
-                *tops.get(row["node_id"], ([], [], [])), strict=True
+            texts: list[str | None] = [None] * room
+            for place, token_id, logprob, text in zip(
+                *tops.get(row["node_id"], ([], [], [], [])), strict=True
             ):
-                ids[place], logprobs[place] = token_id, logprob
-            found[row["node_id"]] = NodeTokens(**row, top_ids=ids, top_logprobs=logprobs)
+                ids[place], logprobs[place], texts[place] = token_id, logprob, text
+            found[row["node_id"]] = NodeTokens(
+                **row, top_ids=ids, top_logprobs=logprobs, top_texts=texts
+            )
     return found
-
-
-def revision(conn: Conn, job_id: UUID) -> str | None:
-    """The revision of the weights that a job is searched with; None before it was begun."""
-    row = conn.execute("SELECT revision FROM audit.jobs WHERE job_id = %s", [job_id]).fetchone()
-    return row[0] if row else None

@@ -154,6 +154,7 @@ def _auditors(auditor: str, auditor_all: str) -> Iterator[str]:
             # Those of the jobs that the policy of jobs shows.
             seen = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
             yield from _policy(table, auditor, "own_tenants", f"FOR SELECT USING ({seen})")
+    yield from _policy("vocabulary", auditor, "all_texts", "FOR SELECT USING (true)")
     yield f"GRANT USAGE ON SCHEMA public TO {auditor_all}"
     yield f"GRANT SELECT ON public.alembic_version TO {auditor_all}"
 

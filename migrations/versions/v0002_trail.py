@@ -1,4 +1,4 @@
-"""The trail: nodes, rollouts and answers, partitioned by the month in the job's id."""
+"""The trail: nodes, rollouts and answers, partitioned by the month in the job's id; vocabulary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _table(name: str, comment: str, key: str, *parts: Any) -> None:
 
 
 def upgrade() -> None:
-    """Create nodes, rollouts and answers, and the schema for partitions of all the trail."""
+    """Create them, and the schema for partitions of all the trail."""
     op.execute("CREATE SCHEMA partitions")
     _nodes()
     _rollouts()
@@ -64,6 +64,15 @@ def upgrade() -> None:
         _column("votes", INT, "Rollouts that reached it"),
         _column("share", DOUBLE, "Its part of the vote's total weight"),
         _column("rollout_ids", INTS, "The rollouts that reached it"),
+    )
+    op.create_table(
+        "vocabulary",
+        _column("model", T, "Name of the model"),
+        _column("revision", T, "Revision of its weights"),
+        _column("token_id", INT, "The token's number", autoincrement=False),
+        _column("text", T, "What it reads by itself; U+FFFD in place of a part of a character"),
+        sa.PrimaryKeyConstraint("model", "revision", "token_id", name="pk_vocabulary"),
+        comment="Texts of candidates, for readers; no part of the proofs. Insert only",
     )
 
 
@@ -123,8 +132,8 @@ def _rollouts() -> None:
 
 
 def downgrade() -> None:
-    """Drop all three, with every tree in them."""
-    for table in ("answers", "rollouts", "nodes"):
+    """Drop all of them, with every tree in them."""
+    for table in ("vocabulary", "answers", "rollouts", "nodes"):
         op.drop_table(table)
     # Those of audit_log, which is dropped later.
     op.execute("DROP SCHEMA partitions CASCADE")

@@ -7,7 +7,7 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-TABLES = ("attempts", "nodes", "rollouts", "answers", "audit_log")
+TABLES = ("attempts", "nodes", "rollouts", "answers", "audit_log", "vocabulary")
 
 REFUSE_CHANGE = """
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -42,8 +42,17 @@ SEARCHES = (("step", 13), ("auto", 20))
 TENANTS = ("acme", "brook", "cedar", "delta", "elm")
 DAYS = 28
 _AT_ONCE = 100
-_COPIED = [table for table in guards.INSERT_ONLY if table not in ("chain", "proofs", "archives")]
+_SHARED = ("vocabulary", "chain", "proofs", "archives")
+_COPIED = [table for table in guards.INSERT_ONLY if table not in _SHARED]
 
+
+# As many texts as Marco-o1 has tokens; a search comes across some hundreds of them.
+_WHOLE_VOCABULARY = """
+    INSERT INTO vocabulary (model, revision, token_id, text)
+    SELECT m.model, m.revision, i, 'token ' || i
+    FROM (SELECT DISTINCT model, revision FROM attempts WHERE model IS NOT NULL) AS m
+    CROSS JOIN generate_series(0, 151645) AS i ON CONFLICT DO NOTHING
+"""
 
 _known: dict[str, Token] = {}
 
@@ -89,6 +98,7 @@ def build(url: str, count: int, processes: int) -> None:
             list(pool.map(_copies, *work))
     with closing(_database(url)) as database, database.connect() as conn:
         conn.execute("SET statement_timeout = 0")
+        conn.execute(_WHOLE_VOCABULARY)
         conn.execute("VACUUM ANALYZE")
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
 from marco_search.audit.findings import JobReport
-from marco_search.errors import JobNotFound, MarcoError
-from marco_search.pocket import MODEL_DIR
+from marco_search.errors import JobNotFound
 from marco_search.store import job_record, listing, verification
 from marco_search.store.connect import Database, reads_tables
 from marco_search.store.job_record import JobRecord, NodeTokens
 from marco_search.store.listing import JobFilter, JobPage, Totals
 from ops.pictures.document import tokens_json, vocabulary_json
-from ops.pictures.vocabulary import Spell, Vocabulary
+from ops.pictures.vocabulary import Vocabulary
 
 
 class Reader(Protocol):
@@ -33,10 +30,8 @@ class Reader(Protocol):
 class PostgresReader:
     """Reads from `database`, which must have been opened read-only."""
 
-    def __init__(self, database: Database, model: Path | None = None) -> None:
-        """`model`: folder of the embedded model, if it is not the pocket model."""
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._spelling = Spelling(model or MODEL_DIR)
 
     def jobs(self, wanted: JobFilter) -> JobPage:
         """A page of the list."""
@@ -69,10 +64,9 @@ class PostgresReader:
         """A node's tokens and their vocabulary. Raises JobNotFound, also for a node."""
         with self._database.transaction() as conn:
             found = job_record.tokens(conn, job_id, node_id)
-            revision = job_record.revision(conn, job_id)
         if node_id not in found:
             raise JobNotFound(f"job {job_id} has no node {node_id} with tokens")
-        vocabulary = Vocabulary(found.values(), self._spelling.of(revision))
+        vocabulary = Vocabulary(found.values())
         return {
             "tokens": tokens_json(found[node_id]),
             "vocabulary": vocabulary_json(found.values(), vocabulary),
@@ -82,32 +76,4 @@ class PostgresReader:
         """The tokens of every node, and what their candidates read."""
         with self._database.transaction() as conn:
             found = job_record.tokens(conn, job_id)
-            revision = job_record.revision(conn, job_id)
-        return found, Vocabulary(found.values(), self._spelling.of(revision))
-
-
-class Spelling:
-    """The tokenizer of a model folder, opened when a job of that very model is looked at."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: tuple[str, Spell] | None = None
-        self._tried = False
-
-    def of(self, revision: str | None) -> Spell | None:
-        """What spells the tokens of a model's revision; None if it is another one's."""
-        if revision is None:
-            return None
-        if not self._tried:
-            self._known, self._tried = _open(self._folder), True
-        return self._known[1] if self._known and self._known[0] == revision else None
-
-
-def _open(folder: Path) -> tuple[str, Callable[[int], str]] | None:
-    from marco_search.runtime.embedded.safetensors import fingerprint
-    from marco_search.runtime.embedded.tokenizer import Tokenizer
-
-    try:
-        return fingerprint(folder), Tokenizer(folder / "tokenizer.json").alone
-    except (MarcoError, OSError):
-        return None  # candidates are then shown as far as the tree itself spells them
+        return found, Vocabulary(found.values())

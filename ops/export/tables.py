@@ -32,6 +32,7 @@ class Table:
     source: str
     order: str
     columns: dict[str, Column]
+    where: str = "{}"  # around the condition on `j`
 
     def chosen(self, *, text: bool) -> dict[str, Column]:
         """The columns to export."""
@@ -141,10 +142,14 @@ TABLES = {
             ),
         },
     ),
+    "vocabulary": Table(
+        "audit.vocabulary AS t",
+        "t.model, t.revision, t.token_id",
+        _own(model="string", revision="string", token_id="int32") | _text("text"),
+        "(t.model, t.revision) IN (SELECT j.model, j.revision FROM audit.jobs AS j WHERE {})",
+    ),
 }
 """By name. Token ids are text, too: whoever has the tokenizer can read them."""
-
-USUAL = ("jobs", "attempts", "answers", "rollouts", "nodes")
 
 
 def stream(
@@ -154,7 +159,8 @@ def stream(
     table = TABLES[name]
     columns = ", ".join(column.sql for column in table.chosen(text=text).values())
     condition, values = chosen.condition()
-    query = f"SELECT {columns} FROM {table.source} WHERE {condition} ORDER BY {table.order}"  # noqa: S608
+    where = table.where.format(condition)
+    query = f"SELECT {columns} FROM {table.source} WHERE {where} ORDER BY {table.order}"  # noqa: S608
     with conn.cursor(f"export_{name}", binary=True) as cursor:
         cursor.execute(query.encode(), values)
         while rows := cursor.fetchmany(_ROWS_AT_ONCE):

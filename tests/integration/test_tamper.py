@@ -277,3 +277,12 @@ def test_a_database_made_anew_does_not_pass_for_the_anchored_one(
         database_url, Anchor.from_json(json.loads(json.dumps(stored.anchor.to_json())))
     )
     assert found[0].what == "another database"
+
+
+def test_what_candidates_read_proves_nothing_and_is_not_proved(url: str) -> None:
+    """The ids of the candidates are hashed; their spelling stands beside the trail."""
+    with tampering(url) as conn:
+        changed = conn.execute("UPDATE vocabulary SET text = 'forged'").rowcount
+        conn.execute("DELETE FROM vocabulary WHERE token_id % 2 = 0")
+    assert changed > 5
+    assert verify_all(url).fits

@@ -95,13 +95,14 @@ def test_the_document_is_json_with_tokens_and_the_candidates_it_can_spell() -> N
     assert document(RECORD)["winning_path"] == list(RECORD.winning_path)
 
 
-def test_a_tokenizer_spells_what_the_tree_does_not() -> None:
+def test_candidates_read_as_the_runtime_spelled_them() -> None:
     row = NodeTokens(
         node_id=1, token_ids=[5], token_texts=["é"], logprobs=[0.0], confidences=[1.0],
         top_ids=[5, 6, -1, -1, -1], top_logprobs=[0.0, -1.0, *[float("-inf")] * 3],
+        top_texts=[None, "six", None, None, None],
     )  # fmt: skip
-    spelled = Vocabulary([row], {6: "six"}.get)  # type: ignore[arg-type]
-    assert (spelled.text(5), spelled.text(6), Vocabulary([row]).text(6)) == ("é", "six", None)
+    known = Vocabulary([row])
+    assert (known.text(5), known.text(6), known.text(7)) == ("é", "six", None)
 
 
 def test_an_outline_has_every_node_and_closes_what_it_opens() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ class StopAfter(MemoryJournal):
     def __init__(self, rounds: int) -> None:
         self.left = rounds
 
-    def append(self, kept: Round) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         self.left -= 1
 
     def should_stop(self) -> StopReason | None:

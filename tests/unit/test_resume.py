@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -51,7 +51,7 @@ class Journal:
             rollouts=[o for r in self.rounds for o in r.rollouts],
         )
 
-    def append(self, kept: Round) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round, unless killed before."""
         dies = self.kill_at == 0
         self.kill_at -= 1

@@ -38,6 +38,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.token_bytes = _token_bytes(self._tokenizer, raw)
         self._texts = [b.decode("utf-8", "replace") for b in self.token_bytes]
+        for entry in raw.get("added_tokens") or []:
+            self._texts[entry["id"]] = entry["content"]
         self.encode = lru_cache(_ENCODED_KEPT)(self._encode)
 
     def _encode(self, text: str) -> TokenIds:
@@ -51,7 +53,7 @@ class Tokenizer:
         return self.token_bytes[token] if 0 <= token < len(self.token_bytes) else b""
 
     def alone(self, token: int) -> str:
-        """A token's text by itself; parts of characters show as U+FFFD."""
+        """A token's text by itself: parts of characters show as U+FFFD, specials by name."""
         return self._texts[token] if 0 <= token < len(self._texts) else ""
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:

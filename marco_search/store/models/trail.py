@@ -146,6 +146,27 @@ class AnswerModel(Base):
     )
 
 
+class VocabularyModel(Base):
+    """What a token reads, as the runtime of a model spells it."""
+
+    __tablename__ = "vocabulary"
+
+    model: Mapped[str] = mapped_column(primary_key=True, comment="Name of the model")
+    revision: Mapped[str] = mapped_column(primary_key=True, comment="Revision of its weights")
+    token_id: Mapped[int] = mapped_column(
+        primary_key=True, autoincrement=False, comment="The token's number"
+    )
+    text: Mapped[str] = mapped_column(
+        comment="What it reads by itself; U+FFFD in place of a part of a character"
+    )
+
+    # Belongs to no tenant: every auditor may read it. All that it tells is that some search of
+    # the model came across a token as a candidate, not whose and not with what before it.
+    __table_args__ = (
+        {"comment": "Texts of candidates, for readers; no part of the proofs. Insert only"},
+    )
+
+
 class AuditModel(Base):
     """One thing that happened to a job."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from marco_search.store.views.jobs import ANSWERS, ATTEMPTS, CHAIN, EVENTS, JOBS
-from marco_search.store.views.tokens import ALTERNATIVES, TOKENS
+from marco_search.store.views.tokens import ALTERNATIVES, TOKENS, VOCABULARY
 from marco_search.store.views.trees import NODE_STATS, NODES, ROLLOUTS, ROUNDS, TREE
 from marco_search.store.views.usage import BATCH_USAGE, DAY_USAGE, JOB_USAGE, TENANT_USAGE
 from marco_search.store.views.view import SCHEMA, View
@@ -17,7 +17,7 @@ from marco_search.store.views.view import SCHEMA, View
 __all__ = ["DROP", "SCHEMA", "VIEWS", "View", "statements"]
 
 VIEWS = (
-    *(JOBS, ANSWERS, NODE_STATS, TREE, ROLLOUTS, ROUNDS, TOKENS, ALTERNATIVES, NODES),
+    *(JOBS, ANSWERS, NODE_STATS, TREE, ROLLOUTS, ROUNDS, TOKENS, ALTERNATIVES, NODES, VOCABULARY),
     *(ATTEMPTS, EVENTS, JOB_USAGE, BATCH_USAGE, TENANT_USAGE, DAY_USAGE, CHAIN),
 )
 """In order of creation, which is the order in which they are documented."""

@@ -34,17 +34,33 @@ ALTERNATIVES = View(
     | {
         "rank": "1 is the most probable",
         "token_id": "The candidate",
+        "text": "What it reads by itself; U+FFFD stands for a part of a character",
         "logprob": "Natural log of its probability",
         "probability": "Its probability, 0 to 1",
         "chosen": "Whether it is the token that was generated",
     },
     """
 SELECT n.job_id, n.node_id, ((a.i - 1) / 5 + 1)::integer, ((a.i - 1) % 5 + 1)::integer,
-    a.token_id, a.logprob, exp(a.logprob::double precision),
+    a.token_id, v.text, a.logprob, exp(a.logprob::double precision),
     a.token_id = n.token_ids[(a.i - 1) / 5 + 1]
 FROM public.nodes AS n
 CROSS JOIN LATERAL unnest(n.top_ids, n.top_logprobs)
     WITH ORDINALITY AS a (token_id, logprob, i)
+LEFT JOIN public.attempts AS w ON w.job_id = n.job_id AND w.generation = n.generation
+LEFT JOIN public.vocabulary AS v
+    ON v.model = w.model AND v.revision = w.revision AND v.token_id = a.token_id
 WHERE a.token_id <> -1
 """,
+)
+
+VOCABULARY = View(
+    "vocabulary",
+    "What tokens read, as far as they were ever a candidate; no part of what `marco verify` proves",
+    {
+        "model": "Name of the model",
+        "revision": "Revision of its weights",
+        "token_id": "The token's number",
+        "text": "What it reads by itself; U+FFFD stands for a part of a character",
+    },
+    "SELECT model, revision, token_id, text FROM public.vocabulary",
 )

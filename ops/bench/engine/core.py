@@ -112,7 +112,7 @@ def persisted(home: Path) -> float:
                     lease = Lease(job_id=stored.id, generation=claim.generation, seconds=600)
                     claims.begin(conn, lease, worker, None, None)
                 with Heartbeat(database, lease, every_s=60) as heartbeat:
-                    journal = PostgresJournal(database, heartbeat, seconds=0)
+                    journal = PostgresJournal(database, heartbeat, model=("bench", "0"), seconds=0)
                     found.append(milliseconds_per_node(journal, seed)[0])
             return min(found)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from uuid import UUID
 
 from marco_search import driver
@@ -26,7 +27,7 @@ class _Rounds:
     def load(self) -> driver.Trail:
         return driver.Trail()
 
-    def append(self, kept: Round) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         self.kept.append(kept)
 
     def should_stop(self) -> StopReason | None:

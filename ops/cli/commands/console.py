@@ -70,6 +70,6 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
 
         url = database_url(here.settings)
         with closing(Database(url, application="marco-console", read_only=True)) as database:
-            reader = PostgresReader(database, here.settings.model)
+            reader = PostgresReader(database)
             names = names if host in LOOPBACK else (host, *names)
             serve(create_app(reader, Access(token, names)), host, port, ready)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ops.export.filters import Filter
 
 FORMATS = ("jsonl", "parquet", "otlp-json")
-TABLES = ("jobs", "attempts", "answers", "rollouts", "nodes", "tokens")
+TABLES = ("jobs", "attempts", "answers", "rollouts", "nodes", "vocabulary", "tokens")
 _moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
 

@@ -76,7 +76,7 @@ def show(
             from ops.console.formats import render
             from ops.console.reader import PostgresReader
 
-            reader = PostgresReader(here.database, here.settings.model)
+            reader = PostgresReader(here.database)
             text = render(reader, job_id, file_format, limit=nodes, depth=depth)
             _write(text, output)
             return

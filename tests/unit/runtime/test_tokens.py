@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.tokens import BROKEN, read_tokens
+from marco_search.runtime.tokens import BROKEN, read_texts, read_tokens
 
 
 def meta(pieces: list[str], reason: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -68,3 +68,12 @@ def test_log_probs_are_float32_values_and_candidates_are_sorted() -> None:
 
 def test_a_nul_that_a_model_made_up_is_shown_as_broken() -> None:
     assert texts("a\x00b", ["a", "\x00b"]) == ["a", f"{BROKEN}b"]
+
+
+def test_candidates_read_as_the_runtime_shows_them() -> None:
+    sent = meta(["x", "y"])
+    sent["output_top_logprobs"] = [
+        [[-0.1, 7, " x"], [-2.0, 8, "\x00"], [-3.0, 9, None]],
+        [[-0.1, 10, BROKEN], [-9.0, 151645, "<|im_end|>"], [-9.5, 7, " x"]],
+    ]
+    assert read_texts(sent) == {7: " x", 8: BROKEN, 10: BROKEN, 151645: "<|im_end|>"}
