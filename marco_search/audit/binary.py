@@ -38,8 +38,10 @@ def pack_texts(values: Sequence[str]) -> bytes:
     """An array of texts."""
     if not values:
         return _EMPTY.pack(0, 0, TEXT_OID)
-    out = [_HEADER.pack(1, 0, TEXT_OID, len(values), 1)]
-    for text in values:
-        data = text.encode()
-        out += (len(data).to_bytes(4), data)
-    return b"".join(out)
+    return _HEADER.pack(1, 0, TEXT_OID, len(values), 1) + b"".join(map(_pack_text, values))
+
+
+@lru_cache(maxsize=1 << 16)  # texts are those of tokens: few, and often again
+def _pack_text(text: str) -> bytes:
+    data = text.encode()
+    return len(data).to_bytes(4) + data

@@ -26,7 +26,6 @@ from marco_search.errors import (
     SchemaMismatch,
 )
 from marco_search.settings import without_password
-from marco_search.store import arrays
 
 SCHEMA_REVISION = "0005"
 """The migration this code was written for (the newest one in migrations/versions)."""
@@ -110,7 +109,6 @@ class Database:
             return self._pool
 
     def _prepare(self, conn: Conn) -> None:
-        arrays.register(conn)
         conn.execute(self._session)
         conn.commit()
 

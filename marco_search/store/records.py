@@ -30,7 +30,7 @@ NODE_COLUMNS = {
     "top_logprobs": "float4[]",
     "terminal": "bool",
 }
-"""Column to Postgres type, in the order of `node_row`."""
+"""Column to Postgres type, in the order of `packing.copy_nodes`."""
 
 ROLLOUT_COLUMNS = {
     "rollout_id": "int4",
@@ -53,38 +53,17 @@ ROLLOUT_COLUMNS = {
 """Column to Postgres type: exactly the fields of Rollout."""
 
 
-def node_row(node: Node) -> tuple[Any, ...]:
-    """The values of NODE_COLUMNS."""
-    tokens = node.tokens
-    tops = [_filled(t.top) for t in tokens]
-    return (
-        node.node_id,
-        node.parent_id,
-        node.round,
-        node.depth,
-        node.action.value,
-        node.text,
-        [t.id for t in tokens],
-        [t.text for t in tokens],
-        [t.logprob for t in tokens],
-        node.confidences,
-        [i for top in tops for i, _ in top],
-        [p for top in tops for _, p in top],
-        node.terminal,
-    )
-
-
-def _filled(top: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+def filled(top: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """A token's candidates, made up to TOP_K."""
     missing = TOP_K - len(top)
-    if missing == 0:
-        return top
-    assert missing > 0, f"{len(top)} candidates for one token, {TOP_K} at most"
+    assert missing >= 0, f"{len(top)} candidates for one token, {TOP_K} at most"
     return top + ((NO_CANDIDATE, float("-inf")),) * missing
 
 
 def rollout_row(rollout: Rollout) -> tuple[Any, ...]:
-    """The values of ROLLOUT_COLUMNS."""
-    return tuple(getattr(rollout, name) for name in ROLLOUT_COLUMNS)
+    """The values of ROLLOUT_COLUMNS. psycopg knows arrays as lists."""
+    values = {name: getattr(rollout, name) for name in ROLLOUT_COLUMNS}
+    return tuple((values | {"path": list(rollout.path)}).values())
 
 
 def node(

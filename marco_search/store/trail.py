@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 from uuid import UUID
 
+from psycopg import Copy
 from psycopg.rows import kwargs_row
 from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
@@ -13,7 +15,7 @@ from psycopg.types.json import Jsonb
 from marco_search.jobs import Answer
 from marco_search.search.mcts import Round
 from marco_search.search.records import Node, Rollout
-from marco_search.store import records
+from marco_search.store import packing, records
 from marco_search.store.connect import Conn
 from marco_search.store.leases import Lease, lost
 
@@ -58,11 +60,14 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
     if row is None:
         return _kept_already(conn, lease, kept.number)
     staged = bool(row[1])
-    for table, columns, rows in (
-        ("nodes", records.NODE_COLUMNS, map(records.node_row, kept.nodes)),
-        ("rollouts", records.ROLLOUT_COLUMNS, map(records.rollout_row, rollouts)),
-    ):
-        _copy(conn, lease, table, columns, rows, staged=staged)
+    with _copy(conn, "nodes", packing.COLUMNS, staged=staged) as copy:
+        for part in packing.copy_nodes(lease.job_id, lease.generation, kept.nodes):
+            copy.write(part)
+    columns = ("job_id", "generation", *records.ROLLOUT_COLUMNS)
+    with _copy(conn, "rollouts", columns, staged=staged) as copy:
+        copy.set_types(["uuid", "int8", *records.ROLLOUT_COLUMNS.values()])
+        for rollout in rollouts:
+            copy.write_row((lease.job_id, lease.generation, *records.rollout_row(rollout)))
     conn.execute(
         "INSERT INTO audit_log (job_id, generation, event, detail) VALUES (%s, %s, 'round', %s)",
         [lease.job_id, lease.generation, Jsonb({"round": kept.number} | totals)],
@@ -83,19 +88,12 @@ def _kept_already(conn: Conn, lease: Lease, number: int) -> bool:
     return bool(row[1])
 
 
-def _copy(
-    conn: Conn,
-    lease: Lease,
-    table: str,
-    columns: Mapping[str, str],
-    rows: Iterable[Sequence[Any]],
-    *,
-    staged: bool,
-) -> None:
-    """Append rows. `staged` goes by way of a temporary table: where row-level security applies
-    to the user, Postgres refuses COPY into the table itself.
+@contextlib.contextmanager
+def _copy(conn: Conn, table: str, columns: Sequence[str], *, staged: bool) -> Iterator[Copy]:
+    """Append rows in binary form. `staged` goes by way of a temporary table: where row-level
+    security applies to the user, Postgres refuses COPY into the table itself.
     """
-    names = SQL(", ").join(map(Identifier, ("job_id", "generation", *columns)))
+    names = SQL(", ").join(map(Identifier, columns))
     into = Identifier("pg_temp", f"staged_{table}") if staged else Identifier(table)
     parts = {"table": Identifier(table), "into": into, "names": names}
     if staged:
@@ -106,9 +104,7 @@ def _copy(
         conn.execute(SQL(make).format(**parts))
     statement = SQL("COPY {into} ({names}) FROM STDIN (FORMAT binary)").format(**parts)
     with conn.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.set_types(["uuid", "int8", *columns.values()])
-        for row in rows:
-            copy.write_row((lease.job_id, lease.generation, *row))
+        yield copy
     if staged:
         # The commit empties the stage: a second round in this transaction would find the first
         # one there, and break the primary key.
