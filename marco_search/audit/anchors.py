@@ -77,8 +77,12 @@ def make(first: Link, last: Link, *, jobs: int, key: Path | None = None) -> Anch
 
     try:
         private = load_pem_private_key(key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidAnchor(f"{key}: no key that can be read ({type(error).__name__})") from None
+    except OSError as error:
+        raise InvalidAnchor(f"{key}: {error.strerror}") from None
+    except (ValueError, TypeError):
+        raise InvalidAnchor(
+            f"{key}: not a PEM key without a password; `marco anchor --new-key FILE` makes one"
+        ) from None
     if not isinstance(private, Ed25519PrivateKey):
         raise InvalidAnchor(f"{key}: not an Ed25519 key; `marco anchor --new-key FILE` makes one")
     fields["public_key"] = private.public_key().public_bytes_raw().hex()

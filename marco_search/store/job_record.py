@@ -91,6 +91,11 @@ class JobRecord:
         return tuple(rollout for rollout in self.rollouts if rollout.rollout_id in ids)
 
     @property
+    def archived(self) -> str | None:
+        """The month whose archive has the tree and the answers, if they are not here any more."""
+        return next((e.detail["month"] for e in self.events if e.event == "archived"), None)
+
+    @property
     def winning_path(self) -> tuple[int, ...]:
         """Nodes from the root to the leaf of the best answer's most confident rollout."""
         found = self.reaching(self.answers[0]) if self.answers else ()

@@ -32,6 +32,7 @@ class StoredJob:
     payload: dict[str, Any]
     plan: dict[str, Any] | None
     stop_reason: str | None
+    nodes: int
     attempts: int  # that began a search
     engine: str | None  # name and version, of the first
 
@@ -120,6 +121,8 @@ def replay_job(word: str, *, quiet: bool) -> Outcome:
             (job_id,) = reading.find_jobs(conn, [word], here.tenant)
             job = _stored(conn, job_id)
             nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
+        if job.plan is not None and not rollouts and job.nodes:
+            raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
         if job.plan is None or not rollouts:
             raise InvalidJob("JOB", f"{job.state}, and no round of it is kept: nothing to replay")
         with (
@@ -142,7 +145,7 @@ def _stored(conn: Conn, job_id: UUID) -> StoredJob:
     with conn.cursor(row_factory=class_row(StoredJob)) as cursor:
         job = cursor.execute(
             """
-            SELECT j.job_id AS id, j.state, j.payload, j.stop_reason, a.attempts, a.engine,
+            SELECT j.job_id AS id, j.state, j.payload, j.stop_reason, j.nodes, a.attempts, a.engine,
                 CASE WHEN j.config IS NOT NULL THEN jsonb_build_object('config', j.config,
                     'prompt', a.prompt, 'model', j.model, 'revision', j.revision) END AS plan
             FROM audit.jobs AS j CROSS JOIN LATERAL (

@@ -107,5 +107,8 @@ def read_manifest(folder: Path) -> str:
     """The list of an archive, word for word. Raises ArchiveRefused."""
     try:
         return (folder / "manifest.json").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArchiveRefused(f"{folder}: no archive: {error}") from None
+    except (OSError, UnicodeDecodeError):
+        raise ArchiveRefused(
+            f"{folder}: no archive: it has no manifest.json that can be read; name the folder of "
+            "one month, such as archive/2026-08"
+        ) from None

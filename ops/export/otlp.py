@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidSettings("--otlp: must look like http://localhost:4318")
+    # It tells of every try by itself; what is said here in the end is enough.
+    logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.CRITICAL)
     endpoint = url if parts.path.strip("/") else urlunsplit(parts._replace(path="/v1/traces"))
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
     count = 0
@@ -63,7 +66,7 @@ def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
                 result = exporter.export(trace[start : start + _SPANS_AT_ONCE])
                 if result is not SpanExportResult.SUCCESS:
                     raise CollectorUnavailable(
-                        f"{parts.scheme}://{parts.hostname}: the collector did not take the traces "
+                        f"{endpoint}: the collector did not take the traces "
                         f"({count} were sent); see that it runs and takes OTLP over HTTP"
                     )
             count += 1

@@ -23,7 +23,8 @@ def _lines(nodes: Sequence[TreeNode], winning: frozenset[int], title: str) -> It
     yield '  edge [color="#b4bccb", arrowhead=none];'
     for node in nodes:
         text = cut(label(node.action, node.text), _CHARACTERS)
-        shown = f"{text}\n{node.visits} visits, value {score(node.value)}"
+        visits = f"{node.visits} visit{'' if node.visits == 1 else 's'}"
+        shown = f"{text}\n{visits}, value {score(node.value)}"
         look = (
             ', color="#1d5fd0", fillcolor="#e8f0fe", penwidth=2' if node.node_id in winning else ""
         )

@@ -21,6 +21,7 @@ from marco_search.store.connect import Database
 from marco_search.store.verification import verify_job
 from marco_search.store.verify_all import verify_all
 from ops.cli.commands.archive import archive
+from ops.cli.commands.show import show
 from ops.cli.commands.verify import verify
 from tests.integration.toys import (
     Interrupted,
@@ -108,6 +109,9 @@ def test_a_month_moves_out_and_all_that_remains_still_fits(
         assert dead_letters.requeue(conn, august) == []
     again = run(str(tmp_path), "--before", "2026-09")
     assert "No month" in again.output
+    shown = CliRunner().invoke(show, [str(august[0])])
+    assert "are in the archive of 2026-08" in shown.output
+    assert "no answer" not in shown.output
 
 
 def test_tampering_with_an_archive_is_found(

@@ -57,6 +57,8 @@ def export(
     """
     if (folder is None) is (otlp is None):
         raise click.UsageError("give a FOLDER to write to, or --otlp URL to send to")
+    if no_text and "vocabulary" in tables:
+        raise click.UsageError("--table vocabulary is nothing but text: not with --no-text")
     if tenant and all_tenants:
         raise click.UsageError("--tenant and --all-tenants exclude each other")
     from ops.cli.session import session
@@ -75,7 +77,8 @@ def export(
             said = {"sent": _send(conn, otlp, chosen, text=not no_text)}
         else:
             assert folder is not None
-            names = tables or tuple(name for name in TABLES if name != "tokens")
+            left_out = {"tokens"} | ({"vocabulary"} if no_text else set())
+            names = tables or tuple(name for name in TABLES if name not in left_out)
             said = _write(conn, folder, file_format, names, chosen, text=not no_text)
     if as_json:
         print_json(said)

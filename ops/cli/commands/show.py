@@ -60,7 +60,7 @@ def show(
     """
     from marco_search.store import job_record, queries
     from ops.cli import reading
-    from ops.cli.render.jobs import heading
+    from ops.cli.render.jobs import archived, heading
     from ops.cli.render.result import drop_thoughts, report
     from ops.cli.render.tree import draw_tree, tree_json
     from ops.cli.session import session
@@ -93,9 +93,11 @@ def show(
         print_json({"job": job_json, "result": result, "tree": tree_json(tree, path)})
         return
     print_parts(*heading(status), "")
-    if results:
+    if record.archived:
+        print_parts(*archived(status, record.archived))
+    elif results:
         print_parts(report(results[0], thought=thought))
-    if tree:
+    if tree and not record.archived:
         drawn = draw_tree(
             tree,
             path,

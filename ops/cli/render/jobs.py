@@ -36,6 +36,19 @@ def heading(line: JobStatus) -> list[Text]:
     ]
 
 
+def archived(line: JobStatus, month: str) -> list[Text]:
+    """What is left to say of a job whose tree has left the database."""
+    return [
+        Text(one_line(line.answer or "no answer"), style="bold"),
+        Text(""),
+        Text(
+            f"Its ranked answers, {line.rollouts:,} rollouts and {line.nodes:,} nodes are in the "
+            f"archive of {month}; `marco verify --archive FOLDER/{month}` checks that.",
+            style="dim",
+        ),
+    ]
+
+
 def yes_no(value: bool | None) -> str:
     """ "yes", "no", or "" for unknown."""
     return {True: "yes", False: "no", None: ""}[value]
