@@ -63,12 +63,16 @@ class Cli:
         return process.returncode, out, err
 
     def processes(self) -> list[str]:
-        """Command lines of all processes that were given this home."""
+        """Command lines of all processes that were given this home, or write their log there.
+
+        Celery writes its title over its environment.
+        """
         mine = f"MARCO_HOME={self.home}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if mine in (folder / "environ").read_bytes().split(b"\0"):
+                logs = (folder / "fd" / "1").readlink().is_relative_to(self.home)
+                if logs or mine in (folder / "environ").read_bytes().split(b"\0"):
                     found.append((folder / "cmdline").read_text().replace("\0", " "))
             except OSError:
                 continue  # it ended, or is another user's
