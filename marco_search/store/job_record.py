@@ -7,7 +7,7 @@ enough.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -75,7 +75,8 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """One job. Before its end there are no answers; before its first round no nodes."""
+    """One job. Before its end there are no answers; before its first round, and once it is
+    archived, no nodes."""
 
     job: JobLine
     answers: tuple[Answer, ...]  # best first
@@ -167,7 +168,7 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
         attempts = attempt_cursor.execute(_ATTEMPTS, [job_id]).fetchall()
     with conn.cursor(row_factory=class_row(EventRow)) as event_cursor:
         events = event_cursor.execute(_EVENTS, [job_id]).fetchall()
-    return JobRecord(
+    record = JobRecord(
         job=job,
         reached_by=reached_by,
         answers=tuple(Answer(**row) for row in answers),
@@ -176,6 +177,8 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
         attempts=tuple(attempts),
         events=tuple(events),
     )
+    # Of an archived tree the root alone is left: it is no row.
+    return replace(record, nodes=()) if record.archived else record
 
 
 def tokens(conn: Conn, job_id: UUID, node_id: int | None = None) -> dict[int, NodeTokens]:

@@ -97,7 +97,7 @@ def show(
         print_parts(*archived(status, record.archived))
     elif results:
         print_parts(report(results[0], thought=thought))
-    if tree and not record.archived:
+    if tree:
         drawn = draw_tree(
             tree,
             path,
