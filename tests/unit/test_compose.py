@@ -21,6 +21,7 @@ from ops.cli.main import cli
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "ops" / "docker" / "Dockerfile"
+LOGINS = ROOT / "ops" / "docker" / "logins.sql"
 OURS = ("migrate", "scheduler", "console", "worker", "worker-cpu")
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
@@ -74,6 +75,27 @@ def test_every_variable_is_explained_and_no_password_has_a_default() -> None:
     for name, how in used.items():
         assert how == ("?" if "PASSWORD" in name else "-"), name
     assert ".env" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_each_service_logs_in_with_the_rights_it_needs() -> None:
+    made = dict(re.findall(r"CREATE ROLE (\w+) LOGIN PASSWORD :'(\w+)'", LOGINS.read_text()))
+    variables = dict(re.findall(r"^\\getenv (\w+) (\w+)$", LOGINS.read_text(), re.MULTILINE))
+    services = load()["services"]
+    given = services["postgres"]["environment"]
+    assert (
+        f"./{LOGINS.relative_to(ROOT)}:/docker-entrypoint-initdb.d/logins.sql:ro"
+        in (services["postgres"]["volumes"])
+    )
+    expected = {"migrate": "marco_migrator", "console": "marco_reader"}
+    for service in OURS:
+        url = services[service]["environment"]["DATABASE_URL"]
+        found = re.fullmatch(r"postgresql://(\w+):\$\{(\w+):\?[^}]+\}@postgres:5432/marco", url)
+        assert found, service
+        login, variable = found[1], found[2]
+        assert login == expected.get(service, "marco_worker")
+        assert variables[made[login]] == variable
+        assert given[variable] == f"${{{variable}:?set it in .env}}"
+    assert "POSTGRES_USER" not in given  # the superuser, whom no service logs in as
 
 
 def test_ports_are_open_on_this_machine_only() -> None:
