@@ -58,7 +58,7 @@ def runs(rollouts: int = ROLLOUTS) -> dict[str, Run]:
             "auto": {"strategy": "auto"},
             "samples": _whole("vote", rollouts),
             "step": _whole("step", rollouts),
-            "mini-step-64": _whole("mini-step-64", rollouts),
+            "mini-step-64": _whole("mini-step-64", few),
             "mini-step-32": _whole("mini-step-32", rollouts),
             "mini-step-16": _whole("mini-step-16", few),
             "mini-step-8": _whole("mini-step-8", few),
