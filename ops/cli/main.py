@@ -105,7 +105,7 @@ def cli() -> None:
     `marco up` keeps them running.
 
     Every command takes --json: its output, and its errors on standard error, are then JSON.
-    A JOB is named by its id or by the beginning of its id.
+    A JOB is named by its id or by a part of it: the beginning, or the end as tables show it.
     """
 
 
