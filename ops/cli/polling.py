@@ -40,8 +40,9 @@ def poll(
             return
         now = time.monotonic()
         if timeout_s is not None and now - began >= timeout_s:
-            of = f"{left} of {len(lines)} jobs" if len(lines) > 1 else "the job"
-            raise WaitTimeout(f"{of} not done after {timeout_s:g} s; they go on (marco status)")
+            said = f"{left} of {len(lines)} jobs are" if len(lines) > 1 else "the job is"
+            it = "they go" if left > 1 else "it goes"
+            raise WaitTimeout(f"{said} not done after {timeout_s:g} s; {it} on (marco status)")
         pause = max(interval_s, (now - asked) / _LARGEST_SHARE)
         if timeout_s is not None:
             pause = min(pause, max(0.0, began + timeout_s - now))
