@@ -1,4 +1,4 @@
-"""Listening: one process, the socket bound before anything is said about it."""
+"""Listening: one process, whose socket takes connections before anything is said about it."""
 
 from __future__ import annotations
 
@@ -49,12 +49,16 @@ def _signals_end_quietly() -> Iterator[None]:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at this address, not listening yet. Raises AddressTaken."""
+    """A socket that listens at this address: connections wait until they are answered.
+
+    Raises AddressTaken.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()
     except (OSError, OverflowError) as error:
         raise AddressTaken(f"can't listen at {host}, port {port}: {error}; try --port 0") from None
     return listening
