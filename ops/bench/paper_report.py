@@ -16,7 +16,7 @@ from ops.bench.paper_runs import SEED, SETS
 from ops.bench.paper_sections import comparisons, goals_section, head, separate, texts_section
 from ops.bench.paper_texts import read_texts
 
-PLOTTED = ("cot", *FLAT, "step", "mini-step-32", "mini-step-8", "step-reflect", WINNER)
+PLOTTED = ("cot", "cot-reflect", *list(FLAT)[:3], "step", "mini-step-32", WINNER)
 
 
 def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Path]:
