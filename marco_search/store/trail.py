@@ -60,9 +60,7 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
     if row is None:
         return _kept_already(conn, lease, kept.number)
     staged = bool(row[1])
-    with _copy(conn, "nodes", packing.COLUMNS, staged=staged) as copy:
-        for part in packing.copy_nodes(lease.job_id, lease.generation, kept.nodes):
-            copy.write(part)
+    copy_nodes(conn, lease, kept.nodes, staged=staged)
     columns = ("job_id", "generation", *records.ROLLOUT_COLUMNS)
     with _copy(conn, "rollouts", columns, staged=staged) as copy:
         copy.set_types(["uuid", "int8", *records.ROLLOUT_COLUMNS.values()])
@@ -73,6 +71,13 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
         [lease.job_id, lease.generation, Jsonb({"round": kept.number} | totals)],
     )
     return bool(row[0])
+
+
+def copy_nodes(conn: Conn, lease: Lease, nodes: Sequence[Node], *, staged: bool = False) -> None:
+    """The part of `append` that grows with the tree. `staged`: see `_copy`."""
+    with _copy(conn, "nodes", packing.COLUMNS, staged=staged) as copy:
+        for part in packing.copy_nodes(lease.job_id, lease.generation, nodes):
+            copy.write(part)
 
 
 def _kept_already(conn: Conn, lease: Lease, number: int) -> bool:
