@@ -6,8 +6,9 @@
 - step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size. mini-step-16
   and -8 are for models whose whole answers are shorter than a hundred tokens or two.
 - auto: what did best in our measurements (docs/search.md): MCTS by steps that begins with
-  the greedy thought, reconsiders it where it is unsure, and only then widens; a sharpened
-  vote, and an end as soon as one answer is clearly ahead.
+  the greedy thought, takes a second look at it where it is unsure, and draws fresh thoughts
+  while that has not settled it; a sharpened vote, and an end as soon as one answer is clearly
+  ahead.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "parallel": 2,
         "first_temperature": 0.0,
         "root_width": 1,
-        "widening": 0.5,
+        "widening": 1.0,
         "width": 2,
         # A thought is redone as a whole before its steps are sampled again.
         "reflection": Reflection.BRANCH,
         "reflect_first": True,
         "reflection_width": 2,
         "sharpness": 128.0,
-        "lead": 0.4,
+        "lead": 0.7,
     },
 }
 

@@ -99,7 +99,9 @@ def test_confidence_begins_anew_after_a_reflection() -> None:
 
 
 def test_the_first_sample_at_the_root_and_after_each_reflection_is_greedy() -> None:
-    config = configure("auto", rollouts=12, early_stop=False, seed=4, temperature=0.9, parallel=3)
+    config = configure(
+        "auto", rollouts=12, early_stop=False, seed=4, temperature=0.9, parallel=3, widening=0.3
+    )
     search, runtime, temperatures = Search(config, PROMPT, answer_of), ToyRuntime(), {}
     while expansions := search.ask():
         for expansion in expansions:
@@ -112,12 +114,14 @@ def test_the_first_sample_at_the_root_and_after_each_reflection_is_greedy() -> N
     assert set(temperatures.values()) == {0.0, 0.9}
 
 
-def test_a_thought_is_reconsidered_before_another_is_begun() -> None:
-    search = run(configure("auto", rollouts=4, early_stop=False, seed=2), ("1", "2"))
-    first, second, *later = search.tree.rollouts
-    assert (first.start_id, first.reflect) == (0, Reflect.NO)
-    assert second.reflect is Reflect.FIRST and second.start_id in first.path
-    assert any(r.start_id == 0 for r in later)
+def test_auto_takes_a_second_look_at_the_greedy_thought_before_it_draws_many() -> None:
+    search = run(configure("auto", rollouts=8, early_stop=False, seed=2), ("1", "2"))
+    greedy, *later = search.tree.rollouts
+    assert (greedy.round, greedy.start_id, greedy.reflect) == (1, 0, Reflect.NO)
+    fresh, second_look = (r for r in later if r.round == 2)
+    assert (fresh.start_id, fresh.reflect) == (0, Reflect.NO)
+    assert second_look.reflect is Reflect.FIRST and second_look.start_id in greedy.path
+    assert sum(r.start_id == 0 for r in later if r.round > 2) >= 4
 
 
 @pytest.mark.parametrize("widening", [0.25, 0.5, 1.0])
