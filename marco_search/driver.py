@@ -15,7 +15,7 @@ from marco_search.errors import PromptTooLong, RuntimeUnavailable, SnapshotMisma
 from marco_search.jobs import Job
 from marco_search.kinds import Kind, kind_of
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import Branch, Expansion, Finish
+from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.config import Reflection, SearchConfig, Selection, Value
 from marco_search.search.mcts import Round, Search, StopReason
 from marco_search.search.records import Node, Rollout
@@ -212,5 +212,5 @@ def restored(job: Job, fixed: Plan, nodes: Sequence[Node], rollouts: Sequence[Ro
 def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:
     """A round of failures only is the runtime's failure, unless no branch had room."""
     failed = all(b.finish is Finish.FAILED for b in branches)
-    if failed and not all(str(b.error).startswith(PromptTooLong.__name__) for b in branches):
+    if failed and not all(without_room(b.error) for b in branches):
         raise RuntimeUnavailable(f"all {len(branches)} branches failed: {branches[0].error}")

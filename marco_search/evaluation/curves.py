@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.traces import Trace
+from marco_search.search.answers import Candidate, How, rank
+from marco_search.search.answers import lead as led_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +85,12 @@ def stopped(traces: Sequence[Trace], grader: Grader, lead: float) -> Point:
 
 def _until_led(trace: Trace, lead: float) -> int:
     """Rollouts up to the end of the first round that the vote is led by `lead` after."""
-    weights: dict[str, float] = {}
+    candidates, how = list[Candidate](), cast(How, trace.choice)
     for i, rollout in enumerate(trace.rollouts, start=1):
         if rollout.answer is not None:
-            weight = rollout.path_confidence**trace.sharpness
-            weights[rollout.answer] = weights.get(rollout.answer, 0.0) + weight
-        first, second = sorted([*weights.values(), 0.0, 0.0], reverse=True)[:2]
+            candidates.append(Candidate(rollout.answer, rollout.path_confidence, i))
         ended = i == len(trace.rollouts) or trace.rollouts[i].round != rollout.round
-        if ended and first - second >= lead:
+        if ended and led_by(rank(candidates, how, sharpness=trace.sharpness)) >= lead:
             return i
     return len(trace.rollouts)
 

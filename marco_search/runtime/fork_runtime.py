@@ -9,7 +9,7 @@ from typing import Any
 from marco_search.errors import PromptTooLong
 from marco_search.runtime.base import Message, RuntimeInfo
 from marco_search.runtime.program import run_expansion
-from marco_search.search.branches import Branch, Expansion, Finish
+from marco_search.search.branches import Branch, Expansion, without_room
 
 _MAX_PROGRAMS = 64
 """Expansions run at once; each holds a thread while it waits for its children."""
@@ -51,7 +51,7 @@ class ForkRuntime:
             branches = run(expansions[0])
         else:
             branches = [b for found in self._threads.map(run, expansions) for b in found]
-        if branches and all(_too_long(b) for b in branches):
+        if branches and all(without_room(b.error) for b in branches):
             raise PromptTooLong(str(branches[0].error).removeprefix("PromptTooLong: "))
         return branches
 
@@ -64,7 +64,3 @@ class ForkRuntime:
         """Stop threads and the backend."""
         self._threads.shutdown(wait=True)
         self.backend.shutdown()
-
-
-def _too_long(branch: Branch) -> bool:
-    return branch.finish is Finish.FAILED and str(branch.error).startswith("PromptTooLong")

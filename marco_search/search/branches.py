@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from marco_search.errors import PromptTooLong
+
 TOP_K = 5
 """Candidates per position that the confidence is computed over (Marco-o1, section 4)."""
 
@@ -36,6 +38,11 @@ class Finish(StrEnum):
     STOP = "stop"  # terminal: end of output or end of sequence
     LENGTH = "length"  # max_new_tokens reached; the text may be continued
     FAILED = "failed"  # the runtime gave an error value; the text so far is not used
+
+
+def without_room(error: str | None) -> bool:
+    """Whether a branch or rollout with this error failed because its text fills the model."""
+    return error is not None and error.startswith(PromptTooLong.__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

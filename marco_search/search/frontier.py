@@ -7,8 +7,7 @@ never part of the tree.
 
 from __future__ import annotations
 
-from marco_search.errors import PromptTooLong
-from marco_search.search.branches import Finish, Reflect
+from marco_search.search.branches import Finish, Reflect, without_room
 from marco_search.search.config import Action, Reflection, SearchConfig
 from marco_search.search.records import ROOT, Node, Rollout
 from marco_search.search.tree import Tree
@@ -56,7 +55,7 @@ class Frontier:
 
     def _recorded(self, rollout: Rollout) -> None:
         if rollout.finish is Finish.FAILED:
-            if str(rollout.error).startswith(PromptTooLong.__name__):
+            if without_room(rollout.error):
                 self._full.add(rollout.start_id)
                 self._refresh(rollout.start_id)
             return
