@@ -14,6 +14,8 @@ import warnings
 from types import FrameType
 from typing import Any
 
+from billiard import pool
+
 from marco_search.errors import InvalidSettings
 from marco_search.locations import database_url
 from marco_search.settings import Settings
@@ -21,6 +23,11 @@ from marco_search.store.connect import Database
 from worker import process, stopping
 
 _QUIT_S = 3.0  # for rounds to finish after SIGQUIT
+
+# A stopping Celery forgets the message that it handed to a child a moment ago, and the child
+# waits half a minute for its parent to hear how it went. A message is only a permit: nothing
+# hangs on it, so a child waits for this long.
+_UNHEARD_S = 1.0
 
 
 def run(settings: Settings, *, processes: int | None = None, name: str = "celery") -> int:
@@ -53,6 +60,10 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
             super().install_platform_tweaks(worker)
             _install_quit_handler(min(_QUIT_S, settings.stop_s))
 
+    # Read by the children, after the fork.
+    pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(
+        _UNHEARD_S / pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
+    )
     worker = Worker(
         app=app,
         hostname=f"{name}@{socket.gethostname()}",

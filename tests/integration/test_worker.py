@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from marco_search.broker import Publisher
 from producer import JobHandle, JobState, JobStatus, Producer
@@ -43,6 +45,26 @@ def worker(
 def producer(database_url: str, redis_url: str) -> Iterator[Producer]:
     with Producer(database_url, redis_url) as made:
         yield made
+
+
+def only_child(pid: int) -> int:
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def unread(pid: int) -> bool:
+    """Whether a pipe that the process reads from, but for its standard input, has data in it."""
+    for end in Path(f"/proc/{pid}/fd").iterdir():
+        reads = end.lstat().st_mode & 0o600 == 0o400
+        if int(end.name) > 2 and reads and os.readlink(end).startswith("pipe:"):
+            with end.open("rb", buffering=0) as pipe:
+                if select([pipe], [], [], 0)[0]:
+                    return True
+    return False
+
+
+def threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 def running(producer: Producer, job: JobHandle) -> JobStatus:
@@ -113,6 +135,27 @@ def test_a_stopping_worker_hands_its_job_on(
     assert counts == (2, 0, 0)
     assert rounds == (producer.status(job).rounds,)
     assert len(events) == 1
+
+
+def test_a_worker_leaves_though_a_child_was_just_handed_a_message(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    """Celery forgets a message that no child has taken yet; the child must not wait for it."""
+    with closing(Publisher(redis_url, "marco")) as publisher, Redis.from_url(redis_url) as redis:
+        with worker(database_url, redis_url, worker_sweeps=False) as main:
+            job = producer.submit(question())
+            assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
+            wait_until(lambda: redis.hlen("unacked") == 0, "the worker is idle")
+            child = only_child(main.pid)
+            os.kill(child, signal.SIGSTOP)
+            publisher.publish([job.id])
+            wait_until(lambda: unread(child), "the message is with the child")
+            before = threads(main.pid)
+            main.send_signal(signal.SIGTERM)
+            wait_until(lambda: threads(main.pid) > before, "Celery waits for its child")
+            os.kill(child, signal.SIGCONT)
+            # Celery alone would take half a minute.
+            assert main.wait(20) == 0
 
 
 def test_a_job_of_a_killed_process_goes_on_from_its_last_round(
