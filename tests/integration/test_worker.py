@@ -56,7 +56,7 @@ def unread(pid: int) -> bool:
     """Whether a pipe that the process reads from, but for its standard input, has data in it."""
     for end in Path(f"/proc/{pid}/fd").iterdir():
         reads = end.lstat().st_mode & 0o600 == 0o400
-        if int(end.name) > 2 and reads and os.readlink(end).startswith("pipe:"):
+        if int(end.name) > 2 and reads and str(end.readlink()).startswith("pipe:"):
             with end.open("rb", buffering=0) as pipe:
                 if select([pipe], [], [], 0)[0]:
                     return True
@@ -141,21 +141,24 @@ def test_a_worker_leaves_though_a_child_was_just_handed_a_message(
     producer: Producer, database_url: str, redis_url: str
 ) -> None:
     """Celery forgets a message that no child has taken yet; the child must not wait for it."""
-    with closing(Publisher(redis_url, "marco")) as publisher, Redis.from_url(redis_url) as redis:
-        with worker(database_url, redis_url, worker_sweeps=False) as main:
-            job = producer.submit(question())
-            assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
-            wait_until(lambda: redis.hlen("unacked") == 0, "the worker is idle")
-            child = only_child(main.pid)
-            os.kill(child, signal.SIGSTOP)
-            publisher.publish([job.id])
-            wait_until(lambda: unread(child), "the message is with the child")
-            before = threads(main.pid)
-            main.send_signal(signal.SIGTERM)
-            wait_until(lambda: threads(main.pid) > before, "Celery waits for its child")
-            os.kill(child, signal.SIGCONT)
-            # Celery alone would take half a minute.
-            assert main.wait(20) == 0
+    with (
+        closing(Publisher(redis_url, "marco")) as publisher,
+        Redis.from_url(redis_url) as redis,
+        worker(database_url, redis_url, worker_sweeps=False) as main,
+    ):
+        job = producer.submit(question())
+        assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
+        wait_until(lambda: redis.hlen("unacked") == 0, "the worker is idle")
+        child = only_child(main.pid)
+        os.kill(child, signal.SIGSTOP)
+        publisher.publish([job.id])
+        wait_until(lambda: unread(child), "the message is with the child")
+        before = threads(main.pid)
+        main.send_signal(signal.SIGTERM)
+        wait_until(lambda: threads(main.pid) > before, "Celery waits for its child")
+        os.kill(child, signal.SIGCONT)
+        # Celery alone would take half a minute.
+        assert main.wait(20) == 0
 
 
 def test_a_job_of_a_killed_process_goes_on_from_its_last_round(
