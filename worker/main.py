@@ -8,6 +8,7 @@ what runs goes on elsewhere when its lease has run out.
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import warnings
@@ -73,6 +74,10 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
         without_gossip=True,
         without_mingle=True,
     )
+    # Else the children's garbage collectors write to all that they share with this process, and
+    # each gets a copy of it.
+    gc.collect()
+    gc.freeze()
     worker.start()
     return int(worker.exitcode or 0)
 

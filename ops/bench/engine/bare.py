@@ -16,13 +16,15 @@ async def replay(url: str, searches: list[list[list[tuple[str, int, int]]]]) -> 
     """All searches at once, each round when the one before is answered. Seconds it took.
 
     A search can't know a request before the answers that it follows from; so the bare client
-    sends them in the same order, and what is compared is the cost of everything else.
+    sends them in the same order, and what is compared is the cost of everything else. It
+    commits each search's prompt before it forks it, as ours do.
     """
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
         async def search(rounds: list[list[tuple[str, int, int]]]) -> None:
+            await _commit(session, url, rounds)
             for requests in rounds:
                 await asyncio.gather(*(_post(session, url, *request) for request in requests))
 
@@ -57,8 +59,17 @@ async def replay_without_order(
                 await _post(session, url, *request)
 
         began = time.monotonic()
+        await asyncio.gather(*(_commit(session, url, rounds) for rounds in searches))
         await asyncio.gather(*(work() for _ in range(at_once)))
         return time.monotonic() - began
+
+
+async def _commit(
+    session: aiohttp.ClientSession, url: str, rounds: list[list[tuple[str, int, int]]]
+) -> None:
+    body = {"text": rounds[0][0][0], "sampling_params": {"max_new_tokens": 0}}
+    async with session.post(f"{url}/generate", json=body) as answer:
+        await answer.read()
 
 
 async def _post(session: aiohttp.ClientSession, url: str, text: str, seed: int, room: int) -> Any:

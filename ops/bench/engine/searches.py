@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import multiprocessing
 import sys
@@ -96,8 +97,13 @@ def many(server: Simulated, *, count: int, rollouts: int, strategy: str = "step"
             )
             for i, file in enumerate(files)
         ]
+        # As the worker does before it forks. Else each process copies what this one has measured
+        # before: that took more processor time than its search.
+        gc.collect()
+        gc.freeze()
         for worker in workers:
             worker.start()
+        gc.unfreeze()
         ready.wait(300)
         began = time.monotonic()
         for worker in workers:
