@@ -87,6 +87,7 @@ class SearchConfig:
     max_new_tokens: int = 1024  # of one branch
     # Sampling
     temperature: float = 1.0
+    temperature_decay: float = 1.0  # factor for each edge from the root to where a branch forks
     # Of the first sample at the root and after each reflection; None: as all others. 0 is greedy.
     first_temperature: float | None = None
     top_p: float = 1.0
@@ -101,6 +102,7 @@ class SearchConfig:
     root_width: int = 4  # samples drawn at the root (WHOLE draws all there, see Frontier)
     widening: float = 0.0  # share of the visits that may be fresh samples at the root as well
     answer_width: int = 1  # samples drawn where a thought ends
+    reuse: bool = True  # False: of a rollout only the first node is sampled again
     parallel: int = 8  # most branches in flight
     value: Value = Value.PATH
     backup: Backup = Backup.MEAN
@@ -125,6 +127,10 @@ class SearchConfig:
             raise SearchError(f"reflection_width must be at least 1, not {self.reflection_width}")
         if self.first_temperature is not None and self.first_temperature < 0:
             raise SearchError(f"first_temperature must not be below 0: {self.first_temperature}")
+        if not 0.0 < self.temperature_decay <= 1.0:
+            raise SearchError(
+                f"temperature_decay must be above 0 and at most 1, not {self.temperature_decay}"
+            )
         if not 0.0 <= self.widening <= 1.0:
             raise SearchError(f"widening must be from 0 to 1, not {self.widening}")
         if self.sharpness < 0:

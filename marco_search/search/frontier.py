@@ -27,6 +27,7 @@ class Frontier:
         self._reflections: list[int] = []  # reflections on the path to the node
         self._reflecting: set[int] = set()  # nodes with a reflection in flight
         self._full: set[int] = set()  # nodes whose text leaves the model no room
+        self._expanded: set[int] = set()  # first nodes of rollouts
         self._children: dict[int, set[Action]] = {}  # actions of a node's children
         self._rollouts_seen = 0
         self.catch_up()
@@ -60,6 +61,7 @@ class Frontier:
                 self._refresh(rollout.start_id)
             return
         start = rollout.path.index(rollout.start_id)
+        self._expanded.update(rollout.path[start + 1 : start + 2])
         for node_id in rollout.path[start:-1]:
             self._sampled[node_id] += 1
             self._refresh(node_id)
@@ -147,6 +149,8 @@ class Frontier:
             limit = 1 if node.action is Action.REFLECTION else 0
         elif branch and config.reflect_first and self._may_reflect(node_id):
             limit = 1
+        if not config.reuse and node_id != ROOT and node_id not in self._expanded:
+            limit = min(limit, 1)  # the rollout that it came with
         return limit + (branch and self._may_branch_off(node_id))
 
     def _refresh(self, node_id: int) -> None:

@@ -157,11 +157,12 @@ class Search:
         return request
 
     def _temperature(self, node_id: int, reflect: Reflect) -> float:
-        first = self.config.first_temperature
-        if first is None:
-            return self.config.temperature
+        config = self.config
         afresh = reflect is Reflect.FIRST or (node_id == ROOT and self.frontier.first_at(ROOT))
-        return first if afresh else self.config.temperature
+        if afresh and config.first_temperature is not None:
+            return config.first_temperature
+        depth = self.tree.nodes[node_id].depth
+        return config.temperature * config.temperature_decay**depth
 
     def _budget_spent(self, elapsed_s: float) -> StopReason | None:
         config = self.config

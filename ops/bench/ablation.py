@@ -1,13 +1,10 @@
 """What each part of the search is worth: one thing changed at a time.
 
-The base is the strategy "auto" as it was before its last change, which came out of this:
-its root widened half as fast, and it stopped at a lead of 0.4.
-
     python -m ops.bench.ablation [--variant NAME ...] [--problems 250]
 
 Runs on the development split, both languages; keeps traces under MARCO_HOME/evaluation and
-goes on where it stopped. Prints one JSON line a variant: accuracy and tokens where the vote is
-led by the strategy's own lead and by a greater one, and the difference to the base, problem by
+goes on where it stopped. Prints one JSON line a variant: accuracy and tokens at each place where
+its study looks at it (ops/bench/ablation_variants.py), and the difference to the base, problem by
 problem. Then whole runs (no early stop) are rescored under other rewards and votes, without
 generating. docs/ablation.jsonl holds what was printed.
 """
@@ -23,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from marco_search import settings
-from marco_search.evaluation.curves import Point, stopped
+from marco_search.evaluation.curves import Point
 from marco_search.evaluation.data_sets import Problem, load
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import table
@@ -34,54 +31,20 @@ from marco_search.evaluation.statistics import paired, wilson
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
+from ops.bench.ablation_variants import SEED, STUDIES, Study, study_of
 from ops.bench.development import export
 
-SEED, ROLLOUTS, PROBLEMS, THREADS = 5, 16, 250, 24
-BASE, WHOLE = "base", "whole"
-LEADS = (0.4, 0.8)
-"""The second is the one that the runs are made with: any smaller one can be cut."""
+PROBLEMS, THREADS = 250, 24
+WHOLE = "whole"
 WHOLE_ROLLOUTS, WHOLE_PROBLEMS = 12, 100
 """Of the run without early stop that is rescored."""
-_BASE: dict[str, Any] = {"widening": 0.5}  # fields of SearchConfig other than those of "auto"
-# Name -> fields that differ from the base.
-VARIANTS: dict[str, dict[str, Any]] = {
-    BASE: {},
-    # Reflection
-    "never reflects": {"reflection": "never"},
-    "reflects up to twice": {"max_reflections": 2},
-    "four redos": {"reflection_width": 4},
-    "steps before a reflection too": {"reflect_first": False},
-    # Sampling
-    "no greedy samples": {"first_temperature": None},
-    "temperature 0.7": {"temperature": 0.7},
-    "temperature 1.3": {"temperature": 1.3},
-    # Widening
-    "root widens half as fast": {"widening": 0.25},
-    "root widens twice as fast": {"widening": 1.0},
-    "root of four at once": {"root_width": 4},
-    "width 1": {"width": 1},
-    "width 4": {"width": 4},
-    # Selection
-    "exploration 0.1": {"exploration": 0.1},
-    "exploration 2": {"exploration": 2.0},
-    "PUCT": {"selection": "puct"},
-    "WU-UCT, four at a time": {"virtual_loss": 0.0, "parallel": 4},
-    "four at a time": {"parallel": 4},
-    "values not normalised": {"normalise": False},
-    "backup of the greatest value": {"backup": "max"},
-    "backup half mean, half greatest": {"backup": "mixed"},
-    "value of the rollout only": {"value": "rollout"},
-    # Actions
-    "whole thoughts": {"action": "whole"},
-    "mini-step 32": {"action": "mini_step", "mini_step_tokens": 32},
-    "mini-step 16": {"action": "mini_step", "mini_step_tokens": 16},
-}
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--variant", choices=[*VARIANTS, WHOLE], action="append")
+    everything = [*(name for study in STUDIES for name in study.names), WHOLE]
+    parser.add_argument("--variant", choices=everything, action="append")
     parser.add_argument("--problems", type=int, default=PROBLEMS, help="a language")
     parser.add_argument("--tables", type=Path, help="run nothing: such lines as Markdown tables")
     given = parser.parse_args(words)
@@ -91,24 +54,25 @@ def main(words: Sequence[str] | None = None) -> None:
     home = settings.load().home / "evaluation"
     problems = development_split(home, given.problems)
     runtime = open_runtime(settings.load())
-    grader, base = Grader(problems), None
+    grader = Grader(problems)
 
-    def made(name: str, problems: Sequence[Problem]) -> list[Trace]:
+    def made(name: str, how: Recipe, problems: Sequence[Problem]) -> list[Trace]:
         file = home / "ablation" / f"{name.replace(' ', '-')}.jsonl"
-        return run(problems, recipe(name), runtime, file, threads=THREADS)
+        return run(problems, how, runtime, file, threads=THREADS)
 
     try:
-        for name in given.variant or [*VARIANTS, WHOLE]:
+        for name in given.variant or everything:
             began = time.monotonic()
             if name == WHOLE:
                 few = problems[: 2 * WHOLE_PROBLEMS]
-                for line in rescored(few, made(WHOLE, few)):
+                for line in rescored(few, made(WHOLE, whole(), few)):
                     _print(line)
                 continue
-            base = base or made(BASE, problems)
-            traces = base if name == BASE else made(name, problems)
+            study = study_of(name)
+            base = made(study.base, study.recipe(study.base), problems)
+            traces = made(name, study.recipe(name), problems)
             seconds = round(time.monotonic() - began, 1)
-            _print({"variant": name, **figures(traces, base, grader), "seconds": seconds})
+            _print({"variant": name, **figures(study, traces, base, grader), "seconds": seconds})
     finally:
         runtime.close()
 
@@ -122,20 +86,19 @@ def development_split(home: Path, count: int) -> list[Problem]:
     return [p for pair in zip(*sets, strict=True) for p in pair]
 
 
-def recipe(name: str) -> Recipe:
-    """How a variant searches: to a lead later than any it is looked at."""
-    if name == WHOLE:
-        options = SearchOptions(rollouts=WHOLE_ROLLOUTS, seed=SEED, early_stop=False)
-        return Recipe(options=options, changes=_BASE, keep_tokens=True)
-    options = SearchOptions(rollouts=ROLLOUTS, seed=SEED)
-    return Recipe(options=options, changes={**_BASE, **VARIANTS[name], "lead": max(LEADS)})
+def whole() -> Recipe:
+    """The run that is rescored: AUTO's base without an early stop."""
+    options = SearchOptions(rollouts=WHOLE_ROLLOUTS, seed=SEED, early_stop=False)
+    return Recipe(options=options, changes={"widening": 0.5}, keep_tokens=True)
 
 
-def figures(traces: Sequence[Trace], base: Sequence[Trace], grader: Grader) -> dict[str, Any]:
-    """At each lead: accuracy with its 95 % interval, tokens, and what the change gained."""
+def figures(
+    study: Study, traces: Sequence[Trace], base: Sequence[Trace], grader: Grader
+) -> dict[str, Any]:
+    """At each cut: accuracy with its 95 % interval, tokens, and what the change gained."""
     return {
-        f"lead {lead}": _point(stopped(traces, grader, lead), stopped(base, grader, lead))
-        for lead in LEADS
+        study.label(cut): _point(study.cut(traces, grader, cut), study.cut(base, grader, cut))
+        for cut in study.cuts
     }
 
 
@@ -166,14 +129,17 @@ def rescored(problems: Sequence[Problem], traces: Sequence[Trace]) -> Iterator[d
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> str:
-    """What `main` printed, as Markdown: the variants, then the rewards and votes."""
-    head = ("Changed", "n", *(f"lead {lead}: %, tokens, gain" for lead in LEADS))
-    rows = [
-        (line["variant"], str(line[f"lead {LEADS[0]}"]["n"]), *map(_cell, _at_leads(line)))
-        for line in lines
-        if "variant" in line
-    ]
-    scored = [line for line in lines if "reward" in line]
+    """What `main` printed, as Markdown: each study, then the rewards and votes."""
+    made = []
+    for study in STUDIES:
+        labels = [study.label(cut) for cut in study.cuts]
+        head = ("Changed", "n", *(f"{label}: %, tokens, gain" for label in labels))
+        rows = [
+            (line["variant"], str(line[labels[0]]["n"]), *(_cell(line[at]) for at in labels))
+            for line in lines
+            if line.get("variant") in study.names
+        ]
+        made.append(table(head, rows))
     scores = [
         (
             f"{line['reward']}, {line['vote']}, power {line['sharpness']:g}",
@@ -182,14 +148,11 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
             f"{line['auroc']:.2f}",
             f"{line['auroc_within']:.2f}",
         )
-        for line in scored
+        for line in lines
+        if "reward" in line
     ]
     rewards = ("Reward, vote", "n", "accuracy %", "AUROC", "AUROC within a problem")
-    return f"{table(head, rows)}\n\n{table(rewards, scores)}"
-
-
-def _at_leads(line: dict[str, Any]) -> list[dict[str, Any]]:
-    return [line[f"lead {lead}"] for lead in LEADS]
+    return "\n\n".join([*made, table(rewards, scores)])
 
 
 def _cell(at: dict[str, Any]) -> str:

@@ -136,8 +136,32 @@ def test_the_root_widens_with_its_visits(widening: float) -> None:
     assert fresh >= widening * 20
 
 
+def test_the_temperature_falls_with_the_depth_that_a_branch_forks_at() -> None:
+    config = configure(
+        "step", rollouts=24, early_stop=False, temperature=0.8, temperature_decay=0.5
+    )
+    search, runtime, depths = Search(config, PROMPT, answer_of), ToyRuntime(), set()
+    while expansions := search.ask():
+        for expansion in expansions:
+            depth = search.tree.nodes[expansion.node_id].depth
+            depths.add(depth)
+            assert {r.temperature for r in expansion.branches} == {0.8 * 0.5**depth}
+        search.tell(runtime.branch(expansions))
+    assert len(depths) > 2
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_without_reuse_branches_fork_at_the_root_and_at_first_nodes_only(reuse: bool) -> None:
+    config = configure("step", rollouts=32, early_stop=False, reuse=reuse, root_width=2, width=2)
+    rollouts = run(config).tree.rollouts
+    first = {r.path[r.path.index(r.start_id) + 1] for r in rollouts}
+    assert ({r.start_id for r in rollouts} <= {0} | first) is not reuse
+    assert len({r.start_id for r in rollouts}) > 2
+
+
 def test_values_no_search_can_run_with_are_refused() -> None:
     for wrong in (
+        {"temperature_decay": 0.0},
         {"sharpness": -1.0},
         {"lead": 0.0},
         {"reflection_width": 0},
