@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from marco_search.search.branches import Token
-from marco_search.search.mcts import Round
-from marco_search.search.records import Node, Rollout
+from marco_search.search.records import Node, Rollout, Round
 from marco_search.search.tree import Tree
 
 

@@ -16,9 +16,10 @@ from marco_search.jobs import Job
 from marco_search.kinds import Kind, kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Finish, without_room
+from marco_search.search.budgets import StopReason
 from marco_search.search.config import Reflection, SearchConfig, Selection, Value
-from marco_search.search.mcts import Round, Search, StopReason
-from marco_search.search.records import Node, Rollout
+from marco_search.search.mcts import Search
+from marco_search.search.records import Node, Rollout, Round
 from marco_search.search.strategies import configure
 
 

@@ -20,8 +20,9 @@ from marco_search.jobs import Job
 from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Finish
-from marco_search.search.mcts import Round, Search, StopReason
-from marco_search.search.records import Node, Rollout
+from marco_search.search.budgets import StopReason
+from marco_search.search.mcts import Search
+from marco_search.search.records import Node, Rollout, Round
 from marco_search.search.tree import Tree
 
 _REPEATABLE = (StopReason.ROLLOUTS, StopReason.TOKENS, StopReason.DECIDED, StopReason.LEAD)

@@ -11,7 +11,7 @@ import logging
 from marco_search import driver
 from marco_search.jobs import Job, JobResult, parse_job
 from marco_search.outcome import job_result, ranked_answers
-from marco_search.search.mcts import StopReason
+from marco_search.search.budgets import StopReason
 from marco_search.store import claims, deadlines, leases, trail
 from marco_search.store.claims import Claim
 from marco_search.store.connect import Conn, Database

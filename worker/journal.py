@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from marco_search.driver import Trail
 from marco_search.errors import DatabaseUnavailable
-from marco_search.search.mcts import Round, StopReason
+from marco_search.search.budgets import StopReason
+from marco_search.search.records import Round
 from marco_search.store import trail, vocabulary
 from marco_search.store.connect import Conn, Database
 from marco_search.store.vocabulary import Written

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from marco_search.errors import DatabaseUnavailable, LeaseLost
-from marco_search.search.mcts import StopReason
+from marco_search.search.budgets import StopReason
 from marco_search.store import leases
 from marco_search.store.connect import Database
 from marco_search.store.leases import Lease, Watch

@@ -10,7 +10,7 @@ from marco_search import driver
 from marco_search.errors import DatabaseUnavailable, LeaseLost, SchemaMismatch
 from marco_search.jobs import Job, parse_job
 from marco_search.runtime.base import Runtime
-from marco_search.search.mcts import StopReason
+from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings
 from marco_search.store import claims, leases, reclaim
 from marco_search.store.claims import Claim

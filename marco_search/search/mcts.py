@@ -12,46 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from hashlib import sha256
 
 from marco_search.errors import SearchError
-from marco_search.search.answers import Candidate, RankedAnswer, decided, lead, rank
-from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish, Reflect
-from marco_search.search.config import Choice, SearchConfig
+from marco_search.search import budgets
+from marco_search.search.answers import Candidate, RankedAnswer, rank
+from marco_search.search.branches import Branch, BranchRequest, Expansion, Reflect
+from marco_search.search.budgets import StopReason
+from marco_search.search.config import SearchConfig
 from marco_search.search.frontier import Frontier
 from marco_search.search.growth import grow
-from marco_search.search.records import ROOT, Node, Rollout
+from marco_search.search.records import ROOT, Node, Rollout, Round
 from marco_search.search.selection import Selector
 from marco_search.search.tree import Tree
 
 Merge = Callable[[Sequence[tuple[str, float]]], list[str]]
 """For each (answer key, value) the key it counts under once near-duplicates are one."""
-
-MIN_BRANCH_TOKENS = 8
-"""A branch with less room than this is not started: it could not hold an answer."""
-
-
-class StopReason(StrEnum):
-    """Why a search ended."""
-
-    ROLLOUTS = "rollouts"  # the rollout budget is spent
-    TOKENS = "tokens"  # too little of the token budget is left for another branch
-    SECONDS = "seconds"  # the time budget is spent
-    DECIDED = "decided"  # no remaining rollout can change the winner
-    LEAD = "lead"  # the winner is as far ahead as the configuration asks for
-    CANCELLED = "cancelled"  # the caller stopped it
-    DEADLINE = "deadline"  # the job's deadline has come
-    RELEASED = "released"  # not the end: the worker gave it back, it goes on elsewhere
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """What one round added to the tree; the unit that the trail commits."""
-
-    number: int  # counts up from 1
-    nodes: tuple[Node, ...]
-    rollouts: tuple[Rollout, ...]
 
 
 @dataclass(slots=True)
@@ -111,10 +87,12 @@ class Search:
         """
         if self._asked:
             raise SearchError("the round is not complete: tell its branches before asking again")
-        self._stopped = self._stopped or self._budget_spent(elapsed_s)
+        self._stopped = self._stopped or budgets.spent(
+            self.config, self.tree.rollouts, self.tokens, elapsed_s, self.ranked
+        )
         if self._stopped:
             return []
-        count, max_new_tokens = self._round_size()
+        count, max_new_tokens = budgets.round_size(self.config, self.tree.rollouts, self.tokens)
         groups: dict[int, list[BranchRequest]] = {}
         while len(self._asked) < count:
             node_id = self._selector.select()
@@ -163,40 +141,6 @@ class Search:
             return config.first_temperature
         depth = self.tree.nodes[node_id].depth
         return config.temperature * config.temperature_decay**depth
-
-    def _budget_spent(self, elapsed_s: float) -> StopReason | None:
-        config = self.config
-        if len(self.tree.rollouts) >= config.rollouts:
-            return StopReason.ROLLOUTS
-        left = self._tokens_left()
-        if left is not None and left < min(MIN_BRANCH_TOKENS, config.max_new_tokens):
-            return StopReason.TOKENS
-        if config.max_seconds is not None and elapsed_s >= config.max_seconds:
-            return StopReason.SECONDS
-        if config.early_stop and config.choice is not Choice.BEST:
-            ranked = self.ranked()
-            if decided(ranked, config.rollouts - len(self.tree.rollouts)):
-                return StopReason.DECIDED
-            if config.lead is not None and lead(ranked) >= config.lead:
-                return StopReason.LEAD
-        return None
-
-    def _tokens_left(self) -> int | None:
-        if self.config.max_tokens is None:
-            return None
-        return self.config.max_tokens - self.tokens
-
-    def _round_size(self) -> tuple[int, int]:
-        """(branches of this round, tokens each may generate); never more than the budget."""
-        count = min(self.config.parallel, self.config.rollouts - len(self.tree.rollouts))
-        left = self._tokens_left()
-        if left is None:
-            return count, self.config.max_new_tokens
-        # Half as long again as those so far; as long as can be before any is known.
-        done = [r.generated_tokens for r in self.tree.rollouts if r.finish is Finish.STOP]
-        expected = 1.5 * sum(done) / len(done) if done else float(self.config.max_new_tokens)
-        count = max(1, min(count, int(left / max(expected, MIN_BRANCH_TOKENS))))
-        return count, min(self.config.max_new_tokens, left // count)
 
     # -- tell -------------------------------------------------------------------------
 

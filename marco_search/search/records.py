@@ -55,3 +55,12 @@ class Rollout:
     def leaf_id(self) -> int:
         """The node the rollout ended at."""
         return self.path[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What one round added to the tree; the unit that the trail commits."""
+
+    number: int  # counts up from 1
+    nodes: tuple[Node, ...]
+    rollouts: tuple[Rollout, ...]

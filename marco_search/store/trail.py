@@ -13,8 +13,7 @@ from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 
 from marco_search.jobs import Answer
-from marco_search.search.mcts import Round
-from marco_search.search.records import Node, Rollout
+from marco_search.search.records import Node, Rollout, Round
 from marco_search.store import packing, records
 from marco_search.store.connect import Conn
 from marco_search.store.leases import Lease, lost

@@ -17,9 +17,9 @@ from marco_search.jobs import SearchOptions
 SETS = {"en": "heldout_en", "zh": "heldout_zh"}
 PROBLEMS = 250
 ROLLOUTS = 32
-"""Of each main run; fewer where time is short, and then there is no Test@32."""
+"""Of each run; fewer where time is short, and then there is no Test@32."""
 FEW = 8
-"""Of the others."""
+"""Of samples that all reflect: each costs as much as two or three others."""
 SEED = 20260
 """Seed of every search; other than any used while the search was being chosen."""
 
@@ -58,13 +58,13 @@ def runs(rollouts: int = ROLLOUTS) -> dict[str, Run]:
             "auto": {"strategy": "auto"},
             "samples": _whole("vote", rollouts),
             "step": _whole("step", rollouts),
-            "mini-step-64": _whole("mini-step-64", few),
+            "mini-step-64": _whole("mini-step-64", rollouts),
             "mini-step-32": _whole("mini-step-32", rollouts),
-            "mini-step-16": _whole("mini-step-16", few),
-            "mini-step-8": _whole("mini-step-8", few),
+            "mini-step-16": _whole("mini-step-16", rollouts),
+            "mini-step-8": _whole("mini-step-8", rollouts),
             "samples-reflect": _whole("vote", few, reflection="always"),
-            "step-reflect": _whole("step", few, reflection="branch"),
-            "mini-step-32-reflect": _whole("mini-step-32", few, reflection="branch"),
-            "auto-whole": _whole("auto", few),
+            "step-reflect": _whole("step", rollouts, reflection="branch"),
+            "mini-step-32-reflect": _whole("mini-step-32", rollouts, reflection="branch"),
+            "auto-whole": _whole("auto", rollouts),
         }.items()
     }

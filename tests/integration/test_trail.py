@@ -14,8 +14,8 @@ import migrations
 from marco_search.errors import LeaseLost
 from marco_search.search.branches import Finish, Reflect, Token
 from marco_search.search.config import Action
-from marco_search.search.mcts import Round, Search
-from marco_search.search.records import Node, Rollout
+from marco_search.search.mcts import Search
+from marco_search.search.records import Node, Rollout, Round
 from marco_search.search.tree import Tree
 from marco_search.store import leases, queries, trail
 from marco_search.store.connect import Database

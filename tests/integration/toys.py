@@ -15,7 +15,8 @@ from marco_search.jobs import Job, ReasoningJob
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion
 from marco_search.search.config import Action, SearchConfig
-from marco_search.search.mcts import Round, Search
+from marco_search.search.mcts import Search
+from marco_search.search.records import Round
 from marco_search.settings import Settings
 from marco_search.store import claims, jobs, reclaim
 from marco_search.store.claims import Claim

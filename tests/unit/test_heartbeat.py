@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from marco_search.errors import LeaseLost
-from marco_search.search.mcts import StopReason
+from marco_search.search.budgets import StopReason
 from marco_search.store import leases
 from marco_search.store.leases import Lease, Watch
 from worker.lease import Heartbeat

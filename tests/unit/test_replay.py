@@ -16,8 +16,8 @@ from marco_search.replaying import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Segment
-from marco_search.search.mcts import Round, StopReason
-from marco_search.search.records import ROOT
+from marco_search.search.budgets import StopReason
+from marco_search.search.records import ROOT, Round
 from marco_search.settings import Settings
 from tests.toy import ToyRuntime
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from marco_search import driver
 from marco_search.jobs import ReasoningJob
 from marco_search.search.branches import Branch, Expansion
-from marco_search.search.mcts import Round, StopReason
+from marco_search.search.budgets import StopReason
+from marco_search.search.records import Round
 from tests.toy import ToyRuntime
 
 jobs = st.builds(

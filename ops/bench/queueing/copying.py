@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from marco_search import driver
-from marco_search.search.mcts import Round, StopReason
+from marco_search.search.budgets import StopReason
+from marco_search.search.records import Round
 from marco_search.store import claims, jobs, trail
 from marco_search.store.connect import Database
 from marco_search.store.leases import Lease, Worker

@@ -15,7 +15,7 @@ from marco_search.driver import MemoryJournal, plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.search.branches import Branch, Finish
-from marco_search.search.mcts import StopReason
+from marco_search.search.budgets import StopReason
 from tests.unit.runtime.sglang_server import (
     Handler,
     Server,

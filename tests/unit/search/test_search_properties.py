@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from marco_search.errors import SearchError
 from marco_search.search.branches import END_OF_THOUGHT, Branch, Finish
+from marco_search.search.budgets import StopReason
 from marco_search.search.config import (
     Action,
     Backup,
@@ -21,8 +22,8 @@ from marco_search.search.config import (
     Selection,
     Value,
 )
-from marco_search.search.mcts import Round, Search, StopReason
-from marco_search.search.records import ROOT, Node, Rollout
+from marco_search.search.mcts import Search
+from marco_search.search.records import ROOT, Node, Rollout, Round
 from marco_search.search.tree import Tree
 from tests.toy import PROMPT, ToyRuntime, answer_of
 

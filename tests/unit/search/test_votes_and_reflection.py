@@ -10,8 +10,9 @@ import pytest
 from marco_search.errors import SearchError
 from marco_search.search.answers import Candidate, lead, rank
 from marco_search.search.branches import Reflect
+from marco_search.search.budgets import StopReason
 from marco_search.search.config import Action, Choice, Reflection, SearchConfig
-from marco_search.search.mcts import Search, StopReason
+from marco_search.search.mcts import Search
 from marco_search.search.strategies import STRATEGIES, configure
 from tests.toy import PROMPT, ToyRuntime, answer_of
 

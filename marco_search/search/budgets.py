@@ -1,0 +1,68 @@
+"""When a search ends, and how large its next round may be: arithmetic on its budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+from marco_search.search.answers import RankedAnswer, decided, lead
+from marco_search.search.branches import Finish
+from marco_search.search.config import Choice, SearchConfig
+from marco_search.search.records import Rollout
+
+MIN_BRANCH_TOKENS = 8
+"""A branch with less room than this is not started: it could not hold an answer."""
+
+
+class StopReason(StrEnum):
+    """Why a search ended."""
+
+    ROLLOUTS = "rollouts"  # the rollout budget is spent
+    TOKENS = "tokens"  # too little of the token budget is left for another branch
+    SECONDS = "seconds"  # the time budget is spent
+    DECIDED = "decided"  # no remaining rollout can change the winner
+    LEAD = "lead"  # the winner is as far ahead as the configuration asks for
+    CANCELLED = "cancelled"  # the caller stopped it
+    DEADLINE = "deadline"  # the job's deadline has come
+    RELEASED = "released"  # not the end: the worker gave it back, it goes on elsewhere
+
+
+def spent(
+    config: SearchConfig,
+    rollouts: Sequence[Rollout],
+    tokens: int,
+    elapsed_s: float,
+    ranked: Callable[[], list[RankedAnswer]],
+) -> StopReason | None:
+    """Why no further round should begin, if so; `tokens` were generated so far."""
+    if len(rollouts) >= config.rollouts:
+        return StopReason.ROLLOUTS
+    left = _tokens_left(config, tokens)
+    if left is not None and left < min(MIN_BRANCH_TOKENS, config.max_new_tokens):
+        return StopReason.TOKENS
+    if config.max_seconds is not None and elapsed_s >= config.max_seconds:
+        return StopReason.SECONDS
+    if config.early_stop and config.choice is not Choice.BEST:
+        answers = ranked()
+        if decided(answers, config.rollouts - len(rollouts)):
+            return StopReason.DECIDED
+        if config.lead is not None and lead(answers) >= config.lead:
+            return StopReason.LEAD
+    return None
+
+
+def round_size(config: SearchConfig, rollouts: Sequence[Rollout], tokens: int) -> tuple[int, int]:
+    """(branches of the next round, tokens each may generate); never more than the budget."""
+    count = min(config.parallel, config.rollouts - len(rollouts))
+    left = _tokens_left(config, tokens)
+    if left is None:
+        return count, config.max_new_tokens
+    # Half as long again as those so far; as long as can be before any is known.
+    done = [r.generated_tokens for r in rollouts if r.finish is Finish.STOP]
+    expected = 1.5 * sum(done) / len(done) if done else float(config.max_new_tokens)
+    count = max(1, min(count, int(left / max(expected, MIN_BRANCH_TOKENS))))
+    return count, min(config.max_new_tokens, left // count)
+
+
+def _tokens_left(config: SearchConfig, tokens: int) -> int | None:
+    return None if config.max_tokens is None else config.max_tokens - tokens
