@@ -37,9 +37,9 @@ say nothing about other models. The method and the harness carry over.
   computed, cached those from the prefix cache. Seconds are from a search's first round to its
   last while other searches shared the engine.
 - AUROC: the answer's confidence against its correctness, over problems.
-- Baselines are given at least as many generated tokens as `{WINNER}` (the least n that does),
-  the paper's strategies have {rollouts} rollouts, some only {min(rollouts, FEW)}. n is the
-  number of samples. `auto-whole` is `auto` that does not stop early.
+- Baselines are given at least as many generated tokens as `{WINNER}` (the least n that does).
+  Trees have {rollouts} rollouts; a row beside has their first {min(rollouts, FEW)}. n is the number
+  of samples. `auto-whole` is `auto` that does not stop early.
 
 ![Accuracy over generated tokens](plots/accuracy-over-tokens.png)
 
