@@ -14,9 +14,10 @@ from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import KombuError
+from redis.connection import parse_url
 from redis.exceptions import RedisError
 
-from marco_search.errors import BrokerUnavailable
+from marco_search.errors import BrokerUnavailable, InvalidSettings
 from marco_search.settings import without_password
 
 TASK = "marco.run_job"
@@ -45,9 +46,20 @@ def celery_config(redis_url: str, queue: str) -> dict[str, Any]:
 
 
 class Publisher:
-    """Puts job ids into the queue. Safe for threads, not across a fork."""
+    """Puts job ids into the queue. Safe for threads, not across a fork.
+
+    Raises InvalidSettings for a URL that can't be used; connects when first needed.
+    """
 
     def __init__(self, redis_url: str, queue: str) -> None:
+        try:
+            parse_url(redis_url)  # type: ignore[no-untyped-call]
+        except ValueError:
+            # Its message repeats parts of the URL, which may be the password's.
+            raise InvalidSettings(
+                "REDIS_URL: not a Redis URL; write redis://:password@host:port/0, with the "
+                "characters /?#@: of a password as %2F %3F %23 %40 %3A"
+            ) from None
         config = celery_config(redis_url, queue)
         # One quick second try, instead of the default of minutes: the row waits safely.
         config["broker_transport_options"] |= {

@@ -7,14 +7,16 @@ it turns a bad value into `InvalidSettings` that names the variable.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
+
+_LEVELS = "(?i)^(debug|info|warning|error|critical)$"
 
 
 class Settings(BaseSettings):
@@ -77,7 +79,7 @@ class Settings(BaseSettings):
     # Most queued jobs, of all tenants and of each that has no quota of its own; unset: any number.
     max_queued: int | None = Field(100_000, ge=1, validation_alias="MARCO_MAX_QUEUED")
     tenant_max_queued: int | None = Field(None, ge=1, validation_alias="MARCO_TENANT_MAX_QUEUED")
-    log_level: str = Field("INFO", validation_alias="MARCO_LOG_LEVEL")
+    log_level: str = Field("INFO", pattern=_LEVELS, validation_alias="MARCO_LOG_LEVEL")
 
     # The web console asks for it; where it listens on more than loopback one is made if unset.
     console_token: SecretStr | None = Field(None, validation_alias="MARCO_CONSOLE_TOKEN")
@@ -98,11 +100,18 @@ def load() -> Settings:
 
 
 def without_password(url: str) -> str:
-    """`url` as it may be shown or logged: the password, if any, replaced by ***."""
-    parts = urlsplit(url)
-    if parts.password is None:
+    """`url` as it may be shown or logged: passwords, if any, replaced by ***.
+
+    Also in a URL that is no good: what stands before the last @ may be a password that was
+    not escaped.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
         return url
-    host = parts.hostname or ""
-    if parts.port is not None:
-        host = f"{host}:{parts.port}"
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    who, at, where = rest.rpartition("@")
+    user, colon, _ = who.partition(":")
+    shown = f"{user}:***@{where}" if at and colon else rest
+    return scheme + separator + _PASSWORD_IN_QUERY.sub(r"\1***", shown)
+
+
+_PASSWORD_IN_QUERY = re.compile(r"(?i)([?&](?:ssl)?password=)[^&]*")

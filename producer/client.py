@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
@@ -103,6 +104,10 @@ class Producer(Operations):
 
     def _submit(self, checked: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
         tenant = self._tenant or self._default_tenant
+        if self._publisher is None:
+            with contextlib.suppress(BrokerUnavailable):  # nothing runs: the rows wait
+                # Before anything is stored: an address that can't be used is no outage.
+                self._publisher = Publisher(redis_location(self._settings), self._settings.queue)
         with self.database.transaction() as conn:
             stored = store.insert(
                 conn,

@@ -88,7 +88,10 @@ class Heartbeat:
                 look_at = time.monotonic() + look_s
             if self.in_vain:
                 # At every tick: a round may just have been about to begin.
-                self._on_end()
+                try:
+                    self._on_end()
+                except Exception:
+                    log.exception("job %s: what is in flight was not ended", self.lease.job_id)
 
     def _ask(self, *, extend: bool) -> bool:
         """Look at the job, and extend the lease; False if Postgres does not answer."""
@@ -103,6 +106,12 @@ class Heartbeat:
             # has will be seen when Postgres is back. Until then no round can be kept.
             if not self._away:
                 log.warning("job %s: no heartbeat: %s", self.lease.job_id, error)
+            self._away = True
+            return False
+        except Exception:
+            # Whatever it is: without this thread nobody would hear of a cancel or a lost lease.
+            if not self._away:
+                log.exception("job %s: no heartbeat", self.lease.job_id)
             self._away = True
             return False
         self._away = False

@@ -9,6 +9,7 @@ what runs goes on elsewhere when its lease has run out.
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 import socket
 import warnings
@@ -17,11 +18,13 @@ from typing import Any
 
 from billiard import pool
 
-from marco_search.errors import InvalidSettings
+from marco_search.errors import InvalidSettings, MarcoError
 from marco_search.locations import database_url
 from marco_search.settings import Settings
 from marco_search.store.connect import Database
 from worker import process, stopping
+
+log = logging.getLogger(__name__)
 
 _QUIT_S = 3.0  # for rounds to finish after SIGQUIT
 
@@ -35,8 +38,8 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
     """Run jobs until stopped; the exit code. `processes` is how many run at once.
 
     `name` tells workers on one machine apart: the Celery node is `name@host`.
-    Raises InvalidSettings, DatabaseUnavailable or SchemaMismatch before anything is started;
-    Redis may be down, the worker waits for it.
+    Raises InvalidSettings, ModelRefused, DatabaseUnavailable or SchemaMismatch before anything is
+    started; Redis and a model's server may be down, the worker waits for them.
     """
     if settings.heartbeat_s * 2 > settings.lease_s:
         raise InvalidSettings(
@@ -49,6 +52,7 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
     # Before the fork: children make their own connections.
     database.close()
     process.use(settings)
+    _try_runtime()
     from worker.app import app
 
     # As root, or as a user without an entry: a danger with pickle only, which is refused.
@@ -80,6 +84,16 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
     gc.freeze()
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def _try_runtime() -> None:
+    """Raises what is wrong with the settings of the runtime. One that is away may come back."""
+    try:
+        process.opened_runtime().close()
+    except MarcoError as error:
+        if not error.retryable:
+            raise
+        log.warning("the runtime is away, jobs wait for it: %s", error)
 
 
 def _install_quit_handler(within_s: float) -> None:

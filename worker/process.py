@@ -16,6 +16,7 @@ from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable
 from marco_search.locations import database_url, redis_url
 from marco_search.runtime import open_runtime
+from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings
 from marco_search.store import outbox
 from marco_search.store.connect import Database
@@ -46,12 +47,17 @@ def runner() -> Runner:
     return Runner(
         settings(),
         _database(),
-        lambda: open_runtime(settings()),
+        opened_runtime,
         _this_process(""),
         publish=_publish,
         left_s=stopping.left_s,
         time_is_up=stopping.time_is_up,
     )
+
+
+def opened_runtime() -> Runtime:
+    """A runtime as the settings name it, opened. Raises what `open_runtime` does."""
+    return open_runtime(settings())
 
 
 def close() -> None:

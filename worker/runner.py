@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from uuid import UUID
 
@@ -23,6 +24,9 @@ from worker.journal import PostgresJournal
 from worker.lease import Heartbeat
 
 log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_S = 30.0
+"""Between two tries to open the runtime."""
 
 
 class Runner:
@@ -52,6 +56,8 @@ class Runner:
         self._left_s = left_s
         self._time_is_up = time_is_up
         self._runtime: Runtime | None = None
+        self._open_failed = 0  # times in a row
+        self._open_at = 0.0  # on time.monotonic(): not tried before
         self._written = Written()
 
     def run_next(self) -> None:
@@ -92,9 +98,10 @@ class Runner:
             log.error("the job is left to a later attempt: %s", error)
 
     def _run(self, choose: Callable[[Conn], Claim | None]) -> None:
-        # Before the claim: loading a model may take longer than a lease.
-        runtime, trouble = self._ready_runtime()
-        if self._left_s() is not None:
+        # Before the claim: loading a model may take longer than a lease. What keeps this process
+        # from it is no fault of any job: none is claimed.
+        runtime = self._ready_runtime()
+        if runtime is None or self._left_s() is not None:
             return
         with self._database.transaction() as conn:
             check_schema(conn)
@@ -108,28 +115,38 @@ class Runner:
             if claim.cancel_requested or claim.expired:
                 closing.close(conn, claim, lease, self._worker)
                 return
-            job, plan = None, None
-            if runtime is not None:
-                try:
-                    job = parse_job(claim.payload)
-                    plan = _plan(claim, job, runtime)
-                except Exception as error:
-                    trouble = error
-            info = runtime.info if runtime is not None else None
-            claims.begin(conn, lease, self._worker, info, plan.to_json() if plan else None)
-        if runtime is None or job is None or plan is None:
+            job, plan, trouble = None, None, None
+            try:
+                job = parse_job(claim.payload)
+                plan = _plan(claim, job, runtime)
+            except Exception as error:
+                trouble = error
+            claims.begin(conn, lease, self._worker, runtime.info, plan.to_json() if plan else None)
+        if job is None or plan is None:
             assert trouble is not None
             self._failed(claim, lease, trouble, claim.seconds)
             return
         self._search(claim, lease, job, plan, runtime)
 
-    def _ready_runtime(self) -> tuple[Runtime | None, Exception | None]:
-        if self._runtime is None:
+    def _ready_runtime(self) -> Runtime | None:
+        """The runtime; None if it can't be opened now. Tried again after a growing pause."""
+        if self._runtime is None and time.monotonic() >= self._open_at:
             try:
                 self._runtime = self._open_runtime()
             except Exception as error:
-                return None, error
-        return self._runtime, None
+                self._open_failed += 1
+                pause_s = min(failures.delay_s(self._open_failed), _LONGEST_PAUSE_S)
+                self._open_at = time.monotonic() + pause_s
+                trace = error if failures.is_bug(error) else None
+                log.error(
+                    "no job is taken for %.0f s, there is no runtime: %s",
+                    pause_s,
+                    error or type(error).__name__,
+                    exc_info=trace,
+                )
+            else:
+                self._open_failed = 0
+        return self._runtime
 
     def _search(
         self, claim: Claim, lease: Lease, job: Job, plan: driver.Plan, runtime: Runtime

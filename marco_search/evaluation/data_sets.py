@@ -129,7 +129,7 @@ def _tsv(path: Path) -> Rows:
 
 
 def _json_lines(path: Path) -> Rows:
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -163,7 +163,7 @@ def read(file: Path) -> list[Trace]:
     Raises InvalidDataSet for any other line that is not a trace.
     """
     text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n") if text else []  # an answer may hold U+2028
     whole = lines if text.endswith("\n") or not lines else lines[:-1]
     if len(whole) < len(lines):
         # What is appended next must begin on a line of its own.

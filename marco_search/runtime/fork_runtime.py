@@ -61,6 +61,7 @@ class ForkRuntime:
             self.backend.abort()
 
     def close(self) -> None:
-        """Stop threads and the backend."""
+        """Stop threads and the backend; what is in flight fails."""
+        self.abort()
         self._threads.shutdown(wait=True)
         self.backend.shutdown()

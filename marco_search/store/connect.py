@@ -38,6 +38,13 @@ _SESSION = """
     SET idle_in_transaction_session_timeout = '60s'; SET timezone = 'UTC';
     SET search_path = public, audit
 """
+# A transaction that stood still for too long, because this process did; a server that became a
+# standby. The same may well succeed on another connection.
+_GONE = (
+    errors.IdleInTransactionSessionTimeout,
+    errors.TransactionTimeout,
+    errors.ReadOnlySqlTransaction,
+)
 _READ_ONLY = "; SET default_transaction_read_only = on"
 
 Conn = Connection[TupleRow]
@@ -130,7 +137,7 @@ class Database:
             raise SchemaMismatch(
                 f"the database was migrated past this version: {error.diag.message_primary}"
             ) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except (psycopg.OperationalError, psycopg.InterfaceError, *_GONE) as error:
             # libpq's own words name host, port and database, never the password.
             raise DatabaseUnavailable(
                 f"{self._shown}: {str(error).strip()}; see that Postgres runs and DATABASE_URL "

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from marco_search.errors import LeaseLost
 from marco_search.jobs import JobResult
-from marco_search.store import seals
+from marco_search.store import jobs, seals
 from marco_search.store.connect import Conn
 from marco_search.store.states import CHANNEL, JobState
 
@@ -129,10 +129,12 @@ def _give_back(
                 failures = failures + %(failures)s, seconds = greatest(seconds, %(seconds)s),
                 last_error = coalesce(%(error)s, last_error)
             WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
-            RETURNING id
+            RETURNING id, cancel_requested_at IS NOT NULL AS cancelled
+        ), logged AS (
+            INSERT INTO audit_log (job_id, generation, event, detail)
+            SELECT id, %(generation)s, %(event)s, %(detail)s FROM given
         )
-        INSERT INTO audit_log (job_id, generation, event, detail)
-        SELECT id, %(generation)s, %(event)s, %(detail)s FROM given RETURNING job_id
+        SELECT cancelled FROM given
         """,
         _names(lease) | {
             "delay_s": delay_s,
@@ -146,6 +148,8 @@ def _give_back(
     ).fetchone()  # fmt: skip
     if row is None:
         raise lost(lease)
+    if row[0]:  # while it was running, and nobody will look at it now that it waits
+        jobs.cancel(conn, lease.job_id)
 
 
 def end(

@@ -1,8 +1,8 @@
 """Takes jobs back from workers that are gone, and from the third worker they would cost.
 
 A lease that ran out without being released means that its worker was lost: the job is queued
-again. A job that cost several workers is not given to another: it is dead, with the error
-WorkerLost that names them.
+again. A job that cost several workers without keeping a round in between is not given to another:
+it is dead, with the error WorkerLost that names them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from marco_search.errors import WorkerLost
-from marco_search.store import seals
+from marco_search.store import jobs, seals
 from marco_search.store.connect import Conn
 from marco_search.store.states import CHANNEL
 
@@ -40,7 +40,7 @@ def reclaim(
     Nothing is taken back in the first `grace_s` seconds after Postgres itself has started:
     workers that live get time to extend the leases they could not extend meanwhile.
     """
-    rows: Sequence[tuple[UUID, int]] = conn.execute(
+    rows: Sequence[tuple[UUID, int, bool]] = conn.execute(
         """
         WITH gone AS (
             SELECT id, lease_owner FROM jobs
@@ -52,32 +52,50 @@ def reclaim(
             UPDATE jobs SET state = 'queued', losses = losses + 1, lease_owner = NULL,
                 lease_expires_at = NULL, run_after = now(), published_at = NULL
             FROM gone WHERE jobs.id = gone.id
-            RETURNING jobs.id, jobs.losses, jobs.lease_generation, gone.lease_owner
+            RETURNING jobs.id, jobs.losses, jobs.lease_generation, gone.lease_owner,
+                jobs.cancel_requested_at IS NOT NULL AS cancelled
         ), logged AS (
             INSERT INTO audit_log (job_id, generation, event, detail)
             SELECT id, lease_generation, 'worker_lost', jsonb_build_object('worker', lease_owner)
             FROM taken
         )
-        SELECT id, losses FROM taken
+        SELECT id, losses, cancelled FROM taken
         """,
         {"id": job_id, "grace_s": grace_s, "limit": limit},
     ).fetchall()
-    suspects = tuple(job for job, losses in rows if losses >= quarantine_after)
+    # Asked for while they ran: nobody would look at them now that they wait.
+    unwanted = tuple(job for job, _, cancelled in rows if cancelled)
+    for job in unwanted:
+        jobs.cancel(conn, job)
+    costly = {
+        job: _lost_workers(conn, job)
+        for job, losses, cancelled in rows
+        if losses >= quarantine_after and not cancelled
+    }
+    suspects = tuple(job for job, workers in costly.items() if len(workers) >= quarantine_after)
     for suspect in suspects:
-        _quarantine(conn, suspect)
+        _quarantine(conn, suspect, costly[suspect])
     seals.seal(conn, suspects)
-    queued = tuple(job for job, _ in rows if job not in suspects)
+    queued = tuple(job for job, _, _ in rows if job not in suspects and job not in unwanted)
     return Reclaimed(queued=queued, quarantined=suspects)
 
 
-def _quarantine(conn: Conn, job_id: UUID) -> None:
+def _lost_workers(conn: Conn, job_id: UUID) -> list[str]:
+    """The workers lost since the job last kept a round, or was requeued.
+
+    A job that kills its workers does so in the same round again; one that gets on between two
+    losses is not to blame for them.
+    """
     lost = conn.execute(
         "SELECT detail ->> 'worker' FROM audit_log WHERE job_id = %(id)s AND event = 'worker_lost'"
         " AND id > coalesce((SELECT max(id) FROM audit_log WHERE job_id = %(id)s"
-        " AND event = 'requeued'), 0) ORDER BY id",
+        " AND event IN ('requeued', 'round')), 0) ORDER BY id",
         {"id": job_id},
     ).fetchall()
-    workers = [row[0] for row in lost]
+    return [row[0] for row in lost]
+
+
+def _quarantine(conn: Conn, job_id: UUID, workers: Sequence[str]) -> None:
     error = WorkerLost(workers)
     about = {"type": type(error).__name__, "message": str(error), "retryable": False}
     conn.execute(
@@ -91,5 +109,5 @@ def _quarantine(conn: Conn, job_id: UUID) -> None:
         )
         SELECT pg_notify(%(channel)s, id::text) FROM ended
         """,
-        {"id": job_id, "error": Jsonb(about | {"workers": workers}), "channel": CHANNEL},
+        {"id": job_id, "error": Jsonb(about | {"workers": list(workers)}), "channel": CHANNEL},
     )

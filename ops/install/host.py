@@ -49,7 +49,7 @@ def require_usable() -> bool:
     if unset:
         raise SystemExit(
             f"The embedded Postgres and Redis do not run here: {reason}.\n"
-            f"Set {' and '.join(unset)} to servers of yours (Postgres 14 or later, Redis 6.2 or "
+            f"Set {' and '.join(unset)} to servers of yours (Postgres 17 or later, Redis 6.2 or "
             "later) and run this again."
         )
     print(f"No embedded services here ({reason}): using DATABASE_URL and REDIS_URL.", flush=True)

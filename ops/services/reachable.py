@@ -11,7 +11,7 @@ from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings, without_password
 from ops.services.finding import Finding
 
-_OLDEST_POSTGRES = 14
+_OLDEST_POSTGRES = 17
 _OLDEST_REDIS = (6, 2)  # kombu's demand
 _ANSWER_S = 3
 _IDLE = "embedded, not running: commands that need it start it, `marco up` keeps it"

@@ -178,10 +178,10 @@ def test_an_unreachable_runtime_is_tried_again_later_and_then_given_up(
 ) -> None:
     (stored,) = insert(database, question())
 
-    def refuse() -> Runtime:
+    def refuse() -> None:
         raise RuntimeUnavailable("nobody there")
 
-    one = Runner(settings, database, refuse, runner(settings, database, ToyRuntime())._worker)
+    one = runner(settings, database, Interrupted(0, refuse))
     one.run(stored.id)
     now = status(database, stored.id)
     assert (now.state, now.error_type, now.error) == (
@@ -193,9 +193,42 @@ def test_an_unreachable_runtime_is_tried_again_later_and_then_given_up(
     one.run(stored.id)  # too early: it waits for its back-off
     assert status(database, stored.id).attempts == 1
     sql(database, "UPDATE jobs SET run_after = now()")
-    one.run(stored.id)
+    runner(settings, database, Interrupted(0, refuse)).run(stored.id)
     assert status(database, stored.id).state is JobState.DEAD
     assert result(database, stored.id).error == "nobody there"
+
+
+@pytest.mark.parametrize("error", [RuntimeUnavailable("away"), ModelRefused("no"), OSError("?")])
+def test_a_worker_without_a_runtime_takes_no_job(
+    settings: Settings, database: Database, error: Exception
+) -> None:
+    """What is wrong with a worker is no fault of the jobs that it would take."""
+    (stored,) = insert(database, question())
+
+    def refuse() -> Runtime:
+        raise error
+
+    one = Runner(settings, database, refuse, runner(settings, database, ToyRuntime())._worker)
+    one.run_next()
+    one.run_next()
+    now = status(database, stored.id)
+    assert (now.state, now.attempts, now.error) == (JobState.QUEUED, 0, None)
+    runner(settings, database, ToyRuntime()).run_next()
+    assert status(database, stored.id).state is JobState.SUCCEEDED
+
+
+def test_a_cancel_that_meets_an_error_is_not_forgotten(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question())
+
+    def cancelled_meanwhile() -> None:
+        with database.transaction() as conn:
+            assert jobs.cancel(conn, stored.id) is JobState.RUNNING
+        raise RuntimeUnavailable("away")
+
+    runner(settings, database, Interrupted(1, cancelled_meanwhile)).run(stored.id)
+    assert status(database, stored.id).state is JobState.CANCELLED
 
 
 def test_a_runtime_that_comes_back_gives_a_result_without_an_error(
@@ -237,6 +270,11 @@ def test_a_job_whose_workers_all_died_is_dead(settings: Settings, database: Data
         database,
         "UPDATE jobs SET state = 'running', losses = 1, lease_generation = 2, lease_owner = 'x',"
         " lease_expires_at = now() - interval '1 s'",
+    )
+    sql(
+        database,
+        "INSERT INTO audit_log (job_id, event, detail)"
+        " SELECT id, 'worker_lost', '{\"worker\": \"w\"}' FROM jobs",
     )
     runner(settings, database, ToyRuntime()).run(stored.id)
     assert status(database, stored.id).state is JobState.DEAD

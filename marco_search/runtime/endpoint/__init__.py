@@ -28,11 +28,11 @@ def open_endpoint(settings: Settings) -> ForkRuntime:
     if no server answers, ModelRefused if they serve another model than MARCO_RUNTIME_MODEL
     and MARCO_RUNTIME_REVISION name, or not all the same.
     """
-    key, timeout_s = settings.runtime_api_key, settings.runtime_timeout_s
+    timeout_s = settings.runtime_timeout_s
     access = Access(
         connect_s=settings.runtime_connect_s,
         stall_s=settings.runtime_stall_s,
-        api_key=key.get_secret_value() if key else None,
+        api_key=_api_key(settings),
         verify_tls=settings.runtime_verify_tls,
         ca=settings.runtime_ca,
     )
@@ -52,6 +52,16 @@ def open_endpoint(settings: Settings) -> ForkRuntime:
     return ForkRuntime(backend, pool.info, _template(settings), timeout_s=timeout_s)
 
 
+def _api_key(settings: Settings) -> str | None:
+    if settings.runtime_api_key is None:
+        return None
+    key = settings.runtime_api_key.get_secret_value().strip()  # a mounted secret ends in a newline
+    if not (key.isascii() and key.isprintable()):
+        # Said here: the HTTP client's message would repeat the key.
+        raise InvalidSettings("MARCO_RUNTIME_API_KEY: has characters that no header can hold")
+    return key or None
+
+
 def _template(settings: Settings) -> Callable[[Sequence[Message]], str]:
     """ChatML, which Qwen2 and Marco-o1 take; with MARCO_MODEL the template in that folder."""
     if settings.model is None:
@@ -64,7 +74,11 @@ def _template(settings: Settings) -> Callable[[Sequence[Message]], str]:
 def _urls(value: str) -> list[str]:
     urls = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
     for url in urls:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018  # raises for one that is no port
+        except ValueError:
+            raise InvalidSettings("MARCO_RUNTIME: an address has no usable host and port") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidSettings(
                 "MARCO_RUNTIME: use embedded, or addresses of SGLang servers separated by commas, "

@@ -53,7 +53,7 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
         token = given.get_secret_value() or None if given else None
         if token is not None and len(token) < SHORTEST_TOKEN:
             raise InvalidSettings(f"MARCO_CONSOLE_TOKEN: at least {SHORTEST_TOKEN} characters")
-        made = token is None and host not in LOOPBACK
+        made = token is None and (host not in LOOPBACK or bool(names))
         if made:
             token = secrets.token_urlsafe(24)
 
