@@ -8,7 +8,12 @@ from collections.abc import Callable
 from uuid import UUID
 
 from marco_search import driver
-from marco_search.errors import DatabaseUnavailable, LeaseLost, SchemaMismatch
+from marco_search.errors import (
+    DatabaseUnavailable,
+    LeaseLost,
+    RuntimeUnavailable,
+    SchemaMismatch,
+)
 from marco_search.jobs import Job, parse_job
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
@@ -178,6 +183,9 @@ class Runner:
         except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
             raise
         except Exception as error:
+            if isinstance(error, RuntimeUnavailable):
+                # It must answer again before another job is charged with its absence.
+                self.close()
             self._failed(claim, lease, error, journal.seconds)
             return
         log.info(

@@ -51,3 +51,28 @@ def test_what_is_in_flight_is_aborted(monkeypatch: Any, lost: bool) -> None:
                 heartbeat.check()
         else:
             assert heartbeat.reason() is StopReason.CANCELLED
+
+
+def test_no_error_ends_the_heartbeat(monkeypatch: Any) -> None:
+    """After one that nobody foresaw a cancel is still heard; one in `on_end` changes nothing."""
+    lease, asked, ended = (
+        Lease(job_id=uuid4(), generation=1, seconds=60),
+        [],
+        threading.Semaphore(0),
+    )
+
+    def beat(conn: Any, held: Lease) -> Watch:
+        asked.append(held)
+        if len(asked) == 1:
+            raise RuntimeError("what is this?")
+        return Watch(cancelled=True, expired=False, paused=False)
+
+    def on_end() -> None:
+        ended.release()
+        raise RuntimeError("and this?")
+
+    monkeypatch.setattr(leases, "heartbeat", beat)
+    monkeypatch.setattr(leases, "look", beat)
+    with Heartbeat(NoDatabase(), lease, every_s=0.01, on_end=on_end):  # type: ignore[arg-type]
+        for _ in range(3):
+            assert ended.acquire(timeout=30)

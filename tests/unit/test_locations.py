@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from marco_search import local_state, locations
+from marco_search.broker import Publisher
 from marco_search.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -18,7 +19,7 @@ from marco_search.errors import (
     LocalServiceFailed,
 )
 from marco_search.local_state import LocalState, ProcessId
-from marco_search.settings import Settings
+from marco_search.settings import Settings, without_password
 
 
 def _settings(home: Path, database: str | None = None, broker: str | None = None) -> Settings:
@@ -122,3 +123,27 @@ def test_another_users_state_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_passwords_do_not_show_in_what_may_be_logged(tmp_path: Path) -> None:
     assert "secret" not in repr(_running(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hush@h/db",
+        "postgresql://u:hu/hush@h:5432/db",
+        "postgresql://u:s3%hush@h/db",
+        "postgresql://h/db?user=u&password=hush",
+        "redis://:hush@h:99999/0",
+        "redis://:hu?hush@h/0",
+        "redis://h/0?password=hush",
+    ],
+)
+def test_no_password_is_shown_even_of_a_url_that_is_no_good(url: str) -> None:
+    shown = without_password(url)
+    assert "hush" not in shown and "***" in shown
+
+
+def test_a_redis_url_that_is_no_good_is_refused_without_its_password() -> None:
+    for url in ("redis://:hush@h:99999/0", "foo", "redis://h:hu/sh"):
+        with pytest.raises(InvalidSettings, match="REDIS_URL") as refused:
+            Publisher(url, "marco")
+        assert "hush" not in str(refused.value)

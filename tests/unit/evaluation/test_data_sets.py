@@ -86,3 +86,9 @@ def test_the_development_split_shares_no_question_with_training_or_a_report() ->
     problems = development_problems("en", 5)
     assert len({p.question for p in problems} - shipped) == 5
     assert all(is_held_out(p.question) for p in problems)
+
+
+def test_a_line_separator_in_a_question_ends_no_line(tmp_path: Path) -> None:
+    row = json.dumps({"question": "What\u2028is 1 + 1?", "answer": "2"}, ensure_ascii=False)
+    (problem,) = load(write(tmp_path / "one.jsonl", row + "\n"))
+    assert problem.job.subject == "What\u2028is 1 + 1?"
