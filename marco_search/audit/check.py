@@ -25,8 +25,11 @@ from marco_search.audit.rows import (
 from marco_search.search.config import Value
 
 FINAL = ("succeeded", "failed", "cancelled", "dead", "expired")
-PUT_BACK = ("requeued",)
-"""Events after which a job that had ended may run again."""
+GIVEN_UP = ("failed", "dead")
+PUT_BACK = "requeued"
+"""The event after which a job that had been given up may run again. No other may."""
+AFTERWARDS = (PUT_BACK, "archived", "published")
+"""Events that may follow the end of a job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,11 @@ def check_job(evidence: Evidence) -> JobReport:
         job = read_values(canonical.REQUEST, rows["request"][0][1])
         job |= read_values(canonical.OUTCOME, rows["outcome"][0][1])
     ended = job.get("state") in FINAL
-    archived = evidence.archived and not any(rows.get(kind) for kind in BULK)
+    archived = (
+        evidence.archived
+        and not any(rows.get(kind) for kind in BULK)
+        and any(event == "archived" for _, event in _events(evidence))
+    )
     if job:
         findings += _check_seals(evidence, prove(rows), ended=ended, archived=archived)
         if not archived:
@@ -87,10 +94,13 @@ def _check_seals(
     if ended and not sealed:
         yield Finding("chain", key, "no link for a job that ended", "a link", "none", job_id)
         return
-    if sealed and not ended and not _put_back(evidence):
+    if sealed and not ended and not _put_back(evidence, len(sealed) - 1):
         what = "the job had ended and nothing put it back"
         yield Finding("jobs", f"id {job_id}", what, "a final state", "another", job_id)
     for i, one in enumerate(sealed):
+        if i and not _put_back(evidence, i - 1):
+            what = "the job ended again, though nothing had put it back"
+            yield Finding("chain", f"seq {one.link.seq}, {key}", what, "one end", "two", job_id)
         stands = ended and i == len(sealed) - 1
         if one.finding is not None:
             yield one.finding
@@ -101,6 +111,8 @@ def _check_seals(
                 yield _other_root("jobs", f"id {job_id}", one.link, there, job_id)
             continue
         yield from _compare(job_id, one.proof, there, stands=stands, archived=archived)
+        if stands:
+            yield from _late_events(evidence, one.proof)
         if one.proof.root != one.link.root:
             intact = stands and there.root == one.link.root
             yield _other_root("proofs" if intact else "chain", at, one.link, one.proof, job_id)
@@ -145,14 +157,38 @@ def _short(digest: bytes) -> str:
     return f"hash {digest.hex()[:16]}"
 
 
-def _put_back(evidence: Evidence) -> bool:
-    covered = evidence.sealed[-1].proof
-    known = covered.hashes["event"] if covered else {}
-    return any(
-        read_values(canonical.EVENT, row)["event"] in PUT_BACK
+def _events(evidence: Evidence) -> list[tuple[int, str]]:
+    """(id, event) of the job's log, in order."""
+    return [
+        (key, str(read_values(canonical.EVENT, row)["event"]))
         for key, row in evidence.rows.get("event", ())
-        if key not in known
+    ]
+
+
+def _put_back(evidence: Evidence, end: int) -> bool:
+    """Whether what followed this end could: it had given the job up, and then it was put back.
+
+    A proof that is gone is a finding of its own: nothing is said here.
+    """
+    later = evidence.sealed[end + 1] if end + 1 < len(evidence.sealed) else None
+    before, after = evidence.sealed[end].proof, later.proof if later else None
+    if before is None or (later is not None and after is None):
+        return True
+    known = before.hashes["event"]
+    ends = [event for key, event in _events(evidence) if key in known and event in FINAL]
+    again = (
+        event == PUT_BACK and key not in known and (after is None or key in after.hashes["event"])
+        for key, event in _events(evidence)
     )
+    return bool(ends) and ends[-1] in GIVEN_UP and any(again)
+
+
+def _late_events(evidence: Evidence, proof: Proof) -> Iterator[Finding]:
+    for key, event in _events(evidence):
+        if key not in proof.hashes["event"] and event not in AFTERWARDS:
+            name = _name(evidence.job_id, "id", key)
+            what = "an event after the job had ended"
+            yield Finding("audit_log", name, what, "none", event, evidence.job_id)
 
 
 def _recomputed(evidence: Evidence, job: dict[str, Any]) -> Iterator[Finding]:

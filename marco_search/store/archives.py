@@ -74,7 +74,8 @@ def require_ended(conn: Conn, month: Month) -> None:
 def drop(conn: Conn, month: Month, manifest: str) -> int:
     """Chain the archive's list, log it for each job, drop the partitions; the link's seq.
 
-    Raises ArchiveRefused if a job of the month runs again, or this user may not drop them.
+    Raises ArchiveRefused if a job of the month runs again or has ended once more since the files
+    were written, or this user may not drop them.
     """
     # Nobody may put a job back until this is committed.
     conn.execute(
@@ -83,6 +84,16 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
         [month.first, month.before],
     )
     require_ended(conn, month)
+    written = parse(manifest)["files"]["link.parquet"]["rows"]
+    links = conn.execute(
+        "SELECT count(*) FROM public.chain WHERE kind = 'job' AND job_id >= %s AND job_id < %s",
+        [month.first, month.before],
+    ).fetchone()
+    if links != (written,):
+        raise ArchiveRefused(
+            f"{month.name}: a job was put back and ended again while the files were written; "
+            "nothing was dropped: run it again"
+        )
     try:
         for table in TABLES:
             name = f"{table}_{month.name.replace('-', '_')}"
@@ -112,10 +123,10 @@ def root_of(manifest: str) -> bytes:
 
 
 def check(conn: Conn) -> list[Finding]:
-    """Archives whose list is not the one that was chained."""
+    """Archives whose list, or the range of jobs beside it, is not the one that was chained."""
     found = []
-    for seq, root, files in conn.execute(
-        "SELECT c.seq, c.root, a.files FROM public.chain AS c"
+    for seq, root, files, *bounds in conn.execute(
+        "SELECT c.seq, c.root, a.files, a.first, a.before FROM public.chain AS c"
         " LEFT JOIN public.archives AS a USING (seq)"
         " WHERE c.kind = 'archive' OR a.seq IS NOT NULL ORDER BY c.seq"
     ):
@@ -125,6 +136,12 @@ def check(conn: Conn) -> list[Finding]:
             there = root_of(files).hex()[:16]
             what = "the list was changed"
             found.append(Finding("archives", f"seq {seq}", what, root.hex()[:16], there))
+        else:
+            listed = parse(files)
+            wanted, there = f"{listed['first']} to {listed['before']}", "{} to {}".format(*bounds)
+            if wanted != there:
+                what = "the range of its jobs was changed"
+                found.append(Finding("archives", f"seq {seq}", what, wanted, there))
     return found
 
 

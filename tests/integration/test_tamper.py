@@ -24,7 +24,7 @@ from marco_search.audit.chain import JOB, Link, follow
 from marco_search.audit.findings import Finding, Report
 from marco_search.audit.proofs import prove
 from marco_search.jobs import Job
-from marco_search.store import anchors, rows
+from marco_search.store import anchors, rows, seals
 from marco_search.store.verify_all import verify_all
 from migrations.check import scratch_database
 from ops.services import ServiceUrls
@@ -156,6 +156,18 @@ def edit_and_rewrite(conn: Connection, ids: list[UUID]) -> None:
         )
 
 
+def end_again(conn: Connection, ids: list[UUID]) -> None:
+    """Change the result of a job that succeeded, and seal it as the workers do."""
+    conn.execute("UPDATE jobs SET seconds = seconds + 1 WHERE id = %s", [ids[1]])
+    seals.seal(conn, [ids[1]])
+
+
+def put_back_and_end_again(conn: Connection, ids: list[UUID]) -> None:
+    """The same, with an event that only a job that was given up may have."""
+    conn.execute("INSERT INTO audit_log (job_id, event) VALUES (%s, 'requeued')", [ids[1]])
+    end_again(conn, ids)
+
+
 # Name, how, table and key of the first row that does not fit, whether it takes an anchor.
 TAMPERINGS: list[tuple[str, Tamper, str, str, bool]] = [
     ("a node's text", run(EDIT), "nodes", "node_id 1", False),
@@ -228,6 +240,13 @@ TAMPERINGS: list[tuple[str, Tamper, str, str, bool]] = [
             " FROM nodes AS n WHERE job_id = %(job)s AND node_id = 1"
         ),
         "nodes", "node_id 999", False,
+    ),
+    ("a result changed and sealed again", end_again, "chain", "seq", False),
+    ("a job that succeeded put back", put_back_and_end_again, "chain", "seq", False),
+    (
+        "an event made up after the end",
+        run("INSERT INTO audit_log (job_id, event) VALUES (%(job)s, 'worker_lost')"),
+        "audit_log", "id", False,
     ),
     (
         "the proof of a job deleted",
