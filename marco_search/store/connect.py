@@ -38,13 +38,9 @@ _SESSION = """
     SET idle_in_transaction_session_timeout = '60s'; SET timezone = 'UTC';
     SET search_path = public, audit
 """
-# A transaction that stood still for too long, because this process did; a server that became a
-# standby. The same may well succeed on another connection.
-_GONE = (
-    errors.IdleInTransactionSessionTimeout,
-    errors.TransactionTimeout,
-    errors.ReadOnlySqlTransaction,
-)
+# A transaction that stood still for too long, because this process did. The same may well
+# succeed on another connection.
+_GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
 _READ_ONLY = "; SET default_transaction_read_only = on"
 
 Conn = Connection[TupleRow]
@@ -64,6 +60,7 @@ class Database:
         self._conninfo = _conninfo(url, application)
         self._shown = without_password(url)
         self._connections = connections
+        self._read_only = read_only
         self._session = _SESSION + (_READ_ONLY if read_only else "")
         self._pool: ConnectionPool[Conn] | None = None
         self._lock = Lock()
@@ -137,6 +134,11 @@ class Database:
             raise SchemaMismatch(
                 f"the database was migrated past this version: {error.diag.message_primary}"
             ) from error
+        except errors.ReadOnlySqlTransaction as error:
+            if self._read_only:
+                raise
+            # A server that became a standby; DATABASE_URL may name another by now.
+            raise DatabaseUnavailable(f"{self._shown}: {error.diag.message_primary}") from error
         except (psycopg.OperationalError, psycopg.InterfaceError, *_GONE) as error:
             # libpq's own words name host, port and database, never the password.
             raise DatabaseUnavailable(
