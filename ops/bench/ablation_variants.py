@@ -104,6 +104,7 @@ PAPER = Study(
         "step, rollouts are not reused": {"reuse": False},
         "step, temperature falls by a tenth a step": {"temperature_decay": 0.9},
         "step, temperature falls by a quarter a step": {"temperature_decay": 0.75},
+        "step, one branch a fork": {"branching": 1},
         "step, exploration 0.1": {"exploration": 0.1},
         "step, exploration 2": {"exploration": 2.0},
         "step, PUCT": {"selection": "puct"},
