@@ -105,12 +105,7 @@ PAPER = Study(
         "step, temperature falls by a tenth a step": {"temperature_decay": 0.9},
         "step, temperature falls by a quarter a step": {"temperature_decay": 0.75},
         "step, one branch a fork": {"branching": 1},
-        "step, exploration 0.1": {"exploration": 0.1},
-        "step, exploration 2": {"exploration": 2.0},
         "step, PUCT": {"selection": "puct"},
-        "step, backup of the greatest value": {"backup": "max"},
-        "step, value of the rollout only": {"value": "rollout"},
-        "step, sharpened vote": {"sharpness": 128.0},
     },
 )
 STUDIES = (AUTO, PAPER)
