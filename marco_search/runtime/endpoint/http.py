@@ -12,7 +12,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,15 @@ class Access:
 class Connections:
     """A pool of connections to `url` (http or https, without a user or password)."""
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(
+        self,
+        url: str,
+        access: Access,
+        look: Callable[[Call], Failure | None] = lambda call: None,
+    ) -> None:
+        """`look` is asked before a POST when the server has closed kept connections: it may be
+        another one now. A failure that it gives is the answer.
+        """
         parts = urlsplit(url)
         self.url = url
         self._host, self._port = parts.hostname or "", parts.port
@@ -66,6 +74,8 @@ class Connections:
             self._headers["Authorization"] = f"Bearer {access.api_key}"
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
+        self._look = look
+        self._closed_on_us = False  # a kept connection, and nobody has looked since
 
     def get(self, path: str, call: Call) -> dict[str, Any] | Failure:
         """The JSON object at `path`."""
@@ -103,6 +113,14 @@ class Connections:
         while not call.over:
             connection = self._kept()
             kept = connection is not None
+            if self._closed_on_us and method == "POST":
+                self._closed_on_us = False
+                changed = self._look(call)
+                if changed is not None:
+                    self._closed_on_us = True
+                    if connection is not None:
+                        connection.close()
+                    return changed
             try:
                 connection = connection or self._connect(call)
             except (OSError, http.client.HTTPException) as error:
@@ -113,6 +131,7 @@ class Connections:
                 connection.close()
                 ended = self._ended(call)
                 if kept and ended is None and isinstance(error, ConnectionError):
+                    self._closed_on_us = True
                     continue  # it had gone stale: not the server's fault, take another
                 return ended or failures.broken_off(self.url, error)
             if connection.sock is not None:  # else the server asked to close it
@@ -177,6 +196,7 @@ class Connections:
                 connection = self._idle.pop()
             if connection.sock is not None and not _readable(connection.sock):
                 return connection
+            self._closed_on_us = True
             connection.close()
 
 

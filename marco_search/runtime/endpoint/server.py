@@ -28,7 +28,7 @@ class Server:
         self.url = url
         self.expected: RuntimeInfo | None = None  # what it must serve, once that is known
         self.limiter = Limiter(most_in_flight, slow_s)
-        self._connections = Connections(url, access)
+        self._connections = Connections(url, access, self._look_for_another)
         self._lock = threading.Lock()
         self._strikes = 0
         self._pause_s = 0.0  # 0: well
@@ -62,6 +62,11 @@ class Server:
         if self.well or self.expected is None:
             return None
         found = self._model_info(call)
+        return found if isinstance(found, Failure) else None
+
+    def _look_for_another(self, call: Call) -> Failure | None:
+        """A server that closed its connections may have been started anew, with another model."""
+        found = self._model_info(call) if self.expected is not None else None
         return found if isinstance(found, Failure) else None
 
     def _model_info(self, call: Call) -> dict[str, Any] | Failure:

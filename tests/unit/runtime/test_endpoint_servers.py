@@ -103,6 +103,17 @@ def test_a_server_that_comes_back_with_another_model_is_not_used() -> None:
             assert branch.finish is Finish.STOP
 
 
+def test_a_server_restarted_with_another_model_between_two_calls_is_not_used() -> None:
+    """The connection that was kept is what tells: no call fails in between."""
+    with serving() as first, runtime(first) as opened:
+        opened.branch([expansion(1)])
+        stop(first)
+        with serving(first.server_port, model="other") as other:
+            (branch,) = opened.branch([expansion(1)])
+            assert str(branch.error).startswith("ModelRefused: ")
+            assert not other.asked
+
+
 def call() -> Call:
     return Call(time.monotonic() + 5)
 
