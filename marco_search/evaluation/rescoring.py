@@ -70,28 +70,11 @@ def rescore(
 
     Raises InvalidDataSet for an unknown name and for traces without token scores.
     """
-    if reward not in REWARDS or vote not in VOTES:
-        raise InvalidDataSet(
-            f"can't score by {reward!r} and {vote!r}; use a reward of {', '.join(REWARDS)} "
-            f"and a vote of {', '.join(VOTES)}"
-        )
-    score = REWARDS[reward]
     right, values, labels, within = [], list[float](), list[bool](), list[float]()
     for trace in traces:
-        rollouts = [r for r in trace.rollouts if r.answer is not None]
-        try:
-            scores = [score(trace, r) for r in rollouts]
-        except ValueError as error:
-            raise InvalidDataSet(f"problem {trace.key}: {error}; run with --trees") from None
-        solved = [grader.right(trace.key, r.answer, trace.answers) for r in rollouts]
-        answers = [str(r.answer) for r in rollouts]
-        if vote == "tree":
-            weights = _tree_weights(trace, scores, sharpness)
-        else:
-            weights = _weights(scores, vote, sharpness)
-        votes = [Vote(a, w) for a, w in zip(answers, weights, strict=True)]
-        answer = choose(votes, vote)
-        right.append(grader.right(trace.key, answer, trace.answers))
+        scores, votes = _scored(trace, reward, vote, sharpness)
+        solved = [grader.right(trace.key, v.answer, trace.answers) for v in votes]
+        right.append(grader.right(trace.key, choose(votes, vote), trace.answers))
         values += scores
         labels += solved
         if (one := auroc(scores, solved)) is not None:
@@ -105,6 +88,41 @@ def rescore(
         auroc=auroc(values, labels),
         auroc_within=sum(within) / len(within) if within else None,
     )
+
+
+def answer_under(
+    trace: Trace, *, reward: str, vote: str, sharpness: float
+) -> tuple[str | None, float]:
+    """The answer that the tree gives under a reward and a vote, and its share of the weight.
+
+    None and 0 for a tree without answers. Raises InvalidDataSet as `rescore` does.
+    """
+    _, votes = _scored(trace, reward, vote, sharpness)
+    answer = choose(votes, vote)
+    whole = sum(v.weight for v in votes)
+    mine = sum(v.weight for v in votes if v.answer == answer)
+    return answer, mine / whole if whole else 0.0
+
+
+def _scored(
+    trace: Trace, reward: str, vote: str, sharpness: float
+) -> tuple[list[float], list[Vote]]:
+    """Of each rollout with an answer: its score under the reward, and its vote."""
+    if reward not in REWARDS or vote not in VOTES:
+        raise InvalidDataSet(
+            f"can't score by {reward!r} and {vote!r}; use a reward of {', '.join(REWARDS)} "
+            f"and a vote of {', '.join(VOTES)}"
+        )
+    rollouts = [r for r in trace.rollouts if r.answer is not None]
+    try:
+        scores = [REWARDS[reward](trace, r) for r in rollouts]
+    except ValueError as error:
+        raise InvalidDataSet(f"problem {trace.key}: {error}; run with --trees") from None
+    if vote == "tree":
+        weights = _tree_weights(trace, scores, sharpness)
+    else:
+        weights = _weights(scores, vote, sharpness)
+    return scores, [Vote(str(r.answer), w) for r, w in zip(rollouts, weights, strict=True)]
 
 
 def _weights(scores: list[float], vote: str, sharpness: float) -> list[float]:

@@ -16,11 +16,12 @@ from marco_search.jobs import parse_job
 from marco_search.replaying import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import RuntimeInfo
+from marco_search.search.records import Node, Rollout
 from marco_search.store import trail, views
 from marco_search.store.connect import Conn
 from ops.cli import reading
 from ops.cli.output import console
-from ops.cli.session import session
+from ops.cli.session import Session, session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,24 +115,33 @@ class Outcome:
         }
 
 
+def stored_tree(here: Session, word: str) -> tuple[StoredJob, Plan, list[Node], list[Rollout]]:
+    """The job that `word` names and its records below the root.
+
+    Raises JobNotFound, and InvalidJob if there is no tree.
+    """
+    with here.database.transaction() as conn:
+        (job_id,) = reading.find_jobs(conn, [word], here.tenant)
+        job = _stored(conn, job_id)
+        nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
+    if job.plan is not None and not rollouts and job.nodes:
+        raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
+    if job.plan is None or not rollouts:
+        raise InvalidJob("JOB", f"{job.state}, and no round of it is kept: nothing to replay")
+    return job, Plan.from_json(job.plan), nodes, rollouts
+
+
 def replay_job(word: str, *, quiet: bool) -> Outcome:
     """Generate the job that `word` names again. Raises JobNotFound, InvalidJob, ModelRefused."""
     with session(needs_redis=False) as here:
-        with here.database.transaction() as conn:
-            (job_id,) = reading.find_jobs(conn, [word], here.tenant)
-            job = _stored(conn, job_id)
-            nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
-        if job.plan is not None and not rollouts and job.nodes:
-            raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
-        if job.plan is None or not rollouts:
-            raise InvalidJob("JOB", f"{job.state}, and no round of it is kept: nothing to replay")
+        job, plan, nodes, rollouts = stored_tree(here, word)
         with (
             console(stderr=True).status("generating", spinner="line") as status,
             closing(open_runtime(here.settings)) as runtime,
         ):
             replayed = replay(
                 parse_job(job.payload),
-                Plan.from_json(job.plan),
+                plan,
                 nodes,
                 rollouts,
                 runtime,

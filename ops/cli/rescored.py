@@ -1,4 +1,4 @@
-"""`marco replay FILE`: stored trees under another reward or vote, without generating a token."""
+"""`marco replay --reward`: stored trees under another reward or vote, no token generated."""
 
 from __future__ import annotations
 
@@ -52,3 +52,51 @@ def rescore_file(
         for r in found
     ]
     click.echo(f"{len(known)} problems\n\n{table(head, lines)}")
+
+
+def rescore_job(
+    word: str,
+    *,
+    rewards: tuple[str, ...],
+    votes: tuple[str, ...],
+    sharpness: tuple[float, ...],
+    as_json: bool,
+) -> None:
+    """What the tree of the job that `word` names answers under each reward, vote and power."""
+    from marco_search.evaluation.report import percent, table
+    from marco_search.evaluation.rescoring import answer_under
+    from marco_search.evaluation.rewards import REWARDS
+    from marco_search.evaluation.traces import traced
+    from marco_search.jobs import parse_job
+    from marco_search.search.tree import Tree
+    from ops.cli.replayed import stored_tree
+    from ops.cli.session import session
+
+    with session(needs_redis=False) as here:
+        job, plan, nodes, rollouts = stored_tree(here, word)
+    tree = Tree.restore(nodes, rollouts)
+    trace = traced(
+        str(job.id),
+        parse_job(job.payload),
+        tree.nodes,
+        tree.rollouts,
+        run="",
+        config=plan.config,
+        stop_reason=str(job.stop_reason),
+        seconds=0.0,
+        keep_tokens=True,
+    )
+    found = []
+    for reward in rewards or tuple(REWARDS):
+        for vote in votes or (plan.config.choice.value,):
+            for power in sharpness or (plan.config.sharpness,):
+                key, share = answer_under(trace, reward=reward, vote=vote, sharpness=power)
+                answer = None if key is None else trace.answers[key]
+                found.append((reward, vote, power, answer, share))
+    if as_json:
+        names = ("reward", "vote", "sharpness", "answer", "share")
+        print_json([dict(zip(names, row, strict=True)) for row in found])
+        return
+    head = ("reward", "vote", "sharpness", "answer", "share %")
+    lines = [(r, v, f"{p:g}", " ".join((a or "").split()), percent(s)) for r, v, p, a, s in found]
+    click.echo(f"job {job.id}: {len(rollouts)} rollouts\n\n{table(head, lines)}")

@@ -314,6 +314,16 @@ def test_the_demo_s_jobs_verify_and_replay_to_the_same_bits(marco: Here, tmp_pat
     assert (code, "The same tree, bit for bit" in out) == (0, True)
 
 
+def test_a_stored_job_is_scored_under_other_rewards(marco: Here) -> None:
+    job = marco.json("status")["jobs"][0]["job_id"]
+    answer = marco.json("show", job)["result"]["answers"][0]
+    own, *others = marco.json("replay", job, "--reward", "since", "--reward", "tail")
+    assert own["answer"] and (own["reward"], len(others)) == ("since", 1)
+    assert own["share"] == pytest.approx(answer["share"], abs=1e-3)
+    code, _, err = marco("replay", job, "--reward", "nonsense")
+    assert (code, "use a reward of" in err) == (2, True)
+
+
 def test_an_anchor_is_signed_and_a_doctored_one_refused(marco: Here, tmp_path: Path) -> None:
     key, kept, doctored = (tmp_path / name for name in ("key.pem", "kept.json", "doctored.json"))
     public = marco.json("anchor", "--new-key", str(key))["public_key"]

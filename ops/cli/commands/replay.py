@@ -19,21 +19,21 @@ from ops.cli.output import json_option, print_json
     "rewards",
     multiple=True,
     metavar="NAME",
-    help="TRACES: reward to score by; several may be given, all by default.",
+    help="Score by this reward instead of generating; several may be given.",
 )
 @click.option(
     "--vote",
     "votes",
     multiple=True,
     metavar="NAME",
-    help="TRACES: vote, weighted, best, borda or tree; weighted by default.",
+    help="And by this vote: vote, weighted, best, borda or tree.",
 )
 @click.option(
     "--sharpness",
     type=float,
     multiple=True,
     metavar="P",
-    help="TRACES: power of a weighted vote's weights (default 1).",
+    help="And by weights to this power.",
 )
 @json_option
 def replay(
@@ -47,8 +47,9 @@ def replay(
     difference is. Another model or revision is refused. Nothing is stored. Exits with 9 if the
     text is another; with the embedded engine, if a single bit is.
 
-    With a file, TRACES of `marco eval --trees`, nothing is generated: its rollouts are scored
-    under other rewards and votes.
+    With --reward, --vote or --sharpness nothing is generated: says what the job's stored tree
+    answers under them (by default with the job's own vote). With a file, TRACES of
+    `marco eval --trees`, the same for all its trees: how many are right.
     """
     path = Path(target)
     if path.is_file():
@@ -66,8 +67,13 @@ def replay(
             as_json=as_json,
         )
         return
-    if data_set is not None or rewards or votes or sharpness or language:
-        raise click.UsageError(f"{target}: no such file; these options are for a file of traces")
+    if data_set is not None or language:
+        raise click.UsageError(f"{target}: no such file; --set and --language are for one")
+    if rewards or votes or sharpness:
+        from ops.cli.rescored import rescore_job
+
+        rescore_job(target, rewards=rewards, votes=votes, sharpness=sharpness, as_json=as_json)
+        return
     from ops.cli.replayed import replay_job
 
     outcome = replay_job(target, quiet=as_json)
