@@ -49,6 +49,8 @@ def _console_script(path: Path, python: Path, target: str) -> None:
         "' '''\n"
         "import sys\n"
         f"from {module} import {function}\n"
-        f"sys.exit({function}())\n"
+        # Without the guard a process that multiprocessing spawns runs the command once more.
+        'if __name__ == "__main__":\n'
+        f"    sys.exit({function}())\n"
     )
     path.chmod(0o755)
