@@ -47,6 +47,8 @@ def job_result(
         answers=tuple(answers),
         strategy=finished.plan.config.strategy,
         stop_reason=search.stop_reason,
+        vote=finished.plan.config.choice,
+        sharpness=finished.plan.config.sharpness,
         rollouts=len(tree.rollouts),
         nodes=sum(1 for n in tree.nodes if n.node_id != ROOT),
         generated_tokens=search.tokens,

@@ -35,6 +35,12 @@ class JobResult(BaseModel):
     answers: tuple[Answer, ...] = ()  # best first
     strategy: str
     stop_reason: str | None = None  # why the search ended
+    # How the answers were ranked: "vote" counts rollouts, "weighted" adds up their confidences
+    # to the power of `sharpness`, "best" takes the most confident. None: never begun.
+    vote: str | None = None
+    sharpness: float | None = None
+    # Part of the model's latest jobs whose confidence is lower, 0 to 1; None: not stored.
+    confidence_quantile: float | None = None
     rollouts: int = Field(0, ge=0)
     nodes: int = Field(0, ge=0)
     generated_tokens: int = Field(0, ge=0)

@@ -97,6 +97,12 @@ class JobRecord:
         return next((e.detail["month"] for e in self.events if e.event == "archived"), None)
 
     @property
+    def vote(self) -> tuple[str | None, float | None]:
+        """How the answers are ranked, and the power of a weighted vote; see JobResult."""
+        config = next((a.config for a in reversed(self.attempts) if a.config), {})
+        return config.get("choice"), config.get("sharpness")
+
+    @property
     def winning_path(self) -> tuple[int, ...]:
         """Nodes from the root to the leaf of the best answer's most confident rollout."""
         found = self.reaching(self.answers[0]) if self.answers else ()

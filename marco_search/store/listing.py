@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from marco_search.store.connect import Conn
 from marco_search.store.states import shown_state
 
-LOW_CONFIDENCE = 0.8
-"""A best answer below this is doubtful."""
+LOW_QUANTILE = 0.1
+"""Confidences in this part of their model's own are the lowest."""
 NARROW_SHARE = 0.6
 """A best answer with less of the vote than this won narrowly."""
 
@@ -47,6 +47,8 @@ class JobLine(BaseModel):
     seconds: float  # of searching
     answer: str | None
     confidence: float | None
+    share: float | None = None  # of the vote, 0 to 1
+    confidence_quantile: float | None = None  # among its model's latest jobs, 0 to 1
     expected: str | None
     correct: bool | None
     stop_reason: str | None
@@ -81,7 +83,7 @@ class JobFilter:
     tenant: str | None = None
     batch: UUID | None = None
     text: str | None = None  # in the question, in any case; or a part of the id
-    doubt: Literal["low", "narrow"] | None = None  # see LOW_CONFIDENCE, NARROW_SHARE
+    doubt: Literal["low", "narrow"] | None = None  # see LOW_QUANTILE, NARROW_SHARE
     before: UUID | None = None  # older than this job
     after: UUID | None = None  # newer than this job
 
@@ -101,9 +103,8 @@ _WHERE = """
     AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
     AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
     AND (%(text)s::text IS NULL OR subject ILIKE %(text)s OR job_id::text LIKE %(text)s)
-    AND (%(low)s::float8 IS NULL OR confidence < %(low)s)
-    AND (%(narrow)s::float8 IS NULL OR EXISTS (SELECT FROM audit.answers AS a
-        WHERE a.job_id = jobs.job_id AND a.rank = 1 AND a.share < %(narrow)s))
+    AND (%(low)s::float8 IS NULL OR confidence_quantile < %(low)s)
+    AND (%(narrow)s::float8 IS NULL OR share < %(narrow)s)
 """
 _OLDER = (
     " AND (%(before)s::uuid IS NULL OR job_id < %(before)s) ORDER BY job_id DESC LIMIT %(limit)s"
@@ -119,7 +120,7 @@ def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
         "tenant": wanted.tenant,
         "batch": wanted.batch,
         "text": None if wanted.text is None else f"%{_literal(wanted.text)}%",
-        "low": LOW_CONFIDENCE if wanted.doubt == "low" else None,
+        "low": LOW_QUANTILE if wanted.doubt == "low" else None,
         "narrow": NARROW_SHARE if wanted.doubt == "narrow" else None,
         "before": wanted.before,
         "after": wanted.after,

@@ -50,6 +50,8 @@ class JobStatus(BaseModel):
     seconds: float
     answer: str | None
     confidence: float | None
+    share: float | None = None  # of the best answer in the vote, 0 to 1
+    confidence_quantile: float | None = None  # among its model's latest jobs, 0 to 1
     expected: str | None
     correct: bool | None
     stop_reason: str | None
@@ -106,7 +108,8 @@ def results(conn: Conn, job_ids: Iterable[UUID]) -> list[JobResult]:
         rows = cursor.execute(
             "SELECT job_id, kind, state, strategy, stop_reason, rollouts, nodes,"
             " generated_tokens, prompt_tokens, cached_tokens, seconds, model, revision, expected,"
-            " correct, error_type, error"
+            " correct, error_type, error, confidence_quantile,"
+            " config ->> 'choice' AS vote, (config ->> 'sharpness')::float8 AS sharpness"
             " FROM audit.jobs WHERE job_id = ANY (%s) AND finished_at IS NOT NULL",
             [list(job_ids)],
         ).fetchall()

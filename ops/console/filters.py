@@ -9,7 +9,7 @@ from uuid import UUID
 
 from marco_search.errors import QueryRefused
 from marco_search.jobs.results import JobKind
-from marco_search.store.listing import LOW_CONFIDENCE, NARROW_SHARE, JobFilter
+from marco_search.store.listing import LOW_QUANTILE, NARROW_SHARE, JobFilter
 from marco_search.store.states import JobState
 
 Doubt = Literal["low", "narrow"]
@@ -17,7 +17,7 @@ Doubt = Literal["low", "narrow"]
 STATES = tuple(str(state) for state in JobState)
 KINDS: tuple[str, ...] = get_args(JobKind)
 DOUBTS: dict[Doubt, str] = {
-    "low": f"confidence below {LOW_CONFIDENCE:g}",
+    "low": f"lowest {LOW_QUANTILE:.0%} of the model's confidences",
     "narrow": f"less than {NARROW_SHARE:.0%} of the vote",
 }
 _LONGEST = 200  # characters of a value

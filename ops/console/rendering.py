@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from marco_search import __version__
-from marco_search.store.listing import LOW_CONFIDENCE, NARROW_SHARE
+from marco_search.store.listing import LOW_QUANTILE, NARROW_SHARE
 from ops.cli.render.jobs import short_id
-from ops.cli.render.result import WHY
+from ops.cli.render.result import WHY, weighting
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -32,6 +32,8 @@ def templates() -> Environment:
     found.filters |= {
         "short": short_id,
         "score": score,
+        "percent": percent,
+        "weighting": lambda vote: weighting(*vote),
         "moment": moment,
         "duration": duration,
         "number": number,
@@ -41,7 +43,7 @@ def templates() -> Environment:
     }
     found.globals |= {
         "version": __version__,
-        "low_confidence": LOW_CONFIDENCE,
+        "low_quantile": LOW_QUANTILE,
         "narrow_share": NARROW_SHARE,
     }
     return found
@@ -55,6 +57,11 @@ def page(name: str, **values: Any) -> str:
 def score(value: float | None) -> str:
     """A confidence with three decimals; a dash for none."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A part in whole percents; "" for none."""
+    return "" if value is None else f"{100 * value:.0f} %"
 
 
 def number(value: float) -> str:

@@ -322,10 +322,15 @@ def batches(asked: Asked) -> None:
 def calibration(asked: Asked) -> None:
     rows = asked(22)
     checked = [job for job in asked.jobs().values() if job.correct is not None]
-    by_tenth = Counter(int((job.confidence or 0) * 10) for job in checked)
-    assert {row["tenth"]: row["jobs"] for row in rows} == by_tenth
-    right = sum(row["accuracy"] * row["jobs"] for row in rows)
-    assert right == pytest.approx(sum(job.correct is True for job in checked))
+    for measure, values in (
+        ("quantile of confidence", [job.confidence_quantile for job in checked]),
+        ("share of the vote", [job.share for job in checked]),
+    ):
+        mine = [row for row in rows if row["measure"] == measure]
+        by_fifth = Counter(min(int(value * 5), 4) for value in values if value is not None)
+        assert {row["fifth"]: row["jobs"] for row in mine} == by_fifth
+        right = sum(row["accuracy"] * row["jobs"] for row in mine)
+        assert right == pytest.approx(sum(job.correct is True for job in checked))
 
 
 def duplicates(asked: Asked) -> None:

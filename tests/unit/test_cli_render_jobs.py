@@ -21,7 +21,7 @@ from ops.cli.polling import news
 from ops.cli.render.findings import findings
 from ops.cli.render.jobs import counts, event, heading, jobs_table
 from ops.cli.render.progress import live_view, progress
-from ops.cli.render.result import drop_thoughts, report
+from ops.cli.render.result import drop_thoughts, report, weighting
 from ops.cli.render.rows import rows_csv, rows_json, rows_table
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -41,7 +41,8 @@ def status(number: int = 1, **more: Any) -> JobStatus:
 
 
 DONE = status(
-    7, state="succeeded", answer="2", expected="2", correct=True, confidence=0.987, nodes=12,
+    7, state="succeeded", answer="2", expected="2", correct=True, confidence=0.987,
+    share=0.75, confidence_quantile=0.4, nodes=12,
     generated_tokens=3456, seconds=1.25, rollouts=16, finished_at=NOW,
 )  # fmt: skip
 FAILED = status(8, state="failed", error="the model\nfell over", finished_at=NOW)
@@ -59,18 +60,19 @@ def test_a_job_s_row_has_all_that_came_out_and_the_last_row_the_sums() -> None:
     row = next(line for line in text.splitlines() if line.startswith("00000007"))
     assert row.split() == [
         "00000007", "succeeded", "What", "is", "1", "+", "1?", "2", "2", "yes", ".987",
-        "3,456", "12", "1.2",
+        "75%", "40%", "3,456", "1.2", "12",
     ]  # fmt: skip
     assert "the model ⏎ fell over" in text
-    assert text.splitlines()[-1].split() == ["3", "jobs", "1/1", "3,456", "12", "1.2"]
+    assert text.splitlines()[-1].split() == ["3", "jobs", "1/1", "3,456", "1.2", "12"]
 
 
 def test_a_table_of_jobs_fits_80_cells_without_the_states() -> None:
     lines = [DONE.model_copy(update={"subject": "小美有五十八支铅笔" * 9, "answer": "x" * 99})]
     text = printed(jobs_table(lines, width=80, with_state=False), 80)
     assert max(cell_len(line) for line in text.splitlines()) <= 80
-    for kept in ("00000007", ".987", "3,456", "12", "1.2"):
+    for kept in ("00000007", ".987", "75%", "40%", "3,456"):
         assert kept in text
+    assert "nodes" not in text
 
 
 def test_counts_are_told_in_words() -> None:
@@ -81,7 +83,7 @@ def test_counts_are_told_in_words() -> None:
 
 
 def test_an_event_is_one_line() -> None:
-    assert event(DONE) == "00000007  succeeded  2  (.987)"
+    assert event(DONE) == "00000007  succeeded  2  (.987, 75% of the vote)"
     assert event(FAILED) == "00000008  failed     the model ⏎ fell over"
     assert event(RUNNING) == "00000009  running"
 
@@ -128,10 +130,21 @@ def test_a_result_begins_with_its_answer() -> None:
         ["2", "28", ".900", "2", "20%"],
     ]
     assert "expected 12: wrong" in text
+    assert "weighted" not in text
     assert "75% from the prefix cache" in text
     assert "the vote was decided" in text
     assert "Step 1" not in text
     assert "Step 1\nStep 2" in printed(report(RESULT, thought=True))
+
+
+def test_a_result_says_what_its_votes_weigh_and_where_its_confidence_stands() -> None:
+    weighted = {"vote": "weighted", "sharpness": 128.0, "confidence_quantile": 0.25}
+    text = printed(report(RESULT.model_copy(update=weighted)))
+    assert "votes weighted by confidence^128" in text
+    assert "higher than in 25% of the model's latest jobs" in text
+    assert weighting("weighted", 1.0) == "votes weighted by confidence"
+    assert weighting("best", 1.0) == "ranked by the most confident rollout"
+    assert weighting("vote", None) == weighting(None, None) == ""
 
 
 def test_a_result_without_an_answer_says_what_became_of_the_job() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from marco_search.store.views.view import JOB, View
 
+# The quantile says where a confidence lies among those that the model gives: absolute values
+# differ from model to model and lie close together. Of the latest 10,000 jobs with an answer, so
+# that its cost is bounded; the list is sorted once a query, and not at all where the column is
+# not asked for. Negated, because width_bucket counts what is at most its operand.
 JOBS = View(
     "jobs",
     "One line for each job: what was asked, what came out, what it cost",
@@ -22,6 +26,8 @@ JOBS = View(
         "metadata": "What the caller attached to it",
         "answer": "The best answer",
         "confidence": "Its mean confidence, 0 to 1",
+        "share": "Its part of the vote's total weight, 0 to 1; null: no answer, or archived",
+        "confidence_quantile": "Part of its model's latest jobs whose confidence is lower, 0 to 1",
         "expected": "The answer the caller expects",
         "correct": "Whether the best answer is the expected one",
         "stop_reason": "Why the search ended",
@@ -57,7 +63,21 @@ SELECT id, tenant, batch_id, kind, state, priority,
     coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt'),
     payload, payload_hash, idempotency_key,
     payload #>> '{options,strategy}', payload -> 'metadata',
-    answer, confidence, expected, correct, stop_reason,
+    answer, confidence,
+    (SELECT a.share FROM public.answers AS a WHERE a.job_id = jobs.id AND a.rank = 1),
+    (
+        WITH levels AS MATERIALIZED (
+            SELECT model, revision, array_agg(-confidence ORDER BY -confidence) AS negated
+            FROM (
+                SELECT plan ->> 'model' AS model, plan ->> 'revision' AS revision, confidence
+                FROM public.jobs WHERE confidence IS NOT NULL ORDER BY id DESC LIMIT 10000
+            ) AS latest
+            GROUP BY model, revision
+        )
+        SELECT 1 - width_bucket(-jobs.confidence, negated)::double precision / cardinality(negated)
+        FROM levels WHERE model = plan ->> 'model' AND revision = plan ->> 'revision'
+    ),
+    expected, correct, stop_reason,
     rounds, rollouts, (plan #>> '{config,rollouts}')::integer, nodes, generated_tokens,
     prompt_tokens, cached_tokens, attempts, failures, losses, seconds,
     extract(epoch FROM started_at - created_at)::double precision,

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.cli.render.tables import Column, number, text_table
-from ops.cli.render.text import fraction, one_line
+from ops.cli.render.text import fraction, one_line, percent
 
 if TYPE_CHECKING:
     from marco_search.store.queries import JobStatus
@@ -66,9 +66,11 @@ def jobs_table(
         Column("expected", flexible=True),
         Column("right"),
         number("conf."),
-        number("tokens"),
-        number("nodes"),
-        number("seconds"),
+        number("share"),
+        number("quant."),
+        number("tokens", optional=True),
+        number("seconds", optional=True),
+        number("nodes", optional=True),
     ]
     rows, sums = [_row(line) for line in lines], _sums(lines)
     if not with_state:
@@ -87,9 +89,11 @@ def _row(line: JobStatus) -> list[str]:
         one_line(line.expected or ""),
         yes_no(line.correct),
         "" if line.confidence is None else fraction(line.confidence),
+        percent(line.share),
+        percent(line.confidence_quantile),
         f"{line.generated_tokens:,}",
-        str(line.nodes),
         f"{line.seconds:.1f}",
+        str(line.nodes),
     ]
 
 
@@ -101,11 +105,17 @@ def _sums(lines: Sequence[JobStatus]) -> list[str] | None:
     return [
         f"{len(lines)} jobs", "", "", "", "",
         f"{right}/{len(checked)}" if checked else "",
-        "",
+        "", "", "",
         f"{sum(line.generated_tokens for line in lines):,}",
-        str(sum(line.nodes for line in lines)),
         f"{sum(line.seconds for line in lines):.1f}",
+        str(sum(line.nodes for line in lines)),
     ]  # fmt: skip
+
+
+def certainty(line: JobStatus) -> list[str]:
+    """How sure the answer is: its confidence, and its share of the vote where one is known."""
+    share = [] if line.share is None else [f"{line.share:.0%} of the vote"]
+    return [fraction(line.confidence), *share]
 
 
 def counts(by_state: Mapping[str, int]) -> str:
@@ -121,7 +131,7 @@ def event(line: JobStatus) -> str:
     if line.answer is not None:
         text += f"  {one_line(line.answer)}"
         if line.confidence is not None:
-            text += f"  ({fraction(line.confidence)})"
+            text += f"  ({', '.join(certainty(line))})"
     elif line.error:
         text += f"  {one_line(line.error)}"
     return text.rstrip()

@@ -30,7 +30,10 @@ def report(result: JobResult, *, thought: bool = False) -> Group:
         parts += [_thought(result), ""]
     if result.answers:
         parts += [answers_table(result), ""]
-    parts += [Text(line, style="dim") for line in (verdict(result), totals(result)) if line]
+    ranking = weighting(result.vote, result.sharpness) if result.answers else ""
+    about = "; ".join(part for part in (ranking, standing(result)) if part)
+    lines = (verdict(result), about, totals(result))
+    parts += [Text(line, style="dim") for line in lines if line]
     return Group(*parts)
 
 
@@ -60,6 +63,26 @@ def answers_table(result: JobResult) -> Table:
         for answer in result.answers
     ]
     return text_table(columns, rows)
+
+
+def weighting(vote: str | None, sharpness: float | None) -> str:
+    """What the shares of the answers are shares of; "" where each rollout has one vote."""
+    if vote == "best":
+        return "ranked by the most confident rollout"
+    if vote != "weighted":
+        return ""
+    power = "" if sharpness in (None, 1) else f"^{sharpness:g}"
+    return f"votes weighted by confidence{power}"
+
+
+def standing(result: JobResult) -> str:
+    """Where its confidence stands among its model's own, or "" where that is not known."""
+    if result.confidence_quantile is None:
+        return ""
+    return (
+        f"its confidence is higher than in {result.confidence_quantile:.0%} of the model's "
+        "latest jobs"
+    )
 
 
 def totals(result: JobResult) -> str:

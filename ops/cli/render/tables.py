@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.cli.render.text import fold
+
+T = TypeVar("T")
 
 _BETWEEN = 2  # cells between two columns
 _PADDING = (0, 1, 0, 0)  # a cell to the right; the box adds another
@@ -25,11 +27,12 @@ class Column:
     heading: str
     justify: Literal["left", "right"] = "left"
     flexible: bool = False  # gives way, with an ellipsis, when the terminal is too narrow
+    optional: bool = False  # left out where the table is too wide after that
 
 
-def number(heading: str) -> Column:
+def number(heading: str, *, optional: bool = False) -> Column:
     """A column of numbers."""
-    return Column(heading, "right")
+    return Column(heading, "right", optional=optional)
 
 
 def text_table(
@@ -46,6 +49,14 @@ def text_table(
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=_PADDING)
     table.header_style = "dim"
     widths = _widths(columns, [*rows, *([footer] if footer else [])], width)
+    if width is not None and _total(widths) > width and any(c.optional for c in columns):
+        last = max(i for i, column in enumerate(columns) if column.optional)
+        return text_table(
+            _without(columns, last),
+            [_without(row, last) for row in rows],
+            width=width,
+            footer=footer and _without(footer, last),
+        )
     for column, cells in zip(columns, widths, strict=True):
         table.add_column(
             fold(column.heading, cells), justify=column.justify, no_wrap=True, width=cells
@@ -73,7 +84,7 @@ def _widths(
     if width is None:
         return widths
     flexible = [i for i, column in enumerate(columns) if column.flexible]
-    excess = sum(widths) + _BETWEEN * (len(columns) - 1) - width
+    excess = _total(widths) - width
     while excess > 0 and flexible:
         widest = max(flexible, key=widths.__getitem__)
         if widths[widest] <= _LEAST:
@@ -81,6 +92,14 @@ def _widths(
         widths[widest] -= 1
         excess -= 1
     return widths
+
+
+def _without(cells: Sequence[T], index: int) -> list[T]:
+    return [*cells[:index], *cells[index + 1 :]]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _BETWEEN * (len(widths) - 1)
 
 
 _STYLES = {

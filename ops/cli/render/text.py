@@ -57,3 +57,8 @@ def fraction(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}".removeprefix("0")
+
+
+def percent(value: float | None) -> str:
+    """A value in [0, 1] as whole percents, "96%"; "" for none."""
+    return "" if value is None else f"{value:.0%}"
