@@ -122,7 +122,7 @@ def read(path: Path, *, public_key: str | None = None) -> Anchor:
         anchor = Anchor.from_json(json.loads(path.read_bytes()))
     except OSError as error:
         raise InvalidAnchor(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, InvalidAnchor):
+    except (ValueError, TypeError, RecursionError, InvalidAnchor):
         raise InvalidAnchor(f"{path}: not an anchor that `marco anchor` wrote") from None
     if public_key is not None and (anchor.public_key or "").lower() != public_key.strip().lower():
         raise InvalidAnchor(f"{path}: not signed by the key {public_key}")

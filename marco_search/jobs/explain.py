@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from marco_search.errors import InvalidJob
-from marco_search.jobs.text import hint, shown
+from marco_search.jobs.text import hint, shortened, shown
 
 WHOLE = "job"
 """The field named where the value as a whole is wrong."""
@@ -43,7 +43,7 @@ def invalid_job(model: type[BaseModel], error: ValidationError) -> InvalidJob:
 
 
 def _field(error: ErrorDetails) -> str:
-    return ".".join(str(part) for part in error["loc"]) or WHOLE
+    return ".".join(shortened(str(part)) for part in error["loc"]) or WHOLE
 
 
 def _reason(model: type[BaseModel], error: ErrorDetails) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from marco_search.errors import InvalidJob
 from marco_search.jobs.requests import JOB_MODELS, Job
-from marco_search.jobs.text import decode_utf8, hint, shown
+from marco_search.jobs.text import decode_utf8, hint, shortened, shown
 
 # They name a payload and are no part of it.
 _NOT_PAYLOAD = {"tenant", "idempotency_key"}
@@ -78,7 +78,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for name, value in pairs:
         if name in data:
-            raise InvalidJob(name, "given twice in one object")
+            raise InvalidJob(shortened(name), "given twice in one object")
         data[name] = value
     return data
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
@@ -48,6 +48,9 @@ def _text(limit: int) -> AfterValidator:
 Text = Annotated[str, _text(MAX_TEXT_CHARS)]
 
 
+_LARGEST_OFFSET = timedelta(hours=16)
+
+
 def _moment(value: object) -> object:
     """A point in time from text of ISO 8601. Without a zone nobody could say when it is."""
     if value is None:
@@ -58,9 +61,14 @@ def _moment(value: object) -> object:
         raise ValueError(
             f"{shown(value)} is no time; write 2030-01-31T18:00:00Z or +01:00 in place of Z"
         ) from None
-    if moment.utcoffset() is None:
+    if (offset := moment.utcoffset()) is None:
         raise ValueError(f"{shown(value)} has no time zone; add Z, or an offset like +01:00")
-    return moment
+    try:
+        universal = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{shown(value)} is not in the years 1 to 9999, UTC") from None
+    # What Postgres can't take; anything else stays as given, as it is part of the job's hash.
+    return universal if abs(offset) >= _LARGEST_OFFSET else moment
 
 
 class JobBase(Edge):

@@ -18,6 +18,7 @@ MAX_SYSTEM_PROMPT_CHARS = 16_384
 MAX_EXPECTED_CHARS = 4_096
 MAX_KEY_CHARS = 200
 MAX_TENANT_CHARS = 64
+_LONGEST_NAME = 60  # of a field or a value that a message repeats
 
 
 def flaw(text: str, limit: int) -> str | None:
@@ -57,7 +58,10 @@ def decode_utf8(data: bytes, field: str) -> str:
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """The entry of `known` that `word` was most likely meant to be, if any is close."""
-    close = difflib.get_close_matches(str(word).casefold(), list(known), n=1, cutoff=0.6)
+    text = str(word)
+    if len(text) > _LONGEST_NAME:  # difflib takes seconds for a megabyte
+        return None
+    close = difflib.get_close_matches(text.casefold(), list(known), n=1, cutoff=0.6)
     return close[0] if close else None
 
 
@@ -69,5 +73,12 @@ def hint(word: object, known: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """`value` for a message: its repr, cut short."""
+    if isinstance(value, str | bytes):
+        value = value[: _LONGEST_NAME + 1]
     text = repr(value) if not isinstance(value, str) else ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(text)
+
+
+def shortened(name: str) -> str:
+    """`name` for a message: cut short if it is longer than any of ours."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."

@@ -169,6 +169,6 @@ def parse(manifest: str) -> dict[str, Any]:
         data: dict[str, Any] = json.loads(manifest)
         if data["format"] != "marco-archive 1":
             raise ValueError("another format")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveRefused(f"manifest.json: not an archive's list ({error})") from None
     return data

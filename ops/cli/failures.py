@@ -11,6 +11,7 @@ import traceback
 import click
 
 from marco_search.errors import Backpressure, MarcoError
+from marco_search.printable import escaped, redacted
 
 JOBS_NOT_DONE = 7
 DOES_NOT_FIT = 9
@@ -23,6 +24,7 @@ def report_usage(error: click.ClickException, as_json: bool) -> int:
     if as_json:
         _write_json("UsageError", error.format_message(), error.exit_code)
     else:
+        error.message = _safe(error.message)
         error.show(sys.stderr)
     return error.exit_code
 
@@ -30,13 +32,13 @@ def report_usage(error: click.ClickException, as_json: bool) -> int:
 def report_error(error: MarcoError, as_json: bool, debug: bool) -> int:
     """An error raised on purpose: its own message says what to do."""
     if debug:
-        traceback.print_exception(error, file=sys.stderr)
+        _print_traceback(error)
     name = type(error).__name__
     if as_json:
         more = {"retry_after_s": error.retry_after_s} if isinstance(error, Backpressure) else {}
         _write_json(name, str(error), error.exit_code, **more)
     else:
-        print(f"marco: {str(error) or name}", file=sys.stderr)
+        print(f"marco: {_safe(str(error)) or name}", file=sys.stderr)
     return error.exit_code
 
 
@@ -44,7 +46,7 @@ def report_bug(error: Exception, as_json: bool, debug: bool) -> int:
     """An exception nobody raised on purpose: a short message, the traceback in a file."""
     said = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
     if debug:
-        traceback.print_exception(error, file=sys.stderr)
+        _print_traceback(error)
         where = "its traceback is above"
     else:
         where = f"its traceback is in {_keep_traceback(error)}; --debug prints it"
@@ -52,18 +54,31 @@ def report_bug(error: Exception, as_json: bool, debug: bool) -> int:
     if as_json:
         _write_json(type(error).__name__, message, BUG)
     else:
-        print(f"marco: {message}", file=sys.stderr)
+        print(f"marco: {_safe(message)}", file=sys.stderr)
     return BUG
+
+
+def _safe(text: str) -> str:
+    """`text` without secrets, and without what a terminal would obey."""
+    return escaped(redacted(text))
+
+
+def _traceback(error: Exception) -> str:
+    return redacted("".join(traceback.format_exception(error)))
+
+
+def _print_traceback(error: Exception) -> None:
+    print(escaped(_traceback(error)), file=sys.stderr)
 
 
 def _keep_traceback(error: Exception) -> str:
     # Not under MARCO_HOME: what is broken may be just that. mkstemp's file is the user's own.
     handle, path = tempfile.mkstemp(prefix="marco-", suffix=".traceback.txt")
     with os.fdopen(handle, "w", errors="replace") as file:
-        file.writelines(traceback.format_exception(error))
+        file.write(_traceback(error))
     return path
 
 
 def _write_json(name: str, message: str, code: int, **more: object) -> None:
-    data = {"error": {"type": name, "message": message, "exit_code": code, **more}}
-    print(json.dumps(data, ensure_ascii=False), file=sys.stderr)
+    data = {"error": {"type": name, "message": redacted(message), "exit_code": code, **more}}
+    print(escaped(json.dumps(data, ensure_ascii=False)), file=sys.stderr)

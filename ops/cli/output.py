@@ -1,4 +1,8 @@
-"""Where output goes: a terminal gets colour and its own width, a pipe gets plain whole lines."""
+"""Where output goes: a terminal gets colour and its own width, a pipe gets plain whole lines.
+
+A terminal never gets a control character that came with the data; a pipe or a file gets the
+data byte for byte, in UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from marco_search.printable import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,9 +28,25 @@ def console(*, stderr: bool = False) -> Console:
     """A console on standard output (or error). NO_COLOR and TERM=dumb are honoured by rich."""
     from rich.console import Console
 
+    from ops.cli.render.escaping import Escaping
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    made = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    made.push_render_hook(Escaping())
+    return made
+
+
+def echo(text: str, *, end: str = "\n") -> None:
+    """Write to standard output: a terminal sees control characters escaped, others get all."""
+    out = sys.stdout
+    if out.isatty():
+        out.write(escaped(text) + end)
+    else:
+        out.flush()
+        out.buffer.write((text + end).encode("utf-8", "replace"))
+        out.buffer.flush()
+    out.flush()
 
 
 def show(*parts: RenderableType) -> None:
@@ -34,7 +56,7 @@ def show(*parts: RenderableType) -> None:
         with out.capture() as captured:
             _print(out, parts)
         # Cells are padded: a pipe does not want the spaces at the ends of lines.
-        click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        echo("\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip("\n"))
     else:
         _print(out, parts)
 
@@ -66,9 +88,9 @@ def ascii_only() -> bool:
 def print_json(data: Any) -> None:
     """Print `data` as one JSON document, indented for a reader at a terminal."""
     indent = 2 if sys.stdout.isatty() else None
-    click.echo(json.dumps(data, ensure_ascii=False, indent=indent))
+    echo(json.dumps(data, ensure_ascii=False, indent=indent))
 
 
 def print_json_line(data: Any) -> None:
     """Print `data` as one line of JSON Lines, at once."""
-    click.echo(json.dumps(data, ensure_ascii=False))
+    echo(json.dumps(data, ensure_ascii=False))

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import psycopg
 from psycopg import Connection, errors, sql
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 
-from marco_search.errors import QueryRefused
+from marco_search.errors import DatabaseUnavailable, QueryRefused
 
 _STREAMED_ROWS = 100  # fetched at once: a query that returns millions is cut off early
 
@@ -38,7 +38,7 @@ def run_query(
     """
     if "\x00" in query or any("\ud800" <= character <= "\udfff" for character in query):
         raise QueryRefused("the query is not text: it holds a NUL or bytes that are not UTF-8")
-    with _refusing(timeout_s), conn.transaction(force_rollback=True):
+    with _refusing(conn, timeout_s), conn.transaction(force_rollback=True):
         conn.execute("SET TRANSACTION READ ONLY")
         conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(round(timeout_s * 1000)))
         columns = _described(conn, query)
@@ -74,6 +74,10 @@ def _described(conn: Connection[Any], query: str) -> tuple[str, ...]:
     """
     _checked(conn, conn.pgconn.prepare(b"", query.encode()))
     described = _checked(conn, conn.pgconn.describe_prepared(b""))
+    if described.nparams:
+        raise QueryRefused(
+            "the query has parameters ($1): write values into it, or :'NAME' and --set NAME=VALUE"
+        )
     names = [(described.fname(i) or b"").decode() for i in range(described.nfields)]
     if not names:
         raise QueryRefused("the statement returns no rows: only queries can be run here")
@@ -81,6 +85,8 @@ def _described(conn: Connection[Any], query: str) -> tuple[str, ...]:
 
 
 def _checked(conn: Connection[Any], result: PGresult) -> PGresult:
+    if conn.pgconn.status != ConnStatus.OK:
+        raise psycopg.OperationalError(conn.pgconn.get_error_message())
     if result.status != ExecStatus.COMMAND_OK:
         message = conn.pgconn.error_message.decode(errors="replace")
         raise QueryRefused(message.strip().removeprefix("ERROR:").strip())
@@ -96,16 +102,18 @@ def _distinct(names: Sequence[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _refusing(timeout_s: float) -> Iterator[None]:
+def _refusing(conn: Connection[Any], timeout_s: float) -> Iterator[None]:
     try:
         yield
     except errors.QueryCanceled:
         raise QueryRefused(
             f"took longer than {timeout_s:g} s and was stopped; --timeout sets the limit"
         ) from None
-    except psycopg.OperationalError:
-        raise  # the connection's trouble, not the query's
     except psycopg.Error as error:
+        if conn.broken or conn.closed:
+            raise DatabaseUnavailable(
+                f"the connection ended while the query ran: {str(error).strip()}"
+            ) from error
         place = error.diag.statement_position
         where = f" (at character {place})" if place else ""
         raise QueryRefused(f"{error.diag.message_primary or error}{where}") from None

@@ -6,42 +6,93 @@ From the views of the schema `audit` only, so that an auditor's login is enough.
 from __future__ import annotations
 
 import re
+import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from uuid import UUID
 
 from marco_search.errors import AmbiguousJob, InvalidJob, JobNotFound
+from marco_search.jobs.text import shown
 from marco_search.store import queries
 from marco_search.store.connect import Conn
 from ops.cli.render.tree import DrawnNode
 
-_SHORTEST = 4  # characters of an id
+_SHORTEST, _WHOLE = 4, 32  # hexadecimal digits of an id
+_IDS = "SELECT job_id FROM audit.jobs WHERE tenant = %(tenant)s AND job_id = ANY (%(ids)s::uuid[])"
+# Two are enough to see that there are several.
+_BEGINNINGS = """
+SELECT given.part, found.job_id
+FROM unnest(%(parts)s::text[], %(first)s::uuid[], %(last)s::uuid[]) AS given (part, first, last),
+LATERAL (
+    SELECT job_id FROM audit.jobs
+    WHERE job_id BETWEEN given.first AND given.last AND tenant = %(tenant)s LIMIT 2
+) AS found
+"""
+_ENDS = """
+SELECT given.part, jobs.job_id FROM audit.jobs
+JOIN unnest(%(parts)s::text[]) AS given (part)
+    ON right(replace(job_id::text, '-', ''), %(length)s) = given.part
+WHERE tenant = %(tenant)s
+"""
+
+
+def find_job(conn: Conn, word: str, tenant: str) -> UUID:
+    """The one job that `word` names. Raises as `find_jobs` does."""
+    return _named(conn, [word], tenant)[0]
 
 
 def find_jobs(conn: Conn, words: Sequence[str], tenant: str) -> list[UUID]:
     """The jobs that these words name: ids, or the beginning or end of an id.
 
-    Ids begin with the time of submission, so jobs of one batch differ at the end first.
+    The single word "-" stands for those on standard input. Ids begin with the time of
+    submission, so jobs of one batch differ at the end first. However many there are, whole ids
+    take one look at the primary key; ends of ids of one length take one pass over the jobs.
     Raises JobNotFound, AmbiguousJob, or InvalidJob for what can't be part of an id.
     """
-    return [_find_job(conn, word, tenant) for word in words]
+    return _named(conn, sys.stdin.read().split() if list(words) == ["-"] else words, tenant)
 
 
-def _find_job(conn: Conn, word: str, tenant: str) -> UUID:
+def _named(conn: Conn, words: Sequence[str], tenant: str) -> list[UUID]:
+    parts = [_hexadecimal(word) for word in words]
+    whole = {part for part in parts if len(part) == _WHOLE}
+    found: defaultdict[str, set[UUID]] = defaultdict(set)
+    for (job_id,) in conn.execute(_IDS, {"tenant": tenant, "ids": list(whole)}):
+        found[job_id.hex].add(job_id)
+    short = set(parts) - whole
+    ranges = {
+        "parts": list(short),
+        "first": [part.ljust(_WHOLE, "0") for part in short],
+        "last": [part.ljust(_WHOLE, "f") for part in short],
+    }
+    for part, job_id in conn.execute(_BEGINNINGS, {"tenant": tenant, **ranges}):
+        found[part].add(job_id)
+    for length in {len(part) for part in short}:
+        ends = [part for part in short if len(part) == length]
+        given = {"tenant": tenant, "parts": ends, "length": length}
+        for part, job_id in conn.execute(_ENDS, given):
+            found[part].add(job_id)
+    return [_only(word, found[part], tenant) for word, part in zip(words, parts, strict=True)]
+
+
+def _hexadecimal(word: str) -> str:
+    """The digits of an id or of a part of one."""
     part = word.strip().lower()
     if not re.fullmatch(r"[0-9a-f-]+", part):
-        raise InvalidJob("JOB", f"{word!r} is no job id: an id has digits, a to f, and dashes")
+        raise InvalidJob("JOB", f"invalid job id {shown(word)}: ids have digits, a to f, dashes")
+    part = part.replace("-", "")
     if len(part) < _SHORTEST:
         raise InvalidJob("JOB", f"{word!r} is too short: give at least {_SHORTEST} characters")
-    found: list[tuple[UUID]] = conn.execute(
-        "SELECT job_id FROM audit.jobs WHERE tenant = %(tenant)s"
-        " AND (job_id::text LIKE %(part)s || '%%' OR job_id::text LIKE '%%' || %(part)s) LIMIT 2",
-        {"tenant": tenant, "part": part},
-    ).fetchall()
+    if len(part) > _WHOLE:
+        raise InvalidJob("JOB", f"invalid job id {shown(word)}: longer than an id")
+    return part
+
+
+def _only(word: str, found: set[UUID], tenant: str) -> UUID:
     if not found:
         raise JobNotFound(f"no job {word} of tenant {tenant!r}; `marco status` lists the latest")
     if len(found) > 1:
         raise AmbiguousJob(f"{word} fits several jobs: give more of the id")
-    return found[0][0]
+    return next(iter(found))
 
 
 def unfinished_jobs(conn: Conn, tenant: str) -> list[UUID]:

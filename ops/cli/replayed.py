@@ -121,7 +121,7 @@ def stored_tree(here: Session, word: str) -> tuple[StoredJob, Plan, list[Node], 
     Raises JobNotFound, and InvalidJob if there is no tree.
     """
     with here.database.transaction() as conn:
-        (job_id,) = reading.find_jobs(conn, [word], here.tenant)
+        job_id = reading.find_job(conn, word, here.tenant)
         job = _stored(conn, job_id)
         nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
     if job.plan is not None and not rollouts and job.nodes:

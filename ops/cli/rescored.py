@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from ops.cli.output import print_json
+from ops.cli.output import echo, print_json
 
 
 def rescore_file(
@@ -51,7 +49,7 @@ def rescore_file(
         )
         for r in found
     ]
-    click.echo(f"{len(known)} problems\n\n{table(head, lines)}")
+    echo(f"{len(known)} problems\n\n{table(head, lines)}")
 
 
 def rescore_job(
@@ -99,4 +97,4 @@ def rescore_job(
         return
     head = ("reward", "vote", "sharpness", "answer", "share %")
     lines = [(r, v, f"{p:g}", " ".join((a or "").split()), percent(s)) for r, v, p, a, s in found]
-    click.echo(f"job {job.id}: {len(rollouts)} rollouts\n\n{table(head, lines)}")
+    echo(f"job {job.id}: {len(rollouts)} rollouts\n\n{table(head, lines)}")

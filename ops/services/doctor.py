@@ -7,11 +7,12 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from marco_search import local_state
 from marco_search.errors import MarcoError
+from marco_search.printable import redacted
 from marco_search.settings import Settings
 from ops.install.host import why_no_embedded_services
 from ops.services import binaries, reachable
@@ -45,11 +46,13 @@ def run_checks(settings: Settings) -> list[Finding]:
 def _run(check: _Check, settings: Settings) -> Finding:
     """A check that fails is a finding: it must not keep the others from being made."""
     try:
-        return check.look(settings)
+        found = check.look(settings)
     except MarcoError as error:
-        return Finding(check.name, False, str(error), "")
+        found = Finding(check.name, False, str(error), "")
     except Exception as error:
-        return Finding(check.name, False, f"{type(error).__name__}: {error}", "")
+        found = Finding(check.name, False, f"{type(error).__name__}: {error}", "")
+    # What a client library says of an address may quote it: doctor's lines go into reports.
+    return replace(found, detail=redacted(found.detail))
 
 
 def _python(_: Settings) -> Finding:

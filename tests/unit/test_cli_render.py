@@ -113,7 +113,7 @@ def test_a_tree_for_scripts_holds_whole_nodes() -> None:
 
 def test_control_characters_of_a_model_never_reach_the_terminal() -> None:
     assert one_line("a\x1b[31mb\x07") == "a\ufffd[31mb\ufffd"
-    assert one_line("left \u202eright") == "left right"
+    assert one_line("left \u202eright\u200d") == "left \\u202eright"
     assert one_line("one\r\n\n  two\tthree ") == "one ⏎ two three"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -36,7 +36,7 @@ def anchor(key: Path | None, new_key: Path | None, as_json: bool) -> None:
         if as_json:
             print_json({"key": str(new_key), "public_key": public})
         else:
-            click.echo(f"Private key: {new_key}. Give others the public key:\n{public}")
+            echo(f"Private key: {new_key}. Give others the public key:\n{public}")
         return
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         require_tables(conn, "`marco anchor`")

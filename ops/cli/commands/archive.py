@@ -10,7 +10,7 @@ from uuid import UUID
 
 import click
 
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
 
 if TYPE_CHECKING:
     from marco_search.audit.findings import Finding
@@ -63,9 +63,9 @@ def archive(folder: Path, before: datetime, dry_run: bool, as_json: bool) -> Non
     for line in said:
         what = "would be archived" if dry_run else f"archived, link {line['link']} of the chain"
         counted = f"jobs: {line['jobs']:,}, nodes: {line['nodes']:,}"
-        click.echo(f"{line['month']}: {counted}: {what}: {line['folder']}")
+        echo(f"{line['month']}: {counted}: {what}: {line['folder']}")
     if not said:
-        click.echo(f"No month before {until:%Y-%m-%d} has anything to archive.")
+        echo(f"No month before {until:%Y-%m-%d} has anything to archive.")
 
 
 def _counts(conn: Any, month: Month) -> dict[str, int]:

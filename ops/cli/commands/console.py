@@ -6,7 +6,7 @@ import secrets
 
 import click
 
-from ops.cli.output import json_option, print_json_line
+from ops.cli.output import echo, json_option, print_json_line
 
 PORT = 8780
 SHORTEST_TOKEN = 16  # characters
@@ -62,11 +62,11 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
             if as_json:
                 print_json_line(data)
                 return
-            click.echo(f"Console at {address}  (Ctrl-C stops it)")
+            echo(f"Console at {address}  (Ctrl-C stops it)")
             if made:
-                click.echo(f"Token, shown this once: {token}")
+                echo(f"Token, shown this once: {token}")
             elif token:
-                click.echo("It asks for the token of MARCO_CONSOLE_TOKEN.")
+                echo("It asks for the token of MARCO_CONSOLE_TOKEN.")
 
         url = database_url(here.settings)
         with closing(Database(url, application="marco-console", read_only=True)) as database:

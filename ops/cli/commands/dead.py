@@ -54,7 +54,7 @@ def show_(job: str, as_json: bool) -> None:
 
     with session() as here, Producer(settings=here.settings, tenant=here.tenant) as producer:
         with here.database.transaction() as conn:
-            (job_id,) = reading.find_jobs(conn, [job], here.tenant)
+            job_id = reading.find_job(conn, job, here.tenant)
         letter = producer.dead_letter(job_id)
     if as_json:
         print_json(letter.model_dump(mode="json"))

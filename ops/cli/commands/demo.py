@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops.cli.failures import JOBS_NOT_DONE
-from ops.cli.output import ascii_only, json_option, print_json, show, terminal_width
+from ops.cli.output import ascii_only, echo, json_option, print_json, show, terminal_width
 from ops.cli.search_options import given_options, search_options
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def demo(file: str | None, concurrency: int, as_json: bool, **values: Any) -> No
 
 
 def _say(text: str) -> None:
-    click.echo(text)
+    echo(text)
 
 
 def _quiet(_: object) -> None:

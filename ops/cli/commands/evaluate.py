@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.cli.output import console, json_option, print_json
+from ops.cli.output import console, echo, json_option, print_json
 from ops.cli.search_options import given_options, search_options
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def evaluate(
     if as_json:
         print_json(data)
     else:
-        click.echo(text, nl=False)
+        echo(text, end="")
 
 
 def _traces(

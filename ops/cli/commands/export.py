@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
 
 if TYPE_CHECKING:
     from marco_search.store.connect import Conn
@@ -84,7 +84,7 @@ def export(
         print_json(said)
     else:
         for what, count in said.items():
-            click.echo(f"{what}: {count:,}")
+            echo(f"{what}: {count:,}")
 
 
 @contextmanager

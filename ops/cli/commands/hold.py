@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
 
 TENANT = click.option("--tenant", metavar="NAME", help="All jobs of this tenant.")
 ALL = click.option("--all", "everything", is_flag=True, help="All jobs of all tenants.")
@@ -67,7 +67,7 @@ def _set(
     if as_json:
         print_json(report)
     else:
-        click.echo("\n".join(lines))
+        echo("\n".join(lines))
 
 
 def _said(state: str, done: str) -> str:

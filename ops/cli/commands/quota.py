@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
 
 
 @click.command(short_help="Limit a tenant's queued jobs.")
@@ -27,4 +27,4 @@ def quota(tenant: str, limit: str, as_json: bool) -> None:
     if as_json:
         print_json({"tenant": tenant, "max_queued": max_queued})
     else:
-        click.echo(f"{tenant}: {'as the settings have it' if max_queued is None else max_queued}")
+        echo(f"{tenant}: {'as the settings have it' if max_queued is None else max_queued}")

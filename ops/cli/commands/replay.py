@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ops.cli.failures import DOES_NOT_FIT
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
 
 
 @click.command(short_help="Generate a job again and compare, or score a file of trees anew.")
@@ -80,6 +80,6 @@ def replay(
     if as_json:
         print_json(outcome.to_json())
     else:
-        click.echo("\n".join(outcome.lines()))
+        echo("\n".join(outcome.lines()))
     if not outcome.fits:
         click.get_current_context().exit(DOES_NOT_FIT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ops.cli.output import console, json_option, print_json
+from ops.cli.output import console, echo, json_option, print_json
 
 
 @click.command(short_help="Make the database's roles.")
@@ -24,10 +24,10 @@ def roles(as_sql: bool, as_json: bool) -> None:
     prefix = settings.load().role_prefix
     names = [name(prefix, role) for role in ROLES]
     if as_sql:
-        click.echo("BEGIN;")
+        echo("BEGIN;")
         for statement in statements(prefix):
-            click.echo(f"{statement.strip()};")
-        click.echo("COMMIT;")
+            echo(f"{statement.strip()};")
+        echo("COMMIT;")
         return
     from marco_search.errors import RightsMissing
     from marco_search.locations import database_url

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ops.cli.output import ascii_only, json_option, print_json, terminal_width
+from ops.cli.output import ascii_only, echo, json_option, print_json, terminal_width
 from ops.cli.output import show as print_parts
 
 FORMATS = ("html", "svg", "dot", "mermaid", "json")
@@ -71,7 +71,7 @@ def show(
         raise click.UsageError("--format and --json exclude each other.")
     with session(needs_redis=False) as here:
         with here.database.transaction() as conn:
-            (job_id,) = reading.find_jobs(conn, [job], here.tenant)
+            job_id = reading.find_job(conn, job, here.tenant)
         if file_format is not None:
             from ops.console.formats import render
             from ops.console.reader import PostgresReader
@@ -111,11 +111,12 @@ def show(
 
 
 def _write(text: str, output: Path | None) -> None:
+    text = text if text.endswith("\n") else f"{text}\n"
     if output is None:
-        click.echo(text, nl=not text.endswith("\n"))
+        echo(text, end="")
         return
     try:
-        output.write_text(text, encoding="utf-8", errors="replace")
+        output.write_bytes(text.encode("utf-8", "replace"))
     except OSError as error:
         raise click.FileError(str(output), error.strerror) from None
     click.echo(f"Written: {output}", err=True)

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ops.cli.output import console, json_option, print_json, show, terminal_width
+from ops.cli.output import console, echo, json_option, print_json, show, terminal_width
 
 TABLE_ROWS = 1000  # a table is for reading: more is for a file
 
@@ -68,7 +68,7 @@ def sql(
     if as_json:
         print_json(rows_json(result.columns, result.rows))
     elif as_csv:
-        click.echo(rows_csv(result.columns, result.rows), nl=False)
+        echo(rows_csv(result.columns, result.rows), end="")
     else:
         width = terminal_width() if sys.stdout.isatty() else None
         show(rows_table(result.columns, result.rows, width=width))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops.cli.failures import DOES_NOT_FIT
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
 
 if TYPE_CHECKING:
     from marco_search.audit.anchors import Anchor
@@ -155,24 +155,24 @@ def _tell(said: dict[str, Any], found: Sequence[Finding], kept: Sequence[Anchor]
         for job in said["jobs"]:
             link = "not in the chain yet" if job["seq"] is None else f"link {job['seq']}"
             numbers = f"nodes: {job['nodes']:,}, rollouts: {job['rollouts']:,}, {link}"
-            click.echo(f"{job['job_id']}  {job['status']}  {numbers}")
+            echo(f"{job['job_id']}  {job['status']}  {numbers}")
     else:
-        click.echo(
+        echo(
             f"Jobs: {said['jobs']:,} ({said['open_jobs']:,} not ended,"
             f" {said['archived_jobs']:,} archived). Nodes: {said['nodes']:,}."
             f" Rollouts: {said['rollouts']:,}. Links: {said['links']:,}. {said['seconds']:.1f} s."
         )
     for anchor in kept:
         signed = f", signed by {anchor.public_key}" if anchor.public_key else ", not signed"
-        click.echo(f"Anchor of {anchor.made_at}: link {anchor.seq}{signed}")
+        echo(f"Anchor of {anchor.made_at}: link {anchor.seq}{signed}")
     if not found:
-        click.echo("Everything fits.")
+        echo("Everything fits.")
         return
-    click.echo(f"Does not fit, first {found[0]}")
+    echo(f"Does not fit, first {found[0]}")
     for finding in found[1:_SHOWN]:
-        click.echo(f"  then {finding}")
+        echo(f"  then {finding}")
     if len(found) > _SHOWN:
-        click.echo(f"  and {len(found) - _SHOWN:,} more")
+        echo(f"  and {len(found) - _SHOWN:,} more")
 
 
 def _json(finding: Finding) -> dict[str, Any]:

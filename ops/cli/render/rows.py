@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -29,12 +27,19 @@ def rows_table(
 
 
 def rows_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """CSV with a line of headings; arrays and objects are JSON inside their field."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_field(value) for value in row] for row in rows)
-    return out.getvalue()
+    """CSV with a line of headings; arrays and objects are JSON inside their field.
+
+    NULL is an empty field, empty text is "". What is between quotes is the text as it is stored.
+    """
+    lines = [[_quoted(name) for name in columns]]
+    lines += [["" if v is None else _quoted(_field(v)) for v in row] for row in rows]
+    return "".join(",".join(line) + "\n" for line in lines)
+
+
+def _quoted(field: str) -> str:
+    # The csv module leaves a carriage return bare, where other readers end the line.
+    special = not field or any(character in field for character in ',"\r\n')
+    return '"' + field.replace('"', '""') + '"' if special else field
 
 
 def rows_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

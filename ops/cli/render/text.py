@@ -6,6 +6,8 @@ import unicodedata
 
 from rich.cells import cell_len, set_cell_size
 
+from marco_search.printable import CONTROL, escaped
+
 ELLIPSIS = "…"
 LINE_END = "⏎"
 
@@ -25,7 +27,9 @@ def _shown(character: str) -> str:
     if character == "\t":
         return " "
     category = unicodedata.category(character)
-    # Cc: control. Cf: invisible, among them those that turn the writing direction.
+    if category == "Cf" and CONTROL.match(character):
+        return escaped(character)
+    # Cc: control. Cf: invisible, among them those that join the parts of an emoji.
     return "\ufffd" if category in ("Cc", "Cs") else "" if category == "Cf" else character
 
 

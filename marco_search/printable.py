@@ -1,0 +1,97 @@
+"""Text fit to be printed or logged: without secrets, without control characters.
+
+Whatever raises an error may quote an address with its password, also one that is malformed, so
+text is searched for the secrets of this process's environment and for what looks like one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from urllib.parse import unquote
+
+HIDDEN = "***"
+_ADDRESSES = ("DATABASE_URL", "REDIS_URL", "MARCO_RUNTIME", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_SECRET_NAME = re.compile(r"(?i)(password|passwd|token|secret|api_key|_headers)$")
+_SECRET_FIELD = re.compile(r"(?i)passw|passfile|token|secret|api_?key")
+_LEAST = 4  # characters: shorter than that, a password stands in every other word
+_CERTAIN = 8  # from here on it is a secret wherever it stands, below only as a word of its own
+
+_USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:@/'\"]*):[^\s'\"]+@", re.IGNORECASE)
+_FIELD = re.compile(r"([?&;\s]|^)([\w%.-]+)=('[^']*'|[^&\s'\"]+)")
+# C0 but for tab and line feed, C1, DEL, and what turns the writing direction or ends a line.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=-]{4,}")
+
+
+def escaped(text: str) -> str:
+    """`text` with control characters shown as JSON writes them (\\u001b), not obeyed."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def redacted(text: str) -> str:
+    """`text` with passwords, keys and tokens replaced by ***."""
+    known = _known(tuple(_secrets()))
+    if known is not None:
+        text = known.sub(HIDDEN, text)
+    text = _USER_INFO.sub(rf"\1:{HIDDEN}@", text)
+    text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
+    return _FIELD.sub(_hide_field, text)
+
+
+def _hide_field(found: re.Match[str]) -> str:
+    before, name, _ = found.groups()
+    secret = _SECRET_FIELD.search(unquote(name))
+    return f"{before}{name}={HIDDEN}" if secret else found[0]
+
+
+def _secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if name in _ADDRESSES:
+            for address in value.split(","):
+                yield from _in_address(address.strip())
+        elif _SECRET_NAME.search(name):
+            yield value
+            # Headers are name=value,name=value with values in percent encoding.
+            yield from (part.partition("=")[2] for part in value.split(",") if "=" in part)
+
+
+def _in_address(address: str) -> Iterator[str]:
+    """The secrets of a URL that may be malformed: as they stand, and in parts.
+
+    What reads the URL may end the password at a character that should have been escaped.
+    """
+    scheme, separator, rest = address.partition("://")
+    rest = rest if separator else scheme
+    who, at, where = rest.rpartition("@")
+    user, _, password = (who if at else rest).partition(":")
+    if not at and re.match(r"\d+(/|\?|$)", password):
+        password = ""  # it is the port
+    common = {user, where.partition("/")[2].partition("?")[0]}
+    fields = [part.partition("=") for part in re.split(r"[?&\s]", rest)]
+    values = [value for name, _, value in fields if _SECRET_FIELD.search(unquote(name))]
+    for secret in (password, *values):
+        for part in (secret, *re.split(r"[#/?@:\[\]]", secret)):
+            if part not in common:
+                yield part.strip("'")
+
+
+@cache
+def _known(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+    """What finds the secrets, in the spellings in which they are quoted; None: there are none."""
+    spellings = {
+        spelling
+        for secret in secrets
+        for spelling in (secret, unquote(secret), ascii(secret)[1:-1])
+        if len(spelling) >= _LEAST
+    }
+    longest_first = sorted(spellings, key=len, reverse=True)
+    patterns = [
+        re.escape(s) if len(s) >= _CERTAIN else rf"(?<!\w){re.escape(s)}(?!\w)"
+        for s in longest_first
+    ]
+    return re.compile("|".join(patterns)) if patterns else None

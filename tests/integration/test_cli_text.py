@@ -1,0 +1,97 @@
+"""What is stored comes out byte for byte, and a terminal obeys none of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from producer import Producer
+
+MARCO = Path(sys.prefix) / "bin" / "marco"
+ODD = 'a \x1b[31mred\x1b[0m \x1b]52;c;eA==\x07 \x9b2J \u202eesrever, "q"\r\nnext é 好'
+OBEYED = (b"\x1b[31m", b"\x1b]52", b"\x07", "\x9b".encode(), "\u202e".encode())
+QUERY = "select subject, '' as nothing, null as none from audit.jobs"
+
+
+@pytest.fixture
+def stored(database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a job whose question is ODD."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("LC_ALL", "C")  # the locale is no matter
+    with Producer(database_url, redis_url) as producer:
+        return str(producer.submit({"kind": "reasoning", "question": ODD}).id)
+
+
+def piped(*words: str) -> bytes:
+    return subprocess.run([MARCO, *words], capture_output=True, check=True, timeout=60).stdout
+
+
+def at_a_terminal(*words: str) -> bytes:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([MARCO, *words], stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while part := os.read(ours, 65536):
+                said += part
+        except OSError:
+            pass  # the other side was closed: the command has ended
+        os.close(ours)
+    assert process.returncode in (0, 2, 3), said
+    return said
+
+
+def test_a_pipe_gets_what_is_stored(stored: str, tmp_path: Path) -> None:
+    found = piped("sql", "--csv", QUERY).decode()
+    assert list(csv.reader(io.StringIO(found, newline="")))[1] == [ODD, "", ""]
+    assert found.endswith(',"",\n')
+    assert json.loads(piped("sql", "--json", QUERY))[0]["subject"] == ODD
+    assert json.loads(piped("show", stored, "--json"))["job"]["subject"] == ODD
+    for kind in ("dot", "json"):
+        piped("show", stored, "--format", kind, "-o", str(tmp_path / kind))
+        assert piped("show", stored, "--format", kind) == (tmp_path / kind).read_bytes()
+    assert json.loads((tmp_path / "json").read_text(encoding="utf-8"))["job"]["subject"] == ODD
+
+
+def test_a_terminal_obeys_nothing_of_it(stored: str) -> None:
+    for words in (
+        ("sql", "--csv", QUERY),
+        ("sql", "--json", QUERY),
+        ("sql", QUERY),
+        ("sql", f'select 1 as "{ODD}"'),
+        ("sql", f'select "{ODD}"'),
+        ("show", stored),
+        ("show", stored, "--format", "html"),
+        ("show", stored, "--format", "dot"),
+        ("show", ODD),
+        ("status",),
+        ("status", "--state", ODD),
+        ("pause", "--tenant", ODD),
+        ("resume", "--tenant", ODD),
+    ):
+        said = at_a_terminal(*words)
+        assert said
+        assert [bad for bad in OBEYED if bad in said] == [], words
+
+
+def test_what_ends_a_query_is_said(stored: str, database_url: str) -> None:
+    def refused(query: str, code: int) -> str:
+        done = subprocess.run([MARCO, "sql", query], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    assert "--set NAME=VALUE" in refused("select $1::int", 2)
+    kill = "select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"
+    assert "the connection ended" in refused(kill, 4)
+    with psycopg.connect(database_url) as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
