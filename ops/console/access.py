@@ -11,16 +11,16 @@ import hmac
 import ipaddress
 import socket
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "marco_console"
+from ops.console.sessions import Sessions, Throttle
+
 LOGIN = "/login"
-SESSION_S = 12 * 3600
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -40,9 +40,18 @@ HEADERS = {
 class Access:
     """The rules. `token` None: whoever reaches the console may look."""
 
-    def __init__(self, token: str | None, names: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        token: str | None,
+        names: Iterable[str] = (),
+        *,
+        sessions: Sessions | None = None,
+        throttle: Throttle | None = None,
+    ) -> None:
         """`names`: host names by which the console is called, besides localhost."""
         self._token = token
+        self.sessions = sessions or Sessions()
+        self.throttle = throttle or Throttle()
         known = {"localhost", socket.gethostname(), *names}
         self._names = frozenset(name.lower().rstrip(".") for name in known)
 
@@ -62,32 +71,40 @@ class Access:
             return name.rstrip(".") in self._names
         return True
 
-    def is_token(self, given: str) -> bool:
-        """Whether this is the token, in a time that does not tell how much of it is right."""
-        return self._token is not None and _same(given, self._token)
-
     @property
-    def session(self) -> str:
-        """What the cookie holds: proves the token without being it."""
-        key = (self._token or "").encode()
-        return hmac.new(key, b"marco-search console session", hashlib.sha256).hexdigest()
+    def cookie(self) -> str:
+        """The cookie's name. Of this token: a browser sends it to every port of a host, and
+        another console there must not overwrite it."""
+        return "marco_console_" + hashlib.sha256((self._token or "").encode()).hexdigest()[:8]
 
-    def allows(self, headers: Headers) -> bool:
+    def is_token(self, given: str, client: str) -> bool:
+        """Whether this is the token, in a time that does not tell how much of it is right.
+
+        False, too, for a client address that gave too many wrong ones (`throttle`).
+        """
+        if self._token is None or self.throttle.blocks(client):
+            return False
+        right = hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
+        if not right:
+            self.throttle.count_wrong(client)
+        return right
+
+    def session_of(self, headers: Headers) -> str:
+        """The session's secret that a request's cookie holds, or ""."""
+        # Other programs on this host set cookies as well, and not all of them as RFC 6265 asks.
+        return cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
+
+    def allows(self, headers: Headers, client: str) -> bool:
         """Whether a request carries the token, or the cookie that logging in gave."""
-        if self._token is None:
+        if self._token is None or self.session_of(headers) in self.sessions:
             return True
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return self.is_token(given.strip())
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and _same(cookie.value, self.session)
+        return scheme.lower() == "bearer" and self.is_token(given.strip(), client)
 
 
-def _same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(), other.encode())
+def client_of(scope: Scope) -> str:
+    """The address that a request came from; "" where there is none."""
+    return (scope.get("client") or ("",))[0]
 
 
 class Guard:
@@ -101,6 +118,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
+        if scope["method"] == "HEAD":
+            # Every page answers it: as GET, whose body the server leaves out.
+            scope = {**scope, "method": "GET"}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -111,19 +131,21 @@ class Guard:
                 headers["Cache-Control"] = "no-cache" if _is_static(path) else "no-store"
             await send(message)
 
-        refused = self._refusal(path, scope.get("query_string", b""), Headers(scope=scope))
+        refused = self._refusal(path, scope)
         await (refused or self._app)(scope, receive, send_with_headers)
 
-    def _refusal(self, path: str, query: bytes, headers: Headers) -> Response | None:
+    def _refusal(self, path: str, scope: Scope) -> Response | None:
+        headers, client = Headers(scope=scope), client_of(scope)
         if not self._access.knows_host(headers.get("host", "")):
-            return PlainTextResponse(
-                "This console does not go by that name: --allow-host NAME adds one.\n", 400
-            )
-        if path == LOGIN or _is_static(path) or self._access.allows(headers):
+            return PlainTextResponse("Host not allowed: --allow-host NAME adds one.\n", 400)
+        if path == LOGIN or _is_static(path) or self._access.allows(headers, client):
             return None
         if "text/html" in headers.get("accept", ""):
-            wanted = path + (f"?{query.decode('latin-1')}" if query else "")
+            query = scope.get("query_string", b"").decode("latin-1")
+            wanted = path + (f"?{query}" if query else "")
             return RedirectResponse(f"{LOGIN}?next={quote(wanted, safe='')}", 303)
+        if self._access.throttle.blocks(client):
+            return PlainTextResponse("Too many wrong tokens: wait a minute.\n", 429)
         return PlainTextResponse("A token is needed: Authorization: Bearer TOKEN\n", 401)
 
 

@@ -20,7 +20,7 @@ from ops.console.shared import Shared
 
 log = logging.getLogger(__name__)
 
-_TITLES = {400: "That can't be asked", 404: "Not found", 405: "Not allowed"}
+_TITLES = {400: "Bad request", 404: "Not found", 405: "Not allowed"}
 
 
 def create_app(reader: Reader, access: Access, shared: Shared | None = None) -> ASGIApp:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from ops.console.access import COOKIE, LOGIN, SESSION_S, Access, local_path
+from ops.console.access import LOGIN, Access, client_of, local_path
 from ops.console.rendering import page
 
 _LARGEST_FORM = 4096  # bytes
+_FORM_S = 10.0  # for all of it to arrive
 
 
 def login_routes(access: Access) -> APIRouter:
@@ -26,13 +28,15 @@ def login_routes(access: Access) -> APIRouter:
         fields = parse_qs((await _body(request)).decode("utf-8", "replace"))
         token = fields.get("token", [""])[0].strip()
         wanted = fields.get("next", ["/"])[0]
-        if not access.is_token(token):
-            return _form(wanted, wrong=access.has_token)
+        client = client_of(request.scope)
+        if not access.is_token(token, client):
+            blocked = access.throttle.blocks(client)
+            return _form(wanted, wrong=access.has_token, blocked=blocked)
         answer = RedirectResponse(local_path(wanted), 303)
         answer.set_cookie(
-            COOKIE,
-            access.session,
-            max_age=SESSION_S,
+            access.cookie,
+            access.sessions.begin(),
+            max_age=int(access.sessions.lifetime_s),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
@@ -40,9 +44,10 @@ def login_routes(access: Access) -> APIRouter:
         return answer
 
     @routes.post("/logout")
-    def log_out() -> Response:
+    async def log_out(request: Request) -> Response:
+        access.sessions.end(access.session_of(request.headers))
         answer = RedirectResponse(LOGIN, 303)
-        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        answer.delete_cookie(access.cookie, httponly=True, samesite="strict")
         return answer
 
     return routes
@@ -50,13 +55,18 @@ def login_routes(access: Access) -> APIRouter:
 
 async def _body(request: Request) -> bytes:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST_FORM:
-            return b""
+    try:
+        async with asyncio.timeout(_FORM_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _LARGEST_FORM:
+                    return b""
+    except TimeoutError:
+        return b""
     return body
 
 
-def _form(wanted: str, *, wrong: bool) -> Response:
-    html = page("login.html", next=local_path(wanted), wrong=wrong, can_leave=False)
-    return HTMLResponse(html, 403 if wrong else 200)
+def _form(wanted: str, *, wrong: bool, blocked: bool = False) -> Response:
+    values = {"next": local_path(wanted), "wrong": wrong, "blocked": blocked, "can_leave": False}
+    status = 429 if blocked else 403 if wrong else 200
+    return HTMLResponse(page("login.html", **values), status)

@@ -113,8 +113,8 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
         return JSONResponse({name: data[name] for name in _TREE_FIELDS})
 
     @routes.get("/jobs/{job}/nodes/{node}.json")
-    def node(job: str, node: int) -> Response:
-        return JSONResponse(reader.node_tokens(_job_id(job), node))
+    def node(job: str, node: str) -> Response:
+        return JSONResponse(reader.node_tokens(_job_id(job), _node_id(node)))
 
     @routes.get("/jobs/{job}/outline")
     def as_list(job: str) -> Response:
@@ -144,6 +144,13 @@ def _job_id(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise JobNotFound(f"{text!r} is no job's id") from None
+
+
+def _node_id(text: str) -> int:
+    """A node's number. What Postgres can't hold as an integer names no node."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) >= 2**31:
+        raise JobNotFound(f"no node {text[:40]}")
+    return int(text)
 
 
 def _download(text: str, media_type: str, record: JobRecord, suffix: str) -> Response:

@@ -1,7 +1,14 @@
-"""Listening: one process, whose socket takes connections before anything is said about it."""
+"""Listening: one process, whose socket takes connections before anything is said about it.
+
+Connections that send half a request, or read nothing, must not keep others out: each has a
+deadline, and where there are too many the one that has waited longest gives way.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -9,11 +16,18 @@ from contextlib import closing, contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from marco_search.errors import AddressTaken
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+HEAD_S = 5.0
+"""For a request's head to arrive, from the connection or the head's first byte on."""
+ANSWER_S = 120.0
+"""For a request to be answered and its answer to be read."""
+MOST_CONNECTIONS = 512
+_ACCEPTED_AT_ONCE = 16
 
 
 def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -22,11 +36,13 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> N
     Raises AddressTaken.
     """
     with closing(bound(host, port)) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        ready(f"http://{_reachable(host)}:{listening.getsockname()[1]}/")
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            http=_Connection,
+            backlog=_ACCEPTED_AT_ONCE,
+            # Not warnings: a client decides how many there are.
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -34,6 +50,74 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> N
         )
         with _signals_end_quietly():
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def _reachable(host: str) -> str:
+    """`host` as a browser on this machine can call it."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
+
+
+def _most_connections() -> int:
+    """As many as leave files for the database and for those just being accepted."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if files < 0 else min(MOST_CONNECTIONS, max(8, (files - 64) // 2))
+
+
+class _Connection(H11Protocol):
+    """uvicorn's connection with a deadline for each request, and a limit on how many there are."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _seconds = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._follow()
+        waiting = [c for c in self.connections if isinstance(c, _Connection) and c._waits]
+        if len(self.connections) > _most_connections() and waiting:
+            min(waiting, key=lambda c: c._deadline.when() if c._deadline else 0.0)._abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._follow()
+
+    def on_response_complete(self) -> None:
+        self._cancel()
+        super().on_response_complete()
+        if not self._waits:  # the next request had come already
+            self._follow()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel()
+        super().connection_lost(exc)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether no request of it is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _follow(self) -> None:
+        """Begin the deadline of what it does now, unless that has begun."""
+        seconds = HEAD_S if self._waits else ANSWER_S
+        if self._deadline is None or seconds != self._seconds:
+            self._cancel()
+            self._seconds = seconds
+            self._deadline = self.loop.call_later(seconds, self._abort)
+
+    def _cancel(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _abort(self) -> None:
+        # Not close(), which waits until what is buffered has been read.
+        self.transport.abort()
+        self.connections.discard(self)
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -273,10 +276,31 @@ def test_the_command_serves_until_it_is_stopped(stored: Stored) -> None:
 def test_open_to_others_it_asks_for_the_token_that_it_printed(stored: Stored) -> None:
     process, said = started(stored, "--host", "0.0.0.0", MARCO_CONSOLE_TOKEN="")
     try:
-        url = said["address"].replace("0.0.0.0", "127.0.0.1") + "jobs"
+        assert said["address"].startswith("http://127.0.0.1:")  # one that a browser can call
+        url = said["address"] + "jobs"
         assert httpx.get(url).status_code == 401
         token = {"authorization": f"Bearer {said['token']}"}
         assert httpx.get(url, headers=token).status_code == 200
     finally:
         _, err = stopped(process)
     assert said["token"] not in err
+
+
+def test_half_requests_keep_nobody_out(stored: Stored) -> None:
+    """More connections than it has files, none of which ever sends a whole request."""
+    process, said = started(stored)
+    try:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (128, 128))
+        parts = urlsplit(said["address"])
+        with ExitStack() as held:
+            for _ in range(200):
+                half = held.enter_context(socket.create_connection((parts.hostname, parts.port)))
+                with suppress(ConnectionError):  # gave way already
+                    half.sendall(b"GET / HTTP/1.1\r\nX: ")
+            assert httpx.get(f"{said['address']}jobs", timeout=60).status_code == 200
+            half.settimeout(60)
+            with suppress(ConnectionError):
+                assert half.recv(1) == b""  # its time was up
+    finally:
+        code, err = stopped(process)
+    assert (code, err) == (0, "")

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from starlette.testclient import TestClient
 
-from ops.console.access import COOKIE, Access, local_path
+from ops.console.access import Access, local_path
 from ops.console.app import create_app
+from ops.console.sessions import Sessions, Throttle
 from ops.console.shared import Shared
 from tests.records import HOSTILE, FakeReader, job_id, record_of, search_of, tokens_of
 
@@ -105,6 +106,7 @@ def test_what_is_not_there_is_a_page_that_says_so(reader: FakeReader) -> None:
         "/jobs/zzz",
         "/nowhere",
         f"/jobs/{job_id(1)}/nodes/999.json",
+        *(f"/jobs/{job_id(1)}/nodes/{n}.json" for n in (2**31, 10**30, "9" * 5000, -1, "x", "٣")),
     ):
         assert client.get(path).status_code == 404, path
     bad = client.get("/jobs?state=sleeping")
@@ -157,10 +159,74 @@ def test_logging_in_gives_a_cookie_that_is_not_the_token(reader: FakeReader) -> 
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in cookie
     assert client.get("/jobs", headers=HTML).status_code == 200
+    session = dict(client.cookies)
     client.post("/logout")
     assert client.get("/jobs", headers=HTML).status_code == 303
-    client.cookies.set(COOKIE, "f" * 64)
+    client.cookies.update(session)  # kept by somebody: it has ended all the same
     assert client.get("/jobs", headers=HTML).status_code == 303
+
+
+def test_a_session_expires(reader: FakeReader) -> None:
+    clock = Clock()
+    access = Access(TOKEN, sessions=Sessions(lifetime_s=60, clock=clock))
+    client = TestClient(create_app(reader, access), base_url="http://127.0.0.1")
+    client.post("/login", data={"token": TOKEN})
+    assert client.get("/jobs").status_code == 200
+    clock.now += 61
+    assert client.get("/jobs").status_code == 401
+
+
+def test_sessions_and_addresses_kept_are_limited() -> None:
+    sessions, throttle = Sessions(most=3), Throttle(tries=1, most=3)
+    begun = [sessions.begin() for _ in range(5)]
+    assert [secret in sessions for secret in begun] == [False, False, True, True, True]
+    for address in "abcde":
+        throttle.count_wrong(address)
+    assert [throttle.blocks(address) for address in "abcde"] == [False, False, True, True, True]
+
+
+def test_wrong_tokens_lock_an_address_out_for_a_minute(reader: FakeReader) -> None:
+    clock = Clock()
+    access = Access(TOKEN, throttle=Throttle(clock=clock))
+    client = TestClient(
+        create_app(reader, access), base_url="http://127.0.0.1", follow_redirects=False
+    )
+    client.post("/login", data={"token": TOKEN})
+    session = dict(client.cookies)
+    client.cookies.clear()
+    for i in range(10):
+        headers = {"authorization": f"Bearer guess-{i}"}
+        assert client.get("/jobs", headers=headers).status_code == (401 if i < 9 else 429)
+    blocked = client.post("/login", data={"token": TOKEN})
+    assert blocked.status_code == 429 and "wait a minute" in blocked.text
+    right = {"authorization": f"Bearer {TOKEN}"}
+    assert client.get("/jobs", headers=right).status_code == 429
+    client.cookies.update(session)  # whoever has logged in goes on
+    assert client.get("/jobs").status_code == 200
+    client.cookies.clear()
+    clock.now += 61
+    assert client.get("/jobs", headers=right).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "foreign", ['x={"j":1}', "a[0]=1", "foo", "=", 'x="un;closed', "é=1", ";;", "marco_console=1"]
+)
+def test_cookies_of_other_programs_do_no_harm(reader: FakeReader, foreign: str) -> None:
+    client = client_of(reader, TOKEN)
+    client.post("/login", data={"token": TOKEN})
+    (name,) = client.cookies
+    mine = f"{name}={client.cookies[name]}"
+    client.cookies.clear()
+    for cookie in (f"{foreign}; {mine}", f"{mine}; {foreign}"):
+        headers = [(b"cookie", cookie.encode())]
+        assert client.get("/jobs", headers=headers).status_code == 200, cookie
+
+
+def test_every_page_answers_head(reader: FakeReader) -> None:
+    client = client_of(reader)
+    for path in ("/jobs", f"/jobs/{job_id(1)}", "/login", "/static/console.css"):
+        assert client.head(path).status_code == 200, path
+    assert client.head("/nowhere").status_code == 404
 
 
 @pytest.mark.parametrize(
