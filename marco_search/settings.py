@@ -11,7 +11,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     # The web console asks for it; where it listens on more than loopback one is made if unset.
     console_token: SecretStr | None = Field(None, validation_alias="MARCO_CONSOLE_TOKEN")
 
+    @field_validator("database_url", "redis_url", mode="before")
+    @classmethod
+    def _stripped(cls, value: object) -> object:
+        """Files of secrets end with a line break."""
+        return (value.strip() or None) if isinstance(value, str) else value
+
 
 @cache
 def load() -> Settings:
@@ -107,7 +113,7 @@ def without_password(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return url
+        return "***"  # no URL: any part of it may be the password
     who, at, where = rest.rpartition("@")
     user, colon, _ = who.partition(":")
     shown = f"{user}:***@{where}" if at and colon else rest

@@ -17,14 +17,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg import errors
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from marco_search import settings
-from marco_search.errors import DatabaseUnavailable
-from marco_search.settings import without_password
-from marco_search.store.connect import CONNECT_TIMEOUT_S
+from marco_search.store import address
+from marco_search.store.connect import unavailable
 from migrations import derived
 
 __all__ = ["current", "downgrade", "grant_roles", "head", "upgrade"]
@@ -94,17 +94,22 @@ def _config() -> Config:
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """A SQLAlchemy connection to the database at `url`, closed at the end."""
+    """A SQLAlchemy connection to the database at `url`, closed at the end.
+
+    Raises InvalidSettings for an address that can't be read, DatabaseUnavailable.
+    """
+    conninfo = address.conninfo(url, "marco migrate")
 
     def connect() -> Any:
-        return psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT_S)
+        # Prepared statements would outlive the transaction: a pooler gives them to others.
+        return psycopg.connect(conninfo, prepare_threshold=None)
 
     engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
     try:
         with engine.connect() as connection:
             yield connection
-    except (DBAPIError, psycopg.OperationalError) as error:
+    except (DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        if not isinstance(cause, psycopg.OperationalError):
+        if not isinstance(cause, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
             raise
-        raise DatabaseUnavailable(f"{without_password(url)}: {str(cause).strip()}") from error
+        raise unavailable(address.shown(url), cause) from error

@@ -20,11 +20,10 @@ from psycopg import Connection, sql
 
 import migrations
 from marco_search import settings
-from marco_search.errors import DatabaseUnavailable, MarcoError
+from marco_search.errors import MarcoError
 from marco_search.locations import database_url
-from marco_search.settings import without_password
-from marco_search.store import guards
-from marco_search.store.connect import SCHEMA_REVISION
+from marco_search.store import address, guards
+from marco_search.store.connect import SCHEMA_REVISION, unavailable
 from marco_search.store.models import Base
 
 
@@ -69,7 +68,7 @@ def scratch_database(url: str) -> Iterator[str]:
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"{without_password(url)}: {str(error).strip()}") from error
+        raise unavailable(address.shown(url), error) from error
     try:
         yield urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
     finally:

@@ -7,41 +7,40 @@ across a fork.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
 
 import psycopg
 from psycopg import Connection, errors
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from marco_search.errors import (
     AccessDenied,
     DatabaseUnavailable,
-    InvalidSettings,
     RightsMissing,
     SchemaMismatch,
 )
-from marco_search.settings import without_password
+from marco_search.store import address
+from marco_search.store.failures import advice, words
 
 SCHEMA_REVISION = "0005"
 """The migration this code was written for (the newest one in migrations/versions)."""
 
-CONNECT_TIMEOUT_S = 5
 CHECKOUT_TIMEOUT_S = 10.0
 # A statement of ours takes milliseconds: one that takes longer than this hangs.
-_SESSION = """
-    SET statement_timeout = '30s'; SET lock_timeout = '10s';
-    SET idle_in_transaction_session_timeout = '60s'; SET timezone = 'UTC';
-    SET search_path = public, audit
-"""
+_SETTINGS = {
+    "statement_timeout": "'30s'",
+    "lock_timeout": "'10s'",
+    "idle_in_transaction_session_timeout": "'60s'",
+    "timezone": "'UTC'",
+    "search_path": "public, audit",
+}
+_READ_ONLY = {"default_transaction_read_only": "on"}
 # A transaction that stood still for too long, because this process did. The same may well
 # succeed on another connection.
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
-_READ_ONLY = "; SET default_transaction_read_only = on"
 
 Conn = Connection[TupleRow]
 
@@ -57,11 +56,11 @@ class Database:
         `read_only`: every transaction is, whatever is run in it.
         Raises InvalidSettings if `url` is no Postgres URL.
         """
-        self._conninfo = _conninfo(url, application)
-        self._shown = without_password(url)
+        self._conninfo = address.conninfo(url, application, writes=not read_only)
+        self.shown = address.shown(url)
         self._connections = connections
         self._read_only = read_only
-        self._session = _SESSION + (_READ_ONLY if read_only else "")
+        self._settings = _SETTINGS | (_READ_ONLY if read_only else {})
         self._pool: ConnectionPool[Conn] | None = None
         self._lock = Lock()
         self._pid = 0
@@ -75,10 +74,18 @@ class Database:
         SchemaMismatch if its tables are not those of this version.
         """
         with self._errors(), self._opened().connection() as conn:
+            if is_pooled(conn):
+                # The next transaction may be on another session of the server's.
+                conn.execute(_set("SET LOCAL", self._settings))
+                if self._read_only:
+                    conn.execute("SET TRANSACTION READ ONLY")
             yield conn
 
     def connect(self) -> Conn:
-        """A connection of one's own, outside the pool, in autocommit (for LISTEN)."""
+        """A connection of one's own, outside the pool, in autocommit (for LISTEN).
+
+        Where `is_pooled` says so, it hears no NOTIFY.
+        """
         with self._errors():
             conn = psycopg.connect(self._conninfo, autocommit=True)
             self._prepare(conn)
@@ -113,7 +120,12 @@ class Database:
             return self._pool
 
     def _prepare(self, conn: Conn) -> None:
-        conn.execute(self._session)
+        # A pooler between us and the server has a number of its own for the session. It may give
+        # every transaction to another session, so nothing is kept in one.
+        if conn.execute("SELECT pg_backend_pid()").fetchone() != (conn.info.backend_pid,):
+            conn.prepare_threshold = None
+        else:
+            conn.execute(_set("SET", self._settings))
         conn.commit()
 
     @contextmanager
@@ -123,49 +135,44 @@ class Database:
         except (PoolTimeout, PoolClosed) as error:
             # The pool tries again ever more slowly; a new one tries when it is next asked.
             self.close()
-            raise DatabaseUnavailable(f"no connection to {self._shown}: {error}") from error
-        except errors.UndefinedTable as error:
-            raise _not_migrated(None) from error
-        except errors.InsufficientPrivilege as error:
-            raise _denied(error.diag.message_primary) from error
-        except errors.UndefinedColumn as error:
-            if self._views_only:  # an auditor: `jobs` is the view, which has other columns
+            raise DatabaseUnavailable(f"no connection to {self.shown}: {error}") from error
+        except (errors.UndefinedTable, errors.UndefinedColumn) as error:
+            # For an auditor `jobs` is the view, which has other columns.
+            if self._views_only:
                 raise _denied("it reads the views of some tenants only") from error
             raise SchemaMismatch(
-                f"the database was migrated past this version: {error.diag.message_primary}"
+                f"the database is not as this version makes it ({error.diag.message_primary}): "
+                "run `marco migrate`"
             ) from error
+        except errors.InsufficientPrivilege as error:
+            raise _denied(error.diag.message_primary) from error
         except errors.ReadOnlySqlTransaction as error:
             if self._read_only:
                 raise
             # A server that became a standby; DATABASE_URL may name another by now.
-            raise DatabaseUnavailable(f"{self._shown}: {error.diag.message_primary}") from error
+            raise unavailable(self.shown, error) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, *_GONE) as error:
-            # libpq's own words name host, port and database, never the password.
-            raise DatabaseUnavailable(
-                f"{self._shown}: {str(error).strip()}; see that Postgres runs and DATABASE_URL "
-                "is right (marco doctor)"
-            ) from error
+            raise unavailable(self.shown, error) from error
+
+
+def is_pooled(conn: Conn) -> bool:
+    """Whether a pooler (PgBouncer) may give each transaction on `conn` another session."""
+    return conn.prepare_threshold is None
+
+
+def unavailable(shown: str, error: psycopg.Error) -> DatabaseUnavailable:
+    """The error to raise for one of Postgres at `shown`: the same call may succeed later."""
+    return DatabaseUnavailable("; ".join(filter(None, (f"{shown}: {words(error)}", advice(error)))))
+
+
+def _set(how: str, settings: Mapping[str, str]) -> bytes:
+    return "; ".join(f"{how} {name} = {value}" for name, value in settings.items()).encode()
 
 
 def _denied(why: str | None) -> AccessDenied:
     return AccessDenied(
         f"this login may not do that ({why}): use a DATABASE_URL of the app's or the owner's"
     )
-
-
-def _conninfo(url: str, application: str) -> str:
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        # Its message repeats the URL, with the password.
-        raise InvalidSettings(
-            "DATABASE_URL: not a Postgres URL; write postgresql://user:password@host:port/database"
-        ) from None
-    defaults: dict[str, Any] = {
-        "application_name": application,
-        "connect_timeout": CONNECT_TIMEOUT_S,
-    }
-    return make_conninfo(**(defaults | given))
 
 
 def reads_tables(conn: Conn) -> bool:
@@ -184,21 +191,49 @@ def require_tables(conn: Conn, what: str) -> None:
 
 
 def check_schema(conn: Conn) -> None:
-    """Raises SchemaMismatch if the database's migration is not the one of this version."""
+    """Raises SchemaMismatch if the database is not at this version's migration, or not whole."""
     if not reads_tables(conn):
         # An auditor: it may read the views, and not the table that names the migration.
         if conn.execute("SELECT to_regclass('audit.jobs')").fetchone() == (None,):
-            raise _not_migrated(None)
+            raise not_migrated(None)
         return
-    if conn.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
-        raise _not_migrated(None)
-    row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
+    if conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() == (None,):
+        raise not_migrated(None)
+    row = conn.execute("SELECT version_num FROM public.alembic_version").fetchone()
     if row is None or row[0] != SCHEMA_REVISION:
-        raise _not_migrated(row[0] if row else None)
+        raise not_migrated(row[0] if row else None)
+    if conn.execute(_WHOLE).fetchone() != (True,):
+        raise SchemaMismatch(
+            "the database lacks views, functions or partitions of this version: run "
+            "`marco migrate`, which makes them"
+        )
 
 
-def _not_migrated(revision: str | None) -> SchemaMismatch:
-    has = f"is at migration {revision}" if revision else "has no tables of marco-search"
+# What follows from the code is made with the last migration; an older `marco migrate`, or
+# somebody, may have removed it since.
+_WHOLE = """
+    SELECT to_regclass('audit.jobs') IS NOT NULL
+        AND to_regprocedure('public.ensure_partitions(integer)') IS NOT NULL
+        AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'public.audit_log'::regclass)
+"""
+
+
+def not_migrated(revision: str | None) -> SchemaMismatch:
+    """The error for a database at `revision`; None: it has nothing of ours."""
+    if revision is None:
+        has = "has no tables of marco-search"
+    elif _is_known(revision):
+        has = f"is at migration {revision}"
+    else:
+        return SchemaMismatch(
+            f"this database is at migration {revision}, newer than this program "
+            f"({SCHEMA_REVISION}): use the version of marco-search that it was migrated with"
+        )
     return SchemaMismatch(
         f"the database {has}, this version needs {SCHEMA_REVISION}: run `marco migrate`"
     )
+
+
+def _is_known(revision: str) -> bool:
+    """Migrations are numbered from 0001 on; what is not among ours was made by a later version."""
+    return revision in {f"{number:04}" for number in range(1, int(SCHEMA_REVISION) + 1)}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
+from psycopg.conninfo import make_conninfo
 from redis import Redis, RedisError
 
 from marco_search import local_state
-from marco_search.errors import MarcoError
+from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings, without_password
+from marco_search.store import address, failures
+from marco_search.store.connect import SCHEMA_REVISION, check_schema, reads_tables
+from marco_search.store.failures import advice, words
 from ops.services.finding import Finding
 
 _OLDEST_POSTGRES = 17
 _OLDEST_REDIS = (6, 2)  # kombu's demand
 _ANSWER_S = 3
+_WRITER = "to submit or run jobs, let DATABASE_URL name a login of the app's or the owner's role"
 _IDLE = "embedded, not running: commands that need it start it, `marco up` keeps it"
 
 
@@ -26,41 +33,95 @@ def _is_idle(settings: Settings, url: object) -> bool:
 
 
 def postgres(settings: Settings) -> Finding:
-    """Does Postgres answer, and is it recent enough?"""
+    """Does Postgres answer, is it recent enough, and can jobs be written to it?"""
     if _is_idle(settings, settings.database_url):
         return Finding("postgres", True, _IDLE, "")
     url = database_url(settings)
-    where = without_password(url)
+    where = address.shown(url)
     try:
-        with psycopg.connect(url, connect_timeout=_ANSWER_S) as session:
+        with _connected(url) as session:
+            troubles = _troubles(session)
             version = session.info.server_version
     except psycopg.Error as error:
-        mend = "see that it runs and that DATABASE_URL is right"
+        mend = advice(error) or "see the server's log"
         if settings.database_url is None:
             mend = "run `marco down`, then `marco up`; see logs/postgres.log in MARCO_HOME"
-        return Finding("postgres", False, f"{where}: {str(error).strip()}", mend)
-    ok = version // 10_000 >= _OLDEST_POSTGRES
-    mend = f"use Postgres {_OLDEST_POSTGRES} or later"
-    return Finding("postgres", ok, f"{version // 10_000}.{version % 10_000} at {where}", mend)
+        return Finding("postgres", False, f"{where}: {words(error)}", mend)
+    detail = f"{version // 10_000}.{version % 10_000} at {where}"
+    others = _silent_hosts(url)
+    if others:
+        detail += f"; no answer from {', '.join(others)}"
+    for trouble, _ in troubles:
+        detail += f"; {trouble}"
+    return Finding("postgres", not troubles, detail, "; ".join(mend for _, mend in troubles))
+
+
+def _connected(url: str, **changes: str) -> psycopg.Connection[tuple[Any, ...]]:
+    known = address.conninfo(url, "marco doctor")
+    conninfo = make_conninfo(known, connect_timeout=_ANSWER_S, **changes)
+    return psycopg.connect(conninfo, autocommit=True)
+
+
+def _troubles(session: psycopg.Connection[tuple[Any, ...]]) -> list[tuple[str, str]]:
+    """What is wrong with the server or the database, and what to do about each."""
+    row = session.execute(
+        "SELECT current_setting('transaction_read_only') = 'on',"
+        " current_setting('max_connections')::int,"
+        " (SELECT count(*)::int FROM pg_stat_activity WHERE backend_type = 'client backend')"
+    ).fetchone()
+    assert row is not None
+    read_only, most, taken = row
+    encoding = session.info.parameter_status("server_encoding")
+    found = []
+    if session.info.server_version // 10_000 < _OLDEST_POSTGRES:
+        found.append(("too old", f"use Postgres {_OLDEST_POSTGRES} or later"))
+    if encoding != "UTF8":
+        found.append((f"the database's encoding is {encoding}", failures.ENCODING))
+    if read_only:
+        found.append(("read-only", failures.READ_ONLY))
+    if taken > 0.9 * most:
+        found.append((f"{taken} of {most} connections are taken", failures.FULL))
+    return found
+
+
+def _silent_hosts(url: str) -> list[str]:
+    """Of several hosts in the address, those that do not answer."""
+    hosts = address.hosts(address.parameters(url))
+    silent = []
+    for host, port in hosts if len(hosts) > 1 else []:
+        try:
+            _connected(url, host=host, port=port, target_session_attrs="any").close()
+        except psycopg.Error:
+            silent.append(f"{host}:{port}")
+    return silent
 
 
 def schema(settings: Settings) -> Finding:
-    """Is the database at this version's migration?"""
-    import migrations
-
+    """Is the database at this version's migration, and as the migrations make it?"""
     if _is_idle(settings, settings.database_url):
         return Finding("schema", True, "seen when Postgres runs", "")
-    newest = migrations.head()
     try:
-        found = migrations.current(database_url(settings))
-    except MarcoError:
+        with _connected(database_url(settings)) as conn:
+            return _schema(conn, is_embedded=settings.database_url is None)
+    except SchemaMismatch as error:
+        what, _, mend = str(error).partition(": ")
+        return Finding("schema", False, what, mend)
+    except psycopg.Error:
         return Finding("schema", False, "unknown: Postgres does not answer", "")
-    if found == newest:
-        return Finding("schema", True, newest, "")
-    if found is None and settings.database_url is None:
+
+
+def _schema(conn: psycopg.Connection[tuple[Any, ...]], *, is_embedded: bool) -> Finding:
+    if not reads_tables(conn):
+        return Finding("schema", False, "this login is an auditor's, it reads views only", _WRITER)
+    made = conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() != (None,)
+    if is_embedded and not made:
         return Finding("schema", True, "none yet: the first command that needs it makes it", "")
-    detail = f"{found or 'none'}, this version needs {newest}"
-    return Finding("schema", False, detail, "run `marco migrate`")
+    check_schema(conn)
+    writes = conn.execute("SELECT has_table_privilege('public.jobs', 'INSERT')").fetchone()
+    if writes != (True,):
+        detail = f"{SCHEMA_REVISION}; this login is an auditor's, it reads and writes nothing"
+        return Finding("schema", False, detail, _WRITER)
+    return Finding("schema", True, SCHEMA_REVISION, "")
 
 
 def redis(settings: Settings) -> Finding:
