@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
 
+SHORTEST_TOKEN = 16  # characters
 _LEVELS = "(?i)^(debug|info|warning|error|critical)$"
 
 
@@ -103,6 +104,24 @@ def load() -> Settings:
         # The value is left out on purpose: it may be a secret.
         lines = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
         raise InvalidSettings("; ".join(lines)) from None
+
+
+def worker_refusal(settings: Settings) -> str | None:
+    """Why a worker would not start with these settings; None: it would."""
+    if settings.heartbeat_s * 2 <= settings.lease_s:
+        return None
+    return (
+        f"MARCO_HEARTBEAT_S: {settings.heartbeat_s:g} is too long for MARCO_LEASE_S "
+        f"{settings.lease_s:g}; at least two heartbeats must fit into a lease"
+    )
+
+
+def console_refusal(settings: Settings) -> str | None:
+    """Why the console would not start with these settings; None: it would."""
+    token = settings.console_token.get_secret_value() if settings.console_token else ""
+    if not token or len(token) >= SHORTEST_TOKEN:
+        return None
+    return f"MARCO_CONSOLE_TOKEN: at least {SHORTEST_TOKEN} characters"
 
 
 def without_password(url: str) -> str:

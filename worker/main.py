@@ -20,7 +20,7 @@ from billiard import pool
 
 from marco_search.errors import InvalidSettings, MarcoError
 from marco_search.locations import database_url
-from marco_search.settings import Settings
+from marco_search.settings import Settings, worker_refusal
 from marco_search.store.connect import Database
 from worker import process, stopping
 
@@ -41,11 +41,8 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
     Raises InvalidSettings, ModelRefused, DatabaseUnavailable or SchemaMismatch before anything is
     started; Redis and a model's server may be down, the worker waits for them.
     """
-    if settings.heartbeat_s * 2 > settings.lease_s:
-        raise InvalidSettings(
-            f"MARCO_HEARTBEAT_S: {settings.heartbeat_s:g} is too long for MARCO_LEASE_S "
-            f"{settings.lease_s:g}; at least two heartbeats must fit into a lease"
-        )
+    if refused := worker_refusal(settings):
+        raise InvalidSettings(refused)
     database = Database(database_url(settings), application="marco worker", connections=1)
     with database.transaction():
         pass

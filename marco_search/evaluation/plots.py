@@ -22,7 +22,7 @@ def _figure(panels: int) -> tuple[Any, Any]:
         import matplotlib
     except ImportError:
         raise InvalidSettings(
-            "plots need matplotlib: install the extra marco-search[eval], or leave plots out"
+            "plots need matplotlib: run `make install`, or leave --plots out"
         ) from None
     matplotlib.use("Agg")
     # The same input gives the same SVG file.

@@ -29,9 +29,7 @@ def score_texts(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> Te
     try:
         from sacrebleu.metrics.chrf import CHRF
     except ImportError:
-        raise InvalidSettings(
-            "chrF needs sacrebleu: install the extra marco-search[eval]"
-        ) from None
+        raise InvalidSettings("chrF needs sacrebleu: run `make install`") from None
     longest = max(map(len, accepted), default=0)
     # sacreBLEU wants as many references for each; a repeated one changes nothing.
     streams = [[refs[min(i, len(refs) - 1)] for refs in accepted] for i in range(longest)]

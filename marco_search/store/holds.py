@@ -6,7 +6,11 @@ the job back. Deadlines go on: a paused job expires like any other.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
+
+from psycopg.rows import class_row
 
 from marco_search.errors import JobNotFound
 from marco_search.store.connect import Conn
@@ -58,10 +62,28 @@ def set_tenant(conn: Conn, tenant: str, *, paused: bool) -> None:
     )
 
 
-def paused_tenants(conn: Conn) -> list[str]:
-    """The tenants that are paused; EVERYONE first, if all are."""
-    rows = conn.execute("SELECT name FROM tenants WHERE paused_at IS NOT NULL ORDER BY name")
-    return [row[0] for row in rows]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Whose jobs are held back."""
+
+    tenant: str  # EVERYONE: all tenants
+    since: datetime | None  # of the tenant; None: only jobs by themselves
+    jobs: int  # that are paused one by one
+
+
+def pauses(conn: Conn) -> list[Pause]:
+    """All that is paused, by tenant; EVERYONE first."""
+    with conn.cursor(row_factory=class_row(Pause)) as cursor:
+        return cursor.execute(
+            """
+            SELECT tenant, max(since) AS since, sum(jobs)::bigint AS jobs FROM (
+                SELECT name AS tenant, paused_at AS since, 0 AS jobs FROM tenants
+                WHERE paused_at IS NOT NULL
+                UNION ALL SELECT tenant, NULL, count(*) FROM jobs
+                WHERE paused_at IS NOT NULL AND finished_at IS NULL GROUP BY tenant
+            ) AS paused GROUP BY tenant ORDER BY tenant
+            """
+        ).fetchall()
 
 
 def due(conn: Conn, tenant: str, limit: int = 1000) -> list[UUID]:

@@ -106,6 +106,12 @@ def _quotas(conn: Conn, tenants: list[str]) -> dict[str, int]:
     )
 
 
+def quotas(conn: Conn) -> dict[str, int]:
+    """Most queued jobs of each tenant that has a limit of its own, by name."""
+    query = "SELECT name, max_queued FROM tenants WHERE max_queued IS NOT NULL ORDER BY name"
+    return dict(conn.execute(query).fetchall())
+
+
 def set_quota(conn: Conn, tenant: str, max_queued: int | None) -> None:
     """Give a tenant a limit of its own; None: that of the settings."""
     conn.execute(

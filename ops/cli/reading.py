@@ -18,7 +18,7 @@ from marco_search.store.connect import Conn
 from ops.cli.render.tree import DrawnNode
 
 _SHORTEST, _WHOLE = 4, 32  # hexadecimal digits of an id
-_IDS = "SELECT job_id FROM audit.jobs WHERE tenant = %(tenant)s AND job_id = ANY (%(ids)s::uuid[])"
+IDS = "SELECT job_id FROM audit.jobs WHERE tenant = %(tenant)s AND job_id = ANY (%(ids)s::uuid[])"
 # Two are enough to see that there are several.
 _BEGINNINGS = """
 SELECT given.part, found.job_id
@@ -56,7 +56,7 @@ def _named(conn: Conn, words: Sequence[str], tenant: str) -> list[UUID]:
     parts = [_hexadecimal(word) for word in words]
     whole = {part for part in parts if len(part) == _WHOLE}
     found: defaultdict[str, set[UUID]] = defaultdict(set)
-    for (job_id,) in conn.execute(_IDS, {"tenant": tenant, "ids": list(whole)}):
+    for (job_id,) in conn.execute(IDS, {"tenant": tenant, "ids": list(whole)}):
         found[job_id.hex].add(job_id)
     short = set(parts) - whole
     ranges = {

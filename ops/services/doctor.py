@@ -15,7 +15,7 @@ from marco_search.errors import MarcoError
 from marco_search.printable import redacted
 from marco_search.settings import Settings
 from ops.install.host import why_no_embedded_services
-from ops.services import binaries, reachable
+from ops.services import binaries, configured, reachable
 from ops.services.finding import Finding
 
 _LEAST_SPACE = 2**30  # bytes
@@ -30,12 +30,19 @@ class _Check:
 
 def run_checks(settings: Settings) -> list[Finding]:
     """All findings, in the order in which one depends on another. Takes up to some seconds."""
-    checks = [_Check("python", _python), _Check("home", _home), _Check("disk", _disk)]
+    checks = [
+        _Check("python", _python),
+        _Check("settings", configured.settings),
+        _Check("variables", configured.variables),
+        _Check("home", _home),
+        _Check("disk", _disk),
+    ]
     if settings.database_url is None or settings.redis_url is None:
         checks += [_Check("platform", _platform), _Check("programs", _programs)]
     checks += [
         _Check("postgres", reachable.postgres),
         _Check("schema", reachable.schema),
+        _Check("pauses", reachable.pauses),
         _Check("redis", reachable.redis),
         _Check("worker", reachable.worker),
         _Check("model", _model),

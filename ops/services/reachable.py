@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -12,8 +13,8 @@ from marco_search import local_state
 from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings, without_password
-from marco_search.store import address, failures
-from marco_search.store.connect import SCHEMA_REVISION, check_schema, reads_tables
+from marco_search.store import address, failures, holds
+from marco_search.store.connect import SCHEMA_REVISION, Database, check_schema, reads_tables
 from marco_search.store.failures import advice, words
 from ops.services.finding import Finding
 
@@ -122,6 +123,24 @@ def _schema(conn: psycopg.Connection[tuple[Any, ...]], *, is_embedded: bool) -> 
         detail = f"{SCHEMA_REVISION}; this login is an auditor's, it reads and writes nothing"
         return Finding("schema", False, detail, _WRITER)
     return Finding("schema", True, SCHEMA_REVISION, "")
+
+
+def pauses(settings: Settings) -> Finding:
+    """What is held back? Jobs that wait because of it look like jobs that nobody takes."""
+    if _is_idle(settings, settings.database_url):
+        return Finding("pauses", True, "seen when Postgres runs", "")
+    try:
+        with (
+            closing(Database(database_url(settings), application="marco doctor")) as database,
+            database.transaction() as conn,
+        ):
+            found = holds.pauses(conn)
+    except MarcoError:  # what keeps it from being read has a line of its own
+        return Finding("pauses", True, "unknown: this login can't read them", "")
+    named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
+    detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
+    held = any(pause.tenant == holds.EVERYONE for pause in found)
+    return Finding("pauses", not held, detail, "`marco resume --all` lets jobs go on")
 
 
 def redis(settings: Settings) -> Finding:

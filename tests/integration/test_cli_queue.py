@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from marco_search import settings
+from marco_search.settings import Settings
+from ops.cli import reading
 from ops.cli.main import main
 from producer import Producer
 
@@ -85,3 +90,59 @@ def test_terms_pauses_and_dead_letters(
     assert marco("dead", "requeue", "--all", "--state", "dead")["requeued"] == []
     assert marco("dead", "requeue", "--all")["requeued"] == [one]
     assert marco("status", one)["jobs"][0]["state"] == "queued"
+
+
+def test_pauses_and_quotas_are_listed(marco: Marco, capsys: pytest.CaptureFixture[str]) -> None:
+    assert marco("pause", "--list") == {"paused": []}
+    (one,) = marco("submit", "--question", "1 + 1?")["ids"]
+    marco("pause", one)
+    marco("pause", "--tenant", "research")
+    marco("pause", "--all")
+    everyone, default, research = marco("pause", "--list")["paused"]
+    assert (everyone["tenant"], research["tenant"]) == (None, "research")
+    assert everyone["paused_at"] and research["paused_at"]
+    assert default == {"tenant": "default", "paused_at": None, "jobs": 1}
+    assert main(["pause", "--list"]) == 0
+    assert "tenant default: 1 job by id" in capsys.readouterr().out
+    marco("pause", "--list", "--all", code=2)
+
+    assert marco("quota") == {"quotas": {}, "default": None}
+    marco("quota", "research", "7")
+    assert marco("quota")["quotas"] == marco("quota", "research")["quotas"] == {"research": 7}
+    assert marco("quota", "default")["quotas"] == {}
+    assert main(["quota"]) == 0
+    assert "research: 7\nothers: no quota" in capsys.readouterr().out
+
+
+def test_jobs_that_were_known_are_counted(
+    marco: Marco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "jobs.jsonl"
+    file.write_text('{"kind": "open_ended", "prompt": "Go on.", "idempotency_key": "one"}\n')
+    for said in ("1 new, 0 known", "0 new, 1 known"):
+        assert main(["submit", str(file)]) == 0
+        assert said in capsys.readouterr().err
+
+
+def test_many_ids_are_looked_up_at_once(
+    marco: Marco, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Producer(database_url, redis_url, settings=Settings(MARCO_MAX_QUEUED=None)) as producer:
+        job = {"kind": "open_ended", "prompt": "Go on."}
+        ids = [str(handle.id) for handle in producer.submit_many([job] * 3000)]
+        statements = []
+        with producer.database.transaction() as conn:
+            execute = conn.execute
+            monkeypatch.setattr(
+                conn, "execute", lambda *given: statements.append(given) or execute(*given)
+            )
+            for words in (ids, [i[-12:] for i in ids], [i.replace("-", "") for i in ids]):
+                assert list(map(str, reading.find_jobs(conn, words, "default"))) == ids
+            assert len(statements) <= 3 * 3
+            plan = conn.execute("EXPLAIN " + reading.IDS, {"tenant": "default", "ids": ids[:1]})
+            assert "Index" in str(plan.fetchall())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(ids)))
+    assert [job["job_id"] for job in marco("status", "-")["jobs"]] == ids
+    marco("status", ids[0], "0" * 32, code=3)
+    marco("status", ids[0][:4], code=2)
+    assert marco("status", ids[0], ids[0][-12:])["jobs"][1]["job_id"] == ids[0]

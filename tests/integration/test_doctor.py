@@ -12,6 +12,7 @@ from marco_search.broker import Publisher
 from marco_search.settings import Settings
 from ops.services.doctor import run_checks
 from ops.services.finding import Finding
+from producer import EVERYONE, Producer
 
 
 def _checked(settings: Settings) -> dict[str, Finding]:
@@ -63,6 +64,47 @@ def test_servers_that_do_not_answer_are_named_without_their_passwords(tmp_path: 
         assert variable in found[name].mend
     assert not found["worker"].ok
     assert "hush" not in str(found)
+
+
+def test_what_keeps_jobs_waiting_is_seen(
+    settings: Settings, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Producer(database_url, redis_url) as producer:
+        producer.pause_tenant("research")
+        assert "tenant research" in _checked(settings)["pauses"].detail
+        producer.pause_tenant(EVERYONE)
+    assert not _checked(settings)["pauses"].ok
+    monkeypatch.setenv("MARCO_RUNTIME_UR", "http://x")
+    monkeypatch.setenv("MARCO_ODDITY", "1")
+    variables = _checked(settings)["variables"]
+    assert not variables.ok
+    assert "MARCO_RUNTIME_UR is read by nothing, did you mean MARCO_RUNTIME?" in variables.detail
+    assert "MARCO_ODDITY" in variables.detail
+    odd = {"heartbeat_s": 40.0, "console_token": SecretStr("short")}
+    refused = _checked(settings.model_copy(update=odd))["settings"]
+    assert not refused.ok
+    assert "MARCO_HEARTBEAT_S" in refused.detail
+    assert "MARCO_CONSOLE_TOKEN" in refused.detail
+    assert "short" not in refused.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("database_url", "postgresql://u:SeCrEt99%zz@127.0.0.1/x"),
+        ("database_url", "postgresql://u:SeCrEt99@[::1/x"),
+        ("database_url", "postgresql://127.0.0.1:1/x?passwor%64=SeCrEt99"),
+        ("redis_url", "redis://:SeCrEt99#@127.0.0.1"),
+        ("redis_url", "redis://:SeCrEt99/@127.0.0.1"),
+    ],
+)
+def test_no_password_of_a_bad_address_is_shown(
+    settings: Settings, name: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name.upper(), address)
+    found = _checked(settings.model_copy(update={name: SecretStr(address)}))
+    assert not all(finding.ok for finding in found.values())
+    assert "SeCrEt99" not in str(found)
 
 
 def test_embedded_services_at_rest_are_no_fault(tmp_path: Path) -> None:

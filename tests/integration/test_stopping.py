@@ -240,7 +240,7 @@ def test_a_pause_of_one_tenant_holds_up_no_other(database: Database) -> None:
     (other,) = insert(database, question(tenant="two"))
     with database.transaction() as conn:
         holds.set_tenant(conn, "one", paused=True)
-        assert holds.paused_tenants(conn) == ["one"]
+        assert [pause.tenant for pause in holds.pauses(conn)] == ["one"]
     settings = settings_for("postgresql://unused", NO_REDIS)
     one = runner(settings, database, ToyRuntime())
     one.run_next()

@@ -9,7 +9,6 @@ import click
 from ops.cli.output import echo, json_option, print_json_line
 
 PORT = 8780
-SHORTEST_TOKEN = 16  # characters
 
 
 @click.command(short_help="Show jobs and their trees in a browser.")
@@ -41,6 +40,7 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
 
     from marco_search.errors import InvalidSettings
     from marco_search.locations import database_url
+    from marco_search.settings import console_refusal
     from marco_search.store.connect import Database
     from ops.cli.session import session
     from ops.console.access import Access
@@ -51,8 +51,8 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
     with session(needs_redis=False) as here:
         given = here.settings.console_token
         token = given.get_secret_value() or None if given else None
-        if token is not None and len(token) < SHORTEST_TOKEN:
-            raise InvalidSettings(f"MARCO_CONSOLE_TOKEN: at least {SHORTEST_TOKEN} characters")
+        if refused := console_refusal(here.settings):
+            raise InvalidSettings(refused)
         made = token is None and (host not in LOOPBACK or bool(names))
         if made:
             token = secrets.token_urlsafe(24)

@@ -19,14 +19,22 @@ def _whom(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(short_help="Hold jobs back.")
+@click.option("--list", "listed", is_flag=True, help="Only list what is paused.")
 @_whom
-def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, as_json: bool) -> None:
+def pause(
+    jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: bool, as_json: bool
+) -> None:
     """Hold jobs back: those named, a tenant's, or all, also those submitted later.
 
     What is queued is not begun. A running job finishes its round, is given back by its worker
     and waits. Deadlines go on. `marco resume` lets them go on.
     """
-    _set(jobs, tenant, everything, as_json, paused=True)
+    if listed:
+        if jobs or tenant is not None or everything:
+            raise click.UsageError("--list goes alone.")
+        _list(as_json)
+    else:
+        _set(jobs, tenant, everything, as_json, paused=True)
 
 
 @click.command(short_help="Let paused jobs go on.")
@@ -38,6 +46,32 @@ def resume(jobs: tuple[str, ...], tenant: str | None, everything: bool, as_json:
     tenant is resumed.
     """
     _set(jobs, tenant, everything, as_json, paused=False)
+
+
+def _list(as_json: bool) -> None:
+    from marco_search.store import holds
+    from ops.cli.session import session
+
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
+        found = holds.pauses(conn)
+    if as_json:
+        rows = [
+            {
+                "tenant": pause.tenant or None,
+                "paused_at": pause.since and pause.since.isoformat(),
+                "jobs": pause.jobs,
+            }
+            for pause in found
+        ]
+        print_json({"paused": rows})
+        return
+    for pause in found:
+        whom = f"tenant {pause.tenant}" if pause.tenant else "all tenants"
+        since = f"since {pause.since:%Y-%m-%d %H:%M:%S} UTC" if pause.since else ""
+        jobs = f"{pause.jobs:,} job{'' if pause.jobs == 1 else 's'} by id" if pause.jobs else ""
+        echo(f"{whom}: {', '.join(filter(None, [since, jobs]))}")
+    if not found:
+        echo("Nothing is paused.")
 
 
 def _set(

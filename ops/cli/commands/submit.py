@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ops.cli.output import console, json_option, print_json
+from ops.cli.output import console, echo, json_option, print_json
 from ops.cli.search_options import given_options, job_from_options, kind_options, search_options
 
 
@@ -53,16 +53,16 @@ def submit(
     with session(starts_afresh=True) as here, Producer(settings=here.settings) as producer:
         handles = submitted(producer, jobs, wait=wait)
     ids = [str(handle.id) for handle in handles]
+    known = [str(handle.id) for handle in handles if not handle.created]
+    new = len(ids) - len(known)
     if as_json:
-        known = [str(handle.id) for handle in handles if not handle.created]
-        print_json({"ids": ids, "submitted": len(ids) - len(known), "known": known})
+        print_json({"ids": ids, "submitted": new, "known": known})
         return
-    click.echo("\n".join(ids))
-    if sys.stderr.isatty():
-        console(stderr=True).print(
-            f"{len(ids)} submitted. `marco worker` answers them, `marco watch` follows.",
-            style="dim",
-        )
+    echo("\n".join(ids))
+    said = f"{new:,} new, {len(known):,} known"
+    if new and sys.stderr.isatty():
+        said += ". `marco worker` answers them, `marco watch` follows"
+    console(stderr=True).print(f"{said}.", style="dim")
 
 
 def _refuse_kind_options() -> None:
