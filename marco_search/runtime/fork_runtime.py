@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from marco_search.errors import PromptTooLong
 from marco_search.runtime.base import Message, RuntimeInfo
 from marco_search.runtime.program import run_expansion
+from marco_search.runtime.quoting import quoting
 from marco_search.search.branches import Branch, Expansion, without_room
 
 _MAX_PROGRAMS = 64
@@ -25,11 +27,14 @@ class ForkRuntime:
         render: Callable[[Sequence[Message]], str],
         *,
         timeout_s: float,
+        api_key: str | None = None,
     ) -> None:
+        """`api_key` is the server's: it is kept out of what the runtime says."""
         self.backend = backend
         self._info = info
         self._render = render
         self._timeout_s = timeout_s
+        self._quoted = quoting(api_key)
         self._threads = ThreadPoolExecutor(_MAX_PROGRAMS, "fork")
 
     @property
@@ -45,7 +50,8 @@ class ForkRuntime:
         """All branches of all expansions at once (see `Runtime.branch`)."""
 
         def run(expansion: Expansion) -> list[Branch]:
-            return run_expansion(self.backend, expansion, self._timeout_s)
+            found = run_expansion(self.backend, expansion, self._timeout_s)
+            return [replace(b, error=b.error and self._quoted(b.error)) for b in found]
 
         if len(expansions) == 1:
             branches = run(expansions[0])

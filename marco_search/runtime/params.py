@@ -36,3 +36,8 @@ def error_value(kind: str, message: str) -> tuple[str, dict[str, Any]]:
     `kind` is the name of a class in marco_search.errors.
     """
     return "", {"error": message, "error_type": kind}
+
+
+def error_in(meta: dict[str, Any]) -> str | None:
+    """The error that `error_value` put there, "class: message"; None if there is none."""
+    return f"{meta['error_type']}: {meta['error']}" if "error_type" in meta else None

@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import sglang as sgl
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.params import VARIABLE, BranchParams
-from marco_search.runtime.tokens import read_texts, read_tokens, stopped_at
+from marco_search.runtime.params import VARIABLE, BranchParams, error_in
+from marco_search.runtime.reply import Completion, read_completion
 from marco_search.search.branches import (
     END_OF_OUTPUT,
     END_OF_THOUGHT,
@@ -76,10 +77,9 @@ class _Child:
         self._state = state
         self._request = request
         self._deadline = deadline
-        self._calls: list[str] = []  # names of the generate calls, in order
-        self._metas: list[dict[str, Any]] = []
+        self._calls: list[tuple[str, list[str], int]] = []  # name, stop texts, tokens asked for
+        self._done: list[Completion] = []  # of the calls, in order
         self._segments: list[Segment] = []
-        self._texts: dict[int, str] = {}
         self._error: str | None = None
 
     def start(self) -> None:
@@ -96,34 +96,38 @@ class _Child:
         if self._request.reflect is not Reflect.AT_END:
             return
         self._collect()
-        if self._error or stopped_at(self._metas[-1]) != END_OF_THOUGHT:
+        if self._error or self._done[-1].stop != END_OF_THOUGHT:
             return
         left = self._request.max_new_tokens - sum(len(s.tokens) for s in self._segments)
         if left > 0:
-            # The frontend's text is without the stop string, so the phrase follows the thought.
+            # The phrase follows the thought, without what the server may have sent after it.
+            executor = self._state.stream_executor
+            said = executor.variables[self._calls[-1][0]]
+            executor.text_ = executor.text_.removesuffix(said) + self._done[-1].text
             self._force()
             self._generate((self._request.seed + 1) % 2**31, left, [END_OF_OUTPUT])
 
     def branch(self) -> Branch:
         """The finished branch; a failure is a Branch too."""
-        if len(self._metas) < len(self._calls):
+        if self._error is None and len(self._done) < len(self._calls):
             self._collect()
-        shared = {
-            "prompt_tokens": sum(m.get("prompt_tokens", 0) for m in self._metas),
-            "cached_tokens": sum(m.get("cached_tokens", 0) for m in self._metas),
-        }
-        i = self._request.branch_id
+        branch = Branch(
+            branch_id=self._request.branch_id,
+            finish=Finish.FAILED,
+            prompt_tokens=sum(c.prompt_tokens for c in self._done),
+            cached_tokens=sum(c.cached_tokens for c in self._done),
+            error=self._error,
+        )
         if self._error is not None:
-            return Branch(branch_id=i, finish=Finish.FAILED, error=self._error, **shared)
-        ended = stopped_at(self._metas[-1])
-        done = ended is not None and ended != END_OF_THOUGHT
-        return Branch(
-            branch_id=i,
+            return branch
+        last = self._done[-1]
+        terminal = last.stopped and last.stop != END_OF_THOUGHT
+        return replace(
+            branch,
             segments=tuple(self._segments),
-            texts=self._texts,
-            finish=Finish.STOP if done else Finish.LENGTH,
-            seconds=sum(m.get("e2e_latency", 0.0) for m in self._metas),
-            **shared,
+            texts={token: text for c in self._done for token, text in c.texts.items()},
+            finish=Finish.STOP if terminal else Finish.LENGTH,
+            seconds=sum(c.seconds for c in self._done),
         )
 
     def _force(self) -> None:
@@ -132,7 +136,7 @@ class _Child:
 
     def _generate(self, seed: int, tokens: int, stops: list[str]) -> None:
         name = f"call{len(self._calls)}"
-        self._calls.append(name)
+        self._calls.append((name, stops, tokens))
         self._state.set_var(VARIABLE, _params(seed, self._deadline))
         self._state += sgl.gen(
             name,
@@ -147,27 +151,22 @@ class _Child:
 
     def _collect(self) -> None:
         """Wait for the last call and take its tokens in."""
-        name, executor = self._calls[-1], self._state.stream_executor
-        meta: dict[str, Any] = {}
+        (name, stops, most), executor = self._calls[-1], self._state.stream_executor
         try:
             wait = max(0.0, self._deadline + _GRACE_S - time.monotonic())
-            meta = executor.get_meta_info(name, wait) or {}
-            if not meta:
+            meta = executor.get_meta_info(name, wait)
+            if not isinstance(meta, dict):
                 raise BranchFailed(f"the runtime's backend failed: {executor.error_!r}")
-            _raise_if_failed(meta)
-            tokens = read_tokens(executor.variables[name], meta)
-            self._segments.append(Segment("".join(t.text for t in tokens), tokens))
-            self._texts |= read_texts(meta)
+            failed = error_in(meta)
+            if failed is not None:
+                self._error = failed
+                return
+            found = read_completion(executor.variables[name], meta, stops=stops, most=most)
         except TimeoutError:
             self._error = "BranchFailed: the runtime did not answer before the branch's deadline"
         except BranchFailed as error:
-            self._error = str(error) if "error" in meta else f"BranchFailed: {error}"
-        self._metas.append(meta)
-
-
-def _raise_if_failed(meta: dict[str, Any]) -> None:
-    if "error" in meta:
-        raise BranchFailed(f"{meta.get('error_type', 'BranchFailed')}: {meta['error']}")
-    reason = meta.get("finish_reason") or {}
-    if reason.get("type") not in ("stop", "length"):
-        raise BranchFailed(f"the runtime ended the branch: {reason}")
+            self._error = f"BranchFailed: {error}"
+        else:
+            self._done.append(found)
+            text = "".join(t.text for t in found.tokens)
+            self._segments.append(Segment(text, found.tokens))

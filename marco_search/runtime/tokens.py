@@ -1,138 +1,134 @@
-"""Reads a backend's (text, meta_info) into tokens, the same way for every backend.
+"""Reads the lists of log-probabilities in a reply into columns: ids, log-probs, texts.
 
-`meta_info` is SGLang's: `output_token_logprobs` is [[logprob, id, piece], ...] and
-`output_top_logprobs` is [[[logprob, id, piece] x 5], ...]. A piece is the text of one
-token decoded alone: a token that holds a part of a character shows as U+FFFD, and the end of
-the sequence may show as its own name. Token texts are made so that, joined, they are what
-was generated.
+SGLang's `output_token_logprobs` is [[logprob, id, piece], ...] and `output_top_logprobs` is
+[[[logprob, id, piece] x 5], ...]. Each check is over a whole column at once: a token at a time
+this took three times as long, a third of a worker's work.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 from marco_search.errors import BranchFailed
-from marco_search.search.branches import TOP_K, Token
+from marco_search.runtime.pieces import BROKEN
+from marco_search.search.branches import TOP_K
 
-BROKEN = "�"
+LARGEST_ID = 2**31 - 1
 _LOWEST = -3.4e38  # a float32 that is finite, for a log-prob of minus infinity
+_ROUNDING = 1e-3  # how far above 0 a log-prob may be
+_SEQUENCES = {list, tuple}
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+Known = tuple[tuple[int, float], ...]
+"""The candidates of a position, (id, log-prob), best first."""
 
 
-def read_tokens(text: str, meta: Mapping[str, Any]) -> tuple[Token, ...]:
-    """The generated tokens, those of a stop string or an end of sequence included.
-
-    `text` is the completion as the backend gave it, without the stop string.
-    Raises BranchFailed when log-probabilities are missing, not numbers, or do not fit.
-    """
+def entries(meta: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """(one entry a token, TOP_K candidates a token in one list), or BranchFailed."""
     chosen = meta.get("output_token_logprobs")
     tops = meta.get("output_top_logprobs")
     if not isinstance(chosen, list) or not isinstance(tops, list):
         raise BranchFailed("the runtime sent no log-probabilities")
+    if not chosen:
+        raise BranchFailed("the runtime sent no tokens")
     if len(chosen) != len(tops):
         raise BranchFailed(f"{len(chosen)} tokens came with {len(tops)} lists of candidates")
-    pieces = [_piece(entry) for entry in chosen]
     for top in tops:
-        if not isinstance(top, list) or len(top) != TOP_K:
-            count = len(top) if isinstance(top, list) else "no"
+        if type(top) not in _SEQUENCES or len(top) != TOP_K:
+            count = len(top) if type(top) in _SEQUENCES else "no"
             raise BranchFailed(f"{count} candidates at a position, {TOP_K} were asked for")
-    # Columns: a token at a time this took three times as long, a third of a worker's work.
-    candidates = [candidate for top in tops for candidate in top]
-    known = list(zip(_ids(candidates), _logprobs(candidates), strict=True))
-    best = [
-        tuple(sorted(known[i : i + TOP_K], key=itemgetter(1), reverse=True))
-        for i in range(0, len(known), TOP_K)
-    ]
-    # A NUL that a model made up is shown as broken: no database keeps it in a text.
-    texts = [piece.replace("\x00", BROKEN) for piece in _texts(text, pieces, meta)]
-    return tuple(map(Token, _ids(chosen), texts, _logprobs(chosen), best))
+    return chosen, [candidate for top in tops for candidate in top]
 
 
-def read_texts(meta: Mapping[str, Any]) -> dict[int, str]:
-    """What each candidate of the answer reads by itself, by token id.
-
-    As the runtime shows it: a token that holds a part of a character has U+FFFD for it, one
-    that has no text (the end of the sequence) its name. To be called after `read_tokens`, which
-    refuses an answer that is not whole.
-    """
-    return {
-        entry[1]: entry[2].replace("\x00", BROKEN)
-        for top in meta["output_top_logprobs"]
-        for entry in top
-        if len(entry) > 2 and isinstance(entry[2], str)
-    }
-
-
-def stopped_at(meta: Mapping[str, Any]) -> str | int | None:
-    """The stop string or token id that ended the completion; None if something else did."""
-    reason = meta.get("finish_reason")
-    if isinstance(reason, Mapping) and reason.get("type") == "stop":
-        matched = reason.get("matched")
-        return matched if isinstance(matched, str | int) else None
-    return None
-
-
-def _piece(entry: Any) -> str:
-    if not isinstance(entry, Sequence) or len(entry) < 3 or not isinstance(entry[2], str):
-        raise BranchFailed("the runtime sent log-probabilities without the tokens' text")
-    return entry[2]
-
-
-def _ids(entries: Sequence[Any]) -> list[int]:
-    ids = [entry[1] for entry in entries]
-    for i in ids:
-        if type(i) is not int:
-            raise BranchFailed(f"{i!r} is not a token id")
-    return ids
-
-
-def _logprobs(entries: Sequence[Any]) -> list[float]:
-    """The entries' log-probs rounded to float32, which is what the trail stores."""
-    values = [entry[0] for entry in entries]
+def _column(rows: Sequence[Any], place: int) -> list[Any]:
     try:
-        found = array("f", values).tolist()
-    except (TypeError, OverflowError):
-        found = []
-    if len(found) == len(values) and math.isfinite(sum(found)) and min(found, default=0) > _LOWEST:
-        return found
+        return list(map(itemgetter(place), rows))
+    except (TypeError, LookupError):
+        raise BranchFailed(
+            "the runtime sent log-probabilities without the tokens' id or text"
+        ) from None
+
+
+def pieces(chosen: Sequence[Any]) -> list[str]:
+    """The tokens' own texts."""
+    found = _column(chosen, 2)
+    if set(map(type, found)) != {str}:
+        raise BranchFailed("the runtime sent log-probabilities without the tokens' text")
+    return found
+
+
+def ids(column: Sequence[Any]) -> list[int]:
+    """The entries' token ids, 0 to LARGEST_ID."""
+    found = _column(column, 1)
+    if set(map(type, found)) != {int} or min(found) < 0 or max(found) > LARGEST_ID:
+        odd = next(i for i in found if type(i) is not int or not 0 <= i <= LARGEST_ID)
+        raise BranchFailed(f"{shown(odd)} is not a token id")
+    return found
+
+
+def logprobs(column: Sequence[Any]) -> list[float]:
+    """The entries' log-probs rounded to float32, which is what the trail stores.
+
+    Minus infinity is the lowest finite float32.
+    """
+    values = _column(column, 0)
+    if set(map(type, values)) <= {float, int}:
+        try:
+            found = array("f", values).tolist()
+        except OverflowError:
+            found = [-math.inf]
+        if math.isfinite(sum(found)) and min(found) > _LOWEST and max(found) <= _ROUNDING:
+            return found
     for value in values:
-        if not isinstance(value, int | float) or not value <= -_LOWEST:  # NaN is neither
-            raise BranchFailed(f"{value!r} is not a log-probability")
+        if type(value) not in (float, int) or not value <= _ROUNDING:  # NaN is not
+            raise BranchFailed(f"{shown(value)} is not a log-probability")
     return array("f", [max(value, _LOWEST) for value in values]).tolist()
 
 
-def _texts(text: str, pieces: list[str], meta: Mapping[str, Any]) -> list[str]:
-    """One text per token; joined they are the completion with the stop string it ended at."""
-    matched = stopped_at(meta)
-    if isinstance(matched, int) and pieces:
-        pieces = [*pieces[:-1], ""]  # the end of the sequence has no text
-    whole = text + matched if isinstance(matched, str) else text
-    if not any(BROKEN in piece for piece in pieces) or "".join(pieces).startswith(whole):
-        return pieces  # a U+FFFD that is in the text as well is what the model wrote
-    return _align(whole, pieces)
+def best(numbers: Sequence[int], values: Sequence[float]) -> list[Known]:
+    """The candidates of each position, best first, from the ids and log-probs of all."""
+    known = list(zip(numbers, values, strict=True))
+    return [
+        tuple(sorted(known[i : i + TOP_K], key=itemgetter(1), reverse=True))
+        for i in range(0, len(known), TOP_K)
+    ]
 
 
-def _align(whole: str, pieces: list[str]) -> list[str]:
-    """Give each run of broken pieces the text between its neighbours, at its last token."""
-    texts: list[str] = []
-    at = 0
-    for i, piece in enumerate(pieces):
-        if BROKEN not in piece:
-            if whole[at : at + len(piece)] != piece and at < len(whole):
-                raise BranchFailed("the tokens' text does not make up the completion's text")
-            texts.append(piece)
-            at += len(piece)
-            continue
-        following = pieces[i + 1] if i + 1 < len(pieces) else ""
-        if BROKEN in following:
-            texts.append("")
-            continue
-        end = whole.find(following, at + 1) if following else len(whole)
-        if end < 0:
-            raise BranchFailed("the tokens' text does not make up the completion's text")
-        texts.append(whole[at:end])
-        at = end
-    return texts
+def candidate_texts(candidates: Sequence[Any], numbers: Sequence[int]) -> dict[int, str]:
+    """What each candidate reads by itself, by token id, as the runtime shows it.
+
+    A token that holds a part of a character has U+FFFD for it, one that has no text (the end of
+    the sequence) its name. Candidates whose text was not sent are left out.
+    """
+    texts: list[Any] = [candidate[2] if len(candidate) > 2 else None for candidate in candidates]
+    pairs = zip(numbers, texts, strict=True)
+    if set(map(type, texts)) == {str}:
+        found = dict(pairs)
+    else:
+        found = {token: text for token, text in pairs if type(text) is str}
+    return dict(zip(found, storable(list(found.values())), strict=True))
+
+
+def storable(texts: list[str]) -> list[str]:
+    """`texts` with what no database keeps in a text (NUL, half a surrogate pair) as U+FFFD."""
+    joined = "".join(texts)
+    try:
+        joined.encode()  # much faster than to search for what can't be
+        odd = "\x00" in joined
+    except UnicodeEncodeError:
+        odd = True
+    return [_UNSTORABLE.sub(BROKEN, text) for text in texts] if odd else texts
+
+
+def shown(value: object) -> str:
+    """An odd value in a message: a number or None as it is, else only what it is."""
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if abs(value) < 10**30 else "a huge number"
+    return f"a {type(value).__name__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from marco_search.runtime.tokens import read_tokens
+from marco_search.runtime.reply import read_completion
 from ops.bench.engine import texts
 from ops.bench.engine.core import milliseconds_per_node
 from ops.bench.engine.simulator import STEP_S, Engine, PrefixCache
@@ -44,7 +44,7 @@ def test_completions_go_on_from_where_the_prefix_ends() -> None:
     assert (fresh - later, ended) == (2, 0)
     text, tokens, data = texts.completion(3, fresh)
     answer = json.loads(data + b"}}")
-    read = read_tokens(answer["text"], answer["meta_info"])
+    read = read_completion(answer["text"], answer["meta_info"]).tokens
     assert len(read) == tokens
     assert "".join(t.text for t in read) == text
 

@@ -49,7 +49,9 @@ def open_endpoint(settings: Settings) -> ForkRuntime:
         pool.close()
         raise
     backend = EndpointBackend(pool, timeout_s=timeout_s)
-    return ForkRuntime(backend, pool.info, _template(settings), timeout_s=timeout_s)
+    return ForkRuntime(
+        backend, pool.info, _template(settings), timeout_s=timeout_s, api_key=access.api_key
+    )
 
 
 def _api_key(settings: Settings) -> str | None:

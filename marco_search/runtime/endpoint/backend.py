@@ -64,7 +64,7 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
         found = self._send(s, body)
         if isinstance(found, Failure) and found.room:
             # Near the end of the context: the server refuses to generate less than asked.
-            parameters["max_new_tokens"] = found.room
+            parameters["max_new_tokens"] = min(found.room, parameters["max_new_tokens"])
             found = self._send(s, body)
         if isinstance(found, Failure):
             if found.room == 0:
@@ -73,6 +73,10 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
         text, meta = found.get("text"), found.get("meta_info")
         if not isinstance(text, str) or not isinstance(meta, dict):
             return error_value("BranchFailed", "the server's answer is not a completion")
+        if not meta.keys().isdisjoint(("error", "error_type")):
+            said = meta.get("error")
+            said = said if isinstance(said, str) else "it gives no reason"
+            return error_value("BranchFailed", f"the server failed: {said}")
         reason = meta.get("finish_reason")
         matched = reason.get("matched") if isinstance(reason, dict) else None
         self._remember(s.text_ + text + (matched if isinstance(matched, str) else ""))

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure, RuntimeUnavailable
 
-_LONGEST_QUOTE = 300  # characters of a server's own message that are passed on
+_LONGEST_BODY = 10_000  # characters of an error's body that are looked at
 # How SGLang 0.4 to 0.5 says that a prompt does not fit.
 _TOO_LONG = ("longer than the model's context length", "exceeds the maximum", "maximum allowed")
 # The prompt fits, but not all that may be generated: (context, prompt) in tokens.
@@ -39,23 +39,27 @@ def cut_short(deadline_passed: bool) -> Failure:
     return Failure(kind=BranchFailed, message="aborted")
 
 
-def unreachable(url: str, error: Exception) -> Failure:
+def unreachable(url: str, why: str) -> Failure:
     """No connection."""
     return Failure(
         kind=RuntimeUnavailable,
-        message=f"{url} can't be reached: {_reason(error)}",
+        message=f"{url} can't be reached: {why}",
         again=True,
         gone=True,
     )
 
 
-def broken_off(url: str, error: Exception) -> Failure:
+def broken_off(url: str, why: str) -> Failure:
     """The connection was lost, or fell silent, before the answer was complete."""
     return Failure(
-        kind=RuntimeUnavailable,
-        message=f"{url} broke off its answer: {_reason(error)}",
-        again=True,
+        kind=RuntimeUnavailable, message=f"{url} broke off its answer: {why}", again=True
     )
+
+
+def too_large(url: str, path: str, most: int) -> Failure:
+    """An answer of more than `most` bytes, which was not read to its end."""
+    message = f"{url}{path}: the answer is larger than {most >> 10:,} KiB, all that was asked for"
+    return Failure(kind=BranchFailed, message=message)
 
 
 def not_json(url: str, path: str) -> Failure:
@@ -65,9 +69,8 @@ def not_json(url: str, path: str) -> Failure:
     )
 
 
-def refused(url: str, path: str, status: int, retry_after: str | None, body: bytes) -> Failure:
-    """An answer with a status other than 200, and its Retry-After header."""
-    said = _said(body)
+def refused(url: str, path: str, status: int, retry_after: str | None, said: str) -> Failure:
+    """An answer with a status other than 200: its Retry-After header and what it says."""
     message = f"{url}{path} answered {status}" + (f": {said}" if said else "")
     if status in (401, 403):
         message += " (set MARCO_RUNTIME_API_KEY to the server's key)"
@@ -85,7 +88,8 @@ def refused(url: str, path: str, status: int, retry_after: str | None, body: byt
     return Failure(kind=BranchFailed, message=message, room=_room(said), missing=status == 404)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error of the connection says."""
     if isinstance(error, TimeoutError):
         return "it took too long"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -93,18 +97,18 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _said(body: bytes) -> str:
-    """The server's own words: OpenAI's error object, FastAPI's detail, or plain text."""
-    text = body[:10_000].decode(errors="replace")
+def said(body: bytes) -> str:
+    """The server's own words: OpenAI's error object, FastAPI's detail, or the text as it is."""
+    text = body[:_LONGEST_BODY].decode(errors="replace")
     try:
         found = json.loads(body)
-    except ValueError:
-        return text[:_LONGEST_QUOTE]
+    except (ValueError, RecursionError):
+        return text
     if isinstance(found, dict):
         found = found.get("error", found)
     if isinstance(found, dict):
         found = found.get("message", found.get("detail", found))
-    return str(found)[:_LONGEST_QUOTE]
+    return found[:_LONGEST_BODY] if isinstance(found, str) else text
 
 
 def _room(said: str) -> int | None:
@@ -123,5 +127,5 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

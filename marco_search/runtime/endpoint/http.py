@@ -22,9 +22,11 @@ from marco_search.errors import InvalidSettings
 from marco_search.runtime.endpoint import failures
 from marco_search.runtime.endpoint.calls import Call
 from marco_search.runtime.endpoint.failures import Failure
+from marco_search.runtime.quoting import quoting
 
-_LARGEST_ANSWER = 256 * 2**20  # bytes; 32 k tokens with five candidates each are about 6 MB
-_CHUNK = 1 << 18  # bytes
+LARGEST_ANSWER = 2**20  # bytes, where nobody knows better
+_LARGEST_ERROR = 2**16  # bytes that are read of it
+_CHUNK = 2**16  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +76,21 @@ class Connections:
             self._headers["Authorization"] = f"Bearer {access.api_key}"
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
+        self._quoted = quoting(access.api_key)
         self._look = look
-        self._closed_on_us = False  # a kept connection, and nobody has looked since
+        self._looking = threading.Lock()
+        self._closures = 0  # connections that the server has closed
+        self._seen = 0  # of these, how many before it was last looked at
 
     def get(self, path: str, call: Call) -> dict[str, Any] | Failure:
         """The JSON object at `path`."""
-        return self._ask("GET", path, None, call)
+        return self._ask("GET", path, None, call, LARGEST_ANSWER)
 
-    def post(self, path: str, body: Mapping[str, Any], call: Call) -> dict[str, Any] | Failure:
-        """The JSON object that the server answers to `body`."""
-        return self._ask("POST", path, json.dumps(body).encode(), call)
+    def post(
+        self, path: str, body: Mapping[str, Any], call: Call, most: int = LARGEST_ANSWER
+    ) -> dict[str, Any] | Failure:
+        """The JSON object that the server answers to `body`, of `most` bytes at most."""
+        return self._ask("POST", path, json.dumps(body).encode(), call, most)
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -93,52 +100,75 @@ class Connections:
             connection.close()
 
     def _ask(
-        self, method: str, path: str, body: bytes | None, call: Call
+        self, method: str, path: str, body: bytes | None, call: Call, most: int
     ) -> dict[str, Any] | Failure:
-        found = self._send(method, path, body, call)
+        found = self._send(method, path, body, call, most)
         if isinstance(found, Failure):
             return found
         status, headers, data = found
         if status != 200:
-            return failures.refused(self.url, path, status, headers["Retry-After"], data)
+            said = self._quoted(failures.said(data))
+            return failures.refused(self.url, path, status, headers["Retry-After"], said)
         try:
-            answer = json.loads(data) if data else {}
-        except ValueError:
+            answer = json.loads(data, object_pairs_hook=_object) if data else {}
+        except (ValueError, RecursionError):
             answer = None
         return answer if isinstance(answer, dict) else failures.not_json(self.url, path)
 
     def _send(
-        self, method: str, path: str, body: bytes | None, call: Call
+        self, method: str, path: str, body: bytes | None, call: Call, most: int
     ) -> tuple[int, http.client.HTTPMessage, bytes] | Failure:
         while not call.over:
             connection = self._kept()
             kept = connection is not None
-            if self._closed_on_us and method == "POST":
-                self._closed_on_us = False
-                changed = self._look(call)
-                if changed is not None:
-                    self._closed_on_us = True
-                    if connection is not None:
-                        connection.close()
-                    return changed
+            changed = self._looked_at(call) if method == "POST" else None
+            if changed is not None:
+                if connection is not None:
+                    connection.close()
+                return changed
             try:
                 connection = connection or self._connect(call)
             except (OSError, http.client.HTTPException) as error:
-                return self._ended(call) or failures.unreachable(self.url, error)
+                why = self._quoted(failures.reason(error))
+                return self._ended(call) or failures.unreachable(self.url, why)
             try:
-                answer = self._exchange(connection, method, path, body, call)
+                answer = self._exchange(connection, method, path, body, call, most)
+            except _TooLargeError:
+                connection.close()
+                return failures.too_large(self.url, path, most)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()
                 ended = self._ended(call)
+                if ended is None:
+                    self._closed_by_server()
                 if kept and ended is None and isinstance(error, ConnectionError):
-                    self._closed_on_us = True
                     continue  # it had gone stale: not the server's fault, take another
-                return ended or failures.broken_off(self.url, error)
+                why = self._quoted(failures.reason(error))
+                return ended or failures.broken_off(self.url, why)
             if connection.sock is not None:  # else the server asked to close it
                 with self._lock:
                     self._idle.append(connection)
             return answer
         return failures.cut_short(call.left_s <= 0)
+
+    def _looked_at(self, call: Call) -> Failure | None:
+        """Ask `look` if connections were closed since it was last asked; others wait for it."""
+        if self._closures == self._seen:
+            return None
+        if not self._looking.acquire(timeout=max(call.left_s, 0.0)):
+            return failures.cut_short(deadline_passed=True)
+        try:
+            closures = self._closures
+            changed = self._look(call) if closures != self._seen else None
+            if changed is None:
+                self._seen = closures
+            return changed
+        finally:
+            self._looking.release()
+
+    def _closed_by_server(self) -> None:
+        with self._lock:
+            self._closures += 1
 
     def _ended(self, call: Call) -> Failure | None:
         """If we ended the call ourselves, that is what happened, whatever it looked like."""
@@ -151,12 +181,17 @@ class Connections:
         path: str,
         body: bytes | None,
         call: Call,
+        most: int,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         sock = connection.sock  # the connection forgets it when the server will close
         with call.using(sock):
             sock.settimeout(max(call.left_s, 0.001))
             connection.request(method, self._path + path, body, self._headers)
             with connection.getresponse() as response:
+                if response.status != 200:
+                    most = _LARGEST_ERROR
+                elif (response.length or 0) > most:
+                    raise _TooLargeError
                 sized = response.chunked or response.length is not None
                 chunks, size = [], 0
                 while True:
@@ -166,8 +201,11 @@ class Connections:
                         break
                     chunks.append(chunk)
                     size += len(chunk)
-                    if size > _LARGEST_ANSWER:
-                        raise ValueError(f"more than {_LARGEST_ANSWER >> 20} MiB")
+                    if size > most:
+                        if response.status == 200:
+                            raise _TooLargeError
+                        connection.close()
+                        return response.status, response.headers, b"".join(chunks)
                 if response.length:  # read1 does not say that bytes are missing
                     raise http.client.IncompleteRead(b"", response.length)
                 if not sized and (call.over or not chunks):  # nor that the headers were cut
@@ -196,8 +234,19 @@ class Connections:
                 connection = self._idle.pop()
             if connection.sock is not None and not _readable(connection.sock):
                 return connection
-            self._closed_on_us = True
+            self._closed_by_server()
             connection.close()
+
+
+class _TooLargeError(Exception):
+    """The answer has more bytes than it may have."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice in an object")
+    return found
 
 
 def _readable(sock: socket.socket) -> bool:

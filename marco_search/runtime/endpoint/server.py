@@ -13,10 +13,14 @@ from marco_search.runtime.endpoint.calls import Call
 from marco_search.runtime.endpoint.failures import Failure, cut_short
 from marco_search.runtime.endpoint.http import Access, Connections
 from marco_search.runtime.endpoint.limits import Limiter
+from marco_search.runtime.quoting import quoting
 
 DEFAULT_CONTEXT_TOKENS = 32_768  # of Qwen2 and Marco-o1, for a server that does not say
+_MOST_CONTEXT_TOKENS = 2**30
 ASK_S = 10.0  # for a server to say what it serves
 _ABORT_S = 2.0
+# Bytes of an answer. A token comes with five candidates, each about 40 and its text.
+_ANSWER, _ANSWER_A_TOKEN = 2**18, 2**11
 _STRIKES = 3  # failures in a row that make a server unwell; one refused connection does too
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
@@ -30,7 +34,9 @@ class Server:
         self.limiter = Limiter(most_in_flight, slow_s)
         self._connections = Connections(url, access, self._look_for_another)
         self._lock = threading.Lock()
+        self._quoted = quoting(access.api_key)
         self._strikes = 0
+        self._silent = False  # unwell because it answered nothing in time
         self._pause_s = 0.0  # 0: well
         self._look_again_at = 0.0
 
@@ -43,7 +49,8 @@ class Server:
         began = time.monotonic()
         found: dict[str, Any] | Failure | None = None
         try:
-            found = self._looked_at(call) or self._connections.post("/generate", body, call)
+            most = _ANSWER + _ANSWER_A_TOKEN * body["sampling_params"]["max_new_tokens"]
+            found = self._looked_at(call) or self._connections.post("/generate", body, call, most)
         finally:
             ok = isinstance(found, dict)
             busy = isinstance(found, Failure) and found.busy
@@ -53,6 +60,8 @@ class Server:
             self._connections.post(
                 "/abort_request", {"rid": body["rid"]}, Call(time.monotonic() + _ABORT_S)
             )
+            if call.left_s <= 0:
+                self._strike(silent=True)
         else:
             self._note(found)
         return found
@@ -73,10 +82,15 @@ class Server:
         """What the server says of its model; this decides whether it is well."""
         found = self._get("/get_model_info", "/model_info", call)
         if not isinstance(found, Failure) and self.expected:
-            serves, wanted = _model_of(found), (self.expected.model, self.expected.revision)
+            serves, wanted = self._model_of(found), (self.expected.model, self.expected.revision)
             if serves != wanted:
                 message = f"{self.url} serves {_named(serves)} now, it was {_named(wanted)}"
                 found = Failure(kind=ModelRefused, message=message, again=True)
+        if not isinstance(found, Failure) and self._silent:
+            # It answered this before, and nothing that was to be generated.
+            alive = self._connections.get("/health_generate", call)
+            if isinstance(alive, Failure) and not alive.missing:
+                found = alive
         if isinstance(found, Failure):
             self.unwell()
         else:
@@ -92,13 +106,21 @@ class Server:
         if isinstance(server, Failure):
             server = {}  # a router has none
         context = server.get("context_length") or server.get("max_req_input_len")
+        known = type(context) is int and 0 < context <= _MOST_CONTEXT_TOKENS
         return RuntimeInfo(
             name="sglang",
-            version=str(server.get("version", "unknown")),
-            model=_model_of(model)[0],
-            revision=_model_of(model)[1],
-            context_tokens=int(context or DEFAULT_CONTEXT_TOKENS),
+            version=self._quoted(str(server.get("version", "unknown"))),
+            model=self._model_of(model)[0],
+            revision=self._model_of(model)[1],
+            context_tokens=context if known else DEFAULT_CONTEXT_TOKENS,
         )
+
+    def _model_of(self, info: Mapping[str, Any]) -> tuple[str, str]:
+        """(model, revision) in an answer of /get_model_info."""
+        model, revision = (
+            str(info.get(name) or "unknown") for name in ("model_path", "weight_version")
+        )
+        return self._quoted(model), self._quoted(revision)
 
     def _get(self, path: str, newer: str, call: Call) -> dict[str, Any] | Failure:
         """SGLang 0.5 has both paths and says that the first will go."""
@@ -135,20 +157,21 @@ class Server:
 
     def _note(self, found: dict[str, Any] | Failure) -> None:
         if isinstance(found, Failure) and found.again and not found.busy:
-            with self._lock:
-                self._strikes += 1
-                down = self.well and (found.gone or self._strikes >= _STRIKES)
-            if down:
-                self.unwell()
+            self._strike(gone=found.gone)
             return
         with self._lock:
             self._strikes = 0
             self._pause_s = 0.0
+            self._silent = False
 
-
-def _model_of(info: Mapping[str, Any]) -> tuple[str, str]:
-    """(model, revision) in an answer of /get_model_info."""
-    return str(info.get("model_path", "unknown")), str(info.get("weight_version", "unknown"))
+    def _strike(self, *, gone: bool = False, silent: bool = False) -> None:
+        """Count a failure; `gone`: no connection, `silent`: no answer until the deadline."""
+        with self._lock:
+            self._strikes += 1
+            down = self.well and (gone or self._strikes >= _STRIKES)
+            self._silent |= down and silent
+        if down:
+            self.unwell()
 
 
 def _named(model: tuple[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from marco_search import driver
 from marco_search.driver import MemoryJournal
 from marco_search.runtime.base import Message, RuntimeInfo
-from marco_search.runtime.tokens import read_tokens
+from marco_search.runtime.reply import read_completion
 from marco_search.search.branches import Branch, Expansion, Finish, Segment
 from ops.bench.engine import texts
 from ops.bench.engine.searches import job
@@ -66,7 +66,7 @@ def _segment(variant: int, steps: int) -> Segment:
     if key not in _segments:
         text, _, data = texts.completion(variant, steps)
         answer = json.loads(data + b"}}")
-        _segments[key] = Segment(text, read_tokens(answer["text"], answer["meta_info"]))
+        _segments[key] = Segment(text, read_completion(answer["text"], answer["meta_info"]).tokens)
     return _segments[key]
 
 

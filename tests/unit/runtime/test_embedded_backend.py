@@ -24,7 +24,7 @@ from marco_search.runtime.embedded.requests import GenerationRequest
 from marco_search.runtime.embedded.streaming import TextStream
 from marco_search.runtime.fork_runtime import ForkRuntime
 from marco_search.runtime.params import VARIABLE, BranchParams
-from marco_search.runtime.tokens import read_tokens
+from marco_search.runtime.reply import read_completion
 from marco_search.search.branches import BranchRequest, Expansion, Finish, Reflect
 from tests.tiny_model import write_model
 
@@ -142,7 +142,7 @@ def test_a_stop_string_ends_the_text_and_its_tokens_are_given(backend: EmbeddedB
             assert meta["finish_reason"] == {"type": "stop", "matched": stop}
             pieces = "".join(p for _, _, p in meta["output_token_logprobs"])
             assert pieces.startswith(text + stop)
-            tokens = read_tokens(text, meta)
+            tokens = read_completion(text, meta, stops=[stop]).tokens
             assert "".join(t.text for t in tokens) == pieces
     assert tried > 10
 
@@ -161,7 +161,7 @@ def test_the_end_of_sequence_stops_and_has_no_text(model: LoadedModel, tmp_path:
     assert meta["finish_reason"] == {"type": "stop", "matched": eos}
     assert meta["output_token_logprobs"][-1][1:] == [eos, ""]
     assert meta["completion_tokens"] <= 8
-    tokens = read_tokens(text, meta)
+    tokens = read_completion(text, meta).tokens
     assert tokens[-1].text == ""
     assert "".join(t.text for t in tokens) == text
     token = meta["output_token_logprobs"][0][1]

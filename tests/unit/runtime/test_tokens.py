@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.tokens import BROKEN, read_texts, read_tokens
+from marco_search.runtime.pieces import BROKEN
+from marco_search.runtime.reply import read_completion
+from marco_search.runtime.tokens import candidate_texts, ids
 
 
 def meta(pieces: list[str], reason: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -19,7 +21,7 @@ def meta(pieces: list[str], reason: dict[str, Any] | None = None) -> dict[str, A
 
 
 def texts(text: str, pieces: list[str], reason: dict[str, Any] | None = None) -> list[str]:
-    return [t.text for t in read_tokens(text, meta(pieces, reason))]
+    return [t.text for t in read_completion(text, meta(pieces, reason)).tokens]
 
 
 def test_a_stop_string_belongs_to_the_text() -> None:
@@ -61,7 +63,7 @@ def test_log_probs_are_float32_values_and_candidates_are_sorted() -> None:
     sent = meta(["x"])
     sent["output_token_logprobs"][0][0] = -0.1234567891234
     sent["output_top_logprobs"][0].reverse()
-    (token,) = read_tokens("x", sent)
+    (token,) = read_completion("x", sent).tokens
     assert struct.unpack("f", struct.pack("f", token.logprob))[0] == token.logprob
     assert [p for _, p in token.top] == [0.0, -1.0, -2.0, -3.0, -4.0]
 
@@ -76,4 +78,6 @@ def test_candidates_read_as_the_runtime_shows_them() -> None:
         [[-0.1, 7, " x"], [-2.0, 8, "\x00"], [-3.0, 9, None]],
         [[-0.1, 10, BROKEN], [-9.0, 151645, "<|im_end|>"], [-9.5, 7, " x"]],
     ]
-    assert read_texts(sent) == {7: " x", 8: BROKEN, 10: BROKEN, 151645: "<|im_end|>"}
+    candidates = [c for top in sent["output_top_logprobs"] for c in top]
+    read = candidate_texts(candidates, ids(candidates))
+    assert read == {7: " x", 8: BROKEN, 10: BROKEN, 151645: "<|im_end|>"}
