@@ -33,6 +33,11 @@ def escaped(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def one_line(text: str) -> str:
+    """`text` without control characters and without line feeds, which show as \\n."""
+    return escaped(text).replace("\n", "\\n")
+
+
 def redacted(text: str) -> str:
     """`text` with passwords, keys and tokens replaced by ***."""
     known = _known(tuple(_secrets()))

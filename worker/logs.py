@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from marco_search.printable import one_line
+from marco_search.printable import one_line, redacted
 
 _FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 _TRACE = "    | "  # before each line of a traceback: none looks like an event of its own
 
 
 class Lines(logging.Formatter):
-    """Writes control characters as Python does, so that no text can look like another event."""
+    """Escapes control characters and hides secrets: no text can look like another event."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """The event's own line."""
-        return one_line(super().formatMessage(record))
+        return one_line(redacted(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """A traceback, each line set off."""
@@ -38,4 +38,4 @@ def set_up(level: str) -> None:
 
 
 def _set_off(text: str) -> str:
-    return "\n".join(_TRACE + one_line(line) for line in text.split("\n"))
+    return "\n".join(_TRACE + one_line(line) for line in redacted(text).split("\n"))

@@ -7,13 +7,10 @@ import re
 from collections.abc import Callable
 from urllib.parse import quote
 
-from marco_search.printable import one_line
+from marco_search.printable import HIDDEN, one_line, redacted
 
 _LONGEST = 500  # characters
-_HEADER = re.compile(
-    r"""(authorization\W{1,8}|\bbearer\s+(?=\S{16}))(?:(?:bearer|basic)\s+)?[^\s"',;}\\]+""", re.I
-)
-HIDDEN = "[hidden]"
+_HEADER = re.compile(r"""(?i)(authorization\W{1,8})(?:(?:bearer|basic)\s+)?[^\s"',;}\\]+""")
 
 
 def quoting(key: str | None) -> Callable[[str], str]:
@@ -24,7 +21,7 @@ def quoting(key: str | None) -> Callable[[str], str]:
     def quoted(text: str) -> str:
         for form in sorted(forms, key=len, reverse=True):
             text = text.replace(form, HIDDEN)
-        text = one_line(_HEADER.sub(rf"\1{HIDDEN}", text))
+        text = one_line(redacted(_HEADER.sub(rf"\1{HIDDEN}", text)))
         return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
     return quoted

@@ -105,7 +105,7 @@ class Server:
         server = self._get("/get_server_info", "/server_info", Call(time.monotonic() + ASK_S))
         if isinstance(server, Failure):
             server = {}  # a router has none
-        context = server.get("context_length") or server.get("max_req_input_len")
+        context: Any = server.get("context_length") or server.get("max_req_input_len")
         known = type(context) is int and 0 < context <= _MOST_CONTEXT_TOKENS
         return RuntimeInfo(
             name="sglang",
