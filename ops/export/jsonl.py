@@ -32,10 +32,14 @@ def _plain(value: Any, kind: str) -> Any:
     if value is None:
         return None
     if kind == "json":
-        return json.loads(value)
+        return json.loads(value, parse_float=lambda text: _finite(float(text)))
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
     if kind.startswith("list<float"):
-        # A missing candidate has log-prob minus infinity, which JSON has no word for.
-        return [x if math.isfinite(x) else None for x in value]
-    return value
+        return [_finite(x) for x in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for infinities, such as the log-prob of a missing candidate, and NaN."""
+    return value if math.isfinite(value) else None

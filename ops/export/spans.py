@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -63,7 +64,7 @@ class _Tracer:
             context=self._context(place),
             parent=None if parent is None else self._context(parent),
             resource=_RESOURCE,
-            attributes={k: v for k, v in attributes.items() if v is not None},
+            attributes={k: v for k, v in attributes.items() if _known(v)},
             kind=SpanKind.CLIENT if attributes[_KIND] == _LLM else SpanKind.INTERNAL,
             status=Status(StatusCode.OK) if error is None else Status(StatusCode.ERROR, error),
             start_time=min(start, end),
@@ -161,7 +162,7 @@ def _branch(
     failed = rollout.finish is Finish.FAILED
     place = f"rollout {rollout.rollout_id}"
     return tracer.span(
-        place, parent, place, max(start, end - round(rollout.seconds * 1e9)), end,
+        place, parent, place, max(start, end - _long(rollout.seconds)), end,
         {
             _KIND: _LLM,
             SpanAttributes.LLM_MODEL_NAME: attempt.model,
@@ -204,6 +205,15 @@ def _message(list_name: str, role: str, content: str | None) -> dict[str, str]:
         first + MessageAttributes.MESSAGE_ROLE: role,
         first + MessageAttributes.MESSAGE_CONTENT: content,
     }
+
+
+def _known(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _long(seconds: float) -> int:
+    """Nanoseconds; 0 for what is no length of time."""
+    return round(seconds * 1e9) if math.isfinite(seconds) else 0
 
 
 def _error(message: str | None, text: bool) -> str:

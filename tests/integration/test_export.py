@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +12,7 @@ from threading import Thread
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -190,6 +192,27 @@ def test_a_trace_in_a_file_is_the_same_each_time_and_may_have_no_text(
     run(str(tmp_path), "--format", "otlp-json", "--no-text")
     assert "1 + 1" in before
     assert "1 + 1" not in path.read_text()
+
+
+def test_numbers_that_are_not_finite_are_exported_as_unknown(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    """No such number is stored any more; a trail of an earlier version may have some."""
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SET session_replication_role = replica")  # the trail is append-only
+        conn.execute("UPDATE rollouts SET seconds = 'infinity', value = 'nan', confidence = 'nan'")
+        conn.execute("UPDATE nodes SET confidences = array_fill('-infinity'::float8, ARRAY[cardinality(confidences)])")
+        conn.execute("UPDATE jobs SET seconds = 'nan', confidence = 'infinity'")
+    run(str(tmp_path))
+    rollouts = lines(tmp_path / "rollouts.jsonl")
+    assert {(r["seconds"], r["value"], r["confidence"]) for r in rollouts} == {(None, None, None)}
+    assert lines(tmp_path / "jobs.jsonl")[0]["seconds"] is None
+    assert "Infinity" not in (tmp_path / "nodes.jsonl").read_text()
+    run(str(tmp_path), "--format", "otlp-json")
+    assert not {"NaN", "Infinity"} & set(
+        re.findall(r"[A-Za-z]+", (tmp_path / "traces.jsonl").read_text())
+    )
+    run(str(tmp_path), "--format", "parquet")
 
 
 def test_a_collector_that_refuses_is_an_error(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,15 @@ from marco_search.store import claims, jobs, queries, reclaim
 from marco_search.store.connect import Database
 from marco_search.store.leases import Worker
 from tests.integration.toys import insert, open_database, question, runner, settings_for
-from tests.unit.runtime.sglang_server import Handler, Server, runtime, serving, until
+from tests.unit.runtime.odd_replies import ODD
+from tests.unit.runtime.sglang_server import (
+    Handler,
+    Server,
+    completion,
+    runtime,
+    serving,
+    until,
+)
 
 OTHER = Worker(name="other", host="h", pid=2)
 
@@ -64,6 +73,74 @@ def test_the_trail_says_which_branches_failed_and_why(
         (outcome,) = queries.results(conn, [stored.id])
     assert outcome.state == "succeeded"
     assert outcome.answer is not None
+
+
+def test_no_answer_is_odd_enough_to_end_a_job(
+    settings: Settings, database: Database, server: Server
+) -> None:
+    """One answer in four is odd, each in another way; a job beside it goes on."""
+    odd: dict[int, str] = {}
+    kinds = iter([name for name in ODD if name != "more tokens"])  # here more are asked for
+    calls = itertools.count(1)
+    lock = threading.Lock()
+
+    def some(handler: Handler, body: dict[str, Any]) -> bool:
+        seed = body["sampling_params"].get("sampling_seed")
+        if body["sampling_params"]["max_new_tokens"] == 0 or "Odd" not in body["text"]:
+            return False
+        with lock:
+            name = next(kinds, None) if next(calls) % 4 == 0 else None
+            if name is None:
+                return False
+            odd[seed] = name
+        answer = completion(body)
+        ODD[name][0](answer)
+        handler.send(answer)
+        return True
+
+    server.act = some
+    many = {"rollouts": 4 * len(ODD), "strategy": "step", "early_stop": False}
+    one, other = insert(
+        database, question("Odd?", options=many), question("Even?", options={"rollouts": 8})
+    )
+    with runtime(server) as opened:
+        for job in (one, other):
+            runner(settings, database, opened).run(job.id)
+    rows = sql(database, "SELECT seed, error FROM rollouts WHERE job_id = %s", one.id)
+    failed = {seed: error for seed, error in rows if error is not None}
+    assert set(odd.values()) == ODD.keys() - {"more tokens"}
+    assert {seed: ODD[name][1] in failed[seed] for seed, name in odd.items()} == dict.fromkeys(
+        failed, True
+    )
+    states = sql(database, "SELECT state, failures FROM jobs")
+    assert states == [("succeeded", 0)] * 2
+    (found,) = sql(database, "SELECT max(seconds), max(prompt_tokens) FROM rollouts")
+    assert found[0] < 60
+    assert found[1] < 10_000
+
+
+def test_what_a_server_says_is_stored_without_its_key(
+    settings: Settings, database: Database, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It echoes the request's headers, as some proxies do, and forges a line of the log."""
+
+    def echo(handler: Handler, body: dict[str, Any]) -> bool:
+        handler.send(
+            {"detail": f"{handler.headers}\n2026-01-01 CRITICAL root: FORGED\x1b[31m"}, 400
+        )
+        return True
+
+    server.act = echo
+    (stored,) = insert(database, question())
+    with runtime(server, MARCO_RUNTIME_API_KEY="sesame-open") as opened:
+        runner(settings, database, opened).run(stored.id)
+    (row,) = sql(database, "SELECT last_error::text FROM jobs")
+    events = sql(database, "SELECT detail::text FROM audit_log")
+    kept = f"{row} {events} {caplog.text}"
+    assert "FORGED" in kept
+    assert "sesame" not in kept
+    assert "\x1b" not in caplog.text
+    assert not any(line.startswith("2026-01-01") for line in caplog.text.splitlines())
 
 
 @pytest.mark.parametrize("why", ["cancelled", "lease lost"])

@@ -32,7 +32,9 @@ class Server(ThreadingHTTPServer):
         self.model = model
         self.act: Act = lambda handler, body: False
         self.asked: list[dict[str, Any]] = []
+        self.about: dict[str, dict[str, Any]] = {}  # what it says of itself, by path
         self.missing: set[str] = set()  # paths that are not there
+        self.hung = threading.Event()  # set: says what it serves, and generates nothing
         self.aborted: list[str] = []
         self.connections: dict[Any, socket.socket] = {}
         self.released = threading.Event()  # ends all waits of `act`
@@ -58,8 +60,14 @@ class Handler(BaseHTTPRequestHandler):
             "/get_model_info": {"model_path": self.server.model, "weight_version": "v1"},
             "/get_server_info": {"version": "0.5.23", "context_length": 512},
         }
+        answers |= self.server.about
         if self.path in self.server.missing:
             self.send({"detail": "Not Found"}, 404)
+            return
+        if self.path == "/health_generate":
+            if self.server.hung.is_set():
+                self.server.released.wait(60)
+            self.raw(200, b"")
             return
         self.send(answers[self.path if self.path in answers else f"/get_{self.path[1:]}"])
 
@@ -71,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             self.raw(200, b"")
             return
         self.server.asked.append(body | {"authorization": self.headers["Authorization"]})
+        if self.server.hung.is_set():
+            self.server.released.wait(60)
         if not self.server.act(self, body):
             self.send(completion(body))
 

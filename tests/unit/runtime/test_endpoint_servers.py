@@ -12,6 +12,7 @@ from marco_search.errors import ModelRefused
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.runtime.endpoint.calls import Call
 from marco_search.runtime.endpoint.limits import Limiter
+from marco_search.runtime.endpoint.server import DEFAULT_CONTEXT_TOKENS
 from marco_search.search.branches import Finish
 from tests.unit.runtime.sglang_server import expansion, runtime, serving, stop, until
 
@@ -112,6 +113,42 @@ def test_a_server_restarted_with_another_model_between_two_calls_is_not_used() -
             (branch,) = opened.branch([expansion(1)])
             assert str(branch.error).startswith("ModelRefused: ")
             assert not other.asked
+
+
+def test_a_server_that_accepts_and_never_answers_is_left_out_until_it_generates() -> None:
+    with serving() as one, serving() as two, runtime(one, two, MARCO_RUNTIME_TIMEOUT_S="1") as it:
+
+        def answered_by_two(questions: str = "same") -> bool:
+            """All of some questions, which spread over both servers when both are well."""
+            asked = len(one.asked)
+            prompts = [f"{questions} {i}{ASSISTANT}" for i in range(12)]
+            found = [b for p in prompts for b in it.branch([expansion(1, prefix=p)])]
+            return all(b.finish is Finish.STOP for b in found) and len(one.asked) == asked
+
+        one.hung.set()  # what it serves, it still says
+        until(answered_by_two, 60)
+        one.hung.clear()
+        one.released.set()
+        until(lambda: not answered_by_two(str(time.monotonic())), 60)
+
+
+def test_nobody_uses_a_changed_server_while_another_looks_at_it() -> None:
+    """Many branches at once find that the server closed its connections."""
+    with serving() as first, runtime(first) as opened:
+        opened.branch([expansion(8)])
+        stop(first)
+        with serving(first.server_port, model="other") as other:
+            branches = opened.branch([expansion(8), expansion(8, first=8)])
+            assert {b.finish for b in branches} == {Finish.FAILED}
+            assert not other.asked
+
+
+def test_a_server_that_says_odd_things_of_itself_is_taken_as_unknown() -> None:
+    with serving() as server:
+        server.about = {"/get_server_info": {"version": "1\n\x1b[31m", "context_length": "long"}}
+        with runtime(server) as opened:
+            assert opened.info.version == r"1\n\u001b[31m"
+            assert opened.info.context_tokens == DEFAULT_CONTEXT_TOKENS
 
 
 def call() -> Call:
