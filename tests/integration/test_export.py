@@ -201,7 +201,10 @@ def test_numbers_that_are_not_finite_are_exported_as_unknown(
     with psycopg.connect(database_url) as conn:
         conn.execute("SET session_replication_role = replica")  # the trail is append-only
         conn.execute("UPDATE rollouts SET seconds = 'infinity', value = 'nan', confidence = 'nan'")
-        conn.execute("UPDATE nodes SET confidences = array_fill('-infinity'::float8, ARRAY[cardinality(confidences)])")
+        conn.execute(
+            "UPDATE nodes SET confidences ="
+            " array_fill('-infinity'::float8, ARRAY[cardinality(confidences)])"
+        )
         conn.execute("UPDATE jobs SET seconds = 'nan', confidence = 'infinity'")
     run(str(tmp_path))
     rollouts = lines(tmp_path / "rollouts.jsonl")
