@@ -24,7 +24,7 @@ def report_usage(error: click.ClickException, as_json: bool) -> int:
     if as_json:
         _write_json("UsageError", error.format_message(), error.exit_code)
     else:
-        error.message = _safe(error.message)
+        error.message = _safe(error.message)  # type: ignore[misc]  # final for subclasses only
         error.show(sys.stderr)
     return error.exit_code
 

@@ -131,14 +131,14 @@ def _storm(made: Rig, scale: Scale, seed: int) -> Storm:
 
 def _poison(made: Rig) -> dict[str, Any]:
     """A job that kills its worker, among others that must not suffer. As delivered: two."""
-    quarantine = {"MARCO_QUARANTINE_AFTER": "2", "MARCO_WORKER_SWEEPS": "true"}
+    quarantine: dict[str, Any] = {"MARCO_QUARANTINE_AFTER": "2", "MARCO_WORKER_SWEEPS": "true"}
     schedulers = [m for m in made.members if m.name.startswith("scheduler")]
     for member in schedulers:
         made.dismiss(member)
     worker = made.start_worker("poisoned", 1, **quarantine)
     wave = [job(_POISON + i, 16, poison=i == 0) for i in range(4)]
     results = made.producer.wait(made.producer.submit_many(wave), timeout_s=120)
-    attempts = made.producer.status(results[0].job_id).attempts
+    attempts = made.producer.status(str(results[0].job_id)).attempts
     made.dismiss(worker)
     return {
         "state": str(results[0].state),

@@ -40,5 +40,5 @@ def _open(given: Settings) -> Runtime:
 
 
 if __name__ == "__main__":
-    process.open_runtime = _open
+    vars(process)["open_runtime"] = _open
     sys.exit(main.run(settings.load(), processes=int(sys.argv[1]), name=sys.argv[2]))

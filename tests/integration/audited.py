@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid4
 
 import migrations
@@ -103,7 +104,10 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
         jobs.cancel(conn, ids["cancelled"])
     submit("queued", question("Later?"))
     for i in range(3):
-        about = {"tenant": "acme", "options": {"rollouts": 8, "strategy": "vote", "seed": i}}
+        about: dict[str, Any] = {
+            "tenant": "acme",
+            "options": {"rollouts": 8, "strategy": "vote", "seed": i},
+        }
         submit(f"acme{i}", OpenEndedJob(prompt="A name for a bakery?", **about), batch_id=None)
         run(f"acme{i}", ToyRuntime(("Crumbs", "Loaf")))
     return batch, ids

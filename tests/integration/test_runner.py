@@ -340,7 +340,8 @@ def test_a_round_waits_for_a_database_that_is_away(
 ) -> None:
     """Also when the round was committed and only the answer was lost: it is kept once."""
     (stored,) = insert(database, question())
-    append, failures = trail.append, []
+    append = trail.append
+    failures: list[Any] = []
 
     def unreliable(conn: Conn, *given: Any, **named: Any) -> bool:
         if len(failures) == 1:

@@ -109,11 +109,11 @@ def test_killed_servers_come_back_with_the_same_ports_and_data(home: Path) -> No
     with local_services(home) as urls:
         _write(urls)
         before = _state(home)
-        assert before.postgres
-        assert before.redis
-        os.kill(before.postgres.pid, signal.SIGKILL)
-        os.kill(before.redis.pid, signal.SIGKILL)
-        _until(lambda: not before.postgres.alive and not before.redis.alive)
+        servers = (before.postgres, before.redis)
+        for server in servers:
+            assert server
+            os.kill(server.pid, signal.SIGKILL)
+        _until(lambda: not any(server and server.alive for server in servers))
         _until(lambda: _still_there(urls))
         after = _state(home)
         assert (after.database_url, after.redis_url) == (before.database_url, before.redis_url)

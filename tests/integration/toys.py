@@ -35,7 +35,7 @@ def open_database(url: str) -> closing[Database]:
 
 
 def settings_for(database_url: str, redis_url: str, **more: Any) -> Settings:
-    given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    given: dict[str, Any] = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
     return Settings(**given, **{f"MARCO_{name.upper()}": value for name, value in more.items()})
 
 

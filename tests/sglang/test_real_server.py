@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from marco_search.errors import PromptTooLong
-from marco_search.jobs import ReasoningJob
+from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish, Reflect
@@ -27,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 Both = tuple[Runtime, Runtime]
 
 
-def fork(prefix: str, count: int, **more: object) -> Expansion:
-    given = {"max_new_tokens": 60, "temperature": 1.0} | more
+def fork(prefix: str, count: int, **more: Any) -> Expansion:
+    given: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0} | more
     requests_ = [BranchRequest(branch_id=i, seed=7 + i, **given) for i in range(count)]
     return Expansion(node_id=0, prefix=prefix, branches=tuple(requests_))
 
@@ -121,14 +122,17 @@ def test_the_whole_chain_from_producer_to_postgres(
     try:
         with Producer(database_url, redis_url) as producer:
             question = "Tom has 3 apples. Tom buys 5 more apples. How many apples does Tom have?"
-            options = {
+            options: dict[str, Any] = {
                 "strategy": "step",
                 "rollouts": 8,
                 "early_stop": False,
                 "max_new_tokens": 300,
             }
             jobs = producer.submit_many(
-                [ReasoningJob(question=question, options=options | {"seed": i}) for i in range(3)]
+                [
+                    ReasoningJob(question=question, options=SearchOptions(**options | {"seed": i}))
+                    for i in range(3)
+                ]
             )
             results = producer.wait(jobs, timeout_s=900)
     finally:

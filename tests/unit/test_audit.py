@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_an_untouched_chain_fits() -> None:
 @pytest.mark.parametrize("name", ["seq", "kind", "job_id", "root", "previous", "head", "at"])
 def test_every_column_of_a_link_counts(name: str) -> None:
     links = chain()
-    changed = {
+    changed: dict[str, Any] = {
         "seq": 7,
         "kind": "archive",
         "job_id": UUID(int=9),

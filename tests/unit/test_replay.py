@@ -11,7 +11,7 @@ import pytest
 
 from marco_search.driver import Finished, MemoryJournal, plan, run_search
 from marco_search.errors import ModelRefused
-from marco_search.jobs import ReasoningJob
+from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.replaying import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
@@ -40,8 +40,13 @@ def searched(runtime: Runtime, job: ReasoningJob, journal: MemoryJournal | None 
 
 
 def question(**options: Any) -> ReasoningJob:
-    given = {"strategy": "step", "rollouts": 16, "early_stop": False, "max_new_tokens": 200}
-    return ReasoningJob(question="What is 1 + 1?", options=given | options)
+    given: dict[str, Any] = {
+        "strategy": "step",
+        "rollouts": 16,
+        "early_stop": False,
+        "max_new_tokens": 200,
+    }
+    return ReasoningJob(question="What is 1 + 1?", options=SearchOptions(**given | options))
 
 
 def replayed(finished: Finished, runtime: Runtime, job: ReasoningJob) -> Replayed:

@@ -25,7 +25,7 @@ def shift_s() -> float:
     return float(struct.unpack_from("d", _shift)[0])
 
 
-class ShiftedDatetime(_datetime):
+class ShiftedDatetime(_datetime):  # type: ignore[valid-type, misc]
     """A datetime whose now is shifted."""
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
 def test_the_first_rollouts_of_a_run_are_the_run_of_so_many(tmp_path: Path) -> None:
     for strategy in ("vote", "step", "mini-step-32"):
 
-        def traces(n: int, strategy: str = strategy) -> list[Trace]:
+        def traces(n: int, strategy: Any = strategy) -> list[Trace]:
             options = SearchOptions(strategy=strategy, rollouts=n, early_stop=False)
             file = tmp_path / f"{strategy}-{n}.jsonl"
             return run(PROBLEMS, Recipe(options=options), ToyRuntime(), file)
@@ -210,6 +211,6 @@ def test_a_row_has_the_figures_of_its_run() -> None:
 
 
 def test_test_at_8_of_separate_guesses_and_of_a_tree() -> None:
-    said: list[tuple[str | None, float]] = [("3", 0.5)] * 15 + [("4", 0.5)]
+    said: list[tuple[str | None, float]] = [*[("3", 0.5)] * 15, ("4", 0.5)]
     trace = traced(PROBLEMS[0].key, said)
     assert row("vote", [trace], GRADER).test_at == {"8": 0.5, "16": 1.0}

@@ -22,7 +22,7 @@ WORDS = ["--problems", "3", "--rollouts", "8"]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MARCO_HOME", str(tmp_path / "home"))
     settings.load.cache_clear()
-    few = {kind: paper_table.text_problems(kind)[:4] for kind in ("translation", "open-ended")}
+    few = {kind: paper_texts.text_problems(kind)[:4] for kind in ("translation", "open-ended")}
     for module in (paper_table, paper_texts):
         monkeypatch.setattr(module, "text_problems", few.__getitem__)
     monkeypatch.setattr(paper_table, "open_runtime", lambda _: ToyRuntime(["1", "198", "307"]))

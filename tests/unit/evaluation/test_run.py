@@ -42,7 +42,8 @@ def problems(n: int = 6, answer: str = "1") -> list[Problem]:
 
 
 def recipe(**options: Any) -> Recipe:
-    return Recipe(options=SearchOptions(**{"strategy": "vote", "rollouts": 4} | options))
+    given: dict[str, Any] = {"strategy": "vote", "rollouts": 4}
+    return Recipe(options=SearchOptions(**given | options))
 
 
 def test_labels_never_reach_a_search(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.act(self, body):
             self.send(completion(body))
 
-    def send(self, answer: Any, status: int = 200, **headers: str) -> None:
+    def send(self, answer: Any, status: int = 200, **headers: Any) -> None:
         self.raw(status, json.dumps(answer).encode(), **headers)
 
     def raw(self, status: int, data: bytes, length: int | None = None, **headers: str) -> None:

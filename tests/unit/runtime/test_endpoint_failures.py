@@ -41,7 +41,7 @@ def seed_of(body: dict[str, Any]) -> int | None:
     return seed
 
 
-def only_bad(act: Callable[[Handler, dict[str, Any]], None]) -> Any:
+def only_bad(act: Callable[[Handler, dict[str, Any]], object]) -> Any:
     """Go wrong for the bad branch alone."""
 
     def chosen(handler: Handler, body: dict[str, Any]) -> bool:
@@ -53,7 +53,7 @@ def only_bad(act: Callable[[Handler, dict[str, Any]], None]) -> Any:
     return chosen
 
 
-def first_times(count: int, act: Callable[[Handler, dict[str, Any]], None]) -> Any:
+def first_times(count: int, act: Callable[[Handler, dict[str, Any]], object]) -> Any:
     """Go wrong for the bad branch's first `count` tries."""
     tries: list[int] = []
 

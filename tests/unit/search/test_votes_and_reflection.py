@@ -176,9 +176,9 @@ def test_values_no_search_can_run_with_are_refused() -> None:
 @pytest.mark.parametrize("changes", [{"strategy": "best-of-n"}, {"strategy": "vote"}])
 @pytest.mark.parametrize("seed", range(5))
 def test_independent_samples_go_out_together_and_are_the_same(
-    changes: dict[str, str], seed: int
+    changes: dict[str, Any], seed: int
 ) -> None:
-    given = changes | {"rollouts": 20, "seed": seed, "early_stop": False}
+    given: dict[str, Any] = changes | {"rollouts": 20, "seed": seed, "early_stop": False}
     together, apart = configure(**given), configure(**given, parallel=3)
     assert together.parallel == 20
     one, other = run(together), run(apart)
