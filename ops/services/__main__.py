@@ -5,6 +5,7 @@ Started by control.py only. "ready", or what went wrong, is written to the descr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -22,7 +23,8 @@ def main(home: str, report_fd: int) -> None:
         nonlocal reported
         if not reported:
             reported = True
-            os.write(report_fd, text.encode())
+            with contextlib.suppress(BrokenPipeError):  # who started it was interrupted
+                os.write(report_fd, text.encode())
             os.close(report_fd)
 
     try:

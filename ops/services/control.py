@@ -21,9 +21,10 @@ from pathlib import Path
 from marco_search import local_state
 from marco_search.errors import LocalServiceFailed
 from ops.services.layout import Layout
-from ops.services.state import FileLock, locked
+from ops.services.state import FileLock, is_locked, locked
 
 _REPORT_LIMIT_S = 180.0
+_SETTLING_LIMIT_S = 60.0  # initdb and a start take a few seconds
 _DOWN_LIMIT_S = 45.0  # the supervisor kills a server that takes 20 s to stop
 _ROOT = Path(__file__).resolve().parents[2]
 # Supervisors that this process started, to be reaped when they end: where nothing else does it
@@ -61,16 +62,23 @@ def up(
     """Start the services under `home` unless they run, and keep them until `down`.
 
     In the foreground (main thread only) this returns when they have been stopped, by `down`
-    or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed.
+    or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed, and
+    KeyboardInterrupt when stopped before that.
     """
     layout = Layout.of(home)
     if foreground:
         return _foreground(layout, on_ready)
     with locked(layout.lock("users"), shared=True):
+        kept = layout.keep.exists()
         layout.keep.touch()  # inside: nobody can take themselves for the last user now
-        urls = _ensure_running(layout)
-    if on_ready is not None:
-        on_ready(urls)
+        try:
+            urls = _ensure_running(layout)
+            if on_ready is not None:
+                on_ready(urls)
+        except BaseException:
+            if not kept:  # what failed or was interrupted leaves nothing running
+                layout.keep.unlink(missing_ok=True)
+            raise
     return urls
 
 
@@ -136,18 +144,38 @@ def local_services(home: Path) -> Iterator[ServiceUrls]:
 def _ensure_running(layout: Layout) -> ServiceUrls:
     """Start the supervisor unless one serves. The caller holds a share of users.lock."""
     with locked(layout.lock("start")):
-        state = local_state.read(layout.home)
-        if state is None or not state.running:
-            if state is not None and state.supervisor is not None and state.supervised:
-                _end(state.supervisor, signal.SIGTERM)  # it is stopping, or hangs in starting
-            _spawn(layout)
-            state = local_state.read(layout.home)
+        state = _settled(layout)
+        if state is None:
+            answer = _spawn(layout)
+            # If not "ready": another was just starting, of a command that was interrupted.
+            state = local_state.read(layout.home) if answer == "ready" else _settled(layout)
             if state is None or not state.running:
-                raise LocalServiceFailed(f"the services went away: see {layout.log('supervisor')}")
+                reason = "they went away" if answer == "ready" else answer
+                log = layout.log("supervisor")
+                raise LocalServiceFailed(f"embedded services: {reason} (log: {log})")
         return ServiceUrls(state.database_url, state.redis_url)
 
 
-def _spawn(layout: Layout) -> None:
+def _settled(layout: Layout) -> local_state.LocalState | None:
+    """The state of running services, or None when no supervisor is left.
+
+    One that was left starting by a command that was interrupted is waited for, and so is one
+    that is stopping. One that takes too long is ended.
+    """
+    deadline = time.monotonic() + _SETTLING_LIMIT_S
+    while True:
+        state = local_state.read(layout.home)
+        if state is not None and state.running:
+            return state
+        if not is_locked(layout.lock("supervisor")):
+            return None
+        if state is not None and state.supervisor is not None and time.monotonic() > deadline:
+            _end(state.supervisor, signal.SIGTERM)
+        time.sleep(0.02)
+
+
+def _spawn(layout: Layout) -> str:
+    """Start a supervisor; "ready", or what it says went wrong."""
     reader, writer = os.pipe()
     try:
         with layout.log("supervisor").open("ab") as log:
@@ -166,9 +194,7 @@ def _spawn(layout: Layout) -> None:
         answer = os.read(reader, 10_000).decode() if readable else "it does not answer"
     finally:
         os.close(reader)
-    if answer != "ready":
-        reason = answer or "it ended without a word"
-        raise LocalServiceFailed(f"embedded services: {reason} (log: {layout.log('supervisor')})")
+    return answer or "it ended without a word"
 
 
 def _foreground(layout: Layout, on_ready: Callable[[ServiceUrls], None] | None) -> ServiceUrls:
@@ -179,15 +205,23 @@ def _foreground(layout: Layout, on_ready: Callable[[ServiceUrls], None] | None) 
     def ready() -> None:
         state = local_state.read(layout.home)
         if state is not None:
+            layout.keep.touch()  # not before: it would keep one that is about to stop
             found.append(ServiceUrls(state.database_url, state.redis_url))
             if on_ready is not None:
                 on_ready(found[0])
 
-    layout.keep.touch()
-    Supervisor(layout).run(ready)
-    layout.keep.unlink(missing_ok=True)
+    deadline = time.monotonic() + _SETTLING_LIMIT_S
+    while is_locked(layout.lock("supervisor")) and time.monotonic() < deadline:
+        if layout.keep.exists():
+            break  # else it leaves when nobody needs it
+        time.sleep(0.05)
+    try:
+        Supervisor(layout).run(ready)
+    finally:
+        if found:
+            layout.keep.unlink(missing_ok=True)
     if not found:
-        raise LocalServiceFailed("stopped before the services were ready")
+        raise KeyboardInterrupt  # stopped before the services were ready
     return found[0]
 
 

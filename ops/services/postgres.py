@@ -123,6 +123,7 @@ class Postgres:
             text=True,
             cwd="/",
             env=environment(),
+            start_new_session=True,  # half a job is worse than a late answer to Ctrl-C
             check=False,
             **self.account.popen_options,
         )

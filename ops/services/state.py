@@ -84,3 +84,12 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[FileLock]:
     finally:
         lock.release()
         lock.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock `path` now."""
+    lock = FileLock(path)
+    try:
+        return not lock.try_alone()
+    finally:
+        lock.close()

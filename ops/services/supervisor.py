@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from marco_search.errors import LocalServiceFailed
-from marco_search.local_state import ProcessId
+from marco_search.local_state import LocalState, ProcessId
 from ops.services import account, binaries, state
 from ops.services.layout import Layout
 from ops.services.postgres import Postgres
@@ -38,7 +38,7 @@ class Supervisor:
     def __init__(self, layout: Layout) -> None:
         """Nothing is started yet."""
         self._layout = layout
-        self._state, self._is_new = state.read_or_new(layout)
+        self._state, self._is_new = LocalState(database_password="", redis_password=""), False
         self._watched: tuple[Watched, ...] = ()
         self._stopping = False
         self._users = state.FileLock(layout.lock("users"))
@@ -50,6 +50,8 @@ class Supervisor:
             raise LocalServiceFailed(
                 f"another supervisor already runs under {self._layout.home}: run `marco down`"
             )
+        # What the one before wrote last, now that nobody else writes it.
+        self._state, self._is_new = state.read_or_new(self._layout)
         with on_signals(self._request_stop) as wakeup:
             try:
                 self._start(wakeup)
@@ -141,6 +143,12 @@ class Supervisor:
 
     def _stop(self) -> None:
         _log.info("stopping")
+        if not self._watched:  # nothing was started, nothing is known about the home
+            return
+        # First: whoever reads that they are ready would connect to servers that are stopping.
+        with contextlib.suppress(OSError):
+            self._state = replace(self._state, ready=False)
+            self._write()
         self._stop_servers()
         # A full disk must not keep the supervisor alive: a dead one's state is seen as such.
         with contextlib.suppress(OSError):

@@ -1,0 +1,76 @@
+"""Ctrl-C at any moment of the first start: the next command repairs what it left."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ops.services import down
+from ops.services.layout import Layout
+
+MARCO = Path(sys.prefix) / "bin" / "marco"
+INTERRUPTIONS = 30
+IN_A_ROW = 10  # then a command must work
+LIMIT_S = 120
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home where nothing was ever started, deleted afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="marco first start "))
+    folder.chmod(0o711)
+    yield folder / "home"
+    down(folder / "home")
+    _purge(folder / "home")
+    shutil.rmtree(folder)
+
+
+def _purge(home: Path) -> None:
+    if home.exists():
+        Layout(home).purge()
+
+
+def _start(home: Path, *words: str) -> subprocess.Popen[str]:
+    names = ("DATABASE_URL", "REDIS_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    return subprocess.Popen(
+        [MARCO, *words],
+        env=environment | {"MARCO_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches its whole process group, as at a terminal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_ctrl_c_at_any_moment_of_the_first_start(home: Path) -> None:
+    chosen = random.Random(15)
+    submit = ("submit", "--question", "2 + 2?")
+    other = (("up",), ("up", "--foreground"), submit)  # beside submit, in each row
+    for i in range(INTERRUPTIONS):
+        words = other[i // IN_A_ROW] if i % 2 else submit
+        with _start(home, *words) as process:
+            # Each start goes on where the one before was interrupted.
+            time.sleep(chosen.uniform(0.1, 1.8))
+            os.killpg(process.pid, signal.SIGINT)
+            said, _ = process.communicate(timeout=LIMIT_S)
+        # -SIGINT: before the program had begun. Anything else: it met what was left behind.
+        assert process.returncode in (0, 130, -signal.SIGINT), (i, words, said)
+        if (i + 1) % IN_A_ROW:
+            continue
+        with _start(home, "submit", "--question", "3 + 3?") as process:
+            said, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, (i, said)
+        down(home)
+        _purge(home)
