@@ -7,6 +7,7 @@ published again by a sweep, one too many finds nothing to do, so nothing here ne
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
@@ -14,28 +15,48 @@ from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import KombuError
-from redis.connection import parse_url
+from redis import Redis
 from redis.exceptions import RedisError
 
-from marco_search.errors import BrokerUnavailable, InvalidSettings
+from marco_search import redis_address
+from marco_search.errors import BrokerUnavailable
 from marco_search.settings import without_password
 
 TASK = "marco.run_job"
 
-# A message that a worker took and did not acknowledge comes again after this. Longer than
-# the lease on purpose: lost workers are found by their lease, in seconds. A job that runs
-# longer makes it come twice, which is one permit too many and does no harm.
-_VISIBILITY_TIMEOUT_S = 3600
+PRESENT_EVERY_S = 5.0
+"""A worker says this often that it is there (`say_present`)."""
+_PRESENT_FOR_S = 15
+
+# A server that vanished without a word is noticed within ten seconds: a command that is not
+# answered, and the long wait for the next message, which Redis ends once a second.
+_ANSWER_S = 5
+_HEALTH_CHECK_S = 4
+# The same for packets that nobody acknowledges (TCP_USER_TIMEOUT in milliseconds).
+_KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (
+        ("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 8000),
+    )
+    if hasattr(socket, name)
+}  # fmt: skip
 
 
 def celery_config(redis_url: str, queue: str) -> dict[str, Any]:
-    """The settings that publishers and workers must share."""
+    """The settings that publishers and workers must share. Raises InvalidSettings."""
+    address = redis_address.parse(redis_url)
     return {
-        "broker_url": redis_url,
+        "broker_url": address.url,
+        "broker_use_ssl": address.tls,
         "broker_transport_options": {
-            "visibility_timeout": _VISIBILITY_TIMEOUT_S,
-            "socket_connect_timeout": 5,
+            # A message is a permit that can be lost: no copy of those that a worker holds is
+            # kept in Redis. Rows whose message is gone are published again.
+            "ack_emulation": False,
+            "socket_timeout": _ANSWER_S,
+            "socket_connect_timeout": _ANSWER_S,
             "socket_keepalive": True,
+            "socket_keepalive_options": _KEEPALIVE,
+            "health_check_interval": _HEALTH_CHECK_S,
         },
         "task_default_queue": queue,
         "task_serializer": "json",
@@ -45,6 +66,19 @@ def celery_config(redis_url: str, queue: str) -> dict[str, Any]:
     }
 
 
+def say_present(client: Redis, queue: str, name: str) -> None:
+    """Note in Redis that the worker `name` takes messages. Raises RedisError."""
+    now = client.time()[0]
+    with client.pipeline() as pipe:
+        pipe.zadd(_workers(queue), {name: now})
+        pipe.zremrangebyscore(_workers(queue), "-inf", now - 10 * _PRESENT_FOR_S)
+        pipe.execute()
+
+
+def _workers(queue: str) -> str:
+    return f"{queue}:workers"
+
+
 class Publisher:
     """Puts job ids into the queue. Safe for threads, not across a fork.
 
@@ -52,18 +86,9 @@ class Publisher:
     """
 
     def __init__(self, redis_url: str, queue: str) -> None:
-        try:
-            parse_url(redis_url)  # type: ignore[no-untyped-call]
-        except ValueError:
-            # Its message repeats parts of the URL, which may be the password's.
-            raise InvalidSettings(
-                "REDIS_URL: not a Redis URL; write redis://:password@host:port/0, with the "
-                "characters /?#@: of a password as %2F %3F %23 %40 %3A"
-            ) from None
         config = celery_config(redis_url, queue)
         # One quick second try, instead of the default of minutes: the row waits safely.
         config["broker_transport_options"] |= {
-            "socket_timeout": 5,
             "max_retries": 1,
             "interval_start": 0.1,
             "interval_max": 0.1,
@@ -87,6 +112,12 @@ class Publisher:
         with self._lock:
             counted: int = self._twice(self._count)
             return counted
+
+    def workers(self) -> list[str]:
+        """Names of the workers that have just said they are there. Raises BrokerUnavailable."""
+        with self._lock:
+            names: list[str] = self._twice(self._present)
+            return names
 
     def may_sweep(self, every_s: float) -> bool:
         """True for one of all that ask within `every_s` seconds. Raises BrokerUnavailable."""
@@ -140,6 +171,12 @@ class Publisher:
     def _count(self, connection: Any) -> Any:
         with connection.default_channel.conn_or_acquire() as client:
             return client.llen(self._queue)
+
+    def _present(self, connection: Any) -> list[str]:
+        with connection.default_channel.conn_or_acquire() as client:
+            now = client.time()[0]
+            names = client.zrange(_workers(self._queue), now - _PRESENT_FOR_S, "+inf", byscore=True)
+            return sorted(name.decode(errors="replace") for name in names)
 
     def _take_turn(self, connection: Any, every_s: float) -> Any:
         # Gone by itself, also when whoever took the turn dies in it.

@@ -6,9 +6,8 @@ Everything that connects asks here, so both kinds take the same path afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
-from marco_search import local_state
+from marco_search import local_state, redis_address
 from marco_search.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -19,7 +18,6 @@ from marco_search.local_state import LocalState
 from marco_search.settings import Settings
 
 _POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
-_REDIS_SCHEMES = ("redis", "rediss")
 
 
 def database_url(settings: Settings) -> str:
@@ -29,7 +27,7 @@ def database_url(settings: Settings) -> str:
     a URL of another kind, DatabaseUnavailable when nothing is set and nothing runs.
     """
     if settings.database_url is not None:
-        url = settings.database_url.get_secret_value()
+        url = settings.database_url.get_secret_value().strip()
         return "postgresql" + _rest(url, "DATABASE_URL", _POSTGRES_SCHEMES)
     return _embedded(settings, "DATABASE_URL", DatabaseUnavailable, lambda s: s.database_url)
 
@@ -38,11 +36,12 @@ def redis_url(settings: Settings) -> str:
     """Redis' URL: redis://:PASSWORD@HOST:PORT/NUMBER.
 
     REDIS_URL if set, else the embedded server under MARCO_HOME. Raises InvalidSettings for a
-    URL of another kind, BrokerUnavailable when nothing is set and nothing runs.
+    URL that can't be used, BrokerUnavailable when nothing is set and nothing runs.
     """
     if settings.redis_url is not None:
-        url = settings.redis_url.get_secret_value()
-        return urlsplit(url).scheme + _rest(url, "REDIS_URL", _REDIS_SCHEMES)
+        url = settings.redis_url.get_secret_value().strip()
+        redis_address.parse(url)
+        return url
     return _embedded(settings, "REDIS_URL", BrokerUnavailable, lambda s: s.redis_url)
 
 

@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     attempt_s: float | None = Field(None, gt=0, validation_alias="MARCO_ATTEMPT_S")
     # Whether workers also do what `marco scheduler` does. With a scheduler they need not.
     worker_sweeps: bool = Field(True, validation_alias="MARCO_WORKER_SWEEPS")
+    # Whether Celery's own tools (inspect, control, flower) may steer workers, and stop them.
+    remote_control: bool = Field(False, validation_alias="MARCO_WORKER_REMOTE_CONTROL")
     # Waiting this long is worth one of the three levels of priority.
     aging_s: float = Field(600.0, ge=0, validation_alias="MARCO_AGING_S")
     # Most queued jobs, of all tenants and of each that has no quota of its own; unset: any number.

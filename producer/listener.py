@@ -7,6 +7,7 @@ was down is lost, so everybody is also told to look for themselves after each re
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
@@ -24,6 +25,7 @@ Tell = Callable[[UUID | None], object]
 """Called with the id of a job that ended, or with None: look at all of yours."""
 
 _WAKE_S = 0.25  # how long closing may take; nothing is asked of the database
+_ASK_S = 5.0  # after this much silence: whether the server is still there
 _RECONNECT_S = 1.0
 
 
@@ -66,15 +68,30 @@ class Listener:
                 self._listen()
             except (MarcoError, psycopg.Error) as error:
                 log.warning("not hearing of finished jobs, looking every few seconds: %s", error)
-                self._stop.wait(_RECONNECT_S)
+            except Exception:
+                # Whatever it is: without this thread results would come late from now on.
+                log.exception("not hearing of finished jobs, looking every few seconds")
+            self._stop.wait(_RECONNECT_S)
 
     def _listen(self) -> None:
         with self._database.connect() as conn:
             conn.execute(f"LISTEN {CHANNEL}")
             self._tell(None)
+            heard = time.monotonic()
             while not self._stop.is_set():
                 for notice in conn.notifies(timeout=_WAKE_S):
-                    self._tell(UUID(notice.payload))
+                    heard = time.monotonic()
+                    self._hear(notice.payload)
+                if time.monotonic() - heard > _ASK_S:  # of a server that is gone nothing is heard
+                    conn.execute("SELECT")
+                    heard = time.monotonic()
+
+    def _hear(self, payload: str) -> None:
+        try:
+            job_id = UUID(payload)
+        except ValueError:
+            return  # anybody may send to the channel
+        self._tell(job_id)
 
     def _tell(self, job_id: UUID | None) -> None:
         with self._lock:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 from celery import Celery, signals
 
 from marco_search.broker import celery_config
+from marco_search.errors import SchemaMismatch
 from marco_search.locations import redis_url
-from worker import logs, process, stopping
+from worker import consumer, logs, process, stopping
 from worker.sweep import Sweeper
+from worker.watchdog import SILENT_S, Watchdog
 
 
 def _config() -> dict[str, Any]:
@@ -19,6 +23,7 @@ def _config() -> dict[str, Any]:
         # A search is minutes of work. A process takes one message, acknowledges it when the
         # job has ended, and none lies in a process that is busy.
         "worker_pool": "prefork",
+        "worker_consumer": "worker.consumer:Consumer",
         "worker_prefetch_multiplier": 1,
         "task_acks_late": True,
         # Of a child that was killed: its permit goes to another job; the sweep brings one for
@@ -31,11 +36,16 @@ def _config() -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # What Redis answers with an error is tried again as well.
+        "broker_channel_error_retry": True,
+        # Whoever reaches Redis could stop every worker.
+        "worker_enable_remote_control": settings.remote_control,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
     }
 
 
+consumer.install()
 app = Celery("marco", include=["worker.tasks"])
 # Read when first needed, so that this module can be imported without any service.
 app.add_defaults(_config)
@@ -49,9 +59,22 @@ def _setup_logging(**_: Any) -> None:
 
 def _start_sweeping(**_: Any) -> None:
     if process.settings().worker_sweeps:
-        sweeper = Sweeper(process.sweep)
+        sweeper = Sweeper(process.sweep, _leave)
         _sweepers.append(sweeper)
         sweeper.start()
+
+
+def _leave(_: SchemaMismatch) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _start_watching(sender: Any, **_: Any) -> None:
+    pool = sender.pool  # Celery's, around billiard's
+
+    def children() -> list[int]:
+        return [child.pid for child in getattr(pool._pool, "_pool", ()) if child.pid]
+
+    Watchdog(children, process.settings().lease_s + SILENT_S).start()
 
 
 def _tell_children(**_: Any) -> None:
@@ -69,6 +92,7 @@ def _close_process(**_: Any) -> None:
 
 signals.setup_logging.connect(_setup_logging)
 signals.worker_ready.connect(_start_sweeping)
+signals.worker_ready.connect(_start_watching)
 signals.worker_shutting_down.connect(_tell_children)
 signals.worker_shutdown.connect(_stop_sweeping)
 signals.worker_process_shutdown.connect(_close_process)

@@ -14,6 +14,7 @@ from marco_search.search.budgets import StopReason
 from marco_search.store import leases
 from marco_search.store.connect import Database
 from marco_search.store.leases import Lease, Watch
+from worker import watchdog
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Heartbeat:
         beat_at = time.monotonic() + self._every_s
         look_at = time.monotonic() + look_s
         while not self._stop.wait(min(_TICK_S, self._every_s)):
+            watchdog.progress()
             if time.monotonic() >= look_at and not self._lost:
                 beats = time.monotonic() >= beat_at
                 # An extension that failed is tried again at the next look.

@@ -21,7 +21,7 @@ from marco_search.settings import Settings
 from marco_search.store import outbox
 from marco_search.store.connect import Database
 from marco_search.store.leases import Worker
-from worker import stopping
+from worker import stopping, watchdog
 from worker.runner import Runner
 from worker.sweep import Sweep
 
@@ -57,7 +57,8 @@ def runner() -> Runner:
 
 def opened_runtime() -> Runtime:
     """A runtime as the settings name it, opened. Raises what `open_runtime` does."""
-    return open_runtime(settings())
+    with watchdog.unwatched():
+        return open_runtime(settings())
 
 
 def close() -> None:

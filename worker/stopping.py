@@ -38,6 +38,12 @@ def left_s() -> float | None:
     return max(0.0, until - time.monotonic()) if until else None
 
 
+def overdue_s() -> float:
+    """Seconds since the time of the whole worker to stop was over; 0: it is not."""
+    until = _read()
+    return max(0.0, time.monotonic() - until) if until else 0.0
+
+
 def time_is_up() -> bool:
     """True if nobody stops the worker: only this job's time is up."""
     return _limited and not _read()

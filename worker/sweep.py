@@ -20,7 +20,7 @@ from threading import Event, Thread
 from uuid import UUID
 
 from marco_search.broker import Publisher
-from marco_search.errors import BrokerUnavailable, MarcoError
+from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
 from marco_search.settings import Settings
 from marco_search.store import deadlines, outbox, partitions, reclaim
 from marco_search.store.connect import Database
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 PARTITIONS_EVERY_S = 3600.0
+_STOP_S = 5.0
 FORGOTTEN_AFTER_S = 5.0
 """A job published this long ago whose queue is empty has lost its message."""
 
@@ -76,11 +77,8 @@ class Sweep:
             log.info("made partitions: %s", ", ".join(made))
 
     def may_look(self) -> bool:
-        """Whether it is our turn. Without Redis everybody looks."""
-        try:
-            return self._publisher.may_sweep(EVERY_S)
-        except BrokerUnavailable:
-            return True
+        """Whether it is our turn. Raises BrokerUnavailable: then everybody looks."""
+        return self._publisher.may_sweep(EVERY_S)
 
     def close(self) -> None:
         """Close the connections."""
@@ -127,12 +125,21 @@ class Sweep:
 
 
 class Sweeper:
-    """Sweeps about once a second until stopped. `connect` is called once, where it runs."""
+    """Sweeps about once a second until stopped. `connect` is called once, where it runs.
 
-    def __init__(self, connect: Callable[[], Sweep]) -> None:
+    `on_mismatch` is called when the database was migrated: this version must not go on then.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Sweep],
+        on_mismatch: Callable[[SchemaMismatch], None] = lambda error: None,
+    ) -> None:
         self._connect = connect
+        self._on_mismatch = on_mismatch
         self._stop = Event()
         self._thread = Thread(target=self.run, name="marco-sweep", daemon=True)
+        self._trouble = ""
 
     def start(self) -> None:
         """Begin, in a thread."""
@@ -143,15 +150,14 @@ class Sweeper:
         self._stop.set()
 
     def stop(self) -> None:
-        """End the thread, after the sweep in progress."""
+        """End the thread after the sweep in progress; one that hangs is left behind."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_S)
 
     def run(self) -> None:
-        """Sweep until stopped."""
+        """Sweep until stopped, or until the database was migrated."""
         sweep = self._connect()
-        trouble = ""
         next_month_look = time.monotonic()
         try:
             # Spread, so that those started together do not ask together.
@@ -160,18 +166,34 @@ class Sweeper:
                     if time.monotonic() >= next_month_look:
                         next_month_look += PARTITIONS_EVERY_S
                         sweep.ensure_partitions()
-                    if sweep.may_look():
-                        sweep.once()
-                    if trouble:
-                        log.info("sweeping again")
-                    trouble = ""
+                    self._sweep(sweep)
+                except SchemaMismatch as error:
+                    log.error("no more sweeps: %s", error)
+                    self._on_mismatch(error)
+                    return
                 except MarcoError as error:
-                    # Once for each trouble, not once a second.
-                    if type(error).__name__ != trouble:
-                        log.warning("sweep: %s", error)
-                    trouble = type(error).__name__
+                    self._say(error)
                 except Exception:
                     # A worker that no longer sweeps would go unnoticed.
                     log.exception("sweep")
         finally:
             sweep.close()
+
+    def _sweep(self, sweep: Sweep) -> None:
+        away = False
+        try:
+            turn = sweep.may_look()
+        except BrokerUnavailable as error:
+            self._say(error)
+            turn = away = True
+        if turn:
+            sweep.once()
+        if self._trouble and not away:
+            log.info("sweeping again")
+            self._trouble = ""
+
+    def _say(self, error: MarcoError) -> None:
+        # Once for each trouble, not once a second.
+        if type(error).__name__ != self._trouble:
+            log.warning("sweep: %s", error)
+        self._trouble = type(error).__name__

@@ -8,7 +8,7 @@ import signal
 
 from marco_search.broker import TASK
 from marco_search.errors import SchemaMismatch
-from worker import process, stopping
+from worker import process, stopping, watchdog
 from worker.app import app
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def run_job(job_id: str) -> None:
     """Run the job that is next. `job_id` only says which one the message was published for."""
     del job_id
-    with stopping.kept_from_dying(process.settings().stop_s):
+    with stopping.kept_from_dying(process.settings().stop_s), watchdog.watched():
         try:
             process.runner().run_next()
         except SchemaMismatch as error:

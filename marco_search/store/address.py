@@ -14,6 +14,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from marco_search.errors import InvalidSettings
 
 CONNECT_TIMEOUT_S = 5
+# A machine that is gone is noticed in some ten seconds: packets that nobody acknowledges for so
+# long (milliseconds); after 5 s of silence three questions, 2 s apart.
+_KEEPALIVE = {
+    "tcp_user_timeout": "8000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+}
 _FORM = (
     "DATABASE_URL: not a valid Postgres URL; write postgresql://user:password@host:port/database, "
     "with @ : / ? # [ ] and % in the password percent-encoded (@ is %40)"
@@ -48,7 +56,11 @@ def conninfo(url: str, application: str, *, writes: bool = True) -> str:
     otherwise. Raises InvalidSettings like `parameters`.
     """
     given = parameters(url)
-    defaults = {"application_name": application, "connect_timeout": str(CONNECT_TIMEOUT_S)}
+    defaults = {
+        "application_name": application,
+        "connect_timeout": str(CONNECT_TIMEOUT_S),
+        **_KEEPALIVE,
+    }
     if writes and "," in given.get("host", "") + given.get("hostaddr", ""):
         defaults["target_session_attrs"] = "read-write"
     # Whatever PGCLIENTENCODING says: texts are stored as they are.

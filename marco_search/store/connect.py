@@ -2,6 +2,10 @@
 
 A `Database` opens nothing before it is first used. It may be shared by threads, never
 across a fork.
+
+A server can vanish without a word: its machine lost power, a firewall forgot the connection.
+The kernel notices when packets are no longer acknowledged; a peer that takes them and never
+answers (a proxy, a frozen machine) is noticed by the time limit of `_Connection`.
 """
 
 from __future__ import annotations
@@ -10,9 +14,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
+from typing import TypeVar
 
 import psycopg
-from psycopg import Connection, errors
+from psycopg import Connection, errors, sql
+from psycopg.abc import PQGen
+from psycopg.errors import _WaitTimeout
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
@@ -29,9 +36,12 @@ SCHEMA_REVISION = "0005"
 """The migration this code was written for (the newest one in migrations/versions)."""
 
 CHECKOUT_TIMEOUT_S = 10.0
-# A statement of ours takes milliseconds: one that takes longer than this hangs.
+# A statement of ours takes milliseconds: one that takes longer than this hangs. First the
+# server ends it; a server that has not done so by ANSWER_S is gone.
+ANSWER_S = 13.0
+_CHECK_S = 3.0  # for the one statement that sees whether a kept connection still works
 _SETTINGS = {
-    "statement_timeout": "'30s'",
+    "statement_timeout": "'12s'",
     "lock_timeout": "'10s'",
     "idle_in_transaction_session_timeout": "'60s'",
     "timezone": "'UTC'",
@@ -43,6 +53,33 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
 
 Conn = Connection[TupleRow]
+_R = TypeVar("_R")
+
+
+class _Connection(Connection[TupleRow]):
+    """One that does not wait for ever: see `ANSWER_S` and `allow`."""
+
+    answer_s: float | None = None  # until `Database` has set it up
+    revision: str | None = None  # of the schema when the connection was last taken
+
+    def wait(self, gen: PQGen[_R], interval: float = 0.1, timeout: float | None = None) -> _R:
+        """Raises OperationalError, and closes the connection, if the server falls silent."""
+        if timeout is not None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, self.answer_s)
+        except _WaitTimeout:
+            self.close()
+            raise psycopg.OperationalError(
+                f"the server has not answered for {self.answer_s:g} s"
+            ) from None
+
+
+def allow(conn: Conn, seconds: float | None) -> None:
+    """Let each statement of this transaction take so long; None: as long as it takes."""
+    conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(round((seconds or 0) * 1000)))
+    if isinstance(conn, _Connection):
+        conn.answer_s = None if seconds is None else max(ANSWER_S, seconds + 1)
 
 
 class Database:
@@ -61,7 +98,7 @@ class Database:
         self._connections = connections
         self._read_only = read_only
         self._settings = _SETTINGS | (_READ_ONLY if read_only else {})
-        self._pool: ConnectionPool[Conn] | None = None
+        self._pool: ConnectionPool[_Connection] | None = None
         self._lock = Lock()
         self._pid = 0
         self._views_only = False
@@ -74,6 +111,8 @@ class Database:
         SchemaMismatch if its tables are not those of this version.
         """
         with self._errors(), self._opened().connection() as conn:
+            if conn.revision not in (None, SCHEMA_REVISION):
+                raise not_migrated(conn.revision or None)
             if is_pooled(conn):
                 # The next transaction may be on another session of the server's.
                 conn.execute(_set("SET LOCAL", self._settings))
@@ -87,7 +126,7 @@ class Database:
         Where `is_pooled` says so, it hears no NOTIFY.
         """
         with self._errors():
-            conn = psycopg.connect(self._conninfo, autocommit=True)
+            conn = _Connection.connect(self._conninfo, autocommit=True)
             self._prepare(conn)
             return conn
 
@@ -98,7 +137,7 @@ class Database:
         if pool is not None and self._pid == os.getpid():
             pool.close()
 
-    def _opened(self) -> ConnectionPool[Conn]:
+    def _opened(self) -> ConnectionPool[_Connection]:
         with self._lock:
             if self._pool is not None:
                 return self._pool
@@ -109,17 +148,20 @@ class Database:
             self._pid = os.getpid()
             self._pool = ConnectionPool(
                 self._conninfo,
+                connection_class=_Connection,
                 min_size=1,
                 max_size=self._connections,
                 timeout=CHECKOUT_TIMEOUT_S,
                 configure=self._prepare,
-                check=ConnectionPool.check_connection,
+                check=self._check,
                 num_workers=1,
                 open=True,
             )
             return self._pool
 
     def _prepare(self, conn: Conn) -> None:
+        if isinstance(conn, _Connection):
+            conn.answer_s = ANSWER_S
         # A pooler between us and the server has a number of its own for the session. It may give
         # every transaction to another session, so nothing is kept in one.
         if conn.execute("SELECT pg_backend_pid()").fetchone() != (conn.info.backend_pid,):
@@ -127,6 +169,20 @@ class Database:
         else:
             conn.execute(_set("SET", self._settings))
         conn.commit()
+
+    def _check(self, conn: _Connection) -> None:
+        """Raises if a kept connection is broken; else notes which schema it leads to."""
+        conn.answer_s = _CHECK_S
+        conn.autocommit = True
+        try:
+            if self._views_only:
+                conn.execute("SELECT")
+            else:
+                conn.revision = _revision(conn)
+        finally:
+            if not conn.closed:
+                conn.autocommit = False
+            conn.answer_s = ANSWER_S
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -199,14 +255,23 @@ def check_schema(conn: Conn) -> None:
         return
     if conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() == (None,):
         raise not_migrated(None)
-    row = conn.execute("SELECT version_num FROM public.alembic_version").fetchone()
-    if row is None or row[0] != SCHEMA_REVISION:
-        raise not_migrated(row[0] if row else None)
+    revision = _revision(conn)
+    if revision != SCHEMA_REVISION:
+        raise not_migrated(revision or None)
     if conn.execute(_WHOLE).fetchone() != (True,):
         raise SchemaMismatch(
             "the database lacks views, functions or partitions of this version: run "
             "`marco migrate`, which makes them"
         )
+
+
+def _revision(conn: Conn) -> str:
+    """The database's migration; empty: none."""
+    try:
+        row = conn.execute("SELECT version_num FROM public.alembic_version").fetchone()
+    except errors.UndefinedTable:
+        return ""
+    return str(row[0]) if row else ""
 
 
 # What follows from the code is made with the last migration; an older `marco migrate`, or

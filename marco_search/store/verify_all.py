@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Literal
 from marco_search.audit.chain import JOB, Link, check_links
 from marco_search.audit.findings import Finding, Report, Status
 from marco_search.store import archives, seals
-from marco_search.store.connect import Conn, Database
+from marco_search.store.connect import Conn, Database, allow
 from marco_search.store.verification import check_range
 
 _NODES_A_RANGE = 10_000
@@ -98,7 +98,7 @@ def _snapshot(url: str, name: str | None = None) -> Iterator[tuple[Conn, str]]:
         if name is not None:
             conn.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(name)))
         conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        conn.execute("SET LOCAL statement_timeout = 0")
+        allow(conn, None)
         row = conn.execute("SELECT pg_export_snapshot()").fetchone()
         assert row is not None
         yield conn, row[0]

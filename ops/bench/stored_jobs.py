@@ -30,7 +30,7 @@ from marco_search.search.branches import (
 )
 from marco_search.settings import Settings
 from marco_search.store import guards, jobs, seals
-from marco_search.store.connect import Conn, Database
+from marco_search.store.connect import Conn, Database, allow
 from marco_search.store.leases import Worker
 from marco_search.store.models import Base
 from ops.bench.engine.core import Instant
@@ -97,7 +97,7 @@ def build(url: str, count: int, processes: int) -> None:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             list(pool.map(_copies, *work))
     with closing(_database(url)) as database, database.connect() as conn:
-        conn.execute("SET statement_timeout = 0")
+        allow(conn, None)
         conn.execute(_WHOLE_VOCABULARY)
         conn.execute("VACUUM ANALYZE")
 

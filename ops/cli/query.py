@@ -15,6 +15,7 @@ from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 
 from marco_search.errors import DatabaseUnavailable, QueryRefused
+from marco_search.store.connect import allow
 
 _STREAMED_ROWS = 100  # fetched at once: a query that returns millions is cut off early
 
@@ -40,7 +41,7 @@ def run_query(
         raise QueryRefused("the query is not text: it holds a NUL or bytes that are not UTF-8")
     with _refusing(conn, timeout_s), conn.transaction(force_rollback=True):
         conn.execute("SET TRANSACTION READ ONLY")
-        conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(round(timeout_s * 1000)))
+        allow(conn, timeout_s)
         columns = _described(conn, query)
         with conn.cursor() as cursor:
             # One statement only: a stream is sent by the protocol that takes no more.

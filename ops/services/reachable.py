@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
-from redis import Redis, RedisError
+from redis import RedisError
 
-from marco_search import local_state
+from marco_search import local_state, redis_address
 from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings, without_password
@@ -150,7 +150,7 @@ def redis(settings: Settings) -> Finding:
     url = redis_url(settings)
     where = without_password(url)
     try:
-        with Redis.from_url(url, socket_timeout=_ANSWER_S) as client:
+        with redis_address.parse(url).client(socket_timeout=_ANSWER_S) as client:
             version = str(client.info("server")["redis_version"])
     except RedisError as error:
         mend = "see that it runs and that REDIS_URL is right"
@@ -163,23 +163,19 @@ def redis(settings: Settings) -> Finding:
 
 def worker(settings: Settings) -> Finding:
     """How many jobs wait in the queue, and does a worker answer?"""
-    from celery import Celery
-
-    from marco_search.broker import Publisher, celery_config
+    from marco_search.broker import Publisher
 
     if _is_idle(settings, settings.redis_url):
         return Finding("worker", True, "none: Redis is not running", "")
     url = redis_url(settings)
     publisher = Publisher(url, settings.queue)
     try:
-        waiting = publisher.length()
+        waiting, names = publisher.length(), publisher.workers()
     except MarcoError:
         return Finding("worker", False, "unknown: Redis does not answer", "")
     finally:
         publisher.close()
-    with Celery("marco", set_as_current=False, changes=celery_config(url, settings.queue)) as app:
-        answers = app.control.inspect(timeout=1.0).ping() or {}
-    names = ", ".join(sorted(answers)) or "none answers"
     # A worker in the middle of starting or of a long call may be late; no job waits then.
-    ok = bool(answers) or waiting == 0
-    return Finding("worker", ok, f"{names}; {waiting} waiting in the queue", "run `marco worker`")
+    ok = bool(names) or waiting == 0
+    shown = ", ".join(names) or "none answers"
+    return Finding("worker", ok, f"{shown}; {waiting} waiting in the queue", "run `marco worker`")

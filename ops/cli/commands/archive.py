@@ -93,6 +93,7 @@ def _findings(conn: Conn, month: Month) -> Iterator[Finding]:
 def _archive(here: Session, month: Month, path: Path) -> int:
     from marco_search.errors import ArchiveRefused
     from marco_search.store import archives
+    from marco_search.store.connect import allow
     from ops.export import archive as files
     from ops.export.archive_check import check_archive
 
@@ -102,10 +103,11 @@ def _archive(here: Session, month: Month, path: Path) -> int:
 
     with here.database.connect() as conn, conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        conn.execute("SET LOCAL statement_timeout = 0")
+        allow(conn, None)
         conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         refuse(list(_findings(conn, month)))
         manifest = files.write(conn, month, path)
     refuse(list(check_archive(path).findings))
     with here.database.transaction() as conn:
+        allow(conn, None)
         return archives.drop(conn, month, manifest)

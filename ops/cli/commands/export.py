@@ -92,10 +92,12 @@ def _one_moment(conn: Conn) -> Iterator[Conn]:
     """The connection in a read-only transaction that sees one moment and has time."""
     from psycopg import IsolationLevel
 
+    from marco_search.store.connect import allow
+
     conn.isolation_level = IsolationLevel.REPEATABLE_READ
     conn.read_only = True
     with conn, conn.transaction():
-        conn.execute("SET LOCAL statement_timeout = 0")
+        allow(conn, None)
         conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         yield conn
 

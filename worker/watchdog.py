@@ -1,0 +1,120 @@
+"""Kills children that hang, so that they are replaced, and a worker that does not stop.
+
+A child notes in shared memory when it last made progress with a job: its heartbeat does, which
+also extends the lease. One that was silent for longer than a lease has lost its job already; a
+hung thread, a process without memory or one that was stopped (SIGSTOP) would keep its place for
+ever. What still runs when the time to stop is over is killed as well: rounds that were kept
+stay, and jobs go on elsewhere when their lease has run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from threading import Thread
+
+from billiard import current_process
+
+from worker import stopping
+
+log = logging.getLogger(__name__)
+
+SILENT_S = 20.0
+"""A child may be silent for a lease and this long: more than Postgres has to answer."""
+STOP_MARGIN_S = 3.0
+"""Children are killed this long after the time to stop is over, the worker 2 s later."""
+_LOOK_S = 0.5
+_SLOTS = 1024  # more than a pool has children
+_SLOT = struct.Struct("qd")  # process id; time.monotonic() of its last progress, or 0: no job
+
+# Anonymous and shared: made before the fork. A child writes to the place of its number only.
+_SEEN = mmap.mmap(-1, _SLOTS * _SLOT.size)
+
+
+def progress() -> None:
+    """Say that this process goes on with its job."""
+    _write(time.monotonic())
+
+
+def idle() -> None:
+    """Say that this process has no job, or does what may take any time."""
+    _write(0.0)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """This process makes progress inside the block, or is killed."""
+    progress()
+    try:
+        yield
+    finally:
+        idle()
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """What is done inside the block may take any time: loading a model."""
+    idle()
+    try:
+        yield
+    finally:
+        progress()
+
+
+def _write(at: float) -> None:
+    place = getattr(current_process(), "index", None)
+    if place is not None and place < _SLOTS:  # else not a child of a pool
+        _SLOT.pack_into(_SEEN, place * _SLOT.size, os.getpid(), at)
+
+
+class Watchdog:
+    """A thread of the worker's main process. `children` gives the pool's process ids."""
+
+    def __init__(self, children: Callable[[], list[int]], silent_s: float) -> None:
+        self._children = children
+        self._silent_s = silent_s
+
+    def start(self) -> None:
+        """Begin. It ends with the process."""
+        Thread(target=self._run, name="marco-watchdog", daemon=True).start()
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        while True:
+            time.sleep(_LOOK_S)
+            now = time.monotonic()
+            if now - looked < 10 * _LOOK_S:  # else this process stood still, its children too
+                self._kill_silent(now)
+            looked = now
+            if stopping.overdue_s() > STOP_MARGIN_S:
+                self._end()
+
+    def _kill_silent(self, now: float) -> None:
+        children = set(self._children())
+        for pid, at in _SLOT.iter_unpack(_SEEN[:]):
+            if at and pid in children and now - at > self._silent_s:
+                log.error("process %d hangs: killed after %.0f s without progress", pid, now - at)
+                _kill(pid)
+
+    def _end(self) -> None:
+        children = self._children()
+        if children:
+            log.error("processes that do not stop are killed: %s", children)
+        for pid in children:
+            _kill(pid)
+        time.sleep(2.0)
+        log.error("this worker does not stop: ended")
+        for pid in self._children():
+            _kill(pid)
+        os._exit(1)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
