@@ -12,7 +12,6 @@ import time
 import warnings
 from typing import Any
 
-from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
 from kombu.transport import TRANSPORT_ALIASES, redis
@@ -87,7 +86,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """The connection was lost, or Redis refused a command. What runs goes on."""
-        super().on_connection_error_after_connected(exc)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Celery 6 will do
+            super().on_connection_error_after_connected(exc)
         self._pause(exc)
 
     def _pause(self, error: Exception) -> None:
@@ -146,9 +147,8 @@ def install() -> None:
     """Let this process's Celery reach Redis through `Transport`."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
-    # Celery's own words on each lost connection: a traceback and two notices.
+    # Celery's own words on each lost connection: a traceback and a notice.
     logging.getLogger(CeleryConsumer.__module__).addFilter(
         lambda record: record.funcName != "on_connection_error_after_connected"
     )
     logging.getLogger("celery.worker.consumer.connection").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -114,11 +113,13 @@ def test_services_wait_for_services_that_exist_and_report_health() -> None:
             assert profiles == service.get("profiles"), f"{other} may not run with {name}"
 
 
-def test_the_worker_health_check_names_a_module_that_exists() -> None:
+def test_the_worker_health_check_is_a_command_that_exists() -> None:
     for service in ("worker", "worker-cpu"):
-        check = load()["services"][service]["healthcheck"]["test"][-1]
-        module = re.search(r"celery -A (\S+) ", check)
-        assert module and importlib.util.find_spec(module[1]) is not None
+        kind, program, name, *words = load()["services"][service]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "marco")
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        command.make_context(name, list(words))
 
 
 def test_the_image_copies_what_exists_and_the_builder_sees_it() -> None:
