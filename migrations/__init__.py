@@ -23,9 +23,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from marco_search import settings
+from marco_search.errors import DatabaseUnavailable, RightsMissing
 from marco_search.store import address
 from marco_search.store.connect import unavailable
+from marco_search.store.failures import words
 from migrations import derived
+
+_WHO = "let DATABASE_URL name a member of the owner's role, or a superuser"
 
 __all__ = ["current", "downgrade", "grant_roles", "head", "upgrade"]
 
@@ -47,11 +51,12 @@ def current(url: str) -> str | None:
 
 
 def upgrade(url: str, revision: str = "head") -> str | None:
-    """Run all migrations up to `revision`, each in a transaction of its own.
+    """Run all migrations up to `revision` in one transaction: all is done or nothing.
 
     At the newest one views, partitions and roles are brought up to date too. Returns why the
     roles were left as they are, if this user may not make them; `grant_roles` does it later.
-    Raises DatabaseUnavailable if the database can't be reached or is locked by others.
+    Raises DatabaseUnavailable if the database can't be reached or is locked by others,
+    SchemaMismatch if it is newer than this program or not in UTF-8, RightsMissing.
     """
     config = _run(url, lambda config: command.upgrade(config, revision))
     refused: str | None = config.attributes.get("refused")
@@ -110,6 +115,27 @@ def connected(url: str) -> Iterator[Connection]:
             yield connection
     except (DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(cause, errors.InsufficientPrivilege):
+            raise RightsMissing(f"{words(cause)}: {_WHO}") from error
         if not isinstance(cause, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
             raise
+        if isinstance(cause, errors.LockNotAvailable):
+            raise DatabaseUnavailable(f"{address.shown(url)}: {_in_use(conninfo)}") from error
         raise unavailable(address.shown(url), cause) from error
+
+
+def _in_use(conninfo: str) -> str:
+    """Who works with the tables and views at the moment."""
+    with psycopg.connect(conninfo) as conn:
+        rows = conn.execute(
+            "SELECT DISTINCT usename || ' (pid ' || pid || ')' FROM pg_locks"
+            " JOIN pg_stat_activity USING (pid) JOIN pg_class AS c ON c.oid = relation"
+            " WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND relnamespace::regnamespace::text IN ('public', 'audit', 'partitions')"
+            " AND pid <> pg_backend_pid() LIMIT 5"
+        ).fetchall()
+    who = ", ".join(row[0] for row in rows) or "a session that has ended since"
+    return (
+        f"tables or views are in use by {who}: nothing was changed. Try again, or have a "
+        "superuser end those sessions (pg_terminate_backend)"
+    )

@@ -1,8 +1,10 @@
-"""What Alembic runs around every migration.
+"""What Alembic runs around every migration: all of it in one transaction.
 
-One advisory lock for all of it, so that only one process migrates. Each migration waits
-but a moment for the locks it needs: a queue behind a waiting ALTER TABLE stops every
-worker, a failed migration is simply tried again.
+Either the database is brought to the revision asked for, with views, partitions and rights, or
+it stays as it was, also for whoever interrupts it. Only one process migrates: it locks the
+table that names the revision, which the owner may and no reader. Each statement waits but a
+moment for the locks it needs: a queue behind a waiting ALTER TABLE stops every worker, a failed
+migration is simply tried again. No setting outlives the transaction: a pooler would pass it on.
 """
 
 from __future__ import annotations
@@ -11,51 +13,71 @@ from typing import Any
 
 import psycopg
 from alembic import context
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from marco_search.errors import SchemaMismatch
+from marco_search.store import failures
+from marco_search.store.connect import not_migrated
 from marco_search.store.models import Base
 from migrations import derived
 
-# Any number that nothing else in this database uses.
-ADVISORY_LOCK = 0x6D6172636F
-
-
-def _with_lock(connection: Connection) -> None:
-    connection.execute(text("SET statement_timeout = '120s'"))
-    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-    connection.execute(text("SET lock_timeout = '5s'"))
-    connection.execute(text("SET statement_timeout = '600s'"))
-    connection.commit()
-    try:
-        _migrate(connection)
-    finally:
-        connection.rollback()
-        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
-        connection.commit()
+_LIMITS = """
+    SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '120s';
+    SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL search_path = public
+"""
+# Alembic makes the same table, but only after it could have been locked.
+_VERSION_TABLE = """
+    CREATE TABLE IF NOT EXISTS public.alembic_version (
+        version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+    )
+"""
+_LOCK = """
+    LOCK TABLE public.alembic_version IN SHARE ROW EXCLUSIVE MODE; SET LOCAL lock_timeout = '5s'
+"""
 
 
 def _migrate(connection: Connection) -> None:
-    context.configure(
-        connection=connection,
-        target_metadata=Base.metadata,
-        transaction_per_migration=True,
-        compare_server_default=True,
-    )
-    migration = context.get_context()
-    if migration.get_current_revision() != context.get_revision_argument():
-        derived.drop(_psycopg(connection))
-        connection.commit()
-    with context.begin_transaction():
-        context.run_migrations()
-    if migration.get_current_revision() == context.get_head_revision():
-        context.config.attributes["refused"] = derived.make(_psycopg(connection))
-        connection.commit()
-
-
-def _psycopg(connection: Connection) -> psycopg.Connection[Any]:
     conn = connection.connection.driver_connection
     assert isinstance(conn, psycopg.Connection), "made by migrations.connected"
-    return conn
+    _require_encoding(conn)
+    _lock(conn)
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, compare_server_default=True
+    )
+    migration = context.get_context()
+    _require_known(migration.get_current_heads())
+    if migration.get_current_revision() != context.get_revision_argument():
+        derived.drop(conn)
+    context.run_migrations()
+    if migration.get_current_revision() == context.get_head_revision():
+        context.config.attributes["refused"] = derived.make(conn)
+    connection.commit()
 
 
-_with_lock(context.config.attributes["connection"])
+def _require_encoding(conn: psycopg.Connection[Any]) -> None:
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise SchemaMismatch(f"the database's encoding is {encoding}: {failures.ENCODING}")
+
+
+def _lock(conn: psycopg.Connection[Any]) -> None:
+    """Wait until nobody else migrates."""
+    conn.rollback()
+    conn.execute(_LIMITS)
+    try:
+        conn.execute(_VERSION_TABLE)
+    except psycopg.errors.UniqueViolation:  # another process made it meanwhile
+        conn.rollback()
+        conn.execute(_LIMITS)
+    conn.execute(_LOCK)
+
+
+def _require_known(revisions: tuple[str, ...]) -> None:
+    """Nothing is done to a database that a later version migrated."""
+    known = {script.revision for script in context.script.walk_revisions()}
+    for revision in revisions:
+        if revision not in known:
+            raise not_migrated(revision)
+
+
+_migrate(context.config.attributes["connection"])

@@ -36,7 +36,8 @@ BEGIN
     IF ahead NOT BETWEEN 0 AND 24 THEN
         RAISE EXCEPTION 'months ahead must be 0 to 24, not %', ahead;
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('marco ensure_partitions'));
+    -- As migrations do. Readers can't take this lock, and don't wait for it.
+    LOCK TABLE public.alembic_version IN SHARE ROW EXCLUSIVE MODE;
     FOR parent IN
         SELECT c.relname FROM pg_partitioned_table AS p JOIN pg_class AS c ON c.oid = p.partrelid
         WHERE c.relnamespace = 'public'::regnamespace ORDER BY c.relname

@@ -133,7 +133,8 @@ def _app(app: str) -> Iterator[str]:
         yield from _policy(table, app, "all_rows", "USING (true) WITH CHECK (true)")
     yield f"GRANT UPDATE ({changing}) ON public.jobs TO {app}"
     yield from _policy("tenants", app, "all_rows", "USING (true) WITH CHECK (true)")
-    for table in sorted(tables.keys() - {"jobs", "auditors", *guards.INSERT_ONLY}):
+    yield f"GRANT UPDATE ON public.chain_lock TO {app}"  # the right to lock it
+    for table in sorted(tables.keys() - {"jobs", "auditors", "chain_lock", *guards.INSERT_ONLY}):
         yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON public.{table} TO {app}"
 
 

@@ -2,8 +2,9 @@
 
 In the transaction that ends the job, after its last row is written. The rows are read back
 from Postgres, so what is hashed is what is stored. Links are appended one at a time, under
-an advisory lock that is taken last and held until the commit: whoever holds it waits for no
-row, so there is no deadlock.
+a lock that is taken last and held until the commit: whoever holds it waits for no row, so
+there is no deadlock. It is the lock of a table, since anybody who may connect can take an
+advisory lock, and hold it: this one takes the right to change the table.
 """
 
 from __future__ import annotations
@@ -12,13 +13,22 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from psycopg.rows import class_row
+from psycopg.sql import SQL
 
 from marco_search.audit.chain import ARCHIVE, JOB, Link, LinkKind, follow
 from marco_search.audit.proofs import KINDS, Proof, prove
 from marco_search.store import rows
 from marco_search.store.connect import Conn
 
-_LOCK = 0x6D6172636F2D6368  # any number that nothing else in this database uses
+# Whoever stands still with the lock is ended after 5 s: stopped between two statements or in
+# the middle of one. The second limit counts from its last setting.
+_LOCK = """
+    SET LOCAL idle_in_transaction_session_timeout = '5s'; SET LOCAL transaction_timeout = 0;
+    LOCK TABLE public.chain_lock IN SHARE ROW EXCLUSIVE MODE;
+    SET LOCAL transaction_timeout = {}
+"""
+_LONGEST_MS = 5000
+_A_LINK_MS = 5  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
 
 LINK_COLUMNS = "seq, kind, job_id, root, previous, head, at"
@@ -57,7 +67,7 @@ def seal_archive(conn: Conn, root: bytes) -> Link:
 
 def append(conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]]) -> list[Link]:
     """Append a link for each (kind, job, root). Others wait until this transaction ends."""
-    conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+    conn.execute(SQL(_LOCK).format(_LONGEST_MS + _A_LINK_MS * len(entries)))
     # A statement of its own: it must see what the lock's last holder committed.
     with conn.cursor(row_factory=class_row(Link)) as cursor:
         last = cursor.execute(

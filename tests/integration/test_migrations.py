@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+import sqlalchemy.exc
 
 import migrations
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
 from marco_search.store import guards
-from marco_search.store.connect import SCHEMA_REVISION, Database
+from marco_search.store.connect import SCHEMA_REVISION, Database, check_schema
 from migrations.check import differences, scratch_database
-from ops.services import ServiceUrls
+from ops.services import ServiceUrls, reachable
+from tests.integration.logins import logins
+from tests.integration.toys import settings_for
 
 
 @pytest.fixture
@@ -86,6 +93,144 @@ def test_an_unmigrated_database_is_refused_with_what_to_do(empty: str) -> None:
     migrations.upgrade(empty, "0001")
     with pytest.raises(SchemaMismatch, match="0001"), database.transaction():
         pass
+
+
+def objects(url: str) -> list[tuple[str, ...]]:
+    """All views, functions, policies, triggers, tables and rights of the database."""
+    with psycopg.connect(url) as conn:
+        return conn.execute(
+            """
+            SELECT relname, relkind::text, relacl::text FROM pg_class
+                WHERE relnamespace::regnamespace::text IN ('public', 'audit', 'partitions')
+            UNION ALL SELECT proname, prosrc, proacl::text FROM pg_proc
+                WHERE pronamespace = 'public'::regnamespace
+            UNION ALL SELECT tablename, policyname, qual FROM pg_policies
+            UNION ALL SELECT tgrelid::regclass::text, tgname, tgenabled::text FROM pg_trigger
+            ORDER BY 1, 2, 3
+            """
+        ).fetchall()
+
+
+def at(url: str, revision: str) -> None:
+    with psycopg.connect(url) as conn:
+        conn.execute("UPDATE alembic_version SET version_num = %s", [revision])
+
+
+def marco(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("marco")
+    return subprocess.run(
+        [program, *arguments], env=os.environ | {"DATABASE_URL": url}, check=False, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_an_older_program_does_nothing_to_a_newer_database(database_url: str) -> None:
+    at(database_url, "9999")
+    before = objects(database_url)
+    for command in ("migrate", "status"):
+        done = marco(database_url, command)
+        assert done.returncode == 4
+        assert f"9999, newer than this program ({SCHEMA_REVISION})" in done.stderr
+        assert "marco migrate" not in done.stderr
+    with pytest.raises(SchemaMismatch, match="newer"):
+        migrations.downgrade(database_url, "0003")
+    assert objects(database_url) == before
+
+
+def test_a_migration_that_fails_leaves_all_as_it_was(database_url: str) -> None:
+    before = objects(database_url)
+    at(database_url, "0005")  # what comes next is there already
+    with pytest.raises(sqlalchemy.exc.ProgrammingError, match="already exists"):
+        migrations.upgrade(database_url)
+    assert objects(database_url) == before
+    at(database_url, SCHEMA_REVISION)
+    with psycopg.connect(database_url) as conn:
+        conn.execute("CREATE VIEW public.in_the_way AS SELECT * FROM auditors")
+    before = objects(database_url)
+    with pytest.raises(sqlalchemy.exc.InternalError, match="in_the_way"):
+        migrations.downgrade(database_url, "0003")
+    assert objects(database_url) == before
+    assert migrations.current(database_url) == SCHEMA_REVISION
+
+
+def test_who_reads_meanwhile_is_named_and_nothing_changes(database_url: str) -> None:
+    before = objects(database_url)
+    with psycopg.connect(database_url) as reader:
+        reader.execute("SELECT count(*) FROM audit.jobs")
+        with pytest.raises(DatabaseUnavailable, match=f"pid {reader.info.backend_pid}"):
+            migrations.downgrade(database_url, "0005")
+    assert objects(database_url) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_it_leaves_nothing_and_the_next_one_does_all(
+    empty: str, number: signal.Signals
+) -> None:
+    code = "import sys, migrations; migrations.upgrade(sys.argv[1])"
+    with psycopg.connect(empty) as other:
+        other.execute("CREATE SCHEMA audit")  # the migration waits here, after all tables
+        process = subprocess.Popen([sys.executable, "-c", code, empty], stderr=subprocess.DEVNULL)
+        with psycopg.connect(empty, autocommit=True) as watch:
+            waits = "SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE SCHEMA audit%%'"
+            waits += " AND wait_event_type = 'Lock' AND datname = current_database()"
+            while watch.execute(waits.encode()).fetchone() is None:
+                assert process.poll() is None
+            process.send_signal(number)
+            process.wait(timeout=60)
+        other.rollback()
+    assert migrations.current(empty) is None
+    migrations.upgrade(empty)
+    with psycopg.connect(empty) as conn:
+        check_schema(conn)
+
+
+@pytest.mark.parametrize(
+    "wreck",
+    [
+        "DROP SCHEMA audit CASCADE",
+        "DROP FUNCTION ensure_partitions",
+        "DROP TABLE partitions.audit_log_default; DO $$ DECLARE p regclass; BEGIN FOR p IN SELECT"
+        " inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass LOOP"
+        " EXECUTE format('DROP TABLE %s', p); END LOOP; END $$",
+    ],
+)
+def test_what_is_missing_at_the_newest_migration_is_seen_and_made(
+    database_url: str, wreck: str
+) -> None:
+    before = objects(database_url)
+    with psycopg.connect(database_url) as conn:
+        conn.execute(wreck.encode())
+    database = Database(database_url, application="test")
+    with pytest.raises(SchemaMismatch, match="marco migrate"), database.transaction():
+        pass
+    migrations.upgrade(database_url)
+    assert [row[:2] for row in objects(database_url)] == [row[:2] for row in before]
+
+
+def test_encodings_that_hold_not_every_text_are_refused(services: ServiceUrls) -> None:
+    for encoding in ("SQL_ASCII", "LATIN1"):
+        with encoded(services.database_url, encoding) as url:
+            with pytest.raises(SchemaMismatch, match=f"encoding is {encoding}.*UTF8"):
+                migrations.upgrade(url)
+            assert "encoding" in reachable.postgres(settings_for(url, "redis://x")).detail
+
+
+@contextmanager
+def encoded(url: str, encoding: str) -> Iterator[str]:
+    name = f"marco_{encoding.lower()}"
+    make = f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0"
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(f"{make} LOCALE_PROVIDER libc LOCALE 'C'".encode())
+        try:
+            yield urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+        finally:
+            conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def test_only_the_owner_migrates(database_url: str) -> None:
+    with logins(database_url) as login:
+        done = marco(login("marco_app"), "migrate")
+    assert (done.returncode, "owner's role" in done.stderr) == (4, True)
 
 
 def test_every_table_view_and_column_has_a_comment(database_url: str) -> None:

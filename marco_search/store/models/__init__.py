@@ -2,7 +2,7 @@
 
 from marco_search.store.models.auditors import AuditorModel
 from marco_search.store.models.base import Base
-from marco_search.store.models.chain import ArchiveModel, ChainModel, ProofModel
+from marco_search.store.models.chain import ArchiveModel, ChainLockModel, ChainModel, ProofModel
 from marco_search.store.models.jobs import AttemptModel, JobModel
 from marco_search.store.models.trail import AnswerModel, AuditModel, NodeModel, RolloutModel
 
@@ -13,6 +13,7 @@ __all__ = [
     "AuditModel",
     "AuditorModel",
     "Base",
+    "ChainLockModel",
     "ChainModel",
     "JobModel",
     "NodeModel",

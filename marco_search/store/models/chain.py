@@ -38,6 +38,18 @@ class ChainModel(Base):
     )
 
 
+class ChainLockModel(Base):
+    """What is locked to append to the chain (`marco_search.store.seals`)."""
+
+    __tablename__ = "chain_lock"
+
+    id: Mapped[int] = mapped_column(primary_key=True, comment="Never written")
+
+    __table_args__ = (
+        {"comment": "Always empty. Whoever appends to the chain locks the table until its commit"},
+    )
+
+
 def _keys(comment: str, kind: type[Integer] | type[BigInteger]) -> Mapped[list[int]]:
     return mapped_column(ARRAY(kind), comment=comment)
 
