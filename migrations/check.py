@@ -1,8 +1,7 @@
 """Do the migrations lead to what the models say? `python -m migrations.check` tells.
 
-Migrates a scratch database on the configured server up, compares it with the models
-and guards, migrates it down again, and drops it. Exit code 1 and one line for each
-difference if there is any.
+Migrates a scratch database on the configured server up, compares it with the models, migrates it
+down again, and drops it. Exit code 1 and one line for each difference if there is any.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ import migrations
 from marco_search import settings
 from marco_search.errors import MarcoError
 from marco_search.locations import database_url
-from marco_search.store import address, guards
+from marco_search.store import address
 from marco_search.store.connect import SCHEMA_REVISION, unavailable
 from marco_search.store.models import Base
+from migrations import objects
 
 
 def differences(url: str) -> list[str]:
@@ -43,7 +43,7 @@ def differences(url: str) -> list[str]:
             context = MigrationContext.configure(connection, opts={"compare_server_default": True})
             found += [f"tables: {d}" for d in compare_metadata(context, Base.metadata)]
         with psycopg.connect(scratch) as conn:
-            found += _guards(conn)
+            found += objects.differences(conn, settings.load().role_prefix)
             migrated = _constraints(conn)
         with scratch_database(url) as other, migrations.connected(other) as connection:
             Base.metadata.create_all(connection)
@@ -86,42 +86,6 @@ def _constraints(conn: Connection) -> set[str]:
         " WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
     ).fetchall()
     return {row[0] for row in rows}
-
-
-def _guards(conn: Connection) -> list[str]:
-    """The triggers and their function against those of the models."""
-    found = []
-    body = conn.execute(
-        "SELECT prosrc FROM pg_proc WHERE proname = %s", [guards.FUNCTION]
-    ).fetchone()
-    if body is None or body[0].strip() != guards.FUNCTION_BODY.strip():
-        found.append(f"function {guards.FUNCTION}: another body")
-    triggers = conn.execute(
-        "SELECT tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger"
-        " WHERE tgname = %s AND tgenabled = 'O'",
-        [guards.TRIGGER],
-    ).fetchall()
-    wanted = {
-        (
-            table,
-            f"CREATE TRIGGER {guards.TRIGGER} BEFORE DELETE OR UPDATE OR TRUNCATE"
-            f" ON {full_name} FOR EACH STATEMENT EXECUTE FUNCTION {guards.FUNCTION}()",
-        )
-        for table, full_name in _guarded(conn)
-    }
-    return found + sorted(f"trigger of {table}" for table, _ in wanted ^ set(triggers))
-
-
-def _guarded(conn: Connection) -> list[tuple[str, str]]:
-    """All insert-only tables and their partitions, as named on the search path and in full."""
-    return conn.execute(
-        "SELECT t.oid::regclass::text, format('%%I.%%I', nspname, t.relname)"
-        " FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace"
-        " LEFT JOIN pg_inherits AS i ON i.inhrelid = t.oid"
-        " WHERE t.relkind IN ('r', 'p')"
-        " AND coalesce(i.inhparent, t.oid)::regclass::text = ANY (%s)",
-        [list(guards.INSERT_ONLY)],
-    ).fetchall()
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """What follows from the code and is no migration's: views, partitions, roles.
 
-Made anew at the end of an upgrade whenever its SQL changed, so that nobody has to write a
-migration for a view. Nothing here holds data. The schema of the views remembers what it was
-made from.
+Made anew at the end of an upgrade whenever its SQL changed, or somebody changed what is there,
+so that nobody has to write a migration for a view. Nothing here holds data. The schema of the
+views remembers what it was made from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from psycopg import Connection
 
 from marco_search import settings
 from marco_search.store import partitions, roles, views
+from migrations import objects
 
 
 def drop(conn: Connection[Any]) -> None:
@@ -32,7 +33,7 @@ def make(conn: Connection[Any]) -> str | None:
     prefix = settings.load().role_prefix
     role_statements = list(roles.statements(prefix))
     digest = _digest([*views.statements(), partitions.FUNCTION, *role_statements])
-    if _made_from(conn) == digest:
+    if _made_from(conn) == digest and not objects.differences(conn, prefix):
         partitions.ensure(conn)
         return None
     drop(conn)

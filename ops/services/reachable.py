@@ -21,6 +21,11 @@ from ops.services.finding import Finding
 _OLDEST_POSTGRES = 17
 _OLDEST_REDIS = (6, 2)  # kombu's demand
 _ANSWER_S = 3
+_MOST = 12  # differences shown
+_GUARDS = (
+    "`marco migrate` makes views, functions, policies and rights anew; what was added or switched "
+    "off its owner undoes. Then find out who did it: until then nothing protected the trail"
+)
 _WRITER = "to submit or run jobs, let DATABASE_URL name a login of the app's or the owner's role"
 _IDLE = "embedded, not running: commands that need it start it, `marco up` keeps it"
 
@@ -141,6 +146,26 @@ def pauses(settings: Settings) -> Finding:
     detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
     held = any(pause.tenant == holds.EVERYONE for pause in found)
     return Finding("pauses", not held, detail, "`marco resume --all` lets jobs go on")
+
+
+def guards(settings: Settings) -> Finding:
+    """Are triggers, functions, views, policies and rights as the migrations make them?"""
+    from migrations import objects
+
+    if _is_idle(settings, settings.database_url):
+        return Finding("guards", True, "seen when Postgres runs", "")
+    try:
+        with _connected(database_url(settings)) as conn:
+            if not reads_tables(conn):
+                return Finding("guards", True, "not looked at: an auditor's login", "")
+            check_schema(conn)
+            found = objects.differences(conn, settings.role_prefix)
+    except (SchemaMismatch, psycopg.Error) as error:
+        return Finding("guards", True, f"not looked at: {error}", "")
+    if not found:
+        return Finding("guards", True, "as the migrations make them", "")
+    shown = [*found[:_MOST], *([f"and {len(found) - _MOST} more"] if len(found) > _MOST else [])]
+    return Finding("guards", False, "; ".join(shown), _GUARDS)
 
 
 def redis(settings: Settings) -> Finding:

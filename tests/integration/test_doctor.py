@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 from pydantic import SecretStr
 
+import migrations
 from marco_search.broker import Publisher
 from marco_search.settings import Settings
+from marco_search.store.connect import SCHEMA_REVISION
+from ops.services import reachable
 from ops.services.doctor import run_checks
 from ops.services.finding import Finding
 from producer import EVERYONE, Producer
+from tests.integration.logins import logins
+from tests.integration.toys import marco
 
 
 def _checked(settings: Settings) -> dict[str, Finding]:
@@ -112,3 +118,114 @@ def test_embedded_services_at_rest_are_no_fault(tmp_path: Path) -> None:
     found = _checked(Settings().model_copy(update=idle))
     assert [finding for finding in found.values() if not finding.ok] == []
     assert not (tmp_path / "none").exists(), "nothing is made"
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        ("ALTER TABLE nodes DISABLE TRIGGER insert_only", "insert_only of public.nodes: disabled"),
+        ("ALTER TABLE nodes DISABLE TRIGGER ALL", "keys of partitions.nodes_default: disabled"),
+        ("DROP TRIGGER insert_only ON chain", "trigger insert_only of public.chain: missing"),
+        (
+            "DROP TRIGGER insert_only ON partitions.nodes_default",
+            "trigger insert_only of partitions.nodes_default: missing",
+        ),
+        (
+            "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN RETURN NULL; END'",
+            "function refuse_change(): changed",
+        ),
+        ("GRANT UPDATE (text) ON nodes TO marco_app", "UPDATE of marco_app on column public.nodes.text"),
+        ("GRANT DELETE ON chain TO PUBLIC", "right DELETE of PUBLIC on table public.chain"),
+        ("REVOKE INSERT ON nodes FROM marco_app", "INSERT of marco_app on table public.nodes: missing"),
+        ("GRANT USAGE ON SCHEMA public TO marco_auditor", "USAGE of marco_auditor on schema public"),
+        ("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY", "row-level security of jobs: off"),
+        ("DROP POLICY own_tenants ON nodes", "policy own_tenants of nodes: missing"),
+        ("ALTER POLICY own_tenants ON nodes USING (true)", "policy own_tenants of nodes: changed"),
+        ("CREATE POLICY more ON jobs USING (true)", "policy more of jobs: not made by"),
+        ("DROP VIEW audit.day_usage", "view day_usage: missing"),
+        ("ALTER VIEW audit.jobs RESET (security_invoker)", "view jobs: changed"),
+        (
+            "CREATE OR REPLACE VIEW audit.vocabulary WITH (security_invoker) AS"
+            " SELECT * FROM public.vocabulary WHERE false",
+            "view vocabulary: changed",
+        ),
+        ("CREATE RULE r AS ON DELETE TO nodes DO INSTEAD NOTHING", "rule of public.nodes"),
+        ("ALTER TABLE nodes OWNER TO CURRENT_USER", "table public.nodes: belongs to "),
+    ],
+)  # fmt: skip
+def test_what_somebody_did_to_the_guards_is_named(
+    settings: Settings, database_url: str, change: str, seen: str
+) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute(change.encode())
+    guards = reachable.guards(settings)
+    assert not guards.ok
+    assert seen in guards.detail
+    assert "marco migrate" in guards.mend
+
+
+def test_migrate_makes_views_policies_and_rights_anew(
+    settings: Settings, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("DROP VIEW audit.jobs CASCADE")
+        conn.execute("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY")
+        conn.execute("ALTER POLICY own_tenants ON nodes USING (true)")
+        conn.execute("REVOKE ALL ON nodes FROM marco_app")
+    assert not reachable.schema(settings).ok
+    migrations.upgrade(database_url)
+    guards = reachable.guards(settings)
+    assert guards.ok, guards.detail
+    assert reachable.schema(settings).ok
+
+
+@pytest.mark.parametrize("role", ["marco_auditor", "marco_auditor_all"])
+def test_an_auditor_s_login_is_named_as_such(settings: Settings, role: str) -> None:
+    assert settings.database_url is not None
+    with logins(settings.database_url.get_secret_value()) as login:
+        url = login(role)
+        theirs = settings.model_copy(update={"database_url": SecretStr(url)})
+        schema = reachable.schema(theirs)
+        assert not schema.ok
+        assert "auditor" in schema.detail
+        assert "migrate" not in str(schema)
+        assert reachable.guards(theirs).ok
+        done = marco(url, "pause", "--all")
+        assert (done.returncode, "may not do that" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_read_only_database_and_a_silent_host_are_seen(
+    settings: Settings, database_url: str
+) -> None:
+    name = urlsplit(database_url).path[1:]
+    with psycopg.connect(database_url) as conn:
+        conn.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+    postgres = reachable.postgres(settings)
+    assert (postgres.ok, "read-only" in postgres.detail) == (False, True)
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SET TRANSACTION READ WRITE")
+        conn.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+    parts = urlsplit(database_url)
+    who, _, where = parts.netloc.rpartition("@")
+    several = urlunsplit(parts._replace(netloc=f"{who}@127.0.0.1:1,{where}"))
+    postgres = reachable.postgres(settings.model_copy(update={"database_url": SecretStr(several)}))
+    assert postgres.ok
+    assert "no answer from 127.0.0.1:1" in postgres.detail
+    done = marco(several, "migrate")
+    assert (done.returncode, done.stdout) == (0, f"Already at {SCHEMA_REVISION}.\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        ("doctor", "postgresql://u:hush99%zz@h/db"),
+        ("migrate", "postgresql://u:hush@[::1/db"),
+        ("status", "postgresql://u:1/hush@h/db"),
+    ],
+)
+def test_no_command_repeats_an_address_it_can_not_read(command: str, url: str) -> None:
+    done = marco(url, command)
+    assert done.returncode != 0
+    assert "DATABASE_URL" in done.stdout + done.stderr
+    assert "hush" not in done.stdout + done.stderr

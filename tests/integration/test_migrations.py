@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from marco_search.store.connect import SCHEMA_REVISION, Database, check_schema
 from migrations.check import differences, scratch_database
 from ops.services import ServiceUrls, reachable
 from tests.integration.logins import logins
-from tests.integration.toys import settings_for
+from tests.integration.toys import marco, settings_for
 
 
 @pytest.fixture
@@ -38,8 +37,8 @@ def test_models_and_migrations_agree_and_downgrade_leaves_nothing(services: Serv
 
 
 def test_a_difference_is_found(services: ServiceUrls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "INSERT_ONLY", (*guards.INSERT_ONLY, "jobs"))
-    assert differences(services.database_url) == ["trigger of jobs"]
+    monkeypatch.setattr(guards, "FUNCTION_BODY", "BEGIN RETURN NULL; END")
+    assert differences(services.database_url) == ["function refuse_change(): changed"]
 
 
 def test_the_code_names_the_newest_migration() -> None:
@@ -106,6 +105,7 @@ def objects(url: str) -> list[tuple[str, ...]]:
                 WHERE pronamespace = 'public'::regnamespace
             UNION ALL SELECT tablename, policyname, qual FROM pg_policies
             UNION ALL SELECT tgrelid::regclass::text, tgname, tgenabled::text FROM pg_trigger
+                WHERE NOT tgisinternal
             ORDER BY 1, 2, 3
             """
         ).fetchall()
@@ -114,14 +114,6 @@ def objects(url: str) -> list[tuple[str, ...]]:
 def at(url: str, revision: str) -> None:
     with psycopg.connect(url) as conn:
         conn.execute("UPDATE alembic_version SET version_num = %s", [revision])
-
-
-def marco(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("marco")
-    return subprocess.run(
-        [program, *arguments], env=os.environ | {"DATABASE_URL": url}, check=False, timeout=120,
-        capture_output=True, text=True,
-    )  # fmt: skip
 
 
 def test_an_older_program_does_nothing_to_a_newer_database(database_url: str) -> None:

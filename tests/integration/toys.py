@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -125,3 +128,12 @@ def environment(settings: Settings) -> dict[str, str]:
         variable = str(Settings.model_fields[name].validation_alias)
         plain[variable] = value.get_secret_value() if secret else str(value)
     return os.environ | plain
+
+
+def marco(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed command on the database at `url`."""
+    program = Path(sys.executable).with_name("marco")
+    return subprocess.run(
+        [program, *arguments], env=os.environ | {"DATABASE_URL": url}, check=False, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
