@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from marco_search.search.branches import Part
+
 VARIABLE = "marco_branch"
 
 
@@ -21,6 +23,8 @@ class BranchParams:
     rid: str  # request id, unique per call
     # On time.monotonic(), for the call with all its retries.
     deadline: float = math.inf
+    # The executor's text in parts (see `Expansion`), where they are known.
+    parts: tuple[Part, ...] = ()
 
 
 def params_of(executor: Any) -> BranchParams | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, takewhile
 from typing import Any
 
 import sglang as sgl
@@ -27,6 +27,7 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
+    Part,
     Reflect,
     Segment,
 )
@@ -38,14 +39,15 @@ _PHRASE = Segment(REFLECTION_PHRASE + "\n")
 
 
 @sgl.function  # type: ignore[untyped-decorator]
-def _fork_prefix(s: Any, prefix: str, requests: Sequence[BranchRequest], seconds: float) -> Any:
-    """Fork `prefix` into one child per request; returns a Branch per request, in order."""
+def _fork_prefix(s: Any, expansion: Expansion, seconds: float) -> Any:
+    """Fork the prefix into one child per request; returns a Branch per request, in order."""
+    requests, parts = expansion.branches, expansion.parts
     deadline = time.monotonic() + seconds
-    s.set_var(VARIABLE, _params(0, deadline))
-    s += prefix
+    s.set_var(VARIABLE, _params(0, deadline, parts))
+    s += expansion.prefix
     s.sync()  # else whether the fork commits the prefix first is a race
     forks = s.fork(len(requests))
-    children = [_Child(f, r, deadline) for f, r in zip(forks.states, requests, strict=True)]
+    children = [_Child(f, r, deadline, parts) for f, r in zip(forks.states, requests, strict=True)]
     try:
         for child in children:
             child.start()
@@ -59,24 +61,25 @@ def _fork_prefix(s: Any, prefix: str, requests: Sequence[BranchRequest], seconds
 
 def run_expansion(backend: Any, expansion: Expansion, seconds: float) -> list[Branch]:
     """Run one expansion on a backend; one Branch per request, in order, within `seconds`."""
-    state = _fork_prefix.run(
-        prefix=expansion.prefix, requests=expansion.branches, seconds=seconds, backend=backend
-    )
+    state = _fork_prefix.run(expansion=expansion, seconds=seconds, backend=backend)
     branches: list[Branch] = state.ret_value
     return branches
 
 
-def _params(seed: int, deadline: float) -> BranchParams:
-    return BranchParams(seed=seed, rid=uuid.uuid4().hex, deadline=deadline)
+def _params(seed: int, deadline: float, parts: tuple[Part, ...]) -> BranchParams:
+    return BranchParams(seed=seed, rid=uuid.uuid4().hex, deadline=deadline, parts=parts)
 
 
 class _Child:
     """One branch in flight."""
 
-    def __init__(self, state: Any, request: BranchRequest, deadline: float) -> None:
+    def __init__(
+        self, state: Any, request: BranchRequest, deadline: float, parts: tuple[Part, ...]
+    ) -> None:
         self._state = state
         self._request = request
         self._deadline = deadline
+        self._parts = parts
         self._calls: list[tuple[str, list[str], int]] = []  # name, stop texts, tokens asked for
         self._done: list[Completion] = []  # of the calls, in order
         self._segments: list[Segment] = []
@@ -104,6 +107,7 @@ class _Child:
             executor = self._state.stream_executor
             said = executor.variables[self._calls[-1][0]]
             executor.text_ = executor.text_.removesuffix(said) + self._done[-1].text
+            self._go_on_from(_before_stop(self._done[-1]))
             self._force()
             self._generate((self._request.seed + 1) % 2**31, left, [END_OF_OUTPUT])
 
@@ -133,11 +137,16 @@ class _Child:
     def _force(self) -> None:
         self._segments.append(_PHRASE)
         self._state += _PHRASE.text
+        self._go_on_from(_PHRASE.text)
+
+    def _go_on_from(self, part: Part) -> None:
+        if self._parts and part:
+            self._parts = (*self._parts, part)
 
     def _generate(self, seed: int, tokens: int, stops: list[str]) -> None:
         name = f"call{len(self._calls)}"
         self._calls.append((name, stops, tokens))
-        self._state.set_var(VARIABLE, _params(seed, self._deadline))
+        self._state.set_var(VARIABLE, _params(seed, self._deadline, self._parts))
         self._state += sgl.gen(
             name,
             max_tokens=tokens,
@@ -170,3 +179,12 @@ class _Child:
             self._done.append(found)
             text = "".join(t.text for t in found.tokens)
             self._segments.append(Segment(text, found.tokens))
+
+
+def _before_stop(completion: Completion) -> tuple[int, ...]:
+    """The ids of the tokens before the one in which the stop text begins."""
+    ends = accumulate(len(t.text) for t in completion.tokens)
+    whole = takewhile(
+        lambda pair: pair[1] <= len(completion.text), zip(completion.tokens, ends, strict=True)
+    )
+    return tuple(token.id for token, _ in whole)

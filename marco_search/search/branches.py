@@ -57,13 +57,22 @@ class BranchRequest:
     reflect: Reflect = Reflect.NO
 
 
+Part = str | tuple[int, ...]
+"""A part of a prefix: text put in, or the ids of tokens that the model generated."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
-    """Fork `prefix` (prompt and the path's text) into `branches`."""
+    """Fork `prefix` (prompt and the path's text) into `branches`.
+
+    `parts` is the same in parts. A text has several tokenisations: with the ids a runtime can go
+    on from the tokens whose log-probabilities are kept. Empty: only the text is known.
+    """
 
     node_id: int
     prefix: str
     branches: tuple[BranchRequest, ...]
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

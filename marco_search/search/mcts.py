@@ -110,6 +110,7 @@ class Search:
             Expansion(
                 node_id=node_id,
                 prefix=self.prompt + self.tree.text(node_id),
+                parts=(self.prompt, *self.tree.parts(node_id)),
                 branches=tuple(requests),
             )
             for node_id, requests in groups.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from marco_search.search.branches import Finish
+from marco_search.search.branches import Finish, Part
 from marco_search.search.config import Action, Backup
 from marco_search.search.records import ROOT, Node, Rollout
 
@@ -107,6 +107,11 @@ class Tree:
     def text(self, node_id: int) -> str:
         """All text from the root to this node, without the prompt."""
         return "".join(self.nodes[i].text for i in self.path(node_id))
+
+    def parts(self, node_id: int) -> tuple[Part, ...]:
+        """The same as `text`, in parts: ids where the model generated it."""
+        nodes = (self.nodes[i] for i in self.path(node_id))
+        return tuple(tuple(t.id for t in n.tokens) or n.text for n in nodes if n.tokens or n.text)
 
     def thought_closed(self, node_id: int) -> bool:
         """True if the thought has ended at or above this node."""

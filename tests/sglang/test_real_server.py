@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def test_greedy_tokens_log_probs_and_confidences_are_those_of_the_embedded_engin
     assert found.same_tokens == found.prompts == PROMPTS
     assert found.logprob_delta < 1e-3
     assert found.confidence_delta < 1e-3
+
+
+def test_a_fork_goes_on_from_the_tokens_that_are_kept(both: Both) -> None:
+    """Also where the text would be tokenised otherwise: here a token for each character."""
+    prompt, text = parity.prompts(both[0], 2)[0], "We begin with what is known. "
+    one = both[0].backend.encode  # type: ignore[attr-defined]
+    ids = tuple(int(i) for character in text for i in one(character))
+    assert len(ids) > len(one(text))
+    (start,) = both[1].branch([fork(prompt, 1)])
+    parts = replace(fork(prompt + text, 2), parts=(prompt, ids))
+    for branch in both[1].branch([parts]):
+        assert branch.error is None
+        assert branch.prompt_tokens == start.prompt_tokens + len(ids)
+    for branch in both[1].branch([fork(prompt + text, 2)]):
+        assert branch.prompt_tokens == start.prompt_tokens + len(one(text))
 
 
 def test_children_of_a_fork_find_their_prefix_in_the_cache(both: Both) -> None:

@@ -18,6 +18,7 @@ from marco_search.runtime.endpoint.calls import InFlight
 from marco_search.runtime.endpoint.failures import Failure
 from marco_search.runtime.endpoint.pool import Pool
 from marco_search.runtime.endpoint.prefixes import SeenTexts
+from marco_search.runtime.endpoint.prompts import PARTS
 from marco_search.runtime.endpoint.retries import Retries, generate
 from marco_search.runtime.params import error_value, params_of
 
@@ -51,7 +52,7 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
     def generate(self, s: Any, sampling_params: Any) -> tuple[str, dict[str, Any]]:
         """One completion of the executor's text; a failure is an error value."""
         parameters = {"skip_special_tokens": True, **sampling_params.to_srt_kwargs()}
-        body: dict[str, Any] = {"text": s.text_, "sampling_params": parameters}
+        body: dict[str, Any] = {**_prefix(s), "sampling_params": parameters}
         # logprob_start_len is never sent: asking for a prompt's own log-probs makes the server
         # compute the whole prompt again.
         for name in _LOGPROB_FIELDS:
@@ -90,7 +91,7 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
         server = self._pool.server_for(search_of(s.text_)).url
         if self._seen.cover(server, s.text_):
             return
-        body = {"text": s.text_, "sampling_params": {"max_new_tokens": 0}}
+        body = {**_prefix(s), "sampling_params": {"max_new_tokens": 0}}
         if isinstance(self._send(s, body), dict):
             self._remember(s.text_)
 
@@ -114,6 +115,12 @@ class EndpointBackend(RuntimeEndpoint):  # type: ignore[misc]
 
     def _remember(self, text: str) -> None:
         self._seen.add(self._pool.server_for(search_of(text)).url, text)
+
+
+def _prefix(s: Any) -> dict[str, Any]:
+    """What is to be continued: the text, and its parts for a server that takes ids."""
+    own = params_of(s)
+    return {"text": s.text_, PARTS: own.parts if own else ()}
 
 
 def search_of(text: str) -> str:

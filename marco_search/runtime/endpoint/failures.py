@@ -64,9 +64,12 @@ def too_large(url: str, path: str, most: int) -> Failure:
 
 def not_json(url: str, path: str) -> Failure:
     """An answer of 200 that is not a JSON object."""
-    return Failure(
-        kind=RuntimeUnavailable, message=f"{url}{path}: the answer is not a JSON object", again=True
-    )
+    return odd_answer(url, path, "the answer is not a JSON object")
+
+
+def odd_answer(url: str, path: str, why: str) -> Failure:
+    """An answer of 200 that can't be used."""
+    return Failure(kind=RuntimeUnavailable, message=f"{url}{path}: {why}", again=True)
 
 
 def refused(url: str, path: str, status: int, retry_after: str | None, said: str) -> Failure:

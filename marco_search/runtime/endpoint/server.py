@@ -13,6 +13,7 @@ from marco_search.runtime.endpoint.calls import Call
 from marco_search.runtime.endpoint.failures import Failure, cut_short
 from marco_search.runtime.endpoint.http import Access, Connections
 from marco_search.runtime.endpoint.limits import Limiter
+from marco_search.runtime.endpoint.prompts import PromptIds
 from marco_search.runtime.quoting import quoting
 
 DEFAULT_CONTEXT_TOKENS = 32_768  # of Qwen2 and Marco-o1, for a server that does not say
@@ -34,6 +35,7 @@ class Server:
         self.limiter = Limiter(most_in_flight, slow_s)
         self._connections = Connections(url, access, self._look_for_another)
         self._lock = threading.Lock()
+        self._prompts = PromptIds(url, self._connections.post)
         self._quoted = quoting(access.api_key)
         self._strikes = 0
         self._silent = False  # unwell because it answered nothing in time
@@ -50,7 +52,11 @@ class Server:
         found: dict[str, Any] | Failure | None = None
         try:
             most = _ANSWER + _ANSWER_A_TOKEN * body["sampling_params"]["max_new_tokens"]
-            found = self._looked_at(call) or self._connections.post("/generate", body, call, most)
+            found = self._looked_at(call)
+            if found is None:
+                found = self._prompts.sent(body, call)
+            if not isinstance(found, Failure):
+                found = self._connections.post("/generate", found, call, most)
         finally:
             ok = isinstance(found, dict)
             busy = isinstance(found, Failure) and found.busy
@@ -105,11 +111,13 @@ class Server:
         server = self._get("/get_server_info", "/server_info", Call(time.monotonic() + ASK_S))
         if isinstance(server, Failure):
             server = {}  # a router has none
+        self._prompts.look(Call(time.monotonic() + ASK_S))
+        version = self._quoted(str(server.get("version", "unknown")))
         context: Any = server.get("context_length") or server.get("max_req_input_len")
         known = type(context) is int and 0 < context <= _MOST_CONTEXT_TOKENS
         return RuntimeInfo(
             name="sglang",
-            version=self._quoted(str(server.get("version", "unknown"))),
+            version=version if self._prompts.known else f"{version}, prefixes as text",
             model=self._model_of(model)[0],
             revision=self._model_of(model)[1],
             context_tokens=context if known else DEFAULT_CONTEXT_TOKENS,

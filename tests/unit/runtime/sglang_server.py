@@ -15,7 +15,13 @@ from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import BranchRequest, Expansion
 from marco_search.settings import Settings
-from tests.toy import generate
+from tests.toy import generate, tokens_of
+
+FIRST_CHARACTER = 1_000_000
+_PIECES = {
+    t.id: t.text
+    for t in tokens_of("", "step a\nstep b\nstep c\n</Thought>\n<Output>\n1\n2\n</Output>")
+}
 
 Act = Callable[["Handler", dict[str, Any]], bool]
 """Given a /generate request, True if it has dealt with it (well or not)."""
@@ -78,6 +84,14 @@ class Handler(BaseHTTPRequestHandler):
             self.server.aborted.append(body["rid"])
             self.raw(200, b"")
             return
+        if self.path == "/tokenize":
+            if self.path in self.server.missing:
+                self.send({"detail": "Not Found"}, 404)
+            else:
+                self.send({"tokens": [FIRST_CHARACTER + ord(c) for c in body["prompt"]]})
+            return
+        if "input_ids" in body:
+            body["text"] = "".join(map(text_of, body["input_ids"]))
         self.server.asked.append(body | {"authorization": self.headers["Authorization"]})
         if self.server.hung.is_set():
             self.server.released.wait(60)
@@ -103,6 +117,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Quiet."""
+
+
+def text_of(token: int) -> str:
+    """What one of the toy model's tokens reads; the server's own are single characters."""
+    if token >= FIRST_CHARACTER:
+        return chr(token - FIRST_CHARACTER)
+    return _PIECES[token]
 
 
 def completion(body: dict[str, Any]) -> dict[str, Any]:

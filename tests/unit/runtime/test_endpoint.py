@@ -6,10 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from marco_search.driver import MemoryJournal, plan, run_search
 from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailable
+from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.runtime.base import Message
-from marco_search.search.branches import Finish
-from tests.unit.runtime.sglang_server import Server, expansion, runtime, serving
+from marco_search.search.branches import (
+    END_OF_THOUGHT,
+    REFLECTION_PHRASE,
+    BranchRequest,
+    Expansion,
+    Finish,
+    Reflect,
+)
+from tests.unit.runtime.sglang_server import FIRST_CHARACTER, Server, expansion, runtime, serving
 
 
 @pytest.fixture
@@ -47,6 +56,55 @@ def test_a_prefix_is_committed_once_and_not_where_it_was_just_written(server: Se
         assert len(server.asked) - len(server.calls) == 1
         opened.branch([expansion(2, prefix="another")])
     assert len(server.asked) - len(server.calls) == 2
+
+
+@pytest.mark.parametrize("strategy", ["step", "mini-step-8"])
+def test_a_search_goes_on_from_the_tokens_that_it_keeps(server: Server, strategy: str) -> None:
+    options = SearchOptions(strategy=strategy, rollouts=24, early_stop=False, reflection="branch")
+    job = ReasoningJob(question="How many?", options=options)
+    with runtime(server) as opened:
+        assert opened.info.version == "0.5.23"
+        search = run_search(job, plan(job, opened), opened, MemoryJournal()).search
+    tree = search.tree
+
+    def ids(text: str) -> list[int]:
+        return [FIRST_CHARACTER + ord(c) for c in text]
+
+    asked = {a["sampling_params"]["sampling_seed"]: a["input_ids"] for a in server.calls}
+    assert any(r.start_id and r.reflect is Reflect.NO for r in tree.rollouts)
+    for rollout in tree.rollouts:
+        wanted = ids(search.prompt)
+        for i in tree.path(rollout.start_id):
+            node = tree.nodes[i]
+            wanted += [t.id for t in node.tokens] or ids(node.text)
+        if rollout.reflect is Reflect.FIRST:
+            wanted += ids(REFLECTION_PHRASE + "\n")
+        assert asked[rollout.seed] == wanted
+
+
+def test_after_a_thought_taken_back_the_kept_tokens_go_on(server: Server) -> None:
+    request = BranchRequest(
+        branch_id=0, seed=7, max_new_tokens=99, temperature=1.0, reflect=Reflect.AT_END
+    )
+    with runtime(server) as opened:
+        (branch,) = opened.branch(
+            [Expansion(node_id=0, prefix="Q", parts=("Q",), branches=(request,))]
+        )
+    first, phrase, _ = branch.segments
+    kept = [t.id for t in first.tokens if t.text != END_OF_THOUGHT]
+    q, *rest = server.calls[1]["input_ids"]
+    assert (q, rest[: len(kept)]) == (FIRST_CHARACTER + ord("Q"), kept)
+    assert rest[len(kept) :] == [FIRST_CHARACTER + ord(c) for c in phrase.text]
+
+
+def test_a_server_that_can_not_tokenise_gets_text_and_that_is_known(server: Server) -> None:
+    server.missing = {"/tokenize"}
+    options = SearchOptions(strategy="step", rollouts=8, early_stop=False)
+    job = ReasoningJob(question="How many?", options=options)
+    with runtime(server) as opened:
+        assert opened.info.version == "0.5.23, prefixes as text"
+        run_search(job, plan(job, opened), opened, MemoryJournal())
+    assert not any("input_ids" in a or "parts" in a for a in server.asked)
 
 
 def test_what_was_served_from_the_cache_is_known_for_every_branch(server: Server) -> None:
