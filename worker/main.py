@@ -17,6 +17,8 @@ from types import FrameType
 from typing import Any
 
 from billiard import pool
+from celery import signals
+from celery.apps import worker as celery_program
 
 from marco_search.errors import InvalidSettings, MarcoError
 from marco_search.locations import database_url
@@ -39,7 +41,8 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
 
     `name` tells workers on one machine apart: the Celery node is `name@host`.
     Raises InvalidSettings, ModelRefused, DatabaseUnavailable or SchemaMismatch before anything is
-    started; Redis and a model's server may be down, the worker waits for them.
+    started; Redis and a model's server may be down, the worker waits for them. Stopped by Ctrl-C
+    it raises KeyboardInterrupt when all is done that SIGTERM does.
     """
     if refused := worker_refusal(settings):
         raise InvalidSettings(refused)
@@ -66,6 +69,7 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
     pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(
         _UNHEARD_S / pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
     )
+    celery_program.safe_say = _say_nothing
     worker = Worker(
         app=app,
         hostname=f"{name}@{socket.gethostname()}",
@@ -75,12 +79,36 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
         without_gossip=True,
         without_mingle=True,
     )
+    interrupted = _Interrupted()
     # Else the children's garbage collectors write to all that they share with this process, and
     # each gets a copy of it.
     gc.collect()
     gc.freeze()
     worker.start()
+    if interrupted.seen:
+        raise KeyboardInterrupt
     return int(worker.exitcode or 0)
+
+
+class _Interrupted:
+    """Whether Ctrl-C stopped the worker: Celery takes it for an error."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        signals.worker_shutting_down.connect(self._shutting_down, weak=False)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._before_celery)
+
+    def _shutting_down(self, sig: str, **_: Any) -> None:
+        self.seen = self.seen or sig == "SIGINT"
+
+    def _before_celery(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+def _say_nothing(*_: object) -> None:
+    """In place of Celery's advice on Ctrl-C, which is not how our workers stop."""
 
 
 def _try_runtime() -> None:

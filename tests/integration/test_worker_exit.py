@@ -1,0 +1,40 @@
+"""How `marco worker` ends: what a shell and a service manager see."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MARCO = Path(sys.prefix) / "bin" / "marco"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"),
+    [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 0, None), (signal.SIGQUIT, 0, None)],
+)
+def test_a_worker_ends_with_the_right_code_and_in_our_words(
+    database_url: str, redis_url: str, number: signal.Signals, code: int, last: str | None
+) -> None:
+    process = subprocess.Popen(
+        [MARCO, "worker", "-c", "1"],
+        env=os.environ | {"DATABASE_URL": database_url, "REDIS_URL": redis_url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches its whole process group, as at a terminal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    with process:
+        assert any("ready" in line for line in process.stdout)
+        os.killpg(process.pid, number)
+        said = process.stdout.read()
+    assert process.returncode == code, said
+    assert "Hitting" not in said
+    assert "shutdown" not in said
+    assert last is None or said.strip().endswith(last)
