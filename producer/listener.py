@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 
 from marco_search.errors import MarcoError
-from marco_search.store.connect import Database
+from marco_search.store.connect import Database, is_pooled
 from marco_search.store.states import CHANNEL
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,11 @@ class Listener:
 
     def _listen(self) -> None:
         with self._database.connect() as conn:
+            if is_pooled(conn):
+                log.info("a pooler passes no NOTIFY on: looking every few seconds")
+                conn.close()
+                self._stop.wait()
+                return
             conn.execute(f"LISTEN {CHANNEL}")
             self._tell(None)
             heard = time.monotonic()

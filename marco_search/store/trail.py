@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from marco_search.jobs import Answer
 from marco_search.search.records import Node, Rollout, Round
 from marco_search.store import packing, records
-from marco_search.store.connect import Conn
+from marco_search.store.connect import Conn, is_pooled
 from marco_search.store.leases import Lease, lost
 
 R = TypeVar("R", Node, Rollout)
@@ -101,11 +101,13 @@ def _copy(conn: Conn, table: str, columns: Sequence[str], *, staged: bool) -> It
     into = Identifier("pg_temp", f"staged_{table}") if staged else Identifier(table)
     parts = {"table": Identifier(table), "into": into, "names": names}
     if staged:
+        # A session that is another program's next keeps nothing of ours.
+        end = SQL("DROP" if is_pooled(conn) else "DELETE ROWS")
         make = (
-            "CREATE TEMP TABLE IF NOT EXISTS {into} ON COMMIT DELETE ROWS"
+            "CREATE TEMP TABLE IF NOT EXISTS {into} ON COMMIT {end}"
             " AS SELECT {names} FROM {table} WITH NO DATA"
         )
-        conn.execute(SQL(make).format(**parts))
+        conn.execute(SQL(make).format(end=end, **parts))
     statement = SQL("COPY {into} ({names}) FROM STDIN (FORMAT binary)").format(**parts)
     with conn.cursor() as cursor, cursor.copy(statement) as copy:
         yield copy

@@ -47,6 +47,7 @@ def postgres(settings: Settings) -> Finding:
     try:
         with _connected(url) as session:
             troubles = _troubles(session)
+            pid = session.execute("SELECT pg_backend_pid()").fetchone()
             version = session.info.server_version
     except psycopg.Error as error:
         mend = advice(error) or "see the server's log"
@@ -54,6 +55,8 @@ def postgres(settings: Settings) -> Finding:
             mend = "run `marco down`, then `marco up`; see logs/postgres.log in MARCO_HOME"
         return Finding("postgres", False, f"{where}: {words(error)}", mend)
     detail = f"{version // 10_000}.{version % 10_000} at {where}"
+    if pid != (session.info.backend_pid,):
+        detail += ", through a pooler: who waits for results looks every two seconds"
     others = _silent_hosts(url)
     if others:
         detail += f"; no answer from {', '.join(others)}"
