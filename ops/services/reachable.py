@@ -47,7 +47,8 @@ def postgres(settings: Settings) -> Finding:
     try:
         with _connected(url) as session:
             troubles = _troubles(session)
-            pid = session.execute("SELECT pg_backend_pid()").fetchone()
+            own = session.execute("SELECT pg_backend_pid()").fetchone()
+            pooled = own != (session.info.backend_pid,)
             version = session.info.server_version
     except psycopg.Error as error:
         mend = advice(error) or "see the server's log"
@@ -55,7 +56,7 @@ def postgres(settings: Settings) -> Finding:
             mend = "run `marco down`, then `marco up`; see logs/postgres.log in MARCO_HOME"
         return Finding("postgres", False, f"{where}: {words(error)}", mend)
     detail = f"{version // 10_000}.{version % 10_000} at {where}"
-    if pid != (session.info.backend_pid,):
+    if pooled:
         detail += ", through a pooler: who waits for results looks every two seconds"
     others = _silent_hosts(url)
     if others:
