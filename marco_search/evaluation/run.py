@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -115,17 +115,19 @@ def run(
     """Search every problem that `file` has no trace of yet; all traces, in problem order.
 
     Labels stay here: a search gets a job without one, and grading is done on what it gives
-    back. Raises what a search raises, after the searches under way have been kept.
+    back. Raises what a search raises, after the searches under way have been kept. Ctrl-C ends
+    those at once; the ones that had ended are kept.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     plans = {p.key: recipe.plan(p, runtime) for p in problems}
     kept = {(t.key, t.run): t for t in read(file)} if file.exists() else {}
     traces = {k: kept[k, run_hash(f)] for k, f in plans.items() if (k, run_hash(f)) in kept}
     todo = [p for p in problems if p.key not in traces]
+    journal = _Journal()
     grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
 
     def search(problem: Problem) -> Trace:
-        finished = run_search(recipe.job(problem), plans[problem.key], runtime, MemoryJournal())
+        finished = run_search(recipe.job(problem), plans[problem.key], runtime, journal)
         return trace_of(problem, finished, keep_tokens=recipe.keep_tokens)
 
     def report() -> None:
@@ -138,7 +140,11 @@ def run(
         pending: set[Future[Trace]] = {pool.submit(search, p) for p in todo}
         failure: BaseException | None = None
         while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            try:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt:
+                _end(pending, journal, runtime)
+                raise
             for future in done:
                 if future.cancelled():
                     continue
@@ -155,6 +161,27 @@ def run(
     if failure:
         raise failure
     return [traces[p.key] for p in problems]
+
+
+class _Journal(MemoryJournal):
+    """That of all searches of a run: one look of each before a round."""
+
+    interrupted = False
+
+    def should_stop(self) -> None:
+        """Raises CancelledError after Ctrl-C."""
+        if self.interrupted:
+            raise CancelledError
+
+
+def _end(pending: set[Future[Trace]], journal: _Journal, runtime: Runtime) -> None:
+    """End searches without waiting for their rounds."""
+    journal.interrupted = True
+    for future in pending:
+        future.cancel()
+    while pending:
+        runtime.abort()  # again: one may have begun a round in between
+        _, pending = wait(pending, timeout=0.1)
 
 
 def read(file: Path) -> list[Trace]:
