@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from marco_search.errors import PromptTooLong, RuntimeUnavailable, SnapshotMismatch
+from marco_search.errors import PromptTooLong, RuntimeUnavailable, SearchError, SnapshotMismatch
 from marco_search.jobs import Job
 from marco_search.kinds import Kind, kind_of
 from marco_search.runtime.base import Runtime
@@ -176,7 +176,8 @@ def run_search(
                 continue
             _refuse_if_all_failed(branches)
         done = search.tell(branches)
-        assert done is not None, "the runtime answers every request of the round"
+        if done is None:
+            raise SearchError("the runtime left requests of the round unanswered")
         journal.append(done, {i: text for b in branches for i, text in b.texts.items()})
         if on_round:
             on_round(search)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from marco_search.driver import Finished
+from marco_search.errors import SearchError
 from marco_search.jobs import Answer, Job, JobResult
 from marco_search.kinds import kind_of
 from marco_search.search.answers import RankedAnswer
@@ -24,7 +25,8 @@ def job_result(
     for i, found in enumerate(ranked_answers(job, search)[: job.options.answers], start=1):
         text = kind.assistant_prefix + tree.text(tree.rollouts[found.best_rollout_id].leaf_id)
         extracted = kind.answer(text)
-        assert extracted is not None, "only rollouts with an answer are ranked"
+        if extracted is None:
+            raise SearchError(f"rollout {found.best_rollout_id} was ranked without an answer")
         answers.append(
             Answer(
                 rank=i,

@@ -177,12 +177,7 @@ class Producer(Operations):
         if not job_ids:
             return []
         with self.database.transaction() as conn:
-            return queries.results(conn, job_ids)
-
-    def states(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
-        """The state of each job. Raises JobNotFound."""
-        with self.database.transaction() as conn:
-            return store.states(conn, map(job_uuid, jobs), tenant=self._tenant)
+            return queries.results(conn, job_ids, tenant=self._tenant)
 
     def status(self, job: JobId) -> JobStatus:
         """Where a job stands. Raises JobNotFound."""
@@ -192,8 +187,10 @@ class Producer(Operations):
     def cancel(self, job: JobId) -> JobState:
         """Cancel a job; its state after that. Raises JobNotFound.
 
-        A queued job is cancelled at once. A running one stays "running" until its worker hears
-        of it, within two seconds, and keeps the answers of its rounds. One that has ended stays.
+        A queued job is cancelled at once; one that a worker has given back stays "queued" until
+        the next sweep, about a second, ranks its answers. A running one stays "running" until
+        its worker hears of it, within two seconds, and keeps the answers of its rounds; if its
+        worker is gone, until the lease runs out. One that has ended stays.
         """
         with self.database.transaction() as conn:
             return store.cancel(conn, job_uuid(job), tenant=self._tenant)

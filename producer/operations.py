@@ -7,12 +7,15 @@ from uuid import UUID
 
 from marco_search.errors import InvalidJob
 from marco_search.store import dead_letters, holds, limits
+from marco_search.store import jobs as store
 from marco_search.store.connect import Database
 from marco_search.store.dead_letters import DeadLetter
 from marco_search.store.states import JobState
 from producer.handles import JobId, job_uuid, job_uuids
 
 EVERYONE = holds.EVERYONE
+
+_AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
 
 
 class Operations:
@@ -29,6 +32,47 @@ class Operations:
 
     def _publish(self, job_ids: Sequence[UUID]) -> None:
         raise NotImplementedError
+
+    def states(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
+        """The state of each job. Raises JobNotFound."""
+        with self.database.transaction() as conn:
+            return store.states(conn, map(job_uuid, jobs), tenant=self._tenant)
+
+    def cancel_many(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
+        """Cancel jobs as `Producer.cancel` does; the state of each after that.
+
+        Raises JobNotFound before any is cancelled.
+        """
+        ids = job_uuids(jobs)
+        self.states(ids)
+        cancelled: dict[UUID, JobState] = {}
+        for start in range(0, len(ids), _AT_ONCE):
+            with self.database.transaction() as conn:
+                part = ids[start : start + _AT_ONCE]
+                cancelled |= store.cancel_many(conn, part, tenant=self._tenant)
+        return cancelled
+
+    def cancel_all(
+        self,
+        *,
+        tenant: str | None = None,
+        batch_id: UUID | None = None,
+        state: JobState | None = None,
+    ) -> dict[UUID, JobState]:
+        """Cancel all jobs of a tenant that have not ended; the state of each after that.
+
+        Only those of a batch, or in `state` ("queued" or "running"), if given.
+        """
+        whose = self._own(tenant) or None
+        cancelled: dict[UUID, JobState] = {}
+        while True:
+            with self.database.transaction() as conn:
+                found = store.unfinished(
+                    conn, tenant=whose, batch_id=batch_id, state=state, limit=_AT_ONCE
+                )
+                if not found:
+                    return cancelled
+                cancelled |= store.cancel_many(conn, found, tenant=whose)
 
     def pause(self, job: JobId) -> JobState:
         """Pause a job; its state now. Raises JobNotFound.
@@ -97,6 +141,25 @@ class Operations:
             )
         self._publish(requeued)
         return requeued
+
+    def restart(self, jobs: JobId | Iterable[JobId]) -> dict[UUID, UUID]:
+        """Begin jobs anew, on the model that workers have now; the new id of each.
+
+        For jobs that were given up, and for queued ones that wait for a model nobody has any
+        more. Others are left out. The old job is cancelled and keeps its answers and its trail;
+        the new one has its request, tenant, priority, batch and expected answer.
+        """
+        with self.database.transaction() as conn:
+            renewed = dead_letters.restart(
+                conn, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
+            )
+        self._publish(list(renewed.values()))
+        return renewed
+
+    def waiting_for_model(self, *, limit: int = 1000) -> list[UUID]:
+        """Queued jobs that were begun on a model that no worker had lately, the oldest first."""
+        with self.database.transaction() as conn:
+            return dead_letters.parked(conn, tenant=self._tenant, limit=limit)
 
     def _own(self, tenant: str | None) -> str:
         if tenant is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from marco_search import driver
-from marco_search.jobs import Job, JobResult, parse_job
+from marco_search.jobs import Job, parse_job
 from marco_search.outcome import job_result, ranked_answers
 from marco_search.search.budgets import StopReason
 from marco_search.store import claims, deadlines, leases, trail
@@ -29,10 +29,14 @@ _STATES = {
 _LEASE_S = 10.0  # of a claim that ends in its own transaction
 
 
-def finish(
-    conn: Conn, claim: Claim, lease: Lease, job: Job, finished: driver.Finished
-) -> JobResult:
-    """End the job with what its search has found. Raises LeaseLost."""
+def finish(conn: Conn, claim: Claim, lease: Lease, job: Job, finished: driver.Finished) -> JobState:
+    """End the job with what its search has found; its state. Raises LeaseLost.
+
+    If it has ended already it stays: a commit whose answer was lost is tried again.
+    """
+    kept = leases.ended(conn, lease)
+    if kept is not None:
+        return kept
     # Only now: no search is to see the expected answer.
     job = job.model_copy(update={"expected": claim.expected})
     reason = finished.search.stop_reason
@@ -43,7 +47,7 @@ def finish(
     trail.write_answers(conn, lease, result.answers, reached_by)
     # Last: it seals the job's rows.
     leases.end(conn, lease, state, result=result)
-    return result
+    return state
 
 
 def close(conn: Conn, claim: Claim, lease: Lease, worker: Worker) -> None:

@@ -18,7 +18,7 @@ from marco_search.jobs import Job, parse_job
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings
-from marco_search.store import claims, leases, reclaim
+from marco_search.store import claims, leases, line, reclaim
 from marco_search.store.claims import Claim
 from marco_search.store.connect import Conn, Database, check_schema
 from marco_search.store.leases import Lease, Worker
@@ -73,18 +73,24 @@ class Runner:
         Raises SchemaMismatch if the database was migrated: then this version must not go on.
         """
 
-        def claim(conn: Conn) -> Claim | None:
-            return claims.claim_next(conn, self._worker, lease_s=self._settings.lease_s)
+        def claim(conn: Conn, begun_on: str) -> Claim | None:
+            lease_s = self._settings.lease_s
+            found = claims.claim_next(conn, self._worker, lease_s=lease_s, begun_on=begun_on)
+            if found is None:
+                line.park(conn, begun_on)
+            line.wake(conn, begun_on)
+            return found
 
         self._guarded(claim)
 
     def run(self, job_id: UUID) -> None:
         """The same with one job, if it is due or its worker is gone."""
 
-        def claim(conn: Conn) -> Claim | None:
+        def claim(conn: Conn, begun_on: str) -> Claim | None:
             limit = self._settings.quarantine_after
             reclaim.reclaim(conn, quarantine_after=limit, job_id=job_id)
-            return claims.claim(conn, job_id, self._worker, lease_s=self._settings.lease_s)
+            lease_s = self._settings.lease_s
+            return claims.claim(conn, job_id, self._worker, lease_s=lease_s, begun_on=begun_on)
 
         self._guarded(claim)
 
@@ -94,7 +100,7 @@ class Runner:
             self._runtime.close()
             self._runtime = None
 
-    def _guarded(self, claim: Callable[[Conn], Claim | None]) -> None:
+    def _guarded(self, claim: Callable[[Conn, str], Claim | None]) -> None:
         try:
             self._run(claim)
         except LeaseLost as error:
@@ -102,7 +108,7 @@ class Runner:
         except DatabaseUnavailable as error:
             log.error("the job is left to a later attempt: %s", error)
 
-    def _run(self, choose: Callable[[Conn], Claim | None]) -> None:
+    def _run(self, choose: Callable[[Conn, str], Claim | None]) -> None:
         # Before the claim: loading a model may take longer than a lease. What keeps this process
         # from it is no fault of any job: none is claimed.
         runtime = self._ready_runtime()
@@ -110,7 +116,7 @@ class Runner:
             return
         with self._database.transaction() as conn:
             check_schema(conn)
-            claim = choose(conn)
+            claim = choose(conn, line.key(runtime.info.model, runtime.info.revision))
             if claim is None:
                 log.debug("nothing is due")
                 return
@@ -127,11 +133,10 @@ class Runner:
             except Exception as error:
                 trouble = error
             claims.begin(conn, lease, self._worker, runtime.info, plan.to_json() if plan else None)
-        if job is None or plan is None:
-            assert trouble is not None
-            self._failed(claim, lease, trouble, claim.seconds)
-            return
-        self._search(claim, lease, job, plan, runtime)
+            if trouble is not None:
+                self._failed(conn, claim, lease, trouble, claim.seconds)
+        if job is not None and plan is not None:
+            self._search(claim, lease, job, plan, runtime)
 
     def _ready_runtime(self) -> Runtime | None:
         """The runtime; None if it can't be opened now. Tried again after a growing pause."""
@@ -171,26 +176,29 @@ class Runner:
             seconds=claim.seconds,
             written=self._written,
         )
-        try:
-            with heartbeat:
+        with heartbeat:
+            try:
                 finished = driver.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
                     self._release(lease, heartbeat, journal, finished)
                     return
-                result = journal.patiently(
+                ended = journal.patiently(
                     lambda conn: closing.finish(conn, claim, lease, job, finished)
                 )
-        except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
-            raise
-        except Exception as error:
-            if isinstance(error, RuntimeUnavailable):
-                # It must answer again before another job is charged with its absence.
-                self.close()
-            self._failed(claim, lease, error, journal.seconds)
-            return
-        log.info(
-            "job %s: %s, %d nodes, %.1f s", claim.job_id, result.state, result.nodes, result.seconds
-        )
+            except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
+                raise
+            except Exception as error:
+                # Else the job would be charged with the loss of a worker instead.
+                failure, seconds = error, journal.seconds
+                journal.patiently(
+                    lambda conn: self._failed(conn, claim, lease, failure, seconds),
+                )
+                if isinstance(error, RuntimeUnavailable):
+                    # It must answer again before another job is charged with its absence.
+                    self.close()
+                return
+        nodes, seconds = len(finished.search.tree.nodes) - 1, finished.seconds
+        log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, ended, nodes, seconds)
 
     def _release(
         self,
@@ -203,8 +211,8 @@ class Runner:
         paused = heartbeat.watch.paused
         gives_way = not paused and self._time_is_up()
         why = "paused" if paused else "its time is up" if gives_way else "the worker stops"
-        # Whoever ends the pause publishes it.
-        published = paused or self._publish is not None
+        # Whoever ends a pause publishes it; where that was done since we looked, a sweep does.
+        published = not paused and self._publish is not None
         journal.patiently(
             lambda conn: leases.release(
                 conn,
@@ -219,7 +227,9 @@ class Runner:
         if not paused and self._publish is not None:
             self._publish(lease.job_id)
 
-    def _failed(self, claim: Claim, lease: Lease, error: Exception, seconds: float) -> None:
+    def _failed(
+        self, conn: Conn, claim: Claim, lease: Lease, error: Exception, seconds: float
+    ) -> None:
         """Keep the error with the job: try again later, give up, or report a bug."""
         about = failures.described(error)
         again = failures.is_retryable(error)
@@ -227,13 +237,12 @@ class Runner:
         trace = error if failures.is_bug(error) else None
         log.log(level, "job %s: %s", claim.job_id, error or type(error).__name__, exc_info=trace)
         failed = claim.failures + 1
-        with self._database.transaction() as conn:
-            if again and failed < self._settings.max_attempts:
-                delay_s = failures.delay_s(failed)
-                leases.retry(conn, lease, delay_s=delay_s, error=about, seconds=seconds)
-            else:
-                state = JobState.DEAD if again else JobState.FAILED
-                leases.end(conn, lease, state, error=about)
+        if again and failed < self._settings.max_attempts:
+            delay_s = failures.delay_s(failed)
+            leases.retry(conn, lease, delay_s=delay_s, error=about, seconds=seconds)
+        else:
+            state = JobState.DEAD if again else JobState.FAILED
+            leases.end(conn, lease, state, error=about)
 
 
 def _plan(claim: Claim, job: Job, runtime: Runtime) -> driver.Plan:

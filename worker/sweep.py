@@ -2,7 +2,7 @@
 
 - publishes what became due (back-off, reclaimed, Redis was down) and what Redis forgot
 - takes jobs back from workers that are gone (store.reclaim)
-- ends jobs whose deadline has passed
+- ends jobs whose deadline has passed, and queued ones with answers that were cancelled
 - makes the trail's next months (store.partitions)
 
 Each step is a transaction that skips rows others hold: sweeps may run at once, and one that
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 EVERY_S = 1.0
 PARTITIONS_EVERY_S = 3600.0
 _STOP_S = 5.0
+PARKED_EVERY_S = 30.0
+"""A message is sent this often for each model that jobs wait for: a worker may have it again."""
 FORGOTTEN_AFTER_S = 5.0
 """A job published this long ago whose queue is empty has lost its message."""
 
@@ -46,6 +48,7 @@ class Sweep:
         self._database = database
         self._publisher = publisher
         self._worker = worker
+        self._next_parked = time.monotonic() + PARKED_EVERY_S
 
     def once(self) -> int:
         """One sweep; the number of jobs published.
@@ -67,6 +70,11 @@ class Sweep:
             if count:
                 log.warning("%d jobs were published, but their messages were lost", count)
             published += count
+        if time.monotonic() >= self._next_parked:
+            self._next_parked += PARKED_EVERY_S
+            with self._database.transaction() as conn:
+                parked = outbox.parked(conn)
+            self._publisher.publish(parked)
         return published
 
     def ensure_partitions(self) -> None:

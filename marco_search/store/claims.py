@@ -39,7 +39,7 @@ _CLAIM = SQL("""
         UPDATE jobs SET state = 'running', attempts = attempts + 1,
             lease_generation = lease_generation + 1, lease_owner = %(worker)s,
             lease_expires_at = now() + make_interval(secs => %(lease_s)s),
-            started_at = coalesce(started_at, now())
+            started_at = coalesce(started_at, now()), parked_at = NULL
         WHERE {which} RETURNING *
     ), logged AS (
         INSERT INTO audit_log (job_id, generation, event, detail)
@@ -51,31 +51,39 @@ _CLAIM = SQL("""
     FROM claimed
 """)
 _THIS = SQL(
-    "id = %(id)s AND state = 'queued'"
-    f" AND (run_after <= now() AND NOT {PAUSED} OR expires_at <= now())"
+    "id = %(id)s AND state = 'queued' AND ("
+    f"run_after <= now() AND NOT {PAUSED}"
+    " AND (begun_on = '' OR begun_on = coalesce(%(begun_on)s, begun_on))"
+    " OR expires_at <= now() OR cancel_requested_at IS NOT NULL)"
 )
 _NEXT = SQL(line.FIRST)
 _TRIES = 5  # while others claim the same rows at the same moment
 
 
-def claim(conn: Conn, job_id: UUID, worker: Worker, *, lease_s: float) -> Claim | None:
-    """Take this job if it is due, or has expired.
+def claim(
+    conn: Conn, job_id: UUID, worker: Worker, *, lease_s: float, begun_on: str | None = None
+) -> Claim | None:
+    """Take this job if it is due, or is only to be ended: it has expired or was cancelled.
 
-    None if there is nothing to do: it is running, has ended, is paused, waits for its
-    back-off, or does not exist.
+    `begun_on` is the worker's model (`line.key`); None: any. None if there is nothing to do: it
+    is running, has ended, is paused, was begun on another model, waits for its back-off, or does
+    not exist.
     """
-    return _claim(conn, _THIS, {"id": job_id}, worker, lease_s)
+    return _claim(conn, _THIS, {"id": job_id, "begun_on": begun_on}, worker, lease_s)
 
 
-def claim_next(conn: Conn, worker: Worker, *, lease_s: float) -> Claim | None:
-    """Take the job whose turn it is (see `line`). None if none is due."""
+def claim_next(
+    conn: Conn, worker: Worker, *, lease_s: float, begun_on: str = line.NOT_BEGUN
+) -> Claim | None:
+    """Take the job whose turn it is (see `line`). None if none is due for this model."""
     for _ in range(_TRIES):
-        tenants = line.tenants(conn)
-        for tenant in tenants:
-            found = _claim(conn, _NEXT, {"tenant": tenant}, worker, lease_s)
+        turns = line.turns(conn, begun_on)
+        for tenant, its_line in turns:
+            names = {"tenant": tenant, "begun_on": its_line}
+            found = _claim(conn, _NEXT, names, worker, lease_s)
             if found is not None:
                 return found
-        if not tenants:
+        if not turns:
             break
     return None
 
@@ -117,6 +125,6 @@ def begin(
     )  # fmt: skip
     if plan is not None:
         conn.execute(
-            "UPDATE jobs SET plan = %s WHERE id = %s AND plan IS NULL",
-            [Jsonb(plan), lease.job_id],
+            "UPDATE jobs SET plan = %s, begun_on = %s WHERE id = %s AND plan IS NULL",
+            [Jsonb(plan), line.key(plan["model"], plan["revision"]), lease.job_id],
         )

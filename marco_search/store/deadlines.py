@@ -32,7 +32,7 @@ def expire_unbegun(conn: Conn, limit: int = 1000) -> int:
             LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         ), ended AS (
             UPDATE jobs SET state = 'expired', finished_at = now(), stop_reason = 'deadline',
-                last_error = %(error)s
+                parked_at = NULL, last_error = %(error)s
             FROM late WHERE jobs.id = late.id RETURNING jobs.id
         ), logged AS (
             INSERT INTO audit_log (job_id, event, detail) SELECT id, 'expired', %(error)s FROM ended
@@ -46,9 +46,14 @@ def expire_unbegun(conn: Conn, limit: int = 1000) -> int:
 
 
 def begun(conn: Conn) -> UUID | None:
-    """A queued job that is past its deadline and has rounds, locked; None: there is none."""
-    row = conn.execute(
-        "SELECT id FROM jobs WHERE finished_at IS NULL AND expires_at <= now()"
-        " AND state = 'queued' AND rounds > 0 LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
-    ).fetchone()
-    return row[0] if row else None
+    """A queued job to be ended that has rounds, locked: it is past its deadline, or was
+    cancelled. None: there is none.
+    """
+    for which in ("finished_at IS NULL AND expires_at <= now()", "cancel_requested_at IS NOT NULL"):
+        row = conn.execute(
+            f"SELECT id FROM jobs WHERE {which} AND state = 'queued' AND rounds > 0"  # noqa: S608
+            " LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
+        ).fetchone()
+        if row:
+            return UUID(str(row[0]))
+    return None

@@ -87,10 +87,14 @@ def pauses(conn: Conn) -> list[Pause]:
 
 
 def due(conn: Conn, tenant: str, limit: int = 1000) -> list[UUID]:
-    """Jobs of a tenant (or of EVERYONE) that are due: to be published when it goes on."""
+    """Jobs of a tenant (or of EVERYONE) that are due, now marked as published: the caller
+    publishes them when it goes on. What is left, a sweep finds.
+    """
     rows = conn.execute(
-        "SELECT id FROM jobs WHERE state = 'queued' AND paused_at IS NULL AND run_after <= now()"
-        " AND (%(tenant)s = '' OR tenant = %(tenant)s) ORDER BY turn_at LIMIT %(limit)s",
+        "UPDATE jobs SET published_at = now() WHERE id IN (SELECT id FROM jobs"
+        " WHERE state = 'queued' AND paused_at IS NULL AND run_after <= now()"
+        " AND (%(tenant)s = '' OR tenant = %(tenant)s) ORDER BY turn_at LIMIT %(limit)s"
+        " FOR NO KEY UPDATE SKIP LOCKED) RETURNING id",
         {"tenant": tenant, "limit": limit},
     )
     return [row[0] for row in rows]

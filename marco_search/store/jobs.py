@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -140,37 +140,76 @@ def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Stor
 
 
 def cancel(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> JobState:
-    """Cancel a job: a queued one at once, a running one within two seconds.
+    """Cancel a job (see `cancel_many`); its state after that. Raises JobNotFound."""
+    return cancel_many(conn, [job_id], tenant=tenant)[job_id]
 
-    Returns its state after that; a job in a final state stays as it is. `tenant` restricts
-    whose jobs are seen. Raises JobNotFound.
+
+def cancel_many(
+    conn: Conn,
+    job_ids: Iterable[UUID],
+    *,
+    tenant: str | None = None,
+    detail: Mapping[UUID, dict[str, Any]] | None = None,
+) -> dict[UUID, JobState]:
+    """Cancel jobs: queued ones at once, running ones within two seconds. Seals them together.
+
+    A queued one that has rounds is left to the next sweep, which ranks its answers. Returns the
+    state of each after that; a job in a final state stays as it is. `tenant` restricts whose
+    jobs are seen; `detail` goes into their events. Raises JobNotFound.
     """
-    row = conn.execute(
+    wanted = list(dict.fromkeys(job_ids))
+    details = {str(job_id): about for job_id, about in (detail or {}).items()}
+    changed = conn.execute(
         """
-        WITH changed AS (
-            UPDATE jobs SET
-                state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END,
-                finished_at = CASE state WHEN 'queued' THEN now() END,
-                cancel_requested_at = coalesce(cancel_requested_at, now())
-            WHERE id = %(id)s AND state IN ('queued', 'running')
+        WITH wanted AS (
+            SELECT id, state = 'queued' AND rounds = 0 AS ends, cancel_requested_at IS NULL AS asks
+            FROM jobs WHERE id = ANY (%(ids)s) AND state IN ('queued', 'running')
                 AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-            RETURNING id, state
+            ORDER BY id FOR NO KEY UPDATE
+        ), changed AS (
+            UPDATE jobs SET state = CASE WHEN ends THEN 'cancelled' ELSE state END,
+                finished_at = CASE WHEN ends THEN now() END, parked_at = NULL,
+                cancel_requested_at = coalesce(cancel_requested_at, now())
+            FROM wanted WHERE jobs.id = wanted.id
+            RETURNING jobs.id, ends, asks
         ), logged AS (
-            INSERT INTO audit_log (job_id, event)
-            SELECT id, CASE state WHEN 'running' THEN 'cancel_requested' ELSE state END
-            FROM changed
+            INSERT INTO audit_log (job_id, event, detail)
+            SELECT id, CASE WHEN ends THEN 'cancelled' ELSE 'cancel_requested' END,
+                coalesce(%(details)s::jsonb -> id::text, '{}')
+            FROM changed WHERE ends OR asks
         )
-        SELECT state, CASE state WHEN 'cancelled' THEN pg_notify(%(channel)s, id::text) END
-        FROM changed
+        SELECT id, CASE WHEN ends THEN pg_notify(%(channel)s, id::text) END FROM changed
+        WHERE ends ORDER BY id
         """,
-        {"id": job_id, "tenant": tenant, "channel": CHANNEL},
-    ).fetchone()
-    if row is not None:
-        if row[0] == JobState.CANCELLED:
-            seals.seal(conn, [job_id])
-        return JobState(row[0])
-    # Nothing to change: it has ended already, or does not exist.
-    return states(conn, [job_id], tenant=tenant)[job_id]
+        {"ids": wanted, "tenant": tenant, "details": json.dumps(details), "channel": CHANNEL},
+    ).fetchall()
+    found = states(conn, wanted, tenant=tenant)
+    seals.seal(conn, [row[0] for row in changed])
+    return found
+
+
+def unfinished(
+    conn: Conn,
+    *,
+    tenant: str | None = None,
+    batch_id: UUID | None = None,
+    state: JobState | None = None,
+    limit: int,
+) -> list[UUID]:
+    """Jobs that nobody has cancelled yet and that have not ended, the oldest first; only those
+    of a tenant, a batch, or in `state`, if given.
+    """
+    rows = conn.execute(
+        """
+        SELECT id FROM jobs WHERE state IN ('queued', 'running') AND cancel_requested_at IS NULL
+            AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+            AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
+            AND (%(state)s::text IS NULL OR state = %(state)s)
+        ORDER BY id LIMIT %(limit)s
+        """,
+        {"tenant": tenant, "batch": batch_id, "state": state, "limit": limit},
+    )
+    return [row[0] for row in rows]
 
 
 def states(

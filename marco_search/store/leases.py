@@ -148,7 +148,7 @@ def _give_back(
     ).fetchone()  # fmt: skip
     if row is None:
         raise lost(lease)
-    if row[0]:  # while it was running, and nobody will look at it now that it waits
+    if row[0]:  # while it was running: no worker is to take it up again
         jobs.cancel(conn, lease.job_id)
 
 
@@ -196,6 +196,21 @@ def end(
     if row is None:
         raise lost(lease)
     seals.seal(conn, [lease.job_id])
+
+
+def ended(conn: Conn, lease: Lease) -> JobState | None:
+    """The final state of the job, if it ended in this generation; None: it runs.
+
+    Locks the row. Raises LeaseLost.
+    """
+    row = conn.execute(
+        "SELECT state FROM jobs WHERE id = %(id)s AND lease_generation = %(generation)s"
+        " AND state <> 'queued' FOR NO KEY UPDATE",
+        _names(lease),
+    ).fetchone()
+    if row is None:
+        raise lost(lease)
+    return None if row[0] == JobState.RUNNING else JobState(row[0])
 
 
 def lost(lease: Lease) -> LeaseLost:

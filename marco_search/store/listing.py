@@ -162,7 +162,7 @@ class Totals:
 _SUMS = """
     SELECT {key}::text AS name, state, count(*)::int AS jobs,
         (count(*) FILTER (WHERE correct))::int AS right, count(correct)::int AS compared,
-        sum(rollouts)::int AS rollouts, sum(nodes)::int AS nodes,
+        sum(rollouts)::bigint AS rollouts, sum(nodes)::bigint AS nodes,
         sum(generated_tokens)::bigint AS generated_tokens, sum(seconds) AS seconds,
         count(confidence)::int AS scored, coalesce(sum(confidence), 0) AS confidence,
         min(created_at) AS first, max(created_at) AS last

@@ -18,14 +18,17 @@ from psycopg.rows import class_row
 
 from marco_search.store.connect import Conn
 
-_FORGOTTEN = """
-    SELECT id FROM jobs
-    WHERE state = 'queued' AND paused_at IS NULL AND run_after <= now()
-        AND published_at < now() - make_interval(secs => %(waiting_s)s)
-        AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
-        AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
-    ORDER BY published_at
+_DUE = """
+    state = 'queued' AND run_after <= now() AND paused_at IS NULL
+    AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
 """
+_UNPUBLISHED = f"SELECT id FROM jobs WHERE {_DUE} AND published_at IS NULL ORDER BY run_after"  # noqa: S608
+_FORGOTTEN = f"""
+    SELECT id FROM jobs WHERE {_DUE} AND parked_at IS NULL
+        AND published_at < now() - make_interval(secs => %(waiting_s)s)
+    ORDER BY published_at
+"""  # noqa: S608  # constants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,7 @@ class Pulse:
 
     due: bool  # jobs to publish
     lost: bool  # leases that ran out
-    expired: bool  # deadlines that passed
+    expired: bool  # deadlines that passed, and begun jobs that were cancelled while queued
     waiting: bool  # jobs that were published, and not claimed for a while
 
     def __bool__(self) -> bool:
@@ -47,12 +50,13 @@ def pulse(conn: Conn, waiting_s: float) -> Pulse:
         found = cursor.execute(
             f"""
             SELECT
-                EXISTS (SELECT FROM jobs WHERE state = 'queued' AND published_at IS NULL
-                    AND run_after <= now() AND paused_at IS NULL) AS due,
+                ({_UNPUBLISHED} LIMIT 1) IS NOT NULL AS due,
                 EXISTS (SELECT FROM jobs WHERE state = 'running'
                     AND lease_expires_at < now()) AS lost,
                 EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()
-                    AND state = 'queued') AS expired,
+                    AND state = 'queued')
+                OR EXISTS (SELECT FROM jobs WHERE state = 'queued'
+                    AND cancel_requested_at IS NOT NULL) AS expired,
                 ({_FORGOTTEN} LIMIT 1) IS NOT NULL AS waiting
             """,  # noqa: S608  # a constant
             {"waiting_s": waiting_s},
@@ -67,16 +71,11 @@ def due(conn: Conn, limit: int = 500) -> list[UUID]:
     The earliest due first. Rows that another sweep holds are left to it.
     """
     rows = conn.execute(
-        """
-        WITH found AS (
-            SELECT id FROM jobs
-            WHERE state = 'queued' AND published_at IS NULL
-                AND run_after <= now() AND paused_at IS NULL
-            ORDER BY run_after LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
-        )
+        f"""
+        WITH found AS ({_UNPUBLISHED} LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
         UPDATE jobs SET published_at = now() FROM found WHERE jobs.id = found.id
         RETURNING jobs.id
-        """,
+        """,  # noqa: S608  # a constant
         {"limit": limit},
     )
     return [row[0] for row in rows]
@@ -94,6 +93,18 @@ def forgotten(conn: Conn, waiting_s: float, limit: int = 500) -> list[UUID]:
         RETURNING jobs.id
         """,  # noqa: S608  # a constant
         {"waiting_s": waiting_s, "limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+def parked(conn: Conn) -> list[UUID]:
+    """One job of each model that no worker had lately. A message for each now and then finds
+    out whether one has it again; the rows are left as they are.
+    """
+    rows = conn.execute(
+        "SELECT DISTINCT ON (begun_on) id FROM jobs"
+        " WHERE state = 'queued' AND parked_at IS NOT NULL AND paused_at IS NULL"
+        " ORDER BY begun_on, id"
     )
     return [row[0] for row in rows]
 

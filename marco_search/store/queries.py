@@ -102,16 +102,41 @@ def recent(
         ).fetchall()
 
 
-def results(conn: Conn, job_ids: Iterable[UUID]) -> list[JobResult]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingModel:
+    """A model that queued jobs were begun on, and that no worker had lately."""
+
+    model: str
+    revision: str
+    jobs: int  # that wait for it
+
+    def __str__(self) -> str:
+        wait = "1 job waits" if self.jobs == 1 else f"{self.jobs:,} jobs wait"
+        return f"{wait} for a worker with model {self.model} (revision {self.revision[:12]})"
+
+
+def missing_models(conn: Conn, *, tenant: str | None = None) -> list[MissingModel]:
+    """The models that begun jobs wait for; only those of a tenant's jobs, if given."""
+    with conn.cursor(row_factory=class_row(MissingModel)) as cursor:
+        return cursor.execute(
+            "SELECT model, revision, count(*) AS jobs FROM audit.jobs"
+            " WHERE state = 'queued' AND parked_at IS NOT NULL"
+            " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+            " GROUP BY model, revision ORDER BY model, revision",
+            {"tenant": tenant},
+        ).fetchall()
+
+
+def results(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobResult]:
     """The results of those of the jobs that have ended, in any order."""
     with conn.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(
-            "SELECT job_id, kind, state, strategy, stop_reason, rollouts, nodes,"
+            "SELECT job_id, kind, state, strategy, stop_reason, rollouts, nodes,"  # noqa: S608
             " generated_tokens, prompt_tokens, cached_tokens, seconds, model, revision, expected,"
             " correct, error_type, error, confidence_quantile,"
             " config ->> 'choice' AS vote, (config ->> 'sharpness')::float8 AS sharpness"
-            " FROM audit.jobs WHERE job_id = ANY (%s) AND finished_at IS NOT NULL",
-            [list(job_ids)],
+            " FROM audit.jobs" + _MINE + " AND finished_at IS NOT NULL",
+            {"ids": list(job_ids), "tenant": tenant},
         ).fetchall()
         answers: dict[UUID, list[Answer]] = {row["job_id"]: [] for row in rows}
         for answer in cursor.execute(

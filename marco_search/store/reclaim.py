@@ -63,10 +63,9 @@ def reclaim(
         """,
         {"id": job_id, "grace_s": grace_s, "limit": limit},
     ).fetchall()
-    # Asked for while they ran: nobody would look at them now that they wait.
+    # Asked for while they ran: no worker is to take them up again.
     unwanted = tuple(job for job, _, cancelled in rows if cancelled)
-    for job in unwanted:
-        jobs.cancel(conn, job)
+    jobs.cancel_many(conn, unwanted)
     costly = {
         job: _lost_workers(conn, job)
         for job, losses, cancelled in rows

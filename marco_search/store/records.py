@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from marco_search.errors import SearchError
 from marco_search.search.branches import TOP_K, Finish, Reflect, Token
 from marco_search.search.config import Action
 from marco_search.search.records import Node, Rollout
@@ -56,7 +57,8 @@ ROLLOUT_COLUMNS = {
 def filled(top: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
     """A token's candidates, made up to TOP_K."""
     missing = TOP_K - len(top)
-    assert missing >= 0, f"{len(top)} candidates for one token, {TOP_K} at most"
+    if missing < 0:
+        raise SearchError(f"{len(top)} candidates for one token, {TOP_K} at most")
     return top + ((NO_CANDIDATE, float("-inf")),) * missing
 
 

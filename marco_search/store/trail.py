@@ -12,6 +12,7 @@ from psycopg.rows import kwargs_row
 from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 
+from marco_search.errors import SearchError
 from marco_search.jobs import Answer
 from marco_search.search.records import Node, Rollout, Round
 from marco_search.store import packing, records
@@ -88,7 +89,8 @@ def _kept_already(conn: Conn, lease: Lease, number: int) -> bool:
     ).fetchone()
     if row is None:
         raise lost(lease)
-    assert row[0] == number, f"round {number} told, {row[0]} kept"
+    if row[0] != number:
+        raise SearchError(f"round {number} follows round {row[0]}: nothing of it was kept")
     return bool(row[1])
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "pause": ("hold", "Hold jobs back: some, a tenant's, or all."),
     "resume": ("hold", "Let paused jobs go on."),
     "dead": ("dead", "Jobs that were given up: list, show, requeue."),
+    "requeue": ("requeue", "Begin jobs anew that wait for a model nobody has any more."),
     "quota": ("quota", "Limit how many jobs a tenant may have queued."),
     "sql": ("sql", "Run a read-only SQL query on the jobs and their trees."),
     "verify": (

@@ -44,6 +44,7 @@ def run_checks(settings: Settings) -> list[Finding]:
         _Check("schema", reachable.schema),
         _Check("pauses", reachable.pauses),
         _Check("guards", reachable.guards),
+        _Check("models", reachable.missing_models),
         _Check("redis", reachable.redis),
         _Check("worker", reachable.worker),
         _Check("model", _model),

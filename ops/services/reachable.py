@@ -13,7 +13,7 @@ from marco_search import local_state, redis_address
 from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings, without_password
-from marco_search.store import address, failures, holds
+from marco_search.store import address, failures, holds, queries
 from marco_search.store.connect import SCHEMA_REVISION, Database, check_schema, reads_tables
 from marco_search.store.failures import advice, words
 from ops.services.finding import Finding
@@ -170,6 +170,23 @@ def guards(settings: Settings) -> Finding:
         return Finding("guards", True, "as the migrations make them", "")
     shown = [*found[:_MOST], *([f"and {len(found) - _MOST} more"] if len(found) > _MOST else [])]
     return Finding("guards", False, "; ".join(shown), _GUARDS)
+
+
+def missing_models(settings: Settings) -> Finding:
+    """Are there jobs that were begun on a model which no worker has?"""
+    if _is_idle(settings, settings.database_url):
+        return Finding("models", True, "seen when Postgres runs", "")
+    try:
+        with (
+            closing(Database(database_url(settings), application="marco doctor")) as database,
+            database.transaction() as conn,
+        ):
+            found = queries.missing_models(conn)
+    except MarcoError:  # what keeps it from being read has a line of its own
+        return Finding("models", True, "unknown: this login can't read the jobs", "")
+    detail = "; ".join(map(str, found)) or "no job waits for another model than workers have"
+    mend = "run a worker with that model, or begin them anew: `marco requeue --restart --all`"
+    return Finding("models", not found, detail, mend)
 
 
 def redis(settings: Settings) -> Finding:

@@ -63,6 +63,16 @@ def test_a_thousand_jobs_of_one_tenant_hold_up_nobody_elses_ten(database: Databa
     assert few <= set(served(database, 21))
 
 
+def test_a_job_given_back_keeps_its_place_in_its_batch(database: Database) -> None:
+    batch = submit(database, 12)
+    first = take(database)
+    assert first is not None
+    with database.transaction() as conn:
+        lease = Lease(job_id=first.job_id, generation=first.generation, seconds=60)
+        leases.release(conn, lease, why="the worker stops", seconds=0.0, published=True)
+    assert served(database, 12) == batch
+
+
 def test_priorities_order_a_tenants_own_jobs(database: Database) -> None:
     low, normal, high = (submit(database, 2, priority=p) for p in ("low", "normal", "high"))
     assert served(database, 6) == [*high, *normal, *low]

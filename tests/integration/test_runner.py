@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -19,11 +18,12 @@ from marco_search.jobs import JobResult
 from marco_search.runtime.base import Runtime
 from marco_search.search.records import Node, Rollout
 from marco_search.settings import Settings
-from marco_search.store import jobs, queries, trail
+from marco_search.store import jobs, leases, queries, trail
 from marco_search.store.connect import Conn, Database
 from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
 from tests.integration.toys import (
+    WORKER,
     Interrupted,
     insert,
     open_database,
@@ -33,6 +33,7 @@ from tests.integration.toys import (
     wait_until,
 )
 from tests.toy import ToyRuntime
+from worker import closing
 from worker.runner import Runner
 
 
@@ -228,7 +229,9 @@ def test_a_cancel_that_meets_an_error_is_not_forgotten(
         raise RuntimeUnavailable("away")
 
     runner(settings, database, Interrupted(1, cancelled_meanwhile)).run(stored.id)
+    assert closing.close_one_expired(database, WORKER)
     assert status(database, stored.id).state is JobState.CANCELLED
+    assert result(database, stored.id).answer is not None
 
 
 def test_a_runtime_that_comes_back_gives_a_result_without_an_error(
@@ -293,25 +296,6 @@ def test_a_worker_that_the_database_has_outgrown_takes_no_job(
     assert status(database, stored.id).attempts == 0
 
 
-def test_another_model_does_not_go_on_with_a_search(settings: Settings, database: Database) -> None:
-    (stored,) = insert(database, question())
-
-    class Other(ToyRuntime):
-        @property
-        def info(self) -> Any:
-            return replace(super().info, revision="1" * 64)
-
-    def fail() -> None:
-        raise RuntimeUnavailable("gone")
-
-    runner(settings, database, Interrupted(1, fail)).run(stored.id)
-    sql(database, "UPDATE jobs SET run_after = now()")
-    runner(settings, database, Other()).run(stored.id)
-    outcome = result(database, stored.id)
-    assert outcome.state == "failed"
-    assert "begun on toy" in str(outcome.error)
-
-
 def test_the_heartbeat_keeps_the_lease_and_hears_of_a_cancel(
     database_url: str, database: Database
 ) -> None:
@@ -359,3 +343,60 @@ def test_a_round_waits_for_a_database_that_is_away(
     assert (now.state, now.attempts, now.rollouts) == (JobState.SUCCEEDED, 1, 12)
     nodes, rollouts = tree(database, stored.id)
     assert (len(nodes), len(rollouts)) == (now.nodes, 12)
+
+
+def test_an_end_whose_acknowledgement_is_lost_is_not_written_twice(
+    settings: Settings,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The connection is cut after the commit and before the worker hears of it."""
+    (stored,) = insert(database, question(expected="2"))
+    finish, tries = closing.finish, []
+
+    def cut(conn: Conn, *given: Any) -> JobState:
+        ended = finish(conn, *given)
+        tries.append(ended)
+        if len(tries) == 1:
+            conn.commit()
+            with database.connect() as other:
+                other.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
+            conn.execute("SELECT 1")  # fails: the worker takes the job for not ended
+        return ended
+
+    monkeypatch.setattr("worker.journal._WAIT_S", 0.01)
+    monkeypatch.setattr(closing, "finish", cut)
+    # No heartbeat meanwhile: it would find the lease gone.
+    slow = settings.model_copy(update={"heartbeat_s": 3600.0, "lease_s": 7200.0})
+    runner(slow, database, ToyRuntime()).run(stored.id)
+    assert tries == [JobState.SUCCEEDED, JobState.SUCCEEDED]
+    assert result(database, stored.id).state == "succeeded"
+    assert "Traceback" not in caplog.text
+    with database.transaction() as conn:
+        ends = "SELECT count(*) FROM audit_log WHERE event = 'succeeded'"
+        assert conn.execute(ends).fetchone() == (1,)
+        assert conn.execute("SELECT count(*) FROM chain WHERE kind = 'job'").fetchone() == (1,)
+
+
+def test_an_error_met_while_postgres_is_away_is_kept(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stored,) = insert(database, question())
+    retry, failures = leases.retry, []
+
+    def away(conn: Conn, *given: Any, **named: Any) -> None:
+        failures.append(named["error"]["type"])
+        if len(failures) == 1:
+            raise DatabaseUnavailable("restarting")
+        retry(conn, *given, **named)
+
+    def fail() -> None:
+        raise RuntimeUnavailable("the model's server is gone")
+
+    monkeypatch.setattr("worker.journal._WAIT_S", 0.01)
+    monkeypatch.setattr(leases, "retry", away)
+    runner(settings, database, Interrupted(1, fail)).run(stored.id)
+    now = status(database, stored.id)
+    assert failures == ["RuntimeUnavailable"] * 2
+    assert (now.state, now.error) == (JobState.QUEUED, "the model's server is gone")

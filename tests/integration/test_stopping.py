@@ -11,7 +11,7 @@ import pytest
 
 from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.settings import Settings
-from marco_search.store import holds, leases, queries, reclaim, trail
+from marco_search.store import holds, jobs, leases, queries, reclaim, trail
 from marco_search.store.connect import Database
 from marco_search.store.leases import Worker
 from marco_search.store.queries import JobStatus
@@ -191,6 +191,52 @@ def test_jobs_expire_in_the_queue(database: Database, database_url: str, redis_u
     assert two.answer is not None
     assert status(database, later.id).state is JobState.QUEUED
     assert sql(database, "SELECT count(*) FROM chain WHERE job_id IS NOT NULL") == [(2,)]
+
+
+def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
+    database: Database, database_url: str, redis_url: str
+) -> None:
+    settings = settings_for(database_url, redis_url)
+    (stored,) = insert(database, question(options={"rollouts": 64}))
+    left: list[float | None] = [None]
+    stops = Interrupted(1, lambda: left.__setitem__(0, 25.0))
+    worker(settings, database, stops, left_s=lambda: left[0]).run(stored.id)
+    with database.transaction() as conn:
+        assert jobs.cancel(conn, stored.id) is JobState.QUEUED
+        assert jobs.cancel(conn, stored.id) is JobState.QUEUED
+    sweep(database_url, redis_url)
+    with database.transaction() as conn:
+        (result,) = queries.results(conn, [stored.id])
+    assert (result.state, result.stop_reason) == ("cancelled", "cancelled")
+    assert result.answer is not None
+    asked = "SELECT count(*) FROM audit_log WHERE event = 'cancel_requested'"
+    assert sql(database, asked) == [(1,)]
+    assert verify_all(database_url).fits
+
+
+def test_a_job_resumed_just_before_it_is_given_back_is_published(
+    database: Database, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker had seen the pause, and whoever resumed it saw the job still running."""
+    settings = settings_for(database_url, redis_url)
+    (stored,) = insert(database, question(options={"rollouts": 64}))
+
+    def pause() -> None:
+        with database.transaction() as conn:
+            holds.set_job(conn, stored.id, paused=True)
+
+    release = leases.release
+
+    def late(conn: Any, *given: Any, **named: Any) -> None:
+        with database.transaction() as other:
+            assert holds.set_job(other, stored.id, paused=False) is JobState.RUNNING
+        release(conn, *given, **named)
+
+    monkeypatch.setattr(leases, "release", late)
+    runtime = Interrupted(1, lambda: watched(database, stored.id, pause))
+    worker(settings, database, runtime).run(stored.id)
+    assert status(database, stored.id).state is JobState.QUEUED
+    assert sweep(database_url, redis_url) == 1
 
 
 def test_the_budget_of_seconds_counts_over_attempts(settings: Settings, database: Database) -> None:

@@ -91,6 +91,14 @@ class JobModel(Base):
         comment="Configuration, prompt, model and revision; fixed when it was first begun"
     )
 
+    begun_on: Mapped[str] = mapped_column(
+        server_default=text("''"),
+        comment="Model and revision of its plan: a part of the line; empty: not begun",
+    )
+    parked_at: Mapped[datetime | None] = mapped_column(
+        comment="Since when it waits for a worker with its model: one with another model found it"
+    )
+
     rounds: Mapped[int] = mapped_column(server_default=ZERO, comment="Rounds in the trail")
     rollouts: Mapped[int] = mapped_column(server_default=ZERO, comment="Rollouts in the trail")
     nodes: Mapped[int] = mapped_column(server_default=ZERO, comment="Nodes in the trail")
@@ -141,10 +149,27 @@ class JobModel(Base):
         Index(
             "ix_jobs_line",
             "tenant",
+            "begun_on",
             "turn_at",
+            "id",
             postgresql_where=text(
                 "state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL"
             ),
+        ),
+        Index(
+            "ix_jobs_begun",
+            "begun_on",
+            postgresql_where=text("state = 'queued' AND begun_on <> '' AND parked_at IS NULL"),
+        ),
+        Index(
+            "ix_jobs_parked",
+            "begun_on",
+            postgresql_where=text("state = 'queued' AND parked_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_to_cancel",
+            "cancel_requested_at",
+            postgresql_where=text("state = 'queued' AND cancel_requested_at IS NOT NULL"),
         ),
         Index("ix_jobs_running", "tenant", postgresql_where=text("state = 'running'")),
         Index(

@@ -54,6 +54,7 @@ JOBS = View(
         "finished_at": "When it reached a final state",
         "expires_at": "Deadline: not searched any more from this time on",
         "paused_at": "Since when it has been held back, it or its tenant; null: it is not",
+        "parked_at": "Since when it waits for a worker with its model; null: it does not",
         "run_after": "Not claimed before this time (back-off after an error)",
         "cancel_requested_at": "When it was asked to stop while running",
         "lease_owner": "Worker that holds it; null: none",
@@ -88,7 +89,7 @@ SELECT id, tenant, batch_id, kind, state, priority,
     CASE WHEN finished_at IS NULL THEN least(paused_at, (
         SELECT min(t.paused_at) FROM public.tenants AS t WHERE t.name IN ('', jobs.tenant)
     )) END,
-    run_after, cancel_requested_at, lease_owner
+    parked_at, run_after, cancel_requested_at, lease_owner
 FROM public.jobs
 """,
 )

@@ -2,32 +2,73 @@
 
 from __future__ import annotations
 
+import sys
+from uuid import UUID
+
 import click
 
-from ops.cli.output import json_option, print_json
+from ops.cli.output import echo, json_option, print_json
+
+_SOON = {
+    "running": "stops within two seconds",
+    "queued": "ends within two seconds, with the answers of its rounds",
+}
 
 
 @click.command(short_help="Cancel jobs.")
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@click.argument("jobs", metavar="[JOB]...", nargs=-1)
+@click.option("--batch", type=click.UUID, metavar="ID", help="All jobs of this batch.")
+@click.option("--tenant", metavar="NAME", help="All jobs of this tenant.")
+@click.option(
+    "--state", type=click.Choice(("queued", "running")), help="All jobs in this state, or of these."
+)
+@click.option("--all", "everything", is_flag=True, help="All jobs of all tenants.")
+@click.option("--yes", is_flag=True, help="Do not ask before --all.")
 @json_option
-def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
-    """Cancel jobs. All are found before any is cancelled.
+def cancel(
+    jobs: tuple[str, ...],
+    batch: UUID | None,
+    tenant: str | None,
+    state: str | None,
+    everything: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Cancel jobs: those named, or all that fit the options. "-" reads ids from standard input.
 
     A queued job is cancelled at once, a running one within two seconds, with the answers of
-    the rounds it has kept. One that has ended stays as it is.
+    the rounds it has kept. One that has ended stays as it is. Named jobs are all found before
+    any is cancelled. --batch and --state look among the jobs of --tenant, else of MARCO_TENANT,
+    or with --all of all tenants.
     """
+    if bool(jobs) == any((batch, tenant, state, everything)):
+        raise click.UsageError("Give jobs, or --batch, --tenant, --state or --all.")
+    if tenant and everything:
+        raise click.UsageError("Give either --tenant or --all.")
+    if everything and not yes and sys.stdin.isatty():
+        click.confirm("Cancel jobs of all tenants?", abort=True, err=True)
+    from marco_search.store.states import JobState
     from ops.cli import reading
     from ops.cli.session import session
-    from producer import Producer
+    from producer import EVERYONE, Producer
 
-    with session() as here:
-        with here.database.transaction() as conn:
-            ids = reading.find_jobs(conn, jobs, here.tenant)
-        with Producer(settings=here.settings) as producer:
-            states = {str(job_id): str(producer.cancel(job_id)) for job_id in ids}
+    with session() as here, Producer(settings=here.settings) as producer:
+        if jobs:
+            with here.database.transaction() as conn:
+                ids = reading.find_jobs(conn, jobs, here.tenant)
+            found = producer.cancel_many(ids)
+        else:
+            found = producer.cancel_all(
+                tenant=EVERYONE if everything else tenant,
+                batch_id=batch,
+                state=JobState(state) if state else None,
+            )
     if as_json:
-        print_json({"jobs": [{"job_id": i, "state": state} for i, state in states.items()]})
+        print_json({"jobs": [{"job_id": str(i), "state": str(s)} for i, s in found.items()]})
         return
-    for job_id, state in states.items():
-        text = "stops within two seconds" if state == "running" else state
-        click.echo(f"{job_id}  {text}")
+    for job_id, now in found.items() if jobs else ():
+        echo(f"{job_id}  {_SOON.get(now, now)}")
+    if not jobs:
+        soon = sum(now in _SOON for now in found.values())
+        rest = f", {soon} end within two seconds" if soon else ""
+        echo(f"{len(found) - soon} cancelled{rest}")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+from uuid import UUID
+
 import click
 
 from ops.cli.output import json_option, print_json, show, terminal_width
+
+if TYPE_CHECKING:
+    from producer import Producer
 
 STATE = click.option(
     "--state", type=click.Choice(("dead", "failed")), help="Only jobs in this state."
 )
 ERROR = click.option("--error", metavar="TYPE", help="Only those with this error (WorkerLost).")
+
+RESTART = click.option("--restart", is_flag=True, help="Begin anew, as new jobs.")
 
 
 @click.group(short_help="Jobs that were given up: list, show, requeue.")
@@ -67,20 +76,29 @@ def show_(job: str, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All, or those of --state and --error.")
 @STATE
 @ERROR
+@RESTART
 @json_option
 def requeue(
-    jobs: tuple[str, ...], everything: bool, state: str | None, error: str | None, as_json: bool
+    jobs: tuple[str, ...],
+    everything: bool,
+    state: str | None,
+    error: str | None,
+    restart: bool,
+    as_json: bool,
 ) -> None:
     """Queue jobs again that were given up: those named, or --all.
 
     Each goes on from its last kept round, with fresh counters. A deadline that has passed is
     dropped. The audit log keeps what happened before.
+
+    With --restart each begins anew instead, as a new job; see `marco requeue`.
     """
     if bool(jobs) == everything:
         raise click.UsageError("Give jobs, or --all.")
     if jobs and (state or error):
         raise click.UsageError("--state and --error go with --all.")
     from ops.cli import reading
+    from ops.cli.commands.requeue import report
     from ops.cli.session import session
     from producer import Producer
 
@@ -90,12 +108,16 @@ def requeue(
                 wanted = reading.find_jobs(conn, jobs, here.tenant)
             for job_id in wanted:
                 producer.dead_letter(job_id)  # raises for one that was not given up
-            done = producer.requeue(wanted)
+            batches: Iterable[list[UUID]] = [wanted]
         else:
-            done = []
-            while letters := producer.dead_letters(state=state, error=error, limit=500):
-                done += producer.requeue([letter.job_id for letter in letters])
-    if as_json:
-        print_json({"requeued": [str(job_id) for job_id in done]})
-    else:
-        click.echo("\n".join([*map(str, done), f"{len(done)} requeued"]))
+            batches = _given_up(producer, state, error)
+        done: dict[UUID, UUID] = {}  # job to the one that goes on
+        for batch in batches:
+            done |= producer.restart(batch) if restart else {i: i for i in producer.requeue(batch)}
+    report(done, restarted=restart, as_json=as_json)
+
+
+def _given_up(producer: Producer, state: str | None, error: str | None) -> Iterator[list[UUID]]:
+    """Those that are left, until none is."""
+    while letters := producer.dead_letters(state=state, error=error, limit=500):
+        yield [letter.job_id for letter in letters]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
-from ops.cli.output import json_option, print_json, show, terminal_width
+from ops.cli.output import echo, json_option, print_json, show, terminal_width
 
 LATEST = 20
 ALL = 2**31
@@ -44,10 +46,19 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int, as_json: bool) 
             newest = queries.recent(conn, tenant=here.tenant, state=state, limit=limit or ALL)
             lines = newest[::-1]
         by_state = reading.state_counts(conn, here.tenant)
+        missing = queries.missing_models(conn, tenant=here.tenant)
     if as_json:
         jobs_json = [line.model_dump(mode="json") for line in lines]
-        print_json({"counts": by_state, "jobs": jobs_json})
+        print_json(
+            {
+                "counts": by_state,
+                "jobs": jobs_json,
+                "missing_models": [asdict(model) for model in missing],
+            }
+        )
         return
     if lines:
         show(jobs_table(lines, width=terminal_width()), "")
     show(counts(by_state))
+    for model in missing:
+        echo(f"{model}: `marco requeue --restart` begins them anew")

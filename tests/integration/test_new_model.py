@@ -1,0 +1,230 @@
+"""Jobs that were begun on a model which workers do not have any more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from marco_search import settings as settings_module
+from marco_search.errors import RuntimeUnavailable
+from marco_search.settings import Settings
+from marco_search.store import line, queries
+from marco_search.store.connect import Database
+from marco_search.store.queries import JobStatus
+from marco_search.store.states import JobState
+from marco_search.store.verify_all import verify_all
+from ops.cli.main import main
+from ops.services import reachable
+from producer import Producer
+from tests.integration.toys import (
+    Interrupted,
+    environment,
+    insert,
+    open_database,
+    question,
+    runner,
+    settings_for,
+    sweep,
+)
+from tests.toy import ToyRuntime
+
+Marco = Callable[..., Any]
+
+
+class Newer(ToyRuntime):
+    """The same model with other weights."""
+
+    @property
+    def info(self) -> Any:
+        return replace(super().info, revision="1" * 64)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with open_database(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str) -> Settings:
+    return settings_for(database_url, redis_url, max_attempts=2)
+
+
+@pytest.fixture
+def marco(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Marco]:
+    """Runs a command with --json; what it printed, or its error."""
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    settings_module.load.cache_clear()
+
+    def run(*words: str, code: int = 0) -> Any:
+        assert main([*words, "--json"]) == code
+        said = capsys.readouterr()
+        return json.loads(said.err if code else said.out)
+
+    yield run
+    settings_module.load.cache_clear()
+
+
+def status(database: Database, job_id: UUID) -> JobStatus:
+    with database.transaction() as conn:
+        return queries.statuses(conn, [job_id])[0]
+
+
+def begun(settings: Settings, database: Database, **more: Any) -> UUID:
+    """A job that a worker with the toy model began and that is queued again, due."""
+    (stored,) = insert(database, question(**more))
+
+    def fail() -> None:
+        raise RuntimeUnavailable("gone")
+
+    runner(settings, database, Interrupted(1, fail)).run(stored.id)
+    with database.transaction() as conn:
+        conn.execute(
+            "UPDATE jobs SET run_after = now(), published_at = now(), failures = 0 WHERE id = %s",
+            [stored.id],
+        )
+    return stored.id
+
+
+def event_details(database: Database, job_id: UUID, event: str) -> list[dict[str, Any]]:
+    with database.transaction() as conn:
+        rows = conn.execute(
+            "SELECT detail FROM audit_log WHERE job_id = %s AND event = %s", [job_id, event]
+        )
+        return [row[0] for row in rows]
+
+
+def test_a_begun_job_waits_for_its_model_and_holds_up_nobody(
+    settings: Settings, database: Database, database_url: str, redis_url: str
+) -> None:
+    old = begun(settings, database)
+    (fresh,) = insert(database, question("What is 2 + 2?"))
+    newer = runner(settings, database, Newer())
+    newer.run(old)
+    assert status(database, old).attempts == 1
+    newer.run_next()
+    assert status(database, fresh.id).state is JobState.SUCCEEDED
+    newer.run_next()
+    waits = status(database, old)
+    assert (waits.state, waits.attempts, waits.error) == (JobState.QUEUED, 1, "gone")
+    with database.transaction() as conn:
+        (missing,) = queries.missing_models(conn, tenant="default")
+        conn.execute("UPDATE jobs SET published_at = now() - interval '1 hour'")
+    assert (missing.model, missing.jobs) == ("toy", 1)
+    found = reachable.missing_models(settings)
+    assert not found.ok
+    assert "1 job waits for a worker with model toy" in found.detail
+    # No message is sent for it again and again, and nothing logged.
+    assert sweep(database_url, redis_url) == 0
+    assert event_details(database, old, "published") == []
+
+    # A worker that has the model takes it up where it was.
+    runner(settings, database, ToyRuntime()).run_next()
+    done = status(database, old)
+    assert (done.state, done.attempts, done.rollouts) == (JobState.SUCCEEDED, 2, 12)
+    assert reachable.missing_models(settings).ok
+
+
+def test_others_of_its_model_are_published_when_a_worker_has_it_again(
+    settings: Settings, database: Database, database_url: str, redis_url: str
+) -> None:
+    jobs = [begun(settings, database, options={"seed": i}) for i in range(3)]
+    newer = runner(settings, database, Newer())
+    for _ in jobs:
+        newer.run_next()
+    with database.transaction() as conn:
+        assert [m.jobs for m in queries.missing_models(conn)] == [3]
+        assert len(line.turns(conn, line.key("toy", "0"))) == 0
+    runner(settings, database, ToyRuntime()).run_next()
+    assert sweep(database_url, redis_url) == 2
+    with database.transaction() as conn:
+        assert queries.missing_models(conn) == []
+
+
+def test_waiting_and_failed_jobs_begin_anew_as_new_jobs(
+    settings: Settings, database: Database, database_url: str, redis_url: str
+) -> None:
+    about = {"metadata": {"ticket": "T-1"}, "priority": "high", "expected": "2"}
+    old = begun(settings, database, **about)
+    failed = begun(settings, database, options={"seed": 1})
+    ended = insert(database, question("What is 3 + 3?"))[0].id
+
+    def fail() -> None:
+        raise KeyError("a bug")
+
+    runner(settings, database, Interrupted(0, fail)).run(failed)
+    assert status(database, failed).state is JobState.FAILED
+    newer = runner(settings, database, Newer())
+    newer.run(ended)
+    newer.run_next()
+    with Producer(database_url, redis_url) as producer:
+        assert producer.waiting_for_model() == [old]
+        renewed = producer.restart([old, failed, ended])
+        assert set(renewed) == {old, failed}
+        assert producer.restart([old, failed, ended]) == {}
+        assert producer.dead_letters() == producer.waiting_for_model() == []
+    newer.run_next()
+    newer.run_next()
+    sweep(database_url, redis_url)
+    for before, after in renewed.items():
+        kept, new = status(database, before), status(database, after)
+        assert (kept.state, new.state) == (JobState.CANCELLED, JobState.SUCCEEDED)
+        assert kept.rounds > 0 and kept.answer is not None
+        (told,) = event_details(database, before, "cancel_requested")
+        assert told == {"restarted_as": str(after)}
+        assert event_details(database, after, "submitted") == [{"restart_of": str(before)}]
+    new = status(database, renewed[old])
+    assert (new.priority, new.expected, new.model) == (0, "2", "toy")
+    with database.transaction() as conn:
+        same = conn.execute(
+            "SELECT count(DISTINCT payload_hash) FROM jobs WHERE id = ANY (%s)",
+            [[old, renewed[old]]],
+        ).fetchone()
+    assert same == (1,)
+    assert verify_all(database_url).fits
+
+
+def test_the_commands_say_it_and_begin_them_anew(
+    settings: Settings,
+    database: Database,
+    marco: Marco,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = [begun(settings, database, options={"seed": i}) for i in range(2)]
+    newer = runner(settings, database, Newer())
+    for _ in jobs:
+        newer.run_next()
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "2 jobs wait for a worker with model toy (revision " in said
+    assert "marco requeue --restart" in said
+    assert marco("status")["missing_models"][0]["jobs"] == 2
+    marco("requeue", str(jobs[0]), code=2)
+    (one,) = marco("requeue", "--restart", str(jobs[0]))["restarted"].items()
+    assert one[0] == str(jobs[0])
+    assert list(marco("requeue", "--restart", "--all")["restarted"]) == [str(jobs[1])]
+    assert marco("status")["missing_models"] == []
+    assert marco("dead", "requeue", "--restart", "--all")["restarted"] == {}
+
+
+def test_a_database_of_the_version_before_knows_what_its_jobs_were_begun_on(
+    settings: Settings, database: Database, database_url: str
+) -> None:
+    import migrations
+
+    old = begun(settings, database)
+    database.close()
+    migrations.downgrade(database_url, "0006")
+    migrations.upgrade(database_url)
+    runner(settings, database, Newer()).run_next()
+    assert status(database, old).attempts == 1
+    runner(settings, database, ToyRuntime()).run_next()
+    assert status(database, old).state is JobState.SUCCEEDED
