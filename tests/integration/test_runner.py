@@ -353,7 +353,8 @@ def test_an_end_whose_acknowledgement_is_lost_is_not_written_twice(
 ) -> None:
     """The connection is cut after the commit and before the worker hears of it."""
     (stored,) = insert(database, question(expected="2"))
-    finish, tries = closing.finish, []
+    finish = closing.finish
+    tries: list[JobState] = []
 
     def cut(conn: Conn, *given: Any) -> JobState:
         ended = finish(conn, *given)
@@ -383,7 +384,8 @@ def test_an_error_met_while_postgres_is_away_is_kept(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (stored,) = insert(database, question())
-    retry, failures = leases.retry, []
+    retry = leases.retry
+    failures: list[str] = []
 
     def away(conn: Conn, *given: Any, **named: Any) -> None:
         failures.append(named["error"]["type"])
