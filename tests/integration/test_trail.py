@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import migrations
-from marco_search.errors import LeaseLost
+from marco_search.errors import LeaseLost, SearchError
 from marco_search.search.branches import Finish, Reflect, Token
 from marco_search.search.config import Action
 from marco_search.search.mcts import Search
@@ -153,7 +153,7 @@ def test_a_round_is_kept_once_and_rounds_are_kept_in_order(shared: Database) -> 
         nodes, rollouts = trail.load(conn, job.id)
     assert tuple(nodes) == kept[0].nodes
     assert tuple(rollouts) == kept[0].rollouts
-    with pytest.raises(AssertionError), shared.transaction() as conn:
+    with pytest.raises(SearchError), shared.transaction() as conn:
         trail.append(conn, claimed[1], kept[2], seconds=1.0)
 
 
