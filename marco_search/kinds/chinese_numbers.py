@@ -1,4 +1,4 @@
-"""Chinese numerals: 三百二十一, 两万, 一点五, 3.5万, 三分之二, 二〇二四."""
+"""Chinese numerals: 三百二十一, 两万, 一点五, 3.5万, 1千零1, 3万2, 三分之二, 二〇二四."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import re
 from fractions import Fraction
 
 _SPELLINGS = str.maketrans(
-    "〇兩两壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億點負", "零二二一二二三三四五六六七八九十百千万亿点负"
+    "〇兩两壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億點負又",
+    "零二二一二二三三四五六六七八九十百千万亿点负又",
 )
 _DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")}
-_LARGE_UNITS = (("亿", 10**8), ("万", 10**4))
+_SHORT = frozenset("一二三四五六七八九123456789")
+_LARGE_UNITS = (("兆", 10**12), ("亿", 10**8), ("万", 10**4))
+_ZEROS = {"兆": 12, "亿": 8, "万": 4, "千": 3, "百": 2, "十": 1}
 
 DIGIT_CHARS = "零〇一二三四五六七八九两兩壹贰貳叁參肆伍陆陸柒捌玖"
-UNIT_CHARS = "十百千万亿拾佰仟萬億"
+UNIT_CHARS = "十百千万亿兆拾佰仟萬億"
 
 _N = r"[一二三四五六七八九]|[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?"
 _SECTION = re.compile(
     rf"(?:(?P<k>{_N})千)?零?(?:(?P<h>{_N})百)?零?(?:(?P<t>{_N})?(?P<ten>十))?零?(?P<u>{_N})?"
 )
+_UNFILLED = re.compile(r"([兆亿万千百十])([0-9]{2,})$")
 _MAX_CHARS = 60
 
 
@@ -26,15 +30,24 @@ def parse_chinese(text: str) -> Fraction | None:
 
     Knows negatives (负), decimals (点), fractions (A分之B, N又A分之B), digits spelled one
     by one (二〇二四), and the short form that leaves out the last unit (两百五 is 250).
+    Digits after a unit fill all its places (3万2500), follow a 零 or are such a short form:
+    3万25 is no numeral.
     百分之N is a percentage: its value is N, as that of "N%" is.
     """
     if not text or len(text) > _MAX_CHARS or text.isascii():
         return None
     text = text.translate(_SPELLINGS)
+    if _UNFILLED.search(text) and not _filled(text):
+        return None
     if text[0] == "负":
         value = _unsigned(text[1:])
         return None if value is None else -value
     return _unsigned(text)
+
+
+def _filled(text: str) -> bool:
+    match = _UNFILLED.search(text)
+    return match is None or len(match[2]) == _ZEROS[match[1]]
 
 
 def _unsigned(text: str) -> Fraction | None:
@@ -90,8 +103,8 @@ def _sum(left: Fraction | None, right: str, unit: int) -> Fraction | None:
     """left * unit + right."""
     if left is None or left == 0:
         return None
-    if len(right) == 1 and _DIGITS.get(right):
-        rest: Fraction | None = Fraction(_DIGITS[right] * unit, 10)  # 一万二 is 12000
+    if len(right) == 1 and right in _SHORT:
+        rest: Fraction | None = _value(right) * unit / 10  # 一万二, 3万2
     elif right:
         rest = _integer(right.removeprefix("零"))
     else:
@@ -105,7 +118,7 @@ def _section(text: str) -> Fraction | None:
     if match is None or not any(match.group("k", "h", "ten", "u")):
         return None
     last = match["u"]
-    unit = {"千": 100, "百": 10}.get(text[-2:-1], 1) if last in _DIGITS else 1  # 两百五 is 250
+    unit = {"千": 100, "百": 10}.get(text[-2:-1], 1) if last in _SHORT else 1  # 两百五 is 250
     return (
         _value(match["k"]) * 1000
         + _value(match["h"]) * 100

@@ -1,8 +1,8 @@
-"""English number words: twenty-one, three hundred and five, two million."""
+"""English number words: twenty-one, three hundred and five, two and a half million."""
 
 from __future__ import annotations
 
-import re
+from fractions import Fraction
 
 _SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -12,22 +12,75 @@ _ROUND = "twenty thirty forty fifty sixty seventy eighty ninety"
 _UNITS = {word: value for value, word in enumerate(_SMALL.split())}
 _TENS = {word: 10 * value for value, word in enumerate(_ROUND.split(), start=2)}
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PARTS = "third quarter fifth sixth seventh eighth ninth tenth"
+DENOMINATORS = {
+    "half": 2, "halves": 2, "fourth": 4, "fourths": 4,
+    **{w: n for n, w in enumerate(_PARTS.split(), start=3)},
+    **{f"{w}s": n for n, w in enumerate(_PARTS.split(), start=3)},
+    "hundredth": 100, "hundredths": 100, "thousandth": 1000, "thousandths": 1000,
+}  # fmt: skip
 
-_WORD = "|".join(sorted([*_UNITS, *_TENS, "hundred", *SCALES], key=len, reverse=True))
-NUMBER_WORDS = re.compile(
-    rf"\b(?:(?:{_WORD}|an?(?= (?:hundred|{'|'.join(SCALES)})\b))"
-    rf"(?:(?:[ -]+| and )(?:{_WORD})\b)*)",
-    re.IGNORECASE,
+
+def _either(words: list[str]) -> str:
+    return "|".join(sorted(words, key=len, reverse=True))
+
+
+_WORD = _either([*_UNITS, *_TENS, "hundred", *SCALES])
+_PART = _either(list(DENOMINATORS))
+NUMBER_WORDS = (
+    rf"\b(?:(?:minus|negative)[ ])?"
+    rf"(?:{_WORD}|(?:an?|half[ ]an?)(?=[ ](?:hundred|{_either(list(SCALES))}|{_PART})\b))"
+    rf"(?:(?:[ -]+|[ ]and[ ](?:an?[ ](?=(?:{_PART})\b))?)(?:{_WORD}|{_PART}|point)\b)*"
 )
-"""A run of number words in a text; `parse_english` says whether it is one number."""
+"""Pattern of a run of number words in a text; `parse_english` says whether it is one number."""
 
 
-def parse_english(text: str) -> int | None:
-    """The value of whole-number words ("two hundred and five", "minus ten"); None if not one."""
+def parse_english(text: str) -> Fraction | None:
+    """The value of number words: whole, negative, a fraction or a decimal; None if not one."""
     words = text.casefold().replace("-", " ").split()
     if words[:1] in (["minus"], ["negative"]):
-        value = parse_english(" ".join(words[1:])) if len(words) > 1 else None
-        return None if value is None or words[1] in ("minus", "negative") else -value
+        value = _unsigned(words[1:])
+        return None if value is None else -value
+    return _unsigned(words)
+
+
+def _unsigned(words: list[str]) -> Fraction | None:
+    if "point" in words:
+        return _decimal(words)
+    if not any(word in DENOMINATORS for word in words):
+        whole = _whole(words)
+        return None if whole is None else Fraction(whole)
+    if words[-1] in SCALES:  # two and a half million, half a million
+        rest = words[:-2] if words[:-1] in (["half", "a"],) else words[:-1]
+        value = _unsigned(rest)
+        return None if value is None else value * SCALES[words[-1]]
+    if "and" in words:  # two and three quarters
+        at = len(words) - 1 - words[::-1].index("and")
+        before, part = _whole(words[:at]), _fraction(words[at + 1 :])
+        return before + part if before is not None and part is not None and part < 1 else None
+    return _fraction(words)
+
+
+def _fraction(words: list[str]) -> Fraction | None:
+    """three quarters, a third, half."""
+    bottom = DENOMINATORS.get(words[-1]) if words else None
+    if bottom is None:
+        return None
+    if words[:-1] in ([], ["a"]):
+        return Fraction(1, bottom) if len(words) > 1 or bottom == 2 else None
+    top = _whole(words[:-1])
+    return None if top is None else Fraction(top, bottom)
+
+
+def _decimal(words: list[str]) -> Fraction | None:
+    at = words.index("point")
+    before, digits = _whole(words[:at]), [_UNITS.get(word, 10) for word in words[at + 1 :]]
+    if before is None or not digits or max(digits) > 9:
+        return None
+    return before + Fraction(int("".join(map(str, digits))), 10 ** len(digits))
+
+
+def _whole(words: list[str]) -> int | None:
     total, smallest_scale, section = 0, 10**15, 0
     room = 10**3  # the next word must be smaller than this within its section
     for index, word in enumerate(words):

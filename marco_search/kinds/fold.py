@@ -18,20 +18,24 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("“”„«»「」『』", '"'),
         **dict.fromkeys("⁄∕", "/"),
         **dict.fromkeys("∙⋅", "·"),
+        **dict.fromkeys("∶ː", ":"),
+        **dict.fromkeys("〜∼", "~"),
         "—": " - ",
     }
 )
 
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
-_ROOT = re.compile(r"\\sqrt\s*(?:\{([^{}]*)\}|(\d))")
+_ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]{}]*\])?\s*(?:\{([^{}]*)\}|(\d))")
+_EXPONENT = re.compile(r"\^\s*\{([^{}]*)\}")
 # Pandoc's rule tells "$x$" from "$5 and $6".
 _MATHS = re.compile(r"(?<!\\)\$(?!\s)([^$\n]{1,500}?)(?<![\s\\])\$(?![0-9])")
 _NUMBER = re.compile(r"\d[\d.,]*")
 _COMMANDS = {
     "times": "×", "cdot": "·", "div": "÷", "pi": "π", "infty": "∞", "cup": "∪", "cap": "∩",
     "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈",
-    "pm": "±", "circ": "°", "degree": "°", "percent": "%", "left": "", "right": "",
+    "lt": "<", "gt": ">", "in": "∈", "mp": "±", "pm": "±",
+    "circ": "°", "degree": "°", "percent": "%", "left": "", "right": "",
     "displaystyle": "", "quad": " ", "qquad": " ", "dots": "...", "ldots": "...",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
@@ -72,10 +76,7 @@ def plain(text: str) -> str:
         text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
         text = re.sub(r"\\([%$#&_{} ])", r"\1", text)
         text = re.sub(r"\\[()\[\];:]", " ", text)
-        text = _unwrapped(_TEXT_COMMAND, lambda m: f" {m[1]} ", text)
-        text = _unwrapped(_FRACTION, _as_slash, text)
-        text = _unwrapped(_ROOT, lambda m: f"√({m[1] or m[2]})", text)
-        text = re.sub(r"\^\s*\{([^{}]*)\}", r"^\1", text)
+        text = _unwrapped(text)
         text = _COMMAND.sub(lambda m: _COMMANDS.get(m[1], f"{m[1]} "), text)
         text = text.replace("^°", "°")
     return text
@@ -91,13 +92,22 @@ def _as_slash(match: re.Match[str]) -> str:
     return f"{apart}({top})/({bottom})"
 
 
-def _unwrapped(pattern: re.Pattern[str], replace: object, text: str) -> str:
+def _unwrapped(text: str) -> str:
     # Innermost braces first. The bound keeps hostile nesting from taking quadratic time.
     for _ in range(8):
-        text, count = pattern.subn(replace, text)  # type: ignore[call-overload]
-        if not count:
+        before = text
+        text = _TEXT_COMMAND.sub(lambda m: f" {m[1].replace('~', ' ')} ", text)
+        text = _ROOT.sub(lambda m: f"√{m[1] or ''}({m[2] or m[3] or ''})", text)
+        text = _EXPONENT.sub(_raised, text)
+        text = _FRACTION.sub(_as_slash, text)
+        if text == before:
             break
     return text
+
+
+def _raised(match: re.Match[str]) -> str:
+    power = match[1].strip()
+    return f"^{power}" if re.fullmatch(r"[-+]?\w+|\\[a-z]+|°", power) else f"^({power})"
 
 
 def text_key(text: str) -> str:
@@ -110,7 +120,8 @@ def text_key(text: str) -> str:
     key = re.sub(r"\s*([=+*/^<>|×÷·∪∩≤≥≈])\s*", r"\1", key)
     key = re.sub(r"([(\[{])\s+|\s+([)\]}])", r"\1\2", key)
     key = re.sub(r"\s*([,;:!?])\s*", r"\1 ", key)
-    key = re.sub(r"([,:]) (?=[-+]?[\d∞π(\[])", r"\1", key)
+    # "2, 300" is no "2,300".
+    key = re.sub(r"([,:]) (?=[-+]?[\d∞π(\[])(?!(?<=\d, )\d{3}(?!\d))", r"\1", key)
     key = re.sub(r"(?<=[\u2e80-\uffff]) (?=[\u2e80-\uffff])", "", key)  # between Han characters
     key = key.strip(_OUTER)
     key = re.sub(r"^(?:an?|the)\s+(?=\S)", "", key)

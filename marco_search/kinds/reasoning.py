@@ -13,27 +13,40 @@ import re
 
 from marco_search.jobs import ReasoningJob
 from marco_search.kinds.base import ExtractedAnswer, Kind
-from marco_search.kinds.candidates import (
-    Candidate,
-    digit_candidates,
-    last_meant,
-    spelled_candidates,
-)
+from marco_search.kinds.candidates import candidates, is_free, last_meant
+from marco_search.kinds.chinese_numbers import DIGIT_CHARS
 from marco_search.kinds.fold import fold, plain, text_key
 from marco_search.kinds.numbers import number_key, parse_number
+from marco_search.kinds.terms import Term
 
 _BOXED = re.compile(r"\\f?boxed\s*")
 _MARKER = re.compile(
-    r"(?:\b(?<!no )(?:answer|result|solution|option|choice)\b(?: to [^.\n]{1,60}?)?"
-    r"\s*(?:is|was|are|=|:|equals|(?:should|must|would) be)(?: (?:that|therefore|thus))?"
-    r"|(?:答案|结果|选项|答)\s*(?:就?应?该?是|应?为|等于|:|=)|####)[\s:]*",
+    r"(?:\b(?<!no )(?:answer|result|solution|option|choice)\b"
+    r"(?: to [^.\n]{1,60}?\s(?:is|was|are|equals)"
+    r"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be))(?: (?:that|therefore|thus)\b)?"
+    r"|(?:答案|结果|結果|选项|選項|答)\s*(?:就?[应應]?该?是|[应應]?[为為]|等[于於]|:|=)|####"
+    r"|\b(?:antwort|réponse|respuesta|ответ)\b\s*(?:ist|lautet|est|es|:)?)[\s:]*",
     re.IGNORECASE,
 )
-# "I," is a pronoun and "A:" as often the answer to "Q:" as an option.
-_OPTION = re.compile(
-    r"\(?([A-J])\)(?=\W|$)|([A-HJ])(?:[.、,](?=\s|$)|\s*$)|([B-HJ]):(?=\s)|\(([a-j])\)(?=\s|$)"
+_LETTER = r"(?:\([A-J]\)|[A-J](?![A-Za-z]))"
+_LETTERS = re.compile(
+    rf"{_LETTER}(?:\s*(?:,?\s*(?:and|or|&)\s|[,、和或与與及])\s*{_LETTER})*|\([a-j]\)(?=\s|$)"
 )
-_OPTION_LED = re.compile(r"(?:option|choice|选项?|应选|故选)\s*\(?([A-J])\)?(?![A-Za-z])", re.I)
+_RUN_OF_LETTERS = re.compile(r"A?B?C?D?E?F?G?(?![A-Za-z])")
+# What may follow letters that are the answer: after "the answer is", and anywhere. "I," is a
+# pronoun, "A:" as often the answer to "Q:" as an option, "A man" and "A和B" begin a sentence.
+_AFTER_ANNOUNCED = re.compile(
+    r"(?![A-Za-z])\W*(?:$|because|since|as\b|for\b|due|is\b|are\b|[\u4e00-\u9fff])|[.,:;!?)。]",
+    re.I,
+)
+_AFTER_ANYWHERE = re.compile(
+    r"[.、,)](?=\s|$)|:(?=\s)|\s*$|\s+(?:is|are)(?: both)? (?:right|correct|the)\b"
+    r"|选项|選項|[是都]?[正对對]"
+)
+_OPTION_LED = re.compile(
+    rf"(?:option|choice|选项?|選項?|[应應][选選]|故[选選])\s*:?\s*(?={_LETTER}|[A-G]{{2,7}}(?![A-Za-z]))",
+    re.I,
+)
 _YES_NO = {
     "yes": "yes", "是": "yes", "是的": "yes", "对": "yes", "对的": "yes",
     "no": "no", "否": "no", "不是": "no", "不": "no", "不对": "no",
@@ -41,12 +54,23 @@ _YES_NO = {
 }  # fmt: skip
 _FIRST_WORD = re.compile(r"\W*([A-Za-z]+|[\u4e00-\u9fff]+)(?=\s*(?:[,.;:!。*]|- |$))", re.M)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
-_LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|大约|共|共有|一共|总共|=|≈|\s)*")
-_UNIT = re.compile(r"\s*(?:[^\W\d_]+[\s/]*){0,4}[.。!]?\s*")
+_LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|約|大约|共|共有|一共|总共|有|≈|\s)*")
+_BOUND_LED = re.compile(
+    r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|至少|至多|最多|最少)", re.I
+)
+_UNIT = re.compile(
+    r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]+(?:\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
+    r"(?:\([^()\d]*\))?[.。!]?\s*"
+)
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K: 3+4=<<3+4=7>>7
+_BULLET = re.compile(r"^[ ]*[-+•][ ]+", re.MULTILINE)
+_SIGN_APART = re.compile(
+    r"(^|[=:(\[{,<>≤≥≈]|\b(?:is|are|was)\b|[是为為])[ ]*([-+])[ ](?=[$€£¥]?[0-9.√π(])", re.MULTILINE
+)
+_BELOW_ZERO = re.compile(r"(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) below zero\b", re.I)
+_MINUS = re.compile(rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])")
 _MAX_CHARS = 8_000
 """Of a longer output only the end is read: that is where the result stands."""
-_MAX_SPELLED_CHARS = 240
-"""Longer outputs without digits are explanations: "the two variables" is no answer."""
 
 
 class Reasoning(Kind[ReasoningJob]):
@@ -85,80 +109,99 @@ def _whole(output: str, folded: str) -> ExtractedAnswer | None:
     bold = list(dict.fromkeys(b.strip() for b in _BOLD.findall(folded) if b.strip()[-1:] != ":"))
     if len(bold) == 1:
         return _short(bold[0])
-    text = plain(folded).strip()
-    first_line = _number_alone(text.partition("\n")[0])
-    if first_line is not None:
-        return first_line
-    return _number_in(text) or _as_text(output)
+    text = _tidy(folded)
+    return _number_alone(text.partition("\n")[0]) or _number_in(text) or _as_text(output)
 
 
 def _sentence(text: str) -> ExtractedAnswer | None:
     """The answer at the beginning of what follows "the answer is"."""
-    text = plain(text).strip()
-    word = _choice(text)
+    text = _tidy(text)
+    word = _choice(text, announced=True)
     if word is not None:
         return word
     first = re.split(r"[。!?;\n]|\.(?=\s|$)", text, maxsplit=1)[0]
-    candidates = digit_candidates(first)
-    lead = _LEAD.match(first)
-    if lead and candidates and candidates[0].start <= lead.end() and candidates[0].free:
-        return _shown(first, candidates[0])
-    alone = _number_alone(first)
-    return alone or _number_in(first) or _as_text(first)
+    if _BOUND_LED.match(first):
+        return _as_text(first)
+    found, lead = candidates(first), _LEAD.match(first)
+    if found and lead and found[0].start <= lead.end() and is_free(first, found[0]):
+        return _shown(first, found[0])
+    return _number_alone(first) or _number_in(first) or _as_text(first)
 
 
 def _short(text: str) -> ExtractedAnswer | None:
     """The answer in a phrase that holds nothing else: a box, a bold phrase."""
-    folded = plain(fold(text)).strip()
-    word = _choice(folded)
-    if word is not None:
-        return word
-    right = folded.rpartition("=")[2].strip()
-    candidates = digit_candidates(right)
-    if len(candidates) == 1 and candidates[0].free:
-        return _shown(right, candidates[0])
-    return (None if candidates else _number_alone(right)) or _as_text(text)
+    phrase = _tidy(fold(text))
+    return _choice(phrase, announced=True) or _number_alone(phrase, named=True) or _as_text(text)
 
 
-def _choice(text: str) -> ExtractedAnswer | None:
-    """An option letter, yes or no at the beginning of `text`."""
+def _choice(text: str, *, announced: bool = False) -> ExtractedAnswer | None:
+    """Option letters, yes or no at the beginning of `text`."""
     bare = text.lstrip(" \n*\"'")
-    option = _OPTION.match(bare) or _OPTION_LED.match(bare)
-    if option:
-        letter = next(g for g in option.groups() if g).upper()
-        return ExtractedAnswer(letter, letter)
+    letters = _letters(bare, announced)
+    if letters:
+        key = ", ".join(sorted(set(letters)))
+        return ExtractedAnswer(key, key)
     word = _FIRST_WORD.match(bare)
     known = _YES_NO.get(word[1].casefold()) if word else None
     return ExtractedAnswer(known, word[1]) if word and known else None
 
 
-def _number_alone(text: str) -> ExtractedAnswer | None:
-    """A number, perhaps with its unit, and nothing else."""
+def _letters(text: str, announced: bool) -> list[str]:
+    led = _OPTION_LED.match(text)
+    text, announced = (text[led.end() :], True) if led else (text, announced)
+    run = _RUN_OF_LETTERS.match(text)
+    if run and len(run[0]) > 1 and (announced or run[0] == text.strip(" .。*\n")):
+        return list(run[0])
+    match = _LETTERS.match(text)
+    if match is None:
+        return []
+    letters = [x.upper() for x in re.findall(r"\b[A-Ja-j]\b", match[0])]
+    after = text[match.end() :]
+    if match[0][-1] == ")":
+        ends = not after or not after[0].isalnum()
+    elif announced:
+        ends = bool(_AFTER_ANNOUNCED.match(after))
+    else:
+        ends = bool(_AFTER_ANYWHERE.match(after)) and (letters[0], after[:1]) != ("A", ":")
+        ends = ends and letters != ["I"]
+    return letters if ends else []
+
+
+def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
+    """A term, perhaps with its unit (and what it is called, if `named`), and nothing else."""
     text = text.strip().rstrip(".。!")
     value = parse_number(text)
     if value is not None:
         return ExtractedAnswer(number_key(value), text)
-    candidates = digit_candidates(text)
-    if len(candidates) != 1:
+    found = candidates(text)
+    if len(found) != 1:
         return None
-    only = candidates[0]
-    alone = only.free and only.start == 0 and _UNIT.fullmatch(text, only.end)
-    return _shown(text, only) if alone else None
+    lead = text[: found[0].start]
+    if named:
+        lead = re.split("[=:]", lead)[-1]
+    alone = (
+        _LEAD.fullmatch(lead) and is_free(text, found[0]) and _UNIT.fullmatch(text, found[0].end)
+    )
+    return _shown(text, found[0]) if alone else None
 
 
 def _number_in(text: str) -> ExtractedAnswer | None:
-    candidates = digit_candidates(text)
-    if candidates:
-        found = last_meant(text, candidates)
-    elif len(text) <= _MAX_SPELLED_CHARS:
-        found = last_meant(text, spelled_candidates(text))
-    else:
-        found = None
+    found = last_meant(text, candidates(text))
     return None if found is None else _shown(text, found)
 
 
-def _shown(text: str, found: Candidate) -> ExtractedAnswer:
+def _shown(text: str, found: Term) -> ExtractedAnswer:
     return ExtractedAnswer(found.key, text[found.start : found.end].strip())
+
+
+def _tidy(folded: str) -> str:
+    """Folded text without LaTeX, bullets and asides to a calculator, every sign at its number."""
+    text = plain(_CALCULATOR.sub("", folded)).strip()
+    if "\n" in text:
+        text = _BULLET.sub("", text)
+    text = re.sub(" {2,}", " ", text)
+    text = _SIGN_APART.sub(r"\1\2", text)
+    return _BELOW_ZERO.sub(r"-\1", _MINUS.sub("负", text))
 
 
 def _as_text(text: str) -> ExtractedAnswer | None:
