@@ -29,7 +29,7 @@ _BOUND_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _BOUND_AFTER = re.compile(
-    r"\s?[\u4e00-\u9fff]?(?:以上|以下|以内|以外)|[多余余來来幾几](?![少于])"
+    r"\s?[\u4e00-\u9fff]?(?:以上|以下|以内|以外)|[多余餘来來几幾](?![少于於])|半|的?(?:平方|立方|次方)"
     r"|\s(?:\S+\s)?or (?:more|less|fewer|greater|higher|lower|above|below)\b",
     re.IGNORECASE,
 )

@@ -31,6 +31,8 @@ _EXPONENT = re.compile(r"\^\s*\{([^{}]*)\}")
 # Pandoc's rule tells "$x$" from "$5 and $6".
 _MATHS = re.compile(r"(?<!\\)\$(?!\s)([^$\n]{1,500}?)(?<![\s\\])\$(?![0-9])")
 _NUMBER = re.compile(r"\d[\d.,]*")
+_SIMPLE = re.compile(r"\d+|[A-Za-z]|\\pi")
+_AT_END = re.compile(r"\s*(?:$|[$.,;=)\]}]|\\(?:right|[)\],; ]))")  # no factor follows
 _COMMANDS = {
     "times": "×", "cdot": "·", "div": "÷", "pi": "π", "infty": "∞", "cup": "∪", "cap": "∩",
     "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈",
@@ -87,8 +89,12 @@ def _as_slash(match: re.Match[str]) -> str:
     top, bottom = match[2] or match[3] or "", match[4] or match[5] or ""
     # 1\frac{1}{2} is a mixed number; \frac{n}{2} needs its brackets.
     apart = f"{before} " if before else ""
-    if _NUMBER.fullmatch(top.strip()) and _NUMBER.fullmatch(bottom.strip()):
-        return f"{apart}{top.strip()}/{bottom.strip()}"
+    top, bottom = top.strip(), bottom.strip()
+    if _NUMBER.fullmatch(top) and _NUMBER.fullmatch(bottom):
+        return f"{apart}{top}/{bottom}"
+    simple = _SIMPLE.fullmatch(top) and _SIMPLE.fullmatch(bottom)
+    if simple and not before and _AT_END.match(match.string, match.end()):
+        return f"{top}/{bottom}"
     return f"{apart}({top})/({bottom})"
 
 
@@ -119,7 +125,7 @@ def text_key(text: str) -> str:
     key = " ".join(plain(fold(text)).replace('"', " ").split()).casefold()
     key = re.sub(r"\s*([=+*/^<>|×÷·∪∩≤≥≈])\s*", r"\1", key)
     key = re.sub(r"([(\[{])\s+|\s+([)\]}])", r"\1\2", key)
-    key = re.sub(r"\s*([,;:!?])\s*", r"\1 ", key)
+    key = re.sub(r"\s*(?!(?<=[0-9]),[0-9])([,;:!?])\s*", r"\1 ", key)
     # "2, 300" is no "2,300".
     key = re.sub(r"([,:]) (?=[-+]?[\d∞π(\[])(?!(?<=\d, )\d{3}(?!\d))", r"\1", key)
     key = re.sub(r"(?<=[\u2e80-\uffff]) (?=[\u2e80-\uffff])", "", key)  # between Han characters

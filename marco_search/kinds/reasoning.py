@@ -10,6 +10,8 @@ there are no digits; else the whole output as text. Code is always taken as text
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 from marco_search.jobs import ReasoningJob
 from marco_search.kinds.base import ExtractedAnswer, Kind
@@ -24,7 +26,7 @@ _MARKER = re.compile(
     r"(?:\b(?<!no )(?:answer|result|solution|option|choice)\b"
     r"(?: to [^.\n]{1,60}?\s(?:is|was|are|equals)"
     r"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be))(?: (?:that|therefore|thus)\b)?"
-    r"|(?:答案|结果|結果|选项|選項|答)\s*(?:就?[应應]?该?是|[应應]?[为為]|等[于於]|:|=)|####"
+    r"|(?:答案|结果|結果|选项|選項|答)\s*(?:就?[应應]?该?是|[选選](?![项項])|[应應]?[为為]|等[于於]|:|=)|####"
     r"|\b(?:antwort|réponse|respuesta|ответ)\b\s*(?:ist|lautet|est|es|:)?)[\s:]*",
     re.IGNORECASE,
 )
@@ -59,8 +61,11 @@ _BOUND_LED = re.compile(
     r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|至少|至多|最多|最少)", re.I
 )
 _UNIT = re.compile(
-    r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]+(?:\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
+    r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]+(?:\s?\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
     r"(?:\([^()\d]*\))?[.。!]?\s*"
+)
+_JOINT = re.compile(
+    r"(?:[ ]?[^\W\d_]+)?(?:,? (?:and|or) |,? |[和、与或])(?:[$€£¥])?|[ ](?:out )?of[ ]"
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K: 3+4=<<3+4=7>>7
 _BULLET = re.compile(r"^[ ]*[-+•][ ]+", re.MULTILINE)
@@ -71,6 +76,9 @@ _BELOW_ZERO = re.compile(r"(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) belo
 _MINUS = re.compile(rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])")
 _MAX_CHARS = 8_000
 """Of a longer output only the end is read: that is where the result stands."""
+
+
+_MAX_READINGS = 4
 
 
 class Reasoning(Kind[ReasoningJob]):
@@ -86,20 +94,34 @@ class Reasoning(Kind[ReasoningJob]):
 
     def read(self, output: str) -> ExtractedAnswer | None:
         """The answer in an Output part, by the rules above."""
-        if "```" in output:
-            return _as_text(output)
-        if len(output) > _MAX_CHARS:
-            output = output[-_MAX_CHARS:]
-        boxed = _last_boxed(output)
-        if boxed is not None:
-            return _short(boxed)
-        folded = fold(output)
-        markers = list(_MARKER.finditer(folded))
-        if markers:
-            after = folded[markers[-1].end() :]
-            if after.strip(" \n*.。"):
-                return _sentence(after)
-        return _whole(output, folded)
+        found = _read(output)
+        for _ in range(_MAX_READINGS):
+            # A text's key is what the text itself is read as, so that reading keys changes none.
+            again = None if found is None else _read(found.key)
+            if found is None or again is None:
+                return None
+            if again.key == found.key:
+                break
+            found = ExtractedAnswer(again.key, found.display)
+        return found
+
+
+def _read(output: str) -> ExtractedAnswer | None:
+    if "```" in output:
+        key = text_key(output)
+        return ExtractedAnswer(f"```{key}", output.strip()) if key else None
+    if len(output) > _MAX_CHARS:
+        output = output[-_MAX_CHARS:]
+    boxed = _last_boxed(output)
+    if boxed is not None:
+        return _short(boxed)
+    folded = fold(output)
+    markers = list(_MARKER.finditer(folded))
+    if markers:
+        after = folded[markers[-1].end() :]
+        if after.strip(" \n*.。"):
+            return _sentence(after)
+    return _whole(output, folded)
 
 
 def _whole(output: str, folded: str) -> ExtractedAnswer | None:
@@ -169,11 +191,14 @@ def _letters(text: str, announced: bool) -> list[str]:
 
 def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
     """A term, perhaps with its unit (and what it is called, if `named`), and nothing else."""
-    text = text.strip().rstrip(".。!")
+    text = text.strip()
+    text = text if text.endswith("...") else text.rstrip(".。!")
     value = parse_number(text)
     if value is not None:
         return ExtractedAnswer(number_key(value), text)
     found = candidates(text)
+    if len(found) > 1 and _all_of(text, found):
+        return _as_text(text)
     if len(found) != 1:
         return None
     lead = text[: found[0].start]
@@ -183,6 +208,13 @@ def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
         _LEAD.fullmatch(lead) and is_free(text, found[0]) and _UNIT.fullmatch(text, found[0].end)
     )
     return _shown(text, found[0]) if alone else None
+
+
+def _all_of(text: str, found: Sequence[Term]) -> bool:
+    """Whether the terms and their units are all there is: 5 apples and 3 pears, 1 in 4."""
+    gaps = [text[a.end : b.start] for a, b in pairwise(found)]
+    listed = found[0].start == 0 and all(_JOINT.fullmatch(gap) for gap in gaps)
+    return bool(listed and _UNIT.fullmatch(text, found[-1].end))
 
 
 def _number_in(text: str) -> ExtractedAnswer | None:

@@ -39,7 +39,7 @@ _CLOCK = (
 )
 _OPERATOR = (
     r"[-+*/×÷·^±∪∩]|(?<=[0-9] )x(?= [$]?[0-9])|\b(?:plus|minus|times|divided by)\b"
-    r"|加上?|[减減]去?|乘以?|除以"
+    r"|加上?|[减減]去?|乘以?|除以|[余餘](?=[0-9])|\bremainder\b|\b[rR]\b(?= [0-9])|\.{3,6}"
 )
 _SEPARATOR = r"[,;]?(?: ?\b(?:and|or)\b|[和或与與及跟])|[、,;]"
 _REST = (
@@ -63,7 +63,9 @@ _MEASURE = re.compile(
 )
 _DEMONSTRATIVE = re.compile(r"[这那每哪几某前后上下另各任这]$")
 _HAN = r"[\u4e00-\u9fff]"
-_NO_UNIT = f"和或与與及跟到至比加减減乘除是为為等共约約有零半负負用又且的{DIGIT_CHARS}{UNIT_CHARS}"
+_NO_UNIT = (
+    f"和或与與及跟到至比加减減乘除是为為等共约約有零半余餘负負用又且的{DIGIT_CHARS}{UNIT_CHARS}"
+)
 _AND_HALF = re.compile(
     rf" ?(?![{_NO_UNIT}]){_HAN}{{1,2}}(?<![{_NO_UNIT}])半(?![径徑圆圓球路数數价價])"
 )
@@ -94,7 +96,8 @@ _TOUCHING_UNIT = re.compile(rf"(?:小时|分钟|千米|厘米|千克|公斤|(?![
 _FACTORS = frozenset("xyznijab")
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
-_SAME = {"比": ":", "×": "*", "÷": "/", "到": "~", "至": "~", "to": "~", "和": ",", "与": ",",
+_SAME = {"比": ":", "×": "*", "÷": "/", "余": "...", "餘": "...", "remainder": "...", "R": "...",
+         "r": "...", "......": "...", "到": "~", "至": "~", "to": "~", "和": ",", "与": ",",
          "<=": "≤", ">=": "≥"}  # fmt: skip
 _LIST_BEFORE = re.compile(r"(?:^|[=:是为為]|\b(?:is|are|was|were|be))\s*$")
 _LIST_AFTER = re.compile(r"\s*(?:[.。!?;]\s*)?(?:$|\n)")
@@ -336,7 +339,8 @@ class _Reader:
         tokens = self.tokens[start:end]
         while len(tokens) > 2 and tokens[0].key == "(" and self._operand(start) == end:
             inner = self._item(start + 1)
-            if inner != end - 1 or any(t.kind == "rel" for t in tokens):
+            # (2,3) without a space is a pair.
+            if inner != end - 1 or any(t.kind == "rel" or "," in t.key for t in tokens):
                 break
             start, end = start + 1, end - 1
             tokens = self.tokens[start:end]
