@@ -5,12 +5,7 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
-
-# Before anything of ours can load numpy. A second BLAS thread gains the embedded engine little,
-# costs other processes much, and changes the last digits of what it computes.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from marco_search.solving import solve

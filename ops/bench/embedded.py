@@ -10,7 +10,6 @@ something on a busy machine too. transformers is measured where it is installed.
 from __future__ import annotations
 
 import importlib.util
-import os
 import resource
 import statistics
 import time
@@ -27,7 +26,6 @@ Run = Callable[[list[list[int]]], None]
 
 def measure() -> dict[str, float]:
     """Tokens per second of both, and their ratio, by number of branches; medians."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded
     from marco_search.pocket import MODEL_DIR
 
     before = time.perf_counter()

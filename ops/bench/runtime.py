@@ -138,7 +138,6 @@ def main() -> None:
     parser.add_argument("--no-real", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
     asked = parser.parse_args()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     found = measure(
         asked.searches, asked.rollouts, real=not asked.no_real, others=not asked.no_peers
     )

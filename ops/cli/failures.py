@@ -15,6 +15,7 @@ from marco_search.printable import escaped, redacted
 
 JOBS_NOT_DONE = 7
 DOES_NOT_FIT = 9
+OTHER_ENGINE = 10
 BUG = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

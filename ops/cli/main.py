@@ -66,6 +66,7 @@ Exit codes:
   7    a job that was waited for did not succeed
   8    too much is queued: submit later
   9    verify: a stored row does not fit; replay: another tree
+  10   replay: another tree, but on another engine or kind of processor
   70   a bug in marco: the message says where its traceback is
   130  interrupted (Ctrl-C)"""
 

@@ -20,6 +20,7 @@ from marco_search.search.records import Node, Rollout
 from marco_search.store import trail, views
 from marco_search.store.connect import Conn
 from ops.cli import reading
+from ops.cli.failures import DOES_NOT_FIT, OTHER_ENGINE
 from ops.cli.output import console
 from ops.cli.session import Session, session
 
@@ -35,7 +36,7 @@ class StoredJob:
     stop_reason: str | None
     nodes: int
     attempts: int  # that began a search
-    engine: str | None  # name and version, of the first
+    engines: list[str]  # name and version, of each attempt in turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,18 @@ class Outcome:
         """The same text; with the embedded engine the same bits."""
         exact = self.info.name == "embedded"
         return self.replayed.same_bits if exact else self._same_text
+
+    @property
+    def same_engine(self) -> bool:
+        """Every attempt ran on the engine that this one has, its arithmetic included."""
+        return set(self.job.engines) == {self.engine}
+
+    @property
+    def exit_code(self) -> int:
+        """0 if it fits; else whether the trail or only the machine is another."""
+        if self.fits:
+            return 0
+        return DOES_NOT_FIT if self.same_engine else OTHER_ENGINE
 
     @property
     def _same_text(self) -> bool:
@@ -73,6 +86,11 @@ class Outcome:
         if done.greatest_gap:
             yield f"Log-probs of the same tokens differ by {done.greatest_gap:.3g} at most."
         yield f"First difference: {done.first}"
+        if not self.fits and not self.same_engine:
+            yield (
+                "This is no proof of a change: another engine, or another kind of processor, may"
+                " round otherwise. Replay it on what it was searched on."
+            )
 
     def _notes(self) -> Iterator[str]:
         if self.job.attempts > 1:
@@ -83,8 +101,9 @@ class Outcome:
             yield "It has not ended: these are its rounds so far."
         elif self.job.stop_reason in ("cancelled", "seconds", "deadline", None):
             yield f"It ended early ({self.job.stop_reason or 'an error'}): so far it came."
-        if self.job.engine != self.engine:
-            yield f"It was searched on {self.job.engine}."
+        for engine in dict.fromkeys(self.job.engines):
+            if engine != self.engine:
+                yield f"Searched on {engine}, this is {self.engine}: its last digits may differ."
 
     @property
     def engine(self) -> str:
@@ -101,7 +120,8 @@ class Outcome:
             "same_bits": done.same_bits,
             "same_text": done.same_text,
             "engine": self.engine,
-            "engine_then": self.job.engine,
+            "engine_then": self.job.engines[0],
+            "same_engine": self.same_engine,
             "attempts": self.job.attempts,
             "rounds": done.rounds,
             "rollouts": done.rollouts,
@@ -155,14 +175,15 @@ def _stored(conn: Conn, job_id: UUID) -> StoredJob:
     with conn.cursor(row_factory=class_row(StoredJob)) as cursor:
         job = cursor.execute(
             """
-            SELECT j.job_id AS id, j.state, j.payload, j.stop_reason, j.nodes, a.attempts, a.engine,
+            SELECT j.job_id AS id, j.state, j.payload, j.stop_reason, j.nodes,
+                a.attempts, a.engines,
                 CASE WHEN j.config IS NOT NULL THEN jsonb_build_object('config', j.config,
                     'prompt', a.prompt, 'model', j.model, 'revision', j.revision) END AS plan
             FROM audit.jobs AS j CROSS JOIN LATERAL (
                 SELECT count(*) AS attempts,
                     (array_agg(b.prompt ORDER BY b.generation))[1] AS prompt,
-                    (array_agg(b.runtime || ' ' || b.runtime_version
-                        ORDER BY b.generation))[1] AS engine
+                    array_agg(b.runtime || ' ' || b.runtime_version
+                        ORDER BY b.generation) AS engines
                 FROM audit.attempts AS b WHERE b.job_id = j.job_id AND b.config IS NOT NULL
             ) AS a WHERE j.job_id = %s
             """,

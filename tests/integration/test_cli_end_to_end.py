@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from ops.cli.demo_queries import demo_queries
 from ops.cli.main import main
 from ops.services import status
 from ops.services.layout import Layout
+from tests.blas import seen, watched
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = [
@@ -42,6 +42,7 @@ class Cli:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.file = home.parent / "jobs.jsonl"
+        self.blas = home.parent / "blas"  # what its processes decode with
         self.file.write_text("".join(json.dumps(job) + "\n" for job in JOBS))
 
     def start(self, *words: str, program: tuple[str, ...] = MARCO) -> subprocess.Popen[str]:
@@ -82,8 +83,8 @@ class Cli:
 
     def _environment(self) -> dict[str, str]:
         dropped = ("DATABASE_URL", "REDIS_URL")
-        kept = {name: value for name, value in os.environ.items() if name not in dropped}
-        return {**kept, "MARCO_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        kept = {name: value for name, value in watched(self.blas).items() if name not in dropped}
+        return {**kept, "MARCO_HOME": str(self.home)}
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +313,29 @@ def test_the_demo_s_jobs_verify_and_replay_to_the_same_bits(marco: Here, tmp_pat
     assert (again["fits"], again["same_bits"], again["first_difference"]) == (True, True, None)
     code, out, _ = marco("replay", job)
     assert (code, "The same tree, bit for bit" in out) == (0, True)
+
+
+def test_worker_and_replay_decode_with_one_blas_thread(marco: Here, kept: Cli) -> None:
+    job = marco.json("status")["jobs"][0]["job_id"]
+    assert seen(kept.blas) == {"[1]"}, "the demo's worker"
+    shutil.rmtree(kept.blas)
+    assert kept.run("replay", job)[0] == 0
+    assert seen(kept.blas) == {"[1]"}
+
+
+def test_a_replay_on_another_kind_of_processor_says_so(
+    marco: Here, kept: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = marco.json("status")["jobs"][0]["job_id"]
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    code, out, err = kept.run("replay", job, "--json")
+    found = json.loads(out)
+    assert found["engine_then"] == marco.json("replay", job)["engine"], err
+    if not found["same_bits"]:  # not every processor can act as one without AVX
+        assert (code, found["fits"], found["same_engine"]) == (10, False, False)
+        code, out, _ = kept.run("replay", job)
+        assert code == 10
+        assert "its last digits may differ" in out and "no proof of a change" in out
 
 
 def test_a_stored_job_is_scored_under_other_rewards(marco: Here) -> None:

@@ -98,7 +98,7 @@ def test_exit_codes_in_the_help_are_those_of_the_errors() -> None:
     }
     classes = [e for e in vars(errors).values() if isinstance(e, type)]
     codes = {e.exit_code for e in classes if issubclass(e, MarcoError)}
-    assert codes | {0, 7, 9, 70, 130} == documented
+    assert codes | {0, 7, 9, 10, 70, 130} == documented
 
 
 @pytest.mark.parametrize(

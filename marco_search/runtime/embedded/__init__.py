@@ -17,10 +17,11 @@ __all__ = ["open_embedded"]
 def open_embedded(settings: Settings) -> ForkRuntime:
     """A runtime that decodes in this process: MARCO_MODEL's folder, or the pocket model.
 
-    The decoding thread starts with the first branch. Raises ModelRefused when the folder can't
+    The decoding thread starts with the first branch. While it decodes, BLAS has one thread in
+    the whole process; then it has as many as before. Raises ModelRefused when the folder can't
     be used.
     """
-    # Late, so that numpy is not loaded before OPENBLAS_NUM_THREADS is set.
+    # Late: numpy, sglang and tokenizers take a while to load.
     from marco_search.pocket import MODEL_DIR
     from marco_search.runtime.embedded.backend import EmbeddedBackend
     from marco_search.runtime.embedded.model import load_model

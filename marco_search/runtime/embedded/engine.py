@@ -16,6 +16,7 @@ import numpy as np
 
 from marco_search.errors import RuntimeFailure, RuntimeUnavailable
 from marco_search.runtime.embedded.batch import Batch
+from marco_search.runtime.embedded.blas import one_blas_thread
 from marco_search.runtime.embedded.requests import Ticket
 
 _ABORTED = "the branch was aborted"
@@ -93,8 +94,10 @@ class Engine:
         try:
             # Masked scores and long tails of a softmax run into 0 and -inf on purpose.
             with np.errstate(all="ignore"):
-                while self._turn():
-                    pass
+                while self._await_work():
+                    with one_blas_thread():
+                        while self._turn():
+                            pass
         except BaseException as error:
             failure = _failure(error)
             raise
@@ -107,14 +110,22 @@ class Engine:
             for ticket in waiting:
                 ticket.settle(failure)
 
-    def _turn(self) -> bool:
-        """Wait for work, then do one step. False when the engine is to end."""
-        batch = self._batch
+    def _await_work(self) -> bool:
+        """Wait until there is something to do. False when the engine is to end."""
         with self._wake:
-            while not (self._waiting or batch.rows or self._flush or self._closed):
+            while not (self._has_work() or self._closed):
                 self._abort = False  # nothing in flight
                 self._wake.wait()
-            if self._closed:
+            return not self._closed
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._batch.rows or self._flush)
+
+    def _turn(self) -> bool:
+        """Do one step. False when there is nothing more to do, or the engine is to end."""
+        batch = self._batch
+        with self._wake:
+            if self._closed or not self._has_work():
                 return False
             room = self._max_rows - len(batch.rows)
             arrived = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]

@@ -10,6 +10,7 @@ import numpy as np
 
 import marco_search
 from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.embedded.blas import blas_name, one_blas_thread
 from marco_search.runtime.embedded.chat import ChatTemplate, read_chat_template
 from marco_search.runtime.embedded.config import ModelConfig, read_config
 from marco_search.runtime.embedded.decoder import Decoder, Part
@@ -34,14 +35,18 @@ def load_model(folder: Path) -> LoadedModel:
 
     Raises ModelRefused, which says what was found and what is accepted.
     """
-    folder = folder.resolve()
+    with one_blas_thread():
+        return _load(folder.resolve())
+
+
+def _load(folder: Path) -> LoadedModel:
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config.vocab)
     template = read_chat_template(folder)
     decoder = Decoder(config, arrange(read_folder(folder), config))
     info = RuntimeInfo(
         name="embedded",
-        version=f"{marco_search.__version__}+numpy{np.__version__}.{_arithmetic(decoder)}",
+        version=f"{marco_search.__version__}+{_arithmetic(decoder)}",
         model=folder.name,
         revision=fingerprint(folder),
         context_tokens=config.context_tokens,
@@ -50,12 +55,13 @@ def load_model(folder: Path) -> LoadedModel:
 
 
 def _arithmetic(decoder: Decoder) -> str:
-    """A short hash of what this machine computes for a fixed input.
+    """numpy's version, its BLAS, and a short hash of what these compute for a fixed input.
 
     Processors sum in different orders, so the last bits differ between kinds of them. Where
-    this hash is the same, a replay gives the same bits.
+    this is the same, a replay gives the same bits.
     """
     ids = np.arange(8) % decoder.config.vocab
     decoder.slots.reserve(1, len(ids))
     (logits,) = decoder.prefill([Part(0, 0, ids)], [range(len(ids))])
-    return hashlib.sha256(logits.tobytes()).hexdigest()[:8]
+    digest = hashlib.sha256(logits.tobytes()).hexdigest()[:8]
+    return f"numpy{np.__version__}.{blas_name()}.{digest}"

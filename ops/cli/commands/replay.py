@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from ops.cli.failures import DOES_NOT_FIT
 from ops.cli.output import echo, json_option, print_json
 
 
@@ -45,7 +44,8 @@ def replay(
     Says whether the tree is the same, node by node; with the embedded engine it is, bit for
     bit. Other engines may round otherwise: then it says how much agrees and where the first
     difference is. Another model or revision is refused. Nothing is stored. Exits with 9 if the
-    text is another; with the embedded engine, if a single bit is.
+    text is another; with the embedded engine, if a single bit is. If the job was searched on
+    another engine or kind of processor, which may round otherwise, it exits with 10 instead.
 
     With --reward, --vote or --sharpness nothing is generated: says what the job's stored tree
     answers under them (by default with the job's own vote). With a file, TRACES of
@@ -81,5 +81,5 @@ def replay(
         print_json(outcome.to_json())
     else:
         echo("\n".join(outcome.lines()))
-    if not outcome.fits:
-        click.get_current_context().exit(DOES_NOT_FIT)
+    if outcome.exit_code:
+        click.get_current_context().exit(outcome.exit_code)

@@ -29,7 +29,7 @@ def test_a_server_that_names_a_pause_gets_at_least_that() -> None:
 
 def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
     def after(value: str | None) -> float | None:
-        return refused("http://s", "/generate", 429, value, b"").retry_after_s
+        return refused("http://s", "/generate", 429, value, "").retry_after_s
 
     assert after("7") == 7
     assert after(None) is None
