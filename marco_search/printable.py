@@ -15,7 +15,7 @@ from urllib.parse import unquote
 HIDDEN = "***"
 _ADDRESSES = ("DATABASE_URL", "REDIS_URL", "MARCO_RUNTIME", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _SECRET_NAME = re.compile(r"(?i)(password|passwd|token|secret|api_key|_headers)$")
-_SECRET_FIELD = re.compile(r"(?i)passw|passfile|token|secret|api_?key")
+_SECRET_FIELD = re.compile(r"(?i)passw|passfile|secret|api[_-]?key|(^|[_-])token$")
 _LEAST = 4  # characters: shorter than that, a password stands in every other word
 _CERTAIN = 8  # from here on it is a secret wherever it stands, below only as a word of its own
 
@@ -25,7 +25,9 @@ _FIELD = re.compile(r"([?&;\s]|^)([\w%.-]+)=('[^']*'|[^&\s'\"]+)")
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=-]{4,}")
+_CREDENTIALS = re.compile(
+    r"(?i)\b(bearer(?:\s+|%20))[\w.~+/=-]{8,}|\b(basic(?:\s+|%20))[a-z0-9+/]{15,}=*"
+)
 
 
 def escaped(text: str) -> str:
@@ -44,7 +46,7 @@ def redacted(text: str) -> str:
     if known is not None:
         text = known.sub(HIDDEN, text)
     text = _USER_INFO.sub(rf"\1:{HIDDEN}@", text)
-    text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
+    text = _CREDENTIALS.sub(lambda found: (found[1] or found[2]) + HIDDEN, text)
     return _FIELD.sub(_hide_field, text)
 
 

@@ -15,6 +15,7 @@ import traceback
 from typing import Any
 
 from marco_search.errors import MarcoError
+from marco_search.printable import redacted
 
 FIRST_DELAY_S = 2.0
 LONGEST_DELAY_S = 300.0
@@ -33,14 +34,18 @@ def is_bug(error: BaseException) -> bool:
 
 def described(error: BaseException) -> dict[str, Any]:
     """The error as the job row and the audit log keep it."""
-    # Postgres' text can't hold a NUL, and what failed may be about one.
-    message = str(error).replace("\x00", "\\0") or type(error).__name__
+    message = _storable(str(error)) or type(error).__name__
     about: dict[str, Any] = {"type": type(error).__name__, "message": message}
     about["retryable"] = is_retryable(error)
     if error.__traceback__ is not None:
-        trace = "".join(traceback.format_exception(error)).replace("\x00", "\\0")
+        trace = _storable("".join(traceback.format_exception(error)))
         about["traceback"] = trace[-_MAX_TRACEBACK_CHARS:]
     return about
+
+
+def _storable(text: str) -> str:
+    """`text` as auditors may read it and Postgres can hold it: no secret, NUL or half surrogate."""
+    return redacted(text).replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def delay_s(attempts: int, chance: random.Random | None = None) -> float:

@@ -98,6 +98,13 @@ class JobBase(Edge):
                 raise ValueError(f"entry {shown(name)}: {problem}")
         return value
 
+    @field_validator("expected", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: object) -> object:
+        """Data sets have numbers for answers."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return str(value) if number else value
+
     @field_validator("expires_in_s")
     @classmethod
     def _one_deadline(cls, value: float | None, info: ValidationInfo) -> float | None:

@@ -160,11 +160,11 @@ class Totals:
 
 
 _SUMS = """
-    SELECT {key}::text AS name, state, count(*)::int AS jobs,
-        (count(*) FILTER (WHERE correct))::int AS right, count(correct)::int AS compared,
+    SELECT {key}::text AS name, state, count(*) AS jobs,
+        count(*) FILTER (WHERE correct) AS right, count(correct) AS compared,
         sum(rollouts)::bigint AS rollouts, sum(nodes)::bigint AS nodes,
         sum(generated_tokens)::bigint AS generated_tokens, sum(seconds) AS seconds,
-        count(confidence)::int AS scored, coalesce(sum(confidence), 0) AS confidence,
+        count(confidence) AS scored, coalesce(sum(confidence), 0) AS confidence,
         min(created_at) AS first, max(created_at) AS last
     FROM audit.jobs {where} GROUP BY 1, 2 ORDER BY 1, 2
 """

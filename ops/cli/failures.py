@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from marco_search.errors import Backpressure, MarcoError
+from marco_search.errors import Backpressure, InvalidBatch, InvalidJob, MarcoError
 from marco_search.printable import escaped, redacted
 
 JOBS_NOT_DONE = 7
@@ -36,11 +36,26 @@ def report_error(error: MarcoError, as_json: bool, debug: bool) -> int:
         _print_traceback(error)
     name = type(error).__name__
     if as_json:
-        more = {"retry_after_s": error.retry_after_s} if isinstance(error, Backpressure) else {}
-        _write_json(name, str(error), error.exit_code, **more)
+        _write_json(name, str(error), error.exit_code, **_details(error))
     else:
         print(f"marco: {_safe(str(error)) or name}", file=sys.stderr)
     return error.exit_code
+
+
+def _details(error: MarcoError) -> dict[str, object]:
+    """What a script can use of the error besides its message."""
+    if isinstance(error, Backpressure):
+        return {"retry_after_s": error.retry_after_s}
+    if isinstance(error, InvalidBatch):
+        return {"errors": [_bad_line(wrong) for wrong in error.errors]}
+    return {}
+
+
+def _bad_line(error: InvalidJob) -> dict[str, object]:
+    place, _, field = error.field.partition(", ")
+    number = place.removeprefix("line ")
+    line = int(number) if number.isdecimal() else None
+    return {"line": line, "field": field or None, "reason": redacted(error.reason)}
 
 
 def report_bug(error: Exception, as_json: bool, debug: bool) -> int:

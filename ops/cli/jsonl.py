@@ -24,10 +24,26 @@ def read_jobs(path: str, options: dict[str, Any] | None = None) -> list[Job]:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{source}: {error.strerror or error}") from None
+    if wrong := _another_format(data):
+        raise InputError(f"{source}: {wrong}")
     jobs = parse_lines(data.split(b"\n"), source, options or {})
     if not jobs:
         raise InputError(f"{source}: no job in it; write one JSON object on each line")
     return jobs
+
+
+def _another_format(data: bytes) -> str | None:
+    """What the file is if it is no JSON Lines at all, and what to do; None: it may be some."""
+    if data.startswith(b"\x1f\x8b"):
+        return "compressed by gzip: `gzip -dc FILE | marco submit -`"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16: save the file as UTF-8"
+    begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].rstrip()
+    if begin.startswith(b"["):
+        return "a JSON array: `jq -c '.[]' FILE | marco submit -` writes an object on each line"
+    if begin == b"{" and not data.split(b"\n", 1)[0].rstrip().endswith(b"}"):
+        return "an object over several lines: `jq -c . FILE | marco submit -` writes one on each"
+    return None
 
 
 def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> list[Job]:

@@ -118,8 +118,10 @@ def test_jobs_that_were_known_are_counted(
     marco: Marco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "jobs.jsonl"
-    file.write_text('{"kind": "open_ended", "prompt": "Go on.", "idempotency_key": "one"}\n')
-    for said in ("1 new, 0 known", "0 new, 1 known"):
+    job = {"kind": "open_ended", "prompt": "Go on.", "idempotency_key": "one"}
+    file.write_text(json.dumps(job | {"deadline": "2020-01-01T00:00:00Z"}))
+    past = "; 1 with a deadline that has passed"
+    for said in (f"1 new, 0 known{past}", f"0 new, 1 known{past}"):
         assert main(["submit", str(file)]) == 0
         assert said in capsys.readouterr().err
 

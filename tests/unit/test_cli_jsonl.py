@@ -81,3 +81,27 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
 def test_standard_input_can_be_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(GOOD)))
     assert len(read_jobs("-")) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x1f\x8b\x08\x00", "gzip -dc"),
+        ('{"kind": "reasoning"}'.encode("utf-16"), "UTF-16"),
+        (b'[\n{"kind": "reasoning", "question": "1+1?"}]', "jq -c '.\\[\\]'"),
+        (b'\xef\xbb\xbf{\n  "kind": "reasoning",\n "question": "1+1?"\n}\n', "several lines"),
+    ],
+)
+def test_a_file_of_another_format_is_named(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "jobs"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        read_jobs(str(path))
+
+
+def test_an_expected_number_is_its_text() -> None:
+    line = b'{"kind": "reasoning", "question": "1+1?", "expected": %s}'
+    jobs = parse_lines([line % b"391", line % b"2.5", line % b'"4"'], "jobs", {})
+    assert [job.expected for job in jobs] == ["391", "2.5", "4"]
+    with pytest.raises(InvalidBatch, match="expected"):
+        parse_lines([line % b"true"], "jobs", {})

@@ -195,6 +195,9 @@ def test_a_file_with_bad_lines_is_refused_before_any_service_is_touched(
         assert "2 bad lines, nothing was submitted" in err
         assert "line 2" in err
         assert "line 3, kind" in err
+    assert main(["submit", str(path), "--json"]) == 2
+    wrong = json.loads(capsys.readouterr().err)["error"]["errors"]
+    assert [(entry["line"], entry["field"]) for entry in wrong] == [(2, None), (3, "kind")]
     assert not Path(os.environ["MARCO_HOME"]).exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -331,3 +332,28 @@ def test_a_deadline_is_the_same_moment_after_a_round_trip() -> None:
     assert job.deadline is not None
     assert job.deadline.timestamp() == 1896109200
     assert parse_job(job.model_dump(mode="json")) == job
+
+
+def test_a_huge_field_is_refused_at_once_and_briefly() -> None:
+    line = b'{"kind": "reasoning", "question": "1 + 1?", "%s": 1}' % (b"x" * 2_000_000)
+    for bad in (line, line.replace(b"}", b', "kind": "reasoning"}')):
+        with pytest.raises(InvalidJob) as refused:
+            job_from_json_line(bad, 1)
+        assert len(str(refused.value)) < 1000
+    with pytest.raises(InvalidJob) as refused:
+        parse_job({"kind": "y" * 2_000_000})
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("offset", ["+15:59", "+16:00", "-23:59", "+23:59:59"])
+def test_a_deadline_of_any_offset_can_be_stored(offset: str) -> None:
+    moment = datetime.fromisoformat(f"2030-01-31T18:00:00{offset}")
+    job = parse_job({"kind": "reasoning", "question": "?1", "deadline": moment.isoformat()})
+    assert job.deadline == moment
+    assert abs(job.deadline.utcoffset() or timedelta()) < timedelta(hours=16)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"])
+def test_a_deadline_that_no_clock_reaches_is_refused(text: str) -> None:
+    with pytest.raises(InvalidJob, match="deadline"):
+        parse_job({"kind": "reasoning", "question": "?1", "deadline": text})

@@ -83,6 +83,15 @@ def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_credentials_of_headers_are_hidden() -> None:
+    said = (
+        "{'Authorization': 'Bearer sk-0123456789'} Basic dXNlcjpwYXNzd29yZDEyMw== api-key=0a1b2c3d"
+    )
+    assert redacted(said) == "{'Authorization': 'Bearer ***'} Basic *** api-key=***"
+    prose = "basic multiplication, max_tokens=512; the bearer of it"
+    assert redacted(prose) == prose
+
+
 def test_control_characters_are_shown() -> None:
     text = "a\x1b[31m\x1b]52;c;eA==\x07\x9b2J\u202eb\u2066\x7f\r\ud800 é 好 \t\n"
     shown = escaped(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -60,6 +61,9 @@ def submit(
         return
     echo("\n".join(ids))
     said = f"{new:,} new, {len(known):,} known"
+    now = datetime.now(UTC)
+    if past := sum(1 for job in jobs if job.deadline is not None and job.deadline < now):
+        said += f"; {past:,} with a deadline that has passed, which only expire"
     if new and sys.stderr.isatty():
         said += ". `marco worker` answers them, `marco watch` follows"
     console(stderr=True).print(f"{said}.", style="dim")
