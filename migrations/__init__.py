@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from marco_search import settings
-from marco_search.errors import DatabaseUnavailable, RightsMissing
+from marco_search.errors import DatabaseUnavailable, MarcoError, RightsMissing, SchemaMismatch
 from marco_search.store import address
 from marco_search.store.connect import unavailable
 from marco_search.store.failures import words
@@ -71,6 +71,7 @@ def grant_roles(url: str) -> str | None:
     with connected(url) as connection:
         conn = connection.connection.driver_connection
         assert isinstance(conn, psycopg.Connection)
+        conn.execute(derived.LOCK)
         refused = derived.grant(conn, settings.load().role_prefix)
         conn.commit()
     return refused
@@ -115,18 +116,31 @@ def connected(url: str) -> Iterator[Connection]:
             yield connection
     except (DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(cause, errors.InsufficientPrivilege):
-            raise RightsMissing(f"{words(cause)}: {_WHO}") from error
-        if not isinstance(cause, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
+        refusal = _refusal(cause, url) if isinstance(cause, psycopg.Error) else None
+        if refusal is None:
             raise
-        if isinstance(cause, errors.LockNotAvailable):
-            raise DatabaseUnavailable(f"{address.shown(url)}: {_in_use(conninfo)}") from error
-        raise unavailable(address.shown(url), cause) from error
+        raise refusal from error
 
 
-def _in_use(conninfo: str) -> str:
+def _refusal(error: psycopg.Error, url: str) -> MarcoError | None:
+    """What to raise for an error that is no bug of ours. All was rolled back."""
+    if isinstance(error, errors.InsufficientPrivilege):
+        return RightsMissing(f"{words(error)}: {_WHO}")
+    if isinstance(error, errors.DependentObjectsStillExist):
+        detail = " ".join((error.diag.message_detail or "").split())
+        return SchemaMismatch(
+            f"nothing was changed, {words(error)} ({detail}): drop what was added to the database"
+        )
+    if isinstance(error, errors.LockNotAvailable):
+        return DatabaseUnavailable(f"{address.shown(url)}: {_in_use(url)}")
+    if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
+        return unavailable(address.shown(url), error)
+    return None
+
+
+def _in_use(url: str) -> str:
     """Who works with the tables and views at the moment."""
-    with psycopg.connect(conninfo) as conn:
+    with psycopg.connect(address.conninfo(url, "marco migrate")) as conn:
         rows = conn.execute(
             "SELECT DISTINCT usename || ' (pid ' || pid || ')' FROM pg_locks"
             " JOIN pg_stat_activity USING (pid) JOIN pg_class AS c ON c.oid = relation"

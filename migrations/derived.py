@@ -17,6 +17,9 @@ from marco_search import settings
 from marco_search.store import partitions, roles, views
 from migrations import objects
 
+LOCK = "LOCK TABLE public.alembic_version IN SHARE ROW EXCLUSIVE MODE"
+"""Held by who migrates or gives rights. Only the owner may; readers neither can nor wait."""
+
 
 def drop(conn: Connection[Any]) -> None:
     """Remove what would stand in the way of a migration."""

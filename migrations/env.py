@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from marco_search.errors import SchemaMismatch
 from marco_search.store import failures
-from marco_search.store.connect import not_migrated
+from marco_search.store.connect import OLDEST_POSTGRES, not_migrated
 from marco_search.store.models import Base
 from migrations import derived
 
@@ -31,15 +31,12 @@ _VERSION_TABLE = """
         version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
     )
 """
-_LOCK = """
-    LOCK TABLE public.alembic_version IN SHARE ROW EXCLUSIVE MODE; SET LOCAL lock_timeout = '5s'
-"""
 
 
 def _migrate(connection: Connection) -> None:
     conn = connection.connection.driver_connection
     assert isinstance(conn, psycopg.Connection), "made by migrations.connected"
-    _require_encoding(conn)
+    _require_server(conn)
     _lock(conn)
     context.configure(
         connection=connection, target_metadata=Base.metadata, compare_server_default=True
@@ -54,7 +51,10 @@ def _migrate(connection: Connection) -> None:
     connection.commit()
 
 
-def _require_encoding(conn: psycopg.Connection[Any]) -> None:
+def _require_server(conn: psycopg.Connection[Any]) -> None:
+    version = conn.info.server_version // 10_000
+    if version < OLDEST_POSTGRES:
+        raise SchemaMismatch(f"Postgres {version} is too old: use {OLDEST_POSTGRES} or later")
     encoding = conn.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise SchemaMismatch(f"the database's encoding is {encoding}: {failures.ENCODING}")
@@ -69,7 +69,8 @@ def _lock(conn: psycopg.Connection[Any]) -> None:
     except psycopg.errors.UniqueViolation:  # another process made it meanwhile
         conn.rollback()
         conn.execute(_LIMITS)
-    conn.execute(_LOCK)
+    conn.execute(derived.LOCK)
+    conn.execute("SET LOCAL lock_timeout = '5s'")
 
 
 def _require_known(revisions: tuple[str, ...]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from psycopg import Connection, errors
-from psycopg.sql import SQL, Identifier
 
 from marco_search.store import guards, partitions, roles, views
 from marco_search.store.models import Base
@@ -159,15 +158,13 @@ def _has_role(conn: Connection[Any], name: str) -> bool:
 
 def _policies(conn: Connection[Any], prefix: str) -> Iterator[str]:
     made = [s for s in roles.statements(prefix) if s.startswith("CREATE POLICY")]
-    secured = set()
+    secured = {s.partition(" ON public.")[2].partition(" ")[0] for s in made}
     with conn.transaction(force_rollback=True):
-        for table in Base.metadata.tables:
-            make = SQL("CREATE TEMP TABLE {t} (LIKE public.{t})").format(t=Identifier(table))
-            conn.execute(make)
+        for table, columns in _facts(conn, _COLUMNS).items():
+            if table in secured:
+                conn.execute(f"CREATE TEMP TABLE {table} ({columns[0]})".encode())
         for statement in made:
-            before, _, after = statement.partition(" ON public.")
-            secured.add(after.partition(" ")[0])
-            conn.execute(f"{before} ON pg_temp.{after}".encode())
+            conn.execute(statement.replace(" ON public.", " ON pg_temp.", 1).encode())
         query = (
             "SELECT policyname || ' of ' || tablename, permissive, roles, cmd, qual, with_check"
             " FROM pg_policies WHERE tablename = ANY (%(tables)s)"
@@ -184,6 +181,15 @@ def _policies(conn: Connection[Any], prefix: str) -> Iterator[str]:
         if on != (table in secured):
             yield f"row-level security of {table}: {'on' if on else 'off'}"
 
+
+# Not by LIKE, which takes the right to read the table.
+_COLUMNS = """
+    SELECT c.relname, string_agg(format('%%I %%s', attname, format_type(atttypid, atttypmod)), ', ')
+    FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(tables)s)
+        AND attnum > 0 AND NOT attisdropped
+    GROUP BY c.relname
+"""
 
 Right = tuple[str, str, str]
 """Who may do what to which object: ("marco_app", "INSERT", "table public.nodes")."""

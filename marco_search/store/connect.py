@@ -35,6 +35,8 @@ from marco_search.store.failures import advice, words
 SCHEMA_REVISION = "0007"
 """The migration this code was written for (the newest one in migrations/versions)."""
 
+OLDEST_POSTGRES = 17
+
 CHECKOUT_TIMEOUT_S = 10.0
 # A statement of ours takes milliseconds: one that takes longer than this hangs. First the
 # server ends it; a server that has not done so by ANSWER_S is gone.
@@ -159,6 +161,13 @@ class Database:
             )
             return self._pool
 
+    def _raise_why(self) -> None:
+        """Connect once more: the pool keeps no reason why it could not."""
+        try:
+            psycopg.connect(self._conninfo, connect_timeout=2).close()
+        except psycopg.Error as error:
+            raise unavailable(self.shown, error) from error
+
     def _prepare(self, conn: Conn) -> None:
         if isinstance(conn, _Connection):
             conn.answer_s = ANSWER_S
@@ -191,7 +200,10 @@ class Database:
         except (PoolTimeout, PoolClosed) as error:
             # The pool tries again ever more slowly; a new one tries when it is next asked.
             self.close()
-            raise DatabaseUnavailable(f"no connection to {self.shown}: {error}") from error
+            self._raise_why()
+            raise DatabaseUnavailable(
+                f"{self.shown}: {error}; this process uses all {self._connections} of its own"
+            ) from error
         except (errors.UndefinedTable, errors.UndefinedColumn) as error:
             # For an auditor `jobs` is the view, which has other columns.
             if self._views_only:

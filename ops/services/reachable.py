@@ -14,11 +14,16 @@ from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings, without_password
 from marco_search.store import address, failures, holds, queries
-from marco_search.store.connect import SCHEMA_REVISION, Database, check_schema, reads_tables
+from marco_search.store.connect import (
+    OLDEST_POSTGRES,
+    SCHEMA_REVISION,
+    Database,
+    check_schema,
+    reads_tables,
+)
 from marco_search.store.failures import advice, words
 from ops.services.finding import Finding
 
-_OLDEST_POSTGRES = 17
 _OLDEST_REDIS = (6, 2)  # kombu's demand
 _ANSWER_S = 3
 _MOST = 12  # differences shown
@@ -83,8 +88,8 @@ def _troubles(session: psycopg.Connection[tuple[Any, ...]]) -> list[tuple[str, s
     read_only, most, taken = row
     encoding = session.info.parameter_status("server_encoding")
     found = []
-    if session.info.server_version // 10_000 < _OLDEST_POSTGRES:
-        found.append(("too old", f"use Postgres {_OLDEST_POSTGRES} or later"))
+    if session.info.server_version // 10_000 < OLDEST_POSTGRES:
+        found.append(("too old", f"use Postgres {OLDEST_POSTGRES} or later"))
     if encoding != "UTF8":
         found.append((f"the database's encoding is {encoding}", failures.ENCODING))
     if read_only:

@@ -165,6 +165,19 @@ def test_what_somebody_did_to_the_guards_is_named(
     assert "marco migrate" in guards.mend
 
 
+@pytest.mark.parametrize("role", ["marco_app", "marco_owner"])
+def test_logins_that_are_no_superuser_s_see_it_too(
+    settings: Settings, database_url: str, role: str
+) -> None:
+    with logins(database_url) as login:
+        theirs = settings.model_copy(update={"database_url": SecretStr(login(role))})
+        assert reachable.schema(theirs).ok
+        assert reachable.guards(theirs).detail == "as the migrations make them"
+        with psycopg.connect(database_url) as conn:
+            conn.execute("ALTER POLICY own_tenants ON nodes USING (true)")
+        assert reachable.guards(theirs).detail == "policy own_tenants of nodes: changed"
+
+
 def test_migrate_makes_views_policies_and_rights_anew(
     settings: Settings, database_url: str
 ) -> None:
