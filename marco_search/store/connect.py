@@ -188,6 +188,10 @@ class Database:
                 conn.execute("SELECT")
             else:
                 conn.revision = _revision(conn)
+        except psycopg.OperationalError:
+            if self._pool is not None:  # what broke one has broken the others
+                self._pool.drain()
+            raise
         finally:
             if not conn.closed:
                 conn.autocommit = False

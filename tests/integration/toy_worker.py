@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from marco_search import settings
 from marco_search.search.branches import Branch, Expansion
 from tests.toy import ToyRuntime
-from worker import main, process
+from worker import app, main, process
 
 DEADLY = "What kills a worker?"
 
@@ -31,4 +31,5 @@ class SlowToy(ToyRuntime):
 
 if __name__ == "__main__":
     vars(process)["open_runtime"] = lambda _: SlowToy()
+    vars(app)["SILENT_S"] = float(os.environ.get("TOY_SILENT_S", app.SILENT_S))
     sys.exit(main.run(settings.load(), processes=int(sys.argv[1])))

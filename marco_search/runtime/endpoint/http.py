@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,13 @@ from marco_search.runtime.quoting import quoting
 
 LARGEST_ANSWER = 2**20  # bytes, where nobody knows better
 _LARGEST_ERROR = 2**16  # bytes that are read of it
+# A server that takes a request and falls silent is asked on another connection, this often and
+# for so long, twice, whether it is there.
+_ASK_EVERY_S = 4.0
+# Seconds and counts; TCP_USER_TIMEOUT, for packets that nobody acknowledges, in milliseconds.
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8000,
+}  # fmt: skip
 _CHUNK = 2**16  # bytes
 
 
@@ -79,6 +87,9 @@ class Connections:
         self._quoted = quoting(access.api_key)
         self._look = look
         self._looking = threading.Lock()
+        self._asking = threading.Lock()
+        self._asked_at = 0.0  # whether the server is there
+        self._there = True
         self._closures = 0  # connections that the server has closed
         self._seen = 0  # of these, how many before it was last looked at
 
@@ -187,6 +198,7 @@ class Connections:
         with call.using(sock):
             sock.settimeout(max(call.left_s, 0.001))
             connection.request(method, self._path + path, body, self._headers)
+            self._await_answer(sock, call)
             with connection.getresponse() as response:
                 if response.status != 200:
                     most = _LARGEST_ERROR
@@ -211,6 +223,41 @@ class Connections:
                 if not sized and (call.over or not chunks):  # nor that the headers were cut
                     raise http.client.IncompleteRead(b"")
                 return response.status, response.headers, b"".join(chunks)
+
+    def _await_answer(self, sock: socket.socket, call: Call) -> None:
+        """Wait for the first byte, which comes when a branch is complete.
+
+        Raises TimeoutError if the server is gone: it answers nothing on another connection
+        either. Not with TLS, which has bytes of its own to read; there the kernel's questions
+        (`_watch_peer`) must do.
+        """
+        if isinstance(sock, ssl.SSLSocket):
+            return
+        while not call.over and not _readable(sock, min(_ASK_EVERY_S, max(call.left_s, 0.0))):
+            if call.left_s > 0 and not self._is_there():
+                raise TimeoutError
+
+    def _is_there(self) -> bool:
+        """Whether the server answers anything at all; asked once for all that wait."""
+        with self._asking:
+            if time.monotonic() - self._asked_at > _ASK_EVERY_S / 2:
+                self._there = any(self._answers() for _ in range(2))
+                self._asked_at = time.monotonic()
+            return self._there
+
+    def _answers(self) -> bool:
+        connection = None
+        try:
+            connection = self._connect(Call(time.monotonic() + _ASK_EVERY_S))
+            connection.request("GET", self._path + "/get_model_info", headers=self._headers)
+            return connection.getresponse().status > 0
+        except (http.client.HTTPException, ConnectionResetError):
+            return True
+        except OSError:
+            return False
+        finally:
+            if connection is not None:
+                connection.close()
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
         timeout = max(min(self._access.connect_s, call.left_s), 0.001)
@@ -249,16 +296,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _readable(sock: socket.socket) -> bool:
-    """True if something came on an idle connection: its end, as a rule."""
+def _readable(sock: socket.socket, within_s: float = 0.0) -> bool:
+    """True if something came: on an idle connection its end, as a rule."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(within_s * 1000))
 
 
 def _watch_peer(sock: socket.socket) -> None:
-    """Notice within half a minute that the machine at the other end is gone."""
+    """Notice in some ten seconds that the machine at the other end is gone."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+    for name, value in _KEEPALIVE.items():
         if hasattr(socket, name):  # macOS names the first one otherwise
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

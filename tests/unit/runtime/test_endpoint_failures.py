@@ -14,8 +14,10 @@ import pytest
 from marco_search.driver import MemoryJournal, plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.runtime.endpoint import http
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.budgets import StopReason
+from tests.silent_proxy import silent_proxy
 from tests.unit.runtime.sglang_server import (
     Handler,
     Server,
@@ -337,3 +339,31 @@ def test_a_search_that_is_told_to_stop_ends_in_the_middle_of_a_round(server: Ser
         done.append(run_search(JOB, fixed, opened, journal))
     assert done[0].search.stop_reason is StopReason.CANCELLED
     assert json.dumps(done[0].plan.to_json())
+
+
+@pytest.mark.parametrize("all_new", [True, False])
+def test_a_server_that_vanished_is_noticed_long_before_the_deadline(
+    server: Server, monkeypatch: pytest.MonkeyPatch, all_new: bool
+) -> None:
+    """One that is still there is waited for, though a connection to it may be dead."""
+    monkeypatch.setattr(http, "_ASK_EVERY_S", 0.5)
+    asked = threading.Event()
+
+    def hang(handler: Handler, body: dict[str, Any]) -> bool:
+        asked.set()
+        return handler.server.released.wait(60)
+
+    with silent_proxy(server.url) as proxy:
+        seconds = 60.0 if all_new else 4.0
+        through = f"http://127.0.0.1:{proxy.port}"
+        with runtime(through, MARCO_RUNTIME_TIMEOUT_S=seconds) as opened:
+            server.act = hang
+            found: list[Branch] = []
+            search = threading.Thread(target=lambda: found.extend(opened.branch([expansion(1)])))
+            search.start()
+            assert asked.wait(30)
+            proxy.cut(all_new=all_new)
+            search.join(50)
+    (branch,) = found
+    assert branch.finish is Finish.FAILED
+    assert ("deadline" in str(branch.error)) != all_new, branch.error
