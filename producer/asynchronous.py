@@ -7,18 +7,32 @@ many tasks wait, one connection listens for all of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import wraps
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
-from marco_search.jobs import Job, JobResult
+from marco_search.jobs import JobResult
 from marco_search.settings import Settings
-from marco_search.store.queries import JobStatus
-from marco_search.store.states import JobState
 from producer.client import Producer
-from producer.handles import JobHandle, JobId, job_uuids
+from producer.handles import JobId, job_uuids
 from producer.pending import Pending
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _awaited(
+    method: Callable[Concatenate[Producer, P], R],
+) -> Callable[Concatenate[AsyncProducer, P], Coroutine[Any, Any, R]]:
+    """The producer's method, run in a thread."""
+
+    @wraps(method)
+    async def call(self: AsyncProducer, /, *args: P.args, **named: P.kwargs) -> R:
+        return await asyncio.to_thread(method, self._sync, *args, **named)
+
+    return call
 
 
 class AsyncProducer:
@@ -33,15 +47,25 @@ class AsyncProducer:
     ) -> None:
         self._sync = Producer(database_url, redis_url, tenant, settings)
 
-    async def submit(self, job: Job | Mapping[str, Any]) -> JobHandle:
-        """See `Producer.submit`."""
-        return await asyncio.to_thread(self._sync.submit, job)
-
-    async def submit_many(
-        self, jobs: Iterable[Job | Mapping[str, Any]], *, batch_id: UUID | None = None
-    ) -> list[JobHandle]:
-        """See `Producer.submit_many`."""
-        return await asyncio.to_thread(self._sync.submit_many, jobs, batch_id=batch_id)
+    submit = _awaited(Producer.submit)
+    submit_many = _awaited(Producer.submit_many)
+    states = _awaited(Producer.states)
+    ended = _awaited(Producer.ended)
+    status = _awaited(Producer.status)
+    cancel = _awaited(Producer.cancel)
+    cancel_many = _awaited(Producer.cancel_many)
+    cancel_all = _awaited(Producer.cancel_all)
+    pause = _awaited(Producer.pause)
+    resume = _awaited(Producer.resume)
+    pause_tenant = _awaited(Producer.pause_tenant)
+    resume_tenant = _awaited(Producer.resume_tenant)
+    set_quota = _awaited(Producer.set_quota)
+    dead_letters = _awaited(Producer.dead_letters)
+    dead_letter = _awaited(Producer.dead_letter)
+    requeue = _awaited(Producer.requeue)
+    restart = _awaited(Producer.restart)
+    waiting_for_model = _awaited(Producer.waiting_for_model)
+    close = _awaited(Producer.close)
 
     @overload
     async def wait(  # type: ignore[overload-overlap]  # text is one id, not an iterable of them
@@ -82,30 +106,6 @@ class AsyncProducer:
                     yield result
                 if pending.ids:
                     pending.heard(await _drain(told, pending.patience()))
-
-    async def status(self, job: JobId) -> JobStatus:
-        """See `Producer.status`."""
-        return await asyncio.to_thread(self._sync.status, job)
-
-    async def cancel(self, job: JobId) -> JobState:
-        """See `Producer.cancel`."""
-        return await asyncio.to_thread(self._sync.cancel, job)
-
-    async def pause(self, job: JobId) -> JobState:
-        """See `Producer.pause`."""
-        return await asyncio.to_thread(self._sync.pause, job)
-
-    async def resume(self, job: JobId) -> JobState:
-        """See `Producer.resume`."""
-        return await asyncio.to_thread(self._sync.resume, job)
-
-    async def requeue(self, jobs: JobId | Iterable[JobId]) -> list[UUID]:
-        """See `Producer.requeue`."""
-        return await asyncio.to_thread(self._sync.requeue, jobs)
-
-    async def close(self) -> None:
-        """See `Producer.close`."""
-        await asyncio.to_thread(self._sync.close)
 
     async def __aenter__(self) -> Self:
         return self

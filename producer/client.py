@@ -16,6 +16,8 @@ from marco_search import settings as settings_module
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, InvalidJob
 from marco_search.jobs import Job, JobResult, parse_job
+from marco_search.jobs.requests import JobBase
+from marco_search.jobs.text import shown
 from marco_search.locations import database_url as database_location
 from marco_search.locations import redis_url as redis_location
 from marco_search.settings import Settings
@@ -27,7 +29,7 @@ from marco_search.store.queries import JobStatus
 from marco_search.store.states import JobState
 from producer.handles import JobHandle, JobId, job_uuid, job_uuids
 from producer.listener import Listener
-from producer.operations import Operations
+from producer.operations import Operations, check_tenant
 from producer.pending import Pending
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,8 @@ class Producer(Operations):
     the environment. With `tenant` the producer submits for that tenant and sees only its
     jobs; without, it submits for the tenant of the settings and sees every job.
 
-    All methods raise DatabaseUnavailable if Postgres can't be reached.
+    All methods raise DatabaseUnavailable if Postgres can't be reached. What can't be a job, a
+    tenant or a number where one is asked for raises InvalidJob, what can't name a job TypeError.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Producer(Operations):
         tenant: str | None = None,
         settings: Settings | None = None,
     ) -> None:
+        check_tenant(tenant)
         given = {"database_url": database_url, "redis_url": redis_url}
         urls = {name: SecretStr(url) for name, url in given.items() if url is not None}
         self._settings = (settings or settings_module.load()).model_copy(update=urls)
@@ -86,6 +90,10 @@ class Producer(Operations):
 
         Raises as `submit` does; a field of a wrong job is named `jobs[N].field`.
         """
+        if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | JobBase | str | bytes):
+            raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit takes one")
+        if batch_id is not None and not isinstance(batch_id, UUID):
+            raise InvalidJob("batch_id", f"must be a uuid.UUID, not {shown(batch_id)}")
         checked = []
         for i, job in enumerate(jobs):
             try:
@@ -95,7 +103,7 @@ class Producer(Operations):
         return self._submit(checked, batch_id)
 
     def _checked(self, job: Job | Mapping[str, Any]) -> Job:
-        checked = parse_job(job) if isinstance(job, Mapping) else job
+        checked = job if isinstance(job, JobBase) else parse_job(job)
         if self._tenant is not None and checked.tenant not in (None, self._tenant):
             raise InvalidJob(
                 "tenant", f"this producer submits for {self._tenant!r}, not {checked.tenant!r}"
@@ -172,12 +180,13 @@ class Producer(Operations):
                 if pending.ids:
                     pending.heard(_drain(told, pending.patience()))
 
-    def ended(self, job_ids: Sequence[UUID]) -> list[JobResult]:
-        """The results of those of the jobs that have ended, in any order."""
-        if not job_ids:
+    def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:
+        """The results of those of the jobs that have ended, in any order; others are left out."""
+        ids = job_uuids(jobs)
+        if not ids:
             return []
         with self.database.transaction() as conn:
-            return queries.results(conn, job_ids, tenant=self._tenant)
+            return queries.results(conn, ids, tenant=self._tenant)
 
     def status(self, job: JobId) -> JobStatus:
         """Where a job stands. Raises JobNotFound."""

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from marco_search.errors import InvalidJob
+from marco_search.jobs.text import MAX_TENANT_CHARS, flaw, shown
 from marco_search.store import dead_letters, holds, limits
 from marco_search.store import jobs as store
 from marco_search.store.connect import Database
 from marco_search.store.dead_letters import DeadLetter
-from marco_search.store.states import JobState
+from marco_search.store.states import GIVEN_UP, JobState
 from producer.handles import JobId, job_uuid, job_uuids
 
 EVERYONE = holds.EVERYONE
 
+_LARGEST = 2**31 - 1
 _AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
 
 
@@ -64,6 +66,9 @@ class Operations:
         Only those of a batch, or in `state` ("queued" or "running"), if given.
         """
         whose = self._own(tenant) or None
+        _check_state(state, (JobState.QUEUED, JobState.RUNNING))
+        if batch_id is not None and not isinstance(batch_id, UUID):
+            raise InvalidJob("batch_id", f"must be a uuid.UUID, not {shown(batch_id)}")
         cancelled: dict[UUID, JobState] = {}
         while True:
             with self.database.transaction() as conn:
@@ -107,8 +112,8 @@ class Operations:
 
     def set_quota(self, max_queued: int | None, tenant: str | None = None) -> None:
         """Give a tenant a limit of queued jobs of its own; None: that of the settings."""
-        if max_queued is not None and max_queued < 0:
-            raise InvalidJob("max_queued", "must be at least 0")
+        if max_queued is not None:
+            _check_number("max_queued", max_queued)
         with self.database.transaction() as conn:
             limits.set_quota(conn, self._own(tenant), max_queued)
 
@@ -119,6 +124,8 @@ class Operations:
 
         Only those in `state`, and with an error of this type ("WorkerLost"), if given.
         """
+        _check_number("limit", limit)
+        _check_state(state, GIVEN_UP)
         with self.database.transaction() as conn:
             return dead_letters.letters(
                 conn, tenant=self._tenant, state=state, error=error, limit=limit
@@ -158,6 +165,7 @@ class Operations:
 
     def waiting_for_model(self, *, limit: int = 1000) -> list[UUID]:
         """Queued jobs that were begun on a model that no worker had lately, the oldest first."""
+        _check_number("limit", limit)
         with self.database.transaction() as conn:
             return dead_letters.parked(conn, tenant=self._tenant, limit=limit)
 
@@ -166,4 +174,27 @@ class Operations:
             return self._tenant or self._default_tenant
         if self._tenant not in (None, tenant):
             raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not {tenant!r}")
+        if tenant != EVERYONE:
+            check_tenant(tenant)
         return tenant
+
+
+def check_tenant(tenant: object) -> None:
+    """Raises InvalidJob for what is neither None nor a tenant's name."""
+    if tenant is None:
+        return
+    if not isinstance(tenant, str):
+        raise InvalidJob("tenant", f"must be text, not {shown(tenant)}")
+    problem = flaw(tenant, MAX_TENANT_CHARS)
+    if problem is not None:
+        raise InvalidJob("tenant", problem)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        raise InvalidJob(name, f"must be a whole number from 0 to {_LARGEST:,}, not {shown(value)}")
+
+
+def _check_state(state: object, known: Sequence[JobState]) -> None:
+    if state is not None and state not in known:
+        raise InvalidJob("state", f"must be one of {', '.join(known)}, not {shown(state)}")

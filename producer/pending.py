@@ -16,6 +16,8 @@ class Pending:
     """The jobs of one wait that have not been seen to end."""
 
     def __init__(self, job_ids: Iterable[UUID], timeout_s: float | None) -> None:
+        if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s >= 0):
+            raise TypeError(f"timeout_s must be None or seconds from 0 on, not {timeout_s!r}")
         self.ids = dict.fromkeys(job_ids)  # a set that keeps its order
         self.look_at = list(self.ids)  # now
         self._asked = len(self.ids)

@@ -74,16 +74,32 @@ def _moment(value: object) -> object:
 class JobBase(Edge):
     """What all jobs share."""
 
-    options: SearchOptions = SearchOptions()
-    tenant: Annotated[str, _text(MAX_TENANT_CHARS)] | None = None  # None: the producer's
-    idempotency_key: Annotated[str, _text(MAX_KEY_CHARS)] | None = None
-    priority: Literal["low", "normal", "high"] = "normal"
-    # Not searched any more after this; give one of the two, or neither.
-    deadline: Annotated[datetime, BeforeValidator(_moment)] | None = None
-    expires_in_s: float | None = Field(None, gt=0, le=MAX_EXPIRES_IN_S)  # from being submitted
-    metadata: dict[str, MetadataValue] = Field(default_factory=dict)
-    system_prompt: Annotated[str, _text(MAX_SYSTEM_PROMPT_CHARS)] | None = None
-    expected: Annotated[str, _text(MAX_EXPECTED_CHARS)] | None = None
+    options: SearchOptions = Field(SearchOptions(), description="How it is searched")
+    tenant: Annotated[str, _text(MAX_TENANT_CHARS)] | None = Field(
+        None, description="Who it belongs to; None: the producer's tenant"
+    )
+    idempotency_key: Annotated[str, _text(MAX_KEY_CHARS)] | None = Field(
+        None, description="Your name for the request, unique per tenant: submitted twice, it is one"
+    )
+    priority: Literal["low", "normal", "high"] = Field(
+        "normal", description="Order among the tenant's own jobs: low, normal or high"
+    )
+    deadline: Annotated[datetime, BeforeValidator(_moment)] | None = Field(
+        None, description="Not searched any more after this time; give it or expires_in_s"
+    )
+    expires_in_s: float | None = Field(
+        None, gt=0, le=MAX_EXPIRES_IN_S, description="The same, in seconds from being submitted"
+    )
+    metadata: dict[str, MetadataValue] = Field(
+        default_factory=dict,
+        description=f"Up to {MAX_METADATA_ENTRIES} names and values of yours, kept with the job",
+    )
+    system_prompt: Annotated[str, _text(MAX_SYSTEM_PROMPT_CHARS)] | None = Field(
+        None, description="A text, or the name of a preset (marco-o1); None: as the kind has it"
+    )
+    expected: Annotated[str, _text(MAX_EXPECTED_CHARS)] | None = Field(
+        None, description="The right answer, to compare with; no search ever sees it"
+    )
 
     @field_validator("metadata", mode="before")
     @classmethod
@@ -141,8 +157,8 @@ def _metadata_flaw(name: object, value: object) -> str | None:
 class ReasoningJob(JobBase):
     """A question with one right answer: a number, an option, yes or no, a few words."""
 
-    kind: Literal["reasoning"] = "reasoning"
-    question: Text
+    kind: Literal["reasoning"] = Field("reasoning", description="Says which kind of job it is")
+    question: Text = Field(description="The question")
 
     @property
     def subject(self) -> str:
@@ -153,11 +169,13 @@ class ReasoningJob(JobBase):
 class TranslationJob(JobBase):
     """A text to translate. Languages by code or name; they are kept as codes."""
 
-    kind: Literal["translation"] = "translation"
-    text: Text
-    source: str = "zh"
-    target: str = Field("en", validate_default=True)
-    style: Literal["colloquial", "plain"] = "colloquial"
+    kind: Literal["translation"] = Field("translation", description="Says which kind of job it is")
+    text: Text = Field(description="The text to translate")
+    source: str = Field("zh", description="Language of the text")
+    target: str = Field("en", validate_default=True, description="Language to translate into")
+    style: Literal["colloquial", "plain"] = Field(
+        "colloquial", description="colloquial: as people say it; plain: close to the text"
+    )
 
     @field_validator("source", "target")
     @classmethod
@@ -180,8 +198,8 @@ class TranslationJob(JobBase):
 class OpenEndedJob(JobBase):
     """A prompt that several different answers may satisfy."""
 
-    kind: Literal["open_ended"] = "open_ended"
-    prompt: Text
+    kind: Literal["open_ended"] = Field("open_ended", description="Says which kind of job it is")
+    prompt: Text = Field(description="The prompt")
 
     @property
     def subject(self) -> str:

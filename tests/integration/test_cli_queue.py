@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +17,7 @@ from marco_search.settings import Settings
 from ops.cli import reading
 from ops.cli.main import main
 from producer import Producer
+from tests.integration.toys import question
 
 Marco = Callable[..., Any]
 
@@ -148,3 +150,30 @@ def test_many_ids_are_looked_up_at_once(
     marco("status", ids[0], "0" * 32, code=3)
     marco("status", ids[0][:4], code=2)
     assert marco("status", ids[0], ids[0][-12:])["jobs"][1]["job_id"] == ids[0]
+
+
+def test_jobs_are_cancelled_by_batch_tenant_state_and_all(
+    marco: Marco, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARCO_MAX_QUEUED", "100")
+    settings.load.cache_clear()
+    batch = uuid4()
+    with Producer(database_url, redis_url) as producer:
+        first = [str(j) for j in producer.submit_many([question(), question()], batch_id=batch)]
+        second = [str(j) for j in producer.submit_many([question(), question()])]
+        third = str(producer.submit(question(tenant="research")))
+        fourth = str(producer.submit(question(tenant="sales")))
+
+    def cancelled(*words: str, code: int = 0) -> list[str]:
+        return [job["job_id"] for job in marco("cancel", *words, code=code).get("jobs", [])]
+
+    for wrong in ((), (first[0], "--all"), ("--all", "--tenant", "a"), ("--batch", "x")):
+        assert cancelled(*wrong, code=2) == []
+    assert cancelled("--batch", str(uuid4())) == cancelled("--state", "running") == []
+    assert cancelled("--batch", str(batch)) == first
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(second)))
+    assert cancelled("-") == second
+    assert cancelled("--state", "queued") == []
+    assert cancelled("--tenant", "research") == [third]
+    assert cancelled("--all") == [fourth]
+    assert marco("verify")["fits"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -25,7 +27,7 @@ from marco_search.errors import (
     WaitTimeout,
 )
 from marco_search.store.connect import Database
-from producer import AsyncProducer, JobState, Producer
+from producer import EVERYONE, AsyncProducer, JobState, Producer
 from tests.integration.toys import (
     open_database,
     question,
@@ -126,8 +128,116 @@ def test_a_producer_of_one_tenant_sees_no_other(
             acme.submit(question(tenant="other"))
 
 
+def test_no_method_touches_or_shows_a_job_of_another_tenant(
+    producer: Producer, database: Database, database_url: str, redis_url: str
+) -> None:
+    """Every public method is called, those added later too, with ids of another tenant."""
+    ended, waiting, failed = (producer.submit(question(tenant="other")).id for _ in range(3))
+    run(database, ended)
+    with database.transaction() as conn:
+        conn.execute(
+            "UPDATE jobs SET state = 'failed', finished_at = now(), attempts = 1 WHERE id = %s",
+            [failed],
+        )
+        conn.execute("UPDATE jobs SET begun_on = 'x', parked_at = now() WHERE id = %s", [waiting])
+    stored = "SELECT row_to_json(j)::text FROM jobs j UNION ALL SELECT row_to_json(t)::text"
+    stored += " FROM tenants t UNION ALL SELECT row_to_json(l)::text FROM audit_log l ORDER BY 1"
+
+    def everything() -> list[Any]:
+        with database.transaction() as conn:
+            return conn.execute(stored.encode()).fetchall()
+
+    given = {"job": waiting, "jobs": [ended, waiting, failed], "max_queued": 1, "tenant": "other"}
+    before = everything()
+    with Producer(database_url, redis_url, tenant="acme") as acme:
+        for name, method in public(Producer).items():
+            if name in ("submit", "submit_many", "close"):
+                continue
+            names = [n for n in inspect.signature(method).parameters if n in given]
+            try:
+                found = getattr(acme, name)(**{n: given[n] for n in names})
+                found = list(found) if isinstance(found, Iterator) else found
+            except (JobNotFound, InvalidJob):
+                continue
+            assert not found, name
+    assert everything() == before
+
+
+def public(kind: type) -> dict[str, Any]:
+    found = inspect.getmembers(kind, callable)
+    return {name: method for name, method in found if not name.startswith("_")}
+
+
+def test_the_asynchronous_producer_has_the_same_methods() -> None:
+    assert public(AsyncProducer).keys() == public(Producer).keys()
+    for name, method in public(Producer).items():
+        same = getattr(AsyncProducer, name)
+        assert inspect.iscoroutinefunction(same) or inspect.isasyncgenfunction(same), name
+        of = [inspect.signature(m).parameters.values() for m in (method, same)]
+        assert [str(p) for p in of[0]] == [str(p) for p in of[1]], name
+        assert same.__doc__, name
+
+
+def test_wrong_types_are_refused_and_nothing_is_stored(
+    producer: Producer, database: Database, redis_url: str
+) -> None:
+    wrong: Any
+    for wrong in (5, None, "What?", [question()], b"{}", object()):
+        with pytest.raises(InvalidJob):
+            producer.submit(wrong)
+    for wrong in (5, None, "What?", question(), {"kind": "reasoning"}, [question(), 5]):
+        with pytest.raises(InvalidJob):
+            producer.submit_many(wrong)
+    with pytest.raises(InvalidJob, match="batch_id"):
+        producer.submit_many([question()], batch_id=7)  # type: ignore[arg-type]
+    for wrong in (5, None, b"x", {"id": 1}, 1.5):
+        with pytest.raises(TypeError, match="named by"):
+            producer.status(wrong)
+    for wrong in (5, None, [5], [None]):
+        with pytest.raises(TypeError, match="named by"):
+            producer.wait(wrong)
+    for wrong in ("5", -1, float("nan"), [1]):
+        with pytest.raises(TypeError, match="timeout_s"):
+            producer.wait(producer.submit(question(idempotency_key="k")), timeout_s=wrong)
+    for wrong in (5, " ", "a\x00b", "x" * 65, ["a"]):
+        with pytest.raises(InvalidJob, match="tenant"):
+            producer.pause_tenant(wrong)
+        with pytest.raises(InvalidJob, match="tenant"):
+            Producer(tenant=wrong)
+    for wrong in ("5", -1, 2**31, 1.5, True):
+        with pytest.raises(InvalidJob, match="max_queued"):
+            producer.set_quota(wrong)
+        with pytest.raises(InvalidJob, match="limit"):
+            producer.dead_letters(limit=wrong)
+    for wrong in ("succeeded", 5):
+        with pytest.raises(InvalidJob, match="state"):
+            producer.dead_letters(state=wrong)
+        with pytest.raises(InvalidJob, match="state"):
+            producer.cancel_all(state=wrong)
+    assert len(queued(redis_url)) == 1
+
+
+def test_many_jobs_are_cancelled_in_one_call(producer: Producer, database: Database) -> None:
+    batch = uuid4()
+    theirs = producer.submit(question(tenant="other"))
+    some = [job.id for job in producer.submit_many([question(f"{i}?") for i in range(300)])]
+    more = producer.submit_many([question(f"{i}?") for i in range(20)], batch_id=batch)
+    with pytest.raises(JobNotFound):
+        producer.cancel_many([*some, uuid4()])
+    assert producer.cancel_all(state=JobState.RUNNING) == {}
+    assert set(producer.cancel_all(batch_id=batch)) == {job.id for job in more}
+    assert producer.cancel_many(some) == dict.fromkeys(some, JobState.CANCELLED)
+    assert producer.cancel_all() == {}
+    assert producer.status(theirs).state is JobState.QUEUED
+    assert producer.cancel_all(tenant=EVERYONE) == {theirs.id: JobState.CANCELLED}
+    assert [r.state for r in producer.wait(some)] == ["cancelled"] * 300
+    with database.transaction() as conn:
+        # One transaction each: links of one seal have one time.
+        assert conn.execute("SELECT count(DISTINCT at), count(*) FROM chain").fetchone() == (4, 322)
+
+
 def test_ids_that_name_no_job(producer: Producer) -> None:
-    with pytest.raises(JobNotFound, match="no job id"):
+    with pytest.raises(JobNotFound, match="invalid job id"):
         producer.status("17")
     with pytest.raises(JobNotFound):
         producer.wait(uuid4())

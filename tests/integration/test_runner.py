@@ -287,7 +287,7 @@ def test_a_job_whose_workers_all_died_is_dead(settings: Settings, database: Data
 def test_a_worker_that_the_database_has_outgrown_takes_no_job(
     settings: Settings, database: Database
 ) -> None:
-    (stored,) = insert(database, question())
+    insert(database, question())
     one = runner(settings, database, ToyRuntime())
     one.run(jobs.new_job_id())  # connected, and checked once
     sql(database, "UPDATE alembic_version SET version_num = '9999'")

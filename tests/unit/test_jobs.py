@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pydoc
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from marco_search.errors import InvalidJob
 from marco_search.jobs import (
@@ -357,3 +359,11 @@ def test_a_deadline_of_any_offset_can_be_stored(offset: str) -> None:
 def test_a_deadline_that_no_clock_reaches_is_refused(text: str) -> None:
     with pytest.raises(InvalidJob, match="deadline"):
         parse_job({"kind": "reasoning", "question": "?1", "deadline": text})
+
+
+@pytest.mark.parametrize("model", [SearchOptions, *JOB_MODELS.values(), JobResult, Answer])
+def test_help_and_schema_say_what_each_field_means(model: type[BaseModel]) -> None:
+    shown = pydoc.plain(pydoc.render_doc(model))
+    for name, schema in model.model_json_schema()["properties"].items():
+        assert schema["description"], name
+        assert f"{name}: {schema['description']}" in shown

@@ -19,7 +19,7 @@ def test_a_job_is_named_by_handle_uuid_or_text() -> None:
     assert str(handle) == str(one)
     assert job_uuids([handle, one, str(one)]) == [one] * 3
     assert job_uuids(handle) == [one]
-    with pytest.raises(JobNotFound, match="no job id"):
+    with pytest.raises(JobNotFound, match="invalid job id"):
         job_uuid("../../etc/passwd")
 
 
