@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     model: Path | None = Field(None, validation_alias="MARCO_MODEL")
     # Rows decoded together by the embedded engine.
     embedded_batch_rows: int = Field(64, ge=1, le=1024, validation_alias="MARCO_EMBEDDED_ROWS")
-    # Memory for cached prefixes in the embedded engine, in MiB.
+    # Memory of the embedded engine for keys and values: branches in flight and cached prefixes.
     embedded_cache_mib: int = Field(256, ge=1, validation_alias="MARCO_EMBEDDED_CACHE_MIB")
     # A branch with all its retries.
     runtime_timeout_s: float = Field(120.0, gt=0, validation_alias="MARCO_RUNTIME_TIMEOUT_S")

@@ -41,7 +41,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         self._timeout_s = timeout_s
         cache = RadixCache(cache_bytes)
         batch = Batch(model.decoder, cache, model.tokenizer, model.config.eos_ids, max_rows)
-        self.engine = Engine(batch, max_rows)
+        self.engine = Engine(batch)
 
     def get_model_name(self) -> str:
         """The folder's name."""

@@ -6,18 +6,20 @@ always fill slots 0..n-1 and a step needs no gathering. Used by the decoding thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from marco_search.errors import RuntimeFailure
 from marco_search.runtime.embedded.decoder import Decoder, Part
-from marco_search.runtime.embedded.radix import RadixCache
-from marco_search.runtime.embedded.requests import Ticket
+from marco_search.runtime.embedded.radix import Match, RadixCache
+from marco_search.runtime.embedded.requests import GenerationRequest, Ticket
 from marco_search.runtime.embedded.row import Row
 from marco_search.runtime.embedded.row_state import RowState
 from marco_search.runtime.embedded.safetensors import Floats
 from marco_search.runtime.embedded.sampling import AHEAD, Manner, log_softmax_parts, pick
+from marco_search.runtime.embedded.slots import chunks_of
 from marco_search.runtime.embedded.tokenizer import Tokenizer
 
 
@@ -32,27 +34,58 @@ class Batch:
         eos_ids: Sequence[int],
         max_rows: int,
     ) -> None:
+        """`cache.budget_bytes` is for the keys and values of the rows in flight too."""
         self.rows: list[Row] = []
         self.cache = cache
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
+        self._max_rows = max_rows
+        self._limit_bytes = cache.budget_bytes
         self._state = RowState(max_rows)
         # Known until rows come or go: how to sample, and the first chunks all have in common.
         self._manner: Manner | None = None
         self._shared = 0
+
+    def refusal(self, request: GenerationRequest) -> str | None:
+        """Why there will never be room for a request; None: there will be."""
+        needed = self._bytes_for(1, request.tokens)
+        if needed <= self._limit_bytes:
+            return None
+        return (
+            f"{request.tokens} tokens (prompt and max_new_tokens) need {-(-needed >> 20)} MiB for "
+            f"keys and values, MARCO_EMBEDDED_CACHE_MIB allows {self._limit_bytes >> 20}"
+        )
+
+    def take(self, waiting: deque[Ticket]) -> list[Ticket]:
+        """Those from the front of `waiting` that there is room for, also when all are as long
+        as they may get. None overtakes another.
+        """
+        taken: list[Ticket] = []
+        longest = max((row.request.tokens for row in self.rows), default=0)
+        while waiting and len(self.rows) + len(taken) < self._max_rows:
+            if waiting[0].cancelled:
+                waiting.popleft()
+                continue
+            longest = max(longest, waiting[0].request.tokens)
+            rows = len(self.rows) + len(taken) + 1
+            if self._bytes_for(rows, longest) > self._share(rows):
+                break
+            taken.append(waiting.popleft())
+        return taken
 
     def admit(self, tickets: Sequence[Ticket]) -> None:
         """Bring tickets in: take what the cache has, prefill the rest, sample first tokens."""
         first = len(self.rows)
         self._manner = None
         # Those that only fill the cache go last, so that nothing moves when they leave.
-        for ticket in sorted(tickets, key=lambda t: t.request.max_new_tokens == 0):
-            self.rows.append(self._seat(ticket))
-        new = range(first, len(self.rows))
-        self._decoder.slots.reserve(len(self.rows), max(len(self.rows[i].prompt) for i in new))
-        self._fill(new)
-        logits = self._prefill(new)
+        tickets = sorted(tickets, key=lambda t: t.request.max_new_tokens == 0)
+        new = range(first, first + len(tickets))
+        longest = max(len(ticket.request.ids) for ticket in tickets)
+        self._reserve(new.stop, max(longest, int(self._state.length[:first].max(initial=0))))
+        matches = {i: self._seat(ticket) for i, ticket in zip(new, tickets, strict=True)}
+        self._fill(matches)
+        logits = self._prefill(matches)
         generating = [i for i in new if self.rows[i].generates]
         done = [i for i in new if not self.rows[i].generates]
         if generating:
@@ -65,7 +98,7 @@ class Batch:
         """Append every row's current token and choose the next one."""
         everything = slice(0, len(self.rows))
         positions = self._state.length[everything].copy()
-        self._decoder.slots.reserve(len(self.rows), int(positions.max()) + 1)
+        self._reserve(len(self.rows), int(positions.max()) + 1)
         if self._manner is None:
             self._manner = self._state.manner(everything)
             self._shared = _shared_chunks(self.rows)
@@ -88,10 +121,33 @@ class Batch:
         """Give every row the failure and start empty: slots and cache may be half-written."""
         rows, self.rows = self.rows, []
         self.cache.clear()
+        self._rest()
         for row in rows:
             row.ticket.settle(failure)
 
-    def _seat(self, ticket: Ticket) -> Row:
+    def _bytes_for(self, rows: int, tokens: int) -> int:
+        return self._decoder.slots.size_bytes((rows, chunks_of(tokens)))
+
+    def _share(self, rows: int) -> int:
+        """What the slots may take. Several rows leave something for the prefix they share."""
+        return self._limit_bytes if rows == 1 else self._limit_bytes * 3 // 4
+
+    def _reserve(self, rows: int, tokens: int) -> None:
+        """Make room in the slots, at the cost of cached prefixes if need be."""
+        slots = self._decoder.slots
+        shape = slots.shape_for(rows, tokens, self._share(rows))
+        if shape != slots.shape:
+            self.cache.limit(self._limit_bytes - slots.size_bytes(shape))
+            slots.resize(shape)
+
+    def _rest(self) -> None:
+        """With nothing in flight, slots that take most of the memory leave it to the cache."""
+        slots = self._decoder.slots
+        if not self.rows and slots.size_bytes(slots.shape) > self._limit_bytes // 2:
+            slots.resize((0, 0))
+            self.cache.limit(self._limit_bytes)
+
+    def _seat(self, ticket: Ticket) -> Match:
         request = ticket.request
         match = self.cache.match(request.ids)
         cached = match.length
@@ -99,28 +155,27 @@ class Batch:
             cached = min(cached, len(request.ids) - 1)
         if request.score_from is not None:
             cached = min(cached, request.score_from - 1)
-        self.cache.hold(match.node)
         self._state.seat(len(self.rows), request)
-        return Row(ticket, match, cached, self._eos_ids)
+        self.rows.append(Row(ticket, cached, self._eos_ids))
+        return match
 
-    def _fill(self, new: range) -> None:
+    def _fill(self, matches: Mapping[int, Match]) -> None:
         """Copy cached prefixes into slots; rows forked from one prefix share the work."""
         forks: dict[tuple[int, int], list[int]] = {}
-        for i in new:
-            row = self.rows[i]
-            if row.cached:
-                forks.setdefault((id(row.match.node), row.cached), []).append(i)
+        for i, match in matches.items():
+            if cached := self.rows[i].cached:
+                forks.setdefault((id(match.node), cached), []).append(i)
         for (_, cached), (leader, *others) in forks.items():
-            for start, keys, values in self.cache.pieces(self.rows[leader].match, cached):
+            for start, keys, values in self.cache.pieces(matches[leader], cached):
                 self._decoder.slots.put(leader, start, keys, values)
             if others:
                 self._decoder.slots.copy(leader, others, cached)
 
-    def _prefill(self, new: range) -> dict[int, Floats]:
+    def _prefill(self, matches: Mapping[int, Match]) -> dict[int, Floats]:
         """Run what was not cached; the logits after each prompt, by row."""
-        logits = {i: known for i in new if (known := self.rows[i].match.logits) is not None}
+        logits = {i: m.logits for i, m in matches.items() if m.logits is not None}
         parts, wanted, owners = [], [], []
-        for i in new:
+        for i in matches:
             row = self.rows[i]
             rest = len(row.prompt) - row.cached
             if rest:
@@ -167,9 +222,9 @@ class Batch:
             row = self.rows[index]
             if row.generates:
                 self._keep(index, None)
-            self.cache.release(row.match.node)
             self._close_gap(index)
             row.ticket.settle(row.completion())
+        self._rest()
 
     def _keep(self, index: int, logits: Floats | None) -> None:
         """Put a row's tokens into the cache."""

@@ -116,11 +116,14 @@ def _rope_theta(folder: Path, raw: dict[str, Any]) -> float:
 def _eos_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     # generation_config says what ends an answer; a chat model's config.json may say less.
     generation = read_json(folder / "generation_config.json", required=False)
-    ids: set[int] = set()
+    ids: list[Any] = []
     for value in (generation.get("eos_token_id"), raw.get("eos_token_id")):
         if value is not None:
-            ids.update(value if isinstance(value, list) else [value])
-    return tuple(sorted(int(i) for i in ids))
+            ids += value if isinstance(value, list) else [value]
+    wrong = [i for i in ids if type(i) is not int]
+    if wrong:
+        raise ModelRefused(f"{folder}: eos_token_id has {wrong[0]!r}; token ids are whole numbers")
+    return tuple(sorted(set(ids)))
 
 
 def _count(folder: Path, raw: dict[str, Any], key: str, *, default: int | None = None) -> int:

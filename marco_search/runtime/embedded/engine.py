@@ -14,7 +14,7 @@ from collections import deque
 
 import numpy as np
 
-from marco_search.errors import RuntimeFailure, RuntimeUnavailable
+from marco_search.errors import BranchFailed, RuntimeFailure, RuntimeUnavailable
 from marco_search.runtime.embedded.batch import Batch
 from marco_search.runtime.embedded.blas import one_blas_thread
 from marco_search.runtime.embedded.requests import Ticket
@@ -28,9 +28,8 @@ class Engine:
     In a forked child (a Celery prefork worker) it starts over, empty, with its own thread.
     """
 
-    def __init__(self, batch: Batch, max_rows: int) -> None:
+    def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._max_rows = max_rows
         self._closed = False
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
@@ -40,7 +39,11 @@ class Engine:
         _engines.add(self)
 
     def submit(self, ticket: Ticket) -> Ticket:
-        """Queue a ticket and return it; it fails at once when the engine is closed."""
+        """Queue a ticket and return it; it fails at once if it can't be served."""
+        refusal = self._batch.refusal(ticket.request)
+        if refusal is not None:
+            ticket.settle(BranchFailed(refusal))
+            return ticket
         with self._wake:
             if self._closed:
                 ticket.settle(RuntimeUnavailable("the embedded engine is closed"))
@@ -127,8 +130,7 @@ class Engine:
         with self._wake:
             if self._closed or not self._has_work():
                 return False
-            room = self._max_rows - len(batch.rows)
-            arrived = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            arrived = batch.take(self._waiting)
             flush, self._flush = self._flush, False
             abort, self._abort = self._abort, False
         try:
@@ -137,9 +139,8 @@ class Engine:
             if flush:
                 batch.cache.clear()
             batch.drop_cancelled()
-            admitted = [t for t in arrived if not t.cancelled]
-            if admitted:
-                batch.admit(admitted)
+            if arrived:
+                batch.admit(arrived)
             if batch.rows:
                 batch.step()
         except Exception as error:  # whatever it was, the callers get it and the engine goes on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from marco_search.runtime.embedded.chat import ChatTemplate, read_chat_template
 from marco_search.runtime.embedded.config import ModelConfig, read_config
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.safetensors import fingerprint, read_folder
-from marco_search.runtime.embedded.tokenizer import Tokenizer, read_tokenizer
+from marco_search.runtime.embedded.tokenizer import Tokenizer, end_of_turn, read_tokenizer
 from marco_search.runtime.embedded.weights import arrange
 
 
@@ -42,6 +42,9 @@ def load_model(folder: Path) -> LoadedModel:
 def _load(folder: Path) -> LoadedModel:
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config.vocab)
+    end = end_of_turn(folder, tokenizer)
+    if end is not None:
+        config = replace(config, eos_ids=tuple(sorted({*config.eos_ids, end})))
     template = read_chat_template(folder)
     decoder = Decoder(config, arrange(read_folder(folder), config))
     info = RuntimeInfo(

@@ -2,7 +2,7 @@
 
 An edge carries a run of tokens with their keys and values, so a prefix that several branches
 share is stored once. When the cache is over its budget the leaves that were used least
-recently go first; what a running branch was forked from is held and stays.
+recently go first.
 Used by the decoding thread alone.
 """
 
@@ -34,7 +34,6 @@ class Node:
     parent: Node | None
     children: dict[int, Node] = field(default_factory=dict)
     logits: Floats | None = None  # after the last token, where a fork was announced
-    holders: int = 0
     used: int = 0
 
     @property
@@ -61,7 +60,7 @@ class RadixCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything. Nodes that are held may still be read and released."""
+        """Forget everything."""
         nothing = np.zeros((0, 0, 0, 0), np.float32)
         self._root = Node(np.zeros(0, np.int32), nothing, nothing, None)
         self._clock = 0
@@ -85,13 +84,11 @@ class RadixCache:
             end, node = start, node.parent
             inside = len(node.ids)
 
-    def hold(self, node: Node) -> None:
-        """Keep a node, and so all above it, from eviction until it is released."""
-        node.holders += 1
-
-    def release(self, node: Node) -> None:
-        """Undo one `hold`."""
-        node.holders -= 1
+    def limit(self, budget_bytes: int) -> None:
+        """Keep within another budget from now on."""
+        self.budget_bytes = budget_bytes
+        if self.size_bytes > budget_bytes:
+            self._evict(budget_bytes)
 
     def insert(self, ids: TokenIds, fetch: Fetch, logits: Floats | None = None) -> None:
         """Keep a sequence: `fetch` is asked only for what is not there yet.
@@ -145,7 +142,7 @@ class RadixCache:
         return upper
 
     def _evict(self, target_bytes: int) -> None:
-        heap = [(n.used, id(n), n) for n in self._nodes() if not n.children and not n.holders]
+        heap = [(n.used, id(n), n) for n in self._nodes() if not n.children]
         heapq.heapify(heap)
         while heap and self.size_bytes > target_bytes:
             _, _, node = heapq.heappop(heap)
@@ -153,7 +150,7 @@ class RadixCache:
             assert parent is not None, "the root is never a candidate"
             del parent.children[int(node.ids[0])]
             self.size_bytes -= node.size_bytes
-            if parent is not self._root and not parent.children and not parent.holders:
+            if parent is not self._root and not parent.children:
                 heapq.heappush(heap, (parent.used, id(parent), parent))
 
     def _nodes(self) -> Iterator[Node]:

@@ -24,6 +24,11 @@ class GenerationRequest:
     ignore_eos: bool = False
     score_from: int | None = None  # also give the log-probs of ids[score_from:], >= 1
 
+    @property
+    def tokens(self) -> int:
+        """How many there may be at the end: prompt and generated."""
+        return len(self.ids) + self.max_new_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marco_search.runtime.embedded.radix import Match
 from marco_search.runtime.embedded.requests import Completion, Ticket
 from marco_search.runtime.embedded.slots import CHUNK
 from marco_search.runtime.embedded.tokenizer import TokenIds
@@ -22,7 +21,6 @@ class Row:
         "chunks",
         "ends",
         "logprobs",
-        "match",
         "matched",
         "prompt",
         "request",
@@ -34,11 +32,10 @@ class Row:
         "top_logprobs",
     )
 
-    def __init__(self, ticket: Ticket, match: Match, cached: int, eos_ids: Sequence[int]) -> None:
+    def __init__(self, ticket: Ticket, cached: int, eos_ids: Sequence[int]) -> None:
         self.ticket = ticket
         self.request = ticket.request
         self.prompt: TokenIds = ticket.request.ids
-        self.match = match
         self.cached = cached
         self.matched: str | int | None = None
         self.scores: list[float] = []

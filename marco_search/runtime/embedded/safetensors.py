@@ -26,12 +26,14 @@ _HEADER_LIMIT_BYTES = 100_000_000
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The folder's weight files in name order: one, or the shards that its index names.
+    """The folder's weight files in name order: the whole one, or the shards of an index.
 
+    An index beside a whole file is what a model was converted from, or a left-over: as with
+    transformers, the file counts.
     Raises ModelRefused when there are none or a shard is missing.
     """
     index = folder / INDEX
-    if index.is_file():
+    if not (folder / SINGLE).is_file() and index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -48,6 +48,10 @@ class Tokenizer:
         ids.flags.writeable = False
         return ids
 
+    def id_of(self, text: str) -> int | None:
+        """The id of the token that is exactly `text`, a marker as a rule; None if there is none."""
+        return self._tokenizer.token_to_id(text)
+
     def bytes_of(self, token: int) -> bytes:
         """A token's bytes; none for a special token, or an id that has no token."""
         return self.token_bytes[token] if 0 <= token < len(self.token_bytes) else b""
@@ -75,6 +79,16 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
             f"{vocab}: tokenizer and weights belong to different models"
         )
     return tokenizer
+
+
+def end_of_turn(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """The id of the `eos_token` that tokenizer_config.json names; None if it names none.
+
+    Chat models end their turn with it, and some say so nowhere else.
+    """
+    named = read_json(folder / "tokenizer_config.json", required=False).get("eos_token")
+    text = named.get("content") if isinstance(named, dict) else named
+    return tokenizer.id_of(text) if isinstance(text, str) else None
 
 
 def _check_byte_level(path: Path, raw: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def engine_of(
     model = load_model(folder)
     cache = RadixCache(cache_bytes)
     batch = Batch(model.decoder, cache, model.tokenizer, model.config.eos_ids, max_rows)
-    engine = Engine(batch, max_rows)
+    engine = Engine(batch)
     try:
         yield model, engine
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,41 @@ def test_a_sharded_folder_is_the_same_model(tmp_path: Path, shards: int, tied: b
     whole = write_model(tmp_path / "whole", tied=tied)
     cut = write_model(tmp_path / "cut", tied=tied, shards=shards)
     assert np.array_equal(logits_of(whole), logits_of(cut))
+
+
+def test_a_whole_file_counts_more_than_an_index_beside_it(tmp_path: Path) -> None:
+    whole, cut = write_model(tmp_path / "whole"), write_model(tmp_path / "cut", shards=2)
+    revision, logits = load_model(whole).info.revision, logits_of(whole)
+    index = "model.safetensors.index.json"
+    shutil.copy(cut / index, whole / index)
+    assert load_model(whole).info.revision == revision
+    assert np.array_equal(logits_of(whole), logits)
+
+
+IM_END = '"<|im_end|>"'
+
+
+@pytest.mark.parametrize("named", [IM_END, f'{{"content": {IM_END}, "special": true}}'])
+def test_the_tokenizer_s_end_of_turn_ends_a_sequence(tmp_path: Path, named: str) -> None:
+    folder = write_model(tmp_path / "m", eos_token_id=3)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3, 5]}')
+    (folder / "tokenizer_config.json").write_text(f'{{"eos_token": {named}}}')
+    model = load_model(folder)
+    end = model.tokenizer.id_of("<|im_end|>")
+    assert end is not None and model.config.eos_ids == (3, 5, end)
+
+
+@pytest.mark.parametrize("named", ["null", "7", "[]", '"<|no such token|>"', '{"content": 1}'])
+def test_an_end_of_turn_that_names_no_token_is_none(tmp_path: Path, named: str) -> None:
+    folder = write_model(tmp_path / "m", eos_token_id=3)
+    (folder / "tokenizer_config.json").write_text(f'{{"eos_token": {named}}}')
+    assert load_model(folder).config.eos_ids == (3,)
+
+
+@pytest.mark.parametrize("ids", ["</s>", [1, "2"], [[1]], 1.5, True])
+def test_ends_that_are_no_token_ids_are_refused(tmp_path: Path, ids: Any) -> None:
+    with pytest.raises(ModelRefused, match="eos_token_id has"):
+        load_model(write_model(tmp_path / "m", eos_token_id=ids))
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("F16", 0.02), ("BF16", 0.2)])

@@ -88,25 +88,16 @@ def test_the_budget_holds_and_what_is_left_is_right(kept: list[list[int]], budge
         assert np.array_equal(read(cache, match, match.length), expected)
 
 
-@given(sequences, st.data())
-def test_what_is_held_stays_until_it_is_released(
-    kept: list[list[int]], data: st.DataObject
-) -> None:
-    cache = RadixCache(0)
-    insert(cache, array(kept[0]))
-    assert cache.match(array(kept[0])).length == 0, "a budget of nothing keeps nothing"
+@given(sequences, st.integers(0, 8000))
+def test_a_budget_that_shrinks_holds_at_once(kept: list[list[int]], budget: int) -> None:
     cache = RadixCache(BIG)
-    insert(cache, array(kept[0]))
-    held = cache.match(array(kept[0]))
-    cache.hold(held.node)
-    cache.budget_bytes = 0
-    for ids in kept[1:]:
+    for ids in kept:
         insert(cache, array(ids))
-        assert cache.match(array(kept[0])).length == len(kept[0])
-    cache.release(held.node)
-    insert(cache, array([9]))
-    assert cache.match(array(kept[0])).length == 0
-    assert cache.size_bytes == 0
+    cache.limit(budget)
+    assert 0 <= cache.size_bytes <= budget
+    for ids in kept:
+        match = cache.match(array(ids))
+        assert np.array_equal(read(cache, match, match.length), content(array(ids))[: match.length])
 
 
 def test_the_least_recently_used_goes_first() -> None:
