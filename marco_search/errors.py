@@ -34,6 +34,7 @@
     ├── LeaseLost                  another worker holds the job now: stop and write nothing
     ├── WorkerLost                 a job cost several workers: no other gets it (quarantine)
     ├── DeadlinePassed             a job's deadline came before a worker began it
+    ├── VerificationStopped        a process of the verification was killed: run it again
     └── WaitTimeout                the job is still running; it goes on
 
 Messages name the field or variable, the reason, and what to do about it. They never
@@ -246,3 +247,9 @@ class WaitTimeout(MarcoError):
     """The wait ended before the job did. The job itself goes on."""
 
     exit_code = 6
+
+
+class VerificationStopped(MarcoError):
+    """A process of the verification was killed: nothing is known of what it had to check."""
+
+    retryable = True

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from marco_search.audit.findings import Finding
 from marco_search.errors import InvalidAnchor
 
 FORMAT = "marco-anchor 1"
+_CLOCKS = timedelta(hours=1)
+"""How far the clock of whoever took an anchor may be from the database's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +50,22 @@ class Anchor:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Anchor:
         """The anchor that `to_json` wrote. Raises InvalidAnchor."""
+        number = str(data.get("format", "")).removeprefix("marco-anchor ")
+        if number.isdecimal() and int(number) > 1:
+            raise InvalidAnchor(
+                f"an anchor of format {number}, written by a newer marco-search: check it with that"
+            )
         try:
             anchor = cls(**data)
-            for text in (anchor.database, anchor.head, anchor.public_key, anchor.signature):
-                bytes.fromhex(text or "")
-            if anchor.format != FORMAT or not isinstance(anchor.seq, int):
+            counts = (anchor.seq, anchor.jobs)
+            texts = (anchor.database, anchor.head, anchor.public_key or "", anchor.signature or "")
+            if anchor.format != FORMAT or any(type(n) is not int or n < 0 for n in counts):
                 raise ValueError("another format")
-        except (TypeError, ValueError):
+            for text in texts:
+                bytes.fromhex(text)
+            for moment in (anchor.chained_at, anchor.made_at):
+                _moment(moment)
+        except (TypeError, ValueError, OverflowError):
             raise InvalidAnchor("not an anchor that `marco anchor` wrote") from None
         return anchor
 
@@ -122,7 +133,9 @@ def read(path: Path, *, public_key: str | None = None) -> Anchor:
         anchor = Anchor.from_json(json.loads(path.read_bytes()))
     except OSError as error:
         raise InvalidAnchor(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, RecursionError, InvalidAnchor):
+    except InvalidAnchor as error:
+        raise InvalidAnchor(f"{path}: {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise InvalidAnchor(f"{path}: not an anchor that `marco anchor` wrote") from None
     if public_key is not None and (anchor.public_key or "").lower() != public_key.strip().lower():
         raise InvalidAnchor(f"{path}: not signed by the key {public_key}")
@@ -143,17 +156,52 @@ def _check_signature(anchor: Anchor, path: Path) -> None:
 
 
 def check_anchor(
-    anchor: Anchor, first: Link | None, there: Link | None, last: Link | None
+    anchor: Anchor,
+    first: Link | None,
+    there: Link | None,
+    last: Link | None,
+    *,
+    jobs: int,
+    after: Link | None = None,
 ) -> Iterator[Finding]:
-    """What the chain says against an anchor. `there`: the link at the anchor's seq."""
+    """What the chain says against an anchor.
+
+    `there` is the link at the anchor's seq, `after` the one after it; `jobs` are chained up to
+    there.
+    """
     database = first.head.hex() if first else "no chain"
+    key = f"seq {anchor.seq}"
     if database != anchor.database:
         yield Finding("chain", "seq 0", "another database", anchor.database[:16], database[:16])
     elif there is None:
         seq = f"seq {last.seq}" if last else "nothing"
         what = f"the tail was cut: the anchor of {anchor.made_at} has more"
-        yield Finding("chain", f"seq {anchor.seq}", what, anchor.head[:16], f"an end at {seq}")
+        yield Finding("chain", key, what, anchor.head[:16], f"an end at {seq}")
     elif there.head.hex() != anchor.head:
         what = f"written anew since the anchor of {anchor.made_at}"
-        key = f"seq {anchor.seq}"
         yield Finding("chain", key, what, anchor.head[:16], there.head.hex()[:16], there.job_id)
+    else:
+        yield from _check_fields(anchor, there, jobs, after)
+
+
+def _check_fields(anchor: Anchor, there: Link, jobs: int, after: Link | None) -> Iterator[Finding]:
+    """What an unsigned anchor says beside the head, and the chain says otherwise."""
+    key, chained, made = f"seq {anchor.seq}", there.at, _moment(anchor.made_at)
+    if anchor.jobs != jobs:
+        yield Finding("anchor", key, "jobs", f"{jobs} by the chain", str(anchor.jobs))
+    if _moment(anchor.chained_at) != chained:
+        wanted = chained.astimezone(UTC).isoformat()
+        yield Finding("anchor", key, "chained_at", wanted, anchor.chained_at)
+    # Of another clock than the chain's, and a link is seen a moment after its time.
+    if made < chained - _CLOCKS:
+        yield Finding("anchor", key, "made_at", f"after {chained.isoformat()}", anchor.made_at)
+    if after is not None and made > after.at + _CLOCKS:
+        what = f"before {after.at.isoformat()}, when the next link was chained"
+        yield Finding("anchor", key, "made_at", what, anchor.made_at)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.utcoffset() is None:
+        raise ValueError("no time zone")
+    return moment

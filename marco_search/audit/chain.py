@@ -1,8 +1,9 @@
 """The chain: one link for each end of a job, each with the hash of the one before.
 
-    head = H("marco-chain 1" || previous || seq || kind || 0x00 || job || root || at)
+    head = H("marco-chain 2" || 0x00 || previous || seq || kind || 0x00 || job || root || at)
 
-seq is 8 bytes, job 16 (zeros: none), at 8 (microseconds since 2000-01-01 UTC), all
+The number is the link's format (marco_search.audit.formats); in format 1 no zero byte follows
+it. seq is 8 bytes, job 16 (zeros: none), at 8 (microseconds since 2000-01-01 UTC), all
 big-endian. Link 0, written when the database is made, has a random root: its head is the
 database's id. A job that ends twice (it was dead and put back) has two links; the later one
 stands, and verification checks that what the earlier one covered is still there.
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from marco_search.audit.canonical import microseconds
@@ -26,6 +27,7 @@ JOB: Final = "job"
 ARCHIVE: Final = "archive"
 LinkKind = Literal["first", "job", "archive"]
 NO_HEAD = b"\x00" * 32
+_PREFIXES = {1: b"marco-chain 1", 2: b"marco-chain 2\x00"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class Link:
     previous: bytes
     head: bytes
     at: datetime
+    format: int
 
     @property
     def expected_head(self) -> bytes:
@@ -50,14 +53,16 @@ class Link:
             root=self.root,
             previous=self.previous,
             at=self.at,
+            format=self.format,
         )
 
 
 def head_of(
-    *, seq: int, kind: str, job_id: UUID | None, root: bytes, previous: bytes, at: datetime
-) -> bytes:
-    """The head of a link with these fields."""
-    digest = sha256(b"marco-chain 1")
+    *, seq: int, kind: str, job_id: UUID | None, root: bytes, previous: bytes, at: datetime,
+    format: int,
+) -> bytes:  # fmt: skip
+    """The head of a link with these fields. Raises KeyError for a format it does not know."""
+    digest = sha256(_PREFIXES[format])
     digest.update(previous)
     digest.update(struct.pack(">q", seq))
     digest.update(kind.encode() + b"\x00")
@@ -68,12 +73,23 @@ def head_of(
 
 
 def follow(
-    previous: Link, *, kind: LinkKind, job_id: UUID | None, root: bytes, at: datetime
+    previous: Link, *, kind: LinkKind, job_id: UUID | None, root: bytes, at: datetime, format: int
 ) -> Link:
     """The link that comes after `previous`."""
-    seq, before = previous.seq + 1, previous.head
-    head = head_of(seq=seq, kind=kind, job_id=job_id, root=root, previous=before, at=at)
-    return Link(seq=seq, kind=kind, job_id=job_id, root=root, previous=before, head=head, at=at)
+    fields: dict[str, Any] = {
+        "seq": previous.seq + 1, "kind": kind, "job_id": job_id, "root": root,
+        "previous": previous.head, "at": at, "format": format,
+    }  # fmt: skip
+    return Link(head=head_of(**fields), **fields)
+
+
+def unknown_format(link: Link) -> Finding | None:
+    """That a link is of a format which only a newer version can check."""
+    if link.format in _PREFIXES:
+        return None
+    known = " or ".join(map(str, _PREFIXES))
+    there = f"{link.format}, which a newer marco-search can check"
+    return Finding("chain", _key(link), "format", known, there, link.job_id, unknown=True)
 
 
 def check_link(link: Link, before: Link | None) -> Finding | None:
@@ -84,6 +100,8 @@ def check_link(link: Link, before: Link | None) -> Finding | None:
     previous = NO_HEAD if before is None else before.head
     if link.previous != previous:
         return _finding(link, "previous does not follow", previous, link.previous)
+    if unknown := unknown_format(link):
+        return unknown
     if link.head != link.expected_head:
         return _finding(link, "head does not fit the row", link.expected_head, link.head)
     return None
@@ -102,5 +120,8 @@ def check_links(links: Iterable[Link]) -> Iterator[Finding]:
 
 
 def _finding(link: Link, what: str, expected: bytes, there: bytes) -> Finding:
-    about = f"seq {link.seq}" + (f", job {link.job_id}" if link.job_id else "")
-    return Finding("chain", about, what, expected.hex()[:16], there.hex()[:16], link.job_id)
+    return Finding("chain", _key(link), what, expected.hex()[:16], there.hex()[:16], link.job_id)
+
+
+def _key(link: Link) -> str:
+    return f"seq {link.seq}" + (f", job {link.job_id}" if link.job_id else "")

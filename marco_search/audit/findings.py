@@ -18,6 +18,7 @@ class Finding:
     expected: str
     found: str
     job_id: UUID | None = None
+    unknown: bool = False  # written by a newer version: not wrong, but not checked either
 
     def __str__(self) -> str:
         return f"{self.table} ({self.key}): {self.what}: expected {self.expected}, {self.there}"
@@ -35,6 +36,7 @@ class Status(StrEnum):
     OPEN = "open"  # it has not ended: its numbers fit, nothing vouches for its rows yet
     ARCHIVED = "archived"  # its tree is in an archive; what is left is as it was
     BROKEN = "broken"  # some row does not fit
+    UNKNOWN = "unknown"  # of a format that only a newer version can check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,8 @@ class Report:
 def status_of(findings: Sequence[Finding], *, ended: bool, archived: bool) -> Status:
     """The status of a job with these findings."""
     if findings:
-        return Status.BROKEN
+        unknown = all(finding.unknown for finding in findings)
+        return Status.UNKNOWN if unknown else Status.BROKEN
     if archived:
         return Status.ARCHIVED
     return Status.FITS if ended else Status.OPEN

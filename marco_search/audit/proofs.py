@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from marco_search.audit import canonical
 from marco_search.audit.merkle import HASH_BYTES, leaf_hash, merkle_root
 
 Row = tuple[int, bytes]
@@ -27,16 +26,8 @@ class Kind:
     columns: Mapping[str, str]
 
 
-KINDS = {
-    "request": Kind("jobs", "id", None, canonical.REQUEST),
-    "outcome": Kind("jobs", "id", None, canonical.OUTCOME),
-    "attempt": Kind("attempts", "job_id", "generation", canonical.ATTEMPT),
-    "event": Kind("audit_log", "job_id", "id", canonical.EVENT),
-    "node": Kind("nodes", "job_id", "node_id", canonical.NODE),
-    "rollout": Kind("rollouts", "job_id", "rollout_id", canonical.ROLLOUT),
-    "answer": Kind("answers", "job_id", "rank", canonical.ANSWER),
-}
-"""What a proof covers. The leaves of its Merkle tree stand in this order, then by key."""
+Kinds = Mapping[str, Kind]
+"""What a proof covers, by name; the leaves of its Merkle tree stand in this order, then by key."""
 
 BULK = ("node", "rollout", "answer")
 """Kinds whose rows an archive takes out of the database."""
@@ -44,36 +35,36 @@ BULK = ("node", "rollout", "answer")
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The hashes of a job's rows, by kind and key."""
+    """The hashes of a job's rows, by kind (in the format's order) and key."""
 
     hashes: Mapping[str, Mapping[int, bytes]]
 
     @property
     def root(self) -> bytes:
         """The Merkle root."""
-        return merkle_root([leaf for kind in KINDS for leaf in self.hashes[kind].values()])
+        return merkle_root([leaf for leaves in self.hashes.values() for leaf in leaves.values()])
 
     def packed(self) -> bytes:
         """All hashes in order, one after the other."""
-        return b"".join(leaf for kind in KINDS for leaf in self.hashes[kind].values())
+        return b"".join(leaf for leaves in self.hashes.values() for leaf in leaves.values())
 
 
-def prove(rows: Mapping[str, Sequence[Row]]) -> Proof:
+def prove(rows: Mapping[str, Sequence[Row]], kinds: Kinds) -> Proof:
     """The proof of a job with these rows; each kind's in key order."""
     return Proof(
         {
             kind: {key: leaf_hash(kind.encode(), data) for key, data in rows.get(kind, ())}
-            for kind in KINDS
+            for kind in kinds
         }
     )
 
 
-def unpack(keys: Mapping[str, Sequence[int]], packed: bytes) -> Proof | None:
+def unpack(keys: Mapping[str, Sequence[int]], packed: bytes, kinds: Kinds) -> Proof | None:
     """The proof that `packed` holds; None if it does not have a hash for each key."""
-    if len(packed) != HASH_BYTES * sum(len(keys[kind]) for kind in KINDS):
+    if len(packed) != HASH_BYTES * sum(len(keys[kind]) for kind in kinds):
         return None
     hashes, at = {}, 0
-    for kind in KINDS:
+    for kind in kinds:
         end = at + HASH_BYTES * len(keys[kind])
         parts = (packed[i : i + HASH_BYTES] for i in range(at, end, HASH_BYTES))
         hashes[kind] = dict(zip(keys[kind], parts, strict=True))

@@ -14,6 +14,8 @@ from marco_search.errors import InvalidAnchor
 from marco_search.store import seals
 from marco_search.store.connect import Conn
 
+_LAST_SEQ = 2**62  # what is beyond is no bigint
+
 
 def take(conn: Conn, *, key: Path | None = None) -> Anchor:
     """An anchor of the chain as it stands, signed if the file of a key is given.
@@ -23,16 +25,24 @@ def take(conn: Conn, *, key: Path | None = None) -> Anchor:
     first, last = _link(conn, "seq = 0"), _link(conn, "true")
     if first is None or last is None:
         raise InvalidAnchor("the chain is empty or has lost its first link: run `marco verify`")
-    row = conn.execute(
-        "SELECT count(DISTINCT job_id) FROM public.chain WHERE seq <= %s", [last.seq]
-    ).fetchone()
-    return anchors.make(first, last, jobs=row[0] if row else 0, key=key)
+    return anchors.make(first, last, jobs=_jobs(conn, last.seq), key=key)
 
 
 def check(conn: Conn, anchor: Anchor) -> list[Finding]:
     """What the stored chain says against an anchor."""
-    there = _link(conn, f"seq = {int(anchor.seq)}")
-    return list(anchors.check_anchor(anchor, _link(conn, "seq = 0"), there, _link(conn, "true")))
+    seq = min(anchor.seq, _LAST_SEQ)
+    there, after = (_link(conn, f"seq = {place}") for place in (seq, seq + 1))
+    first, last = _link(conn, "seq = 0"), _link(conn, "true")
+    jobs = _jobs(conn, seq)
+    return list(anchors.check_anchor(anchor, first, there, last, jobs=jobs, after=after))
+
+
+def _jobs(conn: Conn, seq: int) -> int:
+    """Jobs chained up to this link."""
+    row = conn.execute(
+        "SELECT count(DISTINCT job_id) FROM public.chain WHERE seq <= %s", [seq]
+    ).fetchone()
+    return row[0] if row else 0
 
 
 def _link(conn: Conn, condition: str) -> Link | None:

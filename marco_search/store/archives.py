@@ -14,11 +14,14 @@ from uuid import UUID
 from psycopg import errors
 from psycopg.sql import SQL, Identifier
 
+from marco_search.audit.evidence import Archived
 from marco_search.audit.findings import Finding
 from marco_search.errors import ArchiveRefused
 from marco_search.store import partitions, seals
 from marco_search.store.connect import Conn
 
+FORMAT = 2
+"""Of the manifest and files that are written now: since 2, links have a column for their format."""
 TABLES = ("nodes", "rollouts", "answers")
 """Whose partitions are dropped. Jobs, attempts and the log stay: they are small."""
 
@@ -145,14 +148,31 @@ def check(conn: Conn) -> list[Finding]:
     return found
 
 
-def ranges(conn: Conn) -> list[tuple[UUID, UUID]]:
-    """The (first, before) of all archived months."""
-    return conn.execute("SELECT first, before FROM public.archives ORDER BY seq").fetchall()
+Listed = tuple[UUID, UUID, Archived]
+"""first <= id < before of the jobs in an archive."""
 
 
-def covered(archived: Sequence[tuple[UUID, UUID]], job_id: UUID) -> bool:
-    """Whether a job's tree is in an archive."""
-    return any(first <= job_id < before for first, before in archived)
+def listed(conn: Conn) -> list[Listed]:
+    """All archives, in the order in which they were chained."""
+    return [
+        (first, before, Archived(month=_month(files), root=root, at=at))
+        for first, before, files, root, at in conn.execute(
+            "SELECT a.first, a.before, a.files, c.root, c.at FROM public.archives AS a"
+            " JOIN public.chain AS c USING (seq) ORDER BY seq"
+        )
+    ]
+
+
+def covering(archived: Sequence[Listed], job_id: UUID) -> list[Archived]:
+    """The archives that have a job's tree."""
+    return [archive for first, before, archive in archived if first <= job_id < before]
+
+
+def _month(files: str) -> str:
+    try:
+        return str(parse(files)["name"])
+    except ArchiveRefused:
+        return ""  # the list was changed, which is a finding of its own
 
 
 def chained_root(conn: Conn, manifest: str) -> int | None:
@@ -164,11 +184,25 @@ def chained_root(conn: Conn, manifest: str) -> int | None:
 
 
 def parse(manifest: str) -> dict[str, Any]:
-    """The list as values. Raises ArchiveRefused."""
+    """The list as values, each of the type that `marco archive` writes. Raises ArchiveRefused."""
     try:
         data: dict[str, Any] = json.loads(manifest)
-        if data["format"] != "marco-archive 1":
+        number = str(data["format"]).removeprefix("marco-archive ")
+        if number.isdecimal() and int(number) > FORMAT:
+            raise ArchiveRefused(
+                f"manifest.json: format {number}, of a newer marco-search: check it with that"
+            )
+        if number not in map(str, range(1, FORMAT + 1)):
             raise ValueError("another format")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArchiveRefused(f"manifest.json: not an archive's list ({error})") from None
+        for name in ("first", "before"):
+            UUID(data[name])
+        if not isinstance(data["name"], str):
+            raise ValueError("no name")
+        for name, file in data["files"].items():
+            if not isinstance(file["rows"], int) or not isinstance(file["sha256"], str):
+                raise ValueError(f"{name!r} is not described")
+        data["format"] = int(number)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = str(error)[:100] or type(error).__name__
+        raise ArchiveRefused(f"manifest.json: not an archive's list ({said})") from None
     return data

@@ -118,8 +118,13 @@ def unpublished(conn: Conn, job_ids: Sequence[UUID]) -> None:
 
 
 def log_published(conn: Conn, job_ids: Sequence[UUID]) -> None:
-    """Note in the audit log that a sweep published these jobs."""
+    """Note in the audit log that a sweep published these jobs.
+
+    Not of those that have ended since: nothing is logged after the end.
+    """
     conn.execute(
-        "INSERT INTO audit_log (job_id, event) SELECT unnest(%s::uuid[]), 'published'",
+        "INSERT INTO audit_log (job_id, event) SELECT id, 'published' FROM ("
+        " SELECT id FROM jobs WHERE id = ANY (%s) AND finished_at IS NULL ORDER BY id FOR SHARE"
+        ") AS open",
         [list(job_ids)],
     )

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
-from marco_search.audit.proofs import KINDS, Kind, Row
+from marco_search.audit.proofs import Kind, Kinds, Row
 from marco_search.store.connect import Conn
 
 _HEADER_BYTES = 19  # of COPY's binary format: signature, flags, length of the extension
@@ -19,8 +19,10 @@ Rows = dict[str, list[Row]]
 """By kind, each in key order."""
 
 
-def of_jobs(conn: Conn, job_ids: Sequence[UUID], *, ended: bool = False) -> dict[UUID, Rows]:
-    """All rows of these jobs; with `ended` only of those in a final state."""
+def of_jobs(
+    conn: Conn, job_ids: Sequence[UUID], kinds: Kinds, *, ended: bool = False
+) -> dict[UUID, Rows]:
+    """All rows of these jobs, as `kinds` has them; with `ended` only of those that have ended."""
     ids = Literal(list(job_ids))
 
     def among(kind: Kind) -> Composable:
@@ -29,11 +31,11 @@ def of_jobs(conn: Conn, job_ids: Sequence[UUID], *, ended: bool = False) -> dict
             condition + SQL(" AND finished_at IS NOT NULL") if ended and not kind.key else condition
         )
 
-    rows = _by_job(conn, {name: among(kind) for name, kind in KINDS.items()})
+    rows = _by_job(conn, kinds, {name: among(kind) for name, kind in kinds.items()})
     return {i: found for i, found in rows.items() if "outcome" in found} if ended else rows
 
 
-def between(conn: Conn, after: UUID | None, last: UUID | None) -> dict[UUID, Rows]:
+def between(conn: Conn, after: UUID | None, last: UUID | None, kinds: Kinds) -> dict[UUID, Rows]:
     """All rows of the jobs with after < id <= last (None: no bound), also of jobs without one."""
 
     def inside(kind: Kind) -> Composable:
@@ -45,16 +47,16 @@ def between(conn: Conn, after: UUID | None, last: UUID | None) -> dict[UUID, Row
             parts.append(SQL("{} <= {}").format(column, Literal(last)))
         return SQL(" AND ").join(parts)
 
-    return _by_job(conn, {name: inside(kind) for name, kind in KINDS.items()})
+    return _by_job(conn, kinds, {name: inside(kind) for name, kind in kinds.items()})
 
 
-def _by_job(conn: Conn, conditions: dict[str, Composable]) -> dict[UUID, Rows]:
+def _by_job(conn: Conn, kinds: Kinds, conditions: dict[str, Composable]) -> dict[UUID, Rows]:
     found: dict[bytes, Rows] = defaultdict(lambda: defaultdict(list))
     for name, condition in conditions.items():
-        for row in _copy(conn, KINDS[name], condition):
+        for row in _copy(conn, kinds[name], condition):
             # The key's own length says how wide it is.
             width = int.from_bytes(row[_KEY_AT - 4 : _KEY_AT], "big")
-            key = row[_KEY_AT : _KEY_AT + width] if KINDS[name].key else b""
+            key = row[_KEY_AT : _KEY_AT + width] if kinds[name].key else b""
             found[row[6:22]][name].append((int.from_bytes(key, "big", signed=True), row))
     return {UUID(bytes=job_id): dict(rows) for job_id, rows in found.items()}
 

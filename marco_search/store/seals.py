@@ -16,7 +16,8 @@ from psycopg.rows import class_row
 from psycopg.sql import SQL
 
 from marco_search.audit.chain import ARCHIVE, JOB, Link, LinkKind, follow
-from marco_search.audit.proofs import KINDS, Proof, prove
+from marco_search.audit.formats import FORMATS, NEWEST
+from marco_search.audit.proofs import Proof, prove
 from marco_search.store import rows
 from marco_search.store.connect import Conn
 
@@ -31,7 +32,7 @@ _LONGEST_MS = 5000
 _A_LINK_MS = 5  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
 
-LINK_COLUMNS = "seq, kind, job_id, root, previous, head, at"
+LINK_COLUMNS = "seq, kind, job_id, root, previous, head, at, format"
 
 
 def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
@@ -41,10 +42,11 @@ def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
     """
     wanted = list(dict.fromkeys(job_ids))
     proofs: list[tuple[UUID, Proof]] = []
+    kinds = FORMATS[NEWEST].kinds
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
-        found = rows.of_jobs(conn, part, ended=True)
-        proofs += [(i, prove(found[i])) for i in part if i in found]
+        found = rows.of_jobs(conn, part, kinds, ended=True)
+        proofs += [(i, prove(found[i], kinds)) for i in part if i in found]
     if not proofs:
         return []
     links = append(conn, [(JOB, job_id, proof.root) for job_id, proof in proofs])
@@ -78,16 +80,16 @@ def append(conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]]) -
     assert last is not None, "the migration writes the first link"
     links = []
     for kind, job_id, root in entries:
-        last = follow(last, kind=kind, job_id=job_id, root=root, at=now[0])
+        last = follow(last, kind=kind, job_id=job_id, root=root, at=now[0], format=NEWEST)
         links.append(last)
     with conn.cursor() as cursor:
         cursor.executemany(
-            f"INSERT INTO public.chain ({LINK_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s)",  # noqa: S608
-            [[x.seq, x.kind, x.job_id, x.root, x.previous, x.head, x.at] for x in links],
+            f"INSERT INTO public.chain ({LINK_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",  # noqa: S608
+            [[getattr(x, name) for name in LINK_COLUMNS.split(", ")] for x in links],
         )
     return links
 
 
 def keyed_kinds() -> list[str]:
     """The kinds of which a job has several rows: each has a column of keys in `proofs`."""
-    return [name for name, kind in KINDS.items() if kind.key]
+    return [name for name, kind in FORMATS[NEWEST].kinds.items() if kind.key]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from uuid import UUID
 
 from psycopg.rows import class_row, dict_row
 
 from marco_search.audit.chain import Link, check_link
-from marco_search.audit.check import Evidence, Sealed, check_job
+from marco_search.audit.check import check_job
+from marco_search.audit.evidence import Evidence, Rows, Sealed
 from marco_search.audit.findings import JobReport
-from marco_search.audit.proofs import unpack
+from marco_search.audit.formats import FORMATS, NEWEST
+from marco_search.audit.proofs import Kinds, Proof, unpack
 from marco_search.errors import JobNotFound
 from marco_search.store import archives, rows, seals
 from marco_search.store.connect import Conn, Database
@@ -25,8 +27,8 @@ def verify_job(database: Database, job_id: UUID) -> JobReport:
     """
     with database.transaction() as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        found = rows.of_jobs(conn, [job_id])
         sealed = sealed_of(conn, [job_id])
+        found = by_format(sealed, lambda kinds: rows.of_jobs(conn, [job_id], kinds))
         if not found and not sealed:
             raise JobNotFound(f"no job {job_id}")
         return check_job(
@@ -34,7 +36,7 @@ def verify_job(database: Database, job_id: UUID) -> JobReport:
                 job_id=job_id,
                 rows=found.get(job_id, {}),
                 sealed=sealed.get(job_id, ()),
-                archived=archives.covered(archives.ranges(conn), job_id),
+                archives=archives.covering(archives.listed(conn), job_id),
                 visits=shown_visits(conn, [job_id]).get(job_id, {}),
             )
         )
@@ -42,21 +44,45 @@ def verify_job(database: Database, job_id: UUID) -> JobReport:
 
 def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[JobReport]:
     """Check all jobs with after < id <= last that tables or chain know, in order of id."""
-    found = rows.between(conn, after, last)
-    ids = list(found)
+    newest = rows.between(conn, after, last, FORMATS[NEWEST].kinds)
+    ids = list(newest)
     sealed = sealed_of(conn, ids)
+
+    def fetch(kinds: Kinds) -> Mapping[UUID, Rows]:
+        same = kinds == FORMATS[NEWEST].kinds
+        return newest if same else rows.between(conn, after, last, kinds)
+
+    found = by_format(sealed, fetch)
     visits = shown_visits(conn, ids)
-    archived = archives.ranges(conn)
+    archived = archives.listed(conn)
     for job_id in sorted(ids):
         yield check_job(
             Evidence(
                 job_id=job_id,
                 rows=found.pop(job_id),
                 sealed=sealed.get(job_id, ()),
-                archived=archives.covered(archived, job_id),
+                archives=archives.covering(archived, job_id),
                 visits=visits.get(job_id, {}),
             )
         )
+
+
+def by_format(
+    sealed: Mapping[UUID, Sequence[Sealed]], fetch: Callable[[Kinds], Mapping[UUID, Rows]]
+) -> dict[UUID, dict[int, Rows]]:
+    """Each job's rows as the formats of its links, and the newest, have them."""
+    wanted = {one.link.format for ends in sealed.values() for one in ends} & FORMATS.keys()
+    fetched: list[tuple[Kinds, Mapping[UUID, Rows]]] = []
+    found: dict[UUID, dict[int, Rows]] = defaultdict(dict)
+    for number in sorted(wanted | {NEWEST}):
+        kinds = FORMATS[number].kinds
+        rows_ = next((there for known, there in fetched if known == kinds), None)
+        if rows_ is None:
+            rows_ = fetch(kinds)
+            fetched.append((kinds, rows_))
+        for job_id, its in rows_.items():
+            found[job_id][number] = its
+    return found
 
 
 def sealed_of(conn: Conn, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Sealed]]:
@@ -84,11 +110,17 @@ def sealed_of(conn: Conn, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Sea
             found[row["job_id"]].append(
                 Sealed(
                     link=link,
-                    proof=unpack(known, row["hashes"]) if row["hashes"] else None,
+                    proof=_proof(known, row["hashes"], link.format),
                     finding=check_link(link, before.get(link.seq - 1)),
                 )
             )
     return found
+
+
+def _proof(keys: Mapping[str, Sequence[int]], packed: bytes | None, number: int) -> Proof | None:
+    if not packed or number not in FORMATS:
+        return None
+    return unpack(keys, packed, FORMATS[number].kinds)
 
 
 def shown_visits(

@@ -6,12 +6,18 @@ thousand nodes each. All see the same snapshot, so a database in use verifies as
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from types import ModuleType
 from uuid import UUID
 
 from psycopg.rows import class_row
@@ -19,6 +25,7 @@ from psycopg.sql import SQL, Literal
 
 from marco_search.audit.chain import JOB, Link, check_links
 from marco_search.audit.findings import Finding, Report, Status
+from marco_search.errors import VerificationStopped
 from marco_search.store import archives, seals
 from marco_search.store.connect import Conn, Database, allow
 from marco_search.store.verification import check_range
@@ -59,8 +66,8 @@ def verify_all(
 ) -> Report:
     """Check every link of the chain and every job of the database at `url`.
 
-    `on_progress` is told (jobs done, jobs in all). Raises DatabaseUnavailable and
-    SchemaMismatch.
+    `on_progress` is told (jobs done, jobs in all). Raises DatabaseUnavailable, SchemaMismatch,
+    and VerificationStopped if one of the processes was killed.
     """
     began = time.perf_counter()
     with _snapshot(url) as (conn, snapshot):
@@ -77,6 +84,7 @@ def verify_all(
         what = "the chain has the job, the table has not"
         findings.append(Finding("jobs", f"id {job_id}", what, "its row", "none", job_id))
     findings += sorted(tally.findings, key=lambda f: f.job_id or UUID(int=0))
+    findings.sort(key=lambda f: f.unknown)  # what is wrong before what can't be checked
     return Report(
         jobs=tally.jobs,
         open_jobs=tally.open_jobs,
@@ -149,8 +157,32 @@ def _checked(
         yield from (_check(conn, part) for part in ranges)
         return
     # Spawned: a forked process would share connections and threads.
-    with ProcessPoolExecutor(processes, get_context("spawn"), _open, (url, snapshot)) as pool:
-        yield from pool.map(_check_here, ranges)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _open, (url, snapshot))
+    try:
+        with _main_left_alone():
+            done = pool.map(_check_here, ranges)
+        yield from done
+    except BrokenProcessPool:
+        raise VerificationStopped(
+            "a process of the verification ended before it was done: it was killed, perhaps for"
+            " want of memory; --processes 1 needs the least"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Processes that are spawned meanwhile do not import this one's main module.
+
+    They need nothing of it, and a script without `if __name__ == "__main__"` would run anew.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 _worker: Conn | None = None
@@ -158,10 +190,19 @@ _worker: Conn | None = None
 
 def _open(url: str, snapshot: str) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    Thread(target=_leave_with_parent, daemon=True).start()
     # Closed by the end of the process.
     context = _snapshot(url, snapshot)
     _worker, _ = context.__enter__()
     _kept.append(context)
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nobody is left to tell, and the snapshot would keep vacuum from its work
 
 
 _kept: list[object] = []

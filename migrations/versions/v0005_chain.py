@@ -82,7 +82,7 @@ def upgrade() -> None:
 
 def _first_link() -> None:
     root, at = secrets.token_bytes(32), datetime.now(UTC)
-    head = head_of(seq=0, kind=FIRST, job_id=None, root=root, previous=NO_HEAD, at=at)
+    head = head_of(seq=0, kind=FIRST, job_id=None, root=root, previous=NO_HEAD, at=at, format=1)
     op.get_bind().execute(
         sa.text(
             "INSERT INTO chain (seq, kind, root, previous, head, at)"

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from marco_search.audit.proofs import KINDS
+from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.errors import ArchiveRefused
-from marco_search.store import seals
+from marco_search.store import archives, seals
 from marco_search.store.archives import Month
 from marco_search.store.connect import Conn
 from ops.export import parquet
@@ -30,11 +30,14 @@ _ARROW = {
     "timestamptz": "time",
 }  # fmt: skip
 
+KINDS = FORMATS[NEWEST].kinds
+"""What is written: the columns of the newest format, which has those of all that went before."""
+
 LINKS = {
     name: Column(f"c.{name}", kind)
     for name, kind in (
         ("job_id", "string"), ("seq", "int64"), ("kind", "string"), ("root", "binary"),
-        ("previous", "binary"), ("head", "binary"), ("at", "time"),
+        ("previous", "binary"), ("head", "binary"), ("at", "time"), ("format", "int16"),
     )
 } | {
     f"{kind}s": Column(f"p.{kind}s", "list<int64>") for kind in seals.keyed_kinds()
@@ -63,7 +66,8 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
     first = conn.execute("SELECT encode(head, 'hex') FROM public.chain WHERE seq = 0").fetchone()
     about = asdict(month) | {"first": str(month.first), "before": str(month.before)}
     about["end"] = month.end.isoformat()
-    data = {"format": "marco-archive 1", "database": first and first[0]} | about | {"files": files}
+    made = {"format": f"marco-archive {archives.FORMAT}", "database": first and first[0]}
+    data = made | about | {"files": files}
     manifest = json.dumps(data, indent=2)
     with whole(folder / "manifest.json") as part:
         part.write_text(manifest, encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -15,11 +16,13 @@ import pyarrow.parquet as pq
 
 from marco_search.audit import canonical
 from marco_search.audit.chain import Link
-from marco_search.audit.check import Evidence, Sealed, check_job
-from marco_search.audit.findings import Finding, Report
-from marco_search.audit.proofs import KINDS, Row, unpack
+from marco_search.audit.check import check_job
+from marco_search.audit.evidence import Evidence, Rows, Sealed
+from marco_search.audit.findings import Finding, JobReport, Report
+from marco_search.audit.formats import FORMATS, NEWEST
+from marco_search.audit.proofs import Kinds, unpack
 from marco_search.store import archives, seals
-from ops.export.archive import digest, read_manifest
+from ops.export.archive import KINDS, digest, read_manifest
 
 _ROWS_AT_ONCE = 500
 
@@ -34,37 +37,54 @@ def check_archive(folder: Path) -> Report:
     listed = archives.parse(read_manifest(folder))
     findings = list(_check_files(folder, listed["files"]))
     jobs = nodes = rollouts = 0
-    if not findings:
-        streams = {kind: _by_job(folder, kind) for kind in KINDS}
-        links = _Groups(_grouped(folder, "link", "job_id"))
-        for job_id, request in streams.pop("request"):
-            rows: dict[str, list[Row]] = {"request": request}
-            rows |= {kind: stream.of(job_id) for kind, stream in streams.items()}
-            sealed = tuple(_sealed(row) for row in links.of(job_id))
-            report = check_job(Evidence(job_id=job_id, rows=rows, sealed=sealed))
+    try:
+        for report in () if findings else _check_jobs(folder):
             findings += report.findings
             jobs, nodes = jobs + 1, nodes + report.nodes
             rollouts += report.rollouts
+    except (pa.ArrowException, LookupError, TypeError, ValueError, struct.error) as error:
+        findings.append(Finding("archive", str(folder), "not readable", "its rows", str(error)))
+    findings += _unlisted(folder)
     return Report(
         jobs=jobs,
         open_jobs=0,
         archived_jobs=jobs,
         nodes=nodes,
         rollouts=rollouts,
-        links=listed["files"]["link.parquet"]["rows"],
+        links=listed["files"].get("link.parquet", {"rows": 0})["rows"],
         seconds=time.perf_counter() - began,
         findings=tuple(findings),
     )
 
 
 def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    for name in (*(f"{kind}.parquet" for kind in KINDS), "link.parquet"):
+    known = {*(f"{kind}.parquet" for kind in KINDS), "link.parquet"}
+    for name in sorted(known | files.keys()):
         path = folder / name
-        if name not in files or not path.is_file():
+        if name not in known:
+            yield Finding("archive", name, "no such file is written", "none", "a file of the list")
+        elif name not in files or not path.is_file():
             yield Finding("archive", name, "the file is gone", "a file of the list", "none")
         elif digest(path) != files[name]["sha256"]:
             expected = f"SHA-256 {files[name]['sha256'][:16]}"
             yield Finding("archive", name, "the file was changed", expected, digest(path)[:16])
+
+
+def _unlisted(folder: Path) -> Iterator[Finding]:
+    known = {*(f"{kind}.parquet" for kind in KINDS), "link.parquet", "manifest.json"}
+    for path in sorted(folder.iterdir()):
+        if path.name not in known:
+            what = "nothing vouches for the file"
+            yield Finding("archive", path.name, what, "a file of the list", "another")
+
+
+def _check_jobs(folder: Path) -> Iterator[JobReport]:
+    streams = {kind: _Groups(_grouped(folder, kind, spec.job)) for kind, spec in KINDS.items()}
+    links = _Groups(_grouped(folder, "link", "job_id"))
+    for job_id, request in streams.pop("request"):
+        values = {"request": request}
+        values |= {kind: stream.of(job_id) for kind, stream in streams.items()}
+        yield check_job(_evidence(job_id, values, links.of(job_id)))
 
 
 class _Groups:
@@ -88,24 +108,30 @@ class _Groups:
             yield job_id, self.of(job_id)
 
 
-def _by_job(folder: Path, kind: str) -> _Groups:
-    """The canonical rows of a kind, by job."""
-    spec = KINDS[kind]
+def _evidence(
+    job_id: UUID, values: Mapping[str, Sequence[Mapping[str, Any]]], links: Sequence[dict[str, Any]]
+) -> Evidence:
+    sealed = tuple(map(_sealed, links))
+    wanted = {one.link.format for one in sealed} & FORMATS.keys() | {NEWEST}
+    return Evidence(
+        job_id=job_id,
+        rows={number: _canonical(values, FORMATS[number].kinds) for number in wanted},
+        sealed=sealed,
+    )
 
-    def encoded() -> Iterator[tuple[UUID, list[Row]]]:
-        for job_id, rows in _grouped(folder, kind, spec.job):
-            yield (
-                job_id,
-                [
-                    (
-                        row[spec.key] if spec.key else 0,
-                        canonical.encode(spec.columns, [*row.values()]),
-                    )
-                    for row in rows
-                ],
+
+def _canonical(values: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Kinds) -> Rows:
+    """A job's rows in the columns of a format; one that was not written yet is null."""
+    return {
+        name: [
+            (
+                row[kind.key] if kind.key else 0,
+                canonical.encode(kind.columns, [row.get(column) for column in kind.columns]),
             )
-
-    return _Groups(encoded())
+            for row in values[name]
+        ]
+        for name, kind in kinds.items()
+    }
 
 
 def _grouped(folder: Path, name: str, job: str) -> Iterator[tuple[UUID, list[dict[str, Any]]]]:
@@ -127,11 +153,14 @@ def _sealed(row: dict[str, Any]) -> Sealed:
         previous=row["previous"],
         head=row["head"],
         at=row["at"],
+        format=row.get("format", 1),  # files of format 1 have no such column
     )
     keys = {"request": [0], "outcome": [0]}
     keys |= {kind: row[f"{kind}s"] for kind in seals.keyed_kinds()}
+    known = link.format in FORMATS
     finding = None
-    if link.head != link.expected_head:
+    if known and link.head != link.expected_head:
         head = link.expected_head.hex()[:16]
         finding = Finding("link.parquet", f"seq {link.seq}", "head", head, link.head.hex()[:16])
-    return Sealed(link=link, proof=unpack(keys, row["hashes"]), finding=finding)
+    proof = unpack(keys, row["hashes"], FORMATS[link.format].kinds) if known else None
+    return Sealed(link=link, proof=proof, finding=finding)

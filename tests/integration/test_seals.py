@@ -12,7 +12,7 @@ import pytest
 
 from marco_search.audit import canonical
 from marco_search.audit.findings import JobReport, Status
-from marco_search.audit.proofs import KINDS
+from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.errors import JobNotFound, ModelRefused, RuntimeUnavailable
 from marco_search.store import dead_letters, deadlines, jobs, rows
 from marco_search.store.connect import Database
@@ -166,8 +166,8 @@ def test_the_canonical_form_is_what_postgres_sends(database: Database, database_
     (job,) = insert(database, question(expected="2", metadata={"é": "a\u2028b", "n": 1.5}))
     search(database, database_url, job.id, ToyRuntime(failing=0.2))
     with database.transaction() as conn:
-        sent = rows.of_jobs(conn, [job.id])[job.id]
-        for name, kind in KINDS.items():
+        sent = rows.of_jobs(conn, [job.id], FORMATS[NEWEST].kinds)[job.id]
+        for name, kind in FORMATS[NEWEST].kinds.items():
             columns = ", ".join(
                 f"{c}::text" if t == "jsonb" else c for c, t in kind.columns.items()
             )

@@ -22,6 +22,7 @@ import migrations
 from marco_search.audit.anchors import Anchor
 from marco_search.audit.chain import JOB, Link, follow
 from marco_search.audit.findings import Finding, Report
+from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
 from marco_search.jobs import Job
 from marco_search.store import anchors, rows, seals
@@ -128,7 +129,8 @@ UPDATE nodes SET text = text || '!', token_texts[cardinality(token_texts)] =
 def edit_and_prove(conn: Connection, ids: list[UUID]) -> bytes:
     """Edit a node and write its hash anew; the root of all hashes is then another."""
     conn.execute(EDIT.encode(), {"job": ids[1]})
-    proof = prove(rows.of_jobs(conn, [ids[1]])[ids[1]])
+    kinds = FORMATS[NEWEST].kinds
+    proof = prove(rows.of_jobs(conn, [ids[1]], kinds)[ids[1]], kinds)
     conn.execute(
         "UPDATE proofs SET hashes = %s FROM chain AS c WHERE c.seq = proofs.seq AND job_id = %s",
         [proof.packed(), ids[1]],
@@ -149,7 +151,9 @@ def edit_and_rewrite(conn: Connection, ids: list[UUID]) -> None:
         first, *links = cursor.execute("SELECT * FROM chain ORDER BY seq").fetchall()
     last = first
     for link in links:
-        last = follow(last, kind=JOB, job_id=link.job_id, root=link.root, at=link.at)
+        last = follow(
+            last, kind=JOB, job_id=link.job_id, root=link.root, at=link.at, format=link.format
+        )
         conn.execute(
             "UPDATE chain SET previous = %s, head = %s WHERE seq = %s",
             [last.previous, last.head, last.seq],

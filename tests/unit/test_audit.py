@@ -15,23 +15,36 @@ from hypothesis import strategies as st
 
 from marco_search.audit import anchors
 from marco_search.audit.chain import FIRST, JOB, NO_HEAD, Link, check_links, follow, head_of
+from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.merkle import leaf_hash, merkle_root
-from marco_search.audit.proofs import KINDS, prove, unpack
-from marco_search.audit.recompute import vector_confidences
+from marco_search.audit.proofs import prove, unpack
+from marco_search.audit.v1.nodes import vector_confidences
 from marco_search.search.confidence import token_confidence
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+KINDS = FORMATS[NEWEST].kinds
 JOBS = [UUID(int=i) for i in range(1, 5)]
 
 
 def chain() -> list[Link]:
-    head = head_of(seq=0, kind=FIRST, job_id=None, root=b"r" * 32, previous=NO_HEAD, at=NOW)
+    head = head_of(
+        seq=0, kind=FIRST, job_id=None, root=b"r" * 32, previous=NO_HEAD, at=NOW, format=1
+    )
     links = [
-        Link(seq=0, kind=FIRST, job_id=None, root=b"r" * 32, previous=NO_HEAD, head=head, at=NOW)
+        Link(
+            seq=0,
+            kind=FIRST,
+            job_id=None,
+            root=b"r" * 32,
+            previous=NO_HEAD,
+            head=head,
+            at=NOW,
+            format=1,
+        )
     ]
     for job_id in JOBS:
         root = sha256(job_id.bytes).digest()
-        links.append(follow(links[-1], kind=JOB, job_id=job_id, root=root, at=NOW))
+        links.append(follow(links[-1], kind=JOB, job_id=job_id, root=root, at=NOW, format=NEWEST))
     return links
 
 
@@ -56,10 +69,12 @@ def test_a_row_of_one_kind_does_not_pass_for_one_of_another() -> None:
 
 
 def test_a_proof_comes_back_as_it_was_kept() -> None:
-    proof = prove({"request": [(0, b"q")], "outcome": [(0, b"o")], "node": [(1, b"a"), (2, b"b")]})
+    proof = prove(
+        {"request": [(0, b"q")], "outcome": [(0, b"o")], "node": [(1, b"a"), (2, b"b")]}, KINDS
+    )
     keys = {kind: list(proof.hashes[kind]) for kind in KINDS}
-    assert unpack(keys, proof.packed()) == proof
-    assert unpack(keys, proof.packed()[:-1]) is None
+    assert unpack(keys, proof.packed(), KINDS) == proof
+    assert unpack(keys, proof.packed()[:-1], KINDS) is None
     assert proof.root == merkle_root([h for kind in KINDS for h in proof.hashes[kind].values()])
 
 
@@ -67,7 +82,9 @@ def test_an_untouched_chain_fits() -> None:
     assert list(check_links(chain())) == []
 
 
-@pytest.mark.parametrize("name", ["seq", "kind", "job_id", "root", "previous", "head", "at"])
+@pytest.mark.parametrize(
+    "name", ["seq", "kind", "job_id", "root", "previous", "head", "at", "format"]
+)
 def test_every_column_of_a_link_counts(name: str) -> None:
     links = chain()
     changed: dict[str, Any] = {
@@ -78,6 +95,7 @@ def test_every_column_of_a_link_counts(name: str) -> None:
         "previous": b"x" * 32,
         "head": b"x" * 32,
         "at": NOW + timedelta(microseconds=1),
+        "format": 1,
     }
     links[2] = replace(links[2], **{name: changed[name]})
     assert next(iter(check_links(links))).key.startswith("seq 2")
@@ -93,10 +111,10 @@ def test_a_missing_link_is_named() -> None:
 def test_an_anchor_holds_as_the_chain_grows_and_not_when_it_shrinks() -> None:
     links = chain()
     anchor = anchors.make(links[0], links[3], jobs=3)
-    assert list(anchors.check_anchor(anchor, links[0], links[3], links[4])) == []
-    (cut,) = anchors.check_anchor(anchor, links[0], None, links[2])
+    assert list(anchors.check_anchor(anchor, links[0], links[3], links[4], jobs=3)) == []
+    (cut,) = anchors.check_anchor(anchor, links[0], None, links[2], jobs=2)
     assert "tail was cut" in cut.what
-    (other,) = anchors.check_anchor(anchor, replace(links[0], head=b"x" * 32), None, None)
+    (other,) = anchors.check_anchor(anchor, replace(links[0], head=b"x" * 32), None, None, jobs=0)
     assert other.what == "another database"
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, Integer, Uuid
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    SmallInteger,
+    Uuid,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from marco_search.store.models.base import Base, one_of
@@ -29,6 +38,9 @@ class ChainModel(Base):
     previous: Mapped[bytes] = mapped_column(comment="Head of the link before")
     head: Mapped[bytes] = mapped_column(comment="SHA-256 over all other columns")
     at: Mapped[datetime] = mapped_column(comment="When it was chained")
+    format: Mapped[int] = mapped_column(
+        SmallInteger, comment="By whose rules the link and its proof are made and checked"
+    )
 
     __table_args__ = (
         CheckConstraint(one_of("kind", ["first", "job", "archive"]), name="kind"),

@@ -46,7 +46,7 @@ def verify(
 
     Every row of a job that has ended is hashed again and compared with the chain; every
     token's confidence, every path, value, visit count, vote and total is computed again.
-    Exits with 9 if anything does not fit.
+    Exits with 9 if anything does not fit, or can't be checked by this version.
     """
     from marco_search.audit import anchors as anchor_files
     from marco_search.store.connect import require_tables
@@ -165,14 +165,18 @@ def _tell(said: dict[str, Any], found: Sequence[Finding], kept: Sequence[Anchor]
     for anchor in kept:
         signed = f", signed by {anchor.public_key}" if anchor.public_key else ", not signed"
         echo(f"Anchor of {anchor.made_at}: link {anchor.seq}{signed}")
+    wrong = [finding for finding in found if not finding.unknown]
+    unknown = [finding for finding in found if finding.unknown]
+    if wrong:
+        echo(f"Does not fit, first {wrong[0]}")
+        for finding in wrong[1:_SHOWN]:
+            echo(f"  then {finding}")
+        if len(wrong) > _SHOWN:
+            echo(f"  and {len(wrong) - _SHOWN:,} more")
+    if unknown:
+        echo(f"This version can't check {len(unknown):,} links, first {unknown[0]}")
     if not found:
         echo("Everything fits.")
-        return
-    echo(f"Does not fit, first {found[0]}")
-    for finding in found[1:_SHOWN]:
-        echo(f"  then {finding}")
-    if len(found) > _SHOWN:
-        echo(f"  and {len(found) - _SHOWN:,} more")
 
 
 def _json(finding: Finding) -> dict[str, Any]:
@@ -182,5 +186,6 @@ def _json(finding: Finding) -> dict[str, Any]:
         "what": finding.what,
         "expected": finding.expected,
         "found": finding.found,
+        "unknown_format": finding.unknown,
         "job_id": None if finding.job_id is None else str(finding.job_id),
     }

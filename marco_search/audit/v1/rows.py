@@ -10,8 +10,7 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
-from marco_search.search.branches import TOP_K
-
+TOP_K = 5
 _INT = struct.Struct(">i")
 _SIZED = "i16s"  # each value stands behind its length
 _NODE = struct.Struct(">h" + _SIZED + "ii" * 4 + "iq" + "i?" + "iq")
@@ -164,26 +163,3 @@ def _value(row: bytes, at: int) -> tuple[bytes | None, int]:
 def _text(row: bytes, at: int) -> tuple[str | None, int]:
     value, at = _value(row, at)
     return None if value is None else value.decode(), at
-
-
-def read_values(columns: dict[str, str], row: bytes) -> dict[str, object]:
-    """All values of a canonical row by column name; times, ids and arrays stay bytes."""
-    out: dict[str, object] = {}
-    at = 2
-    for name, kind in columns.items():
-        value, at = _value(row, at)
-        if value is None:
-            out[name] = None
-        elif kind in ("int2", "int4", "int8"):
-            out[name] = int.from_bytes(value, "big", signed=True)
-        elif kind == "float8":
-            out[name] = struct.unpack(">d", value)[0]
-        elif kind == "bool":
-            out[name] = value != b"\x00"
-        elif kind == "text":
-            out[name] = value.decode()
-        elif kind == "jsonb":
-            out[name] = value[1:].decode()
-        else:
-            out[name] = value
-    return out

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from itertools import pairwise
 from uuid import UUID
 
 from marco_search.audit.findings import Finding
-from marco_search.audit.recompute import ROUNDING, Grown
-from marco_search.audit.rows import RolloutRow
-from marco_search.search.branches import Finish, Reflect
-from marco_search.search.config import Action, Value
-from marco_search.search.mcts import branch_seed
-from marco_search.search.records import ROOT
+from marco_search.audit.v1.nodes import ROUNDING, Grown
+from marco_search.audit.v1.rows import RolloutRow
+
+ROOT = 0
 
 # A server may score a text again a little differently: the stored node has the first scores.
 _SCORED_AGAIN = 0.05
@@ -31,7 +30,7 @@ def check_rollouts(
         if wrong is None:
             wrong = _wrong_numbers(tree, row, seed, value, seen)
             seen = max(seen, *row.path)
-            if row.finish != Finish.FAILED:
+            if row.finish != "failed":
                 for node_id in row.path:
                     tree.visits[node_id] = tree.visits.get(node_id, 0) + 1
                     tree.values[node_id] = tree.values.get(node_id, 0.0) + row.value
@@ -39,6 +38,11 @@ def check_rollouts(
             what, expected, there = wrong
             key = f"job {job_id}, rollout_id {row.rollout_id}"
             yield Finding("rollouts", key, what, expected, there, job_id)
+
+
+def _branch_seed(seed: int, branch_id: int) -> int:
+    digest = sha256(f"{seed}:{branch_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
 
 
 def _wrong_path(tree: Grown, row: RolloutRow, expected_id: int) -> tuple[str, str, str] | None:
@@ -50,7 +54,7 @@ def _wrong_path(tree: Grown, row: RolloutRow, expected_id: int) -> tuple[str, st
     for above, below in pairwise(path):
         if tree.parents[below] != above:
             return "path", f"{tree.parents[below]} above node {below}", str(above)
-    ends_at_start = row.finish == Finish.FAILED and path[-1] != row.start_id
+    ends_at_start = row.finish == "failed" and path[-1] != row.start_id
     if row.start_id not in path or ends_at_start:
         return "start_id", f"a node of the path {list(path)}", str(row.start_id)
     return None
@@ -59,16 +63,16 @@ def _wrong_path(tree: Grown, row: RolloutRow, expected_id: int) -> tuple[str, st
 def _wrong_numbers(
     tree: Grown, row: RolloutRow, seed: int | None, value: str, seen: int
 ) -> tuple[str, str, str] | None:
-    if seed is not None and row.seed != branch_seed(seed, row.rollout_id):
-        return "seed", str(branch_seed(seed, row.rollout_id)), str(row.seed)
+    if seed is not None and row.seed != _branch_seed(seed, row.rollout_id):
+        return "seed", str(_branch_seed(seed, row.rollout_id)), str(row.seed)
     along = tree.path_confidence(row.path[-1])
     if not abs(row.path_confidence - along) <= ROUNDING:
         return "path_confidence", f"{along:.9g} by its nodes", f"{row.path_confidence:.9g}"
-    reward = row.path_confidence if value == Value.PATH else row.confidence
+    reward = row.path_confidence if value == "path" else row.confidence
     backed_up = reward if row.answer is not None else 0.0
     if not abs(row.value - backed_up) <= ROUNDING:
         return "value", f"{backed_up:.9g}", f"{row.value:.9g}"
-    if row.finish == Finish.FAILED:
+    if row.finish == "failed":
         return None if row.confidence == 0.0 else ("confidence", "0", f"{row.confidence:.9g}")
     return _wrong_confidence(tree, row, seen)
 
@@ -84,13 +88,13 @@ def _wrong_confidence(tree: Grown, row: RolloutRow, seen: int) -> tuple[str, str
     tokens = sum(tree.tokens[i] for i in new)
     shared = any(i <= seen for i in new)
     choices = [(total, tokens)]
-    if row.reflect == Reflect.AT_END and tokens != row.generated_tokens:
-        beside = {tree.parents[i] for i in new if tree.actions[i] == Action.REFLECTION}
+    if row.reflect == "at_end" and tokens != row.generated_tokens:
+        beside = {tree.parents[i] for i in new if tree.actions[i] == "reflection"}
         choices = [
             (total + tree.sums[i], row.generated_tokens)
             for i, parent in enumerate(tree.parents)
             if parent in beside
-            and tree.actions[i] == Action.ANSWER
+            and tree.actions[i] == "answer"
             and tokens + tree.tokens[i] == row.generated_tokens
         ]
         shared = True  # the closing may be an earlier rollout's

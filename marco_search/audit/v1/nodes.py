@@ -16,10 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marco_search.audit.findings import Finding
-from marco_search.audit.rows import NodeRow
-from marco_search.search.branches import TOP_K
-from marco_search.search.confidence import token_confidence
-from marco_search.search.config import Action
+from marco_search.audit.v1.rows import TOP_K, NodeRow
 
 ROUNDING = 1e-9
 
@@ -33,7 +30,7 @@ class Grown:
 
     parents: list[int] = field(default_factory=lambda: [-1])
     depths: list[int] = field(default_factory=lambda: [0])
-    actions: list[str] = field(default_factory=lambda: [Action.ROOT.value])
+    actions: list[str] = field(default_factory=lambda: ["root"])
     tokens: list[int] = field(default_factory=lambda: [0])
     sums: list[float] = field(default_factory=lambda: [0.0])  # of c_i
     # The same over the path since its last reflection.
@@ -51,7 +48,7 @@ class Grown:
 def vector_confidences(
     logprobs: NDArray[np.float64], tops: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """`token_confidence` of many tokens at once. Shapes: n and n x TOP_K (-inf: fewer)."""
+    """c_i = exp(p) / sum_k exp(p_k), at most 1. Shapes: n and n x TOP_K (-inf: fewer)."""
     total = np.exp(tops).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.minimum(1.0, np.exp(logprobs) / total)
@@ -74,7 +71,7 @@ def check_nodes(job_id: UUID, nodes: Sequence[NodeRow]) -> tuple[Grown, list[Fin
                 return tree, found  # what follows can't be placed
         if not node.texts_fit:
             found.append(_node(job_id, node, "text", "its tokens' texts, joined", "another text"))
-        afresh = node.action == Action.REFLECTION
+        afresh = node.action == "reflection"
         parent = node.parent_id
         tree.parents.append(parent)
         tree.depths.append(node.depth)
@@ -114,7 +111,7 @@ def _check_confidences(
     for i in np.flatnonzero(wrong):
         at = int(np.searchsorted(ends, i, side="right"))
         token = int(i - (ends[at] - nodes[at].tokens))
-        expected = token_confidence(float(logprobs[i]), tops[i].tolist())
+        expected = vector_confidences(logprobs[i : i + 1], tops[i : i + 1])[0]
         what = f"c_i of token {token}"
         yield _node(job_id, nodes[at], what, f"{expected:.9g} by its log-probs", f"{stored[i]:.9g}")
 

@@ -1,0 +1,153 @@
+"""Checks the ranked answers: they are those that the rollouts' votes give, in that order.
+
+Votes are counted on the keys as they are stored: no text is read again. Of a kind of job
+whose near-duplicates count as one answer, which rollouts belong together is taken from the
+stored answers. What follows from it is checked, that they are alike is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from marco_search.audit.findings import Finding
+from marco_search.audit.v1.nodes import ROUNDING
+from marco_search.audit.v1.rows import AnswerRow, RolloutRow
+
+_MERGED = ("open_ended",)
+"""Kinds of job whose near-duplicates are one answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    key: str
+    weight: float
+    share: float
+    confidence: float
+    rollout_ids: tuple[int, ...]
+    order: tuple[float, float, int]
+
+    @property
+    def votes(self) -> int:
+        return len(self.rollout_ids)
+
+
+def check_answers(
+    job_id: UUID,
+    job: Mapping[str, Any],
+    payload: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rollouts: Sequence[RolloutRow],
+    answers: Sequence[AnswerRow],
+) -> Iterator[Finding]:
+    """What does not follow from the votes."""
+    if not answers and job["state"] != "succeeded":
+        return  # ended before anything was ranked
+    voters = [r for r in rollouts if r.answer is not None]
+    merged = job["kind"] in _MERGED
+    keys = {r.rollout_id: str(r.answer) for r in voters}
+    if merged:
+        keys, apart = _merged(keys, answers)
+        if apart is not None:
+            there = f"{apart!r} in two"
+            yield Finding("answers", f"job {job_id}", "one key", "one answer", there, job_id)
+            return
+    try:
+        ranked = _rank(voters, keys, config)
+    except (KeyError, ValueError, OverflowError) as error:
+        yield Finding("rollouts", f"job {job_id}", "no vote", "votes", str(error), job_id)
+        return
+    expected = ranked[: (payload.get("options") or {}).get("answers", len(answers))]
+    # Those that are not shown may have been merged as well, which counts where the best decide.
+    bound = merged and config["choice"] == "best" and len(expected) < len(ranked)
+    for i in range(max(len(expected), len(answers))):
+        key = f"job {job_id}, rank {i + 1}"
+        if i >= len(answers):
+            yield Finding("answers", key, "missing", repr(expected[i].key), "no row", job_id)
+        elif i >= len(expected):
+            yield Finding("answers", key, "not voted for", "no row", repr(answers[i].key), job_id)
+        else:
+            highest = _highest_share(ranked, len(expected), i) if bound else None
+            yield from _compare(job_id, key, i + 1, answers[i], expected[i], highest)
+
+
+def _merged(
+    keys: Mapping[int, str], answers: Sequence[AnswerRow]
+) -> tuple[dict[int, str], str | None]:
+    """The key that each rollout counts under, and a key that counts under two."""
+    found = dict(keys)
+    for answer in answers:
+        found |= dict.fromkeys(keys.keys() & set(answer.rollout_ids), answer.key)
+    under: dict[str, str] = {}
+    for rollout_id, key in keys.items():
+        if under.setdefault(key, found[rollout_id]) != found[rollout_id]:
+            return found, key
+    return found, None
+
+
+def _rank(
+    voters: Sequence[RolloutRow], keys: Mapping[int, str], config: Mapping[str, Any]
+) -> list[_Ranked]:
+    how = config["choice"]
+    groups: dict[str, list[RolloutRow]] = {}
+    for row in voters:
+        if not 0.0 <= row.path_confidence <= 1.0:
+            raise ValueError(f"rollout {row.rollout_id} has value {row.path_confidence}")
+        groups.setdefault(keys[row.rollout_id], []).append(row)
+    weights = {key: _weight(group, how, config) for key, group in groups.items()}
+    total = math.fsum(weights.values())
+    ranked = []
+    for key, group in groups.items():
+        best = min(group, key=lambda r: (-r.path_confidence, r.rollout_id))
+        leaders = [r for r in group if r.path_confidence == best.path_confidence]
+        ranked.append(
+            _Ranked(
+                # An answer has the key of its most confident rollout.
+                key=key if any(r.answer == key for r in leaders) else str(best.answer),
+                weight=weights[key],
+                share=weights[key] / total if total else len(group) / len(voters),
+                confidence=min(1.0, math.fsum(r.path_confidence for r in group) / len(group)),
+                rollout_ids=tuple(sorted(r.rollout_id for r in group)),
+                order=(-weights[key], -best.path_confidence, best.rollout_id),
+            )
+        )
+    return sorted(ranked, key=lambda a: a.order)
+
+
+def _weight(group: Sequence[RolloutRow], how: str, config: Mapping[str, Any]) -> float:
+    values = [r.path_confidence for r in group]
+    if how == "vote":
+        return float(len(values))
+    if how == "weighted":
+        return math.fsum(v ** config["sharpness"] for v in values)
+    if how == "best":
+        return max(values)
+    raise ValueError(f"answers ranked by {how!r}")
+
+
+def _highest_share(ranked: Sequence[_Ranked], shown: int, place: int) -> float:
+    """The share of an answer if all that are not shown were one."""
+    least = math.fsum(a.weight for a in ranked[: shown + 1])
+    return ranked[place].weight / least if least else 1.0
+
+
+def _compare(
+    job_id: UUID, key: str, place: int, there: AnswerRow, expected: _Ranked, highest: float | None
+) -> Iterator[Finding]:
+    for what, wanted, found in (
+        ("rank", place, there.rank),
+        ("key", expected.key, there.key),
+        ("rollout_ids", expected.rollout_ids, there.rollout_ids),
+        ("votes", expected.votes, there.votes),
+        ("confidence", expected.confidence, there.confidence),
+        ("share", expected.share, there.share),
+    ):
+        near = isinstance(wanted, float) and abs(wanted - float(str(found))) <= ROUNDING
+        if what == "share" and highest is not None:
+            near = expected.share - ROUNDING <= there.share <= highest + ROUNDING
+        if wanted != found and not near:
+            yield Finding("answers", key, what, f"{wanted!r} by the vote", repr(found), job_id)
+            return
