@@ -32,7 +32,7 @@ from marco_search.errors import (
 from marco_search.store import address
 from marco_search.store.failures import advice, words
 
-SCHEMA_REVISION = "0007"
+SCHEMA_REVISION = "0008"
 """The migration this code was written for (the newest one in migrations/versions)."""
 
 OLDEST_POSTGRES = 17
