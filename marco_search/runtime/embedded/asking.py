@@ -6,10 +6,13 @@ import math
 import random
 from typing import Any
 
+import numpy as np
+
 from marco_search.errors import BranchFailed, PromptTooLong
 from marco_search.runtime.embedded.model import LoadedModel
 from marco_search.runtime.embedded.requests import GenerationRequest
 from marco_search.runtime.embedded.sampling import TOP
+from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 from marco_search.runtime.params import params_of
 
 # Sampling parameters that the frontend knows and this engine does not; what they are when unset.
@@ -41,7 +44,7 @@ def request_of(model: LoadedModel, s: Any, params: Any) -> GenerationRequest:
             f"temperature {params.temperature} and top_p {params.top_p}: the first has to be 0 or "
             "more, the second above 0 and at most 1"
         )
-    ids = model.tokenizer.encode(s.text_)
+    ids = prefix_ids(model.tokenizer, s)
     room = model.config.context_tokens - len(ids)
     if len(ids) == 0:
         raise BranchFailed("the prompt is empty")
@@ -63,6 +66,15 @@ def request_of(model: LoadedModel, s: Any, params: Any) -> GenerationRequest:
         ignore_eos=bool(params.ignore_eos),
         score_from=start + 1 if scored and start is not None else None,
     )
+
+
+def prefix_ids(tokenizer: Tokenizer, s: Any) -> TokenIds:
+    """The executor's text in tokens: the ones that the trail holds, where its parts are known."""
+    own = params_of(s)
+    if own is None or not own.parts:
+        return tokenizer.encode(s.text_)
+    parts = [tokenizer.encode(p) if isinstance(p, str) else p for p in own.parts]
+    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 
 def number(value: Any) -> int | None:

@@ -17,7 +17,7 @@ from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.choices import ChoicesDecision, token_length_normalized
 
 from marco_search.errors import RuntimeFailure
-from marco_search.runtime.embedded.asking import number, request_of
+from marco_search.runtime.embedded.asking import number, prefix_ids, request_of
 from marco_search.runtime.embedded.batch import Batch
 from marco_search.runtime.embedded.engine import Engine
 from marco_search.runtime.embedded.meta import Meta, completion_text, meta_info
@@ -107,11 +107,11 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
 
     def commit_lazy_operations(self, s: Any) -> None:
         """Prefill the text into the prefix cache. A failure shows in what comes after."""
-        self._prefill(s.text_, self._seconds_left(s))
+        self._prefill(prefix_ids(self._model.tokenizer, s), self._seconds_left(s))
 
     def cache_prefix(self, prefix_str: str) -> None:
         """Prefill `prefix_str` into the prefix cache."""
-        self._prefill(prefix_str, self._timeout_s)
+        self._prefill(self.encode(prefix_str), self._timeout_s)
 
     def flush_cache(self) -> None:
         """Forget all cached prefixes."""
@@ -142,8 +142,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         left = own.deadline - time.monotonic() if own else self._timeout_s
         return max(0.0, min(left, self._timeout_s))
 
-    def _prefill(self, text: str, seconds: float) -> None:
-        ids = self.encode(text)
+    def _prefill(self, ids: TokenIds, seconds: float) -> None:
         if 0 < len(ids) < self._model.config.context_tokens:
             ticket = Ticket(GenerationRequest(ids=ids, max_new_tokens=0))
             self.engine.submit(ticket).wait(seconds)

@@ -182,6 +182,20 @@ def test_a_forks_children_share_its_prefix(backend: EmbeddedBackend) -> None:
     assert again[:6] == branches
 
 
+def test_a_fork_goes_on_from_the_tokens_that_are_kept(backend: EmbeddedBackend) -> None:
+    """Also where the text would be tokenised otherwise: here a token for each character."""
+    runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
+    text = "Step 1: 3+12=15. "
+    ids = tuple(int(i) for character in text for i in backend.encode(character))
+    assert len(ids) > len(backend.encode(text))
+    kept = dataclasses.replace(expansion(2, prefix=PROMPT + text), parts=(PROMPT, ids))
+    count = len(backend.encode(PROMPT)) + len(ids)
+    found = runtime.branch([kept])
+    assert [(b.prompt_tokens, b.cached_tokens) for b in found] == [(count, count)] * 2
+    (anew, _) = runtime.branch([expansion(2, prefix=PROMPT + text)])
+    assert anew.prompt_tokens == len(backend.encode(PROMPT + text))
+
+
 def test_a_search_round_is_the_same_in_any_order_and_company(backend: EmbeddedBackend) -> None:
     runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
     whole = runtime.branch([expansion(4, prefix=PROMPT + str(i)) for i in range(4)])
