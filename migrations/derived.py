@@ -36,7 +36,7 @@ def make(conn: Connection[Any]) -> str | None:
     prefix = settings.load().role_prefix
     role_statements = list(roles.statements(prefix))
     digest = _digest([*views.statements(), partitions.FUNCTION, *role_statements])
-    if _made_from(conn) == digest and not objects.differences(conn, prefix):
+    if _made_from(conn) == digest and not _differs(conn, prefix):
         partitions.ensure(conn)
         return None
     drop(conn)
@@ -49,6 +49,13 @@ def make(conn: Connection[Any]) -> str | None:
         comment = f"Views for auditors: the public SQL interface ({digest})"
         conn.execute(f"COMMENT ON SCHEMA {views.SCHEMA} IS '{comment}'")
     return refused
+
+
+def _differs(conn: Connection[Any], prefix: str) -> bool:
+    try:
+        return bool(objects.differences(conn, prefix))
+    except psycopg.errors.InsufficientPrivilege:  # it takes temporary objects
+        return True
 
 
 def grant(conn: Connection[Any], prefix: str) -> str | None:

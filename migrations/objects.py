@@ -104,12 +104,16 @@ def _functions(conn: Connection[Any]) -> Iterator[str]:
     query = (
         "SELECT proname || '(' || pg_get_function_identity_arguments(oid) || ')', btrim(prosrc,"
         " E' \\n'), prosecdef, proconfig, prorettype, prolang, provolatile FROM pg_proc"
-        " WHERE pronamespace = {} AND proname = ANY (%(functions)s)"
+        " WHERE {}"
+    )
+    ours = (
+        "pronamespace = 'public'::regnamespace AND proname = ANY (%(functions)s)"
+        " OR pronamespace::regnamespace::text IN ('audit', 'partitions')"
     )
     yield from _compared(
         "function",
-        _facts(conn, query.format("pg_my_temp_schema()"), functions=_FUNCTIONS),
-        _facts(conn, query.format("'public'::regnamespace"), functions=_FUNCTIONS),
+        _facts(conn, query.format("pronamespace = pg_my_temp_schema()")),
+        _facts(conn, query.format(ours), functions=_FUNCTIONS),
     )
 
 
@@ -203,7 +207,7 @@ def _rights(conn: Connection[Any], prefix: str) -> Iterator[str]:
         # Others may read what a database's holder lets them.
         if who != holder and (who in ours | {"PUBLIC"} or right not in ("SELECT", "USAGE")):
             there.add((who, right, name))
-        elif who == holder != owner and not name.startswith("schema "):
+        elif who == holder != owner and name != "schema public":
             yield f"{name}: belongs to {holder}"
     # Nobody can call a trigger's function.
     there -= {("PUBLIC", "EXECUTE", f"function public.{guards.FUNCTION}()")}
@@ -218,7 +222,8 @@ def _rights(conn: Connection[Any], prefix: str) -> Iterator[str]:
 
 _ACLS = f"""
     SELECT things.name, CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END,
-        x.privilege_type, pg_get_userbyid(things.owner)
+        x.privilege_type || CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END,
+        pg_get_userbyid(things.owner)
     FROM (
         SELECT 'table ' || n.nspname || '.' || c.relname, c.relowner,
             coalesce(c.relacl, acldefault('r', c.relowner)) FROM {_RELATIONS}
@@ -264,11 +269,13 @@ def _things(text: str) -> list[str]:
 
 
 def _roles(conn: Connection[Any], ours: list[str], prefix: str) -> Iterator[str]:
-    """Our roles can do nothing by themselves and are members of no other."""
+    """Our roles and their members have no power of their own; ours are members of no other."""
     for (name,) in conn.execute(
-        "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s) AND (rolsuper OR rolcreaterole"
-        " OR rolcreatedb OR rolbypassrls OR rolreplication) ORDER BY rolname",
-        [ours],
+        "SELECT rolname FROM pg_roles WHERE (rolsuper OR rolcreaterole"
+        " OR rolbypassrls OR rolreplication) AND (rolname = ANY (%(ours)s) OR oid IN"
+        " (SELECT member FROM pg_auth_members WHERE pg_get_userbyid(roleid) = ANY (%(others)s)))"
+        " ORDER BY rolname",
+        {"ours": ours, "others": [name for name in ours if name != roles.name(prefix, "owner")]},
     ):
         yield f"role {name}: has attributes of a superuser"
     allowed = (roles.name(prefix, "auditor_all"), roles.name(prefix, "auditor"))

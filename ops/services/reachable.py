@@ -134,7 +134,7 @@ def _schema(conn: psycopg.Connection[tuple[Any, ...]], *, is_embedded: bool) -> 
     check_schema(conn)
     writes = conn.execute("SELECT has_table_privilege('public.jobs', 'INSERT')").fetchone()
     if writes != (True,):
-        detail = f"{SCHEMA_REVISION}; this login is an auditor's, it reads and writes nothing"
+        detail = f"{SCHEMA_REVISION}; this login is an auditor's, it only reads"
         return Finding("schema", False, detail, _WRITER)
     return Finding("schema", True, SCHEMA_REVISION, "")
 

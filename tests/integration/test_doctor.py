@@ -152,6 +152,15 @@ def test_embedded_services_at_rest_are_no_fault(tmp_path: Path) -> None:
         ),
         ("CREATE RULE r AS ON DELETE TO nodes DO INSTEAD NOTHING", "rule of public.nodes"),
         ("ALTER TABLE nodes OWNER TO CURRENT_USER", "table public.nodes: belongs to "),
+        ("ALTER SCHEMA audit OWNER TO CURRENT_USER", "schema audit: belongs to "),
+        ("ALTER TABLE nodes ENABLE REPLICA TRIGGER insert_only", "of public.nodes: disabled"),
+        (
+            "CREATE FUNCTION audit.more() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "function more(): not made by the migrations",
+        ),
+        ("GRANT SELECT ON nodes TO marco_auditor WITH GRANT OPTION", "SELECT WITH GRANT OPTION"),
+        ("GRANT EXECUTE ON FUNCTION ensure_partitions TO PUBLIC", "EXECUTE of PUBLIC on function"),
+        ("ALTER TABLE nodes DETACH PARTITION partitions.nodes_default", "partitions.nodes_default"),
     ],
 )  # fmt: skip
 def test_what_somebody_did_to_the_guards_is_named(
