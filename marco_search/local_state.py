@@ -103,7 +103,7 @@ def read(home: Path) -> LocalState | None:
     file = home / FILE_NAME
     try:
         return LocalState.from_json(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError:
         raise LocalServiceFailed(

@@ -138,7 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, UnicodeEncodeError) and not _is_text(words):
+            return report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
         return report_bug(error, as_json, debug)
+
+
+def _is_text(words: Sequence[str]) -> bool:
+    # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
+    return not any("\ud800" <= character <= "\udfff" for word in words for character in word)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,28 @@ def test_pauses_and_quotas_are_listed(marco: Marco, capsys: pytest.CaptureFixtur
     assert "research: 7\nothers: no quota" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "--limit", "99999999999999999999"),
+        ("dead", "list", "--limit", "2147483648"),
+        ("sql", "select 1", "--limit", "99999999999999999999"),
+        ("sql", "select 1", "--timeout", "nan"),
+        ("wait", "--timeout", "nan"),
+        ("watch", "--timeout", "inf"),
+        ("quota", "research", "2147483648"),
+        ("quota", "", "1"),
+        ("pause", "--tenant", ""),
+        ("resume", "--tenant", ""),
+        ("pause", "--tenant", "\udcff"),
+        ("sql", "--set", "a=\udcff", "select :'a'"),
+        ("status", "\udcff"),
+    ],
+)
+def test_arguments_that_nothing_takes_are_refused(marco: Marco, words: tuple[str, ...]) -> None:
+    marco(*words, code=2)
+
+
 def test_jobs_that_were_known_are_counted(
     marco: Marco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -282,3 +282,13 @@ def test_solve_names_the_field_that_is_wrong(
 ) -> None:
     assert main(["solve", "1+1?", *options]) == 2
     assert capsys.readouterr().err.startswith(f"marco: {field}: ")
+
+
+def test_a_home_that_is_no_folder_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MARCO_HOME", "/dev/null")
+    for command in (["status"], ["submit", "--question", "1 + 1?"]):
+        settings_module.load.cache_clear()
+        assert main(command) == 4
+        assert "/dev/null" in capsys.readouterr().err

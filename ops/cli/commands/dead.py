@@ -9,6 +9,7 @@ from uuid import UUID
 import click
 
 from ops.cli.output import json_option, print_json, show, terminal_width
+from ops.cli.parameters import count
 
 if TYPE_CHECKING:
     from producer import Producer
@@ -33,7 +34,7 @@ def dead() -> None:
 @dead.command("list", short_help="List them.")
 @STATE
 @ERROR
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N")
+@click.option("--limit", type=count(least=1), default=100, show_default=True, metavar="N")
 @json_option
 def list_(state: str | None, error: str | None, limit: int, as_json: bool) -> None:
     """List the jobs that were given up, the latest first."""

@@ -10,6 +10,7 @@ import click
 
 from ops.cli.failures import JOBS_NOT_DONE
 from ops.cli.output import json_option, print_json, print_json_line, show, terminal_width
+from ops.cli.parameters import Seconds
 
 if TYPE_CHECKING:
     from marco_search.store.queries import JobStatus
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     metavar="S",
     help="Give up after S seconds (exit code 6); the jobs go on.",
 )

@@ -79,6 +79,8 @@ def _set(
 ) -> None:
     if sum([bool(jobs), tenant is not None, everything]) != 1:
         raise click.UsageError("Give jobs, or --tenant NAME, or --all.")
+    if tenant == "":  # an unset variable of a script, say: it must not mean everyone
+        raise click.UsageError("--tenant is empty: give a name, or --all.")
     from ops.cli import reading
     from ops.cli.session import session
     from producer import EVERYONE, Producer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ops.cli.output import echo, json_option, print_json
+from ops.cli.parameters import LARGEST_COUNT
 
 
 @click.command(short_help="Limit a tenant's queued jobs.")
@@ -20,7 +21,9 @@ def quota(tenant: str | None, limit: str | None, as_json: bool) -> None:
     if tenant is None or limit is None:
         _list(tenant, as_json)
         return
-    if limit != "default" and not limit.isdecimal():
+    if not tenant:
+        raise click.UsageError("TENANT is empty.")
+    if limit != "default" and not (limit.isdecimal() and int(limit[:12]) <= LARGEST_COUNT):
         raise click.UsageError(f'{limit!r} is no number of jobs; give one, or "default".')
     from ops.cli.session import session
     from producer import Producer

@@ -7,6 +7,7 @@ import sys
 import click
 
 from ops.cli.output import console, echo, json_option, print_json, show, terminal_width
+from ops.cli.parameters import Seconds, count
 
 TABLE_ROWS = 1000  # a table is for reading: more is for a file
 
@@ -17,13 +18,13 @@ TABLE_ROWS = 1000  # a table is for reading: more is for a file
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=count(),
     metavar="N",
     help=f"Rows at most; 0 for all (default: {TABLE_ROWS} in a table, all in JSON and CSV).",
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=86_400),
+    type=Seconds(min=0, min_open=True, max=86_400),
     default=30.0,
     show_default=True,
     metavar="S",

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from ops.cli.output import echo, json_option, print_json, show, terminal_width
+from ops.cli.parameters import count
 
 LATEST = 20
 ALL = 2**31
@@ -19,7 +20,7 @@ STATES = ("queued", "running", "succeeded", "failed", "dead", "cancelled", "expi
 @click.option("--state", type=click.Choice(STATES), help="Only jobs in this state.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=count(),
     default=LATEST,
     show_default=True,
     metavar="N",
