@@ -17,7 +17,8 @@ from marco_search.search.records import Rollout
 from marco_search.settings import Settings
 from marco_search.store import trail
 from marco_search.store.connect import Database
-from tests.faults.rig import Rig, wait_until
+from tests.faults.rig import SETTINGS, Rig, wait_until
+from worker.watchdog import SILENT_S
 
 # A worker process at rest: main thread, its pool of connections, what the runtime keeps.
 MOST_THREADS = 16
@@ -28,13 +29,21 @@ _OWN = ("suite", "marco producer")
 def leaks_at_rest(rig: Rig) -> list[str]:
     """What the fleet holds although no job runs, and does not let go of."""
     with contextlib.suppress(AssertionError):
+        hung_for_s = float(SETTINGS["MARCO_LEASE_S"]) + SILENT_S
+        wait_until(lambda: not _hung(rig), "what hangs was killed", hung_for_s + 10)
         wait_until(lambda: not _held_at_rest(rig), "nothing is held", 10)
     return _held_at_rest(rig)
+
+
+def _hung(rig: Rig) -> set[int]:
+    return rig.hung & rig.processes().keys()
 
 
 def _held_at_rest(rig: Rig) -> list[str]:
     wrong = []
     live = rig.processes()
+    if _hung(rig):
+        wrong.append(f"processes that hang: {_hung(rig)}")
     mains = {m.process.pid for m in rig.members}
     orphans = {p: w for p, w in live.items() if _parent(p) not in mains and p not in mains}
     if orphans:

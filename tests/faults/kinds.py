@@ -253,6 +253,57 @@ def duplicate(context: Context) -> Hit:
     return Hit({}, queue=True)
 
 
+def vanished(name: str) -> Fault:
+    """The server takes bytes and answers nothing; what was connected then never hears again."""
+
+    def fault(context: Context) -> Hit:
+        hit = Hit({}, queue=True) if name == "redis" else _all(context)
+        proxy = context.rig.proxies[name]
+        proxy.cut(all_new=context.random.random() < 0.5)
+        time.sleep(context.random.uniform(0.5, 2.0))  # until new connections pass
+        proxy.mend()
+        return hit
+
+    fault.__doc__ = f"The connections to {name} are dead, and nobody is told."
+    return fault
+
+
+def refusing(spoil: str, mend: str) -> Fault:
+    """Redis answers with errors for a while: after one command, until another."""
+
+    def fault(context: Context) -> Hit:
+        context.rig.server("redis")
+        with context.rig.redis() as client:
+            try:
+                for command in spoil.split(";"):
+                    client.execute_command(*command.split())
+                time.sleep(context.random.uniform(0.5, 2.0))  # the outage itself
+            finally:
+                client.execute_command(*mend.split())
+        return Hit({}, queue=True)
+
+    fault.__doc__ = f"Redis after {spoil}."
+    return fault
+
+
+def unreadable_message(context: Context) -> Hit:
+    """Messages of somebody else's in the queue."""
+    context.rig.server("redis")
+    other = b'{"body": "", "headers": {"task": "other"}, "properties": {"delivery_tag": null}}'
+    with context.rig.redis() as client:
+        client.rpush("marco", b"5", b"null", b"[]", b"\xff", other, b"x" * 100_000)
+    return Hit({}, queue=True)
+
+
+def hung_child(context: Context) -> Hit:
+    """SIGSTOP of a process in the middle of a search, for good: its worker must kill it."""
+    job, _, rounds, pid = context.random.choice(_busy(context))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        context.rig.hung.add(pid)
+    return Hit({job: rounds})
+
+
 FAULTS: dict[str, Fault] = {
     "kill_child": kill_child,
     "kill_worker": kill_worker,
@@ -268,5 +319,13 @@ FAULTS: dict[str, Fault] = {
     "full_disk": full_disk,
     "jump_clock": jump_clock,
     "duplicate": duplicate,
+    "vanished_postgres": vanished("postgres"),
+    "vanished_redis": vanished("redis"),
+    "vanished_model_server": vanished("model"),
+    "redis_oom": refusing("CONFIG SET maxmemory 1mb", "CONFIG SET maxmemory 0"),
+    "redis_readonly": refusing("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    "redis_wrongtype": refusing("DEL marco;SET marco text", "DEL marco"),
+    "unreadable_message": unreadable_message,
+    "hung_child": hung_child,
     **{f"runtime_{how}": misbehaving(how) for how in MISBEHAVIOURS},
 }

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
@@ -33,6 +34,7 @@ from ops.services import ServiceUrls, local_services
 from ops.services.layout import Layout
 from producer import Producer
 from tests.faults.model import Model, model_server
+from tests.silent_proxy import SilentProxy
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
@@ -80,7 +82,15 @@ class Rig:
         self.home, self.urls, self.model = home, urls, model
         self.members: list[Member] = []
         self.producer = Producer(urls.database_url, urls.redis_url)
-        self.runtime = model.url
+        # The fleet's way to each of its servers, which can fall silent.
+        self.proxies = {
+            "postgres": _proxy(urls.database_url),
+            "redis": _proxy(urls.redis_url),
+            "model": _proxy(model.url),
+        }
+        self.runtime = self.proxies["model"].url(model.url)
+        self.hung: set[int] = set()  # processes that were stopped for good
+        self.stops_s: list[float] = []  # how long members took to end when told to
         self._lock = threading.Lock()
         # Not told by their environment: a worker's title is written over it.
         self._sessions: set[int] = set()
@@ -175,8 +185,8 @@ class Rig:
         """The settings of the whole fleet."""
         return {
             "MARCO_HOME": str(self.home),
-            "DATABASE_URL": self.urls.database_url,
-            "REDIS_URL": self.urls.redis_url,
+            "DATABASE_URL": self.proxies["postgres"].url(self.urls.database_url),
+            "REDIS_URL": self.proxies["redis"].url(self.urls.redis_url),
             "MARCO_RUNTIME": self.runtime,
             **SETTINGS,
             "OPENBLAS_NUM_THREADS": "1",
@@ -209,8 +219,11 @@ class Rig:
         self.forget(member)
         with contextlib.suppress(ProcessLookupError):
             member.process.send_signal(number)
+        told = time.monotonic()
         try:
-            return member.process.wait(PATIENCE_S)
+            code = member.process.wait(PATIENCE_S)
+            self.stops_s.append(time.monotonic() - told)
+            return code
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(member.process.pid, signal.SIGKILL)
@@ -248,6 +261,14 @@ class Rig:
                 os.kill(pid, signal.SIGKILL)
         for member in self.members:
             member.process.wait()
+        for proxy in self.proxies.values():
+            proxy.close()
+
+
+def _proxy(url: str) -> SilentProxy:
+    parts = urlsplit(url)
+    assert parts.hostname and parts.port
+    return SilentProxy(parts.hostname, parts.port)
 
 
 @contextlib.contextmanager

@@ -18,11 +18,16 @@ from typing import Any
 from marco_search.store.verify_all import verify_all
 from tests.faults import aftermath, checks, window
 from tests.faults.kinds import FAULTS
-from tests.faults.rig import SETTINGS, Rig, rig
+from tests.faults.rig import SETTINGS, Rig, rig, wait_until
 from tests.faults.storm import Storm, job, rage
 
 Say = Callable[[str], None]
-_WINDOW, _POISON, _POCKET = 100_000, 200_000, 300_000  # first numbers of their jobs
+_WINDOW, _POISON, _POCKET, _SILENT = (
+    100_000,
+    200_000,
+    300_000,
+    400_000,
+)  # first numbers of their jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,8 @@ def run(scale: Scale, *, seed: int, say: Say = lambda _: None) -> dict[str, Any]
         phase("the window between BRPOP and the worker's note")
         ours = window.marco_search(made, scale.window, _WINDOW)
         plain = window.plain_celery(made, scale.plain_window) if scale.plain_window else None
+        phase("a stop while everything is silent")
+        _stop_in_silence(made)
         phase("a poison job")
         poison = _poison(made)
         tokens = checks.tokens(made, made.model.ledger)
@@ -101,6 +108,7 @@ def run(scale: Scale, *, seed: int, say: Say = lambda _: None) -> dict[str, Any]
         "uncommitted_tokens_regenerated": tokens.again_uncommitted,
         "tokens_generated": tokens.generated,
         "tokens_committed": tokens.committed,
+        "longest_stop_s": round(max(made.stops_s), 1),
         **_recovery(storm),
         "window_lost": ours.never_ran,
         "window_messages_gone": ours.messages_gone,
@@ -127,6 +135,21 @@ def _storm(made: Rig, scale: Scale, seed: int) -> Storm:
         made, plan, jobs=scale.jobs, seed=seed, pause_s=scale.pause_s,
         outages_s=(scale.redis_down_s, scale.postgres_down_s),
     )  # fmt: skip
+
+
+def _stop_in_silence(made: Rig) -> None:
+    """A worker in the middle of jobs is told to stop when none of its servers answers."""
+    worker = made.start_worker("silent", 2, MARCO_STOP_S="3")
+    handles = made.producer.submit_many([job(_SILENT + i, 16) for i in range(2)])
+    wait_until(lambda: any(made.running()), "a job runs")
+    for proxy in made.proxies.values():
+        proxy.cut(all_new=True)
+    made.dismiss(worker)
+    for proxy in made.proxies.values():
+        proxy.mend()
+    after = made.start_worker("after", 2)
+    made.producer.wait(handles, timeout_s=120)
+    made.dismiss(after)
 
 
 def _poison(made: Rig) -> dict[str, Any]:
@@ -167,7 +190,7 @@ def _recovery(storm: Storm) -> dict[str, Any]:
     return {
         "median_recovery_s": round(median(seconds), 2),
         "p95_recovery_s": round(quantiles(seconds, n=20)[-1], 2),
-        "faults_by_kind": dict(Counter(r.kind for r in storm.recoveries)),
+        "kinds": dict(Counter(r.kind for r in storm.recoveries)),
         "median_recovery_s_by_kind": {k: round(median(v), 2) for k, v in by_kind.items()},
         "longest_recovery_s_by_kind": {k: round(max(v), 2) for k, v in by_kind.items()},
     }

@@ -409,3 +409,31 @@ def test_importing_the_producer_loads_neither_worker_nor_engine() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_others_send_to_the_channel_is_not_listened_to(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    """And a listener that was thrown out comes back."""
+    job = producer.submit(question())
+    told: list[UUID | None] = []
+
+    def listening() -> list[int]:
+        with producer.database.transaction() as conn:
+            rows = conn.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query LIKE 'LISTEN%'"
+            ).fetchall()
+        return [pid for (pid,) in rows]
+
+    with producer.listener.subscribed(told.append):
+        wait_until(lambda: told == [None], "the listener listens")
+        with producer.database.transaction() as conn:
+            for payload in ("garbage", "", "x" * 7000):
+                conn.execute("SELECT pg_notify('marco_jobs', %s)", [payload])
+            conn.execute("SELECT pg_notify('marco_jobs', %s)", [str(job.id)])
+        wait_until(lambda: told == [None, job.id], "it hears what counts")
+        (pid,) = listening()
+        with producer.database.transaction() as conn:
+            conn.execute("SELECT pg_terminate_backend(%s)", [pid])
+        wait_until(lambda: told == [None, job.id, None], "it listens again")

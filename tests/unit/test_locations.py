@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from marco_search import local_state, locations
+from marco_search import local_state, locations, redis_address
 from marco_search.broker import Publisher
 from marco_search.errors import (
     BrokerUnavailable,
@@ -142,8 +142,51 @@ def test_no_password_is_shown_even_of_a_url_that_is_no_good(url: str) -> None:
     assert "hush" not in shown and "***" in shown
 
 
-def test_a_redis_url_that_is_no_good_is_refused_without_its_password() -> None:
-    for url in ("redis://:hush@h:99999/0", "foo", "redis://h:hu/sh"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "foo",
+        "http://h",
+        "redis://",
+        "redis://:hush@h:99999/0",
+        "redis://[::1/hush",
+        # Not escaped: what follows is no part of the password any more.
+        "redis://h:hu/sh",
+        "redis://:hush/1@h:6379/0",
+        "redis://:hush#1@h/0",
+        "redis://:1#hush@h/0",
+        "redis://:1/hush@h/0",
+        "redis://:1?hush@h/0",
+        "redis://user/hush@h/0",
+        "redis://h/jobs",
+        "redis://h/-1",
+        "redis://h?health_check_interval=30",
+        "redis://h/0?password=hush",
+        "redis://h/0?ssl_cert_reqs=none",
+        "rediss://h/0?ssl_cert_reqs=maybe",
+        "rediss://h/0?ssl_check_hostname=perhaps",
+    ],
+)
+def test_a_redis_url_that_is_no_good_is_refused_without_its_password(
+    tmp_path: Path, url: str
+) -> None:
+    for refuse in (
+        lambda: Publisher(url, "marco"),
+        lambda: locations.redis_url(_settings(tmp_path, broker=url)),
+    ):
         with pytest.raises(InvalidSettings, match="REDIS_URL") as refused:
-            Publisher(url, "marco")
+            refuse()
         assert "hush" not in str(refused.value)
+
+
+def test_what_a_redis_url_says() -> None:
+    plain = redis_address.parse("redis://h")
+    assert (plain.url, plain.tls) == ("redis://h:6379/0", None)
+    odd = redis_address.parse("redis://us%40er:p%2Fw%23@[::1]:7/3")
+    assert (odd.host, odd.port, odd.database) == ("::1", 7, 3)
+    assert (odd.username, odd.password) == ("us@er", "p/w#")
+    assert redis_address.parse(odd.url) == odd
+    tls = redis_address.parse("rediss://:p@h/0?ssl_ca_certs=/etc/ca.pem").tls
+    assert tls is not None
+    assert (tls["ssl_cert_reqs"], tls["ssl_check_hostname"]) == ("required", True)
+    assert tls["ssl_ca_certs"] == "/etc/ca.pem"
