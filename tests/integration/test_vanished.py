@@ -24,7 +24,7 @@ import pytest
 from redis import Redis
 
 from marco_search.broker import Publisher
-from marco_search.errors import SchemaMismatch
+from marco_search.errors import BrokerUnavailable, SchemaMismatch
 from producer import JobStatus, Producer
 from tests.integration.toys import environment, question, settings_for, wait_until
 from tests.silent_proxy import silent_proxy
@@ -198,6 +198,13 @@ def _unreadable(good: bytes) -> list[bytes]:
     return raw
 
 
+def _checked(urls: tuple[str, str], *words: str) -> int:
+    """The exit code of the health check of a container."""
+    command = [sys.executable, "-m", "ops.cli.main", "worker", "--check", *words]
+    env = environment(settings_for(*urls))
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=60).returncode
+
+
 def test_messages_that_cannot_be_read_are_dropped_and_cost_nothing(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
@@ -218,6 +225,8 @@ def test_messages_that_cannot_be_read_are_dropped_and_cost_nothing(
             wait_until(lambda: publisher.length() == 0, "the queue is empty", PATIENCE_S)
             assert main.poll() is None
             assert publisher.workers() == [f"celery@{socket.gethostname()}"]
+            assert _checked(urls) == 0
+            assert _checked(urls, "--name", "another") == BrokerUnavailable.exit_code
     said = log.read_text()
     assert "dropped a message that can't be read" in said
     assert "\x1b" not in said

@@ -75,3 +75,12 @@ def test_a_line_break_at_the_end_of_an_address_is_no_part_of_it(
     assert settings.database_url is not None
     assert settings.database_url.get_secret_value() == "postgresql://h/db"
     assert settings.redis_url is None
+
+
+def test_a_machine_that_vanished_is_noticed_unless_the_address_says_otherwise() -> None:
+    given = conninfo_to_dict(address.conninfo("postgresql://h/db", "test"))
+    assert (given["tcp_user_timeout"], given["keepalives_idle"]) == ("8000", "5")
+    own = "postgresql://h,i/db?keepalives_idle=60&tcp_user_timeout=0"
+    given = conninfo_to_dict(address.conninfo(own, "test"))
+    assert (given["tcp_user_timeout"], given["keepalives_idle"]) == ("0", "60")
+    assert given["keepalives_count"] == "3"
