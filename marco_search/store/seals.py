@@ -29,7 +29,7 @@ _LOCK = """
     SET LOCAL transaction_timeout = {}
 """
 _LONGEST_MS = 5000
-_A_LINK_MS = 5  # more than it takes on a busy machine
+_A_LINK_MS, _ROWS_A_MS = 5, 100  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
 
 LINK_COLUMNS = "seq, kind, job_id, root, previous, head, at, format"
@@ -49,15 +49,18 @@ def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
         proofs += [(i, prove(found[i], kinds)) for i in part if i in found]
     if not proofs:
         return []
-    links = append(conn, [(JOB, job_id, proof.root) for job_id, proof in proofs])
+    # All that takes time is done before the lock.
+    entries = [(JOB, job_id, proof.root) for job_id, proof in proofs]
+    columns = [
+        [*(list(proof.hashes[k]) for k in keyed_kinds()), proof.packed()] for _, proof in proofs
+    ]
+    count = sum(len(keys) for *keyed, _ in columns for keys in keyed)
+    links = append(conn, entries, also_rows=count)
     with conn.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO public.proofs (seq, attempts, events, nodes, rollouts, answers, hashes)"
             " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-            [
-                [link.seq, *(list(proof.hashes[k]) for k in keyed_kinds()), proof.packed()]
-                for link, (_, proof) in zip(links, proofs, strict=True)
-            ],
+            [[link.seq, *values] for link, values in zip(links, columns, strict=True)],
         )
     return links
 
@@ -67,9 +70,15 @@ def seal_archive(conn: Conn, root: bytes) -> Link:
     return append(conn, [(ARCHIVE, None, root)])[0]
 
 
-def append(conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]]) -> list[Link]:
-    """Append a link for each (kind, job, root). Others wait until this transaction ends."""
-    conn.execute(SQL(_LOCK).format(_LONGEST_MS + _A_LINK_MS * len(entries)))
+def append(
+    conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]], *, also_rows: int = 0
+) -> list[Link]:
+    """Append a link for each (kind, job, root). Others wait until this transaction ends.
+
+    `also_rows`: how many hashed rows the transaction will write keys of.
+    """
+    longest = _LONGEST_MS + _A_LINK_MS * len(entries) + also_rows // _ROWS_A_MS
+    conn.execute(SQL(_LOCK).format(longest))
     # A statement of its own: it must see what the lock's last holder committed.
     with conn.cursor(row_factory=class_row(Link)) as cursor:
         last = cursor.execute(
