@@ -34,6 +34,9 @@ _AT_ONCE = 200  # jobs whose rows are held in memory together
 
 LINK_COLUMNS = "seq, kind, job_id, root, previous, head, at, format"
 
+Entry = tuple[LinkKind, UUID | None, bytes]
+"""What a link is made of: its kind, the job if there is one, and the root."""
+
 
 def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
     """Chain those of the jobs that are in a final state, in order; their new links.
@@ -50,7 +53,7 @@ def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
     if not proofs:
         return []
     # All that takes time is done before the lock.
-    entries = [(JOB, job_id, proof.root) for job_id, proof in proofs]
+    entries: list[Entry] = [(JOB, job_id, proof.root) for job_id, proof in proofs]
     columns = [
         [*(list(proof.hashes[k]) for k in keyed_kinds()), proof.packed()] for _, proof in proofs
     ]
@@ -70,9 +73,7 @@ def seal_archive(conn: Conn, root: bytes) -> Link:
     return append(conn, [(ARCHIVE, None, root)])[0]
 
 
-def append(
-    conn: Conn, entries: Sequence[tuple[LinkKind, UUID | None, bytes]], *, also_rows: int = 0
-) -> list[Link]:
+def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[Link]:
     """Append a link for each (kind, job, root). Others wait until this transaction ends.
 
     `also_rows`: how many hashed rows the transaction will write keys of.
