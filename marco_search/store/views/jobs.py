@@ -193,9 +193,10 @@ CHAIN = View(
         "root": "Merkle root over all rows of the job, in hexadecimal",
         "previous": "Head of the link before",
         "head": "SHA-256 over all other columns: what `marco anchor` signs",
+        "format": "By whose rules the link and its proof are made and checked",
     },
     """
-SELECT seq, kind, job_id, at, encode(root, 'hex'), encode(previous, 'hex'), encode(head, 'hex')
+SELECT seq, kind, job_id, at, encode(root, 'hex'), encode(previous, 'hex'), encode(head, 'hex'), format
 FROM public.chain
 """,
 )
