@@ -146,6 +146,21 @@ def test_trees_that_vanish_do_not_pass_for_archived(
     assert (found[0].table, found[0].job_id) == ("nodes", august[0])
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "sub"])
+def test_a_file_beside_an_archives_own_is_named(
+    database: Database, august: list[UUID], tmp_path: Path, name: str
+) -> None:
+    month = done(tmp_path)
+    if name == "sub":
+        (month / name).mkdir()
+    else:
+        (month / name).write_text("the answer was 7")
+    result = CliRunner().invoke(verify, ["--archive", str(month), "--json"])
+    report = json.loads(result.output)
+    assert (result.exit_code, report["jobs"]) == (9, 3)
+    assert [f["key"] for f in report["findings"]] == [name]
+
+
 def test_what_has_not_ended_or_does_not_fit_stays(
     database: Database, database_url: str, august: list[UUID], tmp_path: Path
 ) -> None:

@@ -252,6 +252,29 @@ TAMPERINGS: list[tuple[str, Tamper, str, str, bool]] = [
         run("INSERT INTO audit_log (job_id, event) VALUES (%(job)s, 'worker_lost')"),
         "audit_log", "id", False,
     ),
+    *(
+        (
+            f"a made-up event after the end: {event}",
+            run(f"INSERT INTO audit_log (job_id, event) VALUES (%(job)s, '{event}')"),  # noqa: S608
+            "audit_log", "id", False,
+        )
+        for event in ("requeued", "published", "archived", "cancelled", "approved")
+    ),
+    (
+        "the format of a link",
+        run("UPDATE chain SET format = 1 WHERE job_id = %(job)s"),
+        "chain", "seq 2", False,
+    ),
+    (
+        "a format that nobody knows",
+        run("UPDATE chain SET format = 99 WHERE job_id = %(job)s"),
+        "chain", "seq 2", False,
+    ),
+    (
+        "a plan that can't be read",
+        run("UPDATE jobs SET plan = '[]' WHERE id = %(job)s"),
+        "jobs", "id", False,
+    ),
     (
         "the proof of a job deleted",
         run("DELETE FROM proofs WHERE seq = 2"),
@@ -283,6 +306,34 @@ def test_it_is_found_and_the_row_is_named(
 def against_anchor(url: str, anchor: Anchor) -> list[Finding]:
     with open_database(url) as database, database.transaction() as conn:
         return anchors.check(conn, anchor)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jobs", 3),
+        ("chained_at", "2026-01-01T00:00:00+00:00"),
+        ("made_at", "2026-01-01T00:00:00+00:00"),
+    ],
+)
+def test_what_an_unsigned_anchor_says_is_compared_with_the_chain(
+    stored: Stored, name: str, value: object
+) -> None:
+    edited = Anchor.from_json(stored.anchor.to_json() | {name: value})
+    (found,) = against_anchor(stored.url, edited)
+    assert (found.table, found.what) == ("anchor", name)
+
+
+def test_an_anchor_made_later_than_its_place_in_the_chain_allows_is_found(stored: Stored) -> None:
+    with open_database(stored.url) as database, database.transaction() as conn:
+        early = conn.execute("SELECT encode(head, 'hex'), at FROM chain WHERE seq = 2").fetchone()
+    assert early is not None
+    about = {"seq": 2, "head": early[0], "jobs": 2, "chained_at": early[1].isoformat()}
+    edited = stored.anchor.to_json() | about
+    assert against_anchor(stored.url, Anchor.from_json(edited)) == []
+    edited["made_at"] = "2100-01-01T00:00:00+00:00"
+    (found,) = against_anchor(stored.url, Anchor.from_json(edited))
+    assert (found.table, found.what) == ("anchor", "made_at")
 
 
 def test_what_nobody_touched_fits(stored: Stored) -> None:

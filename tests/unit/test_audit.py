@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -19,11 +21,19 @@ from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.merkle import leaf_hash, merkle_root
 from marco_search.audit.proofs import prove, unpack
 from marco_search.audit.v1.nodes import vector_confidences
+from marco_search.errors import ArchiveRefused, InvalidAnchor
 from marco_search.search.confidence import token_confidence
+from marco_search.store import archives
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 KINDS = FORMATS[NEWEST].kinds
 JOBS = [UUID(int=i) for i in range(1, 5)]
+
+ANCHOR = {
+    "format": "marco-anchor 1", "database": "ab" * 32, "seq": 7, "head": "cd" * 32, "jobs": 5,
+    "chained_at": "2026-11-22T12:00:00+00:00", "made_at": "2026-11-22T12:01:00+00:00",
+    "public_key": None, "signature": None,
+}  # fmt: skip
 
 
 def chain() -> list[Link]:
@@ -116,6 +126,57 @@ def test_an_anchor_holds_as_the_chain_grows_and_not_when_it_shrinks() -> None:
     assert "tail was cut" in cut.what
     (other,) = anchors.check_anchor(anchor, replace(links[0], head=b"x" * 32), None, None, jobs=0)
     assert other.what == "another database"
+
+
+BOMB = "[" * 100_000 + "]" * 100_000
+NESTED = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB, NESTED, "1", "null", '"x"', "[]", "{}", '{"format": 1}', "\ud800", "{" * 2000,
+        '{"format": "marco-anchor %s"}' % ("9" * 5000),
+        *(
+            json.dumps(ANCHOR).replace(json.dumps(value), new, 1)
+            for value in ANCHOR.values() for new in (NESTED, "true", "-1", '"x"', "null", "1e999")
+            if value is not None
+        ),
+    ],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_a_file_that_is_no_anchor_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "anchor.json"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(InvalidAnchor, match=r"anchor\.json"):
+        anchors.read(path)
+
+
+def test_an_anchor_of_a_newer_version_is_said_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "anchor.json"
+    path.write_text(json.dumps(ANCHOR | {"format": "marco-anchor 2", "more": 1}))
+    with pytest.raises(InvalidAnchor, match="newer"):
+        anchors.read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB, NESTED, "1", "null", '"x"', "[]", "{}",
+        '{"format": "marco-archive 1"}', '{"format": "marco-archive 2", "files": []}',
+        '{"format": "marco-archive 1", "name": "x", "first": 1, "before": 2, "files": {}}',
+        '{"format": "marco-archive 1", "name": "x", "first": "x", "before": "y", "files": {}}',
+    ],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_a_text_that_is_no_manifest_is_refused(text: str) -> None:
+    with pytest.raises(ArchiveRefused):
+        archives.parse(text)
+
+
+def test_an_archive_of_a_newer_version_is_said_to_be_one() -> None:
+    with pytest.raises(ArchiveRefused, match="newer"):
+        archives.parse('{"format": "marco-archive 3"}')
 
 
 float32 = st.floats(-80, 0, width=32)
