@@ -196,7 +196,8 @@ CHAIN = View(
         "format": "By whose rules the link and its proof are made and checked",
     },
     """
-SELECT seq, kind, job_id, at, encode(root, 'hex'), encode(previous, 'hex'), encode(head, 'hex'), format
+SELECT seq, kind, job_id, at, encode(root, 'hex'), encode(previous, 'hex'), encode(head, 'hex'),
+    format
 FROM public.chain
 """,
 )
