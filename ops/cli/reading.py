@@ -19,20 +19,21 @@ from ops.cli.render.tree import DrawnNode
 
 _SHORTEST, _WHOLE = 4, 32  # hexadecimal digits of an id
 IDS = "SELECT job_id FROM audit.jobs WHERE tenant = %(tenant)s AND job_id = ANY (%(ids)s::uuid[])"
-# Two are enough to see that there are several.
+# Two are enough to see that there are several. In order: else the primary key may go unused.
 _BEGINNINGS = """
 SELECT given.part, found.job_id
 FROM unnest(%(parts)s::text[], %(first)s::uuid[], %(last)s::uuid[]) AS given (part, first, last),
 LATERAL (
     SELECT job_id FROM audit.jobs
-    WHERE job_id BETWEEN given.first AND given.last AND tenant = %(tenant)s LIMIT 2
+    WHERE job_id BETWEEN given.first AND given.last AND tenant = %(tenant)s
+    ORDER BY job_id LIMIT 2
 ) AS found
 """
+# Looked up in a hash of them: a join would go through all of them for each job.
 _ENDS = """
-SELECT given.part, jobs.job_id FROM audit.jobs
-JOIN unnest(%(parts)s::text[]) AS given (part)
-    ON right(replace(job_id::text, '-', ''), %(length)s) = given.part
+SELECT right(replace(job_id::text, '-', ''), %(length)s), job_id FROM audit.jobs
 WHERE tenant = %(tenant)s
+    AND right(replace(job_id::text, '-', ''), %(length)s) = ANY (%(parts)s::text[])
 """
 
 

@@ -122,8 +122,9 @@ def test_an_auditor_changes_nothing(
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")  # never asked
     settings.load.cache_clear()
-    for words in (["cancel", job], ["pause", job]):
-        assert marco(*words, code=2)
+    everyone = (["pause", "--all"], ["resume", "--all"], ["quota", "acme", "1"])
+    for words in (["cancel", job], ["pause", job], *everyone):
+        assert "this login may not do that" in marco(*words, code=2)
 
 
 def test_the_console(login: Login, job: str, role: str) -> None:
@@ -143,3 +144,19 @@ def test_the_console(login: Login, job: str, role: str) -> None:
         everything = role == "marco_auditor_all"
         assert ("default" in page.get("/tenants").text) is everything
         assert ("are as they were" in page.get(f"/jobs/{job}").text) is everything
+
+
+def test_an_auditor_is_told_what_takes_another_login(
+    marco: Marco, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (("pause", "--list"), ("quota",)):
+        if role == "marco_auditor":
+            error = marco(*words, code=2)
+            assert "this login may not do that" in str(error)
+        else:
+            marco(*words)
+    main(["doctor", "--json"])
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    (schema,) = [check for check in checks if check["name"] == "schema"]
+    assert "auditor" in schema["detail"]
+    assert "marco migrate" not in schema["mend"]

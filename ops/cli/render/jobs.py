@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.cli.render.tables import Column, number, text_table
-from ops.cli.render.text import fraction, one_line, percent
+from ops.cli.render.text import ELLIPSIS, fraction, one_line, percent
 
 if TYPE_CHECKING:
     from marco_search.store.queries import JobStatus
 
+LONGEST_SUBJECT = 1000  # characters: the whole of it is in --json
 SHORT = 8  # characters at the end of an id: random, where the beginning is a time
 
 
@@ -32,8 +33,15 @@ def heading(line: JobStatus) -> list[Text]:
         Text(
             f"job {line.job_id}  {line.kind}, {line.shown_state}{attempts}{progress}", style="dim"
         ),
-        Text(one_line(line.subject)),
+        Text(shortened(one_line(line.subject))),
     ]
+
+
+def shortened(text: str) -> str:
+    """A question of pages would push the answer off the screen."""
+    if len(text) <= LONGEST_SUBJECT:
+        return text
+    return f"{text[:LONGEST_SUBJECT]}{ELLIPSIS} ({len(text):,} characters)"
 
 
 def archived(line: JobStatus, month: str) -> list[Text]:
