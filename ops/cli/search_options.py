@@ -21,7 +21,12 @@ _SEARCH = (
                  "mini-step-64, mini-step-32, mini-step-16 or mini-step-8."),
     click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
     click.option("--max-tokens", type=int, metavar="N", help="Generated tokens at most."),
-    click.option("--max-seconds", type=float, metavar="S", help="Seconds of searching at most."),
+    click.option(
+        "--max-seconds",
+        type=float,
+        metavar="S",
+        help="Begin no round after so many seconds of searching.",
+    ),
     click.option("--max-new-tokens", type=int, metavar="N", help="Tokens of one branch at most."),
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same tree."),

@@ -221,6 +221,28 @@ def test_a_job_past_its_time_gives_way_and_goes_on(
     assert ended == [(short.id,), (long.id,)]
 
 
+def test_a_job_waits_while_workers_have_another_model(
+    producer: Producer, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with worker(database_url, redis_url, delay_s=0.3):
+        old = producer.submit(question(options={"rollouts": 64}))
+        running(producer, old)
+    waits = producer.status(old)
+    assert (waits.state, waits.attempts) == (JobState.QUEUED, 1)
+
+    monkeypatch.setenv("TOY_REVISION", "1" * 64)
+    with worker(database_url, redis_url):
+        other = producer.submit(question("What is 2 + 2?"))
+        assert producer.wait(other, timeout_s=PATIENCE_S).state == "succeeded"
+        wait_until(lambda: producer.waiting_for_model() == [old.id], "it is met", PATIENCE_S)
+        assert producer.status(old).attempts == 1
+        (new,) = producer.restart(old).values()
+        assert producer.wait(new, timeout_s=PATIENCE_S).revision == "1" * 64
+        ended = producer.wait(old, timeout_s=PATIENCE_S)
+    assert (ended.state, ended.revision) == ("cancelled", "0" * 64)
+    assert ended.rollouts > 0
+
+
 def test_a_running_job_is_cancelled(producer: Producer, database_url: str, redis_url: str) -> None:
     job = producer.submit(question(options={"rollouts": 2000}))
     with worker(database_url, redis_url, delay_s=0.1):

@@ -10,8 +10,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from marco_search import settings
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.search.branches import Branch, Expansion
 from tests.toy import ToyRuntime
 from worker import app, main, process
@@ -20,7 +22,12 @@ DEADLY = "What kills a worker?"
 
 
 class SlowToy(ToyRuntime):
-    """Each round takes some time, and one question its process."""
+    """Each round takes some time, and one question its process. TOY_REVISION: its weights."""
+
+    @property
+    def info(self) -> RuntimeInfo:
+        known = super().info
+        return replace(known, revision=os.environ.get("TOY_REVISION", known.revision))
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         time.sleep(float(sys.argv[2]))
