@@ -185,14 +185,16 @@ def _unreadable(good: bytes) -> list[bytes]:
     def body(*args: Any) -> str:
         return base64.b64encode(json.dumps([args, {}, {}]).encode()).decode()
 
+    wrong: tuple[Any, ...] = (None, 5, [], "x")
     for name in ("headers", "properties", "body"):
-        raw += [changed("", name, value) for value in (None, 5, [], "x")]
+        raw += [changed("", name, value) for value in wrong]
     raw += [changed("", "content-encoding", "klingon"), changed("", "content-type", "python")]
     raw += [changed("", "body", body(*args)) for args in ((), (1,), ("a", "b"), ("no id",))]
     raw += [changed("headers", "task", name) for name in ("celery.backend_cleanup", 5, None)]
-    for name, value in (("timelimit", "x"), ("eta", "soon"), ("expires", {}), ("compression", "z"),
+    odd: Any
+    for name, odd in (("timelimit", "x"), ("eta", "soon"), ("expires", {}), ("compression", "z"),
                         ("id", None), ("retries", "x"), ("stamps", 7)):  # fmt: skip
-        raw.append(changed("headers", name, value))
+        raw.append(changed("headers", name, odd))
     for name, value in (("delivery_tag", None), ("body_encoding", "rot13"), ("delivery_info", 5)):
         raw.append(changed("properties", name, value))
     return raw
@@ -239,7 +241,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(
 ) -> None:
     log = tmp_path / "worker"
     urls = database_url, redis_url
-    given = {"lease_s": 1.0, "heartbeat_s": 0.3}
+    given: dict[str, Any] = {"lease_s": 1.0, "heartbeat_s": 0.3}
     os.environ["TOY_SILENT_S"] = "2"
     try:
         with Producer(*urls) as producer, worker(log, urls, **given) as main:

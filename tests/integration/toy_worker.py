@@ -38,5 +38,5 @@ class SlowToy(ToyRuntime):
 
 if __name__ == "__main__":
     vars(process)["open_runtime"] = lambda _: SlowToy()
-    vars(app)["SILENT_S"] = float(os.environ.get("TOY_SILENT_S", app.SILENT_S))
+    vars(app)["SILENT_S"] = float(os.environ.get("TOY_SILENT_S", vars(app)["SILENT_S"]))
     sys.exit(main.run(settings.load(), processes=int(sys.argv[1])))

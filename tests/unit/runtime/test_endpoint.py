@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_prefix_is_committed_once_and_not_where_it_was_just_written(server: Se
 
 
 @pytest.mark.parametrize("strategy", ["step", "mini-step-8"])
-def test_a_search_goes_on_from_the_tokens_that_it_keeps(server: Server, strategy: str) -> None:
+def test_a_search_goes_on_from_the_tokens_that_it_keeps(server: Server, strategy: Any) -> None:
     options = SearchOptions(strategy=strategy, rollouts=24, early_stop=False, reflection="branch")
     job = ReasoningJob(question="How many?", options=options)
     with runtime(server) as opened:
