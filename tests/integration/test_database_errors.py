@@ -14,6 +14,7 @@ import migrations
 from marco_search.errors import DatabaseUnavailable, MarcoError
 from marco_search.store import connect
 from marco_search.store.connect import Database
+from tests.integration.audited import Audited
 from tests.integration.logins import Login, logins
 
 UNREACHABLE = "see that Postgres runs"
@@ -57,9 +58,9 @@ def raised(state: str) -> str:
     ],
 )
 def test_what_fails_in_a_transaction_is_named(
-    database_url: str, statement: str, meaning: str
+    filled: Audited, statement: str, meaning: str
 ) -> None:
-    said = said_by(database_url, statement)
+    said = said_by(filled.url, statement)
     assert meaning in said
     assert UNREACHABLE not in said
 
