@@ -52,17 +52,18 @@ _CHINESE_SCALE = (
     rf"[ ]?(?P<han>{_CHINESE_UNIT}(?:{_CHINESE_UNIT}|[零〇十拾]|[0-9]+(?:\.[0-9]+)?"
     rf"|[{DIGIT_CHARS}](?=[{UNIT_CHARS}])|(?<=[零〇十拾])[{DIGIT_CHARS}])*)"
 )
+# $5m is five million, 5m five metres.
 _SCALE = (
     r"[ ]?(?P<chinese>(?:千(?![克米瓦卡赫帕焦伏字])|[佰仟]|百(?!分)|[万亿萬億]|兆(?![赫瓦字]))"
     rf"[0-9.{DIGIT_CHARS}{UNIT_CHARS}]*)(?<![十百千万亿][千百](?=[克米分]))"
 )
 _SCALE = (
     rf"[ ]?(?P<scale>(?:{_SCALE_WORDS})(?:[ ](?:{_SCALE_WORDS})){{0,3}})\b"
-    r"|(?P<letter>(?-i:[kKMBT]))(?![A-Za-z])|(?<=[0-9])(?P<money>[mbt])(?![A-Za-z])"
+    r"|(?P<letter>(?-i:[kKM]))(?![A-Za-z])|(?(currency)(?P<money>[mbt])(?![A-Za-z])|(?!))"
 )
 _HALF = r"(?:[ ]and[ ](?P<part>an?[ ]half|one[ ]half|an?[ ]quarter|three[ ]quarters|an?[ ]third))"
 NUMBER = (
-    rf"(?<![A-Za-z_\\0-9])(?<![A-Za-z]-)(?<![0-9][.,])(?P<sign>{_SIGN})(?P<currency>{_CURRENCY}?)"
+    rf"(?<![A-Za-z_\\0-9])(?<![A-Za-z]-)(?<![0-9][.,])(?P<sign>{_SIGN})(?P<currency>{_CURRENCY})?"
     rf"(?P<sign2>{_SIGN})"
     r"(?:(?P<bottom3>[0-9]+)分之(?P<top3>[0-9]+)"
     rf"|10\^\(?(?P<ten>[-+]?[0-9]{{1,4}})\)?(?![0-9.])"
@@ -198,8 +199,6 @@ def _scale(match: re.Match[str]) -> Fraction | None:
     letter = match["letter"] or match["money"]
     if not letter:
         return Fraction(1)
-    if match["money"] and not match["currency"]:
-        return Fraction(1)  # 5m is five metres
     return Fraction(_SCALES[letter.casefold()])
 
 

@@ -93,7 +93,7 @@ _UNIT = (
 _UNIT_WORD = re.compile(_UNIT)
 _NEXT_UNIT = re.compile(_UNIT + r"(?:,?(?: and)? ?|[零又])")
 _TOUCHING_UNIT = re.compile(rf"(?:小时|分钟|千米|厘米|千克|公斤|(?![{_NO_UNIT}]){_HAN})")
-_FACTORS = frozenset("xyznijab")
+_FACTORS = frozenset("xyznijabBTN")  # 7B may be billions or a variable: no plain 7
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
 _SAME = {"比": ":", "×": "*", "÷": "/", "余": "...", "餘": "...", "remainder": "...", "R": "...",
@@ -452,7 +452,7 @@ def _written(tokens: Sequence[Token]) -> str:
         return tokens[0].key
     out = ""
     for token in tokens:
-        key = _SAME.get(token.key, token.key)
+        key = token.key.casefold() if token.kind == "var" else _SAME.get(token.key, token.key)
         apart = out[-1:].isalnum() and key[0].isalnum() and token.kind not in ("var", "symbol")
         out += f" {key} " if token.kind in ("sep", "range") and key.isalpha() else apart * " " + key
     # (2, 300) is no (2,300).
