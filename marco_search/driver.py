@@ -208,7 +208,7 @@ def restored(job: Job, fixed: Plan, nodes: Sequence[Node], rollouts: Sequence[Ro
         found = kind.answer(kind.assistant_prefix + text)
         return found.key if found else None
 
-    return Search.restore(fixed.config, fixed.prompt, answer_of, nodes, rollouts)
+    return Search.restore(fixed.config, fixed.prompt, answer_of, nodes, rollouts, kind.merge)
 
 
 def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:

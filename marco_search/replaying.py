@@ -14,10 +14,9 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 from marco_search.comparing import Difference, Tally
-from marco_search.driver import Plan
+from marco_search.driver import Plan, restored
 from marco_search.errors import ModelRefused
 from marco_search.jobs import Job
-from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.search.budgets import StopReason
@@ -71,20 +70,10 @@ def replay(
     Raises ModelRefused if the runtime has another model or revision, and what it raises.
     """
     _require_same_model(fixed, runtime)
-    kind = kind_of(job)
-
-    def answer_of(text: str) -> str | None:
-        found = kind.answer(kind.assistant_prefix + text)
-        return found.key if found else None
 
     def before(number: int) -> Search:
-        return Search.restore(
-            fixed.config,
-            fixed.prompt,
-            answer_of,
-            [n for n in nodes if n.round < number],
-            [r for r in rollouts if r.round < number],
-        )
+        earlier = [n for n in nodes if n.round < number]
+        return restored(job, fixed, earlier, [r for r in rollouts if r.round < number])
 
     count = max((r.round for r in rollouts), default=0)
     tally = Tally(Tree.restore(nodes, rollouts))

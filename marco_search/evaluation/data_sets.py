@@ -11,16 +11,15 @@ a translation. "expected" and "answer" may list several accepted answers; "answe
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from marco_search import pocket
-from marco_search.errors import InvalidDataSet
+from marco_search.errors import InvalidDataSet, InvalidJob
 from marco_search.jobs import Job, OpenEndedJob, ReasoningJob, TranslationJob
 
 MGSM_REPOSITORY = "juletxara/mgsm"
@@ -53,21 +52,31 @@ def load(source: str, *, language: str | None = None, limit: int | None = None) 
 
 def from_row(row: dict[str, Any], place: str) -> Problem:
     """The problem that one row describes; `place` names it in errors."""
-    job: Job
-    if "text" in row:
-        languages = {k: row[k] for k in ("source", "target", "style") if k in row}
-        job = TranslationJob(text=row["text"], **languages)
-    elif "prompt" in row:
-        job = OpenEndedJob(prompt=row["prompt"])
-    elif isinstance(row.get("question"), str):
-        job = ReasoningJob(question=row["question"])
-    else:
+    try:
+        job = _job(row)
+    except InvalidJob as error:
+        raise InvalidDataSet(f"{place}: {error}") from None
+    if job is None:
         raise InvalidDataSet(f'{place}: needs a "question" (or "text", or "prompt")')
     expected: Any = next(
         (row[k] for k in ("expected", "answer_number", "answer") if row.get(k) is not None), ()
     )
     accepted = expected if isinstance(expected, list | tuple) else [expected]
+    if not all(isinstance(a, str | int | float) for a in accepted):
+        raise InvalidDataSet(f"{place}: an answer must be text or a number, or a list of those")
     return Problem(_key(job), job, tuple(str(a) for a in accepted))
+
+
+def _job(row: dict[str, Any]) -> Job | None:
+    given = {k: row[k] for k in ("system_prompt",) if row.get(k) is not None}
+    if "text" in row:
+        languages = {k: row[k] for k in ("source", "target", "style") if k in row}
+        return TranslationJob(text=row["text"], **languages, **given)
+    if "prompt" in row:
+        return OpenEndedJob(prompt=row["prompt"], **given)
+    if isinstance(row.get("question"), str):
+        return ReasoningJob(question=row["question"], **given)
+    return None
 
 
 def _key(job: Job) -> str:
@@ -117,25 +126,66 @@ def _from_hub(language: str) -> Path:
     return Path(found)
 
 
+_OTHER_FORMATS = {
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "packed with gzip",
+    b"PK\x03\x04": "a zip file",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"(\xb5/\xfd": "packed with zstd",
+}
+"""How files begin that are neither TSV nor JSON Lines in UTF-8."""
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a file in UTF-8 and their places; blank ones are left out."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidDataSet(f"{path}: {error.strerror or error}") from None
+    for begins, said in _OTHER_FORMATS.items():
+        if data.startswith(begins):
+            raise InvalidDataSet(
+                f"{path}, line 1: this is {said}; a set is a TSV or a JSON Lines file in UTF-8"
+            )
+    for i, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        place = f"{path}, line {i}"
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise InvalidDataSet(
+                f"{place}: not valid UTF-8 (byte {error.object[error.start]:#04x}); save the file "
+                "as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
+            ) from None
+        if "\0" in text:
+            raise InvalidDataSet(f"{place}: holds a NUL; save the file as UTF-8 text")
+        if text.strip():
+            yield place, text
+
+
 def _tsv(path: Path) -> Rows:
-    with path.open(encoding="utf-8", newline="") as file:
-        # MGSM has quotation marks inside fields and none around them.
-        for i, fields in enumerate(csv.reader(file, "excel-tab", quoting=csv.QUOTE_NONE), 1):
-            if not fields:
-                continue
-            if len(fields) != 2 or not all(f.strip() for f in fields):
-                raise InvalidDataSet(f"{path}, line {i}: needs a question, a tab and an answer")
-            yield f"{path}, line {i}", {"question": fields[0], "answer": fields[1]}
+    # MGSM has quotation marks inside fields and none around them.
+    for i, (place, line) in enumerate(_lines(path)):
+        fields = line.split("\t")
+        if len(fields) != 2 or not all(f.strip() for f in fields):
+            raise InvalidDataSet(f"{place}: needs a question, a tab and an answer")
+        if i == 0 and fields[1].strip().casefold() in ("answer", "answer_number", "label"):
+            continue  # the names of the columns
+        yield place, {"question": fields[0], "answer": fields[1]}
 
 
 def _json_lines(path: Path) -> Rows:
-    for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for place, line in _lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InvalidDataSet(f"{path}, line {i}: not valid JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            hint = ""
+            if line.lstrip().startswith("["):
+                hint = "; an array becomes JSON Lines with jq -c '.[]'"
+            said = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise InvalidDataSet(f"{place}: not valid JSON: {said}{hint}") from None
         if not isinstance(row, dict):
-            raise InvalidDataSet(f"{path}, line {i}: must be a JSON object")
-        yield f"{path}, line {i}", row
+            raise InvalidDataSet(
+                f"{place}: must be a JSON object; an array becomes JSON Lines with jq -c '.[]'"
+            )
+        yield place, row

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from marco_search.errors import RuntimeUnavailable
 from marco_search.evaluation.curves import Point, coverage, point
 from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.statistics import (
@@ -38,6 +39,7 @@ class Row:
     low: float  # 95 % Wilson interval
     high: float
     rollouts: float
+    failed: float  # share of the rollouts that the runtime gave no text for
     tokens_per_problem: float  # generated
     prefilled_per_problem: float  # prompt tokens that had to be computed
     cached_per_problem: float  # prompt tokens from the prefix cache
@@ -94,6 +96,7 @@ def row(
         low=low,
         high=high,
         rollouts=sum(map(len, used)) / n,
+        failed=failed_share(traces),
         tokens_per_problem=at.tokens_per_problem,
         prefilled_per_problem=(prompt - cached) / n,
         cached_per_problem=cached / n,
@@ -109,6 +112,24 @@ def row(
         calibration_error=calibration_error(bins),
         right=at.right,
     )
+
+
+def failed_share(traces: Sequence[Trace]) -> float:
+    """Failed rollouts per rollout; 0.0 without any."""
+    rollouts = sum(len(t.rollouts) for t in traces)
+    return sum(t.failed for t in traces) / rollouts if rollouts else 0.0
+
+
+def require_few_failed(traces: Sequence[Trace], most: float) -> None:
+    """Raise RuntimeUnavailable if more than `most` (a share) of the rollouts failed."""
+    share = failed_share(traces)
+    if share > most:
+        failed = sum(t.failed for t in traces)
+        raise RuntimeUnavailable(
+            f"{failed:,} rollouts failed, {100 * share:.1f} % of all and more than the "
+            f"{100 * most:g} % allowed: no report is written, since it would count them as wrong "
+            "answers. Run it again: problems with failed rollouts are searched again"
+        )
 
 
 def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[str, float]:

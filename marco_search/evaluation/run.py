@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from marco_search.driver import Finished, MemoryJournal, Plan, plan, run_search
+from marco_search.driver import MemoryJournal, Plan, plan, run_search
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import wilson
 from marco_search.evaluation.traces import Trace, traced
 from marco_search.jobs import Job, SearchOptions
+from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.config import Action, SearchConfig
 
@@ -39,14 +40,22 @@ class Recipe:
     keep_tokens: bool = False  # keep each token's scores, for rescoring
 
     def job(self, problem: Problem) -> Job:
-        """The problem's job under these options. It has no label."""
-        return problem.job.model_copy(update={"options": self.options})
+        """The problem's job under these options and a seed of its own. It has no label."""
+        seed = problem_seed(self.options.seed, problem.key)
+        options = self.options.model_copy(update={"seed": seed})
+        return problem.job.model_copy(update={"options": options})
 
     def plan(self, problem: Problem, runtime: Runtime) -> Plan:
         """What the problem's search is fixed to."""
         fixed = plan(self.job(problem), runtime)
         config = SearchConfig.from_json(fixed.config.to_json() | self.changes)
         return replace(fixed, config=config)
+
+
+def problem_seed(seed: int, key: str) -> int:
+    """The seed of one problem's search, in [0, 2**31): a hash of the run's seed and its key."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,8 @@ class Progress:
     tokens: int  # generated
     seconds: float  # of this call
     resumed: int  # found in the file when the call began
+    rollouts: int = 0
+    failed: int = 0  # rollouts that the runtime gave no text for
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -76,31 +87,37 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def run_hash(fixed: Plan) -> str:
+def run_hash(recipe: Recipe, fixed: Plan, job: Job) -> str:
     """A name for all that decides how a problem is searched, the problem itself left out.
 
-    Settings at their defaults do not count: a new one leaves traces that know nothing of it valid.
+    That is the configuration, the model and the prompt around the question. Settings at their
+    defaults do not count: a new one leaves traces that know nothing of it valid.
     """
     usual = SearchConfig(strategy="", action=Action.WHOLE).to_json()
-    config = {k: v for k, v in fixed.config.to_json().items() if v != usual[k]}
-    told = {"config": config, "model": fixed.model, "revision": fixed.revision}
+    config = fixed.config.to_json() | {"seed": recipe.options.seed}
+    told = {
+        "config": {k: v for k, v in config.items() if v != usual[k]},
+        "model": fixed.model,
+        "revision": fixed.revision,
+        "prompt": around(job, fixed.prompt),
+        "seeds": "of each problem",
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def trace_of(problem: Problem, finished: Finished, *, keep_tokens: bool) -> Trace:
-    """What is kept of a finished search."""
-    tree = finished.search.tree
-    return traced(
-        problem.key,
-        problem.job,
-        tree.nodes,
-        tree.rollouts,
-        run=run_hash(finished.plan),
-        config=finished.plan.config,
-        stop_reason=str(finished.search.stop_reason),
-        seconds=finished.seconds,
-        keep_tokens=keep_tokens,
-    )
+def around(job: Job, prompt: str) -> str:
+    """A prompt without the question in it."""
+    return prompt.replace(kind_of(job).user_turn(job), "{question}")
+
+
+def going_on(file: Path, names: Mapping[str, str]) -> dict[str, Trace]:
+    """The traces in `file` that need not be made again; `names` has each problem's run.
+
+    One with failed rollouts is: what failed may succeed now.
+    """
+    kept = {(t.key, t.run): t for t in read(file)} if file.exists() else {}
+    found = {key: kept[key, name] for key, name in names.items() if (key, name) in kept}
+    return {key: trace for key, trace in found.items() if not trace.failed}
 
 
 def run(
@@ -120,15 +137,27 @@ def run(
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     plans = {p.key: recipe.plan(p, runtime) for p in problems}
-    kept = {(t.key, t.run): t for t in read(file)} if file.exists() else {}
-    traces = {k: kept[k, run_hash(f)] for k, f in plans.items() if (k, run_hash(f)) in kept}
+    names = {p.key: run_hash(recipe, plans[p.key], p.job) for p in problems}
+    traces = going_on(file, names)
     todo = [p for p in problems if p.key not in traces]
     journal = _Journal()
     grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
 
     def search(problem: Problem) -> Trace:
         finished = run_search(recipe.job(problem), plans[problem.key], runtime, journal)
-        return trace_of(problem, finished, keep_tokens=recipe.keep_tokens)
+        tree = finished.search.tree
+        return traced(
+            problem.key,
+            problem.job,
+            tree.nodes,
+            tree.rollouts,
+            run=names[problem.key],
+            config=finished.plan.config,
+            stop_reason=str(finished.search.stop_reason),
+            seconds=finished.seconds,
+            keep_tokens=recipe.keep_tokens,
+            model=f"{finished.plan.model} {finished.plan.revision}",
+        )
 
     def report() -> None:
         if on_progress:

@@ -13,6 +13,7 @@ from typing import Any
 
 from marco_search.jobs import Job
 from marco_search.kinds import kind_of
+from marco_search.search.branches import Finish, without_room
 from marco_search.search.config import SearchConfig
 from marco_search.search.records import ROOT, Node, Rollout
 
@@ -42,6 +43,7 @@ class TracedRollout:
     cached: int  # of those, from the prefix cache
     confidence: float  # mean c_i over the rollout's own tokens
     path_confidence: float  # mean c_i over its path
+    failed: bool = False  # the runtime gave no text: no answer is nobody's answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +60,17 @@ class Trace:
     rollouts: tuple[TracedRollout, ...]  # in id order
     scores: tuple[TokenScores, ...] = field(default=())  # of each node; empty if not kept
     texts: tuple[str, ...] = field(default=())  # of each node; empty if not kept
+    model: str = ""  # and its revision; empty in traces from before it was kept
 
     @property
     def tokens(self) -> int:
         """Tokens generated."""
         return sum(r.generated for r in self.rollouts)
+
+    @property
+    def failed(self) -> int:
+        """Rollouts that the runtime gave no text for."""
+        return sum(r.failed for r in self.rollouts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same trace back."""
@@ -91,6 +99,7 @@ def traced(
     stop_reason: str,
     seconds: float,
     keep_tokens: bool,
+    model: str = "",
 ) -> Trace:
     """The trace of a search from its records, root and all, in id order."""
     kind, answers = kind_of(job), dict[str, str]()
@@ -109,6 +118,7 @@ def traced(
         rollouts=tuple(map(_traced_rollout, rollouts)),
         scores=tuple(map(token_scores, nodes)) if keep_tokens else (),
         texts=tuple(n.text for n in nodes) if keep_tokens else (),
+        model=model,
     )
 
 
@@ -123,6 +133,8 @@ def _traced_rollout(rollout: Rollout) -> TracedRollout:
         cached=rollout.cached_tokens,
         confidence=round(rollout.confidence, DIGITS),
         path_confidence=round(rollout.path_confidence, DIGITS),
+        # A path that fills the model's context ends there for good.
+        failed=rollout.finish is Finish.FAILED and not without_room(rollout.error),
     )
 
 

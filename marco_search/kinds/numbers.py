@@ -54,12 +54,8 @@ _CHINESE_SCALE = (
 )
 # $5m is five million, 5m five metres.
 _SCALE = (
-    r"[ ]?(?P<chinese>(?:千(?![克米瓦卡赫帕焦伏字])|[佰仟]|百(?!分)|[万亿萬億]|兆(?![赫瓦字]))"
-    rf"[0-9.{DIGIT_CHARS}{UNIT_CHARS}]*)(?<![十百千万亿][千百](?=[克米分]))"
-)
-_SCALE = (
     rf"[ ]?(?P<scale>(?:{_SCALE_WORDS})(?:[ ](?:{_SCALE_WORDS})){{0,3}})\b"
-    r"|(?P<letter>(?-i:[kKM]))(?![A-Za-z])|(?(currency)(?P<money>[mbt])(?![A-Za-z])|(?!))"
+    r"|(?P<letter>(?-i:[kKM]))(?![A-Za-z])|(?(currency)[ ]?(?P<money>[mbt])(?![A-Za-z])|(?!))"
 )
 _HALF = r"(?:[ ]and[ ](?P<part>an?[ ]half|one[ ]half|an?[ ]quarter|three[ ]quarters|an?[ ]third))"
 NUMBER = (

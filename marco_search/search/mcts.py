@@ -43,7 +43,8 @@ class Search:
     """One search over one prompt.
 
     `answer_of` maps the text generated so far on a path (without the prompt) to the key
-    that votes are counted on, or None; it must be a pure function.
+    that votes are counted on, or None; it must be a pure function. `merge` makes one answer
+    of near-duplicates before the search looks whether its vote is decided, and where it ranks.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Search:
         answer_of: Callable[[str], str | None],
         *,
         tree: Tree | None = None,
+        merge: Merge | None = None,
     ) -> None:
         self.config = config
         self.prompt = prompt
@@ -60,6 +62,7 @@ class Search:
         self.frontier = Frontier(self.tree, config)
         self._selector = Selector(self.tree, self.frontier, config)
         self._answer_of = answer_of
+        self._merge = merge
         self._asked: dict[int, _Asked] = {}
         self._stopped: StopReason | None = None
         self.round = max((r.round for r in self.tree.rollouts), default=0)
@@ -73,9 +76,10 @@ class Search:
         answer_of: Callable[[str], str | None],
         nodes: Iterable[Node],
         rollouts: Iterable[Rollout],
+        merge: Merge | None = None,
     ) -> Search:
         """The search as it was after the last round in these records (both in id order)."""
-        return cls(config, prompt, answer_of, tree=Tree.restore(nodes, rollouts))
+        return cls(config, prompt, answer_of, tree=Tree.restore(nodes, rollouts), merge=merge)
 
     # -- ask --------------------------------------------------------------------------
 
@@ -217,8 +221,9 @@ class Search:
     def ranked(self, merge: Merge | None = None) -> list[RankedAnswer]:
         """The distinct answers so far, best first.
 
-        `merge` gives for each (key, value) the key it counts under; without it, its own.
+        `merge` gives for each (key, value) the key it counts under; without it, the search's.
         """
+        merge = merge or self._merge
         found = [
             (r.answer, r.path_confidence, r.rollout_id)
             for r in self.tree.rollouts

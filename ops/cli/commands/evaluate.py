@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 def said(progress: Progress) -> str:
     """One line: done, accuracy so far with its interval, tokens, time left."""
     parts = [f"{progress.done} of {progress.total}"]
+    if progress.failed:
+        parts.append(f"{progress.failed:,} of {progress.rollouts:,} rollouts failed")
     if progress.graded:
         low, high = progress.interval
         share = progress.right / progress.graded
@@ -62,11 +65,20 @@ def said(progress: Progress) -> str:
     metavar="STEM",
     help="Write STEM-tokens and STEM-calibration as .png and .svg.",
 )
+@click.option(
+    "--max-failed",
+    type=click.FloatRange(0, 100),
+    default=5,
+    show_default=True,
+    metavar="PERCENT",
+    help="Report nothing if more of the rollouts failed than this.",
+)
 @search_options
 @json_option
 def evaluate(
     data_set: str, language: str | None, limit: int | None, local: bool, out: Path | None,
-    trees: bool, threads: int, report: Path | None, plots: Path | None, as_json: bool,
+    trees: bool, threads: int, report: Path | None, plots: Path | None,
+    max_failed: float, as_json: bool,
     **values: Any,
 ) -> None:  # fmt: skip
     """Answer the problems of SET, grade them, and report accuracy and cost.
@@ -80,7 +92,7 @@ def evaluate(
     from marco_search import settings
     from marco_search.evaluation.data_sets import load
     from marco_search.evaluation.grading import Grader
-    from marco_search.evaluation.report import markdown_rows, row
+    from marco_search.evaluation.report import markdown_rows, require_few_failed, row
     from marco_search.evaluation.run import Recipe
     from marco_search.jobs import SearchOptions
 
@@ -91,10 +103,19 @@ def evaluate(
         name = f"{Path(data_set).stem.replace(':', '-')}-{language or 'all'}-{strategy}.jsonl"
         out = settings.load().home / "evaluation" / name
     with console(stderr=True).status("evaluating") as status:
-        traces = _traces(problems, recipe, out, local, threads, lambda p: status.update(said(p)))
+        told = _Told(out, status.update)
+        traces = _traces(problems, recipe, out, local, threads, told)
+    require_few_failed(traces, max_failed / 100)
     grader = Grader(problems)
     found = row(strategy, traces, grader)
-    title = f"# {data_set}: {strategy}\n\n{found.n} problems. Test@N: see docs/results.md.\n\n"
+    about = [
+        f"{found.n} problems, {told.resumed} of them searched by an earlier run",
+        f"model {', '.join(sorted({t.model for t in traces if t.model})) or 'unknown'}",
+        f"seed {recipe.options.seed}",
+        f"{round(found.failed * found.rollouts * found.n)} rollouts failed",
+        f"traces in {out}",
+    ]
+    title = f"# {data_set}: {strategy}\n\n{'; '.join(about)}. Test@N: see docs/results.md.\n\n"
     text = title + markdown_rows([found]) + "\n"
     data = {
         "set": data_set,
@@ -102,6 +123,9 @@ def evaluate(
         "options": recipe.options.model_dump(mode="json", exclude_defaults=True),
         "results": {strategy: found.to_json()},
         "traces": str(out),
+        "model": next((t.model for t in traces if t.model), None),
+        "seed": recipe.options.seed,
+        "resumed": told.resumed,
     }
     if report:
         _write(report, text, data)
@@ -111,6 +135,23 @@ def evaluate(
         print_json(data)
     else:
         echo(text, end="")
+
+
+class _Told:
+    """Shows progress, and says once what is not searched again."""
+
+    def __init__(self, out: Path, show: Callable[[str], object]) -> None:
+        self.out, self.show, self.resumed = out, show, 0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.resumed and not self.resumed:
+            self.resumed = progress.resumed
+            echo(
+                f"{progress.resumed} of {progress.total} problems are in {self.out} from an "
+                "earlier run and are not searched again",
+                err=True,
+            )
+        self.show(said(progress))
 
 
 def _traces(
