@@ -257,4 +257,6 @@ def progress_of(
         tokens=sum(t.tokens for t in traces.values()),
         seconds=seconds,
         resumed=resumed,
+        rollouts=sum(len(t.rollouts) for t in traces.values()),
+        failed=sum(t.failed for t in traces.values()),
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
@@ -118,8 +119,9 @@ class JobBase(Edge):
     @classmethod
     def _number_as_text(cls, value: object) -> object:
         """Data sets have numbers for answers."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return str(value) if number else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        return str(value) if isfinite(value) else value
 
     @field_validator("expires_in_s")
     @classmethod

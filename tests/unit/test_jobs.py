@@ -367,3 +367,14 @@ def test_help_and_schema_say_what_each_field_means(model: type[BaseModel]) -> No
     for name, schema in model.model_json_schema()["properties"].items():
         assert schema["description"], name
         assert f"{name}: {schema['description']}" in shown
+
+
+@pytest.mark.parametrize(("given", "kept"), [(391, "391"), (2.5, "2.5"), ("1/3", "1/3")])
+def test_a_label_may_be_a_number(given: object, kept: str) -> None:
+    assert ReasoningJob(question="q", expected=given).expected == kept  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [True, float("nan"), [1], {}])
+def test_a_label_is_text_or_a_number(given: object) -> None:
+    with pytest.raises(InvalidJob, match="expected: "):
+        ReasoningJob(question="q", expected=given)  # type: ignore[arg-type]

@@ -146,7 +146,7 @@ class _Told:
     def __call__(self, progress: Progress) -> None:
         if progress.resumed and not self.resumed:
             self.resumed = progress.resumed
-            echo(
+            click.echo(
                 f"{progress.resumed} of {progress.total} problems are in {self.out} from an "
                 "earlier run and are not searched again",
                 err=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -92,3 +93,45 @@ def test_a_line_separator_in_a_question_ends_no_line(tmp_path: Path) -> None:
     row = json.dumps({"question": "What\u2028is 1 + 1?", "answer": "2"}, ensure_ascii=False)
     (problem,) = load(write(tmp_path / "one.jsonl", row + "\n"))
     assert problem.job.subject == "What\u2028is 1 + 1?"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.tsv", "Wie groß?\t3\n".encode("latin-1"), "line 1: not valid UTF-8"),
+        ("a.jsonl", b'{"question": "q", "answer": 1}\n{"question": "\xe9"}\n', "line 2: not valid"),
+        ("a.tsv", "q\t1\n".encode("utf-16"), "line 1: this is UTF-16"),
+        ("a.tsv", "q\t1\n".encode("utf-16-le"), "line 1: holds a NUL"),
+        ("a.jsonl", b"PAR1\x15\x04", "line 1: this is a Parquet file"),
+        ("a.jsonl", gzip.compress(b"{}"), "line 1: this is packed with gzip"),
+        ("a.jsonl", b'[{"question": "q", "answer": 1}]\n', r"line 1: must be .*jq -c"),
+        ("a.jsonl", b'[\n  {"question": "q"}\n]\n', r"line 1: not valid JSON.*jq -c"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: not valid JSON"),
+        ("a.tsv", b"q\t1\n" + b"x" * 200_000 + b"\t2\n", "line 2: question: too long: 200,000"),
+        ("a.tsv", b"q\t1\nq\t1\t2\n", "line 2: needs a question, a tab and an answer"),
+        ("a.jsonl", b'{"question": "q", "answer": {"a": 1}}\n', "line 1: an answer must be"),
+        ("a.jsonl", b'{"text": 5}\n', "line 1: text: must be text"),
+    ],
+)  # fmt: skip
+def test_no_file_is_too_odd_to_be_named_with_its_line(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InvalidDataSet, match=rf"{name}, {said}"):
+        load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl"])
+def test_a_byte_order_mark_and_line_ends_are_no_part_of_a_question(
+    tmp_path: Path, name: str
+) -> None:
+    text = "q?\t3\r\n" if name == "a.tsv" else '{"question": "q?", "answer": 3}\r\n'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (problem,) = load(str(tmp_path / name))
+    assert (problem.job.subject, problem.expected) == ("q?", ("3",))
+
+
+def test_a_row_may_have_its_system_prompt_and_a_table_its_head(tmp_path: Path) -> None:
+    row = json.dumps({"question": "q", "answer": 1, "system_prompt": "Be brief."})
+    assert load(write(tmp_path / "a.jsonl", row))[0].job.system_prompt == "Be brief."
+    assert len(load(write(tmp_path / "a.tsv", "question\tanswer\nq\t1\n"))) == 1

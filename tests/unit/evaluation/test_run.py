@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 
 from marco_search.errors import InvalidDataSet, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem, from_row
+from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.report import require_few_failed, row
 from marco_search.evaluation.run import Progress, Recipe, read, run
 from marco_search.jobs import SearchOptions
-from marco_search.runtime.base import Message
-from marco_search.search.branches import Branch, Expansion
+from marco_search.runtime.base import Message, RuntimeInfo
+from marco_search.search.branches import Branch, Expansion, Finish
 from tests.toy import ToyRuntime
 
 SECRET = "98765431"
@@ -128,3 +131,57 @@ def test_changes_reach_the_search(tmp_path: Path) -> None:
     changed = Recipe(options=SearchOptions(rollouts=4), changes={"root_width": 4, "parallel": 4})
     found = run(problems(2), changed, ToyRuntime(), tmp_path / "run.jsonl")
     assert all({r.round for r in t.rollouts} == {1} for t in found)
+
+
+def test_each_problem_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    seeds = [recipe(seed=7).job(p).options.seed for p in problems()]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds == [recipe(seed=7).job(p).options.seed for p in problems()]
+    assert not set(seeds) & {recipe(seed=8).job(p).options.seed for p in problems()}
+
+
+@pytest.mark.parametrize("change", ["system prompt", "template", "revision"])
+def test_another_prompt_or_model_goes_on_with_no_old_trace(tmp_path: Path, change: str) -> None:
+    class Otherwise(Spy):
+        def render(self, messages: Sequence[Message]) -> str:
+            return ("Now:\n" if change == "template" else "") + super().render(messages)
+
+        @property
+        def info(self) -> RuntimeInfo:
+            usual = super().info
+            return replace(usual, revision="another") if change == "revision" else usual
+
+    file, spy = tmp_path / "run.jsonl", Otherwise()
+    run(problems(), recipe(), ToyRuntime(), file)
+    told = problems()
+    if change == "system prompt":
+        told = [replace(p, job=p.job.model_copy(update={"system_prompt": "Hm."})) for p in told]
+    run(told, recipe(), spy, file)
+    assert len(read(file)) == 12 and spy.seen
+
+
+class Failing(ToyRuntime):
+    """Fails one branch in four."""
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        return [
+            Branch(branch_id=b.branch_id, finish=Finish.FAILED, error="TimeoutError: 60 s")
+            if b.branch_id % 4 == 1
+            else b
+            for b in super().branch(expansions)
+        ]
+
+
+def test_failed_rollouts_are_counted_and_searched_again(tmp_path: Path) -> None:
+    file, told = tmp_path / "run.jsonl", list[Progress]()
+    found = run(problems(), recipe(), Failing(), file, on_progress=told.append)
+    assert (told[-1].failed, told[-1].rollouts) == (6, 24)
+    assert row("vote", found, Grader(problems())).to_json()["failed"] == 0.25
+    with pytest.raises(RuntimeUnavailable, match=r"6 rollouts failed, 25\.0 % .* 5 % allowed"):
+        require_few_failed(found, 0.05)
+    require_few_failed(found, 0.25)
+    again = run(problems(), recipe(), ToyRuntime(), file)
+    require_few_failed(again, 0)
+    assert len(read(file)) == 12
+    spy = Spy()
+    assert run(problems(), recipe(), spy, file) == again and not spy.seen
