@@ -12,7 +12,7 @@ from marco_search.search.answers import Candidate, lead, rank
 from marco_search.search.branches import Reflect
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import Action, Choice, Reflection, SearchConfig
-from marco_search.search.mcts import Search
+from marco_search.search.mcts import Merge, Search
 from marco_search.search.strategies import STRATEGIES, configure
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
@@ -196,3 +196,17 @@ def test_independent_samples_go_out_together_and_are_the_same(
 def test_a_budget_or_a_reflection_keeps_the_rounds(changes: dict[str, Any]) -> None:
     assert configure("best-of-n", rollouts=20, **changes).parallel == 8
     assert configure("vote", rollouts=20).parallel == 8  # it may end before its budget does
+
+
+def test_near_duplicates_are_one_answer_before_the_vote_is_taken_to_be_decided() -> None:
+    def run_merged(merge: Merge | None) -> Search:
+        config = configure("vote", rollouts=12)
+        search = Search(config, PROMPT, answer_of, merge=merge)
+        runtime = ToyRuntime(("1", "2", "3"))
+        while expansions := search.ask():
+            search.tell(runtime.branch(expansions))
+        return search
+
+    merged = run_merged(lambda answers: ["1" for _ in answers])
+    assert merged.stop_reason == "decided" and len(merged.ranked()) == 1
+    assert len(merged.tree.rollouts) < len(run_merged(None).tree.rollouts)

@@ -1,0 +1,40 @@
+"""`marco eval` as installed: files it can't read, and going on from earlier traces."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+MARCO = str(Path(sys.executable).with_name("marco"))
+
+
+def marco(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([MARCO, *map(str, words)], capture_output=True, text=True, timeout=120)
+
+
+def test_a_file_in_latin_1_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes("How many?\t1\nWie groß?\t3\n".encode("latin-1"))
+    done = marco("eval", tmp_path / "a.tsv", "--local")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'a.tsv'}, line 2: not valid UTF-8" in done.stderr
+
+
+def test_a_second_run_says_what_it_takes_over_but_not_what_failed(tmp_path: Path) -> None:
+    questions = [f"Tom has {n} apples and gets 2. How many?" for n in (3, 4)]
+    rows = [{"question": q, "answer": n} for n, q in enumerate(questions, start=5)]
+    file, out = tmp_path / "set.jsonl", tmp_path / "traces.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval", file, "--local", "--out", out, "--strategy", "cot", "--json"]
+    first = marco(*words, "--limit", "1")
+    assert first.returncode == 0 and "earlier run" not in first.stderr
+    second = marco(*words)
+    assert second.returncode == 0 and "1 of 2 problems are in" in second.stderr
+    told = json.loads(second.stdout)
+    assert (told["resumed"], told["results"]["cot"]["failed"]) == (1, 0)
+    # Problems with failed rollouts are searched again.
+    lines = out.read_text().replace('"failed": false', '"failed": true')
+    out.write_text(lines)
+    third = marco(*words)
+    assert third.returncode == 0 and "earlier run" not in third.stderr
