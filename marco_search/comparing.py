@@ -30,7 +30,7 @@ class Tally:
 
     def __init__(self, stored: Tree) -> None:
         self._stored = stored
-        self.same_rollouts = self.same_answers = self.same_nodes = 0
+        self.same_rollouts = self.same_answers = self.same_nodes = self.read_otherwise = 0
         self.greatest_gap = 0.0
         self.first: Difference | None = None
 
@@ -48,10 +48,13 @@ class Tally:
         for rollout in stored.rollouts:
             other = now[rollout.rollout_id]
             self.same_answers += rollout.answer == other.answer
-            if self._same_tokens(rollout, other, tree):
-                self.same_rollouts += 1
             # Time and caching are the machine's.
             alike = replace(other, seconds=rollout.seconds, cached_tokens=rollout.cached_tokens)
+            if self._same_tokens(rollout, other, tree):
+                self.same_rollouts += 1
+                if rollout.answer != other.answer:  # how a text is read is the version's
+                    self.read_otherwise += 1
+                    alike = replace(alike, answer=rollout.answer, value=rollout.value)
             if rollout != alike:
                 self.differs(stored.number, rollout.rollout_id, "rollout", *_unlike(rollout, alike))
         nodes = {n.node_id: n for n in again.nodes}

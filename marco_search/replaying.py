@@ -38,6 +38,7 @@ class Replayed:
     failed: int  # rollouts that had failed and were taken as failed
     same_rollouts: int  # the same tokens
     same_answers: int  # rollouts that reach the same answer, or both none
+    read_otherwise: int  # the same tokens, in which this version reads another answer
     same_nodes: int  # bit for bit, log-probs and all
     greatest_gap: float  # between log-probs of the same tokens
     first: Difference | None  # of any kind; with the same tokens it is about log-probs
@@ -101,6 +102,7 @@ def replay(
         failed=sum(r.finish is Finish.FAILED for r in rollouts),
         same_rollouts=tally.same_rollouts,
         same_answers=tally.same_answers,
+        read_otherwise=tally.read_otherwise,
         same_nodes=tally.same_nodes,
         greatest_gap=tally.greatest_gap,
         first=tally.first,

@@ -67,7 +67,8 @@ class Outcome:
 
     @property
     def _same_text(self) -> bool:
-        return self.replayed.same_text and self.replayed.same_answers == self.replayed.rollouts
+        done = self.replayed
+        return done.same_text and done.same_answers + done.read_otherwise == done.rollouts
 
     def lines(self) -> Iterator[str]:
         """For a reader."""
@@ -97,6 +98,11 @@ class Outcome:
             yield f"{self.job.attempts} attempts searched it; what one left, the next went on with."
         if self.replayed.failed:
             yield f"Branches that had failed and are taken as failed: {self.replayed.failed}."
+        if self.replayed.read_otherwise:
+            yield (
+                "Same text, another answer read in it by this version:"
+                f" {self.replayed.read_otherwise}. `marco verify` checks the answers stored."
+            )
         if self.job.state in ("queued", "running"):
             yield "It has not ended: these are its rounds so far."
         elif self.job.stop_reason in ("cancelled", "seconds", "deadline", None):
@@ -127,6 +133,7 @@ class Outcome:
             "rollouts": done.rollouts,
             "same_rollouts": done.same_rollouts,
             "same_answers": done.same_answers,
+            "read_otherwise": done.read_otherwise,
             "failed_rollouts": done.failed,
             "nodes": done.nodes,
             "same_nodes": done.same_nodes,

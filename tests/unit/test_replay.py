@@ -142,3 +142,19 @@ def test_the_pocket_model_gives_every_bit_again() -> None:
         again = replayed(finished, runtime, job)
     assert again.same_bits, again.first
     assert again.nodes > 5
+
+
+def test_a_text_that_this_version_reads_otherwise_is_no_other_tree() -> None:
+    """An answer that an older version stored is not what its text is judged by."""
+    job = question()
+    finished = searched(ToyRuntime(), job)
+    tree = finished.search.tree
+    place = next(i for i, r in enumerate(tree.rollouts) if r.answer is not None)
+    stored = [
+        replace(r, answer="as it was read then") if i == place else r
+        for i, r in enumerate(tree.rollouts)
+    ]
+    nodes = [n for n in tree.nodes if n.node_id != ROOT]
+    again = replay(job, finished.plan, nodes, stored, ToyRuntime())
+    assert (again.same_text, again.same_bits, again.read_otherwise) == (True, True, 1)
+    assert again.same_answers == again.rollouts - 1
