@@ -22,6 +22,7 @@ from marco_search.audit.findings import Status
 from marco_search.store.verification import check_range, verify_job
 from marco_search.store.verify_all import verify_all
 from migrations.check import scratch_database
+from ops.cli.failures import OTHER_ENGINE
 from ops.cli.main import cli
 from ops.services import ServiceUrls
 from tests.integration.toys import open_database, runner, settings_for
@@ -81,6 +82,10 @@ def test_it_is_shown_exported_and_scored_again(url: str, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     assert len((tmp_path / "out" / "jobs.jsonl").read_text().splitlines()) == 26
     assert marco("replay", str(JOBS["weighted"]), "--reward", "path").exit_code == 0
+    # The pocket model searched it, on another machine.
+    again = marco("replay", str(JOBS["pocket"]), "--json")
+    assert again.exit_code in (0, OTHER_ENGINE), again.output
+    assert json.loads(again.output)["rollouts"] == 3
 
 
 def test_what_it_began_is_ended_by_this_version_and_fits(url: str) -> None:
