@@ -136,6 +136,13 @@ class Channel(redis.Channel):
     def _get_client(self) -> type[Redis]:
         return Client
 
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        try:
+            super()._restore(message, leftmost)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            # Kombu would write it to a file of its own. The row is published again.
+            log.debug("a message is not given back: %s", error)
+
 
 class Transport(redis.Transport):
     """Kombu's, with that channel."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from redis import Redis
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, SchemaMismatch
 from producer import JobStatus, Producer
+from tests.integration.test_worker import only_child
 from tests.integration.toys import environment, question, settings_for, wait_until
 from tests.silent_proxy import silent_proxy
 
@@ -236,25 +238,29 @@ def test_messages_that_cannot_be_read_are_dropped_and_cost_nothing(
     assert "Traceback" not in said
 
 
-def test_a_process_that_hangs_is_killed_and_replaced(
-    database_url: str, redis_url: str, tmp_path: Path
+def test_processes_that_hang_are_killed_and_replaced(
+    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One that has no memory for another thread, and one that is stopped and never wakes."""
+    monkeypatch.setenv("TOY_SILENT_S", "2")
     log = tmp_path / "worker"
     urls = database_url, redis_url
     given: dict[str, Any] = {"lease_s": 1.0, "heartbeat_s": 0.3}
-    os.environ["TOY_SILENT_S"] = "2"
-    try:
-        with Producer(*urls) as producer, worker(log, urls, **given) as main:
-            job = producer.submit(question(options={"rollouts": 40}))
-            owner = begun(producer, job).lease_owner
-            assert owner is not None
-            os.kill(int(owner.rpartition(":")[2]), signal.SIGSTOP)  # and it never wakes
-            result = producer.wait(job, timeout_s=PATIENCE_S)
-            assert main.poll() is None
-    finally:
-        del os.environ["TOY_SILENT_S"]
-    assert (result.state, producer.status(job).attempts) == ("succeeded", 2)
-    assert "hangs: killed" in log.read_text()
+    with Producer(*urls) as producer, worker(log, urls, **given) as main:
+        assert producer.wait(producer.submit(question()), PATIENCE_S).state == "succeeded"
+        first = only_child(main.pid)
+        size = int(Path(f"/proc/{first}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(first, resource.RLIMIT_AS, (size - 20 * 2**20, resource.RLIM_INFINITY))
+        assert producer.wait(producer.submit(question()), PATIENCE_S).state == "succeeded"
+        assert only_child(main.pid) != first
+        job = producer.submit(question(options={"rollouts": 40}))
+        owner = begun(producer, job).lease_owner
+        assert owner is not None
+        os.kill(int(owner.rpartition(":")[2]), signal.SIGSTOP)
+        result = producer.wait(job, timeout_s=PATIENCE_S)
+        assert (result.state, producer.status(job).attempts) == ("succeeded", 2)
+        assert "hangs: killed" in log.read_text()
+        assert main.poll() is None
 
 
 def test_a_stopping_worker_does_not_wait_for_a_process_that_hangs(
