@@ -78,6 +78,7 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
         quiet=True,
         without_gossip=True,
         without_mingle=True,
+        without_heartbeat=not settings.remote_control,
     )
     interrupted = _Interrupted()
     # Else the children's garbage collectors write to all that they share with this process, and
