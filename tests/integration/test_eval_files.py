@@ -26,7 +26,7 @@ def test_a_second_run_says_what_it_takes_over_but_not_what_failed(tmp_path: Path
     rows = [{"question": q, "answer": n} for n, q in enumerate(questions, start=5)]
     file, out = tmp_path / "set.jsonl", tmp_path / "traces.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["eval", file, "--local", "--out", out, "--strategy", "cot", "--json"]
+    words: list[str | Path] = ["eval", file, "--local", "--out", out, "--strategy", "cot", "--json"]
     first = marco(*words, "--limit", "1")
     assert first.returncode == 0 and "earlier run" not in first.stderr
     second = marco(*words)

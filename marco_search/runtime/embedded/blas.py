@@ -33,10 +33,11 @@ class _Limit:
         )
 
     def acquire(self) -> None:
+        libraries = _libraries()  # looking for them with the lock could block a fork
         with self._lock:
             self._holders += 1
             if self._holders == 1:
-                self._before = [library.num_threads for library in _libraries()]
+                self._before = [library.num_threads for library in libraries]
             # Each time: where BLAS runs on OpenMP, every thread has a number of its own.
             _set_threads([1] * len(self._before))
 
