@@ -14,7 +14,7 @@ from marco_search.audit import canonical
 from marco_search.audit.findings import JobReport, Status
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.errors import JobNotFound, ModelRefused, RuntimeUnavailable
-from marco_search.store import dead_letters, deadlines, jobs, rows
+from marco_search.store import dead_letters, deadlines, jobs, outbox, rows
 from marco_search.store.connect import Database
 from marco_search.store.states import JobState
 from marco_search.store.verification import verify_job
@@ -121,6 +121,19 @@ def tamper(url: str, statement: str) -> None:
     with psycopg.connect(url) as conn:
         conn.execute("SET session_replication_role = replica")
         conn.execute(statement.encode())
+
+
+def test_a_sweep_notes_nothing_of_a_job_that_has_ended(
+    database: Database, database_url: str
+) -> None:
+    """It tells the broker first, and the job may be over by the time it writes that down."""
+    over, waiting = insert(database, question(), question(options={"seed": 1}))
+    search(database, database_url, over.id)
+    with database.transaction() as conn:
+        outbox.log_published(conn, [over.id, waiting.id])
+        noted = conn.execute("SELECT job_id FROM audit_log WHERE event = 'published'").fetchall()
+    assert noted == [(waiting.id,)]
+    assert verify_all(database_url).findings == ()
 
 
 def test_jobs_that_end_at_once_make_one_chain(database: Database, database_url: str) -> None:
