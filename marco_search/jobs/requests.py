@@ -152,7 +152,10 @@ def _metadata_flaw(name: object, value: object) -> str | None:
     if isinstance(value, int):
         return None if -_INT64 <= value < _INT64 else "a whole number beyond 64 bits"
     if isinstance(value, float):
-        return None if abs(value) < float("inf") else "must be a finite number"
+        if not abs(value) < float("inf"):
+            return "must be a finite number"
+        # Postgres keeps it as a whole number, which is then too long.
+        return None if -_INT64 <= value < _INT64 else "a number beyond 64 bits; give it as text"
     return f"must be text, a number, true or false, not {shown(value)}"
 
 

@@ -176,7 +176,10 @@ def test_several_processes_find_what_one_finds(
 
 def test_the_canonical_form_is_what_postgres_sends(database: Database, database_url: str) -> None:
     """Built from values it is the same bytes: rows kept elsewhere hash to the same."""
-    (job,) = insert(database, question(expected="2", metadata={"é": "a\u2028b", "n": 1.5}))
+    (job,) = insert(
+        database,
+        question(expected="2", metadata={"é": "a\u2028b", "n": 1.5, "long": 1e17, "small": 1e-9}),
+    )
     search(database, database_url, job.id, ToyRuntime(failing=0.2))
     with database.transaction() as conn:
         sent = rows.of_jobs(conn, [job.id], FORMATS[NEWEST].kinds)[job.id]
@@ -190,3 +193,4 @@ def test_the_canonical_form_is_what_postgres_sends(database: Database, database_
                 values: list[Any] = cursor.execute(query.encode(), [job.id]).fetchall()
             assert values
             assert [canonical.encode(kind.columns, v) for v in values] == [d for _, d in sent[name]]
+    ends_as(database, job.id, JobState.SUCCEEDED)

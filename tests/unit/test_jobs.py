@@ -120,6 +120,7 @@ def test_jobs_are_frozen() -> None:
         ({"metadata": {"\ud800": 1}}, "metadata", "surrogate"),
         ({"metadata": {"a": 2**63}}, "metadata", "64 bits"),
         ({"metadata": {"a": float("inf")}}, "metadata", "finite"),
+        ({"metadata": {"a": 1e30}}, "metadata", "as text"),
         ({"metadata": {str(i): i for i in range(33)}}, "metadata", "at most 32"),
     ],
 )
