@@ -173,16 +173,19 @@ def _checked(
 
 @contextmanager
 def _main_left_alone() -> Iterator[None]:
-    """Processes that are spawned meanwhile do not import this one's main module.
+    """Processes that are spawned meanwhile do not import this one's main module, nor see Ctrl-C.
 
     They need nothing of it, and a script without `if __name__ == "__main__"` would run anew.
+    Ctrl-C is for the parent, which ends them: they inherit that the signal is blocked.
     """
     main = sys.modules["__main__"]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 _worker: Conn | None = None
@@ -190,7 +193,6 @@ _worker: Conn | None = None
 
 def _open(url: str, snapshot: str) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     Thread(target=_leave_with_parent, daemon=True).start()
     # Closed by the end of the process.
     context = _snapshot(url, snapshot)

@@ -88,7 +88,8 @@ def checking(url: str, process: subprocess.Popen[str]) -> list[int]:
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'marco verify'"
                 " AND datname = current_database()"
             ).fetchone()
-        return count == (3,)
+        assert count is not None
+        return count >= (3,) and len(spawned(process.pid)) == 2
 
     wait_until(reading, "two processes and their parent read")
     return spawned(process.pid)
@@ -115,6 +116,15 @@ def test_a_script_that_would_run_anew_in_each_process_does_not(url: str, tmp_pat
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+def test_ctrl_c_while_the_processes_start(url: str) -> None:
+    process = start(url, str(MARCO))
+    wait_until(lambda: bool(spawned(process.pid)), "a process starts")
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
 
 
 def test_a_process_that_is_killed_is_said(url: str) -> None:
