@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
@@ -91,6 +92,18 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             super().on_connection_error_after_connected(exc)
         self._pause(exc)
 
+    def on_close(self) -> None:
+        """Forget what was taken from the old connection, but not which processes are busy.
+
+        Celery forgets that too, and then a message may wait for a process in the middle of a
+        job while others are free.
+        """
+        pool = getattr(self.pool, "_pool", None)
+        busy = set(getattr(pool, "_busy_workers", ()))
+        super().on_close()
+        if busy and pool is not None:
+            pool._busy_workers.update(busy & {child.inqW_fd for child in pool._pool})
+
     def _pause(self, error: Exception) -> None:
         self._troubles.say(error)
         until = time.monotonic() + self._troubles.pause_s()
@@ -135,6 +148,11 @@ class Channel(redis.Channel):
 
     def _get_client(self) -> type[Redis]:
         return Client
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """As Kombu's; a message that was taken from a connection that is gone is forgotten."""
+        with contextlib.suppress(KeyError):
+            super().basic_reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         try:

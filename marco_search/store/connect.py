@@ -132,12 +132,15 @@ class Database:
             self._prepare(conn)
             return conn
 
-    def close(self) -> None:
-        """Close all pooled connections. The next use opens them again."""
+    def close(self, wait_s: float = 5.0) -> None:
+        """Close all pooled connections; wait so long for one that is being made.
+
+        The next use opens them again.
+        """
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
-            pool.close()
+            pool.close(wait_s)
 
     def _opened(self) -> ConnectionPool[_Connection]:
         with self._lock:
@@ -203,7 +206,7 @@ class Database:
             yield
         except (PoolTimeout, PoolClosed) as error:
             # The pool tries again ever more slowly; a new one tries when it is next asked.
-            self.close()
+            self.close(wait_s=0)
             self._raise_why()
             raise DatabaseUnavailable(
                 f"{self.shown}: {error}; this process uses all {self._connections} of its own"
