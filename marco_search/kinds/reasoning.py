@@ -1,10 +1,13 @@
 """Reasoning jobs: one right answer, read out of the Output part.
 
 The answer is looked for in this order: \\boxed{...}; after "the answer is", "答案是", "####"
-or the like (the last of them); an option letter that begins the output ("(D) 27 sec"); a
+or the like (the last of them); option letters that begin the output ("(D) 27 sec", "A, C"); a
 leading yes or no; the only bold phrase; the first line, if it is a number with its unit;
-the last number meant as a result (marco_search.kinds.candidates); spelled-out numbers where
-there are no digits; else the whole output as text. Code is always taken as text.
+the last term meant as a result (marco_search.kinds.candidates), in words where there are no
+digits; else the whole output as text. Code is always taken as text.
+
+A numeral is taken whole or not at all (marco_search.kinds.terms), and the key of an answer is
+read as itself.
 """
 
 from __future__ import annotations
