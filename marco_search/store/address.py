@@ -42,6 +42,9 @@ def parameters(url: str) -> dict[str, str]:
     ports = given.get("port", "").split(",")
     if "@" in given.get("host", "") + path or any(map(_no_port, ports)):
         raise InvalidSettings(_FORM)
+    # The one option that psycopg reads itself: its error is no connection error.
+    if not given.get("connect_timeout", "0").lstrip("+-").isdecimal():
+        raise InvalidSettings("DATABASE_URL: connect_timeout must be a whole number of seconds")
     return given
 
 

@@ -27,6 +27,7 @@ from marco_search.store.connect import Database
         "postgresql://u:p@h/db?hush=1",
         "postgresql://u:p@h/db?password=hush&&",
         "postgresql://u:hush%00@h/db",
+        "postgresql://u:p@h/db?connect_timeout=hush",
         "postgresql//u:hush@h",
         "hush",
     ],
