@@ -292,3 +292,34 @@ def test_a_home_that_is_no_folder_is_said(
         settings_module.load.cache_clear()
         assert main(command) == 4
         assert "/dev/null" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("DATABASE_URL", "postgresql://u:SeCrEt99%zz@h/x"),
+        ("DATABASE_URL", "postgresql://u:SeCrEt99@[::1/x"),
+        ("DATABASE_URL", "postgresql://u:a/SeCrEt99@h/x"),
+        ("DATABASE_URL", "postgresql:/u:SeCrEt99@h/x"),
+        ("DATABASE_URL", "mysql://u:SeCrEt99@h/x"),
+        ("REDIS_URL", "redis://:SeCrEt99#@127.0.0.1:1"),
+        ("REDIS_URL", "redis://:SeCrEt99@127.0.0.1:1/jobs"),
+        ("REDIS_URL", "SeCrEt99@h"),
+    ],
+)
+def test_no_command_repeats_the_password_of_an_address_it_refuses(
+    name: str,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@127.0.0.1:1/x")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv(name, address)
+    settings_module.load.cache_clear()
+    commands = [["submit", "--question", "1 + 1?"]]
+    if name == "DATABASE_URL":
+        commands += [["status"], ["migrate"], ["roles"], ["scheduler"], ["verify", "--debug"]]
+    for words in commands:
+        assert main(words) == 2, words
+        assert "SeCrEt99" not in str(capsys.readouterr()), words
