@@ -62,7 +62,7 @@ def test_ctrl_c_at_any_moment_of_the_first_start(home: Path) -> None:
         words = other[i // IN_A_ROW] if i % 2 else submit
         with _start(home, *words) as process:
             # Each start goes on where the one before was interrupted.
-            time.sleep(chosen.uniform(0.1, 1.8))
+            time.sleep(chosen.uniform(0.1, 1.2))
             os.killpg(process.pid, signal.SIGINT)
             said, _ = process.communicate(timeout=LIMIT_S)
         # -SIGINT: before the program had begun. Anything else: it met what was left behind.
