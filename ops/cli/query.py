@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -11,13 +11,54 @@ from typing import Any, cast
 
 import psycopg
 from psycopg import Connection, errors, sql
+from psycopg.abc import Loader
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
+from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
+from psycopg.types.string import TextLoader
 
 from marco_search.errors import DatabaseUnavailable, QueryRefused
 from marco_search.store.connect import allow
 
 _STREAMED_ROWS = 100  # fetched at once: a query that returns millions is cut off early
+
+
+class JsonText(str):
+    """A json or jsonb as Postgres writes it: it may hold numbers that Python does not parse."""
+
+    __slots__ = ()
+
+
+class _Json(TextLoader):
+    def load(self, data: Any) -> JsonText:
+        return JsonText(super().load(data))
+
+
+class _Timestamp(TimestampLoader):
+    def load(self, data: Any) -> Any:
+        return _or_text(super().load, data)
+
+
+class _Timestamptz(TimestamptzLoader):
+    def load(self, data: Any) -> Any:
+        return _or_text(super().load, data)
+
+
+def _or_text(load: Callable[[Any], Any], data: Any) -> Any:
+    try:
+        return load(data)
+    except psycopg.DataError:  # infinity, or a year that a datetime does not reach
+        return bytes(data).decode()
+
+
+_LOADERS: dict[str, type[Loader]] = {
+    "json": _Json,
+    "jsonb": _Json,
+    "timestamp": _Timestamp,
+    "timestamptz": _Timestamptz,
+    # Python's types lack infinity, 24:00 and months.
+    **dict.fromkeys(("date", "time", "timetz", "interval"), TextLoader),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +85,8 @@ def run_query(
         allow(conn, timeout_s)
         columns = _described(conn, query)
         with conn.cursor() as cursor:
+            for name, loader in _LOADERS.items():
+                cursor.adapters.register_loader(name, loader)
             # One statement only: a stream is sent by the protocol that takes no more.
             stream = cursor.stream(query.encode(), size=_STREAMED_ROWS)
             with closing(cast("Generator[tuple[Any, ...], None, None]", stream)) as fetched:

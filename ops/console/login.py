@@ -7,6 +7,7 @@ from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect
 
 from ops.console.access import LOGIN, Access, client_of, local_path
 from ops.console.rendering import page
@@ -61,7 +62,7 @@ async def _body(request: Request) -> bytes:
                 body += chunk
                 if len(body) > _LARGEST_FORM:
                     return b""
-    except TimeoutError:
+    except (TimeoutError, ClientDisconnect):  # nobody is left to answer, and it is no bug
         return b""
     return body
 

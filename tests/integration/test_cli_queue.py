@@ -191,6 +191,8 @@ def test_jobs_are_cancelled_by_batch_tenant_state_and_all(
 
     for wrong in ((), (first[0], "--all"), ("--all", "--tenant", "a"), ("--batch", "x")):
         assert cancelled(*wrong, code=2) == []
+    for others in (("--state", "queued"), ("--batch", str(batch)), (first[0],), ("--all",)):
+        assert cancelled("--tenant", "", *others, code=2) == []  # it does not mean everyone
     assert cancelled("--batch", str(uuid4())) == cancelled("--state", "running") == []
     assert cancelled("--batch", str(batch)) == first
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(second)))

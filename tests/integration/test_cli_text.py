@@ -63,6 +63,22 @@ def test_a_pipe_gets_what_is_stored(stored: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "json").read_text(encoding="utf-8"))["job"]["subject"] == ODD
 
 
+def test_values_that_python_does_not_know_are_as_postgres_has_them(stored: str) -> None:
+    values = (
+        "'infinity'::timestamptz", "'0044-03-15 00:00:00 BC'::timestamp", "'12000-01-01'::date",
+        "'24:00:00'::time", "'-infinity'::interval", "'1 mon 3 days'::interval",
+        "10::numeric ^ 5000", "10::numeric ^ 400 + 0.5", "'1e5000'::jsonb",
+        """'{"a": 1.10}'::jsonb""", """'{"a":  1e400}'::json""",
+        "(repeat('[', 5000) || repeat(']', 5000))::jsonb",
+    )  # fmt: skip
+    csv.field_size_limit(1_000_000)
+    texts = ", ".join(f"({value})::text" for value in values)
+    for words in ((), ("--json",), ("--csv",)):
+        found = piped("sql", *words, f"select {', '.join(values)}").decode()
+    wanted = piped("sql", "--csv", f"select {texts}").decode()
+    assert [*csv.reader(io.StringIO(found))][1] == [*csv.reader(io.StringIO(wanted))][1]
+
+
 def test_a_terminal_obeys_nothing_of_it(stored: str) -> None:
     for words in (
         ("sql", "--csv", QUERY),

@@ -298,6 +298,9 @@ def test_half_requests_keep_nobody_out(stored: Stored) -> None:
                 with suppress(ConnectionError):  # gave way already
                     half.sendall(b"GET / HTTP/1.1\r\nX: ")
             assert httpx.get(f"{said['address']}jobs", timeout=60).status_code == 200
+            with socket.create_connection((parts.hostname, parts.port)) as gone:
+                head = f"POST /login HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 9\r\n\r\n"
+                gone.sendall(head.encode() + b"token=")
             half.settimeout(60)
             with suppress(ConnectionError):
                 assert half.recv(1) == b""  # its time was up

@@ -41,9 +41,11 @@ def cancel(
     any is cancelled. --batch and --state look among the jobs of --tenant, else of MARCO_TENANT,
     or with --all of all tenants.
     """
-    if bool(jobs) == any((batch, tenant, state, everything)):
+    if bool(jobs) == (everything or (batch, tenant, state) != (None, None, None)):
         raise click.UsageError("Give jobs, or --batch, --tenant, --state or --all.")
-    if tenant and everything:
+    if tenant == "":  # an unset variable of a script, say: it must not mean everyone
+        raise click.UsageError("--tenant is empty: give a name, or --all.")
+    if tenant is not None and everything:
         raise click.UsageError("Give either --tenant or --all.")
     if everything and not yes and sys.stdin.isatty():
         click.confirm("Cancel jobs of all tenants?", abort=True, err=True)

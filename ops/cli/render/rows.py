@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -10,8 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
+from ops.cli.query import JsonText
 from ops.cli.render.tables import Column, text_table
 from ops.cli.render.text import one_line
+
+_MOST_DIGITS = 4300  # of a whole number that Python writes
 
 
 def rows_table(
@@ -27,7 +31,7 @@ def rows_table(
 
 
 def rows_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """CSV with a line of headings; arrays and objects are JSON inside their field.
+    """CSV with a line of headings; arrays are JSON inside their field.
 
     NULL is an empty field, empty text is "". What is between quotes is the text as it is stored.
     """
@@ -49,14 +53,14 @@ def rows_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[dic
 
 def plain(value: Any) -> Any:
     """A value from Postgres as JSON has it; what JSON lacks becomes text."""
+    if isinstance(value, JsonText):
+        return _parsed(value)
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return value if abs(value) < float("inf") else str(value)  # JSON has no NaN
+        return value if math.isfinite(value) else str(value)  # JSON has no NaN
     if isinstance(value, Decimal):
-        if not value.is_finite():
-            return str(value)
-        return int(value) if value == value.to_integral_value() else float(value)
+        return _number(value)
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, list | tuple):
@@ -66,6 +70,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes | memoryview):
         return bytes(value).hex()
     return str(value)
+
+
+def _parsed(value: JsonText) -> Any:
+    try:
+        return plain(json.loads(value))
+    except (ValueError, RecursionError):  # more digits or levels than Python takes
+        return str(value)
+
+
+def _number(value: Decimal) -> int | float | str:
+    if not value.is_finite():
+        return str(value)
+    if value == value.to_integral_value() and value.adjusted() < _MOST_DIGITS:
+        return int(value)
+    return float(value) if math.isfinite(float(value)) else str(value)
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
