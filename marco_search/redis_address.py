@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from redis import Redis
 
 from marco_search.errors import InvalidSettings
+from marco_search.settings import is_host
 
 _FORM = (
     "write redis://:password@host:port/0 (rediss:// for TLS), with the characters /?#@:% of a "
@@ -68,7 +69,9 @@ def parse(url: str) -> RedisAddress:
     if parts.scheme not in ("redis", "rediss"):
         raise _refused("must look like redis://... or rediss://...")
     # What follows an unescaped / ? or # of a password ends here.
-    if not host or "@" in parts.path + parts.query + parts.fragment or parts.fragment:
+    if not host or port == 0 or not is_host(unquote(host)):
+        raise _refused("no usable host and port")
+    if "@" in parts.path + parts.query + parts.fragment or parts.fragment:
         raise _refused("not a Redis URL")
     return RedisAddress(
         host=unquote(host),

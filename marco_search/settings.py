@@ -126,6 +126,15 @@ def console_refusal(settings: Settings) -> str | None:
     return f"MARCO_CONSOLE_TOKEN: at least {SHORTEST_TOKEN} characters"
 
 
+def is_host(name: str) -> bool:
+    """Whether `name` can be looked up at all. Python raises UnicodeError or ValueError else."""
+    try:
+        name.encode("idna")  # refuses empty labels (a..b) and those of more than 63 characters
+    except UnicodeError:
+        return False
+    return name.isprintable() and " " not in name
+
+
 def without_password(url: str) -> str:
     """`url` as it may be shown or logged: passwords, if any, replaced by ***.
 

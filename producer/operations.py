@@ -38,7 +38,7 @@ class Operations:
     def states(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
         """The state of each job. Raises JobNotFound."""
         with self.database.transaction() as conn:
-            return store.states(conn, map(job_uuid, jobs), tenant=self._tenant)
+            return store.states(conn, job_uuids(jobs), tenant=self._tenant)
 
     def cancel_many(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
         """Cancel jobs as `Producer.cancel` does; the state of each after that.
@@ -126,6 +126,8 @@ class Operations:
         """
         _check_number("limit", limit)
         _check_state(state, GIVEN_UP)
+        if error is not None and not (isinstance(error, str) and "\x00" not in error):
+            raise InvalidJob("error", f"must be the name of a type, not {shown(error)}")
         with self.database.transaction() as conn:
             return dead_letters.letters(
                 conn, tenant=self._tenant, state=state, error=error, limit=limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from uuid import UUID
@@ -18,6 +19,7 @@ class Pending:
     def __init__(self, job_ids: Iterable[UUID], timeout_s: float | None) -> None:
         if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s >= 0):
             raise TypeError(f"timeout_s must be None or seconds from 0 on, not {timeout_s!r}")
+        timeout_s = None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         self.ids = dict.fromkeys(job_ids)  # a set that keeps its order
         self.look_at = list(self.ids)  # now
         self._asked = len(self.ids)

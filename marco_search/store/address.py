@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from marco_search.errors import InvalidSettings
+from marco_search.settings import is_host
 
 CONNECT_TIMEOUT_S = 5
 # A machine that is gone is noticed in some ten seconds: packets that nobody acknowledges for so
@@ -40,11 +41,14 @@ def parameters(url: str) -> dict[str, str]:
         raise InvalidSettings(_FORM) from None
     path = url.partition("://")[2].partition("?")[0].partition("/")[2]
     ports = given.get("port", "").split(",")
+    names = given.get("host", "").split(",")
     if "@" in given.get("host", "") + path or any(map(_no_port, ports)):
         raise InvalidSettings(_FORM)
     # The one option that psycopg reads itself: its error is no connection error.
     if not given.get("connect_timeout", "0").lstrip("+-").isdecimal():
         raise InvalidSettings("DATABASE_URL: connect_timeout must be a whole number of seconds")
+    if not all(name.startswith("/") or is_host(name) for name in names):
+        raise InvalidSettings(_FORM)
     return given
 
 

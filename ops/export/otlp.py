@@ -5,18 +5,25 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_HEADERS,
+    OTEL_EXPORTER_OTLP_TRACES_HEADERS,
+)
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.util.re import parse_env_headers
 
 from marco_search.errors import CollectorUnavailable, InvalidSettings
+from marco_search.settings import is_host
 from ops.export.files import whole
 
 _IDS = ("traceId", "spanId", "parentSpanId")
@@ -46,17 +53,35 @@ def as_json(trace: Sequence[ReadableSpan]) -> dict[str, Any]:
     return request
 
 
+def _check_headers() -> None:
+    """The exporter leaves out what it can't read."""
+    for name in (OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_TRACES_HEADERS):
+        for header in filter(str.strip, os.environ.get(name, "").split(",")):
+            if not parse_env_headers(header, liberal=True):
+                raise InvalidSettings(f"{name}: write NAME=VALUE,..., with percent-encoded values")
+
+
+def _shown(parts: SplitResult) -> str:
+    """Without what may be a key: user, password and query."""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
     """Send traces to a collector; how many there were.
 
     Without a path, /v1/traces is meant. OTEL_EXPORTER_OTLP_HEADERS holds what it asks for.
     Raises InvalidSettings for what is no URL, CollectorUnavailable if it refuses or is away.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.hostname and parts.port != 0 and is_host(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable or parts.scheme not in ("http", "https"):
         raise InvalidSettings("--otlp: must look like http://localhost:4318")
-    # It tells of every try by itself; what is said here in the end is enough.
-    logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.CRITICAL)
+    _check_headers()
+    # It logs every try, and headers that it can't read; what is said here in the end is enough.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     endpoint = url if parts.path.strip("/") else urlunsplit(parts._replace(path="/v1/traces"))
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
     count = 0
@@ -66,7 +91,7 @@ def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
                 result = exporter.export(trace[start : start + _SPANS_AT_ONCE])
                 if result is not SpanExportResult.SUCCESS:
                     raise CollectorUnavailable(
-                        f"{endpoint}: the collector did not take the traces "
+                        f"{_shown(parts)}: the collector did not take the traces "
                         f"({count} were sent); see that it runs and takes OTLP over HTTP"
                     )
             count += 1

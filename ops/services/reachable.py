@@ -150,7 +150,7 @@ def pauses(settings: Settings) -> Finding:
         ):
             found = holds.pauses(conn)
     except MarcoError:  # what keeps it from being read has a line of its own
-        return Finding("pauses", True, "unknown: this login can't read them", "")
+        return Finding("pauses", True, "unknown: they can't be read", "")
     named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
     detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
     held = any(pause.tenant == holds.EVERYONE for pause in found)
@@ -188,7 +188,7 @@ def missing_models(settings: Settings) -> Finding:
         ):
             found = queries.missing_models(conn)
     except MarcoError:  # what keeps it from being read has a line of its own
-        return Finding("models", True, "unknown: this login can't read the jobs", "")
+        return Finding("models", True, "unknown: the jobs can't be read", "")
     detail = "; ".join(map(str, found)) or "no job waits for another model than workers have"
     mend = "run a worker with that model, or begin them anew: `marco requeue --restart --all`"
     return Finding("models", not found, detail, mend)
@@ -201,7 +201,7 @@ def redis(settings: Settings) -> Finding:
     url = redis_url(settings)
     where = without_password(url)
     try:
-        with redis_address.parse(url).client(socket_timeout=_ANSWER_S) as client:
+        with redis_address.parse(url).client(socket_timeout=_ANSWER_S, retry=None) as client:
             version = str(client.info("server")["redis_version"])
     except RedisError as error:
         mend = "see that it runs and that REDIS_URL is right"
@@ -218,6 +218,8 @@ def worker(settings: Settings) -> Finding:
 
     if _is_idle(settings, settings.redis_url):
         return Finding("worker", True, "none: Redis is not running", "")
+    if not redis(settings).ok:
+        return Finding("worker", False, "unknown: Redis does not answer", "")
     url = redis_url(settings)
     publisher = Publisher(url, settings.queue)
     try:

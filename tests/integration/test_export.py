@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,6 +22,7 @@ from click.testing import CliRunner, Result
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from marco_search import settings as settings_module
+from marco_search.errors import InvalidSettings
 from marco_search.search.records import Node, Rollout
 from marco_search.store import trail
 from marco_search.store.connect import Database
@@ -216,6 +220,28 @@ def test_numbers_that_are_not_finite_are_exported_as_unknown(
         re.findall(r"[A-Za-z]+", (tmp_path / "traces.jsonl").read_text())
     )
     run(str(tmp_path), "--format", "parquet")
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:99999", "http://a..b", "ftp://h", ""])
+def test_an_address_of_no_collector_is_refused(database: Database, url: str) -> None:
+    assert isinstance(CliRunner().invoke(export, ["--otlp", url]).exception, InvalidSettings)
+
+
+def test_headers_that_can_not_be_sent_are_refused_and_not_repeated(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for header in ("hush", "x y=hush", "a=b,c=hush\xe9", "a=hush\nx"):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", header)
+        result = CliRunner().invoke(export, ["--otlp", "http://127.0.0.1:9"])
+        assert isinstance(result.exception, InvalidSettings)
+        assert "hush" not in str(result.exception) + result.output + caplog.text
+
+
+def test_a_limit_that_the_sdk_can_not_read_is_a_bad_setting(database: Database) -> None:
+    words = [sys.executable, "-m", "ops.cli.main", "export", "--otlp", "http://127.0.0.1:9"]
+    wrong = {**os.environ, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}
+    done = subprocess.run(words, env=wrong, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in done.stderr) == (2, True)
 
 
 def test_a_collector_that_refuses_is_an_error(database: Database) -> None:

@@ -196,6 +196,8 @@ def test_wrong_types_are_refused_and_nothing_is_stored(
     for wrong in (5, None, [5], [None]):
         with pytest.raises(TypeError, match="named by"):
             producer.wait(wrong)
+        with pytest.raises(TypeError, match="named by"):
+            producer.states(wrong)
     for wrong in ("5", -1, float("nan"), [1]):
         with pytest.raises(TypeError, match="timeout_s"):
             producer.wait(producer.submit(question(idempotency_key="k")), timeout_s=wrong)
@@ -209,6 +211,9 @@ def test_wrong_types_are_refused_and_nothing_is_stored(
             producer.set_quota(wrong)
         with pytest.raises(InvalidJob, match="limit"):
             producer.dead_letters(limit=wrong)
+    for wrong in (5, "a\x00", ["WorkerLost"]):
+        with pytest.raises(InvalidJob, match="error"):
+            producer.dead_letters(error=wrong)
     for wrong in ("succeeded", 5):
         with pytest.raises(InvalidJob, match="state"):
             producer.dead_letters(state=wrong)

@@ -29,6 +29,10 @@ from marco_search.store.connect import Database
         "postgresql://u:hush%00@h/db",
         "postgresql://u:p@h/db?connect_timeout=hush",
         "postgresql//u:hush@h",
+        "postgresql://u:hush@a..b/db",
+        "postgresql://u:hush@h1,.h2/db",
+        f"postgresql://u:hush@{'h' * 64}/db",
+        "postgresql://u:hush@h%0a/db",
         "hush",
     ],
 )

@@ -16,7 +16,7 @@ from marco_search.runtime.endpoint.http import Access
 from marco_search.runtime.endpoint.pool import Pool
 from marco_search.runtime.endpoint.server import Server
 from marco_search.runtime.fork_runtime import ForkRuntime
-from marco_search.settings import Settings
+from marco_search.settings import Settings, is_host
 
 __all__ = ["open_endpoint"]
 
@@ -78,9 +78,13 @@ def _urls(value: str) -> list[str]:
     for url in urls:
         try:
             parts = urlsplit(url)
-            parts.port  # noqa: B018  # raises for one that is no port
+            path = parts.path
+            usable = parts.port != 0 and is_host(parts.hostname or "") and " " not in path
+            usable = usable and path.isascii() and path.isprintable() and not parts.fragment
         except ValueError:
-            raise InvalidSettings("MARCO_RUNTIME: an address has no usable host and port") from None
+            usable = False
+        if not usable:
+            raise InvalidSettings("MARCO_RUNTIME: an address has no usable host and port")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidSettings(
                 "MARCO_RUNTIME: use embedded, or addresses of SGLang servers separated by commas, "

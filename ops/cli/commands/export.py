@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -127,7 +128,7 @@ def _write(
     from ops.export.tables import stream
 
     if file_format == "otlp-json":
-        from ops.export import otlp
+        otlp = _otlp()
         from ops.export.searches import searches
         from ops.export.spans import spans
 
@@ -149,8 +150,19 @@ def _write(
 
 
 def _send(conn: Conn, url: str, chosen: Filter, *, text: bool) -> int:
-    from ops.export import otlp
+    otlp = _otlp()
     from ops.export.searches import searches
     from ops.export.spans import spans
 
-    return otlp.send(url, (list(spans(s, text=text)) for s in searches(conn, chosen)))
+    sent: int = otlp.send(url, (list(spans(s, text=text)) for s in searches(conn, chosen)))
+    return sent
+
+
+def _otlp() -> ModuleType:
+    from marco_search.errors import InvalidSettings
+
+    try:
+        from ops.export import otlp
+    except ValueError as error:  # the SDK reads the OTEL_..._LIMIT variables when it is imported
+        raise InvalidSettings(str(error)) from None
+    return otlp

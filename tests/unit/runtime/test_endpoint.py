@@ -123,8 +123,11 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["htp://x", "127.0.0.1:3000", "http://me:hunter2@h", "http://a,http://a/", ","]
-)
+    "address",
+    ["htp://x", "127.0.0.1:3000", "http://me:hunter2@h", "http://a,http://a/", ",",
+     "http://a..b", f"http://{'h' * 64}", "http://h\x01/hunter2", "http://h:0", "http://[::1",
+     "http://h:99999", "http://h/#hunter2", "http://h/a hunter2", "http://h/\xe9"],
+)  # fmt: skip
 def test_an_address_that_can_not_be_used_is_refused(address: str) -> None:
     with pytest.raises(InvalidSettings, match="MARCO_RUNTIME") as caught, runtime(address):
         pass
