@@ -62,6 +62,7 @@ class RedisAddress:
 def parse(url: str) -> RedisAddress:
     """The parts of `url`. Raises InvalidSettings; the message holds nothing of the URL."""
     try:
+        url.encode()  # bytes of the environment that are not UTF-8
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:

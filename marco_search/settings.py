@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from marco_search.errors import InvalidSettings
 
 SHORTEST_TOKEN = 16  # characters
+_LONGEST_S = 366 * 86_400.0  # also keeps out infinity, which Postgres and sockets do not take
+_LARGEST = 2**31 - 1
 _LEVELS = "(?i)^(debug|info|warning|error|critical)$"
 
 
@@ -40,12 +42,20 @@ class Settings(BaseSettings):
     # Rows decoded together by the embedded engine.
     embedded_batch_rows: int = Field(64, ge=1, le=1024, validation_alias="MARCO_EMBEDDED_ROWS")
     # Memory of the embedded engine for keys and values: branches in flight and cached prefixes.
-    embedded_cache_mib: int = Field(256, ge=1, validation_alias="MARCO_EMBEDDED_CACHE_MIB")
+    embedded_cache_mib: int = Field(
+        256, ge=1, le=_LARGEST, validation_alias="MARCO_EMBEDDED_CACHE_MIB"
+    )
     # A branch with all its retries.
-    runtime_timeout_s: float = Field(120.0, gt=0, validation_alias="MARCO_RUNTIME_TIMEOUT_S")
+    runtime_timeout_s: float = Field(
+        120.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_RUNTIME_TIMEOUT_S"
+    )
     # To connect to a server; and the longest silence in the middle of its answer.
-    runtime_connect_s: float = Field(5.0, gt=0, validation_alias="MARCO_RUNTIME_CONNECT_S")
-    runtime_stall_s: float = Field(15.0, gt=0, validation_alias="MARCO_RUNTIME_STALL_S")
+    runtime_connect_s: float = Field(
+        5.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_RUNTIME_CONNECT_S"
+    )
+    runtime_stall_s: float = Field(
+        15.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_RUNTIME_STALL_S"
+    )
     # Most branches that one process has in flight on one server; less where it is overloaded.
     runtime_max_in_flight: int = Field(
         256, ge=1, le=4096, validation_alias="MARCO_RUNTIME_MAX_IN_FLIGHT"
@@ -63,25 +73,27 @@ class Settings(BaseSettings):
     queue: str = Field("marco", min_length=1, max_length=64, validation_alias="MARCO_QUEUE")
     worker_processes: int = Field(1, ge=1, le=256, validation_alias="MARCO_WORKER_PROCESSES")
     # A worker that has not extended its lease for this long is taken for lost.
-    lease_s: float = Field(45.0, gt=0, validation_alias="MARCO_LEASE_S")
-    heartbeat_s: float = Field(10.0, gt=0, validation_alias="MARCO_HEARTBEAT_S")
+    lease_s: float = Field(45.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_LEASE_S")
+    heartbeat_s: float = Field(10.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_HEARTBEAT_S")
     # Attempts that errors which may pass can end; then the job is dead.
     max_attempts: int = Field(8, ge=1, le=100, validation_alias="MARCO_MAX_ATTEMPTS")
     # Workers that a job may cost; then it is dead.
     quarantine_after: int = Field(2, ge=1, le=100, validation_alias="MARCO_QUARANTINE_AFTER")
     # Told to stop, a worker has this long to finish its rounds; then their branches are aborted.
-    stop_s: float = Field(25.0, ge=0, validation_alias="MARCO_STOP_S")
+    stop_s: float = Field(25.0, ge=0, le=_LONGEST_S, validation_alias="MARCO_STOP_S")
     # An attempt longer than this gives its job back after the round; unset: as long as it takes.
-    attempt_s: float | None = Field(None, gt=0, validation_alias="MARCO_ATTEMPT_S")
+    attempt_s: float | None = Field(None, gt=0, le=_LONGEST_S, validation_alias="MARCO_ATTEMPT_S")
     # Whether workers also do what `marco scheduler` does. With a scheduler they need not.
     worker_sweeps: bool = Field(True, validation_alias="MARCO_WORKER_SWEEPS")
     # Whether Celery's own tools (inspect, control, flower) may steer workers, and stop them.
     remote_control: bool = Field(False, validation_alias="MARCO_WORKER_REMOTE_CONTROL")
     # Waiting this long is worth one of the three levels of priority.
-    aging_s: float = Field(600.0, ge=0, validation_alias="MARCO_AGING_S")
+    aging_s: float = Field(600.0, ge=0, le=_LONGEST_S, validation_alias="MARCO_AGING_S")
     # Most queued jobs, of all tenants and of each that has no quota of its own; unset: any number.
-    max_queued: int | None = Field(100_000, ge=1, validation_alias="MARCO_MAX_QUEUED")
-    tenant_max_queued: int | None = Field(None, ge=1, validation_alias="MARCO_TENANT_MAX_QUEUED")
+    max_queued: int | None = Field(100_000, ge=1, le=_LARGEST, validation_alias="MARCO_MAX_QUEUED")
+    tenant_max_queued: int | None = Field(
+        None, ge=1, le=_LARGEST, validation_alias="MARCO_TENANT_MAX_QUEUED"
+    )
     log_level: str = Field("INFO", pattern=_LEVELS, validation_alias="MARCO_LOG_LEVEL")
 
     # The web console asks for it; where it listens on more than loopback one is made if unset.

@@ -6,6 +6,7 @@ character is such a part: its words about an address are never passed on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import psycopg
@@ -45,7 +46,7 @@ def parameters(url: str) -> dict[str, str]:
     if "@" in given.get("host", "") + path or any(map(_no_port, ports)):
         raise InvalidSettings(_FORM)
     # The one option that psycopg reads itself: its error is no connection error.
-    if not given.get("connect_timeout", "0").lstrip("+-").isdecimal():
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", given.get("connect_timeout", "0").strip()):
         raise InvalidSettings("DATABASE_URL: connect_timeout must be a whole number of seconds")
     if not all(name.startswith("/") or is_host(name) for name in names):
         raise InvalidSettings(_FORM)

@@ -28,6 +28,7 @@ from marco_search.store.connect import Database
         "postgresql://u:p@h/db?password=hush&&",
         "postgresql://u:hush%00@h/db",
         "postgresql://u:p@h/db?connect_timeout=hush",
+        "postgresql://u:hush@h/db?connect_timeout=+-5",
         "postgresql//u:hush@h",
         "postgresql://u:hush@a..b/db",
         "postgresql://u:hush@h1,.h2/db",

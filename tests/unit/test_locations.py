@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from marco_search import local_state, locations, redis_address
+from marco_search import settings as settings_module
 from marco_search.broker import Publisher
 from marco_search.errors import (
     BrokerUnavailable,
@@ -162,6 +163,7 @@ def test_no_password_is_shown_even_of_a_url_that_is_no_good(url: str) -> None:
         f"redis://:hush@{'h' * 64}/0",
         "redis://:hush@h%00/0",
         "redis://:hush@h:0/0",
+        "redis://u:hush\udcff@h/0",
         "redis://h/jobs",
         "redis://h/-1",
         "redis://h?health_check_interval=30",
@@ -194,3 +196,15 @@ def test_what_a_redis_url_says() -> None:
     assert tls is not None
     assert (tls["ssl_cert_reqs"], tls["ssl_check_hostname"]) == ("required", True)
     assert tls["ssl_ca_certs"] == "/etc/ca.pem"
+
+
+@pytest.mark.parametrize(
+    "name", ["LEASE_S", "STOP_S", "AGING_S", "ATTEMPT_S", "RUNTIME_TIMEOUT_S", "MAX_QUEUED"]
+)
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300", "9" * 20])
+def test_numbers_that_nothing_takes_are_refused_as_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"MARCO_{name}", value)
+    with pytest.raises(InvalidSettings, match=f"MARCO_{name}"):
+        settings_module.load.__wrapped__()
