@@ -53,8 +53,6 @@ class Cli:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Tests that a shell runs in the background inherit that Ctrl-C does nothing.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def python(self, file: str) -> tuple[int, str, str]:

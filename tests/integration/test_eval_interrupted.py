@@ -26,7 +26,6 @@ def test_ctrl_c_ends_an_evaluation_and_keeps_what_is_done(tmp_path: Path) -> Non
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with process:
         deadline = time.monotonic() + LIMIT_S

@@ -27,7 +27,6 @@ def test_a_worker_ends_with_the_right_code_and_in_our_words(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # Ctrl-C reaches its whole process group, as at a terminal
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     with process:
