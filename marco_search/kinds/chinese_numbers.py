@@ -28,8 +28,8 @@ _MAX_CHARS = 60
 def parse_chinese(text: str) -> Fraction | None:
     """The exact value of a Chinese numeral, ASCII digits allowed in it; None if it is none.
 
-    Knows negatives (负), decimals (点), fractions (A分之B, N又A分之B), digits spelled one
-    by one (二〇二四), and the short form that leaves out the last unit (两百五 is 250).
+    Knows negatives (负), decimals (点), fractions (A分之B, N又A分之B), dozens (打), digits
+    spelled one by one (二〇二四), and the short form that leaves out the last unit (两百五 is 250).
     Digits after a unit fill all its places (3万2500), follow a 零 or are such a short form:
     3万25 is no numeral.
     百分之N is a percentage: its value is N, as that of "N%" is.
@@ -51,6 +51,9 @@ def _filled(text: str) -> bool:
 
 
 def _unsigned(text: str) -> Fraction | None:
+    if text.endswith("打"):
+        value = _unsigned(text[:-1])
+        return None if value is None else 12 * value
     if text in ("半", "一半"):
         return Fraction(1, 2)
     if "分之" in text:

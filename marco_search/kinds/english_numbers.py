@@ -11,13 +11,17 @@ _SMALL = (
 _ROUND = "twenty thirty forty fifty sixty seventy eighty ninety"
 _UNITS = {word: value for value, word in enumerate(_SMALL.split())}
 _TENS = {word: 10 * value for value, word in enumerate(_ROUND.split(), start=2)}
-SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = "third quarter fifth sixth seventh eighth ninth tenth"
+SCALES = {"dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PARTS = (
+    "third quarter fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+)
 DENOMINATORS = {
     "half": 2, "halves": 2, "fourth": 4, "fourths": 4,
     **{w: n for n, w in enumerate(_PARTS.split(), start=3)},
     **{f"{w}s": n for n, w in enumerate(_PARTS.split(), start=3)},
-    "hundredth": 100, "hundredths": 100, "thousandth": 1000, "thousandths": 1000,
+    "thirtieth": 30, "thirtieths": 30, "fortieth": 40, "fortieths": 40, "fiftieth": 50,
+    "fiftieths": 50, "hundredth": 100, "hundredths": 100, "thousandth": 1000, "thousandths": 1000,
 }  # fmt: skip
 
 
@@ -26,7 +30,7 @@ def _either(words: list[str]) -> str:
 
 
 _WORD = _either([*_UNITS, *_TENS, "hundred", *SCALES])
-_PART = _either(list(DENOMINATORS))
+_PART = _either([*DENOMINATORS, "first", "second(?!s)"])
 NUMBER_WORDS = (
     rf"\b(?:(?:minus|negative)[ ])?"
     rf"(?:{_WORD}|(?:an?|half[ ]an?)(?=[ ](?:hundred|{_either(list(SCALES))}|{_PART})\b))"
@@ -69,7 +73,8 @@ def _fraction(words: list[str]) -> Fraction | None:
     if words[:-1] in ([], ["a"]):
         return Fraction(1, bottom) if len(words) > 1 or bottom == 2 else None
     top = _whole(words[:-1])
-    return None if top is None else Fraction(top, bottom)
+    ordinal = words[-1][-1] != "s" and words[-1] not in ("half", "quarter") and top != 1
+    return None if top is None or ordinal else Fraction(top, bottom)  # twenty-third is no 20/3
 
 
 def _decimal(words: list[str]) -> Fraction | None:

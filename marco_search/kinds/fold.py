@@ -10,6 +10,9 @@ import re
 import unicodedata
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_CIRCLED_RUN = re.compile("[①-⑳](?:[、,，和]?[①-⑳])+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _SIGNS = str.maketrans(
     {
@@ -27,6 +30,7 @@ _SIGNS = str.maketrans(
 _TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]{}]*\])?\s*(?:\{([^{}]*)\}|(\d))")
+_BINOMIAL = re.compile(r"\\[dt]?binom\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _EXPONENT = re.compile(r"\^\s*\{([^{}]*)\}")
 # Pandoc's rule tells "$x$" from "$5 and $6".
 _MATHS = re.compile(r"(?<!\\)\$(?!\s)([^$\n]{1,500}?)(?<![\s\\])\$(?![0-9])")
@@ -38,6 +42,7 @@ _COMMANDS = {
     "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈",
     "lt": "<", "gt": ">", "in": "∈", "mp": "±", "pm": "±",
     "circ": "°", "degree": "°", "percent": "%", "left": "", "right": "",
+    "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "lceil": "⌈",
     "displaystyle": "", "quad": " ", "qquad": " ", "dots": "...", "ldots": "...",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
@@ -47,10 +52,12 @@ def fold(text: str) -> str:
     """`text` in compatibility form (NFKC) with one kind of digit, dash, quote and space.
 
     A vulgar fraction stays apart from the digit before it (1½ is "1 1/2", not 11/2) and a
-    superscript is marked (m² is "m^2").
+    superscript is marked (m² is "m^2"), as is a subscript (x₁ is "x_1").
     """
     text = "".join(_fraction_apart(text, i) for i in range(len(text)))
     text = _SUPERSCRIPT_RUN.sub(lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
+    text = _SUBSCRIPT_RUN.sub(lambda m: "_" + m[0].translate(_SUBSCRIPTS), text)
+    text = _CIRCLED_RUN.sub(lambda m: ", ".join(re.findall("[①-⑳]", m[0])), text)
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     folded = []
     for char in text:
@@ -73,11 +80,13 @@ def _fraction_apart(text: str, index: int) -> str:
 
 def plain(text: str) -> str:
     """Folded text without LaTeX: `\\frac{3}{4}` is "3/4", `1{,}234` is "1,234", `$x$` is "x"."""
+    text = re.sub(r"(?<=[0-9])\*\*(?=[-(0-9])", "^", text)
     text = _MATHS.sub(r"\1", text.replace("$$", " ").replace("**", ""))
     if "\\" in text or "{" in text:
-        text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+        text = text.replace("{,}", ",").replace("{:}", ":").replace("\\,", "").replace("\\!", "")
         text = re.sub(r"\\([%$#&_{} ])", r"\1", text)
         text = re.sub(r"\\[()\[\];:]", " ", text)
+        text = re.sub(r"(?<=[0-9.])\\(?:overline|bar|dot) ?\{([0-9]+)\}", r"(\1)", text)
         text = _unwrapped(text)
         text = _COMMAND.sub(lambda m: _COMMANDS.get(m[1], f"{m[1]} "), text)
         text = text.replace("^°", "°")
@@ -90,8 +99,9 @@ def _as_slash(match: re.Match[str]) -> str:
     # 1\frac{1}{2} is a mixed number; \frac{n}{2} needs its brackets.
     apart = f"{before} " if before else ""
     top, bottom = top.strip(), bottom.strip()
-    if _NUMBER.fullmatch(top) and _NUMBER.fullmatch(bottom):
-        return f"{apart}{top}/{bottom}"
+    sign = "-" if not before and (top[:1] == "-") != (bottom[:1] == "-") else ""
+    if _NUMBER.fullmatch(top.lstrip("-")) and _NUMBER.fullmatch(bottom.lstrip("-")):
+        return f"{apart}{sign}{top.lstrip('-')}/{bottom.lstrip('-')}"
     simple = _SIMPLE.fullmatch(top) and _SIMPLE.fullmatch(bottom)
     if simple and not before and _AT_END.match(match.string, match.end()):
         return f"{top}/{bottom}"
@@ -105,6 +115,7 @@ def _unwrapped(text: str) -> str:
         text = _TEXT_COMMAND.sub(lambda m: f" {m[1].replace('~', ' ')} ", text)
         text = _ROOT.sub(lambda m: f"√{m[1] or ''}({m[2] or m[3] or ''})", text)
         text = _EXPONENT.sub(_raised, text)
+        text = _BINOMIAL.sub(r"C(\1\2,\3\4)", re.sub(r"_\{(\w+)\}", r"_\1", text))
         text = _FRACTION.sub(_as_slash, text)
         if text == before:
             break

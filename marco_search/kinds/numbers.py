@@ -20,17 +20,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from marco_search.kinds.chinese_numbers import DIGIT_CHARS, UNIT_CHARS, parse_chinese
-from marco_search.kinds.english_numbers import SCALES, parse_english
+from marco_search.kinds.english_numbers import DENOMINATORS, SCALES, parse_english
 
 MAX_DIGITS = 100
 """Longer digit runs are not numbers anybody gives as an answer, and cost time."""
 
-_SCALES = {
-    "hundred": 10**2, "k": 10**3, **SCALES, "quadrillion": 10**15,
+_SCALES: dict[str, int | Fraction] = {
+    "hundred": 10**2, "k": 10**3, **SCALES, **{f"{word}s": n for word, n in SCALES.items()},
+    "score": 20, "gross": 144, "halves": Fraction(1, 2), "thirds": Fraction(1, 3),
+    **{word: Fraction(1, n) for word, n in DENOMINATORS.items() if word.endswith("ths")},
+    "quadrillion": 10**15,
     "m": 10**6, "mn": 10**6, "mln": 10**6, "mio": 10**6, "b": 10**9, "bn": 10**9, "mrd": 10**9,
     "t": 10**12, "tn": 10**12, "lakh": 10**5, "crore": 10**7,
     "tausend": 10**3, "millionen": 10**6, "milliarde": 10**9, "milliarden": 10**9,
-    "mille": 10**3, "millions": 10**6, "milliard": 10**9, "milliards": 10**9, "mil": 10**3,
+    "mille": 10**3, "milliard": 10**9, "milliards": 10**9, "mil": 10**3,
     "millón": 10**6, "millones": 10**6, "тыс": 10**3, "тысяча": 10**3, "тысячи": 10**3,
     "тысяч": 10**3, "млн": 10**6, "миллион": 10**6, "миллиона": 10**6, "миллионов": 10**6,
     "млрд": 10**9, "миллиард": 10**9, "миллиарда": 10**9, "миллиардов": 10**9,
@@ -41,13 +44,14 @@ _SCALE_WORDS = "|".join(sorted({*_SCALES} - {*_LETTERS}, key=len, reverse=True))
 _DIGITS = (
     r"(?:[0-9]{1,3}(?:[ ][0-9]{3}){1,32}(?:[.,][0-9]+)?(?![.,'_]?[0-9])"
     r"|[0-9]+\.[0-9]+\.{3}"  # 0.333...
-    r"|[0-9]+(?:[.,'_][0-9]+)*|\.[0-9]+)"
+    r"|[0-9]{1,9}\.[0-9]{0,9}\([0-9]{1,9}\)"  # 0.(3)
+    r"|[0-9]+(?:[.,'_][0-9]+)*|\.[0-9]+(?![.,]?[0-9]))"
 )
 _CURRENCY = r"(?:(?:(?:US|HK|A|C|NT)?[$€£¥₹₩₽￥]|RMB|USD|EUR)[ ]?)"
 _SIGN = r"(?:(?<![\w)\]}%])[-+]|(?:minus|negative)[ ]|负|負)?"
 _POWER = r"(?:[ ]?[×x*·][ ]?10\^\(?|[eE])(?P<power>[-+]?[0-9]{1,4})\)?(?![0-9])"
 # 千 and 百 that begin a unit do not multiply: 2千克 is 2 kg, 5百分点 is 5 points.
-_CHINESE_UNIT = r"(?:千(?![克米瓦卡赫帕焦伏字])|[佰仟]|百(?!分)|[万亿萬億]|兆(?![赫瓦字]))"
+_CHINESE_UNIT = r"(?:千(?![克米瓦卡赫帕焦伏字])|[佰仟]|百(?!分)|[万亿萬億]|兆(?![赫瓦字])|打(?!折))"
 _CHINESE_SCALE = (
     rf"[ ]?(?P<han>{_CHINESE_UNIT}(?:{_CHINESE_UNIT}|[零〇十拾]|[0-9]+(?:\.[0-9]+)?"
     rf"|[{DIGIT_CHARS}](?=[{UNIT_CHARS}])|(?<=[零〇十拾])[{DIGIT_CHARS}])*)"
@@ -63,17 +67,18 @@ NUMBER = (
     rf"(?P<sign2>{_SIGN})"
     r"(?:(?P<bottom3>[0-9]+)分之(?P<top3>[0-9]+)"
     rf"|10\^\(?(?P<ten>[-+]?[0-9]{{1,4}})\)?(?![0-9.])"
-    r"|(?:(?P<whole>[0-9]+)(?:[ ]{1,3}|[ ]and[ ])(?P<top1>[0-9]+)/(?P<bottom1>[0-9]+)(?![0-9.])"
+    r"|(?:(?P<whole>[0-9]+)(?:[ ]{1,3}|[ ](?:and|&)[ ]|[ ]?又[ ]?)"
+    r"(?P<top1>[0-9]+)/(?P<bottom1>[0-9]+)(?![0-9.])"
     rf"|(?P<top2>{_DIGITS})[ ]?/[ ]?(?P<bottom2>{_DIGITS})"
     rf"|(?P<plain>{_DIGITS}))"
     rf"(?:{_POWER}|{_CHINESE_SCALE}|{_HALF}?(?:{_SCALE})?)"
-    r")(?P<unit>[ ]?(?:[%‰]|[€₽](?![0-9])))?"
+    r")(?P<unit>[ ]?(?:[%‰‱]|[€₽](?![0-9])))?"
 )
 """Pattern of a number in digits, all that touches it included."""
 _NUMBER = re.compile(NUMBER, re.IGNORECASE)
 CHINESE = (
     rf"[负負]?[0-9{DIGIT_CHARS}{UNIT_CHARS}]+(?:又[0-9{DIGIT_CHARS}{UNIT_CHARS}]+)?"
-    rf"(?:分之[0-9{DIGIT_CHARS}{UNIT_CHARS}]+)?(?:[点點][{DIGIT_CHARS}]+[万亿萬億]?)?|一半"
+    rf"(?:分之[0-9{DIGIT_CHARS}{UNIT_CHARS}]+)?(?:[点點][{DIGIT_CHARS}]+[万亿萬億]?)?(?:打(?!折))?|一半|半打"
 )
 """Pattern of a run that may be a Chinese numeral; `parse_chinese` decides."""
 _ENGLISH_FORM = re.compile(
@@ -147,8 +152,7 @@ def value_of(match: re.Match[str]) -> Fraction | None:
     if value is None or scale is None:
         return None
     value *= scale
-    if match["unit"] and match["unit"].strip() == "‰":
-        value /= 1000
+    value /= {"‰": 1000, "‱": 10_000}.get((match["unit"] or "").strip(), 1)
     negative = (match["sign"] not in ("", "+")) != (match["sign2"] not in ("", "+"))
     return -value if negative else value
 
@@ -177,6 +181,10 @@ def _unscaled(match: re.Match[str]) -> Fraction | None:
 
 def _plain(text: str, *, comma_decimal: bool = False) -> Fraction | None:
     """The value of digits with separators; None if they fit no way of writing a number."""
+    before, repeats, again = text.rstrip(")").partition("(")
+    if repeats:
+        places = len(before.partition(".")[2])
+        return Fraction(before) + Fraction(int(again), 10**places * (10 ** len(again) - 1))
     if _ENGLISH_FORM.fullmatch(text):
         return Fraction(re.sub("[,' _]", "", text))
     if _GERMAN_FORM.fullmatch(text) or (comma_decimal and _COMMA_DECIMAL.fullmatch(text)):

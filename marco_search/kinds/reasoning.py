@@ -57,24 +57,40 @@ _YES_NO = {
     "no": "no", "否": "no", "不是": "no", "不": "no", "不对": "no",
     "true": "true", "正确": "true", "false": "false", "错误": "false",
 }  # fmt: skip
-_FIRST_WORD = re.compile(r"\W*([A-Za-z]+|[\u4e00-\u9fff]+)(?=\s*(?:[,.;:!。*]|- |$))", re.M)
+_FIRST_WORD = re.compile(
+    r"\W*([A-Za-z]+|[\u4e00-\u9fff]+)(?=\s*(?:[,.;:!。*]|- |$))(?!\. ?[0-9])", re.M
+)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
 _LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|約|大约|共|共有|一共|总共|有|≈|\s)*")
 _BOUND_LED = re.compile(
-    r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|至少|至多|最多|最少)", re.I
+    r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|under|over|below|above|exceeds"
+    r"|至少|至多|最多|最少)",
+    re.I,
 )
 _UNIT = re.compile(
     r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]+(?:\s?\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
     r"(?:\([^()\d]*\))?[.。!]?\s*"
 )
 _JOINT = re.compile(
-    r"(?:[ ]?[^\W\d_]+)?(?:,? (?:and|or) |,? |[和、与或])(?:[$€£¥])?|[ ](?:out )?of[ ]"
+    r"(?:(?:[ ]?(?:[^\W\d_]+|°)){0,3}(?:,? (?:and|or) |, ?|[和、与或])|(?:[ ]?[^\W\d_]+)?[ ])"
+    r"[$€£¥]?"
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K: 3+4=<<3+4=7>>7
 _BULLET = re.compile(r"^[ ]*[-+•][ ]+", re.MULTILINE)
 _SIGN_APART = re.compile(
     r"(^|[=:(\[{,<>≤≥≈]|\b(?:is|are|was)\b|[是为為])[ ]*([-+])[ ](?=[$€£¥]?[0-9.√π(])", re.MULTILINE
 )
+# A factorial, where "!" is no end of a sentence.
+_FACTORIAL = re.compile(
+    r"([0-9)]|\b[a-z])!(?=\s*(?:[$})=/^+0-9]|\*(?!\*)|\\[)\]])|\s[a-z])"
+    r"|(^\s*(?:[0-9]+|[a-z])|[/*^] ?[0-9]+)!(?=\s*$)"
+)
+_REMAINDER = re.compile(
+    r"(?<=[0-9])(?: ?[rR] ?|,? (?:with )?(?:an? )?remainder (?:of |is )?)(?=[0-9])"
+)
+_AND_A_HALF = re.compile(r"\b(an?|one|[0-9]+) (hour|day|week|month|year|mile)s? and a half\b", re.I)
+_GLUED = re.compile(r"(?<![A-Za-z0-9])([0-9.]+(?:h|hr|m|min|ft|kg|km|lb|d))(?=[0-9])")  # 2h30m
+_MATRIX = re.compile(r"begin ?\{(?:[a-zA-Z]?matrix|cases|array)")
 _BELOW_ZERO = re.compile(r"(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) below zero\b", re.I)
 _MINUS = re.compile(rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])")
 _MAX_CHARS = 8_000
@@ -115,10 +131,13 @@ def _read(output: str) -> ExtractedAnswer | None:
         return ExtractedAnswer(f"```{key}", output.strip()) if key else None
     if len(output) > _MAX_CHARS:
         output = output[-_MAX_CHARS:]
+    output = _FACTORIAL.sub(lambda m: f"{m[1] or m[2]} factorial", output)
     boxed = _last_boxed(output)
     if boxed is not None:
         return _short(boxed)
     folded = fold(output)
+    if _MATRIX.search(folded):
+        return _as_text(output)
     markers = list(_MARKER.finditer(folded))
     if markers:
         after = folded[markers[-1].end() :]
@@ -156,6 +175,8 @@ def _sentence(text: str) -> ExtractedAnswer | None:
 def _short(text: str) -> ExtractedAnswer | None:
     """The answer in a phrase that holds nothing else: a box, a bold phrase."""
     phrase = _tidy(fold(text))
+    if _MATRIX.search(text):
+        return _as_text(text)
     return _choice(phrase, announced=True) or _number_alone(phrase, named=True) or _as_text(text)
 
 
@@ -196,6 +217,9 @@ def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
     """A term, perhaps with its unit (and what it is called, if `named`), and nothing else."""
     text = text.strip()
     text = text if text.endswith("...") else text.rstrip(".。!")
+    bound = _BOUND_LED.match(text)
+    if bound and _number_alone(text[bound.end() :]):
+        return _as_text(text)
     value = parse_number(text)
     if value is not None:
         return ExtractedAnswer(number_key(value), text)
@@ -235,7 +259,10 @@ def _tidy(folded: str) -> str:
     if "\n" in text:
         text = _BULLET.sub("", text)
     text = re.sub(" {2,}", " ", text)
+    text = re.sub(r"\+ ?/ ?-|\+-|正[负負]", "±", text)
     text = _SIGN_APART.sub(r"\1\2", text)
+    text = _GLUED.sub(r"\1 ", _REMAINDER.sub("...", text))
+    text = _AND_A_HALF.sub(lambda m: f"{m[1] if m[1].isdigit() else 1} and a half {m[2]}", text)
     return _BELOW_ZERO.sub(r"-\1", _MINUS.sub("负", text))
 
 

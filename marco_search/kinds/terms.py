@@ -28,26 +28,37 @@ _MONTH = (
 _DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?(?![0-9.,]*[0-9])"
 _DATE = (
     r"(?<![0-9./-])(?:[0-9]{4}(?P<dash>[-/.])[0-9]{1,2}(?P=dash)[0-9]{1,2}"
+    r"(?:T[0-9:.]+Z?)?"
     r"|[0-9]{1,2}/[0-9]{1,2}/[0-9]{2,4})(?![./-]?[0-9])"
     rf"|\b{_MONTH} {_DAY}(?![A-Za-z])(?:,? [0-9]{{4}}\b)?"
-    rf"|\b{_DAY} (?:of )?{_MONTH}(?:,? [0-9]{{4}}\b)?"
+    rf"|\b{_DAY} (?:of )?{_MONTH}(?:,? [0-9]{{4}}\b)?|\b{_MONTH} [0-9]{{4}}\b"
 )
 _HOUR = rf"(?:[0-9]{{1,2}}|[{DIGIT_CHARS}十]{{1,3}})"
 _CLOCK = (
-    r"(?<![0-9:.])[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})? ?[AaPp]\.?[Mm]\b\.?"
+    r"(?<![0-9:.])(?:[0-9]{1,2}(?::[0-9]{2}){0,2} ?(?P<half>[AaPp])\.?[Mm]\b\.?"
+    r"|[0-9]{1,2}:(?:0[0-9]|[0-9]{2}(?=:[0-9]{2}))(?::[0-9]{2})?(?![0-9:]))"
     rf"|(?P<hour>{_HOUR})[点點时時](?P<minute>半|[一三]刻|{_HOUR}分(?!之)|[0-9]{{2}}(?![0-9]))"
 )
 _OPERATOR = (
-    r"[-+*/×÷·^±∪∩]|(?<=[0-9] )x(?= [$]?[0-9])|\b(?:plus|minus|times|divided by)\b"
-    r"|加上?|[减減]去?|乘以?|除以|[余餘](?=[0-9])|\bremainder\b|\b[rR]\b(?= [0-9])|\.{3,6}"
+    r"[-+*/×÷·^±∪∩@]|\b(?:(?:out )?of|over|in)(?: every| the)?(?= (?:[0-9]+(?![0-9,.]*[0-9])"
+    r"|(?:two|three|four|five|six|seven|eight|nine|ten)\b))"
+    r"(?!(?<!of)(?<!of the) \w+ (?:second|minute|hour|day|night|week|month|year)s?\b)"
+    r"|\bper(?= [0-9]+\W*(?:\n|$))"
+    r"|[个個人名]中[的有]?"
+    r"|\b(?:raised )?to the (?:power(?: of)?|(?=[0-9]+(?:th|rd|nd)))"
+    r"|的(?=[0-9二两兩三四五六七八九十]+次方)"
+    r"|(?<=[0-9] )x(?= [$]?[0-9])|\b(?:plus|minus|times|divided by)\b"
+    r"|加上?|[减減]去?|乘以?|除以|[余餘](?=[0-9])|\.{3,6}"
 )
-_SEPARATOR = r"[,;]?(?: ?\b(?:and|or)\b|[和或与與及跟])|[、,;]"
+_SEPARATOR = r"[,;]?(?: ?(?:\b(?:and|or)\b|&)|[和或与與及跟])|[、,;]"
 _REST = (
-    r"|(?P<root>\b(?:sqrt|log|ln|lg|sin|cos|tan)\b|√(?:\[[0-9]\])?)|(?P<symbol>[π∞θ])"
-    r"|(?P<range>~|\bto\b|[到至])|(?P<ratio>[:比])|(?P<rel><=|>=|[=<>≤≥≠≈∈])"
-    rf"|(?P<op>{_OPERATOR})|(?P<sep>{_SEPARATOR})"
-    r"|(?P<var>(?<![A-Za-z])[A-Za-z](?![A-Za-z']))"
-    r"|(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<word>[A-Za-z']+)|(?P<other>[^ ])"
+    r"|(?P<root>\b(?:sqrt|log(?: ?_[0-9]+)?|ln|lg|sin|cos|tan|(?:square|cube) root of)\b"
+    r"|倍?根[号號]|[√∛](?:\[[0-9]\])?)|(?P<symbol>[π∞θ])"
+    rf"|(?P<op>{_OPERATOR})|(?P<range>~|\bto\b|[到至])|(?P<ratio>[:比])"
+    r"|(?P<rel><=|>=|[=<>≤≥≠≈∈])"
+    rf"|(?P<sep>{_SEPARATOR})"
+    r"|(?P<var>(?<![A-Za-z])[A-Za-z](?:_?[0-9]+)?(?![A-Za-z0-9']))"
+    r"|(?P<open>[(\[{⟨])|(?P<close>[)\]}⟩])|(?P<word>[A-Za-z']+)|(?P<other>[^ ])"
 )
 _NUMERIC = rf"(?P<date>{_DATE})|(?P<clock>{_CLOCK})|(?P<number>(?i:{NUMBER}))"
 _TOKEN = re.compile(_NUMERIC + _REST)
@@ -73,9 +84,9 @@ _UNITS: tuple[dict[str, Fraction], ...] = tuple(
     {unit: Fraction(worth) for worth, units in family.items() for unit in units.split()}
     for family in (
         {"1": "元 块 塊 圆 圓 yuan dollar", "1/10": "角 毛", "1/100": "分 cent"},
-        {"86400": "天 日 day", "3600": "小时 小時 时 hour hr h", "60": "分钟 分鐘 分 minute min",
+        {"86400": "天 日 day", "3600": "小时 小時 时 hour hr h", "60": "分钟 分鐘 分 minute min m",
          "1": "秒钟 秒 second sec s"},
-        {"12": "年 year", "1": "个月 個月 月 month"},
+        {"12": "年 year", "1": "个月 個月 month"},
         {"1000": "千米 公里 km kilometer kilometre", "1": "米 m meter metre", "1/10": "分米 dm",
          "1/100": "厘米 公分 cm centimeter centimetre", "1/1000": "毫米 mm"},
         {"12": "foot feet ft", "1": "inche inch in"},
@@ -91,13 +102,18 @@ _UNIT = (
     + "))"
 )
 _UNIT_WORD = re.compile(_UNIT)
-_NEXT_UNIT = re.compile(_UNIT + r"(?:,?(?: and)? ?|[零又])")
-_TOUCHING_UNIT = re.compile(rf"(?:小时|分钟|千米|厘米|千克|公斤|(?![{_NO_UNIT}]){_HAN})")
+_NEXT_UNIT = re.compile(_UNIT + r"(?:\.?,?(?: and)? ?|[零又])")
+_TOUCHING_UNIT = re.compile(
+    r"(?:[°'][NSEWnsew]?,? ?|[平立]方(?:分米|厘米|米)"
+    rf"|小时|分钟|千米|厘米|千克|公斤|(?![{_NO_UNIT}]){_HAN})"
+)
 _FACTORS = frozenset("xyznijabB")  # 7B may be billions or a variable: no plain 7
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
-_SAME = {"比": ":", "×": "*", "÷": "/", "余": "...", "餘": "...", "remainder": "...", "R": "...",
-         "r": "...", "......": "...", "到": "~", "至": "~", "to": "~", "和": ",", "与": ",",
+_SAME = {"比": ":", "×": "*", "÷": "/", "out of": "/", "over": "/", "to the power of": "^",
+         "to the ": "^", "根号": "√", "根號": "√", "倍根号": "√", "square root of": "√",
+         "余": "...", "餘": "...", "......": "...", "到": "~", "至": "~", "to": "~", "和": ",",
+         "与": ",", "&": ",",
          "<=": "≤", ">=": "≥"}  # fmt: skip
 _LIST_BEFORE = re.compile(r"(?:^|[=:是为為]|\b(?:is|are|was|were|be))\s*$")
 _LIST_AFTER = re.compile(r"\s*(?:[.。!?;]\s*)?(?:$|\n)")
@@ -161,18 +177,20 @@ def _read(match: re.Match[str], text: str) -> Token:
 def _quantity(pattern: re.Pattern[str], text: str, token: Token) -> Token:
     """`token` with all that touches it: further units (3元5角), further numbers (5月1日, 1 2)."""
     worth: Fraction | None = None  # of the first unit
+    last: re.Match[str] | None = None  # unit before a number that was not added
     while following := _following(pattern, text, token):
         unit, number = following
         added = _added(text, token, unit, number, worth) if unit else None
         if added is None:
-            trailing = _TOUCHING_UNIT.match(text, number.end) if unit else None
-            end = trailing.end() if trailing else number.end
             between = text[token.end : number.start].strip() if unit else " "
-            key = token.key + between + number.key + text[number.end : end]
-            token = replace(token, end=end, key=key, value=None)
+            key = token.key + between + number.key
+            token, last = replace(token, end=number.end, key=key, value=None), unit
             continue
         value, worth = added
         token = replace(token, end=number.end, key=number_key(value), value=value)
+    trailing = _TOUCHING_UNIT.match(text, token.end) if last and token.value is None else None
+    if trailing:
+        token = replace(token, end=trailing.end(), key=token.key + trailing[0])
     return token
 
 
@@ -267,8 +285,11 @@ def _date(token: Token, match: re.Match[str], text: str) -> Token:
 
 
 def _clock(token: Token, match: re.Match[str], text: str) -> Token:
+    if match["half"]:  # 3 pm, 3:00 pm
+        time = match[0][: match.start("half") - match.start()].strip()
+        return replace(token, key=f"{time}{'' if ':' in time else ':00'}{match['half'].lower()}m")
     if match["hour"] is None:
-        return replace(token, key="".join(match[0].split()).replace(".", "").lower())
+        return token
     minute = {"半": "30", "一刻": "15", "三刻": "45"}.get(match["minute"])
     hour, minute = _whole(match["hour"]), minute or _whole(match["minute"].rstrip("分"))
     return replace(token, key=f"{hour}:{minute:0>2}") if hour and minute else token
@@ -411,7 +432,7 @@ class _Reader:
         if kind is None:
             return None
         gap = self.tokens[at].start - self.tokens[at - 1].end
-        if text == "!" and not gap:
+        if text == "factorial" and gap == 1:
             return at + 1
         if kind in ("root", "symbol") and gap <= 1:
             return self._operand(at, depth)
