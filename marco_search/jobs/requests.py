@@ -60,7 +60,7 @@ def _moment(value: object) -> object:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
     except ValueError:
         raise ValueError(
-            f"{shown(value)} is no time; write 2030-01-31T18:00:00Z or +01:00 in place of Z"
+            f"{shown(value)} is not a time; write 2030-01-31T18:00:00Z or +01:00 in place of Z"
         ) from None
     if (offset := moment.utcoffset()) is None:
         raise ValueError(f"{shown(value)} has no time zone; add Z, or an offset like +01:00")

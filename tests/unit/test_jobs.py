@@ -315,7 +315,7 @@ def test_kinds_have_models() -> None:
 @pytest.mark.parametrize(
     ("terms", "field", "reason"),
     [
-        ({"deadline": "tomorrow"}, "deadline", "is no time"),
+        ({"deadline": "tomorrow"}, "deadline", "is not a time"),
         ({"deadline": "2030-01-31T18:00:00"}, "deadline", "no time zone"),
         ({"expires_in_s": 0}, "expires_in_s", "more than 0"),
         ({"deadline": "2030-01-31T18:00:00Z", "expires_in_s": 5}, "expires_in_s", "either"),
