@@ -89,8 +89,8 @@ def _decimal(text: str) -> Fraction | None:
 
 
 def _integer(text: str) -> Fraction | None:
-    if len(text) == 2 and text in "一二三四五六七八九":
-        return None  # 五六个: five or six
+    if len(text) == 2 and _SHORT.issuperset(text) and not text.isdecimal():
+        return None  # 五六个: five or six; 三五个: three to five
     if text and all(char in _DIGITS for char in text):
         return Fraction(_spelled(text))
     for char, unit in _LARGE_UNITS:

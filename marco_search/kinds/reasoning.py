@@ -64,7 +64,7 @@ _BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
 _LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|約|大约|共|共有|一共|总共|有|≈|\s)*")
 _BOUND_LED = re.compile(
     r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|under|over|below|above|exceeds"
-    r"|至少|至多|最多|最少)",
+    r"|from|between|[从由自]|至少|至多|最多|最少)",
     re.I,
 )
 _UNIT = re.compile(
@@ -72,9 +72,11 @@ _UNIT = re.compile(
     r"(?:\([^()\d]*\))?[.。!]?\s*"
 )
 _JOINT = re.compile(
-    r"(?:(?:[ ]?(?:[^\W\d_]+|°)){0,3}(?:,? (?:and|or) |, ?|[和、与或])|(?:[ ]?[^\W\d_]+)?[ ])"
-    r"[$€£¥]?"
+    r"(?:(?:[ ]?(?:[^\W\d_]+|°)){0,3}(?:,? (?:and|or) |, ?|[和、与或])"
+    r"|(?:[ ]?[^\W\d_]+)?(?:[ ](?:by|x))?[ ])[$€£¥]?"
 )
+_NAME = r"(?:(?![共总總剩还還所则即答就])[\u4e00-\u9fff])"
+_NAMED = re.compile(rf"{_NAME}{{0,4}}[,、;]?[ ]?{_NAME}{{0,3}}")  # 鸡5只,兔3只
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K: 3+4=<<3+4=7>>7
 _BULLET = re.compile(r"^[ ]*[-+•][ ]+", re.MULTILINE)
 _SIGN_APART = re.compile(
@@ -241,6 +243,7 @@ def _all_of(text: str, found: Sequence[Term]) -> bool:
     """Whether the terms and their units are all there is: 5 apples and 3 pears, 1 in 4."""
     gaps = [text[a.end : b.start] for a, b in pairwise(found)]
     listed = found[0].start == 0 and all(_JOINT.fullmatch(gap) for gap in gaps)
+    listed = listed or all(_NAMED.fullmatch(g) for g in (text[: found[0].start], *gaps))
     return bool(listed and _UNIT.fullmatch(text, found[-1].end))
 
 

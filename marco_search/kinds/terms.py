@@ -183,6 +183,7 @@ def _quantity(pattern: re.Pattern[str], text: str, token: Token) -> Token:
         added = _added(text, token, unit, number, worth) if unit else None
         if added is None:
             between = text[token.end : number.start].strip() if unit else " "
+            between += " " * between[-1:].isascii() * between[-1:].isalpha()
             key = token.key + between + number.key
             token, last = replace(token, end=number.end, key=key, value=None), unit
             continue

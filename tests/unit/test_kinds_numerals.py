@@ -103,6 +103,10 @@ def key(output: str) -> str | None:
         ("7 with a remainder of 2", "7...2"), ("5R2", "5...2"), ("①③", "1, 3"), ("③", "3"),
         ("5 apples, 3 pears", "5 apples,3 pears"), ("at least 5", "at least 5"),
         ("至少5个", "至少5个"), ("5 at most", "5 at most"), ("5‱", "0.0005"), ("5平方米", "5"),
+        ("三五个", "三五个"), ("答案是下午3点。", "下午3点"), ("5米×3米", "5米×3米"),
+        ("5 cm by 3 cm", "5 cm by 3 cm"), ("from 5 to 6", "from 5 to 6"), ("从5到6", "从5到6"),
+        ("鸡5只，兔3只", "鸡5只, 兔3只"), ("one third of 12", "one third of 12"),
+        ("40°N 70°W", "40°N 70°W"), ("小明5个，一共8个", "8"),
         ("30° 15'", "30°15'"), ("公元前5年", "公元前5年"), ("twice 5", "twice 5"),
         (r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}", "begin {bmatrix} 1 2 end {bmatrix}"),
         # the last equation
