@@ -27,7 +27,7 @@ HEAD_S = 5.0
 ANSWER_S = 120.0
 """For a request to be answered and its answer to be read."""
 MOST_CONNECTIONS = 512
-_ACCEPTED_AT_ONCE = 16
+_ACCEPTED_AT_ONCE = 100
 
 
 def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -66,7 +66,8 @@ def _reachable(host: str) -> str:
 def _most_connections() -> int:
     """As many as leave files for the database and for those just being accepted."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS if files < 0 else min(MOST_CONNECTIONS, max(8, (files - 64) // 2))
+    spare = 64 + 2 * _ACCEPTED_AT_ONCE
+    return MOST_CONNECTIONS if files < 0 else max(8, min(MOST_CONNECTIONS, files - spare))
 
 
 class _Connection(H11Protocol):

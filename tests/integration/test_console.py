@@ -290,10 +290,10 @@ def test_half_requests_keep_nobody_out(stored: Stored) -> None:
     """More connections than it has files, none of which ever sends a whole request."""
     process, said = started(stored)
     try:
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (128, 128))
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (400, 400))
         parts = urlsplit(said["address"])
         with ExitStack() as held:
-            for _ in range(200):
+            for _ in range(500):
                 half = held.enter_context(socket.create_connection((parts.hostname, parts.port)))
                 with suppress(ConnectionError):  # gave way already
                     half.sendall(b"GET / HTTP/1.1\r\nX: ")
