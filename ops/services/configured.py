@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from marco_search.jobs.text import nearest
 from marco_search.settings import Settings, console_refusal, worker_refusal
@@ -29,10 +30,12 @@ def variables(_: Settings) -> Finding:
 def unknown_names(environment: Mapping[str, str]) -> list[str]:
     """The names that look like settings of ours and are none."""
     known = _known()
+    ours = [name for name in known if name.startswith("MARCO_")]
     return sorted(
         name
         for name in environment
-        if name.upper().startswith("MARCO_") and name.upper() not in known
+        if name.upper() not in known
+        and (name.upper().startswith("MARCO_") or get_close_matches(name.upper(), ours, 1, 0.88))
     )
 
 
