@@ -31,7 +31,9 @@ _SCALES: dict[str, int | Fraction] = {
     **{word: Fraction(1, n) for word, n in DENOMINATORS.items() if word.endswith("ths")},
     "quadrillion": 10**15,
     "m": 10**6, "mn": 10**6, "mln": 10**6, "mio": 10**6, "b": 10**9, "bn": 10**9, "mrd": 10**9,
-    "t": 10**12, "tn": 10**12, "lakh": 10**5, "crore": 10**7,
+    "t": 10**12, "tn": 10**12, "lakh": 10**5, "lakhs": 10**5, "crore": 10**7,
+    "crores": 10**7, "hundreds": 100, "dutzend": 12, "douzaine": 12, "douzaines": 12, "docena": 12,
+    "docenas": 12, "дюжина": 12, "дюжины": 12, "дюжин": 12, "millon": 10**6,
     "tausend": 10**3, "millionen": 10**6, "milliarde": 10**9, "milliarden": 10**9,
     "mille": 10**3, "milliard": 10**9, "milliards": 10**9, "mil": 10**3,
     "millón": 10**6, "millones": 10**6, "тыс": 10**3, "тысяча": 10**3, "тысячи": 10**3,
@@ -48,7 +50,7 @@ _DIGITS = (
     r"|[0-9]+(?:[.,'_][0-9]+)*|\.[0-9]+(?![.,]?[0-9]))"
 )
 _CURRENCY = r"(?:(?:(?:US|HK|A|C|NT)?[$€£¥₹₩₽￥]|RMB|USD|EUR)[ ]?)"
-_SIGN = r"(?:(?<![\w)\]}%])[-+]|(?:minus|negative)[ ]|负|負)?"
+_SIGN = r"(?:(?<![\w)\]}%])[-+]|(?:minus|negative|moins|menos|минус)[ ]|负|負)?"
 _POWER = r"(?:[ ]?[×x*·][ ]?10\^\(?|[eE])(?P<power>[-+]?[0-9]{1,4})\)?(?![0-9])"
 # 千 and 百 that begin a unit do not multiply: 2千克 is 2 kg, 5百分点 is 5 points.
 _CHINESE_UNIT = r"(?:千(?![克米瓦卡赫帕焦伏字])|[佰仟]|百(?!分)|[万亿萬億]|兆(?![赫瓦字])|打(?!折))"

@@ -64,7 +64,8 @@ _BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
 _LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|約|大约|共|共有|一共|总共|有|≈|\s)*")
 _BOUND_LED = re.compile(
     r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|under|over|below|above|exceeds"
-    r"|from|between|[从由自]|至少|至多|最多|最少)",
+    r"|mehr als|weniger als|mindestens|höchstens|plus de|moins de|au moins|au plus|más de|menos de"
+    r"|al menos|(?:не )?(?:больше|меньше|более|менее)|from|between|[从由自]|至少|至多|最多|最少)",
     re.I,
 )
 _UNIT = re.compile(
@@ -72,8 +73,8 @@ _UNIT = re.compile(
     r"(?:\([^()\d]*\))?[.。!]?\s*"
 )
 _JOINT = re.compile(
-    r"(?:(?:[ ]?(?:[^\W\d_]+|°)){0,3}(?:,? (?:and|or) |, ?|[和、与或])"
-    r"|(?:[ ]?[^\W\d_]+)?(?:[ ](?:by|x))?[ ])[$€£¥]?"
+    r"(?:(?:[ ]?(?:[^\W\d_]+|°)){0,3}\.?(?:,? (?:and|or|und|oder|et|ou|y|o|и|или) |, ?|[和、与或])"
+    r"|(?:[ ]?[^\W\d_]+\.?)?(?:[ ](?:by|x))?[ ])[$€£¥]?"
 )
 _NAME = r"(?:(?![共总總剩还還所则即答就])[\u4e00-\u9fff])"
 _NAMED = re.compile(rf"{_NAME}{{0,4}}[,、;]?[ ]?{_NAME}{{0,3}}")  # 鸡5只,兔3只

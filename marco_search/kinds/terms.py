@@ -23,7 +23,10 @@ from marco_search.kinds.numbers import CHINESE, NUMBER, number_key, value_of
 
 _MONTH = (
     "(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
-    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
+    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?"
+    "|Januar|Februar|März|Mai|Juni|Juli|Oktober|Dezember|janvier|février|mars|avril|mai|juin|juillet"
+    "|août|septembre|octobre|novembre|décembre|enero|febrero|marzo|abril|mayo|junio|julio|agosto"
+    r"|septiembre|octubre|noviembre|diciembre)\b\.?"
 )
 _DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?(?![0-9.,]*[0-9])"
 _DATE = (
@@ -31,7 +34,7 @@ _DATE = (
     r"(?:T[0-9:.]+Z?)?"
     r"|[0-9]{1,2}/[0-9]{1,2}/[0-9]{2,4})(?![./-]?[0-9])"
     rf"|\b{_MONTH} {_DAY}(?![A-Za-z])(?:,? [0-9]{{4}}\b)?"
-    rf"|\b{_DAY} (?:of )?{_MONTH}(?:,? [0-9]{{4}}\b)?|\b{_MONTH} [0-9]{{4}}\b"
+    rf"|\b{_DAY}(?:\.|er)? (?:of |de )?{_MONTH}(?:,?(?: de)? [0-9]{{4}}\b)?|\b{_MONTH} [0-9]{{4}}\b"
 )
 _HOUR = rf"(?:[0-9]{{1,2}}|[{DIGIT_CHARS}十]{{1,3}})"
 _CLOCK = (
@@ -52,7 +55,8 @@ _OPERATOR = (
 )
 _SEPARATOR = r"[,;]?(?: ?(?:\b(?:and|or)\b|&)|[和或与與及跟])|[、,;]"
 _REST = (
-    r"|(?P<root>\b(?:sqrt|log(?: ?_[0-9]+)?|ln|lg|sin|cos|tan|(?:square|cube) root of)\b"
+    r"|(?P<root>\b(?:gcd|lcm|max|min|det|exp|arc(?:sin|cos|tan))(?=\()"
+    r"|\b(?:sqrt|log(?: ?_[0-9]+)?|ln|lg|sin|cos|tan|(?:square|cube) root of)\b"
     r"|倍?根[号號]|[√∛](?:\[[0-9]\])?)|(?P<symbol>[π∞θ])"
     rf"|(?P<op>{_OPERATOR})|(?P<range>~|\bto\b|[到至])|(?P<ratio>[:比])"
     r"|(?P<rel><=|>=|[=<>≤≥≠≈∈])"
@@ -281,7 +285,7 @@ def _english(token: Token, match: re.Match[str], text: str) -> Token:
 
 
 def _date(token: Token, match: re.Match[str], text: str) -> Token:
-    key = re.sub(r"(?<=[0-9])(?:st|nd|rd|th)\b", "", match[0]).replace(",", "")
+    key = re.sub(r"(?<=[0-9])(?:st|nd|rd|th|er)|\.(?= )", "", match[0]).replace(",", "")
     return replace(token, key=key.replace(" of ", " ").replace(".", "-").rstrip("-"))
 
 

@@ -107,6 +107,9 @@ def key(output: str) -> str | None:
         ("5 cm by 3 cm", "5 cm by 3 cm"), ("from 5 to 6", "from 5 to 6"), ("从5到6", "从5到6"),
         ("鸡5只，兔3只", "鸡5只, 兔3只"), ("one third of 12", "one third of 12"),
         ("40°N 70°W", "40°N 70°W"), ("小明5个，一共8个", "8"),
+        ("moins 5", "-5"), ("mehr als 5", "mehr als 5"), ("1. Mai 2024", "1 Mai 2024"),
+        ("5 Dutzend", "60"), ("5 lakhs", "500000"), ("gcd(5,3)", "gcd(5,3)"), ("5xy", "5xy"),
+        ("5 Euro und 50 Cent", "5 euro und 50 cent"), ("5!/3!", "5 factorial/3 factorial"),
         ("30° 15'", "30°15'"), ("公元前5年", "公元前5年"), ("twice 5", "twice 5"),
         (r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}", "begin {bmatrix} 1 2 end {bmatrix}"),
         # the last equation
