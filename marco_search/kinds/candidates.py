@@ -26,7 +26,8 @@ _OPERATOR_AFTER = re.compile(
 )
 _BOUND_BEFORE = re.compile(
     r"(?:\b(?:more|less|greater|fewer|larger|smaller|bigger|higher|lower) than(?: or equal to)?"
-    r"|\bbetween|\bpast|\bquarter to|公元前|[上下]午|[早晚]上|凌晨|傍晚|中午|[点點]差|\|(?! )|[⌊⌈]"
+    r"|\bbetween|\bpast|\bquarter to|公元前|又|[一二三四五六七八九]成|[上下]午|[早晚]上"
+    r"|凌晨|傍晚|中午|[点點]差|\|(?! )|[⌊⌈]"
     r"|\b(?:base|mod|out of|twice|double|triple|(?:half|thirds?|quarters?|fifths?|tenths?) of"
     r"|one (?:in|of)(?: every| the)?|give or take)"
     r"|[<>≤≥≠]|大于|大於|小于|小於|超过|超過|不到|不足|多于|多於|少于|少於|高于|低于"
@@ -34,8 +35,8 @@ _BOUND_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _BOUND_AFTER = re.compile(
-    r"\s?[\u4e00-\u9fff]?(?:以上|以下|以内|以外)|[多余餘来來几幾](?![少于於])|半|[成折](?![\u4e00-\u9fff])"
-    r"|的?(?:平方|立方|次方)(?![米厘分公千毫])|[A-Za-z]{0,3}_?[0-9]|[abxyz]{2,4}\b|[|⌋⌉]|\s?\(?(?:base|mod)\b|\sB\.?C\b"
+    r"\s?[\u4e00-\u9fff]?(?:以上|以下|以内|以外)|[多余餘来來几幾](?![少于於])|半|\s?[成折](?![\u4e00-\u9fff])"
+    r"|的?(?:平方|立方|次方)(?![米厘分公千毫])|(?![kcdm]?m[23]\b)[A-Za-z]{0,3}_?[0-9]|[abxyz]{2,4}\b|[|⌋⌉]|\s?\(?(?:base|mod)\b|\sB\.?C\b"
     r"|\s(?:squared|cubed|quarters? of|half|third|give or take"
     r"|(?:more|less|fewer) than(?= [0-9]))\b"
     r"|\s(?:\S+\s)?(?:or|and) (?:more|less|fewer|greater|higher|lower|above|below|up)\b"

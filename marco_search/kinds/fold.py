@@ -81,6 +81,7 @@ def _fraction_apart(text: str, index: int) -> str:
 def plain(text: str) -> str:
     """Folded text without LaTeX: `\\frac{3}{4}` is "3/4", `1{,}234` is "1,234", `$x$` is "x"."""
     text = re.sub(r"(?<=[0-9])\*\*(?=[-(0-9])", "^", text)
+    text = re.sub("!=|=/=", "≠", text)
     text = _MATHS.sub(r"\1", text.replace("$$", " ").replace("**", ""))
     if "\\" in text or "{" in text:
         text = text.replace("{,}", ",").replace("{:}", ":").replace("\\,", "").replace("\\!", "")

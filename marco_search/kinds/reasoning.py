@@ -65,7 +65,8 @@ _LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|約|大约|共|�
 _BOUND_LED = re.compile(
     r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|under|over|below|above|exceeds"
     r"|mehr als|weniger als|mindestens|höchstens|plus de|moins de|au moins|au plus|más de|menos de"
-    r"|al menos|(?:не )?(?:больше|меньше|более|менее)|from|between|[从由自]|至少|至多|最多|最少)",
+    r"|al menos|not(?= )|不是|非|(?:не )?(?:больше|меньше|более|менее)|from|between|[从由自]"
+    r"|至少|至多|最多|最少)",
     re.I,
 )
 _UNIT = re.compile(
@@ -85,14 +86,16 @@ _SIGN_APART = re.compile(
 )
 # A factorial, where "!" is no end of a sentence.
 _FACTORIAL = re.compile(
-    r"([0-9)]|\b[a-z])!(?=\s*(?:[$})=/^+0-9]|\*(?!\*)|\\[)\]])|\s[a-z])"
+    r"([0-9)]|\b[a-z](?!!=))!(?=\s*(?:[$})=/^+0-9]|\*(?!\*)|\\[)\]])|\s[a-z])"
     r"|(^\s*(?:[0-9]+|[a-z])|[/*^] ?[0-9]+)!(?=\s*$)"
 )
 _REMAINDER = re.compile(
     r"(?<=[0-9])(?: ?[rR] ?|,? (?:with )?(?:an? )?remainder (?:of |is )?)(?=[0-9])"
 )
 _AND_A_HALF = re.compile(r"\b(an?|one|[0-9]+) (hour|day|week|month|year|mile)s? and a half\b", re.I)
-_GLUED = re.compile(r"(?<![A-Za-z0-9])([0-9.]+(?:h|hr|m|min|ft|kg|km|lb|d))(?=[0-9])")  # 2h30m
+_GLUED = re.compile(
+    r"(?<![A-Za-z0-9])([0-9.]+(?:h|hr|m|min|ft|kg|km|lb|d))(?=[0-9])(?![23]\b)"
+)  # 2h30m
 _MATRIX = re.compile(r"begin ?\{(?:[a-zA-Z]?matrix|cases|array)")
 _BELOW_ZERO = re.compile(r"(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) below zero\b", re.I)
 _MINUS = re.compile(rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])")

@@ -56,8 +56,8 @@ _OPERATOR = (
 _SEPARATOR = r"[,;]?(?: ?(?:\b(?:and|or)\b|&)|[和或与與及跟])|[、,;]"
 _REST = (
     r"|(?P<root>\b(?:gcd|lcm|max|min|det|exp|arc(?:sin|cos|tan))(?=\()"
-    r"|\b(?:sqrt|log(?: ?_[0-9]+)?|ln|lg|sin|cos|tan|(?:square|cube) root of)\b"
-    r"|倍?根[号號]|[√∛](?:\[[0-9]\])?)|(?P<symbol>[π∞θ])"
+    r"|(?<![A-Za-z])(?:sqrt|log(?: ?_[0-9]+)?|ln|lg|sin|cos|tan|(?:square|cube) root of)\b"
+    r"|倍?根[号號]|[√∛](?:\[[0-9]\])?)|(?P<symbol>[π∞θ]|(?<![A-Za-z])pi(?![A-Za-z]))"
     rf"|(?P<op>{_OPERATOR})|(?P<range>~|\bto\b|[到至])|(?P<ratio>[:比])"
     r"|(?P<rel><=|>=|[=<>≤≥≠≈∈])"
     rf"|(?P<sep>{_SEPARATOR})"
@@ -114,7 +114,8 @@ _TOUCHING_UNIT = re.compile(
 _FACTORS = frozenset("xyznijabB")  # 7B may be billions or a variable: no plain 7
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
-_SAME = {"比": ":", "×": "*", "÷": "/", "out of": "/", "over": "/", "to the power of": "^",
+_SAME = {"pi": "π", "sqrt": "√", "比": ":", "×": "*", "÷": "/", "out of": "/", "over": "/",
+         "to the power of": "^",
          "to the ": "^", "根号": "√", "根號": "√", "倍根号": "√", "square root of": "√",
          "余": "...", "餘": "...", "......": "...", "到": "~", "至": "~", "to": "~", "和": ",",
          "与": ",", "&": ",",
@@ -441,7 +442,10 @@ class _Reader:
             return at + 1
         if kind in ("root", "symbol") and gap <= 1:
             return self._operand(at, depth)
-        if kind == "var" and not gap and (text in _FACTORS or self.tokens[at - 1].kind == "var"):
+        before = self.tokens[at - 1].kind
+        if kind == "var" and before == "symbol" and gap <= 1:
+            return at + 1
+        if kind == "var" and not gap and (text in _FACTORS or before == "var"):
             return at + 1
         if kind == "open" and text == "(" and not gap:
             return self._bracket(at, depth)

@@ -110,6 +110,9 @@ def key(output: str) -> str | None:
         ("moins 5", "-5"), ("mehr als 5", "mehr als 5"), ("1. Mai 2024", "1 Mai 2024"),
         ("5 Dutzend", "60"), ("5 lakhs", "500000"), ("gcd(5,3)", "gcd(5,3)"), ("5xy", "5xy"),
         ("5 Euro und 50 Cent", "5 euro und 50 cent"), ("5!/3!", "5 factorial/3 factorial"),
+        ("25 pi", "25π"), ("5sqrt(2)", "5√(2)"), ("!=5", "≠5"), ("x != 5", "x≠5"),
+        ("5! = 120", "120"),
+        ("二又1/3", "二又1/3"), ("不是5", "不是5"), ("5㎡", "5"), ("七成五", "七成五"),
         ("30° 15'", "30°15'"), ("公元前5年", "公元前5年"), ("twice 5", "twice 5"),
         (r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}", "begin {bmatrix} 1 2 end {bmatrix}"),
         # the last equation
