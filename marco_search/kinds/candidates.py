@@ -36,8 +36,8 @@ _BOUND_BEFORE = re.compile(
 )
 _BOUND_AFTER = re.compile(
     r"\s?[\u4e00-\u9fff]?(?:以上|以下|以内|以外)|[多余餘来來几幾](?![少于於])|半|\s?[成折](?![\u4e00-\u9fff])"
-    r"|的?(?:平方|立方|次方)(?![米厘分公千毫])|(?![kcdm]?m[23]\b)[A-Za-z]{0,3}_?[0-9]|[abxyz]{2,4}\b|[|⌋⌉]|\s?\(?(?:base|mod)\b|\sB\.?C\b"
-    r"|\s(?:squared|cubed|quarters? of|half|third|give or take"
+    r"|的?(?:平方|立方|[二两三四五六七八九十]{0,3}次[方幂])(?![米厘分公千毫])|(?![kcdm]?m[23]\b)[A-Za-z]{0,3}_?[0-9]|[abxyz]{2,4}\b|[|⌋⌉]|\s?\(?(?:base|mod)\b|\sB\.?C\b"
+    r"|\s(?:(?:raised )?to the \w+(?: power|th)|squared|cubed|quarters? of|half|third|give or take"
     r"|(?:more|less|fewer) than(?= [0-9]))\b"
     r"|\s(?:\S+\s)?(?:or|and) (?:more|less|fewer|greater|higher|lower|above|below|up)\b"
     r"|\s(?:\S+\s)?at (?:least|most)\b",

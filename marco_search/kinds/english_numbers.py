@@ -33,7 +33,7 @@ _WORD = _either([*_UNITS, *_TENS, "hundred", *SCALES])
 _PART = _either([*DENOMINATORS, "first", "second(?!s)"])
 NUMBER_WORDS = (
     rf"\b(?:(?:minus|negative)[ ])?"
-    rf"(?:{_WORD}|(?:an?|half[ ]an?)(?=[ ](?:hundred|{_either(list(SCALES))}|{_PART})\b))"
+    rf"(?:(?:{_WORD})\b|(?:an?|half[ ]an?)(?=[ ](?:hundred|{_either(list(SCALES))}|{_PART})\b))"
     rf"(?:(?:[ -]+|[ ]and[ ](?:an?[ ](?=(?:{_PART})\b))?)(?:{_WORD}|{_PART}|point)\b)*"
 )
 """Pattern of a run of number words in a text; `parse_english` says whether it is one number."""

@@ -38,7 +38,7 @@ _DATE = (
 )
 _HOUR = rf"(?:[0-9]{{1,2}}|[{DIGIT_CHARS}十]{{1,3}})"
 _CLOCK = (
-    r"(?<![0-9:.])(?:[0-9]{1,2}(?::[0-9]{2}){0,2} ?(?P<half>[AaPp])\.?[Mm]\b\.?"
+    r"(?<![0-9:.])(?:[0-9]{1,2}(?:[:.][0-9]{2}){0,2} ?(?P<half>[AaPp])\.?[Mm]\b\.?"
     r"|[0-9]{1,2}:(?:0[0-9]|[0-9]{2}(?=:[0-9]{2}))(?::[0-9]{2})?(?![0-9:]))"
     rf"|(?P<hour>{_HOUR})[点點时時](?P<minute>半|[一三]刻|{_HOUR}分(?!之)|[0-9]{{2}}(?![0-9]))"
 )
@@ -114,8 +114,8 @@ _TOUCHING_UNIT = re.compile(
 _FACTORS = frozenset("xyznijabB")  # 7B may be billions or a variable: no plain 7
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
-_SAME = {"pi": "π", "sqrt": "√", "比": ":", "×": "*", "÷": "/", "out of": "/", "over": "/",
-         "to the power of": "^",
+_SAME = {"pi": "π", "sqrt": "√", "比": ":", "×": "*", "÷": "/", "out of": "/", "out of every": "/",
+         "over": "/", "to the power of": "^",
          "to the ": "^", "根号": "√", "根號": "√", "倍根号": "√", "square root of": "√",
          "余": "...", "餘": "...", "......": "...", "到": "~", "至": "~", "to": "~", "和": ",",
          "与": ",", "&": ",",
@@ -270,7 +270,8 @@ def _valued(token: Token, value: Fraction | None, text: str) -> Token:
 
 def _chinese(token: Token, match: re.Match[str], text: str) -> Token:
     value = parse_chinese(match[0])
-    meant = _MEASURE.match(text, token.end) and not _DEMONSTRATIVE.search(text[: token.start])
+    counted = match[0].endswith("打") or _MEASURE.match(text, token.end)
+    meant = counted and not _DEMONSTRATIVE.search(text[: token.start])
     lone = match[0] in ("一", "一半") and not _AND_HALF.match(text, token.end)
     lone = lone and text[token.start - 1 : token.start] not in [*"月年元块塊时時"]
     if value is None or not meant or lone:
@@ -292,7 +293,7 @@ def _date(token: Token, match: re.Match[str], text: str) -> Token:
 
 def _clock(token: Token, match: re.Match[str], text: str) -> Token:
     if match["half"]:  # 3 pm, 3:00 pm
-        time = match[0][: match.start("half") - match.start()].strip()
+        time = match[0][: match.start("half") - match.start()].strip().replace(".", ":")
         return replace(token, key=f"{time}{'' if ':' in time else ':00'}{match['half'].lower()}m")
     if match["hour"] is None:
         return token
