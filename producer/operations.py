@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from uuid import UUID
 
 from marco_search.errors import InvalidJob
@@ -14,8 +15,14 @@ from marco_search.store.dead_letters import DeadLetter
 from marco_search.store.states import GIVEN_UP, JobState
 from producer.handles import JobId, job_uuid, job_uuids
 
-EVERYONE = holds.EVERYONE
 
+class Everyone(Enum):
+    """Type of `EVERYONE`, which no text is: an empty name must not mean all tenants."""
+
+    EVERYONE = "EVERYONE"
+
+
+EVERYONE = Everyone.EVERYONE
 _LARGEST = 2**31 - 1
 _AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
 
@@ -23,8 +30,8 @@ _AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
 class Operations:
     """Part of `Producer`. All methods raise DatabaseUnavailable.
 
-    Where `tenant` may be given, None is the producer's own (or that of the settings), and
-    EVERYONE all tenants. Raises InvalidJob for another tenant than a producer's own.
+    Where `tenant` may be given, None is the producer's own (or that of the settings); EVERYONE,
+    where it may be given, is all tenants. Raises InvalidJob for another than a producer's own.
     """
 
     database: Database
@@ -57,7 +64,7 @@ class Operations:
     def cancel_all(
         self,
         *,
-        tenant: str | None = None,
+        tenant: str | Everyone | None = None,
         batch_id: UUID | None = None,
         state: JobState | None = None,
     ) -> dict[UUID, JobState]:
@@ -65,7 +72,7 @@ class Operations:
 
         Only those of a batch, or in `state` ("queued" or "running"), if given.
         """
-        whose = self._own(tenant) or None
+        whose = self._whose(tenant) or None
         _check_state(state, (JobState.QUEUED, JobState.RUNNING))
         if batch_id is not None and not isinstance(batch_id, UUID):
             raise InvalidJob("batch_id", f"must be a uuid.UUID, not {shown(batch_id)}")
@@ -97,14 +104,14 @@ class Operations:
             self._publish([job_id])
         return state
 
-    def pause_tenant(self, tenant: str | None = None) -> None:
+    def pause_tenant(self, tenant: str | Everyone | None = None) -> None:
         """Pause all jobs of a tenant, also those submitted later."""
         with self.database.transaction() as conn:
-            holds.set_tenant(conn, self._own(tenant), paused=True)
+            holds.set_tenant(conn, self._whose(tenant), paused=True)
 
-    def resume_tenant(self, tenant: str | None = None) -> None:
+    def resume_tenant(self, tenant: str | Everyone | None = None) -> None:
         """Let a tenant's jobs go on. Jobs that were paused one by one stay paused."""
-        name = self._own(tenant)
+        name = self._whose(tenant)
         with self.database.transaction() as conn:
             holds.set_tenant(conn, name, paused=False)
             job_ids = holds.due(conn, name)
@@ -171,13 +178,20 @@ class Operations:
         with self.database.transaction() as conn:
             return dead_letters.parked(conn, tenant=self._tenant, limit=limit)
 
+    def _whose(self, tenant: str | Everyone | None) -> str:
+        """As `_own`; "" for everyone."""
+        if not isinstance(tenant, Everyone):
+            return self._own(tenant)
+        if self._tenant is not None:
+            raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not for everyone")
+        return holds.EVERYONE
+
     def _own(self, tenant: str | None) -> str:
         if tenant is None:
             return self._tenant or self._default_tenant
         if self._tenant not in (None, tenant):
             raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not {tenant!r}")
-        if tenant != EVERYONE:
-            check_tenant(tenant)
+        check_tenant(tenant)
         return tenant
 
 

@@ -219,6 +219,11 @@ def test_wrong_types_are_refused_and_nothing_is_stored(
             producer.dead_letters(state=wrong)
         with pytest.raises(InvalidJob, match="state"):
             producer.cancel_all(state=wrong)
+    for change in (producer.pause_tenant, producer.resume_tenant, producer.cancel_all):
+        with pytest.raises(InvalidJob, match="tenant"):
+            change(tenant="")  # an unset variable, say: not everyone
+    with pytest.raises(InvalidJob, match="tenant"):
+        producer.set_quota(5, EVERYONE)  # type: ignore[arg-type]
     assert len(queued(redis_url)) == 1
 
 
