@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -17,12 +18,15 @@ from marco_search.store import address, failures, holds, queries
 from marco_search.store.connect import (
     OLDEST_POSTGRES,
     SCHEMA_REVISION,
+    Conn,
     Database,
     check_schema,
     reads_tables,
 )
 from marco_search.store.failures import advice, words
 from ops.services.finding import Finding
+
+T = TypeVar("T")
 
 _OLDEST_REDIS = (6, 2)  # kombu's demand
 _ANSWER_S = 3
@@ -139,18 +143,25 @@ def _schema(conn: psycopg.Connection[tuple[Any, ...]], *, is_embedded: bool) -> 
     return Finding("schema", True, SCHEMA_REVISION, "")
 
 
-def pauses(settings: Settings) -> Finding:
-    """What is held back? Jobs that wait because of it look like jobs that nobody takes."""
+def _read(name: str, settings: Settings, read: Callable[[Conn], T], *, unread: str) -> T | Finding:
+    """What `read` finds in the database; a finding that says why it was not looked at."""
     if _is_idle(settings, settings.database_url):
-        return Finding("pauses", True, "seen when Postgres runs", "")
+        return Finding(name, True, "seen when Postgres runs", "")
     try:
         with (
             closing(Database(database_url(settings), application="marco doctor")) as database,
             database.transaction() as conn,
         ):
-            found = holds.pauses(conn)
+            return read(conn)
     except MarcoError:  # what keeps it from being read has a line of its own
-        return Finding("pauses", True, "unknown: they can't be read", "")
+        return Finding(name, True, f"unknown: {unread}", "")
+
+
+def pauses(settings: Settings) -> Finding:
+    """What is held back? Jobs that wait because of it look like jobs that nobody takes."""
+    found = _read("pauses", settings, holds.pauses, unread="they can't be read")
+    if isinstance(found, Finding):
+        return found
     named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
     detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
     held = any(pause.tenant == holds.EVERYONE for pause in found)
@@ -179,16 +190,9 @@ def guards(settings: Settings) -> Finding:
 
 def missing_models(settings: Settings) -> Finding:
     """Are there jobs that were begun on a model which no worker has?"""
-    if _is_idle(settings, settings.database_url):
-        return Finding("models", True, "seen when Postgres runs", "")
-    try:
-        with (
-            closing(Database(database_url(settings), application="marco doctor")) as database,
-            database.transaction() as conn,
-        ):
-            found = queries.missing_models(conn)
-    except MarcoError:  # what keeps it from being read has a line of its own
-        return Finding("models", True, "unknown: the jobs can't be read", "")
+    found = _read("models", settings, queries.missing_models, unread="the jobs can't be read")
+    if isinstance(found, Finding):
+        return found
     detail = "; ".join(map(str, found)) or "no job waits for another model than workers have"
     mend = "run a worker with that model, or begin them anew: `marco requeue --restart --all`"
     return Finding("models", not found, detail, mend)
