@@ -1,6 +1,6 @@
 """What the supervisor of the embedded services has written down, and whether it still holds.
 
-The file is MARCO_HOME/services.json, mode 0600: it holds both passwords. ops/services writes
+The file is MARCO_HOME/services.json, mode 0600: it holds both passwords. marco_search/local writes
 it; everything that connects reads it through `locations`.
 """
 

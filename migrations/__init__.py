@@ -24,10 +24,10 @@ from sqlalchemy.pool import NullPool
 
 from marco_search import settings
 from marco_search.errors import DatabaseUnavailable, MarcoError, RightsMissing, SchemaMismatch
+from marco_search.migrations import derived
 from marco_search.store import address
-from marco_search.store.connect import unavailable
+from marco_search.store.db import unavailable
 from marco_search.store.failures import words
-from migrations import derived
 
 _WHO = "let DATABASE_URL name a member of the owner's role, or a superuser"
 

@@ -1,4 +1,4 @@
-"""Do the migrations lead to what the models say? `python -m migrations.check` tells.
+"""Do the migrations lead to what the models say? `python -m marco_search.migrations.check` tells.
 
 Migrates a scratch database on the configured server up, compares it with the models, migrates it
 down again, and drops it. Exit code 1 and one line for each difference if there is any.
@@ -17,14 +17,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import Connection, sql
 
-import migrations
-from marco_search import settings
+from marco_search import migrations, settings
 from marco_search.errors import MarcoError
 from marco_search.locations import database_url
+from marco_search.migrations import objects
 from marco_search.store import address
-from marco_search.store.connect import SCHEMA_REVISION, unavailable
-from marco_search.store.models import Base
-from migrations import objects
+from marco_search.store.db import SCHEMA_REVISION, unavailable
+from marco_search.store.schema import Base
 
 
 def differences(url: str) -> list[str]:

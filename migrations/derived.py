@@ -14,8 +14,9 @@ import psycopg
 from psycopg import Connection
 
 from marco_search import settings
-from marco_search.store import partitions, roles, views
-from migrations import objects
+from marco_search.migrations import objects
+from marco_search.store import roles, views
+from marco_search.store.trail import partitions
 
 LOCK = "LOCK TABLE public.alembic_version IN SHARE ROW EXCLUSIVE MODE"
 """Held by who migrates or gives rights. Only the owner may; readers neither can nor wait."""

@@ -16,10 +16,10 @@ from alembic import context
 from sqlalchemy import Connection
 
 from marco_search.errors import SchemaMismatch
+from marco_search.migrations import derived
 from marco_search.store import failures
-from marco_search.store.connect import OLDEST_POSTGRES, not_migrated
-from marco_search.store.models import Base
-from migrations import derived
+from marco_search.store.db import OLDEST_POSTGRES, not_migrated
+from marco_search.store.schema import Base
 
 _LIMITS = """
     SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '120s';

@@ -13,8 +13,9 @@ from typing import Any
 
 from psycopg import Connection, errors
 
-from marco_search.store import guards, partitions, roles, views
-from marco_search.store.models import Base
+from marco_search.store import guards, roles, views
+from marco_search.store.schema import Base
+from marco_search.store.trail import partitions
 
 _SCHEMAS = ["public", views.SCHEMA, partitions.SCHEMA]
 _TABLES = [*Base.metadata.tables, "alembic_version"]

@@ -1,7 +1,7 @@
 """${message}.
 
 Revision ${up_revision}, after ${down_revision}. Set SCHEMA_REVISION in
-marco_search/store/connect.py to it.
+marco_search/store/db.py to it.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from marco_search import settings
-from ops.services import local_services
-from ops.services.layout import Layout
+from marco_search.local import local_services
+from marco_search.local.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 _BEFORE_SERVICES = {
@@ -31,7 +31,7 @@ def main() -> int:
     results = {name: _passes(name, command) for name, command in _BEFORE_SERVICES.items()}
     with _database() as url:
         variables = {**os.environ, "DATABASE_URL": url}
-        results["migrations"] = _passes("migrations", ("migrations.check",), variables)
+        results["migrations"] = _passes("migrations", ("marco_search.migrations.check",), variables)
     failed = [name for name, passed in results.items() if not passed]
     print(f"{', '.join(failed)} failed" if failed else "all checks passed")
     return 1 if failed else 0

@@ -19,9 +19,9 @@ from marco_search.jobs import (
     SearchOptions,
     TranslationJob,
 )
-from marco_search.store.dead_letters import DeadLetter
-from marco_search.store.queries import JobStatus
-from marco_search.store.states import JobState
+from marco_search.store.queue.dead_letters import DeadLetter
+from marco_search.store.queue.states import JobState
+from marco_search.store.reads.queries import JobStatus
 from producer.asynchronous import AsyncProducer
 from producer.client import Producer
 from producer.handles import JobHandle, JobId

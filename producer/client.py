@@ -21,12 +21,13 @@ from marco_search.jobs.text import shown
 from marco_search.locations import database_url as database_location
 from marco_search.locations import redis_url as redis_location
 from marco_search.settings import Settings
-from marco_search.store import jobs as store
-from marco_search.store import outbox, queries
-from marco_search.store.connect import Database
-from marco_search.store.limits import Gate, Limits
-from marco_search.store.queries import JobStatus
-from marco_search.store.states import JobState
+from marco_search.store.db import Database
+from marco_search.store.queue import jobs as store
+from marco_search.store.queue import outbox
+from marco_search.store.queue.limits import Gate, Limits
+from marco_search.store.queue.states import JobState
+from marco_search.store.reads import queries
+from marco_search.store.reads.queries import JobStatus
 from producer.handles import JobHandle, JobId, job_uuid, job_uuids
 from producer.listener import Listener
 from producer.operations import Operations, check_tenant

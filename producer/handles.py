@@ -8,7 +8,7 @@ from uuid import UUID
 
 from marco_search.errors import JobNotFound
 from marco_search.jobs.text import shown
-from marco_search.store.states import JobState
+from marco_search.store.queue.states import JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from uuid import UUID
 import psycopg
 
 from marco_search.errors import MarcoError
-from marco_search.store.connect import Database, is_pooled
-from marco_search.store.states import CHANNEL
+from marco_search.store.db import Database, is_pooled
+from marco_search.store.queue.states import CHANNEL
 
 log = logging.getLogger(__name__)
 

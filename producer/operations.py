@@ -8,11 +8,11 @@ from uuid import UUID
 
 from marco_search.errors import InvalidJob
 from marco_search.jobs.text import MAX_TENANT_CHARS, flaw, shown
-from marco_search.store import dead_letters, holds, limits
-from marco_search.store import jobs as store
-from marco_search.store.connect import Database
-from marco_search.store.dead_letters import DeadLetter
-from marco_search.store.states import GIVEN_UP, JobState
+from marco_search.store.db import Database
+from marco_search.store.queue import dead_letters, holds, limits
+from marco_search.store.queue import jobs as store
+from marco_search.store.queue.dead_letters import DeadLetter
+from marco_search.store.queue.states import GIVEN_UP, JobState
 from producer.handles import JobId, job_uuid, job_uuids
 
 

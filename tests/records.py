@@ -11,21 +11,21 @@ from uuid import UUID
 from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer
+from marco_search.render.document import tokens_json, vocabulary_json
+from marco_search.render.vocabulary import Vocabulary
 from marco_search.search.branches import TOP_K
 from marco_search.search.config import Action, SearchConfig
 from marco_search.search.mcts import Search
-from marco_search.store.job_record import (
+from marco_search.store.reads.job_record import (
     AttemptRow,
     EventRow,
     JobRecord,
     NodeTokens,
     RolloutRow,
 )
-from marco_search.store.listing import JobFilter, JobLine, JobPage, Totals
-from marco_search.store.queries import TreeRow
-from marco_search.store.records import ROLLOUT_COLUMNS
-from ops.pictures.document import tokens_json, vocabulary_json
-from ops.pictures.vocabulary import Vocabulary
+from marco_search.store.reads.listing import JobFilter, JobLine, JobPage, Totals
+from marco_search.store.reads.queries import TreeRow
+from marco_search.store.trail.records import ROLLOUT_COLUMNS
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
 HOSTILE = (

@@ -12,11 +12,12 @@ from marco_search import driver
 from marco_search.jobs import Job, parse_job
 from marco_search.outcome import job_result, ranked_answers
 from marco_search.search.budgets import StopReason
-from marco_search.store import claims, deadlines, leases, trail
-from marco_search.store.claims import Claim
-from marco_search.store.connect import Conn, Database
-from marco_search.store.leases import Lease, Worker
-from marco_search.store.states import JobState
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue import claims, deadlines, leases
+from marco_search.store.queue.claims import Claim
+from marco_search.store.queue.leases import Lease, Worker
+from marco_search.store.queue.states import JobState
+from marco_search.store.trail import trail
 from worker import failures
 
 log = logging.getLogger(__name__)

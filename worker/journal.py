@@ -12,9 +12,9 @@ from marco_search.driver import Trail
 from marco_search.errors import DatabaseUnavailable
 from marco_search.search.budgets import StopReason
 from marco_search.search.records import Round
-from marco_search.store import trail, vocabulary
-from marco_search.store.connect import Conn, Database
-from marco_search.store.vocabulary import Written
+from marco_search.store.db import Conn, Database
+from marco_search.store.trail import trail, vocabulary
+from marco_search.store.trail.vocabulary import Written
 from worker.lease import Heartbeat
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Self
 
 from marco_search.errors import DatabaseUnavailable, LeaseLost
 from marco_search.search.budgets import StopReason
-from marco_search.store import leases
-from marco_search.store.connect import Database
-from marco_search.store.leases import Lease, Watch
+from marco_search.store.db import Database
+from marco_search.store.queue import leases
+from marco_search.store.queue.leases import Lease, Watch
 from worker import watchdog
 
 log = logging.getLogger(__name__)

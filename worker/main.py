@@ -23,7 +23,7 @@ from celery.apps import worker as celery_program
 from marco_search.errors import InvalidSettings, MarcoError
 from marco_search.locations import database_url
 from marco_search.settings import Settings, worker_refusal
-from marco_search.store.connect import Database
+from marco_search.store.db import Database
 from worker import process, stopping
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from marco_search.locations import database_url, redis_url
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings
-from marco_search.store import outbox
-from marco_search.store.connect import Database
-from marco_search.store.leases import Worker
+from marco_search.store.db import Database
+from marco_search.store.queue import outbox
+from marco_search.store.queue.leases import Worker
 from worker import stopping, watchdog
 from worker.runner import Runner
 from worker.sweep import Sweep

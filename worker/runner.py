@@ -18,12 +18,12 @@ from marco_search.jobs import Job, parse_job
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings
-from marco_search.store import claims, leases, line, reclaim
-from marco_search.store.claims import Claim
-from marco_search.store.connect import Conn, Database, check_schema
-from marco_search.store.leases import Lease, Worker
-from marco_search.store.states import JobState
-from marco_search.store.vocabulary import Written
+from marco_search.store.db import Conn, Database, check_schema
+from marco_search.store.queue import claims, leases, line, reclaim
+from marco_search.store.queue.claims import Claim
+from marco_search.store.queue.leases import Lease, Worker
+from marco_search.store.queue.states import JobState
+from marco_search.store.trail.vocabulary import Written
 from worker import closing, failures
 from worker.journal import PostgresJournal
 from worker.lease import Heartbeat

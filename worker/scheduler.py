@@ -14,7 +14,7 @@ from types import FrameType
 from marco_search.errors import SchemaMismatch
 from marco_search.locations import database_url
 from marco_search.settings import Settings
-from marco_search.store.connect import Database
+from marco_search.store.db import Database
 from worker import logs, process
 from worker.sweep import Sweeper
 

@@ -22,9 +22,10 @@ from uuid import UUID
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
 from marco_search.settings import Settings
-from marco_search.store import deadlines, outbox, partitions, reclaim
-from marco_search.store.connect import Database
-from marco_search.store.leases import Worker
+from marco_search.store.db import Database
+from marco_search.store.queue import deadlines, outbox, reclaim
+from marco_search.store.queue.leases import Worker
+from marco_search.store.trail import partitions
 from worker import closing
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 """Tamper evidence, pure: canonical rows, Merkle roots, the chain, anchors, recomputation.
 
-Nothing here reads a database: `marco_search.store.seals` writes proofs when a job ends,
-`marco_search.store.verification` fetches what is checked here.
+Nothing here reads a database: `marco_search.store.seal.seals` writes proofs when a job ends,
+`marco_search.store.seal.verification` fetches what is checked here.
 """

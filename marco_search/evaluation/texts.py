@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marco_search.errors import InvalidSettings
-from marco_search.kinds.fold import text_key
+from marco_search.kinds.answers.fold import text_key
 from marco_search.kinds.open_ended import similarity, trigrams
 
 

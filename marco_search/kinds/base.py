@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from marco_search.jobs import Job
-from marco_search.kinds.sections import output_of, thought_of
+from marco_search.kinds.answers.sections import output_of, thought_of
 from marco_search.kinds.system_prompts import system_prompt
 from marco_search.runtime.base import Message
 

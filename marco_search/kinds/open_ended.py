@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from marco_search.jobs import OpenEndedJob
+from marco_search.kinds.answers.fold import text_key
 from marco_search.kinds.base import ExtractedAnswer, Kind
-from marco_search.kinds.fold import text_key
 
 NEAR = 0.6
 """Least Jaccard index of near-duplicates."""

@@ -3,11 +3,11 @@
 The answer is looked for in this order: \\boxed{...}; after "the answer is", "答案是", "####"
 or the like (the last of them); option letters that begin the output ("(D) 27 sec", "A, C"); a
 leading yes or no; the only bold phrase; the first line, if it is a number with its unit;
-the last term meant as a result (marco_search.kinds.candidates), in words where there are no
+the last term meant as a result (marco_search.kinds.answers.candidates), in words where there are no
 digits; else the whole output as text. Code is always taken as text.
 
-A numeral is taken whole or not at all (marco_search.kinds.terms), and the key of an answer is
-read as itself.
+A numeral is taken whole or not at all (marco_search.kinds.answers.terms), and the key of an
+answer is read as itself.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from marco_search.jobs import ReasoningJob
+from marco_search.kinds.answers.candidates import candidates, is_free, last_meant
+from marco_search.kinds.answers.chinese_numbers import DIGIT_CHARS
+from marco_search.kinds.answers.fold import fold, plain, text_key
+from marco_search.kinds.answers.numbers import number_key, parse_number
+from marco_search.kinds.answers.terms import Term
 from marco_search.kinds.base import ExtractedAnswer, Kind
-from marco_search.kinds.candidates import candidates, is_free, last_meant
-from marco_search.kinds.chinese_numbers import DIGIT_CHARS
-from marco_search.kinds.fold import fold, plain, text_key
-from marco_search.kinds.numbers import number_key, parse_number
-from marco_search.kinds.terms import Term
 
 _BOXED = re.compile(r"\\f?boxed\s*")
 _MARKER = re.compile(

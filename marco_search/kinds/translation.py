@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from marco_search.jobs import TranslationJob
 from marco_search.jobs.languages import NAMES
+from marco_search.kinds.answers.fold import text_key
 from marco_search.kinds.base import ExtractedAnswer, Kind
-from marco_search.kinds.fold import text_key
 
 
 class Translation(Kind[TranslationJob]):

@@ -18,6 +18,6 @@ def open_runtime(settings: Settings) -> Runtime:
         from marco_search.runtime.embedded import open_embedded
 
         return open_embedded(settings)
-    from marco_search.runtime.endpoint import open_endpoint
+    from marco_search.runtime.sglang import open_endpoint
 
     return open_endpoint(settings)

@@ -20,8 +20,9 @@ import re
 from collections.abc import Iterator
 
 from marco_search.errors import InvalidSettings
-from marco_search.store import guards, partitions, views
-from marco_search.store.models import Base
+from marco_search.store import guards, views
+from marco_search.store.schema import Base
+from marco_search.store.trail import partitions
 from marco_search.store.views.view import literal
 
 ROLES = ("owner", "app", "auditor", "auditor_all")

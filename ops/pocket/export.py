@@ -26,7 +26,7 @@ SEEDS: dict[str, int] = {"en": 101, "zh": 102, "range_en": 103, "range_zh": 104}
 DEMO_OFFSET, DEMO_PROBLEMS = 300, 6
 # Sentences come in fours that differ in the opener; these are three plain ones far apart.
 DEMO_TRANSLATIONS = slice(8, 140, 48)
-DEMO_FILE = Path(__file__).resolve().parents[2] / "examples" / "demo.jsonl"
+DEMO_FILE = MODEL_DIR / "demo.jsonl"
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
 
 

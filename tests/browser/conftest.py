@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import pytest
 import uvicorn
 
-from ops.console.access import Access
-from ops.console.app import create_app
-from ops.console.server import bound
+from marco_search.console.access import Access
+from marco_search.console.app import create_app
+from marco_search.console.server import bound
 from tests.records import FakeReader
 
 FLAGS = (

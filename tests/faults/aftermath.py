@@ -15,8 +15,8 @@ from marco_search.jobs import parse_job
 from marco_search.runtime import open_runtime
 from marco_search.search.records import Rollout
 from marco_search.settings import Settings
-from marco_search.store import trail
-from marco_search.store.connect import Database
+from marco_search.store.db import Database
+from marco_search.store.trail import trail
 from tests.faults.rig import SETTINGS, Rig, wait_until
 from worker.watchdog import SILENT_S
 

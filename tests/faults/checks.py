@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from marco_search.store.states import FINAL
+from marco_search.store.queue.states import FINAL
 from tests.faults.model import Generated
 from tests.faults.rig import Rig
 

@@ -27,11 +27,10 @@ from uuid import UUID
 import psycopg
 import redis
 
-import migrations
-from marco_search import local_state
+from marco_search import local_state, migrations
+from marco_search.local import ServiceUrls, local_services
+from marco_search.local.layout import Layout
 from marco_search.local_state import LocalState, ProcessId
-from ops.services import ServiceUrls, local_services
-from ops.services.layout import Layout
 from producer import Producer
 from tests.faults.model import Model, model_server
 from tests.silent_proxy import SilentProxy
@@ -168,7 +167,7 @@ class Rig:
 
     def start_scheduler(self, name: str) -> Member:
         """A `marco scheduler`."""
-        return self.start(name, ["-m", "ops.cli.main", "scheduler"], {})
+        return self.start(name, ["-m", "marco_search.cli.main", "scheduler"], {})
 
     def start(
         self, name: str, words: Sequence[str], env: dict[str, str], clock: Path | None = None

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from marco_search.errors import MarcoError
 from marco_search.jobs import ReasoningJob
-from marco_search.store.states import FINAL
+from marco_search.store.queue.states import FINAL
 from producer import Producer
 from tests.faults.kinds import FAULTS, Context, Hit
 from tests.faults.rig import Rig

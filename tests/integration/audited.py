@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-import migrations
+from marco_search import migrations
 from marco_search.errors import ModelRefused, RuntimeUnavailable
 from marco_search.jobs import Job, OpenEndedJob
+from marco_search.migrations.check import scratch_database
 from marco_search.runtime.base import RuntimeInfo
-from marco_search.store import jobs
-from marco_search.store.connect import Database
-from migrations.check import scratch_database
+from marco_search.store.db import Database
+from marco_search.store.queue import jobs
 from tests.integration.toys import Interrupted, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 

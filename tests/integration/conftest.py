@@ -24,9 +24,9 @@ import redis
 from psycopg import sql
 
 from marco_search import locations
+from marco_search.local import ServiceUrls, local_services
+from marco_search.local.layout import Layout
 from marco_search.settings import Settings
-from ops.services import ServiceUrls, local_services
-from ops.services.layout import Layout
 from tests.integration.audited import Audited, audited
 
 # With a REDIS_URL of the developer's the tests use this database of it, and only if it is empty.
@@ -61,7 +61,7 @@ def services(services_home: Path) -> Iterator[ServiceUrls]:
 @pytest.fixture(scope="session")
 def template_database(services: ServiceUrls) -> Iterator[str]:
     """Name of a database that was migrated once and that the tests copy."""
-    import migrations
+    from marco_search import migrations
 
     name = f"marco_template_{uuid.uuid4().hex[:12]}"
     _admin(services, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

@@ -15,14 +15,15 @@ from click.testing import CliRunner, Result
 
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
+from marco_search.cli.commands.archive import archive
+from marco_search.cli.commands.show import show
+from marco_search.cli.commands.verify import verify
 from marco_search.errors import ArchiveRefused, RuntimeUnavailable
-from marco_search.store import dead_letters, jobs, partitions
-from marco_search.store.connect import Database
-from marco_search.store.verification import verify_job
-from marco_search.store.verify_all import verify_all
-from ops.cli.commands.archive import archive
-from ops.cli.commands.show import show
-from ops.cli.commands.verify import verify
+from marco_search.store.db import Database
+from marco_search.store.queue import dead_letters, jobs
+from marco_search.store.seal.verification import verify_job
+from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.trail import partitions
 from tests.integration.toys import (
     Interrupted,
     insert,
@@ -126,7 +127,7 @@ def test_tampering_with_an_archive_is_found(
     result = CliRunner().invoke(verify, ["--archive", str(month)])
     assert (result.exit_code, "node.parquet" in result.output) == (9, True)
     # Its list brought into line, the row is named; and the chain does not know the list.
-    from ops.export.archive import digest
+    from marco_search.export.archive import digest
 
     manifest = json.loads((month / "manifest.json").read_text())
     manifest["files"]["node.parquet"]["sha256"] = digest(month / "node.parquet")

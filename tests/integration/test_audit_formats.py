@@ -16,15 +16,15 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-import migrations
+from marco_search import migrations
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
-from marco_search.store.verification import check_range, verify_job
-from marco_search.store.verify_all import verify_all
-from migrations.check import scratch_database
-from ops.cli.failures import OTHER_ENGINE
-from ops.cli.main import cli
-from ops.services import ServiceUrls
+from marco_search.cli.failures import OTHER_ENGINE
+from marco_search.cli.main import cli
+from marco_search.local import ServiceUrls
+from marco_search.migrations.check import scratch_database
+from marco_search.store.seal.verification import check_range, verify_job
+from marco_search.store.seal.verify_all import verify_all
 from tests.integration.toys import open_database, runner, settings_for
 from tests.toy import ToyRuntime
 

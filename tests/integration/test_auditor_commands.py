@@ -14,11 +14,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from marco_search import settings
-from marco_search.store.connect import Database
-from ops.cli.main import main
-from ops.console.access import Access
-from ops.console.app import create_app
-from ops.console.reader import PostgresReader
+from marco_search.cli.main import main
+from marco_search.console.access import Access
+from marco_search.console.app import create_app
+from marco_search.console.reader import PostgresReader
+from marco_search.store.db import Database
 from tests.integration.audited import Audited
 from tests.integration.logins import Login, logins
 

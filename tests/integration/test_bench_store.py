@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from marco_search.store.verify_all import verify_all
+from marco_search.store.seal.verify_all import verify_all
 from ops.bench import stored_jobs
 
 

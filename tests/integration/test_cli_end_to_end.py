@@ -16,10 +16,10 @@ from uuid import UUID
 import pytest
 
 from marco_search import settings as settings_module
-from ops.cli.demo_queries import demo_queries
-from ops.cli.main import main
-from ops.services import status
-from ops.services.layout import Layout
+from marco_search.cli.demo_queries import demo_queries
+from marco_search.cli.main import main
+from marco_search.local import status
+from marco_search.local.layout import Layout
 from tests.blas import seen, watched
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ JOBS = [
     {"kind": "translation", "text": "这支口红不踩雷", "source": "zh", "target": "en"},
 ]
 LIMIT_S = 150
-MARCO = ("-m", "ops.cli.main")
+MARCO = ("-m", "marco_search.cli.main")
 
 
 class Cli:

@@ -13,9 +13,9 @@ from uuid import uuid4
 import pytest
 
 from marco_search import settings
+from marco_search.cli import reading
+from marco_search.cli.main import main
 from marco_search.settings import Settings
-from ops.cli import reading
-from ops.cli.main import main
 from producer import Producer
 from tests.integration.toys import question
 

@@ -21,13 +21,15 @@ import psycopg
 import pytest
 from starlette.testclient import TestClient
 
-from marco_search.store import job_record, jobs, listing, queries, trail
-from marco_search.store.connect import Database
-from marco_search.store.listing import JobFilter
-from ops.console.access import Access
-from ops.console.app import create_app
-from ops.console.formats import render
-from ops.console.reader import PostgresReader
+from marco_search.console.access import Access
+from marco_search.console.app import create_app
+from marco_search.console.formats import render
+from marco_search.console.reader import PostgresReader
+from marco_search.store.db import Database
+from marco_search.store.queue import jobs
+from marco_search.store.reads import job_record, listing, queries
+from marco_search.store.reads.listing import JobFilter
+from marco_search.store.trail import trail
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 
@@ -237,7 +239,7 @@ Process = subprocess.Popen[str]
 def started(stored: Stored, *words: str, **env: str) -> tuple[Process, dict[str, str]]:
     """`marco console` as a process, and what it said when it was ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "ops.cli.main", "console", "--port", "0", "--json", *words],
+        [sys.executable, "-m", "marco_search.cli.main", "console", "--port", "0", "--json", *words],
         env={**os.environ, "DATABASE_URL": stored.url, "PYTHONPATH": str(Path.cwd()), **env},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -263,7 +265,7 @@ def test_the_command_serves_until_it_is_stopped(stored: Stored) -> None:
         assert answer.status_code == 200 and str(stored.ids[0]) in answer.text
         port = said["address"].rstrip("/").rpartition(":")[2]
         again = subprocess.run(
-            [sys.executable, "-m", "ops.cli.main", "console", "--port", port],
+            [sys.executable, "-m", "marco_search.cli.main", "console", "--port", port],
             env={**os.environ, "DATABASE_URL": stored.url},
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip

@@ -14,13 +14,14 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-import migrations
+from marco_search import migrations
 from marco_search import settings as settings_module
-from marco_search.store import job_record, partitions
-from marco_search.store.connect import Database
-from marco_search.store.verify_all import verify_all
-from migrations.check import scratch_database
-from ops.services import ServiceUrls, binaries
+from marco_search.local import ServiceUrls, binaries
+from marco_search.migrations.check import scratch_database
+from marco_search.store.db import Database
+from marco_search.store.reads import job_record
+from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.trail import partitions
 from tests.integration.logins import as_user
 from tests.integration.toys import insert, question, runner, settings_for, state
 from tests.toy import ToyRuntime

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-import migrations
+from marco_search import migrations
 from marco_search.errors import DatabaseUnavailable, MarcoError
-from marco_search.store import connect
-from marco_search.store.connect import Database
+from marco_search.store import db
+from marco_search.store.db import Database
 from tests.integration.audited import Audited
 from tests.integration.logins import Login, logins
 
@@ -89,7 +89,7 @@ def test_what_keeps_from_connecting_is_named(database_url: str, login: Login) ->
 def test_a_full_server_is_named_at_once_and_by_a_pool(
     database_url: str, login: Login, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "CHECKOUT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(db, "CHECKOUT_TIMEOUT_S", 0.5)
     app = login("marco_app")
     with closing(Database(app, application="test")) as database, database.transaction():
         limit = sql.SQL("ALTER ROLE {} CONNECTION LIMIT 1")
@@ -103,7 +103,7 @@ def test_a_full_server_is_named_at_once_and_by_a_pool(
 
 
 def test_a_pool_that_is_used_up_says_so(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "CHECKOUT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(db, "CHECKOUT_TIMEOUT_S", 0.5)
     with closing(Database(database_url, application="test", connections=1)) as database:
         refused = pytest.raises(DatabaseUnavailable, match="uses all 1")
         with database.transaction(), refused, database.transaction():

@@ -9,14 +9,14 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-import migrations
+from marco_search import migrations
 from marco_search.broker import Publisher
+from marco_search.local import reachable
+from marco_search.local.doctor import run_checks
+from marco_search.local.finding import Finding
+from marco_search.migrations import objects
 from marco_search.settings import Settings
-from marco_search.store.connect import SCHEMA_REVISION
-from migrations import objects
-from ops.services import reachable
-from ops.services.doctor import run_checks
-from ops.services.finding import Finding
+from marco_search.store.db import SCHEMA_REVISION
 from producer import EVERYONE, Producer
 from tests.integration.audited import Audited
 from tests.integration.logins import logins

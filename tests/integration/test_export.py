@@ -22,11 +22,11 @@ from click.testing import CliRunner, Result
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from marco_search import settings as settings_module
+from marco_search.cli.commands.export import export
 from marco_search.errors import InvalidSettings
 from marco_search.search.records import Node, Rollout
-from marco_search.store import trail
-from marco_search.store.connect import Database
-from ops.cli.commands.export import export
+from marco_search.store.db import Database
+from marco_search.store.trail import trail
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 
@@ -114,7 +114,7 @@ def test_a_failed_export_leaves_the_old_file_and_no_other(
     def fail(*given: Any) -> Any:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ops.export.jsonl._plain", fail)
+    monkeypatch.setattr("marco_search.export.jsonl._plain", fail)
     assert isinstance(
         CliRunner().invoke(export, [str(tmp_path), "--table", "nodes"]).exception, OSError
     )
@@ -238,7 +238,14 @@ def test_headers_that_can_not_be_sent_are_refused_and_not_repeated(
 
 
 def test_a_limit_that_the_sdk_can_not_read_is_a_bad_setting(database: Database) -> None:
-    words = [sys.executable, "-m", "ops.cli.main", "export", "--otlp", "http://127.0.0.1:9"]
+    words = [
+        sys.executable,
+        "-m",
+        "marco_search.cli.main",
+        "export",
+        "--otlp",
+        "http://127.0.0.1:9",
+    ]
     wrong = {**os.environ, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}
     done = subprocess.run(words, env=wrong, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in done.stderr) == (2, True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.services import down
-from ops.services.layout import Layout
+from marco_search.local import down
+from marco_search.local.layout import Layout
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
 INTERRUPTIONS = 30

@@ -15,9 +15,11 @@ from marco_search.errors import (
     JobNotFound,
     LeaseLost,
 )
-from marco_search.store import guards, jobs, leases, outbox, reclaim, trail
-from marco_search.store.connect import Database
-from marco_search.store.states import JobState
+from marco_search.store import guards
+from marco_search.store.db import Database
+from marco_search.store.queue import jobs, leases, outbox, reclaim
+from marco_search.store.queue.states import JobState
+from marco_search.store.trail import trail
 from tests.integration.toys import claim, insert, open_database, question, rounds_of, state
 
 

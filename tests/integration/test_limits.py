@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from marco_search.cli.submitting import submitted
 from marco_search.errors import QueueFull, QuotaExceeded
-from ops.cli.submitting import submitted
 from producer import Producer
 from tests.integration.toys import question, settings_for
 

@@ -8,11 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from marco_search.store import claims, jobs, leases
-from marco_search.store.claims import Claim
-from marco_search.store.connect import Database
-from marco_search.store.leases import Lease
-from marco_search.store.states import JobState
+from marco_search.store.db import Database
+from marco_search.store.queue import claims, jobs, leases
+from marco_search.store.queue.claims import Claim
+from marco_search.store.queue.leases import Lease
+from marco_search.store.queue.states import JobState
 from tests.integration.toys import WORKER, open_database, question
 
 

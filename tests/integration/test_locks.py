@@ -16,10 +16,11 @@ import psycopg
 import pytest
 from psycopg import errors
 
-import migrations
-from marco_search.store import jobs, partitions
-from marco_search.store.connect import Database
-from marco_search.store.verify_all import verify_all
+from marco_search import migrations
+from marco_search.store.db import Database
+from marco_search.store.queue import jobs
+from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.trail import partitions
 from tests.integration.logins import logins
 from tests.integration.toys import insert, question, runner, settings_for, state
 from tests.toy import ToyRuntime
@@ -71,7 +72,7 @@ import os, signal, sys
 from contextlib import ExitStack
 from uuid import UUID
 from marco_search.store import jobs
-from marco_search.store.connect import Database
+from marco_search.store.db import Database
 with Database(sys.argv[1], application="test").transaction() as conn, ExitStack() as stack:
     jobs.cancel(conn, UUID(sys.argv[2]))
     if sys.argv[3] == "between what it sends":

@@ -16,12 +16,12 @@ import psycopg
 import pytest
 import sqlalchemy.exc
 
-import migrations
+from marco_search import migrations
 from marco_search.errors import DatabaseUnavailable, RightsMissing, SchemaMismatch
+from marco_search.local import ServiceUrls, reachable
+from marco_search.migrations.check import differences, scratch_database
 from marco_search.store import guards
-from marco_search.store.connect import SCHEMA_REVISION, Database, check_schema
-from migrations.check import differences, scratch_database
-from ops.services import ServiceUrls, reachable
+from marco_search.store.db import SCHEMA_REVISION, Database, check_schema
 from tests.integration.logins import logins
 from tests.integration.toys import marco, settings_for
 
@@ -59,17 +59,19 @@ def test_several_may_upgrade_at_once(empty: str) -> None:
 
 
 def migrations_in_a_process(url: str) -> None:
-    code = "import sys, migrations; migrations.upgrade(sys.argv[1])"
+    code = "import sys; from marco_search import migrations; migrations.upgrade(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, url], check=True, timeout=120)
 
 
 def test_they_work_from_a_path_with_spaces_and_percent_signs(empty: str, tmp_path: Path) -> None:
-    root = Path(migrations.__file__).parents[1]
+    root = Path(migrations.__file__).parents[2]
     copy = tmp_path / "100% of it"
-    for package in ("marco_search", "migrations"):
-        ignore = shutil.ignore_patterns("*.safetensors", "__pycache__")
-        shutil.copytree(root / package, copy / package, ignore=ignore)
-    code = "import sys, migrations; migrations.upgrade(sys.argv[1]); print(migrations.__file__)"
+    ignore = shutil.ignore_patterns("*.safetensors", "__pycache__")
+    shutil.copytree(root / "marco_search", copy / "marco_search", ignore=ignore)
+    code = (
+        "import sys; from marco_search import migrations; migrations.upgrade(sys.argv[1]); "
+        "print(migrations.__file__)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, empty],
         cwd=copy, check=True, timeout=120, capture_output=True, text=True,
@@ -159,7 +161,7 @@ def test_who_reads_meanwhile_is_named_and_nothing_changes(database_url: str) -> 
 def test_interrupted_it_leaves_nothing_and_the_next_one_does_all(
     empty: str, number: signal.Signals
 ) -> None:
-    code = "import sys, migrations; migrations.upgrade(sys.argv[1])"
+    code = "import sys; from marco_search import migrations; migrations.upgrade(sys.argv[1])"
     with psycopg.connect(empty) as other:
         other.execute("CREATE SCHEMA audit")  # the migration waits here, after all tables
         process = subprocess.Popen([sys.executable, "-c", code, empty], stderr=subprocess.DEVNULL)

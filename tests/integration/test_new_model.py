@@ -11,15 +11,16 @@ from uuid import UUID
 import pytest
 
 from marco_search import settings as settings_module
+from marco_search.cli.main import main
 from marco_search.errors import RuntimeUnavailable
+from marco_search.local import reachable
 from marco_search.settings import Settings
-from marco_search.store import line, queries
-from marco_search.store.connect import Database
-from marco_search.store.queries import JobStatus
-from marco_search.store.states import JobState
-from marco_search.store.verify_all import verify_all
-from ops.cli.main import main
-from ops.services import reachable
+from marco_search.store.db import Database
+from marco_search.store.queue import line
+from marco_search.store.queue.states import JobState
+from marco_search.store.reads import queries
+from marco_search.store.reads.queries import JobStatus
+from marco_search.store.seal.verify_all import verify_all
 from producer import Producer
 from tests.integration.toys import (
     Interrupted,
@@ -218,7 +219,7 @@ def test_the_commands_say_it_and_begin_them_anew(
 def test_a_database_of_the_version_before_knows_what_its_jobs_were_begun_on(
     settings: Settings, database: Database, database_url: str
 ) -> None:
-    import migrations
+    from marco_search import migrations
 
     old = begun(settings, database)
     database.close()

@@ -11,8 +11,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from marco_search.store import guards, jobs, partitions, trail
-from marco_search.store.connect import Database
+from marco_search.store import guards
+from marco_search.store.db import Database
+from marco_search.store.queue import jobs
+from marco_search.store.trail import partitions, trail
 from tests.integration.toys import claim, insert, open_database, question, rounds_of
 
 PARTITIONED = ("answers", "audit_log", "nodes", "rollouts")

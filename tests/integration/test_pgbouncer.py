@@ -19,11 +19,11 @@ import psycopg
 import pytest
 from psycopg import errors
 
-import migrations
-from marco_search.store.connect import Database
-from marco_search.store.verify_all import verify_all
-from ops.services import ServiceUrls, reachable
-from ops.services.process import free_port
+from marco_search import migrations
+from marco_search.local import ServiceUrls, reachable
+from marco_search.local.process import free_port
+from marco_search.store.db import Database
+from marco_search.store.seal.verify_all import verify_all
 from producer import Producer
 from tests.integration.logins import logins
 from tests.integration.toys import insert, marco, question, runner, settings_for

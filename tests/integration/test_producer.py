@@ -26,7 +26,7 @@ from marco_search.errors import (
     JobNotFound,
     WaitTimeout,
 )
-from marco_search.store.connect import Database
+from marco_search.store.db import Database
 from producer import EVERYONE, AsyncProducer, JobState, Producer
 from tests.integration.toys import (
     open_database,

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable
+from marco_search.local.reachable import redis as redis_finding
 from marco_search.settings import Settings
-from ops.services.reachable import redis as redis_finding
 from producer import Producer
 from tests.integration.test_vanished import PATIENCE_S, worker
 from tests.integration.toys import question, wait_until

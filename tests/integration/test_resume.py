@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marco_search.settings import Settings
-from marco_search.store import trail
-from marco_search.store.connect import Conn, Database
+from marco_search.store.db import Conn, Database
+from marco_search.store.trail import trail
 from tests.integration.toys import Interrupted, insert, open_database, question, runner
 from tests.integration.toys import settings_for as settings_of
 

@@ -12,16 +12,18 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-import migrations
+from marco_search import migrations
+from marco_search.cli.query import run_query, with_values
 from marco_search.errors import AccessDenied
-from marco_search.store import guards, holds, partitions, views
-from marco_search.store.connect import Database
-from marco_search.store.models import Base
-from marco_search.store.verify_all import verify_all
-from migrations.check import scratch_database
-from ops.cli.query import run_query, with_values
-from ops.services import ServiceUrls
-from ops.sql_docs.questions import Question, read
+from marco_search.local import ServiceUrls
+from marco_search.migrations.check import scratch_database
+from marco_search.store import guards, views
+from marco_search.store.db import Database
+from marco_search.store.queue import holds
+from marco_search.store.schema import Base
+from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.trail import partitions
+from ops.docs.questions import Question, read
 from tests.integration.audited import Audited
 from tests.integration.logins import Login, as_user, logins
 from tests.integration.toys import (

@@ -18,10 +18,12 @@ from marco_search.jobs import JobResult
 from marco_search.runtime.base import Runtime
 from marco_search.search.records import Node, Rollout
 from marco_search.settings import Settings
-from marco_search.store import jobs, leases, queries, trail
-from marco_search.store.connect import Conn, Database
-from marco_search.store.queries import JobStatus
-from marco_search.store.states import JobState
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue import jobs, leases
+from marco_search.store.queue.states import JobState
+from marco_search.store.reads import queries
+from marco_search.store.reads.queries import JobStatus
+from marco_search.store.trail import trail
 from tests.integration.toys import (
     WORKER,
     Interrupted,

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from marco_search.settings import Settings
-from marco_search.store import claims, jobs, queries, reclaim
-from marco_search.store.connect import Database
-from marco_search.store.leases import Worker
+from marco_search.store.db import Database
+from marco_search.store.queue import claims, jobs, reclaim
+from marco_search.store.queue.leases import Worker
+from marco_search.store.reads import queries
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.unit.runtime.odd_replies import ODD
 from tests.unit.runtime.sglang_server import (
@@ -99,7 +100,8 @@ def test_no_answer_is_odd_enough_to_end_a_job(
         return True
 
     server.act = some
-    many = {"rollouts": 4 * len(ODD), "strategy": "step", "early_stop": False}
+    # No round is of one branch: it would fail with it, and the job be tried again.
+    many = {"rollouts": 4 * len(ODD), "strategy": "vote", "early_stop": False}
     one, other = insert(
         database, question("Odd?", options=many), question("Even?", options={"rollouts": 8})
     )

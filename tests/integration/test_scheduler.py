@@ -21,7 +21,7 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 @contextmanager
 def scheduler(database_url: str, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
     settings = settings_for(database_url, redis_url, lease_s=3.0, heartbeat_s=0.5)
-    command = [sys.executable, "-m", "ops.cli.main", "scheduler"]
+    command = [sys.executable, "-m", "marco_search.cli.main", "scheduler"]
     child = subprocess.Popen(command, cwd=ROOT, env=environment(settings), stderr=subprocess.PIPE)
     try:
         yield child

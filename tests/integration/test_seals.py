@@ -14,11 +14,12 @@ from marco_search.audit import canonical
 from marco_search.audit.findings import JobReport, Status
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.errors import JobNotFound, ModelRefused, RuntimeUnavailable
-from marco_search.store import dead_letters, deadlines, jobs, outbox, rows
-from marco_search.store.connect import Database
-from marco_search.store.states import JobState
-from marco_search.store.verification import verify_job
-from marco_search.store.verify_all import verify_all
+from marco_search.store.db import Database
+from marco_search.store.queue import dead_letters, deadlines, jobs, outbox
+from marco_search.store.queue.states import JobState
+from marco_search.store.seal.verification import verify_job
+from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.trail import rows
 from tests.integration.toys import (
     Interrupted,
     claim,
@@ -167,8 +168,8 @@ def test_several_processes_find_what_one_finds(
         search(database, database_url, job.id)
     tamper(database_url, "DELETE FROM nodes WHERE node_id = 2")
     one = verify_all(database_url, processes=1)
-    monkeypatch.setattr("marco_search.store.verify_all._NODES_A_RANGE", 30)
-    monkeypatch.setattr("marco_search.store.verify_all._ALONE_BELOW", 0)
+    monkeypatch.setattr("marco_search.store.seal.verify_all._NODES_A_RANGE", 30)
+    monkeypatch.setattr("marco_search.store.seal.verify_all._ALONE_BELOW", 0)
     many = verify_all(database_url, processes=2)
     assert (one.jobs, one.nodes, one.findings) == (many.jobs, many.nodes, many.findings)
     assert len({f.job_id for f in many.findings}) == 4

@@ -21,11 +21,11 @@ import redis
 
 from marco_search import local_state, locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable
+from marco_search.local import ServiceUrls, down, local_services, status, up
+from marco_search.local.account import server_account
+from marco_search.local.layout import Layout
 from marco_search.local_state import LocalState
 from marco_search.settings import Settings
-from ops.services import ServiceUrls, down, local_services, status, up
-from ops.services.account import server_account
-from ops.services.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,7 +140,7 @@ def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
 
 
 def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
-    code = "import sys; from pathlib import Path; from ops.services import up;"
+    code = "import sys; from pathlib import Path; from marco_search.local import up;"
     code += "print(up(Path(sys.argv[1])))"
 
     def start(_: int) -> str:
@@ -153,7 +153,9 @@ def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
     state = _state(home)
     assert state.supervisor
     assert _processes(str(home / "data" / "postgres")) != []
-    assert len([pid for pid in _processes("ops.services") if pid == state.supervisor.pid]) == 1
+    assert (
+        len([pid for pid in _processes("marco_search.local") if pid == state.supervisor.pid]) == 1
+    )
     assert down(home)
 
 
@@ -172,7 +174,7 @@ def test_down_twice_and_up_again(home: Path) -> None:
 
 
 def test_services_end_with_the_last_user_even_when_it_is_killed(home: Path) -> None:
-    code = "import sys; from pathlib import Path; from ops.services import local_services\n"
+    code = "import sys; from pathlib import Path; from marco_search.local import local_services\n"
     code += "with local_services(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(home)]
     with subprocess.Popen(
@@ -295,13 +297,13 @@ def test_as_an_ordinary_user(home: Path) -> None:
     # This Python may lie in root's home; then one of the system's may do.
     pythons = [sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"]
     pythons = [python for python in pythons if nobody.can_enter(Path(python))]
-    probe = "import ops.services.supervisor"
+    probe = "import marco_search.local.supervisor"
     pythons = [python for python in pythons if as_nobody(python, "-c", probe).returncode == 0]
     if not pythons:
         pytest.skip("an ordinary user can reach no Python of this version, or not its packages")
     home.mkdir()
     nobody.own(home, 0o700)
-    code = "import sys; from pathlib import Path; from ops.services import local_services\n"
+    code = "import sys; from pathlib import Path; from marco_search.local import local_services\n"
     code += "import psycopg\n"
     code += "with local_services(Path(sys.argv[1])) as urls:\n"
     code += "    print(psycopg.connect(urls.database_url).execute('SELECT 1').fetchone())"

@@ -14,14 +14,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from marco_search.cli.query import run_query, with_values
 from marco_search.errors import QueryRefused
 from marco_search.search.branches import Finish
 from marco_search.search.config import Action
 from marco_search.search.records import Node, Rollout
-from marco_search.store import queries, trail
-from ops.cli.query import run_query, with_values
-from ops.sql_docs.picture import updated
-from ops.sql_docs.questions import PAGE, read
+from marco_search.store.reads import queries
+from marco_search.store.trail import trail
+from ops.docs.picture import updated
+from ops.docs.questions import PAGE, read
 from tests.integration.audited import Audited
 
 QUESTIONS = {question.number: question for question in read()}
@@ -75,7 +76,7 @@ def asked(filled: Audited) -> Iterator[Asked]:
 
 def test_the_generated_part_of_the_page_is_current() -> None:
     page = PAGE.read_text()
-    assert updated(page) == page, "run `python -m ops.sql_docs`"
+    assert updated(page) == page, "run `python -m ops.docs`"
 
 
 def test_the_page_has_a_checked_query_for_each_of_its_questions() -> None:

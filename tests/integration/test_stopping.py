@@ -11,12 +11,14 @@ import pytest
 
 from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.settings import Settings
-from marco_search.store import holds, jobs, leases, queries, reclaim, trail
-from marco_search.store.connect import Database
-from marco_search.store.leases import Worker
-from marco_search.store.queries import JobStatus
-from marco_search.store.states import JobState
-from marco_search.store.verify_all import verify_all
+from marco_search.store.db import Database
+from marco_search.store.queue import holds, jobs, leases, reclaim
+from marco_search.store.queue.leases import Worker
+from marco_search.store.queue.states import JobState
+from marco_search.store.reads import queries
+from marco_search.store.reads.queries import JobStatus
+from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.trail import trail
 from producer import EVERYONE, Producer
 from tests.integration.toys import (
     Interrupted,

@@ -18,17 +18,18 @@ import pytest
 from psycopg import Connection, sql
 from psycopg.rows import class_row
 
-import migrations
+from marco_search import migrations
 from marco_search.audit.anchors import Anchor
 from marco_search.audit.chain import JOB, Link, follow
 from marco_search.audit.findings import Finding, Report
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
 from marco_search.jobs import Job
-from marco_search.store import anchors, rows, seals
-from marco_search.store.verify_all import verify_all
-from migrations.check import scratch_database
-from ops.services import ServiceUrls
+from marco_search.local import ServiceUrls
+from marco_search.migrations.check import scratch_database
+from marco_search.store.seal import anchors, seals
+from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.trail import rows
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 

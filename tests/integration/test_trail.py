@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import migrations
+from marco_search import migrations
 from marco_search.errors import LeaseLost, SearchError
+from marco_search.local import ServiceUrls
+from marco_search.migrations.check import scratch_database
 from marco_search.search.branches import Finish, Reflect, Token
 from marco_search.search.config import Action
 from marco_search.search.mcts import Search
 from marco_search.search.records import Node, Rollout, Round
 from marco_search.search.tree import Tree
-from marco_search.store import leases, queries, trail
-from marco_search.store.connect import Database
-from migrations.check import scratch_database
-from ops.services import ServiceUrls
+from marco_search.store.db import Database
+from marco_search.store.queue import leases
+from marco_search.store.reads import queries
+from marco_search.store.trail import trail
 from tests.integration.toys import claim, insert, open_database, question, rounds_of
 from tests.toy import PROMPT, ToyRuntime, answer_of
 

@@ -83,10 +83,10 @@ def test_all_parties_notice_that_postgres_and_redis_vanished(
         far = stack.enter_context(Producer(*urls))
         near = stack.enter_context(Producer(database_url, redis_url))
         console_log, worker_log = tmp_path / "console", tmp_path / "worker"
-        words = ["ops.cli.main", "console", "--port", "0", "--json"]
+        words = ["marco_search.cli.main", "console", "--port", "0", "--json"]
         console = stack.enter_context(process(console_log, words, *urls))
         scheduler = stack.enter_context(
-            process(tmp_path / "scheduler", ["ops.cli.main", "scheduler"], *urls)
+            process(tmp_path / "scheduler", ["marco_search.cli.main", "scheduler"], *urls)
         )
         job = far.submit(question(options={"rollouts": 2000}))
         main = stack.enter_context(worker(worker_log, urls, processes=2, worker_sweeps=False))
@@ -204,7 +204,7 @@ def _unreadable(good: bytes) -> list[bytes]:
 
 def _checked(urls: tuple[str, str], *words: str) -> int:
     """The exit code of the health check of a container."""
-    command = [sys.executable, "-m", "ops.cli.main", "worker", "--check", *words]
+    command = [sys.executable, "-m", "marco_search.cli.main", "worker", "--check", *words]
     env = environment(settings_for(*urls))
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=60).returncode
 
@@ -284,7 +284,7 @@ def test_schedulers_and_open_producers_leave_a_migrated_database(
     urls = database_url, redis_url
     with (
         Producer(*urls) as producer,
-        process(log, ["ops.cli.main", "scheduler"], *urls) as scheduler,
+        process(log, ["marco_search.cli.main", "scheduler"], *urls) as scheduler,
     ):
         wait_until(lambda: "looking after the queue" in log.read_text(), "it runs", PATIENCE_S)
         job = producer.submit(question())

@@ -13,10 +13,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import migrations
-from migrations.check import scratch_database
+from marco_search import migrations
+from marco_search.local import ServiceUrls
+from marco_search.migrations.check import scratch_database
 from ops.bench import stored_jobs
-from ops.services import ServiceUrls
 from tests.integration.toys import (
     insert,
     open_database,
@@ -31,7 +31,7 @@ MARCO = Path(sys.prefix) / "bin" / "marco"
 JOBS, NODES, ROLLOUTS = 5_000, 100_000, 10
 NO_GUARD = """
 import sys
-from ops.cli.main import main
+from marco_search.cli.main import main
 sys.exit(main())
 """
 

@@ -8,9 +8,10 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from marco_search.store import job_record, vocabulary
-from marco_search.store.connect import Database
-from marco_search.store.vocabulary import Written
+from marco_search.store.db import Database
+from marco_search.store.reads import job_record
+from marco_search.store.trail import vocabulary
+from marco_search.store.trail.vocabulary import Written
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 

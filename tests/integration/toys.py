@@ -21,11 +21,11 @@ from marco_search.search.config import Action, SearchConfig
 from marco_search.search.mcts import Search
 from marco_search.search.records import Round
 from marco_search.settings import Settings
-from marco_search.store import claims, jobs, reclaim
-from marco_search.store.claims import Claim
-from marco_search.store.connect import Conn, Database
-from marco_search.store.leases import Lease, Worker
-from marco_search.store.states import JobState
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue import claims, jobs, reclaim
+from marco_search.store.queue.claims import Claim
+from marco_search.store.queue.leases import Lease, Worker
+from marco_search.store.queue.states import JobState
 from tests.toy import PROMPT, ToyRuntime, answer_of
 from worker.runner import Runner
 from worker.sweep import Sweep

@@ -8,7 +8,7 @@ from psycopg.conninfo import conninfo_to_dict
 from marco_search.errors import InvalidSettings
 from marco_search.settings import Settings
 from marco_search.store import address
-from marco_search.store.connect import Database
+from marco_search.store.db import Database
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from marco_search.cli.jsonl import parse_lines, read_jobs
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.jobs import ReasoningJob, TranslationJob
-from ops.cli.jsonl import parse_lines, read_jobs
 
 GOOD = b'{"kind": "reasoning", "question": "What is 1+1?"}'
 

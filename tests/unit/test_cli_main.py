@@ -15,10 +15,10 @@ import pytest
 
 from marco_search import errors
 from marco_search import settings as settings_module
+from marco_search.cli import main as main_module
+from marco_search.cli.main import COMMANDS, cli, main
 from marco_search.errors import MarcoError
 from marco_search.jobs import JOB_MODELS, Reflection, SearchOptions, Strategy
-from ops.cli import main as main_module
-from ops.cli.main import COMMANDS, cli, main
 from tests.toy import ToyRuntime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,9 @@ def test_every_listed_command_exists_says_what_it_does_and_takes_json() -> None:
 
 
 def test_help_loads_nothing_heavy_and_lists_commands_and_exit_codes() -> None:
-    code = "import sys; from ops.cli.main import main; main(['--help']); print(*sys.modules)"
+    code = (
+        "import sys; from marco_search.cli.main import main; main(['--help']); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     heavy = {"rich", "pydantic", "celery", "sqlalchemy", "numpy", "psycopg"}
     assert not heavy & set(done.stdout.split())
@@ -162,7 +164,7 @@ def test_bad_arguments_exit_with_2(
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    command = f'"{sys.executable}" -m ops.cli.main --help | head -c 1'
+    command = f'"{sys.executable}" -m marco_search.cli.main --help | head -c 1'
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True)
     assert done.stderr == b""
 

@@ -7,9 +7,9 @@ import io
 from rich.cells import cell_len
 from rich.console import Console
 
-from ops.cli.render.tables import Column, number, text_table
-from ops.cli.render.text import fold, fraction, one_line, wrap
-from ops.cli.render.tree import DrawnNode, draw_tree, tree_json
+from marco_search.cli.render.tables import Column, number, text_table
+from marco_search.cli.render.text import fold, fraction, one_line, wrap
+from marco_search.cli.render.tree import DrawnNode, draw_tree, tree_json
 
 
 def node(

@@ -14,15 +14,15 @@ from uuid import UUID
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
+from marco_search.cli.commands.demo import next_steps
+from marco_search.cli.polling import news
+from marco_search.cli.render.findings import findings
+from marco_search.cli.render.jobs import counts, event, heading, jobs_table
+from marco_search.cli.render.progress import live_view, progress
+from marco_search.cli.render.result import drop_thoughts, report, weighting
+from marco_search.cli.render.rows import rows_csv, rows_json, rows_table
 from marco_search.jobs import Answer, JobResult
-from marco_search.store.queries import JobStatus
-from ops.cli.commands.demo import next_steps
-from ops.cli.polling import news
-from ops.cli.render.findings import findings
-from ops.cli.render.jobs import counts, event, heading, jobs_table
-from ops.cli.render.progress import live_view, progress
-from ops.cli.render.result import drop_thoughts, report, weighting
-from ops.cli.render.rows import rows_csv, rows_json, rows_table
+from marco_search.store.reads.queries import JobStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

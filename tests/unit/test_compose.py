@@ -14,8 +14,8 @@ import click
 import pytest
 from ruamel.yaml import YAML
 
+from marco_search.cli.main import cli
 from marco_search.settings import Settings
-from ops.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"

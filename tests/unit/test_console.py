@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from starlette.testclient import TestClient
 
-from ops.console.access import Access, local_path
-from ops.console.app import create_app
-from ops.console.sessions import Sessions, Throttle
-from ops.console.shared import Shared
+from marco_search.console.access import Access, local_path
+from marco_search.console.app import create_app
+from marco_search.console.sessions import Sessions, Throttle
+from marco_search.console.shared import Shared
 from tests.records import HOSTILE, FakeReader, job_id, record_of, search_of, tokens_of
 
 SEARCH = search_of()

@@ -12,8 +12,8 @@ import pytest
 
 from marco_search.errors import LeaseLost
 from marco_search.search.budgets import StopReason
-from marco_search.store import leases
-from marco_search.store.leases import Lease, Watch
+from marco_search.store.queue import leases
+from marco_search.store.queue.leases import Lease, Watch
 from worker.lease import Heartbeat
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from marco_search.jobs import OpenEndedJob
 from marco_search.kinds import kind_of
-from marco_search.kinds.fold import text_key
+from marco_search.kinds.answers.fold import text_key
 from marco_search.kinds.open_ended import NEAR, cluster, similarity, trigrams
 from marco_search.runtime.base import Message
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.kinds.chinese_numbers import parse_chinese
-from marco_search.kinds.english_numbers import parse_english
-from marco_search.kinds.fold import fold, plain, text_key
-from marco_search.kinds.numbers import digit_numbers, number_key, parse_number
+from marco_search.kinds.answers.chinese_numbers import parse_chinese
+from marco_search.kinds.answers.english_numbers import parse_english
+from marco_search.kinds.answers.fold import fold, plain, text_key
+from marco_search.kinds.answers.numbers import digit_numbers, number_key, parse_number
 
 
 def value(text: str) -> Fraction | None:

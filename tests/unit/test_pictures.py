@@ -10,17 +10,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from marco_search.store.job_record import NodeTokens
-from ops.cli.render.tree import draw_tree
-from ops.console.outline import outline
-from ops.console.rendering import STATIC
-from ops.console.report import html_file, island
-from ops.pictures.document import document
-from ops.pictures.dot import dot
-from ops.pictures.layout import places
-from ops.pictures.mermaid import mermaid
-from ops.pictures.svg import svg
-from ops.pictures.vocabulary import Vocabulary
+from marco_search.cli.render.tree import draw_tree
+from marco_search.console.outline import outline
+from marco_search.console.rendering import STATIC
+from marco_search.console.report import html_file, island
+from marco_search.render.document import document
+from marco_search.render.dot import dot
+from marco_search.render.layout import places
+from marco_search.render.mermaid import mermaid
+from marco_search.render.svg import svg
+from marco_search.render.vocabulary import Vocabulary
+from marco_search.store.reads.job_record import NodeTokens
 from tests.records import HOSTILE, record_of, search_of, times, tokens_of
 
 SEARCH = search_of()

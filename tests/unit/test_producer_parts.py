@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 
 from marco_search.errors import JobNotFound, WaitTimeout
-from marco_search.store.jobs import new_job_id
-from marco_search.store.states import JobState
+from marco_search.store.queue.jobs import new_job_id
+from marco_search.store.queue.states import JobState
 from producer.handles import JobHandle, job_uuid, job_uuids
 from producer.pending import Pending
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from marco_search.cli import main as main_module
+from marco_search.cli.main import COMMANDS
 from marco_search.settings import Settings
-from ops.cli import main as main_module
-from ops.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

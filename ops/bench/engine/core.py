@@ -89,11 +89,11 @@ def milliseconds_per_node(journal: Any = None, seed: int = 0) -> tuple[float, in
 
 def persisted(home: Path) -> float:
     """The same with every round committed to Postgres: the embedded one, started for this."""
-    import migrations
-    from marco_search.store import claims, jobs
-    from marco_search.store.connect import Database
-    from marco_search.store.leases import Lease, Worker
-    from ops.services import local_services
+    from marco_search import migrations
+    from marco_search.local import local_services
+    from marco_search.store.db import Database
+    from marco_search.store.queue import claims, jobs
+    from marco_search.store.queue.leases import Lease, Worker
     from worker.journal import PostgresJournal
     from worker.lease import Heartbeat
 

@@ -9,9 +9,10 @@ from uuid import UUID
 from marco_search import driver
 from marco_search.search.budgets import StopReason
 from marco_search.search.records import Round
-from marco_search.store import claims, jobs, trail
-from marco_search.store.connect import Database
-from marco_search.store.leases import Lease, Worker
+from marco_search.store.db import Database
+from marco_search.store.queue import claims, jobs
+from marco_search.store.queue.leases import Lease, Worker
+from marco_search.store.trail import trail
 from ops.bench.engine.core import Instant
 from ops.bench.engine.searches import job
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from redis import Redis
 
-import migrations
-from ops.services import ServiceUrls, local_services
-from ops.services.layout import Layout
+from marco_search import migrations
+from marco_search.local import ServiceUrls, local_services
+from marco_search.local.layout import Layout
 
 _ROOT = Path(__file__).resolve().parents[3]
 _PATIENCE_S = 300.0

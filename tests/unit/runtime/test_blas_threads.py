@@ -17,7 +17,7 @@ from marco_search.runtime.embedded.requests import Ticket
 from tests.blas import ROOT, seen, watched
 from tests.unit.runtime.embedded_rig import answer, engine_of, request
 
-MARCO = ("-m", "ops.cli.main")
+MARCO = ("-m", "marco_search.cli.main")
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does Tom have now?"
 BENCH = """
 from marco_search.pocket import MODEL_DIR

@@ -14,7 +14,7 @@ import pytest
 from marco_search.driver import MemoryJournal, plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import ReasoningJob, SearchOptions
-from marco_search.runtime.endpoint import http
+from marco_search.runtime.sglang import http
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.budgets import StopReason
 from tests.silent_proxy import silent_proxy

@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeUnavailable
-from marco_search.runtime.endpoint.failures import refused, said
-from marco_search.runtime.endpoint.retries import Retries
+from marco_search.runtime.sglang.failures import refused, said
+from marco_search.runtime.sglang.retries import Retries
 
 
 def test_the_pause_grows_up_to_its_cap_and_is_anywhere_below_it() -> None:

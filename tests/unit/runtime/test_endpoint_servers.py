@@ -10,9 +10,9 @@ import pytest
 from marco_search.driver import MemoryJournal, plan, run_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import ReasoningJob, SearchOptions
-from marco_search.runtime.endpoint.calls import Call
-from marco_search.runtime.endpoint.limits import Limiter
-from marco_search.runtime.endpoint.server import DEFAULT_CONTEXT_TOKENS
+from marco_search.runtime.sglang.calls import Call
+from marco_search.runtime.sglang.limits import Limiter
+from marco_search.runtime.sglang.server import DEFAULT_CONTEXT_TOKENS
 from marco_search.search.branches import Finish
 from tests.unit.runtime.sglang_server import expansion, runtime, serving, stop, until
 

@@ -1,0 +1,152 @@
+"""`marco`: the commands, and how an error becomes a message and an exit code.
+
+The modules of the commands import only click; what a command needs is imported when it runs,
+so that `marco --help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from marco_search import __version__
+from marco_search.cli.failures import INTERRUPTED, report_bug, report_error, report_usage
+from marco_search.errors import MarcoError
+
+# Command -> (module, what the list of commands says). In the order in which they are shown.
+COMMANDS = {
+    "demo": ("demo", "Answer the example jobs end to end and look into the database."),
+    "solve": ("solve", "Answer one question here and now, without any service."),
+    "submit": ("submit", "Submit the jobs of a JSON Lines file, or one question."),
+    "status": ("status", "Say where jobs stand."),
+    "watch": ("follow", "Follow jobs live until they end."),
+    "wait": ("follow", "Wait quietly until jobs end."),
+    "show": ("show", "Show a job's ranked answers, its totals and its search tree."),
+    "console": ("console", "Show jobs and their trees in a browser."),
+    "results": ("results", "Print the results of jobs that have ended."),
+    "cancel": ("cancel", "Cancel jobs."),
+    "pause": ("hold", "Hold jobs back: some, a tenant's, or all."),
+    "resume": ("hold", "Let paused jobs go on."),
+    "dead": ("dead", "Jobs that were given up: list, show, requeue."),
+    "requeue": ("requeue", "Begin jobs anew that wait for a model nobody has any more."),
+    "quota": ("quota", "Limit how many jobs a tenant may have queued."),
+    "sql": ("sql", "Run a read-only SQL query on the jobs and their trees."),
+    "verify": (
+        "verify",
+        "Check that nothing stored was changed; name the first row that does not fit.",
+    ),
+    "anchor": ("anchor", "Print the head of the chain of hashes, signed, to keep elsewhere."),
+    "export": ("export", "Write jobs, trees and tokens to files, or send them as traces."),
+    "archive": ("archive", "Move months of trees to Parquet files that prove themselves."),
+    "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
+    "replay": ("replay", "Generate a job again and compare, or score a file of trees anew."),
+    "worker": ("worker", "Run a worker that answers submitted jobs."),
+    "scheduler": ("scheduler", "Look after the queue: what is due, lost or past its deadline."),
+    "up": ("services", "Start the embedded Postgres and Redis."),
+    "down": ("services", "Stop them."),
+    "migrate": ("services", "Bring the database to this version's schema."),
+    "roles": ("roles", "Make the database's roles: owner, app, auditors."),
+    "doctor": ("doctor", "Say what is reachable, what is wrong, and how to mend it."),
+}
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    another error
+  2    bad input: arguments, a job, a file, a setting, a query
+  3    no such job
+  4    Postgres or Redis does not answer, or has another schema
+  5    the model or its server failed
+  6    waited long enough: the jobs go on
+  7    a job that was waited for did not succeed
+  8    too much is queued: submit later
+  9    verify: a stored row does not fit; replay: another tree
+  10   replay: another tree, but on another engine or kind of processor
+  70   a bug in marco: the message says where its traceback is
+  130  interrupted (Ctrl-C)"""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is used, not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, in the order in which help shows them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"marco_search.cli.commands.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from COMMANDS, importing none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, said) for name, (_, said) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(__version__, package_name="marco-search")
+def cli() -> None:
+    """Answer jobs by Monte Carlo Tree Search and keep every tree in Postgres.
+
+    Jobs, trees and tokens live in Postgres at DATABASE_URL; a queue in Redis at REDIS_URL wakes
+    the workers. Without these variables both run embedded, with their data under MARCO_HOME
+    (.marco): a command that needs them starts them, and stops them when it is done, unless
+    `marco up` keeps them running.
+
+    Every command takes --json: its output, and its errors on standard error, are then JSON.
+    A JOB is named by its id or by a part of it: the beginning, or the end as tables show it.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; see EXIT_CODES."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json, debug = "--json" in words, "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that can't show a character gets a question mark, not a traceback.
+            stream.reconfigure(errors="replace")
+    try:
+        outcome = cli.main(args=words, prog_name="marco", standalone_mode=False)
+        sys.stdout.flush()
+        return outcome if isinstance(outcome, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        return report_usage(error, as_json)
+    except MarcoError as error:
+        return report_error(error, as_json, debug)
+    except (KeyboardInterrupt, click.Abort):
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if isinstance(error, UnicodeEncodeError) and not _is_text(words):
+            return report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
+        return report_bug(error, as_json, debug)
+
+
+def _is_text(words: Sequence[str]) -> bool:
+    # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
+    return not any("\ud800" <= character <= "\udfff" for word in words for character in word)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What a command that needs Postgres or Redis works with, for as long as it runs.
+
+With DATABASE_URL and REDIS_URL set, those servers. Else the embedded ones: those that run
+already (`marco up`, a worker), or started here and stopped at the end. The embedded
+database is brought to this version's schema on the way; a real one is left to `marco
+migrate`, which its owner runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from marco_search import local_state
+from marco_search import settings as settings_module
+from marco_search.errors import DatabaseUnavailable, SchemaMismatch
+from marco_search.settings import Settings
+
+if TYPE_CHECKING:
+    from marco_search.store.db import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Settings, and the database they point to."""
+
+    settings: Settings
+    database: Database
+
+    @property
+    def tenant(self) -> str:
+        """Whose jobs are seen."""
+        return self.settings.tenant
+
+
+@contextmanager
+def session(
+    *, starts_afresh: bool = False, migrates: bool = False, needs_redis: bool = True
+) -> Iterator[Session]:
+    """Reachable services inside the block.
+
+    `starts_afresh` says whether the command makes sense where nothing was ever stored: then
+    an embedded database is made if there is none. `migrates` brings the schema of a real
+    database up to date as well. Without `needs_redis` a real database is enough, and none is
+    started for it. Raises DatabaseUnavailable where nothing is stored, and what
+    the database raises.
+    """
+    from marco_search.locations import database_url
+    from marco_search.store.db import Database
+
+    settings = settings_module.load()
+    with ExitStack() as stack:
+        if settings.database_url is None or (needs_redis and settings.redis_url is None):
+            if not starts_afresh:
+                _require_data(settings)
+            from marco_search.local import local_services
+
+            stack.enter_context(local_services(settings.home))
+        url = database_url(settings)
+        database = stack.enter_context(closing(Database(url, application="marco")))
+        if migrates or settings.database_url is None:
+            _migrate_if_needed(database, url)
+        yield Session(settings, database)
+
+
+def is_embedded(settings: Settings) -> bool:
+    """Whether either service is an embedded one."""
+    return settings.database_url is None or settings.redis_url is None
+
+
+def _require_data(settings: Settings) -> None:
+    home = settings.home.absolute()
+    if settings.database_url is None and local_state.read(home) is None:
+        raise DatabaseUnavailable(
+            f"nothing is stored under {home}: go to the folder where jobs were submitted, or "
+            "set MARCO_HOME or DATABASE_URL (`marco demo` gives you something to look at)"
+        )
+
+
+def _migrate_if_needed(database: Database, url: str) -> None:
+    try:
+        with database.transaction():
+            pass
+    except SchemaMismatch:
+        from marco_search.migrations import upgrade
+
+        upgrade(url)

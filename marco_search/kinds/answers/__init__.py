@@ -1,0 +1,1 @@
+"""Answers as comparable values: numbers, units, terms, text."""

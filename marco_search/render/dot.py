@@ -1,0 +1,42 @@
+"""The tree in Graphviz' language: `dot -Tpdf`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from marco_search.render.labels import cut, label, score
+from marco_search.render.order import TreeNode, children_of
+
+_CHARACTERS = 60  # of a node's text
+
+
+def dot(nodes: Sequence[TreeNode], winning: Sequence[int], title: str) -> str:
+    """A digraph of `nodes` (parents before children), the winning path in blue and thick."""
+    return "\n".join(_lines(nodes, frozenset(winning), title)) + "\n"
+
+
+def _lines(nodes: Sequence[TreeNode], winning: frozenset[int], title: str) -> Iterator[str]:
+    yield "digraph tree {"
+    yield f"  label={_quoted(cut(title, 200))}; labelloc=t; rankdir=LR; ordering=out;"
+    yield '  node [shape=box, style="rounded,filled", fillcolor="#f6f7f9", color="#b4bccb",'
+    yield '        fontname="sans-serif", fontsize=11];'
+    yield '  edge [color="#b4bccb", arrowhead=none];'
+    for node in nodes:
+        text = cut(label(node.action, node.text), _CHARACTERS)
+        visits = f"{node.visits} visit{'' if node.visits == 1 else 's'}"
+        shown = f"{text}\n{visits}, value {score(node.value)}"
+        look = (
+            ', color="#1d5fd0", fillcolor="#e8f0fe", penwidth=2' if node.node_id in winning else ""
+        )
+        yield f"  n{node.node_id} [label={_quoted(shown)}{look}];"
+    for parent, children in children_of(nodes, winning).items():
+        for child in children:
+            look = ' [color="#1d5fd0", penwidth=3]' if child.node_id in winning else ""
+            yield f"  n{parent} -> n{child.node_id}{look};"
+    yield "}"
+
+
+def _quoted(text: str) -> str:
+    """A double-quoted string; a line end in it is drawn as one."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

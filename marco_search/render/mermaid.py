@@ -1,0 +1,40 @@
+"""The tree as a Mermaid flowchart, which Markdown viewers draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from marco_search.render.labels import cut, label, score
+from marco_search.render.order import TreeNode, children_of
+
+MAX_NODES = 400
+"""Mermaid refuses more than 500 edges and 50,000 characters."""
+_CHARACTERS = 48  # of a node's text
+
+
+def mermaid(nodes: Sequence[TreeNode], winning: Sequence[int]) -> str:
+    """A flowchart of `nodes` (parents before children); give it MAX_NODES at most."""
+    return "\n".join(_lines(nodes, frozenset(winning))) + "\n"
+
+
+def _lines(nodes: Sequence[TreeNode], winning: frozenset[int]) -> Iterator[str]:
+    yield "flowchart LR"
+    for node in nodes:
+        text = _entities(cut(label(node.action, node.text), _CHARACTERS))
+        look = ":::winning" if node.node_id in winning else ""
+        yield f'  n{node.node_id}["{text}<br/>{node.visits} × {score(node.value)}"]{look}'
+    edge, thick = 0, []
+    for parent, children in children_of(nodes, winning).items():
+        for child in children:
+            yield f"  n{parent} --- n{child.node_id}"
+            if child.node_id in winning:
+                thick.append(str(edge))
+            edge += 1
+    yield "  classDef winning stroke:#1d5fd0,stroke-width:2px,fill:#e8f0fe,color:#1c2330"
+    if thick:
+        yield f"  linkStyle {','.join(thick)} stroke:#1d5fd0,stroke-width:3px"
+
+
+def _entities(text: str) -> str:
+    """Everything but letters, digits and spaces as a character code: no syntax and no HTML."""
+    return "".join(c if c.isalnum() or c == " " else f"#{ord(c)};" for c in text)

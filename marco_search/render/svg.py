@@ -1,0 +1,87 @@
+"""The tree as a static SVG: a card for each node, the winning path marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+from marco_search.render.labels import cut, label, score
+from marco_search.render.layout import Place, places
+from marco_search.render.order import TreeNode, children_of
+
+# Pixels. A card of the drawing, and how far apart two are.
+WIDTH, HEIGHT = 196, 40
+COLUMN, ROW = 236, 54
+_MARGIN, _HEAD = 20, 44
+_CHARACTERS = 27  # of a card's first line
+
+_INK, _MUTED, _LINE, _CARD = "#1c2330", "#5b6577", "#b4bccb", "#f6f7f9"
+_WIN, _WIN_CARD, _REFLECTION = "#1d5fd0", "#e8f0fe", "#fff4df"
+_FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
+
+
+def svg(nodes: Sequence[TreeNode], winning: Sequence[int], title: str) -> str:
+    """A drawing of `nodes` (parents before children) under `title`; it asks for nothing else."""
+    place = places(nodes, winning)
+    on_path = frozenset(winning)
+    columns = max((p.column for p in place.values()), default=0)
+    rows = max((p.row for p in place.values()), default=0)
+    width = 2 * _MARGIN + columns * COLUMN + WIDTH
+    height = 2 * _MARGIN + _HEAD + rows * ROW + HEIGHT
+    heading = cut(title, max(40, width // 8))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="{_FONT}" role="img">',
+        f"<title>{_xml(title)}</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{_MARGIN}" y="34" font-size="16" fill="{_INK}">{_xml(heading)}</text>',
+    ]
+    # Lines first, so that cards lie above them; the winning path's last, above the others.
+    below = children_of(nodes, on_path)
+    linked = [(parent, child) for parent in place for child in below[parent]]
+    for parent, child in sorted(linked, key=lambda pair: pair[1].node_id in on_path):
+        wins = child.node_id in on_path
+        parts.append(_edge(place[parent], place[child.node_id], child.visits, wins))
+    shown = [node for node in nodes if node.node_id in place]
+    parts += [_card(node, place[node.node_id], node.node_id in on_path) for node in shown]
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _edge(parent: Place, child: Place, visits: int, wins: bool) -> str:
+    x1, y1 = _corner(parent)
+    x2, y2 = _corner(child)
+    x1, y1, y2 = x1 + WIDTH, y1 + HEIGHT // 2, y2 + HEIGHT // 2
+    bend = (x1 + x2) // 2
+    thick = 3 if wins else 1 + min(visits, 8) / 8
+    colour = _WIN if wins else _LINE
+    return (
+        f'<path d="M{x1} {y1}C{bend} {y1} {bend} {y2} {x2} {y2}" fill="none" '
+        f'stroke="{colour}" stroke-width="{thick:g}"/>'
+    )
+
+
+def _card(node: TreeNode, place: Place, wins: bool) -> str:
+    x, y = _corner(place)
+    fill = _WIN_CARD if wins else _REFLECTION if node.action == "reflection" else _CARD
+    stroke, thick = (_WIN, 2) if wins else (_LINE, 1)
+    text = label(node.action, node.text)
+    plural = "" if node.visits == 1 else "s"
+    below = f"{node.visits} visit{plural} · value {score(node.value)}"
+    return (
+        f"<g><title>{_xml(text)}</title>"
+        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{fill}" '
+        f'stroke="{stroke}" stroke-width="{thick}"/>'
+        f'<text x="{x + 10}" y="{y + 17}" font-size="12" fill="{_INK}">'
+        f"{_xml(cut(text, _CHARACTERS))}</text>"
+        f'<text x="{x + 10}" y="{y + 32}" font-size="10.5" fill="{_MUTED}">{below}</text></g>'
+    )
+
+
+def _corner(place: Place) -> tuple[int, int]:
+    return _MARGIN + place.column * COLUMN, _MARGIN + _HEAD + place.row * ROW
+
+
+def _xml(text: str) -> str:
+    """Escaped, without what XML has no place for (control characters, half surrogates)."""
+    kept = (c if c >= " " and not "\ud800" <= c <= "\udfff" else " " for c in text)
+    return escape("".join(kept).replace("\ufffe", " ").replace("\uffff", " "))

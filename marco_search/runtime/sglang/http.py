@@ -1,0 +1,311 @@
+"""Kept HTTP connections to one server, each request bounded in time.
+
+Built on http.client because a request must be cut short from another thread, and because the
+usual libraries count their read timeout anew with every byte.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from marco_search.errors import InvalidSettings
+from marco_search.runtime.quoting import quoting
+from marco_search.runtime.sglang import failures
+from marco_search.runtime.sglang.calls import Call
+from marco_search.runtime.sglang.failures import Failure
+
+LARGEST_ANSWER = 2**20  # bytes, where nobody knows better
+_LARGEST_ERROR = 2**16  # bytes that are read of it
+# A server that takes a request and falls silent is asked on another connection, this often and
+# for so long, twice, whether it is there.
+_ASK_EVERY_S = 4.0
+# Seconds and counts; TCP_USER_TIMEOUT, for packets that nobody acknowledges, in milliseconds.
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8000,
+}  # fmt: skip
+_CHUNK = 2**16  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How to talk to a server. Times in seconds."""
+
+    connect_s: float = 5.0
+    # Longest silence once an answer has begun. Before it begins the call's deadline holds:
+    # the server answers when a branch is complete.
+    stall_s: float = 15.0
+    api_key: str | None = None
+    verify_tls: bool = True
+    ca: Path | None = None  # file of certificates to trust instead of the system's
+
+    def tls(self) -> ssl.SSLContext:
+        """Raises InvalidSettings for a CA file that can't be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidSettings(f"MARCO_RUNTIME_CA: {self.ca}: {error}") from None
+        if not self.verify_tls:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+class Connections:
+    """A pool of connections to `url` (http or https, without a user or password)."""
+
+    def __init__(
+        self,
+        url: str,
+        access: Access,
+        look: Callable[[Call], Failure | None] = lambda call: None,
+    ) -> None:
+        """`look` is asked before a POST when the server has closed kept connections: it may be
+        another one now. A failure that it gives is the answer.
+        """
+        parts = urlsplit(url)
+        self.url = url
+        self._host, self._port = parts.hostname or "", parts.port
+        self._path = parts.path.rstrip("/")
+        self._access = access
+        self._tls = access.tls() if parts.scheme == "https" else None
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if access.api_key:
+            self._headers["Authorization"] = f"Bearer {access.api_key}"
+        self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._quoted = quoting(access.api_key)
+        self._look = look
+        self._looking = threading.Lock()
+        self._asking = threading.Lock()
+        self._asked_at = 0.0  # whether the server is there
+        self._there = True
+        self._closures = 0  # connections that the server has closed
+        self._seen = 0  # of these, how many before it was last looked at
+
+    def get(self, path: str, call: Call) -> dict[str, Any] | Failure:
+        """The JSON object at `path`."""
+        return self._ask("GET", path, None, call, LARGEST_ANSWER)
+
+    def post(
+        self, path: str, body: Mapping[str, Any], call: Call, most: int = LARGEST_ANSWER
+    ) -> dict[str, Any] | Failure:
+        """The JSON object that the server answers to `body`, of `most` bytes at most."""
+        return self._ask("POST", path, json.dumps(body).encode(), call, most)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None, call: Call, most: int
+    ) -> dict[str, Any] | Failure:
+        found = self._send(method, path, body, call, most)
+        if isinstance(found, Failure):
+            return found
+        status, headers, data = found
+        if status != 200:
+            said = self._quoted(failures.said(data))
+            return failures.refused(self.url, path, status, headers["Retry-After"], said)
+        try:
+            answer = json.loads(data, object_pairs_hook=_object) if data else {}
+        except (ValueError, RecursionError):
+            answer = None
+        return answer if isinstance(answer, dict) else failures.not_json(self.url, path)
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, call: Call, most: int
+    ) -> tuple[int, http.client.HTTPMessage, bytes] | Failure:
+        while not call.over:
+            connection = self._kept()
+            kept = connection is not None
+            changed = self._looked_at(call) if method == "POST" else None
+            if changed is not None:
+                if connection is not None:
+                    connection.close()
+                return changed
+            try:
+                connection = connection or self._connect(call)
+            except (OSError, http.client.HTTPException) as error:
+                why = self._quoted(failures.reason(error))
+                return self._ended(call) or failures.unreachable(self.url, why)
+            try:
+                answer = self._exchange(connection, method, path, body, call, most)
+            except _TooLargeError:
+                connection.close()
+                return failures.too_large(self.url, path, most)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                connection.close()
+                ended = self._ended(call)
+                if ended is None:
+                    self._closed_by_server()
+                if kept and ended is None and isinstance(error, ConnectionError):
+                    continue  # it had gone stale: not the server's fault, take another
+                why = self._quoted(failures.reason(error))
+                return ended or failures.broken_off(self.url, why)
+            if connection.sock is not None:  # else the server asked to close it
+                with self._lock:
+                    self._idle.append(connection)
+            return answer
+        return failures.cut_short(call.left_s <= 0)
+
+    def _looked_at(self, call: Call) -> Failure | None:
+        """Ask `look` if connections were closed since it was last asked; others wait for it."""
+        if self._closures == self._seen:
+            return None
+        if not self._looking.acquire(timeout=max(call.left_s, 0.0)):
+            return failures.cut_short(deadline_passed=True)
+        try:
+            closures = self._closures
+            changed = self._look(call) if closures != self._seen else None
+            if changed is None:
+                self._seen = closures
+            return changed
+        finally:
+            self._looking.release()
+
+    def _closed_by_server(self) -> None:
+        with self._lock:
+            self._closures += 1
+
+    def _ended(self, call: Call) -> Failure | None:
+        """If we ended the call ourselves, that is what happened, whatever it looked like."""
+        return failures.cut_short(call.left_s <= 0) if call.over else None
+
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        call: Call,
+        most: int,
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        sock = connection.sock  # the connection forgets it when the server will close
+        with call.using(sock):
+            sock.settimeout(max(call.left_s, 0.001))
+            connection.request(method, self._path + path, body, self._headers)
+            self._await_answer(sock, call)
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    most = _LARGEST_ERROR
+                elif (response.length or 0) > most:
+                    raise _TooLargeError
+                sized = response.chunked or response.length is not None
+                chunks, size = [], 0
+                while True:
+                    sock.settimeout(max(min(call.left_s, self._access.stall_s), 0.001))
+                    chunk = response.read1(_CHUNK)
+                    if not chunk:
+                        break
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > most:
+                        if response.status == 200:
+                            raise _TooLargeError
+                        connection.close()
+                        return response.status, response.headers, b"".join(chunks)
+                if response.length:  # read1 does not say that bytes are missing
+                    raise http.client.IncompleteRead(b"", response.length)
+                if not sized and (call.over or not chunks):  # nor that the headers were cut
+                    raise http.client.IncompleteRead(b"")
+                return response.status, response.headers, b"".join(chunks)
+
+    def _await_answer(self, sock: socket.socket, call: Call) -> None:
+        """Wait for the first byte, which comes when a branch is complete.
+
+        Raises TimeoutError if the server is gone: it answers nothing on another connection
+        either. Not with TLS, which has bytes of its own to read; there the kernel's questions
+        (`_watch_peer`) must do.
+        """
+        if isinstance(sock, ssl.SSLSocket):
+            return
+        while not call.over and not _readable(sock, min(_ASK_EVERY_S, max(call.left_s, 0.0))):
+            if call.left_s > 0 and not self._is_there():
+                raise TimeoutError
+
+    def _is_there(self) -> bool:
+        """Whether the server answers anything at all; asked once for all that wait."""
+        with self._asking:
+            if time.monotonic() - self._asked_at > _ASK_EVERY_S / 2:
+                self._there = any(self._answers() for _ in range(2))
+                self._asked_at = time.monotonic()
+            return self._there
+
+    def _answers(self) -> bool:
+        connection = None
+        try:
+            connection = self._connect(Call(time.monotonic() + _ASK_EVERY_S))
+            connection.request("GET", self._path + "/get_model_info", headers=self._headers)
+            return connection.getresponse().status > 0
+        except (http.client.HTTPException, ConnectionResetError):
+            return True
+        except OSError:
+            return False
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _connect(self, call: Call) -> http.client.HTTPConnection:
+        timeout = max(min(self._access.connect_s, call.left_s), 0.001)
+        connection = (
+            http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+            if self._tls is None
+            else http.client.HTTPSConnection(
+                self._host, self._port, timeout=timeout, context=self._tls
+            )
+        )
+        connection.connect()
+        _watch_peer(connection.sock)
+        return connection
+
+    def _kept(self) -> http.client.HTTPConnection | None:
+        """A kept connection that the server has not closed."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.sock is not None and not _readable(connection.sock):
+                return connection
+            self._closed_by_server()
+            connection.close()
+
+
+class _TooLargeError(Exception):
+    """The answer has more bytes than it may have."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice in an object")
+    return found
+
+
+def _readable(sock: socket.socket, within_s: float = 0.0) -> bool:
+    """True if something came: on an idle connection its end, as a rule."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(within_s * 1000))
+
+
+def _watch_peer(sock: socket.socket) -> None:
+    """Notice in some ten seconds that the machine at the other end is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):  # macOS names the first one otherwise
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,1 @@
+"""The queue: submitting, claiming, leases, limits, pauses, dead letters."""

@@ -1,0 +1,240 @@
+"""Submitting, finding and cancelling jobs."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from marco_search.errors import IdempotencyConflict, JobNotFound
+from marco_search.jobs import Job, payload_hash
+from marco_search.store.db import Conn
+from marco_search.store.queue.limits import Gate
+from marco_search.store.queue.states import CHANNEL, PRIORITIES, JobState
+from marco_search.store.seal import seals
+
+AGING_S = 600.0
+"""Seconds of waiting that are worth one level of priority, where no setting says otherwise."""
+
+_ROWS_A_STATEMENT = 1000
+"""A submitted text may have 64 Ki characters: this keeps one statement within reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """A job as submitting left it."""
+
+    id: UUID
+    state: JobState
+    created: bool  # False: the idempotency key named a job that was there already
+
+
+def insert(
+    conn: Conn,
+    jobs: Sequence[Job],
+    *,
+    tenant: str,
+    batch_id: UUID | None = None,
+    gate: Gate | None = None,
+    aging_s: float = AGING_S,
+) -> list[StoredJob]:
+    """Store the jobs, in order, marked as published. `tenant` is for those that name none.
+
+    A job waits `aging_s` for each level of priority below high (see `line`). Raises
+    IdempotencyConflict if a key belongs to another payload, and QueueFull or QuotaExceeded if
+    more than `gate` allows would be queued; the transaction must then be rolled back, so that
+    none is stored. Jobs that a key names already are never refused.
+    """
+    stored = []
+    for start in range(0, len(jobs), _ROWS_A_STATEMENT):
+        rows = [_row(j, tenant, batch_id) for j in jobs[start : start + _ROWS_A_STATEMENT]]
+        stored += _insert(conn, rows, aging_s)
+    created = Counter(
+        job.tenant or tenant for job, now in zip(jobs, stored, strict=True) if now.created
+    )
+    if gate is not None:
+        gate.check(conn, created)
+    return stored
+
+
+def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
+    apart = {"tenant", "idempotency_key", "expected"}
+    deadline = job.deadline
+    return {
+        "id": str(new_job_id()),
+        "tenant": job.tenant or tenant,
+        "kind": job.kind,
+        "priority": PRIORITIES[job.priority],
+        "payload": job.model_dump(mode="json", exclude=apart),
+        "expected": job.expected,
+        "payload_hash": payload_hash(job),
+        "idempotency_key": job.idempotency_key,
+        "batch_id": None if batch_id is None else str(batch_id),
+        "deadline": None if deadline is None else deadline.isoformat(),
+        "expires_in_s": job.expires_in_s,
+    }
+
+
+def _insert(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[StoredJob]:
+    created = conn.execute(
+        """
+        WITH created AS (
+            INSERT INTO jobs (id, tenant, kind, priority, payload, expected, payload_hash,
+                idempotency_key, batch_id, turn_at, expires_at, published_at)
+            SELECT id, tenant, kind, priority, payload, expected, payload_hash,
+                idempotency_key, batch_id,
+                now() + make_interval(secs => priority / 3.0 * %(aging_s)s),
+                coalesce(deadline, now() + make_interval(secs => expires_in_s)), now()
+            FROM jsonb_to_recordset(%(rows)s::jsonb) AS r (id uuid, tenant text, kind text,
+                priority smallint, payload jsonb, expected text, payload_hash text,
+                idempotency_key text, batch_id uuid, deadline timestamptz, expires_in_s float8)
+            ON CONFLICT (tenant, idempotency_key) DO NOTHING
+            RETURNING id
+        ), logged AS (
+            INSERT INTO audit_log (job_id, event) SELECT id, 'submitted' FROM created
+        )
+        SELECT id::text FROM created
+        """,
+        {"rows": json.dumps(rows), "aging_s": aging_s},
+    ).fetchall()
+    new = {job_id for (job_id,) in created}
+    known = _known(conn, [row for row in rows if row["id"] not in new])
+    return [
+        StoredJob(id=UUID(row["id"]), state=JobState.QUEUED, created=True)
+        if row["id"] in new
+        else known[row["tenant"], row["idempotency_key"]]
+        for row in rows
+    ]
+
+
+def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], StoredJob]:
+    """The jobs that these rows' idempotency keys name already."""
+    if not rows:
+        return {}
+    found = conn.execute(
+        """
+        SELECT tenant, idempotency_key, payload_hash, id, state
+        FROM jobs JOIN unnest(%s::text[], %s::text[]) AS k (tenant, idempotency_key)
+            USING (tenant, idempotency_key)
+        """,
+        [[row["tenant"] for row in rows], [row["idempotency_key"] for row in rows]],
+    ).fetchall()
+    known = {(tenant, key): rest for tenant, key, *rest in found}
+    for row in rows:
+        key = row["tenant"], row["idempotency_key"]
+        payload, job_id = known[key][:2]
+        if payload != row["payload_hash"]:
+            raise IdempotencyConflict(
+                f"idempotency_key: {key[1]!r} belongs to job {job_id}, which has another "
+                "payload; send the same payload or use another key"
+            )
+    return {
+        key: StoredJob(id=job_id, state=JobState(state), created=False)
+        for key, (_, job_id, state) in known.items()
+    }
+
+
+def cancel(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> JobState:
+    """Cancel a job (see `cancel_many`); its state after that. Raises JobNotFound."""
+    return cancel_many(conn, [job_id], tenant=tenant)[job_id]
+
+
+def cancel_many(
+    conn: Conn,
+    job_ids: Iterable[UUID],
+    *,
+    tenant: str | None = None,
+    detail: Mapping[UUID, dict[str, Any]] | None = None,
+) -> dict[UUID, JobState]:
+    """Cancel jobs: queued ones at once, running ones within two seconds. Seals them together.
+
+    A queued one that has rounds is left to the next sweep, which ranks its answers. Returns the
+    state of each after that; a job in a final state stays as it is. `tenant` restricts whose
+    jobs are seen; `detail` goes into their events. Raises JobNotFound.
+    """
+    wanted = list(dict.fromkeys(job_ids))
+    details = {str(job_id): about for job_id, about in (detail or {}).items()}
+    changed = conn.execute(
+        """
+        WITH wanted AS (
+            SELECT id, state = 'queued' AND rounds = 0 AS ends, cancel_requested_at IS NULL AS asks
+            FROM jobs WHERE id = ANY (%(ids)s) AND state IN ('queued', 'running')
+                AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+            ORDER BY id FOR NO KEY UPDATE
+        ), changed AS (
+            UPDATE jobs SET state = CASE WHEN ends THEN 'cancelled' ELSE state END,
+                finished_at = CASE WHEN ends THEN now() END, parked_at = NULL,
+                cancel_requested_at = coalesce(cancel_requested_at, now())
+            FROM wanted WHERE jobs.id = wanted.id
+            RETURNING jobs.id, ends, asks
+        ), logged AS (
+            INSERT INTO audit_log (job_id, event, detail)
+            SELECT id, CASE WHEN ends THEN 'cancelled' ELSE 'cancel_requested' END,
+                coalesce(%(details)s::jsonb -> id::text, '{}')
+            FROM changed WHERE ends OR asks
+        )
+        SELECT id, CASE WHEN ends THEN pg_notify(%(channel)s, id::text) END FROM changed
+        WHERE ends ORDER BY id
+        """,
+        {"ids": wanted, "tenant": tenant, "details": json.dumps(details), "channel": CHANNEL},
+    ).fetchall()
+    found = states(conn, wanted, tenant=tenant)
+    seals.seal(conn, [row[0] for row in changed])
+    return found
+
+
+def unfinished(
+    conn: Conn,
+    *,
+    tenant: str | None = None,
+    batch_id: UUID | None = None,
+    state: JobState | None = None,
+    limit: int,
+) -> list[UUID]:
+    """Jobs that nobody has cancelled yet and that have not ended, the oldest first; only those
+    of a tenant, a batch, or in `state`, if given.
+    """
+    rows = conn.execute(
+        """
+        SELECT id FROM jobs WHERE state IN ('queued', 'running') AND cancel_requested_at IS NULL
+            AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+            AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
+            AND (%(state)s::text IS NULL OR state = %(state)s)
+        ORDER BY id LIMIT %(limit)s
+        """,
+        {"tenant": tenant, "batch": batch_id, "state": state, "limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+def states(
+    conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None
+) -> dict[UUID, JobState]:
+    """The state of each job. Raises JobNotFound naming the first that does not exist."""
+    wanted = list(job_ids)
+    rows = conn.execute(
+        "SELECT id, state FROM jobs WHERE id = ANY (%(ids)s)"
+        " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)",
+        {"ids": wanted, "tenant": tenant},
+    ).fetchall()
+    found = {job_id: JobState(state) for job_id, state in rows}
+    for job_id in wanted:
+        if job_id not in found:
+            raise JobNotFound(f"no job {job_id}" + (f" of tenant {tenant!r}" if tenant else ""))
+    return found
+
+
+def new_job_id() -> UUID:
+    """A UUID of version 7 (RFC 9562, with 12 bits of a millisecond's fraction).
+
+    Random, and sorted by time: indexes stay dense, and the jobs of a batch keep their order.
+    """
+    milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
+    fraction = rest_ns * 4096 // 1_000_000
+    random = secrets.randbits(62)
+    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random)

@@ -1,0 +1,1 @@
+"""Seals: chains of proofs, anchors, archives and their verification."""

@@ -1,0 +1,209 @@
+"""Months of trees that may leave the database, and those that have left it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import errors
+from psycopg.sql import SQL, Identifier
+
+from marco_search.audit.evidence import Archived
+from marco_search.audit.findings import Finding
+from marco_search.errors import ArchiveRefused
+from marco_search.store.db import Conn
+from marco_search.store.seal import seals
+from marco_search.store.trail import partitions
+
+FORMAT = 2
+"""Of the manifest and files that are written now: since 2, links have a column for their format."""
+TABLES = ("nodes", "rollouts", "answers")
+"""Whose partitions are dropped. Jobs, attempts and the log stay: they are small."""
+
+_NAME = re.compile(r"nodes_(\d{4})_(\d{2})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Month:
+    """A month that has partitions. Its jobs have first <= id < before."""
+
+    name: str  # such as 2026-08
+    first: UUID
+    before: UUID
+    end: datetime  # the beginning of the next month, UTC
+
+
+def months(conn: Conn, until: datetime) -> list[Month]:
+    """The months with partitions that are over at `until`, oldest first."""
+    rows = conn.execute(
+        "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s ORDER BY c.relname",
+        [partitions.SCHEMA],
+    ).fetchall()
+    found = []
+    for (name,) in rows:
+        match = _NAME.fullmatch(name)
+        if match:
+            year, month = int(match[1]), int(match[2])
+            start = datetime(year, month, 1, tzinfo=UTC)
+            end = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+            if end <= until:
+                bounds = partitions.lower_bound(start), partitions.lower_bound(end)
+                name = f"{year}-{month:02}"
+                found.append(Month(name=name, first=bounds[0], before=bounds[1], end=end))
+    return found
+
+
+def require_ended(conn: Conn, month: Month) -> None:
+    """Raises ArchiveRefused if a job of the month has not ended."""
+    rows = conn.execute(
+        "SELECT id, state, count(*) OVER () FROM public.jobs WHERE id >= %s AND id < %s"
+        " AND finished_at IS NULL ORDER BY id LIMIT 1",
+        [month.first, month.before],
+    ).fetchone()
+    if rows is not None:
+        raise ArchiveRefused(
+            f"{month.name}: not all jobs have ended ({rows[2]} left, the first is {rows[0]}, "
+            f"{rows[1]}); "
+            "wait for them or cancel them"
+        )
+
+
+def drop(conn: Conn, month: Month, manifest: str) -> int:
+    """Chain the archive's list, log it for each job, drop the partitions; the link's seq.
+
+    Raises ArchiveRefused if a job of the month runs again or has ended once more since the files
+    were written, or this user may not drop them.
+    """
+    # Nobody may put a job back until this is committed.
+    conn.execute(
+        "SELECT FROM public.jobs WHERE id >= %s AND id < %s AND state IN ('failed', 'dead')"
+        " FOR UPDATE",
+        [month.first, month.before],
+    )
+    require_ended(conn, month)
+    written = parse(manifest)["files"]["link.parquet"]["rows"]
+    links = conn.execute(
+        "SELECT count(*) FROM public.chain WHERE kind = 'job' AND job_id >= %s AND job_id < %s",
+        [month.first, month.before],
+    ).fetchone()
+    if links != (written,):
+        raise ArchiveRefused(
+            f"{month.name}: a job was put back and ended again while the files were written; "
+            "nothing was dropped: run it again"
+        )
+    try:
+        for table in TABLES:
+            name = f"{table}_{month.name.replace('-', '_')}"
+            conn.execute(SQL("DROP TABLE {}").format(Identifier(partitions.SCHEMA, name)))
+    except errors.InsufficientPrivilege:
+        raise ArchiveRefused(
+            "only the owner of the tables may drop a month: use the owner's DATABASE_URL"
+        ) from None
+    digest = root_of(manifest)
+    conn.execute(
+        "INSERT INTO public.audit_log (job_id, event, detail)"
+        " SELECT id, 'archived', jsonb_build_object('month', %s::text, 'manifest', %s::text)"
+        " FROM public.jobs WHERE id >= %s AND id < %s ORDER BY id",
+        [month.name, digest.hex(), month.first, month.before],
+    )
+    link = seals.seal_archive(conn, digest)
+    conn.execute(
+        "INSERT INTO public.archives (seq, first, before, files) VALUES (%s, %s, %s, %s)",
+        [link.seq, month.first, month.before, manifest],
+    )
+    return link.seq
+
+
+def root_of(manifest: str) -> bytes:
+    """What the chain holds of an archive."""
+    return hashlib.sha256(manifest.encode()).digest()
+
+
+def check(conn: Conn) -> list[Finding]:
+    """Archives whose list, or the range of jobs beside it, is not the one that was chained."""
+    found = []
+    for seq, root, files, *bounds in conn.execute(
+        "SELECT c.seq, c.root, a.files, a.first, a.before FROM public.chain AS c"
+        " LEFT JOIN public.archives AS a USING (seq)"
+        " WHERE c.kind = 'archive' OR a.seq IS NOT NULL ORDER BY c.seq"
+    ):
+        if files is None:
+            found.append(Finding("archives", f"seq {seq}", "the list is gone", "a row", "none"))
+        elif root_of(files) != root:
+            there = root_of(files).hex()[:16]
+            what = "the list was changed"
+            found.append(Finding("archives", f"seq {seq}", what, root.hex()[:16], there))
+        else:
+            listed = parse(files)
+            wanted, there = f"{listed['first']} to {listed['before']}", "{} to {}".format(*bounds)
+            if wanted != there:
+                what = "the range of its jobs was changed"
+                found.append(Finding("archives", f"seq {seq}", what, wanted, there))
+    return found
+
+
+Listed = tuple[UUID, UUID, Archived]
+"""first <= id < before of the jobs in an archive."""
+
+
+def listed(conn: Conn) -> list[Listed]:
+    """All archives, in the order in which they were chained."""
+    return [
+        (first, before, Archived(month=_month(files), root=root, at=at))
+        for first, before, files, root, at in conn.execute(
+            "SELECT a.first, a.before, a.files, c.root, c.at FROM public.archives AS a"
+            " JOIN public.chain AS c USING (seq) ORDER BY seq"
+        )
+    ]
+
+
+def covering(archived: Sequence[Listed], job_id: UUID) -> list[Archived]:
+    """The archives that have a job's tree."""
+    return [archive for first, before, archive in archived if first <= job_id < before]
+
+
+def _month(files: str) -> str:
+    try:
+        return str(parse(files)["name"])
+    except ArchiveRefused:
+        return ""  # the list was changed, which is a finding of its own
+
+
+def chained_root(conn: Conn, manifest: str) -> int | None:
+    """The seq of the link that holds this list; None: the chain knows no such archive."""
+    row = conn.execute(
+        "SELECT seq FROM public.chain WHERE kind = 'archive' AND root = %s", [root_of(manifest)]
+    ).fetchone()
+    return row[0] if row else None
+
+
+def parse(manifest: str) -> dict[str, Any]:
+    """The list as values, each of the type that `marco archive` writes. Raises ArchiveRefused."""
+    try:
+        data: dict[str, Any] = json.loads(manifest)
+        number = str(data["format"]).removeprefix("marco-archive ")
+        if number.isdecimal() and int(number) > FORMAT:
+            raise ArchiveRefused(
+                f"manifest.json: format {number}, of a newer marco-search: check it with that"
+            )
+        if number not in map(str, range(1, FORMAT + 1)):
+            raise ValueError("another format")
+        for name in ("first", "before"):
+            UUID(data[name])
+        if not isinstance(data["name"], str):
+            raise ValueError("no name")
+        for name, file in data["files"].items():
+            if not isinstance(file["rows"], int) or not isinstance(file["sha256"], str):
+                raise ValueError(f"{name!r} is not described")
+        data["format"] = int(number)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = str(error)[:100] or type(error).__name__
+        raise ArchiveRefused(f"manifest.json: not an archive's list ({said})") from None
+    return data
