@@ -9,10 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from marco_search.audit.findings import JobReport
+from marco_search.console.reader import Reader
 from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer
-from marco_search.render.document import tokens_json, vocabulary_json
-from marco_search.render.vocabulary import Vocabulary
 from marco_search.search.branches import TOP_K
 from marco_search.search.config import Action, SearchConfig
 from marco_search.search.mcts import Search
@@ -182,18 +181,18 @@ def tokens_of(search: Search) -> dict[int, NodeTokens]:
     }
 
 
-class FakeReader:
+class FakeReader(Reader):
     """Records in memory, counting what is read."""
 
     def __init__(self) -> None:
         self.records: OrderedDict[UUID, JobRecord] = OrderedDict()
-        self.tokens: dict[UUID, dict[int, NodeTokens]] = {}
+        self.stored: dict[UUID, dict[int, NodeTokens]] = {}
         self.reports: dict[UUID, JobReport] = {}
         self.reads = 0
 
     def put(self, record: JobRecord, tokens: dict[int, NodeTokens]) -> UUID:
         self.records[record.job.job_id] = record
-        self.tokens[record.job.job_id] = tokens
+        self.stored[record.job.job_id] = tokens
         return record.job.job_id
 
     def jobs(self, wanted: JobFilter) -> JobPage:
@@ -221,14 +220,7 @@ class FakeReader:
     def verified(self, job_id: UUID) -> JobReport | None:
         return self.reports.get(job_id)
 
-    def node_tokens(self, job_id: UUID, node_id: int) -> dict[str, Any]:
-        if node_id not in self.tokens.get(job_id, {}):
-            raise JobNotFound(f"job {job_id} has no node {node_id} with tokens")
-        row = self.tokens[job_id][node_id]
-        assert len(row.top_ids) == TOP_K * len(row.token_ids)
-        vocabulary = vocabulary_json([row], Vocabulary([row]))
-        return {"tokens": tokens_json(row), "vocabulary": vocabulary}
-
-    def all_tokens(self, job_id: UUID) -> tuple[dict[int, NodeTokens], Vocabulary]:
-        rows = self.tokens[job_id]
-        return rows, Vocabulary(rows.values())
+    def tokens(self, job_id: UUID, node_id: int | None = None) -> dict[int, NodeTokens]:
+        rows = self.stored.get(job_id, {})
+        assert all(len(row.top_ids) == TOP_K * len(row.token_ids) for row in rows.values())
+        return rows if node_id is None else {i: row for i, row in rows.items() if i == node_id}

@@ -1,44 +1,53 @@
 """The pages. Each is rendered here in full; scripts only draw the tree and refresh.
 
 A page that refreshes itself asks for its own address with the header X-Refresh: it gets 204
-where it has to wait its turn (see shared).
+where it has to wait its turn (see Cache).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar, get_args
+from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from marco_search.audit.findings import JobReport
-from marco_search.console import filters
 from marco_search.console.access import Access
-from marco_search.console.outline import outline
-from marco_search.console.reader import Reader
-from marco_search.console.rendering import page
+from marco_search.console.reader import Cache, Reader
+from marco_search.console.rendering import outline, page
 from marco_search.console.report import html_file
-from marco_search.console.shared import Shared
-from marco_search.errors import JobNotFound
+from marco_search.errors import JobNotFound, QueryRefused
+from marco_search.jobs.results import JobKind
 from marco_search.render.document import document
 from marco_search.render.svg import svg
+from marco_search.store.queue.states import JobState
 from marco_search.store.reads.job_record import JobRecord
+from marco_search.store.reads.listing import LOW_QUANTILE, NARROW_SHARE, JobFilter
 
 T = TypeVar("T")
 _TREE_FIELDS = ("nodes", "rollouts", "winning_path", "answers")
+STATES = tuple(str(state) for state in JobState)
+KINDS: tuple[str, ...] = get_args(JobKind)
+DOUBTS = {
+    "low": f"lowest {LOW_QUANTILE:.0%} of the model's confidences",
+    "narrow": f"less than {NARROW_SHARE:.0%} of the vote",
+}
+_FILTERS = ("state", "kind", "tenant", "batch", "text", "doubt", "before", "after")
+_LONGEST = 200  # characters of a filter's value
 
 
-def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
-    """All that is shown to who is let in."""
+def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
+    """The routes of all pages but the login."""
     routes = APIRouter()
 
     def html(
         request: Request, name: str, key: Hashable, read: Callable[[], T], shown: Callable[[T], Any]
     ) -> Response:
         """The page made of what `read` gives, or 204 for a refresh that has to wait."""
-        found = shared.get(key, read, refresh="x-refresh" in request.headers)
+        found = cache.get(key, read, refresh="x-refresh" in request.headers)
         if found is None:
             return Response(status_code=204)
         return HTMLResponse(page(name, **shown(found), can_leave=access.has_token))
@@ -49,21 +58,11 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
 
     @routes.get("/jobs")
     def jobs(request: Request) -> Response:
-        wanted = filters.from_query(request.query_params)
-        return html(
-            request,
-            "jobs.html",
-            ("jobs", wanted),
-            lambda: reader.jobs(wanted),
-            lambda found: {
-                "page": found,
-                "wanted": wanted,
-                "states": filters.STATES,
-                "kinds": filters.KINDS,
-                "doubts": filters.DOUBTS,
-                "link": lambda **other: "/jobs" + filters.to_query(wanted, **other),
-            },
-        )
+        wanted = _job_filter(request.query_params)
+        values = {"wanted": wanted, "states": STATES, "kinds": KINDS, "doubts": DOUBTS}
+        values["link"] = lambda **other: "/jobs" + _query(wanted, **other)
+        read = lambda: reader.jobs(wanted)  # noqa: E731  # typed by `html`
+        return html(request, "jobs.html", ("jobs", wanted), read, lambda p: values | {"page": p})
 
     @routes.get("/batches")
     def batches(request: Request) -> Response:
@@ -77,36 +76,35 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
         read = reader.tenants
         return html(request, "totals.html", "tenants", read, lambda t: values | {"totals": t})
 
-    def record(job_id: UUID, *, refresh: bool = False) -> JobRecord | None:
-        return shared.get(("job", job_id), lambda: reader.record(job_id), refresh=refresh)
+    def record(job: str, *, refresh: bool = False) -> JobRecord | None:
+        job_id = _job_id(job)
+        return cache.get(("job", job_id), lambda: reader.record(job_id), refresh=refresh)
 
-    def whole(job_id: UUID) -> JobRecord:
-        found = record(job_id)
+    def whole(job: str) -> JobRecord:
+        found = record(job)
         assert found is not None, "only a refresh may have to wait"
         return found
 
     def verified(found: JobRecord) -> JobReport | None:
-        """Only jobs that have ended are sealed."""
-        job = found.job
-        if not job.final:
-            return None
-        return shared.get(("verified", job.job_id), lambda: reader.verified(job.job_id))
+        """The check of a job that has ended: the others are not sealed."""
+        job_id = found.job.job_id
+        read = lambda: reader.verified(job_id)  # noqa: E731  # typed by `get`
+        return cache.get(("verified", job_id), read) if found.job.final else None
 
     @routes.get("/jobs/{job}")
     def job(request: Request, job: str) -> Response:
         job_id = _job_id(job)
-        read = lambda: reader.record(job_id)  # noqa: E731  # typed by `html`
         return html(
             request,
             "job.html",
             ("job", job_id),
-            read,
+            lambda: reader.record(job_id),
             lambda found: {"record": found, "job": found.job, "verified": verified(found)},
         )
 
     @routes.get("/jobs/{job}/tree.json")
     def tree(request: Request, job: str) -> Response:
-        found = record(_job_id(job), refresh="x-refresh" in request.headers)
+        found = record(job, refresh="x-refresh" in request.headers)
         if found is None:
             return Response(status_code=204)
         data = document(found)
@@ -118,32 +116,57 @@ def page_routes(reader: Reader, shared: Shared, access: Access) -> APIRouter:
 
     @routes.get("/jobs/{job}/outline")
     def as_list(job: str) -> Response:
-        found = whole(_job_id(job))
+        found = whole(job)
         lines = outline(found.nodes, found.winning_path)
         values = {"job": found.job, "outline": lines, "can_leave": access.has_token}
         return HTMLResponse(page("outline.html", **values))
 
     @routes.get("/jobs/{job}/report.html")
     def report(job: str) -> Response:
-        found = whole(_job_id(job))
-        tokens, vocabulary = reader.all_tokens(found.job.job_id)
-        html = html_file(found, tokens, vocabulary, verified(found))
-        return _download(html, "text/html", found, "html")
+        found = whole(job)
+        text = html_file(found, reader.tokens(found.job.job_id), verified(found))
+        return _download(text, "text/html", found, "html")
 
     @routes.get("/jobs/{job}/tree.svg")
     def drawing(job: str) -> Response:
-        found = whole(_job_id(job))
+        found = whole(job)
         text = svg(found.nodes, found.winning_path, found.job.subject)
         return _download(text, "image/svg+xml", found, "svg")
 
     return routes
 
 
+def _job_filter(query: Mapping[str, str]) -> JobFilter:
+    """The filter of these parameters; empty ones do not count. Raises QueryRefused."""
+    given: dict[str, Any] = {
+        name: query[name].strip() for name in _FILTERS if query.get(name, "").strip()
+    }
+    for name, value in given.items():
+        if len(value) > _LONGEST or "\x00" in value:
+            raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
+    for name, known in (("state", STATES), ("kind", KINDS), ("doubt", tuple(DOUBTS))):
+        if given.get(name, known[0]) not in known:
+            raise QueryRefused(f"{name}: must be one of {', '.join(known)}")
+    for name in {"batch", "before", "after"} & given.keys():
+        try:
+            given[name] = UUID(given[name])
+        except ValueError:
+            raise QueryRefused(f"{name}: must be a whole id") from None
+    return JobFilter(**given)
+
+
+def _query(wanted: JobFilter, **other: object) -> str:
+    """The query string of a filter with some fields replaced; "" for none at all."""
+    values = {name: other.get(name, getattr(wanted, name)) for name in _FILTERS}
+    given = {name: str(value) for name, value in values.items() if value is not None}
+    return f"?{urlencode(given)}" if given else ""
+
+
 def _job_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise JobNotFound(f"{text!r} is no job's id") from None
+        raise JobNotFound(f"invalid job id {text!r}") from None
 
 
 def _node_id(text: str) -> int:

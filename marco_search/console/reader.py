@@ -1,80 +1,108 @@
-"""What the console reads, each in one read-only transaction."""
+"""What the console reads, each in one read-only transaction, and the cache that tabs share."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
 from marco_search.render.document import tokens_json, vocabulary_json
-from marco_search.render.vocabulary import Vocabulary
-from marco_search.store.db import Database, reads_tables
+from marco_search.store.db import Conn, Database, reads_tables
 from marco_search.store.reads import job_record, listing
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 from marco_search.store.reads.listing import JobFilter, JobPage, Totals
 from marco_search.store.seal import verification
 
-
-class Reader(Protocol):
-    """What the pages need; tests put a fake in its place."""
-
-    def jobs(self, wanted: JobFilter) -> JobPage: ...
-    def batches(self) -> list[Totals]: ...
-    def tenants(self) -> list[Totals]: ...
-    def record(self, job_id: UUID) -> JobRecord: ...
-    def verified(self, job_id: UUID) -> JobReport | None: ...
-    def node_tokens(self, job_id: UUID, node_id: int) -> dict[str, Any]: ...
-    def all_tokens(self, job_id: UUID) -> tuple[dict[int, NodeTokens], Vocabulary]: ...
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class PostgresReader:
+class Reader:
     """Reads from `database`, which must have been opened read-only."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def _read(
+        self, query: Callable[Concatenate[Conn, P], T], *args: P.args, **given: P.kwargs
+    ) -> T:
+        with self._database.transaction() as conn:
+            return query(conn, *args, **given)
+
     def jobs(self, wanted: JobFilter) -> JobPage:
         """A page of the list."""
-        with self._database.transaction() as conn:
-            return listing.page(conn, wanted)
+        return self._read(listing.page, wanted)
 
     def batches(self) -> list[Totals]:
         """Sums of the latest batches."""
-        with self._database.transaction() as conn:
-            return listing.batches(conn)
+        return self._read(listing.batches)
 
     def tenants(self) -> list[Totals]:
         """Sums of the tenants."""
-        with self._database.transaction() as conn:
-            return listing.tenants(conn)
+        return self._read(listing.tenants)
 
     def record(self, job_id: UUID) -> JobRecord:
         """All about a job but its tokens. Raises JobNotFound."""
-        with self._database.transaction() as conn:
-            return job_record.read(conn, job_id)
+        return self._read(job_record.read, job_id)
 
     def verified(self, job_id: UUID) -> JobReport | None:
         """The job checked against the chain; None if this login may not read all it takes."""
-        with self._database.transaction() as conn:
-            # An auditor of some tenants reads views, which are not enough to hash every row.
-            enough = reads_tables(conn)
+        # An auditor of some tenants reads views, which are not enough to hash every row.
+        enough = self._read(reads_tables)
         return verification.verify_job(self._database, job_id) if enough else None
 
+    def tokens(self, job_id: UUID, node_id: int | None = None) -> dict[int, NodeTokens]:
+        """The tokens of one node or of all."""
+        return self._read(job_record.tokens, job_id, node_id)
+
     def node_tokens(self, job_id: UUID, node_id: int) -> dict[str, Any]:
-        """A node's tokens and their vocabulary. Raises JobNotFound, also for a node."""
-        with self._database.transaction() as conn:
-            found = job_record.tokens(conn, job_id, node_id)
+        """A node's tokens and their vocabulary as JSON. Raises JobNotFound, also for a node."""
+        found = self.tokens(job_id, node_id)
         if node_id not in found:
             raise JobNotFound(f"job {job_id} has no node {node_id} with tokens")
-        vocabulary = Vocabulary(found.values())
-        return {
-            "tokens": tokens_json(found[node_id]),
-            "vocabulary": vocabulary_json(found.values(), vocabulary),
-        }
+        row = found[node_id]
+        return {"tokens": tokens_json(row), "vocabulary": vocabulary_json([row])}
 
-    def all_tokens(self, job_id: UUID) -> tuple[dict[int, NodeTokens], Vocabulary]:
-        """The tokens of every node, and what their candidates read."""
-        with self._database.transaction() as conn:
-            found = job_record.tokens(conn, job_id)
-        return found, Vocabulary(found.values())
+
+class Cache:
+    """What was read last, by key, so that pages that refresh themselves share one read.
+
+    A page that is opened is read at once. One that refreshes gets what was read less than a
+    second ago; one refresh a second reads something newer, however many pages there are, and
+    the others get what is there (or nothing, and keep what they show). Shared by threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_s: float = 1.0,
+        most: int = 64,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`most`: answers kept."""
+        self._every_s, self._most, self._clock = every_s, most, clock
+        self._lock = Lock()
+        self._found: OrderedDict[Hashable, tuple[float, object]] = OrderedDict()
+        self._last_refresh = float("-inf")
+
+    def get(self, key: Hashable, read: Callable[[], T], *, refresh: bool = False) -> T | None:
+        """What `read` gives or gave. None only for a refresh that has to wait its turn."""
+        with self._lock:
+            now = self._clock()
+            at, value = self._found.get(key, (float("-inf"), None))
+            if now - at < self._every_s or (refresh and now - self._last_refresh < self._every_s):
+                return cast("T | None", value)
+            if refresh:
+                self._last_refresh = now
+        fresh = read()
+        with self._lock:
+            self._found[key] = self._clock(), fresh
+            self._found.move_to_end(key)
+            while len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return fresh

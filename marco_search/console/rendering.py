@@ -1,8 +1,10 @@
-"""Templates, and how values read on a page. Everything is escaped unless a template says so."""
+"""Templates and the values on a page. Everything is escaped unless a template says otherwise."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -11,9 +13,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from marco_search import __version__
-from marco_search.cli.render.jobs import short_id
-from marco_search.cli.render.result import WHY, weighting
+from marco_search.render.layout import (
+    STOP_REASONS,
+    children_of,
+    label,
+    score,
+    short_id,
+    weighting,
+)
 from marco_search.store.reads.listing import LOW_QUANTILE, NARROW_SHARE
+from marco_search.store.reads.queries import TreeRow
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -32,12 +41,12 @@ def templates() -> Environment:
     found.filters |= {
         "short": short_id,
         "score": score,
-        "percent": percent,
+        "percent": lambda value: "" if value is None else f"{100 * value:.0f} %",
         "weighting": lambda vote: weighting(*vote),
         "moment": moment,
         "duration": duration,
-        "number": number,
-        "why": lambda reason: WHY.get(reason, reason),
+        "number": "{:,}".format,
+        "why": lambda reason: STOP_REASONS.get(reason, reason),
         "pretty": lambda data: json.dumps(data, ensure_ascii=False, indent=2),
         "compact": compact,
     }
@@ -45,6 +54,7 @@ def templates() -> Environment:
         "version": __version__,
         "low_quantile": LOW_QUANTILE,
         "narrow_share": NARROW_SHARE,
+        "can_leave": False,
     }
     return found
 
@@ -52,21 +62,6 @@ def templates() -> Environment:
 def page(name: str, **values: Any) -> str:
     """A template as HTML."""
     return templates().get_template(name).render(**values)
-
-
-def score(value: float | None) -> str:
-    """A confidence with three decimals; a dash for none."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def percent(value: float | None) -> str:
-    """A part in whole percents; "" for none."""
-    return "" if value is None else f"{100 * value:.0f} %"
-
-
-def number(value: float) -> str:
-    """A count with thousands set off."""
-    return f"{value:,}"
 
 
 def moment(at: datetime | None) -> str:
@@ -86,9 +81,46 @@ def duration(seconds: float | None) -> str:
 
 
 def compact(detail: dict[str, Any]) -> str:
-    """What an event says, on one line: "worker a, round 3"."""
+    """An event's detail on one line: "worker a, round 3"."""
     shown = (
         json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
         for value in detail.values()
     )
     return ", ".join(f"{name} {value}" for name, value in zip(detail, shown, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the outline: open a list, or close some, before it."""
+
+    node: TreeRow
+    label: str
+    wins: bool
+    opens: bool  # it is the first of a list of its own
+    closes: int  # lists that end before it
+    choice: bool  # it is one of several children
+
+
+def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[Item]:
+    """The tree as a nested list, best first: for screen readers, print, and without scripts.
+
+    As in the terminal a chain stays on one level, so the list is as deep as there are choices.
+    """
+    on_path = frozenset(winning)
+    children = children_of(nodes, on_path)
+    stack = [(node, 1, False) for node in nodes[:1]]
+    level = 0
+    while stack:
+        node, wanted, chosen = stack.pop()
+        yield Item(
+            node=node,
+            label=label(node.action, node.text),
+            wins=node.node_id in on_path,
+            opens=wanted > level,
+            closes=max(0, level - wanted),
+            choice=chosen,
+        )
+        level = wanted
+        below = children[node.node_id]
+        several = len(below) > 1
+        stack += [(child, wanted + several, several) for child in reversed(below)]

@@ -1,7 +1,7 @@
-"""One job as one HTML file that works anywhere: no request leaves it, not even from a browser.
+"""One job as a file: html, which works anywhere and loads nothing, or a format of `render`.
 
-Scripts and styles are the console's own, put inline; a policy in the file allows exactly
-these, by their hashes.
+Scripts and styles of the HTML file are the console's own, put inline; a policy in the file
+allows exactly these, by their hashes.
 """
 
 from __future__ import annotations
@@ -13,36 +13,57 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from markupsafe import Markup
 
 from marco_search.audit.findings import JobReport
-from marco_search.console.outline import outline
-from marco_search.console.rendering import STATIC, page
+from marco_search.console.reader import Reader
+from marco_search.console.rendering import STATIC, outline, page
 from marco_search.render.document import document
-from marco_search.render.vocabulary import Vocabulary
+from marco_search.render.dot import dot
+from marco_search.render.layout import visible_nodes
+from marco_search.render.mermaid import MAX_NODES, mermaid
+from marco_search.render.svg import svg
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 # In the order in which they are needed: joined they are one module.
-MODULES = (
-    "tree.js",
-    "drawing.js",
-    "tokens.js",
-    "panel.js",
-    "playback.js",
-    "explorer.js",
-    "file.js",
-)
+_MODULES = ("tree", "drawing", "tokens", "panel", "playback", "explorer", "file")
 _IMPORT = re.compile(r"^import\s[^;]*?;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|class|const)", re.MULTILINE)
 # What could end the island or start another element, and line ends that old parsers choke on.
 _ESCAPES = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
+def render(
+    reader: Reader, job_id: UUID, name: str, *, limit: int | None = None, depth: int | None = None
+) -> str:
+    """The job as html, svg, dot, mermaid or json. Raises JobNotFound.
+
+    `limit` and `depth` cut a drawing as in the terminal; None: everything, as far as the
+    format goes. html and json are always whole.
+    """
+    record = reader.record(job_id)
+    if name in ("html", "json"):
+        verified = reader.verified(job_id) if record.job.final else None
+        if name == "html":
+            return html_file(record, reader.tokens(job_id), verified)
+        data = document(record, reader.tokens(job_id), verified)
+        return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+    winning, nodes = record.winning_path, record.nodes
+    if nodes:
+        most = MAX_NODES if name == "mermaid" and limit is None else limit
+        keep = visible_nodes(nodes, winning, most, depth)
+        nodes = tuple(node for node in nodes if node.node_id in keep)
+        winning = tuple(i for i in winning if i in keep)
+    if name == "mermaid":
+        return mermaid(nodes, winning)
+    return (svg if name == "svg" else dot)(nodes, winning, record.job.subject)
+
+
 def html_file(
     record: JobRecord,
     tokens: Mapping[int, NodeTokens],
-    vocabulary: Vocabulary,
     verified: JobReport | None = None,
 ) -> str:
     """The whole file. `verified`: what checking the job against the chain gave."""
@@ -66,7 +87,7 @@ def html_file(
         policy=policy,
         style=Markup(style),
         scripts={name: Markup(text) for name, text in scripts.items()},
-        island=Markup(island(document(record, tokens, vocabulary, verified))),
+        island=Markup(island(document(record, tokens, verified))),
         written_at=datetime.now(UTC),
     )
 
@@ -81,7 +102,7 @@ def island(data: Any) -> str:
 
 def bundle() -> str:
     """The console's modules as one: without their imports and exports they share one scope."""
-    texts = ((STATIC / name).read_text() for name in MODULES)
+    texts = ((STATIC / f"{name}.js").read_text() for name in _MODULES)
     return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
 
 

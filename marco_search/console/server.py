@@ -1,7 +1,7 @@
-"""Listening: one process, whose socket takes connections before anything is said about it.
+"""The HTTP server: one process.
 
 Connections that send half a request, or read nothing, must not keep others out: each has a
-deadline, and where there are too many the one that has waited longest gives way.
+deadline, and where there are too many the one whose deadline is next gives way.
 """
 
 from __future__ import annotations
@@ -22,12 +22,9 @@ from marco_search.errors import AddressTaken
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
-HEAD_S = 5.0
-"""For a request's head to arrive, from the connection or the head's first byte on."""
-ANSWER_S = 120.0
-"""For a request to be answered and its answer to be read."""
-MOST_CONNECTIONS = 512
-_ACCEPTED_AT_ONCE = 100
+HEAD_S = 5.0  # for a request's head to arrive
+ANSWER_S = 120.0  # for a request to be answered and its answer to be read
+MOST_CONNECTIONS, _BACKLOG = 512, 100
 
 
 def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -40,7 +37,7 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> N
         config = uvicorn.Config(
             app,
             http=_Connection,
-            backlog=_ACCEPTED_AT_ONCE,
+            backlog=_BACKLOG,
             # Not warnings: a client decides how many there are.
             log_level="error",
             access_log=False,
@@ -66,7 +63,7 @@ def _reachable(host: str) -> str:
 def _most_connections() -> int:
     """As many as leave files for the database and for those just being accepted."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare = 64 + 2 * _ACCEPTED_AT_ONCE
+    spare = 64 + 2 * _BACKLOG
     return MOST_CONNECTIONS if files < 0 else max(8, min(MOST_CONNECTIONS, files - spare))
 
 
@@ -123,8 +120,8 @@ class _Connection(H11Protocol):
 
 @contextmanager
 def _signals_end_quietly() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it once more, which would kill this process before
-    it has stopped the services that it started."""
+    """uvicorn raises the signal that stopped it again, which would kill this process before it
+    has stopped the services that it started."""
     before = {number: signal.signal(number, lambda *_: None) for number in _STOPPING}
     try:
         yield
@@ -140,10 +137,6 @@ def bound(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen()
+        return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise AddressTaken(f"can't listen at {host}, port {port}: {error}; try --port 0") from None
-    return listening

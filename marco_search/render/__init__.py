@@ -1,7 +1,5 @@
-"""One job as a picture or a document, as pure functions: a record in, text out.
+"""One job as a drawing or a document: pure functions from a record to text.
 
-- order, layout: which child comes first, and where every node stands; the same in all of them
-- document: the job as JSON, which the HTML file and the console's page read as well
-- svg, dot, mermaid: the tree as a drawing
-- vocabulary: what the candidates that were not chosen would have read
+- layout: order of siblings, place and label of each node, and which nodes of a large tree to draw
+- svg, dot, mermaid: the tree as a drawing; document: the job as JSON
 """

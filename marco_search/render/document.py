@@ -7,15 +7,13 @@ read the same document; the page leaves `tokens` out and asks for those of one n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from marco_search.audit.findings import JobReport
-from marco_search.render.labels import label
-from marco_search.render.layout import places
-from marco_search.render.vocabulary import Vocabulary
-from marco_search.store.reads.job_record import AttemptRow, JobRecord, NodeTokens
+from marco_search.render.layout import label, places
+from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,11 +25,9 @@ _DIGITS = 5  # of a confidence; more would only make the file longer
 def document(
     record: JobRecord,
     tokens: Mapping[int, NodeTokens] | None = None,
-    vocabulary: Vocabulary | None = None,
     verified: JobReport | None = None,
 ) -> dict[str, Any]:
     """The whole record as values that JSON has; `tokens` by node id, if wanted."""
-    winning = record.winning_path
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -41,21 +37,23 @@ def document(
             | {"rollouts": [rollout.rollout_id for rollout in record.reaching(answer)]}
             for answer in record.answers
         ],
-        "winning_path": list(winning),
-        "nodes": nodes_json(record),
+        "winning_path": list(record.winning_path),
+        "nodes": _nodes(record),
         "rollouts": [_plain(rollout) for rollout in record.rollouts],
-        "attempts": [attempt_json(attempt) for attempt in record.attempts],
+        "attempts": [
+            _plain(attempt) | {"started_at": attempt.started_at.isoformat()}
+            for attempt in record.attempts
+        ],
         "audit_log": [_plain(event) | {"at": event.at.isoformat()} for event in record.events],
+        "verification": verified and _verification(verified),
     }
-    data["verification"] = verified and verification_json(verified)
     if tokens is not None:
-        known = vocabulary or Vocabulary(tokens.values())
         data["tokens"] = {str(i): tokens_json(row) for i, row in tokens.items()}
-        data["vocabulary"] = vocabulary_json(tokens.values(), known)
+        data["vocabulary"] = vocabulary_json(tokens.values())
     return data
 
 
-def nodes_json(record: JobRecord) -> list[dict[str, Any]]:
+def _nodes(record: JobRecord) -> list[dict[str, Any]]:
     """The nodes with their label and their place in the drawing."""
     place = places(record.nodes, frozenset(record.winning_path))
     return [
@@ -70,19 +68,13 @@ def _plain(row: DataclassInstance) -> dict[str, Any]:
     return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
-def verification_json(report: JobReport) -> dict[str, Any]:
-    """What checking the job against the chain gave; findings in words, the first to look at."""
+def _verification(report: JobReport) -> dict[str, Any]:
     return {
         "status": str(report.status),
         "seq": report.seq,
         "root": report.root,
         "findings": [str(finding) for finding in report.findings],
     }
-
-
-def attempt_json(attempt: AttemptRow) -> dict[str, Any]:
-    """One claim with the configuration it ran under."""
-    return _plain(attempt) | {"started_at": attempt.started_at.isoformat()}
 
 
 def tokens_json(row: NodeTokens) -> dict[str, Any]:
@@ -97,7 +89,14 @@ def tokens_json(row: NodeTokens) -> dict[str, Any]:
     }
 
 
-def vocabulary_json(rows: Iterable[NodeTokens], vocabulary: Vocabulary) -> dict[str, str]:
-    """The texts of all candidates in `rows` that are known, by token id."""
-    ids = sorted({i for row in rows for i in row.top_ids})
-    return {str(i): text for i in ids if (text := vocabulary.text(i)) is not None}
+def vocabulary_json(rows: Collection[NodeTokens]) -> dict[str, str]:
+    """The texts of the candidates in `rows` by token id, as far as these rows have them."""
+    texts: dict[int, str] = {}
+    for row in rows:
+        # "" is a part of a character; the token's text elsewhere is better.
+        texts |= {i: t for i, t in zip(row.token_ids, row.token_texts, strict=True) if t}
+    for row in rows:
+        texts |= {i: t for i, t in zip(row.top_ids, row.top_texts, strict=True) if t}
+    return {
+        str(i): texts[i] for i in sorted({i for row in rows for i in row.top_ids} & texts.keys())
+    }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.labels import cut, label, score
-from marco_search.render.order import TreeNode, children_of
+from marco_search.render.layout import TreeNode, children_of, cut, label, score
 
 _CHARACTERS = 60  # of a node's text
 
@@ -24,11 +23,10 @@ def _lines(nodes: Sequence[TreeNode], winning: frozenset[int], title: str) -> It
     for node in nodes:
         text = cut(label(node.action, node.text), _CHARACTERS)
         visits = f"{node.visits} visit{'' if node.visits == 1 else 's'}"
-        shown = f"{text}\n{visits}, value {score(node.value)}"
-        look = (
-            ', color="#1d5fd0", fillcolor="#e8f0fe", penwidth=2' if node.node_id in winning else ""
-        )
-        yield f"  n{node.node_id} [label={_quoted(shown)}{look}];"
+        name = _quoted(f"{text}\n{visits}, value {score(node.value)}")
+        wins = node.node_id in winning
+        look = ', color="#1d5fd0", fillcolor="#e8f0fe", penwidth=2' if wins else ""
+        yield f"  n{node.node_id} [label={name}{look}];"
     for parent, children in children_of(nodes, winning).items():
         for child in children:
             look = ' [color="#1d5fd0", penwidth=3]' if child.node_id in winning else ""

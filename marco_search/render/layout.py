@@ -1,7 +1,7 @@
-"""Where every node stands: a column for each depth, a row for each leaf.
+"""What all drawings of a tree share: the order of siblings, each node's place and its label.
 
-The best child stands in its parent's row, so the winning path is a straight line along the
-top, a chain of steps reads from left to right, and only a choice goes down:
+The winning path comes first, then the most visited. The best child stands in its parent's row,
+so the winning path is a straight line along the top and only a choice goes down:
 
     root ── a ── b ── answer
          │    └─ c ── answer
@@ -10,15 +10,66 @@ top, a chain of steps reads from left to right, and only a choice goes down:
 
 from __future__ import annotations
 
+import heapq
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from marco_search.render.order import TreeNode, children_of
+from marco_search.printable import CONTROL, escaped
+
+ELLIPSIS = "…"
+LINE_END = "⏎"
+TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
+STOP_REASONS = {
+    "rollouts": "all rollouts done",
+    "tokens": "token budget spent",
+    "seconds": "time budget spent",
+    "decided": "the vote was decided",
+    "lead": "far enough ahead",
+    "cancelled": "cancelled",
+    "deadline": "its deadline came",
+}
+
+
+class TreeNode(Protocol):
+    """What a drawing needs to know of a node. The root has no parent."""
+
+    @property
+    def node_id(self) -> int: ...
+    @property
+    def parent_id(self) -> int | None: ...
+    @property
+    def action(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def visits(self) -> int: ...
+    @property
+    def value(self) -> float | None: ...
+
+
+N = TypeVar("N", bound=TreeNode)
+
+
+def children_of(nodes: Sequence[N], winning: Collection[int]) -> dict[int, list[N]]:
+    """The children of every node, best first. The first of `nodes` is the root.
+
+    A node whose parent is missing hangs from the root: a tree that was tampered with is drawn
+    too, and verification says what is wrong with it.
+    """
+    children: dict[int, list[N]] = {node.node_id: [] for node in nodes}
+    for node in nodes[1:]:
+        parent = nodes[0].node_id if node.parent_id is None else node.parent_id
+        children[parent if parent in children else nodes[0].node_id].append(node)
+    for siblings in children.values():
+        siblings.sort(key=lambda n: (n.node_id not in winning, -n.visits, -(n.value or 0.0)))
+    return children
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A cell of the grid; the root is in column 0, row 0."""
+    """A cell of the grid: a column for each depth, a row for each leaf; the root is in (0, 0)."""
 
     column: int
     row: int
@@ -26,20 +77,100 @@ class Place:
 
 def places(nodes: Sequence[TreeNode], winning: Collection[int]) -> dict[int, Place]:
     """The place of each node by its id. `nodes` has parents before children."""
-    if not nodes:
-        return {}
     children = children_of(nodes, winning)
     found: dict[int, Place] = {}
     last_row = -1
     # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
-    stack: list[tuple[int, int, int | None]] = [(nodes[0].node_id, 0, None)]
+    stack: list[tuple[int, int, int | None]] = [(n.node_id, 0, None) for n in nodes[:1]]
     while stack:
         node_id, column, row = stack.pop()
         if row is None:
-            last_row += 1
-            row = last_row
+            row = last_row = last_row + 1
         found[node_id] = Place(column, row)
-        for i in reversed(range(len(children[node_id]))):
-            child = children[node_id][i].node_id
-            stack.append((child, column + 1, row if i == 0 else None))
+        for i, child in reversed(list(enumerate(children[node_id]))):
+            stack.append((child.node_id, column + 1, None if i else row))
     return found
+
+
+def visible_nodes(
+    nodes: Sequence[TreeNode], winning: Collection[int], limit: int | None, depth: int | None
+) -> frozenset[int]:
+    """Ids of the nodes to draw: the winning path, then those visited most with their parents.
+
+    At most `limit` nodes, except that the winning path is always whole, and none more than
+    `depth` edges below the root. None: no limit.
+    """
+    children, depths = children_of(nodes, winning), {nodes[0].node_id: 0}
+    for parent, below in children.items():
+        depths |= {child.node_id: depths[parent] + 1 for child in below}
+    deepest = len(nodes) if depth is None else depth
+    shown = {i for i in winning if depths.get(i, deepest + 1) <= deepest} | {nodes[0].node_id}
+    frontier: list[tuple[int, int, int]] = []
+
+    def offer(parent: int) -> None:
+        for child in children[parent]:
+            if child.node_id not in shown and depths[child.node_id] <= deepest:
+                entry = (-child.visits, depths[child.node_id], child.node_id)
+                heapq.heappush(frontier, entry)
+
+    for node_id in tuple(shown):
+        offer(node_id)
+    while frontier and (limit is None or len(shown) < limit):
+        node_id = heapq.heappop(frontier)[2]
+        shown.add(node_id)
+        offer(node_id)
+    return frozenset(shown)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line: line ends shown as a sign, other control characters as U+FFFD.
+
+    A model's text could otherwise move the cursor, recolour the screen or reverse the line.
+    """
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return "".join(map(_visible, f" {LINE_END} ".join(lines)))
+
+
+def _visible(character: str) -> str:
+    if character == "\t":
+        return " "
+    category = unicodedata.category(character)
+    if category == "Cf":  # invisible, among them what joins the parts of an emoji
+        return escaped(character) if CONTROL.match(character) else ""
+    return "\ufffd" if category in ("Cc", "Cs") else character
+
+
+def label(action: str, text: str, *, answer_sign: str = "→ ") -> str:
+    """A node's text on one line, without the prompt's tags, never empty; answers get a sign."""
+    if action == "root":
+        return one_line(text) or "(the question)"
+    for tag in TAGS:
+        text = text.replace(tag, "\n")
+    if action == "answer":
+        return answer_sign + (one_line(text) or "(no answer)")
+    return one_line(text) or "(nothing but a line end)"
+
+
+def cut(text: str, characters: int) -> str:
+    """`text` with an ellipsis where it is longer than that."""
+    return text if len(text) <= characters else text[: characters - 1].rstrip() + ELLIPSIS
+
+
+def score(value: float | None) -> str:
+    """A value or confidence with three decimals; a dash for none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def short_id(job_id: object) -> str:
+    """The end of an id, which is random; its beginning is a time. Enough to name a job by."""
+    return str(job_id)[-8:]
+
+
+def weighting(vote: str | None, sharpness: float | None) -> str:
+    """What the shares of the answers are shares of; "" where each rollout has one vote."""
+    if vote == "best":
+        return "ranked by the most confident rollout"
+    if vote != "weighted":
+        return ""
+    power = "" if sharpness in (None, 1) else f"^{sharpness:g}"
+    return f"votes weighted by confidence{power}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.labels import cut, label, score
-from marco_search.render.order import TreeNode, children_of
+from marco_search.render.layout import TreeNode, children_of, cut, label, score
 
 MAX_NODES = 400
 """Mermaid refuses more than 500 edges and 50,000 characters."""
@@ -13,7 +12,7 @@ _CHARACTERS = 48  # of a node's text
 
 
 def mermaid(nodes: Sequence[TreeNode], winning: Sequence[int]) -> str:
-    """A flowchart of `nodes` (parents before children); give it MAX_NODES at most."""
+    """A flowchart of `nodes` (parents before children), MAX_NODES at most."""
     return "\n".join(_lines(nodes, frozenset(winning))) + "\n"
 
 

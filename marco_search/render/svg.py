@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from marco_search.render.labels import cut, label, score
-from marco_search.render.layout import Place, places
-from marco_search.render.order import TreeNode, children_of
+from marco_search.render.layout import (
+    Place,
+    TreeNode,
+    children_of,
+    cut,
+    label,
+    places,
+    score,
+)
 
 # Pixels. A card of the drawing, and how far apart two are.
 WIDTH, HEIGHT = 196, 40
@@ -21,13 +27,13 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
 def svg(nodes: Sequence[TreeNode], winning: Sequence[int], title: str) -> str:
-    """A drawing of `nodes` (parents before children) under `title`; it asks for nothing else."""
+    """A drawing of `nodes` (parents before children) under `title`; it loads nothing."""
     place = places(nodes, winning)
     on_path = frozenset(winning)
-    columns = max((p.column for p in place.values()), default=0)
-    rows = max((p.row for p in place.values()), default=0)
-    width = 2 * _MARGIN + columns * COLUMN + WIDTH
-    height = 2 * _MARGIN + _HEAD + rows * ROW + HEIGHT
+    right = max((p.column for p in place.values()), default=0)
+    bottom = max((p.row for p in place.values()), default=0)
+    width = 2 * _MARGIN + right * COLUMN + WIDTH
+    height = 2 * _MARGIN + _HEAD + bottom * ROW + HEIGHT
     heading = cut(title, max(40, width // 8))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -82,6 +88,6 @@ def _corner(place: Place) -> tuple[int, int]:
 
 
 def _xml(text: str) -> str:
-    """Escaped, without what XML has no place for (control characters, half surrogates)."""
+    """Escaped, without what XML does not allow (control characters, half surrogates)."""
     kept = (c if c >= " " and not "\ud800" <= c <= "\udfff" else " " for c in text)
     return escape("".join(kept).replace("\ufffe", " ").replace("\uffff", " "))

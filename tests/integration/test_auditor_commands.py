@@ -17,7 +17,7 @@ from marco_search import settings
 from marco_search.cli.main import main
 from marco_search.console.access import Access
 from marco_search.console.app import create_app
-from marco_search.console.reader import PostgresReader
+from marco_search.console.reader import Reader
 from marco_search.store.db import Database
 from tests.integration.audited import Audited
 from tests.integration.logins import Login, logins
@@ -129,7 +129,7 @@ def test_an_auditor_changes_nothing(
 
 def test_the_console(login: Login, job: str, role: str) -> None:
     with closing(Database(login(role), application="test", read_only=True)) as database:
-        app = create_app(PostgresReader(database), Access(None))
+        app = create_app(Reader(database), Access(None))
         page = TestClient(app, base_url="http://localhost")
         shown = {
             "/jobs": "bakery",

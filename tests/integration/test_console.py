@@ -23,8 +23,8 @@ from starlette.testclient import TestClient
 
 from marco_search.console.access import Access
 from marco_search.console.app import create_app
-from marco_search.console.formats import render
-from marco_search.console.reader import PostgresReader
+from marco_search.console.reader import Reader
+from marco_search.console.report import render
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
 from marco_search.store.reads import job_record, listing, queries
@@ -59,7 +59,7 @@ def stored(database_url: str, redis_url: str) -> Iterator[Stored]:
 
 
 def client_of(database: Database) -> TestClient:
-    app = create_app(PostgresReader(database), Access(None))
+    app = create_app(Reader(database), Access(None))
     return TestClient(app, base_url="http://localhost")
 
 
@@ -108,7 +108,7 @@ def test_a_job_that_waits_has_a_page_without_a_tree(stored: Stored) -> None:
     assert "The tree appears" in html and "queued" in html
     assert client.get(f"/jobs/{stored.ids[3]}/tree.json").json()["nodes"] == []
     for name in ("html", "svg", "dot", "mermaid", "json"):
-        assert render(PostgresReader(stored.database), stored.ids[3], name)
+        assert render(Reader(stored.database), stored.ids[3], name)
 
 
 def test_filters_and_pages(stored: Stored) -> None:
@@ -172,7 +172,7 @@ def test_a_batch_has_sums_of_its_own(stored: Stored) -> None:
 
 
 def test_the_json_format_is_the_documented_document(stored: Stored) -> None:
-    data = json.loads(render(PostgresReader(stored.database), stored.ids[0], "json"))
+    data = json.loads(render(Reader(stored.database), stored.ids[0], "json"))
     assert set(data) == {
         "format", "version", "job", "answers", "winning_path", "nodes", "rollouts", "attempts",
         "audit_log", "verification", "tokens", "vocabulary",

@@ -19,9 +19,10 @@ from marco_search.cli.polling import news
 from marco_search.cli.render.findings import findings
 from marco_search.cli.render.jobs import counts, event, heading, jobs_table
 from marco_search.cli.render.progress import live_view, progress
-from marco_search.cli.render.result import drop_thoughts, report, weighting
+from marco_search.cli.render.result import drop_thoughts, report
 from marco_search.cli.render.rows import rows_csv, rows_json, rows_table
 from marco_search.jobs import Answer, JobResult
+from marco_search.render.layout import weighting
 from marco_search.store.reads.queries import JobStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

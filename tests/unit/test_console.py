@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 from starlette.testclient import TestClient
 
-from marco_search.console.access import Access, local_path
+from marco_search.console.access import Access, Expiring, local_path
 from marco_search.console.app import create_app
-from marco_search.console.sessions import Sessions, Throttle
-from marco_search.console.shared import Shared
+from marco_search.console.reader import Cache
 from tests.records import HOSTILE, FakeReader, job_id, record_of, search_of, tokens_of
 
 SEARCH = search_of()
@@ -40,7 +39,7 @@ def client_of(
     clock: Clock | None = None,
     host: str = "127.0.0.1",
 ) -> TestClient:
-    app = create_app(reader, Access(token), Shared(clock=clock or Clock()))
+    app = create_app(reader, Access(token), Cache(clock=clock or Clock()))
     return TestClient(app, base_url="http://127.0.0.1:8780", follow_redirects=False)
 
 
@@ -168,7 +167,7 @@ def test_logging_in_gives_a_cookie_that_is_not_the_token(reader: FakeReader) -> 
 
 def test_a_session_expires(reader: FakeReader) -> None:
     clock = Clock()
-    access = Access(TOKEN, sessions=Sessions(lifetime_s=60, clock=clock))
+    access = Access(TOKEN, session_s=60, clock=clock)
     client = TestClient(create_app(reader, access), base_url="http://127.0.0.1")
     client.post("/login", data={"token": TOKEN})
     assert client.get("/jobs").status_code == 200
@@ -177,17 +176,15 @@ def test_a_session_expires(reader: FakeReader) -> None:
 
 
 def test_sessions_and_addresses_kept_are_limited() -> None:
-    sessions, throttle = Sessions(most=3), Throttle(tries=1, most=3)
-    begun = [sessions.begin() for _ in range(5)]
-    assert [secret in sessions for secret in begun] == [False, False, True, True, True]
-    for address in "abcde":
-        throttle.count_wrong(address)
-    assert [throttle.blocks(address) for address in "abcde"] == [False, False, True, True, True]
+    kept = Expiring[bool](60, 3, Clock())
+    for key in "abcde":
+        kept.put(key, True)
+    assert [kept.get(key) for key in "abcde"] == [None, None, True, True, True]
 
 
 def test_wrong_tokens_lock_an_address_out_for_a_minute(reader: FakeReader) -> None:
     clock = Clock()
-    access = Access(TOKEN, throttle=Throttle(clock=clock))
+    access = Access(TOKEN, clock=clock)
     client = TestClient(
         create_app(reader, access), base_url="http://127.0.0.1", follow_redirects=False
     )

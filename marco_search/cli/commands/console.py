@@ -41,7 +41,7 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
     from marco_search.cli.session import session
     from marco_search.console.access import Access
     from marco_search.console.app import create_app
-    from marco_search.console.reader import PostgresReader
+    from marco_search.console.reader import Reader
     from marco_search.console.server import LOOPBACK, serve
     from marco_search.errors import InvalidSettings
     from marco_search.locations import database_url
@@ -70,6 +70,6 @@ def console(host: str, port: int, names: tuple[str, ...], as_json: bool) -> None
 
         url = database_url(here.settings)
         with closing(Database(url, application="marco-console", read_only=True)) as database:
-            reader = PostgresReader(database)
+            reader = Reader(database)
             names = names if host in LOOPBACK else (host, *names)
             serve(create_app(reader, Access(token, names)), host, port, ready)

@@ -73,10 +73,10 @@ def show(
         with here.database.transaction() as conn:
             job_id = reading.find_job(conn, job, here.tenant)
         if file_format is not None:
-            from marco_search.console.formats import render
-            from marco_search.console.reader import PostgresReader
+            from marco_search.console.reader import Reader
+            from marco_search.console.report import render
 
-            reader = PostgresReader(here.database)
+            reader = Reader(here.database)
             text = render(reader, job_id, file_format, limit=nodes, depth=depth)
             _write(text, output)
             return

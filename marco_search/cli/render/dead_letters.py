@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from marco_search.cli.render.jobs import short_id
 from marco_search.cli.render.tables import Column, number, text_table
 from marco_search.cli.render.text import one_line
+from marco_search.render.layout import short_id
 
 if TYPE_CHECKING:
     from marco_search.store.queue.dead_letters import DeadLetter

@@ -10,17 +10,12 @@ from rich.text import Text
 
 from marco_search.cli.render.tables import Column, number, text_table
 from marco_search.cli.render.text import ELLIPSIS, fraction, one_line, percent
+from marco_search.render.layout import short_id
 
 if TYPE_CHECKING:
     from marco_search.store.reads.queries import JobStatus
 
 LONGEST_SUBJECT = 1000  # characters: the whole of it is in --json
-SHORT = 8  # characters at the end of an id: random, where the beginning is a time
-
-
-def short_id(job_id: object) -> str:
-    """The end of an id, enough to name the job by."""
-    return str(job_id)[-SHORT:]
 
 
 def heading(line: JobStatus) -> list[Text]:

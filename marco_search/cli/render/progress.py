@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from marco_search.cli.render.jobs import counts, short_id, yes_no
+from marco_search.cli.render.jobs import counts, yes_no
 from marco_search.cli.render.tables import Column, number, text_table
 from marco_search.cli.render.text import one_line
+from marco_search.render.layout import short_id
 
 if TYPE_CHECKING:
     from marco_search.store.reads.queries import JobStatus

@@ -11,16 +11,7 @@ from rich.text import Text
 from marco_search.cli.render.tables import Column, number, text_table
 from marco_search.cli.render.text import fraction, one_line
 from marco_search.jobs import JobResult
-
-WHY = {
-    "rollouts": "all rollouts done",
-    "tokens": "token budget spent",
-    "seconds": "time budget spent",
-    "decided": "the vote was decided",
-    "lead": "far enough ahead",
-    "cancelled": "cancelled",
-    "deadline": "its deadline came",
-}
+from marco_search.render.layout import STOP_REASONS, weighting
 
 
 def report(result: JobResult, *, thought: bool = False) -> Group:
@@ -65,16 +56,6 @@ def answers_table(result: JobResult) -> Table:
     return text_table(columns, rows)
 
 
-def weighting(vote: str | None, sharpness: float | None) -> str:
-    """What the shares of the answers are shares of; "" where each rollout has one vote."""
-    if vote == "best":
-        return "ranked by the most confident rollout"
-    if vote != "weighted":
-        return ""
-    power = "" if sharpness in (None, 1) else f"^{sharpness:g}"
-    return f"votes weighted by confidence{power}"
-
-
 def standing(result: JobResult) -> str:
     """Where its confidence stands among its model's own, or "" where that is not known."""
     if result.confidence_quantile is None:
@@ -97,7 +78,7 @@ def totals(result: JobResult) -> str:
         f"{result.seconds:.2f} s",
     ]
     if result.stop_reason:
-        parts.append(WHY.get(result.stop_reason, result.stop_reason))
+        parts.append(STOP_REASONS.get(result.stop_reason, result.stop_reason))
     return ", ".join(parts)
 
 

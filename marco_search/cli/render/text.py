@@ -2,35 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from rich.cells import cell_len, set_cell_size
 
-from marco_search.printable import CONTROL, escaped
-
-ELLIPSIS = "…"
-LINE_END = "⏎"
-
-
-def one_line(text: str) -> str:
-    """`text` on one line: line ends shown as a sign, other control characters as U+FFFD.
-
-    A model's text could otherwise move the cursor, recolour the screen or reverse the line.
-    """
-    joined = f" {LINE_END} ".join(
-        line.strip() for line in text.strip().splitlines() if line.strip()
-    )
-    return "".join(_shown(character) for character in joined)
-
-
-def _shown(character: str) -> str:
-    if character == "\t":
-        return " "
-    category = unicodedata.category(character)
-    if category == "Cf" and CONTROL.match(character):
-        return escaped(character)
-    # Cc: control. Cf: invisible, among them those that join the parts of an emoji.
-    return "\ufffd" if category in ("Cc", "Cs") else "" if category == "Cf" else character
+from marco_search.render.layout import ELLIPSIS as ELLIPSIS
+from marco_search.render.layout import one_line as one_line
 
 
 def fold(text: str, width: int) -> str:

@@ -19,10 +19,8 @@ from dataclasses import dataclass, fields
 
 from rich.text import Text
 
-from marco_search.cli.render.prune import shown_nodes
 from marco_search.cli.render.text import fold, fraction, wrap
-from marco_search.render.labels import label
-from marco_search.render.order import TreeNode, children_of
+from marco_search.render.layout import TreeNode, children_of, label, visible_nodes
 
 _UTF8 = {"fork": "├─ ", "last": "└─ ", "bar": "│  ", "gap": "   ", "answer": "→ "}
 _ASCII = {"fork": "|- ", "last": "`- ", "bar": "|  ", "gap": "   ", "answer": "-> "}
@@ -59,7 +57,7 @@ def draw_tree(
     texts instead of folding them.
     """
     drawing = _Drawing(nodes, frozenset(winning), width, full, _ASCII if ascii_only else _UTF8)
-    keep = shown_nodes(nodes, drawing.winning, None if full else limit, None if full else depth)
+    keep = visible_nodes(nodes, drawing.winning, None if full else limit, None if full else depth)
     heading = Text(" visits  value", style="dim")
     return Text("\n", no_wrap=True, overflow="ignore").join([heading, *drawing.lines(keep)])
 

@@ -1,4 +1,4 @@
-"""All that is stored about one job, read in one transaction: for the pictures and the console.
+"""All that is stored about one job, read in one transaction: for drawings and the console.
 
 `read` has everything but the tokens, which are most of the bytes; `tokens` has those of one
 node or of all. Both read the views of the schema `audit` only, so that an auditor's login is

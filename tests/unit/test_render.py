@@ -1,4 +1,4 @@
-"""One job as SVG, dot, Mermaid, JSON and outline."""
+"""One job as SVG, dot, Mermaid, JSON, HTML file and outline."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from xml.etree import ElementTree
 import pytest
 
 from marco_search.cli.render.tree import draw_tree
-from marco_search.console.outline import outline
-from marco_search.console.rendering import STATIC
+from marco_search.console.rendering import STATIC, outline
 from marco_search.console.report import html_file, island
-from marco_search.render.document import document
+from marco_search.render.document import document, vocabulary_json
 from marco_search.render.dot import dot
 from marco_search.render.layout import places
 from marco_search.render.mermaid import mermaid
 from marco_search.render.svg import svg
-from marco_search.render.vocabulary import Vocabulary
 from marco_search.store.reads.job_record import NodeTokens
 from tests.records import HOSTILE, record_of, search_of, times, tokens_of
 
@@ -101,8 +99,7 @@ def test_candidates_read_as_the_runtime_spelled_them() -> None:
         top_ids=[5, 6, -1, -1, -1], top_logprobs=[0.0, -1.0, *[float("-inf")] * 3],
         top_texts=[None, "six", None, None, None],
     )  # fmt: skip
-    known = Vocabulary([row])
-    assert (known.text(5), known.text(6), known.text(7)) == ("é", "six", None)
+    assert vocabulary_json([row]) == {"5": "é", "6": "six"}
 
 
 def test_an_outline_has_every_node_and_closes_what_it_opens() -> None:
@@ -125,7 +122,7 @@ def test_an_island_can_not_be_left(text: str) -> None:
 
 def test_the_file_allows_exactly_its_own_scripts_and_names_no_host() -> None:
     record = replace(RECORD, nodes=hostile_nodes())
-    html = html_file(record, TOKENS, Vocabulary(TOKENS.values()))
+    html = html_file(record, TOKENS)
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
     assert HOSTILE not in html and "<img" not in html
     assert not re.search(r'(?:src|href)\s*=\s*"(?!/jobs)[^"#]', html)
