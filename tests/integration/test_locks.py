@@ -71,7 +71,7 @@ STANDS_STILL = """
 import os, signal, sys
 from contextlib import ExitStack
 from uuid import UUID
-from marco_search.store import jobs
+from marco_search.store.queue import jobs
 from marco_search.store.db import Database
 with Database(sys.argv[1], application="test").transaction() as conn, ExitStack() as stack:
     jobs.cancel(conn, UUID(sys.argv[2]))
