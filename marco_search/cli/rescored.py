@@ -23,7 +23,7 @@ def rescore_file(
     from marco_search.evaluation.report import percent, table
     from marco_search.evaluation.rescoring import rescore
     from marco_search.evaluation.rewards import REWARDS
-    from marco_search.evaluation.run import read
+    from marco_search.evaluation.traces import read
 
     grader = Grader(load(data_set, language=language))
     known = [t for t in read(traces) if t.key in grader]
@@ -76,8 +76,7 @@ def rescore_job(
     trace = traced(
         str(job.id),
         parse_job(job.payload),
-        tree.nodes,
-        tree.rollouts,
+        tree,
         run="",
         config=plan.config,
         stop_reason=str(job.stop_reason),

@@ -8,14 +8,14 @@ last answer).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.traces import Trace
 from marco_search.search.answers import Candidate, How, rank
-from marco_search.search.answers import lead as led_by
+from marco_search.search.answers import lead as lead_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ class Point:
     """All problems of a run, cut after at most `rollouts` rollouts each."""
 
     rollouts: int
-    tokens_per_problem: float  # generated
-    right: tuple[bool, ...]  # of each trace, in order
+    tokens_per_problem: float  #: generated
+    right: tuple[bool, ...]  #: of each trace, in order
 
     @property
     def accuracy(self) -> float:
@@ -41,14 +41,7 @@ def point(
     sharpness: float | None = None,
 ) -> Point:
     """The run at `rollouts` rollouts. `choice` and `sharpness` replace the run's own vote."""
-    right = []
-    for trace in traces:
-        how = choice or trace.choice
-        power = trace.sharpness if sharpness is None else sharpness
-        answer = chosen(trace.rollouts[:rollouts], how, power)
-        right.append(grader.right(trace.key, answer, trace.answers))
-    tokens = sum(r.generated for t in traces for r in t.rollouts[:rollouts])
-    return Point(rollouts=rollouts, tokens_per_problem=tokens / len(traces), right=tuple(right))
+    return _cut(traces, grader, lambda _: rollouts, choice, sharpness)
 
 
 def curve(
@@ -71,10 +64,22 @@ def stopped(traces: Sequence[Trace], grader: Grader, lead: float) -> Point:
     Valid for a lead no greater than the one the run was made with: a search looks at its lead
     after each round only.
     """
+    return _cut(traces, grader, lambda trace: _until_led(trace, lead))
+
+
+def _cut(
+    traces: Sequence[Trace],
+    grader: Grader,
+    length: Callable[[Trace], int],
+    choice: str | None = None,
+    sharpness: float | None = None,
+) -> Point:
+    """The run with each search cut after its `length` in rollouts."""
     right, tokens, longest = [], 0, 0
     for trace in traces:
-        kept = _until_led(trace, lead)
-        answer = chosen(trace.rollouts[:kept], trace.choice, trace.sharpness)
+        kept = length(trace)
+        power = trace.sharpness if sharpness is None else sharpness
+        answer = chosen(trace.rollouts[:kept], choice or trace.choice, power)
         right.append(grader.right(trace.key, answer, trace.answers))
         tokens += sum(r.generated for r in trace.rollouts[:kept])
         longest = max(longest, kept)
@@ -90,7 +95,7 @@ def _until_led(trace: Trace, lead: float) -> int:
         if rollout.answer is not None:
             candidates.append(Candidate(rollout.answer, rollout.path_confidence, i))
         ended = i == len(trace.rollouts) or trace.rollouts[i].round != rollout.round
-        if ended and led_by(rank(candidates, how, sharpness=trace.sharpness)) >= lead:
+        if ended and lead_of(rank(candidates, how, sharpness=trace.sharpness)) >= lead:
             return i
     return len(trace.rollouts)
 

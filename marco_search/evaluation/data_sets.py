@@ -1,4 +1,4 @@
-"""Problems to evaluate on, with the labels kept apart from what a search gets to see.
+"""Problems to evaluate on, with the labels kept apart from the jobs.
 
 `load` takes a name of our held-out sets ("heldout_en"), "mgsm:zh" (from the Hugging Face
 hub: juletxara/mgsm), a TSV file as MGSM is published (question, tab, number), a JSON Lines
@@ -23,6 +23,7 @@ from marco_search.errors import InvalidDataSet, InvalidJob
 from marco_search.jobs import Job, OpenEndedJob, ReasoningJob, TranslationJob
 
 MGSM_REPOSITORY = "juletxara/mgsm"
+_ARRAY = "an array becomes JSON Lines with jq -c '.[]'"
 MGSM_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 
 
@@ -30,9 +31,9 @@ MGSM_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "z
 class Problem:
     """One problem. Only `job` may reach a search; `expected` is for grading afterwards."""
 
-    key: str  # the same for the same question, in whatever file it stands
-    job: Job  # without `expected`
-    expected: tuple[str, ...]  # accepted answers; empty if there is none to grade by
+    key: str  #: a hash of the question, the same in any file
+    job: Job  #: without `expected`
+    expected: tuple[str, ...]  #: accepted answers; empty if there is none to grade by
 
 
 def load(source: str, *, language: str | None = None, limit: int | None = None) -> list[Problem]:
@@ -40,9 +41,8 @@ def load(source: str, *, language: str | None = None, limit: int | None = None) 
 
     `language` picks the file of a folder. Raises InvalidDataSet.
     """
-    rows = _rows(source, language)
     problems: dict[str, Problem] = {}
-    for place, row in rows:
+    for place, row in _rows(source, language):
         problem = from_row(row, place)
         problems.setdefault(problem.key, problem)
     if not problems:
@@ -103,12 +103,11 @@ def _rows(source: str, language: str | None) -> Rows:
 
 def _file_of(folder: Path, language: str) -> Path:
     """The file of one language in a folder, by the names that copies of MGSM use."""
-    names = [f"mgsm_{language}", f"{language}", f"{language}/test", f"test_{language}"]
-    for name in names:
+    for name in (f"mgsm_{language}", f"{language}", f"{language}/test", f"test_{language}"):
         for suffix in (".tsv", ".jsonl"):
             if (path := folder / f"{name}{suffix}").is_file():
                 return path
-    raise InvalidDataSet(f"{folder}: no {names[0]}.tsv, {names[0]}.jsonl or {language}.jsonl in it")
+    raise InvalidDataSet(f"{folder}: has no mgsm_{language}.tsv, .jsonl or {language}.jsonl")
 
 
 def _from_hub(language: str) -> Path:
@@ -134,7 +133,7 @@ _OTHER_FORMATS = {
     b"\xfe\xff": "UTF-16",
     b"(\xb5/\xfd": "packed with zstd",
 }
-"""How files begin that are neither TSV nor JSON Lines in UTF-8."""
+"""First bytes of files that are neither TSV nor JSON Lines in UTF-8."""
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -143,10 +142,10 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         data = path.read_bytes()
     except OSError as error:
         raise InvalidDataSet(f"{path}: {error.strerror or error}") from None
-    for begins, said in _OTHER_FORMATS.items():
-        if data.startswith(begins):
+    for magic, name in _OTHER_FORMATS.items():
+        if data.startswith(magic):
             raise InvalidDataSet(
-                f"{path}, line 1: this is {said}; a set is a TSV or a JSON Lines file in UTF-8"
+                f"{path}, line 1: this is {name}; a set is a TSV or a JSON Lines file in UTF-8"
             )
     for i, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         place = f"{path}, line {i}"
@@ -158,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 "as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
             ) from None
         if "\0" in text:
-            raise InvalidDataSet(f"{place}: holds a NUL; save the file as UTF-8 text")
+            raise InvalidDataSet(f"{place}: contains a NUL; save the file as UTF-8 text")
         if text.strip():
             yield place, text
 
@@ -179,13 +178,9 @@ def _json_lines(path: Path) -> Rows:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            hint = ""
-            if line.lstrip().startswith("["):
-                hint = "; an array becomes JSON Lines with jq -c '.[]'"
-            said = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-            raise InvalidDataSet(f"{place}: not valid JSON: {said}{hint}") from None
+            hint = f"; {_ARRAY}" if line.lstrip().startswith("[") else ""
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise InvalidDataSet(f"{place}: not valid JSON: {reason}{hint}") from None
         if not isinstance(row, dict):
-            raise InvalidDataSet(
-                f"{place}: must be a JSON object; an array becomes JSON Lines with jq -c '.[]'"
-            )
+            raise InvalidDataSet(f"{place}: must be a JSON object; {_ARRAY}")
         yield place, row

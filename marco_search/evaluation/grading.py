@@ -11,7 +11,7 @@ from marco_search.kinds import kind_of
 
 
 class Grader:
-    """Says whether an answer is right; each distinct answer of a problem is read once."""
+    """Whether answers are right; each distinct answer of a problem is compared once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self._problems = {p.key: p for p in problems}
@@ -38,7 +38,7 @@ class Grader:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One rollout's voice in the choice of the answer."""
+    """One rollout's vote for an answer."""
 
     answer: str
     weight: float

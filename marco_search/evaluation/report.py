@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from marco_search.errors import RuntimeUnavailable
-from marco_search.evaluation.curves import Point, coverage, point
+from marco_search.evaluation.curves import coverage, point
 from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.statistics import (
     Bin,
@@ -35,21 +35,21 @@ class Row:
 
     strategy: str
     n: int
-    accuracy: float  # Test@1
-    low: float  # 95 % Wilson interval
+    accuracy: float  #: Test@1
+    low: float  #: 95 % Wilson interval
     high: float
     rollouts: float
-    failed: float  # share of the rollouts that the runtime gave no text for
-    tokens_per_problem: float  # generated
-    prefilled_per_problem: float  # prompt tokens that had to be computed
-    cached_per_problem: float  # prompt tokens from the prefix cache
-    seconds_per_problem: float  # from first round to last, other searches running beside it
-    test_at: dict[str, float]  # "8", "32": where there are as many rollouts
-    separate_guesses: bool  # whether those are separate guesses
-    auroc: float | None  # confidence of the chosen answer against its correctness
-    auroc_rollouts: float | None  # the same of single rollouts
-    calibration_error: float | None  # of single rollouts
-    right: tuple[bool, ...]  # of each problem, in order
+    failed: float  #: share of the rollouts that the runtime gave no text for
+    tokens_per_problem: float  #: generated
+    prefilled_per_problem: float  #: prompt tokens that had to be computed
+    cached_per_problem: float  #: prompt tokens from the prefix cache
+    seconds_per_problem: float  #: from first round to last, other searches running beside it
+    test_at: dict[str, float]  #: "8", "32": where there are as many rollouts
+    separate_guesses: bool  #: whether those are separate guesses
+    auroc: float | None  #: confidence of the chosen answer against its correctness
+    auroc_rollouts: float | None  #: the same of single rollouts
+    calibration_error: float | None  #: of single rollouts
+    right: tuple[bool, ...]  #: of each problem, in order
 
     def to_json(self) -> dict[str, Any]:
         """All but the single outcomes, rounded to what the reader needs."""
@@ -71,24 +71,21 @@ def row(
 
     `choice` and `sharpness` replace the run's own vote. Test@N looks at all rollouts.
     """
-    traces = [
-        replace(
-            t,
-            choice=choice or t.choice,
-            sharpness=t.sharpness if sharpness is None else sharpness,
-        )
-        for t in traces
-    ]
+    replaced = {"choice": choice, "sharpness": sharpness}
+    given: dict[str, Any] = {k: v for k, v in replaced.items() if v is not None}
+    traces = [replace(t, **given) for t in traces]
     whole = rollouts or max((len(t.rollouts) for t in traces), default=1)
-    at: Point = point(traces, grader, whole)
+    at = point(traces, grader, whole)
     used = [t.rollouts[:whole] for t in traces]
     n, right = len(traces), sum(at.right)
     separate = all(r.start == ROOT for t in traces for r in t.rollouts)
-    scores, labels = rollout_scores(traces, grader)
-    bins = calibration(scores, labels)
+    scores, labels = _rollout_scores(traces, grader)
     low, high = wilson(right, n)
     prompt = sum(r.prompt for rs in used for r in rs)
     cached = sum(r.cached for rs in used for r in rs)
+    seconds = [
+        t.seconds * len(rs) / max(1, len(t.rollouts)) for t, rs in zip(traces, used, strict=True)
+    ]
     return Row(
         strategy=strategy,
         n=n,
@@ -96,33 +93,28 @@ def row(
         low=low,
         high=high,
         rollouts=sum(map(len, used)) / n,
-        failed=failed_share(traces),
+        failed=_failed_share(traces),
         tokens_per_problem=at.tokens_per_problem,
         prefilled_per_problem=(prompt - cached) / n,
         cached_per_problem=cached / n,
-        seconds_per_problem=sum(
-            t.seconds * len(rs) / max(1, len(t.rollouts))
-            for t, rs in zip(traces, used, strict=True)
-        )
-        / n,
+        seconds_per_problem=sum(seconds) / n,
         test_at=_test_at(traces, grader, separate),
         separate_guesses=separate,
         auroc=auroc([_confidence(t, whole) for t in traces], at.right),
         auroc_rollouts=auroc(scores, labels),
-        calibration_error=calibration_error(bins),
+        calibration_error=calibration_error(calibration(scores, labels)),
         right=at.right,
     )
 
 
-def failed_share(traces: Sequence[Trace]) -> float:
-    """Failed rollouts per rollout; 0.0 without any."""
+def _failed_share(traces: Sequence[Trace]) -> float:
     rollouts = sum(len(t.rollouts) for t in traces)
     return sum(t.failed for t in traces) / rollouts if rollouts else 0.0
 
 
 def require_few_failed(traces: Sequence[Trace], most: float) -> None:
     """Raise RuntimeUnavailable if more than `most` (a share) of the rollouts failed."""
-    share = failed_share(traces)
+    share = _failed_share(traces)
     if share > most:
         failed = sum(t.failed for t in traces)
         raise RuntimeUnavailable(
@@ -136,19 +128,14 @@ def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[st
     # A tree that stopped early has no further rollouts; samples there must be enough of.
     lengths = [len(t.rollouts) for t in traces]
     longest = min(lengths) if separate else max(lengths)
+    solved = [sum(grader.right(t.key, r.answer, t.answers) for r in t.rollouts) for t in traces]
     found = {}
     for k in TEST_AT:
         if k > longest:
             continue
+        chances: Sequence[float] = coverage(traces, grader, k)
         if separate:
-            solved = [
-                sum(grader.right(t.key, r.answer, t.answers) for r in t.rollouts) for t in traces
-            ]
-            chances = [
-                pass_at_k(len(t.rollouts), c, k) for t, c in zip(traces, solved, strict=True)
-            ]
-        else:
-            chances = [float(hit) for hit in coverage(traces, grader, k)]
+            chances = [pass_at_k(n, c, k) for n, c in zip(lengths, solved, strict=True)]
         found[str(k)] = sum(chances) / len(chances)
     return found
 
@@ -160,25 +147,20 @@ def _confidence(trace: Trace, rollouts: int) -> float:
     if trace.choice == "best" or len(used) == 1:
         return max((r.path_confidence for r in used if r.answer == answer), default=0.0)
     weights = [1.0 if trace.choice == "vote" else r.path_confidence**trace.sharpness for r in used]
-    total = sum(weights)
     mine = sum(w for w, r in zip(weights, used, strict=True) if r.answer == answer)
-    return mine / total if total else 0.0
+    return mine / sum(weights) if any(weights) else 0.0
 
 
-def rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float], list[bool]]:
+def _rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float], list[bool]]:
     """Path confidence and correctness of every rollout that has an answer."""
-    scores, labels = [], []
-    for trace in traces:
-        for r in trace.rollouts:
-            if r.answer is not None:
-                scores.append(r.path_confidence)
-                labels.append(grader.right(trace.key, r.answer, trace.answers))
-    return scores, labels
+    answered = [(t, r) for t in traces for r in t.rollouts if r.answer is not None]
+    labels = [grader.right(t.key, r.answer, t.answers) for t, r in answered]
+    return [r.path_confidence for _, r in answered], labels
 
 
 def bins_of(traces: Sequence[Trace], grader: Grader) -> list[Bin]:
     """Calibration of single rollouts."""
-    return calibration(*rollout_scores(traces, grader))
+    return calibration(*_rollout_scores(traces, grader))
 
 
 def _rounded(value: Any) -> Any:
@@ -205,31 +187,32 @@ def percent(value: float | None) -> str:
 
 def markdown_rows(rows: Sequence[Row]) -> str:
     """The main table: Test@N and cost of each strategy."""
-    known = [k for k in TEST_AT if any(str(k) in r.test_at for r in rows)]
+    known = [str(k) for k in TEST_AT if any(str(k) in r.test_at for r in rows)]
     head = ("Strategy", "Test@1 %", "95 %", *(f"Test@{k} %" for k in known),
             "rollouts", "tokens", "prefilled", "cached", "seconds", "AUROC")  # fmt: skip
-    return table(
-        head,
-        [
-            (
-                r.strategy,
-                percent(r.accuracy),
-                f"{percent(r.low)} to {percent(r.high)}",
-                *(percent(r.test_at.get(str(k))) for k in known),
-                f"{r.rollouts:.1f}",
-                f"{r.tokens_per_problem:.0f}",
-                f"{r.prefilled_per_problem:.0f}",
-                f"{r.cached_per_problem:.0f}",
-                f"{r.seconds_per_problem:.2f}",
-                "" if r.auroc is None else f"{r.auroc:.2f}",
-            )
-            for r in rows
-        ],
-    )
+    lines = [
+        (
+            r.strategy,
+            percent(r.accuracy),
+            f"{percent(r.low)} to {percent(r.high)}",
+            *(percent(r.test_at.get(k)) for k in known),
+            f"{r.rollouts:.1f}",
+            f"{r.tokens_per_problem:.0f}",
+            f"{r.prefilled_per_problem:.0f}",
+            f"{r.cached_per_problem:.0f}",
+            f"{r.seconds_per_problem:.2f}",
+            "" if r.auroc is None else f"{r.auroc:.2f}",
+        )
+        for r in rows
+    ]
+    return table(head, lines)
+
+
+PAIRED_HEAD = ("Comparison", "points", "95 %", "only first / second", "McNemar p", "clear of 0")
 
 
 def markdown_paired(name: str, found: Paired) -> tuple[str, ...]:
-    """One line of a table of comparisons; see PAIRED_HEAD."""
+    """One line of a table of comparisons, under PAIRED_HEAD."""
     return (
         name,
         f"{100 * found.difference:+.1f}",
@@ -238,6 +221,3 @@ def markdown_paired(name: str, found: Paired) -> tuple[str, ...]:
         f"{found.p:.3g}",
         "yes" if found.clear else "no",
     )
-
-
-PAIRED_HEAD = ("Comparison", "points", "95 %", "only first / second", "McNemar p", "clear of 0")

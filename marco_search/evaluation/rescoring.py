@@ -1,13 +1,16 @@
 """Scores stored trees under another reward and another vote, without generating a token.
 
-What is answered is what the same rollouts would have answered; which rollouts were made is
-left as it was.
+The answer is the one that the same rollouts would have given; which rollouts were made stays
+as it was.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from marco_search.errors import InvalidDataSet
@@ -15,7 +18,6 @@ from marco_search.evaluation.grading import Grader, Vote, choose
 from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.statistics import auroc, wilson
 from marco_search.evaluation.traces import Trace
-from marco_search.evaluation.tree_vote import leaf_shares
 
 VOTES = ("vote", "weighted", "best", "borda", "tree")
 SHARPNESS = (1.0, 8.0, 32.0, 128.0)
@@ -30,9 +32,9 @@ class Rescored:
     vote: str
     sharpness: float
     n: int
-    right: tuple[bool, ...]  # of each trace, in order
-    auroc: float | None  # of the reward against correctness, over all rollouts
-    auroc_within: float | None  # mean over the problems with right and wrong rollouts
+    right: tuple[bool, ...]  #: of each trace, in order
+    auroc: float | None  #: of the reward against correctness, over all rollouts
+    auroc_within: float | None  #: mean over the problems with right and wrong rollouts
 
     @property
     def accuracy(self) -> float:
@@ -142,3 +144,23 @@ def _tree_weights(trace: Trace, scores: list[float], sharpness: float) -> list[f
         shares[leaf] / leaves.count(leaf) * score**sharpness
         for leaf, score in zip(leaves, scores, strict=True)
     ]
+
+
+def leaf_shares(trace: Trace) -> dict[int, float]:
+    """What share of independent samples would end at each leaf that has an answer.
+
+    A search that returns to a branch again and again multiplies that branch's votes. Here the
+    chance of a leaf is the product, down its path, of the share of the draws at each node that
+    took the path's next step. For independent samples that is one vote each.
+    """
+    draws: Counter[int] = Counter()
+    taken: Counter[tuple[int, int]] = Counter()
+    for rollout in trace.rollouts:
+        own = (rollout.start, *rollout.own_path)
+        draws.update(own[:-1])
+        taken.update(pairwise(own))
+    return {
+        rollout.path[-1]: math.prod(taken[step] / draws[step[0]] for step in pairwise(rollout.path))
+        for rollout in trace.rollouts
+        if rollout.answer is not None
+    }

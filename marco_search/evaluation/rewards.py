@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from marco_search.evaluation.traces import TokenScores, Trace, TracedRollout, own_path
+from marco_search.evaluation.traces import TokenScores, Trace, TracedRollout
 
 TAIL = 32  # tokens
 WINDOW = 16  # tokens; DeepConf's 1024 to 2048 is longer than whole answers of a small model
@@ -58,7 +58,7 @@ def path(trace: Trace, rollout: TracedRollout) -> float:
 
 def rollout(trace: Trace, rollout: TracedRollout) -> float:
     """Mean c_i over the rollout's own tokens."""
-    return _mean(_c(trace, own_path(rollout))) if trace.scores else rollout.confidence
+    return _mean(_c(trace, rollout.own_path)) if trace.scores else rollout.confidence
 
 
 def minimum(trace: Trace, rollout: TracedRollout) -> float:

@@ -1,8 +1,8 @@
-"""Runs a strategy over problems in this process, many searches at once over one runtime.
+"""Runs a strategy over problems, in this process or through the queue.
 
-Each search waits for its own round while others fill the engine's batches, so one thread a
-search is enough. Results are appended to a JSON Lines file as they come; a run that is
-started again does only what is missing.
+Results are appended to a JSON Lines file as they come; a run that is started again does only
+what is missing. Labels stay here: a search gets a job without one, and grading is done on what
+it gives back.
 """
 
 from __future__ import annotations
@@ -10,52 +10,55 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol
+from uuid import UUID
 
+from marco_search import settings
 from marco_search.driver import MemoryJournal, Plan, plan, run_search
-from marco_search.errors import InvalidDataSet
+from marco_search.errors import InvalidDataSet, MarcoError, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import wilson
-from marco_search.evaluation.traces import Trace, traced
-from marco_search.jobs import Job, SearchOptions
+from marco_search.evaluation.traces import Trace, read, traced, write
+from marco_search.jobs import Job, JobResult, SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.config import Action, SearchConfig
+from marco_search.search.strategies import configure
+from marco_search.search.tree import Tree
+from marco_search.store.db import Database
+from marco_search.store.trail import trail
 
 THREADS = 16
-"""Searches at once."""
+"""Searches at once in this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How each problem is searched. `changes` replace fields of SearchConfig.to_json()."""
+    """How each problem is searched."""
 
     options: SearchOptions = field(default_factory=SearchOptions)
-    changes: dict[str, Any] = field(default_factory=dict)
-    keep_tokens: bool = False  # keep each token's scores, for rescoring
+    changes: dict[str, Any] = field(default_factory=dict)  #: to SearchConfig.to_json()
+    keep_tokens: bool = False  #: keep each token's scores, for rescoring
 
     def job(self, problem: Problem) -> Job:
         """The problem's job under these options and a seed of its own. It has no label."""
-        seed = problem_seed(self.options.seed, problem.key)
+        digest = hashlib.sha256(f"{self.options.seed}:{problem.key}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
         options = self.options.model_copy(update={"seed": seed})
         return problem.job.model_copy(update={"options": options})
 
     def plan(self, problem: Problem, runtime: Runtime) -> Plan:
-        """What the problem's search is fixed to."""
-        fixed = plan(self.job(problem), runtime)
-        config = SearchConfig.from_json(fixed.config.to_json() | self.changes)
-        return replace(fixed, config=config)
-
-
-def problem_seed(seed: int, key: str) -> int:
-    """The seed of one problem's search, in [0, 2**31): a hash of the run's seed and its key."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
+        """The plan of the problem's search."""
+        made = plan(self.job(problem), runtime)
+        config = SearchConfig.from_json(made.config.to_json() | self.changes)
+        return replace(made, config=config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +67,13 @@ class Progress:
 
     done: int
     total: int
-    graded: int  # of the done ones, those with a label
+    graded: int  #: of the done ones, those with a label
     right: int
-    tokens: int  # generated
-    seconds: float  # of this call
-    resumed: int  # found in the file when the call began
+    tokens: int  #: generated
+    seconds: float  #: of this call
+    resumed: int  #: found in the file when the call began
     rollouts: int = 0
-    failed: int = 0  # rollouts that the runtime gave no text for
+    failed: int = 0  #: rollouts that the runtime gave no text for
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -80,44 +83,68 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         """Estimate from this call's pace; None before the first result."""
-        fresh = self.done - self.resumed
-        return self.seconds / fresh * (self.total - self.done) if fresh else None
+        new = self.done - self.resumed
+        return self.seconds / new * (self.total - self.done) if new else None
 
 
 OnProgress = Callable[[Progress], None]
+Searches = Generator[Trace, None, None]
 
 
-def run_hash(recipe: Recipe, fixed: Plan, job: Job) -> str:
-    """A name for all that decides how a problem is searched, the problem itself left out.
+def _run(
+    problems: Sequence[Problem],
+    names: Mapping[str, str],
+    file: Path,
+    on_progress: OnProgress | None,
+    search: Callable[[list[Problem]], Searches],
+) -> list[Trace]:
+    """All traces in problem order; `search` makes those that `file` has none of.
 
-    That is the configuration, the model and the prompt around the question. Settings at their
-    defaults do not count: a new one leaves traces that know nothing of it valid.
+    `names` has each problem's run. A trace with failed rollouts is made again: what failed may
+    succeed now.
     """
-    usual = SearchConfig(strategy="", action=Action.WHOLE).to_json()
-    config = fixed.config.to_json() | {"seed": recipe.options.seed}
-    told = {
-        "config": {k: v for k, v in config.items() if v != usual[k]},
-        "model": fixed.model,
-        "revision": fixed.revision,
-        "prompt": around(job, fixed.prompt),
-        "seeds": "of each problem",
-    }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept = {(t.key, t.run): t for t in read(file)} if file.exists() else {}
+    found = {key: kept.get((key, name)) for key, name in names.items()}
+    traces = {key: trace for key, trace in found.items() if trace and not trace.failed}
+    grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
+
+    def report() -> None:
+        if on_progress:
+            graded = [p for p in problems if p.expected and p.key in traces]
+            progress = Progress(
+                done=len(traces),
+                total=len(problems),
+                graded=len(graded),
+                right=sum(grader.solved(traces[p.key]) for p in graded),
+                tokens=sum(t.tokens for t in traces.values()),
+                seconds=time.monotonic() - began,
+                resumed=resumed,
+                rollouts=sum(len(t.rollouts) for t in traces.values()),
+                failed=sum(t.failed for t in traces.values()),
+            )
+            on_progress(progress)
+
+    report()
+    todo = [p for p in problems if p.key not in traces]
+    with file.open("a", encoding="utf-8") as out, closing(search(todo)) as made:
+        for trace in made:
+            write(out, trace)
+            traces[trace.key] = trace
+            report()
+    return [traces[p.key] for p in problems]
 
 
-def around(job: Job, prompt: str) -> str:
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _around(job: Job, prompt: str) -> str:
     """A prompt without the question in it."""
     return prompt.replace(kind_of(job).user_turn(job), "{question}")
 
 
-def going_on(file: Path, names: Mapping[str, str]) -> dict[str, Trace]:
-    """The traces in `file` that need not be made again; `names` has each problem's run.
-
-    One with failed rollouts is: what failed may succeed now.
-    """
-    kept = {(t.key, t.run): t for t in read(file)} if file.exists() else {}
-    found = {key: kept[key, name] for key, name in names.items() if (key, name) in kept}
-    return {key: trace for key, trace in found.items() if not trace.failed}
+# -- In this process --------------------------------------------------------------------
 
 
 def run(
@@ -131,26 +158,20 @@ def run(
 ) -> list[Trace]:
     """Search every problem that `file` has no trace of yet; all traces, in problem order.
 
-    Labels stay here: a search gets a job without one, and grading is done on what it gives
-    back. Raises what a search raises, after the searches under way have been kept. Ctrl-C ends
-    those at once; the ones that had ended are kept.
+    Each search waits for its own round while others fill the engine's batches, so one thread a
+    search is enough. Raises what a search raises, after the searches under way have been kept.
+    Ctrl-C ends those at once; the ones that had ended are kept.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     plans = {p.key: recipe.plan(p, runtime) for p in problems}
-    names = {p.key: run_hash(recipe, plans[p.key], p.job) for p in problems}
-    traces = going_on(file, names)
-    todo = [p for p in problems if p.key not in traces]
+    names = {p.key: _run_name(recipe, plans[p.key], p.job) for p in problems}
     journal = _Journal()
-    grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
 
     def search(problem: Problem) -> Trace:
         finished = run_search(recipe.job(problem), plans[problem.key], runtime, journal)
-        tree = finished.search.tree
         return traced(
             problem.key,
             problem.job,
-            tree.nodes,
-            tree.rollouts,
+            finished.search.tree,
             run=names[problem.key],
             config=finished.plan.config,
             stop_reason=str(finished.search.stop_reason),
@@ -159,41 +180,60 @@ def run(
             model=f"{finished.plan.model} {finished.plan.revision}",
         )
 
-    def report() -> None:
-        if on_progress:
-            seconds = time.monotonic() - began
-            on_progress(progress_of(problems, traces, grader, resumed=resumed, seconds=seconds))
-
-    report()
-    with file.open("a", encoding="utf-8") as out, ThreadPoolExecutor(threads) as pool:
-        pending: set[Future[Trace]] = {pool.submit(search, p) for p in todo}
-        failure: BaseException | None = None
-        while pending:
+    def searches(todo: list[Problem]) -> Searches:
+        with ThreadPoolExecutor(threads) as pool:
+            pending = {pool.submit(search, p) for p in todo}
             try:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt:
-                _end(pending, journal, runtime)
+                yield from _completed(pending)
+            except (KeyboardInterrupt, GeneratorExit):
+                journal.interrupted = True
+                while pending:
+                    runtime.abort()  # again: one may have begun a round in between
+                    pending = {f for f in wait(pending, timeout=0.1).not_done if not f.cancel()}
                 raise
-            for future in done:
-                if future.cancelled():
-                    continue
-                if error := future.exception():
-                    failure = failure or error
-                    for other in pending:
-                        other.cancel()  # those under way go on and are kept
-                    continue
-                trace = future.result()
-                write(out, trace)
-                traces[trace.key] = trace
-            out.flush()
-            report()
+
+    return _run(problems, names, file, on_progress, searches)
+
+
+def _completed(pending: set[Future[Trace]]) -> Iterator[Trace]:
+    """The traces as they come. The first failure is raised when those under way have ended."""
+    failure: BaseException | None = None
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            if future.cancelled():
+                continue
+            if error := future.exception():
+                failure = failure or error
+                for other in pending:
+                    other.cancel()
+            else:
+                yield future.result()
     if failure:
         raise failure
-    return [traces[p.key] for p in problems]
+
+
+def _run_name(recipe: Recipe, made: Plan, job: Job) -> str:
+    """A hash of all that decides how a problem is searched, the problem itself left out.
+
+    That is the configuration, the model and the prompt around the question. Settings at their
+    defaults do not count: traces from before a setting was added stay valid.
+    """
+    usual = SearchConfig(strategy="", action=Action.WHOLE).to_json()
+    config = made.config.to_json() | {"seed": recipe.options.seed}
+    return _digest(
+        {
+            "config": {k: v for k, v in config.items() if v != usual[k]},
+            "model": made.model,
+            "revision": made.revision,
+            "prompt": _around(job, made.prompt),
+            "seeds": "of each problem",
+        }
+    )
 
 
 class _Journal(MemoryJournal):
-    """That of all searches of a run: one look of each before a round."""
+    """That of all searches of a run."""
 
     interrupted = False
 
@@ -203,60 +243,99 @@ class _Journal(MemoryJournal):
             raise CancelledError
 
 
-def _end(pending: set[Future[Trace]], journal: _Journal, runtime: Runtime) -> None:
-    """End searches without waiting for their rounds."""
-    journal.interrupted = True
-    for future in pending:
-        future.cancel()
-    while pending:
-        runtime.abort()  # again: one may have begun a round in between
-        _, pending = wait(pending, timeout=0.1)
+# -- Through the queue ------------------------------------------------------------------
 
 
-def read(file: Path) -> list[Trace]:
-    """The traces of a file. A last line that was cut off by an interruption is left out.
+class Queue(Protocol):
+    """What of a Producer is needed."""
 
-    Raises InvalidDataSet for any other line that is not a trace.
-    """
-    text = file.read_text(encoding="utf-8")
-    lines = text.removesuffix("\n").split("\n") if text else []  # an answer may hold U+2028
-    whole = lines if text.endswith("\n") or not lines else lines[:-1]
-    if len(whole) < len(lines):
-        # What is appended next must begin on a line of its own.
-        file.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-    traces = []
-    for i, line in enumerate(whole, start=1):
-        try:
-            traces.append(Trace.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidDataSet(f"{file}, line {i}: not a trace of an evaluation") from None
-    return traces
+    database: Database
+
+    def submit_many(self, jobs: Sequence[Job]) -> Sequence[Any]: ...
+    def results(self, jobs: Sequence[Any]) -> Iterator[JobResult]: ...
 
 
-def write(out: TextIO, trace: Trace) -> None:
-    """Append one trace as a line."""
-    out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
-    out.flush()
-
-
-def progress_of(
+def run_queued(
     problems: Sequence[Problem],
-    traces: Mapping[str, Trace],
-    grader: Grader,
+    recipe: Recipe,
+    file: Path,
+    producer: Queue,
     *,
-    resumed: int,
-    seconds: float,
-) -> Progress:
-    """Where a run stands that has these traces, by problem key, after so many seconds."""
-    graded = [p for p in problems if p.expected and p.key in traces]
-    return Progress(
-        done=len(traces),
-        total=len(problems),
-        graded=len(graded),
-        right=sum(grader.solved(traces[p.key]) for p in graded),
-        tokens=sum(t.tokens for t in traces.values()),
-        seconds=seconds,
-        resumed=resumed,
-        rollouts=sum(len(t.rollouts) for t in traces.values()),
-        failed=sum(t.failed for t in traces.values()),
+    on_progress: OnProgress | None = None,
+) -> list[Trace]:
+    """As `run`, with one job a problem, its tree read back from Postgres.
+
+    Some worker must be running. Jobs carry no label; their idempotency keys make a second run
+    pick up the jobs of the first. Raises RuntimeUnavailable after all have ended if any failed,
+    InvalidDataSet if the workers have another model than earlier traces of the run.
+    """
+    names = {p.key: _queued_name(recipe, p) for p in problems}
+    tried = Counter((t.key, t.run) for t in read(file)) if file.exists() else Counter()
+
+    def job(problem: Problem) -> Job:
+        name = names[problem.key]
+        # Another key for each time it was searched: the times before had failed rollouts.
+        again = tried[problem.key, name]
+        key = f"eval-{name}-{problem.key}" + (f"-{again + 1}" if again else "")
+        return recipe.job(problem).model_copy(update={"idempotency_key": key})
+
+    def searches(todo: list[Problem]) -> Searches:
+        handles = producer.submit_many([job(p) for p in todo])
+        by_id = {str(h.id): p for h, p in zip(handles, todo, strict=True)}
+        failed: list[JobResult] = []
+        for result in producer.results(handles):
+            if result.state == "succeeded":
+                problem = by_id[str(result.job_id)]
+                yield _stored(problem, result, recipe, names[problem.key], producer.database)
+            else:
+                failed.append(result)
+        if failed:
+            raise RuntimeUnavailable(
+                f"{len(failed)} of {len(problems)} jobs did not succeed; the first, "
+                f"{failed[0].job_id}, is {failed[0].state}: {failed[0].error}"
+            )
+
+    found = _run(problems, names, file, on_progress, searches)
+    models = {t.model for t in found if t.model}
+    if len(models) > 1:
+        raise InvalidDataSet(
+            f"{file} has traces of several models ({', '.join(sorted(models))}): the workers have "
+            "another model now than when it was begun. Name another file with --out"
+        )
+    return found
+
+
+def _queued_name(recipe: Recipe, problem: Problem) -> str:
+    """As `_run_name`, as far as the one who submits can know."""
+    if recipe.changes:
+        raise MarcoError("only what SearchOptions has can go through the queue; use --local")
+    loaded, job = settings.load(), recipe.job(problem)
+    kind = kind_of(job)
+    prompt = "\n".join(f"{m.role}: {m.content}" for m in kind.messages(job))
+    return _digest(
+        [
+            recipe.options.model_dump(mode="json"),
+            loaded.runtime,
+            str(loaded.model),
+            _around(job, prompt + kind.assistant_prefix),
+            "seeds of each problem",
+        ]
+    )
+
+
+def _stored(
+    problem: Problem, result: JobResult, recipe: Recipe, name: str, database: Database
+) -> Trace:
+    with database.transaction() as conn:
+        tree = Tree.restore(*trail.load(conn, UUID(result.job_id)))
+    return traced(
+        problem.key,
+        problem.job,
+        tree,
+        run=name,
+        config=configure(recipe.options.strategy),
+        stop_reason=str(result.stop_reason),
+        seconds=result.seconds,
+        keep_tokens=recipe.keep_tokens,
+        model=f"{result.model} {result.revision}",
     )

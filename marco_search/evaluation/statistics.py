@@ -1,6 +1,6 @@
-"""The statistics of the reports: intervals, paired comparisons, ranking quality, Test@N.
+"""The statistics of the reports: intervals, paired comparisons, ranking quality, Test@N, chrF.
 
-Small and exact where that is cheap; the bootstrap draws from a seed.
+`marco eval` works without the extra "eval", so none of these needs SciPy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from marco_search.errors import InvalidSettings
+from marco_search.kinds.answers.fold import text_key
+from marco_search.kinds.open_ended import similarity, trigrams
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
@@ -32,11 +36,11 @@ class Paired:
 
     n: int
     difference: float
-    low: float  # 95 % percentile interval of the paired bootstrap
+    low: float  #: 95 % percentile interval of the paired bootstrap
     high: float
-    only_first: int  # problems that only the first solves
+    only_first: int  #: problems that only the first solves
     only_second: int
-    p: float  # exact two-sided McNemar test
+    p: float  #: exact two-sided McNemar test
 
     @property
     def clear(self) -> bool:
@@ -96,7 +100,7 @@ class Bin:
     """The answers whose confidence falls into one bin."""
 
     n: int
-    confidence: float  # mean
+    confidence: float  #: mean
     accuracy: float
 
 
@@ -133,3 +137,51 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if k > n:
         raise ValueError(f"Test@{k} needs at least {k} guesses, there are {n}")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextScores:
+    """Scores of one output a problem."""
+
+    n: int
+    chrf: float  #: corpus chrF, 0 to 100 (sacreBLEU's default: chrF2)
+    exact: float  #: share equal to an accepted text, case and punctuation aside
+    right: tuple[bool, ...]
+    signature: str  #: sacreBLEU's, so that the score can be compared
+
+
+def score_texts(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> TextScores:
+    """Corpus scores of `outputs` against the accepted texts of each.
+
+    Raises InvalidSettings where sacrebleu (the "eval" extra) is missing.
+    """
+    try:
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError:
+        raise InvalidSettings("chrF needs sacrebleu: run `make install`") from None
+    longest = max(map(len, accepted), default=0)
+    # sacreBLEU wants as many references for each; a repeated one changes nothing.
+    streams = [[refs[min(i, len(refs) - 1)] for refs in accepted] for i in range(longest)]
+    metric = CHRF()
+    score = metric.corpus_score(list(outputs), streams)
+    right = tuple(
+        text_key(out) in {text_key(r) for r in refs}
+        for out, refs in zip(outputs, accepted, strict=True)
+    )
+    return TextScores(
+        n=len(outputs),
+        chrf=score.score,
+        exact=sum(right) / len(right) if right else 0.0,
+        right=right,
+        signature=str(metric.get_signature()),
+    )
+
+
+def diversity(outputs: Sequence[str]) -> float:
+    """Mean distance of the outputs, pair by pair: 1 - Jaccard index of their trigrams.
+
+    0.0 for fewer than two. The index counts as 0 where sizes alone rule near-duplicates out.
+    """
+    grams = [trigrams(text_key(o)) for o in outputs]
+    pairs = [(a, b) for i, a in enumerate(grams) for b in grams[i + 1 :]]
+    return sum(1 - similarity(a, b) for a, b in pairs) / len(pairs) if pairs else 0.0

@@ -7,15 +7,20 @@ and votes (`rescoring`) and what the search would have answered at a smaller bud
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
+from pydantic import TypeAdapter
+
+from marco_search.errors import InvalidDataSet
 from marco_search.jobs import Job
 from marco_search.kinds import kind_of
 from marco_search.search.branches import Finish, without_room
 from marco_search.search.config import SearchConfig
 from marco_search.search.records import ROOT, Node, Rollout
+from marco_search.search.tree import Tree
 
 DIGITS = 5
 """Decimals of the scores in a trace."""
@@ -25,42 +30,48 @@ DIGITS = 5
 class TokenScores:
     """Scores of a node's tokens, in order."""
 
-    c: tuple[float, ...]  # Marco-o1's confidence c_i, in [0, 1]
-    logprob: tuple[float, ...]  # of the chosen token
-    mean_top: tuple[float, ...]  # mean log-prob of the TOP_K best candidates
+    c: tuple[float, ...]  #: Marco-o1's confidence c_i, in [0, 1]
+    logprob: tuple[float, ...]  #: of the chosen token
+    mean_top: tuple[float, ...]  #: mean log-prob of the TOP_K best candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedRollout:
-    """One rollout, as far as it matters here."""
+    """What a trace keeps of a rollout."""
 
-    answer: str | None  # key into Trace.answers
+    answer: str | None  #: key into Trace.answers
     round: int
-    start: int  # index of the node it was forked from
-    path: tuple[int, ...]  # indices of its nodes, root first
-    generated: int  # tokens
-    prompt: int  # tokens of the forked prefix
-    cached: int  # of those, from the prefix cache
-    confidence: float  # mean c_i over the rollout's own tokens
-    path_confidence: float  # mean c_i over its path
-    failed: bool = False  # the runtime gave no text: no answer is nobody's answer
+    start: int  #: index of the node it was forked from
+    path: tuple[int, ...]  #: indices of its nodes, root first
+    generated: int  #: tokens
+    prompt: int  #: tokens of the forked prefix
+    cached: int  #: of those, from the prefix cache
+    confidence: float  #: mean c_i over the rollout's own tokens
+    path_confidence: float  #: mean c_i over its path
+    failed: bool = False  #: the runtime gave no text
+
+    @property
+    def own_path(self) -> tuple[int, ...]:
+        """The nodes below the one that the rollout was forked from."""
+        at = 0 if self.start == ROOT else self.path.index(self.start)
+        return self.path[at + 1 :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """One search over one problem."""
 
-    key: str  # of the problem
-    run: str  # hash of everything that decided how the search ran
-    choice: str  # how the answer is chosen: "vote", "weighted" or "best"
-    sharpness: float  # power of a weighted vote's weights
+    key: str  #: of the problem
+    run: str  #: hash of everything that decided how the search ran
+    choice: str  #: how the answer is chosen: "vote", "weighted" or "best"
+    sharpness: float  #: power of a weighted vote's weights
     stop_reason: str
     seconds: float
-    answers: dict[str, str]  # answer key -> the Output part as written
-    rollouts: tuple[TracedRollout, ...]  # in id order
-    scores: tuple[TokenScores, ...] = field(default=())  # of each node; empty if not kept
-    texts: tuple[str, ...] = field(default=())  # of each node; empty if not kept
-    model: str = ""  # and its revision; empty in traces from before it was kept
+    answers: dict[str, str]  #: answer key -> the Output part as written
+    rollouts: tuple[TracedRollout, ...]  #: in id order
+    scores: tuple[TokenScores, ...] = field(default=())  #: of each node; empty if not kept
+    texts: tuple[str, ...] = field(default=())  #: of each node; empty if not kept
+    model: str = ""  #: and its revision; empty in traces of older versions
 
     @property
     def tokens(self) -> int:
@@ -73,26 +84,42 @@ class Trace:
         return sum(r.failed for r in self.rollouts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` gives the same trace back."""
+        """Plain values, as a line of the file has them."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Trace:
-        """The trace written by `to_json`. Raises KeyError or TypeError for anything else."""
-        rollouts = tuple(TracedRollout(**r | {"path": tuple(r["path"])}) for r in data["rollouts"])
-        scores = tuple(
-            TokenScores(**{name: tuple(values) for name, values in s.items()})
-            for s in data["scores"]
-        )
-        texts = tuple(data["texts"])
-        return cls(**data | {"rollouts": rollouts, "scores": scores, "texts": texts})
+
+_TRACE = TypeAdapter(Trace)
+
+
+def read(file: Path) -> list[Trace]:
+    """The traces of a file. A last line that was cut off by an interruption is left out.
+
+    Raises InvalidDataSet for any other line that is not a trace.
+    """
+    text = file.read_text(encoding="utf-8")
+    *lines, last = text.split("\n")  # not splitlines: an answer may hold U+2028
+    if last:
+        # What is appended next must begin on a line of its own.
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    traces = []
+    for i, line in enumerate(lines, start=1):
+        try:
+            traces.append(_TRACE.validate_python(json.loads(line)))
+        except ValueError:
+            raise InvalidDataSet(f"{file}, line {i}: not a trace of an evaluation") from None
+    return traces
+
+
+def write(out: TextIO, trace: Trace) -> None:
+    """Append one trace as a line."""
+    out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+    out.flush()
 
 
 def traced(
     key: str,
     job: Job,
-    nodes: Sequence[Node],
-    rollouts: Sequence[Rollout],
+    tree: Tree,
     *,
     run: str,
     config: SearchConfig,
@@ -101,11 +128,11 @@ def traced(
     keep_tokens: bool,
     model: str = "",
 ) -> Trace:
-    """The trace of a search from its records, root and all, in id order."""
+    """The trace of a search from its tree."""
     kind, answers = kind_of(job), dict[str, str]()
-    for r in rollouts:
+    for r in tree.rollouts:
         if r.answer is not None and r.answer not in answers:
-            text = kind.assistant_prefix + "".join(nodes[i].text for i in r.path)
+            text = kind.assistant_prefix + "".join(tree.nodes[i].text for i in r.path)
             answers[r.answer] = kind.output(text) or r.answer
     return Trace(
         key=key,
@@ -115,9 +142,9 @@ def traced(
         stop_reason=stop_reason,
         seconds=round(seconds, 3),
         answers=answers,
-        rollouts=tuple(map(_traced_rollout, rollouts)),
-        scores=tuple(map(token_scores, nodes)) if keep_tokens else (),
-        texts=tuple(n.text for n in nodes) if keep_tokens else (),
+        rollouts=tuple(map(_traced_rollout, tree.rollouts)),
+        scores=tuple(map(token_scores, tree.nodes)) if keep_tokens else (),
+        texts=tuple(n.text for n in tree.nodes) if keep_tokens else (),
         model=model,
     )
 
@@ -148,10 +175,3 @@ def token_scores(node: Node) -> TokenScores:
             for t in node.tokens
         ),
     )
-
-
-def own_path(rollout: TracedRollout) -> tuple[int, ...]:
-    """The nodes below the one that the rollout was forked from."""
-    if rollout.start == ROOT:
-        return rollout.path[1:]
-    return rollout.path[rollout.path.index(rollout.start) + 1 :]

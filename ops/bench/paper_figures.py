@@ -11,9 +11,8 @@ from marco_search.evaluation.curves import Point, at_least, curve, tokens_to_rea
 from marco_search.evaluation.data_sets import Problem, load
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import Row, row
-from marco_search.evaluation.run import read
 from marco_search.evaluation.statistics import Paired, paired
-from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.traces import Trace, read
 from ops.bench.paper_runs import FEW, SETS, runs
 
 # Name in the report -> (run of independent samples, how they are put to the vote, power).

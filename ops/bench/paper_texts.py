@@ -8,10 +8,8 @@ from typing import Any
 
 from marco_search.evaluation.data_sets import Problem, from_row, load
 from marco_search.evaluation.grading import chosen
-from marco_search.evaluation.run import read
-from marco_search.evaluation.statistics import wilson
-from marco_search.evaluation.texts import TextScores, diversity, score_texts
-from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.statistics import TextScores, diversity, score_texts, wilson
+from marco_search.evaluation.traces import Trace, read
 from marco_search.kinds import kind_of
 from marco_search.search.answers import Candidate, RankedAnswer, rank
 from ops.bench.paper_runs import SEED, Run

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from marco_search.evaluation.run import read
+from marco_search.evaluation.traces import read
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
 LIMIT_S = 60

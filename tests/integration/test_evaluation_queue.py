@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from marco_search.cli.evaluation_queue import run_queued
 from marco_search.errors import MarcoError
 from marco_search.evaluation.data_sets import from_row
-from marco_search.evaluation.run import Progress, Recipe, read, run
-from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.run import Progress, Recipe, run, run_queued
+from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
 from producer import Producer
 from tests.integration.test_worker import worker

@@ -163,8 +163,8 @@ def _traces(
     on_progress: OnProgress,
 ) -> list[Trace]:
     if not local:
-        from marco_search.cli.evaluation_queue import run_queued
         from marco_search.cli.session import session
+        from marco_search.evaluation.run import run_queued
         from producer import Producer
 
         with session(starts_afresh=True) as here, Producer(settings=here.settings) as producer:

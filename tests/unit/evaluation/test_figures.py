@@ -14,11 +14,10 @@ from marco_search.evaluation.curves import at_least, coverage, curve, tokens_to_
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import Grader, Vote, choose, chosen
 from marco_search.evaluation.report import row
-from marco_search.evaluation.rescoring import VOTES, rescore
+from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore
 from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import TokenScores, Trace, TracedRollout
-from marco_search.evaluation.tree_vote import leaf_shares
 from marco_search.jobs import SearchOptions
 from marco_search.search.records import ROOT
 from tests.toy import ToyRuntime

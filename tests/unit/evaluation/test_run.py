@@ -14,7 +14,8 @@ from marco_search.errors import InvalidDataSet, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import require_few_failed, row
-from marco_search.evaluation.run import Progress, Recipe, read, run
+from marco_search.evaluation.run import Progress, Recipe, run
+from marco_search.evaluation.traces import read
 from marco_search.jobs import SearchOptions
 from marco_search.runtime.base import Message, RuntimeInfo
 from marco_search.search.branches import Branch, Expansion, Finish
