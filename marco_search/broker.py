@@ -1,34 +1,37 @@
-"""The queue: Celery messages in Redis, each a permit to claim one job.
+"""The queue: Celery messages in Redis, each a permit to claim one job; and where Redis is.
 
 Postgres is the truth, also about whose turn it is: a message names the job it was published
-for, but whoever takes it claims the job that is next (store.line). A message that is lost is
-published again by a sweep, one too many finds nothing to do, so nothing here needs to be exact.
+for, but the worker that receives it claims the job that is next. A lost message is published
+again by the scheduler, a surplus one finds nothing to do, so nothing here needs to be exact.
+
+Publishers, workers, schedulers and the doctor connect with what `parse_address` returns, so that
+all of them check the same certificate. Celery is imported when it is needed: most commands only
+want the address.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from uuid import UUID
 
-from celery import Celery
-from kombu.exceptions import KombuError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from marco_search import redis_address
-from marco_search.errors import BrokerUnavailable
-from marco_search.settings import without_password
+from marco_search.errors import BrokerUnavailable, InvalidSettings
+from marco_search.settings import is_host, without_password
 
 TASK = "marco.run_job"
 
 PRESENT_EVERY_S = 5.0
-"""A worker says this often that it is there (`say_present`)."""
+"""How often a worker announces itself (`say_present`)."""
 _PRESENT_FOR_S = 15
 
-# A server that vanished without a word is noticed within ten seconds: a command that is not
+# A server that vanished without closing is noticed within ten seconds: a command that is not
 # answered, and the long wait for the next message, which Redis ends once a second.
 _ANSWER_S = 5
 _HEALTH_CHECK_S = 4
@@ -42,9 +45,105 @@ _KEEPALIVE = {
 }  # fmt: skip
 
 
+_FORM = (
+    "write redis://:password@host:port/0 (rediss:// for TLS), with the characters /?#@:% of a "
+    "password as %2F %3F %23 %40 %3A %25"
+)
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs",
+                "ssl_check_hostname")  # fmt: skip
+_REQUIREMENTS = ("required", "optional", "none")
+_FLAGS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisAddress:
+    """Where Redis is, and the login. `tls`: the options of redis-py's SSLConnection, or None."""
+
+    host: str
+    port: int
+    database: int
+    username: str | None
+    password: str | None
+    tls: dict[str, Any] | None
+
+    @property
+    def url(self) -> str:
+        """The address as a URL, without the options of TLS."""
+        scheme = "redis" if self.tls is None else "rediss"
+        user, password = quote(self.username or "", ""), quote(self.password or "", "")
+        login = f"{user}:{password}@" if user or password else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{login}{host}:{self.port}/{self.database}"
+
+    def client(self, **options: Any) -> Redis:
+        """A client of redis-py with these options. Connects when first used."""
+        return Redis(
+            host=self.host,
+            port=self.port,
+            db=self.database,
+            username=self.username,
+            password=self.password,
+            ssl=self.tls is not None,
+            **(self.tls or {}),
+            **options,
+        )
+
+
+def parse_address(url: str) -> RedisAddress:
+    """The parts of `url`. Raises InvalidSettings; the message holds nothing of the URL."""
+    try:
+        url.encode()  # bytes of the environment that are not UTF-8
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _refused("not a Redis URL") from None
+    if parts.scheme not in ("redis", "rediss"):
+        raise _refused("must look like redis://... or rediss://...")
+    # What follows an unescaped / ? or # of a password ends here.
+    if not host or port == 0 or not is_host(unquote(host)):
+        raise _refused("no usable host and port")
+    if "@" in parts.path + parts.query + parts.fragment or parts.fragment:
+        raise _refused("not a Redis URL")
+    return RedisAddress(
+        host=unquote(host),
+        port=6379 if port is None else port,
+        database=_database(parts.path),
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        tls=_tls(parts.scheme, parts.query),
+    )
+
+
+def _database(path: str) -> int:
+    number = path.removeprefix("/").removesuffix("/") or "0"
+    if not (number.isascii() and number.isdigit() and len(number) < 6):
+        raise _refused("what follows the host must be the number of a database, as in host:6379/0")
+    return int(number)
+
+
+def _tls(scheme: str, query: str) -> dict[str, Any] | None:
+    given = parse_qsl(query, keep_blank_values=True)
+    if any(name not in _TLS_OPTIONS for name, _ in given) or (given and scheme != "rediss"):
+        raise _refused(f"only rediss:// takes options, and only {', '.join(_TLS_OPTIONS)}")
+    if scheme != "rediss":
+        return None
+    options: dict[str, Any] = {"ssl_cert_reqs": "required", **dict(given)}
+    options["ssl_cert_reqs"] = options["ssl_cert_reqs"].lower().removeprefix("cert_")
+    if options["ssl_cert_reqs"] not in _REQUIREMENTS:
+        raise _refused(f"ssl_cert_reqs must be one of {', '.join(_REQUIREMENTS)}")
+    checks = str(options.get("ssl_check_hostname", "true")).lower()
+    if checks not in _FLAGS:
+        raise _refused("ssl_check_hostname must be true or false")
+    return options | {"ssl_check_hostname": _FLAGS[checks]}
+
+
+def _refused(why: str) -> InvalidSettings:
+    return InvalidSettings(f"REDIS_URL: {why}; {_FORM}")
+
+
 def celery_config(redis_url: str, queue: str) -> dict[str, Any]:
     """The settings that publishers and workers must share. Raises InvalidSettings."""
-    address = redis_address.parse(redis_url)
+    address = parse_address(redis_url)
     return {
         "broker_url": address.url,
         "broker_use_ssl": address.tls,
@@ -67,7 +166,7 @@ def celery_config(redis_url: str, queue: str) -> dict[str, Any]:
 
 
 def say_present(client: Redis, queue: str, name: str) -> None:
-    """Note in Redis that the worker `name` takes messages. Raises RedisError."""
+    """Record in Redis that the worker `name` takes messages. Raises RedisError."""
     now = client.time()[0]
     with client.pipeline() as pipe:
         pipe.zadd(_workers(queue), {name: now})
@@ -93,6 +192,8 @@ class Publisher:
             "interval_start": 0.1,
             "interval_max": 0.1,
         }
+        from celery import Celery
+
         self._app = Celery("marco", set_as_current=False, changes=config)
         self._shown = without_password(redis_url)
         self._queue = queue
@@ -105,32 +206,34 @@ class Publisher:
         Raises BrokerUnavailable; some may have been sent then, which does no harm.
         """
         with self._lock:
-            self._twice(self._send, job_ids)
+            self._with_reconnect(self._send, job_ids)
 
     def length(self) -> int:
         """Messages in the queue. Raises BrokerUnavailable."""
         with self._lock:
-            counted: int = self._twice(self._count)
+            counted: int = self._with_reconnect(self._count)
             return counted
 
     def workers(self) -> list[str]:
-        """Names of the workers that have just said they are there. Raises BrokerUnavailable."""
+        """Names of the workers that announced themselves recently. Raises BrokerUnavailable."""
         with self._lock:
-            names: list[str] = self._twice(self._present)
+            names: list[str] = self._with_reconnect(self._present)
             return names
 
-    def may_sweep(self, every_s: float) -> bool:
-        """True for one of all that ask within `every_s` seconds. Raises BrokerUnavailable."""
+    def try_acquire_tick(self, every_s: float) -> bool:
+        """True for one of all callers within `every_s` seconds. Raises BrokerUnavailable."""
         with self._lock:
-            return bool(self._twice(self._take_turn, every_s))
+            return bool(self._with_reconnect(self._acquire_tick, every_s))
 
     def close(self) -> None:
         """Drop the connection. The next use opens another."""
         with self._lock:
             self._drop()
 
-    def _twice(self, step: Any, *arguments: Any) -> Any:
+    def _with_reconnect(self, step: Any, *arguments: Any) -> Any:
         """`step`, and once more on a new connection if the one that was kept is broken."""
+        from kombu.exceptions import KombuError
+
         kept = self._connection is not None
         try:
             try:
@@ -178,7 +281,7 @@ class Publisher:
             names = client.zrange(_workers(self._queue), now - _PRESENT_FOR_S, "+inf", byscore=True)
             return sorted(name.decode(errors="replace") for name in names)
 
-    def _take_turn(self, connection: Any, every_s: float) -> Any:
-        # Gone by itself, also when whoever took the turn dies in it.
+    def _acquire_tick(self, connection: Any, every_s: float) -> Any:
+        # It expires by itself, also if the process that acquired it dies.
         with connection.default_channel.conn_or_acquire() as client:
             return client.set(f"{self._queue}:sweep", 1, nx=True, px=int(every_s * 1000))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from marco_search import local_state, redis_address
+from marco_search import broker, local_state
 from marco_search.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -40,7 +40,7 @@ def redis_url(settings: Settings) -> str:
     """
     if settings.redis_url is not None:
         url = settings.redis_url.get_secret_value().strip()
-        redis_address.parse(url)
+        broker.parse_address(url)
         return url
     return _embedded(settings, "REDIS_URL", BrokerUnavailable, lambda s: s.redis_url)
 

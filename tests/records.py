@@ -12,8 +12,9 @@ from marco_search.audit.findings import JobReport
 from marco_search.console.reader import Reader
 from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer
+from marco_search.search.actions import Action
 from marco_search.search.branches import TOP_K
-from marco_search.search.config import Action, SearchConfig
+from marco_search.search.config import SearchConfig
 from marco_search.search.mcts import Search
 from marco_search.store.reads.job_record import (
     AttemptRow,

@@ -19,7 +19,7 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
-    Reflect,
+    ReflectionPlacement,
     Segment,
     Token,
 )
@@ -75,10 +75,10 @@ def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> B
     segments: list[Segment] = []
     phrase = Segment(REFLECTION_PHRASE + "\n")
     room, seed = request.max_new_tokens, request.seed
-    if request.reflect is Reflect.FIRST:
+    if request.reflect is ReflectionPlacement.FIRST:
         segments.append(phrase)
         prefix += phrase.text
-    if request.reflect is Reflect.AT_END:
+    if request.reflect is ReflectionPlacement.AT_END:
         tokens = generate(prefix, seed, room, answers)
         texts = [t.text for t in tokens]
         if END_OF_THOUGHT in texts:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 
-from marco_search import driver
+from marco_search import engine
+from marco_search.engine import job_result
 from marco_search.jobs import Job, parse_job
-from marco_search.outcome import job_result, ranked_answers
 from marco_search.search.budgets import StopReason
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import claims, deadlines, leases
@@ -30,7 +30,9 @@ _STATES = {
 _LEASE_S = 10.0  # of a claim that ends in its own transaction
 
 
-def finish(conn: Conn, claim: Claim, lease: Lease, job: Job, finished: driver.Finished) -> JobState:
+def finish(
+    conn: Conn, claim: Claim, lease: Lease, job: Job, finished: engine.FinishedSearch
+) -> JobState:
     """End the job with what its search has found; its state. Raises LeaseLost.
 
     If it has ended already it stays: a commit whose answer was lost is tried again.
@@ -43,7 +45,7 @@ def finish(conn: Conn, claim: Claim, lease: Lease, job: Job, finished: driver.Fi
     reason = finished.search.stop_reason
     state = _STATES.get(reason, JobState.SUCCEEDED) if reason else JobState.SUCCEEDED
     result = job_result(job, finished, job_id=str(claim.job_id), state=state)
-    ranked = ranked_answers(job, finished.search)
+    ranked = finished.search.ranked()
     reached_by = {answer.key: answer.rollout_ids for answer in ranked}
     trail.write_answers(conn, lease, result.answers, reached_by)
     # Last: it seals the job's rows.
@@ -59,11 +61,11 @@ def close(conn: Conn, claim: Claim, lease: Lease, worker: Worker) -> None:
         error = None if claim.cancel_requested else deadlines.NEVER_BEGUN
         leases.end(conn, lease, _STATES[reason], error=error)
     else:
-        job, plan = parse_job(claim.payload), driver.Plan.from_json(claim.plan)
+        job, plan = parse_job(claim.payload), engine.SearchPlan.from_json(claim.plan)
         nodes, rollouts = trail.load(conn, claim.job_id)
-        search = driver.restored(job, plan, nodes, rollouts)
+        search = engine.restore_search(job, plan, nodes, rollouts)
         search.stop(reason)
-        ended = driver.Finished(plan=plan, search=search, seconds=claim.seconds)
+        ended = engine.FinishedSearch(plan=plan, search=search, seconds=claim.seconds)
         finish(conn, claim, lease, job, ended)
     log.info("job %s: %s after %d rounds", claim.job_id, _STATES[reason], claim.rounds)
 

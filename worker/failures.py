@@ -15,7 +15,7 @@ import traceback
 from typing import Any
 
 from marco_search.errors import MarcoError
-from marco_search.printable import redacted
+from marco_search.text import redacted
 
 FIRST_DELAY_S = 2.0
 LONGEST_DELAY_S = 300.0

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from marco_search.driver import Trail
+from marco_search.engine import StoredRounds
 from marco_search.errors import DatabaseUnavailable
 from marco_search.search.budgets import StopReason
-from marco_search.search.records import Round
+from marco_search.search.tree import Round
 from marco_search.store.db import Conn, Database
 from marco_search.store.trail import trail, vocabulary
 from marco_search.store.trail.vocabulary import Written
@@ -48,11 +48,11 @@ class PostgresJournal:
         self._before_s = seconds
         self._began = time.monotonic()
 
-    def load(self) -> Trail:
+    def load(self) -> StoredRounds:
         """The rounds that earlier attempts committed."""
         self._began = time.monotonic()
         nodes, rollouts = self.patiently(lambda conn: trail.load(conn, self._job_id))
-        return Trail(nodes=nodes, rollouts=rollouts, seconds=self._before_s)
+        return StoredRounds(nodes=nodes, rollouts=rollouts, seconds=self._before_s)
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round. Raises LeaseLost if another worker holds the job."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from marco_search.printable import one_line, redacted
+from marco_search.text import one_line, redacted
 
 _FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 _TRACE = "    | "  # before each line of a traceback: none looks like an event of its own

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from marco_search import driver
+from marco_search import engine
 from marco_search.errors import (
     DatabaseUnavailable,
     LeaseLost,
@@ -159,7 +159,7 @@ class Runner:
         return self._runtime
 
     def _search(
-        self, claim: Claim, lease: Lease, job: Job, plan: driver.Plan, runtime: Runtime
+        self, claim: Claim, lease: Lease, job: Job, plan: engine.SearchPlan, runtime: Runtime
     ) -> None:
         log.info("job %s: attempt %d, from round %d", claim.job_id, claim.attempts, claim.rounds)
         heartbeat = Heartbeat(
@@ -178,7 +178,7 @@ class Runner:
         )
         with heartbeat:
             try:
-                finished = driver.run_search(job, plan, runtime, journal)
+                finished = engine.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
                     self._release(lease, heartbeat, journal, finished)
                     return
@@ -205,7 +205,7 @@ class Runner:
         lease: Lease,
         heartbeat: Heartbeat,
         journal: PostgresJournal,
-        finished: driver.Finished,
+        finished: engine.FinishedSearch,
     ) -> None:
         """Give the job back, so that another worker goes on from the last kept round at once."""
         paused = heartbeat.watch.paused
@@ -245,8 +245,8 @@ class Runner:
             leases.end(conn, lease, state, error=about)
 
 
-def _plan(claim: Claim, job: Job, runtime: Runtime) -> driver.Plan:
+def _plan(claim: Claim, job: Job, runtime: Runtime) -> engine.SearchPlan:
     """The job's plan: the one it was begun with, so that the same search goes on."""
     if claim.plan is not None:
-        return driver.Plan.from_json(claim.plan)
-    return driver.plan(job, runtime)
+        return engine.SearchPlan.from_json(claim.plan)
+    return engine.make_plan(job, runtime)

@@ -87,7 +87,7 @@ class Sweep:
 
     def may_look(self) -> bool:
         """Whether it is our turn. Raises BrokerUnavailable: then everybody looks."""
-        return self._publisher.may_sweep(EVERY_S)
+        return self._publisher.try_acquire_tick(EVERY_S)
 
     def close(self) -> None:
         """Close the connections."""

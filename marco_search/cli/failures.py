@@ -11,7 +11,7 @@ import traceback
 import click
 
 from marco_search.errors import Backpressure, InvalidBatch, InvalidJob, MarcoError
-from marco_search.printable import escaped, redacted
+from marco_search.text import escaped, redacted
 
 JOBS_NOT_DONE = 7
 DOES_NOT_FIT = 9

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from marco_search.printable import escaped
+from marco_search.text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -14,13 +14,13 @@ from marco_search.cli import reading
 from marco_search.cli.failures import DOES_NOT_FIT, OTHER_ENGINE
 from marco_search.cli.output import console
 from marco_search.cli.session import Session, session
-from marco_search.driver import Plan
+from marco_search.engine import SearchPlan
 from marco_search.errors import InvalidJob
 from marco_search.jobs import parse_job
-from marco_search.replaying import Replayed, replay
+from marco_search.replay import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import RuntimeInfo
-from marco_search.search.records import Node, Rollout
+from marco_search.search.tree import Node, Rollout
 from marco_search.store import views
 from marco_search.store.db import Conn
 from marco_search.store.trail import trail
@@ -143,7 +143,9 @@ class Outcome:
         }
 
 
-def stored_tree(here: Session, word: str) -> tuple[StoredJob, Plan, list[Node], list[Rollout]]:
+def stored_tree(
+    here: Session, word: str
+) -> tuple[StoredJob, SearchPlan, list[Node], list[Rollout]]:
     """The job that `word` names and its records below the root.
 
     Raises JobNotFound, and InvalidJob if there is no tree.
@@ -156,7 +158,7 @@ def stored_tree(here: Session, word: str) -> tuple[StoredJob, Plan, list[Node], 
         raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
     if job.plan is None or not rollouts:
         raise InvalidJob("JOB", f"{job.state}, and no round of it is kept: nothing to replay")
-    return job, Plan.from_json(job.plan), nodes, rollouts
+    return job, SearchPlan.from_json(job.plan), nodes, rollouts
 
 
 def replay_job(word: str, *, quiet: bool) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from marco_search.cli.render.tree import DrawnNode
 from marco_search.jobs import Job
-from marco_search.outcome import ranked_answers
 from marco_search.search.mcts import Search
 
 
@@ -26,5 +25,5 @@ def drawn_nodes(search: Search) -> list[DrawnNode]:
 
 def winning_path(job: Job, search: Search) -> tuple[int, ...]:
     """Nodes from the root to the best answer's most confident leaf; empty without an answer."""
-    ranked = ranked_answers(job, search)
+    ranked = search.ranked()
     return search.tree.rollouts[ranked[0].best_rollout_id].path if ranked else ()

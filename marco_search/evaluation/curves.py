@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.traces import Trace
-from marco_search.search.answers import Candidate, How, rank
-from marco_search.search.answers import lead as lead_of
+from marco_search.search.votes import Aggregation, Candidate, rank
+from marco_search.search.votes import lead as lead_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,7 @@ def _cut(
 
 def _until_led(trace: Trace, lead: float) -> int:
     """Rollouts up to the end of the first round that the vote is led by `lead` after."""
-    candidates, how = list[Candidate](), cast(How, trace.choice)
+    candidates, how = list[Candidate](), Aggregation(trace.choice)
     for i, rollout in enumerate(trace.rollouts, start=1):
         if rollout.answer is not None:
             candidates.append(Candidate(rollout.answer, rollout.path_confidence, i))

@@ -24,7 +24,7 @@ from marco_search.evaluation.statistics import (
     wilson,
 )
 from marco_search.evaluation.traces import Trace
-from marco_search.search.records import ROOT
+from marco_search.search.tree import ROOT
 
 TEST_AT = (8, 16, 32)
 

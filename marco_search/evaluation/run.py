@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from marco_search import settings
-from marco_search.driver import MemoryJournal, Plan, plan, run_search
+from marco_search.engine import NullJournal, SearchPlan, make_plan, run_search
 from marco_search.errors import InvalidDataSet, MarcoError, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
@@ -29,8 +29,8 @@ from marco_search.evaluation.traces import Trace, read, traced, write
 from marco_search.jobs import Job, JobResult, SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
-from marco_search.search.config import Action, SearchConfig
-from marco_search.search.strategies import configure
+from marco_search.search.actions import Action
+from marco_search.search.config import SearchConfig, configure
 from marco_search.search.tree import Tree
 from marco_search.store.db import Database
 from marco_search.store.trail import trail
@@ -54,9 +54,9 @@ class Recipe:
         options = self.options.model_copy(update={"seed": seed})
         return problem.job.model_copy(update={"options": options})
 
-    def plan(self, problem: Problem, runtime: Runtime) -> Plan:
+    def plan(self, problem: Problem, runtime: Runtime) -> SearchPlan:
         """The plan of the problem's search."""
-        made = plan(self.job(problem), runtime)
+        made = make_plan(self.job(problem), runtime)
         config = SearchConfig.from_json(made.config.to_json() | self.changes)
         return replace(made, config=config)
 
@@ -213,7 +213,7 @@ def _completed(pending: set[Future[Trace]]) -> Iterator[Trace]:
         raise failure
 
 
-def _run_name(recipe: Recipe, made: Plan, job: Job) -> str:
+def _run_name(recipe: Recipe, made: SearchPlan, job: Job) -> str:
     """A hash of all that decides how a problem is searched, the problem itself left out.
 
     That is the configuration, the model and the prompt around the question. Settings at their
@@ -232,7 +232,7 @@ def _run_name(recipe: Recipe, made: Plan, job: Job) -> str:
     )
 
 
-class _Journal(MemoryJournal):
+class _Journal(NullJournal):
     """That of all searches of a run."""
 
     interrupted = False

@@ -19,8 +19,7 @@ from marco_search.jobs import Job
 from marco_search.kinds import kind_of
 from marco_search.search.branches import Finish, without_room
 from marco_search.search.config import SearchConfig
-from marco_search.search.records import ROOT, Node, Rollout
-from marco_search.search.tree import Tree
+from marco_search.search.tree import ROOT, Node, Rollout, Tree
 
 DIGITS = 5
 """Decimals of the scores in a trace."""

@@ -11,8 +11,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from marco_search.export.filters import Filter
-from marco_search.search.records import Rollout
-from marco_search.search.tree import Tree
+from marco_search.search.tree import Rollout, Tree
 from marco_search.store import views
 from marco_search.store.db import Conn
 from marco_search.store.trail import trail

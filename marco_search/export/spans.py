@@ -28,7 +28,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from marco_search import __version__
 from marco_search.export.searches import AttemptRow, StoredSearch
 from marco_search.search.branches import Finish
-from marco_search.search.records import Rollout
+from marco_search.search.tree import Rollout
 
 # Of the GenAI conventions, whose Python constants are still called incubating.
 _OPERATION = "gen_ai.operation.name"

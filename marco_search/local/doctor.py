@@ -14,8 +14,8 @@ from marco_search import local_state
 from marco_search.errors import MarcoError
 from marco_search.local import binaries, configured, reachable
 from marco_search.local.finding import Finding
-from marco_search.printable import redacted
 from marco_search.settings import Settings
+from marco_search.text import redacted
 from ops.install.host import why_no_embedded_services
 
 _LEAST_SPACE = 2**30  # bytes

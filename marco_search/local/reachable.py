@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from redis import RedisError
 
-from marco_search import local_state, redis_address
+from marco_search import broker, local_state
 from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.local.finding import Finding
 from marco_search.locations import database_url, redis_url
@@ -207,7 +207,7 @@ def redis(settings: Settings) -> Finding:
     url = redis_url(settings)
     where = without_password(url)
     try:
-        with redis_address.parse(url).client(socket_timeout=_ANSWER_S, retry=None) as client:
+        with broker.parse_address(url).client(socket_timeout=_ANSWER_S, retry=None) as client:
             version = str(client.info("server")["redis_version"])
     except RedisError as error:
         mend = "see that it runs and that REDIS_URL is right"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from marco_search.printable import CONTROL, escaped
+from marco_search.text import CONTROL, escaped
 
 ELLIPSIS = "…"
 LINE_END = "⏎"

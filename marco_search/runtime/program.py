@@ -28,7 +28,7 @@ from marco_search.search.branches import (
     Expansion,
     Finish,
     Part,
-    Reflect,
+    ReflectionPlacement,
     Segment,
 )
 
@@ -88,15 +88,15 @@ class _Child:
     def start(self) -> None:
         """Begin to generate; returns at once."""
         stops = [END_OF_OUTPUT]
-        if self._request.reflect is Reflect.FIRST:
+        if self._request.reflect is ReflectionPlacement.FIRST:
             self._force()
-        elif self._request.reflect is Reflect.AT_END:
+        elif self._request.reflect is ReflectionPlacement.AT_END:
             stops.append(END_OF_THOUGHT)
         self._generate(self._request.seed, self._request.max_new_tokens, stops)
 
     def reflect(self) -> None:
         """Where the phrase replaces the end of the thought: wait for that, then go on."""
-        if self._request.reflect is not Reflect.AT_END:
+        if self._request.reflect is not ReflectionPlacement.AT_END:
             return
         self._collect()
         if self._error or self._done[-1].stop != END_OF_THOUGHT:

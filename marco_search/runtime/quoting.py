@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import quote
 
-from marco_search.printable import HIDDEN, one_line, redacted
+from marco_search.text import HIDDEN, one_line, redacted
 
 _LONGEST = 500  # characters
 _HEADER = re.compile(r"""(?i)(authorization\W{1,8})(?:(?:bearer|basic)\s+)?[^\s"',;}\\]+""")

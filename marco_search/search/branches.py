@@ -22,22 +22,26 @@ REFLECTION_PHRASE = "Wait! Maybe I made some mistakes! I need to rethink from sc
 """The reflection prompt of Marco-o1, section 5."""
 
 
-class Reflect(StrEnum):
+class ReflectionPlacement(StrEnum):
     """Where a branch gets the reflection phrase."""
 
     NO = "no"
-    FIRST = "first"  # the phrase is put before anything is generated
-    # The phrase takes the place of the first END_OF_THOUGHT in the text that is continued.
-    # The tokens of that END_OF_THOUGHT were generated and stay in the branch's first segment.
+    #: The phrase is put before anything is generated.
+    FIRST = "first"
+    #: The phrase replaces the first END_OF_THOUGHT in the text that is continued. The tokens
+    #: of that END_OF_THOUGHT were generated and stay in the branch's first segment.
     AT_END = "at_end"
 
 
 class Finish(StrEnum):
     """Why a branch ended."""
 
-    STOP = "stop"  # terminal: end of output or end of sequence
-    LENGTH = "length"  # max_new_tokens reached; the text may be continued
-    FAILED = "failed"  # the runtime gave an error value; the text so far is not used
+    #: Terminal: end of output or end of sequence.
+    STOP = "stop"
+    #: max_new_tokens reached; the text may be continued.
+    LENGTH = "length"
+    #: The runtime returned an error value; the text so far is not used.
+    FAILED = "failed"
 
 
 def without_room(error: str | None) -> bool:
@@ -50,11 +54,11 @@ class BranchRequest:
     """One child of a fork. `branch_id` counts up from 0 within a job."""
 
     branch_id: int
-    seed: int  # 0 <= seed < 2**31, as SGLang's sampling_seed takes it
+    seed: int  #: 0 <= seed < 2**31, as SGLang's sampling_seed takes it
     max_new_tokens: int
-    temperature: float  # 0 is greedy
+    temperature: float  #: 0 is greedy
     top_p: float = 1.0
-    reflect: Reflect = Reflect.NO
+    reflect: ReflectionPlacement = ReflectionPlacement.NO
 
 
 Part = str | tuple[int, ...]
@@ -87,12 +91,12 @@ class Token:
     id: int
     text: str
     logprob: float
-    top: tuple[tuple[int, float], ...]  # up to TOP_K (token id, log-prob), best first
+    top: tuple[tuple[int, float], ...]  #: up to TOP_K (token id, log-prob), best first
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of generated tokens, or text put in by us (then `tokens` is empty)."""
+    """A run of generated tokens, or text put in by the search (then `tokens` is empty)."""
 
     text: str
     tokens: tuple[Token, ...] = ()
@@ -110,11 +114,13 @@ class Branch:
     branch_id: int
     segments: tuple[Segment, ...] = ()
     finish: Finish
-    prompt_tokens: int = 0  # tokens of the prefix
-    cached_tokens: int = 0  # of those, served from the prefix cache
-    error: str | None = None  # set if and only if finish is FAILED
+    prompt_tokens: int = 0  #: tokens of the prefix
+    cached_tokens: int = 0  #: of those, served from the prefix cache
+    error: str | None = None  #: set if and only if finish is FAILED
+    #: Set by the caller of a search whose reward is external (`rewards.EXTERNAL`).
+    reward: float | None = None
     seconds: float = field(default=0.0, compare=False)
-    # What the candidates read, by token id: for people, the search has no use for it.
+    #: Texts of the candidates by token id: for people, the search does not use them.
     texts: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

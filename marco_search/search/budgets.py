@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from marco_search.search.answers import RankedAnswer, decided, lead
 from marco_search.search.branches import Finish
-from marco_search.search.config import Choice, SearchConfig
-from marco_search.search.records import Rollout
+from marco_search.search.config import SearchConfig
+from marco_search.search.tree import Rollout
+from marco_search.search.votes import Aggregation, RankedAnswer, decided, lead
 
 MIN_BRANCH_TOKENS = 8
 """A branch with less room than this is not started: it could not hold an answer."""
@@ -17,14 +17,22 @@ MIN_BRANCH_TOKENS = 8
 class StopReason(StrEnum):
     """Why a search ended."""
 
-    ROLLOUTS = "rollouts"  # the rollout budget is spent
-    TOKENS = "tokens"  # too little of the token budget is left for another branch
-    SECONDS = "seconds"  # the time budget is spent
-    DECIDED = "decided"  # no remaining rollout can change the winner
-    LEAD = "lead"  # the winner is as far ahead as the configuration asks for
-    CANCELLED = "cancelled"  # the caller stopped it
-    DEADLINE = "deadline"  # the job's deadline has come
-    RELEASED = "released"  # not the end: the worker gave it back, it goes on elsewhere
+    #: The rollout budget is spent.
+    ROLLOUTS = "rollouts"
+    #: Too little of the token budget is left for another branch.
+    TOKENS = "tokens"
+    #: The time budget is spent.
+    SECONDS = "seconds"
+    #: No remaining rollout can change the winner.
+    DECIDED = "decided"
+    #: The winner is as far ahead as the configuration asks for.
+    LEAD = "lead"
+    #: The caller stopped it.
+    CANCELLED = "cancelled"
+    #: The job's deadline has come.
+    DEADLINE = "deadline"
+    #: Not the end: the worker gave it back, it goes on elsewhere.
+    RELEASED = "released"
 
 
 def spent(
@@ -42,7 +50,7 @@ def spent(
         return StopReason.TOKENS
     if config.max_seconds is not None and elapsed_s >= config.max_seconds:
         return StopReason.SECONDS
-    if config.early_stop and config.choice is not Choice.BEST:
+    if config.early_stop and config.choice is not Aggregation.BEST:
         answers = ranked()
         if decided(answers, config.rollouts - len(rollouts)):
             return StopReason.DECIDED

@@ -1,34 +1,39 @@
-"""The knobs of one search, as one frozen value that the audit trail can store.
+"""The configuration of one search, as one frozen value that the audit trail can store.
 
-Two searches with equal `SearchConfig`, prompt and model grow the same tree.
+Two searches with equal `SearchConfig`, prompt and model grow the same tree. `STRATEGIES` are
+the names that a job can give, each a set of defaults for it:
+
+- cot: one greedy chain of thought.
+- vote: self-consistency, independent samples and a majority vote (Wang et al., 2022).
+- best-of-n: independent samples, the most confident one.
+- step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size. mini-step-16
+  and -8 are for models whose whole answers are shorter than a hundred tokens or two.
+- auto: what did best in our measurements (docs/search.md): MCTS by steps that begins with
+  the greedy thought, takes a second look at it where it is unsure, and draws fresh thoughts
+  while that has not settled it; a sharpened vote, and an end as soon as one answer is clearly
+  ahead.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from marco_search.errors import SearchError
+from marco_search.search.actions import ACTIONS, Action, ActionKind
+from marco_search.search.rewards import known_rewards
+from marco_search.search.votes import Aggregation
 
 
-class Action(StrEnum):
-    """What one edge of the tree stands for."""
-
-    ROOT = "root"
-    STEP = "step"  # one line of the thought
-    MINI_STEP = "mini_step"  # a fixed number of tokens of the thought
-    WHOLE = "whole"  # a whole thought
-    REFLECTION = "reflection"  # the reflection phrase, put in by the search
-    ANSWER = "answer"  # from the end of the thought to the end of the output
-
-
-class Reflection(StrEnum):
+class ReflectionPolicy(StrEnum):
     """When a finished thought is made to reconsider (Marco-o1, section 5)."""
 
     NEVER = "never"
-    BRANCH = "branch"  # closing the thought and reflecting are both tried
-    ALWAYS = "always"  # no thought closes before it has reflected
+    #: Closing the thought and reflecting are both tried.
+    BRANCH = "branch"
+    #: No thought closes before it has reflected.
+    ALWAYS = "always"
 
 
 class Selection(StrEnum):
@@ -41,104 +46,127 @@ class Selection(StrEnum):
 class Backup(StrEnum):
     """What a node's quality Q is, from the values of the rollouts through it."""
 
-    MEAN = "mean"  # as in Marco-o1
+    #: As in Marco-o1.
+    MEAN = "mean"
     MAX = "max"
-    MIXED = "mixed"  # the mean of the two
+    #: The mean of the two.
+    MIXED = "mixed"
 
 
-class Value(StrEnum):
-    """Which tokens' confidences make a rollout's value."""
-
-    PATH = "path"  # all generated tokens from the root, or the last reflection, to the leaf
-    ROLLOUT = "rollout"  # only those generated in this rollout (the paper's text)
-
-
-class Choice(StrEnum):
-    """How the answer is chosen among the rollouts."""
-
-    VOTE = "vote"  # one rollout, one vote (self-consistency)
-    WEIGHTED = "weighted"  # a rollout's vote weighs its path's confidence
-    BEST = "best"  # the single most confident rollout
-
-
-_COUNTS = (
+_AT_LEAST_1 = (
     "mini_step_tokens",
     "rollouts",
+    "max_tokens",
     "max_new_tokens",
     "branching",
     "width",
     "root_width",
     "answer_width",
     "parallel",
+    "reflection_width",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """All that decides how a search runs. Tokens are generated tokens unless said otherwise."""
+    """All that decides how a search runs. Tokens are generated tokens unless noted otherwise.
 
-    strategy: str  # the name it was made from; not read by the search
-    action: Action  # STEP, MINI_STEP or WHOLE
-    mini_step_tokens: int = 64  # length of a mini-step
-    # Budgets
+    Attributes:
+        strategy: The name it was made from; not read by the search.
+        action: How a thought is cut into nodes, a name in `ACTIONS`.
+        mini_step_tokens: Length of a mini-step.
+        rollouts: Most rollouts.
+        max_tokens: Most tokens over the whole search; None: no limit.
+        max_seconds: No new round starts after this; None: no limit.
+        max_new_tokens: Most tokens of one branch.
+        temperature: Of sampling; 0 is greedy.
+        temperature_decay: Factor for each edge from the root to where a branch forks.
+        first_temperature: Of the first sample at the root and after each reflection; None: as
+            all others.
+        top_p: Nucleus of sampling.
+        seed: All randomness follows from it.
+        selection: Rule for the way down.
+        exploration: c of UCT or PUCT, over values scaled to [0, 1] when `normalise`.
+        normalise: Scale values by the least and greatest seen in this tree.
+        virtual_loss: Lost visits per branch in flight; 0 counts them as visits only.
+        branching: k of a fork below the root.
+        width: Samples drawn at an inner node.
+        root_width: Samples drawn at the root; for whole thoughts all of them are drawn there.
+        widening: Share of the visits that may be fresh samples at the root as well.
+        answer_width: Samples drawn where a thought ends.
+        reuse: False: of a rollout only the first node is sampled again.
+        parallel: Most branches in flight.
+        value: The reward that is backed up, a name in `rewards.known_rewards`.
+        backup: What a node's quality is.
+        choice: How the answer is chosen.
+        sharpness: A weighted vote weighs a rollout's value to this power.
+        early_stop: Stop when the vote can't change any more.
+        lead: With `early_stop`: also stop when the vote is led by this weight; None: don't.
+        reflection: When a finished thought reconsiders.
+        max_reflections: Most reflections on one path.
+        reflection_width: Samples drawn after a reflection; None: `width`, or 1 for whole thoughts.
+        reflect_first: With BRANCH: steps before a reflection are not sampled again.
+    """
+
+    strategy: str
+    action: str
+    mini_step_tokens: int = 64
     rollouts: int = 16
-    max_tokens: int | None = None  # over the whole search
-    max_seconds: float | None = None  # no new round starts after this
-    max_new_tokens: int = 1024  # of one branch
-    # Sampling
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+    max_new_tokens: int = 1024
     temperature: float = 1.0
-    temperature_decay: float = 1.0  # factor for each edge from the root to where a branch forks
-    # Of the first sample at the root and after each reflection; None: as all others. 0 is greedy.
+    temperature_decay: float = 1.0
     first_temperature: float | None = None
     top_p: float = 1.0
     seed: int = 0
-    # Tree
     selection: Selection = Selection.UCT
-    exploration: float = 0.5  # c, over values normalised to [0, 1] when `normalise`
-    normalise: bool = True  # scale values by the least and greatest seen in this tree
-    virtual_loss: float = 1.0  # lost visits per branch in flight; 0 counts them as visits only
-    branching: int = 2  # k of a fork below the root
-    width: int = 3  # samples drawn at an inner node
-    root_width: int = 4  # samples drawn at the root (WHOLE draws all there, see Frontier)
-    widening: float = 0.0  # share of the visits that may be fresh samples at the root as well
-    answer_width: int = 1  # samples drawn where a thought ends
-    reuse: bool = True  # False: of a rollout only the first node is sampled again
-    parallel: int = 8  # most branches in flight
-    value: Value = Value.PATH
+    exploration: float = 0.5
+    normalise: bool = True
+    virtual_loss: float = 1.0
+    branching: int = 2
+    width: int = 3
+    root_width: int = 4
+    widening: float = 0.0
+    answer_width: int = 1
+    reuse: bool = True
+    parallel: int = 8
+    value: str = "path"
     backup: Backup = Backup.MEAN
-    choice: Choice = Choice.WEIGHTED
-    sharpness: float = 1.0  # a weighted vote weighs a path's confidence to this power
-    early_stop: bool = True  # stop when the vote can't change any more
-    lead: float | None = None  # with early_stop: also stop when the vote is led by this weight
-    # Reflection
-    reflection: Reflection = Reflection.NEVER
-    max_reflections: int = 1  # on one path
-    reflection_width: int | None = None  # samples drawn after a reflection; None: width, or 1
-    reflect_first: bool = False  # BRANCH: steps before a reflection are not sampled again
+    choice: Aggregation = Aggregation.WEIGHTED
+    sharpness: float = 1.0
+    early_stop: bool = True
+    lead: float | None = None
+    reflection: ReflectionPolicy = ReflectionPolicy.NEVER
+    max_reflections: int = 1
+    reflection_width: int | None = None
+    reflect_first: bool = False
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise SearchError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.action not in (Action.STEP, Action.MINI_STEP, Action.WHOLE):
-            raise SearchError(f"action {self.action} can't be chosen; use step, mini_step or whole")
-        if self.reflection_width is not None and self.reflection_width < 1:
-            raise SearchError(f"reflection_width must be at least 1, not {self.reflection_width}")
-        if self.first_temperature is not None and self.first_temperature < 0:
-            raise SearchError(f"first_temperature must not be below 0: {self.first_temperature}")
-        if not 0.0 < self.temperature_decay <= 1.0:
-            raise SearchError(
-                f"temperature_decay must be above 0 and at most 1, not {self.temperature_decay}"
-            )
-        if not 0.0 <= self.widening <= 1.0:
-            raise SearchError(f"widening must be from 0 to 1, not {self.widening}")
-        if self.sharpness < 0:
-            raise SearchError(f"sharpness must be at least 0, not {self.sharpness}")
-        if self.lead is not None and self.lead <= 0:
-            raise SearchError(f"lead must be more than 0, not {self.lead}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise SearchError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        for name in _AT_LEAST_1:
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise SearchError(f"{name} must be at least 1, not {count}")
+        for name, valid in (
+            ("first_temperature", self.first_temperature is None or self.first_temperature >= 0),
+            ("temperature_decay", 0.0 < self.temperature_decay <= 1.0),
+            ("widening", 0.0 <= self.widening <= 1.0),
+            ("sharpness", self.sharpness >= 0),
+            ("lead", self.lead is None or self.lead > 0),
+        ):
+            if not valid:
+                raise SearchError(f"{name} is out of range: {getattr(self, name)}")
+        if self.action not in ACTIONS:
+            raise SearchError(f"unknown action {self.action!r}; use one of {', '.join(ACTIONS)}")
+        if self.value not in known_rewards():
+            known = ", ".join(known_rewards())
+            raise SearchError(f"unknown reward {self.value!r}; use one of {known}")
+
+    @property
+    def action_kind(self) -> ActionKind:
+        """How thoughts are cut."""
+        return ACTIONS[self.action]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same configuration back."""
@@ -147,13 +175,79 @@ class SearchConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
         """The configuration written by `to_json`."""
-        kinds: dict[str, type[StrEnum]] = {
-            "action": Action,
+        enums: dict[str, type[StrEnum]] = {
             "selection": Selection,
-            "value": Value,
             "backup": Backup,
-            "choice": Choice,
-            "reflection": Reflection,
+            "choice": Aggregation,
+            "reflection": ReflectionPolicy,
         }
-        values: dict[str, Any] = {k: kinds[k](v) if k in kinds else v for k, v in data.items()}
+        values: dict[str, Any] = {k: enums[k](v) if k in enums else v for k, v in data.items()}
         return cls(**values)
+
+
+DEFAULT_STRATEGY = "auto"
+WIDEST = 32
+"""Independent samples that go out at once. A crash loses at most these."""
+
+_TREE: dict[str, Any] = {"choice": Aggregation.WEIGHTED}
+_FLAT: dict[str, Any] = {"action": Action.WHOLE}
+_GREEDY: dict[str, Any] = {"rollouts": 1, "temperature": 0.0, "early_stop": False}
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "auto": _TREE
+    | {
+        "action": Action.STEP,
+        "parallel": 2,
+        "first_temperature": 0.0,
+        "root_width": 1,
+        "widening": 1.0,
+        "width": 2,
+        # A thought is redone as a whole before its steps are sampled again.
+        "reflection": ReflectionPolicy.BRANCH,
+        "reflect_first": True,
+        "reflection_width": 2,
+        "sharpness": 128.0,
+        "lead": 0.7,
+    },
+    "cot": _FLAT | _GREEDY | {"choice": Aggregation.BEST},
+    "vote": _FLAT | {"choice": Aggregation.VOTE},
+    "best-of-n": _FLAT | {"choice": Aggregation.BEST, "early_stop": False},
+    "step": _TREE | {"action": Action.STEP},
+    "mini-step-64": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 64},
+    "mini-step-32": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 32},
+    "mini-step-16": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 16},
+    "mini-step-8": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 8},
+}
+"""Strategy to its defaults. The names of `SearchOptions.strategy` and the help texts follow."""
+
+
+def configure(strategy: str, **overrides: Any) -> SearchConfig:
+    """The configuration of a strategy with some fields set otherwise; None means default.
+
+    "cot" is one rollout whatever budget is given. Samples that do not depend on each other
+    go out together, up to WIDEST at once, unless `parallel` is given. Raises SearchError for
+    an unknown strategy, naming those there are.
+    """
+    try:
+        defaults = STRATEGIES[strategy]
+    except KeyError:
+        known = ", ".join(STRATEGIES)
+        raise SearchError(f"unknown strategy {strategy!r}; use one of {known}") from None
+    given = {k: v for k, v in overrides.items() if v is not None}
+    if strategy == "cot":
+        given.pop("rollouts", None)
+    config = SearchConfig(strategy=strategy, **(defaults | given))
+    if "parallel" in given or not _independent(config):
+        return config
+    return replace(config, parallel=max(config.parallel, min(config.rollouts, WIDEST)))
+
+
+def _independent(config: SearchConfig) -> bool:
+    """True if nothing is decided between rounds: how many there are changes no answer."""
+    return (
+        not config.action_kind.branches_inside
+        and config.reflection is ReflectionPolicy.NEVER
+        and (not config.early_stop or config.choice is Aggregation.BEST)
+        and config.max_tokens is None
+        and config.max_seconds is None
+    )

@@ -16,15 +16,29 @@ from hashlib import sha256
 
 from marco_search.errors import SearchError
 from marco_search.search import budgets
-from marco_search.search.answers import Candidate, RankedAnswer, rank
-from marco_search.search.branches import Branch, BranchRequest, Expansion, Reflect
+from marco_search.search.actions import Action, cut
+from marco_search.search.branches import (
+    END_OF_THOUGHT,
+    Branch,
+    BranchRequest,
+    Expansion,
+    Finish,
+    ReflectionPlacement,
+    Token,
+)
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import SearchConfig
-from marco_search.search.frontier import Frontier
-from marco_search.search.growth import grow
-from marco_search.search.records import ROOT, Node, Rollout, Round
-from marco_search.search.selection import Selector
-from marco_search.search.tree import Tree
+from marco_search.search.rewards import (
+    CONFIDENCE,
+    REWARDS,
+    ScoredRollout,
+    confidences,
+    mean,
+    token_scores,
+)
+from marco_search.search.selection import Frontier, Selector
+from marco_search.search.tree import ROOT, Node, Rollout, Round, Tree
+from marco_search.search.votes import Candidate, RankedAnswer, rank
 
 Merge = Callable[[Sequence[tuple[str, float]]], list[str]]
 """For each (answer key, value) the key it counts under once near-duplicates are one."""
@@ -90,7 +104,7 @@ class Search:
         has ended; `stop_reason` then says why. Raises SearchError while a round is out.
         """
         if self._asked:
-            raise SearchError("the round is not complete: tell its branches before asking again")
+            raise SearchError("the round is not complete: tell() its branches before ask()")
         self._stopped = self._stopped or budgets.spent(
             self.config, self.tree.rollouts, self.tokens, elapsed_s, self.ranked
         )
@@ -139,10 +153,12 @@ class Search:
         self.frontier.launch(node_id, request.reflect)
         return request
 
-    def _temperature(self, node_id: int, reflect: Reflect) -> float:
+    def _temperature(self, node_id: int, reflect: ReflectionPlacement) -> float:
         config = self.config
-        afresh = reflect is Reflect.FIRST or (node_id == ROOT and self.frontier.first_at(ROOT))
-        if afresh and config.first_temperature is not None:
+        restarts = reflect is ReflectionPlacement.FIRST or (
+            node_id == ROOT and self.frontier.first_at(ROOT)
+        )
+        if restarts and config.first_temperature is not None:
             return config.first_temperature
         depth = self.tree.nodes[node_id].depth
         return config.temperature * config.temperature_decay**depth
@@ -152,10 +168,10 @@ class Search:
     def tell(self, branches: Iterable[Branch]) -> Round | None:
         """Take branches in; the finished round once all of it is there, else None.
 
-        A branch told again changes nothing. Raises SearchError for a branch never asked for
+        A branch that comes again changes nothing. Raises SearchError for a branch never asked for
         or one that generated more tokens than it was given.
         """
-        told = False
+        new = False
         for branch in branches:
             i = branch.branch_id
             if 0 <= i < len(self.tree.rollouts):
@@ -166,8 +182,8 @@ class Search:
                 raise SearchError(f"branch {i} generated more tokens than it was given")
             if self._asked[i].branch is None:
                 self._asked[i].branch = branch
-                told = True
-        if not told or any(a.branch is None for a in self._asked.values()):
+                new = True
+        if not new or any(a.branch is None for a in self._asked.values()):
             return None
         return self._finish_round()
 
@@ -181,15 +197,7 @@ class Search:
         for i in sorted(asked):
             item = asked[i]
             assert item.branch is not None
-            rollout = grow(
-                self.tree,
-                self.config,
-                start_id=item.node_id,
-                request=item.request,
-                branch=item.branch,
-                round_number=self.round,
-                answer_of=self._answer_of,
-            )
+            rollout = self._grow(item.node_id, item.request, item.branch)
             self.tree.record(rollout)
             self.tokens += rollout.generated_tokens
             rollouts.append(rollout)
@@ -199,6 +207,54 @@ class Search:
             nodes=tuple(self.tree.nodes[first_node:]),
             rollouts=tuple(rollouts),
         )
+
+    def _grow(self, start_id: int, request: BranchRequest, branch: Branch) -> Rollout:
+        """Add the branch's nodes below `start_id` and return its rollout, not yet recorded.
+
+        All tokens of the branch become nodes. A rollout without an answer (cut off, or nothing
+        to extract) backs up 0: a loop repeats itself with great confidence.
+        """
+        tree, path = self.tree, list(self.tree.path(start_id))
+        own: list[float] = []
+        if branch.finish is not Finish.FAILED:
+            own = _add_nodes(tree, self.config, path, branch, self.round)
+        leaf = path[-1]
+        answer = self._answer_of(tree.text(leaf)) if branch.finish is Finish.STOP else None
+        confidence, path_confidence = mean(own), tree.path_confidence(leaf)
+        value = 0.0
+        if answer is not None:
+            known = {"path": path_confidence, "rollout": confidence}
+            value = self._reward(known, path, path.index(start_id), answer, branch)
+        return Rollout(
+            rollout_id=branch.branch_id,
+            round=self.round,
+            start_id=start_id,
+            path=tuple(path),
+            seed=request.seed,
+            reflect=request.reflect,
+            finish=branch.finish,
+            confidence=confidence,
+            path_confidence=path_confidence,
+            value=value,
+            answer=answer,
+            generated_tokens=branch.generated_tokens,
+            prompt_tokens=branch.prompt_tokens,
+            cached_tokens=branch.cached_tokens,
+            seconds=branch.seconds,
+            error=branch.error,
+        )
+
+    def _reward(
+        self, known: dict[str, float], path: list[int], start: int, answer: str, branch: Branch
+    ) -> float:
+        name = self.config.value
+        if name in known:
+            return known[name]
+        if name not in REWARDS:
+            if branch.reward is None or not 0.0 <= branch.reward <= 1.0:
+                raise SearchError(f"branch {branch.branch_id}: {name} is {branch.reward}")
+            return branch.reward
+        return REWARDS[name](scored_rollout(self.tree, path, start, answer))
 
     def abandon(self) -> None:
         """Forget the round in flight; asking again gives the same branches again."""
@@ -225,7 +281,7 @@ class Search:
         """
         merge = merge or self._merge
         found = [
-            (r.answer, r.path_confidence, r.rollout_id)
+            (r.answer, self._vote_value(r), r.rollout_id)
             for r in self.tree.rollouts
             if r.answer is not None
         ]
@@ -234,10 +290,84 @@ class Search:
             Candidate(key=key, value=value, rollout_id=rollout_id)
             for key, (_, value, rollout_id) in zip(keys, found, strict=True)
         ]
-        return rank(candidates, self.config.choice.value, sharpness=self.config.sharpness)
+        return rank(candidates, self.config.choice, sharpness=self.config.sharpness)
+
+    def _vote_value(self, rollout: Rollout) -> float:
+        # Votes weigh the path's confidence also where only the rollout's own is backed up.
+        return rollout.path_confidence if self.config.value in CONFIDENCE else rollout.value
 
 
 def branch_seed(seed: int, branch_id: int) -> int:
     """The sampling seed of a branch, in [0, 2**31): a hash of the job's seed and its id."""
     digest = sha256(f"{seed}:{branch_id}".encode()).digest()
     return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
+
+
+def scored_rollout(
+    tree: Tree, path: Sequence[int], start: int, answer: str | None
+) -> ScoredRollout:
+    """The next rollout of `tree`, along `path`, as a reward sees it."""
+    nodes = [tree.nodes[i] for i in path]
+    return ScoredRollout(
+        path=[token_scores(n.tokens, n.confidences) for n in nodes],
+        start=start,
+        answer=answer,
+        others=[r.answer for r in tree.rollouts],
+    )
+
+
+def _add_nodes(
+    tree: Tree, config: SearchConfig, path: list[int], branch: Branch, round_number: int
+) -> list[float]:
+    """Extend `path` by the branch's actions, adding the nodes that are not there yet.
+
+    Returns c_i of all tokens of the branch, in order.
+    """
+    own: list[float] = []
+
+    def step(
+        action: str, text: str, tokens: tuple[Token, ...], terminal: bool, follow: bool = True
+    ) -> None:
+        node = Node(
+            node_id=len(tree.nodes),
+            parent_id=path[-1],
+            depth=len(path),
+            round=round_number,
+            action=action,
+            text=text,
+            tokens=tokens,
+            confidences=confidences(tokens),
+            terminal=terminal,
+        )
+        own.extend(node.confidences)
+        known = tree.find(node)
+        if known is None:
+            tree.add(node)
+        if follow:
+            path.append(node.node_id if known is None else known)
+
+    segments = [s for s in branch.segments if s.text or s.tokens]
+    thought_open = not tree.thought_closed(path[-1])
+    for i, segment in enumerate(segments):
+        if segment.forced:
+            step(Action.REFLECTION, segment.text, (), terminal=False)
+            continue
+        # The thought was about to close and reflects instead: its closing is kept beside.
+        closing = i + 1 < len(segments) and segments[i + 1].forced
+        cuts = cut(
+            segment.tokens,
+            action=config.action,
+            mini_step_tokens=config.mini_step_tokens,
+            thought_open=thought_open,
+        )
+        for j, (action, tokens) in enumerate(cuts):
+            last = i == len(segments) - 1 and j == len(cuts) - 1
+            step(
+                action,
+                "".join(t.text for t in tokens),
+                tokens,
+                terminal=last and branch.finish is Finish.STOP,
+                follow=not (closing and action == Action.ANSWER),
+            )
+        thought_open = thought_open and not (END_OF_THOUGHT in segment.text and not closing)
+    return own

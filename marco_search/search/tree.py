@@ -7,10 +7,65 @@ are derived, so a tree restored from its records is the same tree (`Tree.restore
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from marco_search.search.branches import Finish, Part
-from marco_search.search.config import Action, Backup
-from marco_search.search.records import ROOT, Node, Rollout
+from marco_search.search.actions import Action
+from marco_search.search.branches import Finish, Part, ReflectionPlacement, Token
+from marco_search.search.config import Backup
+
+ROOT = 0
+"""Id of the root node, whose text is empty: the prompt stands before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One action on the way from the prompt to an answer. Ids count up from 0, the root."""
+
+    node_id: int
+    parent_id: int | None  #: None for the root only
+    depth: int  #: edges from the root
+    round: int  #: the round that added it; 0 for the root
+    action: str  #: a name of `Action` or in `ACTIONS`
+    text: str
+    tokens: tuple[Token, ...]  #: none for the root and for a reflection
+    confidences: tuple[float, ...]  #: c_i of each token
+    terminal: bool  #: the end of the output or of the sequence was generated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One branch from the node it was forked from to where it ended."""
+
+    rollout_id: int  #: the branch's id
+    round: int
+    start_id: int  #: the node whose prefix was forked
+    path: tuple[int, ...]  #: root first; its last node is the leaf. Only (root..start) if failed
+    seed: int
+    reflect: ReflectionPlacement
+    finish: Finish
+    confidence: float  #: mean c_i of the tokens generated in this rollout
+    path_confidence: float  #: mean c_i of the path's generated tokens since its last reflection
+    value: float  #: what was backed up; 0.0 without an answer
+    answer: str | None  #: key of the extracted answer
+    generated_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    error: str | None = None
+
+    @property
+    def leaf_id(self) -> int:
+        """The node the rollout ended at."""
+        return self.path[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What one round added to the tree; the unit that the trail commits."""
+
+    number: int  #: counts up from 1
+    nodes: tuple[Node, ...]
+    rollouts: tuple[Rollout, ...]
 
 
 class Tree:
@@ -22,7 +77,8 @@ class Tree:
         self.children: list[list[int]] = []
         self.visits: list[int] = []
         self.value_sum: list[float] = []
-        self.best_value: list[float] = []  # greatest value backed up; 0.0 before the first visit
+        #: Greatest value backed up; 0.0 before the first visit.
+        self.best_value: list[float] = []
         # Over generated tokens since the path's last reflection, or from the root.
         self._confidence_sum: list[float] = []
         self._token_count: list[int] = []
@@ -71,10 +127,10 @@ class Tree:
         self.best_value.append(0.0)
         if parent is not None:
             self.children[parent].append(i)
-        afresh = parent is None or node.action is Action.REFLECTION
-        above = 0.0 if afresh else self._confidence_sum[parent or ROOT]
+        restarts = parent is None or node.action == Action.REFLECTION
+        above = 0.0 if restarts else self._confidence_sum[parent or ROOT]
         self._confidence_sum.append(above + sum(node.confidences))
-        tokens_above = 0 if afresh else self._token_count[parent or ROOT]
+        tokens_above = 0 if restarts else self._token_count[parent or ROOT]
         self._token_count.append(tokens_above + len(node.tokens))
         self._by_content.setdefault(_content(node), i)
 
@@ -115,7 +171,7 @@ class Tree:
 
     def thought_closed(self, node_id: int) -> bool:
         """True if the thought has ended at or above this node."""
-        return any(self.nodes[i].action is Action.ANSWER for i in self.up(node_id))
+        return any(self.nodes[i].action == Action.ANSWER for i in self.up(node_id))
 
     def mean_value(self, node_id: int) -> float:
         """Mean backed-up value; 0.0 before the first visit."""
@@ -130,7 +186,7 @@ class Tree:
     def path_confidence(self, node_id: int) -> float:
         """Mean c_i of the generated tokens from the root to this node.
 
-        After a reflection it begins anew: what was taken back says nothing of the answer.
+        After a reflection it starts over: what was taken back says nothing about the answer.
         """
         n = self._token_count[node_id]
         return self._confidence_sum[node_id] / n if n else 0.0

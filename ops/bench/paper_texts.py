@@ -11,7 +11,7 @@ from marco_search.evaluation.grading import chosen
 from marco_search.evaluation.statistics import TextScores, diversity, score_texts, wilson
 from marco_search.evaluation.traces import Trace, read
 from marco_search.kinds import kind_of
-from marco_search.search.answers import Candidate, RankedAnswer, rank
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 from ops.bench.paper_runs import SEED, Run
 from ops.pocket.open_ended import HOBBIES
 
@@ -49,7 +49,7 @@ def ranked(problem: Problem, trace: Trace) -> list[RankedAnswer]:
         Candidate(key=key, value=r.path_confidence, rollout_id=i)
         for i, (key, r) in enumerate(zip(merged, rollouts, strict=True))
     ]
-    return rank(candidates, "weighted", sharpness=trace.sharpness)
+    return rank(candidates, Aggregation.WEIGHTED, sharpness=trace.sharpness)
 
 
 def read_texts(folder: Path) -> dict[str, Any]:

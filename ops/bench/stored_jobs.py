@@ -24,7 +24,7 @@ from marco_search.search.branches import (
     REFLECTION_PHRASE,
     Branch,
     Expansion,
-    Reflect,
+    ReflectionPlacement,
     Segment,
     Token,
 )
@@ -76,7 +76,7 @@ class Reflecting(Instant):
         asked = [request for expansion in expansions for request in expansion.branches]
         for request, branch in zip(asked, super().branch(expansions), strict=True):
             said = tuple(map(_known_tokens, branch.segments))
-            reflects = request.reflect is Reflect.FIRST
+            reflects = request.reflect is ReflectionPlacement.FIRST
             branches.append(replace(branch, segments=(phrase, *said) if reflects else said))
         return branches
 

@@ -11,7 +11,7 @@ from marco_search.jobs import ReasoningJob
 from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, BranchRequest, Expansion
-from marco_search.search.confidence import confidences
+from marco_search.search.rewards import confidences
 
 _AT_ONCE = 10
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
-from marco_search import driver
+from marco_search import engine
 from marco_search.jobs import parse_job
 from marco_search.runtime import open_runtime
-from marco_search.search.records import Rollout
+from marco_search.search.tree import Rollout
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.trail import trail
@@ -120,8 +120,8 @@ def wrong_trees(rig: Rig, jobs: Collection[UUID], sample: int) -> tuple[list[UUI
         wrong = []
         for job_id in chosen:
             (payload, plan), *_ = rig.ask("SELECT payload, plan FROM jobs WHERE id = %s", job_id)
-            fixed = driver.Plan.from_json(plan)
-            done = driver.run_search(parse_job(payload), fixed, runtime, driver.MemoryJournal())
+            fixed = engine.SearchPlan.from_json(plan)
+            done = engine.run_search(parse_job(payload), fixed, runtime, engine.NullJournal())
             with database.transaction() as conn:
                 nodes, rollouts = trail.load(conn, job_id)
             tree = done.search.tree

@@ -24,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from marco_search import settings as settings_module
 from marco_search.cli.commands.export import export
 from marco_search.errors import InvalidSettings
-from marco_search.search.records import Node, Rollout
+from marco_search.search.tree import Node, Rollout
 from marco_search.store.db import Database
 from marco_search.store.trail import trail
 from tests.integration.toys import insert, open_database, question, runner, settings_for

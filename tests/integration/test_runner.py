@@ -16,7 +16,7 @@ from marco_search.errors import (
 )
 from marco_search.jobs import JobResult
 from marco_search.runtime.base import Runtime
-from marco_search.search.records import Node, Rollout
+from marco_search.search.tree import Node, Rollout
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import jobs, leases

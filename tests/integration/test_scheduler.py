@@ -64,6 +64,6 @@ def test_two_schedulers_publish_reclaim_and_expire(database_url: str, redis_url:
 def test_however_many_sweep_one_looks_at_a_time(redis_url: str) -> None:
     publishers = [Publisher(redis_url, "marco") for _ in range(4)]
     assert EVERY_S >= 1
-    assert sum(publisher.may_sweep(60) for publisher in publishers * 5) == 1
+    assert sum(publisher.try_acquire_tick(60) for publisher in publishers * 5) == 1
     for publisher in publishers:
         publisher.close()

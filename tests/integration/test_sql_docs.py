@@ -16,9 +16,9 @@ import pytest
 
 from marco_search.cli.query import run_query, with_values
 from marco_search.errors import QueryRefused
+from marco_search.search.actions import Action
 from marco_search.search.branches import Finish
-from marco_search.search.config import Action
-from marco_search.search.records import Node, Rollout
+from marco_search.search.tree import Node, Rollout
 from marco_search.store.reads import queries
 from marco_search.store.trail import trail
 from ops.docs.picture import updated
@@ -154,7 +154,7 @@ def reflections(asked: Asked) -> None:
         nodes, rollouts = asked.tree(job)
         rows = {row["node_id"]: row for row in asked(5, job)}
         for node_id, node in nodes.items():
-            if node.action is not Action.REFLECTION:
+            if node.action != Action.REFLECTION:
                 continue
             beside = [r for r in rollouts if node.parent_id in r.path and r.answer]
             tops = []

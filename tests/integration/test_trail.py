@@ -14,11 +14,10 @@ from marco_search import migrations
 from marco_search.errors import LeaseLost, SearchError
 from marco_search.local import ServiceUrls
 from marco_search.migrations.check import scratch_database
-from marco_search.search.branches import Finish, Reflect, Token
-from marco_search.search.config import Action
+from marco_search.search.actions import Action
+from marco_search.search.branches import Finish, ReflectionPlacement, Token
 from marco_search.search.mcts import Search
-from marco_search.search.records import Node, Rollout, Round
-from marco_search.search.tree import Tree
+from marco_search.search.tree import Node, Rollout, Round, Tree
 from marco_search.store.db import Database
 from marco_search.store.queue import leases
 from marco_search.store.reads import queries
@@ -34,6 +33,9 @@ candidates = st.lists(st.tuples(int32, float32), min_size=1, max_size=5).map(tup
 tokens = st.lists(st.builds(Token, int32, text, float32, candidates), max_size=6).map(tuple)
 
 
+actions = st.sampled_from([Action.STEP, Action.REFLECTION, Action.ANSWER])
+
+
 @st.composite
 def rounds(draw: st.DrawFn) -> Round:
     nodes, ids = [], []
@@ -42,7 +44,7 @@ def rounds(draw: st.DrawFn) -> Round:
         nodes.append(
             Node(
                 node_id=i, parent_id=draw(st.integers(0, i - 1)), depth=draw(st.integers(1, 9)),
-                round=1, action=draw(st.sampled_from(list(Action))), text=draw(text), tokens=held,
+                round=1, action=draw(actions), text=draw(text), tokens=held,
                 confidences=tuple(draw(float64) for _ in held), terminal=draw(st.booleans()),
             )
         )  # fmt: skip
@@ -50,7 +52,8 @@ def rounds(draw: st.DrawFn) -> Round:
     rollouts = [
         Rollout(
             rollout_id=i, round=1, start_id=0, path=(0, *ids[:i]), seed=draw(int32),
-            reflect=draw(st.sampled_from(Reflect)), finish=draw(st.sampled_from(Finish)),
+            reflect=draw(st.sampled_from(ReflectionPlacement)),
+            finish=draw(st.sampled_from(Finish)),
             confidence=draw(float64), path_confidence=draw(float64), value=draw(float64),
             answer=draw(st.none() | text), generated_tokens=draw(int32), prompt_tokens=draw(int32),
             cached_tokens=draw(int32), seconds=draw(st.floats(0, 1e6)),

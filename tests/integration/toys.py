@@ -16,10 +16,11 @@ from pydantic import SecretStr
 from marco_search.broker import Publisher
 from marco_search.jobs import Job, ReasoningJob
 from marco_search.runtime.base import Runtime
+from marco_search.search.actions import Action
 from marco_search.search.branches import Branch, Expansion
-from marco_search.search.config import Action, SearchConfig
+from marco_search.search.config import SearchConfig
 from marco_search.search.mcts import Search
-from marco_search.search.records import Round
+from marco_search.search.tree import Round
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import claims, jobs, reclaim

@@ -18,7 +18,13 @@ from marco_search.errors import PromptTooLong
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import Branch, BranchRequest, Expansion, Finish, Reflect
+from marco_search.search.branches import (
+    Branch,
+    BranchRequest,
+    Expansion,
+    Finish,
+    ReflectionPlacement,
+)
 from ops.bench.engine.real import PROMPTS, cached_share
 from ops.sglang_cpu import parity
 from ops.sglang_cpu.server import VERSION
@@ -99,7 +105,9 @@ def test_a_seed_gives_the_same_branch_again_and_another_seed_another(both: Both)
 
 def test_reflection_runs_on_the_real_server(both: Both) -> None:
     prefix = parity.prompts(both[0], 4)[0]
-    branches = both[1].branch([fork(prefix, 2, reflect=Reflect.AT_END, max_new_tokens=300)])
+    branches = both[1].branch(
+        [fork(prefix, 2, reflect=ReflectionPlacement.AT_END, max_new_tokens=300)]
+    )
     assert all(b.finish is not Finish.FAILED for b in branches), branches[0].error
 
 

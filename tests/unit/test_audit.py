@@ -22,7 +22,7 @@ from marco_search.audit.merkle import leaf_hash, merkle_root
 from marco_search.audit.proofs import prove, unpack
 from marco_search.audit.v1.nodes import vector_confidences
 from marco_search.errors import ArchiveRefused, InvalidAnchor
-from marco_search.search.confidence import token_confidence
+from marco_search.search.rewards import token_confidence
 from marco_search.store.seal import archives
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

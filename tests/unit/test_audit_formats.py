@@ -30,8 +30,8 @@ from marco_search.audit.v1.votes import check_answers
 from marco_search.jobs import SearchOptions, parse_job, payload_hash
 from marco_search.jobs.requests import JOB_MODELS
 from marco_search.kinds import KINDS
-from marco_search.search.answers import Candidate, rank
 from marco_search.search.mcts import branch_seed
+from marco_search.search.votes import Candidate, rank
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 JOB_ID = UUID(int=1)

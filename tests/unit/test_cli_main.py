@@ -223,7 +223,7 @@ class Solved:
     """`marco solve` on the toy model."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr("marco_search.solving.open_runtime", lambda settings: ToyRuntime())
+        monkeypatch.setattr("marco_search.engine.open_runtime", lambda settings: ToyRuntime())
         self._capsys = capsys
 
     def __call__(self, *words: str) -> str:

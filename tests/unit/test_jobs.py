@@ -27,7 +27,7 @@ from marco_search.jobs import (
     payload_hash,
 )
 from marco_search.jobs.languages import NAMES
-from marco_search.search.strategies import STRATEGIES
+from marco_search.search.config import STRATEGIES
 
 QUESTION = {"kind": "reasoning", "question": "2+2?"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from marco_search import local_state, locations, redis_address
+from marco_search import broker, local_state, locations
 from marco_search import settings as settings_module
 from marco_search.broker import Publisher
 from marco_search.errors import (
@@ -186,13 +186,13 @@ def test_a_redis_url_that_is_no_good_is_refused_without_its_password(
 
 
 def test_what_a_redis_url_says() -> None:
-    plain = redis_address.parse("redis://h")
+    plain = broker.parse_address("redis://h")
     assert (plain.url, plain.tls) == ("redis://h:6379/0", None)
-    odd = redis_address.parse("redis://us%40er:p%2Fw%23@[::1]:7/3")
+    odd = broker.parse_address("redis://us%40er:p%2Fw%23@[::1]:7/3")
     assert (odd.host, odd.port, odd.database) == ("::1", 7, 3)
     assert (odd.username, odd.password) == ("us@er", "p/w#")
-    assert redis_address.parse(odd.url) == odd
-    tls = redis_address.parse("rediss://:p@h/0?ssl_ca_certs=/etc/ca.pem").tls
+    assert broker.parse_address(odd.url) == odd
+    tls = broker.parse_address("rediss://:p@h/0?ssl_ca_certs=/etc/ca.pem").tls
     assert tls is not None
     assert (tls["ssl_cert_reqs"], tls["ssl_check_hostname"]) == ("required", True)
     assert tls["ssl_ca_certs"] == "/etc/ca.pem"

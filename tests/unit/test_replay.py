@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from marco_search.driver import Finished, MemoryJournal, plan, run_search
+from marco_search.engine import FinishedSearch, NullJournal, make_plan, run_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import ReasoningJob, SearchOptions
-from marco_search.replaying import Replayed, replay
+from marco_search.replay import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Segment
 from marco_search.search.budgets import StopReason
-from marco_search.search.records import ROOT, Round
+from marco_search.search.tree import ROOT, Round
 from marco_search.settings import Settings
 from tests.toy import ToyRuntime
 
 
-class StopAfter(MemoryJournal):
+class StopAfter(NullJournal):
     """Cancels the search after some rounds."""
 
     def __init__(self, rounds: int) -> None:
@@ -35,8 +35,10 @@ class StopAfter(MemoryJournal):
         return None if self.left > 0 else StopReason.CANCELLED
 
 
-def searched(runtime: Runtime, job: ReasoningJob, journal: MemoryJournal | None = None) -> Finished:
-    return run_search(job, plan(job, runtime), runtime, journal or MemoryJournal())
+def searched(
+    runtime: Runtime, job: ReasoningJob, journal: NullJournal | None = None
+) -> FinishedSearch:
+    return run_search(job, make_plan(job, runtime), runtime, journal or NullJournal())
 
 
 def question(**options: Any) -> ReasoningJob:
@@ -49,7 +51,7 @@ def question(**options: Any) -> ReasoningJob:
     return ReasoningJob(question="What is 1 + 1?", options=SearchOptions(**given | options))
 
 
-def replayed(finished: Finished, runtime: Runtime, job: ReasoningJob) -> Replayed:
+def replayed(finished: FinishedSearch, runtime: Runtime, job: ReasoningJob) -> Replayed:
     tree = finished.search.tree
     nodes = [n for n in tree.nodes if n.node_id != ROOT]
     reason = finished.search.stop_reason

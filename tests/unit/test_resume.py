@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marco_search import driver
+from marco_search import engine
 from marco_search.jobs import ReasoningJob
 from marco_search.search.branches import Branch, Expansion
 from marco_search.search.budgets import StopReason
-from marco_search.search.records import Round
+from marco_search.search.tree import Round
 from tests.toy import ToyRuntime
 
 jobs = st.builds(
@@ -45,9 +45,9 @@ class Journal:
     kill_at: int = -1
     moment: str = ""
 
-    def load(self) -> driver.Trail:
+    def load(self) -> engine.StoredRounds:
         """The rounds that earlier attempts committed."""
-        return driver.Trail(
+        return engine.StoredRounds(
             nodes=[n for r in self.rounds for n in r.nodes],
             rollouts=[o for r in self.rounds for o in r.rollouts],
         )
@@ -91,15 +91,15 @@ def test_any_number_of_interruptions_change_nothing(
     job: ReasoningJob, kills: list[tuple[int, str]]
 ) -> None:
     whole = Journal()
-    plan = driver.plan(job, ToyRuntime())
-    reference = driver.run_search(job, plan, ToyRuntime(), whole)
+    plan = engine.make_plan(job, ToyRuntime())
+    reference = engine.run_search(job, plan, ToyRuntime(), whole)
 
     journal, generated, died = Journal(), Counter[int](), 0
     for kill_at, moment in [*kills, (-1, "")]:
         journal.kill_at, journal.moment = kill_at, moment
-        fixed = driver.Plan.from_json(plan.to_json())
+        fixed = engine.SearchPlan.from_json(plan.to_json())
         try:
-            last = driver.run_search(job, fixed, Counting(journal, generated), journal)
+            last = engine.run_search(job, fixed, Counting(journal, generated), journal)
         except Killed:
             died += moment != "after the commit"
     assert journal.rounds == whole.rounds

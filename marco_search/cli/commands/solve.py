@@ -34,13 +34,12 @@ def solve(question: str, tree: bool, thought: bool, as_json: bool, **values: Any
     from marco_search.cli.render import result as render
     from marco_search.cli.render.tree import draw_tree, tree_json
     from marco_search.cli.searched import drawn_nodes, winning_path
-    from marco_search.outcome import job_result
-    from marco_search.solving import search
+    from marco_search.engine import job_result, search_job
 
     text = sys.stdin.read() if question == "-" else question
     job = job_from_options(text, values)
     with console(stderr=True).status("searching") as status:
-        finished = search(
+        finished = search_job(
             job,
             on_round=lambda so_far: status.update(
                 f"{len(so_far.tree.rollouts)} of {so_far.config.rollouts} rollouts"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
 
-from marco_search.printable import escaped
+from marco_search.text import escaped
 
 
 class Escaping(RenderHook):

@@ -17,7 +17,7 @@ import numpy as np
 
 from marco_search.audit.binary import NUMBERS, pack_texts
 from marco_search.search.branches import TOP_K
-from marco_search.search.records import Node
+from marco_search.search.tree import Node
 from marco_search.store.trail.records import NODE_COLUMNS, filled
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -62,7 +62,7 @@ def _rows(job_id: UUID, generation: int, nodes: Sequence[Node]) -> bytes:
                 len(COLUMNS), 16, job_id.bytes, 8, generation,
                 4, n.node_id, 4, n.parent_id, 4, n.round, 4, n.depth,
             ),
-            *(_text(n.action.value), _text(n.text)),
+            *(_text(n.action), _text(n.text)),
             ids.between(a, b),
             _field(pack_texts(texts[a:b])),
             logprobs.between(a, b),

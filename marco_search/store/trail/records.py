@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from marco_search.errors import SearchError
-from marco_search.search.branches import TOP_K, Finish, Reflect, Token
-from marco_search.search.config import Action
-from marco_search.search.records import Node, Rollout
+from marco_search.search.branches import TOP_K, Finish, ReflectionPlacement, Token
+from marco_search.search.tree import Node, Rollout
 
 NO_CANDIDATE = -1
 """Fills `top_ids` where a token has fewer than TOP_K candidates."""
@@ -70,7 +69,6 @@ def rollout_row(rollout: Rollout) -> tuple[Any, ...]:
 
 def node(
     *,
-    action: str,
     token_ids: list[int],
     token_texts: list[str],
     logprobs: list[float],
@@ -87,11 +85,11 @@ def node(
         if top[-1][0] == NO_CANDIDATE:
             top = tuple(c for c in top if c[0] != NO_CANDIDATE)
         tokens.append(Token(token_id, token_texts[i], logprobs[i], top))
-    return Node(
-        action=Action(action), tokens=tuple(tokens), confidences=tuple(confidences), **plain
-    )
+    return Node(tokens=tuple(tokens), confidences=tuple(confidences), **plain)
 
 
 def rollout(*, path: list[int], reflect: str, finish: str, **plain: Any) -> Rollout:
     """The rollout that a row holds (a row factory's target)."""
-    return Rollout(path=tuple(path), reflect=Reflect(reflect), finish=Finish(finish), **plain)
+    return Rollout(
+        path=tuple(path), reflect=ReflectionPlacement(reflect), finish=Finish(finish), **plain
+    )

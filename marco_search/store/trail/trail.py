@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from marco_search.errors import SearchError
 from marco_search.jobs import Answer
-from marco_search.search.records import Node, Rollout, Round
+from marco_search.search.tree import Node, Rollout, Round
 from marco_search.store.db import Conn, is_pooled
 from marco_search.store.queue.leases import Lease, lost
 from marco_search.store.trail import packing, records

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marco_search import driver
-from marco_search.driver import MemoryJournal
+from marco_search import engine
+from marco_search.engine import NullJournal
 from marco_search.runtime.base import Message, RuntimeInfo
 from marco_search.runtime.reply import read_completion
 from marco_search.search.branches import Branch, Expansion, Finish, Segment
@@ -79,9 +79,9 @@ def milliseconds_per_node(journal: Any = None, seed: int = 0) -> tuple[float, in
     clock = time.perf_counter if journal else time.thread_time
     runtime = Instant(clock)
     work = job(seed, "step", ROLLOUTS)
-    fixed = driver.plan(work, runtime)
+    fixed = engine.make_plan(work, runtime)
     began = clock()
-    done = driver.run_search(work, fixed, runtime, journal or MemoryJournal())
+    done = engine.run_search(work, fixed, runtime, journal or NullJournal())
     seconds = clock() - began - runtime.seconds
     nodes = len(done.search.tree.nodes) - 1
     return 1000 * seconds / nodes, nodes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from marco_search import driver
+from marco_search import engine
 from marco_search.errors import LocalServiceFailed
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime import open_runtime
@@ -64,7 +64,7 @@ def compare(url: str) -> dict[str, Any]:
 def cached_share(runtime: Runtime) -> tuple[float, int]:
     """(share of prompt tokens from the cache, failed branches) of a search of 32 rollouts."""
     work = job(0, "step", 32)
-    fixed = driver.plan(work, runtime)
-    rollouts = driver.run_search(work, fixed, runtime, driver.MemoryJournal()).search.tree.rollouts
+    fixed = engine.make_plan(work, runtime)
+    rollouts = engine.run_search(work, fixed, runtime, engine.NullJournal()).search.tree.rollouts
     share = sum(r.cached_tokens for r in rollouts) / sum(r.prompt_tokens for r in rollouts)
     return share, sum(r.finish is Finish.FAILED for r in rollouts)

@@ -14,7 +14,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from marco_search import driver
+from marco_search import engine
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
@@ -135,6 +135,6 @@ def _worker(url: str, work: ReasoningJob, ready: Barrier, file: Path) -> None:
 
 
 def _search(work: ReasoningJob, runtime: Any, changes: dict[str, Any]) -> Search:
-    fixed = driver.plan(work, runtime)
+    fixed = engine.make_plan(work, runtime)
     fixed = dataclasses.replace(fixed, config=dataclasses.replace(fixed.config, **changes))
-    return driver.run_search(work, fixed, runtime, driver.MemoryJournal()).search
+    return engine.run_search(work, fixed, runtime, engine.NullJournal()).search

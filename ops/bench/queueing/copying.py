@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from marco_search import driver
+from marco_search import engine
 from marco_search.search.budgets import StopReason
-from marco_search.search.records import Round
+from marco_search.search.tree import Round
 from marco_search.store.db import Database
 from marco_search.store.queue import claims, jobs
 from marco_search.store.queue.leases import Lease, Worker
@@ -26,8 +26,8 @@ class _Rounds:
     def __init__(self) -> None:
         self.kept: list[Round] = []
 
-    def load(self) -> driver.Trail:
-        return driver.Trail()
+    def load(self) -> engine.StoredRounds:
+        return engine.StoredRounds()
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         self.kept.append(kept)
@@ -40,7 +40,7 @@ def rounds(seed: int, rollouts: int = ROLLOUTS) -> list[Round]:
     """The rounds of a search with texts as long as a word problem's."""
     runtime, journal = Instant(time.perf_counter), _Rounds()
     work = job(seed, "step", rollouts)
-    driver.run_search(work, driver.plan(work, runtime), runtime, journal)
+    engine.run_search(work, engine.make_plan(work, runtime), runtime, journal)
     return journal.kept
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.driver import MemoryJournal, plan, run_search
+from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.curves import at_least, coverage, curve, tokens_to_reach
 from marco_search.evaluation.data_sets import Problem, from_row
@@ -19,7 +19,7 @@ from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import TokenScores, Trace, TracedRollout
 from marco_search.jobs import SearchOptions
-from marco_search.search.records import ROOT
+from marco_search.search.tree import ROOT
 from tests.toy import ToyRuntime
 
 ROWS = [{"question": "two and two?", "answer": 4}, {"question": "two and three?", "answer": 5}]
@@ -68,7 +68,7 @@ def test_the_vote_is_the_search_s_own(tmp_path: Path) -> None:
         traces = run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{strategy}.jsonl")
         for problem, trace in zip(PROBLEMS, traces, strict=True):
             job, runtime = recipe.job(problem), ToyRuntime()
-            finished = run_search(job, plan(job, runtime), runtime, MemoryJournal())
+            finished = run_search(job, make_plan(job, runtime), runtime, NullJournal())
             ranked = finished.search.ranked()
             found = chosen(trace.rollouts, trace.choice, trace.sharpness)
             assert found == (ranked[0].key if ranked else None)

@@ -25,7 +25,7 @@ from marco_search.runtime.embedded.streaming import TextStream
 from marco_search.runtime.fork_runtime import ForkRuntime
 from marco_search.runtime.params import VARIABLE, BranchParams
 from marco_search.runtime.reply import read_completion
-from marco_search.search.branches import BranchRequest, Expansion, Finish, Reflect
+from marco_search.search.branches import BranchRequest, Expansion, Finish, ReflectionPlacement
 from tests.tiny_model import write_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -211,7 +211,7 @@ def test_a_search_round_is_the_same_in_any_order_and_company(backend: EmbeddedBa
 def test_reflection_goes_on_from_the_text_it_was_put_into(backend: EmbeddedBackend) -> None:
     runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
     request = BranchRequest(
-        branch_id=0, seed=3, max_new_tokens=10, temperature=1.0, reflect=Reflect.FIRST
+        branch_id=0, seed=3, max_new_tokens=10, temperature=1.0, reflect=ReflectionPlacement.FIRST
     )
     (branch,) = runtime.branch([Expansion(node_id=0, prefix=PROMPT, branches=(request,))])
     phrase, made = branch.segments

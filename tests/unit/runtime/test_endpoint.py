@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.driver import MemoryJournal, plan, run_search
+from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailable
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.runtime.base import Message
@@ -17,7 +17,7 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
-    Reflect,
+    ReflectionPlacement,
 )
 from tests.unit.runtime.sglang_server import FIRST_CHARACTER, Server, expansion, runtime, serving
 
@@ -65,27 +65,27 @@ def test_a_search_goes_on_from_the_tokens_that_it_keeps(server: Server, strategy
     job = ReasoningJob(question="How many?", options=options)
     with runtime(server) as opened:
         assert opened.info.version == "0.5.23"
-        search = run_search(job, plan(job, opened), opened, MemoryJournal()).search
+        search = run_search(job, make_plan(job, opened), opened, NullJournal()).search
     tree = search.tree
 
     def ids(text: str) -> list[int]:
         return [FIRST_CHARACTER + ord(c) for c in text]
 
     asked = {a["sampling_params"]["sampling_seed"]: a["input_ids"] for a in server.calls}
-    assert any(r.start_id and r.reflect is Reflect.NO for r in tree.rollouts)
+    assert any(r.start_id and r.reflect is ReflectionPlacement.NO for r in tree.rollouts)
     for rollout in tree.rollouts:
         wanted = ids(search.prompt)
         for i in tree.path(rollout.start_id):
             node = tree.nodes[i]
             wanted += [t.id for t in node.tokens] or ids(node.text)
-        if rollout.reflect is Reflect.FIRST:
+        if rollout.reflect is ReflectionPlacement.FIRST:
             wanted += ids(REFLECTION_PHRASE + "\n")
         assert asked[rollout.seed] == wanted
 
 
 def test_after_a_thought_taken_back_the_kept_tokens_go_on(server: Server) -> None:
     request = BranchRequest(
-        branch_id=0, seed=7, max_new_tokens=99, temperature=1.0, reflect=Reflect.AT_END
+        branch_id=0, seed=7, max_new_tokens=99, temperature=1.0, reflect=ReflectionPlacement.AT_END
     )
     with runtime(server) as opened:
         (branch,) = opened.branch(
@@ -104,7 +104,7 @@ def test_a_server_that_can_not_tokenise_gets_text_and_that_is_known(server: Serv
     job = ReasoningJob(question="How many?", options=options)
     with runtime(server) as opened:
         assert opened.info.version == "0.5.23, prefixes as text"
-        run_search(job, plan(job, opened), opened, MemoryJournal())
+        run_search(job, make_plan(job, opened), opened, NullJournal())
     assert not any("input_ids" in a or "parts" in a for a in server.asked)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.driver import MemoryJournal, plan, run_search
+from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.runtime.sglang import http
@@ -296,7 +296,7 @@ def test_a_search_goes_on_without_the_branches_that_failed(server: Server) -> No
 
     server.act = some
     with runtime(server) as opened:
-        done = run_search(JOB, plan(JOB, opened), opened, MemoryJournal())
+        done = run_search(JOB, make_plan(JOB, opened), opened, NullJournal())
     rollouts = done.search.tree.rollouts
     failed = [r for r in rollouts if r.finish is Finish.FAILED]
     assert len(rollouts) == 16
@@ -307,14 +307,14 @@ def test_a_search_goes_on_without_the_branches_that_failed(server: Server) -> No
 
 def test_a_server_that_only_fails_ends_the_search_as_unavailable(server: Server) -> None:
     with runtime(server) as opened:
-        fixed = plan(JOB, opened)
+        fixed = make_plan(JOB, opened)
         server.act = lambda h, b: (h.send({}, 400), True)[1]
         with pytest.raises(RuntimeUnavailable, match="branches failed"):
-            run_search(JOB, fixed, opened, MemoryJournal())
+            run_search(JOB, fixed, opened, NullJournal())
 
 
 def test_a_search_that_is_told_to_stop_ends_in_the_middle_of_a_round(server: Server) -> None:
-    class Journal(MemoryJournal):
+    class Journal(NullJournal):
         reason: StopReason | None = None
 
         def should_stop(self) -> StopReason | None:
@@ -322,7 +322,7 @@ def test_a_search_that_is_told_to_stop_ends_in_the_middle_of_a_round(server: Ser
 
     journal = Journal()
     with runtime(server) as opened:
-        fixed = plan(JOB, opened)
+        fixed = make_plan(JOB, opened)
         server.act = lambda h, b: (
             bool(b["sampling_params"]["max_new_tokens"]) and (server.released.wait(60) or True)
         )

@@ -20,7 +20,7 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
-    Reflect,
+    ReflectionPlacement,
 )
 from tests.toy import PROMPT, generate
 
@@ -62,7 +62,9 @@ class ToyBackend(BaseBackend):  # type: ignore[misc]
         }
 
 
-def request(i: int, reflect: Reflect = Reflect.NO, room: int = 200) -> BranchRequest:
+def request(
+    i: int, reflect: ReflectionPlacement = ReflectionPlacement.NO, room: int = 200
+) -> BranchRequest:
     return BranchRequest(branch_id=i, seed=i, max_new_tokens=room, temperature=1.0, reflect=reflect)
 
 
@@ -98,14 +100,14 @@ def test_a_branch_that_runs_out_of_room_can_be_continued() -> None:
 
 
 def test_reflecting_first_puts_the_phrase_before_what_is_generated() -> None:
-    (branch,) = run(ToyBackend(), request(1, Reflect.FIRST))
+    (branch,) = run(ToyBackend(), request(1, ReflectionPlacement.FIRST))
     assert branch.segments[0].text == REFLECTION_PHRASE + "\n"
     assert branch.segments[0].forced
     assert branch.finish is Finish.STOP
 
 
 def test_reflecting_at_the_end_takes_the_place_of_closing_the_thought() -> None:
-    (branch,) = run(ToyBackend(), request(1, Reflect.AT_END))
+    (branch,) = run(ToyBackend(), request(1, ReflectionPlacement.AT_END))
     first, phrase, second = branch.segments
     assert first.text.endswith(END_OF_THOUGHT)
     assert phrase.text == REFLECTION_PHRASE + "\n"
@@ -116,7 +118,7 @@ def test_reflecting_at_the_end_takes_the_place_of_closing_the_thought() -> None:
 
 def test_the_token_budget_covers_both_halves_of_a_reflection() -> None:
     for room in range(1, 30):
-        (branch,) = run(ToyBackend(), request(1, Reflect.AT_END, room))
+        (branch,) = run(ToyBackend(), request(1, ReflectionPlacement.AT_END, room))
         assert branch.generated_tokens <= room
 
 

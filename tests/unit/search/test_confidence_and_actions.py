@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.search.actions import cut
+from marco_search.search.actions import Action, cut
 from marco_search.search.branches import Token
-from marco_search.search.confidence import mean_confidence, token_confidence
-from marco_search.search.config import Action
+from marco_search.search.rewards import mean, token_confidence
 
 logprobs = st.floats(-40, 0, width=32)
 
@@ -40,16 +39,17 @@ def test_confidence_needs_candidates() -> None:
 
 
 def test_nothing_generated_earns_nothing() -> None:
-    assert mean_confidence([]) == 0.0
-    assert mean_confidence([0.5, 1.0]) == 0.75
+    assert mean([]) == 0.0
+    assert mean([0.5, 1.0]) == 0.75
 
 
 def tokens(*texts: str) -> list[Token]:
     return [Token(i, t, log(0.9), ((i, log(0.9)),)) for i, t in enumerate(texts)]
 
 
-def texts(parts: list[Token], action: Action, size: int = 64, open_: bool = True) -> list[str]:
-    return [c.text for c in cut(parts, action=action, mini_step_tokens=size, thought_open=open_)]
+def texts(parts: list[Token], action: str, size: int = 64, open_: bool = True) -> list[str]:
+    cuts = cut(parts, action=action, mini_step_tokens=size, thought_open=open_)
+    return ["".join(t.text for t in part) for _, part in cuts]
 
 
 def test_a_step_is_a_line_and_the_answer_is_one_action() -> None:
@@ -90,9 +90,9 @@ def test_after_the_thought_all_is_answer() -> None:
     st.booleans(),
 )
 def test_cutting_loses_no_token(
-    words: list[str], action: Action, size: int, thought_open: bool
+    words: list[str], action: str, size: int, thought_open: bool
 ) -> None:
     parts = tokens(*words)
     cuts = cut(parts, action=action, mini_step_tokens=size, thought_open=thought_open)
-    assert [t for c in cuts for t in c.tokens] == parts
-    assert all(c.tokens for c in cuts)
+    assert [t for _, part in cuts for t in part] == parts
+    assert all(part for _, part in cuts)

@@ -11,26 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marco_search.errors import SearchError
+from marco_search.search.actions import ACTIONS, Action
 from marco_search.search.branches import END_OF_THOUGHT, Branch, Finish
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import (
-    Action,
     Backup,
-    Choice,
-    Reflection,
+    ReflectionPolicy,
     SearchConfig,
     Selection,
-    Value,
 )
 from marco_search.search.mcts import Search
-from marco_search.search.records import ROOT, Node, Rollout, Round
-from marco_search.search.tree import Tree
+from marco_search.search.rewards import EXTERNAL, known_rewards
+from marco_search.search.tree import ROOT, Node, Rollout, Round, Tree
+from marco_search.search.votes import Aggregation
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
 configs = st.builds(
     SearchConfig,
     strategy=st.just("test"),
-    action=st.sampled_from([Action.STEP, Action.MINI_STEP, Action.WHOLE]),
+    action=st.sampled_from([*ACTIONS]),
     mini_step_tokens=st.integers(1, 6),
     rollouts=st.integers(1, 24),
     max_tokens=st.none() | st.integers(1, 400),
@@ -49,13 +48,13 @@ configs = st.builds(
     widening=st.sampled_from([0.0, 0.3, 1.0]),
     answer_width=st.integers(1, 3),
     parallel=st.integers(1, 9),
-    value=st.sampled_from(Value),
+    value=st.sampled_from([r for r in known_rewards() if r not in EXTERNAL]),
     backup=st.sampled_from(Backup),
-    choice=st.sampled_from(Choice),
+    choice=st.sampled_from(Aggregation),
     sharpness=st.sampled_from([0.0, 1.0, 32.0]),
     early_stop=st.booleans(),
     lead=st.none() | st.sampled_from([0.2, 1.0]),
-    reflection=st.sampled_from(Reflection),
+    reflection=st.sampled_from(ReflectionPolicy),
     max_reflections=st.integers(1, 2),
     reflection_width=st.none() | st.integers(1, 4),
     reflect_first=st.booleans(),
@@ -232,21 +231,21 @@ def test_reflection_follows_its_rule(config: SearchConfig) -> None:
         path = [tree.nodes[i].action for i in tree.path(node.node_id)]
         reflections = path.count(Action.REFLECTION)
         assert reflections <= config.max_reflections
-        if config.reflection is Reflection.NEVER:
+        if config.reflection is ReflectionPolicy.NEVER:
             assert reflections == 0
-        if config.reflection is Reflection.ALWAYS and node.terminal:
+        if config.reflection is ReflectionPolicy.ALWAYS and node.terminal:
             assert reflections >= 1
 
 
 def test_reflection_branches_from_the_end_of_a_thought() -> None:
     config = SearchConfig(
-        strategy="t", action=Action.STEP, rollouts=24, reflection=Reflection.BRANCH,
+        strategy="t", action=Action.STEP, rollouts=24, reflection=ReflectionPolicy.BRANCH,
         early_stop=False,
     )  # fmt: skip
     search = new(config)
     run(search, ToyRuntime())
     tree = search.tree
-    reflections = [n for n in tree.nodes if n.action is Action.REFLECTION]
+    reflections = [n for n in tree.nodes if n.action == Action.REFLECTION]
     assert reflections
     for node in reflections:
         assert node.parent_id is not None
@@ -256,7 +255,7 @@ def test_reflection_branches_from_the_end_of_a_thought() -> None:
 
 
 def test_the_search_stops_when_the_vote_is_decided() -> None:
-    config = SearchConfig(strategy="t", action=Action.WHOLE, rollouts=24, choice=Choice.VOTE)
+    config = SearchConfig(strategy="t", action=Action.WHOLE, rollouts=24, choice=Aggregation.VOTE)
     search = new(config)
     run(search, ToyRuntime(answers=("7",)))
     assert search.stop_reason is StopReason.DECIDED

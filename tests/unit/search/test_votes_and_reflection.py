@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from marco_search.errors import SearchError
-from marco_search.search.answers import Candidate, lead, rank
-from marco_search.search.branches import Reflect
+from marco_search.search.actions import Action
+from marco_search.search.branches import ReflectionPlacement
 from marco_search.search.budgets import StopReason
-from marco_search.search.config import Action, Choice, Reflection, SearchConfig
+from marco_search.search.config import STRATEGIES, ReflectionPolicy, SearchConfig, configure
 from marco_search.search.mcts import Merge, Search
-from marco_search.search.strategies import STRATEGIES, configure
+from marco_search.search.votes import Aggregation, Candidate, lead, rank
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
 
@@ -26,18 +26,18 @@ def run(config: SearchConfig, answers: tuple[str, ...] = ("1", "2", "3")) -> Sea
 
 def test_sharpness_lets_one_confident_rollout_outweigh_two_doubtful_ones() -> None:
     votes = [Candidate("a", 0.8, 0), Candidate("a", 0.8, 1), Candidate("b", 0.95, 2)]
-    assert rank(votes, "weighted")[0].key == "a"
-    sharp = rank(votes, "weighted", sharpness=8.0)
+    assert rank(votes, Aggregation.WEIGHTED)[0].key == "a"
+    sharp = rank(votes, Aggregation.WEIGHTED, sharpness=8.0)
     assert sharp[0].key == "b"
     assert sharp[0].weight == pytest.approx(0.95**8)
-    assert rank(votes, "vote", sharpness=8.0)[0].key == "a"
+    assert rank(votes, Aggregation.VOTE, sharpness=8.0)[0].key == "a"
 
 
 def test_lead_is_the_distance_to_the_runner_up() -> None:
     assert lead([]) == 0.0
     votes = [Candidate("a", 0.5, 0), Candidate("b", 0.25, 1)]
-    assert lead(rank(votes[:1], "weighted")) == 0.5
-    assert lead(rank(votes, "weighted")) == 0.25
+    assert lead(rank(votes[:1], Aggregation.WEIGHTED)) == 0.5
+    assert lead(rank(votes, Aggregation.WEIGHTED)) == 0.25
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"cot", "best-of-n"}))
@@ -65,13 +65,13 @@ def test_without_early_stop_a_lead_stops_nothing() -> None:
 
 
 @pytest.mark.parametrize("action", [Action.STEP, Action.WHOLE])
-def test_so_many_samples_are_drawn_after_a_reflection(action: Action) -> None:
+def test_so_many_samples_are_drawn_after_a_reflection(action: str) -> None:
     config = SearchConfig(
         strategy="test",
         action=action,
         rollouts=40,
-        choice=Choice.VOTE,
-        reflection=Reflection.BRANCH,
+        choice=Aggregation.VOTE,
+        reflection=ReflectionPolicy.BRANCH,
         root_width=2,
         width=1,
         reflection_width=5,
@@ -79,7 +79,7 @@ def test_so_many_samples_are_drawn_after_a_reflection(action: Action) -> None:
     )
     search = run(config)
     tree = search.tree
-    drawn = {n.node_id: 0 for n in tree.nodes if n.action is Action.REFLECTION}
+    drawn = {n.node_id: 0 for n in tree.nodes if n.action == Action.REFLECTION}
     for r in tree.rollouts:
         for node_id in set(r.path[r.path.index(r.start_id) : -1]) & set(drawn):
             drawn[node_id] += 1
@@ -87,11 +87,13 @@ def test_so_many_samples_are_drawn_after_a_reflection(action: Action) -> None:
 
 
 def test_confidence_begins_anew_after_a_reflection() -> None:
-    config = configure("auto", rollouts=16, early_stop=False, seed=1, reflection=Reflection.BRANCH)
+    config = configure(
+        "auto", rollouts=16, early_stop=False, seed=1, reflection=ReflectionPolicy.BRANCH
+    )
     search = run(config)
     tree, seen = search.tree, 0
     for r in tree.rollouts:
-        at = [i for i in r.path if tree.nodes[i].action is Action.REFLECTION]
+        at = [i for i in r.path if tree.nodes[i].action == Action.REFLECTION]
         tail = r.path[r.path.index(at[-1]) :] if at else r.path
         values = [c for i in tail for c in tree.nodes[i].confidences]
         assert r.path_confidence == pytest.approx(sum(values) / len(values))
@@ -109,7 +111,7 @@ def test_the_first_sample_at_the_root_and_after_each_reflection_is_greedy() -> N
             for request in expansion.branches:
                 temperatures[request.branch_id] = request.temperature
         search.tell(runtime.branch(expansions))
-    afresh = {r.rollout_id for r in search.tree.rollouts if r.reflect is Reflect.FIRST}
+    afresh = {r.rollout_id for r in search.tree.rollouts if r.reflect is ReflectionPlacement.FIRST}
     assert len(afresh) >= 3
     assert {i for i, t in temperatures.items() if t == 0.0} == {0} | afresh
     assert set(temperatures.values()) == {0.0, 0.9}
@@ -118,10 +120,10 @@ def test_the_first_sample_at_the_root_and_after_each_reflection_is_greedy() -> N
 def test_auto_takes_a_second_look_at_the_greedy_thought_before_it_draws_many() -> None:
     search = run(configure("auto", rollouts=8, early_stop=False, seed=2), ("1", "2"))
     greedy, *later = search.tree.rollouts
-    assert (greedy.round, greedy.start_id, greedy.reflect) == (1, 0, Reflect.NO)
+    assert (greedy.round, greedy.start_id, greedy.reflect) == (1, 0, ReflectionPlacement.NO)
     fresh, second_look = (r for r in later if r.round == 2)
-    assert (fresh.start_id, fresh.reflect) == (0, Reflect.NO)
-    assert second_look.reflect is Reflect.FIRST and second_look.start_id in greedy.path
+    assert (fresh.start_id, fresh.reflect) == (0, ReflectionPlacement.NO)
+    assert second_look.reflect is ReflectionPlacement.FIRST and second_look.start_id in greedy.path
     assert sum(r.start_id == 0 for r in later if r.round > 2) >= 4
 
 
@@ -191,7 +193,7 @@ def test_independent_samples_go_out_together_and_are_the_same(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_tokens": 500}, {"max_seconds": 9.0}, {"reflection": Reflection.BRANCH}],
+    [{"max_tokens": 500}, {"max_seconds": 9.0}, {"reflection": ReflectionPolicy.BRANCH}],
 )
 def test_a_budget_or_a_reflection_keeps_the_rounds(changes: dict[str, Any]) -> None:
     assert configure("best-of-n", rollouts=20, **changes).parallel == 8

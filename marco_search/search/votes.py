@@ -8,21 +8,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
 from marco_search.errors import SearchError
 
-How = Literal["vote", "weighted", "best"]
+
+class Aggregation(StrEnum):
+    """How the answer is chosen among the rollouts."""
+
+    #: One rollout, one vote (self-consistency).
+    VOTE = "vote"
+    #: A rollout's vote weighs its value.
+    WEIGHTED = "weighted"
+    #: The single most confident rollout decides.
+    BEST = "best"
+
 
 _ROUNDING = 1e-9
-"""Weights are sums of floats: a lead no larger than this is no lead."""
+"""Weights are sums of floats: a lead no larger than this does not count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The answer of one rollout. `value` is the rollout's confidence, in [0, 1]."""
+    """The answer of one rollout. `value` is the rollout's reward, in [0, 1]."""
 
-    key: str  # answers with equal keys are the same answer
+    key: str  #: answers with equal keys are the same answer
     value: float
     rollout_id: int
 
@@ -32,17 +42,17 @@ class RankedAnswer:
     """One distinct answer and the rollouts that reach it."""
 
     key: str
-    votes: int  # number of its rollouts
-    confidence: float  # mean value of its rollouts
-    weight: float  # what it was ranked by: votes, sum of powers of values, or best value
-    share: float  # weight / total weight of all answers
+    votes: int  #: number of its rollouts
+    confidence: float  #: mean value of its rollouts
+    weight: float  #: what it was ranked by: votes, sum of powers of values, or best value
+    share: float  #: weight / total weight of all answers
     best_value: float
-    best_rollout_id: int  # the one with the best value; of equals, the earliest
-    rollout_ids: tuple[int, ...]  # ascending
+    best_rollout_id: int  #: the one with the best value; of equals, the earliest
+    rollout_ids: tuple[int, ...]  #: ascending
 
 
 def rank(
-    candidates: Sequence[Candidate], how: How, *, sharpness: float = 1.0
+    candidates: Sequence[Candidate], how: Aggregation, *, sharpness: float = 1.0
 ) -> list[RankedAnswer]:
     """The distinct answers, best first. The order of `candidates` does not matter.
 
@@ -50,10 +60,8 @@ def rank(
     the power of `sharpness`, argmax_a sum_i v_i^s [a_i = a]. "best": the single most
     confident rollout decides.
     Ties go to the higher best value, then to the lower rollout id.
-    Raises SearchError for a value outside [0, 1], a rollout given twice or an unknown `how`.
+    Raises SearchError for a value outside [0, 1] or a rollout given twice.
     """
-    if how not in ("vote", "weighted", "best"):
-        raise SearchError(f"answers can't be ranked by {how!r}; use vote, weighted or best")
     groups: dict[str, list[Candidate]] = {}
     seen: set[int] = set()
     for candidate in candidates:
@@ -91,10 +99,10 @@ def rank(
     return answers
 
 
-def _weight(group: Sequence[Candidate], how: How, sharpness: float) -> float:
-    if how == "vote":
+def _weight(group: Sequence[Candidate], how: Aggregation, sharpness: float) -> float:
+    if how is Aggregation.VOTE:
         return float(len(group))
-    if how == "weighted":
+    if how is Aggregation.WEIGHTED:
         return math.fsum(c.value**sharpness for c in group)
     return max(c.value for c in group)
 

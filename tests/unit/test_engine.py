@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from marco_search.driver import MemoryJournal, plan, run_search
+from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import PromptTooLong
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.search.branches import Branch, Expansion, Finish
@@ -38,9 +38,9 @@ class ShortOfRoom(ToyRuntime):
 
 def test_a_path_without_room_is_left_and_the_search_goes_on() -> None:
     runtime = ShortOfRoom(("4", "5"))
-    fixed = plan(JOB, runtime)
+    fixed = make_plan(JOB, runtime)
     runtime.room = len(fixed.prompt) + 14
-    finished = run_search(JOB, fixed, runtime, MemoryJournal())
+    finished = run_search(JOB, fixed, runtime, NullJournal())
     tree = finished.search.tree
     failed = [r for r in tree.rollouts if r.finish is Finish.FAILED]
     assert failed and all(r.error == "PromptTooLong: full" for r in failed)
@@ -52,7 +52,7 @@ def test_a_path_without_room_is_left_and_the_search_goes_on() -> None:
 
 def test_a_prompt_without_room_is_the_job_s_error() -> None:
     runtime = ShortOfRoom()
-    fixed = plan(JOB, runtime)
+    fixed = make_plan(JOB, runtime)
     runtime.room = len(fixed.prompt) - 1
     with pytest.raises(PromptTooLong):
-        run_search(JOB, fixed, runtime, MemoryJournal())
+        run_search(JOB, fixed, runtime, NullJournal())

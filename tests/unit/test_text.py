@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from redis import Redis
 
-from marco_search.printable import escaped, redacted
+from marco_search.text import escaped, redacted
 
 SECRET = "SeCrEt99"
 

@@ -1,0 +1,297 @@
+"""Runs one search: plan it, run its rounds against a runtime, keep each round, rank.
+
+The same loop serves the library call (`solve`, whose journal keeps nothing) and the worker,
+whose journal is Postgres. A journal that already holds rounds makes the search go on from them.
+
+    from marco_search import solve
+    print(solve("Tom has 3 apples and buys 5 more. How many apples does Tom have now?").answer)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from marco_search import settings as settings_module
+from marco_search.errors import PromptTooLong, RuntimeUnavailable, SearchError, SnapshotMismatch
+from marco_search.jobs import Answer, Job, JobResult, ReasoningJob, SearchOptions
+from marco_search.kinds import Kind, kind_of
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import Runtime
+from marco_search.search.branches import Branch, Expansion, Finish, without_room
+from marco_search.search.budgets import StopReason
+from marco_search.search.config import ReflectionPolicy, SearchConfig, Selection, configure
+from marco_search.search.mcts import Search
+from marco_search.search.tree import Node, Rollout, Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """What a search is fixed to, wherever and however often it runs: enough to replay it."""
+
+    config: SearchConfig
+    prompt: str  #: rendered, up to where the model goes on
+    model: str
+    revision: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` gives the same plan back."""
+        return {
+            "config": self.config.to_json(),
+            "prompt": self.prompt,
+            "model": self.model,
+            "revision": self.revision,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SearchPlan:
+        """The plan written by `to_json`."""
+        return cls(**data | {"config": SearchConfig.from_json(data["config"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRounds:
+    """What is already kept of a search: records in id order, and the seconds it took."""
+
+    nodes: Sequence[Node] = ()
+    rollouts: Sequence[Rollout] = ()
+    seconds: float = 0.0
+
+
+class Journal(Protocol):
+    """Where rounds are kept."""
+
+    def load(self) -> StoredRounds:
+        """What earlier attempts have kept; empty for a new search."""
+        ...
+
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
+        """Keep one round, all of it or nothing. Raises LeaseLost if another worker has the job.
+
+        `texts` has the texts of its candidates by token id.
+        """
+        ...
+
+    def should_stop(self) -> StopReason | None:
+        """Called before each round, and when branches failed: a reason to end the search."""
+        ...
+
+
+class NullJournal:
+    """Keeps nothing: for searches that live and end in this process."""
+
+    def load(self) -> StoredRounds:
+        """No rounds."""
+        return StoredRounds()
+
+    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
+        """Does nothing."""
+
+    def should_stop(self) -> StopReason | None:
+        """None: the search ends by its own budgets."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedSearch:
+    """A search that has ended, and how long all its attempts took, in seconds."""
+
+    plan: SearchPlan
+    search: Search
+    seconds: float
+
+
+def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
+    """The plan of a job on the model behind `runtime`."""
+    kind, options, info = kind_of(job), job.options, runtime.info
+    config = configure(
+        options.strategy,
+        rollouts=options.rollouts,
+        max_tokens=options.max_tokens,
+        max_seconds=options.max_seconds,
+        max_new_tokens=min(options.max_new_tokens, info.context_tokens),
+        temperature=options.temperature,
+        seed=options.seed,
+        early_stop=None if options.early_stop else False,
+        exploration=options.exploration,
+        branching=options.branching,
+        width=options.width,
+        answer_width=kind.answer_width,
+        selection=options.selection and Selection(options.selection),
+        value=options.value,
+        reflection=_reflection(options.reflection, kind),
+    )
+    if not kind.one_answer:
+        config = replace(config, lead=None)
+    prompt = runtime.render(kind.messages(job)) + kind.assistant_prefix
+    return SearchPlan(config=config, prompt=prompt, model=info.model, revision=info.revision)
+
+
+def _reflection(wanted: str | None, kind: Kind[Any]) -> ReflectionPolicy | None:
+    """None leaves it to the strategy; where many answers are good there is nothing to correct."""
+    if wanted is None:
+        return None if kind.one_answer else ReflectionPolicy.NEVER
+    return ReflectionPolicy(wanted)
+
+
+def run_search(
+    job: Job,
+    plan: SearchPlan,
+    runtime: Runtime,
+    journal: Journal,
+    *,
+    on_round: Callable[[Search], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> FinishedSearch:
+    """Run the job's search to its end, going on from what the journal holds.
+
+    `on_round` is called after each kept round. Raises RuntimeUnavailable when every branch
+    of a round failed (the round is not kept), SnapshotMismatch when the model is not the
+    plan's, and what the runtime and the journal raise.
+    """
+    if (runtime.info.model, runtime.info.revision) != (plan.model, plan.revision):
+        raise SnapshotMismatch(
+            f"the search was begun on {plan.model} ({plan.revision[:12]}), this runtime has "
+            f"{runtime.info.model} ({runtime.info.revision[:12]}): use a runtime with that model"
+        )
+    kept = journal.load()
+    search = restore_search(job, plan, kept.nodes, kept.rollouts)
+    began = clock() - kept.seconds
+    while True:
+        reason = journal.should_stop()
+        if reason:
+            search.stop(reason)
+        expansions = search.ask(clock() - began)
+        if not expansions:
+            return FinishedSearch(plan=plan, search=search, seconds=clock() - began)
+        branches = _branches(runtime, expansions, search)
+        if any(b.finish is Finish.FAILED for b in branches):
+            # They may have failed because the search was to stop (`Runtime.abort`).
+            reason = journal.should_stop()
+            if reason:
+                search.stop(reason)
+                continue
+            _refuse_if_all_failed(branches)
+        done = search.tell(branches)
+        if done is None:
+            raise SearchError("the runtime left requests of the round unanswered")
+        journal.append(done, {i: text for b in branches for i, text in b.texts.items()})
+        if on_round:
+            on_round(search)
+
+
+def _branches(
+    runtime: Runtime, expansions: Sequence[Expansion], search: Search
+) -> Sequence[Branch]:
+    """The round's branches. A path that has grown too long is no failure of the job."""
+    try:
+        return runtime.branch(expansions)
+    except PromptTooLong as error:
+        if all(r.finish is Finish.FAILED for r in search.tree.rollouts):
+            raise
+        message = f"{PromptTooLong.__name__}: {error}"
+        return [
+            Branch(branch_id=request.branch_id, finish=Finish.FAILED, error=message)
+            for expansion in expansions
+            for request in expansion.branches
+        ]
+
+
+def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:
+    """A round of failures only is the runtime's failure, unless no branch had room."""
+    failed = all(b.finish is Finish.FAILED for b in branches)
+    if failed and not all(without_room(b.error) for b in branches):
+        raise RuntimeUnavailable(f"all {len(branches)} branches failed: {branches[0].error}")
+
+
+def restore_search(
+    job: Job, plan: SearchPlan, nodes: Sequence[Node], rollouts: Sequence[Rollout]
+) -> Search:
+    """The job's search as it was after the last round in these records (both in id order)."""
+    kind = kind_of(job)
+
+    def answer_of(text: str) -> str | None:
+        return kind.answer_key(kind.assistant_prefix + text)
+
+    return Search.restore(plan.config, plan.prompt, answer_of, nodes, rollouts, kind.merge)
+
+
+def job_result(
+    job: Job, finished: FinishedSearch, *, job_id: str | None = None, state: str = "succeeded"
+) -> JobResult:
+    """What the caller gets of a search that has ended: ranked answers and totals."""
+    kind, search, tree = kind_of(job), finished.search, finished.search.tree
+    answers = []
+    for i, ranked in enumerate(search.ranked()[: job.options.answers], start=1):
+        text = kind.assistant_prefix + tree.text(tree.rollouts[ranked.best_rollout_id].leaf_id)
+        extracted = kind.answer(text)
+        if extracted is None:
+            raise SearchError(f"rollout {ranked.best_rollout_id} was ranked without an answer")
+        answers.append(
+            Answer(
+                rank=i,
+                text=extracted.display,
+                normalised=ranked.key,
+                confidence=ranked.confidence,
+                votes=ranked.votes,
+                share=ranked.share,
+                output=kind.output(text) or extracted.display,
+                thought=kind.thought(text),
+            )
+        )
+    correct = None
+    if job.expected is not None:
+        correct = bool(answers) and kind.equal(answers[0].text, job.expected)
+    return JobResult(
+        job_id=job_id,
+        kind=job.kind,
+        state=state,
+        answers=tuple(answers),
+        strategy=finished.plan.config.strategy,
+        stop_reason=search.stop_reason,
+        vote=finished.plan.config.choice,
+        sharpness=finished.plan.config.sharpness,
+        rollouts=len(tree.rollouts),
+        nodes=len(tree.nodes) - 1,
+        generated_tokens=search.tokens,
+        prompt_tokens=sum(r.prompt_tokens for r in tree.rollouts),
+        cached_tokens=sum(r.cached_tokens for r in tree.rollouts),
+        seconds=finished.seconds,
+        model=finished.plan.model,
+        revision=finished.plan.revision,
+        expected=job.expected,
+        correct=correct,
+    )
+
+
+def solve(job: Job | str, *, runtime: Runtime | None = None, **options: Any) -> JobResult:
+    """Search one job and return its ranked answers.
+
+    `job` is a job, or a question for a ReasoningJob; `options` are the fields of
+    SearchOptions (strategy="step", rollouts=16, seed=0, ...) for a question given as text.
+    Without `runtime` the one that the settings name is opened for this call; open one with
+    `marco_search.runtime.open_runtime` to reuse it over many.
+
+    Raises InvalidJob for bad input, ModelRefused or RuntimeUnavailable from the runtime.
+    """
+    if isinstance(job, str):
+        job = ReasoningJob(question=job, options=SearchOptions(**options))
+    elif options:
+        raise TypeError("options go with a question; a job carries its own")
+    return job_result(job, search_job(job, runtime=runtime))
+
+
+def search_job(
+    job: Job,
+    *,
+    runtime: Runtime | None = None,
+    on_round: Callable[[Search], None] | None = None,
+) -> FinishedSearch:
+    """Search one job and return the finished search with its tree (see `solve`)."""
+    if runtime is not None:
+        return run_search(job, make_plan(job, runtime), runtime, NullJournal(), on_round=on_round)
+    with closing(open_runtime(settings_module.load())) as opened:
+        return search_job(job, runtime=opened, on_round=on_round)

@@ -1,0 +1,259 @@
+"""Generates a stored search again and compares: is it what this model generates for this prompt?
+
+Round by round: the search is restored as it stood before a round, asked for the round's
+branches, and they are generated again with the stored seeds. If every round is the same, so
+is the whole tree; and where one round differs, those after it can still be compared, since
+each goes on from what is stored. A search that was resumed by another attempt is one search;
+one that was cancelled is compared as far as it came. A branch that had failed is taken as
+failed, since a failure can't be generated, and an external reward is taken as stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, fields, replace
+
+from marco_search.engine import SearchPlan, restore_search
+from marco_search.errors import ModelRefused
+from marco_search.jobs import Job
+from marco_search.runtime.base import Runtime
+from marco_search.search.branches import Branch, Expansion, Finish, Token
+from marco_search.search.budgets import StopReason
+from marco_search.search.mcts import Search
+from marco_search.search.rewards import EXTERNAL
+from marco_search.search.tree import Node, Rollout, Round, Tree
+
+_REPEATABLE = (StopReason.ROLLOUTS, StopReason.TOKENS, StopReason.DECIDED, StopReason.LEAD)
+"""Reasons to stop that follow from the tree; time and people are not replayed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """How a replay compares. Counts are of the stored search."""
+
+    rounds: int
+    rollouts: int
+    nodes: int
+    failed: int  #: rollouts that had failed and were taken as failed
+    same_rollouts: int  #: the same tokens
+    same_answers: int  #: rollouts that reach the same answer, or both none
+    read_otherwise: int  #: the same tokens, in which this version reads another answer
+    same_nodes: int  #: bit for bit, log-probs and all
+    greatest_gap: float  #: between log-probs of the same tokens
+    first: Difference | None  #: of any kind; with the same tokens it is about log-probs
+
+    @property
+    def same_text(self) -> bool:
+        """Every rollout has the same tokens."""
+        return self.same_rollouts == self.rollouts
+
+    @property
+    def same_bits(self) -> bool:
+        """Everything is the same, bit for bit."""
+        return self.first is None
+
+
+def replay(
+    job: Job,
+    plan: SearchPlan,
+    nodes: Sequence[Node],
+    rollouts: Sequence[Rollout],
+    runtime: Runtime,
+    *,
+    stop_reason: str | None = None,
+    on_round: Callable[[int, int], None] | None = None,
+) -> Replayed:
+    """Generate a stored search again on `runtime`.
+
+    `nodes` (below the root) and `rollouts` are in id order. `stop_reason` is the stored one,
+    None if the search has not ended. `on_round` is called with (rounds done, rounds in all).
+    Raises ModelRefused if the runtime has another model or revision, and what it raises.
+    """
+    _require_same_model(plan, runtime)
+
+    def before(number: int) -> Search:
+        earlier = [n for n in nodes if n.round < number]
+        return restore_search(job, plan, earlier, [r for r in rollouts if r.round < number])
+
+    count = max((r.round for r in rollouts), default=0)
+    comparison = Comparison(Tree.restore(nodes, rollouts))
+    for number in range(1, count + 1):
+        stored = Round(
+            number=number,
+            nodes=tuple(n for n in nodes if n.round == number),
+            rollouts=tuple(r for r in rollouts if r.round == number),
+        )
+        search = before(number)
+        again = _generate(search, stored, runtime, comparison)
+        if again is not None:
+            comparison.compare(stored, again, search.tree)
+        if on_round:
+            on_round(number, count)
+    if stop_reason in _REPEATABLE:
+        search = before(count + 1)
+        search.ask()
+        if search.stop_reason != stop_reason:
+            comparison.differs(count, None, "why it ended", stop_reason, str(search.stop_reason))
+    return Replayed(
+        rounds=count,
+        rollouts=len(rollouts),
+        nodes=len(nodes),
+        failed=sum(r.finish is Finish.FAILED for r in rollouts),
+        same_rollouts=comparison.same_rollouts,
+        same_answers=comparison.same_answers,
+        read_otherwise=comparison.read_otherwise,
+        same_nodes=comparison.same_nodes,
+        greatest_gap=comparison.greatest_gap,
+        first=comparison.first,
+    )
+
+
+def _require_same_model(plan: SearchPlan, runtime: Runtime) -> None:
+    info = runtime.info
+    if (info.model, info.revision) != (plan.model, plan.revision):
+        raise ModelRefused(
+            f"the job was searched with {plan.model} at revision {plan.revision[:12]}, this "
+            f"runtime has {info.model} at {info.revision[:12]}: a replay needs the same weights; "
+            "set MARCO_RUNTIME and MARCO_MODEL to them"
+        )
+
+
+def _generate(
+    search: Search, stored: Round, runtime: Runtime, comparison: Comparison
+) -> Round | None:
+    """The stored round generated again; None if this search would not have asked for it."""
+    expansions = search.ask()
+    asked = {r.branch_id: (e.node_id, r) for e in expansions for r in e.branches}
+    for rollout in stored.rollouts:
+        node_id, request = asked.get(rollout.rollout_id, (None, None))
+        if request is None or (node_id, request.seed) != (rollout.start_id, rollout.seed):
+            now = "none" if request is None else f"node {node_id}, seed {request.seed}"
+            there = f"node {rollout.start_id}, seed {rollout.seed}"
+            comparison.differs(stored.number, rollout.rollout_id, "branch asked for", there, now)
+            return None
+    if len(asked) != len(stored.rollouts):
+        there, now = f"{len(stored.rollouts)} branches", f"{len(asked)}"
+        comparison.differs(stored.number, None, "size of the round", there, now)
+        return None
+    branches = [
+        Branch(
+            branch_id=r.rollout_id, finish=r.finish, error=r.error, prompt_tokens=r.prompt_tokens
+        )
+        for r in stored.rollouts
+        if r.finish is Finish.FAILED
+    ]
+    failed = {b.branch_id for b in branches}
+    wanted = [e for e in (_without(e, failed) for e in expansions) if e.branches]
+    if wanted:
+        branches += _with_stored_rewards(runtime.branch(wanted), search, stored)
+    return search.tell(branches)
+
+
+def _with_stored_rewards(
+    branches: Sequence[Branch], search: Search, stored: Round
+) -> Sequence[Branch]:
+    if search.config.value not in EXTERNAL:
+        return branches
+    values = {r.rollout_id: r.value for r in stored.rollouts}
+    return [replace(b, reward=values[b.branch_id]) for b in branches]
+
+
+def _without(expansion: Expansion, left_out: Container[int]) -> Expansion:
+    kept = tuple(r for r in expansion.branches if r.branch_id not in left_out)
+    return replace(expansion, branches=kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The first place where the replay is not what is stored."""
+
+    round: int
+    rollout_id: int | None
+    what: str  #: such as "token 12 of node 35"
+    stored: str
+    again: str
+
+    def __str__(self) -> str:
+        rollout = "" if self.rollout_id is None else f", rollout {self.rollout_id}"
+        there = f"{self.stored} is stored, {self.again} was generated"
+        return f"round {self.round}{rollout}, {self.what}: {there}"
+
+
+class Comparison:
+    """Counts what is the same, and keeps the first difference."""
+
+    def __init__(self, stored: Tree) -> None:
+        self._stored = stored
+        self.same_rollouts = self.same_answers = self.same_nodes = self.read_otherwise = 0
+        self.greatest_gap = 0.0
+        self.first: Difference | None = None
+
+    def differs(
+        self, round_number: int, rollout_id: int | None, what: str, stored: str, again: str
+    ) -> None:
+        """Note a difference, if it is the first."""
+        self.first = self.first or Difference(
+            round=round_number, rollout_id=rollout_id, what=what, stored=stored, again=again
+        )
+
+    def compare(self, stored: Round, again: Round, tree: Tree) -> None:
+        """Compare a round with the one that is stored; `tree` is the one it grew."""
+        now = {r.rollout_id: r for r in again.rollouts}
+        for rollout in stored.rollouts:
+            other = now[rollout.rollout_id]
+            self.same_answers += rollout.answer == other.answer
+            # Time and caching are the machine's.
+            alike = replace(other, seconds=rollout.seconds, cached_tokens=rollout.cached_tokens)
+            if self._same_tokens(rollout, other, tree):
+                self.same_rollouts += 1
+                if rollout.answer != other.answer:  # how a text is read is the version's
+                    self.read_otherwise += 1
+                    alike = replace(alike, answer=rollout.answer, value=rollout.value)
+            if rollout != alike:
+                self.differs(stored.number, rollout.rollout_id, "rollout", *_unlike(rollout, alike))
+        nodes = {n.node_id: n for n in again.nodes}
+        for node in stored.nodes:
+            twin = nodes.get(node.node_id)
+            self.same_nodes += node == twin
+            if node != twin:
+                what = f"node {node.node_id}"
+                self.differs(stored.number, None, what, *_unlike(node, twin))
+        if len(nodes) != len(stored.nodes):
+            there = f"{len(stored.nodes)} nodes"
+            self.differs(stored.number, None, "nodes of the round", there, str(len(nodes)))
+
+    def _same_tokens(self, stored: Rollout, again: Rollout, tree: Tree) -> bool:
+        """Whether the rollouts say the same; notes where they part, and the log-probs' gap."""
+        before, now = _tokens(self._stored, stored), _tokens(tree, again)
+        for i, ((node_id, was), (_, token)) in enumerate(zip(before, now, strict=False)):
+            if was.id != token.id:
+                what = f"token {i}, in node {node_id}"
+                texts = repr(was.text), repr(token.text)
+                self.differs(stored.round, stored.rollout_id, what, *texts)
+                return False
+            self.greatest_gap = max(self.greatest_gap, abs(was.logprob - token.logprob))
+        if len(before) != len(now) or stored.finish != again.finish:
+            lengths = f"{len(before)} tokens, {stored.finish}", f"{len(now)}, {again.finish}"
+            self.differs(stored.round, stored.rollout_id, "length", *lengths)
+            return False
+        return True
+
+
+def _tokens(tree: Tree, rollout: Rollout) -> list[tuple[int, Token]]:
+    """What the rollout added to its start, with the node that each token is in."""
+    own = rollout.path[rollout.path.index(rollout.start_id) + 1 :]
+    return [(i, token) for i in own for token in tree.nodes[i].tokens]
+
+
+def _unlike(stored: Node | Rollout, again: Node | Rollout | None) -> tuple[str, str]:
+    """The first field in which two records differ, as it is in each."""
+    if again is None:
+        return "a node", "none"
+    names = (f.name for f in fields(stored))
+    name = next(name for name in names if getattr(stored, name) != getattr(again, name))
+    return f"{name} {_brief(getattr(stored, name))}", _brief(getattr(again, name))
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
