@@ -100,9 +100,9 @@ def rank(
 
 
 def _weight(group: Sequence[Candidate], how: Aggregation, sharpness: float) -> float:
-    if how is Aggregation.VOTE:
+    if how == Aggregation.VOTE:
         return float(len(group))
-    if how is Aggregation.WEIGHTED:
+    if how == Aggregation.WEIGHTED:
         return math.fsum(c.value**sharpness for c in group)
     return max(c.value for c in group)
 
