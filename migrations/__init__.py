@@ -1,13 +1,13 @@
 """Brings a database to this version's schema.
 
-`upgrade`, `downgrade`, `current`, `head` and `grant_roles` need no alembic.ini and no working
+`upgrade`, `current`, `head` and `grant_roles` need no alembic.ini and no working
 directory: they work from an installed package. Several may start at once (every worker of a
 rolling deploy); one migrates, the others wait and find nothing to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from marco_search.store.failures import words
 
 _WHO = "let DATABASE_URL name a member of the owner's role, or a superuser"
 
-__all__ = ["current", "downgrade", "grant_roles", "head", "upgrade"]
+__all__ = ["current", "grant_roles", "head", "upgrade"]
 
 
 def head() -> str:
@@ -58,7 +58,10 @@ def upgrade(url: str, revision: str = "head") -> str | None:
     Raises DatabaseUnavailable if the database can't be reached or is locked by others,
     SchemaMismatch if it is newer than this program or not in UTF-8, RightsMissing.
     """
-    config = _run(url, lambda config: command.upgrade(config, revision))
+    with connected(url) as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
     refused: str | None = config.attributes.get("refused")
     return refused
 
@@ -75,19 +78,6 @@ def grant_roles(url: str) -> str | None:
         refused = derived.grant(conn, settings.load().role_prefix)
         conn.commit()
     return refused
-
-
-def downgrade(url: str, revision: str) -> None:
-    """Undo the migrations after `revision` ("base": all of them, and all jobs with them)."""
-    _run(url, lambda config: command.downgrade(config, revision))
-
-
-def _run(url: str, step: Callable[[Config], None]) -> Config:
-    with connected(url) as connection:
-        config = _config()
-        config.attributes["connection"] = connection
-        step(config)
-        return config
 
 
 def _config() -> Config:

@@ -1,31 +1,31 @@
-"""What follows from the code and is no migration's: views, partitions, roles.
+"""What follows from the code and is no migration's: comments, views, functions, partitions, roles.
 
-Made anew at the end of an upgrade whenever its SQL changed, or somebody changed what is there,
-so that nobody has to write a migration for a view. Nothing here holds data. The schema of the
-views remembers what it was made from.
+Made again at the end of an upgrade whenever its SQL changed, or somebody changed what is there,
+so that nobody has to write a migration for a view or a comment. Nothing here holds data. The
+schema of the views remembers what it was made from.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
-from marco_search import settings
+from marco_search import schema, settings
 from marco_search.migrations import objects
 from marco_search.store import roles, views
 from marco_search.store.trail import partitions
 
 LOCK = "LOCK TABLE public.alembic_version IN SHARE ROW EXCLUSIVE MODE"
-"""Held by who migrates or gives rights. Only the owner may; readers neither can nor wait."""
+"""Held while migrating or giving rights. Only the owner may; readers neither can nor wait."""
 
 
 def drop(conn: Connection[Any]) -> None:
     """Remove what would stand in the way of a migration."""
     conn.execute(views.DROP)
-    conn.execute(partitions.DROP_FUNCTION)
     conn.execute(roles.DROP_POLICIES)
 
 
@@ -35,28 +35,20 @@ def make(conn: Connection[Any]) -> str | None:
     In the caller's transaction.
     """
     prefix = settings.load().role_prefix
-    role_statements = list(roles.statements(prefix))
-    digest = _digest([*views.statements(), partitions.FUNCTION, *role_statements])
+    made = [*_comments(), objects.FUNCTIONS, *views.statements()]
+    digest = hashlib.sha256("\0".join([*made, *roles.statements(prefix)]).encode()).hexdigest()[:16]
     if _made_from(conn) == digest and not _differs(conn, prefix):
         partitions.ensure(conn)
         return None
     drop(conn)
-    for statement in views.statements():
-        conn.execute(statement)
-    conn.execute(partitions.FUNCTION)
+    for statement in made:
+        conn.execute(statement.encode())
     partitions.ensure(conn)
     refused = grant(conn, prefix)
     if refused is None:
         comment = f"Views for auditors: the public SQL interface ({digest})"
         conn.execute(f"COMMENT ON SCHEMA {views.SCHEMA} IS '{comment}'")
     return refused
-
-
-def _differs(conn: Connection[Any], prefix: str) -> bool:
-    try:
-        return bool(objects.differences(conn, prefix))
-    except psycopg.errors.InsufficientPrivilege:  # it takes temporary objects
-        return True
 
 
 def grant(conn: Connection[Any], prefix: str) -> str | None:
@@ -70,8 +62,18 @@ def grant(conn: Connection[Any], prefix: str) -> str | None:
     return None
 
 
-def _digest(statements: list[str]) -> str:
-    return hashlib.sha256("\0".join(statements).encode()).hexdigest()[:16]
+def _comments() -> Iterator[str]:
+    for table in schema.metadata.sorted_tables:
+        yield views.comment(f"TABLE public.{table.name}", table.comment)
+        for column in table.columns:
+            yield views.comment(f"COLUMN public.{table.name}.{column.name}", column.comment)
+
+
+def _differs(conn: Connection[Any], prefix: str) -> bool:
+    try:
+        return bool(objects.differences(conn, prefix))
+    except psycopg.errors.InsufficientPrivilege:  # it takes temporary objects
+        return True
 
 
 def _made_from(conn: Connection[Any]) -> str | None:

@@ -1,7 +1,7 @@
 """What Alembic runs around every migration: all of it in one transaction.
 
 Either the database is brought to the revision asked for, with views, partitions and rights, or
-it stays as it was, also for whoever interrupts it. Only one process migrates: it locks the
+it stays as it was, also if it is interrupted. Only one process migrates: it locks the
 table that names the revision, which the owner may and no reader. Each statement waits but a
 moment for the locks it needs: a queue behind a waiting ALTER TABLE stops every worker, a failed
 migration is simply tried again. No setting outlives the transaction: a pooler would pass it on.
@@ -19,7 +19,6 @@ from marco_search.errors import SchemaMismatch
 from marco_search.migrations import derived
 from marco_search.store import failures
 from marco_search.store.db import OLDEST_POSTGRES, not_migrated
-from marco_search.store.schema import Base
 
 _LIMITS = """
     SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '120s';
@@ -38,9 +37,7 @@ def _migrate(connection: Connection) -> None:
     assert isinstance(conn, psycopg.Connection), "made by migrations.connected"
     _require_server(conn)
     _lock(conn)
-    context.configure(
-        connection=connection, target_metadata=Base.metadata, compare_server_default=True
-    )
+    context.configure(connection=connection)
     migration = context.get_context()
     _require_known(migration.get_current_heads())
     if migration.get_current_revision() != context.get_revision_argument():

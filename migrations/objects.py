@@ -1,25 +1,30 @@
 """What differs between a database and what the migrations make, beside tables and columns.
 
-Triggers, functions, views, policies and rights: whoever changes one of them changes what the
+Triggers, functions, views, policies and rights: a change of one of them changes what the
 trail is worth, and no row shows it. What should be there is made from the code as temporary
-objects, in a transaction that is rolled back, so that Postgres itself writes both down.
+objects, in a transaction that is rolled back, so that Postgres itself describes both.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from psycopg import Connection, errors
 
-from marco_search.store import guards, roles, views
-from marco_search.store.schema import Base
+from marco_search import schema
+from marco_search.store import roles, views
 from marco_search.store.trail import partitions
 
-_SCHEMAS = ["public", views.SCHEMA, partitions.SCHEMA]
-_TABLES = [*Base.metadata.tables, "alembic_version"]
-_FUNCTIONS = [guards.FUNCTION, "ensure_partitions", "make_partition"]
+FUNCTIONS = (Path(__file__).parent / "functions.sql").read_text()
+_ALL = {
+    "tables": [*schema.metadata.tables, "alembic_version"],
+    "schemas": ["public", views.SCHEMA, partitions.SCHEMA],
+    "functions": list(roles.FUNCTIONS),
+    "guarded": schema.insert_only(),
+}
 # Our tables and views and all partitions, as `c` in `n`.
 _RELATIONS = """
     pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -57,19 +62,19 @@ def _compared(kind: str, wanted: Facts, there: Facts) -> Iterator[str]:
             yield f"{kind} {name}: changed"
 
 
-def _facts(conn: Connection[Any], query: str, **values: Any) -> Facts:
-    rows = conn.execute(query.encode(), {"tables": _TABLES, **values}).fetchall()
+def _facts(conn: Connection[Any], query: str) -> Facts:
+    rows = conn.execute(query.encode(), _ALL).fetchall()
     return {row[0]: row[1:] for row in rows}
 
 
 def _triggers(conn: Connection[Any]) -> Iterator[str]:
     there = _facts(conn, _TRIGGERS)
     wanted = {
-        f"{guards.TRIGGER} of {table}": (
-            f"CREATE TRIGGER {guards.TRIGGER} BEFORE DELETE OR UPDATE OR TRUNCATE ON {table}"
-            f" FOR EACH STATEMENT EXECUTE FUNCTION public.{guards.FUNCTION}()",
+        f"insert_only of {table}": (
+            f"CREATE TRIGGER insert_only BEFORE DELETE OR UPDATE OR TRUNCATE ON {table}"
+            " FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()",
         )
-        for table in _facts(conn, _GUARDED, guarded=list(guards.INSERT_ONLY))
+        for table in _facts(conn, _GUARDED)
     }
     yield from _compared("trigger", wanted, there)
     for name in _facts(conn, _DISABLED):
@@ -96,12 +101,8 @@ _DISABLED = f"""
 
 
 def _functions(conn: Connection[Any]) -> Iterator[str]:
-    conn.execute(
-        f"CREATE FUNCTION pg_temp.{guards.FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS"
-        f" $${guards.FUNCTION_BODY}$$"
-    )
-    made = partitions.FUNCTION.partition("REVOKE")[0]
-    conn.execute(made.replace("REPLACE FUNCTION public.", "REPLACE FUNCTION pg_temp.").encode())
+    for statement in re.findall(r"CREATE .*?\$\$.*?\$\$;", FUNCTIONS, re.DOTALL):
+        conn.execute(statement.replace("FUNCTION public.", "FUNCTION pg_temp.", 1).encode())
     query = (
         "SELECT proname || '(' || pg_get_function_identity_arguments(oid) || ')', btrim(prosrc,"
         " E' \\n'), prosecdef, proconfig, prorettype, prolang, provolatile FROM pg_proc"
@@ -114,7 +115,7 @@ def _functions(conn: Connection[Any]) -> Iterator[str]:
     yield from _compared(
         "function",
         _facts(conn, query.format("pronamespace = pg_my_temp_schema()")),
-        _facts(conn, query.format(ours), functions=_FUNCTIONS),
+        _facts(conn, query.format(ours)),
     )
 
 
@@ -163,7 +164,7 @@ def _has_role(conn: Connection[Any], name: str) -> bool:
 
 def _policies(conn: Connection[Any], prefix: str) -> Iterator[str]:
     made = [s for s in roles.statements(prefix) if s.startswith("CREATE POLICY")]
-    secured = {s.partition(" ON public.")[2].partition(" ")[0] for s in made}
+    secured = roles.secured()
     with conn.transaction(force_rollback=True):
         for table, columns in _facts(conn, _COLUMNS).items():
             if table in secured:
@@ -179,9 +180,9 @@ def _policies(conn: Connection[Any], prefix: str) -> Iterator[str]:
         there = _facts(conn, query.format("'public'::regnamespace"))
     yield from _compared("policy", wanted, there)
     for table, on in conn.execute(
-        "SELECT relname, relrowsecurity FROM pg_class WHERE relname = ANY (%s)"
+        "SELECT relname, relrowsecurity FROM pg_class WHERE relname = ANY (%(tables)s)"
         " AND relnamespace = 'public'::regnamespace ORDER BY relname",
-        [_TABLES],
+        _ALL,
     ):
         if on != (table in secured):
             yield f"row-level security of {table}: {'on' if on else 'off'}"
@@ -196,23 +197,20 @@ _COLUMNS = """
     GROUP BY c.relname
 """
 
-Right = tuple[str, str, str]
-"""Who may do what to which object: ("marco_app", "INSERT", "table public.nodes")."""
-
 
 def _rights(conn: Connection[Any], prefix: str) -> Iterator[str]:
     owner = roles.name(prefix, "owner")
     ours = {roles.name(prefix, role) for role in roles.ROLES}
-    there: set[Right] = set()
-    for name, who, right, holder in conn.execute(_ACLS.encode(), _ACL_VALUES):
+    there: set[roles.Right] = set()
+    for name, who, right, holder in conn.execute(_ACLS.encode(), _ALL):
         # Others may read what a database's holder lets them.
         if who != holder and (who in ours | {"PUBLIC"} or right not in ("SELECT", "USAGE")):
             there.add((who, right, name))
         elif who == holder != owner and name != "schema public":
             yield f"{name}: belongs to {holder}"
     # Nobody can call a trigger's function.
-    there -= {("PUBLIC", "EXECUTE", f"function public.{guards.FUNCTION}()")}
-    wanted = set(_granted(prefix))
+    there -= {("PUBLIC", "EXECUTE", "function public.refuse_change()")}
+    wanted = set(roles.rights(prefix))
     for who, right, thing in sorted(wanted - there):
         yield f"right {right} of {who} on {thing}: missing"
     for who, right, thing in sorted(there - wanted):
@@ -240,33 +238,6 @@ _ACLS = f"""
             WHERE pronamespace = 'public'::regnamespace AND proname = ANY (%(functions)s)
     ) AS things (name, owner, acl) CROSS JOIN LATERAL aclexplode(things.acl) AS x
 """  # noqa: S608
-_ACL_VALUES = {"tables": _TABLES, "schemas": _SCHEMAS, "functions": _FUNCTIONS}
-
-
-def _granted(prefix: str) -> Iterator[Right]:
-    """The rights that `roles.statements` grants to others than the owner, one by one."""
-    for statement in roles.statements(prefix):
-        if statement.endswith(f" TO {roles.name(prefix, 'owner')}"):
-            continue
-        if found := re.fullmatch(r"GRANT (.+) ON (.+) TO (\w+)", statement):
-            rights, things, who = found.groups()
-            for thing in _things(things):
-                for right, columns in re.findall(r"(\w+)(?: \(([^)]*)\))?", rights):
-                    if columns:
-                        name = thing.replace("table ", "column ")
-                        yield from ((who, right, f"{name}.{c}") for c in columns.split(", "))
-                    else:
-                        yield who, right, thing
-
-
-def _things(text: str) -> list[str]:
-    if text == f"ALL TABLES IN SCHEMA {views.SCHEMA}":
-        return [f"table {views.SCHEMA}.{view.name}" for view in views.VIEWS]
-    if text.startswith("SCHEMA "):
-        return [f"schema {name}" for name in text.removeprefix("SCHEMA ").split(", ")]
-    if text.startswith("FUNCTION "):
-        return [text.replace("FUNCTION ", "function ").replace("(integer)", "(ahead integer)")]
-    return [f"table {text}"]
 
 
 def _roles(conn: Connection[Any], ours: list[str], prefix: str) -> Iterator[str]:

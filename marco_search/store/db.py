@@ -32,8 +32,10 @@ from marco_search.errors import (
 from marco_search.store import address
 from marco_search.store.failures import advice, words
 
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0009"
 """The migration this code was written for (the newest one in migrations/versions)."""
+BASE_REVISION = "0005"
+"""The oldest migration that can be upgraded from: that of version 0.1.0."""
 
 OLDEST_POSTGRES = 17
 
@@ -306,18 +308,18 @@ def not_migrated(revision: str | None) -> SchemaMismatch:
     """The error for a database at `revision`; None: it has nothing of ours."""
     if revision is None:
         has = "has no tables of marco-search"
-    elif _is_known(revision):
-        has = f"is at migration {revision}"
-    else:
+    elif revision > SCHEMA_REVISION or not revision.isdecimal():
         return SchemaMismatch(
             f"this database is at migration {revision}, newer than this program "
             f"({SCHEMA_REVISION}): use the version of marco-search that it was migrated with"
         )
+    elif revision < BASE_REVISION:
+        return SchemaMismatch(
+            f"this database is at migration {revision}, older than version 0.1.0 "
+            f"({BASE_REVISION}), the oldest that can be migrated: migrate it with 0.1.0 first"
+        )
+    else:
+        has = f"is at migration {revision}"
     return SchemaMismatch(
         f"the database {has}, this version needs {SCHEMA_REVISION}: run `marco migrate`"
     )
-
-
-def _is_known(revision: str) -> bool:
-    """Migrations are numbered from 0001 on; what is not among ours was made by a later version."""
-    return revision in {f"{number:04}" for number in range(1, int(SCHEMA_REVISION) + 1)}

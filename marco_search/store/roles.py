@@ -18,21 +18,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import groupby
 
+from marco_search import schema
 from marco_search.errors import InvalidSettings
-from marco_search.store import guards, views
-from marco_search.store.schema import Base
+from marco_search.store import views
 from marco_search.store.trail import partitions
-from marco_search.store.views.view import literal
 
 ROLES = ("owner", "app", "auditor", "auditor_all")
+FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
 
-FIXED = frozenset(
-    {"id", "tenant", "kind", "payload", "expected", "payload_hash", "idempotency_key"}
-    | {"batch_id", "created_at"}
-)
-"""What the app may write of a job once, at its submission."""
-
+Right = tuple[str, str, str]
+"""A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
 
 DROP_POLICIES = """
 DO $$ DECLARE held record; BEGIN
@@ -66,9 +63,70 @@ def statements(prefix: str) -> Iterator[str]:
     yield _join_role(auditor, auditor_all)
     yield f"GRANT USAGE, CREATE ON SCHEMA public TO {owner}"
     yield "REVOKE ALL ON SCHEMA public FROM PUBLIC"
-    yield from _owned(owner)
-    yield from _app(app)
-    yield from _auditors(auditor, auditor_all)
+    yield _owned(owner)
+    for (role, thing), given in groupby(rights(prefix), lambda right: (right[0], right[2])):
+        kind, _, what = thing.partition(" ")
+        allowed = ", ".join(right for _, right, _ in given)
+        if kind == "column":
+            what, _, column = what.rpartition(".")
+            allowed = f"{allowed} ({column})"
+        on = what if kind in ("table", "column") else f"{kind.upper()} {what}"
+        yield f"GRANT {allowed} ON {on} TO {role}"
+    for table in secured():
+        yield f"ALTER TABLE public.{table} ENABLE ROW LEVEL SECURITY"
+    for policy, table, rule in _policies(app, auditor, auditor_all):
+        yield f"DROP POLICY IF EXISTS {policy} ON public.{table}"
+        yield f"CREATE POLICY {policy} ON public.{table} {rule}"
+
+
+def rights(prefix: str) -> Iterator[Right]:
+    """What the migrations grant to others than the owner; each object's rights in a row."""
+    _, app, auditor, auditor_all = (name(prefix, role) for role in ROLES)
+    for role in (app, auditor):
+        yield role, "USAGE", f"schema {views.SCHEMA}"
+        for view in views.VIEWS:
+            yield role, "SELECT", f"table {views.SCHEMA}.{view.name}"
+    for role in (app, auditor_all):
+        yield role, "USAGE", "schema public"
+        yield role, "SELECT", "table public.alembic_version"
+    yield app, "EXECUTE", "function public.ensure_partitions(ahead integer)"
+    yield app, "UPDATE", "table public.chain_lock"  # the right to lock it
+    for table in ("jobs", "tenants", *schema.insert_only()):
+        yield app, "SELECT", f"table public.{table}"
+        yield app, "INSERT", f"table public.{table}"
+        if table == "tenants":
+            yield app, "UPDATE", "table public.tenants"
+            yield app, "DELETE", "table public.tenants"
+        yield auditor, "SELECT", f"table public.{table}"
+    for column in schema.JOBS.columns:
+        if "request" not in column.info["leaves"]:
+            yield app, "UPDATE", f"column public.jobs.{column.name}"
+    yield auditor, "SELECT", "table public.auditors"
+
+
+def secured() -> list[str]:
+    """The tables with row-level security."""
+    return ["jobs", "tenants", "auditors", *schema.insert_only()]
+
+
+def _policies(app: str, auditor: str, auditor_all: str) -> Iterator[tuple[str, str, str]]:
+    """Name, table and rule of each policy."""
+    tenants = "(SELECT a.tenant FROM public.auditors AS a WHERE a.role_name = current_user)"
+    visible = {
+        "jobs": f"tenant IN {tenants}",
+        "tenants": f"name = '' OR name IN {tenants}",
+    }
+    yield "own_rows", "auditors", f"TO {auditor} USING (role_name = current_user)"
+    yield "all_texts", "vocabulary", f"FOR SELECT TO {auditor} USING (true)"
+    for table in ("jobs", "tenants", *schema.insert_only()):
+        yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
+        yield "all_tenants", table, f"FOR SELECT TO {auditor_all} USING (true)"
+        rule = visible.get(table)
+        if rule is None and "job_id" in schema.metadata.tables[table].columns:
+            # Those of the jobs that the policy of jobs shows.
+            rule = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
+        if rule is not None:
+            yield "own_tenants", table, f"FOR SELECT TO {auditor} USING ({rule})"
 
 
 def _create(role: str) -> str:
@@ -99,11 +157,12 @@ EXCEPTION WHEN unique_violation THEN NULL;
 END $$"""
 
 
-def _owned(owner: str) -> Iterator[str]:
+def _owned(owner: str) -> str:
     """Whatever the migrations made belongs to the owner, and only what they made."""
-    ours = ", ".join(literal(table) for table in (*Base.metadata.tables, "alembic_version"))
+    tables = ", ".join(f"'{table}'" for table in (*schema.metadata.tables, "alembic_version"))
+    functions = ", ".join(f"'{function}'" for function in FUNCTIONS)
     schemas = f"'{partitions.SCHEMA}', '{views.SCHEMA}'"
-    yield f"""
+    return f"""
 DO $$ DECLARE thing record; BEGIN
     FOR thing IN SELECT nspname AS name FROM pg_namespace
         WHERE nspname IN ({schemas}) AND nspowner <> '{owner}'::regrole
@@ -111,58 +170,11 @@ DO $$ DECLARE thing record; BEGIN
     FOR thing IN
         SELECT c.oid::regclass AS name, CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS kind
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
-        WHERE (nspname IN ({schemas}) OR nspname = 'public' AND relname IN ({ours}))
+        WHERE (nspname IN ({schemas}) OR nspname = 'public' AND relname IN ({tables}))
             AND relkind IN ('r', 'p', 'v') AND relowner <> '{owner}'::regrole
     LOOP EXECUTE format('ALTER %s %s OWNER TO {owner}', thing.kind, thing.name); END LOOP;
     FOR thing IN
         SELECT oid::regprocedure AS name FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-            AND proname IN ('{guards.FUNCTION}', 'ensure_partitions', 'make_partition')
-            AND proowner <> '{owner}'::regrole
+            AND proname IN ({functions}) AND proowner <> '{owner}'::regrole
     LOOP EXECUTE format('ALTER FUNCTION %s OWNER TO {owner}', thing.name); END LOOP;
 END $$"""
-
-
-def _app(app: str) -> Iterator[str]:
-    tables = Base.metadata.tables
-    changing = ", ".join(c.name for c in tables["jobs"].columns if c.name not in FIXED)
-    yield f"GRANT USAGE ON SCHEMA public, {views.SCHEMA} TO {app}"
-    yield f"GRANT SELECT ON ALL TABLES IN SCHEMA {views.SCHEMA} TO {app}"
-    yield f"GRANT EXECUTE ON FUNCTION public.ensure_partitions(integer) TO {app}"
-    yield f"GRANT SELECT ON public.alembic_version TO {app}"
-    for table in ("jobs", *guards.INSERT_ONLY):
-        yield f"GRANT SELECT, INSERT ON public.{table} TO {app}"
-        yield from _policy(table, app, "all_rows", "USING (true) WITH CHECK (true)")
-    yield f"GRANT UPDATE ({changing}) ON public.jobs TO {app}"
-    yield from _policy("tenants", app, "all_rows", "USING (true) WITH CHECK (true)")
-    yield f"GRANT UPDATE ON public.chain_lock TO {app}"  # the right to lock it
-    for table in sorted(tables.keys() - {"jobs", "auditors", "chain_lock", *guards.INSERT_ONLY}):
-        yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON public.{table} TO {app}"
-
-
-def _auditors(auditor: str, auditor_all: str) -> Iterator[str]:
-    """Select on the views, and on the rows behind them: see the module's docstring."""
-    yield f"GRANT USAGE ON SCHEMA {views.SCHEMA} TO {auditor}"
-    yield f"GRANT SELECT ON ALL TABLES IN SCHEMA {views.SCHEMA} TO {auditor}"
-    yield f"GRANT SELECT ON public.auditors TO {auditor}"
-    yield from _policy("auditors", auditor, "own_rows", "USING (role_name = current_user)")
-    tenants = "(SELECT a.tenant FROM public.auditors AS a WHERE a.role_name = current_user)"
-    yield from _policy("jobs", auditor, "own_tenants", f"FOR SELECT USING (tenant IN {tenants})")
-    known = f"FOR SELECT USING (name = '' OR name IN {tenants})"
-    yield from _policy("tenants", auditor, "own_tenants", known)
-    for table in ("jobs", "tenants", *guards.INSERT_ONLY):
-        yield f"GRANT SELECT ON public.{table} TO {auditor}"
-        yield from _policy(table, auditor_all, "all_tenants", "FOR SELECT USING (true)")
-        if "job_id" in Base.metadata.tables[table].columns:
-            # Those of the jobs that the policy of jobs shows.
-            seen = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
-            yield from _policy(table, auditor, "own_tenants", f"FOR SELECT USING ({seen})")
-    yield from _policy("vocabulary", auditor, "all_texts", "FOR SELECT USING (true)")
-    yield f"GRANT USAGE ON SCHEMA public TO {auditor_all}"
-    yield f"GRANT SELECT ON public.alembic_version TO {auditor_all}"
-
-
-def _policy(table: str, role: str, policy: str, rule: str) -> Iterator[str]:
-    command, _, condition = rule.rpartition("USING")
-    yield f"ALTER TABLE public.{table} ENABLE ROW LEVEL SECURITY"
-    yield f"DROP POLICY IF EXISTS {policy} ON public.{table}"
-    yield f"CREATE POLICY {policy} ON public.{table} {command}TO {role} USING{condition}"

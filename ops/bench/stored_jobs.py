@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 
 from psycopg.sql import SQL, Composed, Identifier
 
+from marco_search import schema
 from marco_search.jobs import ReasoningJob, SearchOptions
 from marco_search.search.branches import (
     REFLECTION_PHRASE,
@@ -29,11 +30,9 @@ from marco_search.search.branches import (
     Token,
 )
 from marco_search.settings import Settings
-from marco_search.store import guards
 from marco_search.store.db import Conn, Database, allow
 from marco_search.store.queue import jobs
 from marco_search.store.queue.leases import Worker
-from marco_search.store.schema import Base
 from marco_search.store.seal import seals
 from ops.bench.engine.core import Instant
 from worker.runner import Runner
@@ -45,7 +44,7 @@ TENANTS = ("acme", "brook", "cedar", "delta", "elm")
 DAYS = 28
 _AT_ONCE = 100
 _SHARED = ("vocabulary", "chain", "proofs", "archives")
-_COPIED = [table for table in guards.INSERT_ONLY if table not in _SHARED]
+_COPIED = [table for table in schema.insert_only() if table not in _SHARED]
 
 
 # As many texts as Marco-o1 has tokens; a search comes across some hundreds of them.
@@ -155,12 +154,12 @@ def _jobs_copied() -> Composed:
 
 def _rows_copied(table: str) -> Composed:
     # In the order in which they were written: audit_log numbers its rows as they come.
-    order = ["made.id", *(f"job.{c.name}" for c in Base.metadata.tables[table].primary_key)]
+    order = ["made.id", *(f"job.{c.name}" for c in schema.metadata.tables[table].primary_key)]
     return _copied(table, {"job_id": "made.id"}, "job.job_id", ", ".join(order))
 
 
 def _copied(table: str, other: dict[str, str], source: str, order: str) -> Composed:
-    columns = [c for c in Base.metadata.tables[table].columns if c.identity is None]
+    columns = [c for c in schema.metadata.tables[table].columns if c.identity is None]
     values = [other.get(column.name, f'job."{column.name}"') for column in columns]
     return SQL(
         "INSERT INTO {table} ({names}) SELECT {values} FROM made"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
+from marco_search import schema
 from marco_search.store import views
-from marco_search.store.schema import Base
 
 BEGIN = "<!-- made by `python -m ops.docs`: the picture and the views -->"
 END = "<!-- end -->"
@@ -27,7 +27,7 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "```mermaid"
     yield "erDiagram"
-    tables = Base.metadata.sorted_tables
+    tables = schema.metadata.sorted_tables
     for table in tables:
         yield from _relations(table)
     for table in tables:

@@ -8,6 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from marco_search import schema
 from marco_search.errors import (
     DatabaseUnavailable,
     IdempotencyConflict,
@@ -15,7 +16,6 @@ from marco_search.errors import (
     JobNotFound,
     LeaseLost,
 )
-from marco_search.store import guards
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs, leases, outbox, reclaim
 from marco_search.store.queue.states import JobState
@@ -195,7 +195,7 @@ def test_the_log_tells_what_happened_in_order(database: Database) -> None:
 def test_the_trail_refuses_every_change(database: Database) -> None:
     (job,) = insert(database, question())
     claim(database, job.id)
-    for table in guards.INSERT_ONLY:
+    for table in schema.insert_only():
         column = {"proofs": "seq", "archives": "seq", "vocabulary": "text"}.get(table, "job_id")
         update = f" {{}} SET {column} = {column}"
         for change in ("UPDATE" + update, "DELETE FROM {}", "TRUNCATE {} CASCADE"):

@@ -16,11 +16,10 @@ import psycopg
 import pytest
 import sqlalchemy.exc
 
-from marco_search import migrations
+from marco_search import migrations, schema
 from marco_search.errors import DatabaseUnavailable, RightsMissing, SchemaMismatch
 from marco_search.local import ServiceUrls, reachable
 from marco_search.migrations.check import differences, scratch_database
-from marco_search.store import guards
 from marco_search.store.db import SCHEMA_REVISION, Database, check_schema
 from tests.integration.logins import logins
 from tests.integration.toys import marco, settings_for
@@ -32,13 +31,14 @@ def empty(services: ServiceUrls) -> Iterator[str]:
         yield url
 
 
-def test_models_and_migrations_agree_and_downgrade_leaves_nothing(services: ServiceUrls) -> None:
+def test_schema_and_migrations_agree(services: ServiceUrls) -> None:
     assert differences(services.database_url) == []
 
 
 def test_a_difference_is_found(services: ServiceUrls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "FUNCTION_BODY", "BEGIN RETURN NULL; END")
-    assert differences(services.database_url) == ["function refuse_change(): changed"]
+    monkeypatch.setattr(schema.TENANTS.c.max_queued, "nullable", False)
+    found = differences(services.database_url)
+    assert "max_queued" in next(line for line in found if "modify_nullable" in line)
 
 
 def test_the_code_names_the_newest_migration() -> None:
@@ -91,9 +91,18 @@ def test_an_unmigrated_database_is_refused_with_what_to_do(empty: str) -> None:
     database = Database(empty, application="test")
     with pytest.raises(SchemaMismatch, match="marco migrate"), database.transaction():
         pass
-    migrations.upgrade(empty, "0001")
-    with pytest.raises(SchemaMismatch, match="0001"), database.transaction():
+    migrations.upgrade(empty, "0005")
+    with pytest.raises(SchemaMismatch, match="0005"), database.transaction():
         pass
+
+
+def test_a_database_older_than_the_first_version_is_refused(database_url: str) -> None:
+    at(database_url, "0004")
+    before = objects(database_url)
+    done = marco(database_url, "migrate")
+    assert done.returncode == 4
+    assert "0004, older than version 0.1.0" in done.stderr
+    assert objects(database_url) == before
 
 
 def objects(url: str) -> list[tuple[str, ...]]:
@@ -127,8 +136,6 @@ def test_an_older_program_does_nothing_to_a_newer_database(database_url: str) ->
     assert "marco migrate" not in done.stderr
     schema = reachable.schema(settings_for(database_url, "redis://x"))
     assert (schema.ok, "newer" in schema.detail, "migrate`" in schema.mend) == (False, True, False)
-    with pytest.raises(SchemaMismatch, match="newer"):
-        migrations.downgrade(database_url, "0003")
     assert objects(database_url) == before
 
 
@@ -140,10 +147,11 @@ def test_a_migration_that_fails_leaves_all_as_it_was(database_url: str) -> None:
     assert objects(database_url) == before
     at(database_url, SCHEMA_REVISION)
     with psycopg.connect(database_url) as conn:
-        conn.execute("CREATE VIEW public.in_the_way AS SELECT * FROM auditors")
+        conn.execute("CREATE VIEW public.in_the_way AS SELECT ensure_partitions(0)")
+        conn.execute("DROP SCHEMA audit CASCADE")
     before = objects(database_url)
     with pytest.raises(SchemaMismatch, match="in_the_way"):
-        migrations.downgrade(database_url, "0003")
+        migrations.upgrade(database_url)
     assert objects(database_url) == before
     assert migrations.current(database_url) == SCHEMA_REVISION
 
@@ -152,8 +160,9 @@ def test_who_reads_meanwhile_is_named_and_nothing_changes(database_url: str) -> 
     before = objects(database_url)
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT count(*) FROM audit.jobs")
+        at(database_url, "0008")
         with pytest.raises(DatabaseUnavailable, match=f"pid {reader.info.backend_pid}"):
-            migrations.downgrade(database_url, "0005")
+            migrations.upgrade(database_url)
     assert objects(database_url) == before
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from marco_search import settings as settings_module
@@ -216,6 +217,16 @@ def test_the_commands_say_it_and_begin_them_anew(
     assert marco("dead", "requeue", "--restart", "--all")["restarted"] == {}
 
 
+AS_IN_0006 = """
+    DROP SCHEMA audit CASCADE;
+    DROP INDEX ix_jobs_begun, ix_jobs_parked, ix_jobs_to_cancel, ix_jobs_line;
+    ALTER TABLE jobs DROP begun_on, DROP parked_at, ADD CONSTRAINT ck_jobs_kind CHECK (true);
+    CREATE INDEX ix_jobs_line ON jobs (tenant, turn_at);
+    ALTER TABLE chain DROP format;
+    UPDATE alembic_version SET version_num = '0006'
+"""
+
+
 def test_a_database_of_the_version_before_knows_what_its_jobs_were_begun_on(
     settings: Settings, database: Database, database_url: str
 ) -> None:
@@ -223,7 +234,8 @@ def test_a_database_of_the_version_before_knows_what_its_jobs_were_begun_on(
 
     old = begun(settings, database)
     database.close()
-    migrations.downgrade(database_url, "0006")
+    with psycopg.connect(database_url) as conn:
+        conn.execute(AS_IN_0006)
     migrations.upgrade(database_url)
     runner(settings, database, Newer()).run_next()
     assert status(database, old).attempts == 1

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from marco_search.store import guards
+from marco_search import schema
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
 from marco_search.store.trail import partitions, trail
@@ -105,7 +105,7 @@ def test_every_partition_refuses_every_change(database: Database) -> None:
             for row in conn.execute(
                 "SELECT inhrelid::regclass::text FROM pg_inherits"
                 " WHERE inhparent::regclass::text = ANY (%s)",
-                [list(guards.INSERT_ONLY)],
+                [schema.insert_only()],
             )
         ]
     assert len(tables) == len(PARTITIONED) * 7

@@ -12,15 +12,14 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from marco_search import migrations
+from marco_search import migrations, schema
 from marco_search.cli.query import run_query, with_values
 from marco_search.errors import AccessDenied
 from marco_search.local import ServiceUrls
 from marco_search.migrations.check import scratch_database
-from marco_search.store import guards, views
+from marco_search.store import views
 from marco_search.store.db import Database
 from marco_search.store.queue import holds
-from marco_search.store.schema import Base
 from marco_search.store.seal.verify_all import verify_all
 from marco_search.store.trail import partitions
 from ops.docs.questions import Question, read
@@ -36,7 +35,7 @@ from tests.integration.toys import (
 from tests.toy import ToyRuntime
 
 Conn = psycopg.Connection[Any]
-TABLES = [*Base.metadata.tables, "alembic_version"]
+TABLES = [*schema.metadata.tables, "alembic_version"]
 VIEWS = [view.name for view in views.VIEWS]
 
 
@@ -70,7 +69,7 @@ def refused(conn: Conn, statement: str, *kinds: type[Exception]) -> None:
 
 def update(table: str) -> str:
     """A change of every row to what it was."""
-    column = next(iter(Base.metadata.tables[table].columns)).name
+    column = next(iter(schema.metadata.tables[table].columns)).name
     return f"UPDATE {table} SET {column} = {column}"
 
 
@@ -228,7 +227,7 @@ def test_statistics_show_an_auditor_no_values(filled: Audited, auditor: Conn) ->
     assert found == []
 
 
-@pytest.mark.parametrize("table", guards.INSERT_ONLY)
+@pytest.mark.parametrize("table", schema.insert_only())
 def test_the_app_changes_nothing_in_the_trail(app: Conn, table: str) -> None:
     some = table != "archives"  # nothing was archived here
     assert app.execute(f"SELECT count(*) > 0 FROM {table}".encode()).fetchone() == (some,)
@@ -242,7 +241,7 @@ def test_the_app_changes_nothing_in_the_trail(app: Conn, table: str) -> None:
         refused(app, statement)
 
 
-@pytest.mark.parametrize("table", guards.INSERT_ONLY)
+@pytest.mark.parametrize("table", schema.insert_only())
 def test_the_owner_changes_nothing_in_the_trail_by_mistake(login: Login, table: str) -> None:
     with psycopg.connect(login("marco_owner"), autocommit=True) as owner:
         for change in (update(table), f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
@@ -312,7 +311,8 @@ def test_a_user_who_may_make_no_roles_still_migrates(services: ServiceUrls) -> N
             with psycopg.connect(url, autocommit=True) as conn:
                 conn.execute(sql.SQL("GRANT marco_owner TO {}").format(user))
             assert migrations.grant_roles(mine) is None
-            migrations.downgrade(mine, "0003")
+            with psycopg.connect(url) as conn:
+                conn.execute("DROP SCHEMA audit CASCADE")
             assert migrations.upgrade(mine) is None
         finally:
             with psycopg.connect(url, autocommit=True) as conn:

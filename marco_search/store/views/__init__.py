@@ -1,7 +1,7 @@
 """The public SQL interface: views in the schema `audit`, for people who read with SQL.
 
-They follow from the tables alone, so they are made anew whenever their definition changed
-(`migrations.upgrade`), not by migrations of their own.
+They follow from the tables alone, so they are made again whenever their definition
+changed (`migrations.upgrade`), not by migrations of their own.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from marco_search.store.views.jobs import ANSWERS, ATTEMPTS, CHAIN, EVENTS, JOBS
 from marco_search.store.views.tokens import ALTERNATIVES, TOKENS, VOCABULARY
 from marco_search.store.views.trees import NODE_STATS, NODES, ROLLOUTS, ROUNDS, TREE
 from marco_search.store.views.usage import BATCH_USAGE, DAY_USAGE, JOB_USAGE, TENANT_USAGE
-from marco_search.store.views.view import SCHEMA, View
+from marco_search.store.views.view import SCHEMA, View, comment
 
-__all__ = ["DROP", "SCHEMA", "VIEWS", "View", "statements"]
+__all__ = ["DROP", "SCHEMA", "VIEWS", "View", "comment", "statements"]
 
 VIEWS = (
     *(JOBS, ANSWERS, NODE_STATS, TREE, ROLLOUTS, ROUNDS, TOKENS, ALTERNATIVES, NODES, VOCABULARY),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from marco_search import schema
 from marco_search.store.views.trees import NODE
-from marco_search.store.views.view import JOB, View
+from marco_search.store.views.view import JOB, View, selected, stored
 
 PLACE = JOB | NODE | {"position": "Which token of the node, from 1"}
 
@@ -53,14 +54,9 @@ WHERE a.token_id <> -1
 """,
 )
 
-VOCABULARY = View(
+VOCABULARY = selected(
     "vocabulary",
     "What tokens read, as far as they were ever a candidate; no part of what `marco verify` proves",
-    {
-        "model": "Name of the model",
-        "revision": "Revision of its weights",
-        "token_id": "The token's number",
-        "text": "What it reads by itself; U+FFFD stands for a part of a character",
-    },
-    "SELECT model, revision, token_id, text FROM public.vocabulary",
+    stored(schema.VOCABULARY),
+    "public.vocabulary",
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from marco_search.store.views.view import JOB, View
+from marco_search import schema
+from marco_search.store.views.view import JOB, View, selected, stored
 
 NODE = {"node_id": "The node; 0 is the root, the prompt"}
 
@@ -65,65 +66,21 @@ WHERE j.rounds > 0
 """,
 )
 
-NODES = View(
+NODES = selected(
     "nodes",
     "Nodes as they are stored, their tokens in arrays: for programs; tree and tokens are to read",
-    JOB
-    | {
-        "node_id": "1, 2, ... in order of growth; the root is not stored",
-        "parent_id": "The node above; 0 is the root, the prompt",
-        "generation": "The attempt that wrote it",
-        "round": "The round that added it, from 1",
-        "depth": "Edges from the root",
-        "action": "step, mini_step, whole, reflection or answer",
-        "text": "What the action adds to the text of its parent",
-        "token_ids": "Its generated tokens; none for a reflection",
-        "token_texts": "Text that each token completes; joined they are the text",
-        "logprobs": "Natural log of each token's probability",
-        "confidences": "c_i of each token: its probability over the best five's",
-        "top_ids": "Best candidates: five for each token in turn; -1: fewer",
-        "top_logprobs": "Their log-probs, in the same order",
-        "terminal": "Whether the text ends here",
-        "created_at": "When its round was committed",
-    },
-    """
-SELECT job_id, node_id, parent_id, generation, round, depth, action, text, token_ids,
-    token_texts, logprobs, confidences, top_ids, top_logprobs, terminal, created_at
-FROM public.nodes
-""",
+    stored(schema.NODES),
+    "public.nodes",
 )
 
-ROLLOUTS = View(
+ROLLOUTS = selected(
     "rollouts",
     "Every branch that was generated, from the node it was forked from to where it ended",
-    JOB
+    stored(schema.ROLLOUTS)
     | {
-        "rollout_id": "0, 1, ... in order of asking",
-        "generation": "The attempt that wrote it",
-        "round": "The round it belongs to, from 1",
-        "start_id": "The node whose text was forked; 0: the prompt",
-        "leaf_id": "The node where it ended; start_id if it failed",
-        "path": "Nodes from the root to the leaf; to start_id if it failed",
-        "seed": "Seed the branch was sampled with",
-        "reflect": "Where the reflection phrase went: no, first or at_end",
-        "finish": "stop (complete), length (cut off) or failed",
-        "confidence": "Mean c_i of the tokens it generated",
-        "path_confidence": "Mean c_i of all generated tokens on the path",
-        "value": "What was backed up; 0 without an answer",
-        "answer": "Key of the answer it reached; null: none",
-        "generated_tokens": "Tokens it generated",
-        "prompt_tokens": "Tokens of the text it was forked from",
-        "cached_tokens": "Of those, served from the prefix cache",
-        "seconds": "Seconds it took to generate",
-        "error": "Why it failed",
-        "created_at": "When its round was committed",
+        "leaf_id": ("path[cardinality(path)]", "The node where it ended; start_id if it failed"),
     },
-    """
-SELECT job_id, rollout_id, generation, round, start_id, path[cardinality(path)], path, seed,
-    reflect, finish, confidence, path_confidence, value, answer, generated_tokens, prompt_tokens,
-    cached_tokens, seconds, error, created_at
-FROM public.rollouts
-""",
+    "public.rollouts",
 )
 
 ROUNDS = View(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from marco_search import schema
 from marco_search.store.views.view import JOB, View
 
 _COUNTED = {
-    "attempts": "Times a worker claimed one",
-    "rollouts": "Rollouts in the trail",
-    "nodes": "Nodes in the trail",
-    "generated_tokens": "Tokens generated",
-    "prompt_tokens": "Tokens of all prefixes that were forked",
-    "cached_tokens": "Of those, served from the prefix cache",
-    "seconds": "Seconds of searching",
+    name: str(schema.JOBS.c[name].comment)
+    for name in (
+        *("attempts", "rollouts", "nodes", "generated_tokens", "prompt_tokens", "cached_tokens"),
+        "seconds",
+    )
 }
 # bigint for counts: a sum of them is numeric, which programs read as text.
 _SUMS = ", ".join(

@@ -1,0 +1,424 @@
+"""Every table of the database, each column described once.
+
+What follows from this description: the columns and types of COPY (`marco_search.store.trail`),
+what an audit format hashes (`hashed_columns`), the comments in the database and of its views,
+the columns of exports, the rights of roles, and the picture in docs/sql.md. A new column is
+added here and by a migration; `python -m marco_search.migrations.check` compares the two.
+
+The order of a table's columns is the order in which they are hashed: it must not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+"""A constraint needs a name that a later migration can find it by."""
+
+_TYPES: Final[dict[str, Any]] = {
+    "bool": Boolean,
+    "int2": SmallInteger,
+    "int4": Integer,
+    "int8": BigInteger,
+    "float4": REAL,
+    "float8": Double,
+    "text": Text,
+    "bytea": LargeBinary,
+    "jsonb": JSONB,
+    "uuid": Uuid,
+    "timestamptz": DateTime(timezone=True),
+}
+NOW, ZERO = text("now()"), text("0")
+
+
+def column(
+    name: str,
+    kind: str,
+    comment: str,
+    *constraints: Any,
+    key: bool = False,
+    default: Any = None,
+    leaves: tuple[str, ...] = (),
+    since: int = 1,
+    content: bool = False,
+) -> Column[Any]:
+    """A column, with what is to be known of it in its `info`.
+
+    Args:
+        name: Its name.
+        kind: Its type as Postgres names it internally: [] ends an array, ? what may be null.
+        comment: What it holds.
+        constraints: Its constraints.
+        key: Whether it is a part of the primary key.
+        default: Its default on the server.
+        leaves: The kinds of leaf of a job's Merkle tree that hold it.
+        since: The first audit format that hashes it.
+        content: Whether it holds what people or models wrote, or tells it: not in every export.
+    """
+    base = kind.removesuffix("?")
+    made = _TYPES[base.removesuffix("[]")]
+    return Column(
+        name,
+        ARRAY(made) if base.endswith("[]") else made,
+        *constraints,
+        primary_key=key,
+        nullable=kind.endswith("?"),
+        server_default=default,
+        comment=comment,
+        autoincrement="auto" if any(isinstance(c, Identity) for c in constraints) else False,
+        info={"type": base, "leaves": leaves, "since": since, "content": content},
+    )
+
+
+def hashed_columns(table: str, leaf: str, number: int) -> dict[str, str]:
+    """Name to type of what audit format `number` hashes as a leaf of this kind, in order."""
+    return {
+        c.name: c.info["type"]
+        for c in metadata.tables[table].columns
+        if leaf in c.info["leaves"] and c.info["since"] <= number
+    }
+
+
+def insert_only() -> list[str]:
+    """The tables whose rows are never changed or deleted."""
+    return [table.name for table in metadata.sorted_tables if table.info["insert_only"]]
+
+
+def _table(name: str, comment: str, *parts: Any, changes: bool = False, **options: Any) -> Table:
+    """A table; only of one that `changes` rows may be updated."""
+    info = {"insert_only": not changes}
+    return Table(name, metadata, *parts, comment=comment, info=info, **options)
+
+
+def _leaf(*leaves: str) -> Any:
+    """Makes the columns of rows that are such leaves."""
+
+    def made(*words: Any, **options: Any) -> Column[Any]:
+        return column(*words, leaves=leaves, **options)
+
+    return made
+
+
+def _indexes() -> Iterator[Index]:
+    """Of jobs: most hold only what the scheduler looks for, however many jobs are stored.
+
+    No heartbeat and no round touches an indexed column.
+    """
+    queued = "state = 'queued'"
+    for name, columns, where in (
+        ("to_publish", "run_after", f"{queued} AND published_at IS NULL"),
+        ("waiting", "published_at", f"{queued} AND published_at IS NOT NULL"),
+        (
+            "line",
+            "tenant begun_on turn_at id",
+            f"{queued} AND paused_at IS NULL AND published_at IS NOT NULL",
+        ),
+        ("begun", "begun_on", f"{queued} AND begun_on <> '' AND parked_at IS NULL"),
+        ("parked", "begun_on", f"{queued} AND parked_at IS NOT NULL"),
+        ("to_cancel", "cancel_requested_at", f"{queued} AND cancel_requested_at IS NOT NULL"),
+        ("running", "tenant", "state = 'running'"),
+        ("expires_at", "expires_at", "finished_at IS NULL AND expires_at IS NOT NULL"),
+        ("given_up", "finished_at", "state IN ('failed', 'dead')"),
+        ("batch_id", "batch_id", "batch_id IS NOT NULL"),
+    ):
+        yield Index(f"ix_jobs_{name}", *columns.split(), postgresql_where=text(where))
+    yield Index("ix_jobs_tenant_created_at", "tenant", "created_at")
+
+
+_id = _leaf("request", "outcome")
+_request = _leaf("request")
+_outcome = _leaf("outcome")
+
+JOBS = _table(
+    "jobs",
+    "Jobs: the truth about each, and the outbox its message is published from",
+    _id("id", "uuid", "UUID version 7: ids sort by time of submission", key=True),
+    # Fixed when it is submitted.
+    _request("tenant", "text", "Who the job belongs to"),
+    _request("kind", "text", "Kind of job, such as reasoning"),
+    _request("priority", "int2", "0 is high, 3 normal, 6 low"),
+    _request("payload", "jsonb", "The request, without the expected answer", content=True),
+    _request("expected", "text?", "The answer the caller expects; not searched with", content=True),
+    _request("payload_hash", "text", "SHA-256 of the canonical request, hex"),
+    _request("idempotency_key", "text?", "The caller's name for the request, unique per tenant"),
+    _request("batch_id", "uuid?", "The batch it was submitted in"),
+    _request("created_at", "timestamptz", "When submitted", default=NOW),
+    # Fixed when it ends.
+    _outcome(
+        "state",
+        "text",
+        "queued, running, succeeded, failed, cancelled, expired or dead",
+        default="queued",
+    ),
+    _outcome("attempts", "int4", "Times a worker claimed it", default=ZERO),
+    _outcome("plan", "jsonb?", "Configuration, prompt, model and revision, fixed when it begins"),
+    _outcome("rounds", "int4", "Rounds in the trail", default=ZERO),
+    _outcome("rollouts", "int4", "Rollouts in the trail", default=ZERO),
+    _outcome("nodes", "int4", "Nodes in the trail", default=ZERO),
+    _outcome("generated_tokens", "int8", "Tokens generated", default=ZERO),
+    _outcome("prompt_tokens", "int8", "Tokens of all prefixes that were forked", default=ZERO),
+    _outcome("cached_tokens", "int8", "Of those, served from the prefix cache", default=ZERO),
+    _outcome("seconds", "float8", "Seconds of searching, over all attempts", default=ZERO),
+    _outcome("answer", "text?", "The best answer", content=True),
+    _outcome("confidence", "float8?", "Its mean confidence, 0 to 1"),
+    _outcome("correct", "bool?", "Whether the best answer is the expected one"),
+    _outcome("stop_reason", "text?", "Why the search ended"),
+    _outcome("last_error", "jsonb?", "type, message and traceback of the last error"),
+    _outcome("expires_at", "timestamptz?", "Deadline: not searched any more from this time on"),
+    _outcome("started_at", "timestamptz?", "When first claimed"),
+    _outcome("finished_at", "timestamptz?", "When it reached a final state"),
+    # How the queue handles it.
+    column("turn_at", "timestamptz", "Its place in the tenant's queue, by priority", default=NOW),
+    column("run_after", "timestamptz", "Not claimed before this time (back-off)", default=NOW),
+    column("paused_at", "timestamptz?", "When it was paused; null: it is not"),
+    column("published_at", "timestamptz?", "When its message was last published; null: it must be"),
+    column("cancel_requested_at", "timestamptz?", "When it was asked to stop while running"),
+    column("failures", "int4", "Of the claims, ended by an error that may pass", default=ZERO),
+    column("losses", "int4", "Of the claims, ended by the loss of the worker", default=ZERO),
+    column("lease_owner", "text?", "Worker that holds it; null: none"),
+    column("lease_generation", "int8", "Fencing token: one more with each claim", default=ZERO),
+    column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
+    column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=""),
+    column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
+    UniqueConstraint("tenant", "idempotency_key"),
+    CheckConstraint(
+        "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired', 'dead')",
+        name="state",
+    ),
+    CheckConstraint(
+        "(state = 'running') = (lease_owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
+        name="lease",
+    ),
+    CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished"),
+    *_indexes(),
+    changes=True,
+)
+"""The truth about each job."""
+
+TENANTS = _table(
+    "tenants",
+    "Settings of single tenants; most need no row",
+    column("name", "text", "The tenant; empty: all of them", key=True),
+    column("paused_at", "timestamptz?", "When its jobs were paused; null: they are not"),
+    column("max_queued", "int4?", "Most queued jobs; null: as the settings have it"),
+    changes=True,
+)
+
+_attempt = _leaf("attempt")
+ATTEMPTS = _table(
+    "attempts",
+    "Claims of jobs by workers, with all it takes to replay them. Insert only",
+    _attempt("job_id", "uuid", "The job", ForeignKey("jobs.id"), key=True),
+    _attempt("generation", "int8", "Lease generation of the claim", key=True),
+    _attempt("worker", "text", "Name of the worker process"),
+    _attempt("host", "text", "Machine it runs on"),
+    _attempt("pid", "int4", "Its process id there"),
+    _attempt("runtime", "text?", "Name of the engine; null here and below: not usable"),
+    _attempt("runtime_version", "text?", "Version of the engine"),
+    _attempt("model", "text?", "Name of the model"),
+    _attempt("revision", "text?", "Revision of its weights"),
+    _attempt("config", "jsonb?", "Every setting of the search"),
+    _attempt("prompt", "text?", "The prompt, as the model was given it", content=True),
+    _attempt("seed", "int4?", "Seed that all randomness flows from"),
+    _attempt("started_at", "timestamptz", "When claimed", default=NOW),
+)
+
+_event = _leaf("event")
+AUDIT_LOG = _table(
+    "audit_log",
+    "What happened to each job, in order. Insert only",
+    _event("job_id", "uuid", "The job", ForeignKey("jobs.id"), key=True),
+    _event("id", "int8", "In order of writing", Identity(always=True), key=True),
+    _event("generation", "int8?", "Lease generation of the worker that did it; null: none"),
+    _event("event", "text", "submitted, published, claimed, round, retried, ... or a final state"),
+    _event("detail", "jsonb", "Details of the event", default="{}"),
+    _event("at", "timestamptz", "When the transaction that wrote it began", default=NOW),
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+
+def _record(name: str, comment: str, *parts: Any) -> Table:
+    """Records of attempts, partitioned by the month in the job's id."""
+    of_attempt = ForeignKeyConstraint(
+        ["job_id", "generation"], ["attempts.job_id", "attempts.generation"]
+    )
+    return _table(name, comment, *parts, of_attempt, postgresql_partition_by="RANGE (job_id)")
+
+
+_GENERATION = ("generation", "int8", "Lease generation of the attempt that wrote it")
+_CREATED_AT = ("created_at", "timestamptz", "When the row was written")
+
+_node = _leaf("node")
+NODES = _record(
+    "nodes",
+    "Nodes of the search trees, with every generated token. Insert only",
+    _node("job_id", "uuid", "The job", key=True),
+    _node("node_id", "int4", "1, 2, ... in order of growth; the root is not stored", key=True),
+    _node("parent_id", "int4", "The node above; 0 is the root, the prompt"),
+    _node("round", "int4", "The round that added it, from 1"),
+    _node("depth", "int4", "Edges from the root"),
+    _node(*_GENERATION),
+    _node("terminal", "bool", "Whether the text ends here"),
+    _node(*_CREATED_AT, default=NOW),
+    _node("token_ids", "int4[]", "Its generated tokens; none for a reflection", content=True),
+    _node("logprobs", "float4[]", "Natural log of each token's probability"),
+    _node("confidences", "float8[]", "c_i of each token: its probability over the best five's"),
+    _node("top_ids", "int4[]", "Its best candidates, five a token; -1: fewer", content=True),
+    _node("top_logprobs", "float4[]", "Their log-probs, in the same order"),
+    _node("token_texts", "text[]", "What each token completes; joined: the text", content=True),
+    _node("action", "text", "step, mini_step, whole, reflection or answer"),
+    _node("text", "text", "What the action adds to the text of its parent", content=True),
+    Index(None, "job_id", "parent_id"),
+    CheckConstraint("0 <= parent_id AND parent_id < node_id", name="parent"),
+    CheckConstraint(
+        "cardinality(token_texts) = cardinality(token_ids)"
+        " AND cardinality(logprobs) = cardinality(token_ids)"
+        " AND cardinality(confidences) = cardinality(token_ids)"
+        " AND cardinality(top_ids) = 5 * cardinality(token_ids)"
+        " AND cardinality(top_logprobs) = 5 * cardinality(token_ids)",
+        name="tokens",
+    ),
+)
+"""Nodes below the root. The root is the prompt and has no row."""
+
+_rollout = _leaf("rollout")
+ROLLOUTS = _record(
+    "rollouts",
+    "Rollouts: visit counts and values follow from them. Insert only",
+    _rollout("job_id", "uuid", "The job", key=True),
+    _rollout("rollout_id", "int4", "0, 1, ... in order of asking", key=True),
+    _rollout("round", "int4", "The round it belongs to, from 1"),
+    _rollout("start_id", "int4", "The node whose text was forked; 0: the prompt"),
+    _rollout("seed", "int4", "Seed the branch was sampled with"),
+    _rollout(*_GENERATION),
+    _rollout("generated_tokens", "int4", "Tokens it generated"),
+    _rollout("prompt_tokens", "int4", "Tokens of the text it was forked from"),
+    _rollout("cached_tokens", "int4", "Of those, served from the prefix cache"),
+    _rollout("confidence", "float8", "Mean c_i of the tokens it generated"),
+    _rollout("path_confidence", "float8", "Mean c_i of all generated tokens on the path"),
+    _rollout("value", "float8", "What was backed up; 0 without an answer"),
+    _rollout("seconds", "float8", "Seconds it took to generate"),
+    _rollout(*_CREATED_AT, default=NOW),
+    _rollout("path", "int4[]", "Nodes from the root to the leaf; to start_id if it failed"),
+    _rollout("reflect", "text", "Where the reflection phrase went: no, first or at_end"),
+    _rollout("finish", "text", "stop (complete), length (cut off) or failed"),
+    _rollout("answer", "text?", "Key of the answer it reached; null: none", content=True),
+    _rollout("error", "text?", "Why it failed", content=True),
+)
+"""One branch each, from the node it was forked from to where it ended."""
+
+_answer = _leaf("answer")
+ANSWERS = _record(
+    "answers",
+    "The best distinct answers of each finished job, ranked. Insert only",
+    _answer("job_id", "uuid", "The job", key=True),
+    _answer("rank", "int4", "1 is the best", key=True),
+    _answer(*_GENERATION),
+    _answer("confidence", "float8", "Mean value of its rollouts, 0 to 1"),
+    _answer("votes", "int4", "Rollouts that reached it"),
+    _answer("share", "float8", "Its part of the vote's total weight"),
+    _answer(*_CREATED_AT, default=NOW),
+    _answer("rollout_ids", "int4[]", "The rollouts that reached it"),
+    _answer("key", "text", "The form that votes are counted on", content=True),
+    _answer("text", "text", "The answer as a reader should see it", content=True),
+    _answer("output", "text", "Output part of its most confident rollout", content=True),
+    _answer("thought", "text?", "Thought of the same rollout", content=True),
+)
+
+VOCABULARY = _table(
+    "vocabulary",
+    "Texts of candidates, for readers; no part of the proofs. Insert only",
+    column("model", "text", "Name of the model", key=True),
+    column("revision", "text", "Revision of its weights", key=True),
+    column("token_id", "int4", "The token's number", key=True),
+    column("text", "text", "What it reads by itself; U+FFFD: a part of a character", content=True),
+)
+"""Belongs to no tenant: every auditor may read it. It tells that some search of the model came
+across a token as a candidate, not whose and not with what before it.
+"""
+
+CHAIN = _table(
+    "chain",
+    "Chain of hashes: a link for each end of a job. Insert only",
+    column("seq", "int8", "0, 1, ... without a gap", key=True),
+    column("kind", "text", "first, job (one that ended) or archive"),
+    column("job_id", "uuid?", "The job that ended", ForeignKey("jobs.id")),
+    column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
+    column("previous", "bytea", "Head of the link before"),
+    column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
+    column("at", "timestamptz", "When it was chained"),
+    column("format", "int2", "Audit format: the rules of the link and its proof"),
+    CheckConstraint("kind IN ('first', 'job', 'archive')", name="kind"),
+    CheckConstraint("(kind = 'job') = (job_id IS NOT NULL)", name="job"),
+    Index(None, "job_id"),
+)
+
+CHAIN_LOCK = _table(
+    "chain_lock",
+    "Always empty. Locked until the commit by each session that appends to the chain",
+    column("id", "int4", "Never written", key=True),
+    changes=True,
+)
+
+PROOFS = _table(
+    "proofs",
+    "Hash of each row of a job when it ended: names the row changed. Insert only",
+    column("seq", "int8", "The link with their root", ForeignKey("chain.seq"), key=True),
+    column("attempts", "int8[]", "Generations of the attempts covered"),
+    column("events", "int8[]", "Ids of the rows of audit_log covered"),
+    column("nodes", "int4[]", "Ids of the nodes covered"),
+    column("rollouts", "int4[]", "Ids of the rollouts covered"),
+    column("answers", "int4[]", "Ranks of the answers covered"),
+    column("hashes", "bytea", "SHA-256 of request, outcome and every row covered, in this order"),
+)
+
+ARCHIVES = _table(
+    "archives",
+    "Months whose trees are in an archive, with what it holds. Insert only",
+    column("seq", "int8", "The link with the list's SHA-256", ForeignKey("chain.seq"), key=True),
+    column("first", "uuid", "Lowest id a job of the month can have"),
+    column("before", "uuid", "Lowest id of the next month"),
+    column("files", "text", "The list: manifest.json, word for word"),
+)
+
+AUDITORS = _table(
+    "auditors",
+    "Which auditor sees which tenant's jobs through the views",
+    column("role_name", "text", "The role that the auditor logs in as", key=True),
+    column("tenant", "text", "A tenant whose jobs it sees; it sees no others", key=True),
+    changes=True,
+)
