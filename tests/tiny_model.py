@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
-
-from marco_search.runtime.embedded.safetensors import write_file
 
 EOS = "<|im_end|>"
 MARKERS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
@@ -119,3 +119,24 @@ def _tensors(
         tensors[at + "mlp.up_proj.weight"] = normal(inner, h)
         tensors[at + "mlp.down_proj.weight"] = normal(h, inner)
     return tensors
+
+
+def write_file(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, dtype: str = "F32") -> None:
+    """Write `tensors` to `path`, stored as `dtype` (F32, F16, or BF16 rounded to even)."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    parts: list[bytes] = []
+    offset = 0
+    for name in sorted(tensors):
+        values = np.ascontiguousarray(tensors[name], np.float32)
+        if dtype == "BF16":
+            bits = values.view(np.uint32)
+            raw = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+        else:
+            raw = values.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+        end = offset + len(raw)
+        header[name] = {"dtype": dtype, "shape": values.shape, "data_offsets": [offset, end]}
+        parts.append(raw)
+        offset = end
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(parts))

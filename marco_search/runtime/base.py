@@ -36,7 +36,7 @@ class RuntimeInfo:
 _CONTROL = re.compile(r"<(?=\|\w+\|>)")
 
 
-def plain(text: str) -> str:
+def strip_control_tokens(text: str) -> str:
     """`text` with control tokens (<|im_end|> and the like) made ordinary text.
 
     Prompts are tokenised as one text, so a caller's "<|im_end|>" would otherwise end its turn.

@@ -72,31 +72,24 @@ def _prompts(folder: Path, branches: int) -> list[list[int]]:
 def _embedded(folder: Path) -> tuple[Run, Callable[[], None], Callable[[], float]]:
     import numpy as np
 
-    from marco_search.runtime.embedded.backend import EmbeddedBackend
-    from marco_search.runtime.embedded.model import load_model
-    from marco_search.runtime.embedded.requests import GenerationRequest, Ticket
+    from marco_search.runtime.embedded.backend import EmbeddedBackend, load_model
+    from marco_search.runtime.embedded.batch import GenerationRequest
 
     model = load_model(folder)
     backend = EmbeddedBackend(model, max_rows=64, cache_bytes=256 << 20, timeout_s=600)
 
     def ask(prompts: list[list[int]], tokens: int) -> None:
-        tickets = [
-            Ticket(
-                GenerationRequest(
-                    ids=np.array(ids, np.int32), max_new_tokens=tokens, seed=i, ignore_eos=True
-                )
+        futures = [
+            backend.engine.submit(
+                GenerationRequest(ids=np.array(ids, np.int32), max_new_tokens=tokens, seed=i)
             )
             for i, ids in enumerate(prompts)
         ]
-        for ticket in tickets:
-            backend.engine.submit(ticket)
-        for ticket in tickets:
-            outcome = ticket.wait(600)
-            if isinstance(outcome, Exception):
-                raise outcome
+        for future in futures:
+            future.result(600)
 
     def generate(prompts: list[list[int]]) -> None:
-        backend.flush_cache()
+        backend.engine.flush_cache()
         ask(prompts, NEW_TOKENS)
 
     def fork() -> float:

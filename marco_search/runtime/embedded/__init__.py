@@ -1,6 +1,6 @@
 """The in-process engine: a Qwen2-architecture model decoded with NumPy, no server, no torch.
 
-folder -> (config, safetensors, chat, tokenizer) -> decoder + radix cache -> engine -> backend
+folder -> config, weights, tokenizer -> decoder, cache -> batch -> engine -> backend
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from marco_search.runtime.fork_runtime import ForkRuntime
+    from marco_search.runtime.base import Runtime
     from marco_search.settings import Settings
 
-__all__ = ["open_embedded"]
 
-
-def open_embedded(settings: Settings) -> ForkRuntime:
+def open_embedded(settings: Settings) -> Runtime:
     """A runtime that decodes in this process: MARCO_MODEL's folder, or the pocket model.
 
     The decoding thread starts with the first branch. While it decodes, BLAS has one thread in
@@ -23,8 +21,7 @@ def open_embedded(settings: Settings) -> ForkRuntime:
     """
     # Late: numpy, sglang and tokenizers take a while to load.
     from marco_search.pocket import MODEL_DIR
-    from marco_search.runtime.embedded.backend import EmbeddedBackend
-    from marco_search.runtime.embedded.model import load_model
+    from marco_search.runtime.embedded.backend import EmbeddedBackend, load_model
     from marco_search.runtime.fork_runtime import ForkRuntime
 
     model = load_model(settings.model or MODEL_DIR)

@@ -1,33 +1,90 @@
 """SGLang's frontend language on the embedded engine: a `BaseBackend` without a server.
 
-Any `@sgl.function` runs on it: `gen`, `select`, `fork`, streaming. `generate` is called from
-many threads and never raises: a failure is an error value (params.py), because an exception
-inside a fork's thread makes the frontend drop the child or wait for ever.
+`generate` is called from many threads and never raises: a failure is an error value
+(`program.error_value`), because an exception inside a fork's thread makes the frontend drop the
+child or wait for ever.
 """
 
 from __future__ import annotations
 
-import queue
+import contextlib
+import hashlib
+import random
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sglang.lang.backend.base_backend import BaseBackend
-from sglang.lang.choices import ChoicesDecision, token_length_normalized
 
-from marco_search.errors import RuntimeFailure
-from marco_search.runtime.embedded.asking import number, prefix_ids, request_of
-from marco_search.runtime.embedded.batch import Batch
+import marco_search
+from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure
+from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.chat import ChatTemplate, read_chat_template
+from marco_search.runtime.embedded.batch import Batch, Completion, GenerationRequest
+from marco_search.runtime.embedded.cache import RadixCache
+from marco_search.runtime.embedded.config import ModelConfig, read_config
+from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.engine import Engine
-from marco_search.runtime.embedded.meta import Meta, completion_text, meta_info
-from marco_search.runtime.embedded.model import LoadedModel
-from marco_search.runtime.embedded.radix import RadixCache
-from marco_search.runtime.embedded.requests import Completion, GenerationRequest, Ticket
-from marco_search.runtime.embedded.selecting import score_choices
-from marco_search.runtime.embedded.streaming import TextStream
-from marco_search.runtime.embedded.tokenizer import TokenIds
+from marco_search.runtime.embedded.linear import blas_name, one_blas_thread
+from marco_search.runtime.embedded.tokenizer import (
+    TokenIds,
+    Tokenizer,
+    end_of_turn,
+    read_tokenizer,
+)
+from marco_search.runtime.embedded.weights import fingerprint, read_weights
 from marco_search.runtime.params import error_value, params_of
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A folder, ready to decode. The decoder serves one engine."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    decoder: Decoder
+    info: RuntimeInfo
+
+
+def load_model(folder: Path) -> LoadedModel:
+    """Load a Qwen2-architecture folder in Hugging Face format.
+
+    Raises ModelRefused, which says what was found and what is accepted.
+    """
+    folder = folder.resolve()
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder, config.vocab)
+    end = end_of_turn(folder, tokenizer)
+    if end is not None:
+        config = replace(config, eos_ids=tuple(sorted({*config.eos_ids, end})))
+    with one_blas_thread():
+        decoder = Decoder(config, read_weights(folder, config))
+        arithmetic = _arithmetic(decoder)
+    info = RuntimeInfo(
+        name="embedded",
+        version=f"{marco_search.__version__}+{arithmetic}",
+        model=folder.name,
+        revision=fingerprint(folder),
+        context_tokens=config.context_tokens,
+    )
+    return LoadedModel(config, tokenizer, read_chat_template(folder), decoder, info)
+
+
+def _arithmetic(decoder: Decoder) -> str:
+    """numpy's version, its BLAS, and a short hash of what these compute for a fixed input.
+
+    Processors sum in different orders, so the last bits differ between kinds of them. Where
+    this is the same, a replay gives the same bits.
+    """
+    ids = np.arange(8) % decoder.config.vocab
+    decoder.slots.resize((len(ids), 1))
+    logits = decoder.prefill([Part(i, 0, ids[: i + 1]) for i in range(len(ids))])
+    decoder.slots.resize((0, 0))
+    digest = hashlib.sha256(logits.tobytes()).hexdigest()[:8]
+    return f"numpy{np.__version__}.{blas_name()}.{digest}"
 
 
 class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
@@ -37,85 +94,29 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         self, model: LoadedModel, *, max_rows: int, cache_bytes: int, timeout_s: float
     ) -> None:
         super().__init__()
-        self._model = model
+        self.model = model
         self._timeout_s = timeout_s
         cache = RadixCache(cache_bytes)
-        batch = Batch(model.decoder, cache, model.tokenizer, model.config.eos_ids, max_rows)
-        self.engine = Engine(batch)
+        self.engine = Engine(Batch(model.decoder, cache, model.tokenizer, max_rows))
 
-    def get_model_name(self) -> str:
-        """The folder's name."""
-        return self._model.info.model
-
-    def generate(self, s: Any, sampling_params: Any) -> tuple[str, Meta]:
+    def generate(self, s: Any, sampling_params: Any) -> tuple[str, dict[str, Any]]:
         """Continue the executor's text: (text, meta_info), or an error value."""
         began = time.perf_counter()
         try:
-            request = request_of(self._model, s, sampling_params)
-            outcome = self.run(request, self._seconds_left(s))
-            text = completion_text(self._model.tokenizer, outcome)
-            return text, self._meta(s, sampling_params, request, outcome, began)
+            request = self._request(s, sampling_params)
+            text, meta = self._answer(request, self._run(request, s))
         except RuntimeFailure as error:
             return error_value(type(error).__name__, str(error))
         except Exception as error:  # see the module's text
             return error_value("BranchFailed", f"{type(error).__name__}: {error}")
-
-    def generate_stream(self, s: Any, sampling_params: Any) -> Iterator[tuple[str, Meta]]:
-        """Like `generate`, in pieces; the last has the full meta_info, or is an error value."""
-        began = time.perf_counter()
-        try:
-            request = request_of(self._model, s, sampling_params)
-            arrivals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-            ticket = self.engine.submit(Ticket(request, arrivals))
-            stream = TextStream(self._model.tokenizer, request.stops)
-            seconds = self._seconds_left(s)
-            deadline = time.monotonic() + seconds
-            while True:
-                token = arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
-                if token is None:
-                    break
-                piece = stream.feed(token)
-                if piece:
-                    yield piece, {"finish_reason": None, "completion_tokens": stream.tokens}
-            outcome = ticket.wait(0.0)
-            if isinstance(outcome, RuntimeFailure):
-                raise outcome
-            meta = self._meta(s, sampling_params, request, outcome, began)
-            yield stream.rest(completion_text(self._model.tokenizer, outcome)), meta
-        except RuntimeFailure as error:
-            yield error_value(type(error).__name__, str(error))
-        except queue.Empty:
-            ticket.cancelled = True
-            message = f"no answer from the embedded engine in {seconds:.3g} s"
-            yield error_value("BranchFailed", message)
-        except Exception as error:
-            yield error_value("BranchFailed", f"{type(error).__name__}: {error}")
-
-    def select(
-        self,
-        s: Any,
-        choices: Sequence[str],
-        temperature: float,
-        choices_method: Any = token_length_normalized,
-    ) -> ChoicesDecision:
-        """The most probable choice, by `choices_method`. A failure decides for ""."""
-        try:
-            return score_choices(self, s.text_, list(choices), choices_method)
-        except Exception as error:
-            _, meta = error_value(type(error).__name__, str(error))
-            return ChoicesDecision(decision="", meta_info=meta)
+        return text, meta | {"e2e_latency": time.perf_counter() - began}
 
     def commit_lazy_operations(self, s: Any) -> None:
         """Prefill the text into the prefix cache. A failure shows in what comes after."""
-        self._prefill(prefix_ids(self._model.tokenizer, s), self._seconds_left(s))
-
-    def cache_prefix(self, prefix_str: str) -> None:
-        """Prefill `prefix_str` into the prefix cache."""
-        self._prefill(self.encode(prefix_str), self._timeout_s)
-
-    def flush_cache(self) -> None:
-        """Forget all cached prefixes."""
-        self.engine.flush_cache()
+        ids = self._prefix_ids(s)
+        if 0 < len(ids) < self.model.config.context_tokens:
+            with contextlib.suppress(RuntimeFailure):
+                self._run(GenerationRequest(ids=ids, max_new_tokens=0), s)
 
     def shutdown(self) -> None:
         """End the decoding thread; what is in flight fails."""
@@ -125,40 +126,67 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         """Fail what is in flight now; what comes later is served."""
         self.engine.abort()
 
-    def encode(self, text: str) -> TokenIds:
-        """The token ids of `text`."""
-        return self._model.tokenizer.encode(text)
-
-    def run(self, request: GenerationRequest, seconds: float | None = None) -> Completion:
-        """Run one request, within `seconds` or the backend's own limit. Raises RuntimeFailure."""
-        limit = self._timeout_s if seconds is None else seconds
-        outcome = self.engine.submit(Ticket(request)).wait(limit)
-        if isinstance(outcome, RuntimeFailure):
-            raise outcome
-        return outcome
-
-    def _seconds_left(self, s: Any) -> float:
+    def _run(self, request: GenerationRequest, s: Any) -> Completion:
         own = params_of(s)
         left = own.deadline - time.monotonic() if own else self._timeout_s
-        return max(0.0, min(left, self._timeout_s))
+        seconds = max(0.0, min(left, self._timeout_s))
+        future = self.engine.submit(request)
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            future.cancel()
+            raise BranchFailed(f"no answer from the embedded engine in {seconds:.3g} s") from None
 
-    def _prefill(self, ids: TokenIds, seconds: float) -> None:
-        if 0 < len(ids) < self._model.config.context_tokens:
-            ticket = Ticket(GenerationRequest(ids=ids, max_new_tokens=0))
-            self.engine.submit(ticket).wait(seconds)
-
-    def _meta(
-        self, s: Any, params: Any, request: GenerationRequest, outcome: Completion, began: float
-    ) -> Meta:
+    def _request(self, s: Any, params: Any) -> GenerationRequest:
+        """The request behind a `gen`: executor `s` and its sampling parameters."""
+        ids, most = self._prefix_ids(s), self.model.config.context_tokens
+        if len(ids) == 0:
+            raise BranchFailed("the prompt is empty")
+        if len(ids) >= most:
+            raise PromptTooLong(f"the prompt has {len(ids)} tokens; the model takes {most} in all")
         own = params_of(s)
-        return meta_info(
-            self._model.tokenizer,
-            outcome,
-            rid=own.rid if own else uuid.uuid4().hex,
-            max_new_tokens=request.max_new_tokens,
-            seconds=time.perf_counter() - began,
-            logprobs=params.return_logprob is True,
-            top=number(params.top_logprobs_num) or 0,
-            with_text=params.return_text_in_logprobs is True,
-            prompt=request.ids[request.score_from - 1 :].tolist() if request.score_from else (),
+        return GenerationRequest(
+            ids=ids,
+            max_new_tokens=min(params.max_new_tokens, most - len(ids)),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            seed=own.seed if own else random.getrandbits(31),
+            stops=(params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ()),
+            stop_ids=self.model.config.eos_ids,
         )
+
+    def _prefix_ids(self, s: Any) -> TokenIds:
+        """The executor's text in tokens: the ones that the trail holds, where they are known."""
+        own, encode = params_of(s), self.model.tokenizer.encode
+        if own is None or not own.parts:
+            return encode(s.text_)
+        parts = [encode(p) if isinstance(p, str) else np.array(p, np.int32) for p in own.parts]
+        return np.concatenate(parts)
+
+    def _answer(self, request: GenerationRequest, found: Completion) -> tuple[str, dict[str, Any]]:
+        """As SGLang answers: the text without the stop text, and its `meta_info`.
+
+        Log-probs are the model's own, at temperature 1. A token's text is what it completes: ""
+        inside a character and for the end of the sequence.
+        """
+        tokenizer = self.model.tokenizer
+        texts = tokenizer.pieces(found.tokens)
+        text = "".join(texts)
+        reason: dict[str, Any] = {"type": "stop", "matched": found.matched}
+        if found.matched is None:
+            reason = {"type": "length", "length": request.max_new_tokens}
+        elif isinstance(found.matched, str):
+            text = text.partition(found.matched)[0]
+        chosen = zip(found.logprobs, found.tokens, texts, strict=True)
+        tops = zip(found.top_logprobs, found.top_ids, strict=True)
+        return text, {
+            "finish_reason": reason,
+            "prompt_tokens": found.prompt_tokens,
+            "cached_tokens": found.cached_tokens,
+            "completion_tokens": len(found.tokens),
+            "output_token_logprobs": [list(entry) for entry in chosen],
+            "output_top_logprobs": [
+                [[p, i, tokenizer.alone(i)] for p, i in zip(logprobs, ids, strict=True)]
+                for logprobs, ids in tops
+            ],
+        }

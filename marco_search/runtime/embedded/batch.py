@@ -6,127 +6,214 @@ always fill slots 0..n-1 and a step needs no gathering. Used by the decoding thr
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from marco_search.errors import RuntimeFailure
+from marco_search.errors import RuntimeFailure, RuntimeUnavailable
+from marco_search.runtime.embedded.cache import CHUNK, Match, RadixCache, chunks_of
 from marco_search.runtime.embedded.decoder import Decoder, Part
-from marco_search.runtime.embedded.radix import Match, RadixCache
-from marco_search.runtime.embedded.requests import GenerationRequest, Ticket
-from marco_search.runtime.embedded.row import Row
-from marco_search.runtime.embedded.row_state import RowState
-from marco_search.runtime.embedded.safetensors import Floats
-from marco_search.runtime.embedded.sampling import AHEAD, Manner, log_softmax_parts, pick
-from marco_search.runtime.embedded.slots import chunks_of
-from marco_search.runtime.embedded.tokenizer import Tokenizer
+from marco_search.runtime.embedded.linear import Floats
+from marco_search.runtime.embedded.sampling import SamplingBatch, pick, uniforms
+from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """Continue `ids`. With `max_new_tokens` 0 the prefix is only put in the cache.
+
+    temperature: 0 is greedy; seed: 0 <= seed < 2**64; stops, stop_ids: texts and tokens that
+    end the sequence.
+    """
+
+    ids: TokenIds
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    stops: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def total_tokens(self) -> int:
+        """How many there may be at the end: prompt and generated."""
+        return len(self.ids) + self.max_new_tokens
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """The engine's answer to one request. Lists have one entry a generated token.
+
+    tokens: with those of the stop; top_ids: the best candidates, best first; matched: the stop
+    text or token that ended it, None if it is out of tokens; cached_tokens: those of the prompt
+    that came from the prefix cache.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    matched: str | int | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_ids: list[list[int]] = field(default_factory=list)
+    top_logprobs: list[list[float]] = field(default_factory=list)
+
+
+class Row:
+    """A request while it is decoded; its `future` gets the completion."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.future: Future[Completion] = Future()
+        self.completion = Completion(prompt_tokens=len(request.ids))
+        self.length = len(request.ids)  # tokens whose keys and values are in the slot
+        self.uniforms: list[float] = uniforms(request.seed, request.max_new_tokens).tolist()
+        # The prompt's whole chunks: rows whose first chunks are equal share these.
+        ends = range(CHUNK, len(request.ids) + 1, CHUNK)
+        self.chunks = [request.ids[end - CHUNK : end].tobytes() for end in ends]
+        self._stops = [(s, s.encode()) for s in request.stops if s]
+        self._tail_limit = max((len(b) for _, b in self._stops), default=1) - 1
+        self._tail = b""
+
+    @property
+    def generates(self) -> bool:
+        """False for a prefix that is only to be cached."""
+        return self.request.max_new_tokens > 0
+
+    def append(self, token: int, text: bytes) -> bool:
+        """Append a token, whose bytes are `text`. True when this ends the row."""
+        self.completion.tokens.append(token)
+        if token in self.request.stop_ids:
+            self.completion.matched = token
+            return True
+        if self._stops:
+            # The part before `text` was searched already; a stop may begin in its last bytes.
+            recent = self._tail + text
+            for stop, pattern in self._stops:
+                if pattern in recent:
+                    self.completion.matched = stop
+                    return True
+            self._tail = recent[-self._tail_limit :] if self._tail_limit else b""
+        return len(self.completion.tokens) >= self.request.max_new_tokens
+
+    def ids(self) -> TokenIds:
+        """The tokens in the slot, prompt and generated."""
+        generated = self.completion.tokens[: self.length - len(self.request.ids)]
+        return np.concatenate([self.request.ids, np.array(generated, np.int32)])
+
+    def finish(self) -> None:
+        """Give the caller the completion, unless there is an outcome already."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_result(self.completion)
+
+    def fail(self, message: str, kind: type[RuntimeFailure] = RuntimeUnavailable) -> None:
+        """Give the caller a failure, unless there is an outcome already."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(kind(message))
 
 
 class Batch:
-    """All rows in flight, their sampling state as arrays, and the prefix cache."""
+    """All rows in flight and the prefix cache."""
 
     def __init__(
-        self,
-        decoder: Decoder,
-        cache: RadixCache,
-        tokenizer: Tokenizer,
-        eos_ids: Sequence[int],
-        max_rows: int,
+        self, decoder: Decoder, cache: RadixCache, tokenizer: Tokenizer, max_rows: int
     ) -> None:
         """`cache.budget_bytes` is for the keys and values of the rows in flight too."""
         self.rows: list[Row] = []
         self.cache = cache
         self._decoder = decoder
+        self._slots = decoder.slots
         self._tokenizer = tokenizer
-        self._eos_ids = eos_ids
         self._max_rows = max_rows
         self._limit_bytes = cache.budget_bytes
-        self._state = RowState(max_rows)
         # Known until rows come or go: how to sample, and the first chunks all have in common.
-        self._manner: Manner | None = None
-        self._shared = 0
+        self._sampling: SamplingBatch | None = None
+        self._shared_chunks = 0
 
     def refusal(self, request: GenerationRequest) -> str | None:
         """Why there will never be room for a request; None: there will be."""
-        needed = self._bytes_for(1, request.tokens)
+        needed = self._bytes_for(1, request.total_tokens)
         if needed <= self._limit_bytes:
             return None
         return (
-            f"{request.tokens} tokens (prompt and max_new_tokens) need {-(-needed >> 20)} MiB for "
-            f"keys and values, MARCO_EMBEDDED_CACHE_MIB allows {self._limit_bytes >> 20}"
+            f"{request.total_tokens} tokens (prompt and max_new_tokens) need "
+            f"{-(-needed >> 20)} MiB for keys and values, MARCO_EMBEDDED_CACHE_MIB allows "
+            f"{self._limit_bytes >> 20}"
         )
 
-    def take(self, waiting: deque[Ticket]) -> list[Ticket]:
-        """Those from the front of `waiting` that there is room for, also when all are as long
-        as they may get. None overtakes another.
+    def take(self, waiting: deque[Row]) -> list[Row]:
+        """Those from the front of `waiting` that fit, even when all grow as long as they may.
+
+        None overtakes another.
         """
-        taken: list[Ticket] = []
-        longest = max((row.request.tokens for row in self.rows), default=0)
+        taken: list[Row] = []
+        longest = max((row.request.total_tokens for row in self.rows), default=0)
         while waiting and len(self.rows) + len(taken) < self._max_rows:
-            if waiting[0].cancelled:
+            if waiting[0].future.cancelled():
                 waiting.popleft()
                 continue
-            longest = max(longest, waiting[0].request.tokens)
-            rows = len(self.rows) + len(taken) + 1
-            if self._bytes_for(rows, longest) > self._share(rows):
+            longest = max(longest, waiting[0].request.total_tokens)
+            count = len(self.rows) + len(taken) + 1
+            if self._bytes_for(count, longest) > self._share(count):
                 break
             taken.append(waiting.popleft())
         return taken
 
-    def admit(self, tickets: Sequence[Ticket]) -> None:
-        """Bring tickets in: take what the cache has, prefill the rest, sample first tokens."""
+    def admit(self, arrived: Sequence[Row]) -> None:
+        """Bring rows in: take what the cache has, prefill the rest, sample first tokens."""
         first = len(self.rows)
-        self._manner = None
+        self._sampling = None
         # Those that only fill the cache go last, so that nothing moves when they leave.
-        tickets = sorted(tickets, key=lambda t: t.request.max_new_tokens == 0)
-        new = range(first, first + len(tickets))
-        longest = max(len(ticket.request.ids) for ticket in tickets)
-        self._reserve(new.stop, max(longest, int(self._state.length[:first].max(initial=0))))
-        matches = {i: self._seat(ticket) for i, ticket in zip(new, tickets, strict=True)}
+        arrived = sorted(arrived, key=lambda row: not row.generates)
+        self._reserve(first + len(arrived), max(row.length for row in (*self.rows, *arrived)))
+        self.rows += arrived
+        matches = {i: self._match(row) for i, row in enumerate(arrived, first)}
         self._fill(matches)
         logits = self._prefill(matches)
-        generating = [i for i in new if self.rows[i].generates]
-        done = [i for i in new if not self.rows[i].generates]
+        generating = [i for i in matches if self.rows[i].generates]
+        done = [i for i in matches if not self.rows[i].generates]
         if generating:
-            chosen = slice(first, first + len(generating))
-            first_logits = np.stack([logits[i] for i in generating])
-            done += self._sample(chosen, first_logits, self._state.manner(chosen))
+            rows = slice(first, first + len(generating))
+            sampling = _sampling_of(self.rows[rows])
+            done += self._sample(rows, np.stack([logits[i] for i in generating]), sampling)
         self._retire(done)
 
     def step(self) -> None:
-        """Append every row's current token and choose the next one."""
-        everything = slice(0, len(self.rows))
-        positions = self._state.length[everything].copy()
+        """Append every row's last token to its slot and choose the next one."""
+        positions = np.array([row.length for row in self.rows])
         self._reserve(len(self.rows), int(positions.max()) + 1)
-        if self._manner is None:
-            self._manner = self._state.manner(everything)
-            self._shared = _shared_chunks(self.rows)
-        logits = self._decoder.step(self._state.current[everything], positions, self._shared)
-        self._state.length[everything] += 1
-        self._retire(self._sample(everything, logits, self._manner))
+        if self._sampling is None:
+            self._sampling = _sampling_of(self.rows)
+            self._shared_chunks = _shared_chunks(self.rows)
+        current = np.array([row.completion.tokens[-1] for row in self.rows])
+        logits = self._decoder.step(current, positions, self._shared_chunks)
+        for row in self.rows:
+            row.length += 1
+        self._retire(self._sample(slice(0, len(self.rows)), logits, self._sampling))
 
     def drop_cancelled(self) -> None:
-        """Let go of rows whose callers have given up."""
-        gone = [i for i, row in enumerate(self.rows) if row.ticket.cancelled]
-        self._retire(gone)
+        """Remove rows whose callers no longer wait."""
+        self._retire([i for i, row in enumerate(self.rows) if row.future.cancelled()])
 
-    def abort(self, failure: RuntimeFailure) -> None:
-        """Give every row the failure and let it go; what it computed stays cached."""
+    def abort(self, message: str) -> None:
+        """Fail every row and remove it; what it computed stays cached."""
         for row in self.rows:
-            row.ticket.settle(failure)
+            row.fail(message)
         self._retire(range(len(self.rows)))
 
-    def fail_all(self, failure: RuntimeFailure) -> None:
-        """Give every row the failure and start empty: slots and cache may be half-written."""
+    def fail_all(self, message: str) -> None:
+        """Fail every row and start empty: slots and cache may be half-written."""
         rows, self.rows = self.rows, []
         self.cache.clear()
-        self._rest()
+        self._release_slots()
         for row in rows:
-            row.ticket.settle(failure)
+            row.fail(message)
 
     def _bytes_for(self, rows: int, tokens: int) -> int:
-        return self._decoder.slots.size_bytes((rows, chunks_of(tokens)))
+        return self._slots.size_bytes((rows, chunks_of(tokens)))
 
     def _share(self, rows: int) -> int:
         """What the slots may take. Several rows leave something for the prefix they share."""
@@ -134,87 +221,68 @@ class Batch:
 
     def _reserve(self, rows: int, tokens: int) -> None:
         """Make room in the slots, at the cost of cached prefixes if need be."""
-        slots = self._decoder.slots
-        shape = slots.shape_for(rows, tokens, self._share(rows))
-        if shape != slots.shape:
-            self.cache.limit(self._limit_bytes - slots.size_bytes(shape))
-            slots.resize(shape)
+        shape = self._slots.shape_for(rows, tokens, self._share(rows))
+        if shape != self._slots.shape:
+            self.cache.limit(self._limit_bytes - self._slots.size_bytes(shape))
+            self._slots.resize(shape)
 
-    def _rest(self) -> None:
+    def _release_slots(self) -> None:
         """With nothing in flight, slots that take most of the memory leave it to the cache."""
-        slots = self._decoder.slots
-        if not self.rows and slots.size_bytes(slots.shape) > self._limit_bytes // 2:
-            slots.resize((0, 0))
+        if not self.rows and self._slots.size_bytes(self._slots.shape) > self._limit_bytes // 2:
+            self._slots.resize((0, 0))
             self.cache.limit(self._limit_bytes)
 
-    def _seat(self, ticket: Ticket) -> Match:
-        request = ticket.request
-        match = self.cache.match(request.ids)
-        cached = match.length
+    def _match(self, row: Row) -> Match:
+        match = self.cache.match(row.request.ids)
+        row.completion.cached_tokens = match.length
         if match.logits is None:  # the last token has to be run again for its logits
-            cached = min(cached, len(request.ids) - 1)
-        if request.score_from is not None:
-            cached = min(cached, request.score_from - 1)
-        self._state.seat(len(self.rows), request)
-        self.rows.append(Row(ticket, cached, self._eos_ids))
+            row.completion.cached_tokens = min(match.length, len(row.request.ids) - 1)
         return match
 
     def _fill(self, matches: Mapping[int, Match]) -> None:
         """Copy cached prefixes into slots; rows forked from one prefix share the work."""
         forks: dict[tuple[int, int], list[int]] = {}
         for i, match in matches.items():
-            if cached := self.rows[i].cached:
-                forks.setdefault((id(match.node), cached), []).append(i)
+            if cached := self.rows[i].completion.cached_tokens:
+                forks.setdefault((id(match.path[-1][1]), cached), []).append(i)
         for (_, cached), (leader, *others) in forks.items():
-            for start, keys, values in self.cache.pieces(matches[leader], cached):
-                self._decoder.slots.put(leader, start, keys, values)
+            for start, keys, values in matches[leader].pieces(cached):
+                self._slots.put(leader, start, keys, values)
             if others:
-                self._decoder.slots.copy(leader, others, cached)
+                self._slots.copy(leader, others, cached)
 
     def _prefill(self, matches: Mapping[int, Match]) -> dict[int, Floats]:
         """Run what was not cached; the logits after each prompt, by row."""
         logits = {i: m.logits for i, m in matches.items() if m.logits is not None}
-        parts, wanted, owners = [], [], []
+        parts = []
         for i in matches:
-            row = self.rows[i]
-            rest = len(row.prompt) - row.cached
-            if rest:
-                parts.append(Part(i, row.cached, row.prompt[row.cached :]))
-                scored = row.request.score_from
-                wanted.append(
-                    [rest - 1] if scored is None else range(scored - 1 - row.cached, rest)
-                )
-                owners.append(i)
+            if i not in logits:
+                cached = self.rows[i].completion.cached_tokens
+                parts.append(Part(i, cached, self.rows[i].request.ids[cached:]))
         if parts:
-            for i, after in zip(owners, self._decoder.prefill(parts, wanted), strict=True):
-                logits[i] = after[-1]
-                self.rows[i].scores = _scores(self.rows[i], after)
-                if not self.rows[i].generates:  # a fork is announced: its first tokens are free
-                    self._keep(i, after[-1])
+            logits |= {
+                p.slot: row for p, row in zip(parts, self._decoder.prefill(parts), strict=True)
+            }
+        for part in parts:
+            # A fork is announced: with the logits kept, its children's first tokens are free.
+            if not self.rows[part.slot].generates:
+                self._keep(part.slot, logits[part.slot])
         return logits
 
-    def _sample(self, where: slice, logits: Floats, manner: Manner) -> list[int]:
+    def _sample(self, where: slice, logits: Floats, sampling: SamplingBatch) -> list[int]:
         """Choose a token for each of these rows; the rows that it ends."""
-        picks = pick(logits, manner, self._state.next_numbers(where))
-        self._state.current[where] = picks.tokens
-        bytes_of, done = self._tokenizer.bytes_of, []
-        steps = zip(
-            range(where.start, where.stop),
-            picks.tokens.tolist(),
-            picks.logprobs.tolist(),
-            picks.top_ids.tolist(),
-            picks.top_logprobs.tolist(),
-            strict=True,
-        )
-        for index, token, logprob, top_ids, top_logprobs in steps:
-            row = self.rows[index]
-            row.logprobs.append(logprob)
-            row.top_ids.append(top_ids)
-            row.top_logprobs.append(top_logprobs)
-            if row.take(token, bytes_of(token)):
+        rows = self.rows[where]
+        numbers = np.array([row.uniforms[len(row.completion.tokens)] for row in rows])
+        picks = pick(logits, sampling, numbers)
+        columns = (picks.tokens, picks.logprobs, picks.top_ids, picks.top_logprobs)
+        chosen = zip(rows, *(column.tolist() for column in columns), strict=True)
+        done = []
+        for index, (row, token, logprob, top_ids, top_logprobs) in enumerate(chosen, where.start):
+            row.completion.logprobs.append(logprob)
+            row.completion.top_ids.append(top_ids)
+            row.completion.top_logprobs.append(top_logprobs)
+            if row.append(token, self._tokenizer.bytes_of(token)):
                 done.append(index)
-            elif len(row.tokens) % AHEAD == 0:
-                self._state.renew_numbers(index, row.request.seed)
         return done
 
     def _retire(self, done: Sequence[int]) -> None:
@@ -223,26 +291,27 @@ class Batch:
             if row.generates:
                 self._keep(index, None)
             self._close_gap(index)
-            row.ticket.settle(row.completion())
-        self._rest()
+            row.finish()
+        self._release_slots()
 
     def _keep(self, index: int, logits: Floats | None) -> None:
         """Put a row's tokens into the cache."""
-        length = int(self._state.length[index])
-        self.cache.insert(
-            self.rows[index].ids(length),
-            lambda start, end: self._decoder.slots.get(index, start, end),
-            logits,
-        )
+        row = self.rows[index]
+        self.cache.insert(row.ids(), lambda start, end: self._slots.get(index, start, end), logits)
 
     def _close_gap(self, index: int) -> None:
-        self._manner = None
+        self._sampling = None
         last = self.rows.pop()
-        end = len(self.rows)
-        if index < end:
+        if index < len(self.rows):
             self.rows[index] = last
-            self._decoder.slots.copy(end, [index], int(self._state.length[end]))
-            self._state.move(end, index)
+            self._slots.copy(len(self.rows), [index], last.length)
+
+
+def _sampling_of(rows: Sequence[Row]) -> SamplingBatch:
+    return SamplingBatch(
+        np.array([row.request.temperature for row in rows], np.float32),
+        np.array([row.request.top_p for row in rows], np.float32),
+    )
 
 
 def _shared_chunks(rows: Sequence[Row]) -> int:
@@ -252,14 +321,3 @@ def _shared_chunks(rows: Sequence[Row]) -> int:
         if len({row.chunks[i] for row in rows}) > 1:
             return i
     return fewest
-
-
-def _scores(row: Row, logits: Floats) -> list[float]:
-    """Log-probs of the prompt's tokens from `score_from` on; logits[i] come before the i-th."""
-    start = row.request.score_from
-    if start is None:
-        return []
-    shifted, _, log_sum = log_softmax_parts(logits)
-    ids = row.prompt[start:].astype(np.int64)
-    found: list[float] = (shifted[np.arange(len(ids)), ids] - log_sum[: len(ids)]).tolist()
-    return found

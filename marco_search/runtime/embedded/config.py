@@ -18,7 +18,10 @@ ARCHITECTURE = "Qwen2ForCausalLM"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The sizes of a Qwen2 decoder. Names follow the Hugging Face config."""
+    """The sizes of a Qwen2 decoder, named as in the Hugging Face config.
+
+    Any of `eos_ids` ends a sequence.
+    """
 
     layers: int
     hidden: int
@@ -31,7 +34,7 @@ class ModelConfig:
     rope_theta: float
     rms_eps: float
     tied_head: bool
-    eos_ids: tuple[int, ...]  # any of these ends a sequence
+    eos_ids: tuple[int, ...]
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -42,24 +45,30 @@ def read_config(folder: Path) -> ModelConfig:
         )
     raw = read_json(folder / "config.json")
     _check_architecture(folder, raw)
-    heads = _count(folder, raw, "num_attention_heads")
-    kv_heads = _count(folder, raw, "num_key_value_heads", default=heads)
-    hidden = _count(folder, raw, "hidden_size")
-    head_dim = _count(folder, raw, "head_dim", default=hidden // heads)
+
+    def count(key: str, default: int | None = None) -> int:
+        value = default if raw.get(key) is None else raw[key]
+        if not isinstance(value, int) or value < 1:
+            raise ModelRefused(f"{folder}/config.json: {key} is {value!r}, not a positive number")
+        return value
+
+    heads, hidden = count("num_attention_heads"), count("hidden_size")
+    kv_heads = count("num_key_value_heads", heads)
+    head_dim = count("head_dim", hidden // heads)
     if heads % kv_heads or head_dim % 2 or head_dim < 2:
         raise ModelRefused(
             f"{folder}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do not "
             "fit: heads must be a multiple of key-value heads, the head size even"
         )
     return ModelConfig(
-        layers=_count(folder, raw, "num_hidden_layers"),
+        layers=count("num_hidden_layers"),
         hidden=hidden,
-        intermediate=_count(folder, raw, "intermediate_size"),
+        intermediate=count("intermediate_size"),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab=_count(folder, raw, "vocab_size"),
-        context_tokens=_count(folder, raw, "max_position_embeddings", default=32768),
+        vocab=count("vocab_size"),
+        context_tokens=count("max_position_embeddings", 32768),
         rope_theta=_rope_theta(folder, raw),
         rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
         tied_head=bool(raw.get("tie_word_embeddings", False)),
@@ -69,11 +78,11 @@ def read_config(folder: Path) -> ModelConfig:
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     """The JSON object in `path`; {} for a missing file that is not required."""
+    if not required and not path.exists():
+        return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if not required:
-            return {}
         raise ModelRefused(
             f"no {path.name} in {path.parent}: a Hugging Face model folder has one"
         ) from None
@@ -116,20 +125,10 @@ def _rope_theta(folder: Path, raw: dict[str, Any]) -> float:
 def _eos_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     # generation_config says what ends an answer; a chat model's config.json may say less.
     generation = read_json(folder / "generation_config.json", required=False)
-    ids: list[Any] = []
+    ids: set[int] = set()
     for value in (generation.get("eos_token_id"), raw.get("eos_token_id")):
-        if value is not None:
-            ids += value if isinstance(value, list) else [value]
-    wrong = [i for i in ids if type(i) is not int]
-    if wrong:
-        raise ModelRefused(f"{folder}: eos_token_id has {wrong[0]!r}; token ids are whole numbers")
-    return tuple(sorted(set(ids)))
-
-
-def _count(folder: Path, raw: dict[str, Any], key: str, *, default: int | None = None) -> int:
-    value = raw.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or value < 1:
-        raise ModelRefused(f"{folder}/config.json: {key} is {value!r}; a positive number is needed")
-    return value
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        if wrong := [token for token in found if type(token) is not int]:
+            raise ModelRefused(f"{folder}: eos_token_id has {wrong[0]!r}, not a token id")
+        ids.update(found)
+    return tuple(sorted(ids))

@@ -3,27 +3,31 @@
 A pass takes rows; a row is one token of one sequence at one position. Decoding gives every
 sequence one row, prefilling gives it one row per prompt token. Both go through the same
 operations in the same shapes, so a token's result is bit-for-bit the same whether it was
-prefilled or decoded, and with whatever else it shared the pass (linear.py, slots.py).
+prefilled or decoded, and with whatever else it shared the pass (linear.py, cache.py).
+
+In attention every product is [heads of a group, head_dim] x one whole chunk, however long the
+sequence is, and chunks are added up in order: a row's result depends on nothing but its own
+query and keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from marco_search.runtime.embedded.attention import Ints, Span, attend, span_of
+from marco_search.runtime.embedded.cache import CHUNK, Slots, chunks_of
 from marco_search.runtime.embedded.config import ModelConfig
-from marco_search.runtime.embedded.linear import MAX_ROWS
-from marco_search.runtime.embedded.safetensors import Floats
-from marco_search.runtime.embedded.slots import CHUNK, Slots
+from marco_search.runtime.embedded.linear import MAX_ROWS, Floats, Ints
 from marco_search.runtime.embedded.weights import Layer, Weights
 
 _SCORES_AT_ONCE = 1 << 21  # bounds the attention's scratch memory, in floats
 _LEAST_ROWS = 16  # of a long prompt in one pass, whatever the scratch
+_MASKS = np.triu(np.full((CHUNK + 1, CHUNK), -np.inf, np.float32))
+"""Row n lets the first n keys of a chunk be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,62 @@ class Part:
     ids: npt.NDArray[np.integer[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows that attend alike.
+
+    sources: (chunks, slots) to read from, one slot for all rows or one a row; chunks: how many
+    hold the longest row's keys; masked: the first of them in which some row has to be masked;
+    mask: 0 or -inf, [rows, 1, 1, chunks - masked, CHUNK].
+    """
+
+    rows: slice
+    sources: list[tuple[slice, slice]]
+    chunks: int
+    masked: int
+    mask: Floats
+
+
+def span_of(rows: slice, slots: slice, positions: Ints, shared: int = 0) -> Span:
+    """The span of rows at `positions`: row i to slot i of `slots`, or all to its only one.
+
+    The first `shared` chunks hold the same in all these slots; they are read from the first,
+    which spares the processor's cache.
+    """
+    first, last = int(positions.min()), int(positions.max())
+    chunks, masked = last // CHUNK + 1, first // CHUNK
+    seen = positions[:, None] - np.arange(masked, chunks) * CHUNK
+    mask = _MASKS[np.clip(seen, -1, CHUNK - 1) + 1][:, None, None]
+    shared = min(shared, chunks - 1)
+    sources = [(slice(0, shared), slice(slots.start, slots.start + 1))] if shared else []
+    return Span(rows, [*sources, (slice(shared, chunks), slots)], chunks, masked, mask)
+
+
+def attend(queries: Floats, keys: Floats, values: Floats, span: Span) -> Floats:
+    """What the rows read: queries [rows, kv, group, d] -> [rows, kv * group * d].
+
+    `keys` and `values` are one layer's, as in cache.py; queries are scaled already.
+    """
+    rows, kv, group, d = queries.shape
+    scores = np.empty((rows, kv, group, span.chunks, CHUNK), np.float32)
+    by_chunk = scores.transpose(0, 1, 3, 2, 4)
+    for chunks, slots in span.sources:
+        np.matmul(queries[:, :, None], keys[slots, :, chunks], out=by_chunk[:, :, chunks])
+    scores[:, :, :, span.masked :] += span.mask
+    flat = scores.reshape(rows, kv, group, -1)
+    flat -= flat.max(axis=-1, keepdims=True)
+    np.exp(flat, out=flat)
+    # The sum of the weights rides along as one more column, so that chunks are added in order
+    # for both: a chunk that is all masked adds exact zeros.
+    sums = np.empty((rows, kv, span.chunks, group, d + 1), np.float32)
+    for chunks, slots in span.sources:
+        np.matmul(by_chunk[:, :, chunks], values[slots, :, chunks], out=sums[:, :, chunks, :, :d])
+    np.add.reduce(by_chunk, axis=-1, out=sums[..., d])
+    total: Floats = np.add.reduce(sums, axis=2) if span.chunks > 1 else sums[:, :, 0]
+    read: Floats = total[..., :d] / total[..., d:]
+    return read.reshape(rows, -1)
+
+
 class Decoder:
     """One model and the slots of the sequences it works on. Not thread-safe."""
 
@@ -42,83 +102,76 @@ class Decoder:
         self.config = config
         self.slots = Slots(config)
         self._weights = weights
-        self._turns = np.zeros((0, config.head_dim // 2), np.complex64)
+        self._rotations = np.zeros((0, config.head_dim // 2), np.complex64)
 
     def step(self, ids: Ints, positions: Ints, shared: int = 0) -> Floats:
         """Append ids[i] to slot i at positions[i]; the logits after each, [rows, vocab].
 
         The first `shared` chunks are known to be the same in all these slots.
         """
-        out = []
+        hidden = []
         for start in range(0, len(ids), MAX_ROWS):
-            some = slice(start, min(start + MAX_ROWS, len(ids)))
-            span = span_of(slice(0, some.stop - start), some, positions[some], shared)
-            slots = np.arange(some.start, some.stop)
-            hidden = self._pass(ids[some], slots, positions[some], [span])
-            out.append(self._weights.head(hidden)[: len(slots)])
-        return out[0] if len(out) == 1 else np.concatenate(out)
+            rows = slice(start, min(start + MAX_ROWS, len(ids)))
+            span = span_of(slice(0, rows.stop - start), rows, positions[rows], shared)
+            slots = np.arange(rows.start, rows.stop)
+            hidden.append(self._pass(ids[rows], slots, positions[rows], [span]))
+        return self._logits(np.concatenate(hidden))
 
-    def prefill(self, parts: Sequence[Part], wanted: Sequence[Sequence[int]]) -> list[Floats]:
-        """Append whole parts; for each, the logits after the tokens at `wanted` offsets.
+    def prefill(self, parts: Sequence[Part]) -> Floats:
+        """Append whole parts; the logits after the last token of each, [parts, vocab].
 
-        Rows of all parts run together, at most 256 in a pass.
+        Rows of all parts run together, at most MAX_ROWS in a pass.
         """
-        width = self.config.hidden
-        kept = [np.empty((len(offsets), width), np.float32) for offsets in wanted]
-        for piece in self._passes(parts):
-            ids = np.concatenate([parts[p].ids[a:b] for p, a, b in piece]).astype(np.int64)
-            slots = np.concatenate([np.full(b - a, parts[p].slot) for p, a, b in piece])
-            positions = np.concatenate([parts[p].start + np.arange(a, b) for p, a, b in piece])
+        last = np.empty((len(parts), self.config.hidden), np.float32)
+        for pieces in self._passes(parts):
+            ids = np.concatenate([parts[p].ids[a:b] for p, a, b in pieces]).astype(np.int64)
+            slots = np.concatenate([np.full(b - a, parts[p].slot) for p, a, b in pieces])
+            positions = np.concatenate([parts[p].start + np.arange(a, b) for p, a, b in pieces])
             spans, row = [], 0
-            for p, a, b in piece:
+            for p, a, b in pieces:
                 rows = slice(row, row + b - a)
                 slot = slice(parts[p].slot, parts[p].slot + 1)
                 spans.append(span_of(rows, slot, positions[rows]))
-                row += b - a
+                row = rows.stop
             hidden = self._pass(ids, slots, positions, spans)
-            for (p, a, b), span in zip(piece, spans, strict=True):
-                for i, offset in enumerate(wanted[p]):
-                    if a <= offset < b:
-                        kept[p][i] = hidden[span.rows.start + offset - a]
-        return [self.logits(h) for h in kept]
+            for (p, _, _), span in zip(pieces, spans, strict=True):
+                last[p] = hidden[span.rows.stop - 1]
+        return self._logits(last)
 
-    def logits(self, hidden: Floats) -> Floats:
-        """Logits [n, vocab] of final hidden states [n, hidden]."""
-        out = [np.empty((0, self.config.vocab), np.float32)]
-        for start in range(0, len(hidden), MAX_ROWS):
-            rows = hidden[start : start + MAX_ROWS]
-            padded = np.zeros((self._weights.way.padded(len(rows)), rows.shape[1]), np.float32)
-            padded[: len(rows)] = rows
-            out.append(self._weights.head(padded)[: len(rows)])
-        return np.concatenate(out)
-
-    def _passes(self, parts: Sequence[Part]) -> list[list[tuple[int, int, int]]]:
+    def _passes(self, parts: Sequence[Part]) -> Iterator[list[tuple[int, int, int]]]:
         """Cut parts into passes: lists of (part, from offset, to offset)."""
-        passes: list[list[tuple[int, int, int]]] = [[]]
+        pieces: list[tuple[int, int, int]] = []
         room = MAX_ROWS
         for p, part in enumerate(parts):
             a, n = 0, len(part.ids)
-            keys = -(-(part.start + n) // CHUNK) * CHUNK
+            keys = chunks_of(part.start + n) * CHUNK
             most = max(_LEAST_ROWS, min(MAX_ROWS, _SCORES_AT_ONCE // (keys * self.config.heads)))
             while a < n:
-                take = min(n - a, most, room)
-                passes[-1].append((p, a, a + take))
-                a, room = a + take, room - take
+                count = min(n - a, most, room)
+                pieces.append((p, a, a + count))
+                a, room = a + count, room - count
                 if not room:
-                    passes.append([])
-                    room = MAX_ROWS
-        return [p for p in passes if p]
+                    yield pieces
+                    pieces, room = [], MAX_ROWS
+        if pieces:
+            yield pieces
+
+    def _logits(self, hidden: Floats) -> Floats:
+        """Logits [n, vocab] of final hidden states [n, hidden]."""
+        out = []
+        for start in range(0, len(hidden), MAX_ROWS):
+            rows = hidden[start : start + MAX_ROWS]
+            out.append(self._weights.head(self._weights.mode.pad(rows))[: len(rows)])
+        return out[0] if len(out) == 1 else np.concatenate(out)
 
     def _pass(self, ids: Ints, slots: Ints, positions: Ints, spans: list[Span]) -> Floats:
-        """The final hidden states, normalised, of all rows; [padded rows, hidden]."""
-        rows = len(ids)
-        x = np.zeros((self._weights.way.padded(rows), self.config.hidden), np.float32)
-        x[:rows] = self._weights.embedding[ids]
-        turns = self._turns_at(positions)[:, None]
+        """The final hidden states, normalised, of all rows; [rows, hidden]."""
+        x = self._weights.mode.pad(self._weights.embedding[ids])
+        rotations = self._rotations_at(positions)[:, None]
         chunks, offsets = np.divmod(positions, CHUNK)
         place = (slots, chunks, offsets)
         for index, layer in enumerate(self._weights.layers):
-            x += layer.out(self._attend(index, layer, self._normed(x), rows, turns, place, spans))
+            x += layer.out(self._attend(index, layer, self._normed(x), rotations, place, spans))
             gate_up = layer.gate_up(self._normed(x))
             half = gate_up.shape[1] // 2
             gate, up = gate_up[:, :half], gate_up[:, half:]
@@ -128,31 +181,28 @@ class Decoder:
             gated *= gate
             gated *= up
             x += layer.down(gated)
-        return self._normed(x)
+        return self._normed(x)[: len(ids)]
 
     def _attend(
         self,
         index: int,
         layer: Layer,
         x: Floats,
-        rows: int,
-        turns: npt.NDArray[np.complex64],
+        rotations: npt.NDArray[np.complex64],
         place: tuple[Ints, Ints, Ints],
         spans: list[Span],
     ) -> Floats:
-        c = self.config
-        d, grouped = c.head_dim, c.heads // c.kv_heads
-        turned, end = (c.heads + c.kv_heads) * d, (c.heads + 2 * c.kv_heads) * d
+        c, rows, d = self.config, len(rotations), self.config.head_dim
+        key_at, value_at = c.heads * d, (c.heads + c.kv_heads) * d
         qkv = layer.qkv(x)
         qkv += layer.qkv_bias
-        pairs = qkv[:rows, :turned].view(np.complex64).reshape(rows, -1, d // 2)
-        pairs *= turns
+        rope(qkv[:rows, :value_at], rotations)
         slots, chunks, offsets = place
         keys, values = self.slots.keys[index], self.slots.values[index]
-        keys[slots, :, chunks, :, offsets] = qkv[:rows, c.heads * d : turned].reshape(rows, -1, d)
-        values[slots, :, chunks, offsets] = qkv[:rows, turned:end].reshape(rows, -1, d)
-        queries = qkv[:rows, : c.heads * d].reshape(rows, c.kv_heads, grouped, d)
-        mixed = np.zeros((len(x), c.heads * d), np.float32)
+        keys[slots, :, chunks, :, offsets] = qkv[:rows, key_at:value_at].reshape(rows, -1, d)
+        values[slots, :, chunks, offsets] = qkv[:rows, value_at:].reshape(rows, -1, d)
+        queries = qkv[:rows, :key_at].reshape(rows, c.kv_heads, c.heads // c.kv_heads, d)
+        mixed = np.zeros((len(x), key_at), np.float32)
         for span in spans:
             mixed[span.rows] = attend(queries[span.rows], keys, values, span)
         return mixed
@@ -164,12 +214,18 @@ class Decoder:
         scaled: Floats = x / np.sqrt(squares)[:, None]
         return scaled
 
-    def _turns_at(self, positions: Ints) -> npt.NDArray[np.complex64]:
+    def _rotations_at(self, positions: Ints) -> npt.NDArray[np.complex64]:
         """cos + i sin of every rotary angle at these positions, [rows, head_dim / 2]."""
         last = int(positions.max())
-        if last >= len(self._turns):
+        if last >= len(self._rotations):
             d, size = self.config.head_dim, 1 << (last + 1).bit_length()
             speeds = self.config.rope_theta ** -(np.arange(0, d, 2) / d)
             angles = np.outer(np.arange(size), speeds)
-            self._turns = (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
-        return self._turns[positions]
+            self._rotations = (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
+        return self._rotations[positions]
+
+
+def rope(heads: Floats, rotations: npt.NDArray[np.complex64]) -> None:
+    """Rotate, in place, every adjacent pair of `heads` [rows, heads * d]."""
+    pairs = heads.view(np.complex64).reshape(len(heads), -1, rotations.shape[-1])
+    pairs *= rotations

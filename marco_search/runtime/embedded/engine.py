@@ -1,8 +1,8 @@
 """The decoding thread: continuous batching behind a queue.
 
 One daemon thread, started by the first request, admits what waits before every step and
-decodes all rows in flight together. Callers wait on their own ticket. Whatever goes wrong in
-the thread reaches every caller as a failure value; nobody is left waiting.
+decodes all rows in flight together. Callers wait on their own future. Whatever goes wrong in
+the thread reaches every caller as an exception of that future.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 
-from marco_search.errors import BranchFailed, RuntimeFailure, RuntimeUnavailable
-from marco_search.runtime.embedded.batch import Batch
-from marco_search.runtime.embedded.blas import one_blas_thread
-from marco_search.runtime.embedded.requests import Ticket
+from marco_search.errors import BranchFailed
+from marco_search.runtime.embedded.batch import Batch, Completion, GenerationRequest, Row
+from marco_search.runtime.embedded.linear import one_blas_thread
 
 _ABORTED = "the branch was aborted"
+_CLOSED = "the embedded engine is closed"
 
 
 class Engine:
-    """Serves tickets from one batch. All methods may be called from any thread.
+    """Serves requests from one batch. All methods may be called from any thread.
 
     In a forked child (a Celery prefork worker) it starts over, empty, with its own thread.
     """
@@ -31,36 +33,42 @@ class Engine:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         self._closed = False
-        self._wake = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
-        self._flush = False
-        self._abort = False
-        self._thread: threading.Thread | None = None
+        self.start_over()
         _engines.add(self)
 
-    def submit(self, ticket: Ticket) -> Ticket:
-        """Queue a ticket and return it; it fails at once if it can't be served."""
-        refusal = self._batch.refusal(ticket.request)
+    def start_over(self) -> None:
+        """Begin empty. In a forked child the parent's thread and requests are not there."""
+        self._wake = threading.Condition()  # the parent may have held the old one
+        self._waiting: deque[Row] = deque()
+        self._commands: list[Callable[[], None]] = []
+        self._thread: threading.Thread | None = None
+        self._batch.rows = []
+        self._batch.cache.clear()
+
+    def submit(self, request: GenerationRequest) -> Future[Completion]:
+        """Queue a request; it fails at once if it can't be served. Cancel what is not needed."""
+        row = Row(request)
+        refusal = self._batch.refusal(request)
         if refusal is not None:
-            ticket.settle(BranchFailed(refusal))
-            return ticket
+            row.fail(refusal, BranchFailed)
+            return row.future
         with self._wake:
             if self._closed:
-                ticket.settle(RuntimeUnavailable("the embedded engine is closed"))
-                return ticket
-            self._waiting.append(ticket)
+                row.fail(_CLOSED)
+                return row.future
+            self._waiting.append(row)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="marco-embedded-engine", daemon=True
                 )
                 self._thread.start()
             self._wake.notify()
-        return ticket
+        return row.future
 
     def flush_cache(self) -> None:
         """Forget all cached prefixes before anything that is submitted later."""
         with self._wake:
-            self._flush = True
+            self._commands.append(self._batch.cache.clear)
             self._wake.notify()
 
     def abort(self) -> None:
@@ -68,10 +76,10 @@ class Engine:
         with self._wake:
             waiting = list(self._waiting)
             self._waiting.clear()
-            self._abort = True
+            self._commands.append(lambda: self._batch.abort(_ABORTED))
             self._wake.notify()
-        for ticket in waiting:
-            ticket.settle(RuntimeUnavailable(_ABORTED))
+        for row in waiting:
+            row.fail(_ABORTED)
 
     def close(self) -> None:
         """Fail what is in flight, end the thread and wait for it. May be called twice."""
@@ -82,18 +90,8 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def start_over(self) -> None:
-        """Forget what the parent process had in flight: its thread is not in this one."""
-        self._wake = threading.Condition()  # the parent may have held the old one
-        self._waiting = deque()
-        self._flush = False
-        self._abort = False
-        self._thread = None
-        self._batch.rows = []
-        self._batch.cache.clear()
-
     def _run(self) -> None:
-        failure: RuntimeFailure = RuntimeUnavailable("the embedded engine was closed")
+        failure = _CLOSED
         try:
             # Masked scores and long tails of a softmax run into 0 and -inf on purpose.
             with np.errstate(all="ignore"):
@@ -110,19 +108,17 @@ class Engine:
                 waiting = list(self._waiting)
                 self._waiting.clear()
             self._batch.fail_all(failure)
-            for ticket in waiting:
-                ticket.settle(failure)
+            for row in waiting:
+                row.fail(failure)
 
     def _await_work(self) -> bool:
         """Wait until there is something to do. False when the engine is to end."""
         with self._wake:
-            while not (self._has_work() or self._closed):
-                self._abort = False  # nothing in flight
-                self._wake.wait()
+            self._wake.wait_for(lambda: self._has_work() or self._closed)
             return not self._closed
 
     def _has_work(self) -> bool:
-        return bool(self._waiting or self._batch.rows or self._flush)
+        return bool(self._waiting or self._batch.rows or self._commands)
 
     def _turn(self) -> bool:
         """Do one step. False when there is nothing more to do, or the engine is to end."""
@@ -131,13 +127,10 @@ class Engine:
             if self._closed or not self._has_work():
                 return False
             arrived = batch.take(self._waiting)
-            flush, self._flush = self._flush, False
-            abort, self._abort = self._abort, False
+            commands, self._commands = self._commands, []
         try:
-            if abort:
-                batch.abort(RuntimeUnavailable(_ABORTED))
-            if flush:
-                batch.cache.clear()
+            for command in commands:
+                command()
             batch.drop_cancelled()
             if arrived:
                 batch.admit(arrived)
@@ -146,13 +139,13 @@ class Engine:
         except Exception as error:  # whatever it was, the callers get it and the engine goes on
             failure = _failure(error)
             batch.fail_all(failure)
-            for ticket in arrived:
-                ticket.settle(failure)
+            for row in arrived:
+                row.fail(failure)
         return True
 
 
-def _failure(error: BaseException) -> RuntimeFailure:
-    return RuntimeUnavailable(f"the embedded engine failed: {type(error).__name__}: {error}")
+def _failure(error: BaseException) -> str:
+    return f"the embedded engine failed: {type(error).__name__}: {error}"
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -4,7 +4,7 @@ A search must be the same however its branches are batched, so `x @ w` has to gi
 the same bits at any position among any number of rows. BLAS does not promise that: with one
 row it takes another routine, the tail of a block runs other code, and long inner sums are cut
 where it suits the shape. What does hold depends on the processor, so it is measured when a
-model is loaded, and the cheapest way that holds is taken:
+model is loaded, and the cheapest mode that holds is taken:
 
 ROWS    x @ w, the row count rounded up to one of a list (holds on processors with AVX-512).
         The inner dimension is cut in blocks that are added up in order, which takes the
@@ -12,18 +12,29 @@ ROWS    x @ w, the row count rounded up to one of a list (holds on processors wi
 TILES   16 rows at a time along the vector lanes, (w.T @ x.T).T, so that every product has
         the same shape (holds on AVX2 too; costs 20-30 % at 32 rows or more, more below 16)
 SINGLE  one product per row. Always holds; slow; only where neither of the above does.
+
+More than one BLAS thread would sum in another order again, so decoding has one
+(`one_blas_thread`). Several gain the engine little and cost other processes much.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
+from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import threadpoolctl
 
-from marco_search.runtime.embedded.safetensors import Floats
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 MAX_ROWS = 256  # no more rows than this are multiplied at once
 TILE = 16
@@ -34,16 +45,19 @@ _LANES = 64  # columns are cut at multiples of this
 _LEAST_COLUMNS = 192  # narrower blocks are not worth their calls
 
 
-class Way(Enum):
+class MatmulMode(Enum):
     """How a product is computed; see the module's text. The value lists the row counts."""
 
     ROWS = (2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, MAX_ROWS)
     TILES = tuple(range(TILE, MAX_ROWS + 1, TILE))
     SINGLE = tuple(range(1, MAX_ROWS + 1))
 
-    def padded(self, rows: int) -> int:
-        """The row count to compute for `rows` rows, 1 <= rows <= MAX_ROWS."""
-        return int(self.value[bisect_left(self.value, rows)])
+    def pad(self, x: Floats) -> Floats:
+        """`x` with rows of zeros up to the next row count of this mode."""
+        rows = self.value[bisect_left(self.value, len(x))]
+        padded = np.zeros((rows, x.shape[1]), np.float32)
+        padded[: len(x)] = x
+        return padded
 
 
 _Block = tuple[slice, list[tuple[slice, Floats]]]
@@ -51,7 +65,7 @@ _Block = tuple[slice, list[tuple[slice, Floats]]]
 
 
 class Linear:
-    """x [M, K] -> x @ weight [M, N], float32. M must be one of the way's row counts."""
+    """x [M, K] -> x @ weight [M, N], float32. M must be one of the mode's row counts."""
 
     def __init__(self, weight: Floats) -> None:
         inner, self._columns = weight.shape
@@ -60,13 +74,13 @@ class Linear:
         self._weight = np.zeros((inner, padded), np.float32)
         self._weight[:, : self._columns] = weight
         self._blocks: dict[int, list[_Block]] = {}
-        self.way = Way.SINGLE
+        self.mode = MatmulMode.SINGLE
 
     def __call__(self, x: Floats) -> Floats:
         """The product as a new array."""
-        if self.way is Way.ROWS:
+        if self.mode is MatmulMode.ROWS:
             found = self._in_blocks(x)
-        elif self.way is Way.TILES:
+        elif self.mode is MatmulMode.TILES:
             lanes = x.reshape(len(x) // TILE, TILE, -1).transpose(0, 2, 1)
             tiles = np.matmul(self._weight.T, lanes).transpose(0, 2, 1)
             found = np.ascontiguousarray(tiles).reshape(len(x), -1)
@@ -77,21 +91,19 @@ class Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """(K, N), with N as it is computed."""
-        inner, padded = self._weight.shape
-        return inner, padded
+        inner, outer = self._weight.shape
+        return inner, outer
 
     def _in_blocks(self, x: Floats) -> Floats:
-        rows = len(x)
-        blocks = self._blocks.get(rows)
+        blocks = self._blocks.get(len(x))
         if blocks is None:
-            blocks = self._blocks[rows] = _cut(rows, self._weight)
-        total = out = np.empty((rows, self._weight.shape[1]), np.float32)
+            blocks = self._blocks[len(x)] = _cut(len(x), self._weight)
+        total = out = np.empty((len(x), self._weight.shape[1]), np.float32)
         for number, (inner, pieces) in enumerate(blocks):
             if number == 1:
                 out = np.empty_like(total)
-            part = x[:, inner]
             for columns, weight in pieces:
-                np.matmul(part, weight, out=out[:, columns])
+                np.matmul(x[:, inner], weight, out=out[:, columns])
             if number:
                 total += out
         return total
@@ -103,18 +115,18 @@ class Linear:
         self._weight = moved
         self._blocks.clear()
 
-    def holds(self, way: Way) -> bool:
+    def is_invariant(self, mode: MatmulMode) -> bool:
         """Whether rows are independent of each other when computed this way (measured)."""
         inner, outer = self.shape
         # A slice tells how sums are made, as long as it is on the same side of small products.
         columns = _SMALL_PRODUCT // (2 * min(inner, INNER_BLOCK)) // _LANES * _LANES + _LANES
         probe = Linear(self._weight[:, : min(outer, columns)])
-        probe.way = way
+        probe.mode = mode
         rng = np.random.default_rng(0)
         x = rng.standard_normal((_PROBE_ROWS, inner), dtype=np.float32)
-        least = way.value[0]
+        least = mode.value[0]
         alone = np.concatenate([probe(x[i : i + least]) for i in range(0, _PROBE_ROWS, least)])
-        for rows in way.value:
+        for rows in mode.value:
             order = rng.integers(0, _PROBE_ROWS, rows)  # every row at any place among any others
             if not np.array_equal(probe(x[order]), alone[order]):
                 return False
@@ -139,21 +151,18 @@ def _cut(rows: int, weight: Floats) -> list[_Block]:
     return blocks
 
 
-def settle(linears: Sequence[Linear]) -> Way:
-    """Give all products of a model the cheapest way that holds for each of them.
-
-    Returns that way, which says how many rows to compute. Products of one shape are tried
-    once.
-    """
-    of_shape = {linear.shape: linear for linear in linears}
-    ways = (way for way in (Way.ROWS, Way.TILES) if all(x.holds(way) for x in of_shape.values()))
-    chosen = next(ways, Way.SINGLE)
+def choose_mode(linears: Sequence[Linear]) -> MatmulMode:
+    """Give all products of a model the cheapest mode in which each is invariant; returns it."""
+    of_shape = {linear.shape: linear for linear in linears}.values()
+    modes = (MatmulMode.ROWS, MatmulMode.TILES)
+    usable = (mode for mode in modes if all(x.is_invariant(mode) for x in of_shape))
+    chosen = next(usable, MatmulMode.SINGLE)
     for linear in linears:
-        linear.way = chosen
+        linear.mode = chosen
     return chosen
 
 
-def gather(linears: Sequence[Linear]) -> None:
+def pack_weights(linears: Sequence[Linear]) -> None:
     """Move all weights into one piece of memory, for which numpy asks for huge pages.
 
     Every step reads all weights; with few pages it waits less for their addresses.
@@ -164,3 +173,75 @@ def gather(linears: Sequence[Linear]) -> None:
         end = at + math.prod(linear.shape)
         linear.move(arena[at:end])
         at = end
+
+
+_lock = threading.Lock()
+_holders = 0
+_threads_before: list[int] = []
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread, in the whole process: that is how BLAS counts its threads.
+
+    The last holder to leave restores what was set before.
+    """
+    global _holders, _threads_before
+    libraries = _libraries()  # looking for them with the lock could block a fork
+    with _lock:
+        _holders += 1
+        if _holders == 1:
+            _threads_before = [library.num_threads for library in libraries]
+        # Each time: where BLAS runs on OpenMP, every thread has a number of its own.
+        _set_threads([1] * len(libraries))
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if not _holders:
+                _set_threads(_threads_before)
+
+
+@cache
+def _libraries() -> list[Any]:
+    found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+    # Others, such as SciPy's, may be loaded too.
+    return [library for library in found if "numpy" in library.filepath] or list(found)
+
+
+def _set_threads(counts: list[int]) -> None:
+    # By default only the first thread of a process that sets a number may set others. Cleared
+    # afterwards too, so that a limit around this one can still end.
+    clear = threadpoolctl.OpenBLASController.clear_controlling_thread
+    clear(force=True)
+    for library, count in zip(_libraries(), counts, strict=True):
+        library.set_num_threads(count)
+    clear(force=True)
+
+
+def _after_fork_in_child() -> None:
+    """None of the threads that held BLAS are in the child."""
+    global _holders
+    if _holders:
+        _set_threads(_threads_before)
+    _holders = 0
+    _lock.release()
+
+
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child
+)
+
+
+def blas_name() -> str:
+    """What numpy's sums depend on beside numpy: "haswell.1thread" while BLAS is held to one.
+
+    The first part is the kind of processor that BLAS computes for (OPENBLAS_CORETYPE).
+    """
+    if not _libraries():
+        return "unknown"
+    blas = _libraries()[0]
+    core = getattr(blas, "architecture", None) or blas.internal_api
+    threads = blas.num_threads
+    return f"{core}.{threads}thread{'' if threads == 1 else 's'}".lower()

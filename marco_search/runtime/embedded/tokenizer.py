@@ -8,7 +8,7 @@ completes it.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ class Tokenizer:
             raise ModelRefused(f"{path} can't be loaded: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.token_bytes = _token_bytes(self._tokenizer, raw)
+        added = raw.get("added_tokens") or []
+        self.token_bytes = _token_bytes(self._tokenizer, added)
         self._texts = [b.decode("utf-8", "replace") for b in self.token_bytes]
-        for entry in raw.get("added_tokens") or []:
+        for entry in added:
             self._texts[entry["id"]] = entry["content"]
         self.encode = lru_cache(_ENCODED_KEPT)(self._encode)
 
@@ -49,21 +50,21 @@ class Tokenizer:
         return ids
 
     def id_of(self, text: str) -> int | None:
-        """The id of the token that is exactly `text`, a marker as a rule; None if there is none."""
+        """The id of the token that is exactly `text`, usually a marker; None if there is none."""
         return self._tokenizer.token_to_id(text)
 
     def bytes_of(self, token: int) -> bytes:
         """A token's bytes; none for a special token, or an id that has no token."""
-        return self.token_bytes[token] if 0 <= token < len(self.token_bytes) else b""
+        return self.token_bytes[token] if token < len(self.token_bytes) else b""
 
     def alone(self, token: int) -> str:
         """A token's text by itself: parts of characters show as U+FFFD, specials by name."""
-        return self._texts[token] if 0 <= token < len(self._texts) else ""
+        return self._texts[token] if token < len(self._texts) else ""
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
         """The text each token completes: "" inside a character, all of it at its last byte.
 
-        Bytes that are no UTF-8 become U+FFFD. Joined they are the tokens' text, less an
+        Bytes that are not UTF-8 become U+FFFD. Joined they are the tokens' text, less an
         unfinished character at the end.
         """
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -93,8 +94,7 @@ def end_of_turn(folder: Path, tokenizer: Tokenizer) -> int | None:
 
 def _check_byte_level(path: Path, raw: dict[str, Any]) -> None:
     decoder = raw.get("decoder") or {}
-    decoders: Sequence[dict[str, Any]] = decoder.get("decoders", [decoder])
-    kinds = [d.get("type") for d in decoders]
+    kinds = [d.get("type") for d in decoder.get("decoders", [decoder])]
     model = (raw.get("model") or {}).get("type")
     if model != "BPE" or "ByteLevel" not in kinds:
         raise ModelRefused(
@@ -103,25 +103,22 @@ def _check_byte_level(path: Path, raw: dict[str, Any]) -> None:
         )
 
 
-def _token_bytes(tokenizer: tokenizers.Tokenizer, raw: dict[str, Any]) -> list[bytes]:
-    byte_of = {char: byte for byte, char in _byte_characters().items()}
+def _token_bytes(tokenizer: tokenizers.Tokenizer, added: list[dict[str, Any]]) -> list[bytes]:
+    byte_of = _bytes_of_characters()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     found = [b""] * (max(vocabulary.values(), default=-1) + 1)
-    added = {entry["id"]: entry for entry in raw.get("added_tokens") or []}
+    special = {entry["id"]: entry.get("special") for entry in added}
     for token, index in vocabulary.items():
-        if index in added:
-            found[index] = b"" if added[index].get("special") else token.encode()
-        else:
-            found[index] = b"".join(
-                bytes((byte_of[c],)) if c in byte_of else c.encode() for c in token
-            )
+        if index not in special:
+            found[index] = b"".join(byte_of.get(c) or c.encode() for c in token)
+        elif not special[index]:
+            found[index] = token.encode()
     return found
 
 
-def _byte_characters() -> dict[int, str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    characters = {byte: chr(byte) for byte in shown}
-    hidden = [byte for byte in range(256) if byte not in characters]
-    characters.update({byte: chr(256 + i) for i, byte in enumerate(hidden)})
-    return characters
+def _bytes_of_characters() -> dict[str, bytes]:
+    """The byte that each character of a byte-level vocabulary stands for (GPT-2)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
+    return {c: bytes((b,)) for c, b in zip(characters, printable + others, strict=True)}

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from marco_search.errors import InvalidSettings, ModelRefused
 from marco_search.runtime.base import Message, RuntimeInfo
-from marco_search.runtime.chatml import render_chatml
+from marco_search.runtime.chat import render_chatml
 from marco_search.runtime.fork_runtime import ForkRuntime
 from marco_search.runtime.sglang.backend import EndpointBackend
 from marco_search.runtime.sglang.http import Access
@@ -68,7 +68,7 @@ def _template(settings: Settings) -> Callable[[Sequence[Message]], str]:
     """ChatML, which Qwen2 and Marco-o1 take; with MARCO_MODEL the template in that folder."""
     if settings.model is None:
         return render_chatml
-    from marco_search.runtime.embedded.chat import read_chat_template
+    from marco_search.runtime.chat import read_chat_template
 
     return read_chat_template(settings.model).render
 

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from marco_search.runtime.embedded.batch import Batch
+from marco_search.errors import RuntimeFailure
+from marco_search.runtime.embedded.backend import LoadedModel, load_model
+from marco_search.runtime.embedded.batch import Batch, Completion, GenerationRequest
+from marco_search.runtime.embedded.cache import RadixCache
 from marco_search.runtime.embedded.engine import Engine
-from marco_search.runtime.embedded.model import LoadedModel, load_model
-from marco_search.runtime.embedded.radix import RadixCache
-from marco_search.runtime.embedded.requests import Completion, GenerationRequest, Ticket
 
 WAIT_S = 120.0
 
 
 @contextmanager
 def engine_of(
-    folder: Path, *, max_rows: int = 64, cache_bytes: int = 1 << 26
+    folder: Path,
+    *,
+    max_rows: int = 64,
+    cache_bytes: int = 1 << 26,
+    on_step: Callable[[Batch], None] = lambda batch: None,
 ) -> Iterator[tuple[LoadedModel, Engine]]:
-    """A loaded folder and a running engine over it."""
+    """A loaded folder and a running engine over it. `on_step` runs in the decoding thread."""
     model = load_model(folder)
-    cache = RadixCache(cache_bytes)
-    batch = Batch(model.decoder, cache, model.tokenizer, model.config.eos_ids, max_rows)
-    engine = Engine(batch)
+
+    class Watched(Batch):
+        def step(self) -> None:
+            on_step(self)
+            super().step()
+            on_step(self)
+
+    engine = Engine(Watched(model.decoder, RadixCache(cache_bytes), model.tokenizer, max_rows))
     try:
         yield model, engine
     finally:
@@ -34,16 +44,20 @@ def engine_of(
 
 def request(ids: Sequence[int], tokens: int, **options: object) -> GenerationRequest:
     """A request for `tokens` tokens after `ids`; the end of sequence does not end it."""
-    settings: dict[str, object] = {"ignore_eos": True, **options}
     return GenerationRequest(
         ids=np.array(ids, np.int32),
         max_new_tokens=tokens,
-        **settings,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]
     )
 
 
-def answer(ticket: Ticket) -> Completion:
-    """The completion of a ticket that must not fail."""
-    outcome = ticket.wait(WAIT_S)
-    assert isinstance(outcome, Completion), outcome
-    return outcome
+def failure(future: Future[Completion]) -> RuntimeFailure:
+    """The failure of a request that must not succeed."""
+    found = future.exception(WAIT_S)
+    assert isinstance(found, RuntimeFailure), found
+    return found
+
+
+def answer(future: Future[Completion]) -> Completion:
+    """The completion of a request that must not fail."""
+    return future.result(WAIT_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 import threadpoolctl
 
 from marco_search.pocket import MODEL_DIR
-from marco_search.runtime.embedded.blas import one_blas_thread
-from marco_search.runtime.embedded.requests import Ticket
+from marco_search.runtime.embedded.batch import Batch
+from marco_search.runtime.embedded.linear import one_blas_thread
 from tests.blas import ROOT, seen, watched
 from tests.unit.runtime.embedded_rig import answer, engine_of, request
 
@@ -33,15 +32,14 @@ def threads() -> set[int]:
     return {lib["num_threads"] for lib in threadpoolctl.threadpool_info()}
 
 
-class Watch(queue.SimpleQueue[int | None]):
-    """A stream of tokens that notes the number of threads at each."""
+class Watch:
+    """Notes the number of threads at each step."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
 
-    def put(self, item: int | None, block: bool = True, timeout: float | None = None) -> None:
-        if item is not None:
-            self.seen |= threads()
+    def __call__(self, batch: Batch) -> None:
+        self.seen |= threads()
 
 
 @pytest.mark.parametrize(
@@ -63,13 +61,16 @@ def test_a_process_decodes_with_one_thread(words: tuple[str, ...], tmp_path: Pat
 
 
 def test_the_number_from_before_comes_back_when_nothing_is_decoded() -> None:
-    with threadpoolctl.threadpool_limits(3, "blas"), engine_of(MODEL_DIR) as (_, engine):
+    watch = Watch()
+    with (
+        threadpoolctl.threadpool_limits(3, "blas"),
+        engine_of(MODEL_DIR, on_step=watch) as (_, engine),
+    ):
         assert threads() == {3}, "loading a model has given them back"
-        watches = [Watch() for _ in range(3)]
-        for watch in watches:
-            answer(engine.submit(Ticket(request([5, 6, 7], 3), watch)))
+        for _ in range(3):
+            answer(engine.submit(request([5, 6, 7], 3)))
         engine.close()
-        assert [watch.seen for watch in watches] == [{1}] * 3
+        assert watch.seen == {1}
         assert threads() == {3}
 
 
@@ -83,14 +84,18 @@ def test_the_last_of_several_engines_gives_the_threads_back() -> None:
 
 
 def test_a_child_forked_while_its_parent_decodes_has_a_limit_of_its_own() -> None:
-    with threadpoolctl.threadpool_limits(3, "blas"), engine_of(MODEL_DIR) as (_, engine):
+    watch = Watch()
+    with (
+        threadpoolctl.threadpool_limits(3, "blas"),
+        engine_of(MODEL_DIR, on_step=watch) as (_, engine),
+    ):
         with one_blas_thread():
             child = os.fork()
             if child == 0:
                 status = 1
                 try:
-                    watch, before = Watch(), threads()
-                    answer(engine.submit(Ticket(request([5, 6, 7], 3), watch)))
+                    before = threads()
+                    answer(engine.submit(request([5, 6, 7], 3)))
                     engine.close()
                     status = 0 if (before, watch.seen, threads()) == ({3}, {1}, {3}) else 2
                 finally:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from marco_search.errors import RuntimeFailure, RuntimeUnavailable
+from marco_search.errors import RuntimeUnavailable
 from marco_search.runtime.embedded.decoder import Decoder
-from marco_search.runtime.embedded.requests import Completion, Ticket
 from tests.tiny_model import write_model
-from tests.unit.runtime.embedded_rig import WAIT_S, answer, engine_of, request
+from tests.unit.runtime.embedded_rig import WAIT_S, answer, engine_of, failure, request
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +22,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fork_finds_its_whole_prefix_cached(folder: Path) -> None:
     with engine_of(folder) as (_, engine):
         prefix = list(range(100))
-        answer(engine.submit(Ticket(request(prefix, 0))))
-        children = [engine.submit(Ticket(request(prefix, 5, seed=i))) for i in range(6)]
+        answer(engine.submit(request(prefix, 0)))
+        children = [engine.submit(request(prefix, 5, seed=i)) for i in range(6)]
         assert [answer(c).cached_tokens for c in children] == [100] * 6
-        longer = answer(engine.submit(Ticket(request([*prefix, 7, 8], 1))))
+        longer = answer(engine.submit(request([*prefix, 7, 8], 1)))
         assert (longer.prompt_tokens, longer.cached_tokens) == (102, 100)
-        inside = answer(engine.submit(Ticket(request(prefix[:40], 1))))
+        inside = answer(engine.submit(request(prefix[:40], 1)))
         assert inside.cached_tokens == 39  # the last token's logits were not kept
 
 
 def test_more_requests_than_rows_are_all_served(folder: Path) -> None:
     with engine_of(folder, max_rows=3) as (_, engine):
-        tickets = [engine.submit(Ticket(request([i, i + 1], i % 7))) for i in range(40)]
+        tickets = [engine.submit(request([i, i + 1], i % 7)) for i in range(40)]
         assert [len(answer(t).tokens) for t in tickets] == [i % 7 for i in range(40)]
 
 
 def test_sequences_past_a_chunk_border_and_past_many_rows(folder: Path) -> None:
     with engine_of(folder, max_rows=300) as (_, engine):
-        tickets = [engine.submit(Ticket(request([i % 90, 1], 3, seed=i))) for i in range(300)]
-        long = engine.submit(Ticket(request(range(300), 200)))
+        tickets = [engine.submit(request([i % 90, 1], 3, seed=i)) for i in range(300)]
+        long = engine.submit(request(range(300), 200))
         assert all(len(answer(t).tokens) == 3 for t in tickets)
         assert len(answer(long).tokens) == 200
 
@@ -50,7 +49,7 @@ def test_an_exception_reaches_every_caller_and_the_engine_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with engine_of(folder) as (_, engine):
-        good = answer(engine.submit(Ticket(request(range(20), 5))))
+        good = answer(engine.submit(request(range(20), 5)))
         step = Decoder.step
         calls = 0
 
@@ -62,12 +61,12 @@ def test_an_exception_reaches_every_caller_and_the_engine_goes_on(
             return step(self, *args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(Decoder, "step", failing)
-        tickets = [engine.submit(Ticket(request([i, 2], 50))) for i in range(4)]
-        outcomes = [t.wait(WAIT_S) for t in tickets]
+        tickets = [engine.submit(request([i, 2], 50)) for i in range(4)]
+        outcomes = [t.exception(WAIT_S) for t in tickets]
         failed = [o for o in outcomes if isinstance(o, RuntimeUnavailable)]
         assert failed, outcomes
         assert all("MemoryError: no room" in str(o) for o in failed)
-        again = answer(engine.submit(Ticket(request(range(20), 5))))
+        again = answer(engine.submit(request(range(20), 5)))
         assert again.tokens == good.tokens
 
 
@@ -80,18 +79,18 @@ def test_a_dying_thread_leaves_nobody_waiting(
 
     with engine_of(folder, max_rows=2) as (_, engine):
         monkeypatch.setattr(Decoder, "step", dying)
-        tickets = [engine.submit(Ticket(request([i, 2], 50))) for i in range(6)]
-        assert all(isinstance(t.wait(WAIT_S), RuntimeUnavailable) for t in tickets)
+        tickets = [engine.submit(request([i, 2], 50)) for i in range(6)]
+        assert all(isinstance(failure(t), RuntimeUnavailable) for t in tickets)
 
 
 def test_closing_fails_what_is_in_flight_and_ends_the_thread(folder: Path) -> None:
     with engine_of(folder, max_rows=2) as (_, engine):
-        tickets = [engine.submit(Ticket(request([1, 2], 500))) for _ in range(5)]
+        tickets = [engine.submit(request([1, 2], 500)) for _ in range(5)]
         engine.close()
-        outcomes = [t.wait(WAIT_S) for t in tickets]
-        assert all(isinstance(o, RuntimeUnavailable | Completion) for o in outcomes)
+        outcomes = [t.exception(WAIT_S) for t in tickets]
+        assert all(isinstance(o, RuntimeUnavailable | None) for o in outcomes)
         assert "closed" in str(outcomes[-1])
-        late = engine.submit(Ticket(request([1], 1))).wait(WAIT_S)
+        late = failure(engine.submit(request([1], 1)))
         assert isinstance(late, RuntimeUnavailable)
         engine.close()
         assert "marco-embedded-engine" not in {t.name for t in threading.enumerate()}
@@ -100,11 +99,11 @@ def test_closing_fails_what_is_in_flight_and_ends_the_thread(folder: Path) -> No
 def test_an_abort_fails_what_is_in_flight_and_nothing_later(folder: Path) -> None:
     with engine_of(folder, max_rows=2) as (_, engine):
         engine.abort()
-        first = answer(engine.submit(Ticket(request([3, 4], 2))))
-        endless = [engine.submit(Ticket(request([1, 2], 500))) for _ in range(5)]
+        first = answer(engine.submit(request([3, 4], 2)))
+        endless = [engine.submit(request([1, 2], 500)) for _ in range(5)]
         engine.abort()
-        later = engine.submit(Ticket(request([3, 4], 2)))
-        assert all("aborted" in str(t.wait(WAIT_S)) for t in endless)
+        later = engine.submit(request([3, 4], 2))
+        assert all("aborted" in str(failure(t)) for t in endless)
         assert answer(later).tokens == first.tokens
 
 
@@ -113,29 +112,25 @@ def test_an_unused_engine_has_no_thread_and_closes(folder: Path) -> None:
         assert "marco-embedded-engine" not in {t.name for t in threading.enumerate()}
 
 
-def test_a_caller_that_gives_up_frees_its_row(folder: Path) -> None:
+def test_a_cancelled_request_frees_its_row(folder: Path) -> None:
     with engine_of(folder, max_rows=1) as (_, engine):
-        endless = engine.submit(Ticket(request([1, 2], 480)))
-        outcome = endless.wait(0.0)
-        assert isinstance(outcome, RuntimeFailure)
-        assert "no answer" in str(outcome)
-        assert len(answer(engine.submit(Ticket(request([3], 2)))).tokens) == 2
-        never = Ticket(request([1, 2], 480))
-        never.cancelled = True
-        engine.submit(never)
-        assert len(answer(engine.submit(Ticket(request([3], 2)))).tokens) == 2
+        endless = engine.submit(request([1, 2], 480))
+        never = engine.submit(request([1, 2], 480))
+        never.cancel()
+        endless.cancel()
+        assert len(answer(engine.submit(request([3], 2))).tokens) == 2
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_an_engine_of_its_own(folder: Path) -> None:
     with engine_of(folder) as (_, engine):
-        expected = answer(engine.submit(Ticket(request(range(30), 10, seed=3))))
-        busy = engine.submit(Ticket(request([1, 2], 400)))
+        expected = answer(engine.submit(request(range(30), 10, seed=3)))
+        busy = engine.submit(request([1, 2], 400))
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                found = answer(engine.submit(Ticket(request(range(30), 10, seed=3))))
+                found = answer(engine.submit(request(range(30), 10, seed=3)))
                 engine.close()
                 status = 0 if found.tokens == expected.tokens else 2
             finally:

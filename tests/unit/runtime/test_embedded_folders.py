@@ -13,18 +13,18 @@ import pytest
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.base import Message
-from marco_search.runtime.embedded.chat import read_chat_template
+from marco_search.runtime.chat import read_chat_template
+from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.embedded.decoder import Part
-from marco_search.runtime.embedded.model import load_model
-from marco_search.runtime.embedded.safetensors import read_file, write_file
-from tests.tiny_model import write_model
+from marco_search.runtime.embedded.weights import read_tensors
+from tests.tiny_model import write_file, write_model
 
 
 def logits_of(folder: Path) -> np.ndarray[Any, Any]:
     model = load_model(folder)
-    model.decoder.slots.reserve(1, 40)
+    model.decoder.slots.resize((1, 1))
     ids = np.arange(40) * 7 % model.config.vocab
-    return model.decoder.prefill([Part(0, 0, ids)], [range(40)])[0]
+    return model.decoder.prefill([Part(0, 0, ids)])
 
 
 @pytest.mark.parametrize("shards", [2, 3])
@@ -96,7 +96,7 @@ def test_the_same_weights_have_the_same_revision(tmp_path: Path) -> None:
 def test_bf16_is_written_to_the_nearest(tmp_path: Path) -> None:
     values = np.array([1.0, 1.00390625, -2.5, 3.1415927, 1e-3], np.float32)
     write_file(tmp_path / "x.safetensors", {"x": values}, dtype="BF16")
-    read = read_file(tmp_path / "x.safetensors")["x"]
+    read = read_tensors(tmp_path / "x.safetensors")["x"]
     assert read.tolist() == pytest.approx(values.tolist(), rel=2**-8)
     assert read[0] == 1.0
 

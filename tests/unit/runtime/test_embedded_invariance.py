@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from marco_search.pocket import MODEL_DIR
-from marco_search.runtime.embedded.linear import Linear, Way, settle
-from marco_search.runtime.embedded.requests import Completion, GenerationRequest, Ticket
+from marco_search.runtime.embedded.batch import Completion, GenerationRequest
+from marco_search.runtime.embedded.linear import Linear, MatmulMode, choose_mode
 from tests.tiny_model import write_model
 from tests.unit.runtime.embedded_rig import answer, engine_of, request
 
@@ -65,12 +65,12 @@ def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: s
         alone = []
         for r in asked:
             engine.flush_cache()
-            alone.append(answer(engine.submit(Ticket(r))))
+            alone.append(answer(engine.submit(r)))
         assert all(c.cached_tokens == 0 for c in alone)
         engine.flush_cache()
-        together = [answer(t) for t in [engine.submit(Ticket(r)) for r in asked]]
+        together = [answer(t) for t in [engine.submit(r) for r in asked]]
         assert_equal(together, alone)
-        cached = [answer(engine.submit(Ticket(r))) for r in asked]
+        cached = [answer(engine.submit(r)) for r in asked]
         assert sum(c.cached_tokens for c in cached) > 0.9 * sum(c.prompt_tokens for c in cached)
         assert_equal(cached, alone)
     with engine_of(folder, max_rows=5, cache_bytes=2_000_000) as (_, engine):
@@ -80,7 +80,7 @@ def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: s
 
         def call(first: int) -> None:
             for i in range(first, len(asked), 8):
-                found[i] = answer(engine.submit(Ticket(asked[i])))
+                found[i] = answer(engine.submit(asked[i]))
 
         callers = [threading.Thread(target=call, args=(n,)) for n in range(8)]
         for c in callers:
@@ -92,46 +92,37 @@ def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: s
 
 def test_what_was_decoded_serves_as_prefix_like_what_was_prefilled(tmp_path: Path) -> None:
     with engine_of(write_model(tmp_path / "m")) as (_, engine):
-        first = answer(engine.submit(Ticket(request(range(70), 100))))
+        first = answer(engine.submit(request(range(70), 100)))
         longer = [*range(70), *first.tokens]
         for cut in (71, 128, 130, 169):
-            on_decoded = answer(engine.submit(Ticket(request(longer[:cut], 20, seed=7))))
+            on_decoded = answer(engine.submit(request(longer[:cut], 20, seed=7)))
             assert on_decoded.cached_tokens >= cut - 1
             engine.flush_cache()
-            on_prefilled = answer(engine.submit(Ticket(request(longer[:cut], 20, seed=7))))
+            on_prefilled = answer(engine.submit(request(longer[:cut], 20, seed=7)))
             assert on_prefilled.cached_tokens == 0
             assert_equal([on_decoded], [on_prefilled])
-            answer(engine.submit(Ticket(request(range(70), 100))))
-
-
-def test_scores_of_a_text_do_not_depend_on_how_it_got_there(tmp_path: Path) -> None:
-    with engine_of(write_model(tmp_path / "m")) as (_, engine):
-        made = answer(engine.submit(Ticket(request(range(50), 60))))
-        ids = [*range(50), *made.tokens]
-        engine.flush_cache()
-        scored = answer(engine.submit(Ticket(request(ids, 0, score_from=50))))
-        assert scored.scores == made.logprobs
+            answer(engine.submit(request(range(70), 100)))
 
 
 @pytest.mark.parametrize(
     "shape", [(48, 96), (80, 48), (192, 768), (512, 192), (700, 33), (900, 330)]
 )
-def test_the_way_that_was_chosen_holds(shape: tuple[int, int]) -> None:
+def test_the_chosen_mode_is_invariant(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     weight = rng.standard_normal(shape, dtype=np.float32)
     linear = Linear(weight)
-    way = settle([linear])
-    x = rng.standard_normal((way.padded(150), shape[0]), dtype=np.float32)
+    mode = choose_mode([linear])
+    x = mode.pad(rng.standard_normal((150, shape[0]), dtype=np.float32))
     whole = linear(x)
     assert np.allclose(whole, x @ weight, rtol=1e-4, atol=1e-3)
     for rows in (1, 2, 3, 7, 9, 16, 17, 31, 33, 64, 100, 149):
-        order = rng.permutation(len(x))[: way.padded(rows)]
+        order = rng.permutation(len(x))[: len(mode.pad(x[:rows]))]
         assert np.array_equal(linear(x[order]), whole[order])
 
 
 def test_single_rows_are_always_right() -> None:
     linear = Linear(np.eye(3, 4, dtype=np.float32))
-    assert linear.way is Way.SINGLE
+    assert linear.mode is MatmulMode.SINGLE
     assert linear(np.ones((2, 3), np.float32)).tolist() == [[1, 1, 1, 0]] * 2
 
 
@@ -139,9 +130,9 @@ def _digest(folder: Path) -> str:
     """A hash over completions made alone and together; fails if the two differ."""
     with engine_of(folder) as (model, engine):
         asked = some_requests(model.config.vocab, 12, longest=80)
-        alone = [answer(engine.submit(Ticket(r))) for r in asked]
+        alone = [answer(engine.submit(r)) for r in asked]
         engine.flush_cache()
-        together = [answer(t) for t in [engine.submit(Ticket(r)) for r in asked]]
+        together = [answer(t) for t in [engine.submit(r) for r in asked]]
         assert_equal(together, alone)
     return hashlib.sha256(repr([(c.tokens, c.top_logprobs) for c in alone]).encode()).hexdigest()
 

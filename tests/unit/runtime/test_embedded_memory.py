@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import queue
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.embedded.batch import Batch
-from marco_search.runtime.embedded.engine import Engine
-from marco_search.runtime.embedded.model import load_model
-from marco_search.runtime.embedded.radix import RadixCache
-from marco_search.runtime.embedded.requests import GenerationRequest, Ticket
+from marco_search.runtime.embedded.batch import Batch, GenerationRequest
 from tests.tiny_model import write_model
-from tests.unit.runtime.embedded_rig import WAIT_S, answer, engine_of, request
+from tests.unit.runtime.embedded_rig import answer, engine_of, failure, request
 
 LIMIT = 1 << 20  # five rows of 512 tokens
 
 
-class Watch(queue.SimpleQueue[int | None]):
-    """A stream of tokens that notes at each, in the decoding thread, what memory is in use."""
+class Watch:
+    """Notes at each step, in the decoding thread, what memory is in use."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    def __init__(self) -> None:
         self.bytes: list[int] = []
         self.rows: list[int] = []
 
-    def put(self, item: int | None, block: bool = True, timeout: float | None = None) -> None:
-        slots, cache = self._batch._decoder.slots, self._batch.cache
+    def __call__(self, batch: Batch) -> None:
+        slots, cache = batch._decoder.slots, batch.cache
         arrays = [array.nbytes for array in (*slots.keys, *slots.values)]
         self.bytes.append(sum(arrays) + cache.size_bytes)
-        self.rows.append(len(self._batch.rows))
+        self.rows.append(len(batch.rows))
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +47,30 @@ def mixed() -> list[GenerationRequest]:
 
 def test_the_limit_is_kept_and_changes_no_bit(folder: Path) -> None:
     with engine_of(folder) as (_, engine):
-        expected = [answer(t) for t in [engine.submit(Ticket(r)) for r in mixed()]]
-    with engine_of(folder, cache_bytes=LIMIT) as (_, engine):
-        watches = [Watch(engine._batch) for _ in mixed()]
-        asked = [engine.submit(Ticket(r, w)) for r, w in zip(mixed(), watches, strict=True)]
-        found = [answer(t) for t in asked]
+        expected = [answer(t) for t in [engine.submit(r) for r in mixed()]]
+    watch = Watch()
+    with engine_of(folder, cache_bytes=LIMIT, on_step=watch) as (_, engine):
+        found = [answer(t) for t in [engine.submit(r) for r in mixed()]]
     for one, other in zip(found, expected, strict=True):
         assert (one.tokens, one.top_logprobs) == (other.tokens, other.top_logprobs)
-    assert max(max(w.bytes) for w in watches) <= LIMIT
-    assert 3 <= max(max(w.rows) for w in watches) <= 8, "several at once, and the others wait"
+    assert max(watch.bytes) <= LIMIT
+    assert 3 <= max(watch.rows) <= 8, "several at once, and the others wait"
 
 
 def test_what_never_fits_is_refused_and_the_others_go_on(folder: Path) -> None:
     with engine_of(folder, cache_bytes=100_000) as (_, engine):
-        long = engine.submit(Ticket(request(range(200), 300))).wait(WAIT_S)
+        long = failure(engine.submit(request(range(200), 300)))
         assert isinstance(long, BranchFailed)
         assert "500 tokens (prompt and max_new_tokens)" in str(long)
         assert "MARCO_EMBEDDED_CACHE_MIB" in str(long)
-        assert len(answer(engine.submit(Ticket(request(range(20), 30)))).tokens) == 30
+        assert len(answer(engine.submit(request(range(20), 30))).tokens) == 30
 
 
 def test_one_row_may_have_all_of_it_and_leaves_it_to_others(folder: Path) -> None:
     with engine_of(folder, cache_bytes=200_000) as (_, engine):
-        short = [engine.submit(Ticket(request([i], 10))) for i in range(20)]
-        long = engine.submit(Ticket(request([1, 2], 510)))
-        later = [engine.submit(Ticket(request([i, 9], 10))) for i in range(20)]
+        short = [engine.submit(request([i], 10)) for i in range(20)]
+        long = engine.submit(request([1, 2], 510))
+        later = [engine.submit(request([i, 9], 10)) for i in range(20)]
         assert [len(answer(t).tokens) for t in (*short, long, *later)] == [10] * 20 + [510] + [
             10
         ] * 20
@@ -86,16 +79,17 @@ def test_one_row_may_have_all_of_it_and_leaves_it_to_others(folder: Path) -> Non
 def test_a_prefix_stays_cached_beside_the_rows_that_share_it(folder: Path) -> None:
     with engine_of(folder, cache_bytes=LIMIT) as (_, engine):
         prefix = list(range(60))
-        answer(engine.submit(Ticket(request(prefix, 0))))
-        children = [engine.submit(Ticket(request(prefix, 100, seed=i))) for i in range(40)]
+        answer(engine.submit(request(prefix, 0)))
+        children = [engine.submit(request(prefix, 100, seed=i)) for i in range(40)]
         assert {answer(c).cached_tokens for c in children} == {60}
 
 
-def test_one_that_gave_up_does_not_hold_up_those_behind_it(folder: Path) -> None:
-    model = load_model(folder)
-    batch = Batch(model.decoder, RadixCache(LIMIT), model.tokenizer, (), 64)
-    engine = Engine(batch)
-    gone = Ticket(request([1], 511), cancelled=True)
-    engine.submit(gone)
-    assert len(answer(engine.submit(Ticket(request([2], 5)))).tokens) == 5
-    engine.close()
+def test_a_cancelled_request_does_not_hold_up_those_behind_it(folder: Path) -> None:
+    with engine_of(folder, cache_bytes=LIMIT) as (_, engine):
+        busy = engine.submit(request([1], 511))
+        cancelled = [engine.submit(request([i], 511)) for i in range(20)]
+        last = engine.submit(request([2], 5))
+        for future in cancelled:
+            future.cancel()
+        assert len(answer(last).tokens) == 5
+        assert len(answer(busy).tokens) == 511

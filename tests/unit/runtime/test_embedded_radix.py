@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.runtime.embedded.radix import Match, RadixCache
-from marco_search.runtime.embedded.safetensors import Floats
+from marco_search.runtime.embedded.cache import Match, RadixCache
+from marco_search.runtime.embedded.linear import Floats
 from marco_search.runtime.embedded.tokenizer import TokenIds
 
 LAYERS, HEADS, WIDTH = 2, 1, 3
@@ -32,7 +32,7 @@ def insert(cache: RadixCache, ids: TokenIds, logits: Floats | None = None) -> No
 
 def read(cache: RadixCache, match: Match, length: int) -> Floats:
     out = np.full(length, -1, np.float32)
-    for start, keys, values in cache.pieces(match, length):
+    for start, keys, values in match.pieces(length):
         assert np.array_equal(keys, np.swapaxes(values, -1, -2))
         out[start : start + keys.shape[-1]] = keys[0, 0, 0]
     return out

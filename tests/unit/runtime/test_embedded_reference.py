@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from marco_search.pocket import MODEL_DIR
+from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.embedded.decoder import Part
-from marco_search.runtime.embedded.model import load_model
-from marco_search.runtime.embedded.requests import Ticket
 from marco_search.runtime.embedded.sampling import log_softmax_parts
 from tests.tiny_model import write_model
 from tests.unit.runtime.embedded_rig import answer, engine_of, request
@@ -26,9 +25,7 @@ def test_the_pocket_model_gives_the_stored_log_probs() -> None:
         for record in REFERENCE:
             assert model.tokenizer.encode(record["prompt"]).tolist() == record["ids"]
             asked.append(
-                engine.submit(
-                    Ticket(request(record["ids"], len(record["generated"]), temperature=0.0))
-                )
+                engine.submit(request(record["ids"], len(record["generated"]), temperature=0.0))
             )
         for record, ticket in zip(REFERENCE, asked, strict=True):
             found = answer(ticket)
@@ -56,11 +53,11 @@ def test_every_row_agrees_with_transformers(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(3)
     lengths = (200, 65, 64, 1)
     ids = [rng.integers(0, model.config.vocab, n) for n in lengths]
-    model.decoder.slots.reserve(len(ids), max(lengths))
-    parts = [Part(i, 0, tokens) for i, tokens in enumerate(ids)]
-    ours = model.decoder.prefill(parts, [range(n) for n in lengths])
+    model.decoder.slots.resize((max(lengths), 4))
     with torch.inference_mode():
-        for tokens, logits in zip(ids, ours, strict=True):
+        for tokens in ids:
+            parts = [Part(i, 0, tokens[: i + 1]) for i in range(len(tokens))]
+            logits = model.decoder.prefill(parts)
             theirs = reference(torch.tensor(tokens[None])).logits[0].double().log_softmax(-1)
             shifted, _, log_sum = log_softmax_parts(logits)
             assert np.abs(shifted - log_sum[:, None] - theirs.numpy()).max() < LIMIT

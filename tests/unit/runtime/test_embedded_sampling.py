@@ -7,30 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.runtime.embedded.safetensors import Floats
+from marco_search.runtime.embedded.linear import Floats
 from marco_search.runtime.embedded.sampling import (
-    AHEAD,
-    TOP,
-    Manner,
-    Numbers,
     Picks,
-    numbers_for,
+    SamplingBatch,
+    Uniforms,
     pick,
+    uniforms,
 )
+from marco_search.search.branches import TOP_K
 
 VOCAB = 77
 DRAWS = 20_000
 
 
-def numbers(rows: int) -> Numbers:
+def numbers(rows: int) -> Uniforms:
     """The first number of each of `rows` seeds."""
-    return np.array([numbers_for(seed, 0)[0] for seed in range(rows)])
+    return np.array([uniforms(seed, 1)[0] for seed in range(rows)])
 
 
 def draw(logits: Floats, temperature: float = 1.0, top_p: float = 1.0) -> Picks:
     rows = len(logits)
-    manner = Manner(np.full(rows, temperature, np.float32), np.full(rows, top_p, np.float32))
-    return pick(logits, manner, numbers(rows))
+    ones = np.ones(rows, np.float32)
+    return pick(logits, SamplingBatch(ones * temperature, ones * top_p), numbers(rows))
 
 
 def one_row(seed: int = 0) -> Floats:
@@ -63,18 +62,16 @@ def test_frequencies_are_the_distribution(temperature: float, top_p: float) -> N
     assert chi2 < len(found) + 5 * np.sqrt(2 * len(found)) + 5
 
 
-@given(st.integers(0, 2**63), st.integers(0, 2**31))
-def test_numbers_are_in_range_and_depend_on_seed_and_token(seed: int, first: int) -> None:
-    found = numbers_for(seed, first)
+@given(st.integers(0, 2**63), st.integers(1, 1000))
+def test_uniforms_are_in_range_and_depend_on_seed_and_token(seed: int, count: int) -> None:
+    found = uniforms(seed, count)
     assert ((found >= 0) & (found <= 1 - 2**-32)).all()
-    assert len(set(found.tolist()) | set(numbers_for(seed + 1, first).tolist())) == 2 * AHEAD
-    later = numbers_for(seed, first + 10)
-    assert np.array_equal(found[10:], later[:-10])
+    assert len(set(found.tolist()) | set(uniforms(seed + 1, count).tolist())) == 2 * count
+    assert np.array_equal(uniforms(seed, count + 10)[:count], found)
 
 
-def test_numbers_are_uniform_along_seeds_and_along_tokens() -> None:
-    along_tokens = np.concatenate([numbers_for(5, i) for i in range(0, DRAWS, AHEAD)])
-    for found in (numbers(DRAWS), along_tokens):
+def test_uniforms_are_uniform_along_seeds_and_along_tokens() -> None:
+    for found in (numbers(DRAWS), uniforms(5, DRAWS)):
         counts = np.histogram(found, 50, (0, 1))[0]
         expected = len(found) / 50
         assert ((counts - expected) ** 2 / expected).sum() < 100
@@ -94,8 +91,8 @@ def test_log_probs_are_those_at_temperature_one() -> None:
         picks = draw(logits, temperature)
         token = int(picks.tokens[0])
         assert picks.logprobs[0] == pytest.approx(exact[token], abs=1e-5)
-        assert picks.top_ids[0].tolist() == np.argsort(-exact)[:TOP].tolist()
-        assert picks.top_logprobs[0] == pytest.approx(np.sort(exact)[::-1][:TOP], abs=1e-5)
+        assert picks.top_ids[0].tolist() == np.argsort(-exact)[:TOP_K].tolist()
+        assert picks.top_logprobs[0] == pytest.approx(np.sort(exact)[::-1][:TOP_K], abs=1e-5)
 
 
 def test_a_rows_choice_does_not_depend_on_its_neighbours() -> None:
@@ -104,10 +101,10 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours() -> None:
     temperatures = rng.choice([0, 0.7, 1], 60).astype(np.float32)
     top_ps = rng.choice([0.5, 1], 60).astype(np.float32)
     given_numbers = numbers(60)
-    together = pick(logits, Manner(temperatures, top_ps), given_numbers)
+    together = pick(logits, SamplingBatch(temperatures, top_ps), given_numbers)
     for i in range(60):
         row = slice(i, i + 1)
-        alone = pick(logits[row], Manner(temperatures[row], top_ps[row]), given_numbers[row])
+        alone = pick(logits[row], SamplingBatch(temperatures[row], top_ps[row]), given_numbers[row])
         assert alone.tokens[0] == together.tokens[i]
         assert alone.logprobs[0] == together.logprobs[i]
         assert np.array_equal(alone.top_logprobs[0], together.top_logprobs[i])

@@ -1,4 +1,4 @@
-"""Chat templates: the model's own Jinja template, run in a sandbox as transformers runs it.
+"""Chat prompts: ChatML, or the model's own Jinja template, run as transformers runs it.
 
 Same environment (immutable sandbox, trimmed blocks, loop controls, the `generation` tag), the
 same globals (`raise_exception`, `strftime_now`) and the same `tojson`, so that a folder
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -20,15 +20,22 @@ import jinja2.parser
 import jinja2.sandbox
 
 from marco_search.errors import ModelRefused
-from marco_search.runtime.base import Message, plain
-from marco_search.runtime.chatml import render_chatml
+from marco_search.runtime.base import Message, strip_control_tokens
 from marco_search.runtime.embedded.config import read_json
 
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
+def render_chatml(messages: Sequence[Message]) -> str:
+    """The prompt in ChatML, as Qwen2 and Marco-o1 take it, ready for the assistant's turn."""
+    turns = [
+        f"<|im_start|>{m.role}\n{strip_control_tokens(m.content)}<|im_end|>\n" for m in messages
+    ]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
 class ChatTemplate:
-    """Renders messages to the prompt text of one model."""
+    """Renders messages to the prompt text of one model. `template` None: ChatML."""
 
     def __init__(self, template: str | None, specials: dict[str, str]) -> None:
         self._specials = specials
@@ -46,7 +53,7 @@ class ChatTemplate:
         """
         if self._template is None:
             return render_chatml(messages)
-        turns = [{"role": m.role, "content": plain(m.content)} for m in messages]
+        turns = [{"role": m.role, "content": strip_control_tokens(m.content)} for m in messages]
         try:
             return self._template.render(
                 messages=turns, add_generation_prompt=True, tools=None, **self._specials
@@ -60,8 +67,7 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     config = read_json(folder / "tokenizer_config.json", required=False)
     found = config.get("chat_template")
     if isinstance(found, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in found}
-        found = named.get("default")
+        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
     file = folder / "chat_template.jinja"
     if file.is_file():
         found = file.read_text(encoding="utf-8")
@@ -91,27 +97,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         extensions=[_GenerationTag, jinja2.ext.loopcontrols],
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
