@@ -3,5 +3,5 @@
 import os
 
 # Before numpy is loaded. The engine decodes with one BLAS thread whatever is set
-# (marco_search/runtime/embedded/blas.py); a pool of others would lie idle in every process.
+# (marco_search/runtime/embedded/linear.py); a pool of others would lie idle in every process.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
