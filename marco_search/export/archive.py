@@ -9,96 +9,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from marco_search.audit import canonical
+from marco_search.audit.chain import Link
+from marco_search.audit.check import check_job
+from marco_search.audit.evidence import Evidence, Rows, Sealed
+from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.audit.formats import FORMATS, NEWEST
+from marco_search.audit.proofs import Kinds, unpack
 from marco_search.errors import ArchiveRefused
 from marco_search.export import parquet
 from marco_search.export.files import whole
-from marco_search.export.tables import Column
+from marco_search.export.tables import stream
 from marco_search.store.db import Conn
 from marco_search.store.seal import archives, seals
 from marco_search.store.seal.archives import Month
 
-_ROWS_AT_ONCE = 1000
-_ARROW = {
-    "bool": "bool", "int2": "int16", "int4": "int32", "int8": "int64", "float4": "float32",
-    "float8": "float64", "text": "string", "jsonb": "json", "uuid": "string",
-    "timestamptz": "time",
-}  # fmt: skip
+_ROWS_AT_ONCE = 500
 
 KINDS = FORMATS[NEWEST].kinds
 """What is written: the columns of the newest format, which has those of all that went before."""
-
 LINKS = {
-    name: Column(f"c.{name}", kind)
-    for name, kind in (
-        ("job_id", "string"), ("seq", "int64"), ("kind", "string"), ("root", "binary"),
-        ("previous", "binary"), ("head", "binary"), ("at", "time"), ("format", "int16"),
-    )
-} | {
-    f"{kind}s": Column(f"p.{kind}s", "list<int64>") for kind in seals.keyed_kinds()
-} | {"hashes": Column("p.hashes", "binary")}  # fmt: skip
-"""Columns of link.parquet."""
-
-
-def columns_of(kind: str) -> dict[str, Column]:
-    """The columns of a kind's file: those of its canonical form."""
-    found = {}
-    for name, stored in KINDS[kind].columns.items():
-        arrow = f"list<{_ARROW[stored[:-2]]}>" if stored.endswith("[]") else _ARROW[stored]
-        cast = "::text" if stored in ("jsonb", "uuid") else ""
-        found[name] = Column(f"{name}{cast}", arrow)
-    return found
+    "job_id": "uuid", "seq": "int8", "kind": "text", "root": "bytea", "previous": "bytea",
+    "head": "bytea", "at": "timestamptz", "format": "int2",
+    **{f"{kind}s": "int8[]" for kind in seals.keyed_kinds()}, "hashes": "bytea",
+}  # fmt: skip
+"""Columns of link.parquet, and their Postgres types."""
+FILES = frozenset(f"{name}.parquet" for name in (*KINDS, "link"))
 
 
 def write(conn: Conn, month: Month, folder: Path) -> str:
     """Write a month to `folder`; its manifest, which is written last."""
-    names = {f"{kind}.parquet": columns_of(kind) for kind in KINDS} | {"link.parquet": LINKS}
+    bounds = [month.first, month.before]
     files = {}
-    for name, columns in names.items():
-        rows = _links(conn, month) if name == "link.parquet" else _rows(conn, name[:-8], month)
-        count = parquet.write(folder / name, columns, rows)
-        files[name] = {"rows": count, "sha256": digest(folder / name)}
+    for name in (*KINDS, "link"):
+        types = LINKS if name == "link" else dict(KINDS[name].columns)
+        rows = stream(conn, {n: n for n in types}, types, _source(name), bounds)
+        path = folder / f"{name}.parquet"
+        count = parquet.write(path, types, rows)
+        files[path.name] = {"rows": count, "sha256": digest(path)}
     first = conn.execute("SELECT encode(head, 'hex') FROM public.chain WHERE seq = 0").fetchone()
     about = asdict(month) | {"first": str(month.first), "before": str(month.before)}
     about["end"] = month.end.isoformat()
     made = {"format": f"marco-archive {archives.FORMAT}", "database": first and first[0]}
-    data = made | about | {"files": files}
-    manifest = json.dumps(data, indent=2)
+    manifest = json.dumps(made | about | {"files": files}, indent=2)
     with whole(folder / "manifest.json") as part:
         part.write_text(manifest, encoding="utf-8")
     return manifest
 
 
-def _rows(conn: Conn, kind: str, month: Month) -> Iterator[Sequence[tuple[Any, ...]]]:
-    spec = KINDS[kind]
-    chosen = ", ".join(column.sql for column in columns_of(kind).values())
-    order = ", ".join(filter(None, (spec.job, spec.key)))
-    query = (
-        f"SELECT {chosen} FROM public.{spec.table} WHERE {spec.job} >= %s AND {spec.job} < %s"  # noqa: S608
-        f" ORDER BY {order}"
-    )
-    return _stream(conn, query, month)
-
-
-def _links(conn: Conn, month: Month) -> Iterator[Sequence[tuple[Any, ...]]]:
-    chosen = ", ".join(column.sql for column in LINKS.values()).replace("c.job_id", "job_id::text")
-    query = (
-        f"SELECT {chosen} FROM public.chain AS c JOIN public.proofs AS p USING (seq)"  # noqa: S608
-        " WHERE job_id >= %s AND job_id < %s ORDER BY c.job_id, seq"
-    )
-    return _stream(conn, query, month)
-
-
-def _stream(conn: Conn, query: str, month: Month) -> Iterator[Sequence[tuple[Any, ...]]]:
-    with conn.cursor("archive", binary=True) as cursor:
-        cursor.execute(query.encode(), [month.first, month.before])
-        while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-            yield rows
+def _source(name: str) -> str:
+    """Table, condition on the month and order of a file's rows."""
+    if name == "link":
+        table, job, order = "chain JOIN public.proofs USING (seq)", "job_id", "job_id, seq"
+    else:
+        kind = KINDS[name]
+        table, job = kind.table, kind.job
+        order = f"{job}, {kind.key}" if kind.key else job
+    return f"public.{table} WHERE {job} >= %s AND {job} < %s ORDER BY {order}"
 
 
 def digest(path: Path) -> str:
@@ -113,6 +93,136 @@ def read_manifest(folder: Path) -> str:
         return (folder / "manifest.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ArchiveRefused(
-            f"{folder}: no archive: it has no manifest.json that can be read; name the folder of "
-            "one month, such as archive/2026-08"
+            f"{folder}: not an archive: no readable manifest.json; name the folder of one month, "
+            "such as archive/2026-08"
         ) from None
+
+
+def check_archive(folder: Path) -> Report:
+    """Check an archive by itself: its files against its list, every job as `marco verify` would.
+
+    Whether its list is the one in the chain is for `archives.chained_root`. Raises
+    ArchiveRefused if the folder is no archive.
+    """
+    began = time.perf_counter()
+    files = archives.parse(read_manifest(folder))["files"]
+    findings = list(_check_files(folder, files))
+    jobs = nodes = rollouts = 0
+    try:
+        for report in () if findings else _check_jobs(folder):
+            findings += report.findings
+            jobs, nodes = jobs + 1, nodes + report.nodes
+            rollouts += report.rollouts
+    except (pa.ArrowException, LookupError, TypeError, ValueError, struct.error) as error:
+        findings.append(Finding("archive", str(folder), "not readable", "its rows", str(error)))
+    for name in sorted({path.name for path in folder.iterdir()} - FILES - {"manifest.json"}):
+        what = "nothing vouches for the file"
+        findings.append(Finding("archive", name, what, "a file of the list", "another"))
+    return Report(
+        jobs=jobs,
+        open_jobs=0,
+        archived_jobs=jobs,
+        nodes=nodes,
+        rollouts=rollouts,
+        links=files.get("link.parquet", {"rows": 0})["rows"],
+        seconds=time.perf_counter() - began,
+        findings=tuple(findings),
+    )
+
+
+def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    for name in sorted(FILES | files.keys()):
+        path = folder / name
+        if name not in FILES:
+            yield Finding("archive", name, "no such file is written", "none", "a file of the list")
+        elif name not in files or not path.is_file():
+            yield Finding("archive", name, "the file is gone", "a file of the list", "none")
+        elif digest(path) != files[name]["sha256"]:
+            expected = f"SHA-256 {files[name]['sha256'][:16]}"
+            yield Finding("archive", name, "the file was changed", expected, digest(path)[:16])
+
+
+Group = tuple[UUID, list[dict[str, Any]]]
+
+
+def _check_jobs(folder: Path) -> Iterator[JobReport]:
+    streams = {kind: _Groups(_grouped(folder, kind, spec.job)) for kind, spec in KINDS.items()}
+    links = _Groups(_grouped(folder, "link", "job_id"))
+    while request := streams["request"].next:
+        job_id = request[0]
+        values = {kind: stream.of(job_id) for kind, stream in streams.items()}
+        yield check_job(_evidence(job_id, values, links.of(job_id)))
+
+
+class _Groups:
+    """Groups in order of job id, taken in that order; a job may have none."""
+
+    def __init__(self, groups: Iterator[Group]) -> None:
+        self._groups = groups
+        self.next = next(groups, None)
+
+    def of(self, job_id: UUID) -> list[dict[str, Any]]:
+        """The group of this job."""
+        if self.next is None or self.next[0] != job_id:
+            return []
+        found = self.next[1]
+        self.next = next(self._groups, None)
+        return found
+
+
+def _grouped(folder: Path, name: str, job: str) -> Iterator[Group]:
+    def rows() -> Iterator[dict[str, Any]]:
+        with pq.ParquetFile(folder / f"{name}.parquet") as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                yield from pa.RecordBatch.to_pylist(batch)
+
+    for job_id, group in groupby(rows(), itemgetter(job)):
+        yield UUID(job_id), list(group)
+
+
+def _evidence(
+    job_id: UUID, values: Mapping[str, Sequence[Mapping[str, Any]]], links: Sequence[dict[str, Any]]
+) -> Evidence:
+    sealed = tuple(map(_sealed, links))
+    wanted = {one.link.format for one in sealed} & FORMATS.keys() | {NEWEST}
+    return Evidence(
+        job_id=job_id,
+        rows={number: _canonical(values, FORMATS[number].kinds) for number in wanted},
+        sealed=sealed,
+    )
+
+
+def _canonical(values: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Kinds) -> Rows:
+    """A job's rows in the columns of a format; a column that did not exist yet is null."""
+    return {
+        name: [
+            (
+                row[kind.key] if kind.key else 0,
+                canonical.encode(kind.columns, [row.get(column) for column in kind.columns]),
+            )
+            for row in values[name]
+        ]
+        for name, kind in kinds.items()
+    }
+
+
+def _sealed(row: dict[str, Any]) -> Sealed:
+    link = Link(
+        seq=row["seq"],
+        kind=row["kind"],
+        job_id=UUID(row["job_id"]),
+        root=row["root"],
+        previous=row["previous"],
+        head=row["head"],
+        at=row["at"],
+        format=row.get("format", 1),  # files of format 1 have no such column
+    )
+    keys = {"request": [0], "outcome": [0]}
+    keys |= {kind: row[f"{kind}s"] for kind in seals.keyed_kinds()}
+    known = link.format in FORMATS
+    finding = None
+    if known and link.head != link.expected_head:
+        head = link.expected_head.hex()[:16]
+        finding = Finding("link.parquet", f"seq {link.seq}", "head", head, link.head.hex()[:16])
+    proof = unpack(keys, row["hashes"], FORMATS[link.format].kinds) if known else None
+    return Sealed(link=link, proof=proof, finding=finding)

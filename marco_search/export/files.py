@@ -1,13 +1,20 @@
-"""Files that are there whole or not at all."""
+"""Files that appear whole or not at all, and JSON Lines."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from marco_search.errors import InputError
+
+Rows = Iterable[Sequence[tuple[Any, ...]]]
+"""Rows, some at a time: memory does not grow with the size of a file."""
 
 
 @contextmanager
@@ -31,3 +38,33 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_jsonl(path: Path, columns: Mapping[str, str], batches: Rows) -> int:
+    """Write one object for each row; how many there were. `columns`: name to Postgres type."""
+    count = 0
+    with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for rows in batches:
+            for row in rows:
+                pairs = zip(columns.items(), row, strict=True)
+                line = {name: _json_value(value, kind) for (name, kind), value in pairs}
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            count += len(rows)
+    return count
+
+
+def _json_value(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
+    if kind == "jsonb":
+        return json.loads(value, parse_float=lambda text: _finite(float(text)))
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if kind in ("float4[]", "float8[]"):
+        return [_finite(x) for x in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinities, such as the log-prob of a missing candidate, and no NaN."""
+    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Traces to a file in OTLP's JSON form, or to a collector over HTTP."""
+"""Traces in OTLP's JSON form in a file, or sent to a collector over HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -61,16 +61,11 @@ def _check_headers() -> None:
                 raise InvalidSettings(f"{name}: write NAME=VALUE,..., with percent-encoded values")
 
 
-def _shown(parts: SplitResult) -> str:
-    """Without what may be a key: user, password and query."""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
     """Send traces to a collector; how many there were.
 
     Without a path, /v1/traces is meant. OTEL_EXPORTER_OTLP_HEADERS holds what it asks for.
-    Raises InvalidSettings for what is no URL, CollectorUnavailable if it refuses or is away.
+    Raises InvalidSettings for an invalid URL, CollectorUnavailable if it refuses or is down.
     """
     try:
         parts = urlsplit(url)
@@ -80,7 +75,7 @@ def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
     if not usable or parts.scheme not in ("http", "https"):
         raise InvalidSettings("--otlp: must look like http://localhost:4318")
     _check_headers()
-    # It logs every try, and headers that it can't read; what is said here in the end is enough.
+    # It logs every try, and headers that it can't read; the error raised here is enough.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     endpoint = url if parts.path.strip("/") else urlunsplit(parts._replace(path="/v1/traces"))
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
@@ -90,8 +85,10 @@ def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
             for start in range(0, len(trace), _SPANS_AT_ONCE):
                 result = exporter.export(trace[start : start + _SPANS_AT_ONCE])
                 if result is not SpanExportResult.SUCCESS:
+                    # Without what may be a key: user, password and query.
+                    where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
                     raise CollectorUnavailable(
-                        f"{_shown(parts)}: the collector did not take the traces "
+                        f"{where}: the collector did not take the traces "
                         f"({count} were sent); see that it runs and takes OTLP over HTTP"
                     )
             count += 1

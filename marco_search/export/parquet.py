@@ -1,50 +1,34 @@
-"""Parquet: one file for each table, written a group of rows at a time."""
+"""Parquet: written a group of rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from marco_search.export.files import whole
-from marco_search.export.tables import Column
+from marco_search.export.files import Rows, whole
 
 _TYPES: dict[str, Any] = {
-    "string": pa.string(),
-    "json": pa.string(),
     "bool": pa.bool_(),
-    "int16": pa.int16(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "binary": pa.binary(),
-    "time": pa.timestamp("us", tz="UTC"),
+    "int2": pa.int16(),
+    "int4": pa.int32(),
+    "int8": pa.int64(),
+    "float4": pa.float32(),
+    "float8": pa.float64(),
+    "text": pa.string(),
+    "jsonb": pa.string(),
+    "uuid": pa.string(),
+    "bytea": pa.binary(),
+    "timestamptz": pa.timestamp("us", tz="UTC"),
 }
 
 
-def schema(columns: Mapping[str, Column], notes: Mapping[str, str] | None = None) -> Any:
-    """The Arrow schema of these columns, with notes in its metadata."""
-    return pa.schema([(name, _type(c.type)) for name, c in columns.items()], metadata=notes)
-
-
-def _type(name: str) -> Any:
-    if name.startswith("list<"):
-        return pa.list_(_TYPES[name.removeprefix("list<").removesuffix(">")])
-    return _TYPES[name]
-
-
-def write(
-    path: Path,
-    columns: Mapping[str, Column],
-    batches: Iterable[Sequence[tuple[Any, ...]]],
-    notes: Mapping[str, str] | None = None,
-) -> int:
-    """Write a file with these rows; how many there were."""
-    shape, count = schema(columns, notes), 0
+def write(path: Path, columns: Mapping[str, str], batches: Rows) -> int:
+    """Write a file with these rows; how many there were. `columns`: name to Postgres type."""
+    shape, count = pa.schema([(name, _type(kind)) for name, kind in columns.items()]), 0
     with whole(path) as part, pq.ParquetWriter(part, shape, compression="zstd") as writer:
         for rows in batches:
             arrays = [
@@ -54,3 +38,7 @@ def write(
             writer.write_batch(pa.record_batch(arrays, schema=shape))
             count += len(rows)
     return count
+
+
+def _type(kind: str) -> Any:
+    return pa.list_(_TYPES[kind[:-2]]) if kind.endswith("[]") else _TYPES[kind]

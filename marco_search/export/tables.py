@@ -1,167 +1,165 @@
-"""The tables that are exported: their columns, and the rows of some jobs as a stream.
+"""The tables that are exported, and the rows of some jobs as a stream.
 
 From the views of the schema `audit`, so that an auditor exports what it may see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from marco_search.export.filters import Filter
+from marco_search.export.files import write_jsonl
 from marco_search.store.db import Conn
 
 _ROWS_AT_ONCE = 1000
 """Some 3 MB of nodes: what is held in memory at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column: its SQL, its Arrow type, and whether it holds what people or models wrote."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Conditions on jobs; None and empty ones do not count."""
 
-    sql: str
-    type: str  # of pyarrow; "list<...>" is a list of it; "json" a string that is JSON
-    text: bool = False
+    jobs: Sequence[UUID] = ()
+    batch: UUID | None = None
+    tenant: str | None = None
+    since: datetime | None = None  #: submitted at or after
+    until: datetime | None = None  #: submitted before
+
+    def condition(self) -> tuple[str, dict[str, Any]]:
+        """SQL about a row `j` of audit.jobs, and its parameters."""
+        parts, values = ["true"], dict[str, Any]()
+        for sql, name, value in (
+            ("j.job_id = ANY (%(jobs)s)", "jobs", list(self.jobs)),
+            ("j.batch_id = %(batch)s", "batch", self.batch),
+            ("j.tenant = %(tenant)s", "tenant", self.tenant),
+            ("j.created_at >= %(since)s", "since", self.since),
+            ("j.created_at < %(until)s", "until", self.until),
+        ):
+            if value:
+                parts.append(sql)
+                values[name] = value
+        return " AND ".join(parts), values
 
 
-@dataclass(frozen=True, slots=True)
 class Table:
-    """A table: `t` is its own row, `j` the job's."""
+    """A table: `t` is its own row, `j` the job's. A column's type is what Postgres says it is."""
 
-    source: str
-    order: str
-    columns: dict[str, Column]
-    where: str = "{}"  # around the condition on `j`
+    def __init__(
+        self, source: str, order: str, columns: str, *, where: str = "{}", **sql: str
+    ) -> None:
+        """`columns` by name in order: `t`'s unless `sql` has another expression; those with a *
+        hold what people or models wrote. `where` stands around the condition on `j`."""
+        self.source, self.order, self.where = source, order, where
+        self._columns = columns.split()
+        self._sql = {"job_id": "j.job_id"} | sql
 
-    def chosen(self, *, text: bool) -> dict[str, Column]:
-        """The columns to export."""
-        return {n: c for n, c in self.columns.items() if text or not c.text}
-
-
-def _own(**types: str) -> dict[str, Column]:
-    return {name: Column(f"t.{name}", kind) for name, kind in types.items()}
-
-
-def _text(*names: str, kind: str = "string") -> dict[str, Column]:
-    return {name: Column(f"t.{name}", kind, text=True) for name in names}
+    def columns(self, *, text: bool) -> dict[str, str]:
+        """Name to SQL of the columns to export."""
+        names = [name for name in self._columns if text or not name.endswith("*")]
+        return {n: self._sql.get(n, f"t.{n}") for n in (name.rstrip("*") for name in names)}
 
 
-_JOB = {"job_id": Column("j.job_id::text", "string")}
 _OF_JOB = " JOIN audit.jobs AS j ON j.job_id = t.job_id"
 
 TABLES = {
     "jobs": Table(
         "audit.jobs AS j CROSS JOIN LATERAL (SELECT j.*) AS t",
         "j.job_id",
-        _JOB
-        | {"batch_id": Column("j.batch_id::text", "string")}
-        | _own(tenant="string", kind="string", state="string", priority="int16")
-        | {
-            "payload": Column("j.payload::text", "json", text=True),
-            "config": Column("j.config::text", "json"),
-        }
-        | _text("subject", "expected", "answer", "error")
-        | _own(strategy="string", model="string", revision="string", error_type="string")
-        | _own(idempotency_key="string", payload_hash="string")
-        | _own(confidence="float64", correct="bool", stop_reason="string", attempts="int32")
-        | _own(rounds="int32", rollouts="int32", nodes="int32", generated_tokens="int64")
-        | _own(prompt_tokens="int64", cached_tokens="int64", seconds="float64")
-        | _own(created_at="time", started_at="time", finished_at="time")
-        | {
-            "root": Column(
-                "(SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id"
-                " ORDER BY c.seq DESC LIMIT 1)",
-                "string",
-            )
-        },
+        "job_id batch_id tenant kind state priority payload* config subject* expected* answer*"
+        " error* strategy model revision error_type idempotency_key payload_hash confidence"
+        " correct stop_reason attempts rounds rollouts nodes generated_tokens prompt_tokens"
+        " cached_tokens seconds created_at started_at finished_at root",
+        root="(SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id"
+        " ORDER BY c.seq DESC LIMIT 1)",
     ),
     "attempts": Table(
         "audit.attempts AS t" + _OF_JOB,
         "t.job_id, t.generation",
-        _JOB
-        | _own(generation="int64", worker="string", host="string", pid="int32")
-        | _own(runtime="string", runtime_version="string", model="string", revision="string")
-        | {"config": Column("t.config::text", "json")}
-        | _text("prompt")
-        | _own(seed="int32", started_at="time"),
+        "job_id generation worker host pid runtime runtime_version model revision config prompt*"
+        " seed started_at",
     ),
     "answers": Table(
         "audit.answers AS t" + _OF_JOB,
         "t.job_id, t.rank",
-        _JOB
-        | _own(rank="int32", generation="int64")
-        | _text("key", "text", "output", "thought")
-        | _own(confidence="float64", votes="int32", share="float64")
-        | {"rollout_ids": Column("t.rollout_ids", "list<int32>")}
-        | _own(created_at="time"),
+        "job_id rank generation key* text* output* thought* confidence votes share rollout_ids"
+        " created_at",
     ),
     "rollouts": Table(
         "audit.rollouts AS t" + _OF_JOB,
         "t.job_id, t.rollout_id",
-        _JOB
-        | _own(rollout_id="int32", generation="int64", round="int32", start_id="int32")
-        | {"path": Column("t.path", "list<int32>")}
-        | _own(seed="int32", reflect="string", finish="string", confidence="float64")
-        | _own(path_confidence="float64", value="float64")
-        | _text("answer", "error")
-        | _own(generated_tokens="int32", prompt_tokens="int32", cached_tokens="int32")
-        | _own(seconds="float64", created_at="time"),
+        "job_id rollout_id generation round start_id path seed reflect finish confidence"
+        " path_confidence value answer* error* generated_tokens prompt_tokens cached_tokens"
+        " seconds created_at",
     ),
     "nodes": Table(
         "audit.nodes AS t" + _OF_JOB,
         "t.job_id, t.node_id",
-        _JOB
-        | _own(node_id="int32", parent_id="int32", generation="int64", round="int32")
-        | _own(depth="int32", action="string", terminal="bool")
-        | _text("text")
-        | {"token_ids": Column("t.token_ids", "list<int32>", text=True)}
-        | {"token_texts": Column("t.token_texts", "list<string>", text=True)}
-        | {"logprobs": Column("t.logprobs", "list<float32>")}
-        | {"confidences": Column("t.confidences", "list<float64>")}
-        | {"top_ids": Column("t.top_ids", "list<int32>", text=True)}
-        | {"top_logprobs": Column("t.top_logprobs", "list<float32>")}
-        | _own(created_at="time"),
+        "job_id node_id parent_id generation round depth action terminal text* token_ids*"
+        " token_texts* logprobs confidences top_ids* top_logprobs created_at",
     ),
     "tokens": Table(
         "audit.nodes AS n JOIN audit.jobs AS j ON j.job_id = n.job_id CROSS JOIN LATERAL"
         " unnest(n.token_ids, n.token_texts, n.logprobs, n.confidences)"
         " WITH ORDINALITY AS t (token_id, text, logprob, confidence, place)",
         "n.job_id, n.node_id, t.place",
-        _JOB
-        | {
-            "node_id": Column("n.node_id", "int32"),
-            "place": Column("t.place::int", "int32"),
-            "token_id": Column("t.token_id", "int32", text=True),
-            "text": Column("t.text", "string", text=True),
-            "logprob": Column("t.logprob", "float32"),
-            "confidence": Column("t.confidence", "float64"),
-            "top_ids": Column("n.top_ids[5 * t.place - 4 : 5 * t.place]", "list<int32>", text=True),
-            "top_logprobs": Column(
-                "n.top_logprobs[5 * t.place - 4 : 5 * t.place]", "list<float32>"
-            ),
-        },
+        "job_id node_id place token_id* text* logprob confidence top_ids* top_logprobs",
+        node_id="n.node_id",
+        place="t.place::int",
+        top_ids="n.top_ids[5 * t.place - 4 : 5 * t.place]",
+        top_logprobs="n.top_logprobs[5 * t.place - 4 : 5 * t.place]",
     ),
     "vocabulary": Table(
         "audit.vocabulary AS t",
         "t.model, t.revision, t.token_id",
-        _own(model="string", revision="string", token_id="int32") | _text("text"),
-        "(t.model, t.revision) IN (SELECT j.model, j.revision FROM audit.jobs AS j WHERE {})",
+        "model revision token_id text*",
+        where="(t.model, t.revision) IN (SELECT j.model, j.revision FROM audit.jobs AS j WHERE {})",
     ),
 }
-"""By name. Token ids are text, too: whoever has the tokenizer can read them."""
+"""By name. Token ids are text, too: anyone with the tokenizer can read them."""
+
+
+def write(
+    conn: Conn, path: Path, name: str, chosen: Filter, *, file_format: str, text: bool = True
+) -> int:
+    """Write a table of some jobs as "jsonl" or "parquet", by job and key; how many rows."""
+    table = TABLES[name]
+    columns = table.columns(text=text)
+    types = _types(conn, columns, table.source)
+    condition, values = chosen.condition()
+    where = table.where.format(condition)
+    rows = stream(
+        conn, columns, types, f"{table.source} WHERE {where} ORDER BY {table.order}", values
+    )
+    if file_format == "jsonl":
+        return write_jsonl(path, types, rows)
+    from marco_search.export import parquet
+
+    return parquet.write(path, types, rows)
+
+
+def _types(conn: Conn, columns: dict[str, str], source: str) -> dict[str, str]:
+    """The Postgres type of each column, such as int4[]."""
+    query = f"SELECT {', '.join(columns.values())} FROM {source} LIMIT 0"  # noqa: S608
+    found = {}
+    for name, column in zip(columns, conn.execute(query.encode()).description or (), strict=True):
+        info = conn.adapters.types[column.type_code]
+        found[name] = info.name + ("[]" if column.type_code == info.array_oid else "")
+    return found
 
 
 def stream(
-    conn: Conn, name: str, chosen: Filter, *, text: bool = True
+    conn: Conn, columns: dict[str, str], types: dict[str, str], rest: str, values: Any
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of a table, some at a time, in order of job and key."""
-    table = TABLES[name]
-    columns = ", ".join(column.sql for column in table.chosen(text=text).values())
-    condition, values = chosen.condition()
-    where = table.where.format(condition)
-    query = f"SELECT {columns} FROM {table.source} WHERE {where} ORDER BY {table.order}"  # noqa: S608
-    with conn.cursor(f"export_{name}", binary=True) as cursor:
+    """Rows with these columns (name to SQL), some at a time. `rest`: what follows FROM."""
+    chosen = (
+        f"{sql}::text" if types[name] in ("jsonb", "uuid") else sql for name, sql in columns.items()
+    )
+    query = f"SELECT {', '.join(chosen)} FROM {rest}"  # noqa: S608
+    with conn.cursor("export", binary=True) as cursor:
         cursor.execute(query.encode(), values)
         while rows := cursor.fetchmany(_ROWS_AT_ONCE):
             yield rows

@@ -93,7 +93,6 @@ def _findings(conn: Conn, month: Month) -> Iterator[Finding]:
 def _archive(here: Session, month: Month, path: Path) -> int:
     from marco_search.errors import ArchiveRefused
     from marco_search.export import archive as files
-    from marco_search.export.archive_check import check_archive
     from marco_search.store.db import allow
     from marco_search.store.seal import archives
 
@@ -107,7 +106,7 @@ def _archive(here: Session, month: Month, path: Path) -> int:
         conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         refuse(list(_findings(conn, month)))
         manifest = files.write(conn, month, path)
-    refuse(list(check_archive(path).findings))
+    refuse(list(files.check_archive(path).findings))
     with here.database.transaction() as conn:
         allow(conn, None)
         return archives.drop(conn, month, manifest)

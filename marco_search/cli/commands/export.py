@@ -14,7 +14,7 @@ import click
 from marco_search.cli.output import echo, json_option, print_json
 
 if TYPE_CHECKING:
-    from marco_search.export.filters import Filter
+    from marco_search.export.tables import Filter
     from marco_search.store.db import Conn
 
 FORMATS = ("jsonl", "parquet", "otlp-json")
@@ -63,7 +63,7 @@ def export(
     if tenant and all_tenants:
         raise click.UsageError("--tenant and --all-tenants exclude each other")
     from marco_search.cli.session import session
-    from marco_search.export.filters import Filter
+    from marco_search.export.tables import Filter
 
     with session(needs_redis=False) as here, _one_moment(here.database.connect()) as conn:
         whose = None if all_tenants else tenant or here.tenant
@@ -123,38 +123,25 @@ def _write(
     text: bool,
 ) -> dict[str, int]:
     """Write the files; rows (or traces) by path."""
-    from marco_search.export import jsonl
-    from marco_search.export.tables import TABLES as STORED
-    from marco_search.export.tables import stream
+    from marco_search.export import tables
 
     if file_format == "otlp-json":
         otlp = _otlp()
-        from marco_search.export.searches import searches
-        from marco_search.export.spans import spans
+        from marco_search.export.spans import traces
 
         path = folder / "traces.jsonl"
-        traces = (list(spans(s, text=text)) for s in searches(conn, chosen))
-        return {str(path): otlp.write(path, traces)}
-    written = {}
-    for name in names:
-        columns = STORED[name].chosen(text=text)
-        rows = stream(conn, name, chosen, text=text)
-        path = folder / f"{name}.{file_format}"
-        if file_format == "parquet":
-            from marco_search.export import parquet
-
-            written[str(path)] = parquet.write(path, columns, rows)
-        else:
-            written[str(path)] = jsonl.write(path, columns, rows)
-    return written
+        return {str(path): otlp.write(path, traces(conn, chosen, text=text))}
+    return {
+        str(path): tables.write(conn, path, name, chosen, file_format=file_format, text=text)
+        for name, path in ((name, folder / f"{name}.{file_format}") for name in names)
+    }
 
 
 def _send(conn: Conn, url: str, chosen: Filter, *, text: bool) -> int:
     otlp = _otlp()
-    from marco_search.export.searches import searches
-    from marco_search.export.spans import spans
+    from marco_search.export.spans import traces
 
-    sent: int = otlp.send(url, (list(spans(s, text=text)) for s in searches(conn, chosen)))
+    sent: int = otlp.send(url, traces(conn, chosen, text=text))
     return sent
 
 

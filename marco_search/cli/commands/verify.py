@@ -127,8 +127,7 @@ def _verify_archives(
     here: Session, folders: Sequence[Path]
 ) -> tuple[dict[str, Any], list[Finding]]:
     from marco_search.audit.findings import Finding
-    from marco_search.export.archive import read_manifest
-    from marco_search.export.archive_check import check_archive
+    from marco_search.export.archive import check_archive, read_manifest
     from marco_search.store.seal import archives
 
     found: list[Finding] = []
