@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from marco_search import settings as settings_module
 from marco_search.errors import PromptTooLong, RuntimeUnavailable, SearchError, SnapshotMismatch
-from marco_search.jobs import Answer, Job, JobResult, ReasoningJob, SearchOptions
-from marco_search.kinds import Kind, kind_of
+from marco_search.jobs import Answer, Job, JobResult, SearchOptions
+from marco_search.kinds import Kind, ReasoningJob, kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Finish, without_room

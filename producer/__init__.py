@@ -10,15 +10,8 @@ A job is stored in Postgres before anything else happens: once `submit` has retu
 be run, whatever becomes of this process, of Redis or of the workers.
 """
 
-from marco_search.jobs import (
-    Answer,
-    Job,
-    JobResult,
-    OpenEndedJob,
-    ReasoningJob,
-    SearchOptions,
-    TranslationJob,
-)
+from marco_search.jobs import Answer, Job, JobResult, SearchOptions
+from marco_search.kinds import OpenEndedJob, ReasoningJob, TranslationJob
 from marco_search.store.queue.dead_letters import DeadLetter
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.queries import JobStatus

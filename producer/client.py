@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from marco_search import settings as settings_module
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, InvalidJob
-from marco_search.jobs import Job, JobResult, parse_job
-from marco_search.jobs.requests import JobBase
-from marco_search.jobs.text import shown
+from marco_search.jobs import Job, JobResult
+from marco_search.jobs.validation import shown
+from marco_search.kinds import parse_job
 from marco_search.locations import database_url as database_location
 from marco_search.locations import redis_url as redis_location
 from marco_search.settings import Settings
@@ -91,7 +91,7 @@ class Producer(Operations):
 
         Raises as `submit` does; a field of a wrong job is named `jobs[N].field`.
         """
-        if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | JobBase | str | bytes):
+        if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
             raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit takes one")
         if batch_id is not None and not isinstance(batch_id, UUID):
             raise InvalidJob("batch_id", f"must be a uuid.UUID, not {shown(batch_id)}")
@@ -104,7 +104,7 @@ class Producer(Operations):
         return self._submit(checked, batch_id)
 
     def _checked(self, job: Job | Mapping[str, Any]) -> Job:
-        checked = job if isinstance(job, JobBase) else parse_job(job)
+        checked = job if isinstance(job, Job) else parse_job(job)
         if self._tenant is not None and checked.tenant not in (None, self._tenant):
             raise InvalidJob(
                 "tenant", f"this producer submits for {self._tenant!r}, not {checked.tenant!r}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from marco_search.errors import JobNotFound
-from marco_search.jobs.text import shown
+from marco_search.jobs.validation import shown
 from marco_search.store.queue.states import JobState
 
 

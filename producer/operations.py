@@ -7,7 +7,8 @@ from enum import Enum
 from uuid import UUID
 
 from marco_search.errors import InvalidJob
-from marco_search.jobs.text import MAX_TENANT_CHARS, flaw, shown
+from marco_search.jobs.requests import MAX_TENANT_CHARS
+from marco_search.jobs.validation import flaw, shown
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters, holds, limits
 from marco_search.store.queue import jobs as store

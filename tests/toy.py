@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from random import Random
 
-from marco_search.runtime.base import Message, RuntimeInfo
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.search.branches import (
     END_OF_OUTPUT,
     END_OF_THOUGHT,
@@ -19,6 +19,7 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
+    Message,
     ReflectionPlacement,
     Segment,
     Token,

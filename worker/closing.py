@@ -10,7 +10,8 @@ import logging
 
 from marco_search import engine
 from marco_search.engine import job_result
-from marco_search.jobs import Job, parse_job
+from marco_search.jobs import Job
+from marco_search.kinds import parse_job
 from marco_search.search.budgets import StopReason
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import claims, deadlines, leases

@@ -14,7 +14,8 @@ from marco_search.errors import (
     RuntimeUnavailable,
     SchemaMismatch,
 )
-from marco_search.jobs import Job, parse_job
+from marco_search.jobs import Job
+from marco_search.kinds import parse_job
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings

@@ -48,7 +48,8 @@ def _another_format(data: bytes) -> str | None:
 
 def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> list[Job]:
     """The jobs in these lines. Raises InvalidBatch if any line is wrong."""
-    from marco_search.jobs import SearchOptions, job_from_json_line
+    from marco_search.jobs import SearchOptions
+    from marco_search.kinds import job_from_json_line
 
     SearchOptions(**options)  # raises InvalidJob once, not for every line
     jobs: list[Job] = []

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from marco_search.cli.render.tree import DrawnNode
 from marco_search.errors import AmbiguousJob, InvalidJob, JobNotFound
-from marco_search.jobs.text import shown
+from marco_search.jobs.validation import shown
 from marco_search.store.db import Conn
 from marco_search.store.reads import queries
 

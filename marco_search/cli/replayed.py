@@ -16,7 +16,7 @@ from marco_search.cli.output import console
 from marco_search.cli.session import Session, session
 from marco_search.engine import SearchPlan
 from marco_search.errors import InvalidJob
-from marco_search.jobs import parse_job
+from marco_search.kinds import parse_job
 from marco_search.replay import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import RuntimeInfo

@@ -67,7 +67,7 @@ def rescore_job(
     from marco_search.evaluation.rescoring import answer_under
     from marco_search.evaluation.rewards import REWARDS
     from marco_search.evaluation.traces import traced
-    from marco_search.jobs import parse_job
+    from marco_search.kinds import parse_job
     from marco_search.search.tree import Tree
 
     with session(needs_redis=False) as here:

@@ -7,18 +7,19 @@ same words wherever it comes from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from marco_search.jobs import Job
+from marco_search.jobs import Job
+from marco_search.kinds import KINDS, own_fields, parse_job
+from marco_search.search.config import DEFAULT_STRATEGY, STRATEGIES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SEARCH = (
-    click.option("--strategy", metavar="NAME", help="auto (default), cot, vote, best-of-n, step, "
-                 "mini-step-64, mini-step-32, mini-step-16 or mini-step-8."),
+    click.option("--strategy", metavar="NAME",
+                 help=f"{', '.join(STRATEGIES)} (default {DEFAULT_STRATEGY})."),
     click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
     click.option("--max-tokens", type=int, metavar="N", help="Generated tokens at most."),
     click.option(
@@ -49,15 +50,18 @@ _NAMES = [
     "early_stop",
 ]
 
+_OWN_FIELDS = [
+    (name, f"{meaning} ({kind.name}).")
+    for kind in KINDS.values()
+    for name, meaning in own_fields(kind).items()
+]
 _KIND = (
     click.option("--kind", default="reasoning", show_default=True, metavar="KIND",
-                 help="reasoning, translation or open_ended."),
-    click.option("--source", metavar="LANG", help="Language of the text (translation)."),
-    click.option("--target", metavar="LANG", help="Language to translate into (translation)."),
-    click.option("--style", metavar="STYLE", help="colloquial or plain (translation)."),
+                 help=f"{', '.join(KINDS)}."),
+    *(click.option(f"--{name.replace('_', '-')}", metavar=name.upper(), help=meaning)
+      for name, meaning in _OWN_FIELDS),
     click.option("--expected", metavar="TEXT", help="The right answer, for the report only."),
 )  # fmt: skip
-_TEXT_FIELD = {"reasoning": "question", "translation": "text", "open_ended": "prompt"}
 
 
 def search_options(command: Command) -> Command:
@@ -84,11 +88,10 @@ def job_from_options(text: str, values: dict[str, Any]) -> Job:
 
     Raises InvalidJob naming the field and the reason.
     """
-    from marco_search.jobs import parse_job
-
     kind = values["kind"]
-    data: dict[str, Any] = {"kind": kind, _TEXT_FIELD.get(kind, "question"): text}
-    for name in ("source", "target", "style", "expected"):
+    subject = KINDS[kind].model.subject_field if kind in KINDS else "question"
+    data: dict[str, Any] = {"kind": kind, subject: text}
+    for name in (*(name for name, _ in _OWN_FIELDS), "expected"):
         if values.get(name) is not None:
             data[name] = values[name]
     if given := given_options(values):

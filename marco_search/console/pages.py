@@ -7,7 +7,7 @@ where it has to wait its turn (see Cache).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from marco_search.console.reader import Cache, Reader
 from marco_search.console.rendering import outline, page
 from marco_search.console.report import html_file
 from marco_search.errors import JobNotFound, QueryRefused
-from marco_search.jobs.results import JobKind
+from marco_search.kinds import KINDS
 from marco_search.render.document import document
 from marco_search.render.svg import svg
 from marco_search.store.queue.states import JobState
@@ -30,7 +30,6 @@ from marco_search.store.reads.listing import LOW_QUANTILE, NARROW_SHARE, JobFilt
 T = TypeVar("T")
 _TREE_FIELDS = ("nodes", "rollouts", "winning_path", "answers")
 STATES = tuple(str(state) for state in JobState)
-KINDS: tuple[str, ...] = get_args(JobKind)
 DOUBTS = {
     "low": f"lowest {LOW_QUANTILE:.0%} of the model's confidences",
     "narrow": f"less than {NARROW_SHARE:.0%} of the vote",
@@ -59,7 +58,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     @routes.get("/jobs")
     def jobs(request: Request) -> Response:
         wanted = _job_filter(request.query_params)
-        values = {"wanted": wanted, "states": STATES, "kinds": KINDS, "doubts": DOUBTS}
+        values = {"wanted": wanted, "states": STATES, "kinds": tuple(KINDS), "doubts": DOUBTS}
         values["link"] = lambda **other: "/jobs" + _query(wanted, **other)
         read = lambda: reader.jobs(wanted)  # noqa: E731  # typed by `html`
         return html(request, "jobs.html", ("jobs", wanted), read, lambda p: values | {"page": p})
@@ -144,7 +143,7 @@ def _job_filter(query: Mapping[str, str]) -> JobFilter:
     for name, value in given.items():
         if len(value) > _LONGEST or "\x00" in value:
             raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
-    for name, known in (("state", STATES), ("kind", KINDS), ("doubt", tuple(DOUBTS))):
+    for name, known in (("state", STATES), ("kind", tuple(KINDS)), ("doubt", tuple(DOUBTS))):
         if given.get(name, known[0]) not in known:
             raise QueryRefused(f"{name}: must be one of {', '.join(known)}")
     for name in {"batch", "before", "after"} & given.keys():

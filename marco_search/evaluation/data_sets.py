@@ -20,7 +20,8 @@ from typing import Any
 
 from marco_search import pocket
 from marco_search.errors import InvalidDataSet, InvalidJob
-from marco_search.jobs import Job, OpenEndedJob, ReasoningJob, TranslationJob
+from marco_search.jobs import Job
+from marco_search.kinds import OpenEndedJob, ReasoningJob, TranslationJob
 
 MGSM_REPOSITORY = "juletxara/mgsm"
 _ARRAY = "an array becomes JSON Lines with jq -c '.[]'"

@@ -1,33 +1,23 @@
-"""Jobs and their results: the types that users of marco-search import."""
+"""Jobs and their results: what every kind of job (marco_search.kinds) has in common."""
 
-from marco_search.jobs.options import Reflection, SearchOptions, Strategy
-from marco_search.jobs.parsing import job_from_json_line, parse_job, payload_hash
 from marco_search.jobs.requests import (
-    JOB_MODELS,
+    MAX_TEXT_CHARS,
     Job,
     MetadataValue,
-    OpenEndedJob,
-    ReasoningJob,
-    TranslationJob,
+    SearchOptions,
+    SearchOptionsDict,
+    payload_hash,
 )
-from marco_search.jobs.results import Answer, JobKind, JobResult
-from marco_search.jobs.text import MAX_TEXT_CHARS
+from marco_search.jobs.results import Answer, JobResult, JobState
 
 __all__ = [
-    "JOB_MODELS",
     "MAX_TEXT_CHARS",
     "Answer",
     "Job",
-    "JobKind",
     "JobResult",
+    "JobState",
     "MetadataValue",
-    "OpenEndedJob",
-    "ReasoningJob",
-    "Reflection",
     "SearchOptions",
-    "Strategy",
-    "TranslationJob",
-    "job_from_json_line",
-    "parse_job",
+    "SearchOptionsDict",
     "payload_hash",
 ]

@@ -1,55 +1,111 @@
-"""The jobs a caller submits. Frozen values; wrong input raises InvalidJob.
+"""What every job has, and how it is to be searched. Frozen; wrong input raises InvalidJob.
 
-`expected` is for reporting only: no prompt and no search ever reads it.
+The kinds of jobs are in `marco_search.kinds`. `expected` is for reporting only: no prompt and
+no search ever reads it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, TypedDict
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from marco_search.jobs.languages import language_code
-from marco_search.jobs.options import Edge, SearchOptions
-from marco_search.jobs.text import (
-    MAX_EXPECTED_CHARS,
-    MAX_KEY_CHARS,
-    MAX_SYSTEM_PROMPT_CHARS,
-    MAX_TENANT_CHARS,
-    MAX_TEXT_CHARS,
-    flaw,
-    nearest,
-    shown,
-)
+from marco_search.jobs.validation import Input, at_most, flaw, nearest, one_of, shown
+from marco_search.search.config import STRATEGIES
+from marco_search.search.rewards import known_rewards
 
-SYSTEM_PROMPT_PRESETS = ("marco-o1",)
-"""Names that `system_prompt` accepts in place of a text (marco_search.kinds.system_prompts)."""
+MAX_TEXT_CHARS = 65_536
+"""Longest question, text or prompt, in characters. The model's context is usually shorter:
+that limit is known only to the runtime and is reported as PromptTooLong."""
+MAX_SYSTEM_PROMPT_CHARS = 16_384
+MAX_EXPECTED_CHARS = 4_096
+MAX_KEY_CHARS = 200
+MAX_TENANT_CHARS = 64
 MAX_EXPIRES_IN_S = 366 * 86_400
 MAX_METADATA_ENTRIES = 32
 MAX_METADATA_CHARS = 1_024  # of one value
+SYSTEM_PROMPT_PRESETS = ("marco-o1",)
+"""Names that `system_prompt` accepts in place of a text (marco_search.kinds.base)."""
 _INT64 = 2**63
+_LARGEST_OFFSET = timedelta(hours=16)
+_NOT_PAYLOAD = {"tenant", "idempotency_key"}  # they name a payload
 
 MetadataValue = str | int | float | bool
+Text = Annotated[str, at_most(MAX_TEXT_CHARS)]
 
 
-def _text(limit: int) -> AfterValidator:
-    def check(text: str) -> str:
-        problem = flaw(text, limit)
-        if problem is not None:
-            # Braces would be read as a template.
-            raise PydanticCustomError("text", "{problem}", {"problem": problem})
-        return text
+class SearchOptions(Input):
+    """Strategy, budgets and sampling of one job. Tokens are generated tokens.
 
-    return AfterValidator(check)
+    None means: as the strategy has it. The expert fields override the strategy.
+    """
+
+    strategy: Annotated[str, one_of(lambda: STRATEGIES)] = Field(
+        "auto", description=f"How the tree is searched (docs/search.md): {', '.join(STRATEGIES)}"
+    )
+    # Budgets
+    rollouts: int = Field(16, ge=1, le=4096, description="Most rollouts (samples, for cot: one)")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most tokens over the whole search; None: no limit"
+    )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Most seconds of searching, queueing not counted. Checked between rounds: "
+        "the current round is finished. None: no limit",
+    )
+    max_new_tokens: int = Field(
+        1024, ge=1, le=131_072, description="Most tokens of one branch; clipped to the context"
+    )
+    # Sampling
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="Of sampling; 0 is greedy. None: as the strategy has it"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="All randomness of the search follows from it")
+    reflection: Literal["never", "branch", "always"] | None = Field(
+        None, description="When a finished thought is reconsidered: never, branch or always"
+    )
+    # Outcome
+    answers: int = Field(
+        3, ge=1, le=100, description="How many of the best distinct answers are returned"
+    )
+    early_stop: bool = Field(True, description="Stop when the vote can't change any more")
+    # Expert
+    exploration: float | None = Field(None, ge=0, le=100, description="c of UCT or PUCT")
+    branching: int | None = Field(None, ge=1, le=256, description="Branches of one fork")
+    width: int | None = Field(None, ge=1, le=256, description="Samples drawn at an inner node")
+    selection: Literal["uct", "puct"] | None = Field(
+        None, description="Formula that chooses the next node: uct or puct"
+    )
+    value: Annotated[str, one_of(known_rewards)] | None = Field(
+        None,
+        description="Reward of a rollout. path: confidence over its whole path, rollout: over its "
+        "own tokens; others in docs/search.md",
+    )
 
 
-Text = Annotated[str, _text(MAX_TEXT_CHARS)]
+class SearchOptionsDict(TypedDict, total=False):
+    """The fields of SearchOptions as keyword arguments."""
 
-
-_LARGEST_OFFSET = timedelta(hours=16)
+    strategy: str
+    rollouts: int
+    max_tokens: int | None
+    max_seconds: float | None
+    max_new_tokens: int
+    temperature: float | None
+    seed: int
+    reflection: Literal["never", "branch", "always"] | None
+    answers: int
+    early_stop: bool
+    exploration: float | None
+    branching: int | None
+    width: int | None
+    selection: Literal["uct", "puct"] | None
+    value: str | None
 
 
 def _moment(value: object) -> object:
@@ -72,14 +128,18 @@ def _moment(value: object) -> object:
     return universal if abs(offset) >= _LARGEST_OFFSET else moment
 
 
-class JobBase(Edge):
-    """What all jobs share."""
+class Job(Input):
+    """What all jobs share. A kind adds its own fields and says which one is its subject."""
 
+    subject_field: ClassVar[str]
+    """The field with the caller's own text."""
+
+    kind: str
     options: SearchOptions = Field(SearchOptions(), description="How it is searched")
-    tenant: Annotated[str, _text(MAX_TENANT_CHARS)] | None = Field(
+    tenant: Annotated[str, at_most(MAX_TENANT_CHARS)] | None = Field(
         None, description="Who it belongs to; None: the producer's tenant"
     )
-    idempotency_key: Annotated[str, _text(MAX_KEY_CHARS)] | None = Field(
+    idempotency_key: Annotated[str, at_most(MAX_KEY_CHARS)] | None = Field(
         None, description="Your name for the request, unique per tenant: submitted twice, it is one"
     )
     priority: Literal["low", "normal", "high"] = Field(
@@ -95,12 +155,17 @@ class JobBase(Edge):
         default_factory=dict,
         description=f"Up to {MAX_METADATA_ENTRIES} names and values of yours, kept with the job",
     )
-    system_prompt: Annotated[str, _text(MAX_SYSTEM_PROMPT_CHARS)] | None = Field(
+    system_prompt: Annotated[str, at_most(MAX_SYSTEM_PROMPT_CHARS)] | None = Field(
         None, description="A text, or the name of a preset (marco-o1); None: as the kind has it"
     )
-    expected: Annotated[str, _text(MAX_EXPECTED_CHARS)] | None = Field(
+    expected: Annotated[str, at_most(MAX_EXPECTED_CHARS)] | None = Field(
         None, description="The right answer, to compare with; no search ever sees it"
     )
+
+    @property
+    def subject(self) -> str:
+        """The caller's own text."""
+        return str(getattr(self, self.subject_field))
 
     @field_validator("metadata", mode="before")
     @classmethod
@@ -149,73 +214,24 @@ def _metadata_flaw(name: object, value: object) -> str | None:
         return f"name {problem}"
     if isinstance(value, str):
         return flaw(value, MAX_METADATA_CHARS) if value else None
-    if isinstance(value, int):
-        return None if -_INT64 <= value < _INT64 else "a whole number beyond 64 bits"
-    if isinstance(value, float):
-        if not abs(value) < float("inf"):
-            return "must be a finite number"
-        # Postgres keeps it as a whole number, which is then too long.
-        return None if -_INT64 <= value < _INT64 else "a number beyond 64 bits; give it as text"
-    return f"must be text, a number, true or false, not {shown(value)}"
+    if not isinstance(value, int | float):
+        return f"must be text, a number, true or false, not {shown(value)}"
+    if not isfinite(value):
+        return "must be a finite number"
+    # Postgres keeps a float as a whole number, too.
+    return None if -_INT64 <= value < _INT64 else "a number beyond 64 bits; give it as text"
 
 
-class ReasoningJob(JobBase):
-    """A question with one right answer: a number, an option, yes or no, a few words."""
+def payload_hash(job: Job) -> str:
+    """SHA-256 (hex) of the job's canonical JSON.
 
-    kind: Literal["reasoning"] = Field("reasoning", description="Says which kind of job it is")
-    question: Text = Field(description="The question")
-
-    @property
-    def subject(self) -> str:
-        """The caller's own text."""
-        return self.question
-
-
-class TranslationJob(JobBase):
-    """A text to translate. Languages by code or name; they are kept as codes."""
-
-    kind: Literal["translation"] = Field("translation", description="Says which kind of job it is")
-    text: Text = Field(description="The text to translate")
-    source: str = Field("zh", description="Language of the text")
-    target: str = Field("en", validate_default=True, description="Language to translate into")
-    style: Literal["colloquial", "plain"] = Field(
-        "colloquial", description="colloquial: as people say it; plain: close to the text"
-    )
-
-    @field_validator("source", "target")
-    @classmethod
-    def _known_language(cls, value: str) -> str:
-        return language_code(value)
-
-    @field_validator("target")
-    @classmethod
-    def _two_languages(cls, value: str, info: ValidationInfo) -> str:
-        if value == info.data.get("source"):
-            raise ValueError(f"the same language as source ({value}); give two languages")
-        return value
-
-    @property
-    def subject(self) -> str:
-        """The caller's own text."""
-        return self.text
-
-
-class OpenEndedJob(JobBase):
-    """A prompt that several different answers may satisfy."""
-
-    kind: Literal["open_ended"] = Field("open_ended", description="Says which kind of job it is")
-    prompt: Text = Field(description="The prompt")
-
-    @property
-    def subject(self) -> str:
-        """The caller's own text."""
-        return self.prompt
-
-
-Job = ReasoningJob | TranslationJob | OpenEndedJob
-JOB_MODELS: dict[str, type[ReasoningJob] | type[TranslationJob] | type[OpenEndedJob]] = {
-    "reasoning": ReasoningJob,
-    "translation": TranslationJob,
-    "open_ended": OpenEndedJob,
-}
-"""Job kind to its model."""
+    Tenant and idempotency key are left out: they name the payload. Fields at their default
+    are left out too, so that a field added later does not change the hash of old payloads.
+    """
+    payload = job.model_dump(mode="json", exclude=_NOT_PAYLOAD, exclude_defaults=True)
+    payload["kind"] = job.kind
+    # An `options` that was spelt out with defaults is the same as none.
+    if not payload.get("options"):
+        payload.pop("options", None)
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import StrEnum
 
 from pydantic import ConfigDict, Field
 
-from marco_search.jobs.options import Described
+from marco_search.jobs.validation import Described
 
-JobKind = Literal["reasoning", "translation", "open_ended"]
+
+class JobState(StrEnum):
+    """Where a job stands (marco_search.store.queue.states has the transitions)."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
 
 
 class Answer(Described):
@@ -34,8 +44,8 @@ class JobResult(Described):
     model_config = ConfigDict(frozen=True)
 
     job_id: str | None = Field(None, description="None for a search that was never stored")
-    kind: JobKind = Field(description="reasoning, translation or open_ended")
-    state: str = Field(description="succeeded, failed, cancelled, expired or dead")
+    kind: str = Field(description="Which kind of job it was")
+    state: JobState = Field(description="succeeded, failed, cancelled, expired or dead")
     answers: tuple[Answer, ...] = Field((), description="The best first")
     strategy: str = Field(description="How it was to be searched")
     stop_reason: str | None = Field(None, description="Why the search ended")

@@ -1,4 +1,12 @@
-"""What every job kind can do: ask the model, and read an answer out of its turn."""
+"""What every job kind can do: ask the model, and read an answer out of its turn.
+
+A turn is `<Thought> ... </Thought> <Output> ... </Output>`. It may begin inside the thought (its
+opening tag is put in by the search, see `Kind.assistant_prefix`), and models leave tags out:
+
+- The output is the last closed <Output> block: after a reflection, the later one counts.
+- An <Output> left open runs to the end of the turn; without one, the text after </Thought> is
+  the output; without that either, the whole turn is.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +16,41 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from marco_search.jobs import Job
-from marco_search.kinds.answers.sections import output_of, thought_of
-from marco_search.kinds.system_prompts import system_prompt
-from marco_search.runtime.base import Message
+from marco_search.search.branches import Message
 
 JobT = TypeVar("JobT", bound=Job)
+
+THOUGHT, END_THOUGHT = "<Thought>", "</Thought>"
+OUTPUT, END_OUTPUT = "<Output>", "</Output>"
+TURN_END = ("<|im_end|>", "<|endoftext|>")
+"""Special tokens that a runtime may leave at the end of the text."""
+
+SYSTEM_PROMPTS = {
+    "marco-o1": (
+        "你是 Marco-o1，一个训练有素的 AI 助手，"
+        "由阿里巴巴国际数字商业集团的 AI Business 团队研发。\n\n"
+        "## 回答格式\n"
+        "先思考，再作答。思考过程写在 <Thought> 标签内，最终结果写在 <Output> 标签内。\n"
+        "<Thought> 内尽量使用英文；引用原文时保留原文的语言，数学内容用 markdown 书写。\n"
+        "<Output> 内使用用户提问所用的语言。\n"
+    )
+}
+"""Preset name to text. "marco-o1": our wording of what the deployed Marco-o1 is told."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractedAnswer:
     """An answer found in an Output part."""
 
-    key: str  # normalised: votes are counted on it
-    display: str  # as a reader should see it
+    key: str  #: normalised: votes are counted on it
+    display: str  #: as a reader should see it
 
 
 class Kind(ABC, Generic[JobT]):
-    """One job kind. Stateless and pure.
+    """One job kind. Stateless and pure. `text` is always the assistant's turn."""
 
-    `text` is always the assistant's turn, with or without the leading "<Thought>" tag;
-    `finished` says whether the model ended it itself (marco_search.kinds.sections has the
-    rules for turns without all their tags).
-    """
-
-    name: ClassVar[str]
+    model: type[JobT]
+    """Its jobs. The kind's name is the default of their `kind`."""
     assistant_prefix: ClassVar[str] = "<Thought>\n"
     """Put after the rendered prompt, so that the turn begins inside the thought."""
     answer_width: ClassVar[int] = 3
@@ -39,9 +58,14 @@ class Kind(ABC, Generic[JobT]):
     one_answer: ClassVar[bool] = False
     """Whether one answer is right. If so a strategy may reflect and stop at a clear lead."""
 
-    @abstractmethod
+    @property
+    def name(self) -> str:
+        """What jobs of this kind have as their `kind`."""
+        return str(self.model.model_fields["kind"].default)
+
     def user_turn(self, job: JobT) -> str:
-        """The text of the user's turn. Never reads `job.expected`."""
+        """The text of the user's turn; here the subject as it is. Never reads `job.expected`."""
+        return job.subject
 
     @abstractmethod
     def read(self, output: str) -> ExtractedAnswer | None:
@@ -49,26 +73,35 @@ class Kind(ABC, Generic[JobT]):
 
     def messages(self, job: JobT) -> list[Message]:
         """The chat prompt: the job's system prompt, if it has one, and the user's turn."""
-        system = system_prompt(job.system_prompt)
-        turns = [] if system is None else [Message(role="system", content=system)]
-        return [*turns, Message(role="user", content=self.user_turn(job))]
+        system = job.system_prompt
+        turns = [] if system is None else [("system", SYSTEM_PROMPTS.get(system, system))]
+        turns.append(("user", self.user_turn(job)))
+        return [Message(role=role, content=content) for role, content in turns]
 
     def thought(self, text: str) -> str:
-        """The Thought part of a turn, without its tags."""
-        return thought_of(text)
+        """The Thought part alone: up to </Thought>, else to <Output>, else to the end."""
+        body = _trimmed(text).lstrip().removeprefix(THOUGHT)
+        # A thought that went on after it was closed runs to its last end.
+        end = body.rfind(END_THOUGHT)
+        if end < 0:
+            end = body.find(OUTPUT)
+        return (body if end < 0 else body[:end]).strip()
 
-    def output(self, text: str, *, finished: bool = True) -> str | None:
-        """The Output part of a turn, without its tags; None if there is none."""
-        return output_of(text, finished=finished)
+    def output(self, text: str) -> str | None:
+        """The Output part alone; None if there is none or it is empty."""
+        end = text.rfind(END_OUTPUT)
+        start = text.rfind(OUTPUT, 0, end) if end >= 0 else -1
+        part = text[start + len(OUTPUT) : end] if start >= 0 else _open_output(_trimmed(text))
+        return part.strip() or None
 
-    def answer(self, text: str, *, finished: bool = True) -> ExtractedAnswer | None:
+    def answer(self, text: str) -> ExtractedAnswer | None:
         """The answer in a turn; None if there is none."""
-        output = self.output(text, finished=finished)
+        output = self.output(text)
         return None if output is None else self.read(output)
 
-    def answer_key(self, text: str, *, finished: bool = True) -> str | None:
+    def answer_key(self, text: str) -> str | None:
         """The key of the answer in a turn: what a search counts votes on."""
-        found = self.answer(text, finished=finished)
+        found = self.answer(text)
         return None if found is None else found.key
 
     def merge(self, answers: Sequence[tuple[str, float]]) -> list[str]:
@@ -82,3 +115,22 @@ class Kind(ABC, Generic[JobT]):
         """Whether two answers, both written as an Output part would be, are the same one."""
         a, b = self.read(found), self.read(expected)
         return a is not None and b is not None and a.key == b.key
+
+
+def _open_output(text: str) -> str:
+    after_thought = text.rfind(END_THOUGHT)
+    start = text.rfind(OUTPUT)
+    if start > after_thought:
+        part = text[start + len(OUTPUT) :]
+    elif after_thought >= 0:
+        part = text[after_thought + len(END_THOUGHT) :]
+    else:
+        part = text.lstrip().removeprefix(THOUGHT)
+    return part.removesuffix(END_OUTPUT)
+
+
+def _trimmed(text: str) -> str:
+    text = text.rstrip()
+    for token in TURN_END:
+        text = text.removesuffix(token).rstrip()
+    return text

@@ -2,35 +2,43 @@
 
 Two outputs are the same solution if their normalised texts share most of their character
 trigrams: Jaccard index |A and B| / |A or B| >= NEAR. Trigrams need no word boundaries, so
-the rule is the same for Chinese. A changed word keeps two texts together; another idea, told
-in other words, keeps them apart. A meaning told in quite other words counts as different.
+the rule is the same for Chinese. A changed word keeps two texts together; another idea in other
+words keeps them apart, and so does the same idea in quite other words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
-from marco_search.jobs import OpenEndedJob
-from marco_search.kinds.answers.fold import text_key
+from pydantic import Field
+
+from marco_search.jobs import Job
+from marco_search.jobs.requests import Text
+from marco_search.kinds.answers.fold import text_answer, text_key
 from marco_search.kinds.base import ExtractedAnswer, Kind
 
 NEAR = 0.6
 """Least Jaccard index of near-duplicates."""
 
 
+class OpenEndedJob(Job):
+    """A prompt that several different answers may satisfy."""
+
+    subject_field: ClassVar[str] = "prompt"
+
+    kind: Literal["open_ended"] = Field("open_ended", description="Says which kind of job it is")
+    prompt: Text = Field(description="The prompt")
+
+
 class OpenEnded(Kind[OpenEndedJob]):
     """An open-ended answer is its whole Output; near-duplicates are one solution."""
 
-    name = "open_ended"
-
-    def user_turn(self, job: OpenEndedJob) -> str:
-        """The prompt as it is."""
-        return job.prompt
+    model = OpenEndedJob
 
     def read(self, output: str) -> ExtractedAnswer | None:
         """The whole output."""
-        key = text_key(output)
-        return ExtractedAnswer(key, output.strip()) if key else None
+        return text_answer(output)
 
     def merge(self, answers: Sequence[tuple[str, float]]) -> list[str]:
         """Each pair counts under the key of the most confident member of its cluster."""

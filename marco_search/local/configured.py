@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from marco_search.jobs.text import nearest
+from marco_search.jobs.validation import nearest
 from marco_search.local.finding import Finding
 from marco_search.settings import Settings, console_refusal, worker_refusal
 

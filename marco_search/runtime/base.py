@@ -11,15 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from marco_search.search.branches import Branch, Expansion
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One turn of a chat prompt. `role` is "system", "user" or "assistant"."""
-
-    role: str
-    content: str
+from marco_search.search.branches import Branch, Expansion, Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from marco_search.errors import PromptTooLong
-from marco_search.runtime.base import Message, RuntimeInfo
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.program import run_expansion
 from marco_search.runtime.quoting import quoting
-from marco_search.search.branches import Branch, Expansion, without_room
+from marco_search.search.branches import Branch, Expansion, Message, without_room
 
 _MAX_PROGRAMS = 64
 """Expansions run at once; each holds a thread while it waits for its children."""

@@ -22,6 +22,14 @@ REFLECTION_PHRASE = "Wait! Maybe I made some mistakes! I need to rethink from sc
 """The reflection prompt of Marco-o1, section 5."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a chat prompt. `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
 class ReflectionPlacement(StrEnum):
     """Where a branch gets the reflection phrase."""
 

@@ -20,7 +20,8 @@ from uuid import UUID, uuid4
 from psycopg.sql import SQL, Composed, Identifier
 
 from marco_search import schema
-from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import (
     REFLECTION_PHRASE,
     Branch,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marco_search import pocket
-from marco_search.jobs import ReasoningJob
-from marco_search.kinds import kind_of
+from marco_search.kinds import ReasoningJob, kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, BranchRequest, Expansion
 from marco_search.search.rewards import confidences

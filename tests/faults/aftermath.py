@@ -11,7 +11,7 @@ from random import Random
 from uuid import UUID
 
 from marco_search import engine
-from marco_search.jobs import parse_job
+from marco_search.kinds import parse_job
 from marco_search.runtime import open_runtime
 from marco_search.search.tree import Rollout
 from marco_search.settings import Settings

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from marco_search.errors import MarcoError
-from marco_search.jobs import ReasoningJob
+from marco_search.kinds import ReasoningJob
 from marco_search.store.queue.states import FINAL
 from producer import Producer
 from tests.faults.kinds import FAULTS, Context, Hit

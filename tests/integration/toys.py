@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from marco_search.broker import Publisher
-from marco_search.jobs import Job, ReasoningJob
+from marco_search.jobs import Job
+from marco_search.kinds import ReasoningJob
 from marco_search.runtime.base import Runtime
 from marco_search.search.actions import Action
 from marco_search.search.branches import Branch, Expansion

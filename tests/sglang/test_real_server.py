@@ -15,7 +15,8 @@ import pytest
 import requests
 
 from marco_search.errors import PromptTooLong
-from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import (

@@ -27,20 +27,20 @@ from marco_search.audit.v1.payload import hashes
 from marco_search.audit.v1.rollouts import _branch_seed
 from marco_search.audit.v1.rows import AnswerRow, RolloutRow
 from marco_search.audit.v1.votes import check_answers
-from marco_search.jobs import SearchOptions, parse_job, payload_hash
-from marco_search.jobs.requests import JOB_MODELS
-from marco_search.kinds import KINDS
+from marco_search.jobs import SearchOptions, payload_hash
+from marco_search.kinds import KINDS, parse_job
 from marco_search.search.mcts import branch_seed
 from marco_search.search.votes import Candidate, rank
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 JOB_ID = UUID(int=1)
+MODELS = [kind.model for kind in KINDS.values()]
 APART = {"tenant", "idempotency_key", "expected"}
 
 
 def test_the_newest_format_knows_the_default_of_every_field() -> None:
     fields, options = FORMATS[NEWEST].payload
-    models = [(options, SearchOptions)] + [(fields, model) for model in JOB_MODELS.values()]
+    models = [(options, SearchOptions)] + [(fields, model) for model in MODELS]
     for known, model in models:
         for name, field in model.model_fields.items():
             if name in ("options", "tenant", "idempotency_key", "kind") or field.is_required():

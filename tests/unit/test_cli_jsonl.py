@@ -11,7 +11,7 @@ import pytest
 
 from marco_search.cli.jsonl import parse_lines, read_jobs
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
-from marco_search.jobs import ReasoningJob, TranslationJob
+from marco_search.kinds import ReasoningJob, TranslationJob
 
 GOOD = b'{"kind": "reasoning", "question": "What is 1+1?"}'
 

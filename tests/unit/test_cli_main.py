@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import pytest
@@ -18,7 +18,9 @@ from marco_search import settings as settings_module
 from marco_search.cli import main as main_module
 from marco_search.cli.main import COMMANDS, cli, main
 from marco_search.errors import MarcoError
-from marco_search.jobs import JOB_MODELS, Reflection, SearchOptions, Strategy
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import KINDS
+from marco_search.search.config import STRATEGIES, ReflectionPolicy
 from tests.toy import ToyRuntime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,7 +266,7 @@ def test_help_names_every_strategy_kind_and_way_to_reflect() -> None:
     assert command is not None
     helps = " ".join(p.help or "" for p in command.params if isinstance(p, click.Option))
     named = set(re.findall(r"[a-z][\w-]*", helps))
-    assert {*get_args(Strategy), *get_args(Reflection), *JOB_MODELS} <= named
+    assert {*STRATEGIES, *ReflectionPolicy, *KINDS} <= named
     for name in ("strategy", "rollouts", "answers"):
         default = getattr(SearchOptions(), name)
         assert re.search(rf"{default} \(default\)|\(default {default}\)", helps), name

@@ -8,7 +8,8 @@ import pytest
 
 from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import PromptTooLong
-from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import Branch, Expansion, Finish
 from tests.toy import ToyRuntime
 

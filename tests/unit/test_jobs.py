@@ -13,20 +13,22 @@ from pydantic import BaseModel
 
 from marco_search.errors import InvalidJob
 from marco_search.jobs import (
-    JOB_MODELS,
     MAX_TEXT_CHARS,
     Answer,
     Job,
     JobResult,
+    SearchOptions,
+    payload_hash,
+)
+from marco_search.kinds import (
+    KINDS,
     OpenEndedJob,
     ReasoningJob,
-    SearchOptions,
     TranslationJob,
     job_from_json_line,
     parse_job,
-    payload_hash,
 )
-from marco_search.jobs.languages import NAMES
+from marco_search.kinds.translation import LANGUAGES
 from marco_search.search.config import STRATEGIES
 
 QUESTION = {"kind": "reasoning", "question": "2+2?"}
@@ -188,7 +190,7 @@ def test_languages_by_code_or_name(name: str, code: str) -> None:
 
 
 def test_every_language_can_be_named_both_ways() -> None:
-    for code, name in NAMES.items():
+    for code, name in LANGUAGES.items():
         target = "en" if code != "en" else "fr"
         assert TranslationJob(text="a", source=code, target=target).source == code
         assert TranslationJob(text="a", source=name, target=target).source == code
@@ -309,7 +311,7 @@ def test_a_result_without_answers_has_no_answer() -> None:
 
 
 def test_kinds_have_models() -> None:
-    assert set(JOB_MODELS) == {"reasoning", "translation", "open_ended"}
+    assert set(KINDS) == {"reasoning", "translation", "open_ended"}
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,9 @@ def test_a_deadline_that_no_clock_reaches_is_refused(text: str) -> None:
         parse_job({"kind": "reasoning", "question": "?1", "deadline": text})
 
 
-@pytest.mark.parametrize("model", [SearchOptions, *JOB_MODELS.values(), JobResult, Answer])
+@pytest.mark.parametrize(
+    "model", [SearchOptions, *(kind.model for kind in KINDS.values()), JobResult, Answer]
+)
 def test_help_and_schema_say_what_each_field_means(model: type[BaseModel]) -> None:
     shown = pydoc.plain(pydoc.render_doc(model))
     for name, schema in model.model_json_schema()["properties"].items():

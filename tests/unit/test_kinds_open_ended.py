@@ -7,11 +7,10 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.jobs import OpenEndedJob
-from marco_search.kinds import kind_of
+from marco_search.kinds import OpenEndedJob, kind_of
 from marco_search.kinds.answers.fold import text_key
 from marco_search.kinds.open_ended import NEAR, cluster, similarity, trigrams
-from marco_search.runtime.base import Message
+from marco_search.search.branches import Message
 
 JOB = OpenEndedJob(prompt="How can I remember my passwords?", expected="secret")
 KIND = kind_of(JOB)

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.jobs import ReasoningJob
-from marco_search.kinds import KINDS, kind_of
-from marco_search.kinds.system_prompts import PRESETS
-from marco_search.runtime.base import Message
+from marco_search.kinds import KINDS, ReasoningJob, kind_of
+from marco_search.kinds.base import SYSTEM_PROMPTS
+from marco_search.search.branches import Message
 
 KIND = KINDS["reasoning"]
 
@@ -198,7 +197,7 @@ def test_the_expected_answer_never_reaches_the_prompt() -> None:
 def test_system_prompts() -> None:
     preset = KIND.messages(ReasoningJob(question="a", system_prompt="marco-o1"))
     assert [m.role for m in preset] == ["system", "user"]
-    assert preset[0].content == PRESETS["marco-o1"]
+    assert preset[0].content == SYSTEM_PROMPTS["marco-o1"]
     for part in ("Marco-o1", "<Thought>", "<Output>", "英文"):
         assert part in preset[0].content
     own = KIND.messages(ReasoningJob(question="a", system_prompt="Be brief."))

@@ -13,7 +13,7 @@ TURN = "<Thought>\n1+1=2\n</Thought>\n<Output>\nThe answer is 2.\n</Output>"
 
 def test_a_whole_turn() -> None:
     assert KIND.thought(TURN) == "1+1=2"
-    assert KIND.output(TURN) == KIND.output(TURN, finished=False) == "The answer is 2."
+    assert KIND.output(TURN) == "The answer is 2."
     assert KIND.answer_key(TURN) == "2"
 
 
@@ -21,20 +21,6 @@ def test_the_opening_tag_may_be_part_of_the_prompt() -> None:
     rest = TURN.removeprefix(KIND.assistant_prefix)
     assert KIND.thought(rest) == KIND.thought(TURN)
     assert KIND.answer(rest) == KIND.answer(TURN)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<Thought>\n1+1=2\n</Thought>\n<Output>\nThe answer is 12",
-        "<Thought>\n1+1=2\n</Thought>\nThe answer is 12",
-        "<Thought>\n1+1=2",
-        "",
-    ],
-)
-def test_half_an_answer_is_none(text: str) -> None:
-    assert KIND.output(text, finished=False) is None
-    assert KIND.answer(text, finished=False) is None
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from marco_search.jobs import TranslationJob
-from marco_search.kinds import kind_of
-from marco_search.runtime.base import Message
+from marco_search.kinds import TranslationJob, kind_of
+from marco_search.search.branches import Message
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from marco_search.engine import FinishedSearch, NullJournal, make_plan, run_search
 from marco_search.errors import ModelRefused
-from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.replay import Replayed, replay
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime

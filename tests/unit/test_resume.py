@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marco_search import engine
-from marco_search.jobs import ReasoningJob
+from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import Branch, Expansion
 from marco_search.search.budgets import StopReason
 from marco_search.search.tree import Round

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from marco_search.kinds.base import ExtractedAnswer
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
@@ -147,3 +149,9 @@ def text_key(text: str) -> str:
 
 
 _OUTER = " \t\n.,;:!?。、·…\"'*_`~#"
+
+
+def text_answer(output: str) -> ExtractedAnswer | None:
+    """The whole of an output as an answer; None if nothing of it counts."""
+    key = text_key(output)
+    return ExtractedAnswer(key, output.strip()) if key else None

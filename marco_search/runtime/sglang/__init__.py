@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from marco_search.errors import InvalidSettings, ModelRefused
-from marco_search.runtime.base import Message, RuntimeInfo
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.chat import render_chatml
 from marco_search.runtime.fork_runtime import ForkRuntime
 from marco_search.runtime.sglang.backend import EndpointBackend
 from marco_search.runtime.sglang.http import Access
 from marco_search.runtime.sglang.pool import Pool
 from marco_search.runtime.sglang.server import Server
+from marco_search.search.branches import Message
 from marco_search.settings import Settings, is_host
 
 __all__ = ["open_endpoint"]

@@ -22,6 +22,7 @@ from marco_search.errors import JobNotFound
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S, new_job_id
+from marco_search.store.queue.states import SUBJECT
 
 
 class DeadLetter(BaseModel):
@@ -45,12 +46,12 @@ class DeadLetter(BaseModel):
 
 _LETTERS = """
     SELECT id AS job_id, tenant, kind, state,
-        coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt') AS subject,
+        SUBJECT AS subject,
         created_at, finished_at, attempts, failures, losses, rounds,
         coalesce(last_error, '{}') AS error
     FROM jobs WHERE state IN ('failed', 'dead')
         AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-"""
+""".replace("SUBJECT", SUBJECT)
 
 
 def letters(

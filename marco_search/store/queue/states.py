@@ -15,20 +15,9 @@ again: an operator may requeue such a job.
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 
-
-class JobState(StrEnum):
-    """Where a job stands."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    DEAD = "dead"
-
+from marco_search.jobs.results import JobState as JobState
+from marco_search.kinds import subject_fields
 
 GIVEN_UP = (JobState.FAILED, JobState.DEAD)
 """States of the dead letters: only an operator takes a job out of them."""
@@ -38,6 +27,9 @@ FINAL = (JobState.SUCCEEDED, JobState.CANCELLED, JobState.EXPIRED, *GIVEN_UP)
 
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 """A job's priority as stored."""
+
+SUBJECT = f"coalesce({', '.join(f"payload ->> '{name}'" for name in subject_fields())})"
+"""What a job of any kind asks, in SQL."""
 
 CHANNEL = "marco_jobs"
 """NOTIFY channel: the id of each job that reached a final state."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from marco_search import schema
+from marco_search.store.queue.states import SUBJECT
 from marco_search.store.views.view import selected, stored
-
-SUBJECT = "coalesce(payload ->> 'question', payload ->> 'text', payload ->> 'prompt')"
-"""What a job of any kind asks, in SQL."""
 
 # The quantile says where a confidence lies among those that the model gives: absolute values
 # differ from model to model and lie close together. Of the latest 10,000 jobs with an answer, so

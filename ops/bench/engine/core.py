@@ -11,9 +11,9 @@ from typing import Any
 
 from marco_search import engine
 from marco_search.engine import NullJournal
-from marco_search.runtime.base import Message, RuntimeInfo
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.reply import read_completion
-from marco_search.search.branches import Branch, Expansion, Finish, Segment
+from marco_search.search.branches import Branch, Expansion, Finish, Message, Segment
 from ops.bench.engine import texts
 from ops.bench.engine.searches import job
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from marco_search import engine
-from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Finish

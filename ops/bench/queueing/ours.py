@@ -9,7 +9,7 @@ from collections.abc import Callable
 from psycopg import Connection, connect
 from redis import Redis
 
-from marco_search.jobs import ReasoningJob
+from marco_search.kinds import ReasoningJob
 from ops.bench.queueing import instant, plain
 from ops.bench.queueing.place import Place, cpu_s, running, until
 from producer import Producer

@@ -17,8 +17,8 @@ from marco_search.evaluation.report import require_few_failed, row
 from marco_search.evaluation.run import Progress, Recipe, run
 from marco_search.evaluation.traces import read
 from marco_search.jobs import SearchOptions
-from marco_search.runtime.base import Message, RuntimeInfo
-from marco_search.search.branches import Branch, Expansion, Finish
+from marco_search.runtime.base import RuntimeInfo
+from marco_search.search.branches import Branch, Expansion, Finish, Message
 from tests.toy import ToyRuntime
 
 SECRET = "98765431"

@@ -9,14 +9,15 @@ import pytest
 
 from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailable
-from marco_search.jobs import ReasoningJob, SearchOptions
-from marco_search.runtime.base import Message
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import (
     END_OF_THOUGHT,
     REFLECTION_PHRASE,
     BranchRequest,
     Expansion,
     Finish,
+    Message,
     ReflectionPlacement,
 )
 from tests.unit.runtime.sglang_server import FIRST_CHARACTER, Server, expansion, runtime, serving

@@ -13,7 +13,8 @@ import pytest
 
 from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
-from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.runtime.sglang import http
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.budgets import StopReason

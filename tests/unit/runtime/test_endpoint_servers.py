@@ -9,7 +9,8 @@ import pytest
 
 from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import ModelRefused
-from marco_search.jobs import ReasoningJob, SearchOptions
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
 from marco_search.runtime.sglang.calls import Call
 from marco_search.runtime.sglang.limits import Limiter
 from marco_search.runtime.sglang.server import DEFAULT_CONTEXT_TOKENS

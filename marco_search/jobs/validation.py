@@ -1,0 +1,202 @@
+"""Checks on what a caller hands in, and the words in which it is refused.
+
+Text that passes can be stored by Postgres (no NUL, no lone surrogate) and is not blank.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from marco_search.errors import InvalidJob
+
+WHOLE = "job"
+"""The field named where the value as a whole is wrong."""
+_LONGEST_NAME = 60  # of a field or a value that a message repeats
+_SURROGATE = (
+    "not valid Unicode: a lone surrogate{}; decode the source as UTF-8 before submitting it"
+)
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "dict_type": "an object of names and values",
+    "model_type": "an object of names and values",
+    "model_attributes_type": "an object of names and values",
+}
+
+
+class Described(BaseModel):
+    """A model whose docstring, so `help()` too, ends with what its fields mean."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **named: Any) -> None:
+        super().__pydantic_init_subclass__(**named)
+        fields = [f"{n}: {f.description}" for n, f in cls.model_fields.items() if f.description]
+        cls.__doc__ = "\n    ".join([f"{(cls.__doc__ or '').rstrip()}\n\n    Fields:", *fields])
+
+
+class Input(Described):
+    """Base of what callers hand in: frozen, strict, and wrong input raises InvalidJob."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise invalid_job(cls, error) from None
+        except InvalidJob as error:
+            # SearchOptions is the only model inside another one, under this name.
+            field = "options" if error.field == WHOLE else f"options.{error.field}"
+            raise InvalidJob(field, error.reason) from None
+
+
+def invalid_job(model: type[BaseModel], error: ValidationError) -> InvalidJob:
+    """InvalidJob for the first thing that is wrong; further wrong fields are named after it."""
+    first, *rest = error.errors(include_url=False)
+    field, reason = _field(first), _reason(model, first)
+    others = [name for name in dict.fromkeys(map(_field, rest)) if name != field]
+    if others:
+        reason += f" (also wrong: {', '.join(others[:5])})"
+    return InvalidJob(field, reason)
+
+
+def _field(error: ErrorDetails) -> str:
+    return ".".join(shortened(str(part)) for part in error["loc"]) or WHOLE
+
+
+def _reason(model: type[BaseModel], error: ErrorDetails) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind in _BOUNDS:
+        words, name = _BOUNDS[kind]
+        bound = context[name]
+        bound = int(bound) if bound == int(bound) else bound
+        return f"must be {words} {bound:,}, not {shown(value)}"
+    if kind in _EXPECTED:
+        return f"must be {_EXPECTED[kind]}, not {shown(value)}"
+    if kind == "missing":
+        unknown = [str(name) for name in value or () if name not in model.model_fields]
+        return f"missing; it is required{hint(error['loc'][-1], unknown)}"
+    if kind == "extra_forbidden":
+        fields = list(model.model_fields)
+        meant = hint(error["loc"][-1], fields) or "."
+        return f"unknown field{meant} Known fields: {', '.join(fields)}"
+    if kind == "literal_error":  # its "expected" is "'a', 'b' or 'c'"
+        words = context["expected"].replace(" or ", ", ")
+        return unknown_value(value, [word.strip(" '") for word in words.split(",")])
+    if kind == "string_unicode":
+        return _SURROGATE.format("")
+    return error["msg"].removeprefix("Value error, ")
+
+
+def unknown_value(value: object, known: Iterable[str]) -> str:
+    """Why a value that is none of `known` is refused."""
+    names = list(known)
+    return f"unknown value {shown(value)}; use one of: {', '.join(names)}{hint(value, names)}"
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """A check that a text is one of a registry's names."""
+
+    def check(value: str) -> str:
+        if value not in names():
+            raise ValueError(unknown_value(value, names()))
+        return value
+
+    return AfterValidator(check)
+
+
+def at_most(limit: int) -> AfterValidator:
+    """A check that a text can be used and has no more than `limit` characters."""
+
+    def check(text: str) -> str:
+        problem = flaw(text, limit)
+        if problem is not None:
+            # Braces would be read as a template.
+            raise PydanticCustomError("text", "{problem}", {"problem": problem})
+        return text
+
+    return AfterValidator(check)
+
+
+def flaw(text: str, limit: int) -> str | None:
+    """Why `text` can't be used (blank, longer than `limit` characters, NUL, lone surrogate).
+
+    None if it can.
+    """
+    if len(text) > limit:
+        return f"too long: {len(text):,} characters, at most {limit:,} are allowed"
+    if "\x00" in text:
+        return f"holds a NUL character at position {text.index(chr(0))}; remove it"
+    lone = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+    if lone is not None:
+        return _SURROGATE.format(f" at position {lone}")
+    if not any(unicodedata.category(c)[0] not in "ZC" for c in text):
+        return "empty or blank; give some text"
+    return None
+
+
+def decode_utf8(data: bytes, field: str) -> str:
+    """`data` as text, without a leading byte order mark.
+
+    Raises InvalidJob naming `field` and the first byte that is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise InvalidJob(
+            field,
+            f"not valid UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            "save the file as UTF-8",
+        ) from None
+
+
+def nearest(word: object, known: Iterable[str]) -> str | None:
+    """The entry of `known` that `word` was most likely meant to be, if any is close."""
+    text = str(word)
+    if len(text) > _LONGEST_NAME:  # difflib takes seconds for a megabyte
+        return None
+    close = difflib.get_close_matches(text.casefold(), list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def hint(word: object, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" or nothing, to end a message with."""
+    close = nearest(word, known)
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """`value` for a message: its repr, cut short."""
+    if isinstance(value, str | bytes):
+        value = value[: _LONGEST_NAME + 1]
+    return shortened(repr(value) if not isinstance(value, str) else ascii(value))
+
+
+def shortened(name: str) -> str:
+    """`name` for a message: cut short if it is longer than any of ours."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."

@@ -1,0 +1,274 @@
+"""Reads the one right answer of a reasoning job out of its Output part.
+
+The answer is looked for in this order: \\boxed{...}; after "the answer is", "答案是", "####"
+or the like (the last of them); option letters that begin the output ("(D) 27 sec", "A, C"); a
+leading yes or no; the only bold phrase; the first line, if it is a number with its unit;
+the last term meant as a result (marco_search.kinds.answers.candidates), in words where there are no
+digits; else the whole output as text. Code is always taken as text.
+
+A numeral is taken whole or not at all (marco_search.kinds.answers.terms), and the key of an
+answer is read as itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from marco_search.kinds.answers.candidates import candidates, is_free, last_meant
+from marco_search.kinds.answers.chinese_numbers import DIGIT_CHARS
+from marco_search.kinds.answers.fold import fold, plain, text_answer, text_key
+from marco_search.kinds.answers.numbers import number_key, parse_number
+from marco_search.kinds.answers.terms import Term
+from marco_search.kinds.base import ExtractedAnswer
+
+_BOXED = re.compile(r"\\f?boxed\s*")
+_MARKER = re.compile(
+    r"(?:\b(?<!no )(?:answer|result|solution|option|choice)\b"
+    r"(?: to [^.\n]{1,60}?\s(?:is|was|are|equals)"
+    r"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be))(?: (?:that|therefore|thus)\b)?"
+    r"|(?:答案|结果|結果|选项|選項|答)\s*(?:就?[应應]?该?是|[选選](?![项項])|[应應]?[为為]|等[于於]|:|=)|####"
+    r"|\b(?:antwort|réponse|respuesta|ответ)\b\s*(?:ist|lautet|est|es|:)?)[\s:]*",
+    re.IGNORECASE,
+)
+_LETTER = r"(?:\([A-J]\)|[A-J](?![A-Za-z]))"
+_LETTERS = re.compile(
+    rf"{_LETTER}(?:\s*(?:,?\s*(?:and|or|&)\s|[,、和或与與及])\s*{_LETTER})*|\([a-j]\)(?=\s|$)"
+)
+_RUN_OF_LETTERS = re.compile(r"A?B?C?D?E?F?G?(?![A-Za-z])")
+# What may follow letters that are the answer: after "the answer is", and anywhere. "I," is a
+# pronoun, "A:" as often the answer to "Q:" as an option, "A man" and "A和B" begin a sentence.
+_AFTER_ANNOUNCED = re.compile(
+    r"(?![A-Za-z])\W*(?:$|because|since|as\b|for\b|due|is\b|are\b|[\u4e00-\u9fff])|[.,:;!?)。]",
+    re.I,
+)
+_AFTER_ANYWHERE = re.compile(
+    r"[.、,)](?=\s|$)|:(?=\s)|\s*$|\s+(?:is|are)(?: both)? (?:right|correct|the)\b"
+    r"|选项|選項|[是都]?[正对對]"
+)
+_OPTION_LED = re.compile(
+    rf"(?:option|choice|选项?|選項?|[应應][选選]|故[选選])\s*:?\s*(?={_LETTER}|[A-G]{{2,7}}(?![A-Za-z]))",
+    re.I,
+)
+_YES_NO = {
+    "yes": "yes", "是": "yes", "是的": "yes", "对": "yes", "对的": "yes",
+    "no": "no", "否": "no", "不是": "no", "不": "no", "不对": "no",
+    "true": "true", "正确": "true", "false": "false", "错误": "false",
+}  # fmt: skip
+_FIRST_WORD = re.compile(
+    r"\W*([A-Za-z]+|[\u4e00-\u9fff]+)(?=\s*(?:[,.;:!。*]|- |$))(?!\. ?[0-9])", re.M
+)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
+_LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|約|大约|共|共有|一共|总共|有|≈|\s)*")
+_BOUND_LED = re.compile(
+    r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|under|over|below|above|exceeds"
+    r"|mehr als|weniger als|mindestens|höchstens|plus de|moins de|au moins|au plus|más de|menos de"
+    r"|al menos|not(?= )|不是|非|(?:не )?(?:больше|меньше|более|менее)|from|between|[从由自]"
+    r"|至少|至多|最多|最少)",
+    re.I,
+)
+_UNIT = re.compile(
+    r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]+(?:\s?\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
+    r"(?:\([^()\d]*\))?[.。!]?\s*"
+)
+_JOINT = re.compile(
+    r"(?:(?:[ ]?(?:[^\W\d_]+|°)){0,3}\.?(?:,? (?:and|or|und|oder|et|ou|y|o|и|или) |, ?|[和、与或])"
+    r"|(?:[ ]?[^\W\d_]+\.?)?(?:[ ](?:by|x))?[ ])[$€£¥]?"
+)
+_NAME = r"(?:(?![共总總剩还還所则即答就])[\u4e00-\u9fff])"
+_NAMED = re.compile(rf"{_NAME}{{0,4}}[,、;]?[ ]?{_NAME}{{0,3}}")  # 鸡5只,兔3只
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K: 3+4=<<3+4=7>>7
+_BULLET = re.compile(r"^[ ]*[-+•][ ]+", re.MULTILINE)
+_SIGN_APART = re.compile(
+    r"(^|[=:(\[{,<>≤≥≈]|\b(?:is|are|was)\b|[是为為])[ ]*([-+])[ ](?=[$€£¥]?[0-9.√π(])", re.MULTILINE
+)
+# A factorial, where "!" is no end of a sentence.
+_FACTORIAL = re.compile(
+    r"([0-9)]|\b[a-z](?!!=))!(?=\s*(?:[$})=/^+0-9]|\*(?!\*)|\\[)\]])|\s[a-z])"
+    r"|(^\s*(?:[0-9]+|[a-z])|[/*^] ?[0-9]+)!(?=\s*$)"
+)
+_REMAINDER = re.compile(
+    r"(?<=[0-9])(?: ?[rR] ?|,? (?:with )?(?:an? )?remainder (?:of |is )?)(?=[0-9])"
+)
+_AND_A_HALF = re.compile(r"\b(an?|one|[0-9]+) (hour|day|week|month|year|mile)s? and a half\b", re.I)
+_GLUED = re.compile(
+    r"(?<![A-Za-z0-9])([0-9.]+(?:h|hr|m|min|ft|kg|km|lb|d))(?=[0-9])(?![23]\b)"
+)  # 2h30m
+_MATRIX = re.compile(r"begin ?\{(?:[a-zA-Z]?matrix|cases|array)")
+_BELOW_ZERO = re.compile(r"(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) below zero\b", re.I)
+_MINUS = re.compile(rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])")
+_MAX_CHARS = 8_000
+"""Of a longer output only the end is read: that is where the result stands."""
+_MAX_READINGS = 4
+
+
+def read(output: str) -> ExtractedAnswer | None:
+    """The answer in an Output part, by the rules above."""
+    found = _read(output)
+    for _ in range(_MAX_READINGS):
+        # A text's key is what the text itself is read as, so that reading keys changes none.
+        again = None if found is None else _read(found.key)
+        if found is None or again is None:
+            return None
+        if again.key == found.key:
+            break
+        found = ExtractedAnswer(again.key, found.display)
+    return found
+
+
+def _read(output: str) -> ExtractedAnswer | None:
+    if "```" in output:
+        key = text_key(output)
+        return ExtractedAnswer(f"```{key}", output.strip()) if key else None
+    if len(output) > _MAX_CHARS:
+        output = output[-_MAX_CHARS:]
+    output = _FACTORIAL.sub(lambda m: f"{m[1] or m[2]} factorial", output)
+    boxed = _last_boxed(output)
+    if boxed is not None:
+        return _short(boxed)
+    folded = fold(output)
+    if _MATRIX.search(folded):
+        return text_answer(output)
+    markers = list(_MARKER.finditer(folded))
+    if markers:
+        after = folded[markers[-1].end() :]
+        if after.strip(" \n*.。"):
+            return _sentence(after)
+    return _whole(output, folded)
+
+
+def _whole(output: str, folded: str) -> ExtractedAnswer | None:
+    word = _choice(folded)
+    if word is not None:
+        return word
+    bold = list(dict.fromkeys(b.strip() for b in _BOLD.findall(folded) if b.strip()[-1:] != ":"))
+    if len(bold) == 1:
+        return _short(bold[0])
+    text = _tidy(folded)
+    return _number_alone(text.partition("\n")[0]) or _number_in(text) or text_answer(output)
+
+
+def _sentence(text: str) -> ExtractedAnswer | None:
+    """The answer at the beginning of what follows "the answer is"."""
+    text = _tidy(text)
+    word = _choice(text, announced=True)
+    if word is not None:
+        return word
+    first = re.split(r"[。!?;\n]|\.(?=\s|$)", text, maxsplit=1)[0]
+    if _BOUND_LED.match(first):
+        return text_answer(first)
+    found, lead = candidates(first), _LEAD.match(first)
+    if found and lead and found[0].start <= lead.end() and is_free(first, found[0]):
+        return _shown(first, found[0])
+    return _number_alone(first) or _number_in(first) or text_answer(first)
+
+
+def _short(text: str) -> ExtractedAnswer | None:
+    """The answer in a phrase that holds nothing else: a box, a bold phrase."""
+    phrase = _tidy(fold(text))
+    if _MATRIX.search(text):
+        return text_answer(text)
+    return _choice(phrase, announced=True) or _number_alone(phrase, named=True) or text_answer(text)
+
+
+def _choice(text: str, *, announced: bool = False) -> ExtractedAnswer | None:
+    """Option letters, yes or no at the beginning of `text`."""
+    bare = text.lstrip(" \n*\"'")
+    letters = _letters(bare, announced)
+    if letters:
+        key = ", ".join(sorted(set(letters)))
+        return ExtractedAnswer(key, key)
+    word = _FIRST_WORD.match(bare)
+    known = _YES_NO.get(word[1].casefold()) if word else None
+    return ExtractedAnswer(known, word[1]) if word and known else None
+
+
+def _letters(text: str, announced: bool) -> list[str]:
+    led = _OPTION_LED.match(text)
+    text, announced = (text[led.end() :], True) if led else (text, announced)
+    run = _RUN_OF_LETTERS.match(text)
+    if run and len(run[0]) > 1 and (announced or run[0] == text.strip(" .。*\n")):
+        return list(run[0])
+    match = _LETTERS.match(text)
+    if match is None:
+        return []
+    letters = [x.upper() for x in re.findall(r"\b[A-Ja-j]\b", match[0])]
+    after = text[match.end() :]
+    if match[0][-1] == ")":
+        ends = not after or not after[0].isalnum()
+    elif announced:
+        ends = bool(_AFTER_ANNOUNCED.match(after))
+    else:
+        ends = bool(_AFTER_ANYWHERE.match(after)) and (letters[0], after[:1]) != ("A", ":")
+        ends = ends and letters != ["I"]
+    return letters if ends else []
+
+
+def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
+    """A term, perhaps with its unit (and what it is called, if `named`), and nothing else."""
+    text = text.strip()
+    text = text if text.endswith("...") else text.rstrip(".。!")
+    bound = _BOUND_LED.match(text)
+    if bound and _number_alone(text[bound.end() :]):
+        return text_answer(text)
+    value = parse_number(text)
+    if value is not None:
+        return ExtractedAnswer(number_key(value), text)
+    found = candidates(text)
+    if len(found) > 1 and _all_of(text, found):
+        return text_answer(text)
+    if len(found) != 1:
+        return None
+    lead = text[: found[0].start]
+    if named:
+        lead = re.split("[=:]", lead)[-1]
+    alone = (
+        _LEAD.fullmatch(lead) and is_free(text, found[0]) and _UNIT.fullmatch(text, found[0].end)
+    )
+    return _shown(text, found[0]) if alone else None
+
+
+def _all_of(text: str, found: Sequence[Term]) -> bool:
+    """Whether the terms and their units are all there is: 5 apples and 3 pears, 1 in 4."""
+    gaps = [text[a.end : b.start] for a, b in pairwise(found)]
+    listed = found[0].start == 0 and all(_JOINT.fullmatch(gap) for gap in gaps)
+    listed = listed or all(_NAMED.fullmatch(g) for g in (text[: found[0].start], *gaps))
+    return bool(listed and _UNIT.fullmatch(text, found[-1].end))
+
+
+def _number_in(text: str) -> ExtractedAnswer | None:
+    found = last_meant(text, candidates(text))
+    return None if found is None else _shown(text, found)
+
+
+def _shown(text: str, found: Term) -> ExtractedAnswer:
+    return ExtractedAnswer(found.key, text[found.start : found.end].strip())
+
+
+def _tidy(folded: str) -> str:
+    """Folded text without LaTeX, bullets and asides to a calculator, every sign at its number."""
+    text = plain(_CALCULATOR.sub("", folded)).strip()
+    if "\n" in text:
+        text = _BULLET.sub("", text)
+    text = re.sub(" {2,}", " ", text)
+    text = re.sub(r"\+ ?/ ?-|\+-|正[负負]", "±", text)
+    text = _SIGN_APART.sub(r"\1\2", text)
+    text = _GLUED.sub(r"\1 ", _REMAINDER.sub("...", text))
+    text = _AND_A_HALF.sub(lambda m: f"{m[1] if m[1].isdigit() else 1} and a half {m[2]}", text)
+    return _BELOW_ZERO.sub(r"-\1", _MINUS.sub("负", text))
+
+
+def _last_boxed(text: str) -> str | None:
+    r"""What stands in the last \boxed{...} of `text`, braces balanced."""
+    for match in list(_BOXED.finditer(text))[:-4:-1]:  # a cut-off box has whole ones before it
+        rest = text[match.end() :]
+        if not rest.startswith("{"):
+            word = re.match(r"[^\s$.,]+", rest)
+            return word[0] if word else None
+        depth = 0
+        for index, char in enumerate(rest):
+            depth += (char == "{") - (char == "}")
+            if depth == 0:
+                return rest[1:index]
+    return None
