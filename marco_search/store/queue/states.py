@@ -28,7 +28,8 @@ FINAL = (JobState.SUCCEEDED, JobState.CANCELLED, JobState.EXPIRED, *GIVEN_UP)
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 """A job's priority as stored."""
 
-SUBJECT = f"coalesce({', '.join(f"payload ->> '{name}'" for name in subject_fields())})"
+_SUBJECTS = ", ".join(f"payload ->> '{name}'" for name in subject_fields())
+SUBJECT = f"coalesce({_SUBJECTS})"
 """What a job of any kind asks, in SQL."""
 
 CHANNEL = "marco_jobs"
