@@ -1,86 +1,154 @@
-"""The demo: example jobs through producer, queue, worker and search into Postgres."""
+"""`marco demo`: the whole way, once, with something to look at."""
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Template
+from typing import Any
 from uuid import UUID, uuid4
 
-from marco_search.cli import reading
-from marco_search.cli.demo_queries import Query, demo_queries
-from marco_search.cli.query import QueryResult, run_query
-from marco_search.cli.render.tree import DrawnNode
-from marco_search.cli.session import Session
-from marco_search.errors import InputError, MarcoError
-from marco_search.jobs import Job
+import click
+from rich.console import RenderableType
+from rich.text import Text
+
+from marco_search.cli import output
+from marco_search.cli.error_reports import JOBS_NOT_DONE
+from marco_search.cli.following import follow, show_following
+from marco_search.cli.job_file import read_jobs
+from marco_search.cli.job_text import jobs_table
+from marco_search.cli.options import command
+from marco_search.cli.search_options import given_options, search_options
+from marco_search.cli.session import Session, session
+from marco_search.cli.sql_rows import rows_table
+from marco_search.cli.tree_text import draw_tree
+from marco_search.errors import LocalServiceFailed, MarcoError
 from marco_search.pocket import MODEL_DIR
-from marco_search.store.db import Conn
-from marco_search.store.queue import jobs as store
-from marco_search.store.reads import queries
+from marco_search.render.layout import one_line, short_id
+from marco_search.store.reads import job_record
+from marco_search.store.reads.job_record import JobRecord
 from marco_search.store.reads.queries import JobStatus
+from marco_search.store.reads.reader_sql import run_query
 
 EXAMPLES = MODEL_DIR / "demo.jsonl"
+# As right as 16 rollouts of `step` on these jobs, for a third of the tokens.
+OPTIONS = {"strategy": "auto", "rollouts": 16}
+TREE_NODES = 24
+TIMEOUT_S = 600.0
+QUESTION = "Tom has 3 boxes with 12 eggs each. Tom loses 7 eggs. How many eggs does Tom have now?"
+
+_LEAST_SURE = """\
+SELECT DISTINCT ON (a.job_id) right(a.job_id::text, 8) AS job, a.text AS answer,
+    t.token, round(t.c::numeric, 3) AS confidence, n.text AS in_step
+FROM audit.jobs AS j
+JOIN audit.answers AS a ON a.job_id = j.job_id AND a.rank = 1
+JOIN nodes AS n ON n.job_id = j.job_id AND n.node_id = ANY (a.path)
+CROSS JOIN unnest(n.token_texts, n.confidences) AS t (token, c)
+WHERE j.batch_id = '$batch'
+ORDER BY a.job_id, t.c"""
+_WINNING_PATH = """\
+SELECT t.depth, t.action, t.visits, round(t.value::numeric, 4) AS value,
+    round(t.confidence::numeric, 4) AS confidence, t.text
+FROM audit.answers AS a
+JOIN audit.tree AS t ON t.job_id = a.job_id AND t.node_id = ANY (a.path)
+WHERE a.job_id = '$job' AND a.rank = 1 ORDER BY t.depth"""
+_COST = """\
+SELECT kind, count(*) AS jobs, sum(generated_tokens) AS tokens,
+    round(sum(seconds)::numeric, 1) AS seconds,
+    round((sum(generated_tokens) / nullif(sum(seconds), 0))::numeric) AS tokens_per_second,
+    round(max(seconds_queued)::numeric, 1) AS longest_in_queue
+FROM audit.jobs WHERE batch_id = '$batch'
+GROUP BY kind ORDER BY tokens DESC"""
+QUERIES = {
+    "Of each answer, the token the model was least sure of": _LEAST_SURE,
+    "Visits and value along the winning path of the tree above": _WINNING_PATH,
+    "Tokens and time, by kind of job": _COST,
+}
+"""What can be asked of stored trees: a title, and SQL that `marco sql` runs as it is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What a run of the demo came to. `seconds` are of the whole command."""
+    """What a run of the demo came to.
+
+    `checked` are the jobs whose right answer is known, `tokens` those generated; `seconds` are
+    of the whole command.
+    """
 
     jobs: int
     answered: int
     correct: int
-    checked: int  # jobs whose right answer is known
+    checked: int
     nodes: int
-    tokens: int  # generated
+    tokens: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """One job to look at closely, and the results of the queries."""
+@command()
+@click.argument("file", required=False)
+@search_options
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(min=1, max=64), default=2, show_default=True,
+    metavar="N", help="Jobs run at once.",
+)  # fmt: skip
+def demo(file: str | None, concurrency: int, **values: Any) -> None:
+    """Answer the jobs in FILE (default: examples/demo.jsonl) end to end.
 
-    line: JobStatus
-    tree: Sequence[DrawnNode]
-    winning_path: Sequence[int]
-    queries: Sequence[tuple[Query, QueryResult]]
+    Starts Postgres and Redis (or uses DATABASE_URL and REDIS_URL), brings the schema up to
+    date, starts a worker, submits the jobs, follows them, and shows the answers, one search
+    tree, and three SQL queries. Everything it started is stopped at the end; the data stays.
+    """
+    began, quiet, batch_id = time.monotonic(), output.as_json(), uuid4()
+    say: Callable[[str], None] = (lambda _: None) if quiet else output.show
+    jobs = read_jobs(file or str(EXAMPLES), OPTIONS | given_options(values))
+    with session(creates=True, migrates=True) as here:
+        say(f"Postgres and Redis answer after {time.monotonic() - began:.1f} s.")
+        producer = here.producer()
+        with worker_process(concurrency, here.settings.home) as check_worker:
+            ids = [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
+            say(f"{len(ids)} jobs submitted; a worker with {concurrency} processes runs.")
+            try:
+                followed = follow(producer, ids, timeout_s=TIMEOUT_S)
+                lines = show_following(_checking(followed, check_worker), quiet=quiet)
+            except BaseException:  # Ctrl-C, too: no later worker should run them
+                with suppress(MarcoError):
+                    producer.cancel_many(ids)
+                raise
+        found = _figures(lines, began)
+        file_of_figures = _write_figures(found, here.settings.home)
+        shown = None if quiet else _shown_job(here, lines)
+        parts = [] if quiet else _report(here, batch_id, lines, shown)
+    if quiet:
+        results = [line.model_dump(mode="json") for line in lines]
+        output.print_json(asdict(found) | {"batch_id": str(batch_id), "results": results})
+    else:
+        right = f"{found.correct} of {found.checked} right, " if found.checked else ""
+        output.show(*parts, "", f"{found.answered} of {found.jobs} answered, {right}"
+                    f"{found.nodes:,} nodes, {found.tokens:,} tokens, {found.seconds:.1f} s. "
+                    f"Figures: {file_of_figures}")  # fmt: skip
+        output.show("", next_steps(own_name(), shown and shown.job.job_id))
+    if found.answered < found.jobs:
+        click.get_current_context().exit(JOBS_NOT_DONE)
 
 
-def example_file(path: str | None) -> str:
-    """The file of jobs to run. Raises InputError where the examples are not at hand."""
-    if path is not None:
-        return path
-    if not EXAMPLES.exists():
-        raise InputError("the examples are part of a checkout and not here: give a FILE of jobs")
-    return str(EXAMPLES)
+def _checking(
+    states: Iterable[list[JobStatus]], check: Callable[[], None]
+) -> Iterator[list[JobStatus]]:
+    for lines in states:
+        check()
+        yield lines
 
 
-def submit(here: Session, jobs: Sequence[Job]) -> tuple[UUID, list[UUID]]:
-    """Submit the jobs as one batch; the ids of the batch and of the jobs."""
-    from producer import Producer
-
-    batch_id = uuid4()
-    with Producer(settings=here.settings) as producer:
-        return batch_id, [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
-
-
-@contextmanager
-def cancelled_on_failure(here: Session, job_ids: Sequence[UUID]) -> Iterator[None]:
-    """Cancel the jobs if the block fails or is interrupted: no later worker should run them."""
-    try:
-        yield
-    except BaseException:
-        with suppress(MarcoError), here.database.transaction() as conn:
-            for job_id in job_ids:
-                store.cancel(conn, job_id)
-        raise
-
-
-def figures(lines: Sequence[JobStatus], began: float) -> Figures:
-    """The run's figures; `began` is of time.monotonic()."""
+def _figures(lines: Sequence[JobStatus], began: float) -> Figures:
     return Figures(
         jobs=len(lines),
         answered=sum(1 for line in lines if line.answer is not None),
@@ -92,56 +160,144 @@ def figures(lines: Sequence[JobStatus], began: float) -> Figures:
     )
 
 
-def look(here: Session, batch_id: UUID, lines: Sequence[JobStatus]) -> Shown | None:
-    """What the demo shows of the trees; None if no job has an answer."""
-    with here.database.transaction() as conn:
-        line = _interesting(conn, lines)
-        if line is None:
-            return None
-        tree = reading.drawn_tree(conn, line.job_id)
-        path = reading.winning_path(conn, line.job_id)
-    with here.database.connect() as conn:
-        asked = [(q, run_query(conn, q.sql)) for q in demo_queries(batch_id, line.job_id)]
-    return Shown(line=line, tree=tree, winning_path=path, queries=asked)
-
-
-def _interesting(conn: Conn, lines: Sequence[JobStatus]) -> JobStatus | None:
-    """A job that the search had something to decide about: several answers, the best right.
-
-    Better still if the way to that answer leads through a reflection. Of those one in plain
-    ASCII, which every terminal can show, and with the smallest tree.
-    """
-    answered = [line for line in lines if line.answer is not None]
-    results = queries.results(conn, [line.job_id for line in answered])
-    distinct = {result.job_id: len(result.answers) for result in results}
-    reflected = _reflected(conn, [line.job_id for line in answered])
-
-    def rank(line: JobStatus) -> tuple[bool | int, ...]:
-        return (
-            line.kind != "reasoning",
-            distinct[str(line.job_id)] < 2,
-            not line.correct,
-            line.job_id not in reflected,
-            not line.subject.isascii(),
-            line.nodes,
-        )
-
-    return min(answered, key=rank, default=None)
-
-
-def _reflected(conn: Conn, job_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the jobs whose winning path has a reflection on it."""
-    paths = {job_id: reading.winning_path(conn, job_id) for job_id in job_ids}
-    found = conn.execute(
-        "SELECT job_id, node_id FROM nodes WHERE job_id = ANY (%s) AND action = 'reflection'",
-        [list(job_ids)],
-    )
-    return {job_id for job_id, node_id in found if node_id in paths[job_id]}
-
-
-def write_figures(found: Figures, home: Path) -> Path:
+def _write_figures(found: Figures, home: Path) -> Path:
     """Write them to MARCO_HOME/bench/demo.json, where benchmarks put theirs."""
     path = home / "bench" / "demo.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(found), indent=2) + "\n")
     return path
+
+
+def _shown_job(here: Session, lines: Sequence[JobStatus]) -> JobRecord | None:
+    """The job to look at closely; None if no job has an answer."""
+    with here.database.transaction() as conn:
+        answered = [line.job_id for line in lines if line.answer is not None]
+        return min((job_record.read(conn, i) for i in answered), key=_dullness, default=None)
+
+
+def _report(
+    here: Session, batch_id: UUID, lines: Sequence[JobStatus], record: JobRecord | None
+) -> list[RenderableType]:
+    """The answers, one search tree and the queries."""
+    width = output.terminal_width()
+    parts: list[RenderableType] = ["", jobs_table(lines, width=width, with_state=False)]
+    if record is None:
+        return parts
+    job_id, ascii_only = record.job.job_id, output.ascii_only()
+    title = f"The search tree of {short_id(job_id)} (* the way to the answer)"
+    tree = draw_tree(
+        record.nodes, record.winning_path, width=width, limit=TREE_NODES, ascii_only=ascii_only
+    )
+    parts += ["", Text(title, style="bold"), one_line(record.job.subject), tree]
+    with here.database.connect() as conn:
+        for title, template in QUERIES.items():
+            sql = Template(template).substitute(batch=batch_id, job=job_id)
+            result = run_query(conn, sql)
+            table = rows_table(result.columns, result.rows, width=width)
+            parts += ["", Text(title, style="bold"), Text(sql, style="dim"), "", table]
+    return parts
+
+
+def _dullness(record: JobRecord) -> tuple[bool | int, ...]:
+    """Least where the search had something to decide: several answers, the best of them right.
+
+    Better still if the way to that answer leads through a reflection. Of those one in plain
+    ASCII, which every terminal can show, and with the smallest tree.
+    """
+    reflections = {node.node_id for node in record.nodes if node.action == "reflection"}
+    return (
+        record.job.kind != "reasoning",
+        len(record.answers) < 2,
+        not record.job.correct,
+        reflections.isdisjoint(record.winning_path),
+        not record.job.subject.isascii(),
+        record.job.nodes,
+    )
+
+
+def own_name() -> str:
+    """What to type to run this program again: as it was started, from here."""
+    started = Path(sys.argv[0])
+    if started.name == "marco" and started.is_absolute() and started.is_relative_to(Path.cwd()):
+        return str(started.relative_to(Path.cwd()))
+    return "marco"
+
+
+def next_steps(marco: str, job_id: object) -> str:
+    """Commands that work as they stand: the data is still there."""
+    commands = [
+        'sql "select count(*) from nodes"',
+        *([] if job_id is None else [f"show {short_id(job_id)} --full"]),
+        f'solve "{QUESTION}" --tree',
+        "up       # Postgres and Redis stay",
+        "worker   # in another terminal",
+        f"submit examples/batch.jsonl && {marco} watch",
+    ]
+    heading = "Nothing is left running; the data is kept. To look at it, and to go on:"
+    return "\n".join([heading, *(f"  {marco} {command}" for command in commands)])
+
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_GRACE_S = 10.0
+_LOG_LINES = 8
+
+
+@contextmanager
+def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
+    """A `marco worker` of its own that runs `processes` jobs at once, as long as the block runs.
+
+    It never outlives this process. Gives a function that raises LocalServiceFailed, with the end
+    of the worker's log, if the worker has ended.
+    """
+    log = home.absolute() / "logs" / "worker.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = ["worker", "-c", str(processes), "--name", f"demo-{os.getpid()}"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "marco_search.cli.main", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=_environment(home),
+            start_new_session=True,  # Ctrl-C reaches it through us, once
+            preexec_fn=_end_with_parent,
+        )
+
+    def check() -> None:
+        code = process.poll()
+        if code is not None:
+            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+            end = "".join(f"\n  {line}" for line in lines)
+            raise LocalServiceFailed(
+                f"the worker ended with exit status {code}; its log is {log}{end}"
+            )
+
+    finished = False
+    try:
+        yield check
+        finished = True
+    finally:
+        # Without work left a worker ends at once; interrupted, it should not finish its jobs.
+        _stop(process, signal.SIGTERM if finished else signal.SIGQUIT)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MARCO_HOME": str(home.absolute())}
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+
+
+def _stop(process: subprocess.Popen[bytes], first: signal.Signals) -> None:
+    for number in (first, signal.SIGQUIT):
+        if process.poll() is None:
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+    # Its children are in its process group. What is left of it is killed.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

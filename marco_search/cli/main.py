@@ -1,7 +1,6 @@
 """`marco`: the commands, and how an error becomes a message and an exit code.
 
-The modules of the commands import only click; what a command needs is imported when it runs,
-so that `marco --help` and a mistyped option answer at once.
+A command's module is imported when the command is used, so that `marco --help` answers at once.
 """
 
 from __future__ import annotations
@@ -15,43 +14,40 @@ from collections.abc import Sequence
 import click
 
 from marco_search import __version__
-from marco_search.cli.failures import INTERRUPTED, report_bug, report_error, report_usage
+from marco_search.cli.error_reports import INTERRUPTED, report_bug, report_error, report_usage
 from marco_search.errors import MarcoError
 
-# Command -> (module, what the list of commands says). In the order in which they are shown.
+# Command -> (module, line in the list of commands). In the order in which they are shown.
 COMMANDS = {
     "demo": ("demo", "Answer the example jobs end to end and look into the database."),
-    "solve": ("solve", "Answer one question here and now, without any service."),
-    "submit": ("submit", "Submit the jobs of a JSON Lines file, or one question."),
-    "status": ("status", "Say where jobs stand."),
-    "watch": ("follow", "Follow jobs live until they end."),
-    "wait": ("follow", "Wait quietly until jobs end."),
-    "show": ("show", "Show a job's ranked answers, its totals and its search tree."),
-    "console": ("console", "Show jobs and their trees in a browser."),
-    "results": ("results", "Print the results of jobs that have ended."),
-    "cancel": ("cancel", "Cancel jobs."),
-    "pause": ("hold", "Hold jobs back: some, a tenant's, or all."),
-    "resume": ("hold", "Let paused jobs go on."),
-    "dead": ("dead", "Jobs that were given up: list, show, requeue."),
-    "requeue": ("requeue", "Begin jobs anew that wait for a model nobody has any more."),
-    "quota": ("quota", "Limit how many jobs a tenant may have queued."),
-    "sql": ("sql", "Run a read-only SQL query on the jobs and their trees."),
-    "verify": (
-        "verify",
-        "Check that nothing stored was changed; name the first row that does not fit.",
-    ),
-    "anchor": ("anchor", "Print the head of the chain of hashes, signed, to keep elsewhere."),
-    "export": ("export", "Write jobs, trees and tokens to files, or send them as traces."),
-    "archive": ("archive", "Move months of trees to Parquet files that prove themselves."),
-    "eval": ("evaluate", "Run a set of problems and report accuracy and cost."),
-    "replay": ("replay", "Generate a job again and compare, or score a file of trees anew."),
-    "worker": ("worker", "Run a worker that answers submitted jobs."),
-    "scheduler": ("scheduler", "Look after the queue: what is due, lost or past its deadline."),
-    "up": ("services", "Start the embedded Postgres and Redis."),
-    "down": ("services", "Stop them."),
-    "migrate": ("services", "Bring the database to this version's schema."),
-    "roles": ("roles", "Make the database's roles: owner, app, auditors."),
-    "doctor": ("doctor", "Say what is reachable, what is wrong, and how to mend it."),
+    "solve": ("solve_command", "Answer one question in this process, without any service."),
+    "submit": ("job_commands", "Submit the jobs of a JSON Lines file, or one question."),
+    "status": ("job_commands", "Show where jobs stand."),
+    "watch": ("job_commands", "Follow jobs live until they end."),
+    "wait": ("job_commands", "Wait quietly until jobs end."),
+    "show": ("job_commands", "Show a job's ranked answers, its totals and its search tree."),
+    "console": ("service_commands", "Show jobs and their trees in a browser."),
+    "results": ("job_commands", "Print the results of jobs that have ended."),
+    "cancel": ("job_commands", "Cancel jobs."),
+    "pause": ("queue_commands", "Pause jobs: some, a tenant's, or all."),
+    "resume": ("queue_commands", "Resume paused jobs."),
+    "dead": ("queue_commands", "Dead and failed jobs: list, show, requeue."),
+    "requeue": ("queue_commands", "Restart jobs whose model no worker has any more."),
+    "quota": ("queue_commands", "Limit how many jobs a tenant may have queued."),
+    "sql": ("sql_command", "Run a read-only SQL query on the jobs and their trees."),
+    "verify": ("audit_commands", "Check that nothing stored was changed; name the first row."),
+    "anchor": ("audit_commands", "Print the head of the chain of hashes, signed, to keep."),
+    "export": ("export_command", "Write jobs, trees and tokens to files, or send traces."),
+    "archive": ("audit_commands", "Move months of trees to Parquet files with their proofs."),
+    "eval": ("evaluation", "Run a set of problems and report accuracy and cost."),
+    "replay": ("replay_command", "Generate a job again and compare, or rescore stored trees."),
+    "worker": ("service_commands", "Run a worker that answers submitted jobs."),
+    "scheduler": ("service_commands", "Publish due jobs, recover lost ones, expire late ones."),
+    "up": ("service_commands", "Start the embedded Postgres and Redis."),
+    "down": ("service_commands", "Stop the embedded Postgres and Redis."),
+    "migrate": ("service_commands", "Bring the database to this version's schema."),
+    "roles": ("audit_commands", "Create the database's roles: owner, app, auditors."),
+    "doctor": ("service_commands", "Report what is reachable, what is wrong, and how to fix it."),
 }
 
 EXIT_CODES = """\b
@@ -82,14 +78,14 @@ class LazyGroup(click.Group):
         """The command of this name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"marco_search.cli.commands.{COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"marco_search.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from COMMANDS, importing none of them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, said) for name, (_, said) in COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(

@@ -9,32 +9,49 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    ConsoleRenderable,
+    RenderableType,
+    RenderHook,
+    RenderResult,
+)
+from rich.segment import Segment
+from rich.text import Text
 
+from marco_search.cli.options import JSON
 from marco_search.text import escaped
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
 PAGE_WIDTH = 100  # cells: of what is laid out for a reader
-PIPE_WIDTH = 10_000  # cells: nothing is folded for a reader that is a program
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+PIPE_WIDTH = 10_000  # cells: nothing is truncated for a reader that is a program
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console on standard output (or error). NO_COLOR and TERM=dumb are honoured by rich."""
-    from rich.console import Console
+def as_json() -> bool:
+    """Whether the command was given --json."""
+    return bool(click.get_current_context().meta.get(JSON))
 
-    from marco_search.cli.render.escaping import Escaping
 
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PIPE_WIDTH
-    made = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-    made.push_render_hook(Escaping())
-    return made
+def report(data: Any, *parts: RenderableType) -> None:
+    """Print `data` as JSON if the command was given --json, else each part on lines of its own."""
+    if as_json():
+        print_json(data)
+    else:
+        show(*parts)
+
+
+def print_json(data: Any) -> None:
+    """Print `data` as one JSON document, indented for a reader at a terminal."""
+    indent = 2 if sys.stdout.isatty() else None
+    echo(json.dumps(data, ensure_ascii=False, indent=indent))
+
+
+def print_json_line(data: Any) -> None:
+    """Print `data` as one line of JSON Lines, at once."""
+    echo(json.dumps(data, ensure_ascii=False))
 
 
 def echo(text: str, *, end: str = "\n") -> None:
@@ -52,23 +69,27 @@ def echo(text: str, *, end: str = "\n") -> None:
 def show(*parts: RenderableType) -> None:
     """Print each part to standard output on lines of its own."""
     out = console()
-    if not out.is_terminal:
-        with out.capture() as captured:
-            _print(out, parts)
-        # Cells are padded: a pipe does not want the spaces at the ends of lines.
-        echo("\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip("\n"))
-    else:
+    if out.is_terminal:
         _print(out, parts)
+        return
+    with out.capture() as captured:
+        _print(out, parts)
+    # Cells are padded: a pipe does not want the spaces at the ends of lines.
+    echo("\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip("\n"))
 
 
-def _print(out: Console, parts: Sequence[RenderableType]) -> None:
-    from rich.text import Text
+def note(text: str, style: str = "dim") -> None:
+    """Print a remark to standard error."""
+    console(stderr=True).print(text, style=style)
 
-    for part in parts:
-        if isinstance(part, Text):  # its lines have been measured, and a pipe wants them whole
-            out.print(part, no_wrap=True, overflow="ignore", crop=False)
-        else:
-            out.print(part)
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on standard output (or error). NO_COLOR and TERM=dumb are honoured by rich."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    made = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    made.push_render_hook(_Escaping())
+    return made
 
 
 def terminal_width() -> int:
@@ -85,12 +106,28 @@ def ascii_only() -> bool:
     return False
 
 
-def print_json(data: Any) -> None:
-    """Print `data` as one JSON document, indented for a reader at a terminal."""
-    indent = 2 if sys.stdout.isatty() else None
-    echo(json.dumps(data, ensure_ascii=False, indent=indent))
+def _print(out: Console, parts: Sequence[RenderableType]) -> None:
+    for part in parts:
+        part = Text(part) if isinstance(part, str) else part
+        if isinstance(part, Text):  # its lines have been measured, and a pipe wants them whole
+            out.print(part, no_wrap=True, overflow="ignore", crop=False)
+        else:
+            out.print(part)
 
 
-def print_json_line(data: Any) -> None:
-    """Print `data` as one line of JSON Lines, at once."""
-    echo(json.dumps(data, ensure_ascii=False))
+class _Escaping(RenderHook):
+    """Shows the control characters of the data in everything that a console draws."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(renderable) for renderable in renderables]
+
+
+class _Escaped:
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._inner, options):
+            # Colours are styles, not text: rich's own controls are marked as such.
+            known = segment.control or segment.text.isprintable()
+            yield segment if known else Segment(escaped(segment.text), segment.style)

@@ -11,23 +11,19 @@ from typing import Any, TypeVar
 
 import click
 
-from marco_search.jobs import Job
+from marco_search.jobs import Job, SearchOptions
 from marco_search.kinds import KINDS, own_fields, parse_job
 from marco_search.search.config import DEFAULT_STRATEGY, STRATEGIES
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SEARCH = (
     click.option("--strategy", metavar="NAME",
                  help=f"{', '.join(STRATEGIES)} (default {DEFAULT_STRATEGY})."),
     click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
     click.option("--max-tokens", type=int, metavar="N", help="Generated tokens at most."),
-    click.option(
-        "--max-seconds",
-        type=float,
-        metavar="S",
-        help="Begin no round after so many seconds of searching.",
-    ),
+    click.option("--max-seconds", type=float, metavar="S",
+                 help="Begin no round after so many seconds of searching."),
     click.option("--max-new-tokens", type=int, metavar="N", help="Tokens of one branch at most."),
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same tree."),
@@ -37,19 +33,6 @@ _SEARCH = (
     click.option("--early-stop/--no-early-stop", default=None,
                  help="Stop when the vote can't change any more (default)."),
 )  # fmt: skip
-_NAMES = [
-    "strategy",
-    "rollouts",
-    "max_tokens",
-    "max_seconds",
-    "max_new_tokens",
-    "temperature",
-    "seed",
-    "reflection",
-    "answers",
-    "early_stop",
-]
-
 _OWN_FIELDS = [
     (name, f"{meaning} ({kind.name}).")
     for kind in KINDS.values()
@@ -62,25 +45,26 @@ _KIND = (
       for name, meaning in _OWN_FIELDS),
     click.option("--expected", metavar="TEXT", help="The right answer, for the report only."),
 )  # fmt: skip
+KIND_OPTIONS = ("kind", *(name for name, _ in _OWN_FIELDS), "expected")
 
 
-def search_options(command: Command) -> Command:
-    """Add the options of SearchOptions."""
+def search_options(function: Function) -> Function:
+    """Adds the options of SearchOptions."""
     for option in reversed(_SEARCH):
-        command = option(command)
-    return command
+        function = option(function)
+    return function
 
 
-def kind_options(command: Command) -> Command:
-    """Add the options that say what kind of job a text is."""
+def kind_options(function: Function) -> Function:
+    """Adds the options that say what kind of job a text is."""
     for option in reversed(_KIND):
-        command = option(command)
-    return command
+        function = option(function)
+    return function
 
 
 def given_options(values: dict[str, Any]) -> dict[str, Any]:
     """The fields of SearchOptions that the command line sets."""
-    return {name: values[name] for name in _NAMES if values.get(name) is not None}
+    return {n: values[n] for n in SearchOptions.model_fields if values.get(n) is not None}
 
 
 def job_from_options(text: str, values: dict[str, Any]) -> Job:
@@ -89,11 +73,8 @@ def job_from_options(text: str, values: dict[str, Any]) -> Job:
     Raises InvalidJob naming the field and the reason.
     """
     kind = values["kind"]
-    subject = KINDS[kind].model.subject_field if kind in KINDS else "question"
-    data: dict[str, Any] = {"kind": kind, subject: text}
-    for name in (*(name for name, _ in _OWN_FIELDS), "expected"):
-        if values.get(name) is not None:
-            data[name] = values[name]
+    data = {name: values[name] for name in KIND_OPTIONS if values.get(name) is not None}
+    data[KINDS[kind].model.subject_field if kind in KINDS else "question"] = text
     if given := given_options(values):
         data["options"] = given
     return parse_job(data)

@@ -8,18 +8,23 @@ migrate`, which its owner runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from marco_search import local_state
 from marco_search import settings as settings_module
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
+from marco_search.locations import database_url
 from marco_search.settings import Settings
+from marco_search.store.db import Database
+from marco_search.store.reads import job_ids
 
 if TYPE_CHECKING:
-    from marco_search.store.db import Database
+    from producer import Producer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +33,44 @@ class Session:
 
     settings: Settings
     database: Database
+    _stack: ExitStack
 
     @property
     def tenant(self) -> str:
         """Whose jobs are seen."""
         return self.settings.tenant
 
+    def producer(self, tenant: str | None = None) -> Producer:
+        """A producer, of one tenant or of all, that is closed with the session."""
+        from producer import Producer
+
+        return self._stack.enter_context(Producer(settings=self.settings, tenant=tenant))
+
+    def find(self, words: Sequence[str]) -> list[UUID]:
+        """The jobs that these words name; the single word "-" reads them from standard input.
+
+        Raises what `job_ids.find_jobs` does.
+        """
+        words = sys.stdin.read().split() if list(words) == ["-"] else words
+        with self.database.transaction() as conn:
+            return job_ids.find_jobs(conn, words, self.tenant)
+
 
 @contextmanager
 def session(
-    *, starts_afresh: bool = False, migrates: bool = False, needs_redis: bool = True
+    *, creates: bool = False, migrates: bool = False, needs_redis: bool = True
 ) -> Iterator[Session]:
     """Reachable services inside the block.
 
-    `starts_afresh` says whether the command makes sense where nothing was ever stored: then
-    an embedded database is made if there is none. `migrates` brings the schema of a real
-    database up to date as well. Without `needs_redis` a real database is enough, and none is
-    started for it. Raises DatabaseUnavailable where nothing is stored, and what
-    the database raises.
+    `creates` says whether the command makes sense where nothing was ever stored: then an
+    embedded database is made if there is none. `migrates` brings the schema of a real database
+    up to date as well. Without `needs_redis` a real database is enough, and none is started for
+    it. Raises DatabaseUnavailable where nothing is stored, and what the database raises.
     """
-    from marco_search.locations import database_url
-    from marco_search.store.db import Database
-
     settings = settings_module.load()
     with ExitStack() as stack:
         if settings.database_url is None or (needs_redis and settings.redis_url is None):
-            if not starts_afresh:
+            if not creates:
                 _require_data(settings)
             from marco_search.local import local_services
 
@@ -62,12 +79,7 @@ def session(
         database = stack.enter_context(closing(Database(url, application="marco")))
         if migrates or settings.database_url is None:
             _migrate_if_needed(database, url)
-        yield Session(settings, database)
-
-
-def is_embedded(settings: Settings) -> bool:
-    """Whether either service is an embedded one."""
-    return settings.database_url is None or settings.redis_url is None
+        yield Session(settings, database, stack)
 
 
 def _require_data(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TypeVar
 
 import psycopg
-from psycopg import Connection, errors, sql
+from psycopg import Connection, IsolationLevel, errors, sql
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
 from psycopg.rows import TupleRow
@@ -133,6 +133,17 @@ class Database:
             conn = _Connection.connect(self._conninfo, autocommit=True)
             self._prepare(conn)
             return conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Conn]:
+        """A connection in a read-only transaction that sees one moment, however long it takes."""
+        with self.connect() as conn:
+            conn.isolation_level = IsolationLevel.REPEATABLE_READ
+            conn.read_only = True
+            with conn.transaction():
+                allow(conn, None)
+                conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                yield conn
 
     def close(self, wait_s: float = 5.0) -> None:
         """Close all pooled connections; wait so long for one that is being made.

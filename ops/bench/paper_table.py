@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from marco_search import settings
-from marco_search.cli.commands.evaluate import said
+from marco_search.cli.evaluation import progress_text
 from marco_search.evaluation.data_sets import Problem, load
 from marco_search.evaluation.run import Progress, run
 from marco_search.runtime import open_runtime
@@ -73,7 +73,7 @@ def make(
     def show(progress: Progress) -> None:
         if progress.done == progress.total or time.monotonic() - shown[0] > 10:
             shown[0] = time.monotonic()
-            print(f"{language} {one.name}: {said(progress)}", file=sys.stderr, flush=True)
+            print(f"{language} {one.name}: {progress_text(progress)}", file=sys.stderr, flush=True)
 
     began = time.monotonic()
     try:

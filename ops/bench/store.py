@@ -24,9 +24,9 @@ from uuid import UUID
 import psycopg
 
 from marco_search import migrations, settings
-from marco_search.cli.query import run_query, with_values
 from marco_search.local import local_services
 from marco_search.local.layout import Layout
+from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.seal.verify_all import verify_all
 from ops.bench import stored_jobs
 from ops.docs.questions import Question, read

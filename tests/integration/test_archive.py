@@ -15,9 +15,8 @@ from click.testing import CliRunner, Result
 
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
-from marco_search.cli.commands.archive import archive
-from marco_search.cli.commands.show import show
-from marco_search.cli.commands.verify import verify
+from marco_search.cli.audit_commands import archive, verify
+from marco_search.cli.job_commands import show
 from marco_search.errors import ArchiveRefused, RuntimeUnavailable
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters, jobs

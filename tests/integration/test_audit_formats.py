@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from marco_search import migrations
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
-from marco_search.cli.failures import OTHER_ENGINE
+from marco_search.cli.error_reports import OTHER_ENGINE
 from marco_search.cli.main import cli
 from marco_search.local import ServiceUrls
 from marco_search.migrations.check import scratch_database

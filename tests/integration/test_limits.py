@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from marco_search.cli.submitting import submitted
+from marco_search.cli.job_commands import submit_jobs
 from marco_search.errors import QueueFull, QuotaExceeded
 from producer import Producer
 from tests.integration.toys import question, settings_for
@@ -51,7 +51,7 @@ def test_a_full_queue_takes_nothing_and_says_when_to_try_again(database_url: str
             waited.append(seconds)
             producer.cancel(first[0])
 
-        submitted(producer, [question()], wait=True, sleep=sleep)
+        submit_jobs(producer, [question()], waits=True, sleep=sleep)
         assert waited == [5.0]
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from marco_search.cli.query import run_query, with_values
 from marco_search.errors import QueryRefused
 from marco_search.search.actions import Action
 from marco_search.search.branches import Finish
 from marco_search.search.tree import Node, Rollout
 from marco_search.store.reads import queries
+from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.trail import trail
 from ops.docs.picture import updated
 from ops.docs.questions import PAGE, read

@@ -7,9 +7,16 @@ import io
 from rich.cells import cell_len
 from rich.console import Console
 
-from marco_search.cli.render.tables import Column, number, text_table
-from marco_search.cli.render.text import fold, fraction, one_line, wrap
-from marco_search.cli.render.tree import DrawnNode, draw_tree, tree_json
+from marco_search.cli.tables import Column, number, text_table
+from marco_search.cli.tree_text import (
+    DrawnNode,
+    draw_tree,
+    fraction,
+    tree_json,
+    truncate_cells,
+    wrap_cells,
+)
+from marco_search.render.layout import one_line
 
 
 def node(
@@ -118,13 +125,13 @@ def test_control_characters_of_a_model_never_reach_the_terminal() -> None:
 
 
 def test_fold_and_wrap_count_terminal_cells() -> None:
-    assert fold("abcdef", 6) == "abcdef"
-    assert fold("abcdefg", 6) == "abcde…"
-    assert cell_len(fold("铅笔" * 10, 9)) <= 9
-    assert wrap("one two three", 8) == ["one two", "three"]
-    assert wrap("铅笔铅笔", 5) == ["铅笔", "铅笔"]
-    assert wrap("", 5) == [""]
-    assert "".join(wrap("x" * 100, 7)) == "x" * 100
+    assert truncate_cells("abcdef", 6) == "abcdef"
+    assert truncate_cells("abcdefg", 6) == "abcde…"
+    assert cell_len(truncate_cells("铅笔" * 10, 9)) <= 9
+    assert wrap_cells("one two three", 8) == ["one two", "three"]
+    assert wrap_cells("铅笔铅笔", 5) == ["铅笔", "铅笔"]
+    assert wrap_cells("", 5) == [""]
+    assert "".join(wrap_cells("x" * 100, 7)) == "x" * 100
 
 
 def test_a_fraction_has_three_decimals() -> None:

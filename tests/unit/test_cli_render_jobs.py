@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -14,14 +13,14 @@ from uuid import UUID
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from marco_search.cli.commands.demo import next_steps
-from marco_search.cli.polling import news
-from marco_search.cli.render.findings import findings
-from marco_search.cli.render.jobs import counts, event, heading, jobs_table
-from marco_search.cli.render.progress import live_view, progress
-from marco_search.cli.render.result import drop_thoughts, report
-from marco_search.cli.render.rows import rows_csv, rows_json, rows_table
+from marco_search.cli.demo import next_steps
+from marco_search.cli.following import changed
+from marco_search.cli.job_text import counts, event, heading, jobs_table, live_view, progress
+from marco_search.cli.result_text import result_json, result_report
+from marco_search.cli.service_commands import findings_text
+from marco_search.cli.sql_rows import rows_csv, rows_json, rows_table
 from marco_search.jobs import Answer, JobResult
+from marco_search.local.finding import Finding
 from marco_search.render.layout import weighting
 from marco_search.store.reads.queries import JobStatus
 
@@ -90,11 +89,10 @@ def test_an_event_is_one_line() -> None:
 
 
 def test_news_are_told_once() -> None:
-    changed = news([DONE.job_id, RUNNING.job_id])
     waiting = status(7)
-    assert changed([waiting, RUNNING]) == [RUNNING]
-    assert changed([waiting, RUNNING]) == []
-    assert changed([DONE, RUNNING]) == [DONE]
+    assert changed([], [waiting, RUNNING]) == [RUNNING]
+    assert changed([waiting, RUNNING], [waiting, RUNNING]) == []
+    assert changed([waiting, RUNNING], [DONE, RUNNING]) == [DONE]
 
 
 def test_a_job_under_way_shows_how_far_it_is() -> None:
@@ -124,7 +122,7 @@ RESULT = JobResult(
 
 
 def test_a_result_begins_with_its_answer() -> None:
-    text = printed(report(RESULT))
+    text = printed(result_report(RESULT))
     assert text.splitlines()[0] == "The answer is 29."
     assert [line.split() for line in text.splitlines() if line.startswith("   ")] == [
         ["1", "29", ".990", "7", "80%"],
@@ -135,12 +133,12 @@ def test_a_result_begins_with_its_answer() -> None:
     assert "75% from the prefix cache" in text
     assert "the vote was decided" in text
     assert "Step 1" not in text
-    assert "Step 1\nStep 2" in printed(report(RESULT, thought=True))
+    assert "Step 1\nStep 2" in printed(result_report(RESULT, thought=True))
 
 
 def test_a_result_says_what_its_votes_weigh_and_where_its_confidence_stands() -> None:
     weighted = {"vote": "weighted", "sharpness": 128.0, "confidence_quantile": 0.25}
-    text = printed(report(RESULT.model_copy(update=weighted)))
+    text = printed(result_report(RESULT.model_copy(update=weighted)))
     assert "votes weighted by confidence^128" in text
     assert "higher than in 25% of the model's latest jobs" in text
     assert weighting("weighted", 1.0) == "votes weighted by confidence"
@@ -150,17 +148,16 @@ def test_a_result_says_what_its_votes_weigh_and_where_its_confidence_stands() ->
 
 def test_a_result_without_an_answer_says_what_became_of_the_job() -> None:
     none = RESULT.model_copy(update={"answers": (), "state": "cancelled"})
-    assert printed(report(none)).splitlines()[0] == "cancelled: no answer"
+    assert printed(result_report(none)).splitlines()[0] == "cancelled: no answer"
     error = none.model_copy(
         update={"state": "failed", "error_type": "ModelRefused", "error": "no model"}
     )
-    assert printed(report(error)).splitlines()[0] == "failed: ModelRefused: no model"
+    assert printed(result_report(error)).splitlines()[0] == "failed: ModelRefused: no model"
 
 
 def test_thoughts_are_left_out_of_json_unless_asked_for() -> None:
-    data = RESULT.model_dump(mode="json")
-    drop_thoughts(data)
-    assert all("thought" not in answer for answer in data["answers"])
+    assert all("thought" not in answer for answer in result_json(RESULT)["answers"])
+    assert all(answer["thought"] for answer in result_json(RESULT, thought=True)["answers"])
 
 
 COLUMNS = ("count", "text", "values", "at", "flag", "nothing")
@@ -192,20 +189,15 @@ def test_rows_are_objects_that_json_can_hold() -> None:
     assert rows_json(COLUMNS, odd)[0]["values"] == "00ff"
 
 
-@dataclass(frozen=True)
-class Check:
-    name: str
-    ok: bool
-    detail: str
-    mend: str = ""
-
-
-def test_findings_say_how_to_mend_what_is_wrong() -> None:
-    good, bad = Check("Postgres", True, "18.4"), Check("Redis", False, "no answer", "run marco up")
-    text = findings([good, bad]).plain
+def test_findings_say_how_to_fix_what_is_wrong() -> None:
+    good, bad = (
+        Finding("Postgres", True, "18.4", ""),
+        Finding("Redis", False, "no answer", "run marco up"),
+    )
+    text = findings_text([good, bad]).plain
     assert "run marco up" in text
     assert text.endswith("1 of 2 wrong.")
-    assert findings([good]).plain.endswith("All well.")
+    assert findings_text([good]).plain.endswith("All well.")
 
 
 def test_next_steps_name_the_job_and_the_program_as_it_was_started() -> None:

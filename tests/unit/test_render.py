@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from marco_search.cli.render.tree import draw_tree
+from marco_search.cli.tree_text import draw_tree
 from marco_search.console.rendering import STATIC, outline
 from marco_search.console.report import html_file, island
 from marco_search.render.document import document, vocabulary_json

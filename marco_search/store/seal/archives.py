@@ -75,6 +75,16 @@ def require_ended(conn: Conn, month: Month) -> None:
         )
 
 
+def counts(conn: Conn, month: Month) -> dict[str, int]:
+    """How many jobs the month has, and nodes of their trees."""
+    row = conn.execute(
+        "SELECT count(*), coalesce(sum(nodes), 0)::bigint FROM public.jobs"
+        " WHERE id >= %s AND id < %s",
+        [month.first, month.before],
+    ).fetchone()
+    return dict(zip(("jobs", "nodes"), row or (0, 0), strict=True))
+
+
 def drop(conn: Conn, month: Month, manifest: str) -> int:
     """Chain the archive's list, log it for each job, drop the partitions; the link's seq.
 

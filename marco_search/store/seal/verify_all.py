@@ -133,6 +133,17 @@ def _check_chain(conn: Conn) -> tuple[int, set[UUID], list[Finding]]:
     return count, chained, findings
 
 
+def check_month(conn: Conn, month: archives.Month) -> Iterator[Finding]:
+    """What does not fit in a month's jobs."""
+    low, high = (UUID(int=bound.int - 1) for bound in (month.first, month.before))
+    jobs = conn.execute(
+        "SELECT id, nodes FROM public.jobs WHERE id > %s AND id <= %s ORDER BY id", [low, high]
+    ).fetchall()
+    for part in ranges_of(jobs, low, high):
+        for report in check_range(conn, *part):
+            yield from report.findings
+
+
 def ranges_of(
     jobs: Iterable[tuple[UUID, int]], after: UUID | None = None, last: UUID | None = None
 ) -> list[Range]:

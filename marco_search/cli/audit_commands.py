@@ -1,0 +1,286 @@
+"""Commands for auditors and owners: verify, anchor, archive, roles."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from marco_search.audit import anchors as anchor_files
+from marco_search.audit.anchors import Anchor
+from marco_search.audit.findings import Finding, Report
+from marco_search.cli import output
+from marco_search.cli.error_reports import DOES_NOT_FIT
+from marco_search.cli.options import command
+from marco_search.cli.session import Session, session
+from marco_search.errors import ArchiveRefused
+from marco_search.locations import database_url
+from marco_search.store.db import allow, require_tables
+from marco_search.store.seal import anchors as stored_anchors
+from marco_search.store.seal import archives, verification
+from marco_search.store.seal.archives import Month
+from marco_search.store.seal.verify_all import check_month, verify_all
+
+_SHOWN = 20
+_file = click.Path(dir_okay=False, path_type=Path)
+_folder = click.Path(file_okay=False, path_type=Path)
+
+
+@command()
+@click.argument("jobs", metavar="[JOB]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All jobs of all tenants (the default).")
+@click.option(
+    "--anchor", "anchors", multiple=True, type=_file, metavar="FILE",
+    help="An anchor kept elsewhere that the chain must still hold; may be given again.",
+)  # fmt: skip
+@click.option(
+    "--archive", "archives", multiple=True, type=_folder,
+    metavar="FOLDER", help="Check an archived month instead; may be given again.",
+)  # fmt: skip
+@click.option("--public-key", metavar="HEX", help="The key that the anchors must be signed by.")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
+    help="Processes that check all jobs.",
+)  # fmt: skip
+def verify(
+    jobs: tuple[str, ...], everything: bool, anchors: tuple[Path, ...],
+    archives: tuple[Path, ...], public_key: str | None, processes: int,
+) -> None:  # fmt: skip
+    """Check JOBs, or all jobs and the whole chain, and name the first row that does not fit.
+
+    Every row of a job that has ended is hashed again and compared with the chain; every
+    token's confidence, every path, value, visit count, vote and total is computed again.
+    Exits with 9 if anything does not fit, or can't be checked by this version.
+    """
+    if jobs and everything:
+        raise click.UsageError("name jobs, or --all, not both")
+    if archives and (jobs or everything):
+        raise click.UsageError("--archive checks archives only: run verify again for the rest")
+    kept = [anchor_files.read(path, public_key=public_key) for path in anchors]
+    with session(needs_redis=False) as here:
+        with here.database.transaction() as conn:
+            require_tables(conn, "`marco verify`")
+            found = [f for anchor in kept for f in stored_anchors.check(conn, anchor)]
+        if archives:
+            counted, more = _verify_archives(here, archives)
+        elif jobs:
+            counted, more = _verify_jobs(here, jobs)
+        else:
+            counted, more = _verify_all(here, processes)
+    found += more
+    findings = [_finding_json(finding) for finding in found]
+    output.report(
+        counted | {"fits": not found, "findings": findings},
+        *_counts_lines(counted),
+        *map(_anchor_line, kept),
+        *_finding_lines(found),
+    )
+    if found:
+        click.get_current_context().exit(DOES_NOT_FIT)
+
+
+def _verify_jobs(here: Session, words: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:
+    job_ids = dict.fromkeys(here.find(words))
+    reports = [verification.verify_job(here.database, job_id) for job_id in job_ids]
+    jobs = [asdict(report) | {"job_id": str(report.job_id)} for report in reports]
+    for job in jobs:
+        del job["findings"]
+    return {"jobs": jobs}, [finding for report in reports for finding in report.findings]
+
+
+def _verify_all(here: Session, processes: int) -> tuple[dict[str, Any], list[Finding]]:
+    shows = sys.stderr.isatty() and not output.as_json()
+
+    def progress(done: int, total: int) -> None:
+        if shows:
+            click.echo(f"\r{done:,} of {total:,} jobs", nl=False, err=True)
+
+    url = database_url(here.settings)
+    report = verify_all(url, processes=processes, on_progress=progress)
+    if shows:
+        click.echo("\r\033[K", nl=False, err=True)
+    return _totals([report]), list(report.findings)
+
+
+def _verify_archives(
+    here: Session, folders: Sequence[Path]
+) -> tuple[dict[str, Any], list[Finding]]:
+    from marco_search.export.archive import check_archive, read_manifest
+
+    found: list[Finding] = []
+    reports = []
+    for folder in folders:
+        with here.database.transaction() as conn:
+            known = archives.chained_root(conn, read_manifest(folder))
+        if known is None:
+            what = "the chain knows no archive with this list"
+            found.append(Finding("manifest.json", str(folder), what, "a link", "none"))
+        reports.append(check_archive(folder))
+        found += reports[-1].findings
+    return _totals(reports), found
+
+
+def _totals(reports: Sequence[Report]) -> dict[str, Any]:
+    counts = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links")
+    totals: dict[str, Any] = {name: sum(getattr(r, name) for r in reports) for name in counts}
+    return totals | {"seconds": round(sum(r.seconds for r in reports), 3)}
+
+
+def _counts_lines(counted: dict[str, Any]) -> list[str]:
+    jobs = counted["jobs"]
+    if not isinstance(jobs, list):
+        return [
+            f"Jobs: {jobs:,} ({counted['open_jobs']:,} not ended,"
+            f" {counted['archived_jobs']:,} archived). Nodes: {counted['nodes']:,}."
+            f" Rollouts: {counted['rollouts']:,}. Links: {counted['links']:,}."
+            f" {counted['seconds']:.1f} s."
+        ]
+    return [
+        f"{job['job_id']}  {job['status']}  nodes: {job['nodes']:,}, rollouts:"
+        f" {job['rollouts']:,}, "
+        + ("not in the chain yet" if job["seq"] is None else f"link {job['seq']}")
+        for job in jobs
+    ]
+
+
+def _anchor_line(anchor: Anchor) -> str:
+    signed = f"signed by {anchor.public_key}" if anchor.public_key else "not signed"
+    return f"Anchor of {anchor.made_at}: link {anchor.seq}, {signed}"
+
+
+def _finding_lines(found: Sequence[Finding]) -> list[str]:
+    wrong = [finding for finding in found if not finding.unknown]
+    unknown = [finding for finding in found if finding.unknown]
+    lines = [] if found else ["Everything fits."]
+    if wrong:
+        lines += [f"Does not fit, first {wrong[0]}", *(f"  then {f}" for f in wrong[1:_SHOWN])]
+    if len(wrong) > _SHOWN:
+        lines.append(f"  and {len(wrong) - _SHOWN:,} more")
+    if unknown:
+        lines.append(f"This version can't check {len(unknown):,} links, first {unknown[0]}")
+    return lines
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    data = asdict(finding)
+    data["unknown_format"] = data.pop("unknown")
+    return data | {"job_id": finding.job_id and str(finding.job_id)}
+
+
+@command()
+@click.option("--key", type=_file, metavar="FILE", help="Ed25519 key (PEM) to sign it with.")
+@click.option(
+    "--new-key", type=_file, metavar="FILE", help="Only make a key, and print its public part."
+)
+def anchor(key: Path | None, new_key: Path | None) -> None:
+    """Print an anchor: the head of the chain, how many links and jobs it covers, and when.
+
+    Keep it where those who hold the database can't change it: `marco verify --anchor FILE`
+    then finds a chain that was cut short or rewritten.
+
+    \b
+    marco anchor > anchor-2026-11-22.json
+    """
+    if new_key is not None:
+        public = anchor_files.new_key(new_key)
+        output.report(
+            {"key": str(new_key), "public_key": public},
+            f"Private key: {new_key}. Give others the public key:\n{public}",
+        )
+        return
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
+        require_tables(conn, "`marco anchor`")
+        taken = stored_anchors.take(conn, key=key)
+    output.print_json(taken.to_json())
+
+
+@command()
+@click.argument("folder", type=_folder)
+@click.option(
+    "--before", required=True, type=click.DateTime(["%Y-%m", "%Y-%m-%d"]), metavar="DATE",
+    help="Months that ended by then, UTC: 2026-11 or 2026-11-01.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what would be archived.")
+def archive(folder: Path, before: datetime, dry_run: bool) -> None:
+    """Write whole months of jobs to FOLDER/YYYY-MM, check what was written, then drop their trees.
+
+    Nodes, rollouts and answers leave the database; jobs, attempts, the log and the chain stay,
+    and `marco verify` still passes. `marco verify --archive FOLDER/YYYY-MM` checks the files.
+    A month with jobs that have not ended, or with a row that does not fit, is refused.
+
+    \b
+    marco archive /srv/archive --before 2026-11 --dry-run
+    """
+    until = before.replace(tzinfo=UTC)
+    if until > datetime.now(UTC):
+        raise ArchiveRefused(f"--before {until:%Y-%m-%d} is in the future: months must be over")
+    done: list[dict[str, Any]] = []
+    with session(needs_redis=False) as here:
+        with here.database.transaction() as conn:
+            found = archives.months(conn, until)
+            for month in found:
+                archives.require_ended(conn, month)
+            counts = {month.name: archives.counts(conn, month) for month in found}
+        for month in found:
+            path = folder / month.name
+            link = None if dry_run else _archive_month(here, month, path)
+            about = {"month": month.name, "folder": str(path), "link": link}
+            done.append(about | counts[month.name])
+    lines = [
+        f"{month['month']}: jobs: {month['jobs']:,}, nodes: {month['nodes']:,}: "
+        + ("would be archived" if dry_run else f"archived, link {month['link']} of the chain")
+        + f": {month['folder']}"
+        for month in done
+    ]
+    none = f"No month before {until:%Y-%m-%d} has anything to archive."
+    output.report({"months": done, "dry_run": dry_run}, *(lines or [none]))
+
+
+def _archive_month(here: Session, month: Month, path: Path) -> int:
+    """Write, check and drop one month; the seq of its link. Raises ArchiveRefused."""
+    from marco_search.export import archive as files
+
+    def refuse(found: Sequence[Finding]) -> None:
+        if found:
+            raise ArchiveRefused(f"{month.name} is not archived: {found[0]}")
+
+    with here.database.snapshot() as conn:
+        refuse(list(check_month(conn, month)))
+        manifest = files.write(conn, month, path)
+    refuse(files.check_archive(path).findings)
+    with here.database.transaction() as conn:
+        allow(conn, None)
+        return archives.drop(conn, month, manifest)
+
+
+@command()
+@click.option("--sql", "as_sql", is_flag=True, help="Print the SQL instead of running it.")
+def roles(as_sql: bool) -> None:
+    """Create the roles owner, app, auditor and auditor_all, and give each its rights.
+
+    `marco migrate` does the same where its user may. Where it may not, a superuser runs this
+    once (DATABASE_URL names it), or runs the SQL that --sql prints. docs/sql.md says who may
+    do what, and how a person becomes an auditor.
+    """
+    from marco_search import settings
+    from marco_search.cli.service_commands import ROLES_HINT
+    from marco_search.errors import RightsMissing
+    from marco_search.migrations import grant_roles
+    from marco_search.store.roles import ROLES, name, statements
+
+    prefix = settings.load().role_prefix
+    if as_sql:
+        body = (f"{statement.strip()};" for statement in statements(prefix))
+        output.echo("\n".join(["BEGIN;", *body, "COMMIT;"]))
+        return
+    names = [name(prefix, role) for role in ROLES]
+    with session(creates=True, migrates=True) as here:
+        refused = grant_roles(database_url(here.settings))
+    if refused is not None:
+        raise RightsMissing(f"{refused}: {ROLES_HINT}")
+    output.report({"roles": names}, "Made, with their rights: " + ", ".join(names))

@@ -1,0 +1,168 @@
+"""`marco eval`: a strategy over a set of problems, graded when its searches have ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from marco_search import settings as settings_module
+from marco_search.cli import output
+from marco_search.cli.options import command
+from marco_search.cli.search_options import given_options, search_options
+from marco_search.cli.session import session
+from marco_search.evaluation.data_sets import Problem, load
+from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.report import bins_of, markdown_rows, require_few_failed, row
+from marco_search.evaluation.run import OnProgress, Progress, Recipe, run, run_queued
+from marco_search.evaluation.traces import Trace
+from marco_search.jobs import SearchOptions
+from marco_search.runtime import open_runtime
+
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@command("eval")
+@click.argument("data_set", metavar="SET")
+@click.option("--language", metavar="LANG", help="Which file of a folder, or of MGSM.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N problems only.")
+@click.option("--local", is_flag=True, help="Search in this process instead of the queue.")
+@click.option(
+    "--out", type=_file, metavar="FILE",
+    help="Keep traces here and go on from those there are. "
+    "Default: evaluation/SET-STRATEGY.jsonl under MARCO_HOME.",
+)  # fmt: skip
+@click.option("--trees", is_flag=True, help="Keep token scores too, for marco replay --reward.")
+@click.option(
+    "--threads", type=click.IntRange(1, 512), default=16, show_default=True, metavar="N",
+    help="Searches at once (with --local).",
+)  # fmt: skip
+@click.option(
+    "--report", type=_file, metavar="FILE",
+    help="Write the report as Markdown here, and as JSON beside it.",
+)  # fmt: skip
+@click.option(
+    "--plots", type=click.Path(path_type=Path), metavar="STEM",
+    help="Write STEM-tokens and STEM-calibration as .png and .svg.",
+)  # fmt: skip
+@click.option(
+    "--max-failed", type=click.FloatRange(0, 100), default=5, show_default=True,
+    metavar="PERCENT", help="Report nothing if more of the rollouts failed than this.",
+)  # fmt: skip
+@search_options
+def evaluate(
+    data_set: str, language: str | None, limit: int | None, local: bool, out: Path | None,
+    trees: bool, threads: int, report: Path | None, plots: Path | None, max_failed: float,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Answer the problems of SET, grade them, and report accuracy and cost.
+
+    SET is a held-out set of the pocket model (heldout_en, heldout_zh, heldout_range_en,
+    heldout_range_zh, heldout_translation), mgsm:LANG from the Hugging Face hub, a TSV file as
+    MGSM is published, a JSON Lines file with question and answer, or a folder of such files.
+    The labels are used after the searches only. Run it again to go on where it stopped.
+    Without --local the jobs go through the queue: have a worker running (`marco worker`).
+    """
+    problems = load(data_set, language=language, limit=limit)
+    recipe = Recipe(options=SearchOptions(**given_options(values)), keep_tokens=trees)
+    strategy = recipe.options.strategy
+    if out is None:
+        name = f"{Path(data_set).stem.replace(':', '-')}-{language or 'all'}-{strategy}.jsonl"
+        out = settings_module.load().home / "evaluation" / name
+    with output.console(stderr=True).status("evaluating") as status:
+        progress = _ProgressLine(out, status.update)
+        traces = _traces(problems, recipe, out, local, threads, progress)
+    require_few_failed(traces, max_failed / 100)
+    grader = Grader(problems)
+    found = row(strategy, traces, grader)
+    about = [
+        f"{found.n} problems, {progress.resumed} of them searched by an earlier run",
+        f"model {', '.join(sorted({t.model for t in traces if t.model})) or 'unknown'}",
+        f"seed {recipe.options.seed}",
+        f"{round(found.failed * found.rollouts * found.n)} rollouts failed",
+        f"traces in {out}",
+    ]
+    title = f"# {data_set}: {strategy}\n\n{'; '.join(about)}. Test@N: see docs/results.md.\n\n"
+    text = title + markdown_rows([found])
+    data = {
+        "set": data_set,
+        "language": language,
+        "options": recipe.options.model_dump(mode="json", exclude_defaults=True),
+        "results": {strategy: found.to_json()},
+        "traces": str(out),
+        "model": next((t.model for t in traces if t.model), None),
+        "seed": recipe.options.seed,
+        "resumed": progress.resumed,
+    }
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(f"{text}\n", encoding="utf-8")
+        beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+        report.with_suffix(".json").write_text(beside, encoding="utf-8")
+    if plots:
+        _plot(data_set, strategy, traces, grader, plots)
+    output.report(data, text)
+
+
+eval = evaluate  # the group finds a command by its name
+
+
+def progress_text(progress: Progress) -> str:
+    """One line: done, accuracy so far with its interval, tokens, time left."""
+    parts = [f"{progress.done} of {progress.total}"]
+    if progress.failed:
+        parts.append(f"{progress.failed:,} of {progress.rollouts:,} rollouts failed")
+    if progress.graded:
+        low, high = progress.interval
+        share = progress.right / progress.graded
+        parts.append(f"{100 * share:.1f} % right ({100 * low:.1f} to {100 * high:.1f})")
+    parts.append(f"{progress.tokens:,} tokens")
+    if progress.seconds_left is not None:
+        parts.append(f"{progress.seconds_left:.0f} s left")
+    return ", ".join(parts)
+
+
+class _ProgressLine:
+    """Shows progress, and says once what is not searched again."""
+
+    def __init__(self, out: Path, show: Callable[[str], object]) -> None:
+        self.out, self.show, self.resumed = out, show, 0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.resumed and not self.resumed:
+            self.resumed = progress.resumed
+            click.echo(
+                f"{progress.resumed} of {progress.total} problems are in {self.out} from an "
+                "earlier run and are not searched again",
+                err=True,
+            )
+        self.show(progress_text(progress))
+
+
+def _traces(
+    problems: list[Problem],
+    recipe: Recipe,
+    out: Path,
+    local: bool,
+    threads: int,
+    on_progress: OnProgress,
+) -> list[Trace]:
+    if not local:
+        with session(creates=True) as here:
+            return run_queued(problems, recipe, out, here.producer(), on_progress=on_progress)
+    with closing(open_runtime(settings_module.load())) as runtime:
+        return run(problems, recipe, runtime, out, threads=threads, on_progress=on_progress)
+
+
+def _plot(data_set: str, strategy: str, traces: list[Trace], grader: Grader, stem: Path) -> None:
+    from marco_search.evaluation.curves import curve
+    from marco_search.evaluation.plots import accuracy_over_tokens, calibration_plot
+
+    tokens = stem.with_name(f"{stem.name}-tokens")
+    accuracy_over_tokens({data_set: {strategy: curve(traces, grader)}}, tokens)
+    scores = stem.with_name(f"{stem.name}-calibration")
+    calibration_plot({data_set: bins_of(traces, grader)}, scores)

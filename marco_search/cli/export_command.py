@@ -1,0 +1,110 @@
+"""`marco export`: jobs, trees and tokens as files, searches as traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from marco_search.cli import output
+from marco_search.cli.options import command
+from marco_search.cli.session import session
+from marco_search.errors import InvalidSettings
+from marco_search.export.tables import TABLES, Filter, write
+from marco_search.store.db import Conn
+from marco_search.store.reads import job_ids
+
+FORMATS = ("jsonl", "parquet", "otlp-json")
+_moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
+
+
+@command()
+@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--format", "file_format", type=click.Choice(FORMATS), default="jsonl", show_default=True,
+    help="otlp-json: OpenTelemetry traces, one job a line.",
+)  # fmt: skip
+@click.option("--otlp", metavar="URL", help="Send traces to this collector instead (OTLP, HTTP).")
+@click.option(
+    "--table", "tables", multiple=True, type=click.Choice(list(TABLES)),
+    help="Table to write; may be given again. All but tokens by default.",
+)  # fmt: skip
+@click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
+@click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch.")
+@click.option("--tenant", metavar="NAME", help="Whose jobs (default: MARCO_TENANT's).")
+@click.option("--all-tenants", is_flag=True, help="The jobs of all tenants.")
+@click.option("--since", type=_moment, metavar="TIME", help="Submitted at or after, UTC.")
+@click.option("--until", type=_moment, metavar="TIME", help="Submitted before, UTC.")
+@click.option("--no-text", is_flag=True, help="Leave out what people and the model wrote.")
+def export(
+    folder: Path | None, file_format: str, otlp: str | None, tables: tuple[str, ...],
+    jobs: tuple[str, ...], batch: Any, tenant: str | None, all_tenants: bool,
+    since: datetime | None, until: datetime | None, no_text: bool,
+) -> None:  # fmt: skip
+    """Write jobs with their trees to files in FOLDER, one for each table.
+
+    Files appear whole or not at all, and memory does not grow with their size. All tables are
+    of one moment. With --otlp, or as otlp-json, each job is a trace: job, attempts, rounds,
+    branches, with tokens, texts and confidences, as Phoenix and Langfuse show them.
+
+    \b
+    marco export out --format parquet --since 2026-11-01
+    marco export --otlp http://localhost:6006 --batch 0199...
+    """
+    if (folder is None) is (otlp is None):
+        raise click.UsageError("give a FOLDER to write to, or --otlp URL to send to")
+    if no_text and "vocabulary" in tables:
+        raise click.UsageError("--table vocabulary is nothing but text: not with --no-text")
+    if tenant and all_tenants:
+        raise click.UsageError("--tenant and --all-tenants exclude each other")
+    with session(needs_redis=False) as here, here.database.snapshot() as conn:
+        whose = tenant or here.tenant
+        chosen = Filter(
+            jobs=job_ids.find_jobs(conn, jobs, whose),
+            batch=batch,
+            tenant=None if all_tenants else whose,
+            since=_utc(since),
+            until=_utc(until),
+        )
+        if otlp is not None:
+            written = {"sent": _otlp().send(otlp, _traces(conn, chosen, text=not no_text))}
+        elif file_format == "otlp-json":
+            path = _in(folder, "traces.jsonl")
+            traces = _traces(conn, chosen, text=not no_text)
+            written = {str(path): _otlp().write(path, traces)}
+        else:
+            left_out = {"tokens"} | ({"vocabulary"} if no_text else set())
+            written = {}
+            for name in tables or [name for name in TABLES if name not in left_out]:
+                path, text = _in(folder, f"{name}.{file_format}"), not no_text
+                rows = write(conn, path, name, chosen, file_format=file_format, text=text)
+                written[str(path)] = rows
+    output.report(written, *(f"{what}: {count:,}" for what, count in written.items()))
+
+
+def _in(folder: Path | None, name: str) -> Path:
+    return (folder or Path()) / name
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+def _traces(conn: Conn, chosen: Filter, *, text: bool) -> Iterator[Sequence[Any]]:
+    """The spans of each job's search."""
+    _otlp()
+    from marco_search.export.spans import traces
+
+    yield from traces(conn, chosen, text=text)
+
+
+def _otlp() -> ModuleType:
+    try:
+        from marco_search.export import otlp
+    except ValueError as error:  # the SDK reads the OTEL_..._LIMIT variables when it is imported
+        raise InvalidSettings(str(error)) from None
+    return otlp

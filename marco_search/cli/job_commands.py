@@ -1,0 +1,395 @@
+"""Commands about jobs: submit, status, watch, wait, show, results, cancel."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from marco_search.cli import output
+from marco_search.cli.error_reports import JOBS_NOT_DONE
+from marco_search.cli.following import follow, show_following
+from marco_search.cli.job_text import archived, counts, heading, jobs_table, progress
+from marco_search.cli.options import (
+    LARGEST_COUNT,
+    Seconds,
+    all_option,
+    command,
+    count,
+    jobs_argument,
+    require_tenant,
+    tenant_option,
+)
+from marco_search.cli.result_text import result_json, result_report
+from marco_search.cli.search_options import (
+    KIND_OPTIONS,
+    given_options,
+    job_from_options,
+    kind_options,
+    search_options,
+)
+from marco_search.cli.session import Session, session
+from marco_search.cli.tree_text import draw_tree, tree_json
+from marco_search.errors import Backpressure
+from marco_search.jobs import Job, JobResult
+from marco_search.store.db import Conn
+from marco_search.store.queue.states import JobState
+from marco_search.store.reads import job_ids, job_record, queries
+from marco_search.store.reads.queries import JobStatus
+
+if TYPE_CHECKING:
+    from producer import JobHandle, Producer
+
+FORMATS = ("html", "svg", "dot", "mermaid", "json")
+DRAWN = 40  # nodes in the terminal
+LATEST = 20
+AT_ONCE = 500  # results held in memory
+_TERMS = ("priority", "deadline", "expires_in_s")
+_DEADLINES = {"deadline", "expires_in_s"}
+
+timeout_option = click.option(
+    "--timeout", type=Seconds(min=0), metavar="S",
+    help="Give up after S seconds (exit code 6); the jobs go on.",
+)  # fmt: skip
+
+
+@command()
+@click.argument("file", required=False)
+@click.option("--question", metavar="TEXT", help="Submit this one instead of a file.")
+@click.option("--priority", metavar="LEVEL", help="low, normal (default) or high.")
+@click.option("--deadline", metavar="TIME", help="Not searched any more after it: ISO 8601, zone.")
+@click.option("--expires-in", "expires_in_s", type=float, metavar="S", help="The same, from now.")
+@click.option("--wait", "waits", is_flag=True, help="If too much is queued, wait and try again.")
+@kind_options
+@search_options
+def submit(file: str | None, question: str | None, waits: bool, **values: Any) -> None:
+    """Submit the jobs in FILE, a JSON Lines file ("-": standard input), and print their ids.
+
+    The whole file is checked first: if any line is wrong, all wrong lines are reported and
+    nothing is submitted. Search options, priority and deadline given here fill in what a line
+    leaves open; the options about the kind of job go with --question.
+
+    \b
+    {"kind": "reasoning", "question": "What is 17 x 23?", "expected": "391"}
+    {"kind": "translation", "text": "...", "source": "zh", "target": "en"}
+    {"kind": "open_ended", "prompt": "...", "options": {"rollouts": 8}}
+    """
+    jobs = [_with_terms(job, values) for job in _jobs_to_submit(file, question, values)]
+    with session(creates=True) as here:
+        handles = submit_jobs(here.producer(), jobs, waits=waits)
+    ids = [str(handle.id) for handle in handles]
+    known = [str(handle.id) for handle in handles if not handle.created]
+    new = len(ids) - len(known)
+    output.report({"ids": ids, "submitted": new, "known": known}, "\n".join(ids))
+    if output.as_json():
+        return
+    text = f"{new:,} new, {len(known):,} known"
+    now = datetime.now(UTC)
+    if past := sum(1 for job in jobs if job.deadline is not None and job.deadline < now):
+        text += f"; {past:,} with a deadline that has passed, which only expire"
+    if new and sys.stderr.isatty():
+        text += ". `marco worker` answers them, `marco watch` follows"
+    output.note(f"{text}.")
+
+
+def _jobs_to_submit(file: str | None, question: str | None, values: dict[str, Any]) -> list[Job]:
+    from marco_search.cli.job_file import read_jobs
+
+    if question is not None and file is None:
+        return [job_from_options(question, values)]
+    if file is None or question is not None:
+        raise click.UsageError("Give a FILE, or a question with --question.")
+    context = click.get_current_context()
+    for name in KIND_OPTIONS:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} goes with --question: a file's lines carry it.")
+    return read_jobs(file, given_options(values))
+
+
+def _with_terms(job: Job, values: dict[str, Any]) -> Job:
+    """The job with priority and deadline of `values` where it has none. Raises InvalidJob."""
+    given = {name: values[name] for name in _TERMS if values.get(name) is not None}
+    if job.model_fields_set & _DEADLINES:
+        given = {name: value for name, value in given.items() if name not in _DEADLINES}
+    own = {name: getattr(job, name) for name in job.model_fields_set}
+    return type(job).model_validate({**given, **own}) if given else job
+
+
+def submit_jobs(
+    producer: Producer,
+    jobs: Sequence[Job],
+    *,
+    waits: bool,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[JobHandle]:
+    """Submit all of the jobs or none. With `waits` again and again while too much is queued.
+
+    Raises QueueFull or QuotaExceeded without `waits`, or if they can never fit.
+    """
+    noted = False
+    while True:
+        try:
+            return producer.submit_many(jobs)
+        except Backpressure as error:
+            if not waits or error.retry_after_s is None:
+                raise
+            if not noted:
+                print(f"marco: {error}; waiting", file=sys.stderr)
+                noted = True
+            sleep(error.retry_after_s)
+
+
+@command()
+@jobs_argument
+@click.option(
+    "--state", type=click.Choice([s.value for s in JobState]), help="Only jobs in this state."
+)
+@click.option(
+    "--limit", type=count(), default=LATEST, show_default=True, metavar="N",
+    help="Latest jobs listed where none is named; 0 for all.",
+)  # fmt: skip
+def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
+    """Show where jobs stand: those named, or the latest.
+
+    \b
+    States: queued, running, succeeded, failed (will not be tried again), dead (tried too
+    often, or cost several workers), cancelled, expired (its deadline came first).
+    """
+    with session(needs_redis=False) as here:
+        named = here.find(jobs)
+        with here.database.transaction() as conn:
+            if jobs:
+                lines = queries.statuses(conn, named, tenant=here.tenant)
+            else:
+                most = limit or LARGEST_COUNT
+                lines = queries.recent(conn, tenant=here.tenant, state=state, limit=most)[::-1]
+            by_state = job_ids.state_counts(conn, here.tenant)
+            missing = queries.missing_models(conn, tenant=here.tenant)
+    table = [jobs_table(lines, width=output.terminal_width()), ""] if lines else []
+    output.report(
+        {
+            "counts": by_state,
+            "jobs": [line.model_dump(mode="json") for line in lines],
+            "missing_models": [asdict(model) for model in missing],
+        },
+        *table,
+        counts(by_state),
+        *(f"{model}: `marco requeue --restart` restarts them" for model in missing),
+    )
+
+
+@command()
+@jobs_argument
+@timeout_option
+def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
+    """Follow jobs live until they end: those named, or all that have not ended.
+
+    Without a terminal each change of a job's state is a line; with --json, a JSON line.
+    Exits with 7 if a job did not succeed.
+    """
+    with session(needs_redis=False) as here:
+        followed = follow(here.producer(), _followed(here, jobs), timeout_s=timeout)
+        lines = show_following(followed, as_json=output.as_json())
+    if not output.as_json():
+        output.show(progress(lines) if lines else "No job is queued or running.")
+    _exit(lines)
+
+
+@command()
+@jobs_argument
+@timeout_option
+def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
+    """Wait quietly until jobs end, those named or all, then print where they stand.
+
+    Exits with 7 if a job did not succeed, with 6 after --timeout.
+    """
+    lines: list[JobStatus] = []
+    with session(needs_redis=False) as here:
+        for now in follow(here.producer(), _followed(here, jobs), timeout_s=timeout, every_s=2.0):
+            lines = now
+    table = jobs_table(lines, width=output.terminal_width())
+    output.report(
+        {"jobs": [line.model_dump(mode="json") for line in lines]},
+        table if lines else "No job is queued or running.",
+    )
+    _exit(lines)
+
+
+def _followed(here: Session, words: Sequence[str]) -> list[UUID]:
+    """The jobs named, or all of the tenant's that have not ended."""
+    if words:
+        return list(dict.fromkeys(here.find(words)))
+    with here.database.transaction() as conn:
+        return job_ids.jobs_of(conn, here.tenant, finished=False)
+
+
+def _exit(lines: Sequence[JobStatus]) -> None:
+    if any(line.state != "succeeded" for line in lines):
+        click.get_current_context().exit(JOBS_NOT_DONE)
+
+
+@command()
+@click.argument("job")
+@click.option("--thought", is_flag=True, help="Print the best answer's Thought as well.")
+@click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Edges below the root.")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), metavar="N",
+    help="Nodes drawn at most: the winning path, then those visited most  "
+    f"[default: {DRAWN}; in a file all, in Mermaid 400]",
+)  # fmt: skip
+@click.option("--full", is_flag=True, help="Draw all nodes with their whole text.")
+@click.option(
+    "--format", "file_format", type=click.Choice(FORMATS),
+    help="Write a document instead: html is one file that needs nothing else.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", "file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE", help="Where --format writes; standard output if not given.",
+)  # fmt: skip
+def show(
+    job: str, thought: bool, depth: int | None, nodes: int | None, full: bool,
+    file_format: str | None, file: Path | None,
+) -> None:  # fmt: skip
+    """Show JOB: its ranked answers, what the search took, and the tree it grew.
+
+    In the tree each node has its visit count and its value, the mean confidence of the
+    rollouts through it; * marks the path to the best answer.
+
+    \b
+    marco show 9cb008cd --format html -o job.html    a report to open in any browser
+    marco show 9cb008cd --format dot | dot -Tpdf > job.pdf
+    """
+    if file is not None and file_format is None:
+        raise click.UsageError("--output needs --format.")
+    if file_format is not None and output.as_json():
+        raise click.UsageError("--format and --json exclude each other.")
+    with session(needs_redis=False) as here:
+        (job_id,) = here.find([job])
+        if file_format is not None:
+            from marco_search.console.reader import Reader
+            from marco_search.console.report import render
+
+            reader = Reader(here.database)
+            _write(render(reader, job_id, file_format, limit=nodes, depth=depth), file)
+            return
+        with here.database.transaction() as conn:
+            (line,) = queries.statuses(conn, [job_id])
+            record = job_record.read(conn, job_id)
+            results = queries.results(conn, [job_id])
+    tree, path = record.nodes, record.winning_path
+    if output.as_json():
+        result = result_json(results[0], thought=thought) if results else None
+        about = {"job": line.model_dump(mode="json"), "result": result}
+        output.print_json(about | {"tree": tree_json(tree, path)})
+        return
+    output.show(*heading(line), "")
+    if record.archived:
+        output.show(*archived(line, record.archived))
+    elif results:
+        output.show(result_report(results[0], thought=thought))
+    if tree:
+        drawn = draw_tree(
+            tree, path, width=output.terminal_width(), limit=nodes or DRAWN, depth=depth,
+            full=full, ascii_only=output.ascii_only(),
+        )  # fmt: skip
+        output.show("", drawn)
+
+
+def _write(text: str, file: Path | None) -> None:
+    text = text if text.endswith("\n") else f"{text}\n"
+    if file is None:
+        output.echo(text, end="")
+        return
+    try:
+        file.write_bytes(text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise click.FileError(str(file), error.strerror) from None
+    click.echo(f"Written: {file}", err=True)
+
+
+@command()
+@jobs_argument
+@click.option("--jsonl", is_flag=True, help="One JSON object on each line.")
+@click.option("--thought", is_flag=True, help="With the answers' Thoughts (JSON).")
+def results(jobs: tuple[str, ...], jsonl: bool, thought: bool) -> None:
+    """Print the results of jobs that have ended: of those named, or of all, oldest first."""
+    with session(needs_redis=False) as here:
+        ids = here.find(jobs)
+        with here.database.transaction() as conn:
+            ids = ids if jobs else job_ids.jobs_of(conn, here.tenant, finished=True)
+            found = (result_json(result, thought=thought) for result in _results(conn, ids))
+            if jsonl:
+                for result in found:
+                    output.print_json_line(result)
+            elif output.as_json():
+                output.print_json(list(found))
+            else:
+                lines = [line for line in queries.statuses(conn, ids) if line.final]
+                output.show(jobs_table(lines, width=output.terminal_width()))
+
+
+def _results(conn: Conn, ids: Sequence[UUID]) -> Iterator[JobResult]:
+    """In the order of the ids; jobs that have not ended are left out."""
+    for start in range(0, len(ids), AT_ONCE):
+        some = ids[start : start + AT_ONCE]
+        found = {result.job_id: result for result in queries.results(conn, some)}
+        yield from (found[str(job_id)] for job_id in some if str(job_id) in found)
+
+
+@command()
+@jobs_argument
+@click.option("--batch", type=click.UUID, metavar="ID", help="All jobs of this batch.")
+@tenant_option
+@click.option(
+    "--state", type=click.Choice(("queued", "running")), help="All jobs in this state, or of these."
+)
+@all_option
+@click.option("--yes", is_flag=True, help="Do not ask before --all.")
+def cancel(
+    jobs: tuple[str, ...], batch: UUID | None, tenant: str | None, state: str | None,
+    everything: bool, yes: bool,
+) -> None:  # fmt: skip
+    """Cancel jobs: those named, or all that fit the options. "-" reads ids from standard input.
+
+    A queued job is cancelled at once, a running one within two seconds, with the answers of
+    the rounds it has kept. One that has ended stays as it is. Named jobs are all found before
+    any is cancelled. --batch and --state look among the jobs of --tenant, else of MARCO_TENANT,
+    or with --all of all tenants.
+    """
+    if bool(jobs) == (everything or (batch, tenant, state) != (None, None, None)):
+        raise click.UsageError("Give jobs, or --batch, --tenant, --state or --all.")
+    require_tenant(tenant)
+    if tenant is not None and everything:
+        raise click.UsageError("Give either --tenant or --all.")
+    if everything and not yes and sys.stdin.isatty():
+        click.confirm("Cancel jobs of all tenants?", abort=True, err=True)
+    from producer import EVERYONE
+
+    with session() as here:
+        if jobs:
+            found = here.producer().cancel_many(here.find(jobs))
+        else:
+            whose = EVERYONE if everything else tenant
+            wanted = JobState(state) if state else None
+            found = here.producer().cancel_all(tenant=whose, batch_id=batch, state=wanted)
+    data = {"jobs": [{"job_id": str(i), "state": str(s)} for i, s in found.items()]}
+    output.report(data, _cancelled(found, named=bool(jobs)))
+
+
+def _cancelled(found: Mapping[UUID, JobState], *, named: bool) -> str:
+    soon = {
+        "running": "stops within two seconds",
+        "queued": "ends within two seconds, with the answers of its rounds",
+    }
+    if named:
+        return "\n".join(f"{job_id}  {soon.get(state, state)}" for job_id, state in found.items())
+    left = sum(state in soon for state in found.values())
+    rest = f", {left} end within two seconds" if left else ""
+    return f"{len(found) - left} cancelled{rest}"

@@ -1,0 +1,197 @@
+"""Jobs as tables, as lines of a log, as counts, and as a screen that is drawn again and again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from marco_search.cli.tables import Column, number, text_table
+from marco_search.cli.tree_text import fraction
+from marco_search.render.layout import ELLIPSIS, one_line, short_id
+from marco_search.store.queue.dead_letters import DeadLetter
+from marco_search.store.reads.queries import JobStatus
+
+LONGEST_SUBJECT = 1000  # characters: the whole of it is in --json
+_BAR = 10  # cells
+_ORDER = {"running": 0, "queued": 2}
+_JOBS = (
+    Column("job"), Column("state"), Column("question", flexible=True),
+    Column("answer", flexible=True), Column("expected", flexible=True), Column("right"),
+    number("conf."), number("share"), number("quant."), number("tokens", optional=True),
+    number("seconds", optional=True), number("nodes", optional=True),
+)  # fmt: skip
+_LIVE = (
+    Column("job"), Column("state"), Column("rollouts"), Column("question", flexible=True),
+    Column("answer", flexible=True), Column("right"), number("seconds"),
+)  # fmt: skip
+_LETTERS = (
+    Column("job"), Column("state"), Column("error"), Column("message", flexible=True),
+    Column("question", flexible=True), number("attempts"), number("rounds"),
+)  # fmt: skip
+
+
+def heading(line: JobStatus) -> list[Text]:
+    """What the job is: its whole id and state, and what was asked."""
+    state = line.shown_state
+    if line.attempts > 1:
+        state += f", attempt {line.attempts}"
+    if not line.final:
+        state += f", {line.rollouts} of {line.rollout_budget or '?'} rollouts"
+    subject = one_line(line.subject)
+    if len(subject) > LONGEST_SUBJECT:  # it would push the answer off the screen
+        subject = f"{subject[:LONGEST_SUBJECT]}{ELLIPSIS} ({len(subject):,} characters)"
+    return [Text(f"job {line.job_id}  {line.kind}, {state}", style="dim"), Text(subject)]
+
+
+def archived(line: JobStatus, month: str) -> list[Text]:
+    """What is left to show of a job whose tree has left the database."""
+    where = (
+        f"Its ranked answers, {line.rollouts:,} rollouts and {line.nodes:,} nodes are in the "
+        f"archive of {month}; `marco verify --archive FOLDER/{month}` checks that."
+    )
+    answer = one_line(line.answer or "no answer")
+    return [Text(answer, style="bold"), Text(""), Text(where, style="dim")]
+
+
+def jobs_table(
+    lines: Sequence[JobStatus], *, width: int | None = None, with_state: bool = True
+) -> RenderableType:
+    """One row for each job, with what it has come to so far."""
+    state = slice(1, 1 if with_state else 2)
+    columns, rows, sums = list(_JOBS), [_row(line) for line in lines], _sums(lines)
+    del columns[state]
+    for cells in (sums, *rows):
+        del cells[state]
+    return text_table(columns, rows, width=width, footer=sums if len(lines) > 1 else None)
+
+
+def _row(line: JobStatus) -> list[str]:
+    return [
+        short_id(line.job_id),
+        line.shown_state,
+        one_line(line.subject),
+        _outcome(line),
+        one_line(line.expected or ""),
+        _yes_no(line.correct),
+        "" if line.confidence is None else fraction(line.confidence),
+        _percent(line.share),
+        _percent(line.confidence_quantile),
+        f"{line.generated_tokens:,}",
+        f"{line.seconds:.1f}",
+        str(line.nodes),
+    ]
+
+
+def _sums(lines: Sequence[JobStatus]) -> list[str]:
+    checked = [line.correct for line in lines if line.correct is not None]
+    return [
+        f"{len(lines)} jobs", "", "", "", "",
+        f"{sum(checked)}/{len(checked)}" if checked else "",
+        "", "", "",
+        f"{sum(line.generated_tokens for line in lines):,}",
+        f"{sum(line.seconds for line in lines):.1f}",
+        str(sum(line.nodes for line in lines)),
+    ]  # fmt: skip
+
+
+def _outcome(line: JobStatus) -> str:
+    return one_line(line.answer or line.error or "")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _yes_no(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: ""}[value]
+
+
+def counts(by_state: Mapping[str, int]) -> str:
+    """ "16 jobs: 1 running, 15 succeeded"."""
+    total = sum(by_state.values())
+    parts = ", ".join(f"{count:,} {state}" for state, count in by_state.items())
+    return f"{total:,} job{'' if total == 1 else 's'}" + (f": {parts}" if parts else "")
+
+
+def event(line: JobStatus) -> str:
+    """One line of a log: a job and the state it has come to."""
+    text = f"{short_id(line.job_id)}  {line.state:9}  {_outcome(line)}"
+    if line.answer is not None and line.confidence is not None:
+        share = "" if line.share is None else f", {line.share:.0%} of the vote"
+        text += f"  ({fraction(line.confidence)}{share})"
+    return text.rstrip()
+
+
+def live_view(lines: Sequence[JobStatus], *, width: int, height: int) -> RenderableType:
+    """A row for each job, as many as fit (those running first), and a line of counts."""
+    rows = max(1, height - 4)
+    shown = list(lines)
+    if len(shown) > rows:
+        # Running, then just ended, then waiting: what ended last is most likely looked for.
+        newest = sorted(shown, key=lambda line: line.finished_at or line.created_at, reverse=True)
+        shown = sorted(newest, key=lambda line: _ORDER.get(line.state, 1))[:rows]
+    table = text_table(_LIVE, [_live_row(line) for line in shown], width=width)
+    return Group(table, "", Text(progress(lines)))
+
+
+def progress(lines: Sequence[JobStatus]) -> str:
+    """ "16 jobs: 1 running, 15 succeeded; 1,204 tokens"."""
+    by_state = Counter(str(line.state) for line in lines)
+    tokens = sum(line.generated_tokens for line in lines)
+    return f"{counts(dict(sorted(by_state.items())))}; {tokens:,} tokens"
+
+
+def _live_row(line: JobStatus) -> list[str]:
+    return [
+        short_id(line.job_id),
+        line.shown_state,
+        _bar(line),
+        one_line(line.subject),
+        _outcome(line),
+        _yes_no(line.correct),
+        f"{line.seconds:.1f}" if line.seconds else "",
+    ]
+
+
+def _bar(line: JobStatus) -> str:
+    if line.final or not line.rollout_budget:
+        return str(line.rollouts) if line.rollouts else ""
+    done = min(_BAR, _BAR * line.rollouts // line.rollout_budget)
+    return "#" * done + "-" * (_BAR - done)
+
+
+def letters_table(letters: Sequence[DeadLetter], *, width: int | None = None) -> RenderableType:
+    """One row for each dead or failed job."""
+    rows = [
+        [
+            short_id(letter.job_id),
+            letter.state,
+            one_line(str(letter.error.get("type", ""))),
+            one_line(str(letter.error.get("message", ""))),
+            one_line(letter.subject),
+            str(letter.attempts),
+            str(letter.rounds),
+        ]
+        for letter in letters
+    ]
+    return text_table(_LETTERS, rows, width=width)
+
+
+def letter_report(letter: DeadLetter) -> list[Text]:
+    """Why a job is dead or failed, what it cost, and the traceback of a bug."""
+    lines = [
+        f"job {letter.job_id}  {letter.kind}, {letter.state} since {letter.finished_at:%F %T} UTC",
+        one_line(letter.subject),
+        "",
+        f"{letter.error.get('type', 'no error')}: {one_line(str(letter.error.get('message', '')))}",
+        f"{letter.attempts} attempts, of which {letter.failures} failed and {letter.losses} lost "
+        f"their worker; {letter.rounds} rounds are kept",
+    ]
+    trace = str(letter.error.get("traceback", "")).splitlines()
+    if trace:
+        indents = [" " * (len(line) - len(line.lstrip(" "))) for line in trace]
+        lines += ["", *(i + one_line(line) for i, line in zip(indents, trace, strict=True))]
+    return [Text(line) for line in lines]

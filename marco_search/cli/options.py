@@ -1,0 +1,58 @@
+"""Arguments, options and types of values that several commands share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+JSON = "marco_search.json"
+"""Key of a click context's `meta`: whether --json was given."""
+LARGEST_COUNT = 2**31 - 1  # Postgres' integer
+
+
+class JsonCommand(click.Command):
+    """A command that takes --json; `output.as_json` says whether it was given."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.params.append(
+            click.Option(
+                ["--json"], is_flag=True, expose_value=False, help="Print JSON.",
+                callback=lambda context, _, given: context.meta.__setitem__(JSON, given),
+            )
+        )  # fmt: skip
+
+
+def command(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
+    """Makes a function a command that takes --json."""
+    return click.command(name, cls=JsonCommand)
+
+
+jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1)
+all_option = click.option("--all", "everything", is_flag=True, help="All jobs of all tenants.")
+tenant_option = click.option("--tenant", metavar="NAME", help="All jobs of this tenant.")
+
+
+def require_tenant(tenant: str | None) -> None:
+    """Raises UsageError for an empty name: an unset variable of a script must not mean all."""
+    if tenant == "":
+        raise click.UsageError("--tenant is empty: give a name, or --all.")
+
+
+def count(least: int = 0) -> click.IntRange:
+    """A number of rows or jobs."""
+    return click.IntRange(min=least, max=LARGEST_COUNT)
+
+
+class Seconds(click.FloatRange):
+    """A finite time: NaN is within every range and ends no wait."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Fails for one that is not finite."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds

@@ -1,0 +1,252 @@
+"""Commands about the queue: pause, resume, quota, dead (list, show, requeue), requeue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+
+from marco_search.cli import output
+from marco_search.cli.job_text import letter_report, letters_table
+from marco_search.cli.options import (
+    LARGEST_COUNT,
+    JsonCommand,
+    all_option,
+    command,
+    count,
+    jobs_argument,
+    require_tenant,
+    tenant_option,
+)
+from marco_search.cli.session import session
+from marco_search.store.queue import holds, limits
+
+if TYPE_CHECKING:
+    from producer import Producer
+
+state_option = click.option(
+    "--state", type=click.Choice(("dead", "failed")), help="Only jobs in this state."
+)
+error_option = click.option(
+    "--error", metavar="TYPE", help="Only those with this error (WorkerLost)."
+)
+
+
+@command()
+@click.option("--list", "listed", is_flag=True, help="Only list what is paused.")
+@jobs_argument
+@tenant_option
+@all_option
+def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: bool) -> None:
+    """Pause jobs: those named, a tenant's, or all, also those submitted later.
+
+    What is queued is not begun. A running job finishes its round, is given back by its worker
+    and waits. Deadlines go on. `marco resume` resumes them.
+    """
+    if not listed:
+        _set_paused(jobs, tenant, everything, paused=True)
+    elif jobs or tenant is not None or everything:
+        raise click.UsageError("--list goes alone.")
+    else:
+        _list_pauses()
+
+
+@command()
+@jobs_argument
+@tenant_option
+@all_option
+def resume(jobs: tuple[str, ...], tenant: str | None, everything: bool) -> None:
+    """Resume paused jobs: those named, a tenant's, or all.
+
+    Each pause is ended by its like: a job that was paused by its id stays paused when its
+    tenant is resumed.
+    """
+    _set_paused(jobs, tenant, everything, paused=False)
+
+
+def _list_pauses() -> None:
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
+        found = holds.pauses(conn)
+    rows, lines = [], []
+    for pause in found:
+        since = pause.since.isoformat() if pause.since else None
+        rows.append({"tenant": pause.tenant or None, "paused_at": since, "jobs": pause.jobs})
+        parts = [f"since {pause.since:%Y-%m-%d %H:%M:%S} UTC"] if pause.since else []
+        if pause.jobs:
+            parts.append(f"{pause.jobs:,} job{'' if pause.jobs == 1 else 's'} by id")
+        whose = f"tenant {pause.tenant}" if pause.tenant else "all tenants"
+        lines.append(f"{whose}: {', '.join(parts)}")
+    output.report({"paused": rows}, "\n".join(lines) or "Nothing is paused.")
+
+
+def _set_paused(
+    jobs: tuple[str, ...], tenant: str | None, everything: bool, *, paused: bool
+) -> None:
+    if sum([bool(jobs), tenant is not None, everything]) != 1:
+        raise click.UsageError("Give jobs, or --tenant NAME, or --all.")
+    require_tenant(tenant)
+    from producer import EVERYONE
+
+    done = "paused" if paused else "resumed"
+    with session() as here:
+        producer = here.producer()
+        if not jobs:
+            change = producer.pause_tenant if paused else producer.resume_tenant
+            change(EVERYONE if everything else tenant)
+            whose = "all tenants" if everything else f"tenant {tenant}"
+            output.report({done: whose}, f"{done}: {whose}")
+            return
+        one = producer.pause if paused else producer.resume
+        states = {job_id: str(one(job_id)) for job_id in here.find(jobs)}
+    output.report(
+        {"jobs": [{"job_id": str(i), "state": s} for i, s in states.items()]},
+        "\n".join(f"{job_id}  {_now(state, done)}" for job_id, state in states.items()),
+    )
+
+
+def _now(state: str, done: str) -> str:
+    if state == "running" and done == "paused":
+        return "waits after its round"
+    return done if state in ("queued", "running") else f"{state} already"
+
+
+@command()
+@click.argument("tenant", metavar="[TENANT]", required=False)
+@click.argument("limit", metavar="[N|default]", required=False)
+def quota(tenant: str | None, limit: str | None) -> None:
+    """Let TENANT have at most N queued jobs; "default": as MARCO_TENANT_MAX_QUEUED has it.
+
+    What is queued already stays. Further jobs are refused with a hint when to try again. Without
+    N: list the quotas, of all tenants or of TENANT.
+    """
+    if tenant is None or limit is None:
+        _list_quotas(tenant)
+        return
+    if not tenant:
+        raise click.UsageError("TENANT is empty.")
+    if limit != "default" and not (limit.isdecimal() and int(limit[:12]) <= LARGEST_COUNT):
+        raise click.UsageError(f'{limit!r} is not a number of jobs; give one, or "default".')
+    max_queued = None if limit == "default" else int(limit)
+    with session(creates=True) as here:
+        here.producer().set_quota(max_queued, tenant)
+    now = "as the settings have it" if max_queued is None else max_queued
+    output.report({"tenant": tenant, "max_queued": max_queued}, f"{tenant}: {now}")
+
+
+def _list_quotas(tenant: str | None) -> None:
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
+        found = limits.quotas(conn)
+    if tenant is not None:
+        found = {tenant: found[tenant]} if tenant in found else {}
+    default = here.settings.tenant_max_queued
+    others = "others" if found else tenant or "all tenants"
+    usual = "no quota of their own" if default is None else f"{default:,}"
+    lines = [*(f"{name}: {most:,}" for name, most in found.items()), f"{others}: {usual}"]
+    output.report({"quotas": found, "default": default}, *lines)
+
+
+@click.group()
+def dead() -> None:
+    """Dead and failed jobs.
+
+    Dead ones used up their attempts, or cost several workers (WorkerLost). Failed ones could
+    not succeed as they were, or met a bug of ours.
+    """
+
+
+@dead.command("list", cls=JsonCommand, short_help="List them.")
+@state_option
+@error_option
+@click.option("--limit", type=count(least=1), default=100, show_default=True, metavar="N")
+def list_dead(state: str | None, error: str | None, limit: int) -> None:
+    """List dead and failed jobs, the latest first."""
+    with session() as here:
+        found = here.producer(here.tenant).dead_letters(state=state, error=error, limit=limit)
+    output.report(
+        {"jobs": [letter.model_dump(mode="json") for letter in found]},
+        letters_table(found, width=output.terminal_width()) if found else "No dead or failed jobs.",
+    )
+
+
+@dead.command("show", cls=JsonCommand, short_help="Show why one is dead or failed.")
+@click.argument("job", metavar="JOB")
+def show_dead(job: str) -> None:
+    """Show why a job is dead or failed: its last error, of a bug with the traceback."""
+    with session() as here:
+        letter = here.producer(here.tenant).dead_letter(here.find([job])[0])
+    output.report(letter.model_dump(mode="json"), *letter_report(letter))
+
+
+@dead.command("requeue", cls=JsonCommand, short_help="Queue them again.")
+@jobs_argument
+@click.option("--all", "everything", is_flag=True, help="All, or those of --state and --error.")
+@state_option
+@error_option
+@click.option("--restart", is_flag=True, help="Start over, as new jobs.")
+def requeue_dead(
+    jobs: tuple[str, ...], everything: bool, state: str | None, error: str | None, restart: bool
+) -> None:
+    """Queue dead or failed jobs again: those named, or --all.
+
+    Each goes on from its last kept round, with fresh counters. A deadline that has passed is
+    dropped. The audit log keeps what happened before.
+
+    With --restart each starts over instead, as a new job; see `marco requeue`.
+    """
+    if bool(jobs) == everything:
+        raise click.UsageError("Give jobs, or --all.")
+    if jobs and (state or error):
+        raise click.UsageError("--state and --error go with --all.")
+    with session() as here:
+        producer = here.producer(here.tenant)
+        wanted = here.find(jobs)
+        for job_id in wanted:
+            producer.dead_letter(job_id)  # raises for one that is neither dead nor failed
+        batches: Iterable[list[UUID]] = [wanted] if jobs else _letters(producer, state, error)
+        done: dict[UUID, UUID] = {}  # job to the one that goes on
+        for batch in batches:
+            done |= producer.restart(batch) if restart else {i: i for i in producer.requeue(batch)}
+    _report_requeued(done, restarted=restart)
+
+
+def _letters(producer: Producer, state: str | None, error: str | None) -> Iterator[list[UUID]]:
+    """Those that are left, until none is."""
+    while letters := producer.dead_letters(state=state, error=error, limit=500):
+        yield [letter.job_id for letter in letters]
+
+
+@command()
+@jobs_argument
+@click.option("--all", "everything", is_flag=True, help="All that wait for a model.")
+@click.option("--restart", is_flag=True, help="Start over. Must be given.")
+def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:
+    """Restart jobs, with --restart: those named, or all that wait for a model.
+
+    A job goes on with the model and revision it was begun on only, and waits for a worker that
+    has it; `marco status` says how many do. Restarted it is a new job, with the same request,
+    on the model that workers have now. The old one is cancelled and keeps its answers and its
+    trail; the audit log of each names the other. Dead and failed jobs can be named, too.
+    """
+    if not restart:
+        raise click.UsageError(
+            "Give --restart: a job starts over. `marco dead requeue` lets a dead or failed one "
+            "go on from its last round."
+        )
+    if bool(jobs) == everything:
+        raise click.UsageError("Give jobs, or --all.")
+    with session() as here:
+        producer = here.producer(here.tenant)
+        done = producer.restart(here.find(jobs)) if jobs else {}
+        while not jobs and (waiting := producer.waiting_for_model()):
+            done |= producer.restart(waiting)
+    _report_requeued(done, restarted=True)
+
+
+def _report_requeued(done: Mapping[UUID, UUID], *, restarted: bool) -> None:
+    """Print what was done: each job, and the new one it goes on as."""
+    ids = {str(old): str(new) for old, new in done.items()}
+    word = "restarted" if restarted else "requeued"
+    lines = [f"{old}  restarted as {new}" if restarted else old for old, new in ids.items()]
+    output.report({word: ids if restarted else list(ids)}, *lines, f"{len(ids)} {word}")

@@ -1,1 +1,0 @@
-"""What the command line shows, as pure functions: data in, text out."""

@@ -1,0 +1,247 @@
+"""`marco replay`: generate a stored job again, or score stored trees under another reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+
+from marco_search.cli import output
+from marco_search.cli.error_reports import DOES_NOT_FIT, OTHER_ENGINE
+from marco_search.cli.options import command
+from marco_search.cli.session import session
+from marco_search.evaluation.data_sets import load
+from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.report import percent, table
+from marco_search.evaluation.rescoring import answer_under, rescore
+from marco_search.evaluation.rewards import REWARDS
+from marco_search.evaluation.traces import read, traced
+from marco_search.replay import Replayed
+from marco_search.replay import replay as generate_again
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import Runtime, RuntimeInfo
+from marco_search.search.tree import Tree
+from marco_search.store.reads import stored_search
+from marco_search.store.reads.stored_search import StoredSearch
+
+
+@command()
+@click.argument("target", metavar="JOB|TRACES")
+@click.option("--set", "data_set", metavar="SET", help="TRACES: where the labels are.")
+@click.option("--language", metavar="LANG", help="TRACES: which file of a folder, or of MGSM.")
+@click.option(
+    "--reward", "rewards", multiple=True, metavar="NAME",
+    help="Score by this reward instead of generating; several may be given.",
+)  # fmt: skip
+@click.option(
+    "--vote", "votes", multiple=True, metavar="NAME",
+    help="And by this vote: vote, weighted, best, borda or tree.",
+)  # fmt: skip
+@click.option(
+    "--sharpness", "powers", type=float, multiple=True, metavar="P",
+    help="And by weights to this power.",
+)  # fmt: skip
+def replay(
+    target: str, data_set: str | None, language: str | None, rewards: tuple[str, ...],
+    votes: tuple[str, ...], powers: tuple[float, ...],
+) -> None:  # fmt: skip
+    """Generate JOB again from its stored seed, prompt, configuration and model, and compare.
+
+    Says whether the tree is the same, node by node; with the embedded engine it is, bit for
+    bit. Other engines may round otherwise: then it says how much agrees and where the first
+    difference is. Another model or revision is refused. Nothing is stored. Exits with 9 if the
+    text is another; with the embedded engine, if a single bit is. If the job was searched on
+    another engine or kind of processor, which may round otherwise, it exits with 10 instead.
+
+    With --reward, --vote or --sharpness nothing is generated: says what the job's stored tree
+    answers under them (by default with the job's own vote). With a file, TRACES of
+    `marco eval --trees`, the same for all its trees: how many are right.
+    """
+    path = Path(target)
+    if path.is_file():
+        if data_set is None:
+            raise click.UsageError("a file of traces needs --set SET, which has the labels")
+        ways = product(rewards or REWARDS, votes or ("weighted",), powers or (1.0,))
+        _rescore_file(path, Grader(load(data_set, language=language)), ways)
+        return
+    if data_set is not None or language:
+        raise click.UsageError(f"{target}: no such file; --set and --language are for one")
+    with session(needs_redis=False) as here:
+        (job_id,) = here.find([target])
+        with here.database.transaction() as conn:
+            stored = stored_search.load(conn, job_id)
+        if rewards or votes or powers:
+            usual = stored.plan.config
+            ways = product(
+                rewards or REWARDS, votes or (usual.choice.value,), powers or (usual.sharpness,)
+            )
+            _rescore_job(stored, ways)
+            return
+        with closing(open_runtime(here.settings)) as runtime:
+            outcome = Outcome(stored, runtime.info, _generated(stored, runtime))
+    output.report(outcome.to_json(), *outcome.lines())
+    if not outcome.fits:
+        same = outcome.same_engine
+        click.get_current_context().exit(DOES_NOT_FIT if same else OTHER_ENGINE)
+
+
+def _generated(stored: StoredSearch, runtime: Runtime) -> Replayed:
+    """The job generated again. Raises ModelRefused."""
+    with output.console(stderr=True).status("generating", spinner="line") as status:
+        return generate_again(
+            stored.job,
+            stored.plan,
+            stored.nodes,
+            stored.rollouts,
+            runtime,
+            stop_reason=stored.stop_reason if stored.state == "succeeded" else None,
+            on_round=None
+            if output.as_json()
+            else lambda n, of: status.update(f"round {n} of {of}"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A replay and the job it is of."""
+
+    stored: StoredSearch
+    info: RuntimeInfo
+    replayed: Replayed
+
+    @property
+    def fits(self) -> bool:
+        """The same text; with the embedded engine the same bits."""
+        done = self.replayed
+        if self.info.name == "embedded":
+            return done.same_bits
+        return done.same_text and done.same_answers + done.read_otherwise == done.rollouts
+
+    @property
+    def engine(self) -> str:
+        """Name and version of the engine now."""
+        return f"{self.info.name} {self.info.version}"
+
+    @property
+    def same_engine(self) -> bool:
+        """Every attempt ran on the engine that this one has, its arithmetic included."""
+        return set(self.stored.engines) == {self.engine}
+
+    def lines(self) -> Iterator[str]:
+        """For a reader."""
+        done = self.replayed
+        yield f"Job {self.stored.job_id}, {self.stored.state}: {self.engine} generates it again."
+        yield from self._notes()
+        if done.same_bits:
+            counts = f"rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes}"
+            yield f"The same tree, bit for bit ({counts})."
+            return
+        yield (
+            f"{done.same_rollouts} of {done.rollouts} rollouts have the same text,"
+            f" {done.same_answers} the same answer; {done.same_nodes} of {done.nodes} nodes are"
+            " the same bit for bit."
+        )
+        if done.greatest_gap:
+            yield f"Log-probs of the same tokens differ by {done.greatest_gap:.3g} at most."
+        yield f"First difference: {done.first}"
+        if not self.fits and not self.same_engine:
+            yield (
+                "This is no proof of a change: another engine, or another kind of processor, may"
+                " round otherwise. Replay it on what it was searched on."
+            )
+
+    def _notes(self) -> Iterator[str]:
+        stored, done = self.stored, self.replayed
+        if stored.attempts > 1:
+            yield f"{stored.attempts} attempts searched it; each went on from the one before."
+        if done.failed:
+            yield f"Branches that had failed and are taken as failed: {done.failed}."
+        if done.read_otherwise:
+            yield (
+                f"Same text, another answer read in it by this version: {done.read_otherwise}."
+                " `marco verify` checks the answers stored."
+            )
+        if stored.state in ("queued", "running"):
+            yield "It has not ended: these are its rounds so far."
+        elif stored.stop_reason in ("cancelled", "seconds", "deadline", None):
+            yield f"It ended early ({stored.stop_reason or 'an error'})."
+        for engine in dict.fromkeys(stored.engines):
+            if engine != self.engine:
+                yield f"Searched on {engine}, this is {self.engine}: its last digits may differ."
+
+    def to_json(self) -> dict[str, Any]:
+        """For a script."""
+        done, first = asdict(self.replayed), self.replayed.first
+        failed = done.pop("failed")
+        del done["first"]
+        return done | {
+            "job_id": str(self.stored.job_id),
+            "state": self.stored.state,
+            "fits": self.fits,
+            "same_bits": self.replayed.same_bits,
+            "same_text": self.replayed.same_text,
+            "engine": self.engine,
+            "engine_then": self.stored.engines[0],
+            "same_engine": self.same_engine,
+            "attempts": self.stored.attempts,
+            "failed_rollouts": failed,
+            "first_difference": None if first is None else str(first),
+        }
+
+
+Ways = Iterable[tuple[str, str, float]]
+"""Rewards, votes and powers."""
+
+
+def _rescore_file(traces: Path, grader: Grader, ways: Ways) -> None:
+    """Score the searches in `traces` under each reward, vote and power, and print a table."""
+    known = [t for t in read(traces) if t.key in grader]
+    found = [rescore(known, grader, reward=r, vote=v, sharpness=p) for r, v, p in ways]
+    head = ("reward", "vote", "sharpness", "accuracy %", "95 %", "AUROC", "within a problem")
+    lines = [
+        (
+            r.reward,
+            r.vote,
+            f"{r.sharpness:g}",
+            percent(r.accuracy),
+            f"{percent(r.interval[0])} to {percent(r.interval[1])}",
+            "" if r.auroc is None else f"{r.auroc:.3f}",
+            "" if r.auroc_within is None else f"{r.auroc_within:.3f}",
+        )
+        for r in found
+    ]
+    data = [r.to_json() for r in found]
+    output.report(data, f"{len(known)} problems\n\n{table(head, lines)}")
+
+
+def _rescore_job(stored: StoredSearch, ways: Ways) -> None:
+    """Print what the stored tree answers under each reward, vote and power."""
+    tree = Tree.restore(stored.nodes, stored.rollouts)
+    trace = traced(
+        str(stored.job_id),
+        stored.job,
+        tree,
+        run="",
+        config=stored.plan.config,
+        stop_reason=str(stored.stop_reason),
+        seconds=0.0,
+        keep_tokens=True,
+    )
+    names = ("reward", "vote", "sharpness", "answer", "share")
+    found = []
+    for reward, vote, power in ways:
+        key, share = answer_under(trace, reward=reward, vote=vote, sharpness=power)
+        answer = None if key is None else trace.answers[key]
+        found.append((reward, vote, power, answer, share))
+    lines = [(r, v, f"{p:g}", " ".join((a or "").split()), percent(s)) for r, v, p, a, s in found]
+    output.report(
+        [dict(zip(names, row, strict=True)) for row in found],
+        f"job {stored.job_id}: {len(stored.rollouts)} rollouts",
+        "",
+        table((*names[:-1], "share %"), lines),
+    )

@@ -1,0 +1,231 @@
+"""Commands about what runs: up, down, migrate, doctor, worker, scheduler, console."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from marco_search import settings as settings_module
+from marco_search.cli import output
+from marco_search.cli.options import command
+from marco_search.locations import database_url, redis_url
+
+if TYPE_CHECKING:
+    from marco_search.local import ServiceUrls
+    from marco_search.local.finding import Finding
+
+UNREACHABLE = 4  # as for a service that does not answer
+CONSOLE_PORT = 8780
+ROLES_HINT = "a superuser can run `marco roles`, or the SQL that `marco roles --sql` prints"
+
+
+@command()
+@click.option("--foreground", is_flag=True, help="Stay, until Ctrl-C or `marco down`.")
+def up(foreground: bool) -> None:
+    """Start the embedded Postgres and Redis under MARCO_HOME (.marco).
+
+    They stay until `marco down`, come back when they die, and listen on 127.0.0.1 only. With
+    DATABASE_URL and REDIS_URL set there is nothing to start.
+    """
+    from marco_search.local import status
+    from marco_search.local import up as start
+    from marco_search.migrations import upgrade
+
+    settings = settings_module.load()
+    if settings.database_url is not None and settings.redis_url is not None:
+        reason = "DATABASE_URL and REDIS_URL are set"
+        output.report({"started": False, "reason": reason}, f"{reason}: nothing to start.")
+        return
+
+    def ready(_: ServiceUrls) -> None:
+        if settings.database_url is None:
+            upgrade(database_url(settings))
+        now = status(settings.home)
+        urls = {"database_url": now.database_url, "redis_url": now.redis_url}
+        output.report(
+            {"started": True, "home": str(now.home)} | urls,
+            f"Postgres {now.database_url}\nRedis    {now.redis_url}",
+            "Ctrl-C stops them." if foreground else "`marco down` stops them.",
+        )
+
+    start(settings.home, foreground, ready)
+
+
+@command()
+def down() -> None:
+    """Stop the embedded Postgres and Redis. The data stays."""
+    from marco_search.local import down as stop
+
+    stopped = stop(settings_module.load().home)
+    output.report({"stopped": stopped}, "Stopped." if stopped else "Nothing was running.")
+
+
+@command()
+def migrate() -> None:
+    """Bring the database to this version's schema. Safe to run again, and by several at once.
+
+    Views, partitions and roles are brought up to date too. DATABASE_URL must name a member of
+    the owner's role, or a superuser; workers and producers need no more than the app's.
+    """
+    from marco_search.local import local_services
+    from marco_search.migrations import current, upgrade
+
+    settings = settings_module.load()
+    with ExitStack() as stack:
+        if settings.database_url is None:
+            stack.enter_context(local_services(settings.home))
+        url = database_url(settings)
+        before = current(url)
+        refused = upgrade(url)
+        after = current(url)
+    text = f"Already at {after}." if before == after else f"From {before or 'nothing'} to {after}."
+    output.report({"before": before, "after": after, "roles_refused": refused}, text)
+    if refused is not None:
+        text = f"The roles of the database were left as they are ({refused}): {ROLES_HINT}."
+        output.note(text, "yellow")
+
+
+@command()
+def doctor() -> None:
+    """Report what is reachable, what is wrong, and how to fix it. Exits with 4 if anything is.
+
+    Nothing is started and nothing is changed.
+    """
+    from marco_search.local.doctor import run_checks
+
+    found = run_checks(settings_module.load())
+    ok = all(finding.ok for finding in found)
+    checks = [dataclasses.asdict(finding) for finding in found]
+    output.report({"ok": ok, "checks": checks}, findings_text(found))
+    if not ok:
+        click.get_current_context().exit(UNREACHABLE)
+
+
+def findings_text(found: Sequence[Finding]) -> Text:
+    """A line for each check, and below one that failed how to fix it."""
+    out = Text()
+    width = max((len(finding.name) for finding in found), default=0)
+    for finding in found:
+        mark, style = ("ok   ", "green") if finding.ok else ("wrong", "bold red")
+        out.append(mark, style=style).append(f"  {finding.name:{width}}  {finding.detail}\n")
+        if not finding.ok and finding.mend:
+            out.append(f"{'':7}{'':{width}}  {finding.mend}\n", style="yellow")
+    bad = sum(1 for finding in found if not finding.ok)
+    return out.append("All well." if not bad else f"{bad} of {len(found)} wrong.", style="bold")
+
+
+@command()
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(min=1, max=256), metavar="N",
+    help="Jobs run at once, each in a process (default: MARCO_WORKER_PROCESSES, else 1).",
+)  # fmt: skip
+@click.option(
+    "--name", default="celery", show_default=True, metavar="NAME",
+    help="Tells workers on one machine apart.",
+)  # fmt: skip
+@click.option("--check", is_flag=True, help="Only see whether this worker takes messages.")
+def worker(concurrency: int | None, name: str, check: bool) -> None:
+    """Run a worker that answers submitted jobs, until Ctrl-C or SIGTERM.
+
+    It then takes no more jobs, finishes and keeps the rounds it is at (for MARCO_STOP_S seconds
+    at most) and gives its jobs back: another worker goes on with them at once. SIGQUIT does the
+    same in a few seconds. It logs to standard error; --json changes only how an error is shown.
+
+    --check starts nothing: it fails if the worker of this name and machine has not been heard of
+    for 15 seconds (for the health check of a container).
+    """
+    if check:
+        _check_worker(f"{name}@{socket.gethostname()}")
+        return
+    from marco_search.cli.session import session
+    from worker.main import run
+
+    # The session keeps embedded services alive as long as the worker runs.
+    with session(creates=True) as here:
+        click.get_current_context().exit(run(here.settings, processes=concurrency, name=name))
+
+
+def _check_worker(wanted: str) -> None:
+    """Raises BrokerUnavailable if the worker is not there."""
+    from marco_search.broker import Publisher
+    from marco_search.errors import BrokerUnavailable
+
+    settings = settings_module.load()
+    with closing(Publisher(redis_url(settings), settings.queue)) as publisher:
+        if wanted not in publisher.workers():
+            raise BrokerUnavailable(f"worker {wanted}: not heard of for 15 s; see its log")
+    click.echo(f"{wanted}: takes messages")
+
+
+@command()
+def scheduler() -> None:
+    """Run the scheduler until Ctrl-C or SIGTERM.
+
+    Publishes jobs that became due, takes jobs back from workers that are gone, and ends jobs
+    whose deadline has passed. Workers do the same unless MARCO_WORKER_SWEEPS=false, so a small
+    set-up needs none. Several may run. It logs to standard error.
+    """
+    from marco_search.cli.session import session
+    from worker.scheduler import run
+
+    with session(creates=True) as here:
+        click.get_current_context().exit(run(here.settings))
+
+
+@command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=CONSOLE_PORT, show_default=True,
+    help="Port; 0 takes a free one.",
+)  # fmt: skip
+@click.option(
+    "--allow-host", "names", metavar="NAME", multiple=True,
+    help="A name by which browsers reach it (behind a proxy, say); may be given again.",
+)  # fmt: skip
+def console(host: str, port: int, names: tuple[str, ...]) -> None:
+    """Serve a read-only web page of jobs, their trees and their audit log, until Ctrl-C.
+
+    It listens on this machine only. At any other --host it asks for a token: that of
+    MARCO_CONSOLE_TOKEN, or one made now and printed once. With MARCO_CONSOLE_TOKEN set it
+    always asks. It speaks plain HTTP: put a proxy with TLS before it on a network that you do
+    not trust.
+    """
+    from marco_search.cli.session import session
+    from marco_search.console.access import Access
+    from marco_search.console.app import create_app
+    from marco_search.console.reader import Reader
+    from marco_search.console.server import LOOPBACK, serve
+    from marco_search.errors import InvalidSettings
+    from marco_search.settings import console_refusal
+    from marco_search.store.db import Database
+
+    with session(needs_redis=False) as here:
+        given = here.settings.console_token
+        token = given.get_secret_value() or None if given else None
+        if refused := console_refusal(here.settings):
+            raise InvalidSettings(refused)
+        made = token is None and (host not in LOOPBACK or bool(names))
+        token = secrets.token_urlsafe(24) if made else token
+
+        def ready(address: str) -> None:
+            if output.as_json():
+                output.print_json_line({"address": address} | ({"token": token} if made else {}))
+                return
+            output.show(f"Console at {address}  (Ctrl-C stops it)")
+            if made:
+                output.show(f"Token, shown this once: {token}")
+            elif token:
+                output.show("It asks for the token of MARCO_CONSOLE_TOKEN.")
+
+        url = database_url(here.settings)
+        with closing(Database(url, application="marco-console", read_only=True)) as database:
+            names = names if host in LOOPBACK else (host, *names)
+            app = create_app(Reader(database), Access(token, names))
+            serve(app, host, port, ready)

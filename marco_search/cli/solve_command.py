@@ -1,0 +1,69 @@
+"""`marco solve`: one question, answered in this process."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from marco_search.cli import output
+from marco_search.cli.options import command
+from marco_search.cli.result_text import result_json, result_report
+from marco_search.cli.search_options import job_from_options, kind_options, search_options
+from marco_search.cli.tree_text import DrawnNode, draw_tree, tree_json
+from marco_search.engine import job_result, search_job
+from marco_search.search.mcts import Search
+
+
+@command()
+@click.argument("question")
+@kind_options
+@search_options
+@click.option("--tree", is_flag=True, help="Draw the search tree.")
+@click.option("--thought", is_flag=True, help="Print the best answer's Thought as well.")
+def solve(question: str, tree: bool, thought: bool, **values: Any) -> None:
+    """Answer QUESTION in this process, without any service. "-" reads it from standard input.
+
+    The model is the one that MARCO_RUNTIME and MARCO_MODEL name: the pocket model by default.
+    Nothing is kept.
+    """
+    text = sys.stdin.read() if question == "-" else question
+    job = job_from_options(text, values)
+    with output.console(stderr=True).status("searching") as status:
+        finished = search_job(
+            job,
+            on_round=lambda so_far: status.update(
+                f"{len(so_far.tree.rollouts)} of {so_far.config.rollouts} rollouts"
+            ),
+        )
+    result = job_result(job, finished)
+    ranked = finished.search.ranked()
+    rollouts = finished.search.tree.rollouts
+    path = rollouts[ranked[0].best_rollout_id].path if ranked else ()
+    nodes = drawn_nodes(finished.search)
+    if output.as_json():
+        data = result_json(result, thought=thought)
+        del data["job_id"]
+        output.print_json(data | ({"tree": tree_json(nodes, path)} if tree else {}))
+        return
+    output.show(result_report(result, thought=thought))
+    if tree:
+        width = output.terminal_width()
+        output.show("", draw_tree(nodes, path, width=width, ascii_only=output.ascii_only()))
+
+
+def drawn_nodes(search: Search) -> list[DrawnNode]:
+    """The search's nodes, parents before children."""
+    tree = search.tree
+    return [
+        DrawnNode(
+            node_id=node.node_id,
+            parent_id=node.parent_id,
+            action=str(node.action),
+            text=node.text,
+            visits=tree.visits[node.node_id],
+            value=tree.mean_value(node.node_id) if tree.visits[node.node_id] else None,
+        )
+        for node in tree.nodes
+    ]

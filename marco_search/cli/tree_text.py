@@ -1,0 +1,157 @@
+"""A search tree as lines of text: visit count, value, and the tree with each node's text.
+
+An only child stands right below its parent, at the same indentation, so that a chain of
+steps reads as a text and only a choice moves to the right:
+
+    visits  value
+        16   .962  * (the question)
+         9   .971  * ├─ 11*67=737.
+         9   .971  * │  737+17=754.
+         5   .980  * │  ├─ 754-81=673.
+         4   .955    │  └─ 754-81=663.
+         7   .948    └─ 11*67=727.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from marco_search.render.layout import ELLIPSIS, TreeNode, children_of, label, visible_nodes
+
+_UTF8 = {"fork": "├─ ", "last": "└─ ", "bar": "│  ", "gap": "   ", "answer": "→ "}
+_ASCII = {"fork": "|- ", "last": "`- ", "bar": "|  ", "gap": "   ", "answer": "-> "}
+_MARGIN = 17  # cells before the tree: counts, values and the winner's mark
+_LEAST_TEXT = 24  # cells that a node's text gets however deep it stands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnNode:
+    """What is drawn of one node. The root has no parent.
+
+    `action` is a value of search.config.Action; `value` the mean backed-up value, None before
+    the first visit.
+    """
+
+    node_id: int
+    parent_id: int | None
+    action: str
+    text: str
+    visits: int
+    value: float | None
+
+
+def draw_tree(
+    nodes: Sequence[TreeNode],
+    winning: Iterable[int],
+    *,
+    width: int = 100,
+    limit: int | None = 40,
+    depth: int | None = None,
+    full: bool = False,
+    ascii_only: bool = False,
+) -> Text:
+    """The tree of `nodes` (parents before children), `winning` path marked, best child first.
+
+    `width` is in terminal cells. `limit` nodes at most are drawn, down to `depth` edges below
+    the root; what is left out is counted where it hangs. `full` draws everything and wraps
+    texts instead of truncating them.
+    """
+    path = frozenset(winning)
+    drawing = _Drawing(children_of(nodes, path), path, width, full, _ASCII if ascii_only else _UTF8)
+    keep = visible_nodes(nodes, path, None if full else limit, None if full else depth)
+    heading = Text(" visits  value", style="dim")
+    lines = drawing.lines(nodes[0], keep)
+    return Text("\n", no_wrap=True, overflow="ignore").join([heading, *lines])
+
+
+def tree_json(nodes: Sequence[TreeNode], winning: Iterable[int]) -> dict[str, object]:
+    """The same tree for scripts: every node whole, and the ids of the winning path."""
+    names = [field.name for field in fields(DrawnNode)]
+    drawn = [{name: getattr(node, name) for name in names} for node in nodes]
+    return {"nodes": drawn, "winning_path": list(winning)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    children: Mapping[int, Sequence[TreeNode]]
+    winning: frozenset[int]
+    width: int
+    full: bool
+    signs: Mapping[str, str]
+
+    def lines(self, root: TreeNode, keep: frozenset[int]) -> Iterator[Text]:
+        # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
+        stack: list[tuple[TreeNode | int, str, str]] = [(root, "", "")]
+        while stack:
+            item, lead, below = stack.pop()
+            if isinstance(item, int):
+                yield Text(f"{'':{_MARGIN}}{lead}{_left_out(item)}", style="dim")
+                continue
+            yield from self._node(item, lead, below)
+            children = self.children[item.node_id]
+            hidden = sum(self._size(child) for child in children if child.node_id not in keep)
+            entries: list[TreeNode | int] = [c for c in children if c.node_id in keep]
+            entries += [hidden] if hidden else []
+            for i in reversed(range(len(entries))):
+                stack.append((entries[i], *self._leads(below, i, len(entries))))
+
+    def _leads(self, above: str, i: int, count: int) -> tuple[str, str]:
+        """What stands before a child's first line, and before all that hangs below it."""
+        if count == 1:
+            return above, above
+        fork, bar = ("last", "gap") if i == count - 1 else ("fork", "bar")
+        return above + self.signs[fork], above + self.signs[bar]
+
+    def _size(self, node: TreeNode) -> int:
+        count, stack = 0, [node]
+        while stack:
+            count += 1
+            stack.extend(self.children[stack.pop().node_id])
+        return count
+
+    def _node(self, node: TreeNode, lead: str, below: str) -> Iterator[Text]:
+        wins = node.node_id in self.winning
+        value = fraction(node.value) if node.visits else "-"
+        text = label(node.action, node.text, answer_sign=self.signs["answer"])
+        space = max(_LEAST_TEXT, self.width - _MARGIN - len(lead))
+        texts = wrap_cells(text, space) if self.full else [truncate_cells(text, space)]
+        style = "bold green" if wins else "italic" if node.action == "reflection" else ""
+        first = Text(f"{node.visits:7}  {value:>5} {'*' if wins else ' '} ")
+        yield first.append(lead, style="dim").append(texts[0], style=style)
+        for text in texts[1:]:
+            yield Text(" " * _MARGIN).append(below, style="dim").append(text, style=style)
+
+
+def _left_out(count: int) -> str:
+    return f"… {count:,} more node{'' if count == 1 else 's'}"
+
+
+def truncate_cells(text: str, width: int) -> str:
+    """`text` cut to `width` terminal cells (a Chinese character takes two), with an ellipsis."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(0, width - 1)).rstrip() + ELLIPSIS
+
+
+def wrap_cells(text: str, width: int) -> list[str]:
+    """`text` as lines of at most `width` cells; breaks at spaces where a line has one."""
+    lines: list[str] = []
+    rest = text
+    while cell_len(rest) > width:
+        # set_cell_size pads where a wide character would be halved.
+        size = max(1, len(set_cell_size(rest, width).rstrip(" ")))
+        space = rest.rfind(" ", 0, size + 1)
+        if space > size // 2:
+            size = space
+        lines.append(rest[:size].rstrip())
+        rest = rest[size:].lstrip()
+    return [*lines, rest] if rest or not lines else lines
+
+
+def fraction(value: float | None) -> str:
+    """A value in [0, 1] as three decimals, ".962"; "-" for none."""
+    return "-" if value is None else f"{value:.3f}".removeprefix("0")
