@@ -1,1 +1,1 @@
-"""Measurements: each a script that writes the figures the documents quote."""
+"""Benchmarks: scripts that measure the figures that the documentation quotes."""

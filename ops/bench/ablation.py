@@ -1,12 +1,17 @@
-"""What each part of the search is worth: one thing changed at a time.
+"""What each part of the search is worth: one thing changed at a time, on the development split.
 
     python -m ops.bench.ablation [--variant NAME ...] [--problems 250]
+    python -m ops.bench.ablation --tables docs/ablation.jsonl        Markdown tables, no runs
 
-Runs on the development split, both languages; keeps traces under MARCO_HOME/evaluation and
-goes on where it stopped. Prints one JSON line a variant: accuracy and tokens at each place where
-its study looks at it (ops/bench/ablation_variants.py), and the difference to the base, problem by
-problem. Then whole runs (no early stop) are rescored under other rewards and votes, without
-generating. docs/ablation.jsonl holds what was printed.
+ablation.json holds the studies: a base and its variants, as changes of SearchConfig. "auto" is the
+strategy as it was before its last change, which came out of this; "paper" is Marco-o1's search by
+steps with its whole budget. One JSON line a variant is printed: accuracy, tokens and the paired
+difference to the base, with runs cut at each of the study's cuts. Then whole runs are rescored
+under other rewards and votes. docs/ablation.jsonl holds what was printed. Traces are kept under
+MARCO_HOME/evaluation; a second run goes on from them.
+
+The development split is made by the generator of the held-out sets under another seed. Its
+questions are held out from training and shared with no shipped set, so with no report.
 """
 
 from __future__ import annotations
@@ -14,14 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from marco_search import settings
-from marco_search.evaluation.curves import Point
-from marco_search.evaluation.data_sets import Problem, load
+from marco_search import pocket, settings
+from marco_search.evaluation.curves import Point, point, stopped
+from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import table
 from marco_search.evaluation.rescoring import rescore
@@ -31,91 +37,69 @@ from marco_search.evaluation.statistics import paired, wilson
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
-from ops.bench.ablation_variants import SEED, STUDIES, Study, study_of
-from ops.bench.development import export
+from ops.pocket.problems import Language
+from ops.pocket.problems import Problem as WordProblem
+from ops.pocket.samples import held_out_problems
 
-PROBLEMS, THREADS = 250, 24
-WHOLE = "whole"
-WHOLE_ROLLOUTS, WHOLE_PROBLEMS = 12, 100
-"""Of the run without early stop that is rescored."""
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    everything = [*(name for study in STUDIES for name in study.names), WHOLE]
-    parser.add_argument("--variant", choices=everything, action="append")
-    parser.add_argument("--problems", type=int, default=PROBLEMS, help="a language")
-    parser.add_argument("--tables", type=Path, help="run nothing: such lines as Markdown tables")
-    given = parser.parse_args(words)
-    if given.tables:
-        print(tables([json.loads(line) for line in given.tables.read_text().splitlines()]))
-        return
-    home = settings.load().home / "evaluation"
-    problems = development_split(home, given.problems)
-    runtime = open_runtime(settings.load())
-    grader = Grader(problems)
-
-    def made(name: str, how: Recipe, problems: Sequence[Problem]) -> list[Trace]:
-        file = home / "ablation" / f"{name.replace(' ', '-')}.jsonl"
-        return run(problems, how, runtime, file, threads=THREADS)
-
-    try:
-        for name in given.variant or everything:
-            began = time.monotonic()
-            if name == WHOLE:
-                few = problems[: 2 * WHOLE_PROBLEMS]
-                for line in rescored(few, made(WHOLE, whole(), few)):
-                    _print(line)
-                continue
-            study = study_of(name)
-            base = made(study.base, study.recipe(study.base), problems)
-            traces = made(name, study.recipe(name), problems)
-            seconds = round(time.monotonic() - began, 1)
-            _print({"variant": name, **figures(study, traces, base, grader), "seconds": seconds})
-    finally:
-        runtime.close()
+STUDIES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text())
+SEEDS: dict[Language, int] = {"en": 71_001, "zh": 71_002}  # shipped sets: ops/pocket/export.py
+SEED, ROLLOUTS, PROBLEMS, THREADS = 5, 16, 250, 24
+WHOLE, WHOLE_ROLLOUTS, WHOLE_PROBLEMS = "whole", 12, 200
+"""The run without early stop that is rescored."""
+_SPARE = 20  # drawn beyond the count, to make up for those left out
 
 
-def development_split(home: Path, count: int) -> list[Problem]:
+def development_problems(language: Language, count: int) -> list[WordProblem]:
+    """The first `count` problems of the split; a larger count goes on from a smaller one."""
+    shipped = {row["question"] for name in pocket.HELD_OUT_SETS for row in pocket.held_out(name)}
+    drawn = held_out_problems(language, count + _SPARE, SEEDS[language])
+    return [p for p in drawn if p.question not in shipped][:count]
+
+
+def development_split(count: int) -> list[Problem]:
     """The first `count` problems of each language, in turn."""
-    files = [home / f"development_{language}.jsonl" for language in ("en", "zh")]
-    if not all(f.exists() for f in files):
-        export(home)
-    sets = [load(str(f), limit=count) for f in files]
-    return [p for pair in zip(*sets, strict=True) for p in pair]
+    pairs = zip(*(development_problems(language, count) for language in SEEDS), strict=True)
+    rows = [{"question": p.question, "answer": p.answer} for pair in pairs for p in pair]
+    return [from_row(row, "development") for row in rows]
 
 
-def whole() -> Recipe:
-    """The run that is rescored: AUTO's base without an early stop."""
-    options = SearchOptions(rollouts=WHOLE_ROLLOUTS, seed=SEED, early_stop=False)
-    return Recipe(options=options, changes={"widening": 0.5}, keep_tokens=True)
+def recipe(study: Mapping[str, Any], name: str) -> Recipe:
+    """How a study's base or one of its variants searches."""
+    options = SearchOptions(rollouts=ROLLOUTS, seed=SEED, **study["options"])
+    return Recipe(options=options, changes=study["changes"] | study["variants"].get(name, {}))
+
+
+def cut(study: Mapping[str, Any], traces: Sequence[Trace], grader: Grader, at: float) -> Point:
+    """A run ended at a lead (no greater than the run's own), or after its first rollouts."""
+    if study["cut_at"] == "lead":
+        return stopped(traces, grader, at)
+    return point(traces, grader, int(at))
 
 
 def figures(
-    study: Study, traces: Sequence[Trace], base: Sequence[Trace], grader: Grader
+    study: Mapping[str, Any], traces: Sequence[Trace], base: Sequence[Trace], grader: Grader
 ) -> dict[str, Any]:
     """At each cut: accuracy with its 95 % interval, tokens, and what the change gained."""
-    return {
-        study.label(cut): _point(study.cut(traces, grader, cut), study.cut(base, grader, cut))
-        for cut in study.cuts
-    }
+    found = {}
+    for at in study["cuts"]:
+        mine, other = cut(study, traces, grader, at), cut(study, base, grader, at)
+        n, gain = len(mine.right), paired(mine.right, other.right)
+        low, high = wilson(sum(mine.right), n)
+        found[_label(study, at)] = {
+            "n": n,
+            "accuracy": round(mine.accuracy, 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "tokens_per_problem": round(mine.tokens_per_problem, 1),
+            "gain": round(gain.difference, 4),
+            "gain_low": round(gain.low, 4),
+            "gain_high": round(gain.high, 4),
+        }
+    return found
 
 
-def _point(point: Point, base: Point) -> dict[str, Any]:
-    n, right = len(point.right), sum(point.right)
-    low, high = wilson(right, n)
-    gain = paired(point.right, base.right)
-    return {
-        "n": n,
-        "accuracy": round(right / n, 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "tokens_per_problem": round(point.tokens_per_problem, 1),
-        "gain": round(gain.difference, 4),
-        "gain_low": round(gain.low, 4),
-        "gain_high": round(gain.high, 4),
-    }
+def _label(study: Mapping[str, Any], at: float) -> str:
+    return f"{study['cut_at']} {at:g}"
 
 
 def rescored(problems: Sequence[Problem], traces: Sequence[Trace]) -> Iterator[dict[str, Any]]:
@@ -128,41 +112,75 @@ def rescored(problems: Sequence[Problem], traces: Sequence[Trace]) -> Iterator[d
         yield rescore(traces, grader, reward="since", vote=vote, sharpness=power).to_json()
 
 
-def tables(lines: Sequence[dict[str, Any]]) -> str:
-    """What `main` printed, as Markdown: each study, then the rewards and votes."""
+def tables(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Printed lines as Markdown: each study, then the rewards and votes."""
     made = []
-    for study in STUDIES:
-        labels = [study.label(cut) for cut in study.cuts]
-        head = ("Changed", "n", *(f"{label}: %, tokens, gain" for label in labels))
+    for study in STUDIES.values():
+        labels = [_label(study, at) for at in study["cuts"]]
+        names = [study["base"], *study["variants"]]
         rows = [
             (line["variant"], str(line[labels[0]]["n"]), *(_cell(line[at]) for at in labels))
             for line in lines
-            if line.get("variant") in study.names
+            if line.get("variant") in names
         ]
-        made.append(table(head, rows))
-    scores = [
-        (
-            f"{line['reward']}, {line['vote']}, power {line['sharpness']:g}",
-            str(line["n"]),
-            f"{100 * line['accuracy']:.1f} ({100 * line['low']:.0f} to {100 * line['high']:.0f})",
-            f"{line['auroc']:.2f}",
-            f"{line['auroc_within']:.2f}",
-        )
-        for line in lines
-        if "reward" in line
-    ]
-    rewards = ("Reward, vote", "n", "accuracy %", "AUROC", "AUROC within a problem")
-    return "\n\n".join([*made, table(rewards, scores)])
+        made.append(table(("Changed", "n", *(f"{at}: %, tokens, gain" for at in labels)), rows))
+    head = ("Reward, vote", "n", "accuracy %", "AUROC", "AUROC within a problem")
+    return "\n\n".join([*made, table(head, [_reward(line) for line in lines if "reward" in line])])
 
 
-def _cell(at: dict[str, Any]) -> str:
+def _cell(at: Mapping[str, Any]) -> str:
     gain = f"{100 * at['gain']:+.1f} ({100 * at['gain_low']:+.1f} to {100 * at['gain_high']:+.1f})"
     return f"{100 * at['accuracy']:.1f}, {at['tokens_per_problem']:.0f}, {gain}"
 
 
-def _print(line: dict[str, Any]) -> None:
-    print(json.dumps(line))
-    sys.stdout.flush()
+def _reward(line: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = f"{100 * line['low']:.0f} to {100 * line['high']:.0f}"
+    return (
+        f"{line['reward']}, {line['vote']}, power {line['sharpness']:g}",
+        str(line["n"]),
+        f"{100 * line['accuracy']:.1f} ({interval})",
+        f"{line['auroc']:.2f}",
+        f"{line['auroc_within']:.2f}",
+    )
+
+
+def measured(wanted: Iterable[str], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
+    """One line a variant, as it is measured."""
+    folder, grader = settings.load().home / "evaluation" / "ablation", Grader(problems)
+    with closing(open_runtime(settings.load())) as runtime:
+        traces = partial(_traces, runtime=runtime, folder=folder)
+        for study in STUDIES.values():
+            for name in [n for n in (study["base"], *study["variants"]) if n in wanted]:
+                base = traces(study["base"], recipe(study, study["base"]), problems)
+                mine = traces(name, recipe(study, name), problems)
+                yield {"variant": name, **figures(study, mine, base, grader)}
+        if WHOLE in wanted:
+            options = SearchOptions(rollouts=WHOLE_ROLLOUTS, seed=SEED, early_stop=False)
+            whole = Recipe(options=options, changes={"widening": 0.5}, keep_tokens=True)
+            few = problems[:WHOLE_PROBLEMS]
+            yield from rescored(few, traces(WHOLE, whole, few))
+
+
+def _traces(
+    name: str, how: Recipe, problems: Sequence[Problem], *, runtime: Any, folder: Path
+) -> list[Trace]:
+    file = folder / f"{name.replace(' ', '-')}.jsonl"
+    return run(problems, how, runtime, file, threads=THREADS)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [n for study in STUDIES.values() for n in (study["base"], *study["variants"])]
+    parser.add_argument("--variant", choices=[*names, WHOLE], action="append")
+    parser.add_argument("--problems", type=int, default=PROBLEMS, help="a language")
+    parser.add_argument("--tables", type=Path, help="print such lines as tables; run nothing")
+    asked = parser.parse_args(words)
+    if asked.tables:
+        print(tables([json.loads(line) for line in asked.tables.read_text().splitlines()]))
+        return
+    for line in measured(asked.variant or [*names, WHOLE], development_split(asked.problems)):
+        print(json.dumps(line), file=sys.stdout, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How busy searches keep an engine: `make bench-runtime` prints a table, writes a file.
+"""How busy searches keep an engine: `make bench-runtime`. See docs/performance.md.
 
 --searches N   searches at once (64)        --no-real    leave the real SGLang server out
 --rollouts N   of each (32)                 --no-peers   leave the other projects out
@@ -8,148 +8,346 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
+import multiprocessing
 import os
-import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from marco_search import settings
-from ops.bench.engine import core
-from ops.bench.engine.bare import replay, replay_without_order
-from ops.bench.engine.searches import Run, job, many, one
-from ops.bench.engine.simulated_server import Simulated, simulated
-from ops.bench.peers import compare
-from ops.sglang_cpu import environment
+import aiohttp
 
-# Key -> (what it is, goal).
-MEANING = {
-    "throughput_ratio": ("tokens/s of our searches / of a bare aiohttp client", ">= 0.95"),
-    "throughput_ratio_no_order": ("the same, if it need not wait for the end of a round", ""),
-    "searches": ("searches at once, one a process", ""),
-    "tokens_per_s": ("tokens/s of ours", ""),
-    "bare_tokens_per_s": ("tokens/s of the bare client, in our order", ""),
-    "no_order_tokens_per_s": ("tokens/s of the bare client, always full", ""),
-    "peak_in_flight": ("requests in flight, one search, budget of 32, parallel=32", "32"),
-    "peak_in_flight_default": ("the same with the strategy's own width", ""),
-    "search_ms_per_node": ("processor time of the search per node, nothing kept, ms", "< 0.1"),
-    "persisted_ms_per_node": ("time of the search per node, kept in Postgres, ms", "< 1"),
-    "discarded_tokens": ("tokens that the server wrote and no rollout holds", "0"),
-    "simulated_cached_prompt_share": ("prompt tokens from the cache, simulated server", ">= 0.95"),
-    "simulator_late_share": ("time the simulation ran behind its plan, ours", ""),
-    "bare_simulator_late_share": ("the same, bare client", ""),
-    "cached_prompt_share": ("prompt tokens from the prefix cache, real server", ">= 0.95"),
-    "parity_max_logprob_delta": ("largest difference, embedded and real server", "<= 0.001"),
-    "load_before": ("load average of the machine when it began", ""),
+from marco_search import engine
+from marco_search.errors import LocalServiceFailed
+from marco_search.pocket import MODEL_DIR
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import Runtime
+from marco_search.search.branches import END_OF_OUTPUT, TOP_K, Branch, Expansion, Finish
+from marco_search.search.tree import Rollout
+from marco_search.settings import Settings
+from marco_search.store.db import Database
+from marco_search.store.queue import jobs
+from marco_search.store.queue.leases import Worker
+from ops.bench import peers
+from ops.bench.harness import report, scratch_services
+from ops.bench.simulator import Counters, InstantRuntime, SimulatedServer, job, simulated_server
+from ops.sglang_cpu import parity
+from ops.sglang_cpu.server import VERSION, serving
+from worker.runner import Runner
+
+ROLLOUTS = 256  # of a search whose time per node is measured
+PROMPTS, TOKENS = 50, 64  # that the embedded engine and the real server both continue
+GOALS = {
+    "throughput_ratio": ">= 0.95",
+    "peak_in_flight": "32",
+    "search_ms_per_node": "< 0.1",
+    "persisted_ms_per_node": "< 1",
+    "discarded_tokens": "0",
+    "simulated_cached_prompt_share": ">= 0.95",
+    "cached_prompt_share": ">= 0.95",
+    "parity_max_logprob_delta": "<= 0.001",
 }
+Request = tuple[str, int, int]
+"""Prefix, seed, most new tokens."""
 
 
-def measure(
-    searches: int = 64, rollouts: int = 32, *, real: bool | None = None, others: bool = False
-) -> dict[str, Any]:
-    """All figures, by their keys. `real` None: the real server if it is installed already.
-
-    `others`: the other projects as well, which takes some minutes.
-    """
+def measure(searches: int, rollouts: int, *, real: bool, others: bool) -> dict[str, Any]:
+    """All figures, by their keys."""
     found: dict[str, Any] = {"searches": searches, "rollouts": rollouts}
     found["load_before"] = os.getloadavg()[0]
-    # Before there are other processes that would take its time.
-    found["search_ms_per_node"] = min(core.milliseconds_per_node(seed=i)[0] for i in range(5))
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)  # the services' own account must pass
-        found["persisted_ms_per_node"] = core.persisted(Path(folder) / "home")
-    with simulated() as server:
-        step = many(server, count=searches, rollouts=rollouts)
-        found |= _throughput(server, step)
-        found |= _peaks(server)
+    # First, while no other process takes the processor's time.
+    found["search_ms_per_node"] = min(milliseconds_per_node(seed) for seed in range(5))
+    found["persisted_ms_per_node"] = persisted_ms_per_node()
+    with simulated_server() as server:
+        step = many(server, searches, rollouts, "step")
+        found |= throughput(server, step)
+        for key, wide in (("peak_in_flight", 32), ("peak_in_flight_default", None)):
+            one(server, "step", 32, wide=wide)
+            found[key] = server.counters().peak_running
         if others:
-            best = many(server, count=searches, rollouts=rollouts, strategy="best-of-n")
-            found |= compare.ours(server, {"step": step, "best-of-n": best}, rollouts)
-            found |= compare.measure(server, searches, rollouts)
-    if environment.installed() if real is None else real:
-        from ops.bench.engine.real import measure as measure_real
-
-        return found | measure_real()
-    nothing = dict.fromkeys(("cached_prompt_share", "parity_max_logprob_delta"))
-    return found | nothing | {"real_skipped": "it was not asked for"}
+            best = many(server, searches, rollouts, "best-of-n")
+            found |= _ours(server, "step", step, rollouts)
+            found |= _ours(server, "best-of-n", best, rollouts)
+            found |= peers.measure(server, searches, rollouts)
+    return found | (real_server() if real else {"real_skipped": "--no-real"})
 
 
-def _throughput(server: Simulated, run: Run) -> dict[str, Any]:
-    ours, seconds, results = run.counters, run.seconds, run.results
+# -- Many searches on the simulated server ----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """One search: its requests round by round, and what came of it."""
+
+    rounds: list[list[Request]]
+    rollouts: tuple[Rollout, ...]
+    cpu_s: float
+
+    @property
+    def failed(self) -> int:
+        """Rollouts that the runtime gave no text for."""
+        return sum(r.finish is Finish.FAILED for r in self.rollouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Searches that ran at once, from the first one's start to the last one's end."""
+
+    counters: Counters
+    seconds: float
+    searches: list[Searched]
+
+
+class Recorder:
+    """A runtime that also keeps the requests of every round."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.rounds: list[list[Request]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        """Passed on."""
+        asked = [(e.prefix, r.seed, r.max_new_tokens) for e in expansions for r in e.branches]
+        self.rounds.append(asked)
+        return self._runtime.branch(expansions)
+
+
+def one(
+    server: SimulatedServer, strategy: str, rollouts: int, *, wide: int | None, refuse: int = 0
+) -> Searched:
+    """One search in this process, with as many branches at once as `wide`."""
+    server.reset(refuse)
+    with closing(open_engine(server.url)) as runtime:
+        return search(runtime, strategy, rollouts, wide=wide)
+
+
+def many(server: SimulatedServer, count: int, rollouts: int, strategy: str) -> Run:
+    """`count` searches at once, one a process as under the worker, on an empty cache."""
+    fork = multiprocessing.get_context("fork")
     server.reset()
-    bare_seconds = asyncio.run(replay(server.url, [r["rounds"] for r in results]))
+    # As the worker does before it forks: else each process copies this one's whole heap.
+    gc.collect()
+    gc.freeze()
+    with fork.Pool(count, _connect, (server.url, fork.Barrier(count))) as pool:
+        gc.unfreeze()
+        pool.map(_connected, range(count), 1)
+        began = time.monotonic()
+        found = pool.map(partial(_search_here, strategy, rollouts), range(count), 1)
+        return Run(server.counters(), time.monotonic() - began, found)
+
+
+_here: Runtime  # of a process of `many`
+
+
+def _connect(url: str, everyone: Any) -> None:
+    global _here
+    _here = open_engine(url)
+    everyone.wait(300)
+
+
+def _connected(_: int) -> None:
+    """Called when every process has its runtime."""
+
+
+def _search_here(strategy: str, rollouts: int, seed: int) -> Searched:
+    return search(_here, strategy, rollouts, seed)
+
+
+def open_engine(address: str, **more: Any) -> Runtime:
+    """The engine at an address, or "embedded"."""
+    told = {"MARCO_RUNTIME": address, "MARCO_RUNTIME_TIMEOUT_S": 600}
+    return open_runtime(Settings.model_validate(told | more))
+
+
+def search(
+    runtime: Runtime, strategy: str, rollouts: int, seed: int = 0, wide: int | None = None
+) -> Searched:
+    """One search on a runtime, with as many branches at once as `wide`."""
+    recorder, work = Recorder(runtime), job(seed, strategy, rollouts)
+    plan = engine.make_plan(work, runtime)
+    if wide:
+        plan = replace(plan, config=replace(plan.config, parallel=wide, root_width=wide))
+    began = time.process_time()
+    done = engine.run_search(work, plan, recorder, engine.NullJournal())
+    cpu_s = time.process_time() - began
+    return Searched(recorder.rounds, tuple(done.search.tree.rollouts), cpu_s)
+
+
+# -- The same requests from a client that does nothing else -----------------------------
+
+
+async def replay(url: str, searches: Sequence[list[list[Request]]], at_once: int | None) -> float:
+    """Seconds that the same requests take, each round sent when the one before is answered.
+
+    A search can't know a request before the answers that it follows from, so what is compared is
+    the cost of everything else. With `at_once`, so many requests are in flight all the time, in
+    the order of rounds: what the engine gives when nothing waits for anything.
+    """
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+        async def post(text: str, **parameters: Any) -> None:
+            body = {
+                "text": text,
+                "sampling_params": parameters,
+                "return_logprob": True,
+                "top_logprobs_num": TOP_K,
+                "return_text_in_logprobs": True,
+            }
+            async with session.post(f"{url}/generate", json=body) as answer:
+                json.loads(await answer.read())
+
+        async def send(text: str, seed: int, room: int) -> None:
+            sampling = {"temperature": 1.0, "stop": [END_OF_OUTPUT], "sampling_seed": seed}
+            await post(text, max_new_tokens=room, **sampling)
+
+        async def replayed(rounds: list[list[Request]]) -> None:
+            await post(rounds[0][0][0], max_new_tokens=0)  # commits the prompt, as ours do
+            for requests in rounds if at_once is None else ():
+                await asyncio.gather(*(send(*request) for request in requests))
+
+        async def work() -> None:
+            for request in waiting:
+                await send(*request)
+
+        longest = max(map(len, searches))
+        waiting = (
+            r for i in range(longest) for s in searches for r in (s[i] if i < len(s) else ())
+        )
+        began = time.monotonic()
+        await asyncio.gather(*map(replayed, searches))
+        await asyncio.gather(*(work() for _ in range(at_once or 0)))
+        return time.monotonic() - began
+
+
+def throughput(server: SimulatedServer, run: Run) -> dict[str, Any]:
+    """The same requests by a client that does nothing else, in our order and without one."""
+    ours, rounds = run.counters, [s.rounds for s in run.searches]
+    server.reset()
+    bare_s = asyncio.run(replay(server.url, rounds, None))
     bare = server.counters()
     server.reset()
-    full_seconds = asyncio.run(
-        replay_without_order(server.url, [r["rounds"] for r in results], ours.peak_running)
-    )
+    full_s = asyncio.run(replay(server.url, rounds, ours.peak_running))
     if ours.generated != bare.generated:
         raise SystemExit(
-            f"{ours.generated} tokens asked for by ours, {bare.generated} by the other"
+            f"ours generated {ours.generated} tokens, the bare client {bare.generated}"
         )
+    rollouts = [r for s in run.searches for r in s.rollouts]
     return {
-        "throughput_ratio": bare_seconds / seconds,
-        "throughput_ratio_no_order": full_seconds / seconds,
-        "no_order_tokens_per_s": ours.generated / full_seconds,
-        "tokens_per_s": ours.generated / seconds,
-        "bare_tokens_per_s": bare.generated / bare_seconds,
-        "seconds": seconds,
-        "bare_seconds": bare_seconds,
+        "throughput_ratio": bare_s / run.seconds,
+        "throughput_ratio_no_order": full_s / run.seconds,
+        "tokens_per_s": ours.generated / run.seconds,
+        "bare_tokens_per_s": bare.generated / bare_s,
+        "no_order_tokens_per_s": ours.generated / full_s,
         "peak_running": ours.peak_running,
         "requests": ours.requests - ours.commits,
         "commits": ours.commits,
-        "failed": sum(r["failed"] for r in results),
-        "discarded_tokens": ours.generated - sum(r["generated_tokens"] for r in results),
-        "simulated_cached_prompt_share": sum(r["cached_tokens"] for r in results)
-        / sum(r["prompt_tokens"] for r in results),
-        "simulator_late_share": ours.late_s / seconds,
-        "bare_simulator_late_share": bare.late_s / bare_seconds,
+        "failed": sum(s.failed for s in run.searches),
+        "discarded_tokens": ours.generated - sum(r.generated_tokens for r in rollouts),
+        "simulated_cached_prompt_share": cached_share(rollouts),
+        "simulator_late_share": ours.late_s / ours.planned_s,
+        "bare_simulator_late_share": bare.late_s / bare.planned_s,
     }
 
 
-def _peaks(server: Simulated) -> dict[str, Any]:
-    found = {}
-    for key, changes in (
-        ("peak_in_flight", {"parallel": 32, "root_width": 32}),
-        ("peak_in_flight_default", {}),
-    ):
-        server.reset()
-        one(server.url, job(0, "step", 32), **changes)
-        found[key] = server.counters().peak_running
-    return found
+def cached_share(rollouts: Sequence[Rollout]) -> float:
+    """Share of the prompt tokens that came from the prefix cache."""
+    return sum(r.cached_tokens for r in rollouts) / sum(r.prompt_tokens for r in rollouts)
 
 
-def table(found: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
-    lines = ["| figure | value | goal | what it is |", "|---|---|---|---|"]
-    for key, (what, goal) in MEANING.items():
-        if found.get(key) is not None:
-            value = found[key]
-            shown = f"{value:.3g}" if isinstance(value, float) and value < 100 else f"{value:,.0f}"
-            lines.append(f"| `{key}` | {shown} | {goal} | {what} |")
-    return "\n".join(lines)
+def _ours(server: SimulatedServer, strategy: str, run: Run, budget: int) -> dict[str, Any]:
+    """The figures of the comparison with other projects."""
+    cpu_s = sum(s.cpu_s for s in run.searches)
+    figures = peers.speed(run.counters, run.seconds, cpu_s) | {"lost_searches": 0}
+    one(server, strategy, budget, wide=budget if strategy == "step" else None)
+    figures["peak_in_flight"] = server.counters().peak_running
+    refused = one(server, strategy, budget, wide=None, refuse=peers.REFUSE_EVERY)
+    figures |= {"refused_kept": budget - refused.failed, "refused_error": ""}
+    return {f"our_{strategy.replace('-', '_')}_{key}": value for key, value in figures.items()}
+
+
+# -- The search's own time per node -----------------------------------------------------
+
+
+def milliseconds_per_node(seed: int) -> float:
+    """Processor time of a search without that of its runtime; nothing is kept."""
+    runtime, work = InstantRuntime(time.thread_time), job(seed, "step", ROLLOUTS)
+    plan = engine.make_plan(work, runtime)
+    began = time.thread_time()
+    done = engine.run_search(work, plan, runtime, engine.NullJournal())
+    spent = time.thread_time() - began - runtime.seconds
+    return 1000 * spent / (len(done.search.tree.nodes) - 1)
+
+
+def persisted_ms_per_node() -> float:
+    """Time on the clock, every round committed to Postgres by the worker."""
+    with scratch_services() as services:
+        url = services.urls.database_url
+        with closing(Database(url, application="marco bench", connections=2)) as database:
+            return min(_persisted(database, url, seed) for seed in range(3))
+
+
+def _persisted(database: Database, url: str, seed: int) -> float:
+    runtime, settings = InstantRuntime(), Settings.model_validate({"DATABASE_URL": url})
+    with database.transaction() as conn:
+        jobs.insert(conn, [job(seed, "step", ROLLOUTS)], tenant="bench")
+    worker = Worker(name="bench", host="bench", pid=0)
+    Runner(settings, database, lambda: runtime, worker).run_next()
+    with database.transaction() as conn:
+        row = conn.execute("SELECT seconds, nodes FROM jobs ORDER BY id DESC LIMIT 1").fetchone()
+    assert row is not None and row[1] > ROLLOUTS
+    return 1000 * float(row[0] - runtime.seconds) / int(row[1])
+
+
+# -- The real server --------------------------------------------------------------------
+
+
+def real_server() -> dict[str, Any]:
+    """Parity and cached share on the real SGLang server, or why there are none."""
+    try:
+        with (
+            serving(MODEL_DIR, Path(".marco/bench/sglang.log")) as url,
+            closing(open_engine("embedded", MARCO_MODEL=MODEL_DIR)) as embedded,
+            closing(open_engine(url, MARCO_MODEL=MODEL_DIR)) as server,
+        ):
+            found = parity.compare(embedded, server, parity.prompts(embedded, PROMPTS), TOKENS)
+            searched = search(server, "step", 32)
+    except LocalServiceFailed as error:
+        nothing = dict.fromkeys(("cached_prompt_share", "parity_max_logprob_delta"))
+        return nothing | {"real_skipped": str(error)}
+    return {
+        "real_version": VERSION,
+        "parity_prompts": found.prompts,
+        "parity_same_tokens": found.same_tokens,
+        "parity_positions": found.tokens,
+        "parity_max_logprob_delta": found.logprob_delta,
+        "parity_max_confidence_delta": found.confidence_delta,
+        "cached_prompt_share": cached_share(searched.rollouts),
+        "real_failed_branches": searched.failed + len(found.errors),
+    }
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="make bench-runtime")
     parser.add_argument("--searches", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=32)
     parser.add_argument("--no-real", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
     asked = parser.parse_args()
-    found = measure(
-        asked.searches, asked.rollouts, real=not asked.no_real, others=not asked.no_peers
-    )
-    out = settings.load().home / "bench" / "runtime.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=2) + "\n")
-    print(table(found))
-    if "real_skipped" in found:
-        print(f"The real server was left out: {found['real_skipped']}")
-    if not asked.no_peers:
-        print(f"\n{compare.table(found)}")
-    print(f"Written to {out}")
+    real, others = not asked.no_real, not asked.no_peers
+    found = measure(asked.searches, asked.rollouts, real=real, others=others)
+    report("runtime", found, GOALS)
+    if others:
+        print(peers.table(found))
 
 
 if __name__ == "__main__":

@@ -1,88 +1,106 @@
 """How fast an auditor's questions are answered among 10,000 stored jobs: `make bench-store`.
 
 --jobs N   jobs to store (10,000, which is about a million nodes)
---keep     leave the database under MARCO_HOME/bench-store (some 3 GB), for another run
+--keep     leave the database under MARCO_HOME/bench-store (some 3 GB) for another run
 
-Every query of docs/sql.md that is about one job is asked of many jobs, as the owner and as an
-auditor who sees one tenant; those about the whole database a few times.
+A few dozen jobs are searched by the worker on prepared branches. The rest are copies of theirs
+under new ids, through the same tables, keys and triggers, sealed like any job that ends. Every
+query of docs/sql.md about one job is asked of many jobs, as the owner and as an auditor of one
+tenant; those about the whole database a few times.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from multiprocessing import get_context
 from random import Random
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
+from psycopg.sql import SQL, Composed, Identifier
 
-from marco_search import migrations, settings
-from marco_search.local import local_services
-from marco_search.local.layout import Layout
+from marco_search import schema, settings
+from marco_search.settings import Settings
+from marco_search.store.db import Database, allow
+from marco_search.store.queue import jobs
+from marco_search.store.queue.leases import Worker
 from marco_search.store.reads.reader_sql import run_query, with_values
+from marco_search.store.seal import seals
 from marco_search.store.seal.verify_all import verify_all
-from ops.bench import stored_jobs
+from ops.bench.harness import percentile, report, scratch_services, seconds
+from ops.bench.simulator import InstantRuntime, job
 from ops.docs.questions import Question, read
+from worker.runner import Runner
 
-JOBS = 10_000
+JOBS, SEARCHED, AT_ONCE = 10_000, 40, 100
 SAMPLES = 60  # jobs that each question about one job is asked of
 RUNS = 3  # of a question about the whole database
 PROCESSES = 2
+# Strategy and rollouts for some 100 nodes of 17 tokens. The second one reflects.
+SEARCHES = (("step", 13), ("auto", 20))
+TENANTS, DAYS = ("acme", "brook", "cedar", "delta", "elm"), 28
 AUDITOR = "bench_auditor"
+GOALS = {
+    "slowest_query_p95_ms": "< 50",
+    "slowest_auditor_query_p95_ms": "< 50",
+    "verify_nodes_per_s": "> 16,667",
+}
+_SHARED = ("vocabulary", "chain", "proofs", "archives")
+# As many texts as Marco-o1 has tokens; a search meets some hundreds of them.
+_VOCABULARY = """
+    INSERT INTO vocabulary (model, revision, token_id, text)
+    SELECT m.model, m.revision, i, 'token ' || i
+    FROM (SELECT DISTINCT model, revision FROM attempts WHERE model IS NOT NULL) AS m
+    CROSS JOIN generate_series(0, 151645) AS i ON CONFLICT DO NOTHING
+"""
+_SIZE = """
+    SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM nodes),
+        (SELECT sum(generated_tokens)::bigint FROM jobs),
+        round(pg_database_size(current_database()) / 1e6)::int
+"""
+
+Conn = psycopg.Connection[Any]
 
 
-def measure(jobs: int = JOBS, *, keep: bool = False) -> dict[str, Any]:
-    """All figures, by their keys. Times are in the unit that ends the key."""
+def measure(count: int = JOBS, *, keep: bool = False) -> dict[str, Any]:
+    """All figures. Times are in the unit that ends the key."""
     home = settings.load().home.absolute() / "bench-store"
-    with local_services(home) as services:
-        url = services.database_url
-        migrations.upgrade(url)
-        began = time.perf_counter()
-        stored_jobs.build(url, jobs, PROCESSES)
-        found: dict[str, Any] = {"build_s": time.perf_counter() - began}
+    with scratch_services(home, keep=keep) as services:
+        url = services.urls.database_url
+        found: dict[str, Any] = {"build_s": seconds(lambda: build(url, count, PROCESSES))}
         with psycopg.connect(url, autocommit=True) as conn:
-            found |= _size(conn)
-            found |= _answered(conn)
-        report = verify_all(url, processes=PROCESSES)
-        found["verify_s"] = report.seconds
-        found["verify_nodes_per_s"] = report.nodes / report.seconds
-        found["verify_fits"] = report.fits
-        found["load_average"] = os.getloadavg()[0]
-    if not keep:
-        Layout(home).purge()
-    return found
+            size = conn.execute(_SIZE.encode()).fetchone() or ()
+            found |= dict(zip(("jobs", "nodes", "tokens", "database_mb"), size, strict=True))
+            found |= answer_times(conn)
+        verified = verify_all(url, processes=PROCESSES)
+    return found | {
+        "verify_s": verified.seconds,
+        "verify_nodes_per_s": verified.nodes / verified.seconds,
+        "verify_fits": verified.fits,
+        "load_average": os.getloadavg()[0],
+    }
 
 
-def _size(conn: psycopg.Connection[Any]) -> dict[str, Any]:
-    row = conn.execute(
-        "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM nodes),"
-        " (SELECT sum(generated_tokens)::bigint FROM jobs),"
-        " round(pg_database_size(current_database()) / 1e6)::int"
-    ).fetchone()
-    assert row is not None, "a query without a table returns a row"
-    return dict(zip(("jobs", "nodes", "tokens", "database_mb"), row, strict=True))
-
-
-def _answered(conn: psycopg.Connection[Any]) -> dict[str, Any]:
-    """Times of all questions; the slowest of those about one job, and of the others."""
+def answer_times(conn: Conn) -> dict[str, Any]:
+    """Of all questions; the slowest of those about one job, also as an auditor."""
     found: dict[str, Any] = {}
     questions = read()
     of_one_job = [question for question in questions if question.about_one_job]
-    tenant = stored_jobs.TENANTS[0]
     for question in of_one_job:
-        p50, p95 = _of_jobs(conn, question, _some_jobs(conn, None))
-        found |= {f"q{question.number:02}_p50_ms": p50, f"q{question.number:02}_p95_ms": p95}
+        times = _of_jobs(conn, question, _some_jobs(conn, "%"))
+        found[f"q{question.number:02}_p50_ms"] = median(times)
+        found[f"q{question.number:02}_p95_ms"] = percentile(times, 0.95)
     found["slowest_query_p95_ms"] = max(found[f"q{q.number:02}_p95_ms"] for q in of_one_job)
-    theirs = _some_jobs(conn, tenant)
-    with _as_auditor(conn, tenant):
-        times = [_of_jobs(conn, question, theirs)[1] for question in of_one_job]
+    theirs = _some_jobs(conn, TENANTS[0])
+    with _auditor(conn, TENANTS[0]):
+        times = [percentile(_of_jobs(conn, question, theirs), 0.95) for question in of_one_job]
     found["slowest_auditor_query_p95_ms"] = max(times)
     for question in questions:
         if not question.about_one_job:
@@ -91,31 +109,21 @@ def _answered(conn: psycopg.Connection[Any]) -> dict[str, Any]:
     return found
 
 
-def _some_jobs(conn: psycopg.Connection[Any], tenant: str | None) -> list[UUID]:
-    rows = conn.execute(
-        "SELECT job_id FROM audit.jobs WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s"
-        " ORDER BY job_id",
-        {"tenant": tenant},
-    ).fetchall()
-    return [row[0] for row in Random(0).choices(rows, k=SAMPLES)]
+def _some_jobs(conn: Conn, tenant: str) -> list[UUID]:
+    query = "SELECT job_id FROM audit.jobs WHERE tenant LIKE %s ORDER BY job_id"
+    return Random(0).choices([row[0] for row in conn.execute(query, [tenant])], k=SAMPLES)
 
 
-def _of_jobs(
-    conn: psycopg.Connection[Any], question: Question, jobs: Sequence[UUID]
-) -> tuple[float, float]:
-    """Milliseconds: the middle, and the 95th of a hundred."""
-    times = [_milliseconds(conn, with_values(question.sql, {"job": str(i)})) for i in jobs]
-    return median(times), quantiles(times, n=20)[-1]
+def _of_jobs(conn: Conn, question: Question, ids: Sequence[UUID]) -> list[float]:
+    return [_milliseconds(conn, with_values(question.sql, {"job": str(i)})) for i in ids]
 
 
-def _milliseconds(conn: psycopg.Connection[Any], query: str) -> float:
-    began = time.perf_counter()
-    run_query(conn, query, timeout_s=300)
-    return 1000 * (time.perf_counter() - began)
+def _milliseconds(conn: Conn, query: str) -> float:
+    return 1000 * seconds(lambda: run_query(conn, query, timeout_s=300))
 
 
 @contextmanager
-def _as_auditor(conn: psycopg.Connection[Any], tenant: str) -> Iterator[None]:
+def _auditor(conn: Conn, tenant: str) -> Iterator[None]:
     """The session of an auditor who may see one tenant."""
     conn.execute(f"DROP ROLE IF EXISTS {AUDITOR}")
     conn.execute(f"CREATE ROLE {AUDITOR} IN ROLE marco_auditor")
@@ -127,19 +135,102 @@ def _as_auditor(conn: psycopg.Connection[Any], tenant: str) -> Iterator[None]:
         conn.execute("RESET SESSION AUTHORIZATION")
 
 
+# -- The stored jobs --------------------------------------------------------------------
+
+
+def build(
+    url: str, count: int, processes: int, *, searched: int = SEARCHED, vocabulary: bool = True
+) -> None:
+    """Store jobs until `count` have ended in the migrated database; `searched` of them really."""
+    with closing(_database(url)) as database:
+        there = _ended(database)
+        _search(url, database, searched - len(there))
+        there = _ended(database)
+    missing = max(0, count - len(there))
+    sizes = [min(AT_ONCE, missing - start) for start in range(0, missing, AT_ONCE)]
+    copy = partial(_copy_jobs, url, there[:searched])
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(copy, sizes))
+    with closing(_database(url)) as database, database.connect() as conn:
+        allow(conn, None)
+        if vocabulary:
+            conn.execute(_VOCABULARY)
+        conn.execute("VACUUM ANALYZE")
+
+
+def _database(url: str) -> Database:
+    return Database(url, application="marco bench", connections=2)
+
+
+def _ended(database: Database) -> list[UUID]:
+    with database.transaction() as conn:
+        rows = conn.execute("SELECT id FROM jobs WHERE finished_at IS NOT NULL ORDER BY id")
+        return [row[0] for row in rows]
+
+
+def _search(url: str, database: Database, count: int) -> None:
+    found = Settings.model_validate({"DATABASE_URL": url})
+    runner = Runner(found, database, InstantRuntime, Worker(name="bench", host="bench", pid=1))
+    for seed in range(count):
+        work = job(seed, *SEARCHES[seed % len(SEARCHES)], reflection="branch")
+        with database.transaction() as conn:
+            jobs.insert(conn, [work], tenant=TENANTS[0], batch_id=uuid4())
+        runner.run_next()
+
+
+def _copy_jobs(url: str, sources: Sequence[UUID], count: int) -> None:
+    """Copies of as many jobs, with new ids, other tenants and times, all sealed; one batch."""
+    ids = [jobs.new_job_id() for _ in range(count)]
+    random = Random(ids[0].int)
+    with closing(_database(url)) as database, database.transaction() as conn:
+        conn.execute("SET LOCAL synchronous_commit = off")
+        conn.execute("CREATE TEMP TABLE made (id uuid, source uuid, age interval) ON COMMIT DROP")
+        with conn.cursor().copy("COPY made FROM STDIN") as copy:
+            for job_id in ids:
+                age = f"{random.randrange(DAYS * 86_400)} seconds"
+                copy.write_row((job_id, random.choice(sources), age))
+        conn.execute(_jobs_copied(), {"tenant": random.choice(TENANTS), "batch": uuid4()})
+        for table in schema.insert_only():
+            if table not in _SHARED:
+                conn.execute(_rows_copied(table))
+        seals.seal(conn, ids)
+
+
+def _jobs_copied() -> Composed:
+    times = ("created_at", "run_after", "published_at", "started_at", "finished_at")
+    other = {"id": "made.id", "tenant": "%(tenant)s", "batch_id": "%(batch)s"}
+    other |= {name: f"job.{name} - made.age" for name in times} | {"idempotency_key": "NULL"}
+    return _copied("jobs", other, "job.id", "made.id")
+
+
+def _rows_copied(table: str) -> Composed:
+    # In the order in which they were written: audit_log numbers its rows as they come.
+    order = ["made.id", *(f"job.{c.name}" for c in schema.metadata.tables[table].primary_key)]
+    return _copied(table, {"job_id": "made.id"}, "job.job_id", ", ".join(order))
+
+
+def _copied(table: str, other: dict[str, str], source: str, order: str) -> Composed:
+    columns = [c.name for c in schema.metadata.tables[table].columns if c.identity is None]
+    values = [other.get(name, f'job."{name}"') for name in columns]
+    return SQL(
+        "INSERT INTO {table} ({names}) SELECT {values} FROM made"
+        " JOIN {table} AS job ON {source} = made.source ORDER BY {order}"
+    ).format(
+        table=Identifier(table),
+        names=SQL(", ").join(map(Identifier, columns)),
+        values=SQL(", ".join(values)),
+        source=SQL(source),
+        order=SQL(order),
+    )
+
+
 def main() -> None:
-    """Measure, print, and write MARCO_HOME/bench/store.json."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="make bench-store")
     parser.add_argument("--jobs", type=int, default=JOBS)
     parser.add_argument("--keep", action="store_true")
-    given = parser.parse_args()
-    found = measure(given.jobs, keep=given.keep)
-    file = Path(settings.load().home) / "bench" / "store.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=2) + "\n")
-    for key, value in found.items():
-        print(f"{key:32} {value:,.3f}" if isinstance(value, float) else f"{key:32} {value}")
-    print(f"Written to {file}")
+    asked = parser.parse_args()
+    report("store", measure(asked.jobs, keep=asked.keep), GOALS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ COMMANDS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
     "demo": (False, "marco", ("demo",)),
     "test": (True, "python", ("-m", "pytest")),
     "check": (True, "python", ("-m", "ops.checks")),
-    "bench": (True, "python", ("-m", "ops.bench.run")),
+    "bench": (True, "python", ("-m", "ops.bench")),
     "paper-table": (True, "python", ("-m", "ops.bench.paper_table")),
     "up": (False, "marco", ("up",)),
     "down": (False, "marco", ("down",)),
@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
     ),
     "bench-store": (True, "python", ("-m", "ops.bench.store")),
     "bench-runtime": (True, "python", ("-m", "ops.bench.runtime")),
-    "bench-queue": (True, "python", ("-m", "ops.bench.run", "queue")),
+    "bench-queue": (True, "python", ("-m", "ops.bench.queue")),
     "test-faults": (True, "python", ("-m", "tests.faults.run")),
     "doctor": (False, "marco", ("doctor",)),
 }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from kombu import pools
 
-from ops.bench.queueing import plain
+from ops.bench import queue as plain
 from tests.faults.rig import ROOT, Rig, wait_until
 from tests.faults.storm import job
 
@@ -55,7 +55,7 @@ def plain_celery(rig: Rig, count: int) -> Window:
 @contextlib.contextmanager
 def _plain_worker(name: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        plain.worker_command(name, 1), cwd=ROOT, env=env, stdin=subprocess.DEVNULL,
+        plain.plain_worker(name, 1), cwd=ROOT, env=env, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:

@@ -16,7 +16,7 @@ import pytest
 from marco_search import migrations
 from marco_search.local import ServiceUrls
 from marco_search.migrations.check import scratch_database
-from ops.bench import stored_jobs
+from ops.bench import store
 from tests.integration.toys import (
     insert,
     open_database,
@@ -39,17 +39,14 @@ sys.exit(main())
 @pytest.fixture(scope="module")
 def url(services: ServiceUrls) -> Iterator[str]:
     """A database with 5,000 jobs that have ended."""
-    with scratch_database(services.database_url) as made, pytest.MonkeyPatch.context() as patch:
+    with scratch_database(services.database_url) as made:
         migrations.upgrade(made)
         settings = settings_for(made, "redis://127.0.0.1:1/0")
         with open_database(made) as database:
             asked = [question(options={"seed": i, "rollouts": ROLLOUTS}) for i in range(4)]
             for job in insert(database, *asked):
                 runner(settings, database, ToyRuntime()).run(job.id)
-        patch.setattr(stored_jobs, "SEARCHED", len(asked))
-        patch.setattr(stored_jobs, "_WHOLE_VOCABULARY", "SELECT")
-        patch.setattr(stored_jobs, "_AT_ONCE", 500)
-        stored_jobs.build(made, JOBS, processes=1)
+        store.build(made, JOBS, processes=1, searched=len(asked), vocabulary=False)
         yield made
 
 

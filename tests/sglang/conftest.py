@@ -10,7 +10,7 @@ import pytest
 from marco_search.errors import LocalServiceFailed
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.base import Runtime
-from ops.bench.engine.real import open_both
+from ops.bench.runtime import open_engine
 from ops.sglang_cpu.server import serving
 from tests.integration.conftest import (  # noqa: F401
     database_url,
@@ -47,7 +47,9 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def both(server: str) -> Iterator[tuple[Runtime, Runtime]]:
     """(the embedded engine, the server) as runtimes."""
-    embedded, real = open_both(server)
+    embedded, real = (
+        open_engine(address, MARCO_MODEL=MODEL_DIR) for address in ("embedded", server)
+    )
     yield embedded, real
     embedded.close()
     real.close()

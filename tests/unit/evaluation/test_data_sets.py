@@ -12,7 +12,7 @@ from marco_search import pocket
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import MGSM_LANGUAGES, load
 from marco_search.kinds import ReasoningJob, TranslationJob
-from ops.bench.development import development_problems
+from ops.bench.ablation import development_problems
 from ops.pocket.samples import is_held_out
 
 

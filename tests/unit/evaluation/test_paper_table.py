@@ -10,9 +10,8 @@ import pytest
 
 from marco_search import settings
 from marco_search.evaluation.statistics import wilson
-from ops.bench import paper_table, paper_texts
-from ops.bench.paper_figures import WINNER
-from ops.bench.paper_runs import runs
+from ops.bench import ablation, paper_table
+from ops.bench.paper_table import WINNER
 from tests.toy import ToyRuntime
 
 WORDS = ["--problems", "3", "--rollouts", "8"]
@@ -22,17 +21,18 @@ WORDS = ["--problems", "3", "--rollouts", "8"]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MARCO_HOME", str(tmp_path / "home"))
     settings.load.cache_clear()
-    few = {kind: paper_texts.text_problems(kind)[:4] for kind in ("translation", "open-ended")}
-    for module in (paper_table, paper_texts):
-        monkeypatch.setattr(module, "text_problems", few.__getitem__)
-    monkeypatch.setattr(paper_table, "open_runtime", lambda _: ToyRuntime(["1", "198", "307"]))
     yield tmp_path
     settings.load.cache_clear()
 
 
+def paper(*words: str) -> None:
+    runtime = ToyRuntime(["1", "198", "307"])
+    paper_table.main([*WORDS, *words], runtime=runtime)
+
+
 def test_the_report_has_every_strategy_with_its_interval(folder: Path) -> None:
     docs = folder / "docs"
-    paper_table.main([*WORDS, "--docs", str(docs)])
+    paper("--docs", str(docs))
     data = json.loads((docs / "results.json").read_text())
     for language in ("en", "zh"):
         found = data["results"][language]
@@ -51,18 +51,24 @@ def test_the_report_has_every_strategy_with_its_interval(folder: Path) -> None:
 
 
 def test_parts_are_made_apart_and_the_report_names_what_is_missing(folder: Path) -> None:
-    paper_table.main([*WORDS, "--language", "en", "--run", "cot", "--no-report"])
+    paper("--language", "en", "--run", "cot", "--no-report")
     files = list(folder.rglob("*.jsonl"))
     assert [f.name for f in files] == ["cot.jsonl"]
     before = files[0].read_text()
     docs = folder / "docs"
-    paper_table.main([*WORDS, "--language", "en", "--run", "cot", "--docs", str(docs)])
+    paper("--language", "en", "--run", "cot", "--docs", str(docs))
     assert files[0].read_text() == before
     assert "not complete" in (docs / "results.md").read_text()
     assert set(json.loads((docs / "results.json").read_text())["results"]["en"]) == {"cot"}
 
 
 def test_no_seed_of_the_report_is_that_of_the_development_split() -> None:
-    from ops.bench.development import SEEDS
+    seeds = {recipe.options.seed for recipe in paper_table.recipes(8).values()}
+    assert not seeds & {*ablation.SEEDS.values(), ablation.SEED}
 
-    assert not {r.recipe().options.seed for r in runs().values()} & set(SEEDS.values())
+
+def test_the_tables_of_the_documentation_follow_from_what_was_printed() -> None:
+    docs = paper_table.HERE.parents[1] / "docs"
+    lines = [json.loads(line) for line in (docs / "ablation.jsonl").read_text().splitlines()]
+    page = (docs / "search.md").read_text().replace("**", "")
+    assert all(line in page for line in ablation.tables(lines).splitlines())

@@ -20,10 +20,8 @@ MARCO = ("-m", "marco_search.cli.main")
 QUESTION = "Tom has 3 apples and buys 5 more. How many apples does Tom have now?"
 BENCH = """
 from marco_search.pocket import MODEL_DIR
-from ops.bench import embedded
-run, close, _ = embedded._embedded(MODEL_DIR)
-run(embedded._prompts(MODEL_DIR, 4))
-close()
+from ops.bench import runtime
+runtime.search(runtime.open_engine("embedded", MARCO_MODEL=MODEL_DIR), "step", 2)
 """
 SCRIPT = f"from marco_search import solve; print(solve({QUESTION!r}, rollouts=4).answer)"
 

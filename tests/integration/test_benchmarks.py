@@ -1,20 +1,16 @@
-"""The benchmark's stored jobs are what searches leave behind, and can be built in parts."""
+"""The store's benchmark: its jobs are what searches leave behind, and can be built in parts."""
 
 from __future__ import annotations
 
 import psycopg
-import pytest
 
 from marco_search.store.seal.verify_all import verify_all
-from ops.bench import stored_jobs
+from ops.bench import store
 
 
-def test_built_jobs_verify_and_a_build_goes_on_where_it_was(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored_jobs, "SEARCHED", 6)
+def test_built_jobs_verify_and_a_build_goes_on_where_it_was(database_url: str) -> None:
     for count in (16, 36):
-        stored_jobs.build(database_url, count, processes=1)
+        store.build(database_url, count, processes=1, searched=6)
         with psycopg.connect(database_url) as conn:
             row = conn.execute(
                 "SELECT count(*), min(nodes) > 30,"

@@ -1,1 +1,0 @@
-"""Enough for `import reasoners`, whose search uses nothing of torch."""

@@ -1,5 +1,0 @@
-"""Enough for `import reasoners`, which names this in an annotation."""
-
-
-class StoppingCriteriaList:
-    """Never made."""

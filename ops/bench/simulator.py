@@ -1,0 +1,403 @@
+"""A simulated model: its texts, a runtime that answers at once, and an SGLang server.
+
+The server batches continuously and has a prefix cache, in time but without a model. One step takes
+STEP_S + RUNNING_S x (sequences running) + PREFILL_S x (prompt tokens that are not in the cache).
+The figures are computed, not measured: Qwen2-7B in bfloat16 on one A100 80 GB SXM, from its data
+sheet (2,039 GB/s, 312 TFLOP/s) and the model's config.json (7.62e9 parameters, 28 layers,
+4 key-value heads of 128), at 70 % of either peak.
+
+- STEP_S: the weights are read once, 15.2 GB / 1,427 GB/s = 10.7 ms
+- RUNNING_S: 57 kB of keys and values a token x 800 tokens / 1,427 GB/s = 0.03 ms, and
+  2 x 7.62e9 operations / 218 TFLOP/s = 0.07 ms
+- PREFILL_S: 2 x 7.62e9 operations / 218 TFLOP/s = 0.07 ms a token
+
+At 256 sequences that is 7,000 tokens a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import socket
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import accumulate, product, takewhile
+from random import Random
+from typing import Any
+
+from aiohttp import web
+
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
+from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.reply import read_completion
+from marco_search.search.branches import (
+    END_OF_OUTPUT,
+    END_OF_THOUGHT,
+    REFLECTION_PHRASE,
+    TOP_K,
+    Branch,
+    Expansion,
+    Finish,
+    Message,
+    ReflectionPlacement,
+    Segment,
+)
+
+STEP_S, RUNNING_S, PREFILL_S = 10.7e-3, 0.10e-3, 0.07e-3
+MAX_RUNNING = 1024
+CHARACTERS_A_TOKEN = 4
+VARIANTS = 16
+MODEL = "simulated"
+BLOCK = 16  # characters that are cached together
+STEPS_A_WAIT = 8  # of the engine, while the number of running sequences is taken as constant
+_ASSISTANT, _THOUGHT = "<|im_start|>assistant\n", "<Thought>\n"
+_WORDS = ("so", "the", "sum", "of", "all", "that", "is", "left", "then", "we", "add", "two", "more")
+
+
+# -- Jobs and texts ---------------------------------------------------------------------
+
+# As long as a problem of MGSM.
+_QUESTION = (
+    "Number {i}. Every day, Wendi feeds each of her chickens three cups of mixed chicken feed, "
+    "containing seeds, mealworms and vegetables to help keep them healthy. She gives the chickens "
+    "their feed in three separate meals. In the morning, she gives her flock 15 cups of feed, in "
+    "the afternoon another 25 cups. How many cups does she need in the final meal of the day?"
+)
+
+
+def job(i: int, strategy: str, rollouts: int, **more: Any) -> ReasoningJob:
+    """The i-th job. It uses its whole budget, so that every run does the same work."""
+    told = {"strategy": strategy, "rollouts": rollouts, "seed": i, "early_stop": False}
+    options = SearchOptions.model_validate(told | {"reflection": "never"} | more)
+    return ReasoningJob(question=_QUESTION.format(i=i), options=options)
+
+
+def completion_of(prefix: str, seed: int) -> tuple[int, int]:
+    """(variant, steps left to write) for a branch.
+
+    Thoughts have 6 to 11 steps of 12 to 24 tokens, as a word problem of MGSM needs; what the
+    prefix holds already is not written again.
+    """
+    variant = seed % VARIANTS
+    turn = prefix[prefix.rfind(_ASSISTANT) + len(_ASSISTANT) :]
+    if END_OF_THOUGHT in turn:
+        return variant, 0
+    return variant, max(1, 6 + variant % 6 - (turn.count("\n") - 1))
+
+
+@cache
+def pieces(variant: int, steps: int) -> list[str]:
+    """The tokens of a completion."""
+    random = Random(f"{variant} {steps}")
+    found: list[str] = []
+    for _ in range(steps):
+        found += [f" {random.choice(_WORDS)}" for _ in range(random.randrange(12, 25))]
+        found[-1] += "\n"
+    if steps:
+        found.append(END_OF_THOUGHT)
+    return [*found, "\n", "<Output>", "\n", str(random.randrange(3)), "\n", END_OF_OUTPUT]
+
+
+@cache
+def reply(variant: int, steps: int) -> dict[str, Any]:
+    """SGLang's answer for a completion, without the numbers that depend on the prompt."""
+    written = pieces(variant, steps)
+    chosen, candidates = zip(*map(_scores, written), strict=True)
+    meta = {
+        "finish_reason": {"type": "stop", "matched": END_OF_OUTPUT},
+        "completion_tokens": len(written),
+        "output_token_logprobs": chosen,
+        "output_top_logprobs": candidates,
+    }
+    return {"text": "".join(written).removesuffix(END_OF_OUTPUT), "meta_info": meta}
+
+
+@cache
+def _scores(piece: str) -> tuple[list[Any], list[list[Any]]]:
+    """A token's entry and its candidates: the same wherever the token is written."""
+    random = Random(piece)
+    top = [[-3 * random.random(), 2000 + k, random.choice(_WORDS)] for k in range(TOP_K)]
+    return [-random.random(), 10_000 + zlib.crc32(piece.encode()) % 90_000, piece], top
+
+
+@cache
+def _reply_json(variant: int, steps: int) -> bytes:
+    """The reply up to where its object is continued."""
+    return json.dumps(reply(variant, steps)).encode().removesuffix(b"}}")
+
+
+def chat_prompt(messages: Sequence[Mapping[str, str]]) -> str:
+    """The messages in ChatML, with the thought opened; one in the last message is continued."""
+    *before, last = messages
+    asked, _, thought = last["content"].partition(_THOUGHT)
+    turns = [(m["role"], m["content"]) for m in before] + [(last["role"], asked)]
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    return text + _ASSISTANT + _THOUGHT + thought
+
+
+@cache
+def chat_completion(variant: int, steps: int, stop: str) -> tuple[str, int]:
+    """(text up to a stop string, number of tokens)."""
+    text, written = "", pieces(variant, steps)
+    for count, piece in enumerate(written, 1):
+        text += piece
+        if stop and stop in text:
+            return text[: text.index(stop)], count
+    return text, len(written)
+
+
+# -- A runtime that takes no time -------------------------------------------------------
+
+
+@dataclass
+class InstantRuntime:
+    """A runtime that answers at once, and measures the time it takes itself."""
+
+    clock: Callable[[], float] = time.perf_counter
+    seconds: float = 0.0
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """No engine and no weights."""
+        return RuntimeInfo(
+            name="instant", version="0", model="instant", revision="0", context_tokens=32768
+        )
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A chat prompt in which the texts find where the answer begins."""
+        return "".join(m.content for m in messages) + _ASSISTANT
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        """One prepared branch a request."""
+        began = self.clock()
+        found = []
+        for expansion in expansions:
+            for request in expansion.branches:
+                segments = [_segment(*completion_of(expansion.prefix, request.seed))]
+                if request.reflect is ReflectionPlacement.FIRST:
+                    segments.insert(0, Segment(REFLECTION_PHRASE + "\n"))
+                found.append(
+                    Branch(
+                        branch_id=request.branch_id, segments=tuple(segments), finish=Finish.STOP
+                    )
+                )
+        self.seconds += self.clock() - began
+        return found
+
+    def abort(self) -> None:
+        """Nothing is ever in flight."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@cache
+def _segment(variant: int, steps: int) -> Segment:
+    read = json.loads(json.dumps(reply(variant, steps)))
+    text = "".join(pieces(variant, steps))
+    return Segment(text, read_completion(read["text"], read["meta_info"]).tokens)
+
+
+# -- The engine -------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done, in tokens, requests and seconds."""
+
+    requests: int = 0
+    #: Requests that only fill the cache.
+    commits: int = 0
+    generated: int = 0
+    prompt: int = 0
+    cached: int = 0
+    peak_running: int = 0
+    #: Time of all requests as planned, and by how much the simulation ran behind.
+    planned_s: float = 0.0
+    late_s: float = 0.0
+
+
+class Engine:
+    """Takes the time of an engine with a prefix cache. Nothing is evicted."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self._blocks: set[int] = set()
+        self._running = 0
+        self._prefill_s = 0.0  # of all requests: while the engine prefills, nothing is decoded
+        self._slots = asyncio.Semaphore(MAX_RUNNING)
+
+    async def generate(self, prompt: str, completion: str, tokens: int) -> tuple[int, int]:
+        """Wait as long as the engine would take. Returns (prompt tokens, cached of those)."""
+        async with self._slots:
+            known = sum(1 for _ in takewhile(self._blocks.__contains__, _blocks(prompt)))
+            known = known * BLOCK // CHARACTERS_A_TOKEN
+            asked = len(prompt) // CHARACTERS_A_TOKEN
+            self._count(asked, known, tokens)
+            self._running += 1
+            self._prefill_s += PREFILL_S * (asked - known)
+            await self._take(STEP_S + PREFILL_S * (asked - known))
+            self._blocks.update(_blocks(prompt))
+            for begun in range(1, tokens, STEPS_A_WAIT):
+                step_s = STEP_S + RUNNING_S * self._running
+                await self._take(min(STEPS_A_WAIT, tokens - begun) * step_s)
+            self._blocks.update(_blocks(prompt + completion))
+            self._running -= 1
+        return asked, known
+
+    async def _take(self, planned_s: float) -> None:
+        """Sleep, and for as long as other requests are prefilled meanwhile."""
+        seen, due = self._prefill_s, time.monotonic()
+        while planned_s > 0:
+            due += planned_s
+            self.counters.planned_s += planned_s
+            await asyncio.sleep(due - time.monotonic())
+            planned_s, seen = self._prefill_s - seen, self._prefill_s
+        self.counters.late_s += time.monotonic() - due
+
+    def _count(self, prompt: int, cached: int, tokens: int) -> None:
+        counters = self.counters
+        counters.requests += 1
+        counters.commits += tokens == 0
+        counters.generated += tokens
+        counters.prompt += prompt if tokens else 0
+        counters.cached += cached if tokens else 0
+        counters.peak_running = max(counters.peak_running, self._running + 1)
+
+
+def _blocks(text: str) -> Iterator[int]:
+    """A hash for each prefix of whole blocks."""
+    hashes = (hash(text[i : i + BLOCK]) for i in range(0, len(text) - BLOCK + 1, BLOCK))
+    return accumulate(hashes, lambda before, block: hash((before, block)))
+
+
+# -- The server -------------------------------------------------------------------------
+
+
+class _Handlers:
+    """SGLang's own interface, and the part of OpenAI's that the peers use."""
+
+    def __init__(self) -> None:
+        self._engine = Engine()
+        self._refuse_every = self._requests = self._chats = 0
+
+    async def reset(self, request: web.Request) -> web.Response:
+        self._engine, self._requests, self._chats = Engine(), 0, 0
+        self._refuse_every = int(request.query["refuse_every"])
+        return web.json_response({})
+
+    async def counters(self, _: web.Request) -> web.Response:
+        return web.json_response(asdict(self._engine.counters))
+
+    async def generate(self, request: web.Request) -> web.Response:
+        body = json.loads(await request.read())
+        text, parameters = body["text"], body["sampling_params"]
+        if parameters["max_new_tokens"] == 0:
+            prompt, _ = await self._engine.generate(text, "", 0)
+            return web.json_response({"text": "", "meta_info": {"prompt_tokens": prompt}})
+        self._refuse_some()
+        key = completion_of(text, parameters["sampling_seed"])
+        written = pieces(*key)
+        prompt, cached = await self._engine.generate(text, "".join(written), len(written))
+        known = f', "prompt_tokens": {prompt}, "cached_tokens": {cached}, "e2e_latency": 0.0}}}}'
+        data = _reply_json(*key) + known.encode()
+        return web.Response(body=data, content_type="application/json")
+
+    async def chat(self, request: web.Request) -> web.Response:
+        """Chats carry no seed: the variants are used in turn."""
+        body = json.loads(await request.read())
+        self._refuse_some()
+        prompt, count = chat_prompt(body["messages"]), body.get("n") or 1
+        stop = "".join(body.get("stop") or "")
+        variants = [completion_of(prompt, self._chats + i) for i in range(count)]
+        self._chats += count
+        made = [chat_completion(*variant, stop) for variant in variants]
+        waits = (self._engine.generate(prompt, *completion) for completion in made)
+        (prompt_tokens, _), *_ = await asyncio.gather(*waits)
+        written = sum(tokens for _, tokens in made)
+        messages = [{"role": "assistant", "content": text} for text, _ in made]
+        return web.json_response(
+            {
+                "id": "chat", "object": "chat.completion", "created": 0, "model": MODEL,
+                "choices": [
+                    {"index": i, "message": message, "finish_reason": "stop"}
+                    for i, message in enumerate(messages)
+                ],
+                "usage": {
+                    "prompt_tokens": prompt_tokens, "completion_tokens": written,
+                    "total_tokens": prompt_tokens + written,
+                },
+            }
+        )  # fmt: skip
+
+    def _refuse_some(self) -> None:
+        self._requests += 1
+        if self._refuse_every and self._requests % self._refuse_every == 0:
+            raise web.HTTPBadRequest(text='{"error": {"message": "refused, as the bench asks"}}')
+
+    async def model_info(self, _: web.Request) -> web.Response:
+        return web.json_response({"model_path": MODEL, "weight_version": "0"})
+
+    async def server_info(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": "0", "context_length": 32768})
+
+
+def _serve(listening: socket.socket) -> None:
+    for variant, steps in product(range(VARIANTS), range(12)):
+        _reply_json(variant, steps)  # so that no request waits for it
+    handlers, application = _Handlers(), web.Application()
+    application.add_routes(
+        [
+            web.post("/generate", handlers.generate),
+            web.post("/v1/chat/completions", handlers.chat),
+            web.get("/get_model_info", handlers.model_info),
+            web.get("/get_server_info", handlers.server_info),
+            web.get("/counters", handlers.counters),
+            web.get("/reset", handlers.reset),
+        ]
+    )
+    web.run_app(application, sock=listening, print=None, access_log=None)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedServer:
+    """A running simulated server."""
+
+    url: str
+
+    def reset(self, refuse_every: int = 0) -> None:
+        """Empty the cache and the counters. From now on every n-th request is refused, if n > 0."""
+        self._get(f"/reset?refuse_every={refuse_every}")
+
+    def counters(self) -> Counters:
+        """What the engine has done since the last reset."""
+        return Counters(**self._get("/counters"))
+
+    def _get(self, path: str) -> dict[str, Any]:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+
+@contextmanager
+def simulated_server() -> Iterator[SimulatedServer]:
+    """A server in a process of its own, for the length of the block."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    process = multiprocessing.get_context("fork").Process(
+        target=_serve, args=(listening,), daemon=True
+    )
+    process.start()
+    port = listening.getsockname()[1]
+    listening.close()
+    try:
+        yield SimulatedServer(f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.join()
