@@ -19,12 +19,12 @@ from marco_search.evaluation.data_sets import load
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import percent, table
 from marco_search.evaluation.rescoring import answer_under, rescore
-from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.traces import read, traced
 from marco_search.replay import Replayed
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime, RuntimeInfo
+from marco_search.search.rewards import REWARDS
 from marco_search.search.tree import Tree
 from marco_search.store.reads import stored_search
 from marco_search.store.reads.stored_search import StoredSearch

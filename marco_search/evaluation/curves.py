@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.grading import Grader, chosen, ranked
 from marco_search.evaluation.traces import Trace
-from marco_search.search.votes import Aggregation, Candidate, rank
 from marco_search.search.votes import lead as lead_of
 
 
@@ -89,12 +88,9 @@ def _cut(
 
 def _until_led(trace: Trace, lead: float) -> int:
     """Rollouts up to the end of the first round that the vote is led by `lead` after."""
-    candidates, how = list[Candidate](), Aggregation(trace.choice)
     for i, rollout in enumerate(trace.rollouts, start=1):
-        if rollout.answer is not None:
-            candidates.append(Candidate(rollout.answer, rollout.path_confidence, i))
         ended = i == len(trace.rollouts) or trace.rollouts[i].round != rollout.round
-        if ended and lead_of(rank(candidates, how, sharpness=trace.sharpness)) >= lead:
+        if ended and lead_of(ranked(trace.rollouts[:i], trace.choice, trace.sharpness)) >= lead:
             return i
     return len(trace.rollouts)
 

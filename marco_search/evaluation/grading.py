@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.traces import Trace, TracedRollout
 from marco_search.kinds import kind_of
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 
 
 class Grader:
@@ -36,32 +36,17 @@ class Grader:
         return self.right(trace.key, answer, trace.answers)
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """One rollout's vote for an answer."""
-
-    answer: str
-    weight: float
-
-
-def choose(votes: Sequence[Vote], how: str) -> str | None:
-    """The chosen answer: the greatest sum of weights, or the single greatest for "best".
-
-    "vote" counts every weight as 1. Ties go to the greatest single weight, then to the
-    answer that came first, as in the search itself. None without votes.
-    """
-    total: dict[str, float] = {}
-    best: dict[str, float] = {}
-    for vote in votes:
-        best[vote.answer] = max(best.get(vote.answer, 0.0), vote.weight)
-        total[vote.answer] = total.get(vote.answer, 0.0) + (1.0 if how == "vote" else vote.weight)
-    ranked_by = best if how == "best" else total
-    return max(ranked_by, key=lambda a: (round(ranked_by[a], 9), best[a]), default=None)
+def ranked(rollouts: Sequence[TracedRollout], how: str, sharpness: float) -> list[RankedAnswer]:
+    """The answers of these rollouts as the search ranks them, best first."""
+    candidates = [
+        Candidate(r.answer, r.path_confidence, i)
+        for i, r in enumerate(rollouts)
+        if r.answer is not None
+    ]
+    return rank(candidates, Aggregation(how), sharpness=sharpness)
 
 
 def chosen(rollouts: Sequence[TracedRollout], how: str, sharpness: float) -> str | None:
     """The answer that the search gives after these rollouts."""
-    return choose(
-        [Vote(r.answer, r.path_confidence**sharpness) for r in rollouts if r.answer is not None],
-        how,
-    )
+    answers = ranked(rollouts, how, sharpness)
+    return answers[0].key if answers else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from marco_search.errors import RuntimeUnavailable
 from marco_search.evaluation.curves import coverage, point
-from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.grading import Grader, ranked
 from marco_search.evaluation.statistics import (
     Bin,
     Paired,
@@ -142,13 +142,11 @@ def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[st
 
 def _confidence(trace: Trace, rollouts: int) -> float:
     """Share of the vote's weight behind the chosen answer; a lone path's own confidence."""
-    used = [r for r in trace.rollouts[:rollouts] if r.answer is not None]
-    answer = chosen(used, trace.choice, trace.sharpness)
-    if trace.choice == "best" or len(used) == 1:
-        return max((r.path_confidence for r in used if r.answer == answer), default=0.0)
-    weights = [1.0 if trace.choice == "vote" else r.path_confidence**trace.sharpness for r in used]
-    mine = sum(w for w, r in zip(weights, used, strict=True) if r.answer == answer)
-    return mine / sum(weights) if any(weights) else 0.0
+    answers = ranked(trace.rollouts[:rollouts], trace.choice, trace.sharpness)
+    if not answers:
+        return 0.0
+    alone = trace.choice == "best" or sum(answer.votes for answer in answers) == 1
+    return answers[0].best_value if alone else answers[0].share
 
 
 def _rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float], list[bool]]:

@@ -14,14 +14,13 @@ from itertools import pairwise
 from typing import Any
 
 from marco_search.errors import InvalidDataSet
-from marco_search.evaluation.grading import Grader, Vote, choose
-from marco_search.evaluation.rewards import REWARDS
+from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import auroc, wilson
-from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.traces import Trace, TracedRollout
+from marco_search.search.rewards import REWARDS, ScoredRollout
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 
-VOTES = ("vote", "weighted", "best", "borda", "tree")
-SHARPNESS = (1.0, 8.0, 32.0, 128.0)
-"""Powers of a weighted vote that a sweep tries."""
+VOTES = (*(str(how) for how in Aggregation), "borda", "tree")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +73,10 @@ def rescore(
     """
     right, values, labels, within = [], list[float](), list[bool](), list[float]()
     for trace in traces:
-        scores, votes = _scored(trace, reward, vote, sharpness)
-        solved = [grader.right(trace.key, v.answer, trace.answers) for v in votes]
-        right.append(grader.right(trace.key, choose(votes, vote), trace.answers))
+        best, scores = _ranked(trace, reward, vote, sharpness)
+        answer = best[0].key if best else None
+        right.append(grader.right(trace.key, answer, trace.answers))
+        solved = [grader.right(trace.key, r.answer, trace.answers) for r in _answered(trace)]
         values += scores
         labels += solved
         if (one := auroc(scores, solved)) is not None:
@@ -95,55 +95,67 @@ def rescore(
 def answer_under(
     trace: Trace, *, reward: str, vote: str, sharpness: float
 ) -> tuple[str | None, float]:
-    """The answer that the tree gives under a reward and a vote, and its share of the weight.
+    """The answer that the tree gives under a reward and a vote, and its share of the vote.
 
     None and 0 for a tree without answers. Raises InvalidDataSet as `rescore` does.
     """
-    _, votes = _scored(trace, reward, vote, sharpness)
-    answer = choose(votes, vote)
-    whole = sum(v.weight for v in votes)
-    mine = sum(v.weight for v in votes if v.answer == answer)
-    return answer, mine / whole if whole else 0.0
+    best, _ = _ranked(trace, reward, vote, sharpness)
+    return (best[0].key, best[0].share) if best else (None, 0.0)
 
 
-def _scored(
+def _answered(trace: Trace) -> list[TracedRollout]:
+    return [r for r in trace.rollouts if r.answer is not None]
+
+
+def _ranked(
     trace: Trace, reward: str, vote: str, sharpness: float
-) -> tuple[list[float], list[Vote]]:
-    """Of each rollout with an answer: its score under the reward, and its vote."""
+) -> tuple[list[RankedAnswer], list[float]]:
+    """The answers, best first, and the score of each rollout that has one."""
     if reward not in REWARDS or vote not in VOTES:
         raise InvalidDataSet(
             f"can't score by {reward!r} and {vote!r}; use a reward of {', '.join(REWARDS)} "
             f"and a vote of {', '.join(VOTES)}"
         )
-    rollouts = [r for r in trace.rollouts if r.answer is not None]
-    try:
-        scores = [REWARDS[reward](trace, r) for r in rollouts]
-    except ValueError as error:
-        raise InvalidDataSet(f"problem {trace.key}: {error}; run with --trees") from None
-    if vote == "tree":
-        weights = _tree_weights(trace, scores, sharpness)
-    else:
-        weights = _weights(scores, vote, sharpness)
-    return scores, [Vote(str(r.answer), w) for r, w in zip(rollouts, weights, strict=True)]
-
-
-def _weights(scores: list[float], vote: str, sharpness: float) -> list[float]:
+    rollouts = _answered(trace)
+    scores = [score(trace, r, reward) for r in rollouts]
+    values, how = scores, "weighted" if vote in ("borda", "tree") else vote
     if vote == "borda":
         # (n - rank + 1)^p for the rank-th best of n (self-certainty, section 3.3).
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         place = {i: at for at, i in enumerate(order)}
-        scores = [(len(scores) - place[i]) / len(scores) for i in range(len(scores))]
-    return [s**sharpness for s in scores]
-
-
-def _tree_weights(trace: Trace, scores: list[float], sharpness: float) -> list[float]:
-    """A leaf's share, split among the rollouts that end there, times its weight."""
-    leaves = [r.path[-1] for r in trace.rollouts if r.answer is not None]
-    shares = leaf_shares(trace)
-    return [
-        shares[leaf] / leaves.count(leaf) * score**sharpness
-        for leaf, score in zip(leaves, scores, strict=True)
+        values = [1 - place[i] / len(scores) for i in range(len(scores))]
+    weights = [value**sharpness for value in values]
+    if vote == "tree":
+        # A leaf's share, split among the rollouts that end there.
+        shares, ends = leaf_shares(trace), Counter(r.path[-1] for r in rollouts)
+        leaves = [r.path[-1] for r in rollouts]
+        weights = [
+            shares[leaf] / ends[leaf] * weight for leaf, weight in zip(leaves, weights, strict=True)
+        ]
+    candidates = [
+        Candidate(str(r.answer), weight, i)
+        for i, (r, weight) in enumerate(zip(rollouts, weights, strict=True))
     ]
+    return rank(candidates, Aggregation(how)), scores
+
+
+def score(trace: Trace, rollout: TracedRollout, reward: str) -> float:
+    """A rollout's reward. Without token scores only a few are known."""
+    if not trace.scores:
+        if reward == "path":
+            return rollout.path_confidence
+        if reward == "rollout":
+            return rollout.confidence
+        if reward != "agreement":
+            raise InvalidDataSet(f"problem {trace.key}: no token scores kept; run with --trees")
+    return REWARDS[reward](
+        ScoredRollout(
+            path=[trace.scores[i] for i in rollout.path] if trace.scores else [],
+            start=rollout.path.index(rollout.start),
+            answer=rollout.answer,
+            others=[other.answer for other in trace.rollouts if other is not rollout],
+        )
+    )
 
 
 def leaf_shares(trace: Trace) -> dict[int, float]:
@@ -156,11 +168,10 @@ def leaf_shares(trace: Trace) -> dict[int, float]:
     draws: Counter[int] = Counter()
     taken: Counter[tuple[int, int]] = Counter()
     for rollout in trace.rollouts:
-        own = (rollout.start, *rollout.own_path)
+        own = rollout.path[rollout.path.index(rollout.start) :]
         draws.update(own[:-1])
         taken.update(pairwise(own))
     return {
-        rollout.path[-1]: math.prod(taken[step] / draws[step[0]] for step in pairwise(rollout.path))
-        for rollout in trace.rollouts
-        if rollout.answer is not None
+        r.path[-1]: math.prod(taken[step] / draws[step[0]] for step in pairwise(r.path))
+        for r in _answered(trace)
     }

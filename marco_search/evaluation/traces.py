@@ -19,19 +19,11 @@ from marco_search.jobs import Job
 from marco_search.kinds import kind_of
 from marco_search.search.branches import Finish, without_room
 from marco_search.search.config import SearchConfig
-from marco_search.search.tree import ROOT, Node, Rollout, Tree
+from marco_search.search.rewards import TokenScores, token_scores
+from marco_search.search.tree import Node, Rollout, Tree
 
 DIGITS = 5
 """Decimals of the scores in a trace."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
-    """Scores of a node's tokens, in order."""
-
-    c: tuple[float, ...]  #: Marco-o1's confidence c_i, in [0, 1]
-    logprob: tuple[float, ...]  #: of the chosen token
-    mean_top: tuple[float, ...]  #: mean log-prob of the TOP_K best candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +40,6 @@ class TracedRollout:
     confidence: float  #: mean c_i over the rollout's own tokens
     path_confidence: float  #: mean c_i over its path
     failed: bool = False  #: the runtime gave no text
-
-    @property
-    def own_path(self) -> tuple[int, ...]:
-        """The nodes below the one that the rollout was forked from."""
-        at = 0 if self.start == ROOT else self.path.index(self.start)
-        return self.path[at + 1 :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +128,7 @@ def traced(
         seconds=round(seconds, 3),
         answers=answers,
         rollouts=tuple(map(_traced_rollout, tree.rollouts)),
-        scores=tuple(map(token_scores, tree.nodes)) if keep_tokens else (),
+        scores=tuple(map(_scores, tree.nodes)) if keep_tokens else (),
         texts=tuple(n.text for n in tree.nodes) if keep_tokens else (),
         model=model,
     )
@@ -164,13 +150,7 @@ def _traced_rollout(rollout: Rollout) -> TracedRollout:
     )
 
 
-def token_scores(node: Node) -> TokenScores:
-    """The scores of one node's tokens."""
-    return TokenScores(
-        c=tuple(round(c, DIGITS) for c in node.confidences),
-        logprob=tuple(round(t.logprob, DIGITS) for t in node.tokens),
-        mean_top=tuple(
-            round(sum(p for _, p in t.top) / len(t.top), DIGITS) if t.top else 0.0
-            for t in node.tokens
-        ),
-    )
+def _scores(node: Node) -> TokenScores:
+    exact = token_scores(node.tokens, node.confidences)
+    names = ("c", "logprob", "mean_top")
+    return TokenScores(**{n: tuple(round(x, DIGITS) for x in getattr(exact, n)) for n in names})

@@ -31,12 +31,12 @@ from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import table
 from marco_search.evaluation.rescoring import rescore
-from marco_search.evaluation.rewards import REWARDS
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.statistics import paired, wilson
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
+from marco_search.search.rewards import REWARDS
 from ops.pocket.problems import Language
 from ops.pocket.problems import Problem as WordProblem
 from ops.pocket.samples import held_out_problems

@@ -12,13 +12,13 @@ from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.curves import at_least, coverage, curve, tokens_to_reach
 from marco_search.evaluation.data_sets import Problem, from_row
-from marco_search.evaluation.grading import Grader, Vote, choose, chosen
+from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.report import row
-from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore
-from marco_search.evaluation.rewards import REWARDS
+from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore, score
 from marco_search.evaluation.run import Recipe, run
-from marco_search.evaluation.traces import TokenScores, Trace, TracedRollout
+from marco_search.evaluation.traces import Trace, TracedRollout
 from marco_search.jobs import SearchOptions
+from marco_search.search.rewards import REWARDS, TokenScores
 from marco_search.search.tree import ROOT
 from tests.toy import ToyRuntime
 
@@ -72,14 +72,6 @@ def test_the_vote_is_the_search_s_own(tmp_path: Path) -> None:
             ranked = finished.search.ranked()
             found = chosen(trace.rollouts, trace.choice, trace.sharpness)
             assert found == (ranked[0].key if ranked else None)
-
-
-def test_choose_breaks_ties_by_the_best_then_the_first() -> None:
-    assert choose([Vote("a", 0.2), Vote("b", 0.3)], "vote") == "b"
-    assert choose([Vote("a", 0.3), Vote("b", 0.3)], "vote") == "a"
-    assert choose([Vote("a", 0.3), Vote("b", 0.2), Vote("b", 0.2)], "weighted") == "b"
-    assert choose([Vote("a", 0.3), Vote("b", 0.2), Vote("b", 0.2)], "best") == "a"
-    assert choose([], "vote") is None
 
 
 def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
@@ -161,31 +153,31 @@ def test_since_leaves_out_what_was_reconsidered(tmp_path: Path) -> None:
             at = [i for i in r.path if i and not trace.scores[i].c]
             assert len(at) == 1
             after = [c for i in r.path[r.path.index(at[0]) :] for c in trace.scores[i].c]
-            assert REWARDS["since"](trace, r) == pytest.approx(sum(after) / len(after))
+            assert score(trace, r, "since") == pytest.approx(sum(after) / len(after))
 
 
 def test_rewards_have_their_formulas() -> None:
     trace, first = FOUR, FOUR.rollouts[0]
-    assert REWARDS["path"](trace, first) == pytest.approx(0.6)
-    assert REWARDS["minimum"](trace, first) == 0.6
-    assert REWARDS["product"](trace, first) == pytest.approx(0.36)
-    assert REWARDS["geometric"](trace, first) == pytest.approx(0.6)
-    assert REWARDS["group"](trace, first) == pytest.approx(4 / 5)  # C = 4 of 3 and 5
-    assert REWARDS["certainty"](trace, first) == pytest.approx(4 / 5)
-    assert REWARDS["agreement"](trace, first) == pytest.approx(1 / 3)
+    assert score(trace, first, "path") == pytest.approx(0.6)
+    assert score(trace, first, "minimum") == 0.6
+    assert score(trace, first, "product") == pytest.approx(0.36)
+    assert score(trace, first, "geometric") == pytest.approx(0.6)
+    assert score(trace, first, "group") == pytest.approx(4 / 5)  # C = 4 of 3 and 5
+    assert score(trace, first, "certainty") == pytest.approx(4 / 5)
+    assert score(trace, first, "agreement") == pytest.approx(1 / 3)
 
 
 def test_every_reward_scores_a_real_tree(tmp_path: Path) -> None:
     recipe = Recipe(options=SearchOptions(rollouts=8), keep_tokens=True)
     traces = run(PROBLEMS, recipe, ToyRuntime(["4", "5"]), tmp_path / "run.jsonl")
-    for name, reward in REWARDS.items():
-        assert all(0 <= reward(t, r) <= 1 for t in traces for r in t.rollouts), name
+    for name in REWARDS:
+        assert all(0 <= score(t, r, name) <= 1 for t in traces for r in t.rollouts), name
         for vote in VOTES:
             assert rescore(traces, GRADER, reward=name, vote=vote).n == 2
     for trace in traces:
         for r in trace.rollouts:
-            assert REWARDS["since"](trace, r) == pytest.approx(r.path_confidence, abs=1e-4)
-            assert REWARDS["rollout"](trace, r) == pytest.approx(r.confidence, abs=1e-4)
+            assert score(trace, r, "since") == pytest.approx(r.path_confidence, abs=1e-4)
+            assert score(trace, r, "rollout") == pytest.approx(r.confidence, abs=1e-4)
 
 
 def test_rescoring_says_what_it_lacks(tmp_path: Path) -> None:
