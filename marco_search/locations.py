@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from marco_search import broker, local_state
+from marco_search import broker
 from marco_search.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
     InvalidSettings,
     ServiceError,
 )
-from marco_search.local_state import LocalState
+from marco_search.local import read_state
+from marco_search.local.state import LocalState
 from marco_search.settings import Settings
 
 _POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -69,7 +70,7 @@ def _embedded(
     pick: Callable[[LocalState], str],
 ) -> str:
     home = settings.home.absolute()
-    state = local_state.read(home)
+    state = read_state(home)
     if state is None or not state.running:
         raise error(
             f"{variable} is not set and no embedded services run under {home}: "

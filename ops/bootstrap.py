@@ -29,7 +29,7 @@ TARGETS = (
     ("paper-table", "measure all strategies on the pocket model: docs/results.md"),
     ("up", "start the embedded Postgres and Redis"),
     ("down", "stop them"),
-    ("doctor", "say what is reachable, what is wrong and how to mend it"),
+    ("doctor", "say what is reachable, what is wrong and how to fix it"),
     ("install", "only make .venv, with what the tests need"),
     ("help", "this list"),
 )

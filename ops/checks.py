@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from marco_search import settings
-from marco_search.local import local_services
-from marco_search.local.layout import Layout
+from marco_search.local import local_services, purge
 
 ROOT = Path(__file__).resolve().parents[1]
 _BEFORE_SERVICES = {
@@ -57,7 +56,7 @@ def _database() -> Iterator[str]:
         home = Path(folder, "home")
         with local_services(home) as urls:
             yield urls.database_url
-        Layout(home).purge()
+        purge(home)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from marco_search.locations import database_url, redis_url
 
 if TYPE_CHECKING:
     from marco_search.local import ServiceUrls
-    from marco_search.local.finding import Finding
+    from marco_search.local.doctor import Finding
 
 UNREACHABLE = 4  # as for a service that does not answer
 CONSOLE_PORT = 8780
@@ -115,8 +115,8 @@ def findings_text(found: Sequence[Finding]) -> Text:
     for finding in found:
         mark, style = ("ok   ", "green") if finding.ok else ("wrong", "bold red")
         out.append(mark, style=style).append(f"  {finding.name:{width}}  {finding.detail}\n")
-        if not finding.ok and finding.mend:
-            out.append(f"{'':7}{'':{width}}  {finding.mend}\n", style="yellow")
+        if not finding.ok and finding.fix:
+            out.append(f"{'':7}{'':{width}}  {finding.fix}\n", style="yellow")
     bad = sum(1 for finding in found if not finding.ok)
     return out.append("All well." if not bad else f"{bad} of {len(found)} wrong.", style="bold")
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from marco_search import local_state
 from marco_search import settings as settings_module
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
+from marco_search.local import read_state
 from marco_search.locations import database_url
 from marco_search.settings import Settings
 from marco_search.store.db import Database
@@ -84,7 +84,7 @@ def session(
 
 def _require_data(settings: Settings) -> None:
     home = settings.home.absolute()
-    if settings.database_url is None and local_state.read(home) is None:
+    if settings.database_url is None and read_state(home) is None:
         raise DatabaseUnavailable(
             f"nothing is stored under {home}: go to the folder where jobs were submitted, or "
             "set MARCO_HOME or DATABASE_URL (`marco demo` gives you something to look at)"

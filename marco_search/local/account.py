@@ -1,84 +1,118 @@
-"""Which account the servers run under.
+"""The account that the servers run under, and the folder for their data that it can enter.
 
-Postgres refuses to run as root. Started by root, both servers therefore run as `nobody`: an
-account that every Linux has, so none is added. (initdb looks its account up in the user list,
-so a bare number would not do.) Started by anyone else, they run as that user.
+Postgres refuses to run as root. Started by root, both servers run as `nobody`, an account that
+every Linux has (initdb looks its account up in the user list, so a bare number would not do).
+Started by anyone else, they run as that user.
+
+`nobody` can't reach a home below a folder closed to others (0700, such as /root). Instead of
+opening such folders, the data then lies in a folder of its own under /var/lib/marco-search, and
+place.json in the home says which.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pwd
+import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from marco_search.errors import LocalServiceFailed
 
-
-class PopenOptions(TypedDict, total=False):
-    """The part of subprocess.Popen's options that changes the account."""
-
-    user: int
-    group: int
-    extra_groups: list[int]
+_ELSEWHERE = Path("/var/lib/marco-search")
+_OR_REAL_ONES = "run as an ordinary user, or set DATABASE_URL and REDIS_URL"
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom the servers run as. `switch` is set when that is not the present user."""
+    """The user and group of the servers; None: those of this process."""
 
-    uid: int
-    gid: int
-    switch: bool
+    uid: int | None = None
+    gid: int | None = None
 
     @property
-    def popen_options(self) -> PopenOptions:
+    def popen_options(self) -> dict[str, Any]:
         """Options that make a subprocess run under this account."""
-        if not self.switch:
-            return {}
-        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+        groups: list[int] | None = None if self.uid is None else []
+        return {"user": self.uid, "group": self.gid, "extra_groups": groups}
 
     def own(self, path: Path, mode: int) -> None:
         """Give `path` to this account, with this mode."""
-        if self.switch:
+        if self.uid is not None and self.gid is not None:
             try:
                 os.chown(path, self.uid, self.gid)
             except OSError as error:
                 raise LocalServiceFailed(
                     f"this root can't give files to user {self.uid} ({error.strerror}), and "
-                    "Postgres won't run as root: run as an ordinary user, or set DATABASE_URL "
-                    "and REDIS_URL"
+                    f"Postgres does not run as root: {_OR_REAL_ONES}"
                 ) from None
         path.chmod(mode)
 
     def can_enter(self, path: Path) -> bool:
         """Whether this account may list `path`, which means passing all folders above it."""
-        if not self.switch:
-            return os.access(path, os.R_OK | os.X_OK)
-        # Asked of the system, not worked out from modes: there may be access lists.
+        # Tried, not worked out from modes: there may be access lists.
         test = ["/bin/sh", "-c", 'test -r "$1" && test -x "$1"', "sh", str(path)]
         return subprocess.run(test, cwd="/", check=False, **self.popen_options).returncode == 0
 
 
 def server_account() -> Account:
     """The account for the servers: `nobody` for root, the present user otherwise."""
-    uid = os.geteuid()
-    if uid != 0:
-        try:
-            pwd.getpwuid(uid)
-        except KeyError:
-            raise LocalServiceFailed(
-                f"user {uid} is in no user list, and Postgres looks its user up: run as a named "
-                "user, or set DATABASE_URL and REDIS_URL"
-            ) from None
-        return Account(uid, os.getegid(), switch=False)
+    is_root = os.geteuid() == 0
     try:
-        entry = pwd.getpwnam("nobody")
+        entry = pwd.getpwnam("nobody") if is_root else pwd.getpwuid(os.geteuid())
     except KeyError:
+        who = "there is no user `nobody`" if is_root else f"user {os.geteuid()} is in no user list"
         raise LocalServiceFailed(
-            "Postgres won't run as root and there is no user `nobody` to run it: run as an "
-            "ordinary user, or set DATABASE_URL and REDIS_URL"
+            f"Postgres needs a named user other than root, and {who}: {_OR_REAL_ONES}"
         ) from None
-    return Account(entry.pw_uid, entry.pw_gid, switch=True)
+    return Account(entry.pw_uid, entry.pw_gid) if is_root else Account()
+
+
+def data_folder(home: Path, account: Account) -> Path:
+    """The folder for data, one that `account` can enter. Made if missing."""
+    recorded = _recorded(home)
+    if recorded is not None:
+        return recorded
+    data = home / "data"
+    data.mkdir(exist_ok=True)
+    data.chmod(0o755)  # each server's own folder in it is closed
+    if account.can_enter(data):
+        return data
+    try:
+        _ELSEWHERE.mkdir(mode=0o755, parents=True, exist_ok=True)
+        data = Path(tempfile.mkdtemp(dir=_ELSEWHERE))
+    except OSError as error:
+        raise LocalServiceFailed(
+            f"the servers run as `nobody`, who can't enter {home}, and {_ELSEWHERE} can't be "
+            f"used either ({error.strerror}): set MARCO_HOME to a folder that others may enter"
+        ) from None
+    data.chmod(0o755)
+    _place(home).write_text(json.dumps({"home": str(home), "data": str(data)}))
+    return data
+
+
+def purge(home: Path) -> None:
+    """Delete `home` and its data elsewhere. Nothing may run there."""
+    recorded = _recorded(home.absolute())
+    if recorded is not None:
+        shutil.rmtree(recorded, ignore_errors=True)
+    shutil.rmtree(home)
+
+
+def _place(home: Path) -> Path:
+    return home / "place.json"
+
+
+def _recorded(home: Path) -> Path | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads(_place(home).read_text())
+        made_for, data = Path(record["home"]), Path(record["data"])
+        # A moved home keeps its data; a copied one must not share the original's.
+        if data.is_dir() and (made_for == home or not made_for.exists()):
+            return data
+    return None

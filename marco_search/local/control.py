@@ -8,24 +8,22 @@ with local_services(home)   start them if need be; they stop with the last such 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from marco_search import local_state
 from marco_search.errors import LocalServiceFailed
-from marco_search.local.layout import Layout
-from marco_search.local.state import FileLock, is_locked, locked
+from marco_search.local.state import NOT_ALONE, is_supervised, lock_alone, open_lock, read
 
-_REPORT_LIMIT_S = 180.0
-_SETTLING_LIMIT_S = 60.0  # initdb and a start take a few seconds
-_DOWN_LIMIT_S = 45.0  # the supervisor kills a server that takes 20 s to stop
+_START_S = 180.0  # crash recovery of a large database takes its time
+_POLL_S = 0.02
 _ROOT = Path(__file__).resolve().parents[2]
 # Supervisors that this process started, to be reaped when they end: where nothing else does it
 # (process 1 of a container), they would stay as zombies.
@@ -42,16 +40,13 @@ class ServiceUrls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What runs under a home. URLs are shown without their passwords; pids are 0 if unknown."""
+    """What runs under a home, and whether `marco up` keeps it. URLs without their passwords."""
 
     home: Path
     running: bool
-    kept: bool  # by `marco up`
+    kept: bool
     database_url: str = ""
     redis_url: str = ""
-    supervisor_pid: int = 0
-    postgres_pid: int = 0
-    redis_pid: int = 0
 
 
 def up(
@@ -62,23 +57,13 @@ def up(
     """Start the services under `home` unless they run, and keep them until `down`.
 
     In the foreground (main thread only) this returns when they have been stopped, by `down`
-    or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed, and
-    KeyboardInterrupt when stopped before that.
+    or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed.
     """
-    layout = Layout.of(home)
     if foreground:
-        return _foreground(layout, on_ready)
-    with locked(layout.lock("users"), shared=True):
-        kept = layout.keep.exists()
-        layout.keep.touch()  # inside: nobody can take themselves for the last user now
-        try:
-            urls = _ensure_running(layout)
-            if on_ready is not None:
-                on_ready(urls)
-        except BaseException:
-            if not kept:  # what failed or was interrupted leaves nothing running
-                layout.keep.unlink(missing_ok=True)
-            raise
+        return _foreground(home, on_ready)
+    with local_services(home, keep=True) as urls:
+        if on_ready is not None:
+            on_ready(urls)
     return urls
 
 
@@ -86,20 +71,21 @@ def down(home: Path) -> bool:
     """Stop the services under `home`. False when nothing ran. Raises LocalServiceFailed."""
     if not home.is_dir():
         return False
-    layout = Layout.of(home)
-    layout.keep.unlink(missing_ok=True)
-    with locked(layout.lock("start")):
-        state = local_state.read(layout.home)
-        if state is None or state.supervisor is None:
-            return False
-        was_alive = state.supervised
-        if was_alive:
-            _end(state.supervisor, signal.SIGTERM)
-        # A supervisor that was killed has told the kernel to end these.
-        for server in (state.postgres, state.redis):
-            if server is not None:
-                _end(server, signal.SIGINT)
-        return was_alive
+    (home / "keep").unlink(missing_ok=True)
+    state = read(home)
+    while (state is None or not state.supervised) and is_supervised(home):
+        time.sleep(_POLL_S)  # it has just started and not written its state yet
+        state = read(home)
+    if state is None or state.supervisor is None:
+        return False
+    was_alive = state.supervised
+    state.supervisor.end(signal.SIGTERM)
+    # If it was killed before, the kernel has asked these to end.
+    for server in (state.postgres, state.redis):
+        if server is not None:
+            server.end(signal.SIGINT)
+    _children[:] = [child for child in _children if child.poll() is None]
+    return was_alive
 
 
 def status(home: Path) -> Status:
@@ -108,131 +94,99 @@ def status(home: Path) -> Status:
 
     home = home.absolute()
     kept = (home / "keep").exists()
-    state = local_state.read(home)
+    state = read(home)
     if state is None or not state.running:
         return Status(home=home, running=False, kept=kept)
-    return Status(
-        home=home,
-        running=True,
-        kept=kept,
-        database_url=without_password(state.database_url),
-        redis_url=without_password(state.redis_url),
-        supervisor_pid=state.supervisor.pid if state.supervisor else 0,
-        postgres_pid=state.postgres.pid if state.postgres else 0,
-        redis_pid=state.redis.pid if state.redis else 0,
-    )
+    database, redis = without_password(state.database_url), without_password(state.redis_url)
+    return Status(home=home, running=True, kept=kept, database_url=database, redis_url=redis)
 
 
 @contextlib.contextmanager
-def local_services(home: Path) -> Iterator[ServiceUrls]:
+def local_services(home: Path, *, keep: bool = False) -> Iterator[ServiceUrls]:
     """Services under `home` inside the block. Raises LocalServiceFailed.
 
-    The last one to leave stops them, and returns when they are gone.
+    The last one to leave stops them, and returns when they are gone; with `keep`, they stay
+    afterwards, unless the block fails.
     """
-    layout = Layout.of(home)
-    users = FileLock(layout.lock("users"))
+    home = _made(home)
+    kept = home / "keep"
+    was_kept = kept.exists()
+    with open_lock(home / "users.lock") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            if keep:  # with a share: nobody can take themselves for the last user now
+                kept.touch()
+            yield _ensure_running(home)
+        except BaseException:
+            if keep and not was_kept:
+                kept.unlink(missing_ok=True)
+            raise
+        finally:
+            if lock_alone(users) and not kept.exists():
+                down(home)
+
+
+def _made(home: Path) -> Path:
+    home = home.absolute()
     try:
-        users.acquire(shared=True)
-        yield _ensure_running(layout)
-    finally:
-        if users.try_alone() and not layout.keep.exists():
-            down(layout.home)
-        users.release()
-        users.close()
+        if not home.exists():
+            home.mkdir(parents=True)
+            if os.geteuid() == 0:  # the servers' account must pass; nothing above is opened
+                home.chmod(0o711)
+        (home / "logs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise LocalServiceFailed(
+            f"MARCO_HOME {home} can't be used ({error.strerror}): set MARCO_HOME to a folder "
+            "you can write to"
+        ) from None
+    return home
 
 
-def _ensure_running(layout: Layout) -> ServiceUrls:
-    """Start the supervisor unless one serves. The caller holds a share of users.lock."""
-    with locked(layout.lock("start")):
-        state = _settled(layout)
-        if state is None:
-            answer = _spawn(layout)
-            # If not "ready": another was just starting, of a command that was interrupted.
-            state = local_state.read(layout.home) if answer == "ready" else _settled(layout)
-            if state is None or not state.running:
-                reason = "they went away" if answer == "ready" else answer
-                log = layout.log("supervisor")
-                raise LocalServiceFailed(f"embedded services: {reason} (log: {log})")
-        return ServiceUrls(state.database_url, state.redis_url)
-
-
-def _settled(layout: Layout) -> local_state.LocalState | None:
-    """The state of running services, or None when no supervisor is left.
-
-    One that was left starting by a command that was interrupted is waited for, and so is one
-    that is stopping. One that takes too long is ended.
-    """
-    deadline = time.monotonic() + _SETTLING_LIMIT_S
-    while True:
-        state = local_state.read(layout.home)
+def _ensure_running(home: Path) -> ServiceUrls:
+    """Start a supervisor unless one serves. The caller holds a share of users.lock."""
+    child: subprocess.Popen[bytes] | None = None
+    log = home / "logs" / "supervisor.log"
+    reason = "no answer"
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        state = read(home)
         if state is not None and state.running:
-            return state
-        if not is_locked(layout.lock("supervisor")):
-            return None
-        if state is not None and state.supervisor is not None and time.monotonic() > deadline:
-            _end(state.supervisor, signal.SIGTERM)
-        time.sleep(0.02)
+            return ServiceUrls(state.database_url, state.redis_url)
+        if child is not None and child.poll() not in (None, 0, NOT_ALONE):
+            reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            break
+        if (child is None or child.poll() is not None) and not is_supervised(home):
+            child = _spawn(home, log)
+        time.sleep(_POLL_S)
+    raise LocalServiceFailed(f"embedded services: {reason} (log: {log})")
 
 
-def _spawn(layout: Layout) -> str:
-    """Start a supervisor; "ready", or what it says went wrong."""
-    reader, writer = os.pipe()
-    try:
-        with layout.log("supervisor").open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "marco_search.local", str(layout.home), str(writer)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=_ROOT,
-                pass_fds=(writer,),
-                start_new_session=True,
-            )
-        os.close(writer)
-        _children.append(child)
-        readable, _, _ = select.select([reader], [], [], _REPORT_LIMIT_S)
-        answer = os.read(reader, 10_000).decode() if readable else "it does not answer"
-    finally:
-        os.close(reader)
-    return answer or "it ended without a word"
+def _spawn(home: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "marco_search.local.supervisor", str(home)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            cwd=_ROOT,  # -m looks there first, so never into the user's folder
+            start_new_session=True,
+        )
+    _children.append(child)
+    return child
 
 
-def _foreground(layout: Layout, on_ready: Callable[[ServiceUrls], None] | None) -> ServiceUrls:
-    from marco_search.local.supervisor import Supervisor  # loads both client libraries
-
-    found: list[ServiceUrls] = []
-
-    def ready() -> None:
-        state = local_state.read(layout.home)
-        if state is not None:
-            layout.keep.touch()  # not before: it would keep one that is about to stop
-            found.append(ServiceUrls(state.database_url, state.redis_url))
-            if on_ready is not None:
-                on_ready(found[0])
-
-    deadline = time.monotonic() + _SETTLING_LIMIT_S
-    while is_locked(layout.lock("supervisor")) and time.monotonic() < deadline:
-        if layout.keep.exists():
-            break  # else it leaves when nobody needs it
-        time.sleep(0.05)
-    try:
-        Supervisor(layout).run(ready)
-    finally:
-        if found:
-            layout.keep.unlink(missing_ok=True)
-    if not found:
-        raise KeyboardInterrupt  # stopped before the services were ready
-    return found[0]
-
-
-def _end(process: local_state.ProcessId, number: signal.Signals) -> None:
-    """Signal `process` and wait until it is gone; kill it when it takes too long."""
-    deadline = time.monotonic() + _DOWN_LIMIT_S
-    with contextlib.suppress(ProcessLookupError):
-        if process.alive:
-            os.kill(process.pid, number)
-        while process.alive:
-            if time.monotonic() > deadline:
-                os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.02)
-    _children[:] = [child for child in _children if child.poll() is None]
+def _foreground(home: Path, on_ready: Callable[[ServiceUrls], None] | None) -> ServiceUrls:
+    with local_services(home) as urls:
+        if on_ready is not None:
+            on_ready(urls)
+        stop = threading.Event()
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+        try:
+            while status(home).running and not stop.wait(0.25):
+                pass
+            down(home)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return urls

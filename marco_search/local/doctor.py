@@ -1,4 +1,4 @@
-"""What is reachable, what is wrong, and how to mend it. Starts nothing and changes nothing."""
+"""What is reachable, what is wrong, and how to fix it. Starts nothing and changes nothing."""
 
 from __future__ import annotations
 
@@ -6,90 +6,129 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
-from marco_search import local_state
-from marco_search.errors import MarcoError
-from marco_search.local import binaries, configured, reachable
-from marco_search.local.finding import Finding
-from marco_search.settings import Settings
+import psycopg
+from psycopg.conninfo import make_conninfo
+from redis import RedisError
+
+from marco_search import broker
+from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
+from marco_search.jobs.validation import nearest
+from marco_search.local import programs, state
+from marco_search.locations import database_url, redis_url
+from marco_search.settings import Settings, console_refusal, without_password, worker_refusal
+from marco_search.store import address, failures
+from marco_search.store.db import OLDEST_POSTGRES, SCHEMA_REVISION, Conn, check_schema, reads_tables
+from marco_search.store.queue import holds
+from marco_search.store.reads import queries
 from marco_search.text import redacted
-from ops.install.host import why_no_embedded_services
 
 _LEAST_SPACE = 2**30  # bytes
 _PYTHONS = ((3, 11), (3, 12), (3, 13))
+_OLDEST_REDIS = (6, 2)  # kombu's demand
+_ANSWER_S = 3
+_MOST = 12  # differences shown
+_OTHER_NAMES = {"MARCO_PYTHON", "MARCO_CHROMIUM"}  # read by the bootstrap and by tests
+_IDLE = "embedded, not running: commands that need it start it, `marco up` keeps it"
+_RESTART = "run `marco down`, then `marco up`; see the logs in MARCO_HOME"
+_WRITER = "to submit or run jobs, let DATABASE_URL name a login of the app's or the owner's role"
+_GUARDS = (
+    "`marco migrate` restores views, functions, policies and rights; its owner undoes what was "
+    "added or disabled. Then find out who did it: until then nothing protected the trail"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class _Check:
+class Finding:
+    """The result of one check. Holds no password.
+
+    Attributes: `name` of the check; `ok`, whether all is well; `detail`, what was seen; `fix`,
+    what to do if it is not well.
+    """
+
     name: str
-    look: Callable[[Settings], Finding]
+    ok: bool
+    detail: str
+    fix: str = ""
 
 
 def run_checks(settings: Settings) -> list[Finding]:
     """All findings, in the order in which one depends on another. Takes up to some seconds."""
-    checks = [
-        _Check("python", _python),
-        _Check("settings", configured.settings),
-        _Check("variables", configured.variables),
-        _Check("home", _home),
-        _Check("disk", _disk),
-    ]
+    machine = [_python, _settings, variables, _home, _disk]
     if settings.database_url is None or settings.redis_url is None:
-        checks += [_Check("platform", _platform), _Check("programs", _programs)]
-    checks += [
-        _Check("postgres", reachable.postgres),
-        _Check("schema", reachable.schema),
-        _Check("pauses", reachable.pauses),
-        _Check("guards", reachable.guards),
-        _Check("models", reachable.missing_models),
-        _Check("redis", reachable.redis),
-        _Check("worker", reachable.worker),
-        _Check("model", _model),
-    ]
-    return [_run(check, settings) for check in checks]
+        machine += [_platform, _programs]
+    services = [postgres, schema, pauses, guards, models, redis, worker, _model]
+    return [_run(check, settings) for check in (*machine, *services)]
 
 
-def _run(check: _Check, settings: Settings) -> Finding:
+def _run(check: Callable[[Settings], Finding], settings: Settings) -> Finding:
     """A check that fails is a finding: it must not keep the others from being made."""
+    name = check.__name__.strip("_")
     try:
-        found = check.look(settings)
+        found = check(settings)
     except MarcoError as error:
-        found = Finding(check.name, False, str(error), "")
+        found = Finding(name, False, str(error))
     except Exception as error:
-        found = Finding(check.name, False, f"{type(error).__name__}: {error}", "")
-    # What a client library says of an address may quote it: doctor's lines go into reports.
+        found = Finding(name, False, f"{type(error).__name__}: {error}")
+    # What a client library says of an address may quote it: these lines go into reports.
     return replace(found, detail=redacted(found.detail))
 
 
 def _python(_: Settings) -> Finding:
-    ok = sys.version_info[:2] in _PYTHONS
-    mend = "set MARCO_PYTHON to a Python 3.11, 3.12 or 3.13 and run `make install`"
-    return Finding("python", ok, f"{platform.python_version()} ({sys.executable})", mend)
+    fix = "set MARCO_PYTHON to a Python 3.11, 3.12 or 3.13 and run `make install`"
+    detail = f"{platform.python_version()} ({sys.executable})"
+    return Finding("python", sys.version_info[:2] in _PYTHONS, detail, fix)
 
 
-def _platform(_: Settings) -> Finding:
-    reason = why_no_embedded_services()
-    detail = reason or f"{platform.system()} {platform.machine()}, glibc"
-    mend = "set DATABASE_URL and REDIS_URL to servers of yours"
-    return Finding("platform", not reason, detail, mend)
+def _settings(settings: Settings) -> Finding:
+    """Would the worker and the console start with these?"""
+    refused = list(filter(None, (worker_refusal(settings), console_refusal(settings))))
+    detail = "; ".join(refused) or "accepted by the worker and the console"
+    return Finding("settings", not refused, detail, "change them")
 
 
-def _programs(_: Settings) -> Finding:
-    found = binaries.installed()
-    return Finding("programs", True, f"{found.postgres}/postgres, {found.redis_server}", "")
+def variables(_: Settings) -> Finding:
+    """Is each MARCO_ variable read by something?"""
+    known = [name.lower() for name in _known_names()]
+    unread = []
+    for name in unknown_names(os.environ):
+        meant = nearest(name, known)
+        unread.append(
+            f"{name} is read by nothing" + (f", did you mean {meant.upper()}?" if meant else "")
+        )
+    detail = "; ".join(unread) or "every MARCO_ name is known"
+    return Finding("variables", not unread, detail, "unset them, or write them as in the README")
+
+
+def unknown_names(environment: Mapping[str, str]) -> list[str]:
+    """The names that look like settings of ours but are not."""
+    known = _known_names()
+    ours = [name for name in known if name.startswith("MARCO_")]
+    return sorted(
+        name
+        for name in environment
+        if name.upper() not in known
+        and (name.upper().startswith("MARCO_") or get_close_matches(name.upper(), ours, 1, 0.88))
+    )
+
+
+def _known_names() -> set[str]:
+    return _OTHER_NAMES | {str(f.validation_alias) for f in Settings.model_fields.values()}
 
 
 def _home(settings: Settings) -> Finding:
     home = settings.home.absolute()
-    mend = "set MARCO_HOME to a folder that you can write to"
     existing = _existing(home)
     if not os.access(existing, os.W_OK | os.X_OK):
-        return Finding("home", False, f"{existing} is not writable", mend)
-    local_state.read(home)  # raises when it is another user's
-    return Finding("home", True, str(home), mend)
+        fix = "set MARCO_HOME to a folder that you can write to"
+        return Finding("home", False, f"{existing} is not writable", fix)
+    state.read(home)  # raises when it is another user's
+    return Finding("home", True, str(home))
 
 
 def _disk(settings: Settings) -> Finding:
@@ -103,13 +142,205 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
+def _platform(_: Settings) -> Finding:
+    reason = programs.unsupported()
+    detail = reason or f"{platform.system()} {platform.machine()}, glibc"
+    fix = "set DATABASE_URL and REDIS_URL to servers of yours"
+    return Finding("platform", not reason, detail, fix)
+
+
+def _programs(_: Settings) -> Finding:
+    found = programs.installed()
+    return Finding("programs", True, f"{found.postgres}/postgres, {found.redis_server}")
+
+
+def _is_idle(settings: Settings, url: object) -> bool:
+    """Whether this server is an embedded one that nobody needs at the moment."""
+    found = state.read(settings.home.absolute()) if url is None else None
+    return url is None and (found is None or not found.running)
+
+
+def _connected(url: str, **changes: str) -> Conn:
+    known = address.conninfo(url, "marco doctor")
+    conninfo = make_conninfo(known, connect_timeout=_ANSWER_S, **changes)
+    return psycopg.connect(conninfo, autocommit=True)
+
+
+def postgres(settings: Settings) -> Finding:
+    """Does Postgres answer, is it recent enough, and can jobs be written to it?"""
+    if _is_idle(settings, settings.database_url):
+        return Finding("postgres", True, _IDLE)
+    url = database_url(settings)
+    detail = address.shown(url)
+    try:
+        with _connected(url) as conn:
+            troubles = _troubles(conn)
+            own = conn.execute("SELECT pg_backend_pid()").fetchone()
+            pooled = own != (conn.info.backend_pid,)
+            version = conn.info.server_version
+    except psycopg.Error as error:
+        fix = failures.advice(error) or "see the server's log"
+        fix = _RESTART if settings.database_url is None else fix
+        return Finding("postgres", False, f"{detail}: {failures.words(error)}", fix)
+    detail = f"{version // 10_000}.{version % 10_000} at {detail}"
+    if pooled:
+        detail += ", through a pooler: waiting for results polls every two seconds"
+    silent = _silent_hosts(url)
+    if silent:
+        detail += f"; no answer from {', '.join(silent)}"
+    detail = "; ".join([detail, *troubles])
+    return Finding("postgres", not troubles, detail, "; ".join(troubles.values()))
+
+
+def _troubles(conn: Conn) -> dict[str, str]:
+    """What is wrong with the server or the database -> what to do about it."""
+    row = conn.execute(
+        "SELECT current_setting('transaction_read_only') = 'on',"
+        " current_setting('max_connections')::int,"
+        " (SELECT count(*)::int FROM pg_stat_activity WHERE backend_type = 'client backend')"
+    ).fetchone()
+    assert row is not None
+    read_only, most, taken = row
+    encoding = conn.info.parameter_status("server_encoding")
+    seen = (
+        (conn.info.server_version // 10_000 < OLDEST_POSTGRES, "too old",
+         f"use Postgres {OLDEST_POSTGRES} or later"),
+        (encoding != "UTF8", f"the database's encoding is {encoding}", failures.ENCODING),
+        (read_only, "read-only", failures.READ_ONLY),
+        (taken > 0.9 * most, f"{taken} of {most} connections are taken", failures.FULL),
+    )  # fmt: skip
+    return {trouble: fix for is_so, trouble, fix in seen if is_so}
+
+
+def _silent_hosts(url: str) -> list[str]:
+    """Of several hosts in the address, those that do not answer."""
+    hosts = address.hosts(address.parameters(url))
+    silent = []
+    for host, port in hosts if len(hosts) > 1 else []:
+        try:
+            _connected(url, host=host, port=port, target_session_attrs="any").close()
+        except psycopg.Error:
+            silent.append(f"{host}:{port}")
+    return silent
+
+
+def _look(name: str, settings: Settings, look: Callable[[Conn], Finding]) -> Finding:
+    """What `look` finds in the database. That nothing can be read has a line of its own."""
+    if _is_idle(settings, settings.database_url):
+        return Finding(name, True, "checked when Postgres runs")
+    try:
+        with _connected(database_url(settings)) as conn, conn.transaction():
+            conn.execute("SET LOCAL statement_timeout = '12s'")
+            return look(conn)
+    except psycopg.Error as error:
+        return Finding(name, name != "schema", f"not checked: {failures.words(error)}")
+    except SchemaMismatch as error:
+        return Finding(name, True, f"not checked: {error}")
+
+
+def schema(settings: Settings) -> Finding:
+    """Is the database at this version's migration, and can this login write to it?"""
+
+    def look(conn: Conn) -> Finding:
+        if not reads_tables(conn):
+            return Finding("schema", False, "an auditor's login, it reads views only", _WRITER)
+        made = conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() != (None,)
+        if settings.database_url is None and not made:
+            return Finding("schema", True, "none yet: the first command that needs it makes it")
+        try:
+            check_schema(conn)
+        except SchemaMismatch as error:
+            detail, _, fix = str(error).partition(": ")
+            return Finding("schema", False, detail, fix)
+        writes = conn.execute("SELECT has_table_privilege('public.jobs', 'INSERT')").fetchone()
+        if writes != (True,):
+            detail = f"{SCHEMA_REVISION}; an auditor's login, it only reads"
+            return Finding("schema", False, detail, _WRITER)
+        return Finding("schema", True, SCHEMA_REVISION)
+
+    return _look("schema", settings, look)
+
+
+def pauses(settings: Settings) -> Finding:
+    """Jobs that wait because of a pause look like jobs that no worker takes."""
+
+    def look(conn: Conn) -> Finding:
+        found = holds.pauses(conn)
+        named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
+        detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
+        everyone = any(pause.tenant == holds.EVERYONE for pause in found)
+        return Finding("pauses", not everyone, detail, "`marco resume --all` resumes them")
+
+    return _look("pauses", settings, look)
+
+
+def guards(settings: Settings) -> Finding:
+    """Are triggers, functions, views, policies and rights as the migrations make them?"""
+    from marco_search.migrations import objects
+
+    def look(conn: Conn) -> Finding:
+        if not reads_tables(conn):
+            return Finding("guards", True, "not checked: an auditor's login")
+        check_schema(conn)
+        found = objects.differences(conn, settings.role_prefix)
+        more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
+        detail = "; ".join([*found[:_MOST], *more]) or "as the migrations make them"
+        return Finding("guards", not found, detail, _GUARDS)
+
+    return _look("guards", settings, look)
+
+
+def models(settings: Settings) -> Finding:
+    """Are there jobs that were begun on a model which no worker has?"""
+
+    def look(conn: Conn) -> Finding:
+        found = queries.missing_models(conn)
+        detail = "; ".join(map(str, found)) or "no job waits for a model that no worker has"
+        fix = "run a worker with that model, or start them over: `marco requeue --restart --all`"
+        return Finding("models", not found, detail, fix)
+
+    return _look("models", settings, look)
+
+
+def redis(settings: Settings) -> Finding:
+    """Does Redis answer, and is it recent enough?"""
+    if _is_idle(settings, settings.redis_url):
+        return Finding("redis", True, _IDLE)
+    url = redis_url(settings)
+    where = without_password(url)
+    try:
+        with broker.parse_address(url).client(socket_timeout=_ANSWER_S, retry=None) as client:
+            version = str(client.info("server")["redis_version"])
+    except RedisError as error:
+        fix = "check that it runs and that REDIS_URL is right" if settings.redis_url else _RESTART
+        return Finding("redis", False, f"{where}: {error}", fix)
+    ok = tuple(int(part) for part in version.split(".")[:2]) >= _OLDEST_REDIS
+    return Finding("redis", ok, f"{version} at {where}", "use Redis 6.2 or later")
+
+
+def worker(settings: Settings) -> Finding:
+    """How many jobs wait in the queue, and does a worker answer?"""
+    if _is_idle(settings, settings.redis_url):
+        return Finding("worker", True, "none: Redis is not running")
+    if not redis(settings).ok:  # quicker to say so than the publisher is
+        return Finding("worker", False, "unknown: Redis does not answer")
+    with closing(broker.Publisher(redis_url(settings), settings.queue)) as publisher:
+        try:
+            waiting, names = publisher.length(), publisher.workers()
+        except BrokerUnavailable:
+            return Finding("worker", False, "unknown: Redis does not answer")
+    # A worker in the middle of starting or of a long call may be late; no job waits then.
+    detail = f"{', '.join(names) or 'none answers'}; {waiting} waiting in the queue"
+    return Finding("worker", bool(names) or waiting == 0, detail, "run `marco worker`")
+
+
 def _model(settings: Settings) -> Finding:
     from marco_search.runtime import open_runtime
 
     try:
         info = open_runtime(settings).info
     except MarcoError as error:
-        mend = "see MARCO_MODEL" if settings.runtime == "embedded" else "see MARCO_RUNTIME"
-        return Finding("model", False, str(error), mend)
+        variable = "MARCO_MODEL" if settings.runtime == "embedded" else "MARCO_RUNTIME"
+        return Finding("model", False, str(error), f"see {variable}")
     detail = f"{info.model} on {info.name} {info.version}, {info.context_tokens} tokens"
-    return Finding("model", True, detail, "")
+    return Finding("model", True, detail)

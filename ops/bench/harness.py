@@ -17,8 +17,7 @@ from typing import Any
 from redis import Redis
 
 from marco_search import migrations, settings
-from marco_search.local import ServiceUrls, local_services
-from marco_search.local.layout import Layout
+from marco_search.local import ServiceUrls, local_services, purge
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300.0
@@ -50,7 +49,7 @@ def scratch_services(home: Path | None = None, *, keep: bool = False) -> Iterato
                 yield Services(home, urls)
         finally:
             if not keep:
-                Layout(home).purge()
+                purge(home)
 
 
 @contextlib.contextmanager

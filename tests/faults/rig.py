@@ -27,10 +27,9 @@ from uuid import UUID
 import psycopg
 import redis
 
-from marco_search import local_state, migrations
-from marco_search.local import ServiceUrls, local_services
-from marco_search.local.layout import Layout
-from marco_search.local_state import LocalState, ProcessId
+from marco_search import migrations
+from marco_search.local import ServiceUrls, local_services, purge, read_state
+from marco_search.local.state import LocalState, ProcessId
 from producer import Producer
 from tests.faults.model import Model, model_server
 from tests.silent_proxy import SilentProxy
@@ -117,7 +116,7 @@ class Rig:
 
     def state(self) -> LocalState:
         """The processes of the services."""
-        found = local_state.read(self.home)
+        found = read_state(self.home)
         assert found is not None, "the services run"
         return found
 
@@ -286,7 +285,7 @@ def rig(*, pace_s: float = 0.1, seed: int = 1) -> Iterator[Rig]:
                 made.close()
     finally:
         if home.exists():
-            Layout(home).purge()
+            purge(home)
         shutil.rmtree(folder)
 
 

@@ -24,8 +24,7 @@ import redis
 from psycopg import sql
 
 from marco_search import locations
-from marco_search.local import ServiceUrls, local_services
-from marco_search.local.layout import Layout
+from marco_search.local import ServiceUrls, local_services, purge
 from marco_search.settings import Settings
 from tests.integration.audited import Audited, audited
 
@@ -40,7 +39,7 @@ def services_home() -> Iterator[Path]:
     folder.chmod(0o711)
     yield folder / "home"
     if (folder / "home").exists():
-        Layout(folder / "home").purge()
+        purge(folder / "home")
     shutil.rmtree(folder)
 
 

@@ -159,4 +159,4 @@ def test_an_auditor_is_told_what_takes_another_login(
     checks = json.loads(capsys.readouterr().out)["checks"]
     (schema,) = [check for check in checks if check["name"] == "schema"]
     assert "auditor" in schema["detail"]
-    assert "marco migrate" not in schema["mend"]
+    assert "marco migrate" not in schema["fix"]

@@ -17,8 +17,7 @@ import pytest
 from marco_search import settings as settings_module
 from marco_search.cli.demo import QUERIES
 from marco_search.cli.main import main
-from marco_search.local import status
-from marco_search.local.layout import Layout
+from marco_search.local import purge, status
 from tests.blas import seen, watched
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +91,7 @@ def cli() -> Iterator[Cli]:
     yield here
     here.run("down")
     if here.home.exists():
-        Layout(here.home).purge()
+        purge(here.home)
     shutil.rmtree(folder)
 
 

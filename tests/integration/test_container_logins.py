@@ -16,7 +16,7 @@ from psycopg import errors, sql
 
 from marco_search import migrations
 from marco_search import settings as settings_module
-from marco_search.local import ServiceUrls, binaries
+from marco_search.local import ServiceUrls, programs
 from marco_search.migrations.check import scratch_database
 from marco_search.store.db import Database
 from marco_search.store.reads import job_record
@@ -46,7 +46,7 @@ def made(services: ServiceUrls, prefix: str, tmp_path: Path) -> Iterator[str]:
     script = tmp_path / "logins.sql"
     script.write_text(LOGINS.read_text().replace("marco_", f"{prefix}_"))
     with scratch_database(services.database_url) as url:
-        command = [str(binaries.installed().postgres / "psql"), "-qX", "-v", "ON_ERROR_STOP=1"]
+        command = [str(programs.installed().postgres / "psql"), "-qX", "-v", "ON_ERROR_STOP=1"]
         done = subprocess.run(
             [*command, "-f", str(script), url],
             env=os.environ | PASSWORDS, capture_output=True, text=True,

@@ -11,9 +11,8 @@ from pydantic import SecretStr
 
 from marco_search import migrations
 from marco_search.broker import Publisher
-from marco_search.local import reachable
-from marco_search.local.doctor import run_checks
-from marco_search.local.finding import Finding
+from marco_search.local import doctor
+from marco_search.local.doctor import Finding, run_checks
 from marco_search.migrations import objects
 from marco_search.settings import Settings
 from marco_search.store.db import SCHEMA_REVISION
@@ -45,7 +44,7 @@ def test_an_older_schema_is_seen(settings: Settings, database_url: str) -> None:
         session.execute("DELETE FROM alembic_version")
     schema = _checked(settings)["schema"]
     assert not schema.ok
-    assert "marco migrate" in schema.mend
+    assert "marco migrate" in schema.fix
 
 
 def test_jobs_that_wait_for_no_worker_are_seen(settings: Settings, redis_url: str) -> None:
@@ -57,7 +56,7 @@ def test_jobs_that_wait_for_no_worker_are_seen(settings: Settings, redis_url: st
     worker = _checked(settings)["worker"]
     assert not worker.ok
     assert "1 waiting" in worker.detail
-    assert worker.mend == "run `marco worker`"
+    assert worker.fix == "run `marco worker`"
 
 
 def test_servers_that_do_not_answer_are_named_without_their_passwords(tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_servers_that_do_not_answer_are_named_without_their_passwords(tmp_path: 
     found = _checked(Settings().model_copy(update=nowhere))
     for name, variable in (("postgres", "DATABASE_URL"), ("redis", "REDIS_URL")):
         assert not found[name].ok
-        assert variable in found[name].mend
+        assert variable in found[name].fix
     assert not found["worker"].ok
     assert "hush" not in str(found)
 
@@ -178,14 +177,14 @@ def test_logins_that_are_no_superuser_s_see_it_too(
 ) -> None:
     with logins(database_url) as login:
         theirs = settings.model_copy(update={"database_url": SecretStr(login(role))})
-        assert reachable.schema(theirs).ok
-        assert reachable.guards(theirs).detail == "as the migrations make them"
+        assert doctor.schema(theirs).ok
+        assert doctor.guards(theirs).detail == "as the migrations make them"
         with psycopg.connect(database_url) as conn:
             conn.execute("ALTER POLICY own_tenants ON nodes USING (true)")
-        guards = reachable.guards(theirs)
+        guards = doctor.guards(theirs)
         assert not guards.ok
         assert guards.detail == "policy own_tenants of nodes: changed"
-        assert "marco migrate" in guards.mend
+        assert "marco migrate" in guards.fix
 
 
 def test_migrate_makes_views_policies_and_rights_anew(
@@ -196,11 +195,11 @@ def test_migrate_makes_views_policies_and_rights_anew(
         conn.execute("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY")
         conn.execute("ALTER POLICY own_tenants ON nodes USING (true)")
         conn.execute("REVOKE ALL ON nodes FROM marco_app")
-    assert not reachable.schema(settings).ok
+    assert not doctor.schema(settings).ok
     migrations.upgrade(database_url)
-    guards = reachable.guards(settings)
+    guards = doctor.guards(settings)
     assert guards.ok, guards.detail
-    assert reachable.schema(settings).ok
+    assert doctor.schema(settings).ok
 
 
 @pytest.mark.parametrize("role", ["marco_auditor", "marco_auditor_all"])
@@ -209,11 +208,11 @@ def test_an_auditor_s_login_is_named_as_such(settings: Settings, role: str) -> N
     with logins(settings.database_url.get_secret_value()) as login:
         url = login(role)
         theirs = settings.model_copy(update={"database_url": SecretStr(url)})
-        schema = reachable.schema(theirs)
+        schema = doctor.schema(theirs)
         assert not schema.ok
         assert "auditor" in schema.detail
         assert "migrate" not in str(schema)
-        assert reachable.guards(theirs).ok
+        assert doctor.guards(theirs).ok
         done = marco(url, "pause", "--all")
         assert (done.returncode, "may not do that" in done.stderr) == (2, True), done.stderr
 
@@ -224,7 +223,7 @@ def test_a_read_only_database_and_a_silent_host_are_seen(
     name = urlsplit(database_url).path[1:]
     with psycopg.connect(database_url) as conn:
         conn.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
-    postgres = reachable.postgres(settings)
+    postgres = doctor.postgres(settings)
     assert (postgres.ok, "read-only" in postgres.detail) == (False, True)
     with psycopg.connect(database_url) as conn:
         conn.execute("SET TRANSACTION READ WRITE")
@@ -232,7 +231,7 @@ def test_a_read_only_database_and_a_silent_host_are_seen(
     parts = urlsplit(database_url)
     who, _, where = parts.netloc.rpartition("@")
     several = urlunsplit(parts._replace(netloc=f"{who}@127.0.0.1:1,{where}"))
-    postgres = reachable.postgres(settings.model_copy(update={"database_url": SecretStr(several)}))
+    postgres = doctor.postgres(settings.model_copy(update={"database_url": SecretStr(several)}))
     assert postgres.ok
     assert "no answer from 127.0.0.1:1" in postgres.detail
     done = marco(several, "migrate")

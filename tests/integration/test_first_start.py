@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from marco_search.local import down
-from marco_search.local.layout import Layout
+from marco_search.local import down, purge
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
 INTERRUPTIONS = 30
@@ -37,7 +36,7 @@ def home() -> Iterator[Path]:
 
 def _purge(home: Path) -> None:
     if home.exists():
-        Layout(home).purge()
+        purge(home)
 
 
 def _start(home: Path, *words: str) -> subprocess.Popen[str]:

@@ -18,7 +18,7 @@ import sqlalchemy.exc
 
 from marco_search import migrations, schema
 from marco_search.errors import DatabaseUnavailable, RightsMissing, SchemaMismatch
-from marco_search.local import ServiceUrls, reachable
+from marco_search.local import ServiceUrls, doctor
 from marco_search.migrations.check import differences, scratch_database
 from marco_search.store.db import SCHEMA_REVISION, Database, check_schema
 from tests.integration.logins import logins
@@ -134,8 +134,8 @@ def test_an_older_program_does_nothing_to_a_newer_database(database_url: str) ->
     assert done.returncode == 4
     assert f"9999, newer than this program ({SCHEMA_REVISION})" in done.stderr
     assert "marco migrate" not in done.stderr
-    schema = reachable.schema(settings_for(database_url, "redis://x"))
-    assert (schema.ok, "newer" in schema.detail, "migrate`" in schema.mend) == (False, True, False)
+    schema = doctor.schema(settings_for(database_url, "redis://x"))
+    assert (schema.ok, "newer" in schema.detail, "migrate`" in schema.fix) == (False, True, False)
     assert objects(database_url) == before
 
 
@@ -216,7 +216,7 @@ def test_encodings_that_hold_not_every_text_are_refused(services: ServiceUrls) -
         with encoded(services.database_url, encoding) as url:
             with pytest.raises(SchemaMismatch, match=f"encoding is {encoding}.*UTF8"):
                 migrations.upgrade(url)
-            assert "encoding" in reachable.postgres(settings_for(url, "redis://x")).detail
+            assert "encoding" in doctor.postgres(settings_for(url, "redis://x")).detail
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from marco_search import settings as settings_module
 from marco_search.cli.main import main
 from marco_search.errors import RuntimeUnavailable
-from marco_search.local import reachable
+from marco_search.local import doctor
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import line
@@ -121,7 +121,7 @@ def test_a_begun_job_waits_for_its_model_and_holds_up_nobody(
         (missing,) = queries.missing_models(conn, tenant="default")
         conn.execute("UPDATE jobs SET published_at = now() - interval '1 hour'")
     assert (missing.model, missing.jobs) == ("toy", 1)
-    found = reachable.missing_models(settings)
+    found = doctor.models(settings)
     assert not found.ok
     assert "1 job waits for a worker with model toy" in found.detail
     # No message is sent for it again and again, and nothing logged.
@@ -132,7 +132,7 @@ def test_a_begun_job_waits_for_its_model_and_holds_up_nobody(
     runner(settings, database, ToyRuntime()).run_next()
     done = status(database, old)
     assert (done.state, done.attempts, done.rollouts) == (JobState.SUCCEEDED, 2, 12)
-    assert reachable.missing_models(settings).ok
+    assert doctor.models(settings).ok
 
 
 def test_others_of_its_model_are_published_when_a_worker_has_it_again(

@@ -20,8 +20,8 @@ import pytest
 from psycopg import errors
 
 from marco_search import migrations
-from marco_search.local import ServiceUrls, reachable
-from marco_search.local.process import free_port
+from marco_search.local import ServiceUrls, doctor
+from marco_search.local.servers import free_port
 from marco_search.store.db import Database
 from marco_search.store.seal.verify_all import verify_all
 from producer import Producer
@@ -106,8 +106,8 @@ def test_jobs_are_run_through_it_and_other_programs_notice_nothing(
     assert (report.jobs, report.findings) == (12, ())
     for url in pooled:
         assert_untouched(url)
-    assert reachable.guards(settings_for(owner, "redis://x")).ok
-    assert "pooler" in reachable.postgres(settings_for(owner, "redis://x")).detail
+    assert doctor.guards(settings_for(owner, "redis://x")).ok
+    assert "pooler" in doctor.postgres(settings_for(owner, "redis://x")).detail
 
 
 def assert_untouched(url: str) -> None:

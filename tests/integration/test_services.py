@@ -19,12 +19,11 @@ import psycopg
 import pytest
 import redis
 
-from marco_search import local_state, locations
+from marco_search import locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable
-from marco_search.local import ServiceUrls, down, local_services, status, up
-from marco_search.local.account import server_account
-from marco_search.local.layout import Layout
-from marco_search.local_state import LocalState
+from marco_search.local import ServiceUrls, down, local_services, purge, read_state, status, up
+from marco_search.local.account import data_folder, server_account
+from marco_search.local.state import FILE_NAME, LocalState, ProcessId
 from marco_search.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +49,7 @@ def closed_home() -> Iterator[Path]:
 def _remove(folder: Path) -> None:
     for home in folder.iterdir():
         down(home)
-        Layout(home).purge()
+        purge(home)
     shutil.rmtree(folder)
 
 
@@ -62,7 +61,7 @@ def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def _state(home: Path) -> LocalState:
-    state = local_state.read(home)
+    state = read_state(home)
     assert state is not None
     return state
 
@@ -209,12 +208,12 @@ def test_below_a_closed_folder(closed_home: Path) -> None:
     with local_services(closed_home) as urls:
         assert _still_there(urls)
     if os.geteuid() == 0:
-        elsewhere = Layout(closed_home).data(server_account())
+        elsewhere = data_folder(closed_home, server_account())
         assert closed_home not in elsewhere.parents
         copy = closed_home.with_name("copy")
         shutil.copytree(closed_home, copy)
         with local_services(copy):
-            assert Layout(copy).data(server_account()) != elsewhere, "a copy has data of its own"
+            assert data_folder(copy, server_account()) != elsewhere, "a copy has data of its own"
 
 
 def test_strangers_stay_out(home: Path) -> None:
@@ -229,7 +228,7 @@ def test_strangers_stay_out(home: Path) -> None:
             pytest.raises(redis.AuthenticationError),
         ):
             client.ping()
-        assert Layout(home).state.stat().st_mode & 0o777 == 0o600
+        assert (home / FILE_NAME).stat().st_mode & 0o777 == 0o600
         assert _processes(state.database_password) == []
         assert _processes(state.redis_password) == []
         for log in (home / "logs").iterdir():
@@ -241,12 +240,12 @@ def test_strangers_stay_out(home: Path) -> None:
 def test_a_lost_state_file_costs_no_data(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
-    Layout(home).state.unlink()
+    (home / FILE_NAME).unlink()
     with local_services(home) as urls:
         with psycopg.connect(urls.database_url) as session:
             assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
         # Deleted while they run, it is written again.
-        Layout(home).state.unlink()
+        (home / FILE_NAME).unlink()
         _until(lambda: status(home).running)
 
 
@@ -255,11 +254,11 @@ def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: 
         _write(urls)
     before = _state(home)
     # As after a reboot: the number of the supervisor now belongs to someone else.
-    text = Layout(home).state.read_text()
-    boot = local_state.ProcessId.of(os.getpid())
+    text = (home / FILE_NAME).read_text()
+    boot = ProcessId.of(os.getpid())
     assert boot
     stale = f'{{"pid": {os.getpid()}, "started": 1, "boot": "{boot.boot}"}}'
-    Layout(home).state.write_text(
+    (home / FILE_NAME).write_text(
         text.replace('"ready": false', '"ready": true').replace(
             '"supervisor": null', f'"supervisor": {stale}'
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from marco_search import broker, local_state, locations
+from marco_search import broker, locations
 from marco_search import settings as settings_module
 from marco_search.broker import Publisher
 from marco_search.errors import (
@@ -19,7 +19,8 @@ from marco_search.errors import (
     InvalidSettings,
     LocalServiceFailed,
 )
-from marco_search.local_state import LocalState, ProcessId
+from marco_search.local import read_state
+from marco_search.local.state import FILE_NAME, LocalState, ProcessId, write
 from marco_search.settings import Settings, without_password
 
 
@@ -43,7 +44,7 @@ def _running(home: Path) -> LocalState:
         ready=True,
         supervisor=me,
     )
-    (home / local_state.FILE_NAME).write_text(state.to_json())
+    write(home, state)
     return state
 
 
@@ -93,7 +94,7 @@ def test_a_supervisor_that_was_another_process_does_not_count(
 ) -> None:
     state = _running(tmp_path)
     assert state.supervisor
-    file = tmp_path / local_state.FILE_NAME
+    file = tmp_path / FILE_NAME
     fields = json.loads(file.read_text())
     fields["supervisor"].update(change)
     file.write_text(json.dumps(fields))
@@ -103,14 +104,14 @@ def test_a_supervisor_that_was_another_process_does_not_count(
 
 def test_a_state_that_is_not_ready_or_not_readable_counts_as_none(tmp_path: Path) -> None:
     state = _running(tmp_path)
-    file = tmp_path / local_state.FILE_NAME
-    assert local_state.read(tmp_path) == state
-    file.write_text(replace(state, ready=False).to_json())
+    file = tmp_path / FILE_NAME
+    assert read_state(tmp_path) == state
+    write(tmp_path, replace(state, ready=False))
     with pytest.raises(DatabaseUnavailable):
         locations.database_url(_settings(tmp_path))
     for text in ("", "{}", "[]", "null", '{"supervisor": 3}'):
         file.write_text(text)
-        assert local_state.read(tmp_path) is None
+        assert read_state(tmp_path) is None
 
 
 def test_another_users_state_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def test_another_users_state_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(LocalServiceFailed, match="another user"):
-        local_state.read(tmp_path)
+        read_state(tmp_path)
 
 
 def test_passwords_do_not_show_in_what_may_be_logged(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from marco_search.local.configured import unknown_names
+from marco_search.local.doctor import unknown_names
 
 
 @pytest.mark.parametrize(
