@@ -209,7 +209,7 @@ def _rescore_file(traces: Path, grader: Grader, ways: Ways) -> None:
             r.vote,
             f"{r.sharpness:g}",
             percent(r.accuracy),
-            f"{percent(r.interval[0])} to {percent(r.interval[1])}",
+            f"{percent(r.low)} to {percent(r.high)}",
             "" if r.auroc is None else f"{r.auroc:.3f}",
             "" if r.auroc_within is None else f"{r.auroc_within:.3f}",
         )

@@ -21,6 +21,7 @@ from marco_search.evaluation.statistics import (
     calibration,
     calibration_error,
     pass_at_k,
+    rounded,
     wilson,
 )
 from marco_search.evaluation.traces import Trace
@@ -53,9 +54,8 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """All but the single outcomes, rounded to what the reader needs."""
-        data = {k: _rounded(v) for k, v in asdict(self).items() if k not in ("right", "strategy")}
-        data["test_at"] = {"1": _rounded(self.accuracy), **_rounded(self.test_at)}
-        return data
+        data = {k: rounded(v) for k, v in asdict(self).items() if k not in ("right", "strategy")}
+        return data | {"test_at": rounded({"1": self.accuracy, **self.test_at})}
 
 
 def row(
@@ -159,14 +159,6 @@ def _rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float
 def bins_of(traces: Sequence[Trace], grader: Grader) -> list[Bin]:
     """Calibration of single rollouts."""
     return calibration(*_rollout_scores(traces, grader))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return value
 
 
 # -- Markdown ---------------------------------------------------------------------------

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.grading import Grader
-from marco_search.evaluation.statistics import auroc, wilson
+from marco_search.evaluation.statistics import auroc, rounded, wilson
 from marco_search.evaluation.traces import Trace, TracedRollout
 from marco_search.search.rewards import REWARDS, ScoredRollout
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
@@ -31,32 +31,17 @@ class Rescored:
     vote: str
     sharpness: float
     n: int
-    right: tuple[bool, ...]  #: of each trace, in order
+    accuracy: float  #: share of problems solved
+    low: float  #: 95 % Wilson interval
+    high: float
     auroc: float | None  #: of the reward against correctness, over all rollouts
     auroc_within: float | None  #: mean over the problems with right and wrong rollouts
-
-    @property
-    def accuracy(self) -> float:
-        """Share of problems solved."""
-        return sum(self.right) / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval."""
-        return wilson(sum(self.right), self.n)
+    right: tuple[bool, ...]  #: of each trace, in order
 
     def to_json(self) -> dict[str, Any]:
         """All but the single outcomes."""
-        low, high = self.interval
-        figures = {"accuracy": self.accuracy, "low": low, "high": high}
-        ranking = {"auroc": self.auroc, "auroc_within": self.auroc_within}
-        return {
-            "reward": self.reward,
-            "vote": self.vote,
-            "sharpness": self.sharpness,
-            "n": self.n,
-            **{k: v if v is None else round(v, 4) for k, v in (figures | ranking).items()},
-        }
+        data = {name: rounded(value) for name, value in asdict(self).items() if name != "right"}
+        return data | {"sharpness": self.sharpness}
 
 
 def rescore(
@@ -81,11 +66,15 @@ def rescore(
         labels += solved
         if (one := auroc(scores, solved)) is not None:
             within.append(one)
+    low, high = wilson(sum(right), len(right))
     return Rescored(
         reward=reward,
         vote=vote,
         sharpness=sharpness,
         n=len(traces),
+        accuracy=sum(right) / max(1, len(right)),
+        low=low,
+        high=high,
         right=tuple(right),
         auroc=auroc(values, labels),
         auroc_within=sum(within) / len(within) if within else None,
@@ -127,15 +116,13 @@ def _ranked(
     weights = [value**sharpness for value in values]
     if vote == "tree":
         # A leaf's share, split among the rollouts that end there.
-        shares, ends = leaf_shares(trace), Counter(r.path[-1] for r in rollouts)
-        leaves = [r.path[-1] for r in rollouts]
+        leaves, shares = [r.path[-1] for r in rollouts], leaf_shares(trace)
         weights = [
-            shares[leaf] / ends[leaf] * weight for leaf, weight in zip(leaves, weights, strict=True)
+            weight * shares[leaf] / leaves.count(leaf)
+            for weight, leaf in zip(weights, leaves, strict=True)
         ]
-    candidates = [
-        Candidate(str(r.answer), weight, i)
-        for i, (r, weight) in enumerate(zip(rollouts, weights, strict=True))
-    ]
+    answers = [str(r.answer) for r in rollouts]
+    candidates = list(map(Candidate, answers, weights, range(len(answers))))
     return rank(candidates, Aggregation(how)), scores
 
 

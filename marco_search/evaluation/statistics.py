@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,17 +110,10 @@ def calibration(scores: Sequence[float], labels: Sequence[bool], bins: int = 10)
 
     Bins of equal width would put all answers of a confident model into the last one.
     """
-    order = sorted(range(len(scores)), key=lambda i: scores[i])
-    parts = [order[len(order) * i // bins : len(order) * (i + 1) // bins] for i in range(bins)]
-    return [
-        Bin(
-            n=len(part),
-            confidence=sum(scores[i] for i in part) / len(part),
-            accuracy=sum(bool(labels[i]) for i in part) / len(part),
-        )
-        for part in parts
-        if part
-    ]
+    order = np.argsort(scores, kind="stable")
+    parts = np.split(order, [len(order) * i // bins for i in range(1, bins)])
+    values, right = np.asarray(scores, dtype=float), np.asarray(labels, dtype=float)
+    return [Bin(len(p), float(values[p].mean()), float(right[p].mean())) for p in parts if len(p)]
 
 
 def calibration_error(bins: Sequence[Bin]) -> float | None:
@@ -185,3 +179,10 @@ def diversity(outputs: Sequence[str]) -> float:
     grams = [trigrams(text_key(o)) for o in outputs]
     pairs = [(a, b) for i, a in enumerate(grams) for b in grams[i + 1 :]]
     return sum(1 - similarity(a, b) for a, b in pairs) / len(pairs) if pairs else 0.0
+
+
+def rounded(value: Any) -> Any:
+    """A float, or those of a dict, rounded to what a reader needs."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
