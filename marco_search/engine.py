@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
+from marco_search import scorers
 from marco_search import settings as settings_module
 from marco_search.errors import PromptTooLong, RuntimeUnavailable, SearchError, SnapshotMismatch
-from marco_search.jobs import Answer, Job, JobResult, SearchOptions
+from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
 from marco_search.kinds import Kind, ReasoningJob, kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
@@ -25,6 +26,7 @@ from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import ReflectionPolicy, SearchConfig, Selection, configure
 from marco_search.search.mcts import Search
+from marco_search.search.rewards import EXTERNAL
 from marco_search.search.tree import Node, Rollout, Round
 
 
@@ -175,6 +177,8 @@ def run_search(
                 search.stop(reason)
                 continue
             _refuse_if_all_failed(branches)
+        if plan.config.value in EXTERNAL:
+            branches = scorers.scored(plan.config.value, expansions, branches)
         done = search.tell(branches)
         if done is None:
             raise SearchError("the runtime left requests of the round unanswered")
@@ -220,7 +224,11 @@ def restore_search(
 
 
 def job_result(
-    job: Job, finished: FinishedSearch, *, job_id: str | None = None, state: str = "succeeded"
+    job: Job,
+    finished: FinishedSearch,
+    *,
+    job_id: str | None = None,
+    state: JobState = JobState.SUCCEEDED,
 ) -> JobResult:
     """What the caller gets of a search that has ended: ranked answers and totals."""
     kind, search, tree = kind_of(job), finished.search, finished.search.tree
@@ -267,7 +275,9 @@ def job_result(
     )
 
 
-def solve(job: Job | str, *, runtime: Runtime | None = None, **options: Any) -> JobResult:
+def solve(
+    job: Job | str, *, runtime: Runtime | None = None, **options: Unpack[SearchOptionsDict]
+) -> JobResult:
     """Search one job and return its ranked answers.
 
     `job` is a job, or a question for a ReasoningJob; `options` are the fields of

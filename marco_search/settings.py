@@ -1,109 +1,142 @@
 """Every setting of marco-search, read from the environment, in one typed place.
 
-Names are the environment variables. `MARCO_HOME` holds what the embedded services keep;
-`DATABASE_URL` and `REDIS_URL` point to real servers instead. `load()` is the only way in:
-it turns a bad value into `InvalidSettings` that names the variable.
+A setting's variable is MARCO_ and its name, but for those of the services. `load()` is the only
+way in: it turns a bad value into `InvalidSettings` that names the variable.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasGenerator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
 
 SHORTEST_TOKEN = 16  # characters
-_LONGEST_S = 366 * 86_400.0  # also keeps out infinity, which Postgres and sockets do not take
-_LARGEST = 2**31 - 1
-_LEVELS = "(?i)^(debug|info|warning|error|critical)$"
+RENAMED = {"MARCO_WORKER_SWEEPS": "MARCO_WORKER_SCHEDULER"}
+"""Old names of settings: they work for one more version, with a warning."""
+
+# The limit also keeps out infinity, which Postgres and sockets do not take.
+Seconds = Annotated[float, Field(ge=0, le=366 * 86_400.0)]
+SomeSeconds = Annotated[float, Field(gt=0, le=366 * 86_400.0)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+def _stripped(value: object) -> object:
+    """Files of secrets end with a line break."""
+    return (value.strip() or None) if isinstance(value, str) else value
+
+
+Address = Annotated[SecretStr | None, BeforeValidator(_stripped)]
+
+
+def _variable(name: str) -> str:
+    return f"MARCO_{name.upper()}"
 
 
 class Settings(BaseSettings):
     """Frozen settings of one process. Durations are in seconds, sizes in the unit named."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        alias_generator=AliasGenerator(validation_alias=_variable),
+    )
 
     # Services. Unset means: the embedded ones under MARCO_HOME.
-    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
-    redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
-    home: Path = Field(Path(".marco"), validation_alias="MARCO_HOME")
-    # The database's roles are named PREFIX_owner, PREFIX_app, PREFIX_auditor, PREFIX_auditor_all.
-    role_prefix: str = Field("marco", validation_alias="MARCO_ROLE_PREFIX")
+    database_url: Address = Field(None, validation_alias="DATABASE_URL", description="Postgres")
+    redis_url: Address = Field(None, validation_alias="REDIS_URL", description="Redis")
+    home: Path = Field(Path(".marco"), description="Folder of the embedded services")
+    role_prefix: str = Field(
+        "marco", description="The database roles are PREFIX_owner, _app, _auditor, _auditor_all"
+    )
 
-    # Runtime. "embedded" decodes in process; http(s) URLs, separated by commas, are SGLang servers.
-    runtime: str = Field("embedded", validation_alias="MARCO_RUNTIME")
-    # Folder of a Qwen2-architecture model in Hugging Face format; unset: the pocket model. With
-    # SGLang servers only its chat template is used; unset: ChatML.
-    model: Path | None = Field(None, validation_alias="MARCO_MODEL")
-    # Rows decoded together by the embedded engine.
-    embedded_batch_rows: int = Field(64, ge=1, le=1024, validation_alias="MARCO_EMBEDDED_ROWS")
-    # Memory of the embedded engine for keys and values: branches in flight and cached prefixes.
-    embedded_cache_mib: int = Field(
-        256, ge=1, le=_LARGEST, validation_alias="MARCO_EMBEDDED_CACHE_MIB"
+    # Runtime
+    runtime: str = Field(
+        "embedded", description="embedded, or URLs of SGLang servers, separated by commas"
     )
-    # A branch with all its retries.
-    runtime_timeout_s: float = Field(
-        120.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_RUNTIME_TIMEOUT_S"
+    model: Path | None = Field(
+        None,
+        description="Folder of a Qwen2-architecture model in Hugging Face format; unset: the "
+        "pocket model. With SGLang servers only its chat template is used; unset: ChatML",
     )
-    # To connect to a server; and the longest silence in the middle of its answer.
-    runtime_connect_s: float = Field(
-        5.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_RUNTIME_CONNECT_S"
+    embedded_rows: int = Field(
+        64, ge=1, le=1024, description="Rows that the embedded engine decodes together"
     )
-    runtime_stall_s: float = Field(
-        15.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_RUNTIME_STALL_S"
+    embedded_cache_mib: Count = Field(
+        256, description="Memory for keys and values: branches in flight and cached prefixes"
     )
-    # Most branches that one process has in flight on one server; less where it is overloaded.
+    runtime_timeout_s: SomeSeconds = Field(120.0, description="For a branch with all its retries")
+    runtime_connect_s: SomeSeconds = Field(5.0, description="To connect to a server")
+    runtime_stall_s: SomeSeconds = Field(15.0, description="Longest silence within an answer")
     runtime_max_in_flight: int = Field(
-        256, ge=1, le=4096, validation_alias="MARCO_RUNTIME_MAX_IN_FLIGHT"
+        256, ge=1, le=4096, description="Most branches of one process in flight on one server"
     )
-    runtime_api_key: SecretStr | None = Field(None, validation_alias="MARCO_RUNTIME_API_KEY")
-    # TLS: whether to check a server's certificate, and a file of certificates to trust.
-    runtime_verify_tls: bool = Field(True, validation_alias="MARCO_RUNTIME_VERIFY_TLS")
-    runtime_ca: Path | None = Field(None, validation_alias="MARCO_RUNTIME_CA")
-    # What the servers must serve (SGLang's model_path and weight_version); unset: anything.
-    runtime_model: str | None = Field(None, validation_alias="MARCO_RUNTIME_MODEL")
-    runtime_revision: str | None = Field(None, validation_alias="MARCO_RUNTIME_REVISION")
-
-    # Queue and worker.
-    tenant: str = Field("default", min_length=1, max_length=64, validation_alias="MARCO_TENANT")
-    queue: str = Field("marco", min_length=1, max_length=64, validation_alias="MARCO_QUEUE")
-    worker_processes: int = Field(1, ge=1, le=256, validation_alias="MARCO_WORKER_PROCESSES")
-    # A worker that has not extended its lease for this long is taken for lost.
-    lease_s: float = Field(45.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_LEASE_S")
-    heartbeat_s: float = Field(10.0, gt=0, le=_LONGEST_S, validation_alias="MARCO_HEARTBEAT_S")
-    # Attempts that errors which may pass can end; then the job is dead.
-    max_attempts: int = Field(8, ge=1, le=100, validation_alias="MARCO_MAX_ATTEMPTS")
-    # Workers that a job may cost; then it is dead.
-    quarantine_after: int = Field(2, ge=1, le=100, validation_alias="MARCO_QUARANTINE_AFTER")
-    # Told to stop, a worker has this long to finish its rounds; then their branches are aborted.
-    stop_s: float = Field(25.0, ge=0, le=_LONGEST_S, validation_alias="MARCO_STOP_S")
-    # An attempt longer than this gives its job back after the round; unset: as long as it takes.
-    attempt_s: float | None = Field(None, gt=0, le=_LONGEST_S, validation_alias="MARCO_ATTEMPT_S")
-    # Whether workers also do what `marco scheduler` does. With a scheduler they need not.
-    worker_sweeps: bool = Field(True, validation_alias="MARCO_WORKER_SWEEPS")
-    # Whether Celery's own tools (inspect, control, flower) may steer workers, and stop them.
-    remote_control: bool = Field(False, validation_alias="MARCO_WORKER_REMOTE_CONTROL")
-    # Waiting this long is worth one of the three levels of priority.
-    aging_s: float = Field(600.0, ge=0, le=_LONGEST_S, validation_alias="MARCO_AGING_S")
-    # Most queued jobs, of all tenants and of each that has no quota of its own; unset: any number.
-    max_queued: int | None = Field(100_000, ge=1, le=_LARGEST, validation_alias="MARCO_MAX_QUEUED")
-    tenant_max_queued: int | None = Field(
-        None, ge=1, le=_LARGEST, validation_alias="MARCO_TENANT_MAX_QUEUED"
+    runtime_api_key: SecretStr | None = Field(None, description="The servers' API key")
+    runtime_verify_tls: bool = Field(True, description="Check a server's certificate")
+    runtime_ca: Path | None = Field(None, description="File of certificates to trust")
+    runtime_model: str | None = Field(
+        None, description="What servers must serve (SGLang's model_path); unset: anything"
     )
-    log_level: str = Field("INFO", pattern=_LEVELS, validation_alias="MARCO_LOG_LEVEL")
+    runtime_revision: str | None = Field(
+        None, description="The weight_version they must serve; unset: any"
+    )
+    reward_url: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Where the reward 'service' is computed (marco_search.scorers)",
+    )
 
-    # The web console asks for it; where it listens on more than loopback one is made if unset.
-    console_token: SecretStr | None = Field(None, validation_alias="MARCO_CONSOLE_TOKEN")
+    # Queue and worker
+    tenant: Name = Field("default", description="Whose jobs are submitted and seen")
+    queue: Name = Field("marco", description="Name of the queue in Redis")
+    worker_processes: int = Field(1, ge=1, le=256, description="Jobs that a worker runs at once")
+    lease_s: SomeSeconds = Field(
+        45.0, description="A worker that has not extended its lease for this long counts as lost"
+    )
+    heartbeat_s: SomeSeconds = Field(10.0, description="Between heartbeats")
+    max_attempts: int = Field(
+        8, ge=1, le=100, description="Attempts that retryable errors may end before a job is dead"
+    )
+    quarantine_after: int = Field(
+        2, ge=1, le=100, description="Workers that a job may cost before it is dead"
+    )
+    stop_s: Seconds = Field(
+        25.0, description="For the rounds in progress at a shutdown; then branches are aborted"
+    )
+    attempt_s: SomeSeconds | None = Field(
+        None, description="A longer attempt gives its job back after the round; unset: never"
+    )
+    worker_scheduler: bool = Field(
+        True, description="Whether workers also do what `marco scheduler` does"
+    )
+    remote_control: bool = Field(
+        False,
+        validation_alias="MARCO_WORKER_REMOTE_CONTROL",
+        description="Whether Celery's own tools (inspect, control, flower) may stop workers",
+    )
+    aging_s: Seconds = Field(
+        600.0, description="Waiting this long is worth one of the three levels of priority"
+    )
+    max_queued: Count | None = Field(100_000, description="Most queued jobs of all tenants")
+    tenant_max_queued: Count | None = Field(
+        None, description="Most queued jobs of a tenant without a quota of its own; unset: any"
+    )
+    log_level: str = Field("INFO", pattern="(?i)^(debug|info|warning|error|critical)$")
 
-    @field_validator("database_url", "redis_url", mode="before")
-    @classmethod
-    def _stripped(cls, value: object) -> object:
-        """Files of secrets end with a line break."""
-        return (value.strip() or None) if isinstance(value, str) else value
+    console_token: SecretStr | None = Field(
+        None,
+        description="What the web console asks for. Where it listens on more than loopback one is "
+        "made if unset",
+    )
 
 
 @cache
@@ -112,8 +145,13 @@ def load() -> Settings:
 
     Raises InvalidSettings naming each variable whose value can't be used.
     """
+    renamed = {}
+    for old, new in RENAMED.items():
+        if old in os.environ and new not in os.environ:
+            warnings.warn(f"{old} is now {new}", FutureWarning, stacklevel=2)
+            renamed[new] = os.environ[old]
     try:
-        return Settings()
+        return Settings(**renamed)  # type: ignore[arg-type]
     except ValidationError as error:
         # The value is left out on purpose: it may be a secret.
         lines = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]

@@ -58,7 +58,7 @@ def _setup_logging(**_: Any) -> None:
 
 
 def _start_sweeping(**_: Any) -> None:
-    if process.settings().worker_sweeps:
+    if process.settings().worker_scheduler:
         sweeper = Sweeper(process.sweep, _leave)
         _sweepers.append(sweeper)
         sweeper.start()

@@ -169,7 +169,7 @@ def scheduler() -> None:
     """Run the scheduler until Ctrl-C or SIGTERM.
 
     Publishes jobs that became due, takes jobs back from workers that are gone, and ends jobs
-    whose deadline has passed. Workers do the same unless MARCO_WORKER_SWEEPS=false, so a small
+    whose deadline has passed. Workers do the same unless MARCO_WORKER_SCHEDULER=false, so a small
     set-up needs none. Several may run. It logs to standard error.
     """
     from marco_search.cli.session import session

@@ -21,7 +21,13 @@ from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
 from marco_search.jobs.validation import nearest
 from marco_search.local import programs, state
 from marco_search.locations import database_url, redis_url
-from marco_search.settings import Settings, console_refusal, without_password, worker_refusal
+from marco_search.settings import (
+    RENAMED,
+    Settings,
+    console_refusal,
+    without_password,
+    worker_refusal,
+)
 from marco_search.store import address, failures
 from marco_search.store.db import OLDEST_POSTGRES, SCHEMA_REVISION, Conn, check_schema, reads_tables
 from marco_search.store.queue import holds
@@ -118,7 +124,11 @@ def unknown_names(environment: Mapping[str, str]) -> list[str]:
 
 
 def _known_names() -> set[str]:
-    return _OTHER_NAMES | {str(f.validation_alias) for f in Settings.model_fields.values()}
+    return (
+        _OTHER_NAMES
+        | {*RENAMED}
+        | {str(f.validation_alias) for f in Settings.model_fields.values()}
+    )
 
 
 def _home(settings: Settings) -> Finding:

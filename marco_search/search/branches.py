@@ -132,6 +132,15 @@ class Branch:
     texts: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def text(self) -> str:
+        """What follows the prefix; a closing that gave way to a reflection is left out."""
+        texts = [s.text for s in self.segments]
+        for i, segment in enumerate(self.segments):
+            if i and segment.forced:
+                texts[i - 1] = texts[i - 1].partition(END_OF_THOUGHT)[0]
+        return "".join(texts)
+
+    @property
     def generated_tokens(self) -> int:
         """Number of tokens the model generated in this branch."""
         return sum(len(s.tokens) for s in self.segments)

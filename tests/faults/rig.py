@@ -43,7 +43,7 @@ SETTINGS = {
     # A storm hits the same job again and again: giving up is tested apart from it.
     "MARCO_MAX_ATTEMPTS": "50",
     "MARCO_QUARANTINE_AFTER": "50",
-    "MARCO_WORKER_SWEEPS": "false",  # two schedulers do
+    "MARCO_WORKER_SCHEDULER": "false",  # two schedulers do
 }
 """What the fleet runs with beside its services: all else is as delivered."""
 PATIENCE_S = 120.0

@@ -154,7 +154,7 @@ def _stop_in_silence(made: Rig) -> None:
 
 def _poison(made: Rig) -> dict[str, Any]:
     """A job that kills its worker, among others that must not suffer. As delivered: two."""
-    quarantine: dict[str, Any] = {"MARCO_QUARANTINE_AFTER": "2", "MARCO_WORKER_SWEEPS": "true"}
+    quarantine: dict[str, Any] = {"MARCO_QUARANTINE_AFTER": "2", "MARCO_WORKER_SCHEDULER": "true"}
     schedulers = [m for m in made.members if m.name.startswith("scheduler")]
     for member in schedulers:
         made.dismiss(member)

@@ -89,7 +89,7 @@ def test_all_parties_notice_that_postgres_and_redis_vanished(
             process(tmp_path / "scheduler", ["marco_search.cli.main", "scheduler"], *urls)
         )
         job = far.submit(question(options={"rollouts": 2000}))
-        main = stack.enter_context(worker(worker_log, urls, processes=2, worker_sweeps=False))
+        main = stack.enter_context(worker(worker_log, urls, processes=2, worker_scheduler=False))
         wait_until(lambda: b"address" in console_log.read_bytes(), "the console is up", PATIENCE_S)
         address = json.loads(console_log.read_text().splitlines()[0])["address"]
         page = f"{address}jobs/{job.id}/tree.json"

@@ -144,7 +144,7 @@ def test_a_worker_leaves_though_a_child_was_just_handed_a_message(
     with (
         closing(Publisher(redis_url, "marco")) as publisher,
         Redis.from_url(redis_url) as redis,
-        worker(database_url, redis_url, worker_sweeps=False) as main,
+        worker(database_url, redis_url, worker_scheduler=False) as main,
     ):
         job = producer.submit(question())
         assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"

@@ -27,7 +27,7 @@ def open_embedded(settings: Settings) -> Runtime:
     model = load_model(settings.model or MODEL_DIR)
     backend = EmbeddedBackend(
         model,
-        max_rows=settings.embedded_batch_rows,
+        max_rows=settings.embedded_rows,
         cache_bytes=settings.embedded_cache_mib << 20,
         timeout_s=settings.runtime_timeout_s,
     )
