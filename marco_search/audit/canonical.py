@@ -6,7 +6,10 @@ binary form, all big-endian. So a real or a double is the very bits that are sto
 is microseconds since 2000-01-01 UTC, text is UTF-8, jsonb is the byte 1 and the text that
 Postgres shows. What is hashed when a job ends and what is hashed at verification both come
 from Postgres in this form; `encode` builds it from values, for rows kept elsewhere. Which
-columns a row has is a matter of the format (marco_search.audit.v1).
+columns a row has is a matter of the format (marco_search.audit.formats).
+
+An array is its dimensions, flags, element type, length and lower bound (4 bytes each), then
+length and value of each element. Arrays have one dimension and no nulls.
 """
 
 from __future__ import annotations
@@ -14,13 +17,32 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
-from marco_search.audit.binary import pack_numbers, pack_texts
+NUMBERS = {"int4": ("i", 4, 23), "float4": ("f", 4, 700), "float8": ("d", 8, 701)}
+"""Types of numbers in arrays: code of struct, bytes, oid."""
+TEXT_OID = 25
+ARRAY_HEAD, EMPTY_ARRAY = 20, 12
+"""Bytes before the first element, and of an array without elements."""
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_NULL = struct.pack(">i", -1)
+_INT = struct.Struct(">i")
+_NULL = _INT.pack(-1)
+_HEADER = struct.Struct(">iiiii")
+_EMPTY = struct.Struct(">iii")
+_FIXED = {
+    "bool": "?",
+    "int2": "h",
+    "int4": "i",
+    "int8": "q",
+    "float4": "f",
+    "float8": "d",
+    "uuid": "16s",
+    "timestamptz": "q",
+}
 
 
 def microseconds(at: datetime) -> int:
@@ -29,13 +51,8 @@ def microseconds(at: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-_SCALARS: dict[str, Callable[[Any], bytes]] = {
-    "bool": struct.Struct(">?").pack,
-    "int2": struct.Struct(">h").pack,
-    "int4": struct.Struct(">i").pack,
-    "int8": struct.Struct(">q").pack,
-    "float4": struct.Struct(">f").pack,
-    "float8": struct.Struct(">d").pack,
+_PACKERS: dict[str, Callable[[Any], bytes]] = {
+    **{kind: struct.Struct(f">{code}").pack for kind, code in _FIXED.items()},
     "text": str.encode,
     "jsonb": lambda text: b"\x01" + text.encode(),  # the text as Postgres shows it
     "uuid": lambda value: UUID(str(value)).bytes,
@@ -50,34 +67,99 @@ def encode(columns: Mapping[str, str], values: Sequence[Any]) -> bytes:
         if value is None:
             out.append(_NULL)
             continue
-        data = _array(kind[:-2], value) if kind.endswith("[]") else _SCALARS[kind](value)
-        out += (struct.pack(">i", len(data)), data)
+        data = _pack_array(kind[:-2], value) if kind.endswith("[]") else _PACKERS[kind](value)
+        out += (_INT.pack(len(data)), data)
     return b"".join(out)
 
 
-def _array(kind: str, values: Sequence[Any]) -> bytes:
-    return pack_texts(values) if kind == "text" else pack_numbers(kind, values)
+def _pack_array(kind: str, values: Sequence[Any]) -> bytes:
+    if kind == "text":
+        return pack_texts(values)
+    code, size, oid = NUMBERS[kind]
+    if not values:
+        return _EMPTY.pack(0, 0, oid)
+    pairs: list[float] = [size] * (2 * len(values))
+    pairs[1::2] = values
+    return struct.pack(">iiiii" + f"i{code}" * len(values), 1, 0, oid, len(values), 1, *pairs)
 
 
-def decode(columns: Mapping[str, str], row: bytes) -> dict[str, Any]:
-    """All values of a canonical row by column name; times, ids and arrays stay bytes."""
-    out: dict[str, Any] = {}
-    at = 2
-    for name, kind in columns.items():
-        size = int.from_bytes(row[at : at + 4], "big", signed=True)
-        value, at = row[at + 4 : at + 4 + max(size, 0)], at + 4 + max(size, 0)
-        if size < 0:
-            out[name] = None
-        elif kind in ("int2", "int4", "int8"):
-            out[name] = int.from_bytes(value, "big", signed=True)
-        elif kind == "float8":
-            out[name] = struct.unpack(">d", value)[0]
-        elif kind == "bool":
-            out[name] = value != b"\x00"
-        elif kind == "text":
-            out[name] = value.decode()
-        elif kind == "jsonb":
-            out[name] = value[1:].decode()
-        else:
-            out[name] = value
-    return out
+def pack_texts(values: Sequence[str]) -> bytes:
+    """An array of texts."""
+    if not values:
+        return _EMPTY.pack(0, 0, TEXT_OID)
+    return _HEADER.pack(1, 0, TEXT_OID, len(values), 1) + b"".join(map(_pack_text, values))
+
+
+@lru_cache(maxsize=1 << 16)  # texts are those of tokens: few, and often again
+def _pack_text(text: str) -> bytes:
+    data = text.encode()
+    return _INT.pack(len(data)) + data
+
+
+def unpack_ints(array: bytes) -> tuple[int, ...]:
+    """The numbers of an int4[]. Raises ValueError or struct.error for anything else."""
+    if len(array) == EMPTY_ARRAY:
+        return ()
+    count = _INT.unpack_from(array, 12)[0]
+    if len(array) != ARRAY_HEAD + 8 * count:
+        raise ValueError("not a plain array")
+    return struct.unpack_from(">" + "ii" * count, array, ARRAY_HEAD)[1::2]
+
+
+def unpack_texts(array: bytes, count: int) -> bytes:
+    """The `count` texts of a text[], joined. Raises ValueError or struct.error."""
+    at, parts, read = ARRAY_HEAD, [], _INT.unpack_from
+    for _ in range(count):
+        end = at + 4 + read(array, at)[0]
+        parts.append(array[at + 4 : end])
+        at = end
+    if at != len(array):
+        raise ValueError("not an array of that many texts")
+    return b"".join(parts)
+
+
+class Reader:
+    """Reads rows with some columns.
+
+    A time is microseconds as in the row, an id its bytes, an array what `unpack_ints` and
+    `unpack_texts` read. A million rows are read in one verification, so the columns of fixed
+    size that stand first are read at once.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        """`columns`: name to type."""
+        fixed = list(takewhile(lambda column: column[1] in _FIXED, columns.items()))
+        codes = [_FIXED[kind] for _, kind in fixed]
+        self._fixed = struct.Struct(">h" + "".join(f"i{code}" for code in codes))
+        self._sizes = tuple(struct.calcsize(f">{code}") for code in codes)
+        self._names = [name for name, _ in fixed]
+        self._all = [(name, _reader(kind)) for name, kind in columns.items()]
+        self._others = self._all[len(fixed) :]
+
+    def read(self, row: bytes) -> dict[str, Any]:
+        """The values by column name. Raises ValueError or struct.error for no such row."""
+        values: dict[str, Any] = {}
+        at, others = 2, self._all
+        if len(row) >= self._fixed.size:
+            parts = self._fixed.unpack_from(row)
+            if parts[1::2] == self._sizes:  # none of them is null
+                values = dict(zip(self._names, parts[2::2], strict=True))
+                at, others = self._fixed.size, self._others
+        for name, read in others:
+            size = _INT.unpack_from(row, at)[0]
+            at += 4
+            if size < 0:
+                values[name] = None
+            else:
+                values[name] = read(row[at : at + size])
+                at += size
+        return values
+
+
+def _reader(kind: str) -> Callable[[bytes], Any]:
+    if kind in _FIXED:
+        unpack = struct.Struct(f">{_FIXED[kind]}").unpack
+        return lambda value: unpack(value)[0]
+    if kind == "text":
+        return bytes.decode
+    return (lambda value: value[1:].decode()) if kind == "jsonb" else bytes

@@ -103,7 +103,7 @@ def check_link(link: Link, before: Link | None) -> Finding | None:
     if unknown := unknown_format(link):
         return unknown
     if link.head != link.expected_head:
-        return _finding(link, "head does not fit the row", link.expected_head, link.head)
+        return _finding(link, "head does not match the row", link.expected_head, link.head)
     return None
 
 
@@ -119,8 +119,8 @@ def check_links(links: Iterable[Link]) -> Iterator[Finding]:
         yield Finding("chain", "seq 0", "the chain is empty", "its first link", "no row")
 
 
-def _finding(link: Link, what: str, expected: bytes, there: bytes) -> Finding:
-    return Finding("chain", _key(link), what, expected.hex()[:16], there.hex()[:16], link.job_id)
+def _finding(link: Link, what: str, expected: bytes, found: bytes) -> Finding:
+    return Finding("chain", _key(link), what, expected.hex()[:16], found.hex()[:16], link.job_id)
 
 
 def _key(link: Link) -> str:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding
-from marco_search.audit.proofs import Proof, Row
-
-Rows = Mapping[str, Sequence[Row]]
-"""A job's rows by kind, each in key order."""
+from marco_search.audit.proofs import Proof, Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sealed:
+class SealedRun:
     """One end of a job: its link, the proof kept with it, what is wrong with the link itself."""
 
     link: Link
@@ -26,19 +23,33 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archived:
-    """An archive that covers the job."""
+    """An archive that covers the job.
+
+    Attributes:
+        month: Such as 2026-08.
+        root: The SHA-256 of its list, as the chain has it.
+        at: The time of its link.
+    """
 
     month: str
-    root: bytes  # the SHA-256 of its list, as the chain has it
-    at: datetime  # of its link
+    root: bytes
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that is stored about one job, in the columns of each format that its links have."""
+    """All that is stored about one job.
+
+    Attributes:
+        job_id: The job.
+        rows: By format, those of each of its links and the newest.
+        sealed: Its ends, in the chain's order.
+        archives: Those that cover it.
+        visits: Visit count and value by node, as the view node_stats shows them.
+    """
 
     job_id: UUID
-    rows: Mapping[int, Rows]  # by format
-    sealed: Sequence[Sealed] = ()  # by seq
+    rows: Mapping[int, Rows]
+    sealed: Sequence[SealedRun] = ()
     archives: Sequence[Archived] = ()
-    visits: Mapping[int, tuple[int, float]] | None = field(default=None)  # as node_stats shows
+    visits: Mapping[int, tuple[int, float]] | None = None

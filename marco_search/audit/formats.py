@@ -1,6 +1,9 @@
 """The formats of the audit trail, by the number that a link of the chain carries.
 
 A link's number says by which rules it and its proof were made, and by which they are checked.
+A format never changes: another rule (a hashed column, the default of an option, a rule of
+ranking) is a new format. Format 2 differs from 1 in that nothing is logged after a job's end,
+except that it was archived.
 """
 
 from __future__ import annotations
@@ -8,36 +11,66 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
-from marco_search.audit import v1, v2
-from marco_search.audit.evidence import Rows
+from marco_search import schema
 from marco_search.audit.findings import Finding
-from marco_search.audit.proofs import Kinds
+from marco_search.audit.proofs import Kind, Kinds
+from marco_search.audit.v1 import check_numbers, payload
 
-NumbersCheck = Callable[
-    [UUID, dict[str, Any], Rows, Mapping[int, tuple[int, float]] | None], Iterator[Finding]
-]
+NumbersCheck = Callable[..., Iterator[Finding]]
+"""See `marco_search.audit.v1.check_numbers`."""
+
+_LEAVES = (
+    ("request", "jobs", "id", None),
+    ("outcome", "jobs", "id", None),
+    ("attempt", "attempts", "job_id", "generation"),
+    ("event", "audit_log", "job_id", "id"),
+    ("node", "nodes", "job_id", "node_id"),
+    ("rollout", "rollouts", "job_id", "rollout_id"),
+    ("answer", "answers", "job_id", "rank"),
+)
+"""Kinds of leaf, in the order of the tree: where each is, and the columns of job and key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """What of a proof is a matter of its format."""
+    """The rules of a format.
+
+    Attributes:
+        kinds: The rows that a proof covers.
+        payload: Defaults of a request's fields, and of its options.
+        late_events: What may be logged after a job's end.
+        check_numbers: What of a job's rows does not agree.
+    """
 
     kinds: Kinds
-    payload: tuple[Mapping[str, Any], Mapping[str, Any]]  # defaults: fields, options
+    payload: tuple[Mapping[str, Any], Mapping[str, Any]]
     late_events: tuple[str, ...]
     check_numbers: NumbersCheck
 
 
-FORMATS = {
-    number: Format(
-        kinds=rules.KINDS,
-        payload=rules.PAYLOAD,
-        late_events=rules.LATE_EVENTS,
-        check_numbers=rules.check_numbers,
+def kinds_of(number: int) -> dict[str, Kind]:
+    """The rows that a proof of this format covers."""
+    return {
+        name: Kind(table, job, key, schema.hashed_columns(table, name, number))
+        for name, table, job, key in _LEAVES
+    }
+
+
+def _format(number: int, late_events: tuple[str, ...]) -> Format:
+    return Format(
+        kinds=kinds_of(number),
+        payload=(payload.FIELDS, payload.OPTIONS),
+        late_events=late_events,
+        check_numbers=check_numbers,
     )
-    for number, rules in ((1, v1), (2, v2))
+
+
+FORMATS = {
+    1: _format(1, ("published",)),  # a scheduler noted it a moment late
+    2: _format(2, ()),
 }
 NEWEST = max(FORMATS)
 """What is written now."""
+KEYED = tuple(name for name, kind in FORMATS[NEWEST].kinds.items() if kind.key)
+"""The kinds of which a job has several rows: each has a column of keys in `proofs`."""

@@ -1,29 +1,54 @@
 """The proof of one job: the hash of each of its rows, and the Merkle root over all of them.
 
 Keeping the hashes of the rows beside the root is what lets a verifier name the row that was
-changed; the root alone would only say that some row was. Whoever changes a row and its hash
-changes the root, and that is in the chain.
+changed; the root alone would only say that some row was. A change of a row and its hash
+changes the root, and that is in the chain. The tree is that of RFC 6962, section 2.1, with
+SHA-256:
+
+    leaf  = H(0x00 || kind || 0x00 || row)      row in its canonical form
+    inner = H(0x01 || left || right)            left: the largest power of two of the leaves
+
+The two prefixes keep a leaf from passing for an inner node; the kind keeps a row of one
+table from passing for one of another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
-from marco_search.audit.merkle import HASH_BYTES, leaf_hash, merkle_root
+from marco_search.audit.canonical import Reader
+
+HASH_BYTES = 32
 
 Row = tuple[int, bytes]
 """A row's key within its job, and its canonical form."""
+Rows = Mapping[str, Sequence[Row]]
+"""A job's rows by kind, each in key order."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kind:
-    """A kind of row: where it is stored, its key within the job, its canonical columns."""
+    """A kind of row.
+
+    Attributes:
+        table: Where it is stored.
+        job: The column that holds the job's id.
+        key: The column that is its key within the job; None: one row for each job.
+        columns: Its canonical columns, name to type.
+    """
 
     table: str
-    job: str  # the column that holds the job's id
-    key: str | None  # None: one row for each job
+    job: str
+    key: str | None
     columns: Mapping[str, str]
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads its rows."""
+        return Reader(self.columns)
 
 
 Kinds = Mapping[str, Kind]
@@ -33,6 +58,29 @@ BULK = ("node", "rollout", "answer")
 """Kinds whose rows an archive takes out of the database."""
 
 
+def leaf_hash(kind: bytes, row: bytes) -> bytes:
+    """The hash of one row; `kind` names what it is a row of, such as b"node"."""
+    return sha256(b"\x00%b\x00%b" % (kind, row)).digest()
+
+
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """The root of a tree with these leaf hashes; that of no leaves is the hash of nothing.
+
+    Pairs are joined level by level and an odd one out moves up as it is, which gives the
+    tree of RFC 6962 without its recursion.
+    """
+    if not leaves:
+        return sha256().digest()
+    level = list(leaves)
+    while len(level) > 1:
+        odd = level[-1:] if len(level) % 2 else []
+        level = [
+            sha256(b"\x01" + left + right).digest()
+            for left, right in zip(level[::2], level[1::2], strict=False)
+        ] + odd
+    return level[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """The hashes of a job's rows, by kind (in the format's order) and key."""
@@ -40,16 +88,21 @@ class Proof:
     hashes: Mapping[str, Mapping[int, bytes]]
 
     @property
+    def leaves(self) -> list[bytes]:
+        """All hashes in order."""
+        return [leaf for leaves in self.hashes.values() for leaf in leaves.values()]
+
+    @property
     def root(self) -> bytes:
         """The Merkle root."""
-        return merkle_root([leaf for leaves in self.hashes.values() for leaf in leaves.values()])
+        return merkle_root(self.leaves)
 
     def packed(self) -> bytes:
         """All hashes in order, one after the other."""
-        return b"".join(leaf for leaves in self.hashes.values() for leaf in leaves.values())
+        return b"".join(self.leaves)
 
 
-def prove(rows: Mapping[str, Sequence[Row]], kinds: Kinds) -> Proof:
+def prove(rows: Rows, kinds: Kinds) -> Proof:
     """The proof of a job with these rows; each kind's in key order."""
     return Proof(
         {
@@ -60,13 +113,15 @@ def prove(rows: Mapping[str, Sequence[Row]], kinds: Kinds) -> Proof:
 
 
 def unpack(keys: Mapping[str, Sequence[int]], packed: bytes, kinds: Kinds) -> Proof | None:
-    """The proof that `packed` holds; None if it does not have a hash for each key."""
-    if len(packed) != HASH_BYTES * sum(len(keys[kind]) for kind in kinds):
+    """The proof that `packed` holds; None if it does not have a hash for each key.
+
+    `keys`: of the kinds that have some.
+    """
+    all_keys = {name: keys[name] if kind.key else (0,) for name, kind in kinds.items()}
+    if len(packed) != HASH_BYTES * sum(map(len, all_keys.values())):
         return None
-    hashes, at = {}, 0
-    for kind in kinds:
-        end = at + HASH_BYTES * len(keys[kind])
-        parts = (packed[i : i + HASH_BYTES] for i in range(at, end, HASH_BYTES))
-        hashes[kind] = dict(zip(keys[kind], parts, strict=True))
-        at = end
-    return Proof(hashes)
+    parts = iter([packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES)])
+    # The keys first: zip would take a part too many.
+    return Proof(
+        {kind: dict(zip(its_keys, parts, strict=False)) for kind, its_keys in all_keys.items()}
+    )

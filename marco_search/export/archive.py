@@ -24,17 +24,17 @@ import pyarrow.parquet as pq
 
 from marco_search.audit import canonical
 from marco_search.audit.chain import Link
-from marco_search.audit.check import check_job
-from marco_search.audit.evidence import Evidence, Rows, Sealed
+from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import Finding, JobReport, Report
-from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.proofs import Kinds, unpack
+from marco_search.audit.formats import FORMATS, KEYED, NEWEST
+from marco_search.audit.proofs import Kinds, Rows, unpack
+from marco_search.audit.verify import check_job
 from marco_search.errors import ArchiveRefused
 from marco_search.export import parquet
 from marco_search.export.files import whole
 from marco_search.export.tables import stream
 from marco_search.store.db import Conn
-from marco_search.store.seal import archives, seals
+from marco_search.store.seal import archives
 from marco_search.store.seal.archives import Month
 
 _ROWS_AT_ONCE = 500
@@ -44,7 +44,7 @@ KINDS = FORMATS[NEWEST].kinds
 LINKS = {
     "job_id": "uuid", "seq": "int8", "kind": "text", "root": "bytea", "previous": "bytea",
     "head": "bytea", "at": "timestamptz", "format": "int2",
-    **{f"{kind}s": "int8[]" for kind in seals.keyed_kinds()}, "hashes": "bytea",
+    **{f"{kind}s": "int8[]" for kind in KEYED}, "hashes": "bytea",
 }  # fmt: skip
 """Columns of link.parquet, and their Postgres types."""
 FILES = frozenset(f"{name}.parquet" for name in (*KINDS, "link"))
@@ -106,28 +106,20 @@ def check_archive(folder: Path) -> Report:
     """
     began = time.perf_counter()
     files = archives.parse(read_manifest(folder))["files"]
-    findings = list(_check_files(folder, files))
-    jobs = nodes = rollouts = 0
+    total = Report(findings=tuple(_check_files(folder, files)))
     try:
-        for report in () if findings else _check_jobs(folder):
-            findings += report.findings
-            jobs, nodes = jobs + 1, nodes + report.nodes
-            rollouts += report.rollouts
+        for report in () if total.findings else _check_jobs(folder):
+            total.add(report)
     except (pa.ArrowException, LookupError, TypeError, ValueError, struct.error) as error:
-        findings.append(Finding("archive", str(folder), "not readable", "its rows", str(error)))
+        wrong = Finding("archive", str(folder), "not readable", "its rows", str(error))
+        total.findings += (wrong,)
     for name in sorted({path.name for path in folder.iterdir()} - FILES - {"manifest.json"}):
         what = "nothing vouches for the file"
-        findings.append(Finding("archive", name, what, "a file of the list", "another"))
-    return Report(
-        jobs=jobs,
-        open_jobs=0,
-        archived_jobs=jobs,
-        nodes=nodes,
-        rollouts=rollouts,
-        links=files.get("link.parquet", {"rows": 0})["rows"],
-        seconds=time.perf_counter() - began,
-        findings=tuple(findings),
-    )
+        total.findings += (Finding("archive", name, what, "a file of the list", "another"),)
+    total.archived_jobs, total.open_jobs = total.jobs, 0
+    total.links = files.get("link.parquet", {"rows": 0})["rows"]
+    total.seconds = time.perf_counter() - began
+    return total
 
 
 def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
@@ -206,7 +198,7 @@ def _canonical(values: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Kinds) 
     }
 
 
-def _sealed(row: dict[str, Any]) -> Sealed:
+def _sealed(row: dict[str, Any]) -> SealedRun:
     link = Link(
         seq=row["seq"],
         kind=row["kind"],
@@ -217,12 +209,11 @@ def _sealed(row: dict[str, Any]) -> Sealed:
         at=row["at"],
         format=row.get("format", 1),  # files of format 1 have no such column
     )
-    keys = {"request": [0], "outcome": [0]}
-    keys |= {kind: row[f"{kind}s"] for kind in seals.keyed_kinds()}
+    keys = {kind: row[f"{kind}s"] for kind in KEYED}
     known = link.format in FORMATS
     finding = None
     if known and link.head != link.expected_head:
         head = link.expected_head.hex()[:16]
         finding = Finding("link.parquet", f"seq {link.seq}", "head", head, link.head.hex()[:16])
     proof = unpack(keys, row["hashes"], FORMATS[link.format].kinds) if known else None
-    return Sealed(link=link, proof=proof, finding=finding)
+    return SealedRun(link=link, proof=proof, finding=finding)

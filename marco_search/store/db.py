@@ -11,10 +11,10 @@ answers (a proxy, a frozen machine) is noticed by the time limit of `_Connection
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection, IsolationLevel, errors, sql
@@ -22,6 +22,8 @@ from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from sqlalchemy import Table, bindparam
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from marco_search.errors import (
     AccessDenied,
@@ -55,6 +57,8 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 # A transaction that stood still for too long, because this process did. The same may well
 # succeed on another connection.
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
+
+_DIALECT: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 Conn = Connection[TupleRow]
 _R = TypeVar("_R")
@@ -241,6 +245,15 @@ class Database:
             raise unavailable(self.shown, error) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, *_GONE) as error:
             raise unavailable(self.shown, error) from error
+
+
+def insert(conn: Conn, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, all with the same columns."""
+    if rows:
+        statement = table.insert().inline().values({name: bindparam(name) for name in rows[0]})
+        query = str(statement.compile(dialect=_DIALECT))
+        with conn.cursor() as cursor:
+            cursor.executemany(query.encode(), rows)
 
 
 def is_pooled(conn: Conn) -> bool:

@@ -18,5 +18,5 @@ def test_built_jobs_verify_and_a_build_goes_on_where_it_was(database_url: str) -
             ).fetchone()
         assert row == (count, True, True)
     report = verify_all(database_url, processes=1)
-    assert report.fits, report.findings
+    assert report.ok, report.findings
     assert report.jobs == 36

@@ -80,6 +80,6 @@ def test_a_job_from_migration_to_verification_without_the_superuser(made: str, p
     reading = Database(reader, application="test", read_only=True)
     with closing(reading), reading.transaction() as conn:
         assert job_record.read(conn, stored.id).answers
-    assert verify_all(reader).fits
+    assert verify_all(reader).ok
     with psycopg.connect(reader) as conn, pytest.raises(errors.InsufficientPrivilege):
         conn.execute("UPDATE public.jobs SET answer = 'x'")

@@ -191,7 +191,7 @@ def test_waiting_and_failed_jobs_begin_anew_as_new_jobs(
             [[old, renewed[old]]],
         ).fetchone()
     assert same == (1,)
-    assert verify_all(database_url).fits
+    assert verify_all(database_url).ok
 
 
 def test_the_commands_say_it_and_begin_them_anew(

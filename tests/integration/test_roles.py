@@ -324,7 +324,7 @@ def test_a_user_who_may_make_no_roles_still_migrates(services: ServiceUrls) -> N
 def test_the_app_and_an_auditor_of_all_can_verify(login: Login) -> None:
     for role in ("marco_app", "marco_auditor_all"):
         report = verify_all(login(role))
-        assert (report.fits, report.jobs > 0) == (True, True)
+        assert (report.ok, report.jobs > 0) == (True, True)
     with pytest.raises(AccessDenied, match="the app's or the owner's"):
         verify_all(login("marco_auditor"))
 

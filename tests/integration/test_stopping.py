@@ -213,7 +213,7 @@ def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
     assert result.answer is not None
     asked = "SELECT count(*) FROM audit_log WHERE event = 'cancel_requested'"
     assert sql(database, asked) == [(1,)]
-    assert verify_all(database_url).fits
+    assert verify_all(database_url).ok
 
 
 def test_a_job_resumed_just_before_it_is_given_back_is_published(

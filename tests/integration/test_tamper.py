@@ -131,7 +131,7 @@ def edit_and_prove(conn: Connection, ids: list[UUID]) -> bytes:
     """Edit a node and write its hash anew; the root of all hashes is then another."""
     conn.execute(EDIT.encode(), {"job": ids[1]})
     kinds = FORMATS[NEWEST].kinds
-    proof = prove(rows.of_jobs(conn, [ids[1]], kinds)[ids[1]], kinds)
+    proof = prove(rows.read(conn, kinds, rows.of_jobs([ids[1]]))[ids[1]], kinds)
     conn.execute(
         "UPDATE proofs SET hashes = %s FROM chain AS c WHERE c.seq = proofs.seq AND job_id = %s",
         [proof.packed(), ids[1]],
@@ -293,7 +293,7 @@ def test_it_is_found_and_the_row_is_named(
     with tampering(url) as conn:
         tamper(conn, stored.jobs)
     report = verify_all(url)
-    assert report.fits is needs_anchor
+    assert report.ok is needs_anchor
     found = list(report.findings) or against_anchor(url, stored.anchor)
     print(f"\n{what}\n    {found[0]}", end=" ")
     assert found[0].table == table
@@ -360,4 +360,4 @@ def test_what_candidates_read_proves_nothing_and_is_not_proved(url: str) -> None
         changed = conn.execute("UPDATE vocabulary SET text = 'forged'").rowcount
         conn.execute("DELETE FROM vocabulary WHERE token_id % 2 = 0")
     assert changed > 5
-    assert verify_all(url).fits
+    assert verify_all(url).ok

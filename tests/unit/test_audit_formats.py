@@ -1,7 +1,7 @@
 """The rules of the newest audit format are those that this version writes by.
 
-If one of these tests fails, a rule was changed: write a new format (marco_search/audit/v3, by
-the pattern of v2) with the new rule, and leave the older ones as they are.
+If one of these tests fails, a rule was changed: write a new format (marco_search.audit.formats)
+with the new rule, and leave the older ones as they are.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -16,17 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.audit import canonical, v1
+from marco_search.audit import canonical
 from marco_search.audit.chain import JOB, Link, check_link, follow
-from marco_search.audit.check import check_job
-from marco_search.audit.evidence import Evidence, Sealed
+from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import Status
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
 from marco_search.audit.v1.payload import hashes
 from marco_search.audit.v1.rollouts import _branch_seed
-from marco_search.audit.v1.rows import AnswerRow, RolloutRow
 from marco_search.audit.v1.votes import check_answers
+from marco_search.audit.verify import check_job
 from marco_search.jobs import SearchOptions, payload_hash
 from marco_search.kinds import KINDS, parse_job
 from marco_search.search.mcts import branch_seed
@@ -90,8 +90,8 @@ def as_jsonb(value: object) -> str:
     return format(Decimal(repr(value)), "f") if isinstance(value, float) else json.dumps(value)
 
 
-def rollout(place: int, answer: str | None, value: float) -> RolloutRow:
-    return RolloutRow(place, 1, 0, 0, 1, 1, 0, value, value, value, (0,), "no", "stop", answer)
+def rollout(place: int, answer: str | None, value: float) -> SimpleNamespace:
+    return SimpleNamespace(rollout_id=place, path_confidence=value, answer=answer)
 
 
 TEXTS = (
@@ -116,14 +116,21 @@ def test_what_a_search_ranks_fits(
     config = {"choice": how, "sharpness": 2.0}
     rows = [rollout(i, key, value) for i, (key, value) in enumerate(votes)]
     voters = [r for r in rows if r.answer is not None]
-    keys = KINDS[kind].merge([(str(r.answer), r.value) for r in voters])
+    keys = KINDS[kind].merge([(str(r.answer), r.path_confidence) for r in voters])
     candidates = [
-        Candidate(key=k, value=r.value, rollout_id=r.rollout_id)
+        Candidate(key=k, value=r.path_confidence, rollout_id=r.rollout_id)
         for k, r in zip(keys, voters, strict=True)
     ]
     ranked = rank(candidates, how, sharpness=2.0)[:shown]
     answers = [
-        AnswerRow(i, a.confidence, a.votes, a.share, a.rollout_ids, a.key, a.key)
+        SimpleNamespace(
+            rank=i,
+            confidence=a.confidence,
+            votes=a.votes,
+            share=a.share,
+            rollout_ids=a.rollout_ids,
+            key=a.key,
+        )
         for i, a in enumerate(ranked, start=1)
     ]
     job, payload = {"state": "succeeded", "kind": kind}, {"options": {"answers": shown}}
@@ -177,7 +184,7 @@ def test_a_format_that_only_a_newer_version_knows_is_said_and_is_no_tampering() 
         Evidence(
             job_id=JOB_ID,
             rows={NEWEST: rows},
-            sealed=[Sealed(link=link, proof=None, finding=finding)],
+            sealed=[SealedRun(link=link, proof=None, finding=finding)],
         )
     )
     assert report.status is Status.UNKNOWN
@@ -192,16 +199,16 @@ def test_format_1_is_what_version_0_1_0_hashed() -> None:
     }  # fmt: skip
     rows = {
         name: [(1, canonical.encode(kind.columns, [samples[t] for t in kind.columns.values()]))]
-        for name, kind in v1.KINDS.items()
+        for name, kind in FORMATS[1].kinds.items()
     }
-    root = prove(rows, v1.KINDS).root.hex()
+    root = prove(rows, FORMATS[1].kinds).root.hex()
     assert root == "c1e7b15b534e9ece3bea7797bdf9377edcf1b2496dcbb00b8295821897e4574b"
 
 
 @pytest.mark.parametrize("payload", ["[]", "1", '{"options": 3}', "[" * 5000 + "]" * 5000])
 def test_a_payload_that_nobody_submitted_has_no_hash_that_fits(payload: str) -> None:
     try:
-        found = list(hashes(payload, None, *v1.PAYLOAD))
+        found = list(hashes(payload, None, *FORMATS[1].payload))
     except (ValueError, RecursionError):
         return
     assert "0" * 64 not in found

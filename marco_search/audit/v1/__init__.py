@@ -1,8 +1,7 @@
-"""Format 1: what version 0.1.0 hashed, and what follows from what. Nothing here may change.
+"""Format 1: what follows from what in the rows of a job, as version 0.1.0 wrote them.
 
 All rules are written down here once more, apart from the search that wrote the rows: a later
-version may search, vote and read answers by other rules, and these rows still fit. Whatever
-changes (a column, the name or the default of an option, a rule of ranking) is a new format.
+version may search, vote and read answers by other rules, and these rows are still valid.
 """
 
 from __future__ import annotations
@@ -11,17 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
-from marco_search.audit.evidence import Rows
 from marco_search.audit.findings import Finding
-from marco_search.audit.v1 import payload
-from marco_search.audit.v1.columns import KINDS
-
-__all__ = ["KINDS", "LATE_EVENTS", "PAYLOAD", "check_numbers"]
-
-PAYLOAD = (payload.FIELDS, payload.OPTIONS)
-
-LATE_EVENTS = ("published",)
-"""What may be logged after the end: a sweep noted it a moment late."""
+from marco_search.audit.proofs import Kinds, Rows
 
 
 def check_numbers(
@@ -29,9 +19,10 @@ def check_numbers(
     job: dict[str, Any],
     rows: Rows,
     visits: Mapping[int, tuple[int, float]] | None,
+    kinds: Kinds,
 ) -> Iterator[Finding]:
-    """See `marco_search.audit.v1.numbers`."""
-    # It loads NumPy, and whoever ends a job loads this package: producers too.
+    """What does not agree. `job`: request and outcome by column; `visits`: as the view shows."""
+    # It loads NumPy, and each producer loads this package.
     from marco_search.audit.v1 import numbers
 
-    return numbers.check_numbers(job_id, job, rows, visits)
+    return numbers.check_numbers(job_id, job, rows, visits, kinds)

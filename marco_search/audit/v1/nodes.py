@@ -10,30 +10,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marco_search.audit.canonical import ARRAY_HEAD, EMPTY_ARRAY, unpack_texts
 from marco_search.audit.findings import Finding
-from marco_search.audit.v1.rows import TOP_K, NodeRow
 
+TOP_K = 5
 ROUNDING = 1e-9
+
+_ARRAYS = (
+    ("logprobs", 1, 4),
+    ("confidences", 1, 8),
+    ("top_ids", TOP_K, 4),
+    ("top_logprobs", TOP_K, 4),
+)
+"""A node's arrays of numbers: how many a token, and the bytes of each."""
 
 _FLOATS = np.dtype([("size", ">i4"), ("value", ">f4")])
 _DOUBLES = np.dtype([("size", ">i4"), ("value", ">f8")])
 
 
 @dataclass(slots=True)
-class Grown:
-    """A tree as its rows say it grew. Lists are indexed by node id; 0 is the root."""
+class RebuiltTree:
+    """A tree as its rows say it grew. Lists are indexed by node id; 0 is the root.
+
+    Attributes:
+        parents: The node above each.
+        depths: Edges from the root.
+        actions: What added each.
+        tokens: Generated tokens of each.
+        sums: Sums of their c_i.
+        path_tokens: Tokens over the path since its last reflection.
+        path_sums: The sums of their c_i.
+        visits: Rollouts that pass through each.
+        values: The sums of what these backed up.
+    """
 
     parents: list[int] = field(default_factory=lambda: [-1])
     depths: list[int] = field(default_factory=lambda: [0])
     actions: list[str] = field(default_factory=lambda: ["root"])
     tokens: list[int] = field(default_factory=lambda: [0])
-    sums: list[float] = field(default_factory=lambda: [0.0])  # of c_i
-    # The same over the path since its last reflection.
+    sums: list[float] = field(default_factory=lambda: [0.0])
     path_tokens: list[int] = field(default_factory=lambda: [0])
     path_sums: list[float] = field(default_factory=lambda: [0.0])
     visits: dict[int, int] = field(default_factory=dict)
@@ -43,6 +64,23 @@ class Grown:
         """Mean c_i from the root, or the last reflection, to this node."""
         count = self.path_tokens[node_id]
         return self.path_sums[node_id] / count if count else 0.0
+
+
+def unpack_tokens(row: dict[str, Any]) -> None:
+    """Count a node's tokens, and leave the elements of its arrays for NumPy to read at once.
+
+    Raises ValueError, TypeError or struct.error for arrays that are none of a node's.
+    """
+    size = len(row["token_ids"])
+    count = 0 if size == EMPTY_ARRAY else (size - ARRAY_HEAD) // 8
+    for name, each, width in _ARRAYS:
+        wanted = ARRAY_HEAD + (4 + width) * each * count if count else EMPTY_ARRAY
+        if len(row[name]) != wanted:
+            raise ValueError("arrays of different lengths")
+        row[name] = row[name][ARRAY_HEAD:]
+    row["tokens"] = count
+    joined = unpack_texts(row["token_texts"], count).decode() if count else row["text"]
+    row["texts_agree"] = joined == row["text"]
 
 
 def vector_confidences(
@@ -55,11 +93,11 @@ def vector_confidences(
     return np.where(total > 0.0, found, 0.0)
 
 
-def check_nodes(job_id: UUID, nodes: Sequence[NodeRow]) -> tuple[Grown, list[Finding]]:
-    """The tree that the nodes (in id order) make up, and the nodes that do not fit into it."""
+def check_nodes(job_id: UUID, nodes: Sequence[Any]) -> tuple[RebuiltTree, list[Finding]]:
+    """The tree that the nodes (in id order) make up, and what is wrong with them."""
     stored = _numbers(b"".join(n.confidences for n in nodes), _DOUBLES)
     found = list(_check_confidences(job_id, nodes, stored))
-    tree = Grown()
+    tree = RebuiltTree()
     total = np.concatenate([[0.0], np.cumsum(stored)])
     end = 0
     for expected_id, node in enumerate(nodes, start=1):
@@ -69,9 +107,9 @@ def check_nodes(job_id: UUID, nodes: Sequence[NodeRow]) -> tuple[Grown, list[Fin
             found.append(_node(job_id, node, *wrong))
             if node.node_id != expected_id or not 0 <= node.parent_id < expected_id:
                 return tree, found  # what follows can't be placed
-        if not node.texts_fit:
+        if not node.texts_agree:
             found.append(_node(job_id, node, "text", "its tokens' texts, joined", "another text"))
-        afresh = node.action == "reflection"
+        restarts = node.action == "reflection"
         parent = node.parent_id
         tree.parents.append(parent)
         tree.depths.append(node.depth)
@@ -79,12 +117,12 @@ def check_nodes(job_id: UUID, nodes: Sequence[NodeRow]) -> tuple[Grown, list[Fin
         tree.tokens.append(node.tokens)
         own = float(total[end] - total[begin])
         tree.sums.append(own)
-        tree.path_sums.append((0.0 if afresh else tree.path_sums[parent]) + own)
-        tree.path_tokens.append((0 if afresh else tree.path_tokens[parent]) + node.tokens)
+        tree.path_sums.append((0.0 if restarts else tree.path_sums[parent]) + own)
+        tree.path_tokens.append((0 if restarts else tree.path_tokens[parent]) + node.tokens)
     return tree, found
 
 
-def _misplaced(tree: Grown, node: NodeRow, expected_id: int) -> tuple[str, str, str] | None:
+def _misplaced(tree: RebuiltTree, node: Any, expected_id: int) -> tuple[str, str, str] | None:
     if node.node_id != expected_id:
         return "node_id", f"{expected_id}, the next", str(node.node_id)
     if not 0 <= node.parent_id < node.node_id:
@@ -100,7 +138,7 @@ def _numbers(data: bytes, kind: np.dtype[np.void]) -> NDArray[np.float64]:
 
 
 def _check_confidences(
-    job_id: UUID, nodes: Sequence[NodeRow], stored: NDArray[np.float64]
+    job_id: UUID, nodes: Sequence[Any], stored: NDArray[np.float64]
 ) -> Iterator[Finding]:
     logprobs = _numbers(b"".join(n.logprobs for n in nodes), _FLOATS)
     tops = _numbers(b"".join(n.top_logprobs for n in nodes), _FLOATS).reshape(-1, TOP_K)
@@ -116,6 +154,6 @@ def _check_confidences(
         yield _node(job_id, nodes[at], what, f"{expected:.9g} by its log-probs", f"{stored[i]:.9g}")
 
 
-def _node(job_id: UUID, node: NodeRow, what: str, expected: str, there: str) -> Finding:
+def _node(job_id: UUID, node: Any, what: str, expected: str, found: str) -> Finding:
     key = f"job {job_id}, node_id {node.node_id}"
-    return Finding("nodes", key, what, expected, there, job_id)
+    return Finding("nodes", key, what, expected, found, job_id)

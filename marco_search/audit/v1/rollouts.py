@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import pairwise
+from typing import Any
 from uuid import UUID
 
 from marco_search.audit.findings import Finding
-from marco_search.audit.v1.nodes import ROUNDING, Grown
-from marco_search.audit.v1.rows import RolloutRow
+from marco_search.audit.v1.nodes import ROUNDING, RebuiltTree
 
 ROOT = 0
 
@@ -18,9 +18,9 @@ _SCORED_AGAIN = 0.05
 
 
 def check_rollouts(
-    job_id: UUID, tree: Grown, rollouts: Sequence[RolloutRow], *, seed: int | None, value: str
+    job_id: UUID, tree: RebuiltTree, rollouts: Sequence[Any], *, seed: int | None, value: str
 ) -> Iterator[Finding]:
-    """What does not fit in the rollouts (in id order). Counts visits into `tree`.
+    """What is wrong with the rollouts (in id order). Counts visits into `tree`.
 
     `seed` and `value` are the configuration's; without a seed the branches' are not checked.
     """
@@ -35,9 +35,8 @@ def check_rollouts(
                     tree.visits[node_id] = tree.visits.get(node_id, 0) + 1
                     tree.values[node_id] = tree.values.get(node_id, 0.0) + row.value
         if wrong is not None:
-            what, expected, there = wrong
             key = f"job {job_id}, rollout_id {row.rollout_id}"
-            yield Finding("rollouts", key, what, expected, there, job_id)
+            yield Finding("rollouts", key, *wrong, job_id)
 
 
 def _branch_seed(seed: int, branch_id: int) -> int:
@@ -45,7 +44,7 @@ def _branch_seed(seed: int, branch_id: int) -> int:
     return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
 
 
-def _wrong_path(tree: Grown, row: RolloutRow, expected_id: int) -> tuple[str, str, str] | None:
+def _wrong_path(tree: RebuiltTree, row: Any, expected_id: int) -> tuple[str, str, str] | None:
     if row.rollout_id != expected_id:
         return "rollout_id", f"{expected_id}, the next", str(row.rollout_id)
     path, known = row.path, len(tree.parents)
@@ -61,7 +60,7 @@ def _wrong_path(tree: Grown, row: RolloutRow, expected_id: int) -> tuple[str, st
 
 
 def _wrong_numbers(
-    tree: Grown, row: RolloutRow, seed: int | None, value: str, seen: int
+    tree: RebuiltTree, row: Any, seed: int | None, value: str, seen: int
 ) -> tuple[str, str, str] | None:
     if seed is not None and row.seed != _branch_seed(seed, row.rollout_id):
         return "seed", str(_branch_seed(seed, row.rollout_id)), str(row.seed)
@@ -77,7 +76,7 @@ def _wrong_numbers(
     return _wrong_confidence(tree, row, seen)
 
 
-def _wrong_confidence(tree: Grown, row: RolloutRow, seen: int) -> tuple[str, str, str] | None:
+def _wrong_confidence(tree: RebuiltTree, row: Any, seen: int) -> tuple[str, str, str] | None:
     """Mean c_i of the tokens the rollout generated, which are on its path after its start.
 
     A thought that was made to reflect had begun to close: its closing is a node beside the

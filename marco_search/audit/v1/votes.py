@@ -15,7 +15,6 @@ from uuid import UUID
 
 from marco_search.audit.findings import Finding
 from marco_search.audit.v1.nodes import ROUNDING
-from marco_search.audit.v1.rows import AnswerRow, RolloutRow
 
 _MERGED = ("open_ended",)
 """Kinds of job whose near-duplicates are one answer."""
@@ -40,8 +39,8 @@ def check_answers(
     job: Mapping[str, Any],
     payload: Mapping[str, Any],
     config: Mapping[str, Any],
-    rollouts: Sequence[RolloutRow],
-    answers: Sequence[AnswerRow],
+    rollouts: Sequence[Any],
+    answers: Sequence[Any],
 ) -> Iterator[Finding]:
     """What does not follow from the votes."""
     if not answers and job["state"] != "succeeded":
@@ -74,9 +73,7 @@ def check_answers(
             yield from _compare(job_id, key, i + 1, answers[i], expected[i], highest)
 
 
-def _merged(
-    keys: Mapping[int, str], answers: Sequence[AnswerRow]
-) -> tuple[dict[int, str], str | None]:
+def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, str], str | None]:
     """The key that each rollout counts under, and a key that counts under two."""
     found = dict(keys)
     for answer in answers:
@@ -89,10 +86,10 @@ def _merged(
 
 
 def _rank(
-    voters: Sequence[RolloutRow], keys: Mapping[int, str], config: Mapping[str, Any]
+    voters: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
 ) -> list[_Ranked]:
     how = config["choice"]
-    groups: dict[str, list[RolloutRow]] = {}
+    groups: dict[str, list[Any]] = {}
     for row in voters:
         if not 0.0 <= row.path_confidence <= 1.0:
             raise ValueError(f"rollout {row.rollout_id} has value {row.path_confidence}")
@@ -117,8 +114,8 @@ def _rank(
     return sorted(ranked, key=lambda a: a.order)
 
 
-def _weight(group: Sequence[RolloutRow], how: str, config: Mapping[str, Any]) -> float:
-    values = [r.path_confidence for r in group]
+def _weight(group: Sequence[Any], how: str, config: Mapping[str, Any]) -> float:
+    values: list[float] = [r.path_confidence for r in group]
     if how == "vote":
         return float(len(values))
     if how == "weighted":
@@ -135,7 +132,7 @@ def _highest_share(ranked: Sequence[_Ranked], shown: int, place: int) -> float:
 
 
 def _compare(
-    job_id: UUID, key: str, place: int, there: AnswerRow, expected: _Ranked, highest: float | None
+    job_id: UUID, key: str, place: int, there: Any, expected: _Ranked, highest: float | None
 ) -> Iterator[Finding]:
     for what, wanted, found in (
         ("rank", place, there.rank),

@@ -12,7 +12,6 @@ from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding
 from marco_search.errors import InvalidAnchor
 from marco_search.store.db import Conn
-from marco_search.store.seal import seals
 
 _LAST_SEQ = 2**62  # what is beyond is no bigint
 
@@ -22,7 +21,7 @@ def take(conn: Conn, *, key: Path | None = None) -> Anchor:
 
     Raises InvalidAnchor for a key that can't be used, or a chain that was emptied.
     """
-    first, last = _link(conn, "seq = 0"), _link(conn, "true")
+    first, last = _link(conn, 0), _link(conn)
     if first is None or last is None:
         raise InvalidAnchor("the chain is empty or has lost its first link: run `marco verify`")
     return anchors.make(first, last, jobs=_jobs(conn, last.seq), key=key)
@@ -31,10 +30,9 @@ def take(conn: Conn, *, key: Path | None = None) -> Anchor:
 def check(conn: Conn, anchor: Anchor) -> list[Finding]:
     """What the stored chain says against an anchor."""
     seq = min(anchor.seq, _LAST_SEQ)
-    there, after = (_link(conn, f"seq = {place}") for place in (seq, seq + 1))
-    first, last = _link(conn, "seq = 0"), _link(conn, "true")
+    first, link, after, last = _link(conn, 0), _link(conn, seq), _link(conn, seq + 1), _link(conn)
     jobs = _jobs(conn, seq)
-    return list(anchors.check_anchor(anchor, first, there, last, jobs=jobs, after=after))
+    return list(anchors.check_anchor(anchor, first, link, last, jobs=jobs, after=after))
 
 
 def _jobs(conn: Conn, seq: int) -> int:
@@ -45,7 +43,11 @@ def _jobs(conn: Conn, seq: int) -> int:
     return row[0] if row else 0
 
 
-def _link(conn: Conn, condition: str) -> Link | None:
+def _link(conn: Conn, seq: int | None = None) -> Link | None:
+    """A link; the last one without a number."""
     with conn.cursor(row_factory=class_row(Link)) as cursor:
-        query = f"SELECT {seals.LINK_COLUMNS} FROM public.chain WHERE {condition}"  # noqa: S608
-        return cursor.execute(f"{query} ORDER BY seq DESC LIMIT 1".encode()).fetchone()
+        return cursor.execute(
+            "SELECT * FROM public.chain WHERE %(seq)s::bigint IS NULL OR seq = %(seq)s"
+            " ORDER BY seq DESC LIMIT 1",
+            {"seq": seq},
+        ).fetchone()

@@ -14,10 +14,11 @@ from uuid import UUID
 from psycopg import errors
 from psycopg.sql import SQL, Identifier
 
+from marco_search import schema
 from marco_search.audit.evidence import Archived
 from marco_search.audit.findings import Finding
 from marco_search.errors import ArchiveRefused
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, insert
 from marco_search.store.seal import seals
 from marco_search.store.trail import partitions
 
@@ -31,32 +32,36 @@ _NAME = re.compile(r"nodes_(\d{4})_(\d{2})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Month:
-    """A month that has partitions. Its jobs have first <= id < before."""
+    """A month that has partitions. Its jobs have first <= id < before.
 
-    name: str  # such as 2026-08
+    Attributes:
+        name: Such as 2026-08.
+        first: The lowest id that a job of the month can have.
+        before: The lowest id of the next month.
+        end: The beginning of the next month, UTC.
+    """
+
+    name: str
     first: UUID
     before: UUID
-    end: datetime  # the beginning of the next month, UTC
+    end: datetime
 
 
 def months(conn: Conn, until: datetime) -> list[Month]:
     """The months with partitions that are over at `until`, oldest first."""
     rows = conn.execute(
-        "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %s ORDER BY c.relname",
+        "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) ORDER BY relname",
         [partitions.SCHEMA],
     ).fetchall()
     found = []
-    for (name,) in rows:
-        match = _NAME.fullmatch(name)
-        if match:
-            year, month = int(match[1]), int(match[2])
-            start = datetime(year, month, 1, tzinfo=UTC)
-            end = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
-            if end <= until:
-                bounds = partitions.lower_bound(start), partitions.lower_bound(end)
-                name = f"{year}-{month:02}"
-                found.append(Month(name=name, first=bounds[0], before=bounds[1], end=end))
+    for match in filter(None, (_NAME.fullmatch(name) for (name,) in rows)):
+        year, month = int(match[1]), int(match[2])
+        start = datetime(year, month, 1, tzinfo=UTC)
+        end = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+        if end <= until:
+            first, before = partitions.lower_bound(start), partitions.lower_bound(end)
+            name = f"{year}-{month:02}"
+            found.append(Month(name=name, first=first, before=before, end=end))
     return found
 
 
@@ -70,8 +75,7 @@ def require_ended(conn: Conn, month: Month) -> None:
     if rows is not None:
         raise ArchiveRefused(
             f"{month.name}: not all jobs have ended ({rows[2]} left, the first is {rows[0]}, "
-            f"{rows[1]}); "
-            "wait for them or cancel them"
+            f"{rows[1]}); wait for them or cancel them"
         )
 
 
@@ -91,7 +95,7 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
     Raises ArchiveRefused if a job of the month runs again or has ended once more since the files
     were written, or this user may not drop them.
     """
-    # Nobody may put a job back until this is committed.
+    # No job can be requeued until this is committed.
     conn.execute(
         "SELECT FROM public.jobs WHERE id >= %s AND id < %s AND state IN ('failed', 'dead')"
         " FOR UPDATE",
@@ -105,7 +109,7 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
     ).fetchone()
     if links != (written,):
         raise ArchiveRefused(
-            f"{month.name}: a job was put back and ended again while the files were written; "
+            f"{month.name}: a job was requeued and ended again while the files were written; "
             "nothing was dropped: run it again"
         )
     try:
@@ -124,10 +128,8 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
         [month.name, digest.hex(), month.first, month.before],
     )
     link = seals.seal_archive(conn, digest)
-    conn.execute(
-        "INSERT INTO public.archives (seq, first, before, files) VALUES (%s, %s, %s, %s)",
-        [link.seq, month.first, month.before, manifest],
-    )
+    row = {"seq": link.seq, "first": month.first, "before": month.before, "files": manifest}
+    insert(conn, schema.ARCHIVES, [row])
     return link.seq
 
 
@@ -139,23 +141,22 @@ def root_of(manifest: str) -> bytes:
 def check(conn: Conn) -> list[Finding]:
     """Archives whose list, or the range of jobs beside it, is not the one that was chained."""
     found = []
-    for seq, root, files, *bounds in conn.execute(
+    for seq, root, files, first, before in conn.execute(
         "SELECT c.seq, c.root, a.files, a.first, a.before FROM public.chain AS c"
         " LEFT JOIN public.archives AS a USING (seq)"
         " WHERE c.kind = 'archive' OR a.seq IS NOT NULL ORDER BY c.seq"
     ):
         if files is None:
-            found.append(Finding("archives", f"seq {seq}", "the list is gone", "a row", "none"))
+            wrong = ("the list is gone", "a row", "none")
         elif root_of(files) != root:
-            there = root_of(files).hex()[:16]
-            what = "the list was changed"
-            found.append(Finding("archives", f"seq {seq}", what, root.hex()[:16], there))
+            wrong = ("the list was changed", root.hex()[:16], root_of(files).hex()[:16])
         else:
             listed = parse(files)
-            wanted, there = f"{listed['first']} to {listed['before']}", "{} to {}".format(*bounds)
-            if wanted != there:
-                what = "the range of its jobs was changed"
-                found.append(Finding("archives", f"seq {seq}", what, wanted, there))
+            wanted, stored = f"{listed['first']} to {listed['before']}", f"{first} to {before}"
+            if wanted == stored:
+                continue
+            wrong = ("the range of its jobs was changed", wanted, stored)
+        found.append(Finding("archives", f"seq {seq}", *wrong))
     return found
 
 
@@ -214,6 +215,6 @@ def parse(manifest: str) -> dict[str, Any]:
                 raise ValueError(f"{name!r} is not described")
         data["format"] = int(number)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        said = str(error)[:100] or type(error).__name__
-        raise ArchiveRefused(f"manifest.json: not an archive's list ({said})") from None
+        reason = str(error)[:100] or type(error).__name__
+        raise ArchiveRefused(f"manifest.json: not an archive's list ({reason})") from None
     return data

@@ -1,22 +1,23 @@
-"""Verification: fetches what is stored, and has it checked (marco_search.audit.check)."""
+"""Verification: fetches what is stored, and has it checked (marco_search.audit.verify)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 from uuid import UUID
 
 from psycopg.rows import class_row, dict_row
 
 from marco_search.audit.chain import Link, check_link
-from marco_search.audit.check import check_job
-from marco_search.audit.evidence import Evidence, Rows, Sealed
+from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import JobReport
-from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.proofs import Kinds, Proof, unpack
+from marco_search.audit.formats import FORMATS, KEYED, NEWEST
+from marco_search.audit.proofs import Proof, unpack
+from marco_search.audit.verify import check_job
 from marco_search.errors import JobNotFound
 from marco_search.store.db import Conn, Database
-from marco_search.store.seal import archives, seals
+from marco_search.store.seal import archives
 from marco_search.store.trail import rows
 
 
@@ -28,39 +29,34 @@ def verify_job(database: Database, job_id: UUID) -> JobReport:
     """
     with database.transaction() as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        sealed = sealed_of(conn, [job_id])
-        found = by_format(sealed, lambda kinds: rows.of_jobs(conn, [job_id], kinds))
-        if not found and not sealed:
-            raise JobNotFound(f"no job {job_id}")
-        return check_job(
-            Evidence(
-                job_id=job_id,
-                rows=found.get(job_id, {}),
-                sealed=sealed.get(job_id, ()),
-                archives=archives.covering(archives.listed(conn), job_id),
-                visits=shown_visits(conn, [job_id]).get(job_id, {}),
-            )
-        )
+        for report in _check(conn, rows.of_jobs([job_id]), [job_id]):
+            return report
+    raise JobNotFound(f"no job {job_id}")
 
 
 def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[JobReport]:
-    """Check all jobs with after < id <= last that tables or chain know, in order of id."""
-    newest = rows.between(conn, after, last, FORMATS[NEWEST].kinds)
-    ids = list(newest)
-    sealed = sealed_of(conn, ids)
+    """Check all jobs with after < id <= last that the tables know, in order of id."""
+    return _check(conn, rows.between(after, last))
 
-    def fetch(kinds: Kinds) -> Mapping[UUID, Rows]:
-        same = kinds == FORMATS[NEWEST].kinds
-        return newest if same else rows.between(conn, after, last, kinds)
 
-    found = by_format(sealed, fetch)
-    visits = shown_visits(conn, ids)
+def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterator[JobReport]:
+    """Reports on the jobs with such rows, and on those of `also` that the chain has."""
+    newest = FORMATS[NEWEST].kinds
+    found = rows.read(conn, newest, where)
+    sealed = _sealed_runs(conn, {*found, *also})
+    formats = {run.link.format for runs in sealed.values() for run in runs} & FORMATS.keys()
+    by_format = {
+        number: found if kinds == newest else rows.read(conn, kinds, where)
+        for number in sorted(formats | {NEWEST})
+        for kinds in [FORMATS[number].kinds]
+    }
+    visits = _shown_visits(conn, found)
     archived = archives.listed(conn)
-    for job_id in sorted(ids):
+    for job_id in sorted(found.keys() | sealed.keys()):
         yield check_job(
             Evidence(
                 job_id=job_id,
-                rows=found.pop(job_id),
+                rows={number: its.get(job_id, {}) for number, its in by_format.items()},
                 sealed=sealed.get(job_id, ()),
                 archives=archives.covering(archived, job_id),
                 visits=visits.get(job_id, {}),
@@ -68,64 +64,38 @@ def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[J
         )
 
 
-def by_format(
-    sealed: Mapping[UUID, Sequence[Sealed]], fetch: Callable[[Kinds], Mapping[UUID, Rows]]
-) -> dict[UUID, dict[int, Rows]]:
-    """Each job's rows as the formats of its links, and the newest, have them."""
-    wanted = {one.link.format for ends in sealed.values() for one in ends} & FORMATS.keys()
-    fetched: list[tuple[Kinds, Mapping[UUID, Rows]]] = []
-    found: dict[UUID, dict[int, Rows]] = defaultdict(dict)
-    for number in sorted(wanted | {NEWEST}):
-        kinds = FORMATS[number].kinds
-        rows_ = next((there for known, there in fetched if known == kinds), None)
-        if rows_ is None:
-            rows_ = fetch(kinds)
-            fetched.append((kinds, rows_))
-        for job_id, its in rows_.items():
-            found[job_id][number] = its
-    return found
-
-
-def sealed_of(conn: Conn, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Sealed]]:
+def _sealed_runs(conn: Conn, job_ids: Collection[UUID]) -> Mapping[UUID, list[SealedRun]]:
     """The links of each job with their proofs, each checked against the link before it."""
-    keys = seals.keyed_kinds()
-    before = dict[int, Link]()
     with conn.cursor(row_factory=class_row(Link)) as cursor:
-        for link in cursor.execute(
-            f"SELECT {seals.LINK_COLUMNS} FROM public.chain WHERE seq IN"  # noqa: S608
-            " (SELECT seq - 1 FROM public.chain WHERE job_id = ANY (%s))",
+        links = cursor.execute(
+            "SELECT * FROM public.chain WHERE seq IN ("
+            " SELECT unnest(ARRAY[seq, seq - 1]) FROM public.chain WHERE job_id = ANY (%s)"
+            ") ORDER BY seq",
             [list(job_ids)],
-        ):
-            before[link.seq] = link
-    found: dict[UUID, list[Sealed]] = defaultdict(list)
-    with conn.cursor(row_factory=dict_row, binary=True) as rows_:
-        for row in rows_.execute(
-            f"SELECT {seals.LINK_COLUMNS}, attempts, events, nodes, rollouts, answers, hashes"  # noqa: S608
-            " FROM public.chain LEFT JOIN public.proofs USING (seq)"
-            " WHERE job_id = ANY (%s) ORDER BY job_id, seq",
-            [list(job_ids)],
-        ):
-            link = Link(**{name: row[name] for name in seals.LINK_COLUMNS.split(", ")})
-            known: dict[str, Sequence[int]] = {"request": (0,), "outcome": (0,)}
-            known |= {kind: row[f"{kind}s"] or () for kind in keys}
-            found[row["job_id"]].append(
-                Sealed(
-                    link=link,
-                    proof=_proof(known, row["hashes"], link.format),
-                    finding=check_link(link, before.get(link.seq - 1)),
-                )
-            )
+        ).fetchall()
+    with conn.cursor(row_factory=dict_row, binary=True) as kept:
+        seqs = [link.seq for link in links]
+        kept.execute("SELECT * FROM public.proofs WHERE seq = ANY (%s)", [seqs])
+        proofs = {row["seq"]: row for row in kept}
+    by_seq = {link.seq: link for link in links}
+    found: dict[UUID, list[SealedRun]] = defaultdict(list)
+    for link in links:
+        if link.job_id in job_ids and link.job_id is not None:
+            proof = _proof(proofs.get(link.seq), link.format)
+            finding = check_link(link, by_seq.get(link.seq - 1))
+            found[link.job_id].append(SealedRun(link=link, proof=proof, finding=finding))
     return found
 
 
-def _proof(keys: Mapping[str, Sequence[int]], packed: bytes | None, number: int) -> Proof | None:
-    if not packed or number not in FORMATS:
+def _proof(row: Mapping[str, Any] | None, number: int) -> Proof | None:
+    if row is None or number not in FORMATS:
         return None
-    return unpack(keys, packed, FORMATS[number].kinds)
+    keys = {kind: row[f"{kind}s"] for kind in KEYED}
+    return unpack(keys, row["hashes"], FORMATS[number].kinds)
 
 
-def shown_visits(
-    conn: Conn, job_ids: Sequence[UUID]
+def _shown_visits(
+    conn: Conn, job_ids: Collection[UUID]
 ) -> Mapping[UUID, Mapping[int, tuple[int, float]]]:
     """Visit counts and values as the view shows them, by job and node."""
     shown: dict[UUID, dict[int, tuple[int, float]]] = defaultdict(dict)

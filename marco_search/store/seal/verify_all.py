@@ -1,6 +1,6 @@
 """Verification of a whole database, in one snapshot, by several processes.
 
-The chain is read from end to end here; jobs are dealt out in ranges of ids that hold some
+The chain is read from end to end here; jobs are checked in ranges of ids that hold some
 thousand nodes each. All see the same snapshot, so a database in use verifies as well.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from types import ModuleType
@@ -24,41 +23,19 @@ from psycopg.rows import class_row
 from psycopg.sql import SQL, Literal
 
 from marco_search.audit.chain import JOB, Link, check_links
-from marco_search.audit.findings import Finding, Report, Status
+from marco_search.audit.findings import MOST_FINDINGS, Finding, Report
 from marco_search.errors import VerificationStopped
 from marco_search.store.db import Conn, Database, allow
-from marco_search.store.seal import archives, seals
+from marco_search.store.seal import archives
 from marco_search.store.seal.verification import check_range
 
 _NODES_A_RANGE = 10_000
 """Some 50 MB of memory for each process."""
 _ALONE_BELOW = 4 * _NODES_A_RANGE
 """Starting processes takes a second: not worth it for less."""
-_MOST_FINDINGS = 1000
 
 Range = tuple[UUID | None, UUID | None]
 """after < id <= last; None: no bound."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What was looked at, and what did not fit."""
-
-    jobs: int = 0
-    open_jobs: int = 0
-    archived_jobs: int = 0
-    nodes: int = 0
-    rollouts: int = 0
-    findings: list[Finding] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Add what another has counted."""
-        self.jobs += other.jobs
-        self.open_jobs += other.open_jobs
-        self.archived_jobs += other.archived_jobs
-        self.nodes += other.nodes
-        self.rollouts += other.rollouts
-        self.findings += other.findings
 
 
 def verify_all(
@@ -66,35 +43,27 @@ def verify_all(
 ) -> Report:
     """Check every link of the chain and every job of the database at `url`.
 
-    `on_progress` is told (jobs done, jobs in all). Raises DatabaseUnavailable, SchemaMismatch,
-    and VerificationStopped if one of the processes was killed.
+    `on_progress` is called with (jobs done, jobs in all). Raises DatabaseUnavailable,
+    SchemaMismatch, and VerificationStopped if one of the processes was killed.
     """
     began = time.perf_counter()
+    total = Report()
     with _snapshot(url) as (conn, snapshot):
-        links, chained, findings = _check_chain(conn)
+        chained, findings = _check_chain(conn, total)
         findings += archives.check(conn)
         jobs = conn.execute("SELECT id, nodes FROM public.jobs ORDER BY id").fetchall()
-        known = {job_id for job_id, _ in jobs}
-        tally = Tally()
-        for done in _checked(url, conn, snapshot, ranges_of(jobs), processes):
-            tally.add(done)
+        for part in _checked(url, conn, snapshot, ranges_of(jobs), processes):
+            total.merge(part)
             if on_progress:
-                on_progress(tally.jobs, len(jobs))
-    for job_id in sorted(chained - known):
+                on_progress(total.jobs, len(jobs))
+    for job_id in sorted(chained - {job_id for job_id, _ in jobs}):
         what = "the chain has the job, the table has not"
         findings.append(Finding("jobs", f"id {job_id}", what, "its row", "none", job_id))
-    findings += sorted(tally.findings, key=lambda f: f.job_id or UUID(int=0))
+    findings += sorted(total.findings, key=lambda f: f.job_id or UUID(int=0))
     findings.sort(key=lambda f: f.unknown)  # what is wrong before what can't be checked
-    return Report(
-        jobs=tally.jobs,
-        open_jobs=tally.open_jobs,
-        archived_jobs=tally.archived_jobs,
-        nodes=tally.nodes,
-        rollouts=tally.rollouts,
-        links=links,
-        seconds=time.perf_counter() - began,
-        findings=tuple(dict.fromkeys(findings))[:_MOST_FINDINGS],
-    )
+    total.findings = tuple(dict.fromkeys(findings))[:MOST_FINDINGS]
+    total.seconds = time.perf_counter() - began
+    return total
 
 
 @contextmanager
@@ -112,25 +81,21 @@ def _snapshot(url: str, name: str | None = None) -> Iterator[tuple[Conn, str]]:
         yield conn, row[0]
 
 
-def _check_chain(conn: Conn) -> tuple[int, set[UUID], list[Finding]]:
-    """How many links there are, the jobs they name, and what is wrong with them."""
+def _check_chain(conn: Conn, total: Report) -> tuple[set[UUID], list[Finding]]:
+    """The jobs that links name, and what is wrong with links. Counts these in `total`."""
     chained: set[UUID] = set()
-    count = 0
 
     def read() -> Iterator[Link]:
-        nonlocal count
         with conn.cursor("chain", row_factory=class_row(Link)) as cursor:
             cursor.itersize = 2000
-            for link in cursor.execute(
-                f"SELECT {seals.LINK_COLUMNS} FROM public.chain ORDER BY seq"  # noqa: S608
-            ):
-                count += 1
+            for link in cursor.execute("SELECT * FROM public.chain ORDER BY seq"):
+                total.links += 1
                 if link.kind == JOB and link.job_id is not None:
                     chained.add(link.job_id)
                 yield link
 
     findings = list(check_links(read()))
-    return count, chained, findings
+    return chained, findings
 
 
 def check_month(conn: Conn, month: archives.Month) -> Iterator[Finding]:
@@ -163,15 +128,15 @@ def ranges_of(
 
 def _checked(
     url: str, conn: Conn, snapshot: str, ranges: list[Range], processes: int
-) -> Iterator[Tally]:
+) -> Iterator[Report]:
     if processes < 2 or len(ranges) * _NODES_A_RANGE <= _ALONE_BELOW:
         yield from (_check(conn, part) for part in ranges)
         return
     # Spawned: a forked process would share connections and threads.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _open, (url, snapshot))
     try:
-        with _main_left_alone():
-            done = pool.map(_check_here, ranges)
+        with _main_module_hidden():
+            done = pool.map(_check_in_worker, ranges)
         yield from done
     except BrokenProcessPool:
         raise VerificationStopped(
@@ -183,10 +148,10 @@ def _checked(
 
 
 @contextmanager
-def _main_left_alone() -> Iterator[None]:
+def _main_module_hidden() -> Iterator[None]:
     """Processes that are spawned meanwhile do not import this one's main module, nor see Ctrl-C.
 
-    They need nothing of it, and a script without `if __name__ == "__main__"` would run anew.
+    They need nothing of it, and a script without `if __name__ == "__main__"` would run again.
     Ctrl-C is for the parent, which ends them: they inherit that the signal is blocked.
     """
     main = sys.modules["__main__"]
@@ -200,39 +165,32 @@ def _main_left_alone() -> Iterator[None]:
 
 
 _worker: Conn | None = None
+_kept: list[object] = []
 
 
 def _open(url: str, snapshot: str) -> None:
     global _worker
-    Thread(target=_leave_with_parent, daemon=True).start()
+    Thread(target=_exit_with_parent, daemon=True).start()
     # Closed by the end of the process.
     context = _snapshot(url, snapshot)
     _worker, _ = context.__enter__()
     _kept.append(context)
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # nobody is left to tell, and the snapshot would keep vacuum from its work
+        os._exit(1)  # an open snapshot would keep vacuum from its work
 
 
-_kept: list[object] = []
-
-
-def _check_here(part: Range) -> Tally:
+def _check_in_worker(part: Range) -> Report:
     assert _worker is not None, "the initializer ran"
     return _check(_worker, part)
 
 
-def _check(conn: Conn, part: Range) -> Tally:
-    tally = Tally()
-    for report in check_range(conn, *part):
-        tally.jobs += 1
-        tally.open_jobs += report.status is Status.OPEN
-        tally.archived_jobs += report.status is Status.ARCHIVED
-        tally.nodes += report.nodes
-        tally.rollouts += report.rollouts
-        tally.findings += report.findings[:_MOST_FINDINGS]
-    return tally
+def _check(conn: Conn, part: Range) -> Report:
+    report = Report()
+    for job in check_range(conn, *part):
+        report.add(job)
+    return report

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import numpy as np
 
-from marco_search.audit.binary import NUMBERS, pack_texts
+from marco_search.audit.canonical import NUMBERS, pack_texts
 from marco_search.search.branches import TOP_K
 from marco_search.search.tree import Node
 from marco_search.store.trail.records import NODE_COLUMNS, filled

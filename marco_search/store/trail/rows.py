@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from uuid import UUID
 
 from psycopg.sql import SQL, Composable, Identifier, Literal
@@ -17,48 +17,43 @@ _KEY_AT = 26  # after the column count, the job's id and the key's length
 
 Rows = dict[str, list[Row]]
 """By kind, each in key order."""
+Where = Callable[[Composable], Composable]
+"""A condition on the column that holds the job's id."""
 
 
-def of_jobs(
-    conn: Conn, job_ids: Sequence[UUID], kinds: Kinds, *, ended: bool = False
-) -> dict[UUID, Rows]:
-    """All rows of these jobs, as `kinds` has them; with `ended` only of those that have ended."""
-    ids = Literal(list(job_ids))
-
-    def among(kind: Kind) -> Composable:
-        condition: Composable = SQL("{} = ANY ({})").format(Identifier(kind.job), ids)
-        return (
-            condition + SQL(" AND finished_at IS NOT NULL") if ended and not kind.key else condition
-        )
-
-    rows = _by_job(conn, kinds, {name: among(kind) for name, kind in kinds.items()})
-    return {i: found for i, found in rows.items() if "outcome" in found} if ended else rows
+def of_jobs(job_ids: Sequence[UUID]) -> Where:
+    """The rows of these jobs."""
+    return lambda job: SQL("{} = ANY ({})").format(job, Literal(list(job_ids)))
 
 
-def between(conn: Conn, after: UUID | None, last: UUID | None, kinds: Kinds) -> dict[UUID, Rows]:
-    """All rows of the jobs with after < id <= last (None: no bound), also of jobs without one."""
+def between(after: UUID | None, last: UUID | None) -> Where:
+    """The rows of jobs with after < id <= last (None: no bound), also of jobs without a row."""
 
-    def inside(kind: Kind) -> Composable:
-        column = Identifier(kind.job)
-        parts: list[Composable] = [SQL("true")]
-        if after is not None:
-            parts.append(SQL("{} > {}").format(column, Literal(after)))
-        if last is not None:
-            parts.append(SQL("{} <= {}").format(column, Literal(last)))
-        return SQL(" AND ").join(parts)
+    def inside(job: Composable) -> Composable:
+        low = SQL("{} > {}").format(job, Literal(after)) if after else SQL("true")
+        high = SQL("{} <= {}").format(job, Literal(last)) if last else SQL("true")
+        return SQL(" AND ").join([low, high])
 
-    return _by_job(conn, kinds, {name: inside(kind) for name, kind in kinds.items()})
+    return inside
 
 
-def _by_job(conn: Conn, kinds: Kinds, conditions: dict[str, Composable]) -> dict[UUID, Rows]:
+def read(conn: Conn, kinds: Kinds, where: Where, *, ended: bool = False) -> dict[UUID, Rows]:
+    """All rows of some jobs, as `kinds` has them; with `ended` only of those that have ended."""
     found: dict[bytes, Rows] = defaultdict(lambda: defaultdict(list))
-    for name, condition in conditions.items():
-        for row in _copy(conn, kinds[name], condition):
+    for name, kind in kinds.items():
+        condition = where(Identifier(kind.job))
+        if ended and not kind.key:
+            condition = condition + SQL(" AND finished_at IS NOT NULL")
+        for row in _copy(conn, kind, condition):
             # The key's own length says how wide it is.
             width = int.from_bytes(row[_KEY_AT - 4 : _KEY_AT], "big")
-            key = row[_KEY_AT : _KEY_AT + width] if kinds[name].key else b""
+            key = row[_KEY_AT : _KEY_AT + width] if kind.key else b""
             found[row[6:22]][name].append((int.from_bytes(key, "big", signed=True), row))
-    return {UUID(bytes=job_id): dict(rows) for job_id, rows in found.items()}
+    return {
+        UUID(bytes=job_id): dict(rows)
+        for job_id, rows in found.items()
+        if "outcome" in rows or not ended
+    }
 
 
 def _copy(conn: Conn, kind: Kind, condition: Composable) -> Iterator[bytes]:

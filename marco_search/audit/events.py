@@ -1,51 +1,35 @@
 """Checks the events of a job that came after it had ended: no proof covers them yet.
 
-A job that was given up may be put back; its next end covers what was logged until then. Of a
-job whose last end stands, only what no job can do without is believed: that it was archived,
-which must agree with the chained list of the archive.
+A dead or failed job may be put back; its next end covers what was logged until then. Of a
+job whose last end stands, only one event is accepted: that it was archived, which must agree
+with the chained list of the archive.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from types import SimpleNamespace
 
-from marco_search.audit import canonical
+from marco_search.audit.canonical import microseconds
 from marco_search.audit.chain import Link
 from marco_search.audit.evidence import Evidence
 from marco_search.audit.findings import Finding
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import Proof
 
-ENDS = ("succeeded", "failed", "cancelled", "dead", "expired")
-GIVEN_UP = ("failed", "dead")
+FINAL = ("succeeded", "failed", "cancelled", "dead", "expired")
+DEAD = ("failed", "dead")
 PUT_BACK = "requeued"
-"""The event after which a job that had been given up may run again. No other may."""
+"""The event after which a dead job may run again. No other may."""
 _LATE_US = 3_600_000_000  # an hour: how late a sweep of version 0.1.0 may have noted something
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A row of the log. `at`: microseconds since 2000-01-01 UTC."""
-
-    id: int
-    event: str
-    generation: int | None
-    detail: str
-    at: int
-
-
-def events(evidence: Evidence, number: int = NEWEST) -> list[Event]:
-    """The job's log, in order, as rows of this format."""
-    columns = FORMATS[number].kinds["event"].columns
-    found = []
-    for key, row in evidence.rows.get(number, {}).get("event", ()):
-        values = canonical.decode(columns, row)
-        at = int.from_bytes(values["at"], "big", signed=True)
-        event = Event(key, values["event"], values["generation"], values["detail"] or "{}", at)
-        found.append(event)
-    return found
+def events(evidence: Evidence, number: int = NEWEST) -> list[SimpleNamespace]:
+    """The job's log, in order, as rows of this format; times as in canonical rows."""
+    reader = FORMATS[number].kinds["event"].reader
+    rows = evidence.rows.get(number, {}).get("event", ())
+    return [SimpleNamespace(**reader.read(row)) for _, row in rows]
 
 
 def put_back(evidence: Evidence, end: int) -> bool:
@@ -58,7 +42,7 @@ def put_back(evidence: Evidence, end: int) -> bool:
     if before is None or (later is not None and after is None):
         return True
     known, log = before.hashes["event"], events(evidence)
-    ends = [e.event for e in log if e.id in known and e.event in ENDS]
+    ends = [e.event for e in log if e.id in known and e.event in FINAL]
     new = [
         e.event
         for e in log
@@ -66,7 +50,7 @@ def put_back(evidence: Evidence, end: int) -> bool:
     ]
     # A sweep of version 0.1.0 may have noted something before it.
     first = next((event for event in new if event != "published"), None)
-    return bool(ends) and ends[-1] in GIVEN_UP and first == PUT_BACK
+    return bool(ends) and ends[-1] in DEAD and first == PUT_BACK
 
 
 def check_late(evidence: Evidence, link: Link, proof: Proof) -> Iterator[Finding]:
@@ -89,7 +73,7 @@ def check_late(evidence: Evidence, link: Link, proof: Proof) -> Iterator[Finding
 
 
 def _wrong_archived(
-    evidence: Evidence, link: Link, event: Event, count: int
+    evidence: Evidence, link: Link, event: SimpleNamespace, count: int
 ) -> tuple[str, str] | None:
     """Expected and found, if no archive wrote this event."""
     if not evidence.archives:
@@ -97,20 +81,20 @@ def _wrong_archived(
     if count > 1:
         return "archived once", "again"
     try:
-        detail = json.loads(event.detail)
+        detail = json.loads(event.detail or "{}")
     except RecursionError:
         detail = None
-    end = canonical.microseconds(link.at)
+    end = microseconds(link.at)
     for archive in evidence.archives:
         wanted = {"month": archive.month, "manifest": archive.root.hex()}
-        in_time = end <= event.at <= canonical.microseconds(archive.at)
+        in_time = end <= event.at <= microseconds(archive.at)
         if detail == wanted and in_time and event.generation is None:
             return None
     return "what the archive's list says", f"another {event.event}"
 
 
-def _wrong_published(link: Link, event: Event) -> tuple[str, str] | None:
-    late = event.at - canonical.microseconds(link.at)
+def _wrong_published(link: Link, event: SimpleNamespace) -> tuple[str, str] | None:
+    late = event.at - microseconds(link.at)
     if event.generation is None and event.detail == "{}" and abs(late) <= _LATE_US:
         return None
     return "none", f"{event.event}, not as a sweep would note it"

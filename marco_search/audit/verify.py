@@ -9,16 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from marco_search.audit import canonical
 from marco_search.audit.chain import Link, unknown_format
+from marco_search.audit.events import FINAL, check_late, events, put_back
 from marco_search.audit.evidence import Evidence
 from marco_search.audit.findings import Finding, JobReport, status_of
 from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.log import check_late, events, put_back
 from marco_search.audit.proofs import BULK, Proof, prove
 from marco_search.audit.v1.payload import hashes
-
-FINAL = ("succeeded", "failed", "cancelled", "dead", "expired")
 
 
 def check_job(evidence: Evidence) -> JobReport:
@@ -34,8 +31,8 @@ def check_job(evidence: Evidence) -> JobReport:
             Finding("jobs", f"id {job_id}", "the job is gone", "its row", "none", job_id)
         )
     else:
-        job = canonical.decode(kinds["request"].columns, rows["request"][0][1])
-        job |= canonical.decode(kinds["outcome"].columns, rows["outcome"][0][1])
+        job = kinds["request"].reader.read(rows["request"][0][1])
+        job |= kinds["outcome"].reader.read(rows["outcome"][0][1])
     ended = job.get("state") in FINAL
     archived = (
         bool(evidence.archives)
@@ -63,12 +60,12 @@ def check_job(evidence: Evidence) -> JobReport:
 
 
 def _check_numbers(evidence: Evidence, job: dict[str, Any], number: int) -> Iterator[Finding]:
-    rows, visits = evidence.rows.get(number, {}), evidence.visits
+    rows, rules = evidence.rows.get(number, {}), FORMATS[number]
     try:
-        yield from FORMATS[number].check_numbers(evidence.job_id, job, rows, visits)
+        yield from rules.check_numbers(evidence.job_id, job, rows, evidence.visits, rules.kinds)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        key, there = f"id {evidence.job_id}", f"{type(error).__name__}: {error}"
-        yield Finding("jobs", key, "not readable", "a job's rows", there, evidence.job_id)
+        key, found = f"id {evidence.job_id}", f"{type(error).__name__}: {error}"
+        yield Finding("jobs", key, "not readable", "a job's rows", found, evidence.job_id)
 
 
 def _check_payload(job_id: UUID, job: dict[str, Any], number: int) -> Iterator[Finding]:
