@@ -116,9 +116,9 @@ class Outcome:
 
     @property
     def fits(self) -> bool:
-        """The same text; with the embedded engine the same bits."""
+        """The same text; with a runtime that is exact the same bits."""
         done = self.replayed
-        if self.info.name == "embedded":
+        if self.info.exact:
             return done.same_bits
         return done.same_text and done.same_answers + done.read_otherwise == done.rollouts
 

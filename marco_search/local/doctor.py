@@ -350,7 +350,6 @@ def _model(settings: Settings) -> Finding:
     try:
         info = open_runtime(settings).info
     except MarcoError as error:
-        variable = "MARCO_MODEL" if settings.runtime == "embedded" else "MARCO_RUNTIME"
-        return Finding("model", False, str(error), f"see {variable}")
+        return Finding("model", False, str(error), "see MARCO_RUNTIME and MARCO_MODEL")
     detail = f"{info.model} on {info.name} {info.version}, {info.context_tokens} tokens"
     return Finding("model", True, detail)

@@ -1,23 +1,50 @@
-"""Where text comes from. `open_runtime` gives the runtime that the settings name."""
+"""Where text comes from: `open_runtime` gives the runtime that the settings name.
+
+A new runtime is a module with a class that does what `base.Runtime` says, a function that opens
+one from the settings, and a line in `RUNTIMES`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from marco_search.errors import InvalidSettings
 from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings
 
-__all__ = ["open_runtime"]
+__all__ = ["RUNTIMES", "open_runtime"]
+
+
+def _embedded(settings: Settings) -> Runtime:
+    from marco_search.runtime.embedded import open_embedded
+
+    return open_embedded(settings)
+
+
+def _sglang(settings: Settings) -> Runtime:
+    from marco_search.runtime.sglang import open_sglang
+
+    return open_sglang(settings)
+
+
+RUNTIMES: dict[str, Callable[[Settings], Runtime]] = {
+    "embedded": _embedded,
+    "http": _sglang,
+    "https": _sglang,
+}
+"""What opens a runtime, by the scheme of MARCO_RUNTIME: the part before the colon, if any."""
 
 
 def open_runtime(settings: Settings) -> Runtime:
-    """The embedded engine, or the SGLang servers that MARCO_RUNTIME lists.
+    """The runtime that MARCO_RUNTIME names.
 
-    Raises ModelRefused for a model that can't be used or is not the one asked for,
-    RuntimeUnavailable if no server answers, InvalidSettings for an address that is not one.
+    Raises InvalidSettings for an address that is not one, ModelRefused for a model that can't be
+    used or is not the one asked for, RuntimeUnavailable if no server answers.
     """
-    if settings.runtime == "embedded":
-        from marco_search.runtime.embedded import open_embedded
-
-        return open_embedded(settings)
-    from marco_search.runtime.sglang import open_endpoint
-
-    return open_endpoint(settings)
+    scheme = settings.runtime.strip().partition(":")[0].lower()
+    if scheme not in RUNTIMES:
+        raise InvalidSettings(
+            "MARCO_RUNTIME: use embedded, or addresses of SGLang servers separated by commas, "
+            "such as http://127.0.0.1:30000"
+        )
+    return RUNTIMES[scheme](settings)

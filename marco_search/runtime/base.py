@@ -1,39 +1,28 @@
-"""The seam between a search and whatever generates text.
-
-A `Runtime` answers expansions with branches. `EmbeddedRuntime` decodes in process,
-`EndpointRuntime` talks to SGLang servers; both run the same fork program.
-"""
+"""The seam between a search and whatever generates text."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import quote
 
 from marco_search.search.branches import Branch, Expansion, Message
+from marco_search.text import HIDDEN, one_line, redacted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeInfo:
     """What generated an answer: enough to replay it. Stored on every attempt."""
 
-    name: str  # "embedded" or "sglang"
-    version: str  # of the engine
-    model: str  # model name as the server gives it, or the folder's name
-    revision: str  # sha256 of the weights for a folder; the server's weight version else
-    context_tokens: int  # longest prompt plus answer
-
-
-_CONTROL = re.compile(r"<(?=\|\w+\|>)")
-
-
-def strip_control_tokens(text: str) -> str:
-    """`text` with control tokens (<|im_end|> and the like) made ordinary text.
-
-    Prompts are tokenised as one text, so a caller's "<|im_end|>" would otherwise end its turn.
-    """
-    return _CONTROL.sub("< ", text)
+    name: str  #: of the runtime: "embedded" or "sglang"
+    version: str  #: of the engine
+    model: str  #: as the server names it, or the folder's name
+    revision: str  #: sha256 of a folder's weights, or the server's weight version
+    context_tokens: int  #: longest prompt plus answer
+    exact: bool = False  #: whether the same version generates the same bits again
 
 
 class Runtime(Protocol):
@@ -68,3 +57,32 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Stop threads and drop connections. A closed runtime can't be used again."""
         ...
+
+
+_CONTROL = re.compile(r"<(?=\|\w+\|>)")
+
+
+def strip_control_tokens(text: str) -> str:
+    """`text` with control tokens (<|im_end|> and the like) made ordinary text.
+
+    Prompts are tokenised as one text, so a caller's "<|im_end|>" would otherwise end its turn.
+    """
+    return _CONTROL.sub("< ", text)
+
+
+_LONGEST_QUOTE = 500  # characters
+_HEADER = re.compile(r"""(?i)(authorization\W{1,8})(?:(?:bearer|basic)\s+)?[^\s"',;}\\]+""")
+
+
+def quoting(key: str | None) -> Callable[[str], str]:
+    """A function that makes what a server says fit for logs: short, one line, without the key."""
+    # As it is, in JSON, and in an address.
+    forms = {key, json.dumps(key)[1:-1], quote(key, safe="")} if key else set()
+
+    def quoted(text: str) -> str:
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, HIDDEN)
+        text = one_line(redacted(_HEADER.sub(rf"\1{HIDDEN}", text)))
+        return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."
+
+    return quoted

@@ -3,20 +3,22 @@
 This is the one module that speaks SGLang's frontend language. It waits for every child
 with a deadline and reads its error, because the frontend's own `join` drops a failed child
 silently and can wait for ever.
+
+The language has no way to pass a seed or a request id to one branch, so the program puts a
+`BranchParams` among the child's variables, and the backends read it there.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import Any
 
 import sglang as sgl
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.params import VARIABLE, BranchParams, error_in
 from marco_search.runtime.reply import Completion, read_completion
 from marco_search.search.branches import (
     END_OF_OUTPUT,
@@ -32,10 +34,38 @@ from marco_search.search.branches import (
     Segment,
 )
 
+PARAMS = "marco_branch"
+"""The variable that holds a child's BranchParams."""
+
 _GRACE_S = 1.0
 """A backend knows the deadline and says better what happened: it may be this much late."""
 
 _PHRASE = Segment(REFLECTION_PHRASE + "\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchParams:
+    """What a generate call carries besides its sampling parameters."""
+
+    seed: int  #: 0 <= seed < 2**31
+    rid: str  #: request id, unique per call
+    deadline: float  #: on time.monotonic(), for the call with all its retries
+    parts: tuple[Part, ...] = ()  #: the executor's text in parts, where they are known
+
+
+def params_of(executor: Any) -> BranchParams:
+    """The values that the fork program put on this executor."""
+    found: BranchParams = executor.variables[PARAMS]
+    return found
+
+
+def error_value(kind: str, message: str) -> tuple[str, dict[str, Any]]:
+    """What a backend returns from `generate` instead of raising.
+
+    An exception inside a fork's thread makes the frontend drop the child or hang.
+    `kind` is the name of a class in marco_search.errors.
+    """
+    return "", {"error": message, "error_type": kind}
 
 
 @sgl.function  # type: ignore[untyped-decorator]
@@ -43,7 +73,7 @@ def _fork_prefix(s: Any, expansion: Expansion, seconds: float) -> Any:
     """Fork the prefix into one child per request; returns a Branch per request, in order."""
     requests, parts = expansion.branches, expansion.parts
     deadline = time.monotonic() + seconds
-    s.set_var(VARIABLE, _params(0, deadline, parts))
+    s.set_var(PARAMS, _params(0, deadline, parts))
     s += expansion.prefix
     s.sync()  # else whether the fork commits the prefix first is a race
     forks = s.fork(len(requests))
@@ -101,13 +131,13 @@ class _Child:
         self._collect()
         if self._error or self._done[-1].stop != END_OF_THOUGHT:
             return
-        left = self._request.max_new_tokens - sum(len(s.tokens) for s in self._segments)
+        left = self._request.max_new_tokens - len(self._done[-1].tokens)
         if left > 0:
             # The phrase follows the thought, without what the server may have sent after it.
             executor = self._state.stream_executor
-            said = executor.variables[self._calls[-1][0]]
-            executor.text_ = executor.text_.removesuffix(said) + self._done[-1].text
-            self._go_on_from(_before_stop(self._done[-1]))
+            sent = executor.variables[self._calls[-1][0]]
+            executor.text_ = executor.text_.removesuffix(sent) + self._done[-1].text
+            self._continue_from(_before_stop(self._done[-1]))
             self._force()
             self._generate((self._request.seed + 1) % 2**31, left, [END_OF_OUTPUT])
 
@@ -115,38 +145,35 @@ class _Child:
         """The finished branch; a failure is a Branch too."""
         if self._error is None and len(self._done) < len(self._calls):
             self._collect()
-        branch = Branch(
+        finish, ok = Finish.FAILED, self._error is None
+        if ok:
+            last = self._done[-1]
+            terminal = last.stopped and last.stop != END_OF_THOUGHT
+            finish = Finish.STOP if terminal else Finish.LENGTH
+        return Branch(
             branch_id=self._request.branch_id,
-            finish=Finish.FAILED,
+            segments=tuple(self._segments) if ok else (),
+            finish=finish,
             prompt_tokens=sum(c.prompt_tokens for c in self._done),
             cached_tokens=sum(c.cached_tokens for c in self._done),
             error=self._error,
-        )
-        if self._error is not None:
-            return branch
-        last = self._done[-1]
-        terminal = last.stopped and last.stop != END_OF_THOUGHT
-        return replace(
-            branch,
-            segments=tuple(self._segments),
-            texts={token: text for c in self._done for token, text in c.texts.items()},
-            finish=Finish.STOP if terminal else Finish.LENGTH,
             seconds=sum(c.seconds for c in self._done),
+            texts={token: text for c in self._done for token, text in c.texts.items()},
         )
 
     def _force(self) -> None:
         self._segments.append(_PHRASE)
         self._state += _PHRASE.text
-        self._go_on_from(_PHRASE.text)
+        self._continue_from(_PHRASE.text)
 
-    def _go_on_from(self, part: Part) -> None:
+    def _continue_from(self, part: Part) -> None:
         if self._parts and part:
             self._parts = (*self._parts, part)
 
     def _generate(self, seed: int, tokens: int, stops: list[str]) -> None:
         name = f"call{len(self._calls)}"
         self._calls.append((name, stops, tokens))
-        self._state.set_var(VARIABLE, _params(seed, self._deadline, self._parts))
+        self._state.set_var(PARAMS, _params(seed, self._deadline, self._parts))
         self._state += sgl.gen(
             name,
             max_tokens=tokens,
@@ -166,9 +193,8 @@ class _Child:
             meta = executor.get_meta_info(name, wait)
             if not isinstance(meta, dict):
                 raise BranchFailed(f"the runtime's backend failed: {executor.error_!r}")
-            failed = error_in(meta)
-            if failed is not None:
-                self._error = failed
+            if "error_type" in meta:
+                self._error = f"{meta['error_type']}: {meta['error']}"
                 return
             found = read_completion(executor.variables[name], meta, stops=stops, most=most)
         except TimeoutError:
@@ -177,14 +203,12 @@ class _Child:
             self._error = f"BranchFailed: {error}"
         else:
             self._done.append(found)
-            text = "".join(t.text for t in found.tokens)
-            self._segments.append(Segment(text, found.tokens))
+            self._segments.append(Segment("".join(t.text for t in found.tokens), found.tokens))
 
 
 def _before_stop(completion: Completion) -> tuple[int, ...]:
     """The ids of the tokens before the one in which the stop text begins."""
     ends = accumulate(len(t.text) for t in completion.tokens)
-    whole = takewhile(
-        lambda pair: pair[1] <= len(completion.text), zip(completion.tokens, ends, strict=True)
-    )
+    pairs = zip(completion.tokens, ends, strict=True)
+    whole = takewhile(lambda pair: pair[1] <= len(completion.text), pairs)
     return tuple(token.id for token, _ in whole)

@@ -26,8 +26,7 @@ from typing import Any
 
 from marco_search.errors import BranchFailed
 from marco_search.runtime import tokens as columns
-from marco_search.runtime.pieces import token_texts
-from marco_search.runtime.tokens import shown
+from marco_search.runtime.tokens import shown, token_texts
 from marco_search.search.branches import END_OF_OUTPUT, Token
 
 _LARGEST_COUNT = 2**30  # two of them fit into what the trail stores

@@ -3,6 +3,11 @@
 SGLang's `output_token_logprobs` is [[logprob, id, piece], ...] and `output_top_logprobs` is
 [[[logprob, id, piece] x 5], ...]. Each check is over a whole column at once: a token at a time
 this took three times as long, a third of a worker's work.
+
+A piece is the text of one token decoded alone. The pieces joined differ from the text of all
+where a token holds a part of a character (its piece has U+FFFD), where the tokenizer drops a
+space at the edge of a token that stands alone, and at special tokens, which have a name and no
+text. `token_texts` gives each token its part of the text.
 """
 
 from __future__ import annotations
@@ -11,20 +16,24 @@ import math
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from itertools import islice, takewhile
 from operator import itemgetter
 from typing import Any
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.pieces import BROKEN
 from marco_search.search.branches import TOP_K
 
+BROKEN = "\ufffd"
 LARGEST_ID = 2**31 - 1
 _LOWEST = -3.4e38  # a float32 that is finite, for a log-prob of minus infinity
 _ROUNDING = 1e-3  # how far above 0 a log-prob may be
 _SEQUENCES = {list, tuple}
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_LOOK_AHEAD = 16  # tokens without a text that may stand between two with one
+# <|im_end|>, </s>, [PAD]: skipped in a text unless the text has it.
+_SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 
-Known = tuple[tuple[int, float], ...]
+Candidates = tuple[tuple[int, float], ...]
 """The candidates of a position, (id, log-prob), best first."""
 
 
@@ -90,7 +99,7 @@ def logprobs(column: Sequence[Any]) -> list[float]:
     return array("f", [max(value, _LOWEST) for value in values]).tolist()
 
 
-def best(numbers: Sequence[int], values: Sequence[float]) -> list[Known]:
+def best(numbers: Sequence[int], values: Sequence[float]) -> list[Candidates]:
     """The candidates of each position, best first, from the ids and log-probs of all."""
     known = list(zip(numbers, values, strict=True))
     return [
@@ -132,3 +141,79 @@ def shown(value: object) -> str:
     if isinstance(value, int):
         return repr(value) if abs(value) < 10**30 else "a huge number"
     return f"a {type(value).__name__}"
+
+
+def token_texts(pieces: list[str], whole: str, *, more: bool = False) -> list[str]:
+    """One text for each piece; joined they are `whole`.
+
+    With `more` (`whole` ends in a stop text) the pieces may go on after it. A character's text
+    stands at the token that completes it. Raises BranchFailed if the pieces are of another text.
+    """
+    if _makes_up(pieces, whole, more):
+        return pieces
+    texts = _aligned(pieces, whole, more)
+    if _makes_up(texts, whole, more):
+        return texts
+    raise _other_text()
+
+
+def _makes_up(texts: list[str], whole: str, more: bool) -> bool:
+    joined = "".join(texts)
+    return joined == whole or (more and joined.startswith(whole))
+
+
+def _aligned(pieces: list[str], whole: str, more: bool) -> list[str]:
+    texts: list[str] = []
+    at = 0
+    while len(texts) < len(pieces):
+        i = len(texts)
+        piece = pieces[i]
+        if at == len(whole) and more:
+            texts.append(piece)
+        elif BROKEN in piece:
+            run = list(takewhile(lambda p: BROKEN in p, islice(pieces, i, None)))
+            after = i + len(run)
+            found = _broken(whole, at, run, pieces[after : after + _LOOK_AHEAD])
+            texts += found
+            at += sum(map(len, found))
+        else:
+            texts.append(_one(whole, at, piece, more))
+            at += len(texts[-1])
+    return texts
+
+
+def _one(whole: str, at: int, piece: str, more: bool) -> str:
+    """The text of a piece without broken characters, which begins at `at`."""
+    if whole.startswith(piece, at) or (more and piece.startswith(whole[at:])):
+        return piece
+    core = piece.strip(" ")
+    start = at + whole.startswith(" ", at)
+    for begin in (start, at):
+        if core and whole.startswith(core, begin):
+            return whole[at : begin + len(core)]
+    if core and not _SPECIAL.fullmatch(core):
+        raise _other_text()
+    return ""
+
+
+def _broken(whole: str, at: int, run: list[str], following: list[str]) -> list[str]:
+    """The texts of a run of broken pieces: all of it at the last one, unless they are meant so."""
+    if whole.startswith("".join(run), at):
+        return run  # a U+FFFD that the model wrote
+    if whole.startswith(BROKEN, at):  # characters that were never completed
+        end = next(i for i in range(at, len(whole) + 1) if whole[i : i + 1] != BROKEN)
+    else:
+        known = (p for p in following if p and not _unseen(p, whole, at))
+        neighbour = next(known, "")
+        end = whole.find(neighbour.strip(" ") or neighbour, at + 1) if neighbour else len(whole)
+        if end < 0:
+            raise _other_text()
+    return [""] * (len(run) - 1) + [whole[at:end]]
+
+
+def _unseen(piece: str, whole: str, at: int) -> bool:
+    return _SPECIAL.fullmatch(piece) is not None and whole.find(piece, at) < 0
+
+
+def _other_text() -> BranchFailed:
+    return BranchFailed("the tokens' text does not make up the completion's text")

@@ -29,7 +29,6 @@ def open_embedded(settings: Settings) -> Runtime:
         model,
         max_rows=settings.embedded_rows,
         cache_bytes=settings.embedded_cache_mib << 20,
-        timeout_s=settings.runtime_timeout_s,
     )
     return ForkRuntime(
         backend, model.info, model.template.render, timeout_s=settings.runtime_timeout_s

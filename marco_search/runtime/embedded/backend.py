@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import random
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from marco_search.runtime.embedded.tokenizer import (
     read_tokenizer,
 )
 from marco_search.runtime.embedded.weights import fingerprint, read_weights
-from marco_search.runtime.params import error_value, params_of
+from marco_search.runtime.program import error_value, params_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,7 @@ def load_model(folder: Path) -> LoadedModel:
         model=folder.name,
         revision=fingerprint(folder),
         context_tokens=config.context_tokens,
+        exact=True,
     )
     return LoadedModel(config, tokenizer, read_chat_template(folder), decoder, info)
 
@@ -90,12 +90,9 @@ def _arithmetic(decoder: Decoder) -> str:
 class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
     """Decodes in this process. `shutdown` ends its thread; it can't be used after that."""
 
-    def __init__(
-        self, model: LoadedModel, *, max_rows: int, cache_bytes: int, timeout_s: float
-    ) -> None:
+    def __init__(self, model: LoadedModel, *, max_rows: int, cache_bytes: int) -> None:
         super().__init__()
         self.model = model
-        self._timeout_s = timeout_s
         cache = RadixCache(cache_bytes)
         self.engine = Engine(Batch(model.decoder, cache, model.tokenizer, max_rows))
 
@@ -127,9 +124,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         self.engine.abort()
 
     def _run(self, request: GenerationRequest, s: Any) -> Completion:
-        own = params_of(s)
-        left = own.deadline - time.monotonic() if own else self._timeout_s
-        seconds = max(0.0, min(left, self._timeout_s))
+        seconds = max(0.0, params_of(s).deadline - time.monotonic())
         future = self.engine.submit(request)
         try:
             return future.result(seconds)
@@ -144,24 +139,21 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
             raise BranchFailed("the prompt is empty")
         if len(ids) >= most:
             raise PromptTooLong(f"the prompt has {len(ids)} tokens; the model takes {most} in all")
-        own = params_of(s)
         return GenerationRequest(
             ids=ids,
             max_new_tokens=min(params.max_new_tokens, most - len(ids)),
             temperature=params.temperature,
             top_p=params.top_p,
-            seed=own.seed if own else random.getrandbits(31),
+            seed=params_of(s).seed,
             stops=(params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ()),
             stop_ids=self.model.config.eos_ids,
         )
 
     def _prefix_ids(self, s: Any) -> TokenIds:
         """The executor's text in tokens: the ones that the trail holds, where they are known."""
-        own, encode = params_of(s), self.model.tokenizer.encode
-        if own is None or not own.parts:
-            return encode(s.text_)
-        parts = [encode(p) if isinstance(p, str) else np.array(p, np.int32) for p in own.parts]
-        return np.concatenate(parts)
+        parts, encode = params_of(s).parts or (s.text_,), self.model.tokenizer.encode
+        ids = [encode(p) if isinstance(p, str) else np.array(p, np.int32) for p in parts]
+        return np.concatenate(ids)
 
     def _answer(self, request: GenerationRequest, found: Completion) -> tuple[str, dict[str, Any]]:
         """As SGLang answers: the text without the stop text, and its `meta_info`.

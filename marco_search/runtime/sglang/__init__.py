@@ -5,24 +5,20 @@ settings -> servers (connections, allowance, health) -> pool -> backend -> fork 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from marco_search.errors import InvalidSettings, ModelRefused
-from marco_search.runtime.base import RuntimeInfo
-from marco_search.runtime.chat import render_chatml
+from marco_search.runtime.base import Runtime, RuntimeInfo
+from marco_search.runtime.chat import read_chat_template, render_chatml
 from marco_search.runtime.fork_runtime import ForkRuntime
-from marco_search.runtime.sglang.backend import EndpointBackend
-from marco_search.runtime.sglang.http import Access
+from marco_search.runtime.sglang.backend import SGLangBackend
+from marco_search.runtime.sglang.connections import Access
 from marco_search.runtime.sglang.pool import Pool
 from marco_search.runtime.sglang.server import Server
-from marco_search.search.branches import Message
 from marco_search.settings import Settings, is_host
 
-__all__ = ["open_endpoint"]
 
-
-def open_endpoint(settings: Settings) -> ForkRuntime:
+def open_sglang(settings: Settings) -> Runtime:
     """A runtime over the servers that MARCO_RUNTIME lists, separated by commas.
 
     Raises InvalidSettings for an address or a CA file that can't be used, RuntimeUnavailable
@@ -37,21 +33,19 @@ def open_endpoint(settings: Settings) -> ForkRuntime:
         verify_tls=settings.runtime_verify_tls,
         ca=settings.runtime_ca,
     )
-    pool = Pool(
-        [
-            # A branch that takes half its time limit says that the server has too much to do.
-            Server(url, access, most_in_flight=settings.runtime_max_in_flight, slow_s=timeout_s / 2)
-            for url in _urls(settings.runtime)
-        ]
-    )
+    # A branch that takes half its time limit says that the server has too much to do.
+    slow_s, most = timeout_s / 2, settings.runtime_max_in_flight
+    urls = _urls(settings.runtime)
+    pool = Pool([Server(url, access, most_in_flight=most, slow_s=slow_s) for url in urls])
     try:
         _check_model(settings, pool.info)
     except ModelRefused:
         pool.close()
         raise
-    backend = EndpointBackend(pool, timeout_s=timeout_s)
+    # ChatML is what Qwen2 and Marco-o1 take.
+    render = read_chat_template(settings.model).render if settings.model else render_chatml
     return ForkRuntime(
-        backend, pool.info, _template(settings), timeout_s=timeout_s, api_key=access.api_key
+        SGLangBackend(pool), pool.info, render, timeout_s=timeout_s, api_key=access.api_key
     )
 
 
@@ -60,45 +54,36 @@ def _api_key(settings: Settings) -> str | None:
         return None
     key = settings.runtime_api_key.get_secret_value().strip()  # a mounted secret ends in a newline
     if not (key.isascii() and key.isprintable()):
-        # Said here: the HTTP client's message would repeat the key.
+        # Checked here: the HTTP client's message would repeat the key.
         raise InvalidSettings("MARCO_RUNTIME_API_KEY: has characters that no header can hold")
     return key or None
-
-
-def _template(settings: Settings) -> Callable[[Sequence[Message]], str]:
-    """ChatML, which Qwen2 and Marco-o1 take; with MARCO_MODEL the template in that folder."""
-    if settings.model is None:
-        return render_chatml
-    from marco_search.runtime.chat import read_chat_template
-
-    return read_chat_template(settings.model).render
 
 
 def _urls(value: str) -> list[str]:
     urls = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
     for url in urls:
-        try:
-            parts = urlsplit(url)
-            path = parts.path
-            usable = parts.port != 0 and is_host(parts.hostname or "") and " " not in path
-            usable = usable and path.isascii() and path.isprintable() and not parts.fragment
-        except ValueError:
-            usable = False
-        if not usable:
-            raise InvalidSettings("MARCO_RUNTIME: an address has no usable host and port")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidSettings(
-                "MARCO_RUNTIME: use embedded, or addresses of SGLang servers separated by commas, "
-                "such as http://127.0.0.1:30000"
-            )
-        if parts.username or parts.password or parts.query:
-            raise InvalidSettings(
-                f"MARCO_RUNTIME: {parts.hostname}: an address has no user, password or query; "
-                "the key goes into MARCO_RUNTIME_API_KEY"
-            )
+        _check_url(url)
     if len(set(urls)) < len(urls) or not urls:
         raise InvalidSettings("MARCO_RUNTIME: name each server once")
     return urls
+
+
+def _check_url(url: str) -> None:
+    """Raises InvalidSettings, without repeating what may hold a secret."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.port != 0 and is_host(parts.hostname or "") and not parts.fragment
+        path = parts.path
+        usable = usable and path.isascii() and path.isprintable() and " " not in path
+    except ValueError:
+        usable = False
+    if not usable or parts.scheme not in ("http", "https"):
+        raise InvalidSettings("MARCO_RUNTIME: an address has no usable host and port")
+    if parts.username or parts.password or parts.query:
+        raise InvalidSettings(
+            f"MARCO_RUNTIME: {parts.hostname}: an address has no user, password or query; "
+            "the key goes into MARCO_RUNTIME_API_KEY"
+        )
 
 
 def _check_model(settings: Settings, info: RuntimeInfo) -> None:

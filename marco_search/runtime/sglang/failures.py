@@ -1,4 +1,4 @@
-"""Why a request to a server came to nothing, as a value, and what may be done about it."""
+"""Why a request to a server failed, as a value, and what may be done about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure, RuntimeUnavailable
 
-_LONGEST_BODY = 10_000  # characters of an error's body that are looked at
+_LONGEST_BODY = 10_000  # characters of an error's body that are read
 # How SGLang 0.4 to 0.5 says that a prompt does not fit.
 _TOO_LONG = ("longer than the model's context length", "exceeds the maximum", "maximum allowed")
 # The prompt fits, but not all that may be generated: (context, prompt) in tokens.
@@ -24,57 +24,24 @@ class Failure:
 
     kind: type[RuntimeFailure]
     message: str
-    again: bool = False  # the same request may succeed if it is sent again
-    busy: bool = False  # the server is well but has too much to do
-    gone: bool = False  # no connection could be made
-    room: int | None = None  # tokens that may be asked for at most, where more were
-    missing: bool = False  # the server has no such path
-    retry_after_s: float | None = None  # how long the server asks us to wait
+    retryable: bool = False  #: the same request may succeed if it is sent again
+    overloaded: bool = False  #: the server is healthy but has too much to do
+    unreachable: bool = False  #: no connection could be made
+    max_new_tokens: int | None = None  #: the most that may be asked for, where more was
+    not_found: bool = False  #: the server has no such path
+    retry_after_s: float | None = None  #: how long the server asks us to wait
 
 
-def cut_short(deadline_passed: bool) -> Failure:
-    """A request that we ended ourselves."""
-    if deadline_passed:
-        return Failure(kind=BranchFailed, message="no answer before the branch's deadline")
-    return Failure(kind=BranchFailed, message="aborted")
-
-
-def unreachable(url: str, why: str) -> Failure:
-    """No connection."""
+def unavailable(message: str, *, unreachable: bool = False) -> Failure:
+    """No connection, one that was lost, or an answer that can't be used: worth another try."""
     return Failure(
-        kind=RuntimeUnavailable,
-        message=f"{url} can't be reached: {why}",
-        again=True,
-        gone=True,
+        kind=RuntimeUnavailable, message=message, retryable=True, unreachable=unreachable
     )
 
 
-def broken_off(url: str, why: str) -> Failure:
-    """The connection was lost, or fell silent, before the answer was complete."""
-    return Failure(
-        kind=RuntimeUnavailable, message=f"{url} broke off its answer: {why}", again=True
-    )
-
-
-def too_large(url: str, path: str, most: int) -> Failure:
-    """An answer of more than `most` bytes, which was not read to its end."""
-    message = f"{url}{path}: the answer is larger than {most >> 10:,} KiB, all that was asked for"
-    return Failure(kind=BranchFailed, message=message)
-
-
-def not_json(url: str, path: str) -> Failure:
-    """An answer of 200 that is not a JSON object."""
-    return odd_answer(url, path, "the answer is not a JSON object")
-
-
-def odd_answer(url: str, path: str, why: str) -> Failure:
-    """An answer of 200 that can't be used."""
-    return Failure(kind=RuntimeUnavailable, message=f"{url}{path}: {why}", again=True)
-
-
-def refused(url: str, path: str, status: int, retry_after: str | None, said: str) -> Failure:
+def refused(url: str, status: int, retry_after: str | None, details: str) -> Failure:
     """An answer with a status other than 200: its Retry-After header and what it says."""
-    message = f"{url}{path} answered {status}" + (f": {said}" if said else "")
+    message = f"{url} answered {status}" + (f": {details}" if details else "")
     if status in (401, 403):
         message += " (set MARCO_RUNTIME_API_KEY to the server's key)"
         return Failure(kind=RuntimeUnavailable, message=message)
@@ -82,13 +49,15 @@ def refused(url: str, path: str, status: int, retry_after: str | None, said: str
         return Failure(
             kind=RuntimeUnavailable,
             message=message,
-            again=True,
-            busy=status in (429, 503),
+            retryable=True,
+            overloaded=status in (429, 503),
             retry_after_s=_retry_after(retry_after),
         )
-    if any(words in said for words in _TOO_LONG):
-        return Failure(kind=PromptTooLong, message=said)
-    return Failure(kind=BranchFailed, message=message, room=_room(said), missing=status == 404)
+    if any(words in details for words in _TOO_LONG):
+        return Failure(kind=PromptTooLong, message=details)
+    found = _TOO_MUCH.search(details)
+    room = max(0, int(found[1]) - int(found[2]) - 1) if found else None
+    return Failure(kind=BranchFailed, message=message, max_new_tokens=room, not_found=status == 404)
 
 
 def reason(error: Exception) -> str:
@@ -100,7 +69,7 @@ def reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def said(body: bytes) -> str:
+def details(body: bytes) -> str:
     """The server's own words: OpenAI's error object, FastAPI's detail, or the text as it is."""
     text = body[:_LONGEST_BODY].decode(errors="replace")
     try:
@@ -112,12 +81,6 @@ def said(body: bytes) -> str:
     if isinstance(found, dict):
         found = found.get("message", found.get("detail", found))
     return found[:_LONGEST_BODY] if isinstance(found, str) else text
-
-
-def _room(said: str) -> int | None:
-    """Tokens that a completion may have, out of a message that more were asked for."""
-    found = _TOO_MUCH.search(said)
-    return max(0, int(found[1]) - int(found[2]) - 1) if found else None
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -6,21 +6,28 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
+from random import Random
+from typing import Any
 
 from marco_search.errors import ModelRefused, RuntimeUnavailable
 from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.sglang.calls import Call
 from marco_search.runtime.sglang.failures import Failure
 from marco_search.runtime.sglang.server import Server
+from marco_search.search.branches import Part
 
 _REMEMBERED = 4096  # searches whose server is known
+_TRIES = 4  # not counting answers of "too many": those are waited out
+_BASE_S, _CAP_S = 0.25, 8.0
+_random = Random()  # seeded by the system, unlike anything in a search
 
 
 class Pool:
-    """Chooses a server for each search.
+    """Chooses a server for each search and tries again what failed.
 
     The choice is a hash of the search's prompt (rendezvous hashing), so that all processes
     agree without speaking to each other, and a job that goes on elsewhere finds its prefixes.
-    A server that is not well is left out; whoever was there keeps to the next one.
+    An unhealthy server is left out; its searches keep to the next one.
     """
 
     def __init__(self, servers: Sequence[Server]) -> None:
@@ -31,15 +38,38 @@ class Pool:
         for server in self._servers:
             server.expected = self.info
 
+    def generate(
+        self, prompt: str, body: dict[str, Any], parts: Sequence[Part], call: Call
+    ) -> dict[str, Any] | Failure:
+        """The answer to `body`, from the server of the search that `prompt` belongs to.
+
+        Sent until it is answered, refused, out of time, or has failed too often. That is safe:
+        it changes nothing on the server, and its seed makes the second answer as good as the
+        first.
+        """
+        rid, failed, counted = body["rid"], 0, 0
+        while True:
+            # A server may still know the id of a try that broke off, and refuse it.
+            attempt = body if not failed else body | {"rid": f"{rid}-{failed}"}
+            found = self.server_for(prompt).generate(attempt, parts, call)
+            if isinstance(found, dict) or not found.retryable:
+                return found
+            failed += 1
+            counted += not found.overloaded
+            if counted >= _TRIES:
+                return found
+            if not call.wait(retry_delay_s(failed, found.retry_after_s)):
+                return call.cut_short() if call.left_s > 0 else found
+
     def server_for(self, prompt: str) -> Server:
-        """The server of the search with this prompt. An unwell one if there is no other."""
+        """The server of the search with this prompt. An unhealthy one if there is no other."""
         if len(self._servers) == 1:
             return self._servers[0]
-        self._look_again()
+        self._probe_unhealthy()
         key = blake2b(prompt.encode(), digest_size=16).hexdigest()
         with self._lock:
             server = self._chosen.pop(key, None)
-            if server is None or not server.well:
+            if server is None or not server.healthy:
                 server = self._best(key)
             self._chosen[key] = server
             if len(self._chosen) > _REMEMBERED:
@@ -53,7 +83,7 @@ class Pool:
 
     def _best(self, key: str) -> Server:
         def weight(server: Server) -> tuple[bool, bytes]:
-            return server.well, blake2b(f"{key} {server.url}".encode()).digest()
+            return server.healthy, blake2b(f"{key} {server.url}".encode()).digest()
 
         return max(self._servers, key=weight)
 
@@ -70,7 +100,7 @@ class Pool:
                 failed.append(found.message)
             elif info is None:
                 info = found
-            elif not _same(info, found):
+            elif (info.model, info.revision) != (found.model, found.revision):
                 raise ModelRefused(
                     f"MARCO_RUNTIME: {server.url} serves {found.model} ({found.revision}), another "
                     f"server {info.model} ({info.revision}): all must serve the same model"
@@ -79,12 +109,14 @@ class Pool:
             raise RuntimeUnavailable("; ".join(failed))
         return info
 
-    def _look_again(self) -> None:
+    def _probe_unhealthy(self) -> None:
         for server in self._servers:
-            if server.claim_look():
+            if server.try_probe():
                 # Not in the caller's thread: a machine that is gone takes its time to say so.
                 threading.Thread(target=server.describe, name="marco-probe", daemon=True).start()
 
 
-def _same(a: RuntimeInfo, b: RuntimeInfo) -> bool:
-    return (a.model, a.revision) == (b.model, b.revision)
+def retry_delay_s(failed: int, asked_s: float | None, random: Random = _random) -> float:
+    """Exponential backoff with full jitter; at least what the server asked for."""
+    jitter = random.uniform(0, min(_CAP_S, _BASE_S * 2.0 ** min(failed - 1, 30)))
+    return jitter if asked_s is None else asked_s + jitter

@@ -1,20 +1,20 @@
-"""One SGLang server: its connections, its allowance, and whether it is well."""
+"""One SGLang server: its connections, its allowance, and whether it is healthy."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marco_search.errors import ModelRefused
-from marco_search.runtime.base import RuntimeInfo
-from marco_search.runtime.quoting import quoting
-from marco_search.runtime.sglang.calls import Call
-from marco_search.runtime.sglang.failures import Failure, cut_short
-from marco_search.runtime.sglang.http import Access, Connections
-from marco_search.runtime.sglang.limits import Limiter
-from marco_search.runtime.sglang.prompts import PromptIds
+from marco_search.runtime.base import RuntimeInfo, quoting
+from marco_search.runtime.sglang.calls import Call, Limiter
+from marco_search.runtime.sglang.connections import Access, Connections
+from marco_search.runtime.sglang.failures import Failure, unavailable
+from marco_search.runtime.tokens import LARGEST_ID
+from marco_search.search.branches import Part
 
 DEFAULT_CONTEXT_TOKENS = 32_768  # of Qwen2 and Marco-o1, for a server that does not say
 _MOST_CONTEXT_TOKENS = 2**30
@@ -22,8 +22,10 @@ ASK_S = 10.0  # for a server to say what it serves
 _ABORT_S = 2.0
 # Bytes of an answer. A token comes with five candidates, each about 40 and its text.
 _ANSWER, _ANSWER_A_TOKEN = 2**18, 2**11
-_STRIKES = 3  # failures in a row that make a server unwell; one refused connection does too
+_FAILURES = 3  # in a row that make a server unhealthy; one refused connection does too
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_TOKENIZE = "/tokenize"
+_REMEMBERED = 256  # texts: a prompt for each search, and the reflection phrase
 
 
 class Server:
@@ -33,75 +35,96 @@ class Server:
         self.url = url
         self.expected: RuntimeInfo | None = None  # what it must serve, once that is known
         self.limiter = Limiter(most_in_flight, slow_s)
-        self._connections = Connections(url, access, self._look_for_another)
+        self._connections = Connections(url, access, self._check_changed)
         self._lock = threading.Lock()
-        self._prompts = PromptIds(url, self._connections.post)
         self._quoted = quoting(access.api_key)
-        self._strikes = 0
-        self._silent = False  # unwell because it answered nothing in time
-        self._pause_s = 0.0  # 0: well
-        self._look_again_at = 0.0
+        self._tokenizes = False  # whether it has /tokenize
+        self._ids: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
+        self._consecutive_failures = 0
+        self._silent = False  # unhealthy because it answered nothing in time
+        self._pause_s = 0.0  # 0: healthy
+        self._probe_at = 0.0
 
     # -- requests ----------------------------------------------------------------------
 
-    def generate(self, body: Mapping[str, Any], call: Call) -> dict[str, Any] | Failure:
-        """One try of /generate, when the server's allowance has a place."""
+    def generate(
+        self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
+    ) -> dict[str, Any] | Failure:
+        """One try of /generate, when the server's allowance has a place.
+
+        `parts` is the text to continue in parts, where they are known (see `Expansion`).
+        """
         if not self.limiter.acquire(call):
-            return cut_short(call.left_s <= 0)
+            return call.cut_short()
         began = time.monotonic()
         found: dict[str, Any] | Failure | None = None
         try:
-            most = _ANSWER + _ANSWER_A_TOKEN * body["sampling_params"]["max_new_tokens"]
-            found = self._looked_at(call)
-            if found is None:
-                found = self._prompts.sent(body, call)
-            if not isinstance(found, Failure):
-                found = self._connections.post("/generate", found, call, most)
+            found = self._generate(body, parts, call)
         finally:
-            ok = isinstance(found, dict)
-            busy = isinstance(found, Failure) and found.busy
-            self.limiter.release(began, ok=ok, busy=busy)
+            overloaded = isinstance(found, Failure) and found.overloaded
+            self.limiter.release(began, ok=isinstance(found, dict), overloaded=overloaded)
         if isinstance(found, Failure) and call.over:
-            # The server would go on with what nobody waits for.
+            # The server would go on with what no caller waits for.
             self._connections.post(
                 "/abort_request", {"rid": body["rid"]}, Call(time.monotonic() + _ABORT_S)
             )
             if call.left_s <= 0:
-                self._strike(silent=True)
+                self._count_failure(silent=True)
         else:
             self._note(found)
         return found
 
-    def _looked_at(self, call: Call) -> Failure | None:
-        """A server that was away may have come back with another model: seen before it is used."""
-        if self.well or self.expected is None:
-            return None
-        found = self._model_info(call)
-        return found if isinstance(found, Failure) else None
+    def _generate(
+        self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
+    ) -> dict[str, Any] | Failure:
+        # One that was unhealthy may have come back with another model.
+        changed = None if self.healthy else self._check_changed(call)
+        if changed is not None:
+            return changed
+        if parts and self._tokenizes:
+            # As a text the prefix would be tokenised again, and not always into the tokens that
+            # were generated and that the trail holds.
+            ids = self._token_ids(parts, call)
+            if isinstance(ids, Failure):
+                return ids
+            body = {name: value for name, value in body.items() if name != "text"}
+            body["input_ids"] = ids
+        most = _ANSWER + _ANSWER_A_TOKEN * body["sampling_params"]["max_new_tokens"]
+        return self._connections.post("/generate", body, call, most)
 
-    def _look_for_another(self, call: Call) -> Failure | None:
-        """A server that closed its connections may have been started anew, with another model."""
-        found = self._model_info(call) if self.expected is not None else None
-        return found if isinstance(found, Failure) else None
+    def _token_ids(self, parts: Sequence[Part], call: Call) -> list[int] | Failure:
+        """The ids of a prefix; the server itself says what a text is in tokens."""
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            found = self._text_ids(part, i == 0, call) if isinstance(part, str) else part
+            if isinstance(found, Failure):
+                return found
+            ids += found
+        return ids
 
-    def _model_info(self, call: Call) -> dict[str, Any] | Failure:
-        """What the server says of its model; this decides whether it is well."""
-        found = self._get("/get_model_info", "/model_info", call)
-        if not isinstance(found, Failure) and self.expected:
-            serves, wanted = self._model_of(found), (self.expected.model, self.expected.revision)
-            if serves != wanted:
-                message = f"{self.url} serves {_named(serves)} now, it was {_named(wanted)}"
-                found = Failure(kind=ModelRefused, message=message, again=True)
-        if not isinstance(found, Failure) and self._silent:
-            # It answered this before, and nothing that was to be generated.
-            alive = self._connections.get("/health_generate", call)
-            if isinstance(alive, Failure) and not alive.missing:
-                found = alive
-        if isinstance(found, Failure):
-            self.unwell()
-        else:
-            self._note(found)
+    def _text_ids(self, text: str, first: bool, call: Call) -> list[int] | Failure:
+        with self._lock:
+            known = self._ids.pop((text, first), None)
+        found = self._tokenize(text, first, call) if known is None else known
+        if not isinstance(found, Failure):
+            with self._lock:
+                self._ids[text, first] = found
+                if len(self._ids) > _REMEMBERED:
+                    self._ids.popitem(last=False)
         return found
+
+    def _tokenize(self, text: str, first: bool, call: Call) -> list[int] | Failure:
+        """Only the first text may get what begins a sequence, as it would if it were sent."""
+        body = {"prompt": text, "add_special_tokens": first}
+        answer = self._connections.post(_TOKENIZE, body, call)
+        if isinstance(answer, Failure):
+            return answer
+        ids = answer.get("tokens")
+        if isinstance(ids, list) and all(type(i) is int and 0 <= i <= LARGEST_ID for i in ids):
+            return ids
+        return unavailable(f"{self.url}{_TOKENIZE}: the answer has no token ids")
+
+    # -- what it serves ----------------------------------------------------------------
 
     def describe(self) -> RuntimeInfo | Failure:
         """Model and engine behind the server."""
@@ -111,17 +134,43 @@ class Server:
         server = self._get("/get_server_info", "/server_info", Call(time.monotonic() + ASK_S))
         if isinstance(server, Failure):
             server = {}  # a router has none
-        self._prompts.look(Call(time.monotonic() + ASK_S))
+        found = self._tokenize("a", True, Call(time.monotonic() + ASK_S))
+        self._tokenizes = isinstance(found, list)
         version = self._quoted(str(server.get("version", "unknown")))
         context: Any = server.get("context_length") or server.get("max_req_input_len")
         known = type(context) is int and 0 < context <= _MOST_CONTEXT_TOKENS
+        name, revision = self._model_of(model)
         return RuntimeInfo(
             name="sglang",
-            version=version if self._prompts.known else f"{version}, prefixes as text",
-            model=self._model_of(model)[0],
-            revision=self._model_of(model)[1],
+            version=version if self._tokenizes else f"{version}, prefixes as text",
+            model=name,
+            revision=revision,
             context_tokens=context if known else DEFAULT_CONTEXT_TOKENS,
         )
+
+    def _check_changed(self, call: Call) -> Failure | None:
+        """A server that was away may have been started again, with another model."""
+        found = self._model_info(call) if self.expected is not None else None
+        return found if isinstance(found, Failure) else None
+
+    def _model_info(self, call: Call) -> dict[str, Any] | Failure:
+        """What the server says of its model; this decides whether it is healthy."""
+        found = self._get("/get_model_info", "/model_info", call)
+        if not isinstance(found, Failure) and self.expected:
+            serves, wanted = self._model_of(found), (self.expected.model, self.expected.revision)
+            if serves != wanted:
+                message = f"{self.url} serves {_named(serves)} now, it was {_named(wanted)}"
+                found = Failure(kind=ModelRefused, message=message, retryable=True)
+        if not isinstance(found, Failure) and self._silent:
+            # It answered this before, and nothing that was to be generated.
+            alive = self._connections.get("/health_generate", call)
+            if isinstance(alive, Failure) and not alive.not_found:
+                found = alive
+        if isinstance(found, Failure):
+            self.mark_unhealthy()
+        else:
+            self._note(found)
+        return found
 
     def _model_of(self, info: Mapping[str, Any]) -> tuple[str, str]:
         """(model, revision) in an answer of /get_model_info."""
@@ -133,7 +182,7 @@ class Server:
     def _get(self, path: str, newer: str, call: Call) -> dict[str, Any] | Failure:
         """SGLang 0.5 has both paths and says that the first will go."""
         found = self._connections.get(path, call)
-        if isinstance(found, Failure) and found.missing:
+        if isinstance(found, Failure) and found.not_found:
             return self._connections.get(newer, call)
         return found
 
@@ -144,42 +193,42 @@ class Server:
     # -- health ------------------------------------------------------------------------
 
     @property
-    def well(self) -> bool:
+    def healthy(self) -> bool:
         """False from when it stopped answering until it answers again."""
         return self._pause_s == 0
 
-    def claim_look(self) -> bool:
-        """True for one caller, once an unwell server has had its pause: look at it again."""
+    def try_probe(self) -> bool:
+        """True for one caller, once an unhealthy server has had its pause: `describe` it."""
         with self._lock:
             now = time.monotonic()
-            if self.well or now < self._look_again_at:
+            if self.healthy or now < self._probe_at:
                 return False
-            self._look_again_at = now + ASK_S + self._pause_s
+            self._probe_at = now + ASK_S + self._pause_s
             return True
 
-    def unwell(self) -> None:
+    def mark_unhealthy(self) -> None:
         """Leave it alone for a while, longer every time."""
         with self._lock:
             self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-            self._look_again_at = time.monotonic() + self._pause_s
+            self._probe_at = time.monotonic() + self._pause_s
 
     def _note(self, found: dict[str, Any] | Failure) -> None:
-        if isinstance(found, Failure) and found.again and not found.busy:
-            self._strike(gone=found.gone)
+        if isinstance(found, Failure) and found.retryable and not found.overloaded:
+            self._count_failure(unreachable=found.unreachable)
             return
         with self._lock:
-            self._strikes = 0
+            self._consecutive_failures = 0
             self._pause_s = 0.0
             self._silent = False
 
-    def _strike(self, *, gone: bool = False, silent: bool = False) -> None:
-        """Count a failure; `gone`: no connection, `silent`: no answer until the deadline."""
+    def _count_failure(self, *, unreachable: bool = False, silent: bool = False) -> None:
+        """Count a failure; `silent`: no answer until the deadline."""
         with self._lock:
-            self._strikes += 1
-            down = self.well and (gone or self._strikes >= _STRIKES)
+            self._consecutive_failures += 1
+            down = self.healthy and (unreachable or self._consecutive_failures >= _FAILURES)
             self._silent |= down and silent
         if down:
-            self.unwell()
+            self.mark_unhealthy()
 
 
 def _named(model: tuple[str, str]) -> str:

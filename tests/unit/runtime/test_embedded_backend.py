@@ -19,7 +19,7 @@ import sglang as sgl
 from marco_search.errors import PromptTooLong
 from marco_search.runtime.embedded.backend import EmbeddedBackend, LoadedModel, load_model
 from marco_search.runtime.fork_runtime import ForkRuntime
-from marco_search.runtime.params import VARIABLE, BranchParams
+from marco_search.runtime.program import PARAMS, BranchParams
 from marco_search.runtime.reply import read_completion
 from marco_search.search.branches import BranchRequest, Expansion, Finish, ReflectionPlacement
 from tests.tiny_model import write_model
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def backend(model: LoadedModel) -> Iterator[EmbeddedBackend]:
     endless = dataclasses.replace(model.config, eos_ids=())
     model = dataclasses.replace(model, config=endless)
-    opened = EmbeddedBackend(model, max_rows=32, cache_bytes=1 << 24, timeout_s=120)
+    opened = EmbeddedBackend(model, max_rows=32, cache_bytes=1 << 24)
     yield opened
     opened.shutdown()
 
@@ -46,7 +46,7 @@ def backend(model: LoadedModel) -> Iterator[EmbeddedBackend]:
 def complete(s: Any, prompt: str, seed: int, options: dict[str, Any]) -> None:
     s += prompt
     deadline = time.monotonic() + 120
-    s.set_var(VARIABLE, BranchParams(seed=seed, rid=f"r{seed}", deadline=deadline))
+    s.set_var(PARAMS, BranchParams(seed=seed, rid=f"r{seed}", deadline=deadline))
     s += sgl.gen("out", **options)
 
 
@@ -125,14 +125,14 @@ def test_a_stop_string_ends_the_text_and_its_tokens_are_given(backend: EmbeddedB
 
 def test_the_end_of_sequence_stops_and_has_no_text(model: LoadedModel, tmp_path: Path) -> None:
     other = load_model(write_model(tmp_path / "m"))
-    one = EmbeddedBackend(other, max_rows=4, cache_bytes=1 << 20, timeout_s=120)
+    one = EmbeddedBackend(other, max_rows=4, cache_bytes=1 << 20)
     _, meta = run(one, temperature=0.0)
     one.shutdown()
     eos = meta["output_token_logprobs"][7][1]
     other.tokenizer.token_bytes[eos] = b""  # as a special token has it
     config = dataclasses.replace(other.config, eos_ids=(0, eos))
     other = dataclasses.replace(other, config=config)
-    one = EmbeddedBackend(other, max_rows=4, cache_bytes=1 << 20, timeout_s=120)
+    one = EmbeddedBackend(other, max_rows=4, cache_bytes=1 << 20)
     text, meta = run(one, temperature=0.0)
     assert meta["finish_reason"] == {"type": "stop", "matched": eos}
     assert meta["output_token_logprobs"][-1][1:] == [eos, ""]

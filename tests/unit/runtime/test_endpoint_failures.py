@@ -15,7 +15,7 @@ from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
-from marco_search.runtime.sglang import http
+from marco_search.runtime.sglang import connections
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.budgets import StopReason
 from tests.silent_proxy import silent_proxy
@@ -347,7 +347,7 @@ def test_a_server_that_vanished_is_noticed_long_before_the_deadline(
     server: Server, monkeypatch: pytest.MonkeyPatch, all_new: bool
 ) -> None:
     """One that is still there is waited for, though a connection to it may be dead."""
-    monkeypatch.setattr(http, "_ASK_EVERY_S", 0.5)
+    monkeypatch.setattr(connections, "_ASK_EVERY_S", 0.5)
     asked = threading.Event()
 
     def hang(handler: Handler, body: dict[str, Any]) -> bool:

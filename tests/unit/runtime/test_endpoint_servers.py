@@ -11,8 +11,7 @@ from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
-from marco_search.runtime.sglang.calls import Call
-from marco_search.runtime.sglang.limits import Limiter
+from marco_search.runtime.sglang.calls import Call, Limiter
 from marco_search.runtime.sglang.server import DEFAULT_CONTEXT_TOKENS
 from marco_search.search.branches import Finish
 from tests.unit.runtime.sglang_server import expansion, runtime, serving, stop, until
@@ -161,23 +160,23 @@ def test_the_allowance_halves_when_the_server_is_busy_and_grows_by_one_a_window(
     began = time.monotonic()
     for _ in range(8):
         assert limiter.acquire(call())
-    limiter.release(began, ok=False, busy=True)
-    limiter.release(began, ok=False, busy=True)  # was on its way already: not counted again
+    limiter.release(began, ok=False, overloaded=True)
+    limiter.release(began, ok=False, overloaded=True)  # was on its way already: not counted again
     assert limiter.limit == 4
     for _ in range(6):
-        limiter.release(began, ok=True, busy=False)
+        limiter.release(began, ok=True, overloaded=False)
     for _ in range(6):
         for _ in range(limiter.limit):
             assert limiter.acquire(call())
         for _ in range(limiter.in_flight):
-            limiter.release(time.monotonic(), ok=True, busy=False)
+            limiter.release(time.monotonic(), ok=True, overloaded=False)
     assert 4 < limiter.limit <= 8
 
 
 def test_an_answer_that_took_too_long_counts_as_busy() -> None:
     limiter = Limiter(8, slow_s=1)
     assert limiter.acquire(call())
-    limiter.release(time.monotonic() - 2, ok=True, busy=False)
+    limiter.release(time.monotonic() - 2, ok=True, overloaded=False)
     assert limiter.limit == 4
 
 

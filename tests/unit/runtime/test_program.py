@@ -12,7 +12,7 @@ from sglang.lang.backend.base_backend import BaseBackend
 from marco_search.errors import PromptTooLong
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.fork_runtime import ForkRuntime
-from marco_search.runtime.params import error_value, params_of
+from marco_search.runtime.program import error_value, params_of
 from marco_search.search.branches import (
     END_OF_THOUGHT,
     REFLECTION_PHRASE,
@@ -36,12 +36,14 @@ class ToyBackend(BaseBackend):  # type: ignore[misc]
         self.committed: list[str] = []
         self.rids: list[str] = []
 
+    def abort(self) -> None:
+        """Nothing can be cut short."""
+
     def commit_lazy_operations(self, s: Any) -> None:
         self.committed.append(s.text_)
 
     def generate(self, s: Any, sampling_params: Any) -> tuple[str, dict[str, Any]]:
         own = params_of(s)
-        assert own is not None
         self.rids.append(own.rid)
         acted = self.act(own.seed)
         if acted is not None:

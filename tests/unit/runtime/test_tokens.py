@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.pieces import BROKEN
 from marco_search.runtime.reply import read_completion
-from marco_search.runtime.tokens import candidate_texts, ids
+from marco_search.runtime.tokens import BROKEN, candidate_texts, ids
 
 
 def meta(pieces: list[str], reason: dict[str, Any] | None = None) -> dict[str, Any]:

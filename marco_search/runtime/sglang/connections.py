@@ -1,7 +1,7 @@
 """Kept HTTP connections to one server, each request bounded in time.
 
 Built on http.client because a request must be cut short from another thread, and because the
-usual libraries count their read timeout anew with every byte.
+usual libraries count their read timeout again with every byte.
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from marco_search.errors import InvalidSettings
-from marco_search.runtime.quoting import quoting
+from marco_search.errors import BranchFailed, InvalidSettings
+from marco_search.runtime.base import quoting
 from marco_search.runtime.sglang import failures
 from marco_search.runtime.sglang.calls import Call
 from marco_search.runtime.sglang.failures import Failure
 
-LARGEST_ANSWER = 2**20  # bytes, where nobody knows better
+LARGEST_ANSWER = 2**20  # bytes, where nothing better is known
 _LARGEST_ERROR = 2**16  # bytes that are read of it
 # A server that takes a request and falls silent is asked on another connection, this often and
 # for so long, twice, whether it is there.
 _ASK_EVERY_S = 4.0
-# Seconds and counts; TCP_USER_TIMEOUT, for packets that nobody acknowledges, in milliseconds.
+# Seconds and counts; TCP_USER_TIMEOUT, for packets that are not acknowledged, in milliseconds.
 _KEEPALIVE = {
     "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8000,
 }  # fmt: skip
 _CHUNK = 2**16  # bytes
+
+_Answer = tuple[int, http.client.HTTPMessage, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,12 @@ class Access:
     """How to talk to a server. Times in seconds."""
 
     connect_s: float = 5.0
-    # Longest silence once an answer has begun. Before it begins the call's deadline holds:
-    # the server answers when a branch is complete.
+    #: Longest silence once an answer has begun. Before it begins the call's deadline holds:
+    #: the server answers when a branch is complete.
     stall_s: float = 15.0
     api_key: str | None = None
     verify_tls: bool = True
-    ca: Path | None = None  # file of certificates to trust instead of the system's
+    ca: Path | None = None  #: file of certificates to trust instead of the system's
 
     def tls(self) -> ssl.SSLContext:
         """Raises InvalidSettings for a CA file that can't be used."""
@@ -68,13 +70,13 @@ class Connections:
         self,
         url: str,
         access: Access,
-        look: Callable[[Call], Failure | None] = lambda call: None,
+        check: Callable[[Call], Failure | None] = lambda call: None,
     ) -> None:
-        """`look` is asked before a POST when the server has closed kept connections: it may be
-        another one now. A failure that it gives is the answer.
+        """`check` is called before a POST when the server has closed kept connections: it may
+        be another one now. A failure that it returns is the answer.
         """
         parts = urlsplit(url)
-        self.url = url
+        self._url = url
         self._host, self._port = parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/")
         self._access = access
@@ -82,16 +84,16 @@ class Connections:
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if access.api_key:
             self._headers["Authorization"] = f"Bearer {access.api_key}"
+        self._quoted = quoting(access.api_key)
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
-        self._quoted = quoting(access.api_key)
-        self._look = look
-        self._looking = threading.Lock()
-        self._asking = threading.Lock()
-        self._asked_at = 0.0  # whether the server is there
-        self._there = True
+        self._check = check
+        self._checking = threading.Lock()
         self._closures = 0  # connections that the server has closed
-        self._seen = 0  # of these, how many before it was last looked at
+        self._checked = 0  # of these, how many before it was last checked
+        self._probing = threading.Lock()
+        self._probed_at = 0.0  # whether the server is there
+        self._there = True
 
     def get(self, path: str, call: Call) -> dict[str, Any] | Failure:
         """The JSON object at `path`."""
@@ -118,21 +120,23 @@ class Connections:
             return found
         status, headers, data = found
         if status != 200:
-            said = self._quoted(failures.said(data))
-            return failures.refused(self.url, path, status, headers["Retry-After"], said)
+            details = self._quoted(failures.details(data))
+            return failures.refused(self._url + path, status, headers["Retry-After"], details)
         try:
             answer = json.loads(data, object_pairs_hook=_object) if data else {}
         except (ValueError, RecursionError):
             answer = None
-        return answer if isinstance(answer, dict) else failures.not_json(self.url, path)
+        if isinstance(answer, dict):
+            return answer
+        return failures.unavailable(f"{self._url}{path}: the answer is not a JSON object")
 
     def _send(
         self, method: str, path: str, body: bytes | None, call: Call, most: int
-    ) -> tuple[int, http.client.HTTPMessage, bytes] | Failure:
+    ) -> _Answer | Failure:
         while not call.over:
-            connection = self._kept()
+            connection = self._take_idle()
             kept = connection is not None
-            changed = self._looked_at(call) if method == "POST" else None
+            changed = self._check_changed(call) if method == "POST" else None
             if changed is not None:
                 if connection is not None:
                     connection.close()
@@ -140,50 +144,54 @@ class Connections:
             try:
                 connection = connection or self._connect(call)
             except (OSError, http.client.HTTPException) as error:
-                why = self._quoted(failures.reason(error))
-                return self._ended(call) or failures.unreachable(self.url, why)
+                return self._failed(call, "can't be reached", error, unreachable=True)
             try:
                 answer = self._exchange(connection, method, path, body, call, most)
             except _TooLargeError:
                 connection.close()
-                return failures.too_large(self.url, path, most)
+                size = f"{most >> 10:,} KiB, all that was asked for"
+                message = f"{self._url}{path}: the answer is larger than {size}"
+                return Failure(kind=BranchFailed, message=message)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()
-                ended = self._ended(call)
-                if ended is None:
-                    self._closed_by_server()
-                if kept and ended is None and isinstance(error, ConnectionError):
-                    continue  # it had gone stale: not the server's fault, take another
-                why = self._quoted(failures.reason(error))
-                return ended or failures.broken_off(self.url, why)
+                if not call.over:
+                    self._note_closure()
+                    if kept and isinstance(error, ConnectionError):
+                        continue  # it had gone stale: not the server's fault, take another
+                return self._failed(call, "broke off its answer", error)
             if connection.sock is not None:  # else the server asked to close it
                 with self._lock:
                     self._idle.append(connection)
             return answer
-        return failures.cut_short(call.left_s <= 0)
+        return call.cut_short()
 
-    def _looked_at(self, call: Call) -> Failure | None:
-        """Ask `look` if connections were closed since it was last asked; others wait for it."""
-        if self._closures == self._seen:
+    def _failed(
+        self, call: Call, what: str, error: Exception, *, unreachable: bool = False
+    ) -> Failure:
+        """If we ended the call ourselves, that is what happened, whatever it looked like."""
+        if call.over:
+            return call.cut_short()
+        why = self._quoted(failures.reason(error))
+        return failures.unavailable(f"{self._url} {what}: {why}", unreachable=unreachable)
+
+    def _check_changed(self, call: Call) -> Failure | None:
+        """Call `check` if connections were closed since the last time; others wait for it."""
+        if self._closures == self._checked:
             return None
-        if not self._looking.acquire(timeout=max(call.left_s, 0.0)):
-            return failures.cut_short(deadline_passed=True)
+        if not self._checking.acquire(timeout=max(call.left_s, 0.0)):
+            return call.cut_short()
         try:
             closures = self._closures
-            changed = self._look(call) if closures != self._seen else None
+            changed = self._check(call) if closures != self._checked else None
             if changed is None:
-                self._seen = closures
+                self._checked = closures
             return changed
         finally:
-            self._looking.release()
+            self._checking.release()
 
-    def _closed_by_server(self) -> None:
+    def _note_closure(self) -> None:
         with self._lock:
             self._closures += 1
-
-    def _ended(self, call: Call) -> Failure | None:
-        """If we ended the call ourselves, that is what happened, whatever it looked like."""
-        return failures.cut_short(call.left_s <= 0) if call.over else None
 
     def _exchange(
         self,
@@ -193,7 +201,7 @@ class Connections:
         body: bytes | None,
         call: Call,
         most: int,
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+    ) -> _Answer:
         sock = connection.sock  # the connection forgets it when the server will close
         with call.using(sock):
             sock.settimeout(max(call.left_s, 0.001))
@@ -205,24 +213,29 @@ class Connections:
                 elif (response.length or 0) > most:
                     raise _TooLargeError
                 sized = response.chunked or response.length is not None
-                chunks, size = [], 0
-                while True:
-                    sock.settimeout(max(min(call.left_s, self._access.stall_s), 0.001))
-                    chunk = response.read1(_CHUNK)
-                    if not chunk:
-                        break
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > most:
-                        if response.status == 200:
-                            raise _TooLargeError
-                        connection.close()
-                        return response.status, response.headers, b"".join(chunks)
-                if response.length:  # read1 does not say that bytes are missing
+                data = b"".join(self._chunks(response, sock, call, most))
+                if len(data) > most:
+                    if response.status == 200:
+                        raise _TooLargeError
+                    connection.close()
+                elif response.length:  # read1 does not say that bytes are missing
                     raise http.client.IncompleteRead(b"", response.length)
-                if not sized and (call.over or not chunks):  # nor that the headers were cut
+                elif not sized and (call.over or not data):  # nor that the headers were cut
                     raise http.client.IncompleteRead(b"")
-                return response.status, response.headers, b"".join(chunks)
+                return response.status, response.headers, data
+
+    def _chunks(
+        self, response: http.client.HTTPResponse, sock: socket.socket, call: Call, most: int
+    ) -> Iterator[bytes]:
+        """The answer's bytes, to its end or until there are more than `most`."""
+        size = 0
+        while size <= most:
+            sock.settimeout(max(min(call.left_s, self._access.stall_s), 0.001))
+            chunk = response.read1(_CHUNK)
+            if not chunk:
+                return
+            size += len(chunk)
+            yield chunk
 
     def _await_answer(self, sock: socket.socket, call: Call) -> None:
         """Wait for the first byte, which comes when a branch is complete.
@@ -239,10 +252,10 @@ class Connections:
 
     def _is_there(self) -> bool:
         """Whether the server answers anything at all; asked once for all that wait."""
-        with self._asking:
-            if time.monotonic() - self._asked_at > _ASK_EVERY_S / 2:
+        with self._probing:
+            if time.monotonic() - self._probed_at > _ASK_EVERY_S / 2:
                 self._there = any(self._answers() for _ in range(2))
-                self._asked_at = time.monotonic()
+                self._probed_at = time.monotonic()
             return self._there
 
     def _answers(self) -> bool:
@@ -272,7 +285,7 @@ class Connections:
         _watch_peer(connection.sock)
         return connection
 
-    def _kept(self) -> http.client.HTTPConnection | None:
+    def _take_idle(self) -> http.client.HTTPConnection | None:
         """A kept connection that the server has not closed."""
         while True:
             with self._lock:
@@ -281,7 +294,7 @@ class Connections:
                 connection = self._idle.pop()
             if connection.sock is not None and not _readable(connection.sock):
                 return connection
-            self._closed_by_server()
+            self._note_closure()
             connection.close()
 
 
