@@ -9,8 +9,16 @@ import pytest
 from marco_search import solve
 from marco_search.errors import InvalidSettings
 from marco_search.runtime import RUNTIMES, open_runtime
-from marco_search.runtime.base import Message, Runtime, RuntimeInfo
-from marco_search.search.branches import TOP_K, Branch, Expansion, Finish, Segment, Token
+from marco_search.runtime.base import Runtime, RuntimeInfo
+from marco_search.search.branches import (
+    TOP_K,
+    Branch,
+    Expansion,
+    Finish,
+    Message,
+    Segment,
+    Token,
+)
 from marco_search.settings import Settings
 
 ANSWER = "8 apples</Thought>\n<Output>\n8\n</Output>"
