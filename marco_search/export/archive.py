@@ -8,6 +8,7 @@ can be computed again from the files; `link.parquet` has the chain's links with 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import struct
 import time
@@ -134,57 +135,35 @@ def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterat
             yield Finding("archive", name, "the file was changed", expected, digest(path)[:16])
 
 
-Group = tuple[UUID, list[dict[str, Any]]]
-
-
 def _check_jobs(folder: Path) -> Iterator[JobReport]:
-    streams = {kind: _Groups(_grouped(folder, kind, spec.job)) for kind, spec in KINDS.items()}
-    links = _Groups(_grouped(folder, "link", "job_id"))
-    while request := streams["request"].next:
-        job_id = request[0]
-        values = {kind: stream.of(job_id) for kind, stream in streams.items()}
-        yield check_job(_evidence(job_id, values, links.of(job_id)))
+    kinds = {name: kind.job for name, kind in KINDS.items()} | {"link": "job_id"}
+    files = [_rows(folder, name, job) for name, job in kinds.items()]
+    for job_id, group in groupby(heapq.merge(*files, key=itemgetter(0)), itemgetter(0)):
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
+        for _, name, row in group:
+            rows[name].append(row)
+        yield check_job(_evidence(UUID(job_id), rows))
 
 
-class _Groups:
-    """Groups in order of job id, taken in that order; a job may have none."""
-
-    def __init__(self, groups: Iterator[Group]) -> None:
-        self._groups = groups
-        self.next = next(groups, None)
-
-    def of(self, job_id: UUID) -> list[dict[str, Any]]:
-        """The group of this job."""
-        if self.next is None or self.next[0] != job_id:
-            return []
-        found = self.next[1]
-        self.next = next(self._groups, None)
-        return found
+def _rows(folder: Path, name: str, job: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Job id, name and row of each row of a file, which is in order of job id."""
+    with pq.ParquetFile(folder / f"{name}.parquet") as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
+            for row in pa.RecordBatch.to_pylist(batch):
+                yield row[job], name, row
 
 
-def _grouped(folder: Path, name: str, job: str) -> Iterator[Group]:
-    def rows() -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(folder / f"{name}.parquet") as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
-                yield from pa.RecordBatch.to_pylist(batch)
-
-    for job_id, group in groupby(rows(), itemgetter(job)):
-        yield UUID(job_id), list(group)
-
-
-def _evidence(
-    job_id: UUID, values: Mapping[str, Sequence[Mapping[str, Any]]], links: Sequence[dict[str, Any]]
-) -> Evidence:
-    sealed = tuple(map(_sealed, links))
+def _evidence(job_id: UUID, rows: Mapping[str, Sequence[dict[str, Any]]]) -> Evidence:
+    sealed = tuple(map(_sealed, rows["link"]))
     wanted = {one.link.format for one in sealed} & FORMATS.keys() | {NEWEST}
     return Evidence(
         job_id=job_id,
-        rows={number: _canonical(values, FORMATS[number].kinds) for number in wanted},
+        rows={number: _canonical(rows, FORMATS[number].kinds) for number in wanted},
         sealed=sealed,
     )
 
 
-def _canonical(values: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Kinds) -> Rows:
+def _canonical(rows: Mapping[str, Sequence[dict[str, Any]]], kinds: Kinds) -> Rows:
     """A job's rows in the columns of a format; a column that did not exist yet is null."""
     return {
         name: [
@@ -192,7 +171,7 @@ def _canonical(values: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Kinds) 
                 row[kind.key] if kind.key else 0,
                 canonical.encode(kind.columns, [row.get(column) for column in kind.columns]),
             )
-            for row in values[name]
+            for row in rows[name]
         ]
         for name, kind in kinds.items()
     }
