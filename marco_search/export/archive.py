@@ -13,7 +13,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -28,14 +28,14 @@ from marco_search.audit.chain import Link
 from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
-from marco_search.audit.proofs import Kinds, Rows, unpack
+from marco_search.audit.proofs import Kinds, Rows
 from marco_search.audit.verify import check_job
 from marco_search.errors import ArchiveRefused
 from marco_search.export import parquet
 from marco_search.export.files import whole
 from marco_search.export.tables import stream
 from marco_search.store.db import Conn
-from marco_search.store.seal import archives
+from marco_search.store.seal import archives, verification
 from marco_search.store.seal.archives import Month
 
 _ROWS_AT_ONCE = 500
@@ -178,21 +178,11 @@ def _canonical(rows: Mapping[str, Sequence[dict[str, Any]]], kinds: Kinds) -> Ro
 
 
 def _sealed(row: dict[str, Any]) -> SealedRun:
-    link = Link(
-        seq=row["seq"],
-        kind=row["kind"],
-        job_id=UUID(row["job_id"]),
-        root=row["root"],
-        previous=row["previous"],
-        head=row["head"],
-        at=row["at"],
-        format=row.get("format", 1),  # files of format 1 have no such column
-    )
-    keys = {kind: row[f"{kind}s"] for kind in KEYED}
-    known = link.format in FORMATS
+    # Files of format 1 have no column for it.
+    values = row | {"job_id": UUID(row["job_id"]), "format": row.get("format", 1)}
+    link = Link(**{field.name: values[field.name] for field in fields(Link)})
     finding = None
-    if known and link.head != link.expected_head:
+    if link.format in FORMATS and link.head != link.expected_head:
         head = link.expected_head.hex()[:16]
         finding = Finding("link.parquet", f"seq {link.seq}", "head", head, link.head.hex()[:16])
-    proof = unpack(keys, row["hashes"], FORMATS[link.format].kinds) if known else None
-    return SealedRun(link=link, proof=proof, finding=finding)
+    return SealedRun(link=link, proof=verification.proof_from(row, link.format), finding=finding)

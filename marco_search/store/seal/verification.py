@@ -81,13 +81,14 @@ def _sealed_runs(conn: Conn, job_ids: Collection[UUID]) -> Mapping[UUID, list[Se
     found: dict[UUID, list[SealedRun]] = defaultdict(list)
     for link in links:
         if link.job_id in job_ids and link.job_id is not None:
-            proof = _proof(proofs.get(link.seq), link.format)
+            proof = proof_from(proofs.get(link.seq), link.format)
             finding = check_link(link, by_seq.get(link.seq - 1))
             found[link.job_id].append(SealedRun(link=link, proof=proof, finding=finding))
     return found
 
 
-def _proof(row: Mapping[str, Any] | None, number: int) -> Proof | None:
+def proof_from(row: Mapping[str, Any] | None, number: int) -> Proof | None:
+    """The proof in a row of proofs, if there is one and its format is known."""
     if row is None or number not in FORMATS:
         return None
     keys = {kind: row[f"{kind}s"] for kind in KEYED}
