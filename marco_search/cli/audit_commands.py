@@ -12,8 +12,7 @@ from typing import Any
 import click
 
 from marco_search.audit import anchors as anchor_files
-from marco_search.audit.anchors import Anchor
-from marco_search.audit.findings import Finding, Report
+from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.cli import output
 from marco_search.cli.error_reports import DOES_NOT_FIT
 from marco_search.cli.options import command
@@ -22,8 +21,9 @@ from marco_search.errors import ArchiveRefused
 from marco_search.locations import database_url
 from marco_search.store.db import allow, require_tables
 from marco_search.store.seal import anchors as stored_anchors
-from marco_search.store.seal import archives, verification
+from marco_search.store.seal import archives
 from marco_search.store.seal.archives import Month
+from marco_search.store.seal.verification import verify_job
 from marco_search.store.seal.verify_all import check_month, verify_all
 
 _SHOWN = 20
@@ -66,34 +66,28 @@ def verify(
         with here.database.transaction() as conn:
             require_tables(conn, "`marco verify`")
             found = [f for anchor in kept for f in stored_anchors.check(conn, anchor)]
-        if archives:
-            counted, more = _verify_archives(here, archives)
-        elif jobs:
-            counted, more = _verify_jobs(here, jobs)
+        if jobs:
+            reports = [verify_job(here.database, i) for i in dict.fromkeys(here.find(jobs))]
+            counted: dict[str, Any] = {"jobs": [_job_json(report) for report in reports]}
+            lines = [_job_line(report) for report in reports]
+            found += [finding for report in reports for finding in report.findings]
         else:
-            counted, more = _verify_all(here, processes)
-    found += more
+            totals = _archives(here, archives, found) if archives else [_all(here, processes)]
+            counted = _counts(totals)
+            lines = [_counts_line(counted)]
+            found += [finding for report in totals for finding in report.findings]
+    for anchor in kept:
+        signed = f"signed by {anchor.public_key}" if anchor.public_key else "not signed"
+        lines.append(f"Anchor of {anchor.made_at}: link {anchor.seq}, {signed}")
     findings = [_finding_json(finding) for finding in found]
-    output.report(
-        counted | {"fits": not found, "findings": findings},
-        *_counts_lines(counted),
-        *map(_anchor_line, kept),
-        *_finding_lines(found),
-    )
+    data = counted | {"fits": not found, "findings": findings}
+    output.report(data, *lines, *_finding_lines(found))
     if found:
         click.get_current_context().exit(DOES_NOT_FIT)
 
 
-def _verify_jobs(here: Session, words: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:
-    job_ids = dict.fromkeys(here.find(words))
-    reports = [verification.verify_job(here.database, job_id) for job_id in job_ids]
-    jobs = [asdict(report) | {"job_id": str(report.job_id)} for report in reports]
-    for job in jobs:
-        del job["findings"]
-    return {"jobs": jobs}, [finding for report in reports for finding in report.findings]
-
-
-def _verify_all(here: Session, processes: int) -> tuple[dict[str, Any], list[Finding]]:
+def _all(here: Session, processes: int) -> Report:
+    """All jobs and the chain."""
     shows = sys.stderr.isatty() and not output.as_json()
 
     def progress(done: int, total: int) -> None:
@@ -104,53 +98,44 @@ def _verify_all(here: Session, processes: int) -> tuple[dict[str, Any], list[Fin
     report = verify_all(url, processes=processes, on_progress=progress)
     if shows:
         click.echo("\r\033[K", nl=False, err=True)
-    return _totals([report]), list(report.findings)
+    return report
 
 
-def _verify_archives(
-    here: Session, folders: Sequence[Path]
-) -> tuple[dict[str, Any], list[Finding]]:
+def _archives(here: Session, folders: Sequence[Path], found: list[Finding]) -> list[Report]:
+    """Archived months; `found` gets those that the chain does not know."""
     from marco_search.export.archive import check_archive, read_manifest
 
-    found: list[Finding] = []
-    reports = []
     for folder in folders:
         with here.database.transaction() as conn:
             known = archives.chained_root(conn, read_manifest(folder))
         if known is None:
             what = "the chain knows no archive with this list"
             found.append(Finding("manifest.json", str(folder), what, "a link", "none"))
-        reports.append(check_archive(folder))
-        found += reports[-1].findings
-    return _totals(reports), found
+    return [check_archive(folder) for folder in folders]
 
 
-def _totals(reports: Sequence[Report]) -> dict[str, Any]:
-    counts = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links")
-    totals: dict[str, Any] = {name: sum(getattr(r, name) for r in reports) for name in counts}
-    return totals | {"seconds": round(sum(r.seconds for r in reports), 3)}
+def _counts(reports: Sequence[Report]) -> dict[str, Any]:
+    names = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links", "seconds")
+    return {name: round(sum(getattr(report, name) for report in reports), 3) for name in names}
 
 
-def _counts_lines(counted: dict[str, Any]) -> list[str]:
-    jobs = counted["jobs"]
-    if not isinstance(jobs, list):
-        return [
-            f"Jobs: {jobs:,} ({counted['open_jobs']:,} not ended,"
-            f" {counted['archived_jobs']:,} archived). Nodes: {counted['nodes']:,}."
-            f" Rollouts: {counted['rollouts']:,}. Links: {counted['links']:,}."
-            f" {counted['seconds']:.1f} s."
-        ]
-    return [
-        f"{job['job_id']}  {job['status']}  nodes: {job['nodes']:,}, rollouts:"
-        f" {job['rollouts']:,}, "
-        + ("not in the chain yet" if job["seq"] is None else f"link {job['seq']}")
-        for job in jobs
-    ]
+def _counts_line(counted: dict[str, Any]) -> str:
+    return (
+        "Jobs: {jobs:,} ({open_jobs:,} not ended, {archived_jobs:,} archived). Nodes: {nodes:,}."
+        " Rollouts: {rollouts:,}. Links: {links:,}. {seconds:.1f} s."
+    ).format(**counted)
 
 
-def _anchor_line(anchor: Anchor) -> str:
-    signed = f"signed by {anchor.public_key}" if anchor.public_key else "not signed"
-    return f"Anchor of {anchor.made_at}: link {anchor.seq}, {signed}"
+def _job_json(report: JobReport) -> dict[str, Any]:
+    data = asdict(report) | {"job_id": str(report.job_id)}
+    del data["findings"]
+    return data
+
+
+def _job_line(report: JobReport) -> str:
+    link = "not in the chain yet" if report.seq is None else f"link {report.seq}"
+    numbers = f"nodes: {report.nodes:,}, rollouts: {report.rollouts:,}, {link}"
+    return f"{report.job_id}  {report.status}  {numbers}"
 
 
 def _finding_lines(found: Sequence[Finding]) -> list[str]:

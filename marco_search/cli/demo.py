@@ -9,16 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 from uuid import UUID, uuid4
 
 import click
-from rich.console import RenderableType
 from rich.text import Text
 
 from marco_search.cli import output
@@ -32,6 +30,7 @@ from marco_search.cli.session import Session, session
 from marco_search.cli.sql_rows import rows_table
 from marco_search.cli.tree_text import draw_tree
 from marco_search.errors import LocalServiceFailed, MarcoError
+from marco_search.jobs import Job
 from marco_search.pocket import MODEL_DIR
 from marco_search.render.layout import one_line, short_id
 from marco_search.store.reads import job_record
@@ -44,6 +43,9 @@ EXAMPLES = MODEL_DIR / "demo.jsonl"
 OPTIONS = {"strategy": "auto", "rollouts": 16}
 TREE_NODES = 24
 TIMEOUT_S = 600.0
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_GRACE_S = 10.0
+_LOG_LINES = 8
 QUESTION = "Tom has 3 boxes with 12 eggs each. Tom loses 7 eggs. How many eggs does Tom have now?"
 
 _LEAST_SURE = """\
@@ -76,23 +78,6 @@ QUERIES = {
 """What can be asked of stored trees: a title, and SQL that `marco sql` runs as it is shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """What a run of the demo came to.
-
-    `checked` are the jobs whose right answer is known, `tokens` those generated; `seconds` are
-    of the whole command.
-    """
-
-    jobs: int
-    answered: int
-    correct: int
-    checked: int
-    nodes: int
-    tokens: int
-    seconds: float
-
-
 @command()
 @click.argument("file", required=False)
 @search_options
@@ -107,95 +92,81 @@ def demo(file: str | None, concurrency: int, **values: Any) -> None:
     date, starts a worker, submits the jobs, follows them, and shows the answers, one search
     tree, and three SQL queries. Everything it started is stopped at the end; the data stays.
     """
-    began, quiet, batch_id = time.monotonic(), output.as_json(), uuid4()
-    say: Callable[[str], None] = (lambda _: None) if quiet else output.show
+    began, batch_id = time.monotonic(), uuid4()
     jobs = read_jobs(file or str(EXAMPLES), OPTIONS | given_options(values))
     with session(creates=True, migrates=True) as here:
-        say(f"Postgres and Redis answer after {time.monotonic() - began:.1f} s.")
-        producer = here.producer()
-        with worker_process(concurrency, here.settings.home) as check_worker:
-            ids = [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
-            say(f"{len(ids)} jobs submitted; a worker with {concurrency} processes runs.")
-            try:
-                followed = follow(producer, ids, timeout_s=TIMEOUT_S)
-                lines = show_following(_checking(followed, check_worker), quiet=quiet)
-            except BaseException:  # Ctrl-C, too: no later worker should run them
-                with suppress(MarcoError):
-                    producer.cancel_many(ids)
-                raise
-        found = _figures(lines, began)
-        file_of_figures = _write_figures(found, here.settings.home)
-        shown = None if quiet else _shown_job(here, lines)
-        parts = [] if quiet else _report(here, batch_id, lines, shown)
-    if quiet:
+        _say(f"Postgres and Redis answer after {time.monotonic() - began:.1f} s.")
+        lines = _answered(here, jobs, batch_id, concurrency)
+        figures = _figures(lines) | {"seconds": round(time.monotonic() - began, 2)}
+        path = here.settings.home / "bench" / "demo.json"  # where benchmarks put theirs
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+        if not output.as_json():
+            _show(here, batch_id, lines, figures, path)
+    if output.as_json():
         results = [line.model_dump(mode="json") for line in lines]
-        output.print_json(asdict(found) | {"batch_id": str(batch_id), "results": results})
-    else:
-        right = f"{found.correct} of {found.checked} right, " if found.checked else ""
-        output.show(*parts, "", f"{found.answered} of {found.jobs} answered, {right}"
-                    f"{found.nodes:,} nodes, {found.tokens:,} tokens, {found.seconds:.1f} s. "
-                    f"Figures: {file_of_figures}")  # fmt: skip
-        output.show("", next_steps(own_name(), shown and shown.job.job_id))
-    if found.answered < found.jobs:
+        output.print_json(figures | {"batch_id": str(batch_id), "results": results})
+    if figures["answered"] < figures["jobs"]:
         click.get_current_context().exit(JOBS_NOT_DONE)
 
 
-def _checking(
-    states: Iterable[list[JobStatus]], check: Callable[[], None]
-) -> Iterator[list[JobStatus]]:
-    for lines in states:
-        check()
-        yield lines
+def _say(text: str) -> None:
+    if not output.as_json():
+        output.show(text)
 
 
-def _figures(lines: Sequence[JobStatus], began: float) -> Figures:
-    return Figures(
-        jobs=len(lines),
-        answered=sum(1 for line in lines if line.answer is not None),
-        correct=sum(1 for line in lines if line.correct),
-        checked=sum(1 for line in lines if line.correct is not None),
-        nodes=sum(line.nodes for line in lines),
-        tokens=sum(line.generated_tokens for line in lines),
-        seconds=round(time.monotonic() - began, 2),
-    )
+def _answered(
+    here: Session, jobs: Sequence[Job], batch_id: UUID, concurrency: int
+) -> list[JobStatus]:
+    """Submit the jobs and follow them until a worker has answered them."""
+    producer = here.producer()
+    with worker_process(concurrency, here.settings.home) as check_worker:
+        ids = [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
+        _say(f"{len(ids)} jobs submitted; a worker with {concurrency} processes runs.")
+        try:
+            followed = follow(producer, ids, timeout_s=TIMEOUT_S)
+            return show_following(followed, quiet=output.as_json(), check=check_worker)
+        except BaseException:  # Ctrl-C, too: no later worker should run them
+            with suppress(MarcoError):
+                producer.cancel_many(ids)
+            raise
 
 
-def _write_figures(found: Figures, home: Path) -> Path:
-    """Write them to MARCO_HOME/bench/demo.json, where benchmarks put theirs."""
-    path = home / "bench" / "demo.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(found), indent=2) + "\n")
-    return path
+def _figures(lines: Sequence[JobStatus]) -> dict[str, float]:
+    return {
+        "jobs": len(lines),
+        "answered": sum(line.answer is not None for line in lines),
+        "correct": sum(bool(line.correct) for line in lines),
+        "checked": sum(line.correct is not None for line in lines),
+        "nodes": sum(line.nodes for line in lines),
+        "tokens": sum(line.generated_tokens for line in lines),
+    }
 
 
-def _shown_job(here: Session, lines: Sequence[JobStatus]) -> JobRecord | None:
-    """The job to look at closely; None if no job has an answer."""
-    with here.database.transaction() as conn:
-        answered = [line.job_id for line in lines if line.answer is not None]
-        return min((job_record.read(conn, i) for i in answered), key=_dullness, default=None)
-
-
-def _report(
-    here: Session, batch_id: UUID, lines: Sequence[JobStatus], record: JobRecord | None
-) -> list[RenderableType]:
-    """The answers, one search tree and the queries."""
+def _show(
+    here: Session, batch_id: UUID, lines: Sequence[JobStatus], figures: dict[str, float], path: Path
+) -> None:
+    """Show the answers, one search tree, the queries and what to do next."""
     width = output.terminal_width()
-    parts: list[RenderableType] = ["", jobs_table(lines, width=width, with_state=False)]
-    if record is None:
-        return parts
-    job_id, ascii_only = record.job.job_id, output.ascii_only()
-    title = f"The search tree of {short_id(job_id)} (* the way to the answer)"
-    tree = draw_tree(
-        record.nodes, record.winning_path, width=width, limit=TREE_NODES, ascii_only=ascii_only
-    )
-    parts += ["", Text(title, style="bold"), one_line(record.job.subject), tree]
-    with here.database.connect() as conn:
-        for title, template in QUERIES.items():
-            sql = Template(template).substitute(batch=batch_id, job=job_id)
-            result = run_query(conn, sql)
-            table = rows_table(result.columns, result.rows, width=width)
-            parts += ["", Text(title, style="bold"), Text(sql, style="dim"), "", table]
-    return parts
+    output.show("", jobs_table(lines, width=width, with_state=False))
+    with here.database.transaction() as conn:
+        answered = (line.job_id for line in lines if line.answer is not None)
+        records = (job_record.read(conn, job_id) for job_id in answered)
+        record = min(records, key=_dullness, default=None)
+    if record is not None:
+        title = f"The search tree of {short_id(record.job.job_id)} (* the way to the answer)"
+        tree = draw_tree(record.nodes, record.winning_path, limit=TREE_NODES)
+        output.show("", Text(title, style="bold"), one_line(record.job.subject), tree)
+        with here.database.connect() as conn:
+            for title, template in QUERIES.items():
+                sql = Template(template).substitute(batch=batch_id, job=record.job.job_id)
+                result = run_query(conn, sql)
+                table = rows_table(result.columns, result.rows, width=width)
+                output.show("", Text(title, style="bold"), Text(sql, style="dim"), "", table)
+    right = "{correct} of {checked} right, " if figures["checked"] else ""
+    text = f"{{answered}} of {{jobs}} answered, {right}{{nodes:,}} nodes, {{tokens:,}} tokens"
+    output.show("", f"{text.format(**figures)}, {figures['seconds']:.1f} s. Figures: {path}")
+    output.show("", next_steps(own_name(), record and record.job.job_id))
 
 
 def _dullness(record: JobRecord) -> tuple[bool | int, ...]:
@@ -237,12 +208,6 @@ def next_steps(marco: str, job_id: object) -> str:
     return "\n".join([heading, *(f"  {marco} {command}" for command in commands)])
 
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_GRACE_S = 10.0
-_LOG_LINES = 8
-
-
 @contextmanager
 def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
     """A `marco worker` of its own that runs `processes` jobs at once, as long as the block runs.
@@ -250,54 +215,43 @@ def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
     It never outlives this process. Gives a function that raises LocalServiceFailed, with the end
     of the worker's log, if the worker has ended.
     """
-    log = home.absolute() / "logs" / "worker.log"
+    home = home.absolute()
+    log = home / "logs" / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     words = ["worker", "-c", str(processes), "--name", f"demo-{os.getpid()}"]
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MARCO_HOME": str(home)}
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "marco_search.cli.main", *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=_environment(home),
+            env=os.environ | paths,
             start_new_session=True,  # Ctrl-C reaches it through us, once
             preexec_fn=_end_with_parent,
         )
 
     def check() -> None:
-        code = process.poll()
-        if code is not None:
-            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-            end = "".join(f"\n  {line}" for line in lines)
+        if (code := process.poll()) is not None:
+            end = "\n  ".join(["", *log.read_text(errors="replace").splitlines()[-_LOG_LINES:]])
             raise LocalServiceFailed(
                 f"the worker ended with exit status {code}; its log is {log}{end}"
             )
 
-    finished = False
+    first = signal.SIGQUIT  # interrupted, it should not finish its jobs
     try:
         yield check
-        finished = True
+        first = signal.SIGTERM  # without work left it ends at once
     finally:
-        # Without work left a worker ends at once; interrupted, it should not finish its jobs.
-        _stop(process, signal.SIGTERM if finished else signal.SIGQUIT)
-
-
-def _environment(home: Path) -> dict[str, str]:
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MARCO_HOME": str(home.absolute())}
+        for number in (first, signal.SIGQUIT):
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+        # Its children are in its process group. What is left of it is killed.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-
-
-def _stop(process: subprocess.Popen[bytes], first: signal.Signals) -> None:
-    for number in (first, signal.SIGQUIT):
-        if process.poll() is None:
-            process.send_signal(number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
-    # Its children are in its process group. What is left of it is killed.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

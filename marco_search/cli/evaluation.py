@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -73,14 +72,25 @@ def evaluate(
     if out is None:
         name = f"{Path(data_set).stem.replace(':', '-')}-{language or 'all'}-{strategy}.jsonl"
         out = settings_module.load().home / "evaluation" / name
+    resumed: list[int] = []
     with output.console(stderr=True).status("evaluating") as status:
-        progress = _ProgressLine(out, status.update)
-        traces = _traces(problems, recipe, out, local, threads, progress)
+
+        def on_progress(progress: Progress) -> None:
+            if not resumed and progress.resumed:
+                click.echo(
+                    f"{progress.resumed} of {progress.total} problems are in {out} from an "
+                    "earlier run and are not searched again",
+                    err=True,
+                )
+            resumed.append(progress.resumed)
+            status.update(progress_text(progress))
+
+        traces = _traces(problems, recipe, out, local, threads, on_progress)
     require_few_failed(traces, max_failed / 100)
     grader = Grader(problems)
     found = row(strategy, traces, grader)
     about = [
-        f"{found.n} problems, {progress.resumed} of them searched by an earlier run",
+        f"{found.n} problems, {max(resumed, default=0)} of them searched by an earlier run",
         f"model {', '.join(sorted({t.model for t in traces if t.model})) or 'unknown'}",
         f"seed {recipe.options.seed}",
         f"{round(found.failed * found.rollouts * found.n)} rollouts failed",
@@ -96,7 +106,7 @@ def evaluate(
         "traces": str(out),
         "model": next((t.model for t in traces if t.model), None),
         "seed": recipe.options.seed,
-        "resumed": progress.resumed,
+        "resumed": max(resumed, default=0),
     }
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -124,23 +134,6 @@ def progress_text(progress: Progress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{progress.seconds_left:.0f} s left")
     return ", ".join(parts)
-
-
-class _ProgressLine:
-    """Shows progress, and says once what is not searched again."""
-
-    def __init__(self, out: Path, show: Callable[[str], object]) -> None:
-        self.out, self.show, self.resumed = out, show, 0
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.resumed and not self.resumed:
-            self.resumed = progress.resumed
-            click.echo(
-                f"{progress.resumed} of {progress.total} problems are in {self.out} from an "
-                "earlier run and are not searched again",
-                err=True,
-            )
-        self.show(progress_text(progress))
 
 
 def _traces(

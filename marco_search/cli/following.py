@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from threading import Event
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from uuid import UUID
 from rich.live import Live
 
 from marco_search.cli.job_text import event, live_view
-from marco_search.cli.output import console, print_json_line, show
+from marco_search.cli.output import as_json, console, print_json_line, show
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
 
@@ -55,26 +55,29 @@ def follow(
 
 
 def show_following(
-    states: Iterable[Sequence[JobStatus]], *, as_json: bool = False, quiet: bool = False
+    states: Iterable[list[JobStatus]],
+    *,
+    quiet: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> list[JobStatus]:
     """Show what `follow` gives: live at a terminal, else a line for each change of a state.
 
-    The last of it. With `as_json` the lines are JSON; with `quiet` there are none.
+    The last of it. With --json the lines are JSON; with `quiet` there are none. `check` is
+    called at each look and may raise.
     """
-    out = console()
-    live = out.is_terminal and not as_json and not quiet
+    out, last = console(), list[JobStatus]()
+    live = out.is_terminal and not as_json() and not quiet
     # Drawn by hand: a thread that redraws would only repeat what is there.
     screen = Live(console=out, auto_refresh=False, transient=True) if live else None
-    last: list[JobStatus] = []
     with screen or nullcontext():
         for lines in states:
+            check()
             if screen is not None:
                 view = live_view(lines, width=out.width, height=out.height)
                 screen.update(view, refresh=True)
-            elif not quiet:
-                for line in changed(last, lines):
-                    print_json_line(line.model_dump(mode="json")) if as_json else show(event(line))
-            last = list(lines)
+            for line in () if live or quiet else changed(last, lines):
+                print_json_line(line.model_dump(mode="json")) if as_json() else show(event(line))
+            last = lines
     return last
 
 

@@ -7,26 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
 
 import click
 
-from marco_search.cli import output
+from marco_search.cli import options, output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
 from marco_search.cli.following import follow, show_following
 from marco_search.cli.job_text import archived, counts, heading, jobs_table, progress
-from marco_search.cli.options import (
-    LARGEST_COUNT,
-    Seconds,
-    all_option,
-    command,
-    count,
-    jobs_argument,
-    require_tenant,
-    tenant_option,
-)
 from marco_search.cli.result_text import result_json, result_report
 from marco_search.cli.search_options import (
     KIND_OPTIONS,
@@ -55,12 +44,12 @@ _TERMS = ("priority", "deadline", "expires_in_s")
 _DEADLINES = {"deadline", "expires_in_s"}
 
 timeout_option = click.option(
-    "--timeout", type=Seconds(min=0), metavar="S",
+    "--timeout", type=options.Seconds(min=0), metavar="S",
     help="Give up after S seconds (exit code 6); the jobs go on.",
 )  # fmt: skip
 
 
-@command()
+@options.command()
 @click.argument("file", required=False)
 @click.option("--question", metavar="TEXT", help="Submit this one instead of a file.")
 @click.option("--priority", metavar="LEVEL", help="low, normal (default) or high.")
@@ -88,15 +77,14 @@ def submit(file: str | None, question: str | None, waits: bool, **values: Any) -
     known = [str(handle.id) for handle in handles if not handle.created]
     new = len(ids) - len(known)
     output.report({"ids": ids, "submitted": new, "known": known}, "\n".join(ids))
-    if output.as_json():
-        return
     text = f"{new:,} new, {len(known):,} known"
     now = datetime.now(UTC)
     if past := sum(1 for job in jobs if job.deadline is not None and job.deadline < now):
         text += f"; {past:,} with a deadline that has passed, which only expire"
     if new and sys.stderr.isatty():
         text += ". `marco worker` answers them, `marco watch` follows"
-    output.note(f"{text}.")
+    if not output.as_json():
+        output.note(f"{text}.")
 
 
 def _jobs_to_submit(file: str | None, question: str | None, values: dict[str, Any]) -> list[Job]:
@@ -146,13 +134,13 @@ def submit_jobs(
             sleep(error.retry_after_s)
 
 
-@command()
-@jobs_argument
+@options.command()
+@options.jobs_argument
 @click.option(
     "--state", type=click.Choice([s.value for s in JobState]), help="Only jobs in this state."
 )
 @click.option(
-    "--limit", type=count(), default=LATEST, show_default=True, metavar="N",
+    "--limit", type=options.count(), default=LATEST, show_default=True, metavar="N",
     help="Latest jobs listed where none is named; 0 for all.",
 )  # fmt: skip
 def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
@@ -168,7 +156,7 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
             if jobs:
                 lines = queries.statuses(conn, named, tenant=here.tenant)
             else:
-                most = limit or LARGEST_COUNT
+                most = limit or options.LARGEST_COUNT
                 lines = queries.recent(conn, tenant=here.tenant, state=state, limit=most)[::-1]
             by_state = job_ids.state_counts(conn, here.tenant)
             missing = queries.missing_models(conn, tenant=here.tenant)
@@ -185,8 +173,8 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
     )
 
 
-@command()
-@jobs_argument
+@options.command()
+@options.jobs_argument
 @timeout_option
 def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Follow jobs live until they end: those named, or all that have not ended.
@@ -196,24 +184,24 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     """
     with session(needs_redis=False) as here:
         followed = follow(here.producer(), _followed(here, jobs), timeout_s=timeout)
-        lines = show_following(followed, as_json=output.as_json())
+        lines = show_following(followed)
     if not output.as_json():
         output.show(progress(lines) if lines else "No job is queued or running.")
     _exit(lines)
 
 
-@command()
-@jobs_argument
+@options.command()
+@options.jobs_argument
 @timeout_option
 def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Wait quietly until jobs end, those named or all, then print where they stand.
 
     Exits with 7 if a job did not succeed, with 6 after --timeout.
     """
-    lines: list[JobStatus] = []
     with session(needs_redis=False) as here:
-        for now in follow(here.producer(), _followed(here, jobs), timeout_s=timeout, every_s=2.0):
-            lines = now
+        ids = _followed(here, jobs)
+        followed = follow(here.producer(), ids, timeout_s=timeout, every_s=2.0)
+        lines = show_following(followed, quiet=True)
     table = jobs_table(lines, width=output.terminal_width())
     output.report(
         {"jobs": [line.model_dump(mode="json") for line in lines]},
@@ -235,7 +223,7 @@ def _exit(lines: Sequence[JobStatus]) -> None:
         click.get_current_context().exit(JOBS_NOT_DONE)
 
 
-@command()
+@options.command()
 @click.argument("job")
 @click.option("--thought", is_flag=True, help="Print the best answer's Thought as well.")
 @click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Edges below the root.")
@@ -250,12 +238,12 @@ def _exit(lines: Sequence[JobStatus]) -> None:
     help="Write a document instead: html is one file that needs nothing else.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", "file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    "-o", "--output", "file", type=click.File("w", encoding="utf-8", errors="replace", lazy=True),
     metavar="FILE", help="Where --format writes; standard output if not given.",
 )  # fmt: skip
 def show(
     job: str, thought: bool, depth: int | None, nodes: int | None, full: bool,
-    file_format: str | None, file: Path | None,
+    file_format: str | None, file: TextIO | None,
 ) -> None:  # fmt: skip
     """Show JOB: its ranked answers, what the search took, and the tree it grew.
 
@@ -295,27 +283,20 @@ def show(
     elif results:
         output.show(result_report(results[0], thought=thought))
     if tree:
-        drawn = draw_tree(
-            tree, path, width=output.terminal_width(), limit=nodes or DRAWN, depth=depth,
-            full=full, ascii_only=output.ascii_only(),
-        )  # fmt: skip
-        output.show("", drawn)
+        output.show("", draw_tree(tree, path, limit=nodes or DRAWN, depth=depth, full=full))
 
 
-def _write(text: str, file: Path | None) -> None:
+def _write(text: str, file: TextIO | None) -> None:
     text = text if text.endswith("\n") else f"{text}\n"
     if file is None:
         output.echo(text, end="")
-        return
-    try:
-        file.write_bytes(text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise click.FileError(str(file), error.strerror) from None
-    click.echo(f"Written: {file}", err=True)
+    else:
+        file.write(text)
+        click.echo(f"Written: {file.name}", err=True)
 
 
-@command()
-@jobs_argument
+@options.command()
+@options.jobs_argument
 @click.option("--jsonl", is_flag=True, help="One JSON object on each line.")
 @click.option("--thought", is_flag=True, help="With the answers' Thoughts (JSON).")
 def results(jobs: tuple[str, ...], jsonl: bool, thought: bool) -> None:
@@ -343,14 +324,14 @@ def _results(conn: Conn, ids: Sequence[UUID]) -> Iterator[JobResult]:
         yield from (found[str(job_id)] for job_id in some if str(job_id) in found)
 
 
-@command()
-@jobs_argument
+@options.command()
+@options.jobs_argument
 @click.option("--batch", type=click.UUID, metavar="ID", help="All jobs of this batch.")
-@tenant_option
+@options.tenant_option
 @click.option(
     "--state", type=click.Choice(("queued", "running")), help="All jobs in this state, or of these."
 )
-@all_option
+@options.all_option
 @click.option("--yes", is_flag=True, help="Do not ask before --all.")
 def cancel(
     jobs: tuple[str, ...], batch: UUID | None, tenant: str | None, state: str | None,
@@ -365,7 +346,7 @@ def cancel(
     """
     if bool(jobs) == (everything or (batch, tenant, state) != (None, None, None)):
         raise click.UsageError("Give jobs, or --batch, --tenant, --state or --all.")
-    require_tenant(tenant)
+    options.require_tenant(tenant)
     if tenant is not None and everything:
         raise click.UsageError("Give either --tenant or --all.")
     if everything and not yes and sys.stdin.isatty():

@@ -23,10 +23,7 @@ _JOBS = (
     number("conf."), number("share"), number("quant."), number("tokens", optional=True),
     number("seconds", optional=True), number("nodes", optional=True),
 )  # fmt: skip
-_LIVE = (
-    Column("job"), Column("state"), Column("rollouts"), Column("question", flexible=True),
-    Column("answer", flexible=True), Column("right"), number("seconds"),
-)  # fmt: skip
+_LIVE = (*_JOBS[:2], Column("rollouts"), *_JOBS[2:4], _JOBS[5], number("seconds"))
 _LETTERS = (
     Column("job"), Column("state"), Column("error"), Column("message", flexible=True),
     Column("question", flexible=True), number("attempts"), number("rounds"),
@@ -145,15 +142,8 @@ def progress(lines: Sequence[JobStatus]) -> str:
 
 
 def _live_row(line: JobStatus) -> list[str]:
-    return [
-        short_id(line.job_id),
-        line.shown_state,
-        _bar(line),
-        one_line(line.subject),
-        _outcome(line),
-        _yes_no(line.correct),
-        f"{line.seconds:.1f}" if line.seconds else "",
-    ]
+    row = _row(line)
+    return [*row[:2], _bar(line), *row[2:4], row[5], row[10] if line.seconds else ""]
 
 
 def _bar(line: JobStatus) -> str:

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-from rich.console import (
-    Console,
-    ConsoleOptions,
-    ConsoleRenderable,
-    RenderableType,
-    RenderHook,
-    RenderResult,
-)
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
@@ -87,9 +80,7 @@ def console(*, stderr: bool = False) -> Console:
     """A console on standard output (or error). NO_COLOR and TERM=dumb are honoured by rich."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    made = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-    made.push_render_hook(_Escaping())
-    return made
+    return _EscapingConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def terminal_width() -> int:
@@ -115,19 +106,13 @@ def _print(out: Console, parts: Sequence[RenderableType]) -> None:
             out.print(part)
 
 
-class _Escaping(RenderHook):
-    """Shows the control characters of the data in everything that a console draws."""
+class _EscapingConsole(Console):
+    """Shows the control characters of the data in everything that it draws."""
 
-    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Escaped(renderable) for renderable in renderables]
-
-
-class _Escaped:
-    def __init__(self, inner: ConsoleRenderable) -> None:
-        self._inner = inner
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self._inner, options):
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
             # Colours are styles, not text: rich's own controls are marked as such.
             known = segment.control or segment.text.isprintable()
             yield segment if known else Segment(escaped(segment.text), segment.style)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
 
-from marco_search.cli import output
+from marco_search.cli import options, output
 from marco_search.cli.job_text import letter_report, letters_table
-from marco_search.cli.options import (
-    LARGEST_COUNT,
-    JsonCommand,
-    all_option,
-    command,
-    count,
-    jobs_argument,
-    require_tenant,
-    tenant_option,
-)
 from marco_search.cli.session import session
 from marco_search.store.queue import holds, limits
 
@@ -34,11 +24,11 @@ error_option = click.option(
 )
 
 
-@command()
+@options.command()
 @click.option("--list", "listed", is_flag=True, help="Only list what is paused.")
-@jobs_argument
-@tenant_option
-@all_option
+@options.jobs_argument
+@options.tenant_option
+@options.all_option
 def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: bool) -> None:
     """Pause jobs: those named, a tenant's, or all, also those submitted later.
 
@@ -53,10 +43,10 @@ def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: b
         _list_pauses()
 
 
-@command()
-@jobs_argument
-@tenant_option
-@all_option
+@options.command()
+@options.jobs_argument
+@options.tenant_option
+@options.all_option
 def resume(jobs: tuple[str, ...], tenant: str | None, everything: bool) -> None:
     """Resume paused jobs: those named, a tenant's, or all.
 
@@ -86,7 +76,7 @@ def _set_paused(
 ) -> None:
     if sum([bool(jobs), tenant is not None, everything]) != 1:
         raise click.UsageError("Give jobs, or --tenant NAME, or --all.")
-    require_tenant(tenant)
+    options.require_tenant(tenant)
     from producer import EVERYONE
 
     done = "paused" if paused else "resumed"
@@ -112,7 +102,7 @@ def _now(state: str, done: str) -> str:
     return done if state in ("queued", "running") else f"{state} already"
 
 
-@command()
+@options.command()
 @click.argument("tenant", metavar="[TENANT]", required=False)
 @click.argument("limit", metavar="[N|default]", required=False)
 def quota(tenant: str | None, limit: str | None) -> None:
@@ -126,7 +116,7 @@ def quota(tenant: str | None, limit: str | None) -> None:
         return
     if not tenant:
         raise click.UsageError("TENANT is empty.")
-    if limit != "default" and not (limit.isdecimal() and int(limit[:12]) <= LARGEST_COUNT):
+    if limit != "default" and not (limit.isdecimal() and int(limit[:12]) <= options.LARGEST_COUNT):
         raise click.UsageError(f'{limit!r} is not a number of jobs; give one, or "default".')
     max_queued = None if limit == "default" else int(limit)
     with session(creates=True) as here:
@@ -156,10 +146,10 @@ def dead() -> None:
     """
 
 
-@dead.command("list", cls=JsonCommand, short_help="List them.")
+@dead.command("list", cls=options.JsonCommand, short_help="List them.")
 @state_option
 @error_option
-@click.option("--limit", type=count(least=1), default=100, show_default=True, metavar="N")
+@click.option("--limit", type=options.count(least=1), default=100, show_default=True, metavar="N")
 def list_dead(state: str | None, error: str | None, limit: int) -> None:
     """List dead and failed jobs, the latest first."""
     with session() as here:
@@ -170,7 +160,7 @@ def list_dead(state: str | None, error: str | None, limit: int) -> None:
     )
 
 
-@dead.command("show", cls=JsonCommand, short_help="Show why one is dead or failed.")
+@dead.command("show", cls=options.JsonCommand, short_help="Show why one is dead or failed.")
 @click.argument("job", metavar="JOB")
 def show_dead(job: str) -> None:
     """Show why a job is dead or failed: its last error, of a bug with the traceback."""
@@ -179,8 +169,8 @@ def show_dead(job: str) -> None:
     output.report(letter.model_dump(mode="json"), *letter_report(letter))
 
 
-@dead.command("requeue", cls=JsonCommand, short_help="Queue them again.")
-@jobs_argument
+@dead.command("requeue", cls=options.JsonCommand, short_help="Queue them again.")
+@options.jobs_argument
 @click.option("--all", "everything", is_flag=True, help="All, or those of --state and --error.")
 @state_option
 @error_option
@@ -204,9 +194,8 @@ def requeue_dead(
         wanted = here.find(jobs)
         for job_id in wanted:
             producer.dead_letter(job_id)  # raises for one that is neither dead nor failed
-        batches: Iterable[list[UUID]] = [wanted] if jobs else _letters(producer, state, error)
         done: dict[UUID, UUID] = {}  # job to the one that goes on
-        for batch in batches:
+        for batch in [wanted] if jobs else _letters(producer, state, error):
             done |= producer.restart(batch) if restart else {i: i for i in producer.requeue(batch)}
     _report_requeued(done, restarted=restart)
 
@@ -217,8 +206,8 @@ def _letters(producer: Producer, state: str | None, error: str | None) -> Iterat
         yield [letter.job_id for letter in letters]
 
 
-@command()
-@jobs_argument
+@options.command()
+@options.jobs_argument
 @click.option("--all", "everything", is_flag=True, help="All that wait for a model.")
 @click.option("--restart", is_flag=True, help="Start over. Must be given.")
 def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,11 @@ def replay(
             _rescore_job(stored, ways)
             return
         with closing(open_runtime(here.settings)) as runtime:
-            outcome = Outcome(stored, runtime.info, _generated(stored, runtime))
-    output.report(outcome.to_json(), *outcome.lines())
-    if not outcome.fits:
-        same = outcome.same_engine
+            info, done = runtime.info, _generated(stored, runtime)
+    engine, fits = f"{info.name} {info.version}", _fits(done, info)
+    output.report(_json(stored, done, engine, fits), *_lines(stored, done, engine, fits))
+    if not fits:
+        same = set(stored.engines) == {engine}
         click.get_current_context().exit(DOES_NOT_FIT if same else OTHER_ENGINE)
 
 
@@ -100,98 +101,74 @@ def _generated(stored: StoredSearch, runtime: Runtime) -> Replayed:
             stored.rollouts,
             runtime,
             stop_reason=stored.stop_reason if stored.state == "succeeded" else None,
-            on_round=None
-            if output.as_json()
-            else lambda n, of: status.update(f"round {n} of {of}"),
+            on_round=lambda number, of: status.update(f"round {number} of {of}"),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A replay and the job it is of."""
+def _fits(done: Replayed, info: RuntimeInfo) -> bool:
+    """The same text; with a runtime that is exact the same bits."""
+    if info.exact:
+        return done.same_bits
+    return done.same_text and done.same_answers + done.read_otherwise == done.rollouts
 
-    stored: StoredSearch
-    info: RuntimeInfo
-    replayed: Replayed
 
-    @property
-    def fits(self) -> bool:
-        """The same text; with a runtime that is exact the same bits."""
-        done = self.replayed
-        if self.info.exact:
-            return done.same_bits
-        return done.same_text and done.same_answers + done.read_otherwise == done.rollouts
+def _json(stored: StoredSearch, done: Replayed, engine: str, fits: bool) -> dict[str, Any]:
+    data = asdict(done)
+    return data | {
+        "job_id": str(stored.job_id),
+        "state": stored.state,
+        "fits": fits,
+        "same_bits": done.same_bits,
+        "same_text": done.same_text,
+        "engine": engine,
+        "engine_then": stored.engines[0],
+        "same_engine": set(stored.engines) == {engine},
+        "attempts": stored.attempts,
+        "failed_rollouts": data.pop("failed"),
+        "first_difference": data.pop("first") and str(done.first),
+    }
 
-    @property
-    def engine(self) -> str:
-        """Name and version of the engine now."""
-        return f"{self.info.name} {self.info.version}"
 
-    @property
-    def same_engine(self) -> bool:
-        """Every attempt ran on the engine that this one has, its arithmetic included."""
-        return set(self.stored.engines) == {self.engine}
-
-    def lines(self) -> Iterator[str]:
-        """For a reader."""
-        done = self.replayed
-        yield f"Job {self.stored.job_id}, {self.stored.state}: {self.engine} generates it again."
-        yield from self._notes()
-        if done.same_bits:
-            counts = f"rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes}"
-            yield f"The same tree, bit for bit ({counts})."
-            return
+def _lines(stored: StoredSearch, done: Replayed, engine: str, fits: bool) -> Iterator[str]:
+    """For a reader."""
+    yield f"Job {stored.job_id}, {stored.state}: {engine} generates it again."
+    yield from _notes(stored, done)
+    for other in dict.fromkeys(stored.engines):
+        if other != engine:
+            yield f"Searched on {other}, this is {engine}: its last digits may differ."
+    if done.same_bits:
+        counts = f"rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes}"
+        yield f"The same tree, bit for bit ({counts})."
+        return
+    yield (
+        f"{done.same_rollouts} of {done.rollouts} rollouts have the same text,"
+        f" {done.same_answers} the same answer; {done.same_nodes} of {done.nodes} nodes are"
+        " the same bit for bit."
+    )
+    if done.greatest_gap:
+        yield f"Log-probs of the same tokens differ by {done.greatest_gap:.3g} at most."
+    yield f"First difference: {done.first}"
+    if not fits and set(stored.engines) != {engine}:
         yield (
-            f"{done.same_rollouts} of {done.rollouts} rollouts have the same text,"
-            f" {done.same_answers} the same answer; {done.same_nodes} of {done.nodes} nodes are"
-            " the same bit for bit."
+            "This is no proof of a change: another engine, or another kind of processor, may"
+            " round otherwise. Replay it on what it was searched on."
         )
-        if done.greatest_gap:
-            yield f"Log-probs of the same tokens differ by {done.greatest_gap:.3g} at most."
-        yield f"First difference: {done.first}"
-        if not self.fits and not self.same_engine:
-            yield (
-                "This is no proof of a change: another engine, or another kind of processor, may"
-                " round otherwise. Replay it on what it was searched on."
-            )
 
-    def _notes(self) -> Iterator[str]:
-        stored, done = self.stored, self.replayed
-        if stored.attempts > 1:
-            yield f"{stored.attempts} attempts searched it; each went on from the one before."
-        if done.failed:
-            yield f"Branches that had failed and are taken as failed: {done.failed}."
-        if done.read_otherwise:
-            yield (
-                f"Same text, another answer read in it by this version: {done.read_otherwise}."
-                " `marco verify` checks the answers stored."
-            )
-        if stored.state in ("queued", "running"):
-            yield "It has not ended: these are its rounds so far."
-        elif stored.stop_reason in ("cancelled", "seconds", "deadline", None):
-            yield f"It ended early ({stored.stop_reason or 'an error'})."
-        for engine in dict.fromkeys(stored.engines):
-            if engine != self.engine:
-                yield f"Searched on {engine}, this is {self.engine}: its last digits may differ."
 
-    def to_json(self) -> dict[str, Any]:
-        """For a script."""
-        done, first = asdict(self.replayed), self.replayed.first
-        failed = done.pop("failed")
-        del done["first"]
-        return done | {
-            "job_id": str(self.stored.job_id),
-            "state": self.stored.state,
-            "fits": self.fits,
-            "same_bits": self.replayed.same_bits,
-            "same_text": self.replayed.same_text,
-            "engine": self.engine,
-            "engine_then": self.stored.engines[0],
-            "same_engine": self.same_engine,
-            "attempts": self.stored.attempts,
-            "failed_rollouts": failed,
-            "first_difference": None if first is None else str(first),
-        }
+def _notes(stored: StoredSearch, done: Replayed) -> Iterator[str]:
+    if stored.attempts > 1:
+        yield f"{stored.attempts} attempts searched it; each went on from the one before."
+    if done.failed:
+        yield f"Branches that had failed and are taken as failed: {done.failed}."
+    if done.read_otherwise:
+        yield (
+            f"Same text, another answer read in it by this version: {done.read_otherwise}."
+            " `marco verify` checks the answers stored."
+        )
+    if stored.state in ("queued", "running"):
+        yield "It has not ended: these are its rounds so far."
+    elif stored.stop_reason in ("cancelled", "seconds", "deadline", None):
+        yield f"It ended early ({stored.stop_reason or 'an error'})."
 
 
 Ways = Iterable[tuple[str, str, float]]

@@ -23,11 +23,13 @@ def result_report(result: JobResult, *, thought: bool = False) -> Group:
     parts: list[RenderableType] = [Text(_outcome(result), style="bold"), ""]
     if thought:
         parts += [_thought(result), ""]
-    if result.answers:
-        parts += [_answers_table(result), ""]
+    rows = [
+        [str(a.rank), one_line(a.text), fraction(a.confidence), str(a.votes), f"{a.share:.0%}"]
+        for a in result.answers
+    ]
+    parts += [text_table(_ANSWERS, rows), ""] if rows else []
     lines = (_verdict(result), _ranking(result), _totals(result))
-    parts += [Text(line, style="dim") for line in lines if line]
-    return Group(*parts)
+    return Group(*parts, *(Text(line, style="dim") for line in lines if line))
 
 
 def result_json(result: JobResult, *, thought: bool = False) -> dict[str, Any]:
@@ -37,21 +39,6 @@ def result_json(result: JobResult, *, thought: bool = False) -> dict[str, Any]:
         for answer in data["answers"]:
             del answer["thought"]
     return data
-
-
-def _answers_table(result: JobResult) -> RenderableType:
-    """The n best distinct answers, best first."""
-    rows = [
-        [
-            str(answer.rank),
-            one_line(answer.text),
-            fraction(answer.confidence),
-            str(answer.votes),
-            f"{answer.share:.0%}",
-        ]
-        for answer in result.answers
-    ]
-    return text_table(_ANSWERS, rows)
 
 
 def _ranking(result: JobResult) -> str:

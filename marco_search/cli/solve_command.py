@@ -49,8 +49,7 @@ def solve(question: str, tree: bool, thought: bool, **values: Any) -> None:
         return
     output.show(result_report(result, thought=thought))
     if tree:
-        width = output.terminal_width()
-        output.show("", draw_tree(nodes, path, width=width, ascii_only=output.ascii_only()))
+        output.show("", draw_tree(nodes, path))
 
 
 def drawn_nodes(search: Search) -> list[DrawnNode]:

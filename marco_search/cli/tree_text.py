@@ -18,8 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.text import Text
 
+from marco_search.cli import output
 from marco_search.render.layout import ELLIPSIS, TreeNode, children_of, label, visible_nodes
 
 _UTF8 = {"fork": "├─ ", "last": "└─ ", "bar": "│  ", "gap": "   ", "answer": "→ "}
@@ -48,21 +50,27 @@ def draw_tree(
     nodes: Sequence[TreeNode],
     winning: Iterable[int],
     *,
-    width: int = 100,
+    width: int | None = None,
     limit: int | None = 40,
     depth: int | None = None,
     full: bool = False,
-    ascii_only: bool = False,
+    ascii_only: bool | None = None,
 ) -> Text:
     """The tree of `nodes` (parents before children), `winning` path marked, best child first.
 
-    `width` is in terminal cells. `limit` nodes at most are drawn, down to `depth` edges below
-    the root; what is left out is counted where it hangs. `full` draws everything and wraps
-    texts instead of truncating them.
+    `width`, in terminal cells, and `ascii_only` follow from standard output. `limit` nodes at
+    most are drawn, down to `depth` edges below the root; what is left out is counted where it
+    hangs. `full` draws everything and wraps texts instead of truncating them.
     """
     path = frozenset(winning)
-    drawing = _Drawing(children_of(nodes, path), path, width, full, _ASCII if ascii_only else _UTF8)
     keep = visible_nodes(nodes, path, None if full else limit, None if full else depth)
+    drawing = _Drawing(
+        children=children_of(nodes, path),
+        winning=path,
+        width=output.terminal_width() if width is None else width,
+        full=full,
+        signs=_ASCII if (output.ascii_only() if ascii_only is None else ascii_only) else _UTF8,
+    )
     heading = Text(" visits  value", style="dim")
     lines = drawing.lines(nodes[0], keep)
     return Text("\n", no_wrap=True, overflow="ignore").join([heading, *lines])
@@ -139,17 +147,7 @@ def truncate_cells(text: str, width: int) -> str:
 
 def wrap_cells(text: str, width: int) -> list[str]:
     """`text` as lines of at most `width` cells; breaks at spaces where a line has one."""
-    lines: list[str] = []
-    rest = text
-    while cell_len(rest) > width:
-        # set_cell_size pads where a wide character would be halved.
-        size = max(1, len(set_cell_size(rest, width).rstrip(" ")))
-        space = rest.rfind(" ", 0, size + 1)
-        if space > size // 2:
-            size = space
-        lines.append(rest[:size].rstrip())
-        rest = rest[size:].lstrip()
-    return [*lines, rest] if rest or not lines else lines
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)] or [""]
 
 
 def fraction(value: float | None) -> str:
