@@ -248,6 +248,7 @@ def job_result(
                 share=ranked.share,
                 output=kind.output(text) or extracted.display,
                 thought=kind.thought(text),
+                rollout_ids=ranked.rollout_ids,
             )
         )
     correct = None

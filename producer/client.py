@@ -23,9 +23,9 @@ from marco_search.locations import redis_url as redis_location
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs as store
-from marco_search.store.queue import outbox
-from marco_search.store.queue.limits import Gate, Limits
+from marco_search.store.queue import scheduling
 from marco_search.store.queue.states import JobState
+from marco_search.store.queue.tenants import Gate
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
 from producer.handles import JobHandle, JobId, job_uuid, job_uuids
@@ -61,12 +61,7 @@ class Producer(Operations):
         self._tenant = tenant
         self._default_tenant = self._settings.tenant
         self._aging_s = self._settings.aging_s
-        self._gate = Gate(
-            Limits(
-                all_tenants=self._settings.max_queued,
-                each_tenant=self._settings.tenant_max_queued,
-            )
-        )
+        self._gate = Gate(self._settings.max_queued, self._settings.tenant_max_queued)
         self.database = Database(database_location(self._settings), application="marco producer")
         self.listener = Listener(self.database)
         self._publisher: Publisher | None = None
@@ -141,7 +136,7 @@ class Producer(Operations):
         except BrokerUnavailable as error:
             log.warning("%d jobs are stored and wait for Redis: %s", len(job_ids), error)
             with self.database.transaction() as conn:
-                outbox.unpublished(conn, job_ids)
+                scheduling.unpublished(conn, job_ids)
 
     # -- follow ---------------------------------------------------------------------------
 
@@ -203,7 +198,7 @@ class Producer(Operations):
         worker is gone, until the lease runs out. One that has ended stays.
         """
         with self.database.transaction() as conn:
-            return store.cancel(conn, job_uuid(job), tenant=self._tenant)
+            return store.cancel(conn, [job_uuid(job)], tenant=self._tenant)[job_uuid(job)]
 
     # -- close ----------------------------------------------------------------------------
 

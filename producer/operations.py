@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from uuid import UUID
 
-from marco_search.errors import InvalidJob
+from marco_search.errors import InvalidJob, JobNotFound
 from marco_search.jobs.requests import MAX_TENANT_CHARS
 from marco_search.jobs.validation import flaw, shown
 from marco_search.store.db import Database
-from marco_search.store.queue import dead_letters, holds, limits
+from marco_search.store.queue import dead_letters, scheduling, tenants
 from marco_search.store.queue import jobs as store
 from marco_search.store.queue.dead_letters import DeadLetter
-from marco_search.store.queue.states import GIVEN_UP, JobState
+from marco_search.store.queue.states import DEAD_LETTER, JobState
 from producer.handles import JobId, job_uuid, job_uuids
 
 
@@ -59,7 +59,7 @@ class Operations:
         for start in range(0, len(ids), _AT_ONCE):
             with self.database.transaction() as conn:
                 part = ids[start : start + _AT_ONCE]
-                cancelled |= store.cancel_many(conn, part, tenant=self._tenant)
+                cancelled |= store.cancel(conn, part, tenant=self._tenant)
         return cancelled
 
     def cancel_all(
@@ -85,7 +85,7 @@ class Operations:
                 )
                 if not found:
                     return cancelled
-                cancelled |= store.cancel_many(conn, found, tenant=whose)
+                cancelled |= store.cancel(conn, found, tenant=whose)
 
     def pause(self, job: JobId) -> JobState:
         """Pause a job; its state now. Raises JobNotFound.
@@ -94,13 +94,13 @@ class Operations:
         the round and given it back. Its deadline goes on.
         """
         with self.database.transaction() as conn:
-            return holds.set_job(conn, job_uuid(job), paused=True, tenant=self._tenant)
+            return store.set_paused(conn, job_uuid(job), paused=True, tenant=self._tenant)
 
     def resume(self, job: JobId) -> JobState:
         """Let a paused job go on; its state now. Raises JobNotFound."""
         job_id = job_uuid(job)
         with self.database.transaction() as conn:
-            state = holds.set_job(conn, job_id, paused=False, tenant=self._tenant)
+            state = store.set_paused(conn, job_id, paused=False, tenant=self._tenant)
         if state is JobState.QUEUED:
             self._publish([job_id])
         return state
@@ -108,14 +108,14 @@ class Operations:
     def pause_tenant(self, tenant: str | Everyone | None = None) -> None:
         """Pause all jobs of a tenant, also those submitted later."""
         with self.database.transaction() as conn:
-            holds.set_tenant(conn, self._whose(tenant), paused=True)
+            tenants.set_paused(conn, self._whose(tenant), paused=True)
 
     def resume_tenant(self, tenant: str | Everyone | None = None) -> None:
         """Let a tenant's jobs go on. Jobs that were paused one by one stay paused."""
         name = self._whose(tenant)
         with self.database.transaction() as conn:
-            holds.set_tenant(conn, name, paused=False)
-            job_ids = holds.due(conn, name)
+            tenants.set_paused(conn, name, paused=False)
+            job_ids = scheduling.resumed(conn, name)
         self._publish(job_ids)
 
     def set_quota(self, max_queued: int | None, tenant: str | None = None) -> None:
@@ -123,7 +123,7 @@ class Operations:
         if max_queued is not None:
             _check_number("max_queued", max_queued)
         with self.database.transaction() as conn:
-            limits.set_quota(conn, self._own(tenant), max_queued)
+            tenants.set_quota(conn, self._own(tenant), max_queued)
 
     def dead_letters(
         self, *, state: str | None = None, error: str | None = None, limit: int = 100
@@ -133,7 +133,7 @@ class Operations:
         Only those in `state`, and with an error of this type ("WorkerLost"), if given.
         """
         _check_number("limit", limit)
-        _check_state(state, GIVEN_UP)
+        _check_state(state, DEAD_LETTER)
         if error is not None and not (isinstance(error, str) and "\x00" not in error):
             raise InvalidJob("error", f"must be the name of a type, not {shown(error)}")
         with self.database.transaction() as conn:
@@ -144,7 +144,10 @@ class Operations:
     def dead_letter(self, job: JobId) -> DeadLetter:
         """One of them. Raises JobNotFound if the job was not given up."""
         with self.database.transaction() as conn:
-            return dead_letters.letter(conn, job_uuid(job), tenant=self._tenant)
+            found = dead_letters.letters(conn, tenant=self._tenant, job_id=job_uuid(job))
+        if not found:
+            raise JobNotFound(f"job {job} is neither dead nor failed (see `marco dead list`)")
+        return found[0]
 
     def requeue(self, jobs: JobId | Iterable[JobId]) -> list[UUID]:
         """Queue those of the jobs that were given up; which they were.
@@ -185,7 +188,7 @@ class Operations:
             return self._own(tenant)
         if self._tenant is not None:
             raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not for everyone")
-        return holds.EVERYONE
+        return tenants.EVERYONE
 
     def _own(self, tenant: str | None) -> str:
         if tenant is None:

@@ -22,9 +22,9 @@ from marco_search.store.reads.job_record import (
     JobRecord,
     NodeTokens,
     RolloutRow,
+    TreeRow,
 )
-from marco_search.store.reads.listing import JobFilter, JobLine, JobPage, Totals
-from marco_search.store.reads.queries import TreeRow
+from marco_search.store.reads.queries import JobFilter, JobPage, JobStatus, Totals
 from marco_search.store.trail.records import ROLLOUT_COLUMNS
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
@@ -70,10 +70,12 @@ def record_of(
         for r in tree.rollouts
         if r.round <= until
     ]
-    answers, reached_by = _answers(search) if done else ((), {})
+    answers = _answers(search) if done else ()
+    best = [r for r in rollouts if answers and r.rollout_id in answers[0].rollout_ids]
+    path = max(best, key=lambda r: (r.path_confidence, -r.rollout_id)).path if best else ()
     nodes = _nodes(search, until) if until else ()
     return JobRecord(
-        job=JobLine(
+        job=JobStatus(
             **{
                 "job_id": job_id(number), "tenant": "default", "batch_id": None,
                 "kind": "reasoning", "state": "succeeded" if done else "running",
@@ -87,12 +89,13 @@ def record_of(
                 "confidence": answers[0].confidence if answers else None,
                 "expected": "2", "correct": None, "stop_reason": "rollouts" if done else None,
                 "model": "toy", "revision": "0" * 64, "seed": 1, "error_type": None,
-                "error": None,
+                "error": None, "priority": 3, "run_after": AT, "cancel_requested_at": None,
+                "lease_owner": None,
             }
             | job
         ),
         answers=answers,
-        reached_by=reached_by,
+        winning_path=tuple(path),
         nodes=nodes,
         rollouts=tuple(rollouts),
         attempts=(
@@ -134,16 +137,15 @@ def _nodes(search: Search, until: int) -> tuple[TreeRow, ...]:
     return tuple(rows)
 
 
-def _answers(search: Search) -> tuple[tuple[Answer, ...], dict[int, frozenset[int]]]:
-    ranked = search.ranked()
-    answers = tuple(
+def _answers(search: Search) -> tuple[Answer, ...]:
+    return tuple(
         Answer(
             rank=i, text=found.key, normalised=found.key, confidence=found.confidence,
             votes=found.votes, share=found.share, output=found.key, thought="thinking",
+            rollout_ids=found.rollout_ids,
         )
-        for i, found in enumerate(ranked, start=1)
+        for i, found in enumerate(search.ranked(), start=1)
     )  # fmt: skip
-    return answers, {i: frozenset(f.rollout_ids) for i, f in enumerate(ranked, start=1)}
 
 
 def times(record: JobRecord, copies: int) -> JobRecord:

@@ -1,7 +1,7 @@
-"""Runs jobs: takes ids from the queue, claims the rows, searches, keeps every round.
+"""Runs jobs: takes messages from the queue, claims jobs, searches, stores every round.
 
-- main: the entry of `marco worker`; app, tasks: Celery
-- process: what one worker process holds (database, runtime)
-- runner: one job from claim to end; journal, lease: its rounds and its heartbeat
-- failures: what an error means for the job; sweep: what the broker must be told again
+- main: the entry of `marco worker`; app: Celery; consumer: how it outlasts trouble with Redis
+- process: what one worker process holds (settings, database, runtime); shutdown, watchdog
+- runner: one job from claim to end; journal, heartbeat: its rounds and its lease; finish: its end
+- scheduler: publishes due jobs, takes jobs back from lost workers, ends expired ones
 """

@@ -1,41 +1,48 @@
-"""Celery's consumer and its connection to Redis, made to outlast what goes wrong there.
+"""Celery's consumer and its connection to Redis, made to outlast trouble there.
 
-- an error that Redis answers with (out of memory, read only, a wrong type, a failover) is like
-  a lost connection: said once in a while, tried again after a growing pause
-- a message that can't be read is logged and dropped
+- An error that Redis answers with (out of memory, read only, a wrong type, a failover) is like
+  a lost connection: logged once in a while, tried again after a growing pause.
+- A message is a permit to claim one job, and nothing else. Anyone with access to Redis can put
+  anything there: another program, an older version, a person. So each message is checked as
+  bytes, before Celery sees it, and made again from the one thing that counts in it; one that
+  can't be read is logged and dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 import warnings
-from typing import Any
+from base64 import b64encode
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid4
 
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
 from kombu.transport import TRANSPORT_ALIASES, redis
+from pydantic import Base64Bytes, BaseModel, Field, TypeAdapter, ValidationError
 from redis import Redis, RedisError
 
-from marco_search.broker import PRESENT_EVERY_S, say_present
-from worker import messages
+from marco_search.broker import PRESENT_EVERY_S, TASK, say_present
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_CALM_S = 30.0  # without trouble: then the pauses begin anew
-_SAY_AGAIN_S = 60.0  # of the same trouble
+_CALM_S = 30.0  # without trouble: then the pauses start over
+_REPEAT_S = 60.0  # before the same trouble is logged again
+_LARGEST = 1 << 16  # bytes of a message; ours have about 700
 _QUOTED = 200  # bytes of a message that are logged
 
 
-class Troubles:
-    """When to try again, and whether to say what was wrong."""
+class Backoff:
+    """When to try again, and whether to log what was wrong."""
 
     def __init__(self) -> None:
         self._pause_s = 0.0
         self._last = -_CALM_S
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     def pause_s(self) -> float:
         """Seconds to wait now."""
@@ -46,26 +53,26 @@ class Troubles:
         self._last = now + self._pause_s
         return self._pause_s
 
-    def say(self, error: BaseException) -> None:
-        """Log it, unless its kind was logged a moment ago."""
+    def log(self, error: BaseException) -> None:
+        """Log the error, unless its kind was logged a moment ago."""
         now, kind = time.monotonic(), type(error).__name__
-        if now - self._said.get(kind, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
-            self._said[kind] = now
+        if now - self._logged.get(kind, -_REPEAT_S) >= _REPEAT_S:
+            self._logged[kind] = now
             log.warning("Redis: %s: %s; trying again", kind, error)
 
     def over(self) -> None:
-        """Redis does what it is asked to. Logged once after a trouble."""
-        if self._said and time.monotonic() - self._last > 2 * _LONGEST_PAUSE_S:
-            self._said.clear()
-            log.info("Redis: well again")
+        """Redis works. Logged once after trouble."""
+        if self._logged and time.monotonic() - self._last > 2 * _LONGEST_PAUSE_S:
+            self._logged.clear()
+            log.info("Redis: working again")
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
-    """See above."""
+    """Outlasts errors of Redis, however long they last."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._troubles = Troubles()
+        self._backoff = Backoff()
         self.channel_errors: tuple[type[Exception], ...] = (
             *self.conninfo.channel_errors,
             RedisError,
@@ -74,7 +81,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long it takes."""
         return conn.ensure_connection(
-            lambda error, _: self._troubles.say(error),
+            lambda error, _: self._backoff.log(error),
             interval_start=_FIRST_PAUSE_S,
             interval_step=1.0,
             interval_max=_LONGEST_PAUSE_S,
@@ -105,8 +112,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             pool._busy_workers.update(busy & {child.inqW_fd for child in pool._pool})
 
     def _pause(self, error: Exception) -> None:
-        self._troubles.say(error)
-        until = time.monotonic() + self._troubles.pause_s()
+        self._backoff.log(error)
+        until = time.monotonic() + self._backoff.pause_s()
         while time.monotonic() < until:
             maybe_shutdown()
             time.sleep(_FIRST_PAUSE_S)
@@ -124,7 +131,57 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         except (RedisError, OSError) as error:
             log.debug("not said that this worker is there: %s", error)
         else:
-            self._troubles.over()
+            self._backoff.over()
+
+
+class _Headers(BaseModel):
+    task: Literal["marco.run_job"]
+
+
+class _Properties(BaseModel):
+    body_encoding: Literal["base64"]
+
+
+class _Message(BaseModel):
+    headers: _Headers
+    properties: _Properties
+    body: Base64Bytes
+
+
+_Body = TypeAdapter(tuple[Annotated[list[UUID], Field(min_length=1, max_length=1)], Any, Any])
+
+
+def job_named(raw: bytes) -> UUID:
+    """The job that a message names. Raises ValueError, saying why it can't be read."""
+    if len(raw) > _LARGEST:
+        raise ValueError(f"it has {len(raw):,} bytes")
+    try:
+        message = _Message.model_validate_json(raw)
+        (job_id,), _, _ = _Body.validate_json(message.body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in ("message", *first["loc"][:4]))
+        raise ValueError(f"{place}: {first['msg']}"[:200]) from None
+    return job_id
+
+
+def message_for(job_id: UUID, queue: str) -> bytes:
+    """The message that Celery gets in its place."""
+    body = b64encode(json.dumps([[str(job_id)], {}, {}]).encode()).decode()
+    delivery = {"exchange": "", "routing_key": queue}
+    return json.dumps(
+        {
+            "body": body,
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"task": TASK, "id": str(job_id)},
+            "properties": {
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid4()),
+                "delivery_info": delivery,
+            },
+        }
+    ).encode()
 
 
 class Client(Redis):
@@ -137,7 +194,7 @@ class Client(Redis):
             return found
         key, raw = found
         try:
-            return key, messages.made(messages.read(raw), key.partition(b"\x06")[0].decode())
+            return key, message_for(job_named(raw), key.partition(b"\x06")[0].decode())
         except ValueError as error:
             log.error("dropped a message that can't be read: %s: %a", error, raw[:_QUOTED])
             return None

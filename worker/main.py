@@ -1,9 +1,9 @@
-"""The entry of `marco worker`: Celery's worker in this process, until it is told to stop.
+"""The entry of `marco worker`: Celery's worker in this process, until it is stopped.
 
-SIGTERM or Ctrl-C: take no more jobs, finish and keep the rounds that run, give their jobs
-back, leave. Another worker goes on with them at once. A round that takes longer than
-MARCO_STOP_S is aborted. SIGQUIT does the same in a few seconds; once more: leave at once,
-what runs goes on elsewhere when its lease has run out.
+SIGTERM or Ctrl-C: take no more jobs, finish and store the rounds that run, release their jobs,
+leave. Another worker goes on with them at once. A round that takes longer than MARCO_STOP_S is
+aborted. SIGQUIT does the same in a few seconds; once more: leave at once, what runs goes on
+elsewhere when its lease has run out.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ import logging
 import signal
 import socket
 import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from billiard import pool
 from celery import signals
 from celery.apps import worker as celery_program
+from celery.worker import state
 
 from marco_search.errors import InvalidSettings, MarcoError
 from marco_search.locations import database_url
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings, worker_refusal
 from marco_search.store.db import Database
-from worker import process, stopping
+from worker import process, watchdog
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +40,18 @@ _QUIT_S = 3.0  # for rounds to finish after SIGQUIT
 _UNHEARD_S = 1.0
 
 
-def run(settings: Settings, *, processes: int | None = None, name: str = "celery") -> int:
+def run(
+    settings: Settings,
+    *,
+    processes: int | None = None,
+    name: str = "celery",
+    open_runtime: Callable[[Settings], Runtime] = open_runtime,
+    silent_s: float = watchdog.SILENT_S,
+) -> int:
     """Run jobs until stopped; the exit code. `processes` is how many run at once.
 
-    `name` tells workers on one machine apart: the Celery node is `name@host`.
+    `name` tells workers on one machine apart: the Celery node is `name@host`. `open_runtime` and
+    `silent_s` are for tests and benchmarks, see `process.Process`.
     Raises InvalidSettings, ModelRefused, DatabaseUnavailable or SchemaMismatch before anything is
     started; Redis and a model's server may be down, the worker waits for them. Stopped by Ctrl-C
     it raises KeyboardInterrupt when all is done that SIGTERM does.
@@ -51,11 +63,12 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
         pass
     # Before the fork: children make their own connections.
     database.close()
-    process.use(settings)
-    _try_runtime()
+    here = process.Process(settings, open_runtime, silent_s)
+    process.use(here)
+    _check_runtime(here)
     from worker.app import app
 
-    # As root, or as a user without an entry: a danger with pickle only, which is refused.
+    # Celery warns root, and users without an entry, of pickle, which is refused here.
     warnings.filterwarnings("ignore", module=r"celery\.platforms")
 
     class Worker(app.Worker):  # type: ignore[misc]
@@ -63,13 +76,14 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
 
         def install_platform_tweaks(self, worker: Any) -> None:
             super().install_platform_tweaks(worker)
-            _install_quit_handler(min(_QUIT_S, settings.stop_s))
+            _install_quit_handler(here, min(_QUIT_S, settings.stop_s))
 
     # Read by the children, after the fork.
     pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(
         _UNHEARD_S / pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
     )
-    celery_program.safe_say = _say_nothing
+    # Celery's advice on Ctrl-C is not how our workers stop.
+    celery_program.safe_say = lambda *_: None
     worker = Worker(
         app=app,
         hostname=f"{name}@{socket.gethostname()}",
@@ -80,19 +94,19 @@ def run(settings: Settings, *, processes: int | None = None, name: str = "celery
         without_mingle=True,
         without_heartbeat=not settings.remote_control,
     )
-    interrupted = _Interrupted()
+    interrupt = _Interrupt()
     # Else the children's garbage collectors write to all that they share with this process, and
     # each gets a copy of it.
     gc.collect()
     gc.freeze()
     worker.start()
-    if interrupted.seen:
+    if interrupt.seen:
         raise KeyboardInterrupt
     return int(worker.exitcode or 0)
 
 
-class _Interrupted:
-    """Whether Ctrl-C stopped the worker: Celery takes it for an error."""
+class _Interrupt:
+    """Whether Ctrl-C stopped the worker, which Celery takes for an error."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -108,29 +122,23 @@ class _Interrupted:
         raise KeyboardInterrupt
 
 
-def _say_nothing(*_: object) -> None:
-    """In place of Celery's advice on Ctrl-C, which is not how our workers stop."""
-
-
-def _try_runtime() -> None:
-    """Raises what is wrong with the settings of the runtime. One that is away may come back."""
+def _check_runtime(here: process.Process) -> None:
+    """Raises what is wrong with the settings of the runtime. An unavailable one may come back."""
     try:
-        process.opened_runtime().close()
+        here.open_runtime().close()
     except MarcoError as error:
         if not error.retryable:
             raise
-        log.warning("the runtime is away, jobs wait for it: %s", error)
+        log.warning("runtime unavailable, jobs wait for it: %s", error)
 
 
-def _install_quit_handler(within_s: float) -> None:
-    """On SIGQUIT: a warm shutdown in a hurry. The second one is Celery's cold shutdown."""
-    from celery.worker import state
-
+def _install_quit_handler(here: process.Process, within_s: float) -> None:
+    """On SIGQUIT: a quick warm shutdown. The second one is Celery's cold shutdown."""
     cold = signal.getsignal(signal.SIGQUIT)
 
     def quit_soon(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGQUIT, cold)
-        stopping.tell(within_s)
+        here.shutdown.request(within_s)
         state.should_stop = 0
 
     signal.signal(signal.SIGQUIT, quit_soon)

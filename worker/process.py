@@ -1,6 +1,6 @@
-"""What one worker process holds: its settings, database and runner.
+"""What one worker process holds: its settings, log, connections and runner.
 
-A pool child makes its own after the fork, when its first job comes, and keeps it.
+A pool child makes its own connections after the fork, when its first job comes, and keeps them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from functools import cache
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 from uuid import UUID
 
 from marco_search import settings as settings_module
@@ -19,84 +21,127 @@ from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from marco_search.store.queue import outbox
+from marco_search.store.queue import scheduling
 from marco_search.store.queue.leases import Worker
-from worker import stopping, watchdog
+from marco_search.text import one_line, redacted
+from worker import watchdog
 from worker.runner import Runner
-from worker.sweep import Sweep
+from worker.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
 
-_chosen: Settings | None = None
+_FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
+_TRACE = "    | "  # before each line of a traceback: none looks like an event of its own
 
 
-def use(settings: Settings) -> None:
-    """Run with these settings instead of the environment's. Before anything else is asked."""
-    global _chosen
-    _chosen = settings
+class Process:
+    """Made in the parent; every child uses its own copy.
+
+    `open_runtime` opens the runtime that the settings name; `silent_s` is how long a child may
+    make no progress beyond its lease (see `watchdog`).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        open_runtime: Callable[[Settings], Runtime] = open_runtime,
+        silent_s: float = watchdog.SILENT_S,
+    ) -> None:
+        self.settings = settings
+        self.silent_s = silent_s
+        self.shutdown = Shutdown()
+        self._open_runtime = open_runtime
+
+    @cached_property
+    def runner(self) -> Runner:
+        """The runner of this process."""
+        return Runner(
+            self.settings,
+            self.database,
+            self.open_runtime,
+            this_worker(),
+            shutdown=self.shutdown,
+            publish=self._publish,
+        )
+
+    @cached_property
+    def database(self) -> Database:
+        """One connection for the search, one for its heartbeat."""
+        return Database(database_url(self.settings), application="marco worker", connections=2)
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        """The publisher of this process."""
+        return Publisher(redis_url(self.settings), self.settings.queue)
+
+    def open_runtime(self) -> Runtime:
+        """A runtime as the settings name it. Raises what `runtime.open_runtime` does."""
+        with watchdog.unwatched():
+            return self._open_runtime(self.settings)
+
+    def close(self) -> None:
+        """Close what this process has opened, if anything."""
+        for name in ("runner", "publisher", "database"):
+            if name in self.__dict__:
+                getattr(self, name).close()
+
+    def _publish(self, job_id: UUID) -> None:
+        """Send a message for a job that this process has released."""
+        try:
+            self.publisher.publish([job_id])
+        except BrokerUnavailable as error:
+            log.warning("job %s waits for Redis: %s", job_id, error)
+            with self.database.transaction() as conn:
+                scheduling.unpublished(conn, [job_id])
 
 
-def settings() -> Settings:
-    """The settings of this worker."""
-    return _chosen or settings_module.load()
+_current: Process | None = None
 
 
-@cache
-def runner() -> Runner:
-    """The runner of this process."""
-    return Runner(
-        settings(),
-        _database(),
-        opened_runtime,
-        _this_process(""),
-        publish=_publish,
-        left_s=stopping.left_s,
-        time_is_up=stopping.time_is_up,
-    )
+def use(process: Process) -> None:
+    """Let this process and its children be `process`. Before anything else."""
+    global _current
+    _current = process
 
 
-def opened_runtime() -> Runtime:
-    """A runtime as the settings name it, opened. Raises what `open_runtime` does."""
-    with watchdog.unwatched():
-        return open_runtime(settings())
+def current() -> Process:
+    """What this process holds; with the settings of the environment unless `use` was called."""
+    if _current is None:
+        use(Process(settings_module.load()))
+    return _current  # type: ignore[return-value]  # set above
 
 
-def close() -> None:
-    """Close what this process has opened, if anything."""
-    if runner.cache_info().currsize:
-        runner().close()
-        _publisher().close()
-        _database().close()
-
-
-def sweep() -> Sweep:
-    """A sweep with connections of its own."""
-    database = Database(database_url(settings()), application="marco sweep", connections=1)
-    publisher = Publisher(redis_url(settings()), settings().queue)
-    return Sweep(settings(), database, publisher, _this_process("sweep "))
-
-
-def _publish(job_id: UUID) -> None:
-    """Tell the broker of a job that this process has given back."""
-    try:
-        _publisher().publish([job_id])
-    except BrokerUnavailable as error:
-        log.warning("job %s waits for Redis: %s", job_id, error)
-        with _database().transaction() as conn:
-            outbox.unpublished(conn, [job_id])
-
-
-def _this_process(prefix: str) -> Worker:
+def this_worker(prefix: str = "") -> Worker:
+    """This process as one that claims jobs."""
     host, pid = socket.gethostname(), os.getpid()
     return Worker(name=f"{prefix}{host}:{pid}", host=host, pid=pid)
 
 
-@cache
-def _publisher() -> Publisher:
-    return Publisher(redis_url(settings()), settings().queue)
+class Lines(logging.Formatter):
+    """Escapes control characters and hides secrets: no text can look like another event."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The event's own line."""
+        return one_line(redacted(super().formatMessage(record)))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """A traceback, each line set off."""
+        return _set_off(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        """A stack, each line set off."""
+        return _set_off(super().formatStack(stack_info))
 
 
-@cache
-def _database() -> Database:
-    # One for the search, one for its heartbeat.
-    return Database(database_url(settings()), application="marco worker", connections=2)
+def _set_off(text: str) -> str:
+    return "\n".join(_TRACE + one_line(line) for line in redacted(text).split("\n"))
+
+
+def set_up_logging(level: str) -> None:
+    """Log to standard error, one line an event, from `level` on ("INFO", ...)."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Each message in and each acknowledgement out: our own lines say what happened to the job.
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

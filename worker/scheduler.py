@@ -1,30 +1,225 @@
-"""The entry of `marco scheduler`: the sweep as a process of its own.
+"""The scheduler: does for jobs what no worker does. `marco scheduler`, and part of every worker.
 
-Any number may run, beside workers that sweep or instead of them. One that dies costs nothing:
-every step is a transaction, and another sweep goes on.
+- publishes what became due (back-off, reclaimed, Redis was down) and what Redis lost
+- takes jobs back from workers that are gone (store.queue.recovery)
+- ends jobs whose deadline has passed, and queued ones with answers that were cancelled
+- makes the trail's next months (store.trail.partitions)
+
+Each step is a transaction that skips rows others hold: any number of schedulers may run at once,
+and one that dies leaves nothing half done. Redis lets only one tick each second; on an idle
+database a tick is one statement.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
+import time
+from collections.abc import Callable, Sequence
+from threading import Event, Thread
 from types import FrameType
+from uuid import UUID
 
-from marco_search.errors import SchemaMismatch
-from marco_search.locations import database_url
+from marco_search.broker import Publisher
+from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
+from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings
-from marco_search.store.db import Database
-from worker import logs, process
-from worker.sweep import Sweeper
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue import recovery, scheduling
+from marco_search.store.queue.leases import Worker
+from marco_search.store.trail import partitions
+from worker import finish, process
 
 log = logging.getLogger(__name__)
 
-_STOP_S = 5  # for the sweep in progress, when told to stop
+EVERY_S = 1.0
+PARTITIONS_EVERY_S = 3600.0
+STALE_S = 5.0
+"""A job published this long ago whose queue is empty has lost its message."""
+_PARKED_EVERY_S = 30.0  # a message for each model that jobs wait for: a worker may have it again
+_STOP_S = 5  # for the tick in progress
+
+
+class Scheduler:
+    """Ticks with these connections. `worker` is who ends jobs that need an answer."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        publisher: Publisher,
+        worker: Worker,
+        *,
+        stale_s: float = STALE_S,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._publisher = publisher
+        self._worker = worker
+        self._stale_s = stale_s
+        self._next_parked = time.monotonic() + _PARKED_EVERY_S
+
+    def tick(self) -> int:
+        """Do what there is to do; the number of jobs published.
+
+        Raises DatabaseUnavailable or BrokerUnavailable, the latter only after all is done
+        that needs no broker.
+        """
+        with self._database.transaction() as conn:
+            pending = scheduling.poll_pending(conn, self._stale_s)
+        if pending.lost:
+            self._reclaim()
+        if pending.ending:
+            self._finish()
+        published = 0
+        if pending.due or pending.lost:
+            published += self._publish(scheduling.due)
+        if pending.stale and self._publisher.length() == 0:
+            count = self._publish(lambda conn: scheduling.stale_published(conn, self._stale_s))
+            if count:
+                log.warning("%d jobs were published, but their messages were lost", count)
+            published += count
+        if time.monotonic() >= self._next_parked:
+            self._next_parked += _PARKED_EVERY_S
+            with self._database.transaction() as conn:
+                parked = scheduling.one_parked_each(conn)
+            self._publisher.publish(parked)
+        return published
+
+    def ensure_partitions(self) -> None:
+        """Make the trail's next months, long before they begin. Raises DatabaseUnavailable."""
+        with self._database.transaction() as conn:
+            made = partitions.ensure(conn)
+        if made:
+            log.info("made partitions: %s", ", ".join(made))
+
+    def may_tick(self) -> bool:
+        """Whether it is our turn. Raises BrokerUnavailable: then every scheduler ticks."""
+        return self._publisher.try_acquire_tick(EVERY_S)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._publisher.close()
+        self._database.close()
+
+    def _reclaim(self) -> None:
+        with self._database.transaction() as conn:
+            found = recovery.reclaim(
+                conn,
+                quarantine_after=self._settings.quarantine_after,
+                # Time for workers to extend their leases after Postgres was down.
+                grace_s=self._settings.lease_s / 3,
+            )
+        for job_id in found.queued:
+            log.warning("job %s: its worker was lost, another goes on", job_id)
+        for job_id in found.quarantined:
+            log.error("job %s: it cost several workers and is dead now", job_id)
+
+    def _finish(self) -> None:
+        with self._database.transaction() as conn:
+            count = recovery.expire_unbegun(conn)
+        if count:
+            log.info("%d jobs expired before they were begun", count)
+        while finish.finish_one_queued(self._database, self._worker):
+            pass
+
+    def _publish(self, choose: Callable[[Conn], Sequence[UUID]]) -> int:
+        # Marked and committed before: a worker skips rows that are locked.
+        self._publisher.length()  # raises before anything is written, if Redis is down
+        with self._database.transaction() as conn:
+            job_ids = choose(conn)
+        if not job_ids:
+            return 0
+        try:
+            self._publisher.publish(job_ids)
+        except BrokerUnavailable:
+            with self._database.transaction() as conn:
+                scheduling.unpublished(conn, job_ids)
+            raise
+        with self._database.transaction() as conn:
+            scheduling.log_published(conn, job_ids)
+        return len(job_ids)
+
+
+class SchedulerThread:
+    """Ticks about once a second until stopped, on connections of its own.
+
+    `on_mismatch` is called when the database was migrated: this version must not go on then.
+    """
+
+    def __init__(self, settings: Settings, on_mismatch: Callable[[SchemaMismatch], None]) -> None:
+        self._settings = settings
+        self._on_mismatch = on_mismatch
+        self._stop = Event()
+        self._thread = Thread(target=self.run, name="marco-scheduler", daemon=True)
+        self._failure = ""
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        """`run` returns after the tick in progress. Safe in a signal handler."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        """End the thread after the tick in progress; one that hangs is left behind."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+
+    def run(self) -> None:
+        """Tick until stopped, or until the database was migrated."""
+        settings = self._settings
+        database = Database(database_url(settings), application="marco scheduler", connections=1)
+        publisher = Publisher(redis_url(settings), settings.queue)
+        worker = process.this_worker("scheduler ")
+        scheduler = Scheduler(settings, database, publisher, worker)
+        next_partitions = time.monotonic()
+        try:
+            # Spread, so that those started together do not ask together.
+            while not self._stop.wait(EVERY_S * random.uniform(0.8, 1.2)):
+                try:
+                    if time.monotonic() >= next_partitions:
+                        next_partitions += PARTITIONS_EVERY_S
+                        scheduler.ensure_partitions()
+                    self._tick(scheduler)
+                except SchemaMismatch as error:
+                    log.error("scheduling stopped: %s", error)
+                    self._on_mismatch(error)
+                    return
+                except MarcoError as error:
+                    self._warn(error)
+                except Exception:
+                    # A worker that no longer schedules would go unnoticed.
+                    log.exception("scheduler")
+        finally:
+            scheduler.close()
+
+    def _tick(self, scheduler: Scheduler) -> None:
+        broker_failed = False
+        try:
+            turn = scheduler.may_tick()
+        except BrokerUnavailable as error:
+            self._warn(error)
+            turn = broker_failed = True
+        if turn:
+            scheduler.tick()
+        if self._failure and not broker_failed:
+            log.info("scheduling again")
+            self._failure = ""
+
+    def _warn(self, error: MarcoError) -> None:
+        # Once for each kind of failure, not once a second.
+        if type(error).__name__ != self._failure:
+            log.warning("scheduler: %s", error)
+        self._failure = type(error).__name__
 
 
 def run(settings: Settings) -> int:
-    """Sweep until SIGTERM or Ctrl-C; the exit code.
+    """The entry of `marco scheduler`: tick until SIGTERM or Ctrl-C; the exit code.
 
     Raises DatabaseUnavailable before anything is done; Redis may be down. Raises SchemaMismatch
     then, and when the database was migrated.
@@ -33,21 +228,20 @@ def run(settings: Settings) -> int:
     with database.transaction():
         pass
     database.close()
-    process.use(settings)
-    logs.set_up(settings.log_level)
+    process.set_up_logging(settings.log_level)
     migrated: list[SchemaMismatch] = []
-    sweeper = Sweeper(process.sweep, migrated.append)
+    ticks = SchedulerThread(settings, migrated.append)
 
     def leave(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGALRM:
-            os._exit(0)  # a sweep that hangs; it leaves nothing half done
-        sweeper.ask_to_stop()
+            os._exit(0)  # a tick that hangs; it leaves nothing half done
+        ticks.request_stop()
         signal.alarm(_STOP_S)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGALRM):
         signal.signal(number, leave)
-    log.info("scheduler: looking after the queue, lease %g s", settings.lease_s)
-    sweeper.run()
+    log.info("scheduler: started, lease %g s", settings.lease_s)
+    ticks.run()
     signal.alarm(0)
     if migrated:
         raise migrated[0]

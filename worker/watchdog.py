@@ -3,8 +3,8 @@
 A child notes in shared memory when it last made progress with a job: its heartbeat does, which
 also extends the lease. One that was silent for longer than a lease has lost its job already; a
 hung thread, a process without memory or one that was stopped (SIGSTOP) would keep its place for
-ever. What still runs when the time to stop is over is killed as well: rounds that were kept
-stay, and jobs go on elsewhere when their lease has run out.
+ever. What still runs when the time to stop is over is killed as well: stored rounds stay, and
+jobs go on elsewhere when their lease has run out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from threading import Thread
 
 from billiard import current_process
 
-from worker import stopping
+from worker.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
 
@@ -29,22 +29,17 @@ SILENT_S = 20.0
 """A child may be silent for a lease and this long: more than Postgres has to answer."""
 STOP_MARGIN_S = 3.0
 """Children are killed this long after the time to stop is over, the worker 2 s later."""
-_LOOK_S = 0.5
+_POLL_S = 0.5
 _SLOTS = 1024  # more than a pool has children
 _SLOT = struct.Struct("qd")  # process id; time.monotonic() of its last progress, or 0: no job
 
-# Anonymous and shared: made before the fork. A child writes to the place of its number only.
-_SEEN = mmap.mmap(-1, _SLOTS * _SLOT.size)
+# Anonymous and shared: made before the fork. A child writes to the slot of its number only.
+_PROGRESS = mmap.mmap(-1, _SLOTS * _SLOT.size)
 
 
 def progress() -> None:
-    """Say that this process goes on with its job."""
+    """Note that this process goes on with its job."""
     _write(time.monotonic())
-
-
-def idle() -> None:
-    """Say that this process has no job, or does what may take any time."""
-    _write(0.0)
 
 
 @contextlib.contextmanager
@@ -54,13 +49,13 @@ def watched() -> Iterator[None]:
     try:
         yield
     finally:
-        idle()
+        _write(0.0)
 
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
     """What is done inside the block may take any time: loading a model."""
-    idle()
+    _write(0.0)
     try:
         yield
     finally:
@@ -68,53 +63,55 @@ def unwatched() -> Iterator[None]:
 
 
 def _write(at: float) -> None:
-    place = getattr(current_process(), "index", None)
-    if place is not None and place < _SLOTS:  # else not a child of a pool
-        _SLOT.pack_into(_SEEN, place * _SLOT.size, os.getpid(), at)
+    slot = getattr(current_process(), "index", None)
+    if slot is not None and slot < _SLOTS:  # else not a child of a pool
+        _SLOT.pack_into(_PROGRESS, slot * _SLOT.size, os.getpid(), at)
 
 
 class Watchdog:
     """A thread of the worker's main process. `children` gives the pool's process ids."""
 
-    def __init__(self, children: Callable[[], list[int]], silent_s: float) -> None:
+    def __init__(
+        self, children: Callable[[], list[int]], silent_s: float, shutdown: Shutdown
+    ) -> None:
         self._children = children
         self._silent_s = silent_s
+        self._shutdown = shutdown
 
     def start(self) -> None:
-        """Begin. It ends with the process."""
+        """Start the thread, which ends with the process."""
         Thread(target=self._run, name="marco-watchdog", daemon=True).start()
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        polled = time.monotonic()
         while True:
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
             now = time.monotonic()
-            if now - looked < 10 * _LOOK_S:  # else this process stood still, its children too
+            if now - polled < 10 * _POLL_S:  # else this process stood still, its children too
                 self._kill_silent(now)
-            looked = now
-            if stopping.overdue_s() > STOP_MARGIN_S:
+            polled = now
+            if self._shutdown.overdue_s > STOP_MARGIN_S:
                 self._end()
 
     def _kill_silent(self, now: float) -> None:
         children = set(self._children())
-        for pid, at in _SLOT.iter_unpack(_SEEN[:]):
+        for pid, at in _SLOT.iter_unpack(_PROGRESS[:]):
             if at and pid in children and now - at > self._silent_s:
                 log.error("process %d hangs: killed after %.0f s without progress", pid, now - at)
-                _kill(pid)
+                _kill([pid])
 
     def _end(self) -> None:
         children = self._children()
         if children:
-            log.error("processes that do not stop are killed: %s", children)
-        for pid in children:
-            _kill(pid)
+            log.error("killing processes that do not stop: %s", children)
+        _kill(children)
         time.sleep(2.0)
-        log.error("this worker does not stop: ended")
-        for pid in self._children():
-            _kill(pid)
+        log.error("this worker does not stop: exiting")
+        _kill(self._children())
         os._exit(1)
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

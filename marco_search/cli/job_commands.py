@@ -156,8 +156,9 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
             if jobs:
                 lines = queries.statuses(conn, named, tenant=here.tenant)
             else:
-                most = limit or options.LARGEST_COUNT
-                lines = queries.recent(conn, tenant=here.tenant, state=state, limit=most)[::-1]
+                wanted = queries.JobFilter(tenant=here.tenant, state=state)
+                newest = queries.page(conn, wanted, limit=limit or options.LARGEST_COUNT).jobs
+                lines = list(newest[::-1])
             by_state = job_ids.state_counts(conn, here.tenant)
             missing = queries.missing_models(conn, tenant=here.tenant)
     table = [jobs_table(lines, width=output.terminal_width()), ""] if lines else []

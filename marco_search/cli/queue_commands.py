@@ -11,7 +11,7 @@ import click
 from marco_search.cli import options, output
 from marco_search.cli.job_text import letter_report, letters_table
 from marco_search.cli.session import session
-from marco_search.store.queue import holds, limits
+from marco_search.store.queue import tenants
 
 if TYPE_CHECKING:
     from producer import Producer
@@ -58,7 +58,7 @@ def resume(jobs: tuple[str, ...], tenant: str | None, everything: bool) -> None:
 
 def _list_pauses() -> None:
     with session(needs_redis=False) as here, here.database.transaction() as conn:
-        found = holds.pauses(conn)
+        found = tenants.pauses(conn)
     rows, lines = [], []
     for pause in found:
         since = pause.since.isoformat() if pause.since else None
@@ -127,7 +127,7 @@ def quota(tenant: str | None, limit: str | None) -> None:
 
 def _list_quotas(tenant: str | None) -> None:
     with session(needs_redis=False) as here, here.database.transaction() as conn:
-        found = limits.quotas(conn)
+        found = tenants.quotas(conn)
     if tenant is not None:
         found = {tenant: found[tenant]} if tenant in found else {}
     default = here.settings.tenant_max_queued

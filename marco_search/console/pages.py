@@ -25,7 +25,7 @@ from marco_search.render.document import document
 from marco_search.render.svg import svg
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.job_record import JobRecord
-from marco_search.store.reads.listing import LOW_QUANTILE, NARROW_SHARE, JobFilter
+from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE, JobFilter
 
 T = TypeVar("T")
 _TREE_FIELDS = ("nodes", "rollouts", "winning_path", "answers")

@@ -13,9 +13,9 @@ from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
 from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
-from marco_search.store.reads import job_record, listing
+from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
-from marco_search.store.reads.listing import JobFilter, JobPage, Totals
+from marco_search.store.reads.queries import JobFilter, JobPage, Totals
 from marco_search.store.seal import verification
 
 P = ParamSpec("P")
@@ -36,15 +36,15 @@ class Reader:
 
     def jobs(self, wanted: JobFilter) -> JobPage:
         """A page of the list."""
-        return self._read(listing.page, wanted)
+        return self._read(queries.page, wanted)
 
     def batches(self) -> list[Totals]:
         """Sums of the latest batches."""
-        return self._read(listing.batches)
+        return self._read(queries.batches)
 
     def tenants(self) -> list[Totals]:
         """Sums of the tenants."""
-        return self._read(listing.tenants)
+        return self._read(queries.tenants)
 
     def record(self, job_id: UUID) -> JobRecord:
         """All about a job but its tokens. Raises JobNotFound."""

@@ -21,8 +21,8 @@ from marco_search.render.layout import (
     short_id,
     weighting,
 )
-from marco_search.store.reads.listing import LOW_QUANTILE, NARROW_SHARE
-from marco_search.store.reads.queries import TreeRow
+from marco_search.store.reads.job_record import TreeRow
+from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"

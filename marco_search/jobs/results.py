@@ -36,6 +36,9 @@ class Answer(Described):
     thought: str | None = Field(
         None, description="The Thought of the same rollout, where it was asked for"
     )
+    rollout_ids: tuple[int, ...] = Field(
+        (), exclude=True, description="The rollouts that reached it"
+    )
 
 
 class JobResult(Described):

@@ -30,7 +30,7 @@ from marco_search.settings import (
 )
 from marco_search.store import address, failures
 from marco_search.store.db import OLDEST_POSTGRES, SCHEMA_REVISION, Conn, check_schema, reads_tables
-from marco_search.store.queue import holds
+from marco_search.store.queue import tenants
 from marco_search.store.reads import queries
 from marco_search.text import redacted
 
@@ -275,10 +275,10 @@ def pauses(settings: Settings) -> Finding:
     """Jobs that wait because of a pause look like jobs that no worker takes."""
 
     def look(conn: Conn) -> Finding:
-        found = holds.pauses(conn)
+        found = tenants.pauses(conn)
         named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
         detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
-        everyone = any(pause.tenant == holds.EVERYONE for pause in found)
+        everyone = any(pause.tenant == tenants.EVERYONE for pause in found)
         return Finding("pauses", not everyone, detail, "`marco resume --all` resumes them")
 
     return _look("pauses", settings, look)

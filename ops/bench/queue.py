@@ -25,7 +25,7 @@ from marco_search import engine, settings
 from marco_search.kinds import ReasoningJob
 from marco_search.search.tree import Round
 from marco_search.store.db import Database
-from marco_search.store.queue import claims, jobs
+from marco_search.store.queue import jobs, leases
 from marco_search.store.queue.leases import Lease, Worker
 from marco_search.store.trail import trail
 from ops.bench.harness import (
@@ -41,7 +41,6 @@ from ops.bench.harness import (
 from ops.bench.simulator import InstantRuntime, job
 from producer import Producer
 from worker import main as worker_main
-from worker import process
 
 SUBMITTED, ONE_BY_ONE, CLAIMED, COMMITS = 1000, 150, 300, 50
 PROCESSES, IDLE_S = 2, 10.0
@@ -219,10 +218,10 @@ def claims_per_s(database: Database) -> float:
 
 def _claim(database: Database) -> Lease:
     with database.transaction() as conn:
-        claim = claims.claim_next(conn, _WORKER, lease_s=600)
+        claim = leases.claim_next(conn, _WORKER, lease_s=600)
         assert claim is not None, "there are as many jobs"
-        lease = Lease(job_id=claim.job_id, generation=claim.generation, seconds=600)
-        claims.begin(conn, lease, _WORKER, None, None)
+        lease = claim.lease
+        leases.begin(conn, lease, _WORKER, None, None)
     return lease
 
 
@@ -310,6 +309,11 @@ def _append(conn: psycopg.Connection[Any], lease: Lease, kept: Round) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
-        process.open_runtime = lambda _: InstantRuntime()  # type: ignore[assignment, attr-defined]
-        sys.exit(worker_main.run(settings.load(), processes=int(sys.argv[2]), name="bench"))
+        code = worker_main.run(
+            settings.load(),
+            processes=int(sys.argv[2]),
+            name="bench",
+            open_runtime=lambda _: InstantRuntime(),
+        )
+        sys.exit(code)
     report("queue", measure())

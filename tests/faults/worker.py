@@ -15,7 +15,7 @@ from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion
 from marco_search.settings import Settings
-from worker import main, process
+from worker import main
 
 POISON = "POISON"
 
@@ -40,5 +40,5 @@ def _open(given: Settings) -> Runtime:
 
 
 if __name__ == "__main__":
-    vars(process)["open_runtime"] = _open
-    sys.exit(main.run(settings.load(), processes=int(sys.argv[1]), name=sys.argv[2]))
+    processes, name = int(sys.argv[1]), sys.argv[2]
+    sys.exit(main.run(settings.load(), processes=processes, name=name, open_runtime=_open))

@@ -19,7 +19,14 @@ from marco_search.migrations.check import scratch_database
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
-from tests.integration.toys import Interrupted, open_database, question, runner, settings_for
+from tests.integration.toys import (
+    Interrupted,
+    open_database,
+    question,
+    run_job,
+    runner,
+    settings_for,
+)
 from tests.toy import ToyRuntime
 
 
@@ -68,7 +75,7 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
 
     def run(name: str, runtime: ToyRuntime, worker: str = "one") -> None:
         with suppress(Killed):
-            runner(settings, database, runtime, worker).run(ids[name])
+            run_job(runner(settings, database, runtime, worker), database, ids[name])
 
     def again() -> None:
         with database.transaction() as conn:
@@ -102,7 +109,7 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
         again()
     submit("cancelled", question("Not any more?"))
     with database.transaction() as conn:
-        jobs.cancel(conn, ids["cancelled"])
+        jobs.cancel(conn, [ids["cancelled"]])
     submit("queued", question("Later?"))
     for i in range(3):
         about: dict[str, Any] = {

@@ -66,7 +66,7 @@ def august(database: Database, database_url: str, monkeypatch: pytest.MonkeyPatc
         runtime = ToyRuntime()
         if job_id == ids[2]:
             runtime = Interrupted(1, gone)
-        runner(settings, database, runtime).run(job_id)
+        runner(settings, database, runtime).run_next()
     return ids
 
 
@@ -170,10 +170,10 @@ def test_what_has_not_ended_or_does_not_fit_stays(
     assert isinstance(result.exception, ArchiveRefused)
     assert "not all jobs have ended (1 left" in str(result.exception)
     with database.transaction() as conn:
-        jobs.cancel(conn, august[2])
+        jobs.cancel(conn, [august[2]])
     # It has rounds, so a worker ranks what there is.
     settings = settings_for(database_url, "redis://127.0.0.1:1/0")
-    runner(settings, database, ToyRuntime()).run(august[2])
+    runner(settings, database, ToyRuntime()).run_next()
     with psycopg.connect(database_url) as doctored:
         doctored.execute("SET session_replication_role = replica")
         doctored.execute("UPDATE nodes SET text = 'x' WHERE job_id = %s", [august[0]])

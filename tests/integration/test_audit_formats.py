@@ -25,7 +25,7 @@ from marco_search.local import ServiceUrls
 from marco_search.migrations.check import scratch_database
 from marco_search.store.seal.verification import check_range, verify_job
 from marco_search.store.seal.verify_all import verify_all
-from tests.integration.toys import open_database, runner, settings_for
+from tests.integration.toys import open_database, run_job, runner, settings_for
 from tests.toy import ToyRuntime
 
 OLD = Path(__file__).parents[1] / "data" / "v0_1_0"
@@ -96,7 +96,7 @@ def test_what_it_began_is_ended_by_this_version_and_fits(url: str) -> None:
         conn.execute("UPDATE jobs SET lease_expires_at = now() WHERE state = 'running'")
     with open_database(url) as database:
         for name in names:
-            runner(settings, database, ToyRuntime()).run(JOBS[name])
+            run_job(runner(settings, database, ToyRuntime()), database, JOBS[name])
             report = verify_job(database, JOBS[name])
             assert (report.status, report.findings) == (Status.VALID, ())
     with psycopg.connect(url) as conn:

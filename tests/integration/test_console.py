@@ -27,8 +27,8 @@ from marco_search.console.reader import Reader
 from marco_search.console.report import render
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
-from marco_search.store.reads import job_record, listing, queries
-from marco_search.store.reads.listing import JobFilter
+from marco_search.store.reads import job_record, queries
+from marco_search.store.reads.queries import JobFilter
 from marco_search.store.trail import trail
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
@@ -53,8 +53,8 @@ def stored(database_url: str, redis_url: str) -> Iterator[Stored]:
     with open_database(database_url) as database:
         ids = [job.id for job in insert(database, *asked)]
         worker = runner(settings_for(database_url, redis_url), database, ToyRuntime())
-        for job_id in ids[:3]:
-            worker.run(job_id)
+        for _ in range(3):
+            worker.run_next()
         yield Stored(database_url, database, ids)
 
 
@@ -69,7 +69,7 @@ def test_the_page_shows_the_tree_that_is_stored(stored: Stored) -> None:
     tree = client.get(f"/jobs/{job}/tree.json").json()
     with stored.database.transaction() as conn:
         nodes, rollouts = trail.load(conn, job)
-        view = queries.tree(conn, job)
+        view = job_record.tree(conn, job)
         path = conn.execute(
             "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1", [job]
         ).fetchone()
@@ -116,7 +116,7 @@ def test_filters_and_pages(stored: Stored) -> None:
 
     def ids(wanted: JobFilter, limit: int = 50) -> list[UUID]:
         with stored.database.transaction() as conn:
-            return [line.job_id for line in listing.page(conn, wanted, limit=limit).jobs]
+            return [line.job_id for line in queries.page(conn, wanted, limit=limit).jobs]
 
     assert ids(JobFilter()) == [fourth, third, second, first]
     assert ids(JobFilter(state="queued")) == [fourth]
@@ -129,31 +129,33 @@ def test_filters_and_pages(stored: Stored) -> None:
     assert ids(JobFilter(before=third)) == [second, first]
     assert ids(JobFilter(after=second), limit=1) == [third]
     with stored.database.transaction() as conn:
-        page = listing.page(conn, JobFilter(), limit=2)
+        page = queries.page(conn, JobFilter(), limit=2)
         assert (page.older, page.newer) == (True, False)
-        page = listing.page(conn, JobFilter(before=page.jobs[-1].job_id), limit=2)
+        page = queries.page(conn, JobFilter(before=page.jobs[-1].job_id), limit=2)
         assert (page.older, page.newer) == (False, True)
 
 
 def test_doubtful_jobs_are_those_below_the_lines(stored: Stored) -> None:
     with stored.database.transaction() as conn:
-        low = {j.job_id for j in listing.page(conn, JobFilter(doubt="low")).jobs}
-        narrow = {j.job_id for j in listing.page(conn, JobFilter(doubt="narrow")).jobs}
+        low = {j.job_id for j in queries.page(conn, JobFilter(doubt="low")).jobs}
+        narrow = {j.job_id for j in queries.page(conn, JobFilter(doubt="narrow")).jobs}
         best = conn.execute("SELECT job_id, confidence, share FROM audit.answers WHERE rank = 1")
         rows = best.fetchall()
-        quantiles = {line.job_id: line.confidence_quantile for line in queries.recent(conn)}
+        quantiles = {
+            line.job_id: line.confidence_quantile for line in queries.page(conn, JobFilter()).jobs
+        }
     values = [confidence for _, confidence, _ in rows]
     for job_id, confidence, _ in rows:
         lower = sum(value < confidence for value in values)
         assert quantiles[job_id] == pytest.approx(lower / len(values))
     # Whatever numbers a model gives, some are its lowest.
     assert low == {i for i, confidence, _ in rows if confidence == min(values)}
-    assert narrow == {i for i, _, share in rows if share < listing.NARROW_SHARE}
+    assert narrow == {i for i, _, share in rows if share < queries.NARROW_SHARE}
 
 
 def test_sums_of_tenants_are_those_of_the_usage_view(stored: Stored) -> None:
     with stored.database.transaction() as conn:
-        totals = {t.name: t for t in listing.tenants(conn)}
+        totals = {t.name: t for t in queries.tenants(conn)}
         usage = conn.execute("SELECT tenant, jobs, nodes, generated_tokens FROM audit.tenant_usage")
         for tenant, jobs, nodes, tokens in usage:
             total = totals[tenant]
@@ -165,9 +167,9 @@ def test_sums_of_tenants_are_those_of_the_usage_view(stored: Stored) -> None:
 def test_a_batch_has_sums_of_its_own(stored: Stored) -> None:
     batch = uuid4()
     with stored.database.transaction() as conn:
-        assert listing.batches(conn) == []
+        assert queries.batches(conn) == []
         jobs.insert(conn, [question("In a batch.")] * 2, tenant="default", batch_id=batch)
-        (total,) = listing.batches(conn)
+        (total,) = queries.batches(conn)
     assert (total.name, total.jobs, total.confidence) == (str(batch), 2, None)
 
 

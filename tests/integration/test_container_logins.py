@@ -73,7 +73,7 @@ def test_a_job_from_migration_to_verification_without_the_superuser(made: str, p
     assert migrations.upgrade(migrator) is None  # again, as at every start of the stack
     with closing(Database(worker, application="test")) as database:
         (stored,) = insert(database, question())
-        runner(settings_for(worker, "redis://nobody"), database, ToyRuntime()).run(stored.id)
+        runner(settings_for(worker, "redis://nobody"), database, ToyRuntime()).run_next()
         with database.transaction() as conn:
             assert state(conn, stored.id) == "succeeded"
             assert partitions.ensure(conn, ahead=4) != []

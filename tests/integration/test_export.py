@@ -40,8 +40,8 @@ def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dat
     with open_database(database_url) as opened:
         settings = settings_for(database_url, "redis://127.0.0.1:1/0")
         asked = [question("What is 1 + 1?"), question("Secret?", tenant="other")]
-        for job in insert(opened, *asked):
-            runner(settings, opened, ToyRuntime(failing=0.1)).run(job.id)
+        for _ in insert(opened, *asked):
+            runner(settings, opened, ToyRuntime(failing=0.1)).run_next()
         yield opened
     settings_module.load.cache_clear()
 

@@ -17,7 +17,8 @@ from marco_search.errors import (
     LeaseLost,
 )
 from marco_search.store.db import Database
-from marco_search.store.queue import jobs, leases, outbox, reclaim
+from marco_search.store.queue import jobs, leases, recovery, scheduling
+from marco_search.store.queue.scheduling import PendingWork
 from marco_search.store.queue.states import JobState
 from marco_search.store.trail import trail
 from tests.integration.toys import claim, insert, open_database, question, rounds_of, state
@@ -92,7 +93,7 @@ def test_a_lease_that_ran_out_can_be_taken_and_the_old_one_writes_nothing(
     about = {"type": "X", "message": "x"}
     for write in (
         lambda conn: leases.heartbeat(conn, old),
-        lambda conn: leases.look(conn, old),
+        lambda conn: leases.poll(conn, old),
         lambda conn: leases.release(conn, old, why="", seconds=0, published=False),
         lambda conn: trail.append(conn, old, rounds[0], seconds=1.0),
         lambda conn: leases.retry(conn, old, delay_s=0, error=about),
@@ -111,44 +112,44 @@ def test_a_retried_job_waits_for_its_back_off(database: Database) -> None:
     assert claimed is not None
     with database.transaction() as conn:
         leases.retry(conn, claimed[1], delay_s=60, error={"type": "X", "message": "later"})
-        assert outbox.due(conn) == []
+        assert scheduling.due(conn) == []
     assert claim(database, job.id) is None
     with database.transaction() as conn:
         conn.execute("UPDATE jobs SET run_after = now()")
-        assert outbox.due(conn) == [job.id]
+        assert scheduling.due(conn) == [job.id]
     assert claim(database, job.id) is not None
 
 
 def test_what_must_be_published(database: Database) -> None:
     one, other = insert(database, question(), question())
     with database.transaction() as conn:
-        assert outbox.due(conn) == []  # whoever stores publishes
-        outbox.unpublished(conn, [one.id, other.id])
-        assert set(outbox.due(conn)) == {one.id, other.id}
-        assert outbox.due(conn) == []
+        assert scheduling.due(conn) == []  # whoever stores publishes
+        scheduling.unpublished(conn, [one.id, other.id])
+        assert set(scheduling.due(conn)) == {one.id, other.id}
+        assert scheduling.due(conn) == []
     assert claim(database, one.id) is not None
     with database.transaction() as conn:
-        assert not outbox.pulse(conn, 60)
-        assert outbox.forgotten(conn, waiting_s=60) == []
+        assert scheduling.poll_pending(conn, 60) == PendingWork()
+        assert scheduling.stale_published(conn, stale_s=60) == []
     with database.transaction() as conn:
-        assert outbox.pulse(conn, 0).waiting
-        assert outbox.forgotten(conn, waiting_s=0) == [other.id]
+        assert scheduling.poll_pending(conn, 0).stale
+        assert scheduling.stale_published(conn, stale_s=0) == [other.id]
     expire(database, one.id)
     with database.transaction() as conn:
-        assert outbox.pulse(conn, 60).lost
-        assert outbox.due(conn) == []
-        assert reclaim.reclaim(conn, quarantine_after=2).queued == (one.id,)
-        assert outbox.due(conn) == [one.id]
-        assert reclaim.reclaim(conn, quarantine_after=2).queued == ()
+        assert scheduling.poll_pending(conn, 60).lost
+        assert scheduling.due(conn) == []
+        assert recovery.reclaim(conn, quarantine_after=2).queued == (one.id,)
+        assert scheduling.due(conn) == [one.id]
+        assert recovery.reclaim(conn, quarantine_after=2).queued == ()
 
 
 def test_two_sweeps_do_not_take_the_same_jobs(database: Database) -> None:
     stored = insert(database, *[question() for _ in range(4)])
     with database.transaction() as conn:
-        outbox.unpublished(conn, [job.id for job in stored])
+        scheduling.unpublished(conn, [job.id for job in stored])
     with database.transaction() as one, database.transaction() as two:
-        first = outbox.due(one, limit=2)
-        second = outbox.due(two)
+        first = scheduling.due(one, limit=2)
+        second = scheduling.due(two)
     assert len(first) == len(second) == 2
     assert not set(first) & set(second)
 
@@ -158,26 +159,26 @@ def test_cancel_ends_a_queued_job_and_asks_a_running_one(database: Database) -> 
     claimed = claim(database, running.id)
     assert claimed is not None
     with database.transaction() as conn:
-        assert jobs.cancel(conn, queued.id) is JobState.CANCELLED
-        assert jobs.cancel(conn, running.id) is JobState.RUNNING
-        assert jobs.cancel(conn, queued.id) is JobState.CANCELLED
+        assert jobs.cancel(conn, [queued.id])[queued.id] is JobState.CANCELLED
+        assert jobs.cancel(conn, [running.id])[running.id] is JobState.RUNNING
+        assert jobs.cancel(conn, [queued.id])[queued.id] is JobState.CANCELLED
         assert leases.heartbeat(conn, claimed[1]).cancelled
-        assert leases.look(conn, claimed[1]).cancelled
+        assert leases.poll(conn, claimed[1]).cancelled
         with pytest.raises(JobNotFound):
-            jobs.cancel(conn, uuid4())
+            jobs.cancel(conn, [uuid4()])
         with pytest.raises(JobNotFound, match="'other'"):
-            jobs.cancel(conn, running.id, tenant="other")
+            jobs.cancel(conn, [running.id], tenant="other")
     assert claim(database, queued.id) is None
 
 
 def test_the_log_tells_what_happened_in_order(database: Database) -> None:
     (job,) = insert(database, question())
     with database.transaction() as conn:
-        outbox.log_published(conn, [job.id])
+        scheduling.log_published(conn, [job.id])
     claimed = claim(database, job.id)
     assert claimed is not None
     with database.transaction() as conn:
-        jobs.cancel(conn, job.id)
+        jobs.cancel(conn, [job.id])
         leases.end(conn, claimed[1], JobState.CANCELLED)
         assert state(conn, job.id) is JobState.CANCELLED
         events = conn.execute(

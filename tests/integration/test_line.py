@@ -9,9 +9,8 @@ from uuid import UUID
 import pytest
 
 from marco_search.store.db import Database
-from marco_search.store.queue import claims, jobs, leases
-from marco_search.store.queue.claims import Claim
-from marco_search.store.queue.leases import Lease
+from marco_search.store.queue import jobs, leases
+from marco_search.store.queue.leases import Claim, Lease
 from marco_search.store.queue.states import JobState
 from tests.integration.toys import WORKER, open_database, question
 
@@ -30,10 +29,10 @@ def submit(database: Database, count: int, **more: object) -> list[UUID]:
 
 def take(database: Database) -> Claim | None:
     with database.transaction() as conn:
-        claim = claims.claim_next(conn, WORKER, lease_s=60)
+        claim = leases.claim_next(conn, WORKER, lease_s=60)
         if claim is not None:
             lease = Lease(job_id=claim.job_id, generation=claim.generation, seconds=60)
-            claims.begin(conn, lease, WORKER, None, None)
+            leases.begin(conn, lease, WORKER, None, None)
     return claim
 
 

@@ -59,9 +59,9 @@ def ends_jobs(url: str) -> None:
     """One job is run, another cancelled, and a partition made, as the app."""
     with closing(Database(url, application="test")) as database:
         done, dropped = insert(database, question(), question(options={"seed": 2}))
-        runner(settings_for(url, "redis://nobody"), database, ToyRuntime()).run(done.id)
+        runner(settings_for(url, "redis://nobody"), database, ToyRuntime()).run_next()
         with database.transaction() as conn:
-            jobs.cancel(conn, dropped.id)
+            jobs.cancel(conn, [dropped.id])
         with database.transaction() as conn:
             assert [state(conn, job.id) for job in (done, dropped)] == ["succeeded", "cancelled"]
             assert partitions.ensure(conn) == ["nodes_default"]
@@ -95,7 +95,7 @@ def test_who_stands_still_while_it_seals_is_ended_after_5_seconds(
         with stopped(database_url, str(held.id), where):
             began = time.monotonic()
             with database.transaction() as conn:
-                jobs.cancel(conn, other.id)
+                jobs.cancel(conn, [other.id])
             waited = time.monotonic() - began
         with database.transaction() as conn:
             # It was waited for, and lost what it had not committed.
@@ -126,7 +126,7 @@ def test_many_may_end_jobs_at_once(database_url: str) -> None:
 
         def cancel(job: jobs.StoredJob) -> None:
             with database.transaction() as conn:
-                jobs.cancel(conn, job.id)
+                jobs.cancel(conn, [job.id])
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(cancel, stored))

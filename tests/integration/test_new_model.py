@@ -17,7 +17,7 @@ from marco_search.errors import RuntimeUnavailable
 from marco_search.local import doctor
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from marco_search.store.queue import line
+from marco_search.store.queue import scheduling
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
@@ -25,6 +25,7 @@ from marco_search.store.seal.verify_all import verify_all
 from producer import Producer
 from tests.integration.toys import (
     Interrupted,
+    alone,
     environment,
     insert,
     open_database,
@@ -87,7 +88,8 @@ def begun(settings: Settings, database: Database, **more: Any) -> UUID:
     def fail() -> None:
         raise RuntimeUnavailable("gone")
 
-    runner(settings, database, Interrupted(1, fail)).run(stored.id)
+    with alone(database, stored.id):
+        runner(settings, database, Interrupted(1, fail)).run_next()
     with database.transaction() as conn:
         conn.execute(
             "UPDATE jobs SET run_after = now(), published_at = now(), failures = 0 WHERE id = %s",
@@ -110,7 +112,7 @@ def test_a_begun_job_waits_for_its_model_and_holds_up_nobody(
     old = begun(settings, database)
     (fresh,) = insert(database, question("What is 2 + 2?"))
     newer = runner(settings, database, Newer())
-    newer.run(old)
+    newer.run_next()
     assert status(database, old).attempts == 1
     newer.run_next()
     assert status(database, fresh.id).state is JobState.SUCCEEDED
@@ -144,7 +146,7 @@ def test_others_of_its_model_are_published_when_a_worker_has_it_again(
         newer.run_next()
     with database.transaction() as conn:
         assert [m.jobs for m in queries.missing_models(conn)] == [3]
-        assert len(line.turns(conn, line.key("toy", "0"))) == 0
+        assert len(scheduling.order(conn, scheduling.key("toy", "0"))) == 0
     runner(settings, database, ToyRuntime()).run_next()
     assert sweep(database_url, redis_url) == 2
     with database.transaction() as conn:
@@ -162,10 +164,11 @@ def test_waiting_and_failed_jobs_begin_anew_as_new_jobs(
     def fail() -> None:
         raise KeyError("a bug")
 
-    runner(settings, database, Interrupted(0, fail)).run(failed)
+    with alone(database, failed):
+        runner(settings, database, Interrupted(0, fail)).run_next()
     assert status(database, failed).state is JobState.FAILED
     newer = runner(settings, database, Newer())
-    newer.run(ended)
+    newer.run_next()
     newer.run_next()
     with Producer(database_url, redis_url) as producer:
         assert producer.waiting_for_model() == [old]

@@ -31,6 +31,7 @@ from producer import EVERYONE, AsyncProducer, JobState, Producer
 from tests.integration.toys import (
     open_database,
     question,
+    run_job,
     runner,
     settings_for,
     sweep,
@@ -57,7 +58,7 @@ def run(database: Database, *job_ids: UUID) -> None:
     """Be the worker."""
     one = runner(settings_for("postgresql://unused", NO_REDIS), database, ToyRuntime())
     for job_id in job_ids:
-        one.run(job_id)
+        run_job(one, database, job_id)
 
 
 def queued(redis_url: str) -> list[dict[str, object]]:
@@ -339,16 +340,15 @@ def test_without_redis_a_job_is_stored_and_published_by_the_sweep(
     assert len(queued(redis_url)) == 1
 
 
-def test_messages_that_redis_forgot_are_sent_again(
-    producer: Producer, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+def test_messages_that_redis_lost_are_sent_again(
+    producer: Producer, database_url: str, redis_url: str
 ) -> None:
     handles = producer.submit_many([question(), question(priority="high")])
-    assert sweep(database_url, redis_url) == 0
-    monkeypatch.setattr("worker.sweep.FORGOTTEN_AFTER_S", 0.0)
-    assert sweep(database_url, redis_url) == 0  # they are still in the queue
+    assert sweep(database_url, redis_url, stale_s=0.0) == 0
+    assert sweep(database_url, redis_url, stale_s=0.0) == 0  # they are still in the queue
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
-    assert sweep(database_url, redis_url) == len(handles)
+    assert sweep(database_url, redis_url, stale_s=0.0) == len(handles)
     assert len(queued(redis_url)) == len(handles)
 
 

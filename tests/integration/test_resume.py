@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
 from marco_search.store.trail import trail
-from tests.integration.toys import Interrupted, insert, open_database, question, runner
+from tests.integration.toys import Interrupted, insert, open_database, question, runner, schedule
 from tests.integration.toys import settings_for as settings_of
 
 MOMENTS = ("generating", "copied, not committed", "committed")
@@ -52,7 +52,7 @@ def test_the_tree_is_that_of_an_uninterrupted_search(
 ) -> None:
     asked = question(options={"seed": seed, "rollouts": 24})
     whole, cut = insert(database, asked, asked)
-    runner(given_settings, database, Interrupted(-1, die)).run(whole.id)
+    runner(given_settings, database, Interrupted(-1, die)).run_next()
     rounds_asked = 0
     with pytest.MonkeyPatch.context() as patch:
         for i, (before, moment) in enumerate([*kills, (-1, "")]):
@@ -62,7 +62,7 @@ def test_the_tree_is_that_of_an_uninterrupted_search(
                 patch.setattr(trail, "append", _dying(before, commit=moment == "committed"))
             kept = _rounds(database, cut.id)
             try:
-                runner(given_settings, database, runtime, f"worker {i}").run(cut.id)
+                runner(given_settings, database, runtime, f"worker {i}").run_next()
             except Killed:
                 _let_the_lease_run_out(database)
             rounds_asked += runtime.rounds
@@ -106,3 +106,4 @@ def _let_the_lease_run_out(database: Database) -> None:
         conn.execute(
             "UPDATE jobs SET lease_expires_at = now() - interval '1 s' WHERE state = 'running'"
         )
+    schedule(database)

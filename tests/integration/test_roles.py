@@ -18,7 +18,7 @@ from marco_search.local import ServiceUrls
 from marco_search.migrations.check import scratch_database
 from marco_search.store import views
 from marco_search.store.db import Database
-from marco_search.store.queue import holds
+from marco_search.store.queue import tenants
 from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.seal.verify_all import verify_all
 from marco_search.store.trail import partitions
@@ -271,7 +271,7 @@ def test_the_app_s_rights_are_enough_for_a_job(database_url: str, login: Login) 
     with closing(Database(url, application="test")) as database:
         (stored,) = insert(database, question())
         settings = settings_for(url, "redis://nobody")
-        runner(settings, database, ToyRuntime()).run(stored.id)
+        runner(settings, database, ToyRuntime()).run_next()
         with database.transaction() as conn:
             assert state(conn, stored.id) == "succeeded"
             assert partitions.ensure(conn, ahead=4) != []
@@ -348,7 +348,7 @@ def test_an_auditor_sees_the_pauses_that_concern_it(filled: Audited, auditor: Co
     queued = "SELECT paused_at IS NOT NULL FROM audit.jobs WHERE state = 'queued'"
     with filled.database.transaction() as conn:
         for tenant in ("acme", "default"):
-            holds.set_tenant(conn, tenant, paused=True)
+            tenants.set_paused(conn, tenant, paused=True)
         assert conn.execute(queued).fetchone() == (True,)
     try:
         # Its jobs have ended: what is paused no longer waits.
@@ -357,5 +357,5 @@ def test_an_auditor_sees_the_pauses_that_concern_it(filled: Audited, auditor: Co
     finally:
         with filled.database.transaction() as conn:
             for tenant in ("acme", "default"):
-                holds.set_tenant(conn, tenant, paused=False)
+                tenants.set_paused(conn, tenant, paused=False)
             assert conn.execute(queued).fetchone() == (False,)

@@ -31,11 +31,12 @@ from tests.integration.toys import (
     open_database,
     question,
     runner,
+    schedule,
     settings_for,
     wait_until,
 )
 from tests.toy import ToyRuntime
-from worker import closing
+from worker import finish
 from worker.runner import Runner
 
 
@@ -74,7 +75,7 @@ def sql(database: Database, statement: str, *values: Any) -> None:
 def test_a_job_is_searched_answered_and_explained(settings: Settings, database: Database) -> None:
     job = question(expected="2", options={"seed": 4})
     (stored,) = insert(database, job)
-    runner(settings, database, ToyRuntime()).run(stored.id)
+    runner(settings, database, ToyRuntime()).run_next()
     now, outcome = status(database, stored.id), result(database, stored.id)
     assert (now.state, now.attempts, now.model) == (JobState.SUCCEEDED, 1, "toy")
     assert outcome.rollouts == 12
@@ -106,10 +107,10 @@ def test_a_second_message_for_the_same_job_does_nothing(
     (stored,) = insert(database, question())
     runtime = ToyRuntime()
     one = runner(settings, database, runtime)
-    one.run(stored.id)
+    one.run_next()
     before = status(database, stored.id)
-    one.run(stored.id)
-    one.run(jobs.new_job_id())
+    one.run_next()
+    one.run_next()
     assert status(database, stored.id) == before
 
 
@@ -120,7 +121,7 @@ def test_an_attempt_goes_on_where_the_one_before_was_cut_off(
     """The tree is the same as in one go, and no committed round is generated again."""
     whole, cut = insert(database, *[question(options={"seed": 9, "rollouts": 24})] * 2)
     reference = Interrupted(-1, lambda: None)
-    runner(settings, database, reference).run(whole.id)
+    runner(settings, database, reference).run_next()
 
     class Killed(BaseException):
         """As a kill: nothing is written after it."""
@@ -129,11 +130,12 @@ def test_an_attempt_goes_on_where_the_one_before_was_cut_off(
         raise Killed
 
     with pytest.raises(Killed):
-        runner(settings, database, Interrupted(stop_at, die), "one").run(cut.id)
+        runner(settings, database, Interrupted(stop_at, die), "one").run_next()
     assert status(database, cut.id).state is JobState.RUNNING
     sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
+    schedule(database)
     second = Interrupted(-1, lambda: None)
-    runner(settings, database, second, "two").run(cut.id)
+    runner(settings, database, second, "two").run_next()
     assert tree(database, cut.id) == tree(database, whole.id)
     assert second.rounds == reference.rounds - stop_at
     ours, theirs = result(database, cut.id), result(database, whole.id)
@@ -148,9 +150,10 @@ def test_a_worker_that_lost_its_lease_writes_nothing_more(
 
     def lose() -> None:
         sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
-        runner(settings, database, ToyRuntime(), "other").run(stored.id)
+        schedule(database)
+        runner(settings, database, ToyRuntime(), "other").run_next()
 
-    runner(settings, database, Interrupted(1, lose)).run(stored.id)
+    runner(settings, database, Interrupted(1, lose)).run_next()
     now = status(database, stored.id)
     assert (now.state, now.attempts) == (JobState.SUCCEEDED, 2)
     nodes, rollouts = tree(database, stored.id)
@@ -165,10 +168,10 @@ def test_a_cancelled_search_stops_and_keeps_its_answers_so_far(
 
     def cancel() -> None:
         with database.transaction() as conn:
-            jobs.cancel(conn, stored.id)
+            jobs.cancel(conn, [stored.id])
 
     runtime = Interrupted(1, cancel)
-    runner(settings, database, runtime).run(stored.id)
+    runner(settings, database, runtime).run_next()
     outcome = result(database, stored.id)
     assert (outcome.state, outcome.stop_reason) == ("cancelled", "cancelled")
     assert outcome.answer is not None
@@ -185,7 +188,7 @@ def test_an_unreachable_runtime_is_tried_again_later_and_then_given_up(
         raise RuntimeUnavailable("nobody there")
 
     one = runner(settings, database, Interrupted(0, refuse))
-    one.run(stored.id)
+    one.run_next()
     now = status(database, stored.id)
     assert (now.state, now.error_type, now.error) == (
         JobState.QUEUED,
@@ -193,10 +196,11 @@ def test_an_unreachable_runtime_is_tried_again_later_and_then_given_up(
         "nobody there",
     )
     assert now.run_after > now.created_at
-    one.run(stored.id)  # too early: it waits for its back-off
+    one.run_next()  # too early: it waits for its back-off
     assert status(database, stored.id).attempts == 1
     sql(database, "UPDATE jobs SET run_after = now()")
-    runner(settings, database, Interrupted(0, refuse)).run(stored.id)
+    schedule(database)
+    runner(settings, database, Interrupted(0, refuse)).run_next()
     assert status(database, stored.id).state is JobState.DEAD
     assert result(database, stored.id).error == "nobody there"
 
@@ -227,11 +231,11 @@ def test_a_cancel_that_meets_an_error_is_not_forgotten(
 
     def cancelled_meanwhile() -> None:
         with database.transaction() as conn:
-            assert jobs.cancel(conn, stored.id) is JobState.RUNNING
+            assert jobs.cancel(conn, [stored.id])[stored.id] is JobState.RUNNING
         raise RuntimeUnavailable("away")
 
-    runner(settings, database, Interrupted(1, cancelled_meanwhile)).run(stored.id)
-    assert closing.close_one_expired(database, WORKER)
+    runner(settings, database, Interrupted(1, cancelled_meanwhile)).run_next()
+    assert finish.finish_one_queued(database, WORKER)
     assert status(database, stored.id).state is JobState.CANCELLED
     assert result(database, stored.id).answer is not None
 
@@ -245,9 +249,10 @@ def test_a_runtime_that_comes_back_gives_a_result_without_an_error(
         raise RuntimeUnavailable("overloaded")
 
     one = runner(settings, database, Interrupted(1, fail))
-    one.run(stored.id)
+    one.run_next()
     sql(database, "UPDATE jobs SET run_after = now()")
-    one.run(stored.id)
+    schedule(database)
+    one.run_next()
     outcome = result(database, stored.id)
     assert (outcome.state, outcome.error, outcome.rollouts) == ("succeeded", None, 12)
 
@@ -261,7 +266,7 @@ def test_permanent_errors_and_bugs_fail_at_once(
     def fail() -> None:
         raise error
 
-    runner(settings, database, Interrupted(0, fail)).run(stored.id)
+    runner(settings, database, Interrupted(0, fail)).run_next()
     outcome = result(database, stored.id)
     assert (outcome.state, outcome.error_type) == ("failed", type(error).__name__)
     with database.transaction() as conn:
@@ -269,7 +274,7 @@ def test_permanent_errors_and_bugs_fail_at_once(
     assert row == (True,)
 
 
-def test_a_job_whose_workers_all_died_is_dead(settings: Settings, database: Database) -> None:
+def test_a_job_whose_workers_all_died_is_dead(database: Database) -> None:
     (stored,) = insert(database, question())
     sql(
         database,
@@ -281,7 +286,7 @@ def test_a_job_whose_workers_all_died_is_dead(settings: Settings, database: Data
         "INSERT INTO audit_log (job_id, event, detail)"
         " SELECT id, 'worker_lost', '{\"worker\": \"w\"}' FROM jobs",
     )
-    runner(settings, database, ToyRuntime()).run(stored.id)
+    schedule(database, quarantine_after=2)
     assert status(database, stored.id).state is JobState.DEAD
     assert "lost" in str(result(database, stored.id).error)
 
@@ -289,9 +294,9 @@ def test_a_job_whose_workers_all_died_is_dead(settings: Settings, database: Data
 def test_a_worker_that_the_database_has_outgrown_takes_no_job(
     settings: Settings, database: Database
 ) -> None:
-    insert(database, question())
     one = runner(settings, database, ToyRuntime())
-    one.run(jobs.new_job_id())  # connected, and checked once
+    one.run_next()  # connected, and checked once
+    insert(database, question())
     sql(database, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(SchemaMismatch, match="9999"):
         one.run_next()
@@ -317,7 +322,7 @@ def test_the_heartbeat_keeps_the_lease_and_hears_of_a_cancel(
         wait_until(lambda: bool(read("SELECT lease_expires_at FROM jobs") > before), "a beat")
         seen.append(True)
 
-    runner(quick, database, Interrupted(0, wait_for_a_beat)).run(stored.id)
+    runner(quick, database, Interrupted(0, wait_for_a_beat)).run_next()
     assert seen == [True]
     assert status(database, stored.id).state is JobState.SUCCEEDED
 
@@ -339,9 +344,8 @@ def test_a_round_waits_for_a_database_that_is_away(
             raise DatabaseUnavailable("restarting")
         return append(conn, *given, **named)
 
-    monkeypatch.setattr("worker.journal._WAIT_S", 0.01)
     monkeypatch.setattr(trail, "append", unreliable)
-    runner(settings, database, ToyRuntime()).run(stored.id)
+    runner(settings, database, ToyRuntime()).run_next()
     now = status(database, stored.id)
     assert (now.state, now.attempts, now.rollouts) == (JobState.SUCCEEDED, 1, 12)
     nodes, rollouts = tree(database, stored.id)
@@ -356,11 +360,11 @@ def test_an_end_whose_acknowledgement_is_lost_is_not_written_twice(
 ) -> None:
     """The connection is cut after the commit and before the worker hears of it."""
     (stored,) = insert(database, question(expected="2"))
-    finish = closing.finish
+    original = finish.finish
     tries: list[JobState] = []
 
     def cut(conn: Conn, *given: Any) -> JobState:
-        ended = finish(conn, *given)
+        ended = original(conn, *given)
         tries.append(ended)
         if len(tries) == 1:
             conn.commit()
@@ -369,11 +373,10 @@ def test_an_end_whose_acknowledgement_is_lost_is_not_written_twice(
             conn.execute("SELECT 1")  # fails: the worker takes the job for not ended
         return ended
 
-    monkeypatch.setattr("worker.journal._WAIT_S", 0.01)
-    monkeypatch.setattr(closing, "finish", cut)
+    monkeypatch.setattr(finish, "finish", cut)
     # No heartbeat meanwhile: it would find the lease gone.
     slow = settings.model_copy(update={"heartbeat_s": 3600.0, "lease_s": 7200.0})
-    runner(slow, database, ToyRuntime()).run(stored.id)
+    runner(slow, database, ToyRuntime()).run_next()
     assert tries == [JobState.SUCCEEDED, JobState.SUCCEEDED]
     assert result(database, stored.id).state == "succeeded"
     assert "Traceback" not in caplog.text
@@ -399,9 +402,8 @@ def test_an_error_met_while_postgres_is_away_is_kept(
     def fail() -> None:
         raise RuntimeUnavailable("the model's server is gone")
 
-    monkeypatch.setattr("worker.journal._WAIT_S", 0.01)
     monkeypatch.setattr(leases, "retry", away)
-    runner(settings, database, Interrupted(1, fail)).run(stored.id)
+    runner(settings, database, Interrupted(1, fail)).run_next()
     now = status(database, stored.id)
     assert failures == ["RuntimeUnavailable"] * 2
     assert (now.state, now.error) == (JobState.QUEUED, "the model's server is gone")

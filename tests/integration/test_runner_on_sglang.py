@@ -11,7 +11,7 @@ import pytest
 
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from marco_search.store.queue import claims, jobs, reclaim
+from marco_search.store.queue import jobs, leases, recovery, scheduling
 from marco_search.store.queue.leases import Worker
 from marco_search.store.reads import queries
 from tests.integration.toys import insert, open_database, question, runner, settings_for
@@ -64,7 +64,7 @@ def test_the_trail_says_which_branches_failed_and_why(
     server.act = some
     (stored,) = insert(database, question(options={"rollouts": 16}))
     with runtime(server) as opened:
-        runner(settings, database, opened).run(stored.id)
+        runner(settings, database, opened).run_next()
     rows = sql(database, "SELECT finish, seed, error FROM rollouts WHERE job_id = %s", stored.id)
     assert len(rows) == 16
     for finish, seed, error in rows:
@@ -102,12 +102,12 @@ def test_no_answer_is_odd_enough_to_end_a_job(
     server.act = some
     # No round is of one branch: it would fail with it, and the job be tried again.
     many = {"rollouts": 4 * len(ODD), "strategy": "vote", "early_stop": False}
-    one, other = insert(
+    one, _ = insert(
         database, question("Odd?", options=many), question("Even?", options={"rollouts": 8})
     )
     with runtime(server) as opened:
-        for job in (one, other):
-            runner(settings, database, opened).run(job.id)
+        for _ in range(2):
+            runner(settings, database, opened).run_next()
     rows = sql(database, "SELECT seed, error FROM rollouts WHERE job_id = %s", one.id)
     failed = {seed: error for seed, error in rows if error is not None}
     assert set(odd.values()) == ODD.keys() - {"more tokens"}
@@ -133,9 +133,9 @@ def test_what_a_server_says_is_stored_without_its_key(
         return True
 
     server.act = echo
-    (stored,) = insert(database, question())
+    insert(database, question())
     with runtime(server, MARCO_RUNTIME_API_KEY="sesame-open") as opened:
-        runner(settings, database, opened).run(stored.id)
+        runner(settings, database, opened).run_next()
     (row,) = sql(database, "SELECT last_error::text FROM jobs")
     events = sql(database, "SELECT detail::text FROM audit_log")
     kept = f"{row} {events} {caplog.text}"
@@ -160,16 +160,18 @@ def test_a_search_that_is_to_end_ends_on_the_server_as_well(
     server.act = hang
     (stored,) = insert(database, question())
     with runtime(server) as opened:
-        thread = threading.Thread(target=runner(settings, database, opened).run, args=[stored.id])
+        thread = threading.Thread(target=runner(settings, database, opened).run_next)
         thread.start()
         until(lambda: len(server.calls) >= 4)
         with database.transaction() as conn:
             if why == "cancelled":
-                jobs.cancel(conn, stored.id)
+                jobs.cancel(conn, [stored.id])
             else:
                 conn.execute("UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
-                reclaim.reclaim(conn, quarantine_after=2)
-                assert claims.claim(conn, stored.id, OTHER, lease_s=60)
+                recovery.reclaim(conn, quarantine_after=2)
+                scheduling.due(conn)
+                begun_on = scheduling.key(opened.info.model, opened.info.revision)
+                assert leases.claim_next(conn, OTHER, lease_s=60, begun_on=begun_on)
         thread.join(30)
         assert not thread.is_alive()
         until(lambda: set(server.aborted) >= {call["rid"] for call in server.calls})

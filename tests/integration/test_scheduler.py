@@ -12,7 +12,7 @@ from pathlib import Path
 from marco_search.broker import Publisher
 from producer import JobState, Producer
 from tests.integration.toys import environment, question, settings_for, wait_until
-from worker.sweep import EVERY_S
+from worker.scheduler import EVERY_S
 
 ROOT = Path(__file__).parents[2]
 NO_REDIS = "redis://127.0.0.1:1/0"

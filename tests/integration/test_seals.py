@@ -15,7 +15,7 @@ from marco_search.audit.findings import JobReport, Status
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.errors import JobNotFound, ModelRefused, RuntimeUnavailable
 from marco_search.store.db import Database
-from marco_search.store.queue import dead_letters, deadlines, jobs, outbox
+from marco_search.store.queue import dead_letters, jobs, recovery, scheduling
 from marco_search.store.queue.states import JobState
 from marco_search.store.seal.verification import verify_job
 from marco_search.store.seal.verify_all import verify_all
@@ -26,6 +26,7 @@ from tests.integration.toys import (
     insert,
     open_database,
     question,
+    run_job,
     runner,
     settings_for,
     state,
@@ -41,7 +42,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 def search(database: Database, url: str, job_id: UUID, runtime: ToyRuntime | None = None) -> None:
     settings = settings_for(url, "redis://127.0.0.1:1/0", max_attempts=1)
-    runner(settings, database, runtime or ToyRuntime()).run(job_id)
+    run_job(runner(settings, database, runtime or ToyRuntime()), database, job_id)
 
 
 def ends_as(database: Database, job_id: UUID, expected: JobState) -> JobReport:
@@ -69,14 +70,14 @@ def test_every_end_is_sealed(database: Database, database_url: str) -> None:
 
     def cancel() -> None:
         with database.transaction() as conn:
-            jobs.cancel(conn, stopped.id)
+            jobs.cancel(conn, [stopped.id])
 
     search(database, database_url, stopped.id, Interrupted(1, cancel))
     with database.transaction() as conn:
-        jobs.cancel(conn, dropped.id)
+        jobs.cancel(conn, [dropped.id])
         conn.execute("UPDATE jobs SET expires_at = now() WHERE id = %s", [late.id])
     with database.transaction() as conn:
-        deadlines.expire_unbegun(conn)
+        recovery.expire_unbegun(conn)
     reports = [
         ends_as(database, done.id, JobState.SUCCEEDED),
         ends_as(database, broken.id, JobState.FAILED),
@@ -131,7 +132,7 @@ def test_a_sweep_notes_nothing_of_a_job_that_has_ended(
     over, waiting = insert(database, question(), question(options={"seed": 1}))
     search(database, database_url, over.id)
     with database.transaction() as conn:
-        outbox.log_published(conn, [over.id, waiting.id])
+        scheduling.log_published(conn, [over.id, waiting.id])
         noted = conn.execute("SELECT job_id FROM audit_log WHERE event = 'published'").fetchall()
     assert noted == [(waiting.id,)]
     assert verify_all(database_url).findings == ()
@@ -139,8 +140,9 @@ def test_a_sweep_notes_nothing_of_a_job_that_has_ended(
 
 def test_jobs_that_end_at_once_make_one_chain(database: Database, database_url: str) -> None:
     stored = insert(database, *[question(options={"seed": i, "rollouts": 4}) for i in range(12)])
+    settings = settings_for(database_url, "redis://127.0.0.1:1/0")
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda job: search(database, database_url, job.id), stored))
+        list(pool.map(lambda _: runner(settings, database, ToyRuntime()).run_next(), stored))
     report = verify_all(database_url)
     assert report.findings == ()
     assert (report.jobs, report.links) == (12, 13)
@@ -155,7 +157,7 @@ def test_a_job_whose_end_is_rolled_back_leaves_no_link(
         pass
 
     with pytest.raises(Crash), database.transaction() as conn:
-        jobs.cancel(conn, job.id)
+        jobs.cancel(conn, [job.id])
         raise Crash
     assert verify_all(database_url).links == 1
 

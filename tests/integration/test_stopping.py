@@ -12,8 +12,7 @@ import pytest
 from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from marco_search.store.queue import holds, jobs, leases, reclaim
-from marco_search.store.queue.leases import Worker
+from marco_search.store.queue import jobs, leases, recovery, tenants
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
@@ -27,12 +26,13 @@ from tests.integration.toys import (
     open_database,
     question,
     runner,
+    schedule,
     settings_for,
     sweep,
     wait_until,
 )
 from tests.toy import ToyRuntime
-from worker.runner import Runner
+from worker.shutdown import Shutdown
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 
@@ -78,11 +78,6 @@ def watched(database: Database, job_id: UUID, change: Callable[[], None]) -> Non
     wait_until(twice, "two beats")
 
 
-def worker(settings: Settings, database: Database, runtime: Any, **more: Any) -> Runner:
-    who = Worker(name="stopping", host="h", pid=1)
-    return Runner(settings, database, lambda: runtime, who, **more)
-
-
 class Hanging(ToyRuntime):
     """Its second round hangs until it is aborted."""
 
@@ -114,18 +109,19 @@ def test_a_released_job_goes_on_as_if_nothing_had_happened(
 ) -> None:
     whole, cut = insert(database, *[question(options={"seed": 9, "rollouts": 24})] * 2)
     reference = Interrupted(-1, lambda: None)
-    runner(settings, database, reference).run(whole.id)
-    told: list[UUID] = []
-    left: list[float | None] = [None]
-    first = Interrupted(1, lambda: left.__setitem__(0, 25.0))
-    worker(settings, database, first, publish=told.append, left_s=lambda: left[0]).run(cut.id)
+    runner(settings, database, reference).run_next()
+    published: list[UUID] = []
+    shutdown = Shutdown()
+    first = Interrupted(1, lambda: shutdown.request(25.0))
+    more: dict[str, Any] = {"publish": published.append, "shutdown": shutdown}
+    runner(settings, database, first, **more).run_next()
     now = status(database, cut.id)
     assert (now.state, now.rounds, now.lease_owner) == (JobState.QUEUED, 2, None)
-    assert told == [cut.id]
+    assert published == [cut.id]
     assert now.seconds > 0
     assert sql(database, "SELECT failures, losses FROM jobs WHERE id = %s", cut.id) == [(0, 0)]
     second = Interrupted(-1, lambda: None)
-    runner(settings, database, second).run(cut.id)
+    runner(settings, database, second).run_next()
     assert first.rounds + second.rounds == reference.rounds
     with database.transaction() as conn:
         assert trail.load(conn, cut.id) == trail.load(conn, whole.id)
@@ -137,11 +133,9 @@ def test_a_round_that_takes_too_long_to_stop_is_aborted(
 ) -> None:
     (stored,) = insert(database, question(options={"rollouts": 40}))
     runtime = Hanging()
-
-    def left_s() -> float | None:
-        return 0.0 if runtime.hangs.is_set() else None
-
-    worker(settings, database, runtime, left_s=left_s).run(stored.id)
+    shutdown = Shutdown()
+    threading.Thread(target=lambda: runtime.hangs.wait(60) and shutdown.request(0.0)).start()
+    runner(settings, database, runtime, shutdown=shutdown).run_next()
     now = status(database, stored.id)
     assert (now.state, now.rounds) == (JobState.QUEUED, 1)
     assert now.error is None
@@ -149,7 +143,9 @@ def test_a_round_that_takes_too_long_to_stop_is_aborted(
 
 def test_a_worker_that_stops_begins_nothing(settings: Settings, database: Database) -> None:
     (stored,) = insert(database, question())
-    worker(settings, database, ToyRuntime(), left_s=lambda: 20.0).run_next()
+    shutdown = Shutdown()
+    shutdown.request(20.0)
+    runner(settings, database, ToyRuntime(), shutdown=shutdown).run_next()
     assert status(database, stored.id).attempts == 0
 
 
@@ -162,7 +158,7 @@ def test_a_running_job_expires_with_its_best_answers(
         sql(database, "UPDATE jobs SET expires_at = now()")
 
     runtime = Interrupted(1, lambda: watched(database, stored.id, expire))
-    runner(settings, database, runtime).run(stored.id)
+    runner(settings, database, runtime).run_next()
     with database.transaction() as conn:
         (result,) = queries.results(conn, [stored.id])
     assert (result.state, result.stop_reason) == ("expired", "deadline")
@@ -174,15 +170,11 @@ def test_a_running_job_expires_with_its_best_answers(
 def test_jobs_expire_in_the_queue(database: Database, database_url: str, redis_url: str) -> None:
     """One that was begun keeps its answers, without a model; one that was not has none."""
     settings = settings_for(database_url, redis_url)
-    never, begun, later = insert(
-        database,
-        question(expires_in_s=0.001),
-        question(options={"rollouts": 64}),
-        question(expires_in_s=3600),
-    )
-    left: list[float | None] = [None]
-    stops = Interrupted(1, lambda: left.__setitem__(0, 25.0))
-    worker(settings, database, stops, left_s=lambda: left[0]).run(begun.id)
+    (begun,) = insert(database, question(options={"rollouts": 64}))
+    shutdown = Shutdown()
+    stops = Interrupted(1, lambda: shutdown.request(25.0))
+    runner(settings, database, stops, shutdown=shutdown).run_next()
+    never, later = insert(database, question(expires_in_s=0.001), question(expires_in_s=3600))
     sql(database, "UPDATE jobs SET expires_at = now(), paused_at = now() WHERE id = %s", begun.id)
     sweep(database_url, redis_url)
     with database.transaction() as conn:
@@ -200,12 +192,12 @@ def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
 ) -> None:
     settings = settings_for(database_url, redis_url)
     (stored,) = insert(database, question(options={"rollouts": 64}))
-    left: list[float | None] = [None]
-    stops = Interrupted(1, lambda: left.__setitem__(0, 25.0))
-    worker(settings, database, stops, left_s=lambda: left[0]).run(stored.id)
+    shutdown = Shutdown()
+    stops = Interrupted(1, lambda: shutdown.request(25.0))
+    runner(settings, database, stops, shutdown=shutdown).run_next()
     with database.transaction() as conn:
-        assert jobs.cancel(conn, stored.id) is JobState.QUEUED
-        assert jobs.cancel(conn, stored.id) is JobState.QUEUED
+        assert jobs.cancel(conn, [stored.id])[stored.id] is JobState.QUEUED
+        assert jobs.cancel(conn, [stored.id])[stored.id] is JobState.QUEUED
     sweep(database_url, redis_url)
     with database.transaction() as conn:
         (result,) = queries.results(conn, [stored.id])
@@ -225,29 +217,30 @@ def test_a_job_resumed_just_before_it_is_given_back_is_published(
 
     def pause() -> None:
         with database.transaction() as conn:
-            holds.set_job(conn, stored.id, paused=True)
+            jobs.set_paused(conn, stored.id, paused=True)
 
     release = leases.release
 
     def late(conn: Any, *given: Any, **named: Any) -> None:
         with database.transaction() as other:
-            assert holds.set_job(other, stored.id, paused=False) is JobState.RUNNING
+            assert jobs.set_paused(other, stored.id, paused=False) is JobState.RUNNING
         release(conn, *given, **named)
 
     monkeypatch.setattr(leases, "release", late)
     runtime = Interrupted(1, lambda: watched(database, stored.id, pause))
-    worker(settings, database, runtime).run(stored.id)
+    runner(settings, database, runtime).run_next()
     assert status(database, stored.id).state is JobState.QUEUED
     assert sweep(database_url, redis_url) == 1
 
 
 def test_the_budget_of_seconds_counts_over_attempts(settings: Settings, database: Database) -> None:
     (stored,) = insert(database, question(options={"rollouts": 64, "max_seconds": 1000.0}))
-    left: list[float | None] = [None]
-    stops = Interrupted(1, lambda: left.__setitem__(0, 25.0))
-    worker(settings, database, stops, left_s=lambda: left[0]).run(stored.id)
+    shutdown = Shutdown()
+    stops = Interrupted(1, lambda: shutdown.request(25.0))
+    runner(settings, database, stops, shutdown=shutdown).run_next()
     sql(database, "UPDATE jobs SET seconds = 1001")
-    runner(settings, database, ToyRuntime()).run(stored.id)
+    schedule(database)
+    runner(settings, database, ToyRuntime()).run_next()
     now = status(database, stored.id)
     assert (now.state, now.stop_reason, now.rounds) == (JobState.SUCCEEDED, "seconds", 2)
 
@@ -272,7 +265,7 @@ def test_a_paused_job_waits_and_goes_on(
         now = status(database, job.id)
         assert (now.state, now.rounds) == (JobState.QUEUED, 2)
         one.run_next()
-        one.run(job.id)
+        one.run_next()
         assert status(database, job.id).attempts == 1
         if whom == "job":
             producer.resume(job)
@@ -287,8 +280,8 @@ def test_a_pause_of_one_tenant_holds_up_no_other(database: Database) -> None:
     insert(database, question(tenant="one"))
     (other,) = insert(database, question(tenant="two"))
     with database.transaction() as conn:
-        holds.set_tenant(conn, "one", paused=True)
-        assert [pause.tenant for pause in holds.pauses(conn)] == ["one"]
+        tenants.set_paused(conn, "one", paused=True)
+        assert [pause.tenant for pause in tenants.pauses(conn)] == ["one"]
     settings = settings_for("postgresql://unused", NO_REDIS)
     one = runner(settings, database, ToyRuntime())
     one.run_next()
@@ -312,16 +305,15 @@ def test_a_job_that_cost_two_workers_is_kept_from_a_third(
     # One loss, then a kept round, then two in the same round: the first counts no more.
     for name, kept in (("early", 1), ("first", 1), ("second", 0)):
         with pytest.raises(Killed):
-            runner(settings, database, Interrupted(kept, die), name).run(stored.id)
+            runner(settings, database, Interrupted(kept, die), name).run_next()
         sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
-        with database.transaction() as conn:
-            reclaim.reclaim(conn, quarantine_after=2)
+        schedule(database, quarantine_after=2)
     now = status(database, stored.id)
     assert (now.state, now.error_type) == (JobState.DEAD, "WorkerLost")
     assert "first, second" in str(now.error)
     one = runner(settings, database, ToyRuntime(), "third")
     one.run_next()
-    one.run(stored.id)
+    one.run_next()
     assert status(database, stored.id).attempts == 3
     with Producer(database_url, redis_url) as producer:
         (letter,) = producer.dead_letters(error="WorkerLost")
@@ -350,6 +342,6 @@ def test_a_lease_is_left_to_its_worker_for_a_moment_after_postgres_has_started(
     assert held is not None
     sql(database, "UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
     with database.transaction() as conn:
-        assert reclaim.reclaim(conn, quarantine_after=2, grace_s=1e8).queued == ()
+        assert recovery.reclaim(conn, quarantine_after=2, grace_s=1e8).queued == ()
         assert not leases.heartbeat(conn, held[1]).paused
-        assert reclaim.reclaim(conn, quarantine_after=2).queued == ()
+        assert recovery.reclaim(conn, quarantine_after=2).queued == ()

@@ -58,8 +58,8 @@ def stored(services: ServiceUrls) -> Iterator[Stored]:
             ids = [job.id for job in insert(database, *asked)]
             settings = settings_for(url, "redis://127.0.0.1:1/0")
             one = runner(settings, database, ToyRuntime(failing=0.1))
-            for job_id in ids:
-                one.run(job_id)
+            for _ in ids:
+                one.run_next()
             with database.transaction() as conn:
                 anchor = anchors.take(conn)
         with psycopg.connect(url) as conn:

@@ -44,8 +44,8 @@ def url(services: ServiceUrls) -> Iterator[str]:
         settings = settings_for(made, "redis://127.0.0.1:1/0")
         with open_database(made) as database:
             asked = [question(options={"seed": i, "rollouts": ROLLOUTS}) for i in range(4)]
-            for job in insert(database, *asked):
-                runner(settings, database, ToyRuntime()).run(job.id)
+            for _ in insert(database, *asked):
+                runner(settings, database, ToyRuntime()).run_next()
         store.build(made, JOBS, processes=1, searched=len(asked), vocabulary=False)
         yield made
 

@@ -16,7 +16,7 @@ from marco_search import settings
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.search.branches import Branch, Expansion
 from tests.toy import ToyRuntime
-from worker import app, main, process
+from worker import main, watchdog
 
 DEADLY = "What kills a worker?"
 
@@ -37,6 +37,11 @@ class SlowToy(ToyRuntime):
 
 
 if __name__ == "__main__":
-    vars(process)["open_runtime"] = lambda _: SlowToy()
-    vars(app)["SILENT_S"] = float(os.environ.get("TOY_SILENT_S", vars(app)["SILENT_S"]))
-    sys.exit(main.run(settings.load(), processes=int(sys.argv[1])))
+    silent_s = float(os.environ.get("TOY_SILENT_S", watchdog.SILENT_S))
+    code = main.run(
+        settings.load(),
+        processes=int(sys.argv[1]),
+        open_runtime=lambda _: SlowToy(),
+        silent_s=silent_s,
+    )
+    sys.exit(code)

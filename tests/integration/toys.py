@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,12 @@ from marco_search.search.mcts import Search
 from marco_search.search.tree import Round
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
-from marco_search.store.queue import claims, jobs, reclaim
-from marco_search.store.queue.claims import Claim
-from marco_search.store.queue.leases import Lease, Worker
+from marco_search.store.queue import jobs, leases, recovery, scheduling
+from marco_search.store.queue.leases import Claim, Lease, Worker
 from marco_search.store.queue.states import JobState
 from tests.toy import PROMPT, ToyRuntime, answer_of
 from worker.runner import Runner
-from worker.sweep import Sweep
+from worker.scheduler import STALE_S, Scheduler
 
 WORKER = Worker(name="test", host="test", pid=1)
 
@@ -57,15 +56,46 @@ def insert(database: Database, *jobs_: Job) -> list[jobs.StoredJob]:
 def claim(
     database: Database, job_id: Any, lease_s: float = 60, worker: Worker = WORKER
 ) -> tuple[Claim, Lease] | None:
-    """Claim and begin, as the runner does."""
+    """Claim this job, taking it back if its lease ran out, and begin it; None if it is not due."""
     with database.transaction() as conn:
-        reclaim.reclaim(conn, quarantine_after=99, job_id=job_id)
-        claimed = claims.claim(conn, job_id, worker, lease_s=lease_s)
+        recovery.reclaim(conn, quarantine_after=99)
+        conn.execute(
+            "UPDATE jobs SET published_at = now() WHERE id = %s AND run_after <= now()", [job_id]
+        )
+        _delay_others(conn, job_id, 1)
+        claimed = leases.claim_next(conn, worker, lease_s=lease_s)
+        _delay_others(conn, job_id, -1)
         if claimed is None:
             return None
-        lease = Lease(job_id=job_id, generation=claimed.generation, seconds=lease_s)
-        claims.begin(conn, lease, worker, ToyRuntime().info, None)
-        return claimed, lease
+        leases.begin(conn, claimed.lease, worker, ToyRuntime().info, None)
+        return claimed, claimed.lease
+
+
+@contextmanager
+def alone(database: Database, job_id: Any) -> Iterator[None]:
+    """No other queued job is due inside the block."""
+    with database.transaction() as conn:
+        _delay_others(conn, job_id, 1)
+    try:
+        yield
+    finally:
+        with database.transaction() as conn:
+            _delay_others(conn, job_id, -1)
+
+
+def _delay_others(conn: Conn, job_id: Any, days: int) -> None:
+    conn.execute(
+        "UPDATE jobs SET run_after = run_after + make_interval(days => %s)"
+        " WHERE state = 'queued' AND id <> %s",
+        [days, job_id],
+    )
+
+
+def schedule(database: Database, quarantine_after: int = 99) -> None:
+    """What a scheduler does in the database: take jobs back, and mark due ones as published."""
+    with database.transaction() as conn:
+        recovery.reclaim(conn, quarantine_after=quarantine_after)
+        scheduling.due(conn)
 
 
 def rounds_of(seed: int = 1, rollouts: int = 24) -> tuple[Search, list[Round]]:
@@ -82,17 +112,28 @@ def rounds_of(seed: int = 1, rollouts: int = 24) -> tuple[Search, list[Round]]:
     return search, rounds
 
 
-def runner(settings: Settings, database: Database, runtime: Runtime, name: str = "test") -> Runner:
-    return Runner(settings, database, lambda: runtime, Worker(name=name, host="h", pid=1))
+def runner(
+    settings: Settings, database: Database, runtime: Runtime, name: str = "test", **more: Any
+) -> Runner:
+    who = Worker(name=name, host="h", pid=1)
+    return Runner(settings, database, lambda: runtime, who, retry_s=0.01, **more)
 
 
-def sweep(database_url: str, redis_url: str, **more: Any) -> int:
-    """One sweep; the number of jobs published."""
+def sweep(database_url: str, redis_url: str, stale_s: float = STALE_S, **more: Any) -> int:
+    """One tick of a scheduler; the number of jobs published."""
     settings = settings_for(database_url, redis_url, **more)
     database = Database(database_url, application="test sweep", connections=1)
-    one = Sweep(settings, database, Publisher(redis_url, settings.queue), WORKER)
+    publisher = Publisher(redis_url, settings.queue)
+    one = Scheduler(settings, database, publisher, WORKER, stale_s=stale_s)
     with closing(one):
-        return one.once()
+        return one.tick()
+
+
+def run_job(one: Runner, database: Database, job_id: Any) -> None:
+    """Run this job, once a scheduler has taken it back or published it, as if it were alone."""
+    schedule(database, quarantine_after=2)
+    with alone(database, job_id):
+        one.run_next()
 
 
 def state(conn: Conn, job_id: Any) -> JobState:

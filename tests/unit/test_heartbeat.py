@@ -12,13 +12,12 @@ import pytest
 
 from marco_search.errors import LeaseLost
 from marco_search.search.budgets import StopReason
-from marco_search.store.queue import leases
-from marco_search.store.queue.leases import Lease, Watch
-from worker.lease import Heartbeat
+from marco_search.store.queue.leases import JobSignals, Lease
+from worker.heartbeat import Heartbeat
 
 
 class NoDatabase:
-    """Stands where a database would; `heartbeat` is replaced as well."""
+    """Stands where a database would."""
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -26,22 +25,22 @@ class NoDatabase:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_what_is_in_flight_is_aborted(monkeypatch: Any, lost: bool) -> None:
+def test_what_is_in_flight_is_aborted(lost: bool) -> None:
     lease = Lease(job_id=uuid4(), generation=1, seconds=60)
 
-    def beat(conn: Any, held: Lease) -> Watch:
+    def beat(conn: Any, held: Lease) -> JobSignals:
         if lost:
             raise LeaseLost("another worker has it")
-        return Watch(cancelled=True, expired=False, paused=False)
+        return JobSignals(cancelled=True)
 
-    monkeypatch.setattr(leases, "heartbeat", beat)
-    monkeypatch.setattr(leases, "look", beat)
     aborted = threading.Semaphore(0)
     heartbeat = Heartbeat(
         NoDatabase(),  # type: ignore[arg-type]
         lease,
         every_s=0.01,
-        on_end=aborted.release,
+        on_abort=aborted.release,
+        extend=beat,
+        poll=beat,
     )
     with heartbeat:
         for _ in range(3):  # again at every beat
@@ -53,26 +52,32 @@ def test_what_is_in_flight_is_aborted(monkeypatch: Any, lost: bool) -> None:
             assert heartbeat.reason() is StopReason.CANCELLED
 
 
-def test_no_error_ends_the_heartbeat(monkeypatch: Any) -> None:
-    """After one that nobody foresaw a cancel is still heard; one in `on_end` changes nothing."""
+def test_no_error_ends_the_heartbeat() -> None:
+    """After one that nobody foresaw a cancel is still heard; one in `on_abort` changes nothing."""
     lease, asked, ended = (
         Lease(job_id=uuid4(), generation=1, seconds=60),
         [],
         threading.Semaphore(0),
     )
 
-    def beat(conn: Any, held: Lease) -> Watch:
+    def beat(conn: Any, held: Lease) -> JobSignals:
         asked.append(held)
         if len(asked) == 1:
             raise RuntimeError("what is this?")
-        return Watch(cancelled=True, expired=False, paused=False)
+        return JobSignals(cancelled=True)
 
-    def on_end() -> None:
+    def on_abort() -> None:
         ended.release()
         raise RuntimeError("and this?")
 
-    monkeypatch.setattr(leases, "heartbeat", beat)
-    monkeypatch.setattr(leases, "look", beat)
-    with Heartbeat(NoDatabase(), lease, every_s=0.01, on_end=on_end):  # type: ignore[arg-type]
+    heartbeat = Heartbeat(
+        NoDatabase(),  # type: ignore[arg-type]
+        lease,
+        every_s=0.01,
+        on_abort=on_abort,
+        extend=beat,
+        poll=beat,
+    )
+    with heartbeat:
         for _ in range(3):
             assert ended.acquire(timeout=30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from marco_search.errors import BranchFailed, ModelRefused, RuntimeUnavailable
-from worker import failures
+from worker import finish
 
 
 def raised(error: Exception) -> Exception:
@@ -16,29 +16,29 @@ def raised(error: Exception) -> Exception:
 
 
 def test_which_errors_are_tried_again() -> None:
-    assert failures.is_retryable(RuntimeUnavailable("busy"))
-    assert failures.is_retryable(BranchFailed("one"))
-    assert not failures.is_retryable(ModelRefused("other"))
-    assert not failures.is_retryable(OSError("ours"))
+    assert finish.is_retryable(RuntimeUnavailable("busy"))
+    assert finish.is_retryable(BranchFailed("one"))
+    assert not finish.is_retryable(ModelRefused("other"))
+    assert not finish.is_retryable(OSError("ours"))
 
 
 def test_a_traceback_is_kept() -> None:
-    bug = failures.described(raised(KeyError("x")))
+    bug = finish.described(raised(KeyError("x")))
     assert (bug["type"], bug["retryable"]) == ("KeyError", False)
     assert "in raised" in bug["traceback"]
-    away = failures.described(raised(RuntimeUnavailable("busy")))
+    away = finish.described(raised(RuntimeUnavailable("busy")))
     assert away["retryable"]
     assert "in raised" in away["traceback"]
 
 
 def test_an_error_can_be_stored_whatever_it_says() -> None:
-    assert failures.described(ValueError())["message"] == "ValueError"
-    assert failures.described(ValueError("a\x00b"))["message"] == "a\\0b"
+    assert finish.described(ValueError())["message"] == "ValueError"
+    assert finish.described(ValueError("a\x00b"))["message"] == "a\\0b"
 
 
 def test_delays_grow_are_spread_and_end() -> None:
     chance = Random(1)
     for attempts, middle in ((1, 2.0), (2, 4.0), (5, 32.0), (100, 300.0)):
-        delays = [failures.delay_s(attempts, chance) for _ in range(200)]
+        delays = [finish.delay_s(attempts, chance) for _ in range(200)]
         assert middle * 0.5 <= min(delays) < max(delays) <= middle * 1.5
         assert max(delays) - min(delays) > middle * 0.5

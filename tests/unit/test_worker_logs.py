@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from worker.logs import Lines
+from worker.process import Lines
 
 FORGED = "bad\n2026-01-01 00:00:00,000 CRITICAL MainProcess root: FORGED\x1b[31m\u2028\x9b"
 

@@ -1,10 +1,10 @@
-"""Jobs that were given up: dead (attempts used up, or quarantined) and failed.
+"""Dead letters: jobs that are dead (attempts used up, or quarantined) or failed.
 
-Requeued, a job goes on from its last kept round, with fresh counters. What happened before
+Requeued, a job goes on from its last stored round, with fresh counters. What happened before
 stays in the audit log.
 
-Restarted, it begins anew, as a job of its own: what was kept belongs to the model that it was
-begun on. That is also a way out for a begun job that waits for a model nobody has any more. The
+Restarted, it starts over as a new job: what was stored belongs to the model that it was begun
+on. That is also a way out for a begun job that waits for a model no worker has any more. The
 old job is cancelled and keeps its trail; an event of each names the other.
 """
 
@@ -18,7 +18,6 @@ from uuid import UUID
 from psycopg.rows import class_row
 from pydantic import BaseModel, ConfigDict
 
-from marco_search.errors import JobNotFound
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S, new_job_id
@@ -26,32 +25,22 @@ from marco_search.store.queue.states import SUBJECT
 
 
 class DeadLetter(BaseModel):
-    """A job that was given up, and why. Bugs have a traceback."""
+    """A job that is dead or failed, and why."""
 
     model_config = ConfigDict(frozen=True)
 
     job_id: UUID
     tenant: str
     kind: str
-    state: str  # dead or failed
-    subject: str  # the question, text or prompt
+    state: str
+    subject: str  #: the question, text or prompt
     created_at: datetime
     finished_at: datetime
     attempts: int
     failures: int
     losses: int
-    rounds: int  # kept: a requeued job goes on from them
-    error: dict[str, Any]  # type, message, retryable; of a bug the traceback
-
-
-_LETTERS = """
-    SELECT id AS job_id, tenant, kind, state,
-        SUBJECT AS subject,
-        created_at, finished_at, attempts, failures, losses, rounds,
-        coalesce(last_error, '{}') AS error
-    FROM jobs WHERE state IN ('failed', 'dead')
-        AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-""".replace("SUBJECT", SUBJECT)
+    rounds: int  #: stored: a requeued job goes on from them
+    error: dict[str, Any]  #: type, message, retryable; of a bug the traceback
 
 
 def letters(
@@ -60,33 +49,31 @@ def letters(
     tenant: str | None = None,
     state: str | None = None,
     error: str | None = None,
+    job_id: UUID | None = None,
     limit: int = 100,
 ) -> list[DeadLetter]:
-    """The latest first; only those in `state`, and with an error of this type, if given."""
+    """The latest first; of a tenant, in `state`, with this type of error, or this job, if given."""
     with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(
-            _LETTERS + " AND (%(state)s::text IS NULL OR state = %(state)s)"
-            " AND (%(error)s::text IS NULL OR last_error ->> 'type' = %(error)s)"
-            " ORDER BY finished_at DESC, id DESC LIMIT %(limit)s",
-            {"tenant": tenant, "state": state, "error": error, "limit": limit},
+            f"""
+            SELECT id AS job_id, tenant, kind, state, {SUBJECT} AS subject,
+                created_at, finished_at, attempts, failures, losses, rounds,
+                coalesce(last_error, '{{}}') AS error
+            FROM jobs WHERE state IN ('failed', 'dead')
+                AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+                AND (%(state)s::text IS NULL OR state = %(state)s)
+                AND (%(error)s::text IS NULL OR last_error ->> 'type' = %(error)s)
+                AND (%(job)s::uuid IS NULL OR id = %(job)s)
+            ORDER BY finished_at DESC, id DESC LIMIT %(limit)s
+            """.encode(),  # noqa: S608  # constants
+            {"tenant": tenant, "state": state, "error": error, "job": job_id, "limit": limit},
         ).fetchall()
-
-
-def letter(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> DeadLetter:
-    """One of them. Raises JobNotFound if the job does not exist or was not given up."""
-    with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
-        found = cursor.execute(
-            _LETTERS + " AND id = %(id)s", {"tenant": tenant, "id": job_id}
-        ).fetchone()
-    if found is None:
-        raise JobNotFound(f"job {job_id} is not among those that were given up (`marco dead list`)")
-    return found
 
 
 def requeue(
     conn: Conn, job_ids: Sequence[UUID], *, tenant: str | None = None, aging_s: float = AGING_S
 ) -> list[UUID]:
-    """Queue those of the jobs that were given up; which they were. The caller publishes them.
+    """Queue those of the jobs that are dead or failed; which they were. The caller publishes them.
 
     Counters start again, and a deadline that has passed is dropped.
     """
@@ -117,7 +104,7 @@ def requeue(
 def restart(
     conn: Conn, job_ids: Sequence[UUID], *, tenant: str | None = None, aging_s: float = AGING_S
 ) -> dict[UUID, UUID]:
-    """Begin jobs anew that were given up, or are queued and begun: old id to new id.
+    """Start jobs over that are dead or failed, or are queued and begun: old id to new id.
 
     Others are left out. The caller publishes the new jobs. A new job has the old one's request,
     tenant, priority, batch and expected answer; a deadline that has passed is dropped, and the
@@ -130,15 +117,15 @@ def restart(
         " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) ORDER BY id FOR NO KEY UPDATE",
         {"ids": list(job_ids), "tenant": tenant},
     ).fetchall()
-    renewed = {row[0]: new_job_id() for row in rows}
-    _insert_anew(conn, renewed, aging_s)
+    copies = {row[0]: new_job_id() for row in rows}
+    _insert_copies(conn, copies, aging_s)
     # Last: it seals those that end.
-    events = {old: {"restarted_as": str(new)} for old, new in renewed.items()}
-    jobs.cancel_many(conn, renewed, detail=events)
-    return renewed
+    events = {old: {"restarted_as": str(new)} for old, new in copies.items()}
+    jobs.cancel(conn, copies, detail=events)
+    return copies
 
 
-def _insert_anew(conn: Conn, renewed: Mapping[UUID, UUID], aging_s: float) -> None:
+def _insert_copies(conn: Conn, copies: Mapping[UUID, UUID], aging_s: float) -> None:
     conn.execute(
         """
         WITH created AS (
@@ -154,7 +141,7 @@ def _insert_anew(conn: Conn, renewed: Mapping[UUID, UUID], aging_s: float) -> No
         SELECT new, 'submitted', jsonb_build_object('restart_of', old)
         FROM unnest(%(old)s::uuid[], %(new)s::uuid[]) AS given (old, new)
         """,
-        {"old": list(renewed), "new": list(renewed.values()), "aging_s": aging_s},
+        {"old": list(copies), "new": list(copies.values()), "aging_s": aging_s},
     )
 
 

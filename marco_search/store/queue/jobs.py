@@ -1,4 +1,4 @@
-"""Submitting, finding and cancelling jobs."""
+"""Submitting, cancelling and pausing jobs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from marco_search.errors import IdempotencyConflict, JobNotFound
+from marco_search.errors import IdempotencyConflict
 from marco_search.jobs import Job, payload_hash
 from marco_search.store.db import Conn
-from marco_search.store.queue.limits import Gate
-from marco_search.store.queue.states import CHANNEL, PRIORITIES, JobState
+from marco_search.store.queue.states import CHANNEL, PRIORITIES, JobState, not_found
+from marco_search.store.queue.tenants import Gate
 from marco_search.store.seal import seals
 
 AGING_S = 600.0
@@ -27,11 +27,11 @@ _ROWS_A_STATEMENT = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredJob:
-    """A job as submitting left it."""
+    """A job as submitting left it; not `created` if its idempotency key was known."""
 
     id: UUID
     state: JobState
-    created: bool  # False: the idempotency key named a job that was there already
+    created: bool
 
 
 def insert(
@@ -45,18 +45,18 @@ def insert(
 ) -> list[StoredJob]:
     """Store the jobs, in order, marked as published. `tenant` is for those that name none.
 
-    A job waits `aging_s` for each level of priority below high (see `line`). Raises
-    IdempotencyConflict if a key belongs to another payload, and QueueFull or QuotaExceeded if
-    more than `gate` allows would be queued; the transaction must then be rolled back, so that
+    A job is placed `aging_s` later for each level of priority below high (see `scheduling`).
+    Raises IdempotencyConflict if a key belongs to another payload, and QueueFull or QuotaExceeded
+    if more than `gate` allows would be queued; the transaction must then be rolled back, so that
     none is stored. Jobs that a key names already are never refused.
     """
-    stored = []
+    stored: list[StoredJob] = []
+    created: Counter[str] = Counter()
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
-        rows = [_row(j, tenant, batch_id) for j in jobs[start : start + _ROWS_A_STATEMENT]]
-        stored += _insert(conn, rows, aging_s)
-    created = Counter(
-        job.tenant or tenant for job, now in zip(jobs, stored, strict=True) if now.created
-    )
+        rows = [_row(job, tenant, batch_id) for job in jobs[start : start + _ROWS_A_STATEMENT]]
+        done = _insert(conn, rows, aging_s)
+        created.update(r["tenant"] for r, job in zip(rows, done, strict=True) if job.created)
+        stored += done
     if gate is not None:
         gate.check(conn, created)
     return stored
@@ -139,12 +139,7 @@ def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Stor
     }
 
 
-def cancel(conn: Conn, job_id: UUID, *, tenant: str | None = None) -> JobState:
-    """Cancel a job (see `cancel_many`); its state after that. Raises JobNotFound."""
-    return cancel_many(conn, [job_id], tenant=tenant)[job_id]
-
-
-def cancel_many(
+def cancel(
     conn: Conn,
     job_ids: Iterable[UUID],
     *,
@@ -153,13 +148,13 @@ def cancel_many(
 ) -> dict[UUID, JobState]:
     """Cancel jobs: queued ones at once, running ones within two seconds. Seals them together.
 
-    A queued one that has rounds is left to the next sweep, which ranks its answers. Returns the
+    A queued one that has rounds is left to the scheduler, which ranks its answers. Returns the
     state of each after that; a job in a final state stays as it is. `tenant` restricts whose
     jobs are seen; `detail` goes into their events. Raises JobNotFound.
     """
     wanted = list(dict.fromkeys(job_ids))
     details = {str(job_id): about for job_id, about in (detail or {}).items()}
-    changed = conn.execute(
+    ended = conn.execute(
         """
         WITH wanted AS (
             SELECT id, state = 'queued' AND rounds = 0 AS ends, cancel_requested_at IS NULL AS asks
@@ -178,14 +173,35 @@ def cancel_many(
                 coalesce(%(details)s::jsonb -> id::text, '{}')
             FROM changed WHERE ends OR asks
         )
-        SELECT id, CASE WHEN ends THEN pg_notify(%(channel)s, id::text) END FROM changed
-        WHERE ends ORDER BY id
+        SELECT id, pg_notify(%(channel)s, id::text) FROM changed WHERE ends ORDER BY id
         """,
         {"ids": wanted, "tenant": tenant, "details": json.dumps(details), "channel": CHANNEL},
     ).fetchall()
     found = states(conn, wanted, tenant=tenant)
-    seals.seal(conn, [row[0] for row in changed])
+    seals.seal(conn, [row[0] for row in ended])
     return found
+
+
+def set_paused(conn: Conn, job_id: UUID, *, paused: bool, tenant: str | None = None) -> JobState:
+    """Pause or resume a job; its state now. One that has ended stays as it is.
+
+    `tenant` restricts whose jobs are seen. The caller publishes a resumed job. Raises JobNotFound.
+    """
+    conn.execute(
+        """
+        WITH changed AS (
+            UPDATE jobs SET paused_at = CASE WHEN %(paused)s THEN now() END,
+                published_at = CASE WHEN run_after <= now() THEN now() END
+            WHERE id = %(id)s AND finished_at IS NULL AND (paused_at IS NULL) = %(paused)s
+                AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+            RETURNING id
+        )
+        INSERT INTO audit_log (job_id, event)
+        SELECT id, CASE WHEN %(paused)s THEN 'paused' ELSE 'resumed' END FROM changed
+        """,
+        {"id": job_id, "tenant": tenant, "paused": paused},
+    )
+    return states(conn, [job_id], tenant=tenant)[job_id]
 
 
 def unfinished(
@@ -196,8 +212,8 @@ def unfinished(
     state: JobState | None = None,
     limit: int,
 ) -> list[UUID]:
-    """Jobs that nobody has cancelled yet and that have not ended, the oldest first; only those
-    of a tenant, a batch, or in `state`, if given.
+    """Jobs that have not ended and were not cancelled, the oldest first; only those of a tenant,
+    a batch, or in `state`, if given.
     """
     rows = conn.execute(
         """
@@ -215,17 +231,17 @@ def unfinished(
 def states(
     conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None
 ) -> dict[UUID, JobState]:
-    """The state of each job. Raises JobNotFound naming the first that does not exist."""
+    """The state of each job. Raises JobNotFound for the first that does not exist."""
     wanted = list(job_ids)
     rows = conn.execute(
         "SELECT id, state FROM jobs WHERE id = ANY (%(ids)s)"
         " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)",
         {"ids": wanted, "tenant": tenant},
-    ).fetchall()
+    )
     found = {job_id: JobState(state) for job_id, state in rows}
     for job_id in wanted:
         if job_id not in found:
-            raise JobNotFound(f"no job {job_id}" + (f" of tenant {tenant!r}" if tenant else ""))
+            raise not_found(job_id, tenant)
     return found
 
 

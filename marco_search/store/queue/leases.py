@@ -1,23 +1,25 @@
-"""Who may write to a job: the heartbeat of a lease, and the ways it ends.
+"""Who may write to a job: claims, heartbeats, and the ways a job ends or goes back to the queue.
 
-A claim (`claims`) takes a lease with a generation that only ever grows. Every later write
-names its generation; once the job was taken back (`reclaim`) it finds no row and raises
-LeaseLost, in the same transaction, so that nothing of it is kept.
+A claim takes a lease with a generation that only ever grows. Every later write names its
+generation; once the job was taken back (`recovery`) it finds no row and raises LeaseLost, in
+the same transaction, so that nothing of it is kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any
 from uuid import UUID
 
 from psycopg.rows import class_row
+from psycopg.sql import SQL
 from psycopg.types.json import Jsonb
 
 from marco_search.errors import LeaseLost
 from marco_search.jobs import JobResult
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.store.db import Conn
-from marco_search.store.queue import jobs
+from marco_search.store.queue import jobs, scheduling
 from marco_search.store.queue.states import CHANNEL, JobState
 from marco_search.store.seal import seals
 
@@ -33,45 +35,160 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right to write to a job, until another generation takes it."""
+    """The right to write to a job for `seconds` from the last heartbeat."""
 
     job_id: UUID
     generation: int
-    seconds: float  # how long it lasts from the last heartbeat
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """What became of a job that is being searched."""
+class Claim:
+    """A job as claimed."""
 
-    cancelled: bool  # it was asked to stop
-    expired: bool  # its deadline has passed
-    paused: bool  # it, its tenant, or everything
+    job_id: UUID
+    generation: int
+    kind: str
+    payload: dict[str, Any]
+    expected: str | None
+    plan: dict[str, Any] | None  #: see `SearchPlan.to_json`; None: never begun
+    attempts: int  #: this one included
+    failures: int  #: attempts that an error ended
+    seconds: float  #: searched so far
+    rounds: int  #: stored so far
+    cancel_requested: bool
+    expired: bool  #: its deadline has passed
+    lease_s: float
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that the claim took."""
+        return Lease(job_id=self.job_id, generation=self.generation, seconds=self.lease_s)
 
 
-PAUSED = """(paused_at IS NOT NULL OR EXISTS (
-    SELECT FROM tenants AS t WHERE t.name IN ('', jobs.tenant) AND t.paused_at IS NOT NULL))"""
-"""Condition on `jobs`: the job, its tenant or everything is paused."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSignals:
+    """Why the search of a job should stop; `paused`: the job, its tenant or all tenants."""
 
-_WATCH = f"""cancel_requested_at IS NOT NULL AS cancelled,
-    coalesce(expires_at <= now(), false) AS expired, {PAUSED} AS paused"""
+    cancelled: bool = False
+    expired: bool = False
+    paused: bool = False
+
+
+_CLAIM = SQL("""
+    WITH claimed AS (
+        UPDATE jobs SET state = 'running', attempts = attempts + 1,
+            lease_generation = lease_generation + 1, lease_owner = %(worker)s,
+            lease_expires_at = now() + make_interval(secs => %(lease_s)s),
+            started_at = coalesce(started_at, now()), parked_at = NULL
+        WHERE {which} RETURNING *
+    ), logged AS (
+        INSERT INTO audit_log (job_id, generation, event, detail)
+        SELECT id, lease_generation, 'claimed', %(detail)s FROM claimed
+    )
+    SELECT id AS job_id, lease_generation AS generation, kind, payload, expected, plan,
+        attempts, failures, seconds, rounds, cancel_requested_at IS NOT NULL AS cancel_requested,
+        coalesce(expires_at <= now(), false) AS expired, %(lease_s)s::float8 AS lease_s
+    FROM claimed
+""")
+_NEXT = SQL(scheduling.FIRST)
+_ENDING = SQL("""id = coalesce(
+    (SELECT id FROM jobs WHERE finished_at IS NULL AND expires_at <= now() AND state = 'queued'
+        AND rounds > 0 LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED),
+    (SELECT id FROM jobs WHERE cancel_requested_at IS NOT NULL AND state = 'queued'
+        AND rounds > 0 LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
+)""")
+_TRIES = 5  # while others claim the same rows at the same moment
+
+
+def claim_next(
+    conn: Conn, worker: Worker, *, lease_s: float, begun_on: str = scheduling.NOT_BEGUN
+) -> Claim | None:
+    """Claim the job that is next (see `scheduling`) for a worker with this model.
+
+    None if none is due.
+    """
+    for _ in range(_TRIES):
+        tenants = scheduling.order(conn, begun_on)
+        for tenant, begun in tenants:
+            found = _claim(conn, _NEXT, worker, lease_s, {"tenant": tenant, "begun_on": begun})
+            if found is not None:
+                return found
+        if not tenants:
+            break
+    return None
+
+
+def claim_ending(conn: Conn, worker: Worker, *, lease_s: float) -> Claim | None:
+    """Claim a queued job with rounds that is only to be ended: it was cancelled, or has expired.
+
+    None if there is none.
+    """
+    return _claim(conn, _ENDING, worker, lease_s, {})
+
+
+def _claim(
+    conn: Conn, which: SQL, worker: Worker, lease_s: float, given: dict[str, Any]
+) -> Claim | None:
+    detail = Jsonb({"worker": worker.name, "host": worker.host, "pid": worker.pid})
+    given |= {"worker": worker.name, "lease_s": lease_s, "detail": detail}
+    with conn.cursor(row_factory=class_row(Claim)) as cursor:
+        return cursor.execute(_CLAIM.format(which=which), given).fetchone()
+
+
+def begin(
+    conn: Conn,
+    lease: Lease,
+    worker: Worker,
+    info: RuntimeInfo | None,
+    plan: dict[str, Any] | None,
+) -> None:
+    """Write the attempt, and fix the job's plan if it has none. In the claim's transaction.
+
+    `info` and `plan` are None if the runtime could not be used.
+    """
+    conn.execute(
+        """
+        INSERT INTO attempts (job_id, generation, worker, host, pid, runtime, runtime_version,
+            model, revision, config, prompt, seed)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        """,
+        [
+            lease.job_id, lease.generation, worker.name, worker.host, worker.pid,
+            info and info.name, info and info.version, info and info.model,
+            info and info.revision, plan and Jsonb(plan["config"]), plan and plan["prompt"],
+            plan and plan["config"]["seed"],
+        ],
+    )  # fmt: skip
+    if plan is not None:
+        conn.execute(
+            "UPDATE jobs SET plan = %s, begun_on = %s WHERE id = %s AND plan IS NULL",
+            [Jsonb(plan), scheduling.key(plan["model"], plan["revision"]), lease.job_id],
+        )
+
+
 _HELD = "id = %(id)s AND lease_generation = %(generation)s AND state = 'running'"
+_SIGNALS = """cancel_requested_at IS NOT NULL AS cancelled,
+    coalesce(expires_at <= now(), false) AS expired,
+    (paused_at IS NOT NULL OR EXISTS (
+        SELECT FROM tenants AS t WHERE t.name IN ('', jobs.tenant) AND t.paused_at IS NOT NULL
+    )) AS paused"""
+_EXTEND = "UPDATE jobs SET lease_expires_at = now() + make_interval(secs => %(seconds)s)"
 
 
-def heartbeat(conn: Conn, lease: Lease) -> Watch:
-    """Extend the lease, and look. Raises LeaseLost."""
-    extend = "UPDATE jobs SET lease_expires_at = now() + make_interval(secs => %(seconds)s)"
-    return _watched(conn, lease, f"{extend} WHERE {_HELD} RETURNING {_WATCH}")
+def heartbeat(conn: Conn, lease: Lease) -> JobSignals:
+    """Extend the lease, and read the job's signals. Raises LeaseLost."""
+    return _signals(conn, lease, f"{_EXTEND} WHERE {_HELD} RETURNING {_SIGNALS}")
 
 
-def look(conn: Conn, lease: Lease) -> Watch:
-    """Look only: nothing is written. Raises LeaseLost."""
-    return _watched(conn, lease, f"SELECT {_WATCH} FROM jobs WHERE {_HELD}")  # noqa: S608
+def poll(conn: Conn, lease: Lease) -> JobSignals:
+    """Read the job's signals; nothing is written. Raises LeaseLost."""
+    return _signals(conn, lease, f"SELECT {_SIGNALS} FROM jobs WHERE {_HELD}")  # noqa: S608
 
 
-def _watched(conn: Conn, lease: Lease, query: LiteralString) -> Watch:
-    with conn.cursor(row_factory=class_row(Watch)) as cursor:
-        found = cursor.execute(query, _names(lease) | {"seconds": lease.seconds}).fetchone()
+def _signals(conn: Conn, lease: Lease, query: str) -> JobSignals:
+    with conn.cursor(row_factory=class_row(JobSignals)) as cursor:
+        found = cursor.execute(query.encode(), _key(lease) | {"seconds": lease.seconds}).fetchone()
     if found is None:
         raise lost(lease)
     return found
@@ -86,47 +203,35 @@ def release(
     published: bool,
     aging_s: float | None = None,
 ) -> None:
-    """Give the job back as it is, due at once; no failure is counted. Raises LeaseLost.
+    """Put the job back as it is, due at once; no failure is counted. Raises LeaseLost.
 
-    `seconds` is the time searched so far. `published` says that the caller tells the broker.
-    The job keeps its place in the line; with `aging_s` it joins anew, as if submitted now.
+    `seconds` is the time searched so far. `published` says that the caller publishes it. The
+    job keeps its place in the order; with `aging_s` it is placed as if submitted now.
     """
-    if aging_s is not None:
-        conn.execute(
-            "UPDATE jobs SET turn_at = now() + make_interval(secs => priority / 3.0 * %(aging_s)s)"
-            " WHERE id = %(id)s AND lease_generation = %(generation)s",
-            _names(lease) | {"aging_s": aging_s},
-        )
-    _give_back(
-        conn, lease, "released", {"why": why}, seconds=seconds, delay_s=0.0, published=published
-    )
+    given = {"seconds": seconds, "published": published, "aging_s": aging_s}
+    _put_back(conn, lease, "released", {"why": why}, given)
 
 
 def retry(
     conn: Conn, lease: Lease, *, delay_s: float, error: dict[str, Any], seconds: float = 0.0
 ) -> None:
-    """Give the job back after an error, to be claimed again in `delay_s`. Raises LeaseLost."""
-    detail = error | {"delay_s": delay_s}
-    _give_back(conn, lease, "retried", detail, seconds=seconds, delay_s=delay_s, error=error)
+    """Put the job back after an error, to be claimed again in `delay_s`. Raises LeaseLost."""
+    given = {"seconds": seconds, "delay_s": delay_s, "error": Jsonb(error), "failures": 1}
+    _put_back(conn, lease, "retried", error | {"delay_s": delay_s}, given)
 
 
-def _give_back(
-    conn: Conn,
-    lease: Lease,
-    event: str,
-    detail: dict[str, Any],
-    *,
-    seconds: float,
-    delay_s: float,
-    published: bool = False,
-    error: dict[str, Any] | None = None,
+def _put_back(
+    conn: Conn, lease: Lease, event: str, detail: dict[str, Any], given: dict[str, Any]
 ) -> None:
+    defaults = {"delay_s": 0.0, "published": False, "error": None, "failures": 0, "aging_s": None}
     row = conn.execute(
         """
         WITH given AS (
             UPDATE jobs SET state = 'queued', lease_owner = NULL, lease_expires_at = NULL,
                 run_after = now() + make_interval(secs => %(delay_s)s),
                 published_at = CASE WHEN %(published)s THEN now() END,
+                turn_at = coalesce(
+                    now() + make_interval(secs => priority / 3.0 * %(aging_s)s::float8), turn_at),
                 failures = failures + %(failures)s, seconds = greatest(seconds, %(seconds)s),
                 last_error = coalesce(%(error)s, last_error)
             WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
@@ -137,20 +242,12 @@ def _give_back(
         )
         SELECT cancelled FROM given
         """,
-        _names(lease) | {
-            "delay_s": delay_s,
-            "published": published,
-            "failures": 0 if error is None else 1,
-            "seconds": seconds,
-            "error": None if error is None else Jsonb(error),
-            "event": event,
-            "detail": Jsonb(detail),
-        },
-    ).fetchone()  # fmt: skip
+        defaults | given | _key(lease) | {"event": event, "detail": Jsonb(detail)},
+    ).fetchone()
     if row is None:
         raise lost(lease)
-    if row[0]:  # while it was running: no worker is to take it up again
-        jobs.cancel(conn, lease.job_id)
+    if row[0]:  # while it was running: no worker should claim it again
+        jobs.cancel(conn, [lease.job_id])
 
 
 def end(
@@ -161,10 +258,10 @@ def end(
     result: JobResult | None = None,
     error: dict[str, Any] | None = None,
 ) -> None:
-    """Put the job into a final state, seal it, and tell those who wait. Raises LeaseLost.
+    """Put the job into a final state, seal it, and notify waiting producers. Raises LeaseLost.
 
     The trail's totals and the answers are stored already; `result` gives the best answer,
-    `error` (type, message, traceback) what went wrong. The last thing in its transaction.
+    `error` (type, message, traceback) what went wrong. Must come last in its transaction.
     """
     best = result and result.answer
     row = conn.execute(
@@ -183,7 +280,8 @@ def end(
         )
         SELECT pg_notify(%(channel)s, id::text) FROM ended
         """,
-        _names(lease) | {
+        _key(lease)
+        | {
             "state": state,
             "answer": best and best.text,
             "confidence": best and best.confidence,
@@ -193,7 +291,7 @@ def end(
             "error": None if error is None else Jsonb(error),
             "channel": CHANNEL,
         },
-    ).fetchone()  # fmt: skip
+    ).fetchone()
     if row is None:
         raise lost(lease)
     seals.seal(conn, [lease.job_id])
@@ -207,7 +305,7 @@ def ended(conn: Conn, lease: Lease) -> JobState | None:
     row = conn.execute(
         "SELECT state FROM jobs WHERE id = %(id)s AND lease_generation = %(generation)s"
         " AND state <> 'queued' FOR NO KEY UPDATE",
-        _names(lease),
+        _key(lease),
     ).fetchone()
     if row is None:
         raise lost(lease)
@@ -216,8 +314,8 @@ def ended(conn: Conn, lease: Lease) -> JobState | None:
 
 def lost(lease: Lease) -> LeaseLost:
     """The error for a lease that another generation has taken."""
-    return LeaseLost(f"job {lease.job_id}: generation {lease.generation} does not hold it any more")
+    return LeaseLost(f"job {lease.job_id}: generation {lease.generation} lost its lease")
 
 
-def _names(lease: Lease) -> dict[str, Any]:
+def _key(lease: Lease) -> dict[str, Any]:
     return {"id": lease.job_id, "generation": lease.generation}

@@ -1,27 +1,34 @@
-"""What readers see: the state of jobs, their results, their trees.
+"""What readers see of jobs: their status, pages and totals of them, their results.
 
 Reads the views of the schema `audit` only, so that an auditor's login is enough.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from psycopg.rows import class_row, dict_row
 from pydantic import BaseModel, ConfigDict
 
-from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer, JobResult
 from marco_search.store.db import Conn
-from marco_search.store.queue.states import FINAL, JobState, shown_state
+from marco_search.store.queue.states import JobState, not_found
+
+LOW_QUANTILE = 0.1
+"""A confidence is low if it is in this part of its model's own."""
+NARROW_SHARE = 0.6
+"""An answer won narrowly if its share of the vote is less than this."""
+
+M = TypeVar("M")
 
 
 class JobStatus(BaseModel):
-    """Where a job stands. The counts grow with every round; seconds are of searching."""
+    """Where a job stands: a row of the view audit.jobs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,158 +37,238 @@ class JobStatus(BaseModel):
     batch_id: UUID | None
     kind: str
     state: JobState
-    subject: str  # the question, text or prompt
+    subject: str  #: the question, text or prompt
     strategy: str
-    priority: int  # 0 is high, 3 normal, 6 low
+    priority: int  #: 0 is high, 3 normal, 6 low
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    run_after: datetime
+    run_after: datetime  #: not claimed before (back-off after an error)
     cancel_requested_at: datetime | None
-    expires_at: datetime | None = None  # its deadline
-    paused_at: datetime | None = None  # it or its tenant
-    attempts: int
-    lease_owner: str | None
+    expires_at: datetime | None = None  #: its deadline
+    paused_at: datetime | None = None  #: it or its tenant
+    attempts: int  #: claims by workers
+    lease_owner: str | None  #: the worker that has it
     rounds: int
     rollouts: int
-    rollout_budget: int | None  # None: not begun
+    rollout_budget: int | None  #: None: not begun
     nodes: int
     generated_tokens: int
-    seconds: float
-    answer: str | None
+    seconds: float  #: of searching, over all attempts
+    answer: str | None  #: the best
     confidence: float | None
-    share: float | None = None  # of the best answer in the vote, 0 to 1
-    confidence_quantile: float | None = None  # among its model's latest jobs, 0 to 1
+    share: float | None = None  #: of the best answer in the vote, 0 to 1
+    confidence_quantile: float | None = None  #: among its model's latest jobs, 0 to 1
     expected: str | None
-    correct: bool | None
+    correct: bool | None  #: the best answer against `expected`
     stop_reason: str | None
     model: str | None
+    revision: str | None = None
+    seed: int | None = None
     error_type: str | None
     error: str | None
 
     @property
     def final(self) -> bool:
-        """True in a state that the job never leaves."""
-        return self.state in FINAL
+        """True in a state that the job does not leave by itself."""
+        return self.finished_at is not None
 
     @property
     def shown_state(self) -> str:
-        """The state; "paused" while it waits for somebody to let it go on."""
-        return shown_state(self.state, self.paused_at)
+        """The state, or "paused" for a queued job that is paused."""
+        waits = self.state is JobState.QUEUED and self.paused_at is not None
+        return "paused" if waits else str(self.state)
 
 
-_STATUS = f"SELECT {', '.join(JobStatus.model_fields)} FROM audit.jobs"  # noqa: S608  # constants
+def select(conn: Conn, model: type[M], source: str, given: Any = ()) -> list[M]:
+    """Rows as instances of `model`, whose fields name columns; `source` follows FROM."""
+    known: Any = model
+    names = known.model_fields if issubclass(known, BaseModel) else [f.name for f in fields(known)]
+    columns = ", ".join(f'"{name}"' for name in names)
+    query = f"SELECT {columns} FROM {source}"  # noqa: S608  # constants
+    with conn.cursor(row_factory=class_row(model)) as cursor:
+        return cursor.execute(query.encode(), given).fetchall()
+
+
+_WANTED = "job_id = ANY (%(ids)s) AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
 
 
 def statuses(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobStatus]:
     """The status of each job, in the order asked. Raises JobNotFound for the first unknown."""
     wanted = list(job_ids)
-    with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
-        rows = cursor.execute(_STATUS + _MINE, {"ids": wanted, "tenant": tenant}).fetchall()
+    rows = select(conn, JobStatus, f"audit.jobs WHERE {_WANTED}", {"ids": wanted, "tenant": tenant})
     found = {row.job_id: row for row in rows}
-    return [found[i] if i in found else _unknown(i, tenant) for i in wanted]
+    for job_id in wanted:
+        if job_id not in found:
+            raise not_found(job_id, tenant)
+    return [found[job_id] for job_id in wanted]
 
 
-_MINE = " WHERE job_id = ANY (%(ids)s) AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs are listed. None: any. Ids sort by time of submission."""
+
+    state: str | None = None
+    kind: str | None = None
+    tenant: str | None = None
+    batch: UUID | None = None
+    text: str | None = None  #: in the subject, in any case, or in the id
+    doubt: Literal["low", "narrow"] | None = None  #: see LOW_QUANTILE, NARROW_SHARE
+    before: UUID | None = None  #: older than this job
+    after: UUID | None = None  #: newer than this job
 
 
-def _unknown(job_id: UUID, tenant: str | None) -> Any:
-    raise JobNotFound(f"no job {job_id}" + (f" of tenant {tenant!r}" if tenant else ""))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """Jobs, newest first, and whether there are newer and older ones."""
+
+    jobs: tuple[JobStatus, ...]
+    newer: bool
+    older: bool
 
 
-def recent(
-    conn: Conn, *, tenant: str | None = None, state: str | None = None, limit: int = 20
-) -> list[JobStatus]:
-    """The newest jobs, newest first."""
-    with conn.cursor(row_factory=class_row(JobStatus)) as cursor:
-        return cursor.execute(
-            _STATUS + " WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
-            " AND (%(state)s::text IS NULL OR state = %(state)s)"
-            " ORDER BY created_at DESC, job_id DESC LIMIT %(limit)s",
-            {"tenant": tenant, "state": state, "limit": limit},
-        ).fetchall()
+_FILTERED = """audit.jobs
+    WHERE (%(state)s::text IS NULL OR state = %(state)s)
+    AND (%(kind)s::text IS NULL OR kind = %(kind)s)
+    AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+    AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
+    AND (%(text)s::text IS NULL OR subject ILIKE %(text)s OR job_id::text LIKE %(text)s)
+    AND (%(low)s::float8 IS NULL OR confidence_quantile < %(low)s)
+    AND (%(narrow)s::float8 IS NULL OR share < %(narrow)s)
+"""
+_OLDER = "AND (%(before)s::uuid IS NULL OR job_id < %(before)s) ORDER BY job_id DESC"
+_NEWER = "AND job_id > %(after)s ORDER BY job_id"
+
+
+def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
+    """The newest `limit` jobs that fit, or those next to `wanted.before` or `wanted.after`."""
+    given = asdict(wanted) | {
+        "text": None if wanted.text is None else f"%{_literal(wanted.text)}%",
+        "low": LOW_QUANTILE if wanted.doubt == "low" else None,
+        "narrow": NARROW_SHARE if wanted.doubt == "narrow" else None,
+        "limit": limit + 1,
+    }
+    forward = wanted.after is not None
+    order = _NEWER if forward else _OLDER
+    found = select(conn, JobStatus, f"{_FILTERED} {order} LIMIT %(limit)s", given)
+    more, jobs = len(found) > limit, found[:limit]
+    if forward:
+        return JobPage(jobs=tuple(jobs[::-1]), newer=more, older=True)
+    return JobPage(jobs=tuple(jobs), newer=wanted.before is not None, older=more)
+
+
+def _literal(text: str) -> str:
+    """`text` in a LIKE pattern, where it stands for itself."""
+    return re.sub(r"([\\%_])", r"\\\1", text)
+
+
+@dataclass(slots=True, kw_only=True)
+class Totals:
+    """Sums over the jobs of one batch or tenant, whose id or name is `name`."""
+
+    name: str
+    states: dict[str, int] = field(default_factory=dict)  #: jobs in each state
+    jobs: int = 0
+    right: int = 0  #: of those compared
+    compared: int = 0  #: ended, with an expected answer
+    rollouts: int = 0
+    nodes: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+    confidence: float | None = None  #: mean of the best answers'
+    first: datetime | None = None  #: submission
+    last: datetime | None = None
+
+
+_TOTALS = """(
+    SELECT {key}::text AS name, json_object_agg(state, jobs ORDER BY state) AS states,
+        sum(jobs)::bigint AS jobs, sum("right")::bigint AS "right",
+        sum(compared)::bigint AS compared, sum(rollouts)::bigint AS rollouts,
+        sum(nodes)::bigint AS nodes, sum(generated_tokens)::bigint AS generated_tokens,
+        sum(seconds) AS seconds, sum(confidence) / nullif(sum(scored), 0) AS confidence,
+        min(first) AS first, max(last) AS last
+    FROM (
+        SELECT {key}, state, count(*) AS jobs, count(*) FILTER (WHERE correct) AS "right",
+            count(correct) AS compared, sum(rollouts) AS rollouts, sum(nodes) AS nodes,
+            sum(generated_tokens) AS generated_tokens, sum(seconds) AS seconds,
+            sum(confidence) AS confidence, count(confidence) AS scored,
+            min(created_at) AS first, max(created_at) AS last
+        FROM audit.jobs {where} GROUP BY {key}, state
+    ) AS by_state GROUP BY 1
+) AS totals"""
+_LATEST_BATCHES = """
+    WHERE batch_id IN (SELECT batch_id FROM audit.jobs WHERE batch_id IS NOT NULL
+        GROUP BY batch_id ORDER BY max(created_at) DESC LIMIT %(limit)s)
+"""
+
+
+def tenants(conn: Conn) -> list[Totals]:
+    """Totals of every tenant, by name."""
+    return select(conn, Totals, _TOTALS.format(key="tenant", where="") + " ORDER BY name")
+
+
+def batches(conn: Conn, *, limit: int = 200) -> list[Totals]:
+    """Totals of the latest batches, newest first."""
+    query = _TOTALS.format(key="batch_id", where=_LATEST_BATCHES)
+    return select(conn, Totals, query + " ORDER BY last DESC, name", {"limit": limit})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissingModel:
-    """A model that queued jobs were begun on, and that no worker had lately."""
+    """A model that no worker had lately, and how many begun jobs wait for it."""
 
     model: str
     revision: str
-    jobs: int  # that wait for it
+    jobs: int
 
     def __str__(self) -> str:
         wait = "1 job waits" if self.jobs == 1 else f"{self.jobs:,} jobs wait"
         return f"{wait} for a worker with model {self.model} (revision {self.revision[:12]})"
 
 
+_MISSING_MODELS = """(
+    SELECT model, revision, count(*) AS jobs FROM audit.jobs
+    WHERE state = 'queued' AND parked_at IS NOT NULL
+        AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+    GROUP BY model, revision
+) AS missing ORDER BY model, revision"""
+
+
 def missing_models(conn: Conn, *, tenant: str | None = None) -> list[MissingModel]:
     """The models that begun jobs wait for; only those of a tenant's jobs, if given."""
-    with conn.cursor(row_factory=class_row(MissingModel)) as cursor:
-        return cursor.execute(
-            "SELECT model, revision, count(*) AS jobs FROM audit.jobs"
-            " WHERE state = 'queued' AND parked_at IS NOT NULL"
-            " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
-            " GROUP BY model, revision ORDER BY model, revision",
-            {"tenant": tenant},
-        ).fetchall()
+    return select(conn, MissingModel, _MISSING_MODELS, {"tenant": tenant})
+
+
+_RESULTS = f"""
+    SELECT job_id::text, kind, state, strategy, stop_reason, rollouts, nodes, generated_tokens,
+        prompt_tokens, cached_tokens, seconds, model, revision, expected, correct,
+        confidence_quantile, config ->> 'choice' AS vote,
+        (config ->> 'sharpness')::float8 AS sharpness,
+        -- A job that succeeded may have the error of an earlier attempt.
+        CASE WHEN state <> 'succeeded' THEN error_type END AS error_type,
+        CASE WHEN state <> 'succeeded' THEN error END AS error
+    FROM audit.jobs WHERE {_WANTED} AND finished_at IS NOT NULL
+"""  # noqa: S608  # constants
+_ANSWERS = """
+    SELECT job_id::text, rank, key AS normalised, text, output, thought, confidence, votes, share,
+        rollout_ids
+    FROM audit.answers WHERE job_id = ANY (%s::uuid[]) ORDER BY rank
+"""
 
 
 def results(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobResult]:
     """The results of those of the jobs that have ended, in any order."""
     with conn.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(
-            "SELECT job_id, kind, state, strategy, stop_reason, rollouts, nodes,"  # noqa: S608
-            " generated_tokens, prompt_tokens, cached_tokens, seconds, model, revision, expected,"
-            " correct, error_type, error, confidence_quantile,"
-            " config ->> 'choice' AS vote, (config ->> 'sharpness')::float8 AS sharpness"
-            " FROM audit.jobs" + _MINE + " AND finished_at IS NOT NULL",
-            {"ids": list(job_ids), "tenant": tenant},
-        ).fetchall()
-        answers: dict[UUID, list[Answer]] = {row["job_id"]: [] for row in rows}
-        for answer in cursor.execute(
-            "SELECT job_id, rank, key AS normalised, text, output, thought, confidence, votes,"
-            " share FROM audit.answers WHERE job_id = ANY (%s) ORDER BY rank",
-            [list(answers)],
-        ):
+        wanted = {"ids": list(job_ids), "tenant": tenant}
+        rows = cursor.execute(_RESULTS, wanted).fetchall()
+        answers: dict[str, list[Answer]] = {row["job_id"]: [] for row in rows}
+        for answer in cursor.execute(_ANSWERS, [list(answers)]):
             answers[answer.pop("job_id")].append(Answer(**answer))
-    return [_result(row, answers[row["job_id"]]) for row in rows]
+    return [JobResult(answers=tuple(answers[row["job_id"]]), **row) for row in rows]
 
 
-def _result(row: dict[str, Any], answers: list[Answer]) -> JobResult:
-    if row["state"] == JobState.SUCCEEDED:
-        # The error of an attempt before the one that made it.
-        row["error_type"] = row["error"] = None
-    return JobResult(job_id=str(row.pop("job_id")), answers=tuple(answers), **row)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeRow:
-    """One node of a search tree as it is shown. Node 0 is the root, the prompt."""
-
-    node_id: int
-    parent_id: int | None
-    depth: int
-    round: int
-    action: str
-    text: str
-    tokens: int
-    confidence: float | None  # mean c_i of its tokens
-    terminal: bool
-    visits: int
-    value: float | None  # Q; None before the first visit
-
-
-def tree(conn: Conn, job_id: UUID) -> list[TreeRow]:
-    """The nodes of a job's tree in id order, root first; none before its first round."""
-    # Before Postgres has counted the rows of a search that just ran, it expects a handful, and
-    # would sum all rollouts again for each node: seconds for a large tree.
-    conn.execute("SET LOCAL enable_nestloop = off")
-    with conn.cursor(row_factory=class_row(TreeRow)) as cursor:
-        rows = cursor.execute(
-            "SELECT node_id, parent_id, depth, round, action, text, tokens, confidence, terminal,"
-            " visits, value FROM audit.tree WHERE job_id = %s ORDER BY node_id",
-            [job_id],
-        ).fetchall()
-    conn.execute("SET LOCAL enable_nestloop TO DEFAULT")
-    return rows
+def winning_path(conn: Conn, job_id: UUID) -> tuple[int, ...]:
+    """Nodes from the root to the leaf of the best answer's most confident rollout."""
+    query = "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1"
+    row = conn.execute(query, [job_id]).fetchone()
+    return tuple(row[0] or ()) if row else ()

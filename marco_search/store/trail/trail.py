@@ -120,10 +120,8 @@ def _copy(conn: Conn, table: str, columns: Sequence[str], *, staged: bool) -> It
         conn.execute(SQL(move).format(**parts))
 
 
-def write_answers(
-    conn: Conn, lease: Lease, answers: Sequence[Answer], reached_by: Mapping[str, Sequence[int]]
-) -> None:
-    """Write a job's answers. `reached_by` has the rollouts that reach each, by its key."""
+def write_answers(conn: Conn, lease: Lease, answers: Sequence[Answer]) -> None:
+    """Write a job's answers."""
     ours = lease.job_id, lease.generation
     with conn.cursor() as cursor:
         cursor.executemany(
@@ -133,7 +131,7 @@ def write_answers(
             [
                 [
                     *[*ours, a.rank, a.normalised, a.text, a.output, a.thought, a.confidence],
-                    *[a.votes, a.share, list(reached_by[a.normalised])],
+                    *[a.votes, a.share, list(a.rollout_ids)],
                 ]
                 for a in answers
             ],

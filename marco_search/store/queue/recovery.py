@@ -1,8 +1,10 @@
-"""Takes jobs back from workers that are gone, and from the third worker they would cost.
+"""Jobs that no worker will end: their lease ran out, or their deadline passed in the queue.
 
 A lease that ran out without being released means that its worker was lost: the job is queued
-again. A job that cost several workers without keeping a round in between is not given to another:
+again. A job that cost several workers without storing a round in between is not given to another:
 it is dead, with the error WorkerLost that names them.
+
+The database's clock decides, no worker's.
 """
 
 from __future__ import annotations
@@ -19,24 +21,26 @@ from marco_search.store.queue import jobs
 from marco_search.store.queue.states import CHANNEL
 from marco_search.store.seal import seals
 
+NEVER_BEGUN = {
+    "type": "DeadlinePassed",
+    "message": "the deadline passed before a worker began the job",
+    "retryable": False,
+}
+"""The error of a job that expired without an answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaimed:
-    """What one look found. The queued ones must be published."""
+    """Jobs that were queued again, which must be published, and those that are dead now."""
 
     queued: tuple[UUID, ...] = ()
     quarantined: tuple[UUID, ...] = ()
 
 
 def reclaim(
-    conn: Conn,
-    *,
-    quarantine_after: int,
-    grace_s: float = 0.0,
-    job_id: UUID | None = None,
-    limit: int = 500,
+    conn: Conn, *, quarantine_after: int, grace_s: float = 0.0, limit: int = 500
 ) -> Reclaimed:
-    """Take back running jobs whose lease ran out; only `job_id`, if given.
+    """Take back running jobs whose lease ran out.
 
     Nothing is taken back in the first `grace_s` seconds after Postgres itself has started:
     workers that live get time to extend the leases they could not extend meanwhile.
@@ -46,7 +50,6 @@ def reclaim(
         WITH gone AS (
             SELECT id, lease_owner FROM jobs
             WHERE state = 'running' AND lease_expires_at < now()
-                AND (%(id)s::uuid IS NULL OR id = %(id)s)
                 AND pg_postmaster_start_time() <= now() - make_interval(secs => %(grace_s)s)
             LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         ), taken AS (
@@ -62,26 +65,22 @@ def reclaim(
         )
         SELECT id, losses, cancelled FROM taken
         """,
-        {"id": job_id, "grace_s": grace_s, "limit": limit},
+        {"grace_s": grace_s, "limit": limit},
     ).fetchall()
-    # Asked for while they ran: no worker is to take them up again.
-    unwanted = tuple(job for job, _, cancelled in rows if cancelled)
-    jobs.cancel_many(conn, unwanted)
-    costly = {
-        job: _lost_workers(conn, job)
-        for job, losses, cancelled in rows
-        if losses >= quarantine_after and not cancelled
-    }
-    suspects = tuple(job for job, workers in costly.items() if len(workers) >= quarantine_after)
-    for suspect in suspects:
-        _quarantine(conn, suspect, costly[suspect])
-    seals.seal(conn, suspects)
-    queued = tuple(job for job, _, _ in rows if job not in suspects and job not in unwanted)
-    return Reclaimed(queued=queued, quarantined=suspects)
+    # Asked for while they ran: no worker should claim them again.
+    cancelled = [job_id for job_id, _, asked in rows if asked]
+    jobs.cancel(conn, cancelled)
+    kept = [(job_id, losses) for job_id, losses, asked in rows if not asked]
+    lost = {job_id: _lost_workers(conn, job_id) for job_id, n in kept if n >= quarantine_after}
+    dead = tuple(job_id for job_id, workers in lost.items() if len(workers) >= quarantine_after)
+    for job_id in dead:
+        _quarantine(conn, job_id, lost[job_id])
+    seals.seal(conn, dead)
+    return Reclaimed(queued=tuple(i for i, _ in kept if i not in dead), quarantined=dead)
 
 
 def _lost_workers(conn: Conn, job_id: UUID) -> list[str]:
-    """The workers lost since the job last kept a round, or was requeued.
+    """The workers lost since the job last stored a round, or was requeued.
 
     A job that kills its workers does so in the same round again; one that gets on between two
     losses is not to blame for them.
@@ -91,7 +90,7 @@ def _lost_workers(conn: Conn, job_id: UUID) -> list[str]:
         " AND id > coalesce((SELECT max(id) FROM audit_log WHERE job_id = %(id)s"
         " AND event IN ('requeued', 'round')), 0) ORDER BY id",
         {"id": job_id},
-    ).fetchall()
+    )
     return [row[0] for row in lost]
 
 
@@ -111,3 +110,29 @@ def _quarantine(conn: Conn, job_id: UUID, workers: Sequence[str]) -> None:
         """,
         {"id": job_id, "error": Jsonb(about | {"workers": list(workers)}), "channel": CHANNEL},
     )
+
+
+def expire_unbegun(conn: Conn, limit: int = 1000) -> int:
+    """End queued jobs that are past their deadline and have no round; how many there were.
+
+    Those with rounds have answers to be ranked: see `leases.claim_ending`.
+    """
+    ended = conn.execute(
+        """
+        WITH late AS (
+            SELECT id FROM jobs
+            WHERE finished_at IS NULL AND expires_at <= now() AND state = 'queued' AND rounds = 0
+            LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+        ), ended AS (
+            UPDATE jobs SET state = 'expired', finished_at = now(), stop_reason = 'deadline',
+                parked_at = NULL, last_error = %(error)s
+            FROM late WHERE jobs.id = late.id RETURNING jobs.id
+        ), logged AS (
+            INSERT INTO audit_log (job_id, event, detail) SELECT id, 'expired', %(error)s FROM ended
+        )
+        SELECT id, pg_notify(%(channel)s, id::text) FROM ended
+        """,
+        {"limit": limit, "error": Jsonb(NEVER_BEGUN), "channel": CHANNEL},
+    ).fetchall()
+    seals.seal(conn, [row[0] for row in ended])
+    return len(ended)

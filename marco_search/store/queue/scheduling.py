@@ -1,0 +1,229 @@
+"""Fair-share scheduling with priority aging: which job is next, and which must be published.
+
+A message says that some job is due, not which: the worker that takes it claims the job that is
+next.
+
+- Between tenants the one with the fewest running jobs is next; among equals, the one whose
+  first job has waited longest. A tenant with a thousand queued jobs holds up nobody else's ten.
+- Within a tenant the smallest `turn_at` is next: the time of submission, put back by
+  `aging_s` for each level below high. So a normal job goes before the high ones that were
+  submitted `aging_s` or more after it: it ages by waiting, and no stream of high ones starves it.
+
+Shares come before priorities: else a tenant would get all by calling its jobs high.
+
+A job that was begun goes on with the model it was begun on, and with no other. So each tenant
+has several queues in the index: of the jobs not begun yet, and one for each model. A worker
+reads the first and its own model's; what waits for another model holds up nobody.
+
+The job row is its own outbox: it is committed first, marked as published, and published after.
+What was not, because the broker was down, is marked as unpublished again and found by `due`; so
+is a job that became due later. Messages that the broker or a dying process lost can't be seen
+from here: rows that have waited although the broker's queue is empty are found by
+`stale_published`. Rows are never locked while talking to the broker: a worker skips locked rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from marco_search.store.db import Conn
+
+_CLAIMABLE = "state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL"
+# From tenant to tenant, not job by job. ORDER BY names the columns of the index, so that no
+# other is taken.
+_ORDER = f"""
+    WITH RECURSIVE named (tenant) AS (
+        (SELECT tenant FROM jobs WHERE {_CLAIMABLE}
+            ORDER BY tenant, begun_on, turn_at, id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT tenant FROM jobs WHERE {_CLAIMABLE} AND tenant > named.tenant
+            ORDER BY tenant, begun_on, turn_at, id LIMIT 1)
+        FROM named WHERE named.tenant IS NOT NULL
+    ), busy AS (
+        SELECT tenant, count(*) AS running FROM jobs WHERE state = 'running' GROUP BY tenant
+    )
+    SELECT named.tenant, queue.begun_on
+    FROM named LEFT JOIN busy USING (tenant)
+    CROSS JOIN unnest(%(begun_on)s::text[]) AS queue (begun_on) CROSS JOIN LATERAL (
+        SELECT turn_at, id FROM jobs
+        WHERE {_CLAIMABLE} AND tenant = named.tenant AND begun_on = queue.begun_on
+            AND run_after <= now()
+        ORDER BY turn_at, id LIMIT 1
+    ) AS first
+    WHERE named.tenant IS NOT NULL AND NOT EXISTS (
+        SELECT FROM tenants WHERE name IN ('', named.tenant) AND paused_at IS NOT NULL
+    )
+    ORDER BY coalesce(busy.running, 0), first.turn_at, first.id
+"""  # noqa: S608  # constants, here and below
+
+FIRST = f"""id = (
+    SELECT id FROM jobs
+    WHERE {_CLAIMABLE} AND tenant = %(tenant)s AND begun_on = %(begun_on)s AND run_after <= now()
+    ORDER BY turn_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+)"""  # noqa: S608
+"""Condition on `jobs`: the first due job of such a queue that no other worker is claiming."""
+
+NOT_BEGUN = ""
+"""The queue of the jobs that any model may begin."""
+
+
+def key(model: str, revision: str) -> str:
+    """The queue of the jobs that were begun on this model."""
+    return f"{model} {revision}"
+
+
+def order(conn: Conn, begun_on: str) -> list[tuple[str, str]]:
+    """(tenant, queue) of each tenant that is not paused and has a job due for a worker with the
+    model `begun_on` (see `key`), the next one first.
+    """
+    queues = list({NOT_BEGUN, begun_on})
+    return [(tenant, queue) for tenant, queue in conn.execute(_ORDER, {"begun_on": queues})]
+
+
+def park(conn: Conn, begun_on: str) -> None:
+    """A worker with this model found nothing to do: mark one due job that needs another.
+
+    No message is sent for it any more: each came for one job, and this worker has used one up.
+    """
+    conn.execute(
+        """
+        UPDATE jobs SET parked_at = now() WHERE id = (
+            SELECT id FROM jobs
+            WHERE state = 'queued' AND begun_on <> '' AND parked_at IS NULL
+                AND begun_on <> %(begun_on)s AND published_at IS NOT NULL AND paused_at IS NULL
+                AND run_after <= now()
+            LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+        )
+        """,
+        {"begun_on": begun_on},
+    )
+
+
+def unpark(conn: Conn, begun_on: str, limit: int = 100) -> None:
+    """A worker has this model: have messages sent again for jobs that waited for it."""
+    conn.execute(
+        """
+        UPDATE jobs SET parked_at = NULL, published_at = NULL WHERE id IN (
+            SELECT id FROM jobs
+            WHERE state = 'queued' AND parked_at IS NOT NULL AND begun_on = %(begun_on)s
+            LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+        )
+        """,
+        {"begun_on": begun_on, "limit": limit},
+    )
+
+
+_DUE = """
+    state = 'queued' AND run_after <= now() AND paused_at IS NULL
+    AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
+"""
+_UNPUBLISHED = f"SELECT id FROM jobs WHERE {_DUE} AND published_at IS NULL ORDER BY run_after"  # noqa: S608
+_STALE = f"""
+    SELECT id FROM jobs WHERE {_DUE} AND parked_at IS NULL
+        AND published_at < now() - make_interval(secs => %(stale_s)s)
+    ORDER BY published_at
+"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingWork:
+    """What there is to do for a scheduler. All false on an idle database."""
+
+    due: bool = False  #: jobs to publish
+    lost: bool = False  #: leases that ran out
+    ending: bool = False  #: deadlines that passed, and begun jobs cancelled while queued
+    stale: bool = False  #: jobs published a while ago and not claimed since
+
+
+def poll_pending(conn: Conn, stale_s: float) -> PendingWork:
+    """See whether there is anything to do, in one statement."""
+    with conn.cursor(row_factory=class_row(PendingWork)) as cursor:
+        found = cursor.execute(
+            f"""
+            SELECT
+                ({_UNPUBLISHED} LIMIT 1) IS NOT NULL AS due,
+                EXISTS (SELECT FROM jobs WHERE state = 'running'
+                    AND lease_expires_at < now()) AS lost,
+                EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()
+                    AND state = 'queued')
+                OR EXISTS (SELECT FROM jobs WHERE state = 'queued'
+                    AND cancel_requested_at IS NOT NULL) AS ending,
+                ({_STALE} LIMIT 1) IS NOT NULL AS stale
+            """,  # noqa: S608
+            {"stale_s": stale_s},
+        ).fetchone()
+    assert found is not None
+    return found
+
+
+def due(conn: Conn, limit: int = 500) -> list[UUID]:
+    """Queued jobs that were not published since they became due, now marked as published.
+
+    The earliest due first. Rows that another scheduler holds are left to it.
+    """
+    return _mark_published(conn, _UNPUBLISHED, limit)
+
+
+def stale_published(conn: Conn, stale_s: float, limit: int = 500) -> list[UUID]:
+    """Due jobs published more than `stale_s` ago, now marked as published again.
+
+    Only to be called when the broker's queue is empty: then their messages are lost.
+    """
+    return _mark_published(conn, _STALE, limit, stale_s=stale_s)
+
+
+def resumed(conn: Conn, tenant: str, limit: int = 1000) -> list[UUID]:
+    """Due jobs of a tenant (or of EVERYONE) that is not paused any more, marked as published.
+
+    Any beyond `limit` are found by `stale_published`.
+    """
+    query = f"SELECT id FROM jobs WHERE {_DUE} AND %(tenant)s IN ('', tenant) ORDER BY turn_at"  # noqa: S608
+    return _mark_published(conn, query, limit, tenant=tenant)
+
+
+def _mark_published(conn: Conn, query: str, limit: int, **given: object) -> list[UUID]:
+    rows = conn.execute(
+        f"WITH found AS ({query} LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)"  # noqa: S608
+        " UPDATE jobs SET published_at = now() FROM found WHERE jobs.id = found.id"
+        " RETURNING jobs.id".encode(),
+        given | {"limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+def one_parked_each(conn: Conn) -> list[UUID]:
+    """One job of each model that no worker had lately. A message for each now and then finds
+    out whether one has it again; the rows are left as they are.
+    """
+    rows = conn.execute(
+        "SELECT DISTINCT ON (begun_on) id FROM jobs"
+        " WHERE state = 'queued' AND parked_at IS NOT NULL AND paused_at IS NULL"
+        " ORDER BY begun_on, id"
+    )
+    return [row[0] for row in rows]
+
+
+def unpublished(conn: Conn, job_ids: Sequence[UUID]) -> None:
+    """The broker could not be reached after all: a scheduler will publish them."""
+    conn.execute(
+        "UPDATE jobs SET published_at = NULL WHERE id = ANY (%s) AND state = 'queued'",
+        [list(job_ids)],
+    )
+
+
+def log_published(conn: Conn, job_ids: Sequence[UUID]) -> None:
+    """Note in the audit log that a scheduler published these jobs.
+
+    Not of those that have ended since: nothing is logged after the end.
+    """
+    conn.execute(
+        "INSERT INTO audit_log (job_id, event) SELECT id, 'published' FROM ("
+        " SELECT id FROM jobs WHERE id = ANY (%s) AND finished_at IS NULL ORDER BY id FOR SHARE"
+        ") AS open",
+        [list(job_ids)],
+    )

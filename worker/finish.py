@@ -1,0 +1,151 @@
+"""How a job ends: with its ranked answers, without another round, or with an error.
+
+Everything is written in the transaction that ends the job. What an error means:
+
+- retryable (`MarcoError.retryable`): the job goes back to the queue with a growing delay,
+  until its attempts are used up; then it is dead
+- permanent (any other `MarcoError`): failed, another attempt would end the same
+- anything else is a bug of ours: failed
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import traceback
+from typing import Any
+
+from marco_search import engine
+from marco_search.errors import MarcoError
+from marco_search.jobs import Job
+from marco_search.kinds import parse_job
+from marco_search.search.budgets import StopReason
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue import leases, recovery
+from marco_search.store.queue.leases import Claim, Worker
+from marco_search.store.queue.states import JobState
+from marco_search.store.trail import trail
+from marco_search.text import redacted
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 2.0
+LONGEST_DELAY_S = 300.0
+_MAX_TRACEBACK_CHARS = 20_000
+_LEASE_S = 10.0  # of a claim that ends in its own transaction
+
+# The state of a job whose search stopped for this reason; else it has succeeded.
+_STATES = {
+    StopReason.CANCELLED: JobState.CANCELLED,
+    StopReason.DEADLINE: JobState.EXPIRED,
+}
+
+
+def finish(conn: Conn, claim: Claim, job: Job, finished: engine.FinishedSearch) -> JobState:
+    """End the job with what its search has found; its state. Raises LeaseLost.
+
+    Does nothing if it has ended already: a commit whose acknowledgement was lost is tried again.
+    """
+    ended = leases.ended(conn, claim.lease)
+    if ended is not None:
+        return ended
+    # Only now: no search may see the expected answer.
+    job = job.model_copy(update={"expected": claim.expected})
+    reason = finished.search.stop_reason
+    state = _STATES.get(reason, JobState.SUCCEEDED) if reason else JobState.SUCCEEDED
+    result = engine.job_result(job, finished, job_id=str(claim.job_id), state=state)
+    trail.write_answers(conn, claim.lease, result.answers)
+    # Last: it seals the job's rows.
+    leases.end(conn, claim.lease, state, result=result)
+    return state
+
+
+def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> None:
+    """End a job just claimed, that was cancelled or has expired, without another round.
+
+    Needs no model: it keeps the best answers of the rounds in its trail.
+    """
+    leases.begin(conn, claim.lease, worker, None, claim.plan)
+    reason = StopReason.CANCELLED if claim.cancel_requested else StopReason.DEADLINE
+    if claim.plan is None or not claim.rounds:
+        error = None if claim.cancel_requested else recovery.NEVER_BEGUN
+        leases.end(conn, claim.lease, _STATES[reason], error=error)
+    else:
+        job, plan = parse_job(claim.payload), engine.SearchPlan.from_json(claim.plan)
+        search = engine.restore_search(job, plan, *trail.load(conn, claim.job_id))
+        search.stop(reason)
+        ended = engine.FinishedSearch(plan=plan, search=search, seconds=claim.seconds)
+        finish(conn, claim, job, ended)
+    log.info("job %s: %s after %d rounds", claim.job_id, _STATES[reason], claim.rounds)
+
+
+def finish_one_queued(database: Database, worker: Worker) -> bool:
+    """End one queued job that has rounds and was cancelled or expired. False: there is none."""
+    with database.transaction() as conn:
+        claim = leases.claim_ending(conn, worker, lease_s=_LEASE_S)
+        if claim is None:
+            return False
+        try:
+            with conn.transaction():
+                finish_unsearched(conn, claim, worker)
+        except Exception as error:
+            # A job that can't be ended must not be found again and again.
+            log.exception("job %s: no answer from its trail", claim.job_id)
+            leases.begin(conn, claim.lease, worker, None, claim.plan)
+            leases.end(conn, claim.lease, JobState.FAILED, error=described(error))
+        return True
+
+
+def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_attempts: int) -> None:
+    """Store the error with the job: retry it later, or end it as dead or failed."""
+    about, retryable = described(error), is_retryable(error)
+    log.log(
+        logging.WARNING if retryable else logging.ERROR,
+        "job %s: %s",
+        claim.job_id,
+        error or type(error).__name__,
+        exc_info=error if is_bug(error) else None,
+    )
+    failures = claim.failures + 1
+    if retryable and failures < max_attempts:
+        delay = delay_s(failures)
+        leases.retry(conn, claim.lease, delay_s=delay, error=about, seconds=seconds)
+    else:
+        state = JobState.DEAD if retryable else JobState.FAILED
+        leases.end(conn, claim.lease, state, error=about)
+
+
+def is_retryable(error: BaseException) -> bool:
+    """True if the job may succeed later without any change."""
+    return isinstance(error, MarcoError) and error.retryable
+
+
+def is_bug(error: BaseException) -> bool:
+    """True if the error was not raised on purpose."""
+    return not isinstance(error, MarcoError)
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """The error as the job row and the audit log keep it, with its traceback."""
+    message = _storable(str(error)) or type(error).__name__
+    about: dict[str, Any] = {"type": type(error).__name__, "message": message}
+    about["retryable"] = is_retryable(error)
+    if error.__traceback__ is not None:
+        trace = _storable("".join(traceback.format_exception(error)))
+        about["traceback"] = trace[-_MAX_TRACEBACK_CHARS:]
+    return about
+
+
+def _storable(text: str) -> str:
+    """`text` as auditors may read it and Postgres can hold it: no secret, NUL or half surrogate."""
+    return redacted(text).replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def delay_s(attempts: int, chance: random.Random | None = None) -> float:
+    """Seconds until the next attempt: doubling, within half and one and a half times that.
+
+    `attempts` counts those made. The spread keeps jobs that failed together from coming
+    back together.
+    """
+    delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempts - 1, 30))
+    return delay * (chance or random).uniform(0.5, 1.5)
