@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from marco_search.audit.canonical import ARRAY_HEAD, EMPTY_ARRAY, unpack_texts
 from marco_search.audit.findings import Finding
+from marco_search.search.rewards import TokenScores, mean
 
 TOP_K = 5
 ROUNDING = 1e-9
@@ -48,6 +49,7 @@ class RebuiltTree:
         path_sums: The sums of their c_i.
         visits: Rollouts that pass through each.
         values: The sums of what these backed up.
+        scores: Token scores of each, where a reward needs them.
     """
 
     parents: list[int] = field(default_factory=lambda: [-1])
@@ -59,6 +61,7 @@ class RebuiltTree:
     path_sums: list[float] = field(default_factory=lambda: [0.0])
     visits: dict[int, int] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
+    scores: list[TokenScores] = field(default_factory=list)
 
     def path_confidence(self, node_id: int) -> float:
         """Mean c_i from the root, or the last reflection, to this node."""
@@ -120,6 +123,22 @@ def check_nodes(job_id: UUID, nodes: Sequence[Any]) -> tuple[RebuiltTree, list[F
         tree.path_sums.append((0.0 if restarts else tree.path_sums[parent]) + own)
         tree.path_tokens.append((0 if restarts else tree.path_tokens[parent]) + node.tokens)
     return tree, found
+
+
+def node_scores(nodes: Sequence[Any]) -> list[TokenScores]:
+    """What rewards are computed from, by node id."""
+    found = [TokenScores(c=(), logprob=(), mean_top=())]
+    for node in nodes:
+        tops = _numbers(node.top_logprobs, _FLOATS).reshape(-1, TOP_K)
+        kept = [[float(p) for p in row if p > -np.inf] for row in tops]
+        found.append(
+            TokenScores(
+                c=tuple(map(float, _numbers(node.confidences, _DOUBLES))),
+                logprob=tuple(map(float, _numbers(node.logprobs, _FLOATS))),
+                mean_top=tuple(map(mean, kept)),
+            )
+        )
+    return found
 
 
 def _misplaced(tree: RebuiltTree, node: Any, expected_id: int) -> tuple[str, str, str] | None:

@@ -12,9 +12,16 @@ from uuid import UUID
 from marco_search.audit.canonical import unpack_ints
 from marco_search.audit.findings import Finding
 from marco_search.audit.proofs import Kinds, Rows
-from marco_search.audit.v1.nodes import ROUNDING, RebuiltTree, check_nodes, unpack_tokens
+from marco_search.audit.v1.nodes import (
+    ROUNDING,
+    RebuiltTree,
+    check_nodes,
+    node_scores,
+    unpack_tokens,
+)
 from marco_search.audit.v1.rollouts import check_rollouts
 from marco_search.audit.v1.votes import check_answers
+from marco_search.search.rewards import CONFIDENCE, REWARDS
 
 _UNREADABLE = (struct.error, ValueError, IndexError, TypeError)
 """What reading raises for a row that no version of marco-search can have written."""
@@ -55,6 +62,8 @@ def check_numbers(
     if len(tree.parents) <= len(nodes):
         return  # nothing else can be computed
     seed, value = config.get("seed"), config.get("value", "path")
+    if value in REWARDS and value not in CONFIDENCE:
+        tree.scores = node_scores(nodes)
     yield from check_rollouts(job_id, tree, rollouts, seed=seed, value=value)
     yield from _check_visits(job_id, tree, visits)
     payload = json.loads(job["payload"])

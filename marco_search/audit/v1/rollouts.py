@@ -10,6 +10,7 @@ from uuid import UUID
 
 from marco_search.audit.findings import Finding
 from marco_search.audit.v1.nodes import ROUNDING, RebuiltTree
+from marco_search.search.rewards import CONFIDENCE, REWARDS, ScoredRollout
 
 ROOT = 0
 
@@ -28,7 +29,8 @@ def check_rollouts(
     for expected_id, row in enumerate(rollouts):
         wrong = _wrong_path(tree, row, expected_id)
         if wrong is None:
-            wrong = _wrong_numbers(tree, row, seed, value, seen)
+            reward = 0.0 if row.answer is None else _reward(tree, row, value, rollouts)
+            wrong = _wrong_numbers(tree, row, seed, reward, seen)
             seen = max(seen, *row.path)
             if row.finish != "failed":
                 for node_id in row.path:
@@ -59,18 +61,32 @@ def _wrong_path(tree: RebuiltTree, row: Any, expected_id: int) -> tuple[str, str
     return None
 
 
+def _reward(tree: RebuiltTree, row: Any, value: str, rollouts: Sequence[Any]) -> float:
+    """What the rollout should back up; one that came from a service can't be computed again."""
+    if value in CONFIDENCE:
+        return float(row.path_confidence if value == "path" else row.confidence)
+    if value not in REWARDS:
+        return min(1.0, max(0.0, float(row.value)))
+    return REWARDS[value](
+        ScoredRollout(
+            path=[tree.scores[i] for i in row.path],
+            start=row.path.index(row.start_id),
+            answer=row.answer,
+            others=[r.answer for r in rollouts[: row.rollout_id]],
+        )
+    )
+
+
 def _wrong_numbers(
-    tree: RebuiltTree, row: Any, seed: int | None, value: str, seen: int
+    tree: RebuiltTree, row: Any, seed: int | None, reward: float, seen: int
 ) -> tuple[str, str, str] | None:
     if seed is not None and row.seed != _branch_seed(seed, row.rollout_id):
         return "seed", str(_branch_seed(seed, row.rollout_id)), str(row.seed)
     along = tree.path_confidence(row.path[-1])
     if not abs(row.path_confidence - along) <= ROUNDING:
         return "path_confidence", f"{along:.9g} by its nodes", f"{row.path_confidence:.9g}"
-    reward = row.path_confidence if value == "path" else row.confidence
-    backed_up = reward if row.answer is not None else 0.0
-    if not abs(row.value - backed_up) <= ROUNDING:
-        return "value", f"{backed_up:.9g}", f"{row.value:.9g}"
+    if not abs(row.value - reward) <= ROUNDING:
+        return "value", f"{reward:.9g}", f"{row.value:.9g}"
     if row.finish == "failed":
         return None if row.confidence == 0.0 else ("confidence", "0", f"{row.confidence:.9g}")
     return _wrong_confidence(tree, row, seen)

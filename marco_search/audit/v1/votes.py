@@ -15,6 +15,7 @@ from uuid import UUID
 
 from marco_search.audit.findings import Finding
 from marco_search.audit.v1.nodes import ROUNDING
+from marco_search.search.rewards import CONFIDENCE
 
 _MERGED = ("open_ended",)
 """Kinds of job whose near-duplicates are one answer."""
@@ -89,33 +90,34 @@ def _rank(
     voters: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
 ) -> list[_Ranked]:
     how = config["choice"]
-    groups: dict[str, list[Any]] = {}
+    own = config.get("value", "path") in CONFIDENCE
+    values = {r.rollout_id: r.path_confidence if own else r.value for r in voters}
+    groups: dict[str, list[tuple[float, Any]]] = {}
     for row in voters:
-        if not 0.0 <= row.path_confidence <= 1.0:
-            raise ValueError(f"rollout {row.rollout_id} has value {row.path_confidence}")
-        groups.setdefault(keys[row.rollout_id], []).append(row)
-    weights = {key: _weight(group, how, config) for key, group in groups.items()}
+        if not 0.0 <= values[row.rollout_id] <= 1.0:
+            raise ValueError(f"rollout {row.rollout_id} has value {values[row.rollout_id]}")
+        groups.setdefault(keys[row.rollout_id], []).append((values[row.rollout_id], row))
+    weights = {key: _weight([v for v, _ in g], how, config) for key, g in groups.items()}
     total = math.fsum(weights.values())
     ranked = []
     for key, group in groups.items():
-        best = min(group, key=lambda r: (-r.path_confidence, r.rollout_id))
-        leaders = [r for r in group if r.path_confidence == best.path_confidence]
+        highest, best = min(group, key=lambda pair: (-pair[0], pair[1].rollout_id))
+        leaders = [r for v, r in group if v == highest]
         ranked.append(
             _Ranked(
                 # An answer has the key of its most confident rollout.
                 key=key if any(r.answer == key for r in leaders) else str(best.answer),
                 weight=weights[key],
                 share=weights[key] / total if total else len(group) / len(voters),
-                confidence=min(1.0, math.fsum(r.path_confidence for r in group) / len(group)),
-                rollout_ids=tuple(sorted(r.rollout_id for r in group)),
-                order=(-weights[key], -best.path_confidence, best.rollout_id),
+                confidence=min(1.0, math.fsum(v for v, _ in group) / len(group)),
+                rollout_ids=tuple(sorted(r.rollout_id for _, r in group)),
+                order=(-weights[key], -highest, best.rollout_id),
             )
         )
     return sorted(ranked, key=lambda a: a.order)
 
 
-def _weight(group: Sequence[Any], how: str, config: Mapping[str, Any]) -> float:
-    values: list[float] = [r.path_confidence for r in group]
+def _weight(values: Sequence[float], how: str, config: Mapping[str, Any]) -> float:
     if how == "vote":
         return float(len(values))
     if how == "weighted":
