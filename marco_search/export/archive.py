@@ -1,4 +1,4 @@
-"""Archives: a month's rows as Parquet, with the proofs and links that vouch for them.
+"""Archives: a month's rows as Parquet, with their proofs and links.
 
 One file for each kind of row, with the columns of the canonical form, so that the hashes
 can be computed again from the files; `link.parquet` has the chain's links with the hashes;
@@ -103,7 +103,7 @@ def check_archive(folder: Path) -> Report:
     """Check an archive by itself: its files against its list, every job as `marco verify` would.
 
     Whether its list is the one in the chain is for `archives.chained_root`. Raises
-    ArchiveRefused if the folder is no archive.
+    ArchiveRefused if the folder is not an archive.
     """
     began = time.perf_counter()
     files = archives.parse(read_manifest(folder))["files"]
@@ -115,7 +115,7 @@ def check_archive(folder: Path) -> Report:
         wrong = Finding("archive", str(folder), "not readable", "its rows", str(error))
         total.findings += (wrong,)
     for name in sorted({path.name for path in folder.iterdir()} - FILES - {"manifest.json"}):
-        what = "nothing vouches for the file"
+        what = "the file is not in the list"
         total.findings += (Finding("archive", name, what, "a file of the list", "another"),)
     total.archived_jobs, total.open_jobs = total.jobs, 0
     total.links = files.get("link.parquet", {"rows": 0})["rows"]

@@ -64,7 +64,7 @@ def _check_headers() -> None:
 def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
     """Send traces to a collector; how many there were.
 
-    Without a path, /v1/traces is meant. OTEL_EXPORTER_OTLP_HEADERS holds what it asks for.
+    Without a path, /v1/traces is meant. OTEL_EXPORTER_OTLP_HEADERS holds credentials.
     Raises InvalidSettings for an invalid URL, CollectorUnavailable if it refuses or is down.
     """
     try:

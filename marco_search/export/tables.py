@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from marco_search import schema
 from marco_search.export.files import write_jsonl
 from marco_search.store.db import Conn
 
@@ -45,22 +46,29 @@ class Filter:
         return " AND ".join(parts), values
 
 
+_CONTENT = {
+    column.name
+    for table in schema.metadata.tables.values()
+    for column in table.columns
+    if column.info["content"]
+} | {"subject", "token_id"}
+"""Columns with what people or models wrote. Token ids count: a tokenizer can read them."""
+
+
 class Table:
-    """A table: `t` is its own row, `j` the job's. A column's type is what Postgres says it is."""
+    """A table: `t` is its own row, `j` the job's. Column types are those that Postgres reports."""
 
     def __init__(
         self, source: str, order: str, columns: str, *, where: str = "{}", **sql: str
     ) -> None:
-        """`columns` by name in order: `t`'s unless `sql` has another expression; those with a *
-        hold what people or models wrote. `where` stands around the condition on `j`."""
+        """`columns`: names in order, columns of `t` unless `sql` has another expression.
+        `where` is put around the condition on `j`."""
         self.source, self.order, self.where = source, order, where
-        self._columns = columns.split()
-        self._sql = {"job_id": "j.job_id"} | sql
+        self._columns = {name: sql.get(name, f"t.{name}") for name in columns.split()}
 
     def columns(self, *, text: bool) -> dict[str, str]:
         """Name to SQL of the columns to export."""
-        names = [name for name in self._columns if text or not name.endswith("*")]
-        return {n: self._sql.get(n, f"t.{n}") for n in (name.rstrip("*") for name in names)}
+        return {n: sql for n, sql in self._columns.items() if text or n not in _CONTENT}
 
 
 _OF_JOB = " JOIN audit.jobs AS j ON j.job_id = t.job_id"
@@ -69,8 +77,8 @@ TABLES = {
     "jobs": Table(
         "audit.jobs AS j CROSS JOIN LATERAL (SELECT j.*) AS t",
         "j.job_id",
-        "job_id batch_id tenant kind state priority payload* config subject* expected* answer*"
-        " error* strategy model revision error_type idempotency_key payload_hash confidence"
+        "job_id batch_id tenant kind state priority payload config subject expected answer"
+        " error strategy model revision error_type idempotency_key payload_hash confidence"
         " correct stop_reason attempts rounds rollouts nodes generated_tokens prompt_tokens"
         " cached_tokens seconds created_at started_at finished_at root",
         root="(SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id"
@@ -79,47 +87,47 @@ TABLES = {
     "attempts": Table(
         "audit.attempts AS t" + _OF_JOB,
         "t.job_id, t.generation",
-        "job_id generation worker host pid runtime runtime_version model revision config prompt*"
+        "job_id generation worker host pid runtime runtime_version model revision config prompt"
         " seed started_at",
     ),
     "answers": Table(
         "audit.answers AS t" + _OF_JOB,
         "t.job_id, t.rank",
-        "job_id rank generation key* text* output* thought* confidence votes share rollout_ids"
+        "job_id rank generation key text output thought confidence votes share rollout_ids"
         " created_at",
     ),
     "rollouts": Table(
         "audit.rollouts AS t" + _OF_JOB,
         "t.job_id, t.rollout_id",
         "job_id rollout_id generation round start_id path seed reflect finish confidence"
-        " path_confidence value answer* error* generated_tokens prompt_tokens cached_tokens"
+        " path_confidence value answer error generated_tokens prompt_tokens cached_tokens"
         " seconds created_at",
     ),
     "nodes": Table(
         "audit.nodes AS t" + _OF_JOB,
         "t.job_id, t.node_id",
-        "job_id node_id parent_id generation round depth action terminal text* token_ids*"
-        " token_texts* logprobs confidences top_ids* top_logprobs created_at",
+        "job_id node_id parent_id generation round depth action terminal text token_ids"
+        " token_texts logprobs confidences top_ids top_logprobs created_at",
     ),
     "tokens": Table(
         "audit.nodes AS n JOIN audit.jobs AS j ON j.job_id = n.job_id CROSS JOIN LATERAL"
         " unnest(n.token_ids, n.token_texts, n.logprobs, n.confidences)"
         " WITH ORDINALITY AS t (token_id, text, logprob, confidence, place)",
         "n.job_id, n.node_id, t.place",
-        "job_id node_id place token_id* text* logprob confidence top_ids* top_logprobs",
+        "job_id node_id place token_id text logprob confidence top_ids top_logprobs",
+        job_id="j.job_id",
         node_id="n.node_id",
         place="t.place::int",
-        top_ids="n.top_ids[5 * t.place - 4 : 5 * t.place]",
-        top_logprobs="n.top_logprobs[5 * t.place - 4 : 5 * t.place]",
+        top_ids="n.top_ids[5  t.place - 4 : 5  t.place]",
+        top_logprobs="n.top_logprobs[5  t.place - 4 : 5  t.place]",
     ),
     "vocabulary": Table(
         "audit.vocabulary AS t",
         "t.model, t.revision, t.token_id",
-        "model revision token_id text*",
+        "model revision token_id text",
         where="(t.model, t.revision) IN (SELECT j.model, j.revision FROM audit.jobs AS j WHERE {})",
     ),
 }
-"""By name. Token ids are text, too: anyone with the tokenizer can read them."""
 
 
 def write(

@@ -22,7 +22,7 @@ export class Drawing {
     this.selected = null;
     this.marked = new Set(); // nodes on the paths of the answer that was chosen
     this.labels = new Map();
-    // Pixels from row to row. Of a tall tree all is shown at once by pressing the rows together.
+    // Pixels from row to row: the rows of a tall tree are pressed together to show all of it.
     this.step = CARD.row;
     this.transform = d3.zoomIdentity;
     this.zoom = d3
@@ -85,7 +85,7 @@ export class Drawing {
     if (!node || !this.tree.has(node)) return null;
     const inside =
       at - column * CARD.column <= CARD.width && down - row * this.step <= this.cardHeight;
-    // Seen from afar the gaps are too small to miss.
+    // At a small scale the gaps are too small to click.
     return inside || this.transform.k < TEXT_FROM ? node : null;
   }
 
@@ -106,7 +106,7 @@ export class Drawing {
     d3.select(this.canvas).call(this.zoom.transform, moved.scale(transform.k));
   }
 
-  // The whole tree, but `least` is how small it may become.
+  // Fit the whole tree; `least` is the smallest scale.
   fit(least = SCALES[0]) {
     const { columns, rows } = this.tree;
     const margin = 24;
@@ -129,7 +129,7 @@ export class Drawing {
     d3.select(this.canvas).transition().duration(this.#pace(150)).call(this.zoom.scaleBy, factor);
   }
 
-  // Bring a node into view, moving no more than it takes; `middle`: to the middle.
+  // Bring a node into view with the least movement; `middle`: to the middle.
   show(node, middle = false) {
     if (this.pressed) this.step = CARD.row; // it moves there in any case
     const [left, top] = this.#corner(node);
@@ -200,7 +200,7 @@ export class Drawing {
     context.globalAlpha = 1;
   }
 
-  // Edges seen from afar: straight, and all in one stroke, since there may be thousands.
+  // Edges at a small scale: straight, all in one stroke, since there may be thousands.
   #threads() {
     const { context } = this;
     context.globalAlpha = this.marked.size ? 0.3 : 0.7;
@@ -233,7 +233,7 @@ export class Drawing {
     const visits = this.tree.visits.get(node.node_id) ?? 0;
     context.globalAlpha = this.marked.size && !strong ? 0.3 : 1;
     context.strokeStyle = strong ? this.colours.accent : this.colours.edge;
-    // A line is never thinner than it can be seen.
+    // A line stays thick enough to be seen.
     const thick = strong ? 3 : 1 + Math.min(visits, 12) / 6;
     context.lineWidth = Math.max(thick, 0.6 / this.transform.k);
     const bend = (x1 + x2) / 2;

@@ -22,7 +22,7 @@ export class Explorer {
     this.#listen();
   }
 
-  // The same job, further on.
+  // The same job after more rounds.
   update(data) {
     const id = this.selected.node_id;
     this.tree = new Tree(data);
@@ -59,14 +59,14 @@ export class Explorer {
 
   #showRound(round) {
     this.tree.setRound(round);
-    // What is selected may not have grown yet.
+    // The selected node may not exist in this round.
     let node = this.selected;
     while (node && !this.tree.has(node)) node = this.tree.parent(node);
     if (node) this.select(node, false);
     this.drawing.redraw();
   }
 
-  // For who can't see the drawing: the selected node, where it stands, and what it holds.
+  // For screen readers: the selected node, its position and its content.
   #announce(node) {
     const siblings = this.tree.siblings(node);
     const value = this.tree.values.get(node.node_id);

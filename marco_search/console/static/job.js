@@ -1,4 +1,4 @@
-// One job: its tree, and news of it until it has ended.
+// One job: its tree, refreshed until it has ended.
 import { Explorer } from "./explorer.js";
 import { follow } from "./live.js";
 

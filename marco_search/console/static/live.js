@@ -1,20 +1,20 @@
-// A page that refreshes itself: the same address again, and what has changed put in its place.
+// A page that refreshes itself: fetches its own address and replaces the parts that changed.
 
-const ASLEEP_MS = 1000; // between looks while nobody looks at the page
+const HIDDEN_MS = 1000; // poll interval while the page is hidden
 
-// Asks every few seconds while `goes on` and the page is in view; `onChange` gets the fresh page.
-export function follow(goesOn, onChange = () => {}) {
+// Polls every few seconds while `running()` and the page is visible; `onChange` gets the new page.
+export function follow(running, onChange = () => {}) {
   const seconds = Math.min(
     ...[...document.querySelectorAll("[data-live]")].map((part) => Number(part.dataset.live)),
   );
   if (!Number.isFinite(seconds)) return;
-  const next = (wait) => setTimeout(look, wait);
-  const look = async () => {
+  const next = (wait) => setTimeout(poll, wait);
+  const poll = async () => {
     if (document.hidden) {
-      next(ASLEEP_MS);
+      next(HIDDEN_MS);
       return;
     }
-    if (!goesOn()) return;
+    if (!running()) return;
     try {
       const answer = await fetch(location.href, { headers: { "X-Refresh": "1", Accept: "text/html" } });
       if (answer.redirected) return; // the session has ended
@@ -24,7 +24,7 @@ export function follow(goesOn, onChange = () => {}) {
         await onChange(fresh);
       }
     } catch {
-      // The console is being restarted, perhaps: it is asked again.
+      // The console may be restarting: try again.
     }
     // Not all tabs at the same moment.
     next(1000 * seconds * (0.9 + 0.2 * Math.random()));
@@ -52,5 +52,5 @@ function position(part) {
   return focusable(part).indexOf(document.activeElement);
 }
 
-// A list goes on changing for as long as it is open.
+// A list keeps changing.
 if (!document.getElementById("explorer")) follow(() => true);

@@ -1,11 +1,11 @@
-// What is known of the selected node.
+// Details of the selected node.
 import { candidateTable, element, tokenRow, unpack } from "./tokens.js";
 
 const MOST_ROLLOUTS = 12; // listed for one node
 const REST_MS = 80; // that a reader stays at a node before its tokens are asked for
 
 export class Panel {
-  // `fetchTokens(nodeId)` promises the node's tokens and a vocabulary, as in docs/console.md.
+  // `fetchTokens(nodeId)` resolves to the node's tokens and a vocabulary, as in docs/console.md.
   constructor(place, fetchTokens) {
     this.place = place;
     this.fetchTokens = fetchTokens;
@@ -79,10 +79,10 @@ function facts(tree, node, first) {
 function withTokens(tokens) {
   const detail = element("div", { class: "token-detail", "aria-live": "polite" });
   const { row, choose } = tokenRow(tokens, (token) => {
-    const said = `Confidence ${token.confidence.toFixed(4)}, log-prob ${token.logprob.toFixed(4)}`;
-    detail.replaceChildren(element("p", {}, said), candidateTable(token));
+    const text = `Confidence ${token.confidence.toFixed(4)}, log-prob ${token.logprob.toFixed(4)}`;
+    detail.replaceChildren(element("p", {}, text), candidateTable(token));
   });
-  // Where the model was least sure is what a reader looks for first.
+  // The least certain token is what a reader looks for first.
   const least = tokens.reduce((at, token, i) => (token.confidence < tokens[at].confidence ? i : at), 0);
   choose(least, false);
   return [row, legend(), detail];
@@ -91,7 +91,7 @@ function withTokens(tokens) {
 function legend() {
   const place = element("p", { class: "conf-legend" }, "Confidence ");
   const classes = ["≥ .95", "≥ .8", "≥ .6", "≥ .35", "less"];
-  classes.forEach((said, i) => place.append(element("span", { class: `conf-${i}` }, said), " "));
+  classes.forEach((name, i) => place.append(element("span", { class: `conf-${i}` }, name), " "));
   return place;
 }
 
@@ -101,8 +101,8 @@ function rolloutList(rollouts) {
   const list = element("ul");
   for (const rollout of rollouts.slice(0, MOST_ROLLOUTS)) {
     const end = rollout.answer === null ? `no answer (${rollout.finish})` : `→ ${rollout.answer}`;
-    const said = `#${rollout.rollout_id}, round ${rollout.round}, seed ${rollout.seed}, value `;
-    list.append(element("li", {}, `${said}${rollout.value.toFixed(3)} ${end}`));
+    const text = `#${rollout.rollout_id}, round ${rollout.round}, seed ${rollout.seed}, value `;
+    list.append(element("li", {}, `${text}${rollout.value.toFixed(3)} ${end}`));
   }
   if (rollouts.length > MOST_ROLLOUTS) {
     list.append(element("li", { class: "muted" }, `and ${rollouts.length - MOST_ROLLOUTS} more`));

@@ -1,4 +1,4 @@
-// The slider and buttons that go through the rounds.
+// The slider and buttons that step through the rounds.
 
 const STEP_MS = 700; // between rounds while playing; less where there are many
 const LONGEST_MS = 20000; // of playing the whole search
@@ -18,7 +18,7 @@ export class Playback {
     });
   }
 
-  // A search that goes on: who looks at its end keeps looking at its end.
+  // While a search is running, a reader at its last round stays at its last round.
   setRounds(rounds) {
     const atEnd = this.rounds === undefined || this.round === this.rounds;
     this.rounds = rounds;

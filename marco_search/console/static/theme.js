@@ -32,7 +32,7 @@
       try {
         localStorage.setItem(KEY, root.dataset.theme);
       } catch {
-        // It lasts as long as the page, then.
+        // Not stored: it lasts as long as the page.
       }
       announce();
     });

@@ -11,7 +11,7 @@ export function confidenceClass(confidence) {
 const CANDIDATES = 5; // for each token
 const NONE = -1; // in the place of a candidate where there are fewer
 
-// The columns in which a node's tokens are kept, as one object a token.
+// A node's columns of tokens as one object a token.
 export function unpack({ ids, texts, logprobs, confidences, ...top }, vocabulary) {
   return ids.map((id, i) => {
     const from = i * CANDIDATES;
@@ -39,7 +39,7 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
-// What can't be seen gets a sign: a line end, a part of a character.
+// Invisible characters get a sign: a line end, a part of a character.
 export function visible(text) {
   if (text === null || text === undefined) return "?";
   if (text === "") return "∅";
@@ -50,13 +50,13 @@ export function visible(text) {
 export function tokenRow(tokens, onChoose) {
   const row = element("div", { class: "tokens", role: "listbox", "aria-label": "Tokens" });
   const items = tokens.map((token, index) => {
-    const said = `${visible(token.text)}, confidence ${token.confidence.toFixed(3)}`;
+    const caption = `${visible(token.text)}, confidence ${token.confidence.toFixed(3)}`;
     const item = element("span", {
       class: `token ${confidenceClass(token.confidence)}`,
       role: "option",
       tabindex: index ? "-1" : "0",
       title: `confidence ${token.confidence.toFixed(3)}`,
-      "aria-label": said,
+      "aria-label": caption,
       "aria-selected": "false",
     });
     item.textContent = token.text === "" ? "∅" : token.text.replaceAll("\n", "⏎\n");
@@ -88,7 +88,7 @@ export function tokenRow(tokens, onChoose) {
   return { row, choose };
 }
 
-// The candidates that the model weighed in a token's place.
+// The model's candidates for a token.
 export function candidateTable(token) {
   const table = element("table", { class: "candidates" });
   const head = element("tr");

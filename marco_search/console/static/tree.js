@@ -56,7 +56,7 @@ export class Tree {
 
   parent(node) {
     if (node.parent_id === null) return null;
-    // A tree that was tampered with may lack it: what is left hangs from the root.
+    // A tree that was tampered with may lack it: its children hang from the root.
     return this.byId.get(node.parent_id) ?? this.nodes[0];
   }
 
