@@ -25,7 +25,7 @@ from marco_search.store.reads.job_record import (
     TreeRow,
 )
 from marco_search.store.reads.queries import JobFilter, JobPage, JobStatus, Totals
-from marco_search.store.trail.records import ROLLOUT_COLUMNS
+from marco_search.store.trail.packing import ROLLOUT_COLUMNS
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
 HOSTILE = (

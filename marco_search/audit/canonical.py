@@ -33,7 +33,7 @@ _INT = struct.Struct(">i")
 _NULL = _INT.pack(-1)
 _HEADER = struct.Struct(">iiiii")
 _EMPTY = struct.Struct(">iii")
-_FIXED = {
+FIXED = {
     "bool": "?",
     "int2": "h",
     "int4": "i",
@@ -52,7 +52,7 @@ def microseconds(at: datetime) -> int:
 
 
 _PACKERS: dict[str, Callable[[Any], bytes]] = {
-    **{kind: struct.Struct(f">{code}").pack for kind, code in _FIXED.items()},
+    **{kind: struct.Struct(f">{code}").pack for kind, code in FIXED.items()},
     "text": str.encode,
     "jsonb": lambda text: b"\x01" + text.encode(),  # the text as Postgres shows it
     "uuid": lambda value: UUID(str(value)).bytes,
@@ -128,8 +128,8 @@ class Reader:
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         """`columns`: name to type."""
-        fixed = list(takewhile(lambda column: column[1] in _FIXED, columns.items()))
-        codes = [_FIXED[kind] for _, kind in fixed]
+        fixed = list(takewhile(lambda column: column[1] in FIXED, columns.items()))
+        codes = [FIXED[kind] for _, kind in fixed]
         self._fixed = struct.Struct(">h" + "".join(f"i{code}" for code in codes))
         self._sizes = tuple(struct.calcsize(f">{code}") for code in codes)
         self._names = [name for name, _ in fixed]
@@ -157,8 +157,8 @@ class Reader:
 
 
 def _reader(kind: str) -> Callable[[bytes], Any]:
-    if kind in _FIXED:
-        unpack = struct.Struct(f">{_FIXED[kind]}").unpack
+    if kind in FIXED:
+        unpack = struct.Struct(f">{FIXED[kind]}").unpack
         return lambda value: unpack(value)[0]
     if kind == "text":
         return bytes.decode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from uuid import UUID
 
@@ -12,14 +12,16 @@ from psycopg.rows import kwargs_row
 from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 
+from marco_search import schema as tables
 from marco_search.errors import SearchError
 from marco_search.jobs import Answer
 from marco_search.search.tree import Node, Rollout, Round
-from marco_search.store.db import Conn, is_pooled
+from marco_search.store.db import Conn, insert, is_pooled
 from marco_search.store.queue.leases import Lease, lost
-from marco_search.store.trail import packing, records
+from marco_search.store.trail import packing
 
 R = TypeVar("R", Node, Rollout)
+_SUMS = ("generated_tokens", "prompt_tokens", "cached_tokens")
 
 
 def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
@@ -27,14 +29,9 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
 
     `seconds` is the time searched so far. The lease is extended. Raises LeaseLost.
     """
-    rollouts = kept.rollouts
-    totals = {
-        "nodes": len(kept.nodes),
-        "rollouts": len(rollouts),
-        "generated_tokens": sum(r.generated_tokens for r in rollouts),
-        "prompt_tokens": sum(r.prompt_tokens for r in rollouts),
-        "cached_tokens": sum(r.cached_tokens for r in rollouts),
-    }
+    totals = {"nodes": len(kept.nodes), "rollouts": len(kept.rollouts)}
+    totals |= {name: sum(getattr(r, name) for r in kept.rollouts) for name in _SUMS}
+    attempt = {"job_id": lease.job_id, "generation": lease.generation}
     # Locks the row: until this transaction ends, nobody else can claim the job.
     row = conn.execute(
         """
@@ -44,38 +41,28 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
             prompt_tokens = prompt_tokens + %(prompt_tokens)s,
             cached_tokens = cached_tokens + %(cached_tokens)s,
             lease_expires_at = now() + make_interval(secs => %(lease_s)s)
-        WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
+        WHERE id = %(job_id)s AND lease_generation = %(generation)s AND state = 'running'
             AND rounds = %(round)s - 1
         RETURNING cancel_requested_at IS NOT NULL, row_security_active('nodes')
         """,
-        totals
-        | {
-            "round": kept.number,
-            "seconds": seconds,
-            "lease_s": lease.seconds,
-            "id": lease.job_id,
-            "generation": lease.generation,
-        },
+        attempt | totals | {"round": kept.number, "seconds": seconds, "lease_s": lease.seconds},
     ).fetchone()
     if row is None:
         return _kept_already(conn, lease, kept.number)
     staged = bool(row[1])
     copy_nodes(conn, lease, kept.nodes, staged=staged)
-    columns = ("job_id", "generation", *records.ROLLOUT_COLUMNS)
-    with _copy(conn, "rollouts", columns, staged=staged) as copy:
-        copy.set_types(["uuid", "int8", *records.ROLLOUT_COLUMNS.values()])
-        for rollout in rollouts:
-            copy.write_row((lease.job_id, lease.generation, *records.rollout_row(rollout)))
-    conn.execute(
-        "INSERT INTO audit_log (job_id, generation, event, detail) VALUES (%s, %s, 'round', %s)",
-        [lease.job_id, lease.generation, Jsonb({"round": kept.number} | totals)],
-    )
+    with _copy(conn, "rollouts", packing.ROLLOUT_COLUMNS, staged=staged) as copy:
+        copy.set_types(list(packing.ROLLOUT_COLUMNS.values()))
+        for rollout in kept.rollouts:
+            copy.write_row(packing.rollout_row(lease.job_id, lease.generation, rollout))
+    detail = Jsonb({"round": kept.number} | totals)
+    insert(conn, tables.AUDIT_LOG, [attempt | {"event": "round", "detail": detail}])
     return bool(row[0])
 
 
 def copy_nodes(conn: Conn, lease: Lease, nodes: Sequence[Node], *, staged: bool = False) -> None:
     """The part of `append` that grows with the tree. `staged`: see `_copy`."""
-    with _copy(conn, "nodes", packing.COLUMNS, staged=staged) as copy:
+    with _copy(conn, "nodes", packing.NODE_COLUMNS, staged=staged) as copy:
         for part in packing.copy_nodes(lease.job_id, lease.generation, nodes):
             copy.write(part)
 
@@ -95,7 +82,7 @@ def _kept_already(conn: Conn, lease: Lease, number: int) -> bool:
 
 
 @contextlib.contextmanager
-def _copy(conn: Conn, table: str, columns: Sequence[str], *, staged: bool) -> Iterator[Copy]:
+def _copy(conn: Conn, table: str, columns: Iterable[str], *, staged: bool) -> Iterator[Copy]:
     """Append rows in binary form. `staged` goes by way of a temporary table: where row-level
     security applies to the user, Postgres refuses COPY into the table itself.
     """
@@ -122,20 +109,13 @@ def _copy(conn: Conn, table: str, columns: Sequence[str], *, staged: bool) -> It
 
 def write_answers(conn: Conn, lease: Lease, answers: Sequence[Answer]) -> None:
     """Write a job's answers."""
-    ours = lease.job_id, lease.generation
-    with conn.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO answers (job_id, generation, rank, key, text, output, thought,"
-            " confidence, votes, share, rollout_ids)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                [
-                    *[*ours, a.rank, a.normalised, a.text, a.output, a.thought, a.confidence],
-                    *[a.votes, a.share, list(a.rollout_ids)],
-                ]
-                for a in answers
-            ],
-        )
+    columns = packing.written(tables.ANSWERS)
+    attempt = {"job_id": lease.job_id, "generation": lease.generation}
+    rows = []
+    for answer in answers:
+        known = attempt | {"key": answer.normalised, "rollout_ids": list(answer.rollout_ids)}
+        rows.append({k: known[k] if k in known else getattr(answer, k) for k in columns})
+    insert(conn, tables.ANSWERS, rows)
 
 
 def load(conn: Conn, job_id: UUID, *, schema: str = "public") -> tuple[list[Node], list[Rollout]]:
@@ -143,9 +123,9 @@ def load(conn: Conn, job_id: UUID, *, schema: str = "public") -> tuple[list[Node
 
     From the tables; from the views of the same names with the schema of those.
     """
-    nodes = _read(conn, job_id, (schema, "nodes"), records.NODE_COLUMNS, records.node)
+    nodes = _read(conn, job_id, (schema, "nodes"), packing.NODE_COLUMNS, packing.node)
     kept = (schema, "rollouts")
-    return nodes, _read(conn, job_id, kept, records.ROLLOUT_COLUMNS, records.rollout)
+    return nodes, _read(conn, job_id, kept, packing.ROLLOUT_COLUMNS, packing.rollout)
 
 
 def _read(
@@ -155,10 +135,9 @@ def _read(
     columns: Mapping[str, str],
     make: Callable[..., R],
 ) -> list[R]:
+    fields = [Identifier(name) for name in columns if name not in ("job_id", "generation")]
     query = SQL("SELECT {} FROM {} WHERE job_id = %s ORDER BY {}").format(
-        SQL(", ").join(map(Identifier, columns)),
-        Identifier(*table),
-        Identifier(next(iter(columns))),
+        SQL(", ").join(fields), Identifier(*table), fields[0]
     )
     # Binary: as text a real is cut to the shortest decimal, not the float it holds.
     with conn.cursor(binary=True, row_factory=kwargs_row(make)) as cursor:
