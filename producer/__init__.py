@@ -15,10 +15,9 @@ from marco_search.kinds import OpenEndedJob, ReasoningJob, TranslationJob
 from marco_search.store.queue.dead_letters import DeadLetter
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.queries import JobStatus
-from producer.asynchronous import AsyncProducer
+from producer.async_client import AsyncProducer
 from producer.client import Producer
-from producer.handles import JobHandle, JobId
-from producer.operations import EVERYONE
+from producer.handles import EVERYONE, JobHandle, JobId
 
 __all__ = [
     "EVERYONE",

@@ -1,50 +1,66 @@
-"""The producer: submits jobs, and tells what became of them."""
+"""The producer: submits jobs, waits for their results, and operates on those that are there."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 from uuid import UUID
 
 from pydantic import SecretStr
 
 from marco_search import settings as settings_module
 from marco_search.broker import Publisher
-from marco_search.errors import BrokerUnavailable, InvalidJob
+from marco_search.errors import BrokerUnavailable, InvalidJob, JobNotFound
 from marco_search.jobs import Job, JobResult
 from marco_search.jobs.validation import shown
 from marco_search.kinds import parse_job
 from marco_search.locations import database_url as database_location
 from marco_search.locations import redis_url as redis_location
+from marco_search.search.tree import Tree
 from marco_search.settings import Settings
 from marco_search.store.db import Database
+from marco_search.store.queue import dead_letters, scheduling, tenants
 from marco_search.store.queue import jobs as store
-from marco_search.store.queue import scheduling
-from marco_search.store.queue.states import JobState
-from marco_search.store.queue.tenants import Gate
+from marco_search.store.queue.dead_letters import DeadLetter
+from marco_search.store.queue.states import DEAD_LETTER, JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
-from producer.handles import JobHandle, JobId, job_uuid, job_uuids
-from producer.listener import Listener
-from producer.operations import Operations, check_tenant
-from producer.pending import Pending
+from producer.handles import (
+    Everyone,
+    JobHandle,
+    JobId,
+    check_batch,
+    check_number,
+    check_state,
+    check_tenant,
+    job_uuid,
+    job_uuids,
+)
+from producer.listener import POLL_S, Listener, Pending
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-class Producer(Operations):
+_AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
+
+
+class Producer:
     """Submits jobs and waits for their results. May be shared by threads.
 
     Where Postgres and Redis are comes from the arguments, else from `settings`, else from
     the environment. With `tenant` the producer submits for that tenant and sees only its
-    jobs; without, it submits for the tenant of the settings and sees every job.
+    jobs; without, it submits for the tenant of the settings and sees every job. A wait reads all
+    its jobs every `poll_s` seconds, should a notification have been lost.
 
     All methods raise DatabaseUnavailable if Postgres can't be reached. What can't be a job, a
     tenant or a number where one is asked for raises InvalidJob, what can't name a job TypeError.
+    Where `tenant` may be given to a method, None is the producer's own (or that of the settings);
+    EVERYONE, where it may be given, is all tenants. Another than a producer's own raises
+    InvalidJob.
     """
 
     def __init__(
@@ -53,17 +69,19 @@ class Producer(Operations):
         redis_url: str | None = None,
         tenant: str | None = None,
         settings: Settings | None = None,
+        *,
+        poll_s: float = POLL_S,
     ) -> None:
         check_tenant(tenant)
         given = {"database_url": database_url, "redis_url": redis_url}
         urls = {name: SecretStr(url) for name, url in given.items() if url is not None}
         self._settings = (settings or settings_module.load()).model_copy(update=urls)
-        self._tenant = tenant
-        self._default_tenant = self._settings.tenant
+        self._tenant = tenant  # whose jobs are seen; None: everyone's
         self._aging_s = self._settings.aging_s
-        self._gate = Gate(self._settings.max_queued, self._settings.tenant_max_queued)
-        self.database = Database(database_location(self._settings), application="marco producer")
-        self.listener = Listener(self.database)
+        self._gate = tenants.Gate(self._settings.max_queued, self._settings.tenant_max_queued)
+        self._database = Database(database_location(self._settings), application="marco producer")
+        self._listener = Listener(self._database)
+        self._poll_s = poll_s
         self._publisher: Publisher | None = None
 
     # -- submit ---------------------------------------------------------------------------
@@ -88,8 +106,7 @@ class Producer(Operations):
         """
         if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
             raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit takes one")
-        if batch_id is not None and not isinstance(batch_id, UUID):
-            raise InvalidJob("batch_id", f"must be a uuid.UUID, not {shown(batch_id)}")
+        check_batch(batch_id)
         checked = []
         for i, job in enumerate(jobs):
             try:
@@ -107,38 +124,38 @@ class Producer(Operations):
         return checked
 
     def _submit(self, checked: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
-        tenant = self._tenant or self._default_tenant
-        if self._publisher is None:
-            with contextlib.suppress(BrokerUnavailable):  # nothing runs: the rows wait
-                # Before anything is stored: an address that can't be used is no outage.
-                self._publisher = Publisher(redis_location(self._settings), self._settings.queue)
-        with self.database.transaction() as conn:
+        with contextlib.suppress(BrokerUnavailable):
+            self._broker()  # before anything is stored: a bad address is no outage
+        with self._database.transaction() as conn:
             stored = store.insert(
                 conn,
                 checked,
-                tenant=tenant,
+                tenant=self._own(None),
                 batch_id=batch_id,
                 gate=self._gate,
                 aging_s=self._aging_s,
             )
-        # The sweep looks after jobs that were there before.
+        # A scheduler publishes jobs that were there before, if need be.
         self._publish([s.id for s in stored if s.created])
         return [JobHandle(id=s.id, state=s.state, created=s.created) for s in stored]
 
+    def _broker(self) -> Publisher:
+        if self._publisher is None:
+            self._publisher = Publisher(redis_location(self._settings), self._settings.queue)
+        return self._publisher
+
     def _publish(self, job_ids: Sequence[UUID]) -> None:
-        """Tell the broker of jobs that are marked as published already."""
+        """Send messages for jobs that are marked as published already."""
         if not job_ids:
             return
         try:
-            if self._publisher is None:
-                self._publisher = Publisher(redis_location(self._settings), self._settings.queue)
-            self._publisher.publish(job_ids)
+            self._broker().publish(job_ids)
         except BrokerUnavailable as error:
             log.warning("%d jobs are stored and wait for Redis: %s", len(job_ids), error)
-            with self.database.transaction() as conn:
+            with self._database.transaction() as conn:
                 scheduling.unpublished(conn, job_ids)
 
-    # -- follow ---------------------------------------------------------------------------
+    # -- wait and read --------------------------------------------------------------------
 
     @overload
     def wait(  # type: ignore[overload-overlap]  # text is one id, not an iterable of them
@@ -156,77 +173,281 @@ class Producer(Operations):
         """
         ids = job_uuids(jobs)
         found = {result.job_id: result for result in self.results(ids, timeout_s)}
-        if isinstance(jobs, JobId):
-            return found[str(ids[0])]
-        return [found[str(job_id)] for job_id in ids]
+        in_order = [found[str(job_id)] for job_id in ids]
+        return in_order[0] if isinstance(jobs, JobId) else in_order
 
     def results(
         self, jobs: JobId | Iterable[JobId], timeout_s: float | None = None
     ) -> Iterator[JobResult]:
         """The results of the jobs as they end. Raises as `wait` does."""
+        yield from self._wait(*self._for_results(jobs, timeout_s))
+
+    def follow(
+        self,
+        jobs: JobId | Iterable[JobId],
+        timeout_s: float | None = None,
+        *,
+        every_s: float = 0.3,
+    ) -> Iterator[list[JobStatus]]:
+        """Where the jobs stand: now, when some have ended, and about every `every_s` seconds.
+
+        Ends when all have ended. Raises as `wait` does.
+        """
+        yield from self._wait(*self._for_following(jobs, timeout_s, every_s))
+
+    def _wait(self, pending: Pending, read: Callable[[], list[T]]) -> Iterator[T]:
+        notices: SimpleQueue[UUID | None] = SimpleQueue()
+        with self._listener.subscribed(notices.put):
+            while pending.ids:
+                yield from read()
+                if pending.ids:
+                    pending.notified(_drain(notices, pending.patience()))
+
+    def _for_results(
+        self, jobs: JobId | Iterable[JobId], timeout_s: float | None
+    ) -> tuple[Pending, Callable[[], list[JobResult]]]:
+        """What a wait waits for, and what it reads each time."""
         ids = job_uuids(jobs)
         self.states(ids)
-        pending = Pending(ids, timeout_s)
-        told: SimpleQueue[UUID | None] = SimpleQueue()
-        with self.listener.subscribed(told.put):
-            while pending.ids:
-                for result in self.ended(pending.look_at):
-                    pending.done(UUID(result.job_id))
-                    yield result
-                if pending.ids:
-                    pending.heard(_drain(told, pending.patience()))
+        pending = Pending(ids, timeout_s, self._poll_s)
+
+        def read() -> list[JobResult]:
+            ended = self.ended(pending.to_read)
+            for result in ended:
+                pending.done(UUID(result.job_id))
+            return ended
+
+        return pending, read
+
+    def _for_following(
+        self, jobs: JobId | Iterable[JobId], timeout_s: float | None, every_s: float
+    ) -> tuple[Pending, Callable[[], list[list[JobStatus]]]]:
+        ids = job_uuids(jobs)
+        pending, found = Pending(ids, timeout_s, every_s), dict[UUID, JobStatus]()
+
+        def read() -> list[list[JobStatus]]:
+            with pending.seldom(), self._database.transaction() as conn:
+                lines = queries.statuses(conn, pending.to_read, tenant=self._tenant)
+            for line in lines:
+                found[line.job_id] = line
+                if line.final:
+                    pending.done(line.job_id)
+            return [[found[job_id] for job_id in ids]]
+
+        return pending, read
 
     def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:
         """The results of those of the jobs that have ended, in any order; others are left out."""
         ids = job_uuids(jobs)
         if not ids:
             return []
-        with self.database.transaction() as conn:
+        with self._database.transaction() as conn:
             return queries.results(conn, ids, tenant=self._tenant)
 
     def status(self, job: JobId) -> JobStatus:
         """Where a job stands. Raises JobNotFound."""
-        with self.database.transaction() as conn:
+        with self._database.transaction() as conn:
             return queries.statuses(conn, [job_uuid(job)], tenant=self._tenant)[0]
+
+    def states(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
+        """The state of each job. Raises JobNotFound."""
+        with self._database.transaction() as conn:
+            return store.states(conn, job_uuids(jobs), tenant=self._tenant)
+
+    def tree(self, job: JobId) -> Tree:
+        """The search tree of a job, as far as it is stored. Raises JobNotFound."""
+        from marco_search.store.trail import trail
+
+        job_id = job_uuid(job)
+        self.states([job_id])
+        with self._database.transaction() as conn:
+            return Tree.restore(*trail.load(conn, job_id))
+
+    # -- cancel, pause, resume ------------------------------------------------------------
 
     def cancel(self, job: JobId) -> JobState:
         """Cancel a job; its state after that. Raises JobNotFound.
 
-        A queued job is cancelled at once; one that a worker has given back stays "queued" until
-        the next sweep, about a second, ranks its answers. A running one stays "running" until
-        its worker hears of it, within two seconds, and keeps the answers of its rounds; if its
-        worker is gone, until the lease runs out. One that has ended stays.
+        A queued job is cancelled at once; one that a worker has released stays "queued" for about
+        a second, until a scheduler ranks its answers. A running one stays "running" until
+        its worker notices, within two seconds, and keeps the answers of its rounds; if its
+        worker is lost, until the lease runs out. One that has ended stays.
         """
-        with self.database.transaction() as conn:
-            return store.cancel(conn, [job_uuid(job)], tenant=self._tenant)[job_uuid(job)]
+        return self.cancel_many([job])[job_uuid(job)]
 
-    # -- close ----------------------------------------------------------------------------
+    def cancel_many(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
+        """Cancel jobs as `cancel` does; the state of each after that.
+
+        Raises JobNotFound before any is cancelled.
+        """
+        ids = job_uuids(jobs)
+        self.states(ids)
+        cancelled: dict[UUID, JobState] = {}
+        for start in range(0, len(ids), _AT_ONCE):
+            with self._database.transaction() as conn:
+                part = ids[start : start + _AT_ONCE]
+                cancelled |= store.cancel(conn, part, tenant=self._tenant)
+        return cancelled
+
+    def cancel_all(
+        self,
+        *,
+        tenant: str | Everyone | None = None,
+        batch_id: UUID | None = None,
+        state: JobState | None = None,
+    ) -> dict[UUID, JobState]:
+        """Cancel all jobs of a tenant that have not ended; the state of each after that.
+
+        Only those of a batch, or in `state` ("queued" or "running"), if given.
+        """
+        whose = self._whose(tenant) or None
+        check_state(state, (JobState.QUEUED, JobState.RUNNING))
+        check_batch(batch_id)
+        cancelled: dict[UUID, JobState] = {}
+        while True:
+            with self._database.transaction() as conn:
+                found = store.unfinished(
+                    conn, tenant=whose, batch_id=batch_id, state=state, limit=_AT_ONCE
+                )
+                if not found:
+                    return cancelled
+                cancelled |= store.cancel(conn, found, tenant=whose)
+
+    def pause(self, job: JobId) -> JobState:
+        """Pause a job; its state now. Raises JobNotFound.
+
+        A queued one is not begun. A running one stays "running" until its worker has finished
+        the round and released it. Its deadline still applies.
+        """
+        return self._set_paused(job, paused=True)
+
+    def resume(self, job: JobId) -> JobState:
+        """Resume a paused job; its state now. Raises JobNotFound."""
+        state = self._set_paused(job, paused=False)
+        if state is JobState.QUEUED:
+            self._publish([job_uuid(job)])
+        return state
+
+    def _set_paused(self, job: JobId, *, paused: bool) -> JobState:
+        with self._database.transaction() as conn:
+            return store.set_paused(conn, job_uuid(job), paused=paused, tenant=self._tenant)
+
+    def pause_tenant(self, tenant: str | Everyone | None = None) -> None:
+        """Pause all jobs of a tenant, also those submitted later."""
+        with self._database.transaction() as conn:
+            tenants.set_paused(conn, self._whose(tenant), paused=True)
+
+    def resume_tenant(self, tenant: str | Everyone | None = None) -> None:
+        """Resume a tenant's jobs. Jobs that were paused one by one stay paused."""
+        name = self._whose(tenant)
+        with self._database.transaction() as conn:
+            tenants.set_paused(conn, name, paused=False)
+            job_ids = scheduling.resumed(conn, name)
+        self._publish(job_ids)
+
+    def set_quota(self, max_queued: int | None, tenant: str | None = None) -> None:
+        """Give a tenant a quota of queued jobs of its own; None: that of the settings."""
+        if max_queued is not None:
+            check_number("max_queued", max_queued)
+        with self._database.transaction() as conn:
+            tenants.set_quota(conn, self._own(tenant), max_queued)
+
+    # -- dead letters ---------------------------------------------------------------------
+
+    def dead_letters(
+        self, *, state: str | None = None, error: str | None = None, limit: int = 100
+    ) -> list[DeadLetter]:
+        """Jobs that are dead or failed, the latest first.
+
+        Only those in `state`, and with an error of this type ("WorkerLost"), if given.
+        """
+        check_number("limit", limit)
+        check_state(state, DEAD_LETTER)
+        if error is not None and not (isinstance(error, str) and "\x00" not in error):
+            raise InvalidJob("error", f"must be the name of a type, not {shown(error)}")
+        with self._database.transaction() as conn:
+            return dead_letters.letters(
+                conn, tenant=self._tenant, state=state, error=error, limit=limit
+            )
+
+    def dead_letter(self, job: JobId) -> DeadLetter:
+        """One of them. Raises JobNotFound if the job is neither dead nor failed."""
+        with self._database.transaction() as conn:
+            found = dead_letters.letters(conn, tenant=self._tenant, job_id=job_uuid(job))
+        if not found:
+            raise JobNotFound(f"job {job} is neither dead nor failed (see `marco dead list`)")
+        return found[0]
+
+    def requeue(self, jobs: JobId | Iterable[JobId]) -> list[UUID]:
+        """Queue those of the jobs that are dead or failed; which they were.
+
+        They go on from their last stored round, their counters start again, and a deadline
+        that has passed is dropped.
+        """
+        with self._database.transaction() as conn:
+            requeued = dead_letters.requeue(
+                conn, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
+            )
+        self._publish(requeued)
+        return requeued
+
+    def restart(self, jobs: JobId | Iterable[JobId]) -> dict[UUID, UUID]:
+        """Start jobs over, on the model that workers have now; the new id of each.
+
+        For jobs that are dead or failed, and for queued ones that wait for a model that no worker
+        has any more. Others are left out. The old job is cancelled and keeps its answers and its
+        trail; the new one has its request, tenant, priority, batch and expected answer.
+        """
+        with self._database.transaction() as conn:
+            copies = dead_letters.restart(
+                conn, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
+            )
+        self._publish(list(copies.values()))
+        return copies
+
+    def waiting_for_model(self, *, limit: int = 1000) -> list[UUID]:
+        """Queued jobs that were begun on a model that no worker had lately, the oldest first."""
+        check_number("limit", limit)
+        with self._database.transaction() as conn:
+            return dead_letters.parked(conn, tenant=self._tenant, limit=limit)
+
+    # -------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Drop all connections. Jobs go on."""
-        self.listener.close()
+        self._listener.close()
         if self._publisher is not None:
             self._publisher.close()
-        self.database.close()
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _whose(self, tenant: str | Everyone | None) -> str:
+        """As `_own`; "" for everyone."""
+        if not isinstance(tenant, Everyone):
+            return self._own(tenant)
+        if self._tenant is not None:
+            raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not for everyone")
+        return tenants.EVERYONE
 
-def _drain(told: SimpleQueue[UUID | None], patience_s: float) -> list[UUID | None]:
-    """All that was told; if nothing was, the first within `patience_s`."""
-    heard = []
-    try:
-        heard.append(told.get(timeout=patience_s))
+    def _own(self, tenant: str | None) -> str:
+        if tenant is None:
+            return self._tenant or self._settings.tenant
+        if self._tenant not in (None, tenant):
+            raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not {tenant!r}")
+        check_tenant(tenant)
+        return tenant
+
+
+def _drain(notices: SimpleQueue[UUID | None], patience_s: float) -> list[UUID | None]:
+    """All notices there are; if none, the first within `patience_s`."""
+    found = []
+    with contextlib.suppress(Empty):
+        found.append(notices.get(timeout=patience_s))
         while True:
-            heard.append(told.get_nowait())
-    except Empty:
-        return heard
+            found.append(notices.get_nowait())
+    return found

@@ -1,23 +1,36 @@
-"""How callers name a job they have submitted."""
+"""What callers hand to a producer: names of jobs, tenants, limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from uuid import UUID
 
-from marco_search.errors import JobNotFound
-from marco_search.jobs.validation import shown
+from marco_search.errors import InvalidJob, JobNotFound
+from marco_search.jobs.requests import MAX_TENANT_CHARS
+from marco_search.jobs.validation import flaw, shown
 from marco_search.store.queue.states import JobState
+
+_LARGEST = 2**31 - 1
+
+
+class Everyone(Enum):
+    """Type of `EVERYONE`, which is not text: an empty name must not mean all tenants."""
+
+    EVERYONE = "EVERYONE"
+
+
+EVERYONE = Everyone.EVERYONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHandle:
-    """A job that is stored. `state` is what it was when it was submitted."""
+    """A job that is stored."""
 
     id: UUID
-    state: JobState
-    created: bool  # False: its idempotency key named a job that was there already
+    state: JobState  #: when it was submitted
+    created: bool  #: False: its idempotency key named an existing job
 
     def __str__(self) -> str:
         return str(self.id)
@@ -48,3 +61,30 @@ def job_uuids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
     if not isinstance(jobs, Iterable):
         raise TypeError(f"jobs are named by one id or by several, not by {jobs!r}")
     return [job_uuid(job) for job in jobs]
+
+
+def check_tenant(tenant: object) -> None:
+    """Raises InvalidJob for what is neither None nor a tenant's name."""
+    if tenant is not None and not isinstance(tenant, str):
+        raise InvalidJob("tenant", f"must be text, not {shown(tenant)}")
+    problem = None if tenant is None else flaw(tenant, MAX_TENANT_CHARS)
+    if problem is not None:
+        raise InvalidJob("tenant", problem)
+
+
+def check_batch(batch_id: object) -> None:
+    """Raises InvalidJob for what is neither None nor the id of a batch."""
+    if batch_id is not None and not isinstance(batch_id, UUID):
+        raise InvalidJob("batch_id", f"must be a uuid.UUID, not {shown(batch_id)}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises InvalidJob for what is no count."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        raise InvalidJob(name, f"must be a whole number from 0 to {_LARGEST:,}, not {shown(value)}")
+
+
+def check_state(state: object, known: Sequence[JobState]) -> None:
+    """Raises InvalidJob for what is neither None nor one of the states."""
+    if state is not None and state not in known:
+        raise InvalidJob("state", f"must be one of {', '.join(known)}, not {shown(state)}")

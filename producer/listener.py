@@ -1,32 +1,36 @@
-"""Hears which jobs have ended, on one connection for all who wait.
+"""Waiting for jobs to end: one connection listens for all waits of a producer.
 
-Postgres tells (NOTIFY) with the commit that ends a job. What it told while the connection
-was down is lost, so everybody is also told to look for themselves after each reconnect.
+Postgres notifies with the commit that ends a job. Notifications are lost while the connection is
+down, so every wait also reads all its jobs after a reconnect, and every two seconds.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
 from uuid import UUID
 
 import psycopg
 
-from marco_search.errors import MarcoError
+from marco_search.errors import MarcoError, WaitTimeout
 from marco_search.store.db import Database, is_pooled
 from marco_search.store.queue.states import CHANNEL
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[[UUID | None], object]
-"""Called with the id of a job that ended, or with None: look at all of yours."""
+Notify = Callable[[UUID | None], object]
+"""Called with the id of a job that ended, or with None: read all of yours."""
 
-_WAKE_S = 0.25  # how long closing may take; nothing is asked of the database
-_ASK_S = 5.0  # after this much silence: whether the server is still there
+POLL_S = 2.0
+"""A wait reads all its jobs this often, should a notification have been lost."""
+_WAKE_S = 0.25  # how long closing may take; no query is made
+_CHECK_S = 5.0  # after this much silence: whether the server is still there
 _RECONNECT_S = 1.0
+_POLLING = "no notifications of finished jobs, polling every few seconds"
 
 
 class Listener:
@@ -34,16 +38,16 @@ class Listener:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._subscribers: set[Tell] = set()
+        self._subscribers: set[Notify] = set()
         self._lock = Lock()
         self._stop = Event()
         self._thread: Thread | None = None
 
     @contextmanager
-    def subscribed(self, tell: Tell) -> Iterator[None]:
-        """`tell` is called, from another thread, for every job that ends inside the block."""
+    def subscribed(self, notify: Notify) -> Iterator[None]:
+        """`notify` is called, from another thread, for every job that ends inside the block."""
         with self._lock:
-            self._subscribers.add(tell)
+            self._subscribers.add(notify)
             if self._thread is None:
                 self._stop.clear()
                 self._thread = Thread(target=self._run, name="marco-listener", daemon=True)
@@ -52,7 +56,7 @@ class Listener:
             yield
         finally:
             with self._lock:
-                self._subscribers.discard(tell)
+                self._subscribers.discard(notify)
 
     def close(self) -> None:
         """End the thread."""
@@ -67,39 +71,88 @@ class Listener:
             try:
                 self._listen()
             except (MarcoError, psycopg.Error) as error:
-                log.warning("not hearing of finished jobs, looking every few seconds: %s", error)
+                log.warning("%s: %s", _POLLING, error)
             except Exception:
                 # Whatever it is: without this thread results would come late from now on.
-                log.exception("not hearing of finished jobs, looking every few seconds")
+                log.exception(_POLLING)
             self._stop.wait(_RECONNECT_S)
 
     def _listen(self) -> None:
         with self._database.connect() as conn:
             if is_pooled(conn):
-                log.info("a pooler passes no NOTIFY on: looking every few seconds")
+                log.info("%s: a pooler passes no NOTIFY on", _POLLING)
                 conn.close()
                 self._stop.wait()
                 return
             conn.execute(f"LISTEN {CHANNEL}")
-            self._tell(None)
+            self._notify(None)
             heard = time.monotonic()
             while not self._stop.is_set():
                 for notice in conn.notifies(timeout=_WAKE_S):
                     heard = time.monotonic()
-                    self._hear(notice.payload)
-                if time.monotonic() - heard > _ASK_S:  # of a server that is gone nothing is heard
+                    try:
+                        self._notify(UUID(notice.payload))
+                    except ValueError:
+                        continue  # anyone may send to the channel
+                if time.monotonic() - heard > _CHECK_S:  # a server that vanished is just silent
                     conn.execute("SELECT")
                     heard = time.monotonic()
 
-    def _hear(self, payload: str) -> None:
-        try:
-            job_id = UUID(payload)
-        except ValueError:
-            return  # anybody may send to the channel
-        self._tell(job_id)
-
-    def _tell(self, job_id: UUID | None) -> None:
+    def _notify(self, job_id: UUID | None) -> None:
         with self._lock:
             subscribers = list(self._subscribers)
-        for tell in subscribers:
-            tell(job_id)
+        for notify in subscribers:
+            notify(job_id)
+
+
+class Pending:
+    """The jobs of one wait that have not ended yet: which to read next, and until when.
+
+    `to_read` are those to read now. Raises TypeError for a timeout that is no time.
+    """
+
+    def __init__(
+        self, job_ids: Iterable[UUID], timeout_s: float | None, poll_s: float = POLL_S
+    ) -> None:
+        if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s >= 0):
+            raise TypeError(f"timeout_s must be None or seconds from 0 on, not {timeout_s!r}")
+        timeout_s = None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
+        self.ids = dict.fromkeys(job_ids)  # a set that keeps its order
+        self.to_read = list(self.ids)
+        self._count = len(self.ids)
+        self._timeout_s = timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._poll_s = poll_s
+        self._poll_at = time.monotonic() + poll_s
+
+    @contextmanager
+    def seldom(self) -> Iterator[None]:
+        """The block reads: that may take a tenth of the time, however many jobs there are."""
+        began = time.monotonic()
+        yield
+        self._poll_s = max(self._poll_s, 10 * (time.monotonic() - began))
+
+    def done(self, job_id: UUID) -> None:
+        """This one has ended."""
+        self.ids.pop(job_id, None)
+
+    def patience(self) -> float:
+        """Seconds to wait for a notification. Raises WaitTimeout at the deadline."""
+        now = time.monotonic()
+        if self._deadline is None:
+            return max(0.0, self._poll_at - now)
+        if now >= self._deadline:
+            raise WaitTimeout(
+                f"{len(self.ids)} of {self._count} jobs had not ended after {self._timeout_s:g} s; "
+                "they go on"
+            )
+        return max(0.0, min(self._poll_at, self._deadline) - now)
+
+    def notified(self, job_ids: Iterable[UUID | None]) -> None:
+        """Choose what to read next from what the listener notified of."""
+        ended = set(job_ids)
+        if None in ended or time.monotonic() >= self._poll_at:
+            self.to_read = list(self.ids)
+            self._poll_at = time.monotonic() + self._poll_s
+        else:
+            self.to_read = [job_id for job_id in ended if job_id in self.ids]

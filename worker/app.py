@@ -13,7 +13,7 @@ from marco_search.broker import TASK, celery_config
 from marco_search.errors import SchemaMismatch
 from marco_search.locations import redis_url
 from worker import consumer, process, watchdog
-from worker.scheduler import SchedulerThread
+from worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def run_job(job_id: str) -> None:
             os.kill(os.getppid(), signal.SIGTERM)
 
 
-_schedulers: list[SchedulerThread] = []
+_schedulers: list[Scheduler] = []
 
 
 def _set_up_logging(**_: Any) -> None:
@@ -81,7 +81,8 @@ def _start_threads(sender: Any, **_: Any) -> None:
     silent_s = here.settings.lease_s + here.silent_s
     watchdog.Watchdog(children, silent_s, here.shutdown).start()
     if here.settings.worker_scheduler:
-        _schedulers.append(SchedulerThread(here.settings, _leave))
+        worker = process.this_worker("scheduler ")
+        _schedulers.append(Scheduler(here.settings, worker, on_mismatch=_leave))
         _schedulers[0].start()
 
 

@@ -43,23 +43,88 @@ _STOP_S = 5  # for the tick in progress
 
 
 class Scheduler:
-    """Ticks with these connections. `worker` is who ends jobs that need an answer."""
+    """Ticks about once a second until stopped, on connections of its own.
+
+    `worker` is who ends jobs that need an answer. `on_mismatch` is called when the database was
+    migrated: this version must not go on then.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        database: Database,
-        publisher: Publisher,
         worker: Worker,
         *,
+        on_mismatch: Callable[[SchemaMismatch], None] = lambda error: None,
         stale_s: float = STALE_S,
     ) -> None:
         self._settings = settings
-        self._database = database
-        self._publisher = publisher
+        self._database = Database(
+            database_url(settings), application="marco scheduler", connections=1
+        )
+        self._publisher = Publisher(redis_url(settings), settings.queue)
         self._worker = worker
+        self._on_mismatch = on_mismatch
         self._stale_s = stale_s
         self._next_parked = time.monotonic() + _PARKED_EVERY_S
+        self._next_partitions = time.monotonic()
+        self._stop = Event()
+        self._thread = Thread(target=self.run, name="marco-scheduler", daemon=True)
+        self._failure = ""
+
+    def start(self) -> None:
+        """Run in a thread."""
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        """`run` returns after the tick in progress. Safe in a signal handler."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        """End the thread after the tick in progress; one that hangs is left behind."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+
+    def run(self) -> None:
+        """Tick until stopped, or until the database was migrated."""
+        # Spread, so that those started together do not ask together.
+        while not self._stop.wait(EVERY_S * random.uniform(0.8, 1.2)):
+            try:
+                self._tick_in_turn()
+            except SchemaMismatch as error:
+                log.error("scheduling stopped: %s", error)
+                self._on_mismatch(error)
+                break
+            except MarcoError as error:
+                self._warn(error)
+            except Exception:
+                # A worker that no longer schedules would go unnoticed.
+                log.exception("scheduler")
+        self.close()
+
+    def _tick_in_turn(self) -> None:
+        if time.monotonic() >= self._next_partitions:
+            self._next_partitions += PARTITIONS_EVERY_S
+            with self._database.transaction() as conn:
+                made = partitions.ensure(conn)  # long before they begin
+            if made:
+                log.info("made partitions: %s", ", ".join(made))
+        try:
+            turn, failure = self._publisher.try_acquire_tick(EVERY_S), ""
+        except BrokerUnavailable as error:  # then every scheduler ticks
+            self._warn(error)
+            turn, failure = True, self._failure
+        if turn:
+            self.tick()
+        if self._failure and not failure:
+            log.info("scheduling again")
+            self._failure = ""
+
+    def _warn(self, error: MarcoError) -> None:
+        # Once for each kind of failure, not once a second.
+        if type(error).__name__ != self._failure:
+            log.warning("scheduler: %s", error)
+        self._failure = type(error).__name__
 
     def tick(self) -> int:
         """Do what there is to do; the number of jobs published.
@@ -87,17 +152,6 @@ class Scheduler:
                 parked = scheduling.one_parked_each(conn)
             self._publisher.publish(parked)
         return published
-
-    def ensure_partitions(self) -> None:
-        """Make the trail's next months, long before they begin. Raises DatabaseUnavailable."""
-        with self._database.transaction() as conn:
-            made = partitions.ensure(conn)
-        if made:
-            log.info("made partitions: %s", ", ".join(made))
-
-    def may_tick(self) -> bool:
-        """Whether it is our turn. Raises BrokerUnavailable: then every scheduler ticks."""
-        return self._publisher.try_acquire_tick(EVERY_S)
 
     def close(self) -> None:
         """Close the connections."""
@@ -143,81 +197,6 @@ class Scheduler:
         return len(job_ids)
 
 
-class SchedulerThread:
-    """Ticks about once a second until stopped, on connections of its own.
-
-    `on_mismatch` is called when the database was migrated: this version must not go on then.
-    """
-
-    def __init__(self, settings: Settings, on_mismatch: Callable[[SchemaMismatch], None]) -> None:
-        self._settings = settings
-        self._on_mismatch = on_mismatch
-        self._stop = Event()
-        self._thread = Thread(target=self.run, name="marco-scheduler", daemon=True)
-        self._failure = ""
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def request_stop(self) -> None:
-        """`run` returns after the tick in progress. Safe in a signal handler."""
-        self._stop.set()
-
-    def stop(self) -> None:
-        """End the thread after the tick in progress; one that hangs is left behind."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_STOP_S)
-
-    def run(self) -> None:
-        """Tick until stopped, or until the database was migrated."""
-        settings = self._settings
-        database = Database(database_url(settings), application="marco scheduler", connections=1)
-        publisher = Publisher(redis_url(settings), settings.queue)
-        worker = process.this_worker("scheduler ")
-        scheduler = Scheduler(settings, database, publisher, worker)
-        next_partitions = time.monotonic()
-        try:
-            # Spread, so that those started together do not ask together.
-            while not self._stop.wait(EVERY_S * random.uniform(0.8, 1.2)):
-                try:
-                    if time.monotonic() >= next_partitions:
-                        next_partitions += PARTITIONS_EVERY_S
-                        scheduler.ensure_partitions()
-                    self._tick(scheduler)
-                except SchemaMismatch as error:
-                    log.error("scheduling stopped: %s", error)
-                    self._on_mismatch(error)
-                    return
-                except MarcoError as error:
-                    self._warn(error)
-                except Exception:
-                    # A worker that no longer schedules would go unnoticed.
-                    log.exception("scheduler")
-        finally:
-            scheduler.close()
-
-    def _tick(self, scheduler: Scheduler) -> None:
-        broker_failed = False
-        try:
-            turn = scheduler.may_tick()
-        except BrokerUnavailable as error:
-            self._warn(error)
-            turn = broker_failed = True
-        if turn:
-            scheduler.tick()
-        if self._failure and not broker_failed:
-            log.info("scheduling again")
-            self._failure = ""
-
-    def _warn(self, error: MarcoError) -> None:
-        # Once for each kind of failure, not once a second.
-        if type(error).__name__ != self._failure:
-            log.warning("scheduler: %s", error)
-        self._failure = type(error).__name__
-
-
 def run(settings: Settings) -> int:
     """The entry of `marco scheduler`: tick until SIGTERM or Ctrl-C; the exit code.
 
@@ -230,18 +209,19 @@ def run(settings: Settings) -> int:
     database.close()
     process.set_up_logging(settings.log_level)
     migrated: list[SchemaMismatch] = []
-    ticks = SchedulerThread(settings, migrated.append)
+    worker = process.this_worker("scheduler ")
+    scheduler = Scheduler(settings, worker, on_mismatch=migrated.append)
 
     def leave(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGALRM:
             os._exit(0)  # a tick that hangs; it leaves nothing half done
-        ticks.request_stop()
+        scheduler.request_stop()
         signal.alarm(_STOP_S)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGALRM):
         signal.signal(number, leave)
     log.info("scheduler: started, lease %g s", settings.lease_s)
-    ticks.run()
+    scheduler.run()
     signal.alarm(0)
     if migrated:
         raise migrated[0]

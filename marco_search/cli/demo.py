@@ -21,7 +21,7 @@ from rich.text import Text
 
 from marco_search.cli import output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.following import follow, show_following
+from marco_search.cli.following import show_following
 from marco_search.cli.job_file import read_jobs
 from marco_search.cli.job_text import jobs_table
 from marco_search.cli.options import command
@@ -124,7 +124,7 @@ def _answered(
         ids = [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
         _say(f"{len(ids)} jobs submitted; a worker with {concurrency} processes runs.")
         try:
-            followed = follow(producer, ids, timeout_s=TIMEOUT_S)
+            followed = producer.follow(ids, TIMEOUT_S)
             return show_following(followed, quiet=output.as_json(), check=check_worker)
         except BaseException:  # Ctrl-C, too: no later worker should run them
             with suppress(MarcoError):

@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from threading import Event
-from typing import TYPE_CHECKING
-from uuid import UUID
 
 from rich.live import Live
 
 from marco_search.cli.job_text import event, live_view
 from marco_search.cli.output import as_json, console, print_json_line, show
-from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
-
-if TYPE_CHECKING:
-    from producer import Producer
-
-_LARGEST_SHARE = 0.1  # of the time may be spent asking, however many jobs are followed
-
-
-def follow(
-    producer: Producer,
-    job_ids: Sequence[UUID],
-    *,
-    timeout_s: float | None = None,
-    every_s: float = 0.3,
-) -> Iterator[list[JobStatus]]:
-    """Where the jobs stand: now, when one of them ends, and every `every_s` seconds.
-
-    Ends when all have ended. Raises WaitTimeout after `timeout_s` seconds, when jobs are left.
-    """
-    from producer.pending import Pending
-
-    pending, found, heard = Pending(job_ids, timeout_s), dict[UUID, JobStatus](), Event()
-    with producer.listener.subscribed(lambda _: heard.set()):
-        while pending.ids:
-            heard.clear()
-            asked = time.monotonic()
-            with producer.database.transaction() as conn:
-                lines = queries.statuses(conn, list(pending.ids))
-            took = time.monotonic() - asked
-            found |= {line.job_id: line for line in lines}
-            for line in lines:
-                if line.final:
-                    pending.done(line.job_id)
-            yield [found[job_id] for job_id in job_ids]
-            if pending.ids:
-                time.sleep(min(took / _LARGEST_SHARE, pending.patience()))
-                heard.wait(min(every_s, pending.patience()))
-                pending.heard([None])
 
 
 def show_following(
@@ -60,7 +18,7 @@ def show_following(
     quiet: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> list[JobStatus]:
-    """Show what `follow` gives: live at a terminal, else a line for each change of a state.
+    """Show what `Producer.follow` gives: live at a terminal, else a line for each change.
 
     The last of it. With --json the lines are JSON; with `quiet` there are none. `check` is
     called at each look and may raise.

@@ -14,7 +14,7 @@ import click
 
 from marco_search.cli import options, output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.following import follow, show_following
+from marco_search.cli.following import show_following
 from marco_search.cli.job_text import archived, counts, heading, jobs_table, progress
 from marco_search.cli.result_text import result_json, result_report
 from marco_search.cli.search_options import (
@@ -184,7 +184,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     Exits with 7 if a job did not succeed.
     """
     with session(needs_redis=False) as here:
-        followed = follow(here.producer(), _followed(here, jobs), timeout_s=timeout)
+        followed = here.producer().follow(_followed(here, jobs), timeout)
         lines = show_following(followed)
     if not output.as_json():
         output.show(progress(lines) if lines else "No job is queued or running.")
@@ -201,7 +201,7 @@ def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
     """
     with session(needs_redis=False) as here:
         ids = _followed(here, jobs)
-        followed = follow(here.producer(), ids, timeout_s=timeout, every_s=2.0)
+        followed = here.producer().follow(ids, timeout, every_s=2.0)
         lines = show_following(followed, quiet=True)
     table = jobs_table(lines, width=output.terminal_width())
     output.report(

@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import UUID
 
 from marco_search import settings
 from marco_search.engine import NullJournal, SearchPlan, make_plan, run_search
@@ -32,8 +31,6 @@ from marco_search.runtime.base import Runtime
 from marco_search.search.actions import Action
 from marco_search.search.config import SearchConfig, configure
 from marco_search.search.tree import Tree
-from marco_search.store.db import Database
-from marco_search.store.trail import trail
 
 THREADS = 16
 """Searches at once in this process."""
@@ -249,10 +246,9 @@ class _Journal(NullJournal):
 class Queue(Protocol):
     """What of a Producer is needed."""
 
-    database: Database
-
     def submit_many(self, jobs: Sequence[Job]) -> Sequence[Any]: ...
     def results(self, jobs: Sequence[Any]) -> Iterator[JobResult]: ...
+    def tree(self, job: str) -> Tree: ...
 
 
 def run_queued(
@@ -286,7 +282,7 @@ def run_queued(
         for result in producer.results(handles):
             if result.state == "succeeded":
                 problem = by_id[str(result.job_id)]
-                yield _stored(problem, result, recipe, names[problem.key], producer.database)
+                yield _stored(problem, result, recipe, names[problem.key], producer)
             else:
                 failed.append(result)
         if failed:
@@ -324,14 +320,12 @@ def _queued_name(recipe: Recipe, problem: Problem) -> str:
 
 
 def _stored(
-    problem: Problem, result: JobResult, recipe: Recipe, name: str, database: Database
+    problem: Problem, result: JobResult, recipe: Recipe, name: str, producer: Queue
 ) -> Trace:
-    with database.transaction() as conn:
-        tree = Tree.restore(*trail.load(conn, UUID(result.job_id)))
     return traced(
         problem.key,
         problem.job,
-        tree,
+        producer.tree(str(result.job_id)),
         run=name,
         config=configure(recipe.options.strategy),
         stop_reason=str(result.stop_reason),

@@ -76,7 +76,7 @@ def test_terms_pauses_and_dead_letters(
         marco("resume", *whom)
     assert marco("dead", "list")["jobs"] == []
     marco("dead", "show", one, code=3)
-    with Producer(database_url, redis_url) as producer, producer.database.transaction() as conn:
+    with Producer(database_url, redis_url) as producer, producer._database.transaction() as conn:
         conn.execute(
             "UPDATE jobs SET state = 'failed', finished_at = now(), last_error ="
             """ '{"type": "KeyError", "message": "x", "traceback": "File a\\n  b()"}'"""
@@ -157,7 +157,7 @@ def test_many_ids_are_looked_up_at_once(
         job = {"kind": "open_ended", "prompt": "Go on."}
         ids = [str(handle.id) for handle in producer.submit_many([job] * 3000)]
         statements = []
-        with producer.database.transaction() as conn:
+        with producer._database.transaction() as conn:
             execute = conn.execute
             monkeypatch.setattr(
                 conn, "execute", lambda *given: statements.append(given) or execute(*given)

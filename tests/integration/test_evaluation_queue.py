@@ -31,7 +31,7 @@ def test_the_queue_finds_what_a_local_run_finds(
     with Producer(database_url, redis_url) as producer, worker(database_url, redis_url):
         run_queued(PROBLEMS[:2], RECIPE, file, producer)
         found = run_queued(PROBLEMS, RECIPE, file, producer, on_progress=told.append)
-        with producer.database.transaction() as conn:
+        with producer._database.transaction() as conn:
             payloads = conn.execute("SELECT payload::text, expected FROM jobs").fetchall()
     assert (told[0].done, told[-1].done) == (2, 5) and len(read(file)) == 5
     assert plain(found) == plain(run(PROBLEMS, RECIPE, ToyRuntime(), tmp_path / "local.jsonl"))

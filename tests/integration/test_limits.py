@@ -23,7 +23,7 @@ def producer_with(database_url: str, **limits: int) -> Iterator[Producer]:
 
 
 def stored(producer: Producer) -> int:
-    with producer.database.transaction() as conn:
+    with producer._database.transaction() as conn:
         row = conn.execute("SELECT count(*) FROM jobs").fetchone()
     assert row is not None
     return int(row[0])

@@ -98,7 +98,7 @@ def test_one_wrong_job_stores_none(producer: Producer, redis_url: str) -> None:
         producer.submit_many(
             [good | {"idempotency_key": "k"}, question("Another?", idempotency_key="k")]
         )
-    with producer.database.transaction() as conn:
+    with producer._database.transaction() as conn:
         assert conn.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
     assert queued(redis_url) == []
 
@@ -272,22 +272,22 @@ def test_results_come_as_jobs_end_and_wait_gives_them_in_order(
 
 
 def test_a_finished_job_is_heard_of_without_polling(
-    producer: Producer, database: Database, monkeypatch: pytest.MonkeyPatch
+    database_url: str, redis_url: str, database: Database
 ) -> None:
-    monkeypatch.setattr("producer.pending.LOOK_S", 3600.0)
-    handle = producer.submit(question())
-    worker = threading.Thread(target=run, args=(database, handle.id))
-    results = producer.results(handle, timeout_s=100)
-    worker.start()
-    assert next(results).state == "succeeded"
-    worker.join()
+    with Producer(database_url, redis_url, poll_s=3600.0) as producer:
+        handle = producer.submit(question())
+        worker = threading.Thread(target=run, args=(database, handle.id))
+        results = producer.results(handle, timeout_s=100)
+        worker.start()
+        assert next(results).state == "succeeded"
+        worker.join()
 
 
 def test_word_that_was_lost_is_made_up_for(
-    producer: Producer, database: Database, monkeypatch: pytest.MonkeyPatch
+    database_url: str, redis_url: str, database: Database
 ) -> None:
     """The connection that listens is cut; a job that ends meanwhile is seen all the same."""
-    monkeypatch.setattr("producer.pending.LOOK_S", 3600.0)
+    producer = Producer(database_url, redis_url, poll_s=3600.0)
     handle = producer.submit(question())
     done = threading.Event()
 
@@ -307,7 +307,8 @@ def test_word_that_was_lost_is_made_up_for(
 
     worker = threading.Thread(target=cut_and_run)
     worker.start()
-    assert producer.wait(handle, timeout_s=100).state == "succeeded"
+    with producer:
+        assert producer.wait(handle, timeout_s=100).state == "succeeded"
     worker.join()
 
 
@@ -429,21 +430,21 @@ def test_what_others_send_to_the_channel_is_not_listened_to(
     told: list[UUID | None] = []
 
     def listening() -> list[int]:
-        with producer.database.transaction() as conn:
+        with producer._database.transaction() as conn:
             rows = conn.execute(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
                 " AND query LIKE 'LISTEN%'"
             ).fetchall()
         return [pid for (pid,) in rows]
 
-    with producer.listener.subscribed(told.append):
+    with producer._listener.subscribed(told.append):
         wait_until(lambda: told == [None], "the listener listens")
-        with producer.database.transaction() as conn:
+        with producer._database.transaction() as conn:
             for payload in ("garbage", "", "x" * 7000):
                 conn.execute("SELECT pg_notify('marco_jobs', %s)", [payload])
             conn.execute("SELECT pg_notify('marco_jobs', %s)", [str(job.id)])
         wait_until(lambda: told == [None, job.id], "it hears what counts")
         (pid,) = listening()
-        with producer.database.transaction() as conn:
+        with producer._database.transaction() as conn:
             conn.execute("SELECT pg_terminate_backend(%s)", [pid])
         wait_until(lambda: told == [None, job.id, None], "it listens again")

@@ -35,7 +35,7 @@ def test_two_schedulers_publish_reclaim_and_expire(database_url: str, redis_url:
         jobs = cut_off.submit_many([question()] * 20)
         late = cut_off.submit(question(expires_in_s=0.001))
         lost = cut_off.submit(question())
-        with cut_off.database.transaction() as conn:
+        with cut_off._database.transaction() as conn:
             conn.execute(
                 "UPDATE jobs SET state = 'running', lease_owner = 'gone', lease_generation = 1,"
                 " lease_expires_at = now() - interval '1 s' WHERE id = %s",

@@ -288,7 +288,7 @@ def test_schedulers_and_open_producers_leave_a_migrated_database(
     ):
         wait_until(lambda: "looking after the queue" in log.read_text(), "it runs", PATIENCE_S)
         job = producer.submit(question())
-        with producer.database.transaction() as conn:
+        with producer._database.transaction() as conn:
             conn.execute("UPDATE alembic_version SET version_num = '9999'")
         assert scheduler.wait(PATIENCE_S) == SchemaMismatch.exit_code
         with pytest.raises(SchemaMismatch):

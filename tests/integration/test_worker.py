@@ -94,7 +94,7 @@ def test_from_submit_to_result(producer: Producer, database_url: str, redis_url:
         publisher.close()
         assert producer.wait(extra, timeout_s=PATIENCE_S).state == "succeeded"
     assert [producer.status(job).attempts for job in jobs] == [1] * 8
-    with producer.database.transaction() as conn:
+    with producer._database.transaction() as conn:
         counts = conn.execute(
             "SELECT (SELECT count(*) FROM nodes), (SELECT sum(nodes) FROM jobs),"
             " (SELECT count(*) FROM answers WHERE rank = 1)"
@@ -128,7 +128,7 @@ def test_a_stopping_worker_hands_its_job_on(
     assert before.rounds >= 1
     with worker(database_url, redis_url):
         assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
-    with producer.database.transaction() as conn:
+    with producer._database.transaction() as conn:
         counts = conn.execute("SELECT attempts, failures, losses FROM jobs").fetchone()
         rounds = conn.execute("SELECT count(DISTINCT round) FROM rollouts").fetchone()
         events = conn.execute("SELECT event FROM audit_log WHERE event = 'released'").fetchall()
@@ -174,7 +174,7 @@ def test_a_job_of_a_killed_process_goes_on_from_its_last_round(
         result = producer.wait(job, timeout_s=PATIENCE_S)
     after = producer.status(job)
     assert (result.state, after.attempts) == ("succeeded", 2)
-    with producer.database.transaction() as conn:
+    with producer._database.transaction() as conn:
         rounds = conn.execute(
             "SELECT generation, count(DISTINCT round), min(round) FROM rollouts"
             " WHERE job_id = %s GROUP BY generation ORDER BY generation",
@@ -196,7 +196,7 @@ def test_a_job_that_kills_its_workers_gets_no_third_and_holds_up_no_other(
         assert {r.state for r in producer.wait(harmless, timeout_s=PATIENCE_S)} == {"succeeded"}
     assert (result.state, result.error_type) == ("dead", "WorkerLost")
     assert producer.status(deadly).attempts == 2
-    with producer.database.transaction() as conn:
+    with producer._database.transaction() as conn:
         names = conn.execute(
             "SELECT worker FROM attempts WHERE job_id = %s ORDER BY generation", [deadly.id]
         ).fetchall()
@@ -212,7 +212,7 @@ def test_a_job_past_its_time_gives_way_and_goes_on(
         running(producer, long)
         short = producer.submit(question(tenant="other", options={"rollouts": 4}))
         assert producer.wait([long, short], timeout_s=PATIENCE_S)[0].state == "succeeded"
-    with producer.database.transaction() as conn:
+    with producer._database.transaction() as conn:
         row = conn.execute(
             "SELECT attempts > 1, failures, losses FROM jobs WHERE id = %s", [long.id]
         ).fetchone()

@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from marco_search.broker import Publisher
 from marco_search.jobs import Job
 from marco_search.kinds import ReasoningJob
 from marco_search.runtime.base import Runtime
@@ -122,10 +121,7 @@ def runner(
 def sweep(database_url: str, redis_url: str, stale_s: float = STALE_S, **more: Any) -> int:
     """One tick of a scheduler; the number of jobs published."""
     settings = settings_for(database_url, redis_url, **more)
-    database = Database(database_url, application="test sweep", connections=1)
-    publisher = Publisher(redis_url, settings.queue)
-    one = Scheduler(settings, database, publisher, WORKER, stale_s=stale_s)
-    with closing(one):
+    with closing(Scheduler(settings, WORKER, stale_s=stale_s)) as one:
         return one.tick()
 
 

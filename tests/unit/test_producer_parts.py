@@ -10,7 +10,7 @@ from marco_search.errors import JobNotFound, WaitTimeout
 from marco_search.store.queue.jobs import new_job_id
 from marco_search.store.queue.states import JobState
 from producer.handles import JobHandle, job_uuid, job_uuids
-from producer.pending import Pending
+from producer.listener import Pending
 
 
 def test_a_job_is_named_by_handle_uuid_or_text() -> None:
@@ -35,28 +35,28 @@ def test_job_ids_are_uuids_that_sort_by_time() -> None:
 def test_a_wait_looks_at_what_it_heard_of() -> None:
     ids = [uuid4() for _ in range(3)]
     pending = Pending([*ids, ids[0]], None)
-    assert pending.look_at == ids
+    assert pending.to_read == ids
     pending.done(ids[0])
-    pending.heard([ids[0], ids[2], uuid4()])
-    assert pending.look_at == [ids[2]]
-    pending.heard([])
-    assert pending.look_at == []
-    pending.heard([ids[1], None])
-    assert pending.look_at == ids[1:]
+    pending.notified([ids[0], ids[2], uuid4()])
+    assert pending.to_read == [ids[2]]
+    pending.notified([])
+    assert pending.to_read == []
+    pending.notified([ids[1], None])
+    assert pending.to_read == ids[1:]
 
 
 def test_a_wait_without_word_looks_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("producer.pending.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("producer.listener.time.monotonic", lambda: now[0])
     ids = [uuid4()]
     pending = Pending(ids, 5.0)
     assert pending.patience() == 2.0
     now[0] = 2.0
-    pending.heard([])
-    assert pending.look_at == ids
+    pending.notified([])
+    assert pending.to_read == ids
     now[0] = 4.5
     assert pending.patience() == 0.0
-    pending.heard([])
+    pending.notified([])
     assert pending.patience() == 0.5
     now[0] = 5.0
     with pytest.raises(WaitTimeout, match="1 of 1 jobs"):

@@ -1,23 +1,24 @@
 """The producer for asyncio.
 
-Submitting and asking take milliseconds and run in a thread; waiting takes none: however
-many tasks wait, one connection listens for all of them.
+Its methods run in a thread, for the milliseconds that they take. Waiting takes no thread: one
+connection listens for all waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import wraps
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from marco_search.jobs import JobResult
 from marco_search.settings import Settings
+from marco_search.store.reads.queries import JobStatus
 from producer.client import Producer
 from producer.handles import JobId, job_uuids
-from producer.pending import Pending
+from producer.listener import POLL_S, Pending
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,14 +45,17 @@ class AsyncProducer:
         redis_url: str | None = None,
         tenant: str | None = None,
         settings: Settings | None = None,
+        *,
+        poll_s: float = POLL_S,
     ) -> None:
-        self._sync = Producer(database_url, redis_url, tenant, settings)
+        self._sync = Producer(database_url, redis_url, tenant, settings, poll_s=poll_s)
 
     submit = _awaited(Producer.submit)
     submit_many = _awaited(Producer.submit_many)
-    states = _awaited(Producer.states)
     ended = _awaited(Producer.ended)
     status = _awaited(Producer.status)
+    states = _awaited(Producer.states)
+    tree = _awaited(Producer.tree)
     cancel = _awaited(Producer.cancel)
     cancel_many = _awaited(Producer.cancel_many)
     cancel_all = _awaited(Producer.cancel_all)
@@ -81,50 +85,55 @@ class AsyncProducer:
         """See `Producer.wait`."""
         ids = job_uuids(jobs)
         found = {result.job_id: result async for result in self.results(ids, timeout_s)}
-        if isinstance(jobs, JobId):
-            return found[str(ids[0])]
-        return [found[str(job_id)] for job_id in ids]
+        in_order = [found[str(job_id)] for job_id in ids]
+        return in_order[0] if isinstance(jobs, JobId) else in_order
 
     async def results(
         self, jobs: JobId | Iterable[JobId], timeout_s: float | None = None
     ) -> AsyncIterator[JobResult]:
         """See `Producer.results`."""
-        ids = job_uuids(jobs)
-        await asyncio.to_thread(self._sync.states, ids)
-        pending = Pending(ids, timeout_s)
+        start = self._sync._for_results
+        async for result in self._wait(*await asyncio.to_thread(start, jobs, timeout_s)):
+            yield result
+
+    async def follow(
+        self,
+        jobs: JobId | Iterable[JobId],
+        timeout_s: float | None = None,
+        *,
+        every_s: float = 0.3,
+    ) -> AsyncIterator[list[JobStatus]]:
+        """See `Producer.follow`."""
+        async for lines in self._wait(*self._sync._for_following(jobs, timeout_s, every_s)):
+            yield lines
+
+    async def _wait(self, pending: Pending, read: Callable[[], list[R]]) -> AsyncIterator[R]:
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[UUID | None] = asyncio.Queue()
+        notices: asyncio.Queue[UUID | None] = asyncio.Queue()
 
-        def tell(job_id: UUID | None) -> None:
+        def notify(job_id: UUID | None) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(told.put_nowait, job_id)
+                loop.call_soon_threadsafe(notices.put_nowait, job_id)
 
-        with self._sync.listener.subscribed(tell):
+        with self._sync._listener.subscribed(notify):
             while pending.ids:
-                for result in await asyncio.to_thread(self._sync.ended, pending.look_at):
-                    pending.done(UUID(result.job_id))
-                    yield result
+                for found in await asyncio.to_thread(read):
+                    yield found
                 if pending.ids:
-                    pending.heard(await _drain(told, pending.patience()))
+                    pending.notified(await _drain(notices, pending.patience()))
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
-async def _drain(told: asyncio.Queue[UUID | None], patience_s: float) -> list[UUID | None]:
-    """All that was told; if nothing was, the first within `patience_s`."""
-    heard = []
-    try:
-        heard.append(await asyncio.wait_for(told.get(), patience_s))
+async def _drain(notices: asyncio.Queue[UUID | None], patience_s: float) -> list[UUID | None]:
+    """All notices there are; if none, the first within `patience_s`."""
+    found = []
+    with contextlib.suppress(TimeoutError, asyncio.QueueEmpty):
+        found.append(await asyncio.wait_for(notices.get(), patience_s))
         while True:
-            heard.append(told.get_nowait())
-    except (TimeoutError, asyncio.QueueEmpty):
-        return heard
+            found.append(notices.get_nowait())
+    return found
