@@ -118,8 +118,8 @@ TABLES = {
         job_id="j.job_id",
         node_id="n.node_id",
         place="t.place::int",
-        top_ids="n.top_ids[5  t.place - 4 : 5  t.place]",
-        top_logprobs="n.top_logprobs[5  t.place - 4 : 5  t.place]",
+        top_ids="n.top_ids[5 * t.place - 4 : 5 * t.place]",
+        top_logprobs="n.top_logprobs[5 * t.place - 4 : 5 * t.place]",
     ),
     "vocabulary": Table(
         "audit.vocabulary AS t",
