@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from marco_search.errors import InvalidSettings
-from marco_search.kinds.answers.fold import text_key
+from marco_search.kinds.answers.normalization import text_key
 from marco_search.kinds.open_ended import similarity, trigrams
 
 Z95 = 1.959963984540054

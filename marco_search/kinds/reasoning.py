@@ -30,6 +30,6 @@ class Reasoning(Kind[ReasoningJob]):
     def read(self, output: str) -> ExtractedAnswer | None:
         """The answer in an Output part (marco_search.kinds.answers.reading)."""
         # Its patterns take a while to compile, and a producer never reads an answer.
-        from marco_search.kinds.answers.reading import read
+        from marco_search.kinds.answers.reading import read_answer
 
-        return read(output)
+        return read_answer(output)

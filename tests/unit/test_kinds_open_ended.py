@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marco_search.kinds import OpenEndedJob, kind_of
-from marco_search.kinds.answers.fold import text_key
+from marco_search.kinds.answers.normalization import text_key
 from marco_search.kinds.open_ended import NEAR, cluster, similarity, trigrams
 from marco_search.search.branches import Message
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marco_search.kinds.answers.chinese_numbers import parse_chinese
-from marco_search.kinds.answers.english_numbers import parse_english
-from marco_search.kinds.answers.fold import fold, plain, text_key
-from marco_search.kinds.answers.numbers import digit_numbers, number_key, parse_number
+from marco_search.kinds.answers.normalization import normalize_unicode, strip_latex, text_key
+from marco_search.kinds.answers.numbers import number_key, parse_number
+from marco_search.kinds.answers.numerals import parse_chinese, parse_english
+from marco_search.kinds.answers.terms import terms
 
 
 def value(text: str) -> Fraction | None:
-    return parse_number(plain(fold(text)))
+    return parse_number(strip_latex(normalize_unicode(text)))
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,13 @@ def test_percent_is_no_ratio() -> None:
 
 
 def test_units_do_not_multiply() -> None:
-    found = [n.value for n in digit_numbers("2千克, 3千米, 5百分点, 5 km, 2 million")]
+    quantities = ("2千克", "3千米", "5百分点", "5 km", "2 million")
+    found = [term.value for text in quantities for term in terms(text)]
     assert found == [2, 3, 5, 5, 2_000_000]
 
 
 def test_letters_with_digits_are_names() -> None:
-    assert digit_numbers(plain(fold("x2, m2, COVID-19, H₂O, T5"))) == []
+    assert terms(strip_latex(normalize_unicode("x2, m2, COVID-19, H₂O, T5"))) == []
 
 
 @pytest.mark.parametrize(
@@ -139,16 +140,16 @@ def test_english_reads_back(number: int) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_survived(text: str) -> None:
-    folded = plain(fold(text))
+    folded = strip_latex(normalize_unicode(text))
     parse_number(folded)
-    digit_numbers(folded)
+    terms(folded)
     assert "\x00" not in text_key(text)
 
 
 @given(st.text("0123456789.,/-+%e^ $千万亿百十三分之点负k×", max_size=20))
 def test_any_number_like_text_is_survived(text: str) -> None:
     parse_number(text)
-    digit_numbers(text)
+    terms(text)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +166,8 @@ def test_texts_that_count_as_the_same(a: str, b: str) -> None:
 
 
 def test_money_is_not_maths() -> None:
-    assert plain("$5 and $6") == "$5 and $6"
-    assert plain("$x$ and $y$") == "x and y"
+    assert strip_latex("$5 and $6") == "$5 and $6"
+    assert strip_latex("$x$ and $y$") == "x and y"
 
 
 # -- encoders ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Numbers in text, read exactly: what they are worth and where they stand.
+"""Numbers in text, read exactly: what they are worth.
 
 Rules. A numeral is taken whole or not at all: what touches its digits belongs to it, and if
 the whole is no number that is known here it has no value (1,2,3 or 1.2.3). A unit or a
@@ -10,17 +10,22 @@ The decimal sign is a point and a comma separates thousands, unless the numeral 
 the other use: 1.234.567, 1.234,5, 1 234,5, 0,188 and 1,57% are read as in German. "3,5" says
 neither and has no value.
 
-All functions want text that went through `fold` and `plain`.
+All functions want text that went through `normalize_unicode` and `strip_latex`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
-from marco_search.kinds.answers.chinese_numbers import DIGIT_CHARS, UNIT_CHARS, parse_chinese
-from marco_search.kinds.answers.english_numbers import DENOMINATORS, SCALES, parse_english
+from marco_search.kinds.answers.numerals import (
+    DENOMINATORS,
+    DIGIT_CHARS,
+    SCALES,
+    UNIT_CHARS,
+    parse_chinese,
+    parse_english,
+)
 
 MAX_DIGITS = 100
 """Longer digit runs are not numbers anybody gives as an answer, and cost time."""
@@ -96,15 +101,6 @@ _GERMAN_FORM = re.compile(
 _COMMA_DECIMAL = re.compile(r"[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A number at text[start:end]."""
-
-    value: Fraction
-    start: int
-    end: int
-
-
 def number_key(value: Fraction) -> str:
     """The one way a value is written: "42", "-0.75", or "1/3" where decimals do not end."""
     bottom, twos, fives = value.denominator, 0, 0
@@ -119,16 +115,6 @@ def number_key(value: Fraction) -> str:
         return str(value.numerator)
     digits = str(abs(value.numerator) * 10**places // value.denominator).zfill(places + 1)
     return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
-
-
-def digit_numbers(text: str) -> list[Found]:
-    """All numbers written with digits, in order. Those without a finite value are left out."""
-    found = []
-    for match in _NUMBER.finditer(text):
-        value = value_of(match)
-        if value is not None:
-            found.append(Found(value, match.start(), match.end()))
-    return found
 
 
 def parse_number(text: str) -> Fraction | None:

@@ -3,8 +3,12 @@
 The answer is looked for in this order: \\boxed{...}; after "the answer is", "答案是", "####"
 or the like (the last of them); option letters that begin the output ("(D) 27 sec", "A, C"); a
 leading yes or no; the only bold phrase; the first line, if it is a number with its unit;
-the last term meant as a result (marco_search.kinds.answers.candidates), in words where there are no
-digits; else the whole output as text. Code is always taken as text.
+the last term meant as a result, in words where there are no digits; else the whole output as
+text. Code is always taken as text.
+
+Not meant as a result are operands ("8 lessons * 3"), labels ("Step 2", list numbers), bounds
+("more than 5") and what stands in a clause that only gives the reason or the purpose. Of those
+left, the result of the last equation in a sentence is taken, else its last term.
 
 A numeral is taken whole or not at all (marco_search.kinds.answers.terms), and the key of an
 answer is read as itself.
@@ -13,14 +17,19 @@ answer is read as itself.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from marco_search.kinds.answers.candidates import candidates, is_free, last_meant
-from marco_search.kinds.answers.chinese_numbers import DIGIT_CHARS
-from marco_search.kinds.answers.fold import fold, plain, text_answer, text_key
+from marco_search.kinds.answers.normalization import (
+    normalize_unicode,
+    strip_latex,
+    text_answer,
+    text_key,
+)
 from marco_search.kinds.answers.numbers import number_key, parse_number
-from marco_search.kinds.answers.terms import Term
+from marco_search.kinds.answers.numerals import DIGIT_CHARS
+from marco_search.kinds.answers.terms import Term, terms
 from marco_search.kinds.base import ExtractedAnswer
 
 _BOXED = re.compile(r"\\f?boxed\s*")
@@ -103,7 +112,7 @@ _MAX_CHARS = 8_000
 _MAX_READINGS = 4
 
 
-def read(output: str) -> ExtractedAnswer | None:
+def read_answer(output: str) -> ExtractedAnswer | None:
     """The answer in an Output part, by the rules above."""
     found = _read(output)
     for _ in range(_MAX_READINGS):
@@ -127,7 +136,7 @@ def _read(output: str) -> ExtractedAnswer | None:
     boxed = _last_boxed(output)
     if boxed is not None:
         return _short(boxed)
-    folded = fold(output)
+    folded = normalize_unicode(output)
     if _MATRIX.search(folded):
         return text_answer(output)
     markers = list(_MARKER.finditer(folded))
@@ -158,15 +167,15 @@ def _sentence(text: str) -> ExtractedAnswer | None:
     first = re.split(r"[。!?;\n]|\.(?=\s|$)", text, maxsplit=1)[0]
     if _BOUND_LED.match(first):
         return text_answer(first)
-    found, lead = candidates(first), _LEAD.match(first)
-    if found and lead and found[0].start <= lead.end() and is_free(first, found[0]):
+    found, lead = _candidates(first), _LEAD.match(first)
+    if found and lead and found[0].start <= lead.end() and _is_free(first, found[0]):
         return _shown(first, found[0])
     return _number_alone(first) or _number_in(first) or text_answer(first)
 
 
 def _short(text: str) -> ExtractedAnswer | None:
     """The answer in a phrase that holds nothing else: a box, a bold phrase."""
-    phrase = _tidy(fold(text))
+    phrase = _tidy(normalize_unicode(text))
     if _MATRIX.search(text):
         return text_answer(text)
     return _choice(phrase, announced=True) or _number_alone(phrase, named=True) or text_answer(text)
@@ -215,7 +224,7 @@ def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
     value = parse_number(text)
     if value is not None:
         return ExtractedAnswer(number_key(value), text)
-    found = candidates(text)
+    found = _candidates(text)
     if len(found) > 1 and _all_of(text, found):
         return text_answer(text)
     if len(found) != 1:
@@ -224,7 +233,7 @@ def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
     if named:
         lead = re.split("[=:]", lead)[-1]
     alone = (
-        _LEAD.fullmatch(lead) and is_free(text, found[0]) and _UNIT.fullmatch(text, found[0].end)
+        _LEAD.fullmatch(lead) and _is_free(text, found[0]) and _UNIT.fullmatch(text, found[0].end)
     )
     return _shown(text, found[0]) if alone else None
 
@@ -238,7 +247,7 @@ def _all_of(text: str, found: Sequence[Term]) -> bool:
 
 
 def _number_in(text: str) -> ExtractedAnswer | None:
-    found = last_meant(text, candidates(text))
+    found = _last_meant(text, _candidates(text))
     return None if found is None else _shown(text, found)
 
 
@@ -248,7 +257,7 @@ def _shown(text: str, found: Term) -> ExtractedAnswer:
 
 def _tidy(folded: str) -> str:
     """Folded text without LaTeX, bullets and asides to a calculator, every sign at its number."""
-    text = plain(_CALCULATOR.sub("", folded)).strip()
+    text = strip_latex(_CALCULATOR.sub("", folded)).strip()
     if "\n" in text:
         text = _BULLET.sub("", text)
     text = re.sub(" {2,}", " ", text)
@@ -272,3 +281,105 @@ def _last_boxed(text: str) -> str | None:
             if depth == 0:
                 return rest[1:index]
     return None
+
+
+# -- which of the terms in a text is meant ---------------------------------------------
+
+_LABEL = re.compile(
+    r"(?:\b(?:step|question|problem|part|case|figure|table|equation|eq\.|chapter|section|page"
+    r"|method|example|option|no\.)\s*|#|第|步骤\s*|方法\s*|星期|周|礼拜)$",
+    re.IGNORECASE,
+)
+_LIST_ITEM = re.compile(r"^\s*\d{1,2}[.)、](?=\s*\S)(?!\d)", re.MULTILINE)
+_OPERATOR_BEFORE = re.compile(r"(?:(?:[*/^×÷+√·±]|乘以?|除以)\s*\(?\s*|[\w)\]}%]\s*-\s*)$")
+_OPERATOR_AFTER = re.compile(
+    r"\s?[a-z]{1,6}\s?(?:x|×|by)\s?[0-9]|[\u4e00-\u9fff]{0,2}\s*(?:乘|除以|[*^×÷·±]|\+|/\s*[\d(]|-\s*[\d($]|=.*\d)"
+)
+_BOUND_BEFORE = re.compile(
+    r"(?:\b(?:more|less|greater|fewer|larger|smaller|bigger|higher|lower) than(?: or equal to)?"
+    r"|\bbetween|\bpast|\bquarter to|公元前|又|[一二三四五六七八九]成|[上下]午|[早晚]上"
+    r"|凌晨|傍晚|中午|[点點]差|\|(?! )|[⌊⌈]"
+    r"|\b(?:base|mod|out of|twice|double|triple|(?:half|thirds?|quarters?|fifths?|tenths?) of"
+    r"|one (?:in|of)(?: every| the)?|give or take)"
+    r"|[<>≤≥≠]|大于|大於|小于|小於|超过|超過|不到|不足|多于|多於|少于|少於|高于|低于"
+    r"|不等于|介于|介於)\s*(?:[$€£¥]\s*)?$",
+    re.IGNORECASE,
+)
+_BOUND_AFTER = re.compile(
+    r"\s?[\u4e00-\u9fff]?(?:以上|以下|以内|以外)|[多余餘来來几幾](?![少于於])|半|\s?[成折](?![\u4e00-\u9fff])"
+    r"|的?(?:平方|立方|[二两三四五六七八九十]{0,3}次[方幂])(?![米厘分公千毫])|(?![kcdm]?m[23]\b)[A-Za-z]{0,3}_?[0-9]|[abxyz]{2,4}\b|[|⌋⌉]|\s?\(?(?:base|mod)\b|\sB\.?C\b"
+    r"|\s(?:(?:raised )?to the \w+(?: power|th)|squared|cubed|quarters? of|half|third|give or take"
+    r"|(?:more|less|fewer) than(?= [0-9]))\b"
+    r"|\s(?:\S+\s)?(?:or|and) (?:more|less|fewer|greater|higher|lower|above|below|up)\b"
+    r"|\s(?:\S+\s)?at (?:least|most)\b",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(
+    r"\b(?:because|since|before|after|given|when|while|whereas|than|per|out of|based on|so that"
+    r"|in order to|to (?:achieve|ensure|get|reach|make|have|obtain|satisfy)|which|where|if)\b"
+    r"|\b(?:in|within|over|every|during)\b(?=\s+\S+\s+(?:second|minute|hour|day|week|month|year)s?\b)"
+    r"|因为|由于|(?<=[,，])因|以便|才能|其中",
+    re.IGNORECASE,
+)
+# What a later statement of the sentence begins with.
+_SO = re.compile(r"[,;]?\s*\b(?:so|thus|therefore|hence|then|or)\b|所以|因此|那么|也就是", re.I)
+_SENTENCE_END = re.compile(r"[。!?;\n]+|\.(?=\s|$)")
+_BRACKETS = re.compile(r"\([^()]*\)")
+_MAX_SPELLED_CHARS = 240
+"""Longer texts without digits are explanations: "the two variables" is no answer."""
+
+
+def _candidates(text: str) -> list[Term]:
+    """The terms of a text; numbers in words count where there are no digits."""
+    return terms(text, spelled=not re.search("[0-9]", text) and len(text) <= _MAX_SPELLED_CHARS)
+
+
+def _last_meant(text: str, found: Sequence[Term]) -> Term | None:
+    """The term that is meant in the last sentence that has any that may be."""
+    labels = [m.span() for m in _LIST_ITEM.finditer(text)]
+    labels = labels if len(labels) > 1 else []  # one "12." is an answer, not a list
+    free = [t for t in found if _is_free(text, t) and not _touches(t, labels)]
+    bounds = [0, *(m.end() for m in _SENTENCE_END.finditer(text)), len(text)]
+    for start, end in reversed(list(pairwise(bounds))):
+        inside = [t for t in free if start <= t.start < end]
+        # A pair brings its own brackets: only what is within counts as bracketed.
+        bracketed = [(m.start() + 1, m.end() - 1) for m in _BRACKETS.finditer(text, start, end)]
+        outside = [t for t in inside if text[t.start] in "([" or not _touches(t, bracketed)]
+        inside = outside or inside
+        if inside:
+            return _of_sentence(text, inside)
+    return None
+
+
+def _is_free(text: str, term: Term) -> bool:
+    """Whether a term stands for itself: no operand, label or bound."""
+    before = text[max(0, term.start - 32) : term.start]
+    return not (
+        _LABEL.search(before)
+        or _OPERATOR_BEFORE.search(before)
+        or _BOUND_BEFORE.search(before)
+        or _OPERATOR_AFTER.match(text, term.end)
+        or _BOUND_AFTER.match(text, term.end)
+    )
+
+
+def _of_sentence(text: str, inside: Sequence[Term]) -> Term:
+    results = [t for t in inside if t.result or text[: t.start].rstrip().endswith("=")]
+    if not results:
+        return _main_clause(text, inside)[-1]
+    so = _SO.search(text, results[-1].end)
+    later = [t for t in inside if so and t.start >= so.end()]
+    return _main_clause(text, later)[-1] if later else results[-1]
+
+
+def _main_clause(text: str, inside: Sequence[Term]) -> Sequence[Term]:
+    # Cut at the first aside that has a number before it.
+    aside = _ASIDE.search(text, inside[0].end)
+    return [t for t in inside if aside is None or t.end <= aside.start()]
+
+
+def _touches(term: Term, spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether a term overlaps one of `spans`, which are sorted and disjoint."""
+    at = bisect_right(spans, term.start, key=lambda span: span[0])
+    before = at > 0 and spans[at - 1][1] > term.start
+    return before or (at < len(spans) and spans[at][0] < term.end)

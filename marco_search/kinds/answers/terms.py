@@ -17,9 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from marco_search.kinds.answers.chinese_numbers import DIGIT_CHARS, UNIT_CHARS, parse_chinese
-from marco_search.kinds.answers.english_numbers import NUMBER_WORDS, parse_english
 from marco_search.kinds.answers.numbers import CHINESE, NUMBER, number_key, value_of
+from marco_search.kinds.answers.numerals import (
+    DIGIT_CHARS,
+    NUMBER_WORDS,
+    UNIT_CHARS,
+    parse_chinese,
+    parse_english,
+)
 
 _MONTH = (
     "(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
@@ -150,7 +155,8 @@ class Term:
 def terms(text: str, *, spelled: bool = False) -> list[Term]:
     """All terms with a number or a symbol like π in them, in order.
 
-    `text` went through `fold` and `plain`. `spelled` looks for numbers in words too.
+    `text` went through `normalize_unicode` and `strip_latex`. `spelled` also looks for numbers in
+    words.
     """
     tokens, found, at = _tokens(text, spelled), list[Term](), 0
     reader = _Reader(text, tokens)

@@ -50,7 +50,7 @@ _COMMANDS = {
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 
 
-def fold(text: str) -> str:
+def normalize_unicode(text: str) -> str:
     """`text` in compatibility form (NFKC) with one kind of digit, dash, quote and space.
 
     A vulgar fraction stays apart from the digit before it (1½ is "1 1/2", not 11/2) and a
@@ -80,7 +80,7 @@ def _fraction_apart(text: str, index: int) -> str:
     return f" {wide}" if index and text[index - 1].isdecimal() else wide
 
 
-def plain(text: str) -> str:
+def strip_latex(text: str) -> str:
     """Folded text without LaTeX: `\\frac{3}{4}` is "3/4", `1{,}234` is "1,234", `$x$` is "x"."""
     text = re.sub(r"(?<=[0-9])\*\*(?=[-(0-9])", "^", text)
     text = re.sub("!=|=/=", "≠", text)
@@ -136,7 +136,7 @@ def text_key(text: str) -> str:
     Folded, without LaTeX, case, leading article, quotation marks and outer punctuation, and
     with one way of spacing.
     """
-    key = " ".join(plain(fold(text)).replace('"', " ").split()).casefold()
+    key = " ".join(strip_latex(normalize_unicode(text)).replace('"', " ").split()).casefold()
     key = re.sub(r"\s*([=+*/^<>|×÷·∪∩≤≥≈])\s*", r"\1", key)
     key = re.sub(r"([(\[{])\s+|\s+([)\]}])", r"\1\2", key)
     key = re.sub(r"\s*(?!(?<=[0-9]),[0-9])([,;:!?])\s*", r"\1 ", key)
