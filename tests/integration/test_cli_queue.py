@@ -165,7 +165,8 @@ def test_many_ids_are_looked_up_at_once(
             for words in (ids, [i[-12:] for i in ids], [i.replace("-", "") for i in ids]):
                 assert list(map(str, job_ids.find_jobs(conn, words, "default"))) == ids
             assert len(statements) <= 3 * 3
-            plan = conn.execute("EXPLAIN " + job_ids.IDS, {"tenant": "default", "ids": ids[:1]})
+            one = {"parts": ["x"], "first": ids[:1], "last": ids[:1], "tenant": "default"}
+            plan = conn.execute("EXPLAIN " + job_ids.BEGINNINGS, one)
             assert "Index" in str(plan.fetchall())
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(ids)))
     assert [job["job_id"] for job in marco("status", "-")["jobs"]] == ids

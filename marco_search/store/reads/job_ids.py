@@ -15,9 +15,8 @@ from marco_search.jobs.validation import shown
 from marco_search.store.db import Conn
 
 _SHORTEST, _WHOLE = 4, 32  # hexadecimal digits of an id
-IDS = "SELECT job_id FROM audit.jobs WHERE tenant = %(tenant)s AND job_id = ANY (%(ids)s::uuid[])"
 # Two are enough to see that there are several. In order: else the primary key may go unused.
-_BEGINNINGS = """
+BEGINNINGS = """
 SELECT given.part, found.job_id
 FROM unnest(%(parts)s::text[], %(first)s::uuid[], %(last)s::uuid[]) AS given (part, first, last),
 LATERAL (
@@ -38,25 +37,22 @@ def find_jobs(conn: Conn, words: Sequence[str], tenant: str) -> list[UUID]:
     """The jobs that these words name: ids, or the beginning or end of an id.
 
     Ids begin with the time of submission, so jobs of one batch differ at the end first. However
-    many there are, whole ids take one look at the primary key; ends of ids of one length take
-    one pass over the jobs. Raises JobNotFound, AmbiguousJob, or InvalidJob for what can't be
-    part of an id.
+    many there are, ids and their beginnings take one statement on the primary key; ends of one
+    length take one pass over the jobs. Raises JobNotFound, AmbiguousJob, or InvalidJob for what
+    can't be part of an id.
     """
     parts = [_hexadecimal(word) for word in words]
-    whole = {part for part in parts if len(part) == _WHOLE}
+    distinct = list(set(parts))
     found: defaultdict[str, set[UUID]] = defaultdict(set)
-    for (job_id,) in conn.execute(IDS, {"tenant": tenant, "ids": list(whole)}):
-        found[job_id.hex].add(job_id)
-    short = set(parts) - whole
     ranges = {
-        "parts": list(short),
-        "first": [part.ljust(_WHOLE, "0") for part in short],
-        "last": [part.ljust(_WHOLE, "f") for part in short],
+        "parts": distinct,
+        "first": [part.ljust(_WHOLE, "0") for part in distinct],
+        "last": [part.ljust(_WHOLE, "f") for part in distinct],
     }
-    for part, job_id in conn.execute(_BEGINNINGS, {"tenant": tenant, **ranges}):
+    for part, job_id in conn.execute(BEGINNINGS, {"tenant": tenant, **ranges}):
         found[part].add(job_id)
-    for length in {len(part) for part in short}:
-        ends = [part for part in short if len(part) == length]
+    for length in {len(part) for part in distinct if len(part) < _WHOLE}:
+        ends = [part for part in distinct if len(part) == length]
         given = {"tenant": tenant, "parts": ends, "length": length}
         for part, job_id in conn.execute(_ENDS, given):
             found[part].add(job_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -34,28 +34,24 @@ class _Json(TextLoader):
         return JsonText(super().load(data))
 
 
-class _Timestamp(TimestampLoader):
-    def load(self, data: Any) -> Any:
-        return _or_text(super().load, data)
+def _or_text(loader: type[Loader]) -> type[Loader]:
+    """The loader, but the text for infinity and years that a datetime does not reach."""
 
+    class OrText(loader):  # type: ignore[misc, valid-type]
+        def load(self, data: Any) -> Any:
+            try:
+                return super().load(data)
+            except psycopg.DataError:
+                return bytes(data).decode()
 
-class _Timestamptz(TimestamptzLoader):
-    def load(self, data: Any) -> Any:
-        return _or_text(super().load, data)
-
-
-def _or_text(load: Callable[[Any], Any], data: Any) -> Any:
-    try:
-        return load(data)
-    except psycopg.DataError:  # infinity, or a year that a datetime does not reach
-        return bytes(data).decode()
+    return OrText
 
 
 _LOADERS: dict[str, type[Loader]] = {
     "json": _Json,
     "jsonb": _Json,
-    "timestamp": _Timestamp,
-    "timestamptz": _Timestamptz,
+    "timestamp": _or_text(TimestampLoader),
+    "timestamptz": _or_text(TimestamptzLoader),
     # Python's types lack infinity, 24:00 and months.
     **dict.fromkeys(("date", "time", "timetz", "interval"), TextLoader),
 }
