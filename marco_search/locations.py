@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from marco_search import broker
 from marco_search.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -40,6 +39,8 @@ def redis_url(settings: Settings) -> str:
     URL that can't be used, BrokerUnavailable when nothing is set and nothing runs.
     """
     if settings.redis_url is not None:
+        from marco_search import broker  # loads Redis' client, which most commands do not need
+
         url = settings.redis_url.get_secret_value().strip()
         broker.parse_address(url)
         return url

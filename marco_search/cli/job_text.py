@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -11,8 +12,10 @@ from rich.text import Text
 from marco_search.cli.tables import Column, number, text_table
 from marco_search.cli.tree_text import fraction
 from marco_search.render.layout import ELLIPSIS, one_line, short_id
-from marco_search.store.queue.dead_letters import DeadLetter
 from marco_search.store.reads.queries import JobStatus
+
+if TYPE_CHECKING:
+    from marco_search.store.queue.dead_letters import DeadLetter
 
 LONGEST_SUBJECT = 1000  # characters: the whole of it is in --json
 _BAR = 10  # cells
