@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Unpack
 
 from marco_search import scorers
@@ -27,7 +27,7 @@ from marco_search.search.budgets import StopReason
 from marco_search.search.config import ReflectionPolicy, SearchConfig, Selection, configure
 from marco_search.search.mcts import Search
 from marco_search.search.rewards import EXTERNAL
-from marco_search.search.tree import Node, Rollout, Round
+from marco_search.search.tree import Node, Rollout, Round, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +41,7 @@ class SearchPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same plan back."""
-        return {
-            "config": self.config.to_json(),
-            "prompt": self.prompt,
-            "model": self.model,
-            "revision": self.revision,
-        }
+        return asdict(self) | {"config": self.config.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchPlan:
@@ -220,7 +215,8 @@ def restore_search(
     def answer_of(text: str) -> str | None:
         return kind.answer_key(kind.assistant_prefix + text)
 
-    return Search.restore(plan.config, plan.prompt, answer_of, nodes, rollouts, kind.merge)
+    tree = Tree.restore(nodes, rollouts)
+    return Search(plan.config, plan.prompt, answer_of, tree=tree, merge=kind.merge)
 
 
 def job_result(

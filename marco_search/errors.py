@@ -1,44 +1,7 @@
-"""Every exception that marco-search raises on purpose, in one tree.
+"""Every exception that marco-search raises on purpose; all are MarcoErrors.
 
-    MarcoError
-    ├── InputError                 the caller's data is wrong: nothing was stored
-    │   ├── InvalidJob             a job's field is missing, out of range or not text
-    │   ├── InvalidBatch           some lines of a file of jobs are wrong: all of them are named
-    │   ├── AmbiguousJob           the beginning of an id fits several jobs
-    │   ├── QueryRefused           a query is not read-only, not valid, or took too long
-    │   ├── InvalidDataSet         a file of problems or of results can't be evaluated
-    │   ├── InvalidAnchor          a file is no anchor, or its signature does not fit
-    │   ├── ArchiveRefused         a month can't be archived, or a folder is no archive
-    │   ├── AccessDenied           the database login may not do that
-    │   ├── InvalidSettings        an environment variable has a value that can't be used
-    │   └── IdempotencyConflict    the key is taken by another payload
-    ├── JobNotFound                no such job for this tenant
-    ├── Backpressure               too much is queued: nothing was stored, submit later
-    │   ├── QueueFull              by all tenants together
-    │   └── QuotaExceeded          by this tenant
-    ├── ServiceError               a service we need does not answer as it must
-    │   ├── DatabaseUnavailable
-    │   ├── BrokerUnavailable
-    │   ├── CollectorUnavailable   traces could not be delivered
-    │   ├── LocalServiceFailed     the embedded Postgres or Redis would not start
-    │   └── AddressTaken           the console can't listen where it was told to
-    ├── SchemaMismatch             the database is at another migration than the code
-    ├── RightsMissing              the database's user may not do this
-    ├── RuntimeFailure             the language runtime failed
-    │   ├── RuntimeUnavailable     retryable: unreachable or overloaded
-    │   ├── ModelRefused           permanent: the model can't be loaded or is not the one asked for
-    │   ├── PromptTooLong          permanent: the prompt leaves no room to answer
-    │   └── BranchFailed           one branch of a fork failed; the others stand
-    ├── SearchError                the search core was driven wrongly
-    │   └── SnapshotMismatch       a snapshot does not fit this search
-    ├── LeaseLost                  another worker holds the job now: stop and write nothing
-    ├── WorkerLost                 a job cost several workers: no other gets it (quarantine)
-    ├── DeadlinePassed             a job's deadline came before a worker began it
-    ├── VerificationStopped        a process of the verification was killed: run it again
-    └── WaitTimeout                the job is still running; it goes on
-
-Messages name the field or variable, the reason, and what to do about it. They never
-hold a secret: a URL is shown without its password.
+Messages name the field or variable, the reason, and what to do about it. They never hold a
+secret: a URL is shown without its password.
 """
 
 from __future__ import annotations

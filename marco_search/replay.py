@@ -10,14 +10,14 @@ failed, since a failure can't be generated, and an external reward is taken as s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from marco_search.engine import SearchPlan, restore_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import Job
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import Branch, Expansion, Finish, Token
+from marco_search.search.branches import Branch, Finish, Token
 from marco_search.search.budgets import StopReason
 from marco_search.search.mcts import Search
 from marco_search.search.rewards import EXTERNAL
@@ -27,7 +27,23 @@ _REPEATABLE = (StopReason.ROLLOUTS, StopReason.TOKENS, StopReason.DECIDED, StopR
 """Reasons to stop that follow from the tree; time and people are not replayed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first place where the replay is not what is stored."""
+
+    round: int
+    rollout_id: int | None
+    what: str  #: such as "token 12 of node 35"
+    stored: str
+    again: str
+
+    def __str__(self) -> str:
+        rollout = "" if self.rollout_id is None else f", rollout {self.rollout_id}"
+        values = f"{self.stored} is stored, {self.again} was generated"
+        return f"round {self.round}{rollout}, {self.what}: {values}"
+
+
+@dataclass(slots=True, kw_only=True)
 class Replayed:
     """How a replay compares. Counts are of the stored search."""
 
@@ -35,12 +51,12 @@ class Replayed:
     rollouts: int
     nodes: int
     failed: int  #: rollouts that had failed and were taken as failed
-    same_rollouts: int  #: the same tokens
-    same_answers: int  #: rollouts that reach the same answer, or both none
-    read_otherwise: int  #: the same tokens, in which this version reads another answer
-    same_nodes: int  #: bit for bit, log-probs and all
-    greatest_gap: float  #: between log-probs of the same tokens
-    first: Difference | None  #: of any kind; with the same tokens it is about log-probs
+    same_rollouts: int = 0  #: the same tokens
+    same_answers: int = 0  #: rollouts that reach the same answer, or both none
+    read_otherwise: int = 0  #: the same tokens, in which this version reads another answer
+    same_nodes: int = 0  #: bit for bit, log-probs and all
+    greatest_gap: float = 0.0  #: between log-probs of the same tokens
+    first: Difference | None = None  #: of any kind; with the same tokens it is about log-probs
 
     @property
     def same_text(self) -> bool:
@@ -51,6 +67,12 @@ class Replayed:
     def same_bits(self) -> bool:
         """Everything is the same, bit for bit."""
         return self.first is None
+
+    def _differs(
+        self, number: int, rollout_id: int | None, what: str, stored: object, again: object
+    ) -> None:
+        """Keep a difference, if it is the first."""
+        self.first = self.first or Difference(number, rollout_id, what, str(stored), str(again))
 
 
 def replay(
@@ -69,46 +91,6 @@ def replay(
     None if the search has not ended. `on_round` is called with (rounds done, rounds in all).
     Raises ModelRefused if the runtime has another model or revision, and what it raises.
     """
-    _require_same_model(plan, runtime)
-
-    def before(number: int) -> Search:
-        earlier = [n for n in nodes if n.round < number]
-        return restore_search(job, plan, earlier, [r for r in rollouts if r.round < number])
-
-    count = max((r.round for r in rollouts), default=0)
-    comparison = Comparison(Tree.restore(nodes, rollouts))
-    for number in range(1, count + 1):
-        stored = Round(
-            number=number,
-            nodes=tuple(n for n in nodes if n.round == number),
-            rollouts=tuple(r for r in rollouts if r.round == number),
-        )
-        search = before(number)
-        again = _generate(search, stored, runtime, comparison)
-        if again is not None:
-            comparison.compare(stored, again, search.tree)
-        if on_round:
-            on_round(number, count)
-    if stop_reason in _REPEATABLE:
-        search = before(count + 1)
-        search.ask()
-        if search.stop_reason != stop_reason:
-            comparison.differs(count, None, "why it ended", stop_reason, str(search.stop_reason))
-    return Replayed(
-        rounds=count,
-        rollouts=len(rollouts),
-        nodes=len(nodes),
-        failed=sum(r.finish is Finish.FAILED for r in rollouts),
-        same_rollouts=comparison.same_rollouts,
-        same_answers=comparison.same_answers,
-        read_otherwise=comparison.read_otherwise,
-        same_nodes=comparison.same_nodes,
-        greatest_gap=comparison.greatest_gap,
-        first=comparison.first,
-    )
-
-
-def _require_same_model(plan: SearchPlan, runtime: Runtime) -> None:
     info = runtime.info
     if (info.model, info.revision) != (plan.model, plan.revision):
         raise ModelRefused(
@@ -117,10 +99,35 @@ def _require_same_model(plan: SearchPlan, runtime: Runtime) -> None:
             "set MARCO_RUNTIME and MARCO_MODEL to them"
         )
 
+    def before(number: int) -> Search:
+        earlier = [n for n in nodes if n.round < number]
+        return restore_search(job, plan, earlier, [r for r in rollouts if r.round < number])
 
-def _generate(
-    search: Search, stored: Round, runtime: Runtime, comparison: Comparison
-) -> Round | None:
+    count = max((r.round for r in rollouts), default=0)
+    failed = sum(r.finish is Finish.FAILED for r in rollouts)
+    found = Replayed(rounds=count, rollouts=len(rollouts), nodes=len(nodes), failed=failed)
+    tree = Tree.restore(nodes, rollouts)
+    for number in range(1, count + 1):
+        stored = Round(
+            number=number,
+            nodes=tuple(n for n in nodes if n.round == number),
+            rollouts=tuple(r for r in rollouts if r.round == number),
+        )
+        search = before(number)
+        again = _generate(search, stored, runtime, found)
+        if again is not None:
+            _compare(found, stored, again, tree, search.tree)
+        if on_round:
+            on_round(number, count)
+    if stop_reason in _REPEATABLE:
+        search = before(count + 1)
+        search.ask()
+        if search.stop_reason != stop_reason:
+            found._differs(count, None, "why it ended", stop_reason, search.stop_reason)
+    return found
+
+
+def _generate(search: Search, stored: Round, runtime: Runtime, found: Replayed) -> Round | None:
     """The stored round generated again; None if this search would not have asked for it."""
     expansions = search.ask()
     asked = {r.branch_id: (e.node_id, r) for e in expansions for r in e.branches}
@@ -128,115 +135,72 @@ def _generate(
         node_id, request = asked.get(rollout.rollout_id, (None, None))
         if request is None or (node_id, request.seed) != (rollout.start_id, rollout.seed):
             now = "none" if request is None else f"node {node_id}, seed {request.seed}"
-            there = f"node {rollout.start_id}, seed {rollout.seed}"
-            comparison.differs(stored.number, rollout.rollout_id, "branch asked for", there, now)
+            then = f"node {rollout.start_id}, seed {rollout.seed}"
+            found._differs(stored.number, rollout.rollout_id, "branch asked for", then, now)
             return None
     if len(asked) != len(stored.rollouts):
-        there, now = f"{len(stored.rollouts)} branches", f"{len(asked)}"
-        comparison.differs(stored.number, None, "size of the round", there, now)
+        then = f"{len(stored.rollouts)} branches"
+        found._differs(stored.number, None, "size of the round", then, len(asked))
         return None
+    by_id = {r.rollout_id: r for r in stored.rollouts}
     branches = [
-        Branch(
-            branch_id=r.rollout_id, finish=r.finish, error=r.error, prompt_tokens=r.prompt_tokens
-        )
-        for r in stored.rollouts
+        Branch(branch_id=i, finish=r.finish, error=r.error, prompt_tokens=r.prompt_tokens)
+        for i, r in by_id.items()
         if r.finish is Finish.FAILED
     ]
     failed = {b.branch_id for b in branches}
-    wanted = [e for e in (_without(e, failed) for e in expansions) if e.branches]
-    if wanted:
-        branches += _with_stored_rewards(runtime.branch(wanted), search, stored)
-    return search.tell(branches)
+    wanted = [
+        replace(e, branches=tuple(r for r in e.branches if r.branch_id not in failed))
+        for e in expansions
+    ]
+    wanted = [e for e in wanted if e.branches]
+    generated = runtime.branch(wanted) if wanted else []
+    if search.config.value in EXTERNAL:
+        generated = [replace(b, reward=by_id[b.branch_id].value) for b in generated]
+    return search.tell([*branches, *generated])
 
 
-def _with_stored_rewards(
-    branches: Sequence[Branch], search: Search, stored: Round
-) -> Sequence[Branch]:
-    if search.config.value not in EXTERNAL:
-        return branches
-    values = {r.rollout_id: r.value for r in stored.rollouts}
-    return [replace(b, reward=values[b.branch_id]) for b in branches]
+def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tree) -> None:
+    """Compare a round with the one that is stored; the trees are those that they grew."""
+    generated = {r.rollout_id: r for r in again.rollouts}
+    for rollout in stored.rollouts:
+        other = generated[rollout.rollout_id]
+        found.same_answers += rollout.answer == other.answer
+        # Time and caching are the machine's.
+        alike = replace(other, seconds=rollout.seconds, cached_tokens=rollout.cached_tokens)
+        if _same_tokens(found, rollout, other, before, now):
+            found.same_rollouts += 1
+            if rollout.answer != other.answer:  # how a text is read is the version's
+                found.read_otherwise += 1
+                alike = replace(alike, answer=rollout.answer, value=rollout.value)
+        if rollout != alike:
+            unlike = _unlike(rollout, alike)
+            found._differs(stored.number, rollout.rollout_id, "rollout", *unlike)
+    nodes = {n.node_id: n for n in again.nodes}
+    for node in stored.nodes:
+        twin = nodes.get(node.node_id)
+        found.same_nodes += node == twin
+        if node != twin:
+            found._differs(stored.number, None, f"node {node.node_id}", *_unlike(node, twin))
+    if len(nodes) != len(stored.nodes):
+        then = f"{len(stored.nodes)} nodes"
+        found._differs(stored.number, None, "nodes of the round", then, len(nodes))
 
 
-def _without(expansion: Expansion, left_out: Container[int]) -> Expansion:
-    kept = tuple(r for r in expansion.branches if r.branch_id not in left_out)
-    return replace(expansion, branches=kept)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """The first place where the replay is not what is stored."""
-
-    round: int
-    rollout_id: int | None
-    what: str  #: such as "token 12 of node 35"
-    stored: str
-    again: str
-
-    def __str__(self) -> str:
-        rollout = "" if self.rollout_id is None else f", rollout {self.rollout_id}"
-        there = f"{self.stored} is stored, {self.again} was generated"
-        return f"round {self.round}{rollout}, {self.what}: {there}"
-
-
-class Comparison:
-    """Counts what is the same, and keeps the first difference."""
-
-    def __init__(self, stored: Tree) -> None:
-        self._stored = stored
-        self.same_rollouts = self.same_answers = self.same_nodes = self.read_otherwise = 0
-        self.greatest_gap = 0.0
-        self.first: Difference | None = None
-
-    def differs(
-        self, round_number: int, rollout_id: int | None, what: str, stored: str, again: str
-    ) -> None:
-        """Note a difference, if it is the first."""
-        self.first = self.first or Difference(
-            round=round_number, rollout_id=rollout_id, what=what, stored=stored, again=again
-        )
-
-    def compare(self, stored: Round, again: Round, tree: Tree) -> None:
-        """Compare a round with the one that is stored; `tree` is the one it grew."""
-        now = {r.rollout_id: r for r in again.rollouts}
-        for rollout in stored.rollouts:
-            other = now[rollout.rollout_id]
-            self.same_answers += rollout.answer == other.answer
-            # Time and caching are the machine's.
-            alike = replace(other, seconds=rollout.seconds, cached_tokens=rollout.cached_tokens)
-            if self._same_tokens(rollout, other, tree):
-                self.same_rollouts += 1
-                if rollout.answer != other.answer:  # how a text is read is the version's
-                    self.read_otherwise += 1
-                    alike = replace(alike, answer=rollout.answer, value=rollout.value)
-            if rollout != alike:
-                self.differs(stored.number, rollout.rollout_id, "rollout", *_unlike(rollout, alike))
-        nodes = {n.node_id: n for n in again.nodes}
-        for node in stored.nodes:
-            twin = nodes.get(node.node_id)
-            self.same_nodes += node == twin
-            if node != twin:
-                what = f"node {node.node_id}"
-                self.differs(stored.number, None, what, *_unlike(node, twin))
-        if len(nodes) != len(stored.nodes):
-            there = f"{len(stored.nodes)} nodes"
-            self.differs(stored.number, None, "nodes of the round", there, str(len(nodes)))
-
-    def _same_tokens(self, stored: Rollout, again: Rollout, tree: Tree) -> bool:
-        """Whether the rollouts say the same; notes where they part, and the log-probs' gap."""
-        before, now = _tokens(self._stored, stored), _tokens(tree, again)
-        for i, ((node_id, was), (_, token)) in enumerate(zip(before, now, strict=False)):
-            if was.id != token.id:
-                what = f"token {i}, in node {node_id}"
-                texts = repr(was.text), repr(token.text)
-                self.differs(stored.round, stored.rollout_id, what, *texts)
-                return False
-            self.greatest_gap = max(self.greatest_gap, abs(was.logprob - token.logprob))
-        if len(before) != len(now) or stored.finish != again.finish:
-            lengths = f"{len(before)} tokens, {stored.finish}", f"{len(now)}, {again.finish}"
-            self.differs(stored.round, stored.rollout_id, "length", *lengths)
+def _same_tokens(found: Replayed, stored: Rollout, again: Rollout, before: Tree, now: Tree) -> bool:
+    """Whether the rollouts have the same tokens; keeps where they part, and the log-probs' gap."""
+    place = stored.round, stored.rollout_id
+    was, are = _tokens(before, stored), _tokens(now, again)
+    for i, ((node_id, old), (_, new)) in enumerate(zip(was, are, strict=False)):
+        if old.id != new.id:
+            found._differs(*place, f"token {i}, in node {node_id}", repr(old.text), repr(new.text))
             return False
-        return True
+        found.greatest_gap = max(found.greatest_gap, abs(old.logprob - new.logprob))
+    if len(was) != len(are) or stored.finish != again.finish:
+        then, new_length = f"{len(was)} tokens, {stored.finish}", f"{len(are)}, {again.finish}"
+        found._differs(*place, "length", then, new_length)
+        return False
+    return True
 
 
 def _tokens(tree: Tree, rollout: Rollout) -> list[tuple[int, Token]]:

@@ -69,78 +69,45 @@ _AT_LEAST_1 = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """All that decides how a search runs. Tokens are generated tokens unless noted otherwise.
+    """All that decides how a search runs. Tokens are generated tokens unless noted otherwise."""
 
-    Attributes:
-        strategy: The name it was made from; not read by the search.
-        action: How a thought is cut into nodes, a name in `ACTIONS`.
-        mini_step_tokens: Length of a mini-step.
-        rollouts: Most rollouts.
-        max_tokens: Most tokens over the whole search; None: no limit.
-        max_seconds: No new round starts after this; None: no limit.
-        max_new_tokens: Most tokens of one branch.
-        temperature: Of sampling; 0 is greedy.
-        temperature_decay: Factor for each edge from the root to where a branch forks.
-        first_temperature: Of the first sample at the root and after each reflection; None: as
-            all others.
-        top_p: Nucleus of sampling.
-        seed: All randomness follows from it.
-        selection: Rule for the way down.
-        exploration: c of UCT or PUCT, over values scaled to [0, 1] when `normalise`.
-        normalise: Scale values by the least and greatest seen in this tree.
-        virtual_loss: Lost visits per branch in flight; 0 counts them as visits only.
-        branching: k of a fork below the root.
-        width: Samples drawn at an inner node.
-        root_width: Samples drawn at the root; for whole thoughts all of them are drawn there.
-        widening: Share of the visits that may be fresh samples at the root as well.
-        answer_width: Samples drawn where a thought ends.
-        reuse: False: of a rollout only the first node is sampled again.
-        parallel: Most branches in flight.
-        value: The reward that is backed up, a name in `rewards.known_rewards`.
-        backup: What a node's quality is.
-        choice: How the answer is chosen.
-        sharpness: A weighted vote weighs a rollout's value to this power.
-        early_stop: Stop when the vote can't change any more.
-        lead: With `early_stop`: also stop when the vote is led by this weight; None: don't.
-        reflection: When a finished thought reconsiders.
-        max_reflections: Most reflections on one path.
-        reflection_width: Samples drawn after a reflection; None: `width`, or 1 for whole thoughts.
-        reflect_first: With BRANCH: steps before a reflection are not sampled again.
-    """
-
-    strategy: str
-    action: str
-    mini_step_tokens: int = 64
-    rollouts: int = 16
-    max_tokens: int | None = None
-    max_seconds: float | None = None
-    max_new_tokens: int = 1024
-    temperature: float = 1.0
-    temperature_decay: float = 1.0
+    strategy: str  #: the name it was made from; not read by the search
+    action: str  #: how a thought is cut into nodes, a name in `ACTIONS`
+    mini_step_tokens: int = 64  #: length of a mini-step
+    rollouts: int = 16  #: most rollouts
+    max_tokens: int | None = None  #: most tokens over the whole search; None: no limit
+    max_seconds: float | None = None  #: no new round starts after this; None: no limit
+    max_new_tokens: int = 1024  #: most tokens of one branch
+    temperature: float = 1.0  #: of sampling; 0 is greedy
+    temperature_decay: float = 1.0  #: factor for each edge from the root to where a branch forks
+    #: Of the first sample at the root and after each reflection; None: as all others.
     first_temperature: float | None = None
-    top_p: float = 1.0
-    seed: int = 0
-    selection: Selection = Selection.UCT
-    exploration: float = 0.5
-    normalise: bool = True
-    virtual_loss: float = 1.0
-    branching: int = 2
-    width: int = 3
+    top_p: float = 1.0  #: nucleus of sampling
+    seed: int = 0  #: all randomness follows from it
+    selection: Selection = Selection.UCT  #: rule for the way down
+    exploration: float = 0.5  #: c of UCT or PUCT, over values scaled to [0, 1] when `normalise`
+    normalise: bool = True  #: scale values by the least and greatest seen in this tree
+    virtual_loss: float = 1.0  #: lost visits per branch in flight; 0 counts them as visits only
+    branching: int = 2  #: k of a fork below the root
+    width: int = 3  #: samples drawn at an inner node
+    #: Samples drawn at the root; for whole thoughts all of them are drawn there.
     root_width: int = 4
-    widening: float = 0.0
-    answer_width: int = 1
-    reuse: bool = True
-    parallel: int = 8
-    value: str = "path"
-    backup: Backup = Backup.MEAN
-    choice: Aggregation = Aggregation.WEIGHTED
-    sharpness: float = 1.0
-    early_stop: bool = True
+    widening: float = 0.0  #: share of the visits that may be fresh samples at the root as well
+    answer_width: int = 1  #: samples drawn where a thought ends
+    reuse: bool = True  #: false: of a rollout only the first node is sampled again
+    parallel: int = 8  #: most branches in flight
+    value: str = "path"  #: the reward that is backed up, a name in `rewards.known_rewards`
+    backup: Backup = Backup.MEAN  #: what a node's quality is
+    choice: Aggregation = Aggregation.WEIGHTED  #: how the answer is chosen
+    sharpness: float = 1.0  #: a weighted vote weighs a rollout's value to this power
+    early_stop: bool = True  #: stop when the vote can't change any more
+    #: With `early_stop`: also stop when the vote is led by this weight; None: don't.
     lead: float | None = None
-    reflection: ReflectionPolicy = ReflectionPolicy.NEVER
-    max_reflections: int = 1
+    reflection: ReflectionPolicy = ReflectionPolicy.NEVER  #: when a finished thought reconsiders
+    max_reflections: int = 1  #: most reflections on one path
+    #: Samples drawn after a reflection; None: `width`, or 1 for whole thoughts.
     reflection_width: int | None = None
-    reflect_first: bool = False
+    reflect_first: bool = False  #: with BRANCH: steps before a reflection are not sampled again
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""

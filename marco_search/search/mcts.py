@@ -58,7 +58,8 @@ class Search:
 
     `answer_of` maps the text generated so far on a path (without the prompt) to the key
     that votes are counted on, or None; it must be a pure function. `merge` makes one answer
-    of near-duplicates before the search looks whether its vote is decided, and where it ranks.
+    of near-duplicates before votes are counted. With a `tree` (`Tree.restore`) the search goes
+    on as it was after the last round in it.
     """
 
     def __init__(
@@ -81,19 +82,6 @@ class Search:
         self._stopped: StopReason | None = None
         self.round = max((r.round for r in self.tree.rollouts), default=0)
         self.tokens = sum(r.generated_tokens for r in self.tree.rollouts)  # generated so far
-
-    @classmethod
-    def restore(
-        cls,
-        config: SearchConfig,
-        prompt: str,
-        answer_of: Callable[[str], str | None],
-        nodes: Iterable[Node],
-        rollouts: Iterable[Rollout],
-        merge: Merge | None = None,
-    ) -> Search:
-        """The search as it was after the last round in these records (both in id order)."""
-        return cls(config, prompt, answer_of, tree=Tree.restore(nodes, rollouts), merge=merge)
 
     # -- ask --------------------------------------------------------------------------
 
@@ -274,12 +262,9 @@ class Search:
         """Why the search ended; None while it has not."""
         return self._stopped
 
-    def ranked(self, merge: Merge | None = None) -> list[RankedAnswer]:
-        """The distinct answers so far, best first.
-
-        `merge` gives for each (key, value) the key it counts under; without it, the search's.
-        """
-        merge = merge or self._merge
+    def ranked(self) -> list[RankedAnswer]:
+        """The distinct answers so far, best first."""
+        merge = self._merge
         found = [
             (r.answer, self._vote_value(r), r.rollout_id)
             for r in self.tree.rollouts

@@ -104,7 +104,7 @@ def test_a_restored_search_goes_on_as_the_interrupted_one(
             trail.append(conn, claimed[1], kept, seconds=1.0)
     with shared.transaction() as conn:
         nodes, rollouts = trail.load(conn, job.id)
-    search = Search.restore(whole.config, PROMPT, answer_of, nodes, rollouts)
+    search = Search(whole.config, PROMPT, answer_of, tree=Tree.restore(nodes, rollouts))
     runtime = ToyRuntime()
     while expansions := search.ask():
         search.tell(runtime.branch(expansions))

@@ -204,7 +204,7 @@ def test_a_restored_search_goes_on_identically(
     kept = data.draw(st.integers(0, len(rounds)))
     nodes, rollouts = records(rounds[:kept])
     copy = SearchConfig.from_json(config.to_json())
-    restored = Search.restore(copy, PROMPT, answer_of, nodes, rollouts)
+    restored = Search(copy, PROMPT, answer_of, tree=Tree.restore(nodes, rollouts))
     assert run(restored, rt) == rounds[kept:]
     assert statistics(restored) == statistics(whole)
     assert restored.stop_reason == whole.stop_reason

@@ -13,6 +13,7 @@ from marco_search.search.branches import ReflectionPlacement
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import STRATEGIES, ReflectionPolicy, SearchConfig, configure
 from marco_search.search.mcts import Merge, Search
+from marco_search.search.tree import Tree
 from marco_search.search.votes import Aggregation, Candidate, lead, rank
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
@@ -49,13 +50,11 @@ def test_a_search_stops_at_its_lead_and_not_before(strategy: str) -> None:
     # Before its last round it was not there yet.
     last = search.round
     tree = search.tree
-    before = Search.restore(
-        config,
-        PROMPT,
-        answer_of,
+    earlier = Tree.restore(
         [n for n in tree.nodes if 0 < n.round < last],
         [r for r in tree.rollouts if r.round < last],
     )
+    before = Search(config, PROMPT, answer_of, tree=earlier)
     assert lead(before.ranked()) < 0.5
 
 
