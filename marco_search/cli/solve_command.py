@@ -11,9 +11,11 @@ from marco_search.cli import output
 from marco_search.cli.options import command
 from marco_search.cli.result_text import result_json, result_report
 from marco_search.cli.search_options import job_from_options, kind_options, search_options
-from marco_search.cli.tree_text import DrawnNode, draw_tree, tree_json
+from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.engine import job_result, search_job
 from marco_search.search.mcts import Search
+from marco_search.search.rewards import mean
+from marco_search.store.reads.job_record import TreeRow
 
 
 @command()
@@ -52,15 +54,20 @@ def solve(question: str, tree: bool, thought: bool, **values: Any) -> None:
         output.show("", draw_tree(nodes, path))
 
 
-def drawn_nodes(search: Search) -> list[DrawnNode]:
+def drawn_nodes(search: Search) -> list[TreeRow]:
     """The search's nodes, parents before children."""
     tree = search.tree
     return [
-        DrawnNode(
+        TreeRow(
             node_id=node.node_id,
             parent_id=node.parent_id,
-            action=str(node.action),
+            depth=node.depth,
+            round=node.round,
+            action=node.action,
             text=node.text,
+            tokens=len(node.tokens),
+            confidence=mean(node.confidences) if node.confidences else None,
+            terminal=node.terminal,
             visits=tree.visits[node.node_id],
             value=tree.mean_value(node.node_id) if tree.visits[node.node_id] else None,
         )

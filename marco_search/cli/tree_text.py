@@ -15,14 +15,15 @@ steps reads as a text and only a choice moves to the right:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
 from marco_search.cli import output
-from marco_search.render.layout import ELLIPSIS, TreeNode, children_of, label, visible_nodes
+from marco_search.render.layout import ELLIPSIS, children_of, label, visible_nodes
+from marco_search.store.reads.job_record import TreeRow
 
 _UTF8 = {"fork": "├─ ", "last": "└─ ", "bar": "│  ", "gap": "   ", "answer": "→ "}
 _ASCII = {"fork": "|- ", "last": "`- ", "bar": "|  ", "gap": "   ", "answer": "-> "}
@@ -30,24 +31,8 @@ _MARGIN = 17  # cells before the tree: counts, values and the winner's mark
 _LEAST_TEXT = 24  # cells that a node's text gets however deep it stands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrawnNode:
-    """What is drawn of one node. The root has no parent.
-
-    `action` is a value of search.config.Action; `value` the mean backed-up value, None before
-    the first visit.
-    """
-
-    node_id: int
-    parent_id: int | None
-    action: str
-    text: str
-    visits: int
-    value: float | None
-
-
 def draw_tree(
-    nodes: Sequence[TreeNode],
+    nodes: Sequence[TreeRow],
     winning: Iterable[int],
     *,
     width: int | None = None,
@@ -76,24 +61,24 @@ def draw_tree(
     return Text("\n", no_wrap=True, overflow="ignore").join([heading, *lines])
 
 
-def tree_json(nodes: Sequence[TreeNode], winning: Iterable[int]) -> dict[str, object]:
+def tree_json(nodes: Sequence[TreeRow], winning: Iterable[int]) -> dict[str, object]:
     """The same tree for scripts: every node whole, and the ids of the winning path."""
-    names = [field.name for field in fields(DrawnNode)]
+    names = ("node_id", "parent_id", "action", "text", "visits", "value")
     drawn = [{name: getattr(node, name) for name in names} for node in nodes]
     return {"nodes": drawn, "winning_path": list(winning)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Drawing:
-    children: Mapping[int, Sequence[TreeNode]]
+    children: Mapping[int, Sequence[TreeRow]]
     winning: frozenset[int]
     width: int
     full: bool
     signs: Mapping[str, str]
 
-    def lines(self, root: TreeNode, keep: frozenset[int]) -> Iterator[Text]:
+    def lines(self, root: TreeRow, keep: frozenset[int]) -> Iterator[Text]:
         # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
-        stack: list[tuple[TreeNode | int, str, str]] = [(root, "", "")]
+        stack: list[tuple[TreeRow | int, str, str]] = [(root, "", "")]
         while stack:
             item, lead, below = stack.pop()
             if isinstance(item, int):
@@ -102,7 +87,7 @@ class _Drawing:
             yield from self._node(item, lead, below)
             children = self.children[item.node_id]
             hidden = sum(self._size(child) for child in children if child.node_id not in keep)
-            entries: list[TreeNode | int] = [c for c in children if c.node_id in keep]
+            entries: list[TreeRow | int] = [c for c in children if c.node_id in keep]
             entries += [hidden] if hidden else []
             for i in reversed(range(len(entries))):
                 stack.append((entries[i], *self._leads(below, i, len(entries))))
@@ -114,14 +99,14 @@ class _Drawing:
         fork, bar = ("last", "gap") if i == count - 1 else ("fork", "bar")
         return above + self.signs[fork], above + self.signs[bar]
 
-    def _size(self, node: TreeNode) -> int:
+    def _size(self, node: TreeRow) -> int:
         count, stack = 0, [node]
         while stack:
             count += 1
             stack.extend(self.children[stack.pop().node_id])
         return count
 
-    def _node(self, node: TreeNode, lead: str, below: str) -> Iterator[Text]:
+    def _node(self, node: TreeRow, lead: str, below: str) -> Iterator[Text]:
         wins = node.node_id in self.winning
         value = fraction(node.value) if node.visits else "-"
         text = label(node.action, node.text, answer_sign=self.signs["answer"])

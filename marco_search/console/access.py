@@ -85,17 +85,11 @@ class Access:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`token` None lets everybody in. `names`: host names of the console besides localhost."""
-        self._token = token
-        self.session_s = session_s
+        self._token, self.has_token, self.session_s = token, token is not None, session_s
         self._sessions = Expiring[bool](session_s, 1000, clock)
         self._wrong = Expiring[list[bool]](WINDOW_S, 10_000, clock)
         known = {"localhost", socket.gethostname(), *names}
         self._names = frozenset(name.lower().rstrip(".") for name in known)
-
-    @property
-    def has_token(self) -> bool:
-        """Whether a token is needed."""
-        return self._token is not None
 
     def knows_host(self, header: str) -> bool:
         """Whether a Host header names this console. Any address will do: it can't be rebound."""

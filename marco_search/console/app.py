@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -25,6 +26,7 @@ def create_app(reader: Reader, access: Access, cache: Cache | None = None) -> AS
     app.include_router(page_routes(reader, cache or Cache(), access))
     app.add_exception_handler(MarcoError, _marco_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_path)
     app.add_exception_handler(Exception, _bug)
     # Around all of it, so that the page of a bug has the headers, too.
     return Guard(app, access)
@@ -39,6 +41,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = "There is no such page." if error.status_code == 404 else str(error.detail)
     return _error(request, error.status_code, message)
+
+
+async def _invalid_path(request: Request, error: Exception) -> Response:
+    return _error(request, 404, "There is no such page.")
 
 
 async def _bug(request: Request, error: Exception) -> Response:

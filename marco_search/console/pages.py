@@ -7,11 +7,11 @@ where it has to wait its turn (see Cache).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from marco_search.audit.findings import JobReport
@@ -19,13 +19,13 @@ from marco_search.console.access import Access
 from marco_search.console.reader import Cache, Reader
 from marco_search.console.rendering import outline, page
 from marco_search.console.report import html_file
-from marco_search.errors import JobNotFound, QueryRefused
+from marco_search.errors import QueryRefused
 from marco_search.kinds import KINDS
 from marco_search.render.document import document
 from marco_search.render.svg import svg
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.job_record import JobRecord
-from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE, JobFilter
+from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE, JobFilter, Totals
 
 T = TypeVar("T")
 _TREE_FIELDS = ("nodes", "rollouts", "winning_path", "answers")
@@ -35,6 +35,7 @@ DOUBTS = {
     "narrow": f"less than {NARROW_SHARE:.0%} of the vote",
 }
 _FILTERS = ("state", "kind", "tenant", "batch", "text", "doubt", "before", "after")
+NodeId = Annotated[int, Path(ge=0, lt=2**31)]
 _LONGEST = 200  # characters of a filter's value
 
 
@@ -63,23 +64,19 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         read = lambda: reader.jobs(wanted)  # noqa: E731  # typed by `html`
         return html(request, "jobs.html", ("jobs", wanted), read, lambda p: values | {"page": p})
 
-    @routes.get("/batches")
-    def batches(request: Request) -> Response:
-        values = {"title": "Batches", "one": "batch"}
-        read = reader.batches
-        return html(request, "totals.html", "batches", read, lambda t: values | {"totals": t})
+    def totals(title: str, one: str, read: Callable[[], list[Totals]]) -> None:
+        @routes.get(f"/{title.lower()}", name=title)
+        def sums(request: Request) -> Response:
+            values = {"title": title, "one": one}
+            return html(request, "totals.html", one, read, lambda t: values | {"totals": t})
 
-    @routes.get("/tenants")
-    def tenants(request: Request) -> Response:
-        values = {"title": "Tenants", "one": "tenant"}
-        read = reader.tenants
-        return html(request, "totals.html", "tenants", read, lambda t: values | {"totals": t})
+    totals("Batches", "batch", reader.batches)
+    totals("Tenants", "tenant", reader.tenants)
 
-    def record(job: str, *, refresh: bool = False) -> JobRecord | None:
-        job_id = _job_id(job)
-        return cache.get(("job", job_id), lambda: reader.record(job_id), refresh=refresh)
+    def record(job: UUID, *, refresh: bool = False) -> JobRecord | None:
+        return cache.get(("job", job), lambda: reader.record(job), refresh=refresh)
 
-    def whole(job: str) -> JobRecord:
+    def whole(job: UUID) -> JobRecord:
         found = record(job)
         assert found is not None, "only a refresh may have to wait"
         return found
@@ -91,18 +88,17 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         return cache.get(("verified", job_id), read) if found.job.final else None
 
     @routes.get("/jobs/{job}")
-    def job(request: Request, job: str) -> Response:
-        job_id = _job_id(job)
+    def job(request: Request, job: UUID) -> Response:
         return html(
             request,
             "job.html",
-            ("job", job_id),
-            lambda: reader.record(job_id),
+            ("job", job),
+            lambda: reader.record(job),
             lambda found: {"record": found, "job": found.job, "verified": verified(found)},
         )
 
     @routes.get("/jobs/{job}/tree.json")
-    def tree(request: Request, job: str) -> Response:
+    def tree(request: Request, job: UUID) -> Response:
         found = record(job, refresh="x-refresh" in request.headers)
         if found is None:
             return Response(status_code=204)
@@ -110,24 +106,24 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         return JSONResponse({name: data[name] for name in _TREE_FIELDS})
 
     @routes.get("/jobs/{job}/nodes/{node}.json")
-    def node(job: str, node: str) -> Response:
-        return JSONResponse(reader.node_tokens(_job_id(job), _node_id(node)))
+    def node(job: UUID, node: NodeId) -> Response:
+        return JSONResponse(reader.node_tokens(job, node))
 
     @routes.get("/jobs/{job}/outline")
-    def as_list(job: str) -> Response:
+    def as_list(job: UUID) -> Response:
         found = whole(job)
         lines = outline(found.nodes, found.winning_path)
         values = {"job": found.job, "outline": lines, "can_leave": access.has_token}
         return HTMLResponse(page("outline.html", **values))
 
     @routes.get("/jobs/{job}/report.html")
-    def report(job: str) -> Response:
+    def report(job: UUID) -> Response:
         found = whole(job)
         text = html_file(found, reader.tokens(found.job.job_id), verified(found))
         return _download(text, "text/html", found, "html")
 
     @routes.get("/jobs/{job}/tree.svg")
-    def drawing(job: str) -> Response:
+    def drawing(job: UUID) -> Response:
         found = whole(job)
         text = svg(found.nodes, found.winning_path, found.job.subject)
         return _download(text, "image/svg+xml", found, "svg")
@@ -159,20 +155,6 @@ def _query(wanted: JobFilter, **other: object) -> str:
     values = {name: other.get(name, getattr(wanted, name)) for name in _FILTERS}
     given = {name: str(value) for name, value in values.items() if value is not None}
     return f"?{urlencode(given)}" if given else ""
-
-
-def _job_id(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise JobNotFound(f"invalid job id {text!r}") from None
-
-
-def _node_id(text: str) -> int:
-    """A node's number. What Postgres can't hold as an integer names no node."""
-    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) >= 2**31:
-        raise JobNotFound(f"no node {text[:40]}")
-    return int(text)
 
 
 def _download(text: str, media_type: str, record: JobRecord, suffix: str) -> Response:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.layout import TreeNode, children_of, cut, label, score
+from marco_search.render.layout import children_of, cut, label, score
+from marco_search.store.reads.job_record import TreeRow
 
 _CHARACTERS = 60  # of a node's text
 
 
-def dot(nodes: Sequence[TreeNode], winning: Sequence[int], title: str) -> str:
+def dot(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
     """A digraph of `nodes` (parents before children), the winning path in blue and thick."""
     return "\n".join(_lines(nodes, frozenset(winning), title)) + "\n"
 
 
-def _lines(nodes: Sequence[TreeNode], winning: frozenset[int], title: str) -> Iterator[str]:
+def _lines(nodes: Sequence[TreeRow], winning: frozenset[int], title: str) -> Iterator[str]:
     yield "digraph tree {"
     yield f"  label={_quoted(cut(title, 200))}; labelloc=t; rankdir=LR; ordering=out;"
     yield '  node [shape=box, style="rounded,filled", fillcolor="#f6f7f9", color="#b4bccb",'

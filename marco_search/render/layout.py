@@ -14,8 +14,8 @@ import heapq
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
+from marco_search.store.reads.job_record import TreeRow
 from marco_search.text import CONTROL, escaped
 
 ELLIPSIS = "…"
@@ -32,33 +32,13 @@ STOP_REASONS = {
 }
 
 
-class TreeNode(Protocol):
-    """What a drawing needs to know of a node. The root has no parent."""
-
-    @property
-    def node_id(self) -> int: ...
-    @property
-    def parent_id(self) -> int | None: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def visits(self) -> int: ...
-    @property
-    def value(self) -> float | None: ...
-
-
-N = TypeVar("N", bound=TreeNode)
-
-
-def children_of(nodes: Sequence[N], winning: Collection[int]) -> dict[int, list[N]]:
+def children_of(nodes: Sequence[TreeRow], winning: Collection[int]) -> dict[int, list[TreeRow]]:
     """The children of every node, best first. The first of `nodes` is the root.
 
     A node whose parent is missing hangs from the root: a tree that was tampered with is drawn
     too, and verification says what is wrong with it.
     """
-    children: dict[int, list[N]] = {node.node_id: [] for node in nodes}
+    children: dict[int, list[TreeRow]] = {node.node_id: [] for node in nodes}
     for node in nodes[1:]:
         parent = nodes[0].node_id if node.parent_id is None else node.parent_id
         children[parent if parent in children else nodes[0].node_id].append(node)
@@ -75,7 +55,7 @@ class Place:
     row: int
 
 
-def places(nodes: Sequence[TreeNode], winning: Collection[int]) -> dict[int, Place]:
+def places(nodes: Sequence[TreeRow], winning: Collection[int]) -> dict[int, Place]:
     """The place of each node by its id. `nodes` has parents before children."""
     children = children_of(nodes, winning)
     found: dict[int, Place] = {}
@@ -93,16 +73,15 @@ def places(nodes: Sequence[TreeNode], winning: Collection[int]) -> dict[int, Pla
 
 
 def visible_nodes(
-    nodes: Sequence[TreeNode], winning: Collection[int], limit: int | None, depth: int | None
+    nodes: Sequence[TreeRow], winning: Collection[int], limit: int | None, depth: int | None
 ) -> frozenset[int]:
     """Ids of the nodes to draw: the winning path, then those visited most with their parents.
 
     At most `limit` nodes, except that the winning path is always whole, and none more than
     `depth` edges below the root. None: no limit.
     """
-    children, depths = children_of(nodes, winning), {nodes[0].node_id: 0}
-    for parent, below in children.items():
-        depths |= {child.node_id: depths[parent] + 1 for child in below}
+    children = children_of(nodes, winning)
+    depths = {node_id: place.column for node_id, place in places(nodes, winning).items()}
     deepest = len(nodes) if depth is None else depth
     shown = {i for i in winning if depths.get(i, deepest + 1) <= deepest} | {nodes[0].node_id}
     frontier: list[tuple[int, int, int]] = []

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.layout import TreeNode, children_of, cut, label, score
+from marco_search.render.layout import children_of, cut, label, score
+from marco_search.store.reads.job_record import TreeRow
 
 MAX_NODES = 400
 """Mermaid refuses more than 500 edges and 50,000 characters."""
 _CHARACTERS = 48  # of a node's text
 
 
-def mermaid(nodes: Sequence[TreeNode], winning: Sequence[int]) -> str:
+def mermaid(nodes: Sequence[TreeRow], winning: Sequence[int]) -> str:
     """A flowchart of `nodes` (parents before children), MAX_NODES at most."""
     return "\n".join(_lines(nodes, frozenset(winning))) + "\n"
 
 
-def _lines(nodes: Sequence[TreeNode], winning: frozenset[int]) -> Iterator[str]:
+def _lines(nodes: Sequence[TreeRow], winning: frozenset[int]) -> Iterator[str]:
     yield "flowchart LR"
     for node in nodes:
         text = _entities(cut(label(node.action, node.text), _CHARACTERS))

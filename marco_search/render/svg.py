@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from operator import itemgetter
 from xml.sax.saxutils import escape
 
-from marco_search.render.layout import (
-    Place,
-    TreeNode,
-    children_of,
-    cut,
-    label,
-    places,
-    score,
-)
+from marco_search.render.layout import Place, children_of, cut, label, places, score
+from marco_search.store.reads.job_record import TreeRow
 
 # Pixels. A card of the drawing, and how far apart two are.
 WIDTH, HEIGHT = 196, 40
@@ -26,7 +21,7 @@ _WIN, _WIN_CARD, _REFLECTION = "#1d5fd0", "#e8f0fe", "#fff4df"
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
-def svg(nodes: Sequence[TreeNode], winning: Sequence[int], title: str) -> str:
+def svg(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
     """A drawing of `nodes` (parents before children) under `title`; it loads nothing."""
     place = places(nodes, winning)
     on_path = frozenset(winning)
@@ -43,13 +38,12 @@ def svg(nodes: Sequence[TreeNode], winning: Sequence[int], title: str) -> str:
         f'<text x="{_MARGIN}" y="34" font-size="16" fill="{_INK}">{_xml(heading)}</text>',
     ]
     # Lines first, so that cards lie above them; the winning path's last, above the others.
-    below = children_of(nodes, on_path)
-    linked = [(parent, child) for parent in place for child in below[parent]]
-    for parent, child in sorted(linked, key=lambda pair: pair[1].node_id in on_path):
-        wins = child.node_id in on_path
+    children = children_of(nodes, on_path)
+    edges = [(parent, c, c.node_id in on_path) for parent in place for c in children[parent]]
+    for parent, child, wins in sorted(edges, key=itemgetter(2)):
         parts.append(_edge(place[parent], place[child.node_id], child.visits, wins))
-    shown = [node for node in nodes if node.node_id in place]
-    parts += [_card(node, place[node.node_id], node.node_id in on_path) for node in shown]
+    drawn = [node for node in nodes if node.node_id in place]
+    parts += [_card(node, place[node.node_id], node.node_id in on_path) for node in drawn]
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -66,7 +60,7 @@ def _edge(parent: Place, child: Place, visits: int, wins: bool) -> str:
     )
 
 
-def _card(node: TreeNode, place: Place, wins: bool) -> str:
+def _card(node: TreeRow, place: Place, wins: bool) -> str:
     x, y = _corner(place)
     fill = _WIN_CARD if wins else _REFLECTION if node.action == "reflection" else _CARD
     stroke, thick = (_WIN, 2) if wins else (_LINE, 1)
@@ -89,5 +83,4 @@ def _corner(place: Place) -> tuple[int, int]:
 
 def _xml(text: str) -> str:
     """Escaped, without what XML does not allow (control characters, half surrogates)."""
-    kept = (c if c >= " " and not "\ud800" <= c <= "\udfff" else " " for c in text)
-    return escape("".join(kept).replace("\ufffe", " ").replace("\uffff", " "))
+    return escape(re.sub("[\x00-\x1f\ud800-\udfff\ufffe\uffff]", " ", text))

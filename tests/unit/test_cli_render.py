@@ -9,7 +9,6 @@ from rich.console import Console
 
 from marco_search.cli.tables import Column, number, text_table
 from marco_search.cli.tree_text import (
-    DrawnNode,
     draw_tree,
     fraction,
     tree_json,
@@ -17,15 +16,17 @@ from marco_search.cli.tree_text import (
     wrap_cells,
 )
 from marco_search.render.layout import one_line
+from marco_search.store.reads.job_record import TreeRow
 
 
 def node(
     node_id: int, parent_id: int | None, text: str, visits: int, action: str = "step"
-) -> DrawnNode:
+) -> TreeRow:
     value = 0.9 + visits / 1000 if visits else None
-    return DrawnNode(
-        node_id=node_id, parent_id=parent_id, action=action, text=text, visits=visits, value=value
-    )
+    return TreeRow(
+        node_id=node_id, parent_id=parent_id, depth=0, round=1, action=action, text=text, tokens=1,
+        confidence=None, terminal=False, visits=visits, value=value,
+    )  # fmt: skip
 
 
 TREE = [
