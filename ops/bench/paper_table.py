@@ -47,7 +47,7 @@ from marco_search.kinds import kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
-from ops.pocket.open_ended import HOBBIES
+from ops.pocket.texts import GIFT_PROMPTS, HOBBIES, SUM_PROMPTS
 
 HERE = Path(__file__).parent
 SETS = {"en": "heldout_en", "zh": "heldout_zh"}
@@ -107,14 +107,11 @@ def text_problems(kind: str, count: int | None = None) -> list[Problem]:
     if kind == "translation":
         return load("heldout_translation", limit=count)
     prompts = [
-        prompt
-        for english, chinese, *_ in HOBBIES
-        for prompt in (
-            f"Suggest a gift for a friend who likes {english}.",
-            f"给喜欢{chinese}的朋友推荐一份礼物。",
-        )
+        GIFT_PROMPTS[language].format(hobby=name)
+        for hobby in HOBBIES
+        for language, (name, _) in hobby.items()
     ]
-    prompts += [f"Find two numbers whose sum is {total}." for total in range(20, 200, 15)]
+    prompts += [SUM_PROMPTS["en"].format(total=total) for total in range(20, 200, 15)]
     return [from_row({"prompt": prompt}, "open-ended") for prompt in prompts[:count]]
 
 

@@ -1,5 +1,4 @@
 """Builds the pocket model: synthetic data, tokenizer, training and evaluation.
 
-Only `train`, `evaluate`, `model`, `decode` and `reference` need torch (see requirements.txt); the
-data modules use the standard library.
+Only `model`, `train`, `decoder`, `evaluate` and `reference` need torch (see requirements.txt).
 """

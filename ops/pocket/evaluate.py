@@ -9,149 +9,192 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
+from marco_search.evaluation.statistics import auroc, wilson
 from marco_search.pocket import held_out
-from ops.pocket.decode import Completion, Decoder
-from ops.pocket.evaluate_open_ended import evaluate_open_ended
+from ops.pocket.decoder import Completion, Decoder
+from ops.pocket.problems import Language
+from ops.pocket.samples import is_held_out
 from ops.pocket.solutions import REFLECTION
-from ops.pocket.statistics import auroc, majority, wilson
+from ops.pocket.texts import GIFT_PROMPTS, HOBBIES, SUM_PROMPTS, gift_output
 
 OPEN_ENDED, TRANSLATION = "open_ended", "heldout_translation"
-REASONING_SETS = ("heldout_en", "heldout_zh", "heldout_range_en", "heldout_range_zh")
+SETS = ("heldout_en", "heldout_zh", "heldout_range_en", "heldout_range_zh", TRANSLATION, OPEN_ENDED)
+LANGUAGES: tuple[Language, Language] = ("en", "zh")
+Rows = Sequence[dict[str, Any]]
 
 
-def extract_answer(text: str) -> int | None:
-    """The last integer of the Output part; None if the part is missing or not closed."""
+def output_of(text: str) -> str:
+    """The Output part; empty if it is missing or not closed."""
     found = re.search(r"<Output>\n(.*)\n</Output>", text, re.DOTALL)
-    numbers = re.findall(r"\d+", found[1]) if found else []
+    return found[1] if found else ""
+
+
+def answer_of(completion: Completion) -> int | None:
+    """The last integer of the Output part."""
+    numbers = re.findall(r"\d+", output_of(completion.text))
     return int(numbers[-1]) if numbers else None
 
 
-def evaluate_reasoning(
-    decoder: Decoder, rows: list[dict[str, Any]], samples: int, seed: int, rounds: int = 128
-) -> dict[str, Any]:
+def evaluate_reasoning(decoder: Decoder, rows: Rows, samples: int, seed: int) -> dict[str, Any]:
     """All figures for one held-out set of word problems."""
     prompts = [decoder.prompt(row["question"]) for row in rows]
     truth = [row["answer"] for row in rows]
-    greedy = decoder.complete(prompts, temperature=0, rows=rounds)
-    greedy_right = _right(decoder, greedy, truth)
-    report: dict[str, Any] = {"n": len(rows), "k": samples, "greedy": _share(greedy_right)}
-    by_operations: dict[int, list[bool]] = {}
-    for row, solved in zip(rows, greedy_right, strict=True):
-        by_operations.setdefault(len(row["ops"]), []).append(solved)
-    report["greedy_by_operations"] = {
-        count: f"{sum(flags)}/{len(flags)}" for count, flags in sorted(by_operations.items())
-    }
-    report["tokens_per_greedy_answer"] = _mean([len(c.ids) for c in greedy])
-    report["forced_reflection"] = _share(_forced_reflection(decoder, rows, greedy, rounds))
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    drawn = decoder.complete(repeated, temperature=1, seed=seed, rows=rounds)
+    greedy = decoder.complete(prompts, temperature=0)
+    greedy_right = _right(greedy, truth)
+    counts = [len(row["ops"]) for row in rows]
+    solved = Counter(n for n, right in zip(counts, greedy_right, strict=True) if right)
+    drawn = decoder.complete([p for p in prompts for _ in range(samples)], 1, seed)
+    flat = _right(drawn, [value for value in truth for _ in range(samples)])
     groups = [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
-    answers = [[extract_answer(decoder.text(c)) for c in group] for group in groups]
-    right = [[a == t for a in given] for given, t in zip(answers, truth, strict=True)]
-    flat = [flag for flags in right for flag in flags]
-    report["sampled_mean"] = round(sum(flat) / len(flat), 4)
-    report["majority"] = _share(
-        [majority(given) == t for given, t in zip(answers, truth, strict=True)]
-    )
-    report["pass"] = _share([any(flags) for flags in right])
-    report["best_by_confidence"] = _share(
-        [flags[_most_confident(group)] for group, flags in zip(groups, right, strict=True)]
-    )
-    report["auroc_pooled"] = round(auroc([c.mean_confidence for c in drawn], flat), 4)
-    report["auroc_within_problem"] = _auroc_within(groups, right)
-    report["confidence_right"] = _mean(
-        [c.mean_confidence for c, flag in zip(drawn, flat, strict=True) if flag]
-    )
-    report["confidence_wrong"] = _mean(
-        [c.mean_confidence for c, flag in zip(drawn, flat, strict=True) if not flag]
-    )
-    return report
-
-
-def evaluate_translation(decoder: Decoder, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Greedy translations that equal one of the accepted ones, letter for letter."""
-    prompts = [decoder.prompt(row["question"]) for row in rows]
-    texts = [decoder.text(c) for c in decoder.complete(prompts, temperature=0)]
-    right = [
-        any(f"<Output>\n{accepted}\n</Output>" in text for accepted in row["expected"])
-        for text, row in zip(texts, rows, strict=True)
-    ]
-    return {"n": len(rows), "exact": _share(right)}
-
-
-def _right(decoder: Decoder, completions: list[Completion], truth: list[int]) -> list[bool]:
-    return [
-        extract_answer(decoder.text(c)) == value
-        for c, value in zip(completions, truth, strict=True)
-    ]
-
-
-def _forced_reflection(
-    decoder: Decoder, rows: list[dict[str, Any]], greedy: list[Completion], rounds: int
-) -> list[bool]:
-    """The greedy thought, kept open with the phrase, and decoded on greedily."""
-    prompts = []
-    for row, completion in zip(rows, greedy, strict=True):
-        thought = decoder.text(completion).split("\n</Thought>")[0].split(f"\n{REFLECTION}")[0]
-        prompts.append(decoder.prompt(row["question"], f"{thought}\n{REFLECTION}\n"))
-    redone = decoder.complete(prompts, temperature=0, rows=rounds)
-    return _right(decoder, redone, [row["answer"] for row in rows])
-
-
-def _most_confident(group: list[Completion]) -> int:
-    return max(range(len(group)), key=lambda index: group[index].mean_confidence)
-
-
-def _auroc_within(groups: list[list[Completion]], right: list[list[bool]]) -> float:
-    """Mean AUROC over the problems that have both right and wrong samples."""
-    values = [
+    right = [flat[i : i + samples] for i in range(0, len(flat), samples)]
+    values = [c.mean_confidence for c in drawn]
+    pairs = list(zip(values, flat, strict=True))
+    within = [
         auroc([c.mean_confidence for c in group], flags)
         for group, flags in zip(groups, right, strict=True)
     ]
-    return _mean([value for value in values if not math.isnan(value)])
+    best = [max(range(samples), key=lambda i: group[i].mean_confidence) for group in groups]
+    return {
+        "n": len(rows),
+        "k": samples,
+        "greedy": _share(greedy_right),
+        "greedy_by_operations": {
+            n: f"{solved[n]}/{total}" for n, total in sorted(Counter(counts).items())
+        },
+        "tokens_per_greedy_answer": _mean([len(c.ids) for c in greedy]),
+        "forced_reflection": _share(_right(_reflected(decoder, rows, greedy), truth)),
+        "sampled_mean": _mean(flat),
+        "majority": _share([_majority(g) == t for g, t in zip(groups, truth, strict=True)]),
+        "pass": _share([any(flags) for flags in right]),
+        "best_by_confidence": _share([flags[i] for flags, i in zip(right, best, strict=True)]),
+        "auroc_pooled": round(auroc(values, flat) or 0.0, 4),
+        "auroc_within_problem": _mean([value for value in within if value is not None]),
+        "confidence_right": _mean([value for value, flag in pairs if flag]),
+        "confidence_wrong": _mean([value for value, flag in pairs if not flag]),
+    }
 
 
-def _share(flags: list[bool]) -> dict[str, Any]:
+def evaluate_translation(decoder: Decoder, rows: Rows) -> dict[str, Any]:
+    """Greedy translations that equal one of the accepted ones, letter for letter."""
+    done = decoder.complete([decoder.prompt(row["question"]) for row in rows], temperature=0)
+    right = [output_of(c.text) in row["expected"] for c, row in zip(done, rows, strict=True)]
+    return {"n": len(rows), "exact": _share(right)}
+
+
+def evaluate_open_ended(
+    decoder: Decoder, samples: int, temperature: float, seed: int
+) -> dict[str, Any]:
+    """Gifts for known hobbies, and pairs of numbers for sums held out from training.
+
+    A gift is acceptable if training names it for that hobby; a pair, if it adds up.
+    """
+    gifts: list[_Task] = []
+    for hobby, language in [(h, lang) for h in HOBBIES for lang in LANGUAGES]:
+        name, known = hobby[language]
+        outputs = frozenset(gift_output(gift, language) for gift in known)
+        gifts.append((GIFT_PROMPTS[language].format(hobby=name), outputs.__contains__))
+    sums: list[_Task] = [
+        (SUM_PROMPTS[language].format(total=total), _adds_up_to(total))
+        for total in range(10, 200)
+        for language in LANGUAGES
+    ]
+    held = [task for task in sums if is_held_out(task[0])]
+    return {
+        "temperature": temperature,
+        "gifts": _acceptable(decoder, gifts, samples, temperature, seed),
+        "held_out_sums": _acceptable(decoder, held, samples, temperature, seed),
+    }
+
+
+_Task = tuple[str, Callable[[str], bool]]
+"""A prompt, and whether an output is acceptable."""
+
+
+def _adds_up_to(total: int) -> Callable[[str], bool]:
+    def check(output: str) -> bool:
+        numbers = [int(number) for number in re.findall(r"\d+", output)]
+        return len(numbers) == 2 and sum(numbers) == total
+
+    return check
+
+
+def _acceptable(
+    decoder: Decoder, tasks: list[_Task], samples: int, temperature: float, seed: int
+) -> dict[str, Any]:
+    prompts = [decoder.prompt(prompt) for prompt, _ in tasks for _ in range(samples)]
+    drawn = decoder.complete(prompts, temperature, seed)
+    good = distinct = best = 0
+    for i, (_, acceptable) in enumerate(tasks):
+        group = drawn[i * samples : (i + 1) * samples]
+        outputs = [text for c in group if acceptable(text := output_of(c.text))]
+        good, distinct = good + len(outputs), distinct + len(set(outputs))
+        best += output_of(max(group, key=lambda c: c.mean_confidence).text) in outputs
+    return {
+        "prompts": len(tasks),
+        "k": samples,
+        "acceptable": round(good / len(prompts), 4),
+        "distinct_acceptable_per_prompt": round(distinct / len(tasks), 2),
+        "most_confident_acceptable": f"{best}/{len(tasks)}",
+    }
+
+
+def _right(completions: Sequence[Completion], truth: Sequence[int]) -> list[bool]:
+    return [answer_of(c) == value for c, value in zip(completions, truth, strict=True)]
+
+
+def _majority(group: Sequence[Completion]) -> int | None:
+    """The most frequent answer, the earlier one on a tie."""
+    votes = Counter(answer for c in group if (answer := answer_of(c)) is not None)
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def _reflected(decoder: Decoder, rows: Rows, greedy: Sequence[Completion]) -> list[Completion]:
+    """The greedy thought, kept open with the phrase, and decoded on greedily."""
+    prompts = []
+    for row, completion in zip(rows, greedy, strict=True):
+        thought = completion.text.split("\n</Thought>")[0].split(f"\n{REFLECTION}")[0]
+        prompts.append(decoder.prompt(row["question"], f"{thought}\n{REFLECTION}\n"))
+    return decoder.complete(prompts, temperature=0)
+
+
+def _share(flags: Sequence[bool]) -> dict[str, Any]:
     low, high = wilson(sum(flags), len(flags))
-    share = round(sum(flags) / max(1, len(flags)), 4)
-    return {"share": share, "right": sum(flags), "interval": [round(low, 3), round(high, 3)]}
+    return {"share": _mean(flags), "right": sum(flags), "interval": [round(low, 3), round(high, 3)]}
 
 
-def _mean(values: list[Any]) -> float:
-    return round(float(sum(values)) / len(values), 4) if values else math.nan
+def _mean(values: Sequence[float]) -> float:
+    return round(fmean(values), 4) if values else float("nan")
 
 
 def main() -> None:
-    """Command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=250, help="problems a set")
-    parser.add_argument("--skip", type=int, default=0, help="problems to leave out at the front")
     parser.add_argument("--samples", type=int, default=8, help="k")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--sets", nargs="*", default=[*REASONING_SETS, TRANSLATION, OPEN_ENDED])
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=SETS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    decoder = Decoder(options.folder)
+    decoder, k, seed = Decoder(options.folder), options.samples, options.seed
     for name in options.sets:
         if name == OPEN_ENDED:
-            for temperature in (1.0, 0.7):
-                figures = evaluate_open_ended(decoder, options.samples, temperature, options.seed)
-                print(json.dumps({"set": name, **figures}), flush=True)
-            continue
-        rows = held_out(name)[options.skip : options.skip + options.count]
-        if name == TRANSLATION:
-            report = evaluate_translation(decoder, rows)
+            found = [evaluate_open_ended(decoder, k, heat, seed) for heat in (1.0, 0.7)]
+        elif name == TRANSLATION:
+            found = [evaluate_translation(decoder, held_out(name)[: options.count])]
         else:
-            report = evaluate_reasoning(decoder, rows, options.samples, options.seed)
-        print(json.dumps({"set": name, **report}), flush=True)
+            found = [evaluate_reasoning(decoder, held_out(name)[: options.count], k, seed)]
+        for figures in found:
+            print(json.dumps({"set": name, **figures}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The pocket model's shape, and its export as a Hugging Face folder."""
+"""The pocket model's shape, its optimizers, and its export as a Hugging Face folder.
+
+Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,40 @@ from tokenizers import Tokenizer
 
 from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, PADDING, save_tokenizer, token_id
 
-HIDDEN, LAYERS, INTERMEDIATE, HEADS, KV_HEADS = 192, 4, 512, 6, 2
 ROPE_THETA = 10000.0
 
 
 def build_model(tokenizer: Tokenizer, seed: int) -> Any:
-    """A fresh Qwen2ForCausalLM in fp32 with tied embeddings (about 1.8 M parameters)."""
+    """A new Qwen2ForCausalLM in fp32 with tied embeddings (about 1.8 M parameters)."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(**hugging_face_config(tokenizer)))
+    return Qwen2ForCausalLM(Qwen2Config(**model_config(tokenizer)))
 
 
-def hugging_face_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def build_optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """[Muon over the matrices of the layers, AdamW over embedding, norms and biases]."""
+    named = list(model.named_parameters())
+    hidden = [name for name, p in named if p.ndim == 2 and "embed" not in name]
+    matrices = [p for name, p in named if name in hidden]
+    others = [p for name, p in named if name not in hidden]
+    muon = torch.optim.Muon(
+        matrices, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of config.json. Both spellings of rope and dtype: readers differ by age."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "intermediate_size": INTERMEDIATE,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "attention_dropout": 0.0,
@@ -53,8 +67,8 @@ def hugging_face_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes weights in bf16, config, generation config and tokenizer files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights in bf16, config, generation config and tokenizer files."""
+    save_tokenizer(tokenizer, folder)
     weights = {
         name: tensor.detach().to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
@@ -62,12 +76,12 @@ def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     }
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-    _write_json(folder / "config.json", hugging_face_config(tokenizer))
-    stop = [token_id(tokenizer, END_OF_TURN), token_id(tokenizer, PADDING)]
-    generation = {"do_sample": True, "temperature": 1.0, "eos_token_id": stop}
-    _write_json(folder / "generation_config.json", {**generation, "pad_token_id": stop[1]})
-    save_tokenizer(tokenizer, folder)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    config = model_config(tokenizer)
+    stop, padding = config["eos_token_id"], config["pad_token_id"]
+    generation = {"do_sample": True, "temperature": 1.0, "eos_token_id": [stop, padding]}
+    for name, content in (
+        ("config", config),
+        ("generation_config", generation | {"pad_token_id": padding}),
+    ):
+        text = json.dumps(content, indent=2, sort_keys=True)
+        (folder / f"{name}.json").write_text(text + "\n")

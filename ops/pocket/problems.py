@@ -7,9 +7,12 @@ of the solution that computes it.
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
-from typing import Literal
+from operator import add, floordiv, mul, sub
+from pathlib import Path
+from typing import Any, Literal
 
 Language = Literal["en", "zh"]
 Operator = Literal["+", "-", "*", "/"]
@@ -18,6 +21,9 @@ MAX_VALUE = 999
 # Problems that start in this range are never trained on; they form the range held-out sets.
 HELD_OUT_STARTS = range(70, 80)
 OPERATION_WEIGHTS = {2: 12, 3: 26, 4: 28, 5: 22, 6: 12}
+TEXTS: dict[str, Any] = json.loads(Path(__file__).with_name("texts.json").read_text("utf-8"))
+# {n} owner, {f} friend, {i} thing, {m} Chinese measure word, {v} operand, {s} start value.
+WORDING: dict[Language, dict[str, Any]] = TEXTS["problems"]
 
 
 @dataclass(frozen=True)
@@ -41,97 +47,18 @@ class Problem:
 
     @property
     def answer(self) -> int:
-        return final_value(self.start, self.events)
-
-
-@dataclass(frozen=True)
-class Thing:
-    """What is counted. `measure` is the Chinese measure word, empty in English."""
-
-    name: str
-    measure: str = ""
-
-
-NAMES: dict[Language, tuple[str, ...]] = {
-    "en": ("Tom", "Anna", "Ben", "Lily", "Sam", "Mia", "Leo", "Kate"),
-    "zh": ("小明", "小红", "小丽", "小华", "小军", "小美"),
-}
-THINGS: dict[Language, tuple[Thing, ...]] = {
-    "en": tuple(
-        Thing(word)
-        for word in ("apples", "books", "cards", "cookies", "eggs", "pencils", "shells", "stamps")
-    ),
-    "zh": (
-        Thing("苹果", "个"),
-        Thing("书", "本"),
-        Thing("铅笔", "支"),
-        Thing("邮票", "张"),
-        Thing("鸡蛋", "个"),
-        Thing("饼干", "块"),
-        Thing("卡片", "张"),
-        Thing("贝壳", "个"),
-    ),
-}
-# {n} owner, {f} friend, {i} thing, {m} measure word, {v} operand, {s} start value.
-CLAUSES: dict[Language, dict[str, tuple[str, ...]]] = {
-    "en": {
-        "box": ("{n} has {v} boxes with {s} {i} each",),
-        "+": (
-            "{f} gives {n} {v} more {i}",
-            "{n} buys {v} more {i}",
-            "{n} finds {v} more {i}",
-        ),
-        "-": ("{n} gives {v} {i} to {f}", "{n} sells {v} {i}", "{n} loses {v} {i}"),
-        "*": (
-            "{n} trades them for {v} times as many {i}",
-            "the number of {i} grows to {v} times",
-        ),
-        "/": (
-            "{n} packs the {i} into {v} equal bags and keeps one bag",
-            "{n} shares the {i} equally among {v} people and keeps one part",
-        ),
-        "price": ("each of the {i} sells for {v} dollars",),
-    },
-    "zh": {
-        "box": ("{n}有{v}盒{i}，每盒{s}{m}",),
-        "+": ("{f}又给{n}{v}{m}{i}", "{n}又买了{v}{m}{i}", "{n}又找到{v}{m}{i}"),
-        "-": ("{n}给{f}{v}{m}{i}", "{n}卖掉{v}{m}{i}", "{n}丢了{v}{m}{i}"),
-        "*": ("{n}把它们换成{v}倍的{i}", "{i}的数量变成原来的{v}倍"),
-        "/": ("{n}把{i}平均装进{v}个袋子，只留一袋", "{n}把{i}平均分给{v}个人，自己留一份"),
-        "price": ("每{m}{i}卖{v}元",),
-    },
-}
-OPENING: dict[Language, str] = {"en": "{n} has {s} {i}", "zh": "{n}有{s}{m}{i}"}
-AGE: dict[Language, str] = {"en": "{f} is {v} years old", "zh": "{f}今年{v}岁"}
-ASK_COUNT: dict[Language, str] = {
-    "en": "How many {i} does {n} have now?",
-    "zh": "{n}现在有多少{m}{i}？",
-}
-ASK_MONEY: dict[Language, str] = {
-    "en": "How much money is that in total?",
-    "zh": "一共能卖多少元？",
-}
+        """The count after all events."""
+        value = self.start
+        for event in self.events:
+            value = apply(value, event.operator, event.operand)
+        return value
 
 
 def apply(value: int, operator: Operator, operand: int) -> int:
     """The count after one operation. Division must be exact: ValueError if it is not."""
-    if operator == "+":
-        return value + operand
-    if operator == "-":
-        return value - operand
-    if operator == "*":
-        return value * operand
-    if value % operand:
+    if operator == "/" and value % operand:
         raise ValueError(f"{value} is not divisible by {operand}")
-    return value // operand
-
-
-def final_value(start: int, events: tuple[Event, ...]) -> int:
-    """The count after all events."""
-    value = start
-    for event in events:
-        value = apply(value, event.operator, event.operand)
-    return value
+    return {"+": add, "-": sub, "*": mul, "/": floordiv}[operator](value, operand)
 
 
 def draw_problem(rng: random.Random, language: Language, starts: range | None = None) -> Problem:
@@ -204,25 +131,24 @@ def _draw_operation(rng: random.Random, value: int) -> tuple[Operator, int] | No
 def _word(
     rng: random.Random, language: Language, start: int, kinds: list[tuple[str, Operator, int]]
 ) -> Problem:
-    owner, friend = rng.sample(NAMES[language], 2)
-    thing = rng.choice(THINGS[language])
-    words = {"n": owner, "f": friend, "i": thing.name, "m": thing.measure, "s": str(start)}
+    wording = WORDING[language]
+    owner, friend = rng.sample(wording["names"], 2)
+    thing, measure = rng.choice(wording["things"])
+    words = {"n": owner, "f": friend, "i": thing, "m": measure, "s": str(start)}
     events = tuple(
-        Event(operator, operand, rng.choice(CLAUSES[language][kind]).format(v=operand, **words))
+        Event(operator, operand, rng.choice(wording["clauses"][kind]).format(v=operand, **words))
         for kind, operator, operand in kinds
     )
     clauses = [event.clause for event in events]
     if kinds[0][0] != "box":
-        clauses.insert(0, OPENING[language].format(**words))
+        clauses.insert(0, wording["opening"].format(**words))
     if rng.random() < 0.15:
-        age = AGE[language].format(v=rng.randint(5, 15), **words)
+        age = wording["age"].format(v=rng.randint(5, 15), **words)
         clauses.insert(rng.randint(1, len(clauses)), age)
     money = kinds[-1][0] == "price"
-    ask = (ASK_MONEY if money else ASK_COUNT)[language].format(**words)
+    ask = wording["ask_money" if money else "ask_count"].format(**words)
     if language == "en":
         question = " ".join([f"{clause[0].upper()}{clause[1:]}." for clause in clauses] + [ask])
-        unit = " dollars" if money else f" {thing.name}"
-    else:
-        question = "".join([f"{clause}。" for clause in clauses] + [ask])
-        unit = "元" if money else f"{thing.measure}{thing.name}"
-    return Problem(language, question, start, events, unit)
+        return Problem(language, question, start, events, " dollars" if money else f" {thing}")
+    question = "".join([f"{clause}。" for clause in clauses] + [ask])
+    return Problem(language, question, start, events, "元" if money else f"{measure}{thing}")

@@ -7,15 +7,15 @@ Any other decoder of the same weights can be checked against it without torch.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from marco_search.pocket import held_out
-from ops.pocket.decode import TOP, Decoder
+from ops.pocket.decoder import TOP, Decoder
 from ops.pocket.solutions import REFLECTION
 
 NEW_TOKENS = 32
@@ -38,49 +38,33 @@ def reference_prompts() -> list[tuple[str, str, str]]:
     return prompts
 
 
-def reference(decoder: Decoder) -> list[dict[str, Any]]:
-    """One record a prompt: name, prompt, ids, generated, logprobs, top ([id, logprob] x 5)."""
-    records = []
-    for name, user, thought in reference_prompts():
-        ids = decoder.prompt(user, thought)
-        sequence = list(ids)
-        chosen_logprobs: list[float] = []
-        top: list[list[list[float]]] = []
-        for _ in range(NEW_TOKENS):
-            with torch.inference_mode():  # without a cache: nothing to go wrong
-                logits = decoder.model(input_ids=torch.tensor([sequence])).logits[0, -1]
-            best = logits.float().log_softmax(-1).topk(TOP)
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            top.append([[token, round(value, 6)] for token, value in pairs])
-            chosen_logprobs.append(top[-1][0][1])
-            sequence.append(int(best.indices[0]))
-            if sequence[-1] == decoder.stop:
-                break
-        text = decoder.tokenizer.decode(ids, skip_special_tokens=False)
-        generated = sequence[len(ids) :]
-        records.append(
-            {
-                "name": name,
-                "prompt": text,
-                "ids": ids,
-                "generated": generated,
-                "text": decoder.tokenizer.decode(generated, skip_special_tokens=False),
-                "logprobs": chosen_logprobs,
-                "top": top,
-            }
-        )
-    return records
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder
-    torch.set_num_threads(1)
-    records = json.dumps(reference(Decoder(folder)), ensure_ascii=False, separators=(",", ":"))
-    (folder / "reference.json").write_text(records.replace('},{"name"', '},\n{"name"') + "\n")
+@torch.inference_mode()
+def record(decoder: Decoder, name: str, user: str, thought: str) -> dict[str, Any]:
+    """One prompt: name, prompt, ids, generated, text, logprobs, top ([id, logprob] x 5)."""
+    ids, generated = decoder.prompt(user, thought), list[int]()
+    top: list[list[list[float]]] = []
+    while len(generated) < NEW_TOKENS and decoder.stop not in generated:
+        # Without a cache: nothing to go wrong.
+        logits = decoder.model(input_ids=torch.tensor([ids + generated])).logits[0, -1]
+        best = logits.float().log_softmax(-1).topk(TOP)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        top.append([[token, round(value, 6)] for token, value in pairs])
+        generated.append(int(best.indices[0]))
+    return {
+        "name": name,
+        "prompt": decoder.tokenizer.decode(ids, skip_special_tokens=False),
+        "ids": ids,
+        "generated": generated,
+        "text": decoder.tokenizer.decode(generated, skip_special_tokens=False),
+        "logprobs": [best[0][1] for best in top],
+        "top": top,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    opened = Decoder(folder)
+    records = [record(opened, *prompt) for prompt in reference_prompts()]
+    text = json.dumps(records, ensure_ascii=False, separators=(",", ":"))
+    (folder / "reference.json").write_text(text.replace('},{"name"', '},\n{"name"') + "\n")

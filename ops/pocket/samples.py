@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from ops.pocket.open_ended import draw_open_ended
-from ops.pocket.phrases import PROMPT_WEIGHTS, PROMPTS, Phrase, phrases
 from ops.pocket.problems import HELD_OUT_STARTS, Language, Problem, draw_arithmetic, draw_problem
 from ops.pocket.solutions import Segment, solve, solve_with_reflection, turn
+from ops.pocket.texts import PROMPT_WEIGHTS, PROMPTS, Phrase, draw_open_ended, phrases
 
 # Chances of each kind; they add up to 1.
 MIX = {"problem": 0.68, "reflection": 0.12, "arithmetic": 0.10, "translation": 0.06, "open": 0.04}
@@ -28,6 +26,7 @@ class Sample:
 
     @property
     def assistant(self) -> str:
+        """The assistant's turn as one text."""
         return "".join(segment.text for segment in self.segments)
 
 
@@ -44,14 +43,21 @@ def draw_sample(rng: random.Random) -> Sample:
             return sample
 
 
-def held_out_problems(language: Language, count: int, seed: int) -> list[Problem]:
-    """Problems whose hash is held out and whose start value is one that training has."""
-    return _distinct(language, count, seed, in_range=False)
+def held_out_problems(
+    language: Language, count: int, seed: int, *, in_range: bool = False
+) -> list[Problem]:
+    """Distinct problems that training never has.
 
-
-def held_out_range_problems(language: Language, count: int, seed: int) -> list[Problem]:
-    """Problems that start in the range that training never starts in."""
-    return _distinct(language, count, seed, in_range=True)
+    Those whose hash is held out and whose start value training has; or, `in_range`, those that
+    start in the range that training never starts in.
+    """
+    rng, found = random.Random(seed), dict[str, Problem]()
+    while len(found) < count:
+        problem = draw_problem(rng, language, HELD_OUT_STARTS if in_range else None)
+        hashed = is_held_out(problem.question) and problem.start not in HELD_OUT_STARTS
+        if in_range or hashed:
+            found.setdefault(problem.question, problem)
+    return list(found.values())
 
 
 def held_out_phrases() -> list[Phrase]:
@@ -70,23 +76,6 @@ def _parts(phrase: Phrase) -> set[str]:
     return {line for thought in phrase.thoughts for line in thought.splitlines()}
 
 
-def _distinct(language: Language, count: int, seed: int, in_range: bool) -> list[Problem]:
-    found: dict[str, Problem] = {}
-    for problem in _candidates(random.Random(seed), language, in_range):
-        found.setdefault(problem.question, problem)
-        if len(found) == count:
-            break
-    return list(found.values())
-
-
-def _candidates(rng: random.Random, language: Language, in_range: bool) -> Iterator[Problem]:
-    while True:
-        problem = draw_problem(rng, language, HELD_OUT_STARTS if in_range else None)
-        hashed = is_held_out(problem.question) and problem.start not in HELD_OUT_STARTS
-        if in_range or hashed:
-            yield problem
-
-
 def _draw(rng: random.Random) -> Sample:
     kind = rng.choices(tuple(MIX), tuple(MIX.values()))[0]
     language: Language = "en" if rng.random() < 0.5 else "zh"
@@ -97,8 +86,8 @@ def _draw(rng: random.Random) -> Sample:
         text = turn(phrase.thoughts[which], phrase.translations[which])
         return Sample(kind, prompt, (Segment(text),))
     if kind == "open":
-        item = draw_open_ended(rng, language)
-        return Sample(kind, item.prompt, (Segment(turn(item.thought, item.output)),))
+        prompt, thought, output = draw_open_ended(rng, language)
+        return Sample(kind, prompt, (Segment(turn(thought, output)),))
     if kind == "arithmetic":
         problem = draw_arithmetic(rng, language)
         reflect = rng.random() < MIX["reflection"]

@@ -38,9 +38,8 @@ def pieces(value: int, operator: Operator, operand: int) -> list[str]:
     if operator in "+-":
         equations = []
         for part in _round_parts(operand):
-            after = apply(value, operator, part)
-            equations.append(f"{value}{operator}{part}={after}")
-            value = after
+            equations.append(f"{value}{operator}{part}={apply(value, operator, part)}")
+            value = apply(value, operator, part)
         return equations
     if operator == "*":
         if operand >= 10:
@@ -48,14 +47,8 @@ def pieces(value: int, operator: Operator, operand: int) -> list[str]:
         else:
             products = [(f"{part}*{operand}", part * operand) for part in _round_parts(value)]
     else:
-        quotient_parts = _round_parts(result)
-        products = [(f"{part * operand}/{operand}", part) for part in quotient_parts]
+        products = [(f"{part * operand}/{operand}", part) for part in _round_parts(result)]
     return _running_sum(products)
-
-
-def jump(value: int, operator: Operator, operand: int, result: int) -> str:
-    """The operation as one equation."""
-    return f"{value}{operator}{operand}={result}"
 
 
 def attempt(problem: Problem, rng: random.Random, jump_chance: float, slip: bool = False) -> str:
@@ -73,10 +66,11 @@ def attempt(problem: Problem, rng: random.Random, jump_chance: float, slip: bool
     for index, event in enumerate(problem.events):
         result = apply(value, event.operator, event.operand) + slips.get(index, 0)
         parts = pieces(value, event.operator, event.operand)
+        work = f"{value}{event.operator}{event.operand}"
         if index in slips or len(parts) == 1 or rng.random() < jump_chance:
-            work = jump(value, event.operator, event.operand, result)
+            work += f"={result}"
         else:
-            work = f"{value}{event.operator}{event.operand}: {', '.join(parts)}"
+            work += f": {', '.join(parts)}"
         lines.append(_step(problem, index, event.clause, work))
         value = result
     return "\n".join(lines)
@@ -106,12 +100,8 @@ def solve_with_reflection(problem: Problem, rng: random.Random) -> list[Segment]
     first = attempt(problem, rng, JUMP_CHANCE, slip=wrong)
     redo = attempt(problem, rng, 0.0)
     whole = turn(f"{first}\n{REFLECTION}\n{redo}", answer_sentence(problem, problem.answer))
-    head = "<Thought>\n"
-    return [
-        Segment(head),
-        Segment(first, learned=not wrong),
-        Segment(whole[len(head) + len(first) :]),
-    ]
+    head, rest = whole.split(first, 1)
+    return [Segment(head), Segment(first, learned=not wrong), Segment(rest)]
 
 
 def _round_parts(number: int) -> list[int]:

@@ -11,35 +11,98 @@ import argparse
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from ops.pocket.batches import Batch, batches
-from ops.pocket.model import build_model, export_model
-from ops.pocket.optimizer import (
-    build_optimizers,
-    learning_rate_factor,
-    load_state_tensors,
-    set_learning_rate,
-    state_tensors,
+from ops.pocket.model import build_model, build_optimizers, export_model
+from ops.pocket.samples import Sample, draw_sample
+from ops.pocket.tokenizer import (
+    END_OF_TURN,
+    PADDING,
+    build_tokenizer,
+    save_tokenizer,
+    token_id,
+    user_prompt,
 )
-from ops.pocket.tokenizer import build_tokenizer, save_tokenizer
 
 SEED, STEPS, TOKENS_PER_RANK, RATE = 0, 2200, 2560, 2e-3
+WARM_UP_STEPS = 50
+POOL = 512  # samples that are sorted by length together
+STATE = "state.pt"
+
+
+# -- Batches ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids [rows, length] right-padded; learned [rows, length] marks the tokens in the loss."""
+
+    ids: Tensor
+    learned: Tensor
+    tokens: int
+
+
+Encoded = tuple[list[int], list[bool]]
+"""Token ids of a whole conversation, and which of them count in the loss."""
+
+
+def encode_sample(tokenizer: Tokenizer, sample: Sample) -> Encoded:
+    """The conversation of a sample. Prompts and slips are not learned."""
+    ids = tokenizer.encode(user_prompt(sample.user)).ids
+    learned = [False] * len(ids)
+    for segment in sample.segments:
+        part = tokenizer.encode(segment.text).ids
+        ids += part
+        learned += [segment.learned] * len(part)
+    return [*ids, token_id(tokenizer, END_OF_TURN)], [*learned, True]
+
+
+def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator[Batch]:
+    """Endless batches of at most about `tokens` tokens with padding; each rank has its own.
+
+    Samples come in pools, sorted by length within a pool so that little is padded.
+    """
+    padding, rng = token_id(tokenizer, PADDING), random.Random(f"pocket/{seed}/{rank}")
+    while True:
+        pool = [encode_sample(tokenizer, draw_sample(rng)) for _ in range(POOL)]
+        pool.sort(key=lambda item: len(item[0]))
+        groups: list[list[Encoded]] = [[]]
+        for item in pool:
+            if groups[-1] and (len(groups[-1]) + 1) * len(item[0]) > tokens:
+                groups.append([])
+            groups[-1].append(item)
+        # The last group of a pool is often small; a full one keeps the steps alike.
+        if len(groups[-1]) * len(groups[-1][-1][0]) < tokens // 2 and len(groups) > 1:
+            groups.pop()
+        rng.shuffle(groups)
+        yield from (_pad(group, padding) for group in groups)
+
+
+def _pad(group: Sequence[Encoded], padding: int) -> Batch:
+    length = max(len(ids) for ids, _ in group)
+    ids = [row + [padding] * (length - len(row)) for row, _ in group]
+    learned = [row + [False] * (length - len(row)) for _, row in group]
+    return Batch(torch.tensor(ids), torch.tensor(learned), sum(len(row) for row, _ in group))
+
+
+# -- Training ---------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Starts one process per rank and waits for them, or runs one rank."""
+    """Start one process per rank and wait for them, or run one rank."""
     options = _options()
     out: Path = options.out
     if options.rank is not None:
@@ -49,56 +112,61 @@ def main() -> None:
     (out / "rendezvous").unlink(missing_ok=True)
     if not (out / "tokenizer" / "tokenizer.json").exists():
         save_tokenizer(build_tokenizer(), out / "tokenizer")
-    command = [sys.executable, "-m", "ops.pocket.train", *sys.argv[1:]]
+    command = [sys.executable, "-m", "ops.pocket.train", *sys.argv[1:], "--rank"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([*command, "--rank", str(rank)], env=environment)
-        for rank in range(options.ranks)
+        subprocess.Popen([*command, str(rank)], env=environment) for rank in range(options.ranks)
     ]
-    codes = [process.wait() for process in ranks]
-    sys.exit(max(abs(code) for code in codes))
+    sys.exit(max(abs(process.wait()) for process in ranks))
 
 
 def train(options: argparse.Namespace) -> None:
     """One rank of the run."""
     torch.set_num_threads(1)
-    out: Path = options.out
-    rank: int = options.rank
+    out, rank, steps = options.out, options.rank, options.steps
     rendezvous = (out / "rendezvous").resolve().as_uri()
     dist.init_process_group("gloo", rendezvous, rank=rank, world_size=options.ranks)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
     model = build_model(tokenizer, options.seed)
     optimizers = build_optimizers(model, options.rate)
-    step, tokens = (
-        _resume(out / "state.safetensors", model, optimizers) if options.resume else (0, 0)
-    )
-    stream = itertools.islice(
-        batches(tokenizer, options.seed, rank, options.tokens), step, options.steps
-    )
-    begun, begun_tokens, smooth = time.monotonic(), tokens, 0.0
-    for batch in stream:
-        rate = options.rate * learning_rate_factor(step, options.steps)
-        set_learning_rate(optimizers, rate)
-        loss = batch_loss(model, batch)
-        loss.backward()
-        mean_loss, batch_tokens = _average_gradients(model, float(loss.detach()), batch.tokens)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    step, tokens = _load(out / STATE, model, optimizers) if options.resume else (0, 0)
+    stream = batches(tokenizer, options.seed, rank, options.tokens)
+    began, began_tokens, smooth = time.monotonic(), tokens, 0.0
+    for batch in itertools.islice(stream, step, steps):
+        # Linear warm-up, then linear decay to zero at the last step.
+        rate = options.rate * min(1.0, (step + 1) / WARM_UP_STEPS) * (1 - step / steps)
+        loss, batch_tokens = _step(model, optimizers, batch, rate)
         step, tokens = step + 1, tokens + batch_tokens
-        smooth = mean_loss if smooth == 0 else 0.98 * smooth + 0.02 * mean_loss
+        smooth = loss if smooth == 0 else 0.98 * smooth + 0.02 * loss
         if rank == 0 and step % 50 == 0:
-            minutes = (time.monotonic() - begun) / 60
+            seconds = time.monotonic() - began
             line = {"step": step, "tokens": tokens, "loss": round(smooth, 4), "rate": rate}
-            speed = round((tokens - begun_tokens) / minutes / 60)
-            _log(out, {**line, "minutes": round(minutes, 2), "tokens_per_s": speed})
-        if rank == 0 and step % options.save_every == 0 and step < options.steps:
+            line |= {"minutes": round(seconds / 60, 2)}
+            line |= {"tokens_per_s": round((tokens - began_tokens) / seconds)}
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        if rank == 0 and step % options.save_every == 0 and step < steps:
             export_model(model, tokenizer, out / f"step_{step}")
-            _save_state(out / "state.safetensors", model, optimizers, step, tokens)
+            _save(out / STATE, model, optimizers, step, tokens)
     if rank == 0:
         export_model(model, tokenizer, out / "final")
     dist.destroy_process_group()
+
+
+def _step(
+    model: Any, optimizers: Sequence[torch.optim.Optimizer], batch: Batch, rate: float
+) -> tuple[float, int]:
+    """(mean loss, tokens of all ranks). The rate is the same for both optimizers."""
+    loss = batch_loss(model, batch)
+    loss.backward()
+    averaged = _average_gradients(model, float(loss.detach()), batch.tokens)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return averaged
 
 
 def batch_loss(model: Any, batch: Batch) -> Tensor:
@@ -112,42 +180,31 @@ def batch_loss(model: Any, batch: Batch) -> Tensor:
 
 def _average_gradients(model: Any, loss: float, tokens: int) -> tuple[float, int]:
     """One flat all-reduce; returns (mean loss, tokens of all ranks)."""
-    parameters = list(model.parameters())
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    flat = torch.cat([flat, torch.tensor([loss, float(tokens)])])
+    gradients = [parameter.grad for parameter in model.parameters()]
+    flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([loss, float(tokens)])])
     dist.all_reduce(flat)
     flat[:-1] /= dist.get_world_size()
-    offset = 0
-    for parameter in parameters:
-        size = parameter.numel()
-        parameter.grad.copy_(flat[offset : offset + size].view_as(parameter))
-        offset += size
+    means = flat[:-2].split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
     return float(flat[-2]), int(flat[-1])
 
 
-def _save_state(
-    path: Path, model: Any, optimizers: list[torch.optim.Optimizer], step: int, tokens: int
+def _save(
+    path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], step: int, tokens: int
 ) -> None:
-    tensors = {f"model.{n}": p.detach().clone() for n, p in model.named_parameters()}
-    tensors.update(state_tensors(optimizers))
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, str(temporary), metadata={"step": str(step), "tokens": str(tokens)})
-    temporary.rename(path)
-    path.with_suffix(".json").write_text(json.dumps({"step": step, "tokens": tokens}))
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"model": model.state_dict(), "optimizers": states, "step": step, "tokens": tokens}
+    torch.save(state, path.with_suffix(".partial"))
+    path.with_suffix(".partial").rename(path)
 
 
-def _resume(path: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> tuple[int, int]:
-    tensors = load_file(str(path))
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[f"model.{name}"])
-    load_state_tensors(optimizers, tensors)
-    done = json.loads(path.with_suffix(".json").read_text())
-    return done["step"], done["tokens"]
-
-
-def _log(out: Path, line: dict[str, float]) -> None:
-    with (out / "log.jsonl").open("a") as log:
-        log.write(json.dumps(line) + "\n")
+def _load(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, int]:
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["tokens"]
 
 
 def _options() -> argparse.Namespace:
@@ -159,7 +216,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_RANK, help="per rank and step")
     parser.add_argument("--ranks", type=int, default=2, help="one-thread processes")
     parser.add_argument("--save-every", type=int, default=400, help="steps")
-    parser.add_argument("--resume", action="store_true", help="go on from DIR/state.safetensors")
+    parser.add_argument("--resume", action="store_true", help=f"go on from DIR/{STATE}")
     parser.add_argument("--rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 

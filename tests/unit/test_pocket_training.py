@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from ops.pocket.batches import batches, encode_sample
 from ops.pocket.samples import Sample
 from ops.pocket.solutions import Segment
 from ops.pocket.tokenizer import build_tokenizer, user_prompt
+from ops.pocket.train import batches, encode_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,7 +1,6 @@
 """Batched decoding for evaluation, with the confidence of each token (torch, fp32).
 
-An implementation of its own kind next to the product's NumPy decoder: here transformers does the
-forward pass, so that the numbers in the model card do not rest on our engine.
+transformers does the forward pass, so that the figures of the model card do not rest on our engine.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, token_id, user_prompt
 
 # Every prompt ends inside the thought, as the product's prompts do.
 THOUGHT_OPENING = "<Thought>\n"
 TOP = 5
+ROWS = 128  # prompts that are decoded together
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Completion:
 
     ids: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
+    #: The generated text without special tokens; the tags stay.
+    text: str = ""
 
     @property
     def mean_confidence(self) -> float:
@@ -49,78 +52,63 @@ class Decoder:
         ids: list[int] = self.tokenizer.encode(user_prompt(user) + THOUGHT_OPENING + thought).ids
         return ids
 
-    def text(self, completion: Completion) -> str:
-        """The generated text without special tokens; the tags stay."""
-        text: str = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
-        return text
-
+    @torch.inference_mode()
     def complete(
-        self, prompts: Sequence[list[int]], temperature: float, seed: int = 0, rows: int = 128
+        self, prompts: Sequence[list[int]], temperature: float, seed: int = 0
     ) -> list[Completion]:
         """Completions in the order of the prompts. Temperature 0 is greedy.
 
-        Args:
-            prompts: Token ids of each prompt.
-            temperature: Sampling temperature; the confidence is always taken at temperature 1.
-            seed: Seeds the sampling of the whole call.
-            rows: How many prompts are decoded together.
+        The confidence is always taken at temperature 1. `seed` is that of the whole call.
         """
         generator = torch.Generator().manual_seed(seed)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        done: list[Completion] = [Completion() for _ in prompts]
-        for begin in range(0, len(order), rows):
-            part = order[begin : begin + rows]
-            with torch.inference_mode():
-                self._batch(
-                    [prompts[i] for i in part], [done[i] for i in part], temperature, generator
-                )
+        done = [Completion() for _ in prompts]
+        for begin in range(0, len(order), ROWS):
+            part = order[begin : begin + ROWS]
+            batch = [prompts[i] for i in part]
+            self._complete(batch, [done[i] for i in part], temperature, generator)
+        for completion in done:
+            completion.text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         return done
 
-    def _batch(
+    def _complete(
         self,
         prompts: list[list[int]],
-        completions: list[Completion],
+        alive: list[Completion],
         temperature: float,
         generator: torch.Generator,
     ) -> None:
         from transformers import DynamicCache
 
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):  # padding on the left: the last column is real
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        cache, alive = DynamicCache(config=self.model.config), completions
+        longest = max(map(len, prompts))  # padding on the left: the last column is real
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        positions, cache = (mask.cumsum(1) - 1).clamp(min=0), DynamicCache(config=self.model.config)
         while True:
-            output = self.model(
+            logits = self.model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
                 logits_to_keep=1,
-            )
-            chosen, confidences = _choose(output.logits[:, -1], temperature, generator)
-            for completion, token, confidence in zip(
-                alive, chosen.tolist(), confidences.tolist(), strict=True
-            ):
-                completion.ids.append(token)
-                completion.confidences.append(confidence)
+            ).logits[:, -1]
+            chosen, confidences = _choose(logits, temperature, generator)
+            for row, completion in enumerate(alive):
+                completion.ids.append(int(chosen[row]))
+                completion.confidences.append(float(confidences[row]))
             keep = (chosen != self.stop).nonzero()[:, 0]
             if len(keep) == 0 or mask.shape[1] + 1 >= CONTEXT:
                 return
             if len(keep) < len(alive):
                 cache.batch_select_indices(keep)
-                alive = [alive[index] for index in keep.tolist()]
-                mask, positions, chosen = mask[keep], positions[keep], chosen[keep]
-            ids, positions = chosen[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, torch.ones(len(alive), 1, dtype=torch.long)], 1)
+            alive = [alive[index] for index in keep.tolist()]
+            ids, positions = chosen[keep, None], positions[keep, -1:] + 1
+            mask = torch.cat([mask[keep], torch.ones(len(alive), 1, dtype=torch.long)], 1)
 
 
 def _choose(
-    logits: torch.Tensor, temperature: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits: Tensor, temperature: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Chosen ids [rows] and c_i [rows]: chosen probability over the sum of the top five."""
     logprobs = logits.float().log_softmax(-1)
     if temperature == 0:
