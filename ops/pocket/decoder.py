@@ -52,7 +52,6 @@ class Decoder:
         ids: list[int] = self.tokenizer.encode(user_prompt(user) + THOUGHT_OPENING + thought).ids
         return ids
 
-    @torch.inference_mode()
     def complete(
         self, prompts: Sequence[list[int]], temperature: float, seed: int = 0
     ) -> list[Completion]:
@@ -66,7 +65,8 @@ class Decoder:
         for begin in range(0, len(order), ROWS):
             part = order[begin : begin + ROWS]
             batch = [prompts[i] for i in part]
-            self._complete(batch, [done[i] for i in part], temperature, generator)
+            with torch.inference_mode():
+                self._complete(batch, [done[i] for i in part], temperature, generator)
         for completion in done:
             completion.text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         return done

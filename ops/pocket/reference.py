@@ -38,14 +38,13 @@ def reference_prompts() -> list[tuple[str, str, str]]:
     return prompts
 
 
-@torch.inference_mode()
 def record(decoder: Decoder, name: str, user: str, thought: str) -> dict[str, Any]:
     """One prompt: name, prompt, ids, generated, text, logprobs, top ([id, logprob] x 5)."""
     ids, generated = decoder.prompt(user, thought), list[int]()
     top: list[list[list[float]]] = []
     while len(generated) < NEW_TOKENS and decoder.stop not in generated:
-        # Without a cache: nothing to go wrong.
-        logits = decoder.model(input_ids=torch.tensor([ids + generated])).logits[0, -1]
+        with torch.inference_mode():  # without a cache: nothing to go wrong
+            logits = decoder.model(input_ids=torch.tensor([ids + generated])).logits[0, -1]
         best = logits.float().log_softmax(-1).topk(TOP)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         top.append([[token, round(value, 6)] for token, value in pairs])
