@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import add, floordiv, mul, sub
 from pathlib import Path
@@ -20,6 +21,7 @@ Operator = Literal["+", "-", "*", "/"]
 MAX_VALUE = 999
 # Problems that start in this range are never trained on; they form the range held-out sets.
 HELD_OUT_STARTS = range(70, 80)
+_APPLY: dict[Operator, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
 OPERATION_WEIGHTS = {2: 12, 3: 26, 4: 28, 5: 22, 6: 12}
 TEXTS: dict[str, Any] = json.loads(Path(__file__).with_name("texts.json").read_text("utf-8"))
 # {n} owner, {f} friend, {i} thing, {m} Chinese measure word, {v} operand, {s} start value.
@@ -58,7 +60,7 @@ def apply(value: int, operator: Operator, operand: int) -> int:
     """The count after one operation. Division must be exact: ValueError if it is not."""
     if operator == "/" and value % operand:
         raise ValueError(f"{value} is not divisible by {operand}")
-    return {"+": add, "-": sub, "*": mul, "/": floordiv}[operator](value, operand)
+    return _APPLY[operator](value, operand)
 
 
 def draw_problem(rng: random.Random, language: Language, starts: range | None = None) -> Problem:
