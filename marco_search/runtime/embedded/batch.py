@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from marco_search.errors import RuntimeFailure, RuntimeUnavailable
-from marco_search.runtime.embedded.cache import CHUNK, Match, RadixCache, chunks_of
+from marco_search.runtime.embedded.cache import Match, RadixCache, chunks_of
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.linear import Floats
 from marco_search.runtime.embedded.sampling import SamplingBatch, pick, uniforms
@@ -71,9 +71,6 @@ class Row:
         self.completion = Completion(prompt_tokens=len(request.ids))
         self.length = len(request.ids)  # tokens whose keys and values are in the slot
         self.uniforms: list[float] = uniforms(request.seed, request.max_new_tokens).tolist()
-        # The prompt's whole chunks: rows whose first chunks are equal share these.
-        ends = range(CHUNK, len(request.ids) + 1, CHUNK)
-        self.chunks = [request.ids[end - CHUNK : end].tobytes() for end in ends]
         self._stops = [(s, s.encode()) for s in request.stops if s]
         self._tail_limit = max((len(b) for _, b in self._stops), default=1) - 1
         self._tail = b""
@@ -129,9 +126,7 @@ class Batch:
         self._tokenizer = tokenizer
         self._max_rows = max_rows
         self._limit_bytes = cache.budget_bytes
-        # Known until rows come or go: how to sample, and the first chunks all have in common.
-        self._sampling: SamplingBatch | None = None
-        self._shared_chunks = 0
+        self._sampling: SamplingBatch | None = None  # of all rows, until rows come or go
 
     def refusal(self, request: GenerationRequest) -> str | None:
         """Why there will never be room for a request; None: there will be."""
@@ -187,9 +182,8 @@ class Batch:
         self._reserve(len(self.rows), int(positions.max()) + 1)
         if self._sampling is None:
             self._sampling = _sampling_of(self.rows)
-            self._shared_chunks = _shared_chunks(self.rows)
         current = np.array([row.completion.tokens[-1] for row in self.rows])
-        logits = self._decoder.step(current, positions, self._shared_chunks)
+        logits = self._decoder.step(current, positions)
         for row in self.rows:
             row.length += 1
         self._retire(self._sample(slice(0, len(self.rows)), logits, self._sampling))
@@ -312,12 +306,3 @@ def _sampling_of(rows: Sequence[Row]) -> SamplingBatch:
         np.array([row.request.temperature for row in rows], np.float32),
         np.array([row.request.top_p for row in rows], np.float32),
     )
-
-
-def _shared_chunks(rows: Sequence[Row]) -> int:
-    """How many of their first whole chunks are the same in all prompts."""
-    fewest = min(len(row.chunks) for row in rows)
-    for i in range(fewest):
-        if len({row.chunks[i] for row in rows}) > 1:
-            return i
-    return fewest

@@ -43,31 +43,25 @@ class Part:
 class Span:
     """Rows that attend alike.
 
-    sources: (chunks, slots) to read from, one slot for all rows or one a row; chunks: how many
-    hold the longest row's keys; masked: the first of them in which some row has to be masked;
-    mask: 0 or -inf, [rows, 1, 1, chunks - masked, CHUNK].
+    slots: one for all rows, or one a row; chunks: how many hold the longest row's keys; masked:
+    the first of them in which some row has to be masked; mask: 0 or -inf,
+    [rows, 1, 1, chunks - masked, CHUNK].
     """
 
     rows: slice
-    sources: list[tuple[slice, slice]]
+    slots: slice
     chunks: int
     masked: int
     mask: Floats
 
 
-def span_of(rows: slice, slots: slice, positions: Ints, shared: int = 0) -> Span:
-    """The span of rows at `positions`: row i to slot i of `slots`, or all to its only one.
-
-    The first `shared` chunks hold the same in all these slots; they are read from the first,
-    which spares the processor's cache.
-    """
+def span_of(rows: slice, slots: slice, positions: Ints) -> Span:
+    """The span of rows at `positions`: row i to slot i of `slots`, or all to its only one."""
     first, last = int(positions.min()), int(positions.max())
     chunks, masked = last // CHUNK + 1, first // CHUNK
     seen = positions[:, None] - np.arange(masked, chunks) * CHUNK
     mask = _MASKS[np.clip(seen, -1, CHUNK - 1) + 1][:, None, None]
-    shared = min(shared, chunks - 1)
-    sources = [(slice(0, shared), slice(slots.start, slots.start + 1))] if shared else []
-    return Span(rows, [*sources, (slice(shared, chunks), slots)], chunks, masked, mask)
+    return Span(rows, slots, chunks, masked, mask)
 
 
 def attend(queries: Floats, keys: Floats, values: Floats, span: Span) -> Floats:
@@ -78,8 +72,7 @@ def attend(queries: Floats, keys: Floats, values: Floats, span: Span) -> Floats:
     rows, kv, group, d = queries.shape
     scores = np.empty((rows, kv, group, span.chunks, CHUNK), np.float32)
     by_chunk = scores.transpose(0, 1, 3, 2, 4)
-    for chunks, slots in span.sources:
-        np.matmul(queries[:, :, None], keys[slots, :, chunks], out=by_chunk[:, :, chunks])
+    np.matmul(queries[:, :, None], keys[span.slots, :, : span.chunks], out=by_chunk)
     scores[:, :, :, span.masked :] += span.mask
     flat = scores.reshape(rows, kv, group, -1)
     flat -= flat.max(axis=-1, keepdims=True)
@@ -87,8 +80,7 @@ def attend(queries: Floats, keys: Floats, values: Floats, span: Span) -> Floats:
     # The sum of the weights rides along as one more column, so that chunks are added in order
     # for both: a chunk that is all masked adds exact zeros.
     sums = np.empty((rows, kv, span.chunks, group, d + 1), np.float32)
-    for chunks, slots in span.sources:
-        np.matmul(by_chunk[:, :, chunks], values[slots, :, chunks], out=sums[:, :, chunks, :, :d])
+    np.matmul(by_chunk, values[span.slots, :, : span.chunks], out=sums[..., :d])
     np.add.reduce(by_chunk, axis=-1, out=sums[..., d])
     total: Floats = np.add.reduce(sums, axis=2) if span.chunks > 1 else sums[:, :, 0]
     read: Floats = total[..., :d] / total[..., d:]
@@ -104,15 +96,12 @@ class Decoder:
         self._weights = weights
         self._rotations = np.zeros((0, config.head_dim // 2), np.complex64)
 
-    def step(self, ids: Ints, positions: Ints, shared: int = 0) -> Floats:
-        """Append ids[i] to slot i at positions[i]; the logits after each, [rows, vocab].
-
-        The first `shared` chunks are known to be the same in all these slots.
-        """
+    def step(self, ids: Ints, positions: Ints) -> Floats:
+        """Append ids[i] to slot i at positions[i]; the logits after each, [rows, vocab]."""
         hidden = []
         for start in range(0, len(ids), MAX_ROWS):
             rows = slice(start, min(start + MAX_ROWS, len(ids)))
-            span = span_of(slice(0, rows.stop - start), rows, positions[rows], shared)
+            span = span_of(slice(0, rows.stop - start), rows, positions[rows])
             slots = np.arange(rows.start, rows.stop)
             hidden.append(self._pass(ids[rows], slots, positions[rows], [span]))
         return self._logits(np.concatenate(hidden))

@@ -19,7 +19,6 @@ More than one BLAS thread would sum in another order again, so decoding has one
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from bisect import bisect_left
@@ -65,14 +64,17 @@ _Block = tuple[slice, list[tuple[slice, Floats]]]
 
 
 class Linear:
-    """x [M, K] -> x @ weight [M, N], float32. M must be one of the mode's row counts."""
+    """x [M, K] -> x @ weight [M, N], float32. M must be one of the mode's row counts.
+
+    `weight` has columns of zeros at its end where N is not a multiple of 64.
+    """
 
     def __init__(self, weight: Floats) -> None:
         inner, self._columns = weight.shape
         # The tail of a row of results may be summed by other code: there is none.
         padded = -(-self._columns // _LANES) * _LANES
-        self._weight = np.zeros((inner, padded), np.float32)
-        self._weight[:, : self._columns] = weight
+        self.weight = np.zeros((inner, padded), np.float32)
+        self.weight[:, : self._columns] = weight
         self._blocks: dict[int, list[_Block]] = {}
         self.mode = MatmulMode.SINGLE
 
@@ -82,23 +84,17 @@ class Linear:
             found = self._in_blocks(x)
         elif self.mode is MatmulMode.TILES:
             lanes = x.reshape(len(x) // TILE, TILE, -1).transpose(0, 2, 1)
-            tiles = np.matmul(self._weight.T, lanes).transpose(0, 2, 1)
+            tiles = np.matmul(self.weight.T, lanes).transpose(0, 2, 1)
             found = np.ascontiguousarray(tiles).reshape(len(x), -1)
         else:
-            found = np.concatenate([np.matmul(row[None], self._weight) for row in x])
+            found = np.concatenate([np.matmul(row[None], self.weight) for row in x])
         return found if found.shape[1] == self._columns else found[:, : self._columns]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(K, N), with N as it is computed."""
-        inner, outer = self._weight.shape
-        return inner, outer
 
     def _in_blocks(self, x: Floats) -> Floats:
         blocks = self._blocks.get(len(x))
         if blocks is None:
-            blocks = self._blocks[len(x)] = _cut(len(x), self._weight)
-        total = out = np.empty((len(x), self._weight.shape[1]), np.float32)
+            blocks = self._blocks[len(x)] = _cut(len(x), self.weight)
+        total = out = np.empty((len(x), self.weight.shape[1]), np.float32)
         for number, (inner, pieces) in enumerate(blocks):
             if number == 1:
                 out = np.empty_like(total)
@@ -108,19 +104,12 @@ class Linear:
                 total += out
         return total
 
-    def move(self, memory: Floats) -> None:
-        """Keep the weights in `memory`, which has room for exactly these."""
-        moved = memory.reshape(self._weight.shape)
-        moved[:] = self._weight
-        self._weight = moved
-        self._blocks.clear()
-
     def is_invariant(self, mode: MatmulMode) -> bool:
         """Whether rows are independent of each other when computed this way (measured)."""
-        inner, outer = self.shape
+        inner, outer = self.weight.shape
         # A slice tells how sums are made, as long as it is on the same side of small products.
         columns = _SMALL_PRODUCT // (2 * min(inner, INNER_BLOCK)) // _LANES * _LANES + _LANES
-        probe = Linear(self._weight[:, : min(outer, columns)])
+        probe = Linear(self.weight[:, : min(outer, columns)])
         probe.mode = mode
         rng = np.random.default_rng(0)
         x = rng.standard_normal((_PROBE_ROWS, inner), dtype=np.float32)
@@ -153,26 +142,13 @@ def _cut(rows: int, weight: Floats) -> list[_Block]:
 
 def choose_mode(linears: Sequence[Linear]) -> MatmulMode:
     """Give all products of a model the cheapest mode in which each is invariant; returns it."""
-    of_shape = {linear.shape: linear for linear in linears}.values()
+    of_shape = {linear.weight.shape: linear for linear in linears}.values()
     modes = (MatmulMode.ROWS, MatmulMode.TILES)
     usable = (mode for mode in modes if all(x.is_invariant(mode) for x in of_shape))
     chosen = next(usable, MatmulMode.SINGLE)
     for linear in linears:
         linear.mode = chosen
     return chosen
-
-
-def pack_weights(linears: Sequence[Linear]) -> None:
-    """Move all weights into one piece of memory, for which numpy asks for huge pages.
-
-    Every step reads all weights; with few pages it waits less for their addresses.
-    """
-    arena = np.zeros(sum(math.prod(linear.shape) for linear in linears), np.float32)
-    at = 0
-    for linear in linears:
-        end = at + math.prod(linear.shape)
-        linear.move(arena[at:end])
-        at = end
 
 
 _lock = threading.Lock()

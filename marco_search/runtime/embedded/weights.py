@@ -23,13 +23,7 @@ import numpy.typing as npt
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.embedded.config import ModelConfig
-from marco_search.runtime.embedded.linear import (
-    Floats,
-    Linear,
-    MatmulMode,
-    choose_mode,
-    pack_weights,
-)
+from marco_search.runtime.embedded.linear import Floats, Linear, MatmulMode, choose_mode
 
 _INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
@@ -142,7 +136,6 @@ def read_weights(folder: Path, config: ModelConfig) -> Weights:
     last = Linear((head * source.norm("model.norm.weight", config.hidden)).T)
     layers = tuple(_layer(source, config, f"model.layers.{i}.") for i in range(config.layers))
     products = [p for x in layers for p in (x.qkv, x.out, x.gate_up, x.down)] + [last]
-    pack_weights(products)
     return Weights(embedding, layers, last, choose_mode(products))
 
 
