@@ -240,8 +240,8 @@ class Batch:
             if cached := self.rows[i].completion.cached_tokens:
                 forks.setdefault((id(match.path[-1][1]), cached), []).append(i)
         for (_, cached), (leader, *others) in forks.items():
-            for start, keys, values in matches[leader].pieces(cached):
-                self._slots.put(leader, start, keys, values)
+            for start, kv in matches[leader].pieces(cached):
+                self._slots.put(leader, start, kv)
             if others:
                 self._slots.copy(leader, others, cached)
 

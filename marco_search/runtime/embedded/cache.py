@@ -32,8 +32,8 @@ _KEEP_AFTER_EVICTION = 0.9  # of the budget, so that evictions are rare
 Shape = tuple[int, int]
 """Slots, and chunks in each of them."""
 
-Fetch = Callable[[int, int], tuple[Floats, Floats]]
-"""(start, end) -> keys [L, kv, d, end - start] and values [L, kv, end - start, d]."""
+Fetch = Callable[[int, int], Floats]
+"""(start, end) -> keys and values of these tokens, [2, layers, tokens, kv_heads, head_dim]."""
 
 
 class Slots:
@@ -79,23 +79,22 @@ class Slots:
                 arrays[layer] = new
         self.shape = shape
 
-    def put(self, slot: int, start: int, keys: Floats, values: Floats) -> None:
-        """Write tokens from `start` on: keys [L, kv, d, n], values [L, kv, n, d]."""
-        for chunk, inside, outside in _by_chunk(start, start + values.shape[2]):
-            for layer in range(self._config.layers):
-                self.keys[layer][slot, :, chunk, :, inside] = keys[layer, ..., outside]
-                self.values[layer][slot, :, chunk, inside] = values[layer, :, outside]
+    def put(self, slot: int, start: int, kv: Floats) -> None:
+        """Write the keys and values of tokens from `start` on."""
+        chunks, offsets = np.divmod(np.arange(start, start + kv.shape[2]), CHUNK)
+        for layer in range(self._config.layers):
+            self.keys[layer][slot, :, chunks, :, offsets] = kv[0, layer]
+            self.values[layer][slot, :, chunks, offsets] = kv[1, layer]
 
-    def get(self, slot: int, start: int, end: int) -> tuple[Floats, Floats]:
-        """Copies of the keys and values of tokens start..end-1, shaped as `put` takes them."""
+    def get(self, slot: int, start: int, end: int) -> Floats:
+        """A copy of the keys and values of tokens start..end-1."""
         c = self._config
-        keys = np.empty((c.layers, c.kv_heads, c.head_dim, end - start), np.float32)
-        values = np.empty((c.layers, c.kv_heads, end - start, c.head_dim), np.float32)
-        for chunk, inside, outside in _by_chunk(start, end):
-            for layer in range(c.layers):
-                keys[layer, ..., outside] = self.keys[layer][slot, :, chunk, :, inside]
-                values[layer, :, outside] = self.values[layer][slot, :, chunk, inside]
-        return keys, values
+        chunks, offsets = np.divmod(np.arange(start, end), CHUNK)
+        kv = np.empty((2, c.layers, end - start, c.kv_heads, c.head_dim), np.float32)
+        for layer in range(c.layers):
+            kv[0, layer] = self.keys[layer][slot, :, chunks, :, offsets]
+            kv[1, layer] = self.values[layer][slot, :, chunks, offsets]
+        return kv
 
     def copy(self, source: int, targets: Sequence[int], tokens: int) -> None:
         """Give the slots `targets` the first `tokens` tokens of the slot `source`."""
@@ -115,16 +114,6 @@ def chunks_of(tokens: int) -> int:
     return -(-tokens // CHUNK)
 
 
-def _by_chunk(start: int, end: int) -> Iterator[tuple[int, slice, slice]]:
-    """Cut tokens start..end-1 at chunk borders: (chunk, slice in it, slice from start)."""
-    at = start
-    while at < end:
-        chunk, offset = divmod(at, CHUNK)
-        count = min(CHUNK - offset, end - at)
-        yield chunk, slice(offset, offset + count), slice(at - start, at - start + count)
-        at += count
-
-
 @dataclass(eq=False, slots=True)
 class Node:
     """The tokens of one edge and what the model computed for them.
@@ -133,8 +122,7 @@ class Node:
     """
 
     ids: TokenIds
-    keys: Floats
-    values: Floats
+    kv: Floats
     parent: Node | None
     children: dict[int, Node] = field(default_factory=dict)
     logits: Floats | None = None
@@ -144,7 +132,7 @@ class Node:
     def size_bytes(self) -> int:
         """What the node counts for in the budget."""
         extra = 0 if self.logits is None else self.logits.nbytes
-        return self.ids.nbytes + self.keys.nbytes + self.values.nbytes + extra + _NODE_BYTES
+        return self.ids.nbytes + self.kv.nbytes + extra + _NODE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +147,12 @@ class Match:
     path: list[tuple[int, Node]]
     logits: Floats | None
 
-    def pieces(self, length: int) -> Iterator[tuple[int, Floats, Floats]]:
-        """(start, keys, values) that cover the first `length` tokens of the match."""
+    def pieces(self, length: int) -> Iterator[tuple[int, Floats]]:
+        """(start, keys and values) that cover the first `length` tokens of the match."""
         for start, node in self.path:
             count = min(len(node.ids), length - start)
             if count > 0:
-                yield start, node.keys[..., :count], node.values[:, :, :count]
+                yield start, node.kv[:, :, :count]
 
 
 class RadixCache:
@@ -176,8 +164,7 @@ class RadixCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        nothing = np.zeros((0, 0, 0, 0), np.float32)
-        self._root = Node(np.zeros(0, np.int32), nothing, nothing, None)
+        self._root = Node(np.zeros(0, np.int32), np.zeros(0, np.float32), None)
         self._clock = 0
         self.size_bytes = 0
 
@@ -204,8 +191,8 @@ class RadixCache:
         if length < start + len(node.ids) and (length < len(ids) or logits is not None):
             node = self._split(node, length - start)
         if length < len(ids):
-            keys, values = fetch(length, len(ids))
-            child = Node(np.array(ids[length:], np.int32), keys, values, node, used=self._clock)
+            rest, kv = np.array(ids[length:], np.int32), fetch(length, len(ids))
+            child = Node(rest, kv, node, used=self._clock)
             node.children[int(ids[length])] = child
             self.size_bytes += child.size_bytes
             node = child
@@ -234,12 +221,11 @@ class RadixCache:
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut a node after `at` tokens; the lower part stays itself. Returns the upper."""
-        parent, keys, values = node.parent, node.keys, node.values
+        parent = node.parent
         assert parent is not None, "the root has no tokens to cut"
-        upper = Node(node.ids[:at].copy(), keys[..., :at].copy(), values[:, :, :at].copy(), parent)
-        upper.used = node.used
-        node.ids, node.parent = node.ids[at:].copy(), upper
-        node.keys, node.values = keys[..., at:].copy(), values[:, :, at:].copy()
+        upper = Node(node.ids[:at].copy(), node.kv[:, :, :at].copy(), parent, used=node.used)
+        node.ids, node.kv = node.ids[at:].copy(), node.kv[:, :, at:].copy()
+        node.parent = upper
         upper.children[int(node.ids[0])] = node
         parent.children[int(upper.ids[0])] = upper
         self.size_bytes += _NODE_BYTES

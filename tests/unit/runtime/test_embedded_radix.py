@@ -22,19 +22,18 @@ def content(ids: TokenIds) -> Floats:
 
 
 def insert(cache: RadixCache, ids: TokenIds, logits: Floats | None = None) -> None:
-    def fetch(start: int, end: int) -> tuple[Floats, Floats]:
-        values = content(ids)[start:end]
-        keys = np.broadcast_to(values, (LAYERS, HEADS, WIDTH, end - start)).copy()
-        return keys, np.swapaxes(keys, -1, -2).copy()
+    def fetch(start: int, end: int) -> Floats:
+        values = content(ids)[start:end, None, None]
+        return np.broadcast_to(values, (2, LAYERS, end - start, HEADS, WIDTH)).copy()
 
     cache.insert(ids, fetch, logits)
 
 
 def read(cache: RadixCache, match: Match, length: int) -> Floats:
     out = np.full(length, -1, np.float32)
-    for start, keys, values in match.pieces(length):
-        assert np.array_equal(keys, np.swapaxes(values, -1, -2))
-        out[start : start + keys.shape[-1]] = keys[0, 0, 0]
+    for start, kv in match.pieces(length):
+        assert np.array_equal(kv[0], kv[1])
+        out[start : start + kv.shape[2]] = kv[0, 0, :, 0, 0]
     return out
 
 
