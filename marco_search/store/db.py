@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import Connection, IsolationLevel, errors, sql
@@ -22,8 +22,6 @@ from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
-from sqlalchemy import Table, bindparam
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from marco_search.errors import (
     AccessDenied,
@@ -33,6 +31,9 @@ from marco_search.errors import (
 )
 from marco_search.store import address
 from marco_search.store.failures import advice, words
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
 
 SCHEMA_REVISION = "0009"
 """The migration this code was written for (the newest one in migrations/versions)."""
@@ -58,7 +59,6 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 # succeed on another connection.
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
 
-_DIALECT: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 Conn = Connection[TupleRow]
 _R = TypeVar("_R")
@@ -249,9 +249,14 @@ class Database:
 
 def insert(conn: Conn, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, all with the same columns."""
+    # Here: a process that only submits and waits does not load it.
+    from sqlalchemy import bindparam
+    from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
     if rows:
         statement = table.insert().inline().values({name: bindparam(name) for name in rows[0]})
-        query = str(statement.compile(dialect=_DIALECT))
+        dialect: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+        query = str(statement.compile(dialect=dialect))
         with conn.cursor() as cursor:
             cursor.executemany(query.encode(), rows)
 
