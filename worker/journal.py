@@ -1,4 +1,4 @@
-"""The journal of a search whose rounds go to Postgres, under a lease."""
+"""The journal of a claimed job: its rounds go to Postgres, and its lease is kept meanwhile."""
 
 from __future__ import annotations
 
@@ -6,53 +6,80 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from threading import Event, Thread
+from typing import Self, TypeVar
 
 from marco_search.engine import StoredRounds
-from marco_search.errors import DatabaseUnavailable
+from marco_search.errors import DatabaseUnavailable, LeaseLost
 from marco_search.search.budgets import StopReason
 from marco_search.search.tree import Round
 from marco_search.store.db import Conn, Database
+from marco_search.store.queue import leases
+from marco_search.store.queue.leases import JobSignals, Lease
 from marco_search.store.trail import trail, vocabulary
 from marco_search.store.trail.vocabulary import Written
-from worker.heartbeat import Heartbeat
+from worker import watchdog
+from worker.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
 
+POLL_S = 1.0
+"""A cancel, a pause, a deadline or a lost lease is noticed within this time."""
+_TICK_S = 0.2  # a shutdown of this worker, which needs no query
+
 T = TypeVar("T")
+Read = Callable[[Conn, Lease], JobSignals]
 
 
-class PostgresJournal:
-    """A journal of the job that `heartbeat` has the lease of.
+class LeasedJournal:
+    """Inside its `with` block a thread extends the lease every `every_s`, and polls for signals.
 
     `model` is its name and revision; `seconds` is the time that earlier attempts searched;
     `written` has the texts of tokens that this process need not write again; `retry_s` is the
-    pause between tries while Postgres is unavailable.
+    pause between tries while Postgres is unavailable. `on_abort` is called from the thread, at
+    every tick, once what is in flight has become useless: the job was cancelled or has expired,
+    the lease is lost, or the worker's time to shut down is over.
     """
 
     def __init__(
         self,
         database: Database,
-        heartbeat: Heartbeat,
+        lease: Lease,
         *,
-        model: tuple[str, str],
-        seconds: float,
+        every_s: float,
+        model: tuple[str, str] = ("", ""),
+        seconds: float = 0.0,
+        shutdown: Shutdown | None = None,
+        on_abort: Callable[[], None] = lambda: None,
         written: Written | None = None,
         retry_s: float = 0.5,
+        extend: Read = leases.heartbeat,
+        poll: Read = leases.poll,
     ) -> None:
+        self.lease = lease
+        self.signals = JobSignals()
         self._database = database
-        self._heartbeat = heartbeat
-        self._job_id = heartbeat.lease.job_id
+        self._every_s = every_s
         self._model = model
         self._before_s = seconds
+        self._began = time.monotonic()
+        self._shutdown = shutdown or Shutdown()
+        self._on_abort = on_abort
         self._written = written or Written()
         self._retry_s = retry_s
-        self._began = time.monotonic()
+        self._extend, self._poll = extend, poll
+        self._lost = False
+        self._failing = False
+        self._stop = Event()
+        self._thread = Thread(target=self._beat, name=f"lease-{lease.job_id}", daemon=True)
+
+    # -- engine.Journal -------------------------------------------------------------------
 
     def load(self) -> StoredRounds:
         """The rounds that earlier attempts committed."""
         self._began = time.monotonic()
-        nodes, rollouts = self.retry_while_unavailable(lambda conn: trail.load(conn, self._job_id))
+        job_id = self.lease.job_id
+        nodes, rollouts = self.retry_while_unavailable(lambda conn: trail.load(conn, job_id))
         return StoredRounds(nodes=nodes, rollouts=rollouts, seconds=self._before_s)
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
@@ -61,14 +88,33 @@ class PostgresJournal:
         missing = self._written.missing(*self._model, texts)
 
         def write(conn: Conn) -> bool:
-            stop = trail.append(conn, self._heartbeat.lease, kept, seconds=seconds)
+            stop = trail.append(conn, self.lease, kept, seconds=seconds)
             vocabulary.write(conn, *self._model, missing)
             return stop
 
         stop = self.retry_while_unavailable(write)
         self._written.add(*self._model, missing)
         if stop:
-            self._heartbeat.signals = replace(self._heartbeat.signals, cancelled=True)
+            self.signals = replace(self.signals, cancelled=True)
+
+    def should_stop(self) -> StopReason | None:
+        """Why the search should end before its next round, if it should. Raises LeaseLost."""
+        if self._lost:
+            raise leases.lost(self.lease)
+        if self.signals.cancelled:
+            return StopReason.CANCELLED
+        if self.signals.expired:
+            return StopReason.DEADLINE
+        if self.signals.paused or self._shutdown.seconds_left is not None:
+            return StopReason.RELEASED
+        return None
+
+    # -------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Seconds searched so far, over all attempts."""
+        return self._before_s + time.monotonic() - self._began
 
     def retry_while_unavailable(self, step: Callable[[Conn], T]) -> T:
         """Run `step` in a transaction, again and again while Postgres is unavailable.
@@ -78,24 +124,66 @@ class PostgresJournal:
         """
         waits = False
         while True:
-            self._heartbeat.check()
+            if self._lost:
+                raise leases.lost(self.lease)
             try:
                 with self._database.transaction() as conn:
                     return step(conn)
             except DatabaseUnavailable as error:
-                if self._heartbeat.should_abort:
+                if self._should_abort():
                     raise
                 if not waits:
-                    log.warning("job %s waits: %s", self._job_id, error)
+                    log.warning("job %s waits: %s", self.lease.job_id, error)
                 waits = True
                 time.sleep(self._retry_s)
 
-    def should_stop(self) -> StopReason | None:
-        """A reason to stop, if there is one (see `Heartbeat.reason`). Raises LeaseLost."""
-        self._heartbeat.check()
-        return self._heartbeat.reason()
+    def _should_abort(self) -> bool:
+        """True if a round that is not stored yet should not be waited for."""
+        useless = self._lost or self.signals.cancelled or self.signals.expired
+        return useless or self._shutdown.seconds_left == 0.0
 
-    @property
-    def seconds(self) -> float:
-        """Seconds searched so far, over all attempts."""
-        return self._before_s + time.monotonic() - self._began
+    def _beat(self) -> None:
+        poll_s = min(POLL_S, self._every_s)
+        extend_at = time.monotonic() + self._every_s
+        poll_at = time.monotonic() + poll_s
+        while not self._stop.wait(min(_TICK_S, self._every_s)):
+            watchdog.progress()
+            if time.monotonic() >= poll_at and not self._lost:
+                extends = time.monotonic() >= extend_at
+                # An extension that failed is tried again at the next poll.
+                if self._read(self._extend if extends else self._poll) and extends:
+                    extend_at = time.monotonic() + self._every_s
+                poll_at = time.monotonic() + poll_s
+            if self._should_abort():
+                # At every tick: a round may just have been about to begin.
+                try:
+                    self._on_abort()
+                except Exception:
+                    log.exception("job %s: aborting its round failed", self.lease.job_id)
+
+    def _read(self, read: Read) -> bool:
+        """Read the job's signals; False if Postgres does not answer."""
+        try:
+            with self._database.transaction() as conn:
+                self.signals = read(conn, self.lease)
+        except LeaseLost:
+            self._lost = True
+        except Exception as error:
+            # Whatever it is: without this thread a cancel or a lost lease would go unnoticed.
+            # The search goes on: whether another worker has the job will be seen when Postgres
+            # is back, and until then no round can be stored.
+            if not self._failing:
+                bug = None if isinstance(error, DatabaseUnavailable) else error
+                log.warning("job %s: no heartbeat: %s", self.lease.job_id, error, exc_info=bug)
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()

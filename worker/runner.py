@@ -16,11 +16,10 @@ from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings
 from marco_search.store.db import Database, check_schema
 from marco_search.store.queue import leases, scheduling
-from marco_search.store.queue.leases import Claim, Lease, Worker
+from marco_search.store.queue.leases import Claim, Worker
 from marco_search.store.trail.vocabulary import Written
 from worker import finish
-from worker.heartbeat import Heartbeat
-from worker.journal import PostgresJournal
+from worker.journal import LeasedJournal
 from worker.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
@@ -134,26 +133,22 @@ class Runner:
 
     def _search(self, claim: Claim, job: Job, plan: engine.SearchPlan, runtime: Runtime) -> None:
         log.info("job %s: attempt %d, from round %d", claim.job_id, claim.attempts, claim.rounds)
-        heartbeat = Heartbeat(
+        journal = LeasedJournal(
             self._database,
             claim.lease,
             every_s=self._settings.heartbeat_s,
-            shutdown=self._shutdown,
-            on_abort=runtime.abort,
-        )
-        journal = PostgresJournal(
-            self._database,
-            heartbeat,
             model=(plan.model, plan.revision),
             seconds=claim.seconds,
+            shutdown=self._shutdown,
+            on_abort=runtime.abort,
             written=self._written,
             retry_s=self._retry_s,
         )
-        with heartbeat:
+        with journal:
             try:
                 finished = engine.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
-                    self._release(claim.lease, heartbeat, journal, finished)
+                    self._release(journal, finished)
                     return
                 state = journal.retry_while_unavailable(
                     lambda conn: finish.finish(conn, claim, job, finished)
@@ -175,15 +170,9 @@ class Runner:
         nodes, seconds = len(finished.search.tree.nodes) - 1, finished.seconds
         log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, state, nodes, seconds)
 
-    def _release(
-        self,
-        lease: Lease,
-        heartbeat: Heartbeat,
-        journal: PostgresJournal,
-        finished: engine.FinishedSearch,
-    ) -> None:
+    def _release(self, journal: LeasedJournal, finished: engine.FinishedSearch) -> None:
         """Release the job, so that another worker goes on from the last stored round at once."""
-        paused = heartbeat.signals.paused
+        paused = journal.signals.paused
         yields = not paused and self._shutdown.soft_time_limit_reached
         why = "paused" if paused else "its time is up" if yields else "the worker stops"
         # A paused job is published when it is resumed; one that was resumed since the last poll,
@@ -192,16 +181,17 @@ class Runner:
         journal.retry_while_unavailable(
             lambda conn: leases.release(
                 conn,
-                lease,
+                journal.lease,
                 why=why,
                 seconds=finished.seconds,
                 published=publish is not None,
                 aging_s=self._settings.aging_s if yields else None,
             )
         )
-        log.info("job %s: released after round %d", lease.job_id, finished.search.round)
+        job_id = journal.lease.job_id
+        log.info("job %s: released after round %d", job_id, finished.search.round)
         if publish is not None:
-            publish(lease.job_id)
+            publish(job_id)
 
 
 def _plan(claim: Claim, job: Job, runtime: Runtime) -> engine.SearchPlan:

@@ -13,7 +13,7 @@ import pytest
 from marco_search.errors import LeaseLost
 from marco_search.search.budgets import StopReason
 from marco_search.store.queue.leases import JobSignals, Lease
-from worker.heartbeat import Heartbeat
+from worker.journal import LeasedJournal
 
 
 class NoDatabase:
@@ -34,7 +34,7 @@ def test_what_is_in_flight_is_aborted(lost: bool) -> None:
         return JobSignals(cancelled=True)
 
     aborted = threading.Semaphore(0)
-    heartbeat = Heartbeat(
+    heartbeat = LeasedJournal(
         NoDatabase(),  # type: ignore[arg-type]
         lease,
         every_s=0.01,
@@ -47,9 +47,9 @@ def test_what_is_in_flight_is_aborted(lost: bool) -> None:
             assert aborted.acquire(timeout=30)
         if lost:
             with pytest.raises(LeaseLost):
-                heartbeat.check()
+                heartbeat.should_stop()
         else:
-            assert heartbeat.reason() is StopReason.CANCELLED
+            assert heartbeat.should_stop() is StopReason.CANCELLED
 
 
 def test_no_error_ends_the_heartbeat() -> None:
@@ -70,7 +70,7 @@ def test_no_error_ends_the_heartbeat() -> None:
         ended.release()
         raise RuntimeError("and this?")
 
-    heartbeat = Heartbeat(
+    heartbeat = LeasedJournal(
         NoDatabase(),  # type: ignore[arg-type]
         lease,
         every_s=0.01,
