@@ -143,7 +143,7 @@ def test_what_must_be_published(database: Database) -> None:
         assert recovery.reclaim(conn, quarantine_after=2).queued == ()
 
 
-def test_two_sweeps_do_not_take_the_same_jobs(database: Database) -> None:
+def test_two_schedulers_do_not_take_the_same_jobs(database: Database) -> None:
     stored = insert(database, *[question() for _ in range(4)])
     with database.transaction() as conn:
         scheduling.unpublished(conn, [job.id for job in stored])

@@ -32,7 +32,7 @@ from tests.integration.toys import (
     question,
     runner,
     settings_for,
-    sweep,
+    tick,
 )
 from tests.toy import ToyRuntime
 
@@ -127,7 +127,7 @@ def test_a_begun_job_waits_for_its_model_and_holds_up_nobody(
     assert not found.ok
     assert "1 job waits for a worker with model toy" in found.detail
     # No message is sent for it again and again, and nothing logged.
-    assert sweep(database_url, redis_url) == 0
+    assert tick(database_url, redis_url) == 0
     assert event_details(database, old, "published") == []
 
     # A worker that has the model takes it up where it was.
@@ -148,7 +148,7 @@ def test_others_of_its_model_are_published_when_a_worker_has_it_again(
         assert [m.jobs for m in queries.missing_models(conn)] == [3]
         assert len(scheduling.order(conn, scheduling.key("toy", "0"))) == 0
     runner(settings, database, ToyRuntime()).run_next()
-    assert sweep(database_url, redis_url) == 2
+    assert tick(database_url, redis_url) == 2
     with database.transaction() as conn:
         assert queries.missing_models(conn) == []
 
@@ -178,7 +178,7 @@ def test_waiting_and_failed_jobs_begin_anew_as_new_jobs(
         assert producer.dead_letters() == producer.waiting_for_model() == []
     newer.run_next()
     newer.run_next()
-    sweep(database_url, redis_url)
+    tick(database_url, redis_url)
     for before, after in renewed.items():
         kept, new = status(database, before), status(database, after)
         assert (kept.state, new.state) == (JobState.CANCELLED, JobState.SUCCEEDED)

@@ -34,7 +34,7 @@ from tests.integration.toys import (
     run_job,
     runner,
     settings_for,
-    sweep,
+    tick,
     wait_until,
 )
 from tests.toy import ToyRuntime
@@ -328,7 +328,7 @@ def test_a_cancelled_job_ends_a_wait(producer: Producer) -> None:
     assert producer.wait(handle, timeout_s=30).state == "cancelled"
 
 
-def test_without_redis_a_job_is_stored_and_published_by_the_sweep(
+def test_without_redis_a_job_is_stored_and_published_by_the_scheduler(
     database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING), Producer(database_url, NO_REDIS) as producer:
@@ -336,8 +336,8 @@ def test_without_redis_a_job_is_stored_and_published_by_the_sweep(
         assert producer.status(handle).state is JobState.QUEUED
     assert "wait for Redis" in caplog.text
     assert "secret" not in caplog.text
-    assert sweep(database_url, redis_url) == 1
-    assert sweep(database_url, redis_url) == 0
+    assert tick(database_url, redis_url) == 1
+    assert tick(database_url, redis_url) == 0
     assert len(queued(redis_url)) == 1
 
 
@@ -345,11 +345,11 @@ def test_messages_that_redis_lost_are_sent_again(
     producer: Producer, database_url: str, redis_url: str
 ) -> None:
     handles = producer.submit_many([question(), question(priority="high")])
-    assert sweep(database_url, redis_url, stale_s=0.0) == 0
-    assert sweep(database_url, redis_url, stale_s=0.0) == 0  # they are still in the queue
+    assert tick(database_url, redis_url, stale_s=0.0) == 0
+    assert tick(database_url, redis_url, stale_s=0.0) == 0  # they are still in the queue
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
-    assert sweep(database_url, redis_url, stale_s=0.0) == len(handles)
+    assert tick(database_url, redis_url, stale_s=0.0) == len(handles)
     assert len(queued(redis_url)) == len(handles)
 
 

@@ -61,7 +61,7 @@ def test_two_schedulers_publish_reclaim_and_expire(database_url: str, redis_url:
             assert "scheduler: stopped" in said
 
 
-def test_however_many_sweep_one_looks_at_a_time(redis_url: str) -> None:
+def test_of_many_schedulers_one_ticks_at_a_time(redis_url: str) -> None:
     publishers = [Publisher(redis_url, "marco") for _ in range(4)]
     assert EVERY_S >= 1
     assert sum(publisher.try_acquire_tick(60) for publisher in publishers * 5) == 1

@@ -125,7 +125,7 @@ def tamper(url: str, statement: str) -> None:
         conn.execute(statement.encode())
 
 
-def test_a_sweep_notes_nothing_of_a_job_that_has_ended(
+def test_a_scheduler_notes_nothing_of_a_job_that_has_ended(
     database: Database, database_url: str
 ) -> None:
     """It tells the broker first, and the job may be over by the time it writes that down."""

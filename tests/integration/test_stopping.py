@@ -28,7 +28,7 @@ from tests.integration.toys import (
     runner,
     schedule,
     settings_for,
-    sweep,
+    tick,
     wait_until,
 )
 from tests.toy import ToyRuntime
@@ -176,7 +176,7 @@ def test_jobs_expire_in_the_queue(database: Database, database_url: str, redis_u
     runner(settings, database, stops, shutdown=shutdown).run_next()
     never, later = insert(database, question(expires_in_s=0.001), question(expires_in_s=3600))
     sql(database, "UPDATE jobs SET expires_at = now(), paused_at = now() WHERE id = %s", begun.id)
-    sweep(database_url, redis_url)
+    tick(database_url, redis_url)
     with database.transaction() as conn:
         one, two = sorted(queries.results(conn, [never.id, begun.id]), key=lambda r: r.rollouts)
     assert (one.state, one.stop_reason, one.error_type) == ("expired", "deadline", "DeadlinePassed")
@@ -198,7 +198,7 @@ def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
     with database.transaction() as conn:
         assert jobs.cancel(conn, [stored.id])[stored.id] is JobState.QUEUED
         assert jobs.cancel(conn, [stored.id])[stored.id] is JobState.QUEUED
-    sweep(database_url, redis_url)
+    tick(database_url, redis_url)
     with database.transaction() as conn:
         (result,) = queries.results(conn, [stored.id])
     assert (result.state, result.stop_reason) == ("cancelled", "cancelled")
@@ -230,7 +230,7 @@ def test_a_job_resumed_just_before_it_is_given_back_is_published(
     runtime = Interrupted(1, lambda: watched(database, stored.id, pause))
     runner(settings, database, runtime).run_next()
     assert status(database, stored.id).state is JobState.QUEUED
-    assert sweep(database_url, redis_url) == 1
+    assert tick(database_url, redis_url) == 1
 
 
 def test_the_budget_of_seconds_counts_over_attempts(settings: Settings, database: Database) -> None:

@@ -118,7 +118,7 @@ def runner(
     return Runner(settings, database, lambda: runtime, who, retry_s=0.01, **more)
 
 
-def sweep(database_url: str, redis_url: str, stale_s: float = STALE_S, **more: Any) -> int:
+def tick(database_url: str, redis_url: str, stale_s: float = STALE_S, **more: Any) -> int:
     """One tick of a scheduler; the number of jobs published."""
     settings = settings_for(database_url, redis_url, **more)
     with closing(Scheduler(settings, WORKER, stale_s=stale_s)) as one:
