@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from pydantic import SecretStr
@@ -21,7 +21,7 @@ from marco_search.locations import database_url as database_location
 from marco_search.locations import redis_url as redis_location
 from marco_search.search.tree import Tree
 from marco_search.settings import Settings
-from marco_search.store.db import Database
+from marco_search.store.db import Conn, Database
 from marco_search.store.queue import dead_letters, scheduling, tenants
 from marco_search.store.queue import jobs as store
 from marco_search.store.queue.dead_letters import DeadLetter
@@ -43,6 +43,7 @@ from producer.listener import POLL_S, Listener, Pending
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
@@ -83,8 +84,6 @@ class Producer:
         self._listener = Listener(self._database)
         self._poll_s = poll_s
         self._publisher: Publisher | None = None
-
-    # -- submit ---------------------------------------------------------------------------
 
     def submit(self, job: Job | Mapping[str, Any]) -> JobHandle:
         """Store one job and put it into the queue.
@@ -154,8 +153,6 @@ class Producer:
             log.warning("%d jobs are stored and wait for Redis: %s", len(job_ids), error)
             with self._database.transaction() as conn:
                 scheduling.unpublished(conn, job_ids)
-
-    # -- wait and read --------------------------------------------------------------------
 
     @overload
     def wait(  # type: ignore[overload-overlap]  # text is one id, not an iterable of them
@@ -241,18 +238,15 @@ class Producer:
         ids = job_uuids(jobs)
         if not ids:
             return []
-        with self._database.transaction() as conn:
-            return queries.results(conn, ids, tenant=self._tenant)
+        return self._call(queries.results, ids, tenant=self._tenant)
 
     def status(self, job: JobId) -> JobStatus:
         """Where a job stands. Raises JobNotFound."""
-        with self._database.transaction() as conn:
-            return queries.statuses(conn, [job_uuid(job)], tenant=self._tenant)[0]
+        return self._call(queries.statuses, [job_uuid(job)], tenant=self._tenant)[0]
 
     def states(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
         """The state of each job. Raises JobNotFound."""
-        with self._database.transaction() as conn:
-            return store.states(conn, job_uuids(jobs), tenant=self._tenant)
+        return self._call(store.states, job_uuids(jobs), tenant=self._tenant)
 
     def tree(self, job: JobId) -> Tree:
         """The search tree of a job, as far as it is stored. Raises JobNotFound."""
@@ -262,8 +256,6 @@ class Producer:
         self.states([job_id])
         with self._database.transaction() as conn:
             return Tree.restore(*trail.load(conn, job_id))
-
-    # -- cancel, pause, resume ------------------------------------------------------------
 
     def cancel(self, job: JobId) -> JobState:
         """Cancel a job; its state after that. Raises JobNotFound.
@@ -329,13 +321,11 @@ class Producer:
         return state
 
     def _set_paused(self, job: JobId, *, paused: bool) -> JobState:
-        with self._database.transaction() as conn:
-            return store.set_paused(conn, job_uuid(job), paused=paused, tenant=self._tenant)
+        return self._call(store.set_paused, job_uuid(job), paused=paused, tenant=self._tenant)
 
     def pause_tenant(self, tenant: str | Everyone | None = None) -> None:
         """Pause all jobs of a tenant, also those submitted later."""
-        with self._database.transaction() as conn:
-            tenants.set_paused(conn, self._whose(tenant), paused=True)
+        self._call(tenants.set_paused, self._whose(tenant), paused=True)
 
     def resume_tenant(self, tenant: str | Everyone | None = None) -> None:
         """Resume a tenant's jobs. Jobs that were paused one by one stay paused."""
@@ -349,10 +339,7 @@ class Producer:
         """Give a tenant a quota of queued jobs of its own; None: that of the settings."""
         if max_queued is not None:
             check_number("max_queued", max_queued)
-        with self._database.transaction() as conn:
-            tenants.set_quota(conn, self._own(tenant), max_queued)
-
-    # -- dead letters ---------------------------------------------------------------------
+        self._call(tenants.set_quota, self._own(tenant), max_queued)
 
     def dead_letters(
         self, *, state: str | None = None, error: str | None = None, limit: int = 100
@@ -365,15 +352,13 @@ class Producer:
         check_state(state, DEAD_LETTER)
         if error is not None and not (isinstance(error, str) and "\x00" not in error):
             raise InvalidJob("error", f"must be the name of a type, not {shown(error)}")
-        with self._database.transaction() as conn:
-            return dead_letters.letters(
-                conn, tenant=self._tenant, state=state, error=error, limit=limit
-            )
+        return self._call(
+            dead_letters.letters, tenant=self._tenant, state=state, error=error, limit=limit
+        )
 
     def dead_letter(self, job: JobId) -> DeadLetter:
         """One of them. Raises JobNotFound if the job is neither dead nor failed."""
-        with self._database.transaction() as conn:
-            found = dead_letters.letters(conn, tenant=self._tenant, job_id=job_uuid(job))
+        found = self._call(dead_letters.letters, tenant=self._tenant, job_id=job_uuid(job))
         if not found:
             raise JobNotFound(f"job {job} is neither dead nor failed (see `marco dead list`)")
         return found[0]
@@ -384,10 +369,9 @@ class Producer:
         They go on from their last stored round, their counters start again, and a deadline
         that has passed is dropped.
         """
-        with self._database.transaction() as conn:
-            requeued = dead_letters.requeue(
-                conn, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
-            )
+        requeued = self._call(
+            dead_letters.requeue, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
+        )
         self._publish(requeued)
         return requeued
 
@@ -398,20 +382,16 @@ class Producer:
         has any more. Others are left out. The old job is cancelled and keeps its answers and its
         trail; the new one has its request, tenant, priority, batch and expected answer.
         """
-        with self._database.transaction() as conn:
-            copies = dead_letters.restart(
-                conn, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
-            )
+        copies = self._call(
+            dead_letters.restart, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
+        )
         self._publish(list(copies.values()))
         return copies
 
     def waiting_for_model(self, *, limit: int = 1000) -> list[UUID]:
         """Queued jobs that were begun on a model that no worker had lately, the oldest first."""
         check_number("limit", limit)
-        with self._database.transaction() as conn:
-            return dead_letters.parked(conn, tenant=self._tenant, limit=limit)
-
-    # -------------------------------------------------------------------------------------
+        return self._call(dead_letters.parked, tenant=self._tenant, limit=limit)
 
     def close(self) -> None:
         """Drop all connections. Jobs go on."""
@@ -425,6 +405,13 @@ class Producer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _call(
+        self, step: Callable[Concatenate[Conn, P], T], /, *given: P.args, **named: P.kwargs
+    ) -> T:
+        """`step` in a transaction of its own."""
+        with self._database.transaction() as conn:
+            return step(conn, *given, **named)
 
     def _whose(self, tenant: str | Everyone | None) -> str:
         """As `_own`; "" for everyone."""
