@@ -185,7 +185,7 @@ def run_search(
 def _branches(
     runtime: Runtime, expansions: Sequence[Expansion], search: Search
 ) -> Sequence[Branch]:
-    """The round's branches. A path that has grown too long is no failure of the job."""
+    """The round's branches. A path that has grown too long does not fail the job."""
     try:
         return runtime.branch(expansions)
     except PromptTooLong as error:

@@ -66,7 +66,7 @@ class InvalidAnchor(InputError):
 
 
 class ArchiveRefused(InputError):
-    """A month can't be archived, or a folder is no archive: the message says why."""
+    """A month can't be archived, or a folder is not an archive: the message says why."""
 
 
 class AccessDenied(InputError):
@@ -184,7 +184,7 @@ class SearchError(MarcoError):
 
 
 class SnapshotMismatch(SearchError):
-    """A snapshot was written by another configuration or format and can't be restored."""
+    """A stored search was begun on another model than the runtime has."""
 
 
 class LeaseLost(MarcoError):

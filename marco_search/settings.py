@@ -188,8 +188,7 @@ def is_host(name: str) -> bool:
 def without_password(url: str) -> str:
     """`url` as it may be shown or logged: passwords, if any, replaced by ***.
 
-    Also in a URL that is no good: what stands before the last @ may be a password that was
-    not escaped.
+    Also in a malformed URL: what stands before the last @ may be a password that was not escaped.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:

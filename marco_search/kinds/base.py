@@ -35,7 +35,7 @@ SYSTEM_PROMPTS = {
         "<Output> 内使用用户提问所用的语言。\n"
     )
 }
-"""Preset name to text. "marco-o1": our wording of what the deployed Marco-o1 is told."""
+"""Preset name to text. "marco-o1": our wording of the deployed Marco-o1's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ the names that a job can give, each a set of defaults for it:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -51,20 +51,6 @@ class Backup(StrEnum):
     MAX = "max"
     #: The mean of the two.
     MIXED = "mixed"
-
-
-_AT_LEAST_1 = (
-    "mini_step_tokens",
-    "rollouts",
-    "max_tokens",
-    "max_new_tokens",
-    "branching",
-    "width",
-    "root_width",
-    "answer_width",
-    "parallel",
-    "reflection_width",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +97,10 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""
-        for name in _AT_LEAST_1:
+        integers = [f.name for f in fields(self) if f.type in ("int", "int | None")]
+        for name in integers:
             count = getattr(self, name)
-            if count is not None and count < 1:
+            if name != "seed" and count is not None and count < 1:
                 raise SearchError(f"{name} must be at least 1, not {count}")
         for name, valid in (
             ("first_temperature", self.first_temperature is None or self.first_temperature >= 0),

@@ -27,8 +27,8 @@ Token confidence C_i = -(1/k) sum_j log P_i(j) over the k best candidates.
 
 A search, the verification of a stored one and scoring again all compute a reward here, by its
 name; a name's formula therefore never changes. None needs a token to be generated again. A
-reward that calls a service is named in `EXTERNAL`: whoever runs the search scores the branches
-and passes the values in (`Branch.reward`), so the search itself stays free of I/O.
+reward that calls a service is named in `EXTERNAL`: the caller of the search scores the
+branches (`Branch.reward`), so that the search itself does no I/O.
 """
 
 from __future__ import annotations

@@ -124,18 +124,12 @@ class Frontier:
         """How the next branch from this node reflects."""
         rule = self._config.reflection
         if rule is ReflectionPolicy.ALWAYS and self._may_reflect(node_id):
-            return (
-                ReflectionPlacement.NO
-                if self._tree.thought_closed(node_id)
-                else ReflectionPlacement.AT_END
-            )
-        if rule is ReflectionPolicy.BRANCH and self._may_branch_off(node_id):
-            due = Action.REFLECTION not in self._children[node_id]
-            return (
-                ReflectionPlacement.FIRST
-                if due and node_id not in self._reflecting
-                else ReflectionPlacement.NO
-            )
+            if not self._tree.thought_closed(node_id):
+                return ReflectionPlacement.AT_END
+        elif rule is ReflectionPolicy.BRANCH and self._may_branch_off(node_id):
+            done = Action.REFLECTION in self._children[node_id]
+            if not done and node_id not in self._reflecting:
+                return ReflectionPlacement.FIRST
         return ReflectionPlacement.NO
 
     def _may_reflect(self, node_id: int) -> bool:

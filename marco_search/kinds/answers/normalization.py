@@ -140,7 +140,7 @@ def text_key(text: str) -> str:
     key = re.sub(r"\s*([=+*/^<>|×÷·∪∩≤≥≈])\s*", r"\1", key)
     key = re.sub(r"([(\[{])\s+|\s+([)\]}])", r"\1\2", key)
     key = re.sub(r"\s*(?!(?<=[0-9]),[0-9])([,;:!?])\s*", r"\1 ", key)
-    # "2, 300" is no "2,300".
+    # "2, 300" is not "2,300".
     key = re.sub(r"([,:]) (?=[-+]?[\d∞π(\[])(?!(?<=\d, )\d{3}(?!\d))", r"\1", key)
     key = re.sub(r"(?<=[\u2e80-\uffff]) (?=[\u2e80-\uffff])", "", key)  # between Han characters
     key = key.strip(_OUTER)

@@ -1,7 +1,7 @@
 """Numbers in text, read exactly: what they are worth.
 
 Rules. A numeral is taken whole or not at all: what touches its digits belongs to it, and if
-the whole is no number that is known here it has no value (1,2,3 or 1.2.3). A unit or a
+the whole is not a known form of number it has no value (1,2,3 or 1.2.3). A unit or a
 currency says nothing about which number it is: "$5", "5 dollars" and "5" are one number. The
 percent sign is such a unit: "25%" and "25 percent" are 25, which is not 0.25 and not 1/4. Per
 mille is a ratio (5‰ is 1/200). No rounding: 0.33 is not 1/3.
@@ -132,7 +132,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def value_of(match: re.Match[str]) -> Fraction | None:
-    """What a match of NUMBER is worth; None if it is no number that is known here."""
+    """What a match of NUMBER is worth; None if its form is not known."""
     if len(match[0]) > MAX_DIGITS:
         return None
     value = _unscaled(match)
@@ -148,7 +148,7 @@ def value_of(match: re.Match[str]) -> Fraction | None:
 def _unscaled(match: re.Match[str]) -> Fraction | None:
     if match["whole"]:
         top, bottom = int(match["top1"]), int(match["bottom1"])
-        # "5 10/2" is no mixed number.
+        # "5 10/2" is not a mixed number.
         return int(match["whole"]) + Fraction(top, bottom) if 0 < top < bottom else None
     if match["top3"]:
         below = int(match["bottom3"])

@@ -35,7 +35,7 @@ def parse_chinese(text: str) -> Fraction | None:
     Knows negatives (负), decimals (点), fractions (A分之B, N又A分之B), dozens (打), digits
     spelled one by one (二〇二四), and the short form that leaves out the last unit (两百五 is 250).
     Digits after a unit fill all its places (3万2500), follow a 零 or are such a short form:
-    3万25 is no numeral.
+    3万25 is not a numeral.
     百分之N is a percentage: its value is N, as that of "N%" is.
     """
     if not text or len(text) > _MAX_CHARS or text.isascii():
@@ -212,7 +212,7 @@ def _english_fraction(words: list[str]) -> Fraction | None:
         return Fraction(1, bottom) if len(words) > 1 or bottom == 2 else None
     top = _english_whole(words[:-1])
     ordinal = words[-1][-1] != "s" and words[-1] not in ("half", "quarter") and top != 1
-    return None if top is None or ordinal else Fraction(top, bottom)  # twenty-third is no 20/3
+    return None if top is None or ordinal else Fraction(top, bottom)  # twenty-third is not 20/3
 
 
 def _english_decimal(words: list[str]) -> Fraction | None:

@@ -92,7 +92,7 @@ _BULLET = re.compile(r"^[ ]*[-+•][ ]+", re.MULTILINE)
 _SIGN_APART = re.compile(
     r"(^|[=:(\[{,<>≤≥≈]|\b(?:is|are|was)\b|[是为為])[ ]*([-+])[ ](?=[$€£¥]?[0-9.√π(])", re.MULTILINE
 )
-# A factorial, where "!" is no end of a sentence.
+# A factorial, where "!" does not end a sentence.
 _FACTORIAL = re.compile(
     r"([0-9)]|\b[a-z](?!!=))!(?=\s*(?:[$})=/^+0-9]|\*(?!\*)|\\[)\]])|\s[a-z])"
     r"|(^\s*(?:[0-9]+|[a-z])|[/*^] ?[0-9]+)!(?=\s*$)"
@@ -326,7 +326,7 @@ _SO = re.compile(r"[,;]?\s*\b(?:so|thus|therefore|hence|then|or)\b|所以|因此
 _SENTENCE_END = re.compile(r"[。!?;\n]+|\.(?=\s|$)")
 _BRACKETS = re.compile(r"\([^()]*\)")
 _MAX_SPELLED_CHARS = 240
-"""Longer texts without digits are explanations: "the two variables" is no answer."""
+"""Longer texts without digits are explanations: "the two variables" is not an answer."""
 
 
 def _candidates(text: str) -> list[Term]:

@@ -492,5 +492,5 @@ def _written(tokens: Sequence[Token]) -> str:
         key = token.key.casefold() if token.kind == "var" else _SAME.get(token.key, token.key)
         apart = out[-1:].isalnum() and key[0].isalnum() and token.kind not in ("var", "symbol")
         out += f" {key} " if token.kind in ("sep", "range") and key.isalpha() else apart * " " + key
-    # (2, 300) is no (2,300).
+    # (2, 300) is not (2,300).
     return re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", ", ", " ".join(out.split()))
