@@ -1,11 +1,12 @@
 # Thin calls of ops/bootstrap.py, which also works where make is missing.
-# `make test ARGS="-k lease"` hands words on.
+# `make test ARGS="-k lease"` passes words on.
 PYTHON ?= python3
+TARGETS = demo test test-quick check bench bench-store bench-runtime bench-queue test-faults test-sglang test-tamper paper-table docs up down doctor install
 
-.PHONY: help demo test check bench bench-store bench-runtime bench-queue test-faults test-sglang test-tamper paper-table up down doctor install
+.PHONY: help $(TARGETS)
 
 help:
 	@$(PYTHON) ops/bootstrap.py help
 
-demo test check bench bench-store bench-runtime bench-queue test-faults test-sglang test-tamper paper-table up down doctor install:
+$(TARGETS):
 	@$(PYTHON) ops/bootstrap.py $@ $(ARGS)

