@@ -181,10 +181,15 @@ def pip_environment():
 def _run(command, timeout_s):
     # type: (list[str], float | None) -> None
     """Exits with the end of what the command printed if it fails."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": timeout_s}
-    done = subprocess.run(command, env=pip_environment(), **options)
+    done = subprocess.run(
+        command,
+        env=pip_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout_s,
+    )
     if done.returncode != 0:
-        tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-25:])
+        tail = "\n".join(done.stdout.decode("utf-8", "replace").splitlines()[-25:])
         sys.exit(tail + "\n" + FAILED)
 
 
