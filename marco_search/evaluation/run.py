@@ -169,11 +169,11 @@ def run(
             problem.key,
             problem.job,
             finished.search.tree,
-            run=names[problem.key],
             config=finished.plan.config,
-            stop_reason=str(finished.search.stop_reason),
-            seconds=finished.seconds,
             keep_tokens=recipe.keep_tokens,
+            run=names[problem.key],
+            stop_reason=str(finished.search.stop_reason),
+            seconds=round(finished.seconds, 3),
             model=f"{finished.plan.model} {finished.plan.revision}",
         )
 
@@ -244,7 +244,7 @@ class _Journal(NullJournal):
 
 
 class Queue(Protocol):
-    """What of a Producer is needed."""
+    """The methods of a Producer that are used here."""
 
     def submit_many(self, jobs: Sequence[Job]) -> Sequence[Any]: ...
     def results(self, jobs: Sequence[Any]) -> Iterator[JobResult]: ...
@@ -280,11 +280,21 @@ def run_queued(
         by_id = {str(h.id): p for h, p in zip(handles, todo, strict=True)}
         failed: list[JobResult] = []
         for result in producer.results(handles):
-            if result.state == "succeeded":
-                problem = by_id[str(result.job_id)]
-                yield _stored(problem, result, recipe, names[problem.key], producer)
-            else:
+            if result.state != "succeeded":
                 failed.append(result)
+                continue
+            problem = by_id[str(result.job_id)]
+            yield traced(
+                problem.key,
+                problem.job,
+                producer.tree(str(result.job_id)),
+                config=configure(recipe.options.strategy),
+                keep_tokens=recipe.keep_tokens,
+                run=names[problem.key],
+                stop_reason=str(result.stop_reason),
+                seconds=round(result.seconds, 3),
+                model=f"{result.model} {result.revision}",
+            )
         if failed:
             raise RuntimeUnavailable(
                 f"{len(failed)} of {len(problems)} jobs did not succeed; the first, "
@@ -316,20 +326,4 @@ def _queued_name(recipe: Recipe, problem: Problem) -> str:
             _around(job, prompt + kind.assistant_prefix),
             "seeds of each problem",
         ]
-    )
-
-
-def _stored(
-    problem: Problem, result: JobResult, recipe: Recipe, name: str, producer: Queue
-) -> Trace:
-    return traced(
-        problem.key,
-        problem.job,
-        producer.tree(str(result.job_id)),
-        run=name,
-        config=configure(recipe.options.strategy),
-        stop_reason=str(result.stop_reason),
-        seconds=result.seconds,
-        keep_tokens=recipe.keep_tokens,
-        model=f"{result.model} {result.revision}",
     )

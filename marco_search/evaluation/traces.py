@@ -102,18 +102,9 @@ def write(out: TextIO, trace: Trace) -> None:
 
 
 def traced(
-    key: str,
-    job: Job,
-    tree: Tree,
-    *,
-    run: str,
-    config: SearchConfig,
-    stop_reason: str,
-    seconds: float,
-    keep_tokens: bool,
-    model: str = "",
+    key: str, job: Job, tree: Tree, *, config: SearchConfig, keep_tokens: bool, **facts: Any
 ) -> Trace:
-    """The trace of a search from its tree."""
+    """The trace of a search from its tree. `facts`: run, stop_reason, seconds and model."""
     kind, answers = kind_of(job), dict[str, str]()
     for r in tree.rollouts:
         if r.answer is not None and r.answer not in answers:
@@ -121,16 +112,13 @@ def traced(
             answers[r.answer] = kind.output(text) or r.answer
     return Trace(
         key=key,
-        run=run,
         choice=str(config.choice),
         sharpness=config.sharpness,
-        stop_reason=stop_reason,
-        seconds=round(seconds, 3),
         answers=answers,
         rollouts=tuple(map(_traced_rollout, tree.rollouts)),
         scores=tuple(map(_scores, tree.nodes)) if keep_tokens else (),
         texts=tuple(n.text for n in tree.nodes) if keep_tokens else (),
-        model=model,
+        **facts,
     )
 
 

@@ -121,7 +121,7 @@ class Watched:
             self.wrong.append(f"{message.type}: {message.text}")
 
     def check(self) -> None:
-        """Nothing went wrong, and nobody else was asked."""
+        """No errors, and no request to another host."""
         assert self.wrong == []
         assert {urlsplit(url).hostname for url in self.requests} <= {"127.0.0.1", None}
 

@@ -83,8 +83,8 @@ def test_a_node_shows_its_tokens_and_what_the_model_weighed(job: str, open_page:
     assert f"{row.confidences[1]:.4f}" in page.inner_text(".token-detail")
     panel = page.inner_text("#panel")
     first = next(r for r in SEARCH.tree.rollouts if node.node_id in r.path)
-    for said in (f"Node {node.node_id}", str(first.seed), f"{node.visits}"):
-        assert said in panel
+    for text in (f"Node {node.node_id}", str(first.seed), f"{node.visits}"):
+        assert text in panel
 
 
 def test_a_click_on_the_drawing_selects_a_node(job: str, open_page: OpenPage) -> None:

@@ -44,14 +44,14 @@ class Stored:
 @pytest.fixture
 def stored(database_url: str, redis_url: str) -> Iterator[Stored]:
     """Three finished jobs of two tenants, and one that waits."""
-    asked = [
+    questions = [
         question("Add 1 and 1."),
         question("What is 100 % of 2_2?", tenant="other"),
         question("Third?", options={"rollouts": 30}),
         question("Waits."),
     ]
     with open_database(database_url) as database:
-        ids = [job.id for job in insert(database, *asked)]
+        ids = [job.id for job in insert(database, *questions)]
         worker = runner(settings_for(database_url, redis_url), database, ToyRuntime())
         for _ in range(3):
             worker.run_next()
@@ -239,7 +239,7 @@ Process = subprocess.Popen[str]
 
 
 def started(stored: Stored, *words: str, **env: str) -> tuple[Process, dict[str, str]]:
-    """`marco console` as a process, and what it said when it was ready."""
+    """`marco console` as a process, and the line it printed when ready."""
     process = subprocess.Popen(
         [sys.executable, "-m", "marco_search.cli.main", "console", "--port", "0", "--json", *words],
         env={**os.environ, "DATABASE_URL": stored.url, "PYTHONPATH": str(Path.cwd()), **env},
@@ -260,12 +260,12 @@ def stopped(process: Process) -> tuple[int, str]:
 
 
 def test_the_command_serves_until_it_is_stopped(stored: Stored) -> None:
-    process, said = started(stored)
+    process, printed = started(stored)
     try:
-        assert set(said) == {"address"}
-        answer = httpx.get(f"{said['address']}jobs")
+        assert set(printed) == {"address"}
+        answer = httpx.get(f"{printed['address']}jobs")
         assert answer.status_code == 200 and str(stored.ids[0]) in answer.text
-        port = said["address"].rstrip("/").rpartition(":")[2]
+        port = printed["address"].rstrip("/").rpartition(":")[2]
         again = subprocess.run(
             [sys.executable, "-m", "marco_search.cli.main", "console", "--port", port],
             env={**os.environ, "DATABASE_URL": stored.url},
@@ -277,31 +277,31 @@ def test_the_command_serves_until_it_is_stopped(stored: Stored) -> None:
     assert (code, err) == (0, "")
 
 
-def test_open_to_others_it_asks_for_the_token_that_it_printed(stored: Stored) -> None:
-    process, said = started(stored, "--host", "0.0.0.0", MARCO_CONSOLE_TOKEN="")
+def test_open_to_others_it_requires_the_printed_token(stored: Stored) -> None:
+    process, printed = started(stored, "--host", "0.0.0.0", MARCO_CONSOLE_TOKEN="")
     try:
-        assert said["address"].startswith("http://127.0.0.1:")  # one that a browser can call
-        url = said["address"] + "jobs"
+        assert printed["address"].startswith("http://127.0.0.1:")  # one that a browser can call
+        url = printed["address"] + "jobs"
         assert httpx.get(url).status_code == 401
-        token = {"authorization": f"Bearer {said['token']}"}
+        token = {"authorization": f"Bearer {printed['token']}"}
         assert httpx.get(url, headers=token).status_code == 200
     finally:
         _, err = stopped(process)
-    assert said["token"] not in err
+    assert printed["token"] not in err
 
 
-def test_half_requests_keep_nobody_out(stored: Stored) -> None:
+def test_half_requests_do_not_block_others(stored: Stored) -> None:
     """More connections than it has files, none of which ever sends a whole request."""
-    process, said = started(stored)
+    process, printed = started(stored)
     try:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (400, 400))
-        parts = urlsplit(said["address"])
+        parts = urlsplit(printed["address"])
         with ExitStack() as held:
             for _ in range(500):
                 half = held.enter_context(socket.create_connection((parts.hostname, parts.port)))
                 with suppress(ConnectionError):  # gave way already
                     half.sendall(b"GET / HTTP/1.1\r\nX: ")
-            assert httpx.get(f"{said['address']}jobs", timeout=60).status_code == 200
+            assert httpx.get(f"{printed['address']}jobs", timeout=60).status_code == 200
             with socket.create_connection((parts.hostname, parts.port)) as gone:
                 head = f"POST /login HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 9\r\n\r\n"
                 gone.sendall(head.encode() + b"token=")

@@ -21,7 +21,7 @@ def test_a_file_in_latin_1_is_named_with_its_line(tmp_path: Path) -> None:
     assert f"{tmp_path / 'a.tsv'}, line 2: not valid UTF-8" in done.stderr
 
 
-def test_a_second_run_says_what_it_takes_over_but_not_what_failed(tmp_path: Path) -> None:
+def test_a_second_run_reports_what_it_resumes(tmp_path: Path) -> None:
     questions = [f"Tom has {n} apples and gets 2. How many?" for n in (3, 4)]
     rows = [{"question": q, "answer": n} for n, q in enumerate(questions, start=5)]
     file, out = tmp_path / "set.jsonl", tmp_path / "traces.jsonl"
@@ -31,8 +31,8 @@ def test_a_second_run_says_what_it_takes_over_but_not_what_failed(tmp_path: Path
     assert first.returncode == 0 and "earlier run" not in first.stderr
     second = marco(*words)
     assert second.returncode == 0 and "1 of 2 problems are in" in second.stderr
-    told = json.loads(second.stdout)
-    assert (told["resumed"], told["results"]["cot"]["failed"]) == (1, 0)
+    report = json.loads(second.stdout)
+    assert (report["resumed"], report["results"]["cot"]["failed"]) == (1, 0)
     # Problems with failed rollouts are searched again.
     lines = out.read_text().replace('"failed": false', '"failed": true')
     out.write_text(lines)

@@ -33,7 +33,7 @@ def test_ctrl_c_ends_an_evaluation_and_keeps_what_is_done(tmp_path: Path) -> Non
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        said, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
     assert 0 < len(read(traces)) < 60

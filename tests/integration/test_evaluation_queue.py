@@ -27,13 +27,13 @@ def plain(traces: list[Trace]) -> list[dict[str, Any]]:
 def test_the_queue_finds_what_a_local_run_finds(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    file, told = tmp_path / "queue.jsonl", list[Progress]()
+    file, reports = tmp_path / "queue.jsonl", list[Progress]()
     with Producer(database_url, redis_url) as producer, worker(database_url, redis_url):
         run_queued(PROBLEMS[:2], RECIPE, file, producer)
-        found = run_queued(PROBLEMS, RECIPE, file, producer, on_progress=told.append)
+        found = run_queued(PROBLEMS, RECIPE, file, producer, on_progress=reports.append)
         with producer._database.transaction() as conn:
             payloads = conn.execute("SELECT payload::text, expected FROM jobs").fetchall()
-    assert (told[0].done, told[-1].done) == (2, 5) and len(read(file)) == 5
+    assert (reports[0].done, reports[-1].done) == (2, 5) and len(read(file)) == 5
     assert plain(found) == plain(run(PROBLEMS, RECIPE, ToyRuntime(), tmp_path / "local.jsonl"))
     # No label is stored anywhere.
     assert len(payloads) == 5

@@ -39,8 +39,8 @@ def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dat
     settings_module.load.cache_clear()
     with open_database(database_url) as opened:
         settings = settings_for(database_url, "redis://127.0.0.1:1/0")
-        asked = [question("What is 1 + 1?"), question("Secret?", tenant="other")]
-        for _ in insert(opened, *asked):
+        questions = [question("What is 1 + 1?"), question("Secret?", tenant="other")]
+        for _ in insert(opened, *questions):
             runner(settings, opened, ToyRuntime(failing=0.1)).run_next()
         yield opened
     settings_module.load.cache_clear()
@@ -166,15 +166,15 @@ def test_a_collector_gets_one_trace_for_each_job(database: Database) -> None:
     branch = rollouts[0]
     span = spans["rollout 0"]
     assert span.parent_span_id == spans["round 1"].span_id
-    told = {a.key: a.value for a in span.attributes}
-    assert told["openinference.span.kind"].string_value == "LLM"
-    assert told["llm.model_name"].string_value == "toy"
-    assert told["llm.token_count.completion"].int_value == branch.generated_tokens
-    assert told["gen_ai.usage.output_tokens"].int_value == branch.generated_tokens
-    assert told["marco.confidence"].double_value == branch.confidence
+    attributes = {a.key: a.value for a in span.attributes}
+    assert attributes["openinference.span.kind"].string_value == "LLM"
+    assert attributes["llm.model_name"].string_value == "toy"
+    assert attributes["llm.token_count.completion"].int_value == branch.generated_tokens
+    assert attributes["gen_ai.usage.output_tokens"].int_value == branch.generated_tokens
+    assert attributes["marco.confidence"].double_value == branch.confidence
     written = "".join(n.text for n in nodes if n.node_id in branch.path)
-    assert told["llm.output_messages.0.message.content"].string_value == written
-    assert "What is 1 + 1?" in told["llm.input_messages.0.message.content"].string_value
+    assert attributes["llm.output_messages.0.message.content"].string_value == written
+    assert "What is 1 + 1?" in attributes["llm.input_messages.0.message.content"].string_value
     for one in spans.values():
         assert 0 < one.start_time_unix_nano <= one.end_time_unix_nano
     failed = [r.rollout_id for r in rollouts if r.error]

@@ -43,25 +43,25 @@ def client_of(
     return TestClient(app, base_url="http://127.0.0.1:8780", follow_redirects=False)
 
 
-def test_every_page_answers_and_says_what_it_is(reader: FakeReader) -> None:
+def test_every_page_answers(reader: FakeReader) -> None:
     client = client_of(reader)
     assert client.get("/").headers["location"] == "/jobs"
     one = f"/jobs/{job_id(1)}"
-    for path, said in {
+    for path, text in {
         "/jobs": "What is 1 + 1?", "/batches": "No batch yet", "/tenants": "default",
         one: "Ended because", f"{one}/outline": "Each line", f"{one}/tree.svg": "<svg",
         f"{one}/report.html": "Content-Security-Policy", "/static/console.css": "--accent",
     }.items():  # fmt: skip
         answer = client.get(path)
         assert answer.status_code == 200, path
-        assert said in answer.text, path
+        assert text in answer.text, path
     tree = client.get(f"{one}/tree.json").json()
     assert set(tree) == {"nodes", "rollouts", "winning_path", "answers"}
     node = client.get(f"{one}/nodes/1.json").json()
     assert node["tokens"]["ids"] and node["vocabulary"]
 
 
-def test_answers_carry_the_headers_that_keep_them_in(reader: FakeReader) -> None:
+def test_security_headers(reader: FakeReader) -> None:
     client = client_of(reader)
     for path in ("/jobs", "/nowhere", "/static/live.js", f"/jobs/{job_id(1)}/tree.json"):
         headers = client.get(path).headers
@@ -98,7 +98,7 @@ def test_hostile_text_is_only_ever_text(reader: FakeReader) -> None:
     assert client.get(f"{one}/tree.json").headers["content-type"] == "application/json"
 
 
-def test_what_is_not_there_is_a_page_that_says_so(reader: FakeReader) -> None:
+def test_missing_pages_and_bad_queries(reader: FakeReader) -> None:
     client = client_of(reader)
     for path in (
         f"/jobs/{job_id(9)}",
@@ -137,9 +137,9 @@ def test_filters_stay_in_the_form_and_in_the_links(reader: FakeReader) -> None:
 def test_with_a_token_nothing_is_shown_without_it(reader: FakeReader) -> None:
     client = client_of(reader, TOKEN)
     for path in ("/jobs", f"/jobs/{job_id(1)}", "/nowhere"):
-        asked = client.get(path, headers=HTML)
-        assert asked.status_code == 303
-        assert asked.headers["location"].startswith("/login?next=%2F")
+        answer = client.get(path, headers=HTML)
+        assert answer.status_code == 303
+        assert answer.headers["location"].startswith("/login?next=%2F")
         assert client.get(path).status_code == 401
     assert reader.reads == 0
     assert client.get("/login").status_code == 200
@@ -161,7 +161,7 @@ def test_logging_in_gives_a_cookie_that_is_not_the_token(reader: FakeReader) -> 
     session = dict(client.cookies)
     client.post("/logout")
     assert client.get("/jobs", headers=HTML).status_code == 303
-    client.cookies.update(session)  # kept by somebody: it has ended all the same
+    client.cookies.update(session)  # a copy of the cookie has ended as well
     assert client.get("/jobs", headers=HTML).status_code == 303
 
 
@@ -198,7 +198,7 @@ def test_wrong_tokens_lock_an_address_out_for_a_minute(reader: FakeReader) -> No
     assert blocked.status_code == 429 and "wait a minute" in blocked.text
     right = {"authorization": f"Bearer {TOKEN}"}
     assert client.get("/jobs", headers=right).status_code == 429
-    client.cookies.update(session)  # whoever has logged in goes on
+    client.cookies.update(session)  # sessions are not affected
     assert client.get("/jobs").status_code == 200
     client.cookies.clear()
     clock.now += 61
@@ -229,7 +229,7 @@ def test_every_page_answers_head(reader: FakeReader) -> None:
 @pytest.mark.parametrize(
     "elsewhere", ["https://evil.example/", "//evil.example", "/\\evil", "javascript:1", "/a\r\nb"]
 )
-def test_logging_in_never_leads_elsewhere(elsewhere: str) -> None:
+def test_login_redirects_only_to_local_paths(elsewhere: str) -> None:
     assert local_path(elsewhere) == "/"
 
 
@@ -240,11 +240,11 @@ def test_logging_in_never_leads_elsewhere(elsewhere: str) -> None:
         ("192.168.1.20", 200), ("evil.example", 400), ("localhost.evil.example", 400),
     ],
 )  # fmt: skip
-def test_a_foreign_name_is_refused(reader: FakeReader, host: str, status: int) -> None:
+def test_unknown_host_names_are_refused(reader: FakeReader, host: str, status: int) -> None:
     assert client_of(reader).get("/jobs", headers={"host": f"{host}:80"}).status_code == status
 
 
-def test_a_name_can_be_allowed() -> None:
+def test_host_names_can_be_allowed() -> None:
     access = Access(None, ["Console.example"])
     assert access.knows_host("console.example:443")
     assert not access.knows_host("") and not access.knows_host("example")

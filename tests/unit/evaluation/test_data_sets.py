@@ -1,4 +1,4 @@
-"""Problems from files, and what is said about files that are wrong."""
+"""Problems from files, and the errors of malformed files."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_no_job_holds_its_label() -> None:
         problems = load(name)
         assert len(problems) == len({p.key for p in problems}) >= 60
         assert all(p.job.expected is None and p.expected for p in problems)
-        told = TranslationJob if name == "heldout_translation" else ReasoningJob
-        assert all(isinstance(p.job, told) for p in problems)
+        expected = TranslationJob if name == "heldout_translation" else ReasoningJob
+        assert all(isinstance(p.job, expected) for p in problems)
 
 
 def test_limit_takes_the_first() -> None:
@@ -59,7 +59,7 @@ def test_a_problem_has_the_same_key_in_every_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.tsv", "no answer\n", "line 1: needs a question, a tab and an answer"),
         ("a.jsonl", '{"question": "q"}\nnot json\n', "line 2: not valid JSON"),
@@ -68,14 +68,12 @@ def test_a_problem_has_the_same_key_in_every_file(tmp_path: Path) -> None:
         ("a.jsonl", "\n", "holds no problems"),
     ],
 )
-def test_a_wrong_file_is_named_with_its_line(
-    tmp_path: Path, name: str, text: str, said: str
-) -> None:
-    with pytest.raises(InvalidDataSet, match=said):
+def test_errors_name_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(InvalidDataSet, match=message):
         load(write(tmp_path / name, text))
 
 
-def test_an_unknown_set_is_refused_with_those_there_are() -> None:
+def test_error_of_an_unknown_set_lists_the_known_ones() -> None:
     with pytest.raises(InvalidDataSet, match="heldout_en"):
         load("heldout_xx")
     with pytest.raises(InvalidDataSet, match="MGSM has no 'xx'"):
@@ -89,14 +87,14 @@ def test_the_development_split_shares_no_question_with_training_or_a_report() ->
     assert all(is_held_out(p.question) for p in problems)
 
 
-def test_a_line_separator_in_a_question_ends_no_line(tmp_path: Path) -> None:
+def test_a_line_separator_in_a_question_is_no_line_end(tmp_path: Path) -> None:
     row = json.dumps({"question": "What\u2028is 1 + 1?", "answer": "2"}, ensure_ascii=False)
     (problem,) = load(write(tmp_path / "one.jsonl", row + "\n"))
     assert problem.job.subject == "What\u2028is 1 + 1?"
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("a.tsv", "Wie groß?\t3\n".encode("latin-1"), "line 1: not valid UTF-8"),
         ("a.jsonl", b'{"question": "q", "answer": 1}\n{"question": "\xe9"}\n', "line 2: not valid"),
@@ -113,18 +111,16 @@ def test_a_line_separator_in_a_question_ends_no_line(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 5}\n', "line 1: text: must be text"),
     ],
 )  # fmt: skip
-def test_no_file_is_too_odd_to_be_named_with_its_line(
-    tmp_path: Path, name: str, data: bytes, said: str
+def test_errors_of_unreadable_files_name_file_and_line(
+    tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(InvalidDataSet, match=rf"{name}, {said}"):
+    with pytest.raises(InvalidDataSet, match=rf"{name}, {message}"):
         load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.jsonl"])
-def test_a_byte_order_mark_and_line_ends_are_no_part_of_a_question(
-    tmp_path: Path, name: str
-) -> None:
+def test_byte_order_mark_and_line_ends_are_stripped(tmp_path: Path, name: str) -> None:
     text = "q?\t3\r\n" if name == "a.tsv" else '{"question": "q?", "answer": 3}\r\n'
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     (problem,) = load(str(tmp_path / name))

@@ -27,7 +27,7 @@ PROBLEMS: list[Problem] = [from_row(r, "row") for r in ROWS]
 GRADER = Grader(PROBLEMS)
 
 
-def traced(key: str, said: list[tuple[str | None, float]], choice: str = "vote") -> Trace:
+def traced(key: str, answers: list[tuple[str | None, float]], choice: str = "vote") -> Trace:
     """Flat samples with the given answers and confidences, 10 tokens each, one node each."""
     return Trace(
         key=key,
@@ -36,7 +36,7 @@ def traced(key: str, said: list[tuple[str | None, float]], choice: str = "vote")
         sharpness=1.0,
         stop_reason="rollouts",
         seconds=2.0,
-        answers={a: f"The answer is {a}." for a, _ in said if a},
+        answers={a: f"The answer is {a}." for a, _ in answers if a},
         rollouts=tuple(
             TracedRollout(
                 answer=a,
@@ -49,11 +49,11 @@ def traced(key: str, said: list[tuple[str | None, float]], choice: str = "vote")
                 confidence=c,
                 path_confidence=c,
             )
-            for i, (a, c) in enumerate(said)
+            for i, (a, c) in enumerate(answers)
         ),
         scores=(
             TokenScores(c=(), logprob=(), mean_top=()),
-            *(TokenScores(c=(c, c), logprob=(-1, -1), mean_top=(-3, -5)) for _, c in said),
+            *(TokenScores(c=(c, c), logprob=(-1, -1), mean_top=(-3, -5)) for _, c in answers),
         ),
     )
 
@@ -62,7 +62,7 @@ FOUR = traced(PROBLEMS[0].key, [("4", 0.6), ("3", 0.9), ("4", 0.5), (None, 0.1)]
 FIVE = traced(PROBLEMS[1].key, [("6", 0.5), ("6", 0.4), ("5", 0.99), ("6", 0.4)])
 
 
-def test_the_vote_is_the_search_s_own(tmp_path: Path) -> None:
+def test_the_vote_equals_the_search(tmp_path: Path) -> None:
     for strategy in ("cot", "vote", "best-of-n", "step"):
         recipe = Recipe(options=SearchOptions(strategy=strategy, rollouts=9, early_stop=False))
         traces = run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{strategy}.jsonl")
@@ -89,7 +89,7 @@ def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
     assert tokens_to_reach(points, 0.5) == 10 and tokens_to_reach(points, 0.9) is None
 
 
-def test_the_first_rollouts_of_a_run_are_the_run_of_so_many(tmp_path: Path) -> None:
+def test_a_run_is_a_prefix_of_a_longer_run(tmp_path: Path) -> None:
     for strategy in ("vote", "step", "mini-step-32"):
 
         def traces(n: int, strategy: Any = strategy) -> list[Trace]:
@@ -180,7 +180,7 @@ def test_every_reward_scores_a_real_tree(tmp_path: Path) -> None:
             assert score(trace, r, "rollout") == pytest.approx(r.confidence, abs=1e-4)
 
 
-def test_rescoring_says_what_it_lacks(tmp_path: Path) -> None:
+def test_rescoring_errors(tmp_path: Path) -> None:
     bare = run(PROBLEMS, Recipe(), ToyRuntime(), tmp_path / "run.jsonl")
     with pytest.raises(InvalidDataSet, match="--trees"):
         rescore(bare, GRADER, reward="minimum")
@@ -201,7 +201,7 @@ def test_a_row_has_the_figures_of_its_run() -> None:
     assert found.to_json()["low"] == round(found.low, 4)
 
 
-def test_test_at_8_of_separate_guesses_and_of_a_tree() -> None:
-    said: list[tuple[str | None, float]] = [*[("3", 0.5)] * 15, ("4", 0.5)]
-    trace = traced(PROBLEMS[0].key, said)
+def test_test_at_8() -> None:
+    answers: list[tuple[str | None, float]] = [*[("3", 0.5)] * 15, ("4", 0.5)]
+    trace = traced(PROBLEMS[0].key, answers)
     assert row("vote", [trace], GRADER).test_at == {"8": 0.5, "16": 1.0}

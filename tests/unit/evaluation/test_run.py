@@ -67,11 +67,11 @@ def test_labels_change_nothing(tmp_path: Path) -> None:
     assert lines("1") == lines("2")
 
 
-def test_progress_tells_the_accuracy_so_far(tmp_path: Path) -> None:
-    told: list[Progress] = []
-    run(problems(), recipe(), ToyRuntime(["1"]), tmp_path / "run.jsonl", on_progress=told.append)
-    assert told[0].done == 0 and told[0].seconds_left is None
-    last = told[-1]
+def test_progress_has_the_accuracy_so_far(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    run(problems(), recipe(), ToyRuntime(["1"]), tmp_path / "run.jsonl", on_progress=reports.append)
+    assert reports[0].done == 0 and reports[0].seconds_left is None
+    last = reports[-1]
     assert (last.done, last.total, last.graded, last.right) == (6, 6, 6, 6)
     assert last.interval == pytest.approx((0.61, 1.0), abs=0.01)
     assert last.tokens > 0 and last.seconds_left == 0
@@ -80,15 +80,15 @@ def test_progress_tells_the_accuracy_so_far(tmp_path: Path) -> None:
 def test_a_run_does_only_what_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     first = run(problems(4), recipe(), ToyRuntime(), file)
-    told: list[Progress] = []
+    reports: list[Progress] = []
     spy = Spy()
-    both = run(problems(6), recipe(), spy, file, on_progress=told.append)
-    assert (told[0].done, told[-1].resumed) == (4, 4)
+    both = run(problems(6), recipe(), spy, file, on_progress=reports.append)
+    assert (reports[0].done, reports[-1].resumed) == (4, 4)
     assert both[:4] == first and len(read(file)) == 6
     assert not any(f"Problem {i}?" in text for text in spy.seen for i in range(4))
 
 
-def test_another_configuration_starts_afresh_in_the_same_file(tmp_path: Path) -> None:
+def test_another_configuration_starts_over_in_the_same_file(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     run(problems(), recipe(), ToyRuntime(), file)
     run(problems(), recipe(seed=1), ToyRuntime(), file)
@@ -142,7 +142,7 @@ def test_each_problem_has_a_seed_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["system prompt", "template", "revision"])
-def test_another_prompt_or_model_goes_on_with_no_old_trace(tmp_path: Path, change: str) -> None:
+def test_another_prompt_or_model_reuses_no_trace(tmp_path: Path, change: str) -> None:
     class Otherwise(Spy):
         def render(self, messages: Sequence[Message]) -> str:
             return ("Now:\n" if change == "template" else "") + super().render(messages)
@@ -154,10 +154,12 @@ def test_another_prompt_or_model_goes_on_with_no_old_trace(tmp_path: Path, chang
 
     file, spy = tmp_path / "run.jsonl", Otherwise()
     run(problems(), recipe(), ToyRuntime(), file)
-    told = problems()
+    changed = problems()
     if change == "system prompt":
-        told = [replace(p, job=p.job.model_copy(update={"system_prompt": "Hm."})) for p in told]
-    run(told, recipe(), spy, file)
+        changed = [
+            replace(p, job=p.job.model_copy(update={"system_prompt": "Hm."})) for p in changed
+        ]
+    run(changed, recipe(), spy, file)
     assert len(read(file)) == 12 and spy.seen
 
 
@@ -174,9 +176,9 @@ class Failing(ToyRuntime):
 
 
 def test_failed_rollouts_are_counted_and_searched_again(tmp_path: Path) -> None:
-    file, told = tmp_path / "run.jsonl", list[Progress]()
-    found = run(problems(), recipe(), Failing(), file, on_progress=told.append)
-    assert (told[-1].failed, told[-1].rollouts) == (6, 24)
+    file, reports = tmp_path / "run.jsonl", list[Progress]()
+    found = run(problems(), recipe(), Failing(), file, on_progress=reports.append)
+    assert (reports[-1].failed, reports[-1].rollouts) == (6, 24)
     assert row("vote", found, Grader(problems())).to_json()["failed"] == 0.25
     with pytest.raises(RuntimeUnavailable, match=r"6 rollouts failed, 25\.0 % .* 5 % allowed"):
         require_few_failed(found, 0.05)
