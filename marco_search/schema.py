@@ -3,7 +3,7 @@
 What follows from this description: the columns and types of COPY (`marco_search.store.trail`),
 what an audit format hashes (`hashed_columns`), the comments in the database and of its views,
 the columns of exports, the rights of roles, and the picture in docs/sql.md. A new column is
-added here and by a migration; `python -m marco_search.migrations.check` compares the two.
+added here and by a migration; `make check` compares the two.
 
 The order of a table's columns is the order in which they are hashed: it must not change.
 """
@@ -13,32 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sqlalchemy import (
-    ARRAY,
-    REAL,
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    Column,
-    DateTime,
-    Double,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Identity,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    SmallInteger,
-    Table,
-    Text,
-    UniqueConstraint,
-    Uuid,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-metadata = MetaData(
+metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -50,19 +28,19 @@ metadata = MetaData(
 """A constraint needs a name that a later migration can find it by."""
 
 _TYPES: Final[dict[str, Any]] = {
-    "bool": Boolean,
-    "int2": SmallInteger,
-    "int4": Integer,
-    "int8": BigInteger,
-    "float4": REAL,
-    "float8": Double,
-    "text": Text,
-    "bytea": LargeBinary,
+    "bool": sa.Boolean,
+    "int2": sa.SmallInteger,
+    "int4": sa.Integer,
+    "int8": sa.BigInteger,
+    "float4": sa.REAL,
+    "float8": sa.Double,
+    "text": sa.Text,
+    "bytea": sa.LargeBinary,
     "jsonb": JSONB,
-    "uuid": Uuid,
-    "timestamptz": DateTime(timezone=True),
+    "uuid": sa.Uuid,
+    "timestamptz": sa.DateTime(timezone=True),
 }
-NOW, ZERO = text("now()"), text("0")
+NOW, ZERO = sa.text("now()"), sa.text("0")
 
 
 def column(
@@ -75,7 +53,7 @@ def column(
     leaves: tuple[str, ...] = (),
     since: int = 1,
     content: bool = False,
-) -> Column[Any]:
+) -> sa.Column[Any]:
     """A column, with what is to be known of it in its `info`.
 
     Args:
@@ -91,15 +69,15 @@ def column(
     """
     base = kind.removesuffix("?")
     made = _TYPES[base.removesuffix("[]")]
-    return Column(
+    return sa.Column(
         name,
-        ARRAY(made) if base.endswith("[]") else made,
+        sa.ARRAY(made) if base.endswith("[]") else made,
         *constraints,
         primary_key=key,
         nullable=kind.endswith("?"),
         server_default=default,
         comment=comment,
-        autoincrement="auto" if any(isinstance(c, Identity) for c in constraints) else False,
+        autoincrement="auto" if any(isinstance(c, sa.Identity) for c in constraints) else False,
         info={"type": base, "leaves": leaves, "since": since, "content": content},
     )
 
@@ -118,22 +96,22 @@ def insert_only() -> list[str]:
     return [table.name for table in metadata.sorted_tables if table.info["insert_only"]]
 
 
-def _table(name: str, comment: str, *parts: Any, changes: bool = False, **options: Any) -> Table:
+def _table(name: str, comment: str, *parts: Any, changes: bool = False, **options: Any) -> sa.Table:
     """A table; only of one that `changes` rows may be updated."""
     info = {"insert_only": not changes}
-    return Table(name, metadata, *parts, comment=comment, info=info, **options)
+    return sa.Table(name, metadata, *parts, comment=comment, info=info, **options)
 
 
 def _leaf(*leaves: str) -> Any:
     """Makes the columns of rows that are such leaves."""
 
-    def made(*words: Any, **options: Any) -> Column[Any]:
+    def made(*words: Any, **options: Any) -> sa.Column[Any]:
         return column(*words, leaves=leaves, **options)
 
     return made
 
 
-def _indexes() -> Iterator[Index]:
+def _indexes() -> Iterator[sa.Index]:
     """Of jobs: most hold only what the scheduler looks for, however many jobs are stored.
 
     No heartbeat and no round touches an indexed column.
@@ -155,8 +133,8 @@ def _indexes() -> Iterator[Index]:
         ("given_up", "finished_at", "state IN ('failed', 'dead')"),
         ("batch_id", "batch_id", "batch_id IS NOT NULL"),
     ):
-        yield Index(f"ix_jobs_{name}", *columns.split(), postgresql_where=text(where))
-    yield Index("ix_jobs_tenant_created_at", "tenant", "created_at")
+        yield sa.Index(f"ix_jobs_{name}", *columns.split(), postgresql_where=sa.text(where))
+    yield sa.Index("ix_jobs_tenant_created_at", "tenant", "created_at")
 
 
 _id = _leaf("request", "outcome")
@@ -214,16 +192,16 @@ JOBS = _table(
     column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
     column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=""),
     column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
-    UniqueConstraint("tenant", "idempotency_key"),
-    CheckConstraint(
+    sa.UniqueConstraint("tenant", "idempotency_key"),
+    sa.CheckConstraint(
         "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired', 'dead')",
         name="state",
     ),
-    CheckConstraint(
+    sa.CheckConstraint(
         "(state = 'running') = (lease_owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
         name="lease",
     ),
-    CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished"),
+    sa.CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished"),
     *_indexes(),
     changes=True,
 )
@@ -242,7 +220,7 @@ _attempt = _leaf("attempt")
 ATTEMPTS = _table(
     "attempts",
     "Claims of jobs by workers, with all it takes to replay them. Insert only",
-    _attempt("job_id", "uuid", "The job", ForeignKey("jobs.id"), key=True),
+    _attempt("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
     _attempt("generation", "int8", "Lease generation of the claim", key=True),
     _attempt("worker", "text", "Name of the worker process"),
     _attempt("host", "text", "Machine it runs on"),
@@ -261,8 +239,8 @@ _event = _leaf("event")
 AUDIT_LOG = _table(
     "audit_log",
     "What happened to each job, in order. Insert only",
-    _event("job_id", "uuid", "The job", ForeignKey("jobs.id"), key=True),
-    _event("id", "int8", "In order of writing", Identity(always=True), key=True),
+    _event("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
+    _event("id", "int8", "In order of writing", sa.Identity(always=True), key=True),
     _event("generation", "int8?", "Lease generation of the worker that did it; null: none"),
     _event("event", "text", "submitted, published, claimed, round, retried, ... or a final state"),
     _event("detail", "jsonb", "Details of the event", default="{}"),
@@ -271,9 +249,9 @@ AUDIT_LOG = _table(
 )
 
 
-def _record(name: str, comment: str, *parts: Any) -> Table:
+def _record(name: str, comment: str, *parts: Any) -> sa.Table:
     """Records of attempts, partitioned by the month in the job's id."""
-    of_attempt = ForeignKeyConstraint(
+    of_attempt = sa.ForeignKeyConstraint(
         ["job_id", "generation"], ["attempts.job_id", "attempts.generation"]
     )
     return _table(name, comment, *parts, of_attempt, postgresql_partition_by="RANGE (job_id)")
@@ -302,9 +280,9 @@ NODES = _record(
     _node("token_texts", "text[]", "What each token completes; joined: the text", content=True),
     _node("action", "text", "step, mini_step, whole, reflection or answer"),
     _node("text", "text", "What the action adds to the text of its parent", content=True),
-    Index(None, "job_id", "parent_id"),
-    CheckConstraint("0 <= parent_id AND parent_id < node_id", name="parent"),
-    CheckConstraint(
+    sa.Index(None, "job_id", "parent_id"),
+    sa.CheckConstraint("0 <= parent_id AND parent_id < node_id", name="parent"),
+    sa.CheckConstraint(
         "cardinality(token_texts) = cardinality(token_ids)"
         " AND cardinality(logprobs) = cardinality(token_ids)"
         " AND cardinality(confidences) = cardinality(token_ids)"
@@ -376,15 +354,15 @@ CHAIN = _table(
     "Chain of hashes: a link for each end of a job. Insert only",
     column("seq", "int8", "0, 1, ... without a gap", key=True),
     column("kind", "text", "first, job (one that ended) or archive"),
-    column("job_id", "uuid?", "The job that ended", ForeignKey("jobs.id")),
+    column("job_id", "uuid?", "The job that ended", sa.ForeignKey("jobs.id")),
     column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
     column("previous", "bytea", "Head of the link before"),
     column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
     column("at", "timestamptz", "When it was chained"),
     column("format", "int2", "Audit format: the rules of the link and its proof"),
-    CheckConstraint("kind IN ('first', 'job', 'archive')", name="kind"),
-    CheckConstraint("(kind = 'job') = (job_id IS NOT NULL)", name="job"),
-    Index(None, "job_id"),
+    sa.CheckConstraint("kind IN ('first', 'job', 'archive')", name="kind"),
+    sa.CheckConstraint("(kind = 'job') = (job_id IS NOT NULL)", name="job"),
+    sa.Index(None, "job_id"),
 )
 
 CHAIN_LOCK = _table(
@@ -397,7 +375,7 @@ CHAIN_LOCK = _table(
 PROOFS = _table(
     "proofs",
     "Hash of each row of a job when it ended: names the row changed. Insert only",
-    column("seq", "int8", "The link with their root", ForeignKey("chain.seq"), key=True),
+    column("seq", "int8", "The link with their root", sa.ForeignKey("chain.seq"), key=True),
     column("attempts", "int8[]", "Generations of the attempts covered"),
     column("events", "int8[]", "Ids of the rows of audit_log covered"),
     column("nodes", "int4[]", "Ids of the nodes covered"),
@@ -409,7 +387,7 @@ PROOFS = _table(
 ARCHIVES = _table(
     "archives",
     "Months whose trees are in an archive, with what it holds. Insert only",
-    column("seq", "int8", "The link with the list's SHA-256", ForeignKey("chain.seq"), key=True),
+    column("seq", "int8", "The link with the list's SHA-256", sa.ForeignKey("chain.seq"), key=True),
     column("first", "uuid", "Lowest id a job of the month can have"),
     column("before", "uuid", "Lowest id of the next month"),
     column("files", "text", "The list: manifest.json, word for word"),

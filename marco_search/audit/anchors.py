@@ -1,6 +1,6 @@
 """Anchors: the head of the chain at some moment, to be kept where the database's owner can't.
 
-Whoever holds the database can write the whole chain anew, and nothing inside it would show
+The owner of the database can write the whole chain again, and nothing inside it would show
 that. An anchor kept elsewhere does: its head must still stand at its place.
 """
 
@@ -8,72 +8,72 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt
 
 from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding
 from marco_search.errors import InvalidAnchor
 
-FORMAT = "marco-anchor 1"
 _CLOCKS = timedelta(hours=1)
-"""How far the clock of whoever took an anchor may be from the database's."""
+"""How far the clock of an anchor's maker may be from the database's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Anchor:
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.utcoffset() is None:
+        raise ValueError("no time zone")
+    return moment
+
+
+def _readable(read: Callable[[str], object]) -> AfterValidator:
+    def checked(text: str) -> str:
+        read(text)
+        return text
+
+    return AfterValidator(checked)
+
+
+Hex = Annotated[str, _readable(bytes.fromhex)]
+Time = Annotated[str, _readable(_moment)]
+
+
+class Anchor(BaseModel):
     """A head of the chain. Hashes, key and signature are hex; times are ISO 8601, UTC."""
 
-    format: str
-    database: str  # head of the chain's first link
-    seq: int
-    head: str
-    jobs: int  # jobs chained up to here
-    chained_at: str  # of the link at `seq`
-    made_at: str
-    public_key: str | None = None  # Ed25519, 32 bytes
-    signature: str | None = None  # over all the rest, the public key included
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    format: Literal["marco-anchor 1"] = "marco-anchor 1"
+    database: Hex  #: head of the chain's first link
+    seq: NonNegativeInt
+    head: Hex
+    jobs: NonNegativeInt  #: jobs chained up to here
+    chained_at: Time  #: of the link at `seq`
+    made_at: Time
+    public_key: Hex | None = None  #: Ed25519, 32 bytes
+    signature: Hex | None = None  #: over all the rest, the public key included
 
     def signed_bytes(self) -> bytes:
         """What is signed: canonical JSON of every other field."""
-        fields = asdict(self)
-        del fields["signature"]
+        fields = self.model_dump(exclude={"signature"})
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Anchor:
-        """The anchor that `to_json` wrote. Raises InvalidAnchor."""
-        number = str(data.get("format", "")).removeprefix("marco-anchor ")
-        if number.isdecimal() and int(number) > 1:
-            raise InvalidAnchor(
-                f"an anchor of format {number}, written by a newer marco-search: check it with that"
-            )
-        try:
-            anchor = cls(**data)
-            counts = (anchor.seq, anchor.jobs)
-            texts = (anchor.database, anchor.head, anchor.public_key or "", anchor.signature or "")
-            if anchor.format != FORMAT or any(type(n) is not int or n < 0 for n in counts):
-                raise ValueError("another format")
-            for text in texts:
-                bytes.fromhex(text)
-            for moment in (anchor.chained_at, anchor.made_at):
-                _moment(moment)
-        except (TypeError, ValueError, OverflowError):
-            raise InvalidAnchor("not an anchor that `marco anchor` wrote") from None
-        return anchor
 
 
 def make(first: Link, last: Link, *, jobs: int, key: Path | None = None) -> Anchor:
     """The anchor of a chain from `first` to `last`, signed if the file of a key is given."""
     fields: dict[str, Any] = {
-        "format": FORMAT,
         "database": first.head.hex(),
         "seq": last.seq,
         "head": last.head.hex(),
@@ -83,9 +83,6 @@ def make(first: Link, last: Link, *, jobs: int, key: Path | None = None) -> Anch
     }
     if key is None:
         return Anchor(**fields)
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     try:
         private = load_pem_private_key(key.read_bytes(), password=None)
     except OSError as error:
@@ -106,13 +103,6 @@ def new_key(path: Path) -> str:
 
     Raises InvalidAnchor if the file exists or can't be made.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-    )
-
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
@@ -130,12 +120,17 @@ def read(path: Path, *, public_key: str | None = None) -> Anchor:
     With `public_key` (hex) it must be signed by that key. Raises InvalidAnchor.
     """
     try:
-        anchor = Anchor.from_json(json.loads(path.read_bytes()))
+        data = json.loads(path.read_bytes())
+        number = str(data.get("format", "")).removeprefix("marco-anchor ")
+        if number.isdecimal() and int(number) > 1:
+            raise InvalidAnchor(
+                f"{path}: an anchor of format {number}, written by a newer marco-search: "
+                "check it with that"
+            )
+        anchor = Anchor(**data)
     except OSError as error:
         raise InvalidAnchor(f"{path}: {error.strerror}") from None
-    except InvalidAnchor as error:
-        raise InvalidAnchor(f"{path}: {error}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InvalidAnchor(f"{path}: not an anchor that `marco anchor` wrote") from None
     if public_key is not None and (anchor.public_key or "").lower() != public_key.strip().lower():
         raise InvalidAnchor(f"{path}: not signed by the key {public_key}")
@@ -145,20 +140,17 @@ def read(path: Path, *, public_key: str | None = None) -> Anchor:
 
 
 def _check_signature(anchor: Anchor, path: Path) -> None:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(anchor.public_key or ""))
         key.verify(bytes.fromhex(anchor.signature or ""), anchor.signed_bytes())
     except (InvalidSignature, ValueError):
-        raise InvalidAnchor(f"{path}: the signature does not fit: the anchor was edited") from None
+        raise InvalidAnchor(f"{path}: wrong signature: the anchor was edited") from None
 
 
 def check_anchor(
     anchor: Anchor,
     first: Link | None,
-    there: Link | None,
+    link: Link | None,
     last: Link | None,
     *,
     jobs: int,
@@ -166,27 +158,27 @@ def check_anchor(
 ) -> Iterator[Finding]:
     """What the chain says against an anchor.
 
-    `there` is the link at the anchor's seq, `after` the one after it; `jobs` are chained up to
+    `link` is the link at the anchor's seq, `after` the one after it; `jobs` are chained up to
     there.
     """
     database = first.head.hex() if first else "no chain"
     key = f"seq {anchor.seq}"
     if database != anchor.database:
         yield Finding("chain", "seq 0", "another database", anchor.database[:16], database[:16])
-    elif there is None:
+    elif link is None:
         seq = f"seq {last.seq}" if last else "nothing"
         what = f"the tail was cut: the anchor of {anchor.made_at} has more"
         yield Finding("chain", key, what, anchor.head[:16], f"an end at {seq}")
-    elif there.head.hex() != anchor.head:
+    elif link.head.hex() != anchor.head:
         what = f"written anew since the anchor of {anchor.made_at}"
-        yield Finding("chain", key, what, anchor.head[:16], there.head.hex()[:16], there.job_id)
+        yield Finding("chain", key, what, anchor.head[:16], link.head.hex()[:16], link.job_id)
     else:
-        yield from _check_fields(anchor, there, jobs, after)
+        yield from _check_fields(anchor, link, jobs, after)
 
 
-def _check_fields(anchor: Anchor, there: Link, jobs: int, after: Link | None) -> Iterator[Finding]:
+def _check_fields(anchor: Anchor, link: Link, jobs: int, after: Link | None) -> Iterator[Finding]:
     """What an unsigned anchor says beside the head, and the chain says otherwise."""
-    key, chained, made = f"seq {anchor.seq}", there.at, _moment(anchor.made_at)
+    key, chained, made = f"seq {anchor.seq}", link.at, _moment(anchor.made_at)
     if anchor.jobs != jobs:
         yield Finding("anchor", key, "jobs", f"{jobs} by the chain", str(anchor.jobs))
     if _moment(anchor.chained_at) != chained:
@@ -198,10 +190,3 @@ def _check_fields(anchor: Anchor, there: Link, jobs: int, after: Link | None) ->
     if after is not None and made > after.at + _CLOCKS:
         what = f"before {after.at.isoformat()}, when the next link was chained"
         yield Finding("anchor", key, "made_at", what, anchor.made_at)
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.utcoffset() is None:
-        raise ValueError("no time zone")
-    return moment

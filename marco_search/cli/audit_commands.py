@@ -181,7 +181,7 @@ def anchor(key: Path | None, new_key: Path | None) -> None:
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         require_tables(conn, "`marco anchor`")
         taken = stored_anchors.take(conn, key=key)
-    output.print_json(taken.to_json())
+    output.print_json(taken.model_dump())
 
 
 @command()

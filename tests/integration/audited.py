@@ -15,10 +15,10 @@ from marco_search import migrations
 from marco_search.errors import ModelRefused, RuntimeUnavailable
 from marco_search.jobs import Job
 from marco_search.kinds import OpenEndedJob
-from marco_search.migrations.check import scratch_database
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
+from tests.databases import scratch_database
 from tests.integration.toys import (
     Interrupted,
     open_database,

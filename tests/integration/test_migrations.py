@@ -19,8 +19,8 @@ import sqlalchemy.exc
 from marco_search import migrations, schema
 from marco_search.errors import DatabaseUnavailable, RightsMissing, SchemaMismatch
 from marco_search.local import ServiceUrls, doctor
-from marco_search.migrations.check import differences, scratch_database
 from marco_search.store.db import SCHEMA_REVISION, Database, check_schema
+from tests.databases import differences, scratch_database
 from tests.integration.logins import logins
 from tests.integration.toys import marco, settings_for
 

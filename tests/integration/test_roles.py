@@ -15,7 +15,6 @@ from psycopg import errors, sql
 from marco_search import migrations, schema
 from marco_search.errors import AccessDenied
 from marco_search.local import ServiceUrls
-from marco_search.migrations.check import scratch_database
 from marco_search.store import views
 from marco_search.store.db import Database
 from marco_search.store.queue import tenants
@@ -23,6 +22,7 @@ from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.seal.verify_all import verify_all
 from marco_search.store.trail import partitions
 from ops.docs.questions import Question, read
+from tests.databases import scratch_database
 from tests.integration.audited import Audited
 from tests.integration.logins import Login, as_user, logins
 from tests.integration.toys import (

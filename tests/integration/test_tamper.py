@@ -26,10 +26,10 @@ from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
 from marco_search.jobs import Job
 from marco_search.local import ServiceUrls
-from marco_search.migrations.check import scratch_database
 from marco_search.store.seal import anchors, seals
 from marco_search.store.seal.verify_all import verify_all
 from marco_search.store.trail import rows
+from tests.databases import scratch_database
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 
@@ -320,7 +320,7 @@ def against_anchor(url: str, anchor: Anchor) -> list[Finding]:
 def test_what_an_unsigned_anchor_says_is_compared_with_the_chain(
     stored: Stored, name: str, value: object
 ) -> None:
-    edited = Anchor.from_json(stored.anchor.to_json() | {name: value})
+    edited = Anchor(**stored.anchor.model_dump() | {name: value})
     (found,) = against_anchor(stored.url, edited)
     assert (found.table, found.what) == ("anchor", name)
 
@@ -330,10 +330,10 @@ def test_an_anchor_made_later_than_its_place_in_the_chain_allows_is_found(stored
         early = conn.execute("SELECT encode(head, 'hex'), at FROM chain WHERE seq = 2").fetchone()
     assert early is not None
     about = {"seq": 2, "head": early[0], "jobs": 2, "chained_at": early[1].isoformat()}
-    edited = stored.anchor.to_json() | about
-    assert against_anchor(stored.url, Anchor.from_json(edited)) == []
+    edited = stored.anchor.model_dump() | about
+    assert against_anchor(stored.url, Anchor(**edited)) == []
     edited["made_at"] = "2100-01-01T00:00:00+00:00"
-    (found,) = against_anchor(stored.url, Anchor.from_json(edited))
+    (found,) = against_anchor(stored.url, Anchor(**edited))
     assert (found.table, found.what) == ("anchor", "made_at")
 
 
@@ -349,7 +349,7 @@ def test_a_database_made_anew_does_not_pass_for_the_anchored_one(
     database_url: str, stored: Stored, tmp_path: Path
 ) -> None:
     found = against_anchor(
-        database_url, Anchor.from_json(json.loads(json.dumps(stored.anchor.to_json())))
+        database_url, Anchor(**json.loads(json.dumps(stored.anchor.model_dump())))
     )
     assert found[0].what == "another database"
 

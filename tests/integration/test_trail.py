@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from marco_search import migrations
 from marco_search.errors import LeaseLost, SearchError
 from marco_search.local import ServiceUrls
-from marco_search.migrations.check import scratch_database
 from marco_search.search.actions import Action
 from marco_search.search.branches import Finish, ReflectionPlacement, Token
 from marco_search.search.mcts import Search
@@ -22,6 +21,7 @@ from marco_search.store.db import Database
 from marco_search.store.queue import leases
 from marco_search.store.reads import queries
 from marco_search.store.trail import trail
+from tests.databases import scratch_database
 from tests.integration.toys import claim, insert, open_database, question, rounds_of
 from tests.toy import PROMPT, ToyRuntime, answer_of
 

@@ -15,8 +15,8 @@ import pytest
 
 from marco_search import migrations
 from marco_search.local import ServiceUrls
-from marco_search.migrations.check import scratch_database
 from ops.bench import store
+from tests.databases import scratch_database
 from tests.integration.toys import (
     insert,
     open_database,
