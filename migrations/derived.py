@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
+from psycopg.sql import Literal
 
 from marco_search import schema, settings
 from marco_search.migrations import objects
@@ -25,7 +26,7 @@ LOCK = "LOCK TABLE public.alembic_version IN SHARE ROW EXCLUSIVE MODE"
 
 def drop(conn: Connection[Any]) -> None:
     """Remove what would stand in the way of a migration."""
-    conn.execute(views.DROP)
+    conn.execute(f"DROP SCHEMA IF EXISTS {views.SCHEMA} CASCADE")
     conn.execute(roles.DROP_POLICIES)
 
 
@@ -35,7 +36,7 @@ def make(conn: Connection[Any]) -> str | None:
     In the caller's transaction.
     """
     prefix = settings.load().role_prefix
-    made = [*_comments(), objects.FUNCTIONS, *views.statements()]
+    made = [*_comments(), objects.FUNCTIONS, f"CREATE SCHEMA {views.SCHEMA}", views.SQL]
     digest = hashlib.sha256("\0".join([*made, *roles.statements(prefix)]).encode()).hexdigest()[:16]
     if _made_from(conn) == digest and not _differs(conn, prefix):
         partitions.ensure(conn)
@@ -64,9 +65,13 @@ def grant(conn: Connection[Any], prefix: str) -> str | None:
 
 def _comments() -> Iterator[str]:
     for table in schema.metadata.sorted_tables:
-        yield views.comment(f"TABLE public.{table.name}", table.comment)
+        yield _comment(f"TABLE public.{table.name}", table.comment)
         for column in table.columns:
-            yield views.comment(f"COLUMN public.{table.name}.{column.name}", column.comment)
+            yield _comment(f"COLUMN public.{table.name}.{column.name}", column.comment)
+
+
+def _comment(on: str, text: str | None) -> str:
+    return f"COMMENT ON {on} IS " + Literal(text).as_string()
 
 
 def _differs(conn: Connection[Any], prefix: str) -> bool:

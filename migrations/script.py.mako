@@ -1,8 +1,4 @@
-"""${message}.
-
-Revision ${up_revision}, after ${down_revision}. Set SCHEMA_REVISION in
-marco_search/store/db.py to it.
-"""
+"""${message}."""
 
 from __future__ import annotations
 

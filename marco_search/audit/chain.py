@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final, Literal
@@ -46,15 +46,9 @@ class Link:
     @property
     def expected_head(self) -> bytes:
         """The head that follows from the other fields."""
-        return head_of(
-            seq=self.seq,
-            kind=self.kind,
-            job_id=self.job_id,
-            root=self.root,
-            previous=self.previous,
-            at=self.at,
-            format=self.format,
-        )
+        fields = asdict(self)
+        del fields["head"]
+        return head_of(**fields)
 
 
 def head_of(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from marco_search import schema
 from marco_search.export.files import write_jsonl
 from marco_search.store.db import Conn
@@ -71,7 +73,14 @@ class Table:
         return {n: sql for n, sql in self._columns.items() if text or n not in _CONTENT}
 
 
-_OF_JOB = " JOIN audit.jobs AS j ON j.job_id = t.job_id"
+def _stored(table: sa.Table) -> Table:
+    """A table with all its columns."""
+    return Table(
+        f"audit.{table.name} AS t JOIN audit.jobs AS j ON j.job_id = t.job_id",
+        ", ".join(f"t.{column.name}" for column in table.primary_key),
+        " ".join(table.columns.keys()),
+    )
+
 
 TABLES = {
     "jobs": Table(
@@ -84,31 +93,10 @@ TABLES = {
         root="(SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id"
         " ORDER BY c.seq DESC LIMIT 1)",
     ),
-    "attempts": Table(
-        "audit.attempts AS t" + _OF_JOB,
-        "t.job_id, t.generation",
-        "job_id generation worker host pid runtime runtime_version model revision config prompt"
-        " seed started_at",
-    ),
-    "answers": Table(
-        "audit.answers AS t" + _OF_JOB,
-        "t.job_id, t.rank",
-        "job_id rank generation key text output thought confidence votes share rollout_ids"
-        " created_at",
-    ),
-    "rollouts": Table(
-        "audit.rollouts AS t" + _OF_JOB,
-        "t.job_id, t.rollout_id",
-        "job_id rollout_id generation round start_id path seed reflect finish confidence"
-        " path_confidence value answer error generated_tokens prompt_tokens cached_tokens"
-        " seconds created_at",
-    ),
-    "nodes": Table(
-        "audit.nodes AS t" + _OF_JOB,
-        "t.job_id, t.node_id",
-        "job_id node_id parent_id generation round depth action terminal text token_ids"
-        " token_texts logprobs confidences top_ids top_logprobs created_at",
-    ),
+    "attempts": _stored(schema.ATTEMPTS),
+    "answers": _stored(schema.ANSWERS),
+    "rollouts": _stored(schema.ROLLOUTS),
+    "nodes": _stored(schema.NODES),
     "tokens": Table(
         "audit.nodes AS n JOIN audit.jobs AS j ON j.job_id = n.job_id CROSS JOIN LATERAL"
         " unnest(n.token_ids, n.token_texts, n.logprobs, n.confidences)"

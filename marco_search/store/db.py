@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection, IsolationLevel, errors, sql
@@ -32,11 +33,9 @@ from marco_search.errors import (
 from marco_search.store import address
 from marco_search.store.failures import advice, words
 
-if TYPE_CHECKING:
-    from sqlalchemy import Table
-
-SCHEMA_REVISION = "0009"
-"""The migration this code was written for (the newest one in migrations/versions)."""
+_MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
+SCHEMA_REVISION = max(file.name[1:5] for file in _MIGRATIONS.glob("v*.py"))
+"""The migration this code was written for: the newest one there is."""
 BASE_REVISION = "0005"
 """The oldest migration that can be upgraded from: that of version 0.1.0."""
 
@@ -58,7 +57,6 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 # A transaction that stood still for too long, because this process did. The same may well
 # succeed on another connection.
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
-
 
 Conn = Connection[TupleRow]
 _R = TypeVar("_R")
@@ -247,18 +245,16 @@ class Database:
             raise unavailable(self.shown, error) from error
 
 
-def insert(conn: Conn, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+def insert(conn: Conn, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, all with the same columns."""
-    # Here: a process that only submits and waits does not load it.
-    from sqlalchemy import bindparam
-    from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-
     if rows:
-        statement = table.insert().inline().values({name: bindparam(name) for name in rows[0]})
-        dialect: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
-        query = str(statement.compile(dialect=dialect))
+        query = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+            sql.Identifier("public", table),
+            sql.SQL(", ").join(map(sql.Identifier, rows[0])),
+            sql.SQL(", ").join(map(sql.Placeholder, rows[0])),
+        )
         with conn.cursor() as cursor:
-            cursor.executemany(query.encode(), rows)
+            cursor.executemany(query, rows)
 
 
 def is_pooled(conn: Conn) -> bool:

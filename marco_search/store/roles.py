@@ -84,8 +84,8 @@ def rights(prefix: str) -> Iterator[Right]:
     _, app, auditor, auditor_all = (name(prefix, role) for role in ROLES)
     for role in (app, auditor):
         yield role, "USAGE", f"schema {views.SCHEMA}"
-        for view in views.VIEWS:
-            yield role, "SELECT", f"table {views.SCHEMA}.{view.name}"
+        for view in views.CREATE:
+            yield role, "SELECT", f"table {views.SCHEMA}.{view}"
     for role in (app, auditor_all):
         yield role, "USAGE", "schema public"
         yield role, "SELECT", "table public.alembic_version"

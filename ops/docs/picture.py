@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
 
+from psycopg import Connection
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
 from marco_search import schema
-from marco_search.store import views
 
 BEGIN = "<!-- made by `python -m ops.docs`: the picture and the views -->"
 END = "<!-- end -->"
 
 
-def updated(page: str) -> str:
-    """`page` with its generated part as the models have it."""
+def updated(page: str, conn: Connection[Any]) -> str:
+    """`page` with its generated part as the schema and a database's views have it."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     assert after, f"the page has no {BEGIN} ... {END}"
-    return "\n".join([before + BEGIN, "", *_lines(), "", END + after])
+    return "\n".join([before + BEGIN, "", *_picture(), "", *_views(conn), "", END + after])
 
 
-def _lines() -> Iterator[str]:
+def _picture() -> Iterator[str]:
     yield "The tables. Nodes, rollouts and answers each name the attempt that wrote them."
     yield ""
     yield "```mermaid"
@@ -33,15 +35,21 @@ def _lines() -> Iterator[str]:
     for table in tables:
         yield from _entity(table)
     yield "```"
-    yield ""
-    yield f"The views, in the schema `{views.SCHEMA}`; psql's `\\d+` shows the same comments."
-    for view in views.VIEWS:
-        yield ""
-        yield f"**`{views.SCHEMA}.{view.name}`**: {view.comment}."
-        yield ""
-        yield "| column | |"
-        yield "|---|---|"
-        for column, comment in view.columns.items():
+
+
+_VIEWS = """
+    SELECT v.relname, obj_description(v.oid), a.attname, col_description(v.oid, a.attnum)
+    FROM pg_class AS v JOIN pg_attribute AS a ON a.attrelid = v.oid AND a.attnum > 0
+    WHERE v.relnamespace = 'audit'::regnamespace ORDER BY v.oid, a.attnum
+"""
+
+
+def _views(conn: Connection[Any]) -> Iterator[str]:
+    yield "The views, in the schema `audit`; psql's `\\d+` shows the same comments."
+    rows = conn.execute(_VIEWS).fetchall()
+    for (name, about), columns in groupby(rows, lambda row: row[:2]):
+        yield from ("", f"**`audit.{name}`**: {about}.", "", "| column | |", "|---|---|")
+        for _, _, column, comment in columns:
             yield f"| `{column}` | {comment} |"
 
 

@@ -74,9 +74,9 @@ def asked(filled: Audited) -> Iterator[Asked]:
         yield Asked(filled, conn)
 
 
-def test_the_generated_part_of_the_page_is_current() -> None:
+def test_the_generated_part_of_the_page_is_current(asked: Asked) -> None:
     page = PAGE.read_text()
-    assert updated(page) == page, "run `python -m ops.docs`"
+    assert updated(page, asked.conn) == page, "run `python -m ops.docs`"
 
 
 def test_the_page_has_a_checked_query_for_each_of_its_questions() -> None:

@@ -14,7 +14,6 @@ from uuid import UUID
 from psycopg import errors
 from psycopg.sql import SQL, Identifier
 
-from marco_search import schema
 from marco_search.audit.evidence import Archived
 from marco_search.audit.findings import Finding
 from marco_search.errors import ArchiveRefused
@@ -129,7 +128,7 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
     )
     link = seals.seal_archive(conn, digest)
     row = {"seq": link.seq, "first": month.first, "before": month.before, "files": manifest}
-    insert(conn, schema.ARCHIVES, [row])
+    insert(conn, "archives", [row])
     return link.seq
 
 

@@ -16,7 +16,6 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.sql import SQL
 
-from marco_search import schema
 from marco_search.audit.chain import ARCHIVE, JOB, Link, LinkKind, follow
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Proof, prove
@@ -61,7 +60,7 @@ def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
     links = append(conn, entries, also_rows=sum(len(proof.leaves) for _, proof in proofs))
     insert(
         conn,
-        schema.PROOFS,
+        "proofs",
         [{"seq": link.seq} | row for link, row in zip(links, kept, strict=True)],
     )
     return links
@@ -90,5 +89,5 @@ def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[
     for kind, job_id, root in entries:
         last = follow(last, kind=kind, job_id=job_id, root=root, at=now[0], format=NEWEST)
         links.append(last)
-    insert(conn, schema.CHAIN, [asdict(link) for link in links])
+    insert(conn, "chain", [asdict(link) for link in links])
     return links

@@ -56,7 +56,7 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
         for rollout in kept.rollouts:
             copy.write_row(packing.rollout_row(lease.job_id, lease.generation, rollout))
     detail = Jsonb({"round": kept.number} | totals)
-    insert(conn, tables.AUDIT_LOG, [attempt | {"event": "round", "detail": detail}])
+    insert(conn, "audit_log", [attempt | {"event": "round", "detail": detail}])
     return bool(row[0])
 
 
@@ -115,7 +115,7 @@ def write_answers(conn: Conn, lease: Lease, answers: Sequence[Answer]) -> None:
     for answer in answers:
         known = attempt | {"key": answer.normalised, "rollout_ids": list(answer.rollout_ids)}
         rows.append({k: known[k] if k in known else getattr(answer, k) for k in columns})
-    insert(conn, tables.ANSWERS, rows)
+    insert(conn, "answers", rows)
 
 
 def load(conn: Conn, job_id: UUID, *, schema: str = "public") -> tuple[list[Node], list[Rollout]]:

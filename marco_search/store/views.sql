@@ -1,0 +1,314 @@
+-- The views in the schema audit: the public SQL interface. Made by marco_search.migrations.derived.
+-- Columns shown under the name they are stored by have the table's comment.
+
+-- The quantile says where a confidence lies among those that the model gives: absolute values
+-- differ from model to model and lie close together. Of the latest 10,000 jobs with an answer, so
+-- that its cost is bounded; the list is sorted once a query, and not at all where the column is
+-- not selected. Negated, because width_bucket counts what is at most its operand.
+CREATE VIEW audit.jobs WITH (security_invoker = true) AS
+SELECT id AS job_id, tenant, batch_id, kind, state, priority, {subject} AS subject,
+    payload, payload_hash, idempotency_key,
+    payload #>> '{options,strategy}' AS strategy, payload -> 'metadata' AS metadata,
+    answer, confidence,
+    (SELECT a.share FROM public.answers AS a WHERE a.job_id = jobs.id AND a.rank = 1) AS share,
+    (
+        WITH levels AS MATERIALIZED (
+            SELECT model, revision, array_agg(-confidence ORDER BY -confidence) AS negated
+            FROM (
+                SELECT plan ->> 'model' AS model, plan ->> 'revision' AS revision, confidence
+                FROM public.jobs WHERE confidence IS NOT NULL ORDER BY id DESC LIMIT 10000
+            ) AS latest
+            GROUP BY model, revision
+        )
+        SELECT 1 - width_bucket(-jobs.confidence, negated)::double precision / cardinality(negated)
+        FROM levels WHERE model = plan ->> 'model' AND revision = plan ->> 'revision'
+    ) AS confidence_quantile,
+    expected, correct, stop_reason,
+    rounds, rollouts, (plan #>> '{config,rollouts}')::integer AS rollout_budget, nodes,
+    generated_tokens, prompt_tokens, cached_tokens, attempts, failures, losses, seconds,
+    extract(epoch FROM started_at - created_at)::double precision AS seconds_queued,
+    plan ->> 'model' AS model, plan ->> 'revision' AS revision,
+    (plan #>> '{config,seed}')::bigint AS seed, plan -> 'config' AS config,
+    last_error ->> 'type' AS error_type, last_error ->> 'message' AS error,
+    created_at, started_at, finished_at, expires_at,
+    CASE WHEN finished_at IS NULL THEN least(paused_at, (
+        SELECT min(t.paused_at) FROM public.tenants AS t WHERE t.name IN ('', jobs.tenant)
+    )) END AS paused_at,
+    parked_at, run_after, cancel_requested_at, lease_owner
+FROM public.jobs;
+COMMENT ON VIEW audit.jobs IS 'One line for each job: what was asked, what came out, what it cost';
+COMMENT ON COLUMN audit.jobs.job_id IS 'The job';
+COMMENT ON COLUMN audit.jobs.subject IS 'The question, text or prompt';
+COMMENT ON COLUMN audit.jobs.strategy IS 'How it is searched';
+COMMENT ON COLUMN audit.jobs.metadata IS 'What the caller attached to it';
+COMMENT ON COLUMN audit.jobs.share IS
+    'Part of the vote''s total weight that its answer has, 0 to 1; null: no answer, or archived';
+COMMENT ON COLUMN audit.jobs.confidence_quantile IS
+    'Part of its model''s latest jobs whose confidence is lower, 0 to 1';
+COMMENT ON COLUMN audit.jobs.rollout_budget IS
+    'Rollouts that its search may make; null before it was begun';
+COMMENT ON COLUMN audit.jobs.seconds_queued IS 'Seconds from submission to the first claim';
+COMMENT ON COLUMN audit.jobs.model IS 'Model it is searched with';
+COMMENT ON COLUMN audit.jobs.revision IS 'Revision of the model''s weights';
+COMMENT ON COLUMN audit.jobs.seed IS 'Seed that all randomness of the search flows from';
+COMMENT ON COLUMN audit.jobs.config IS 'Every setting of the search; null before it was begun';
+COMMENT ON COLUMN audit.jobs.error_type IS 'Kind of the last error';
+COMMENT ON COLUMN audit.jobs.error IS 'The last error''s message';
+COMMENT ON COLUMN audit.jobs.paused_at IS
+    'Since when it has been paused, it or its tenant; null: it is not';
+
+CREATE VIEW audit.answers WITH (security_invoker = true) AS
+SELECT a.*, best.rollout_id AS best_rollout, best.path
+FROM public.answers AS a LEFT JOIN LATERAL (
+    SELECT r.rollout_id, r.path FROM public.rollouts AS r
+    WHERE r.job_id = a.job_id AND r.rollout_id = ANY (a.rollout_ids)
+    ORDER BY r.path_confidence DESC, r.rollout_id LIMIT 1
+) AS best ON true;
+COMMENT ON VIEW audit.answers IS
+    'The best distinct answers of each finished job, ranked, with the way to each';
+COMMENT ON COLUMN audit.answers.best_rollout IS 'The most confident of its rollouts';
+COMMENT ON COLUMN audit.answers.path IS 'Nodes from the root to where that one ended';
+
+CREATE VIEW audit.node_stats WITH (security_invoker = true) AS
+SELECT r.job_id, p.node_id, count(*) AS visits, avg(r.value) AS value
+FROM public.rollouts AS r CROSS JOIN LATERAL unnest(r.path) AS p (node_id)
+WHERE r.finish <> 'failed'
+GROUP BY r.job_id, p.node_id;
+COMMENT ON VIEW audit.node_stats IS
+    'Visit count and value of every visited node, derived from the rollouts';
+COMMENT ON COLUMN audit.node_stats.node_id IS 'The node; 0 is the root, the prompt';
+COMMENT ON COLUMN audit.node_stats.visits IS
+    'Rollouts that pass through it (failed ones do not count)';
+COMMENT ON COLUMN audit.node_stats.value IS 'Q: mean of the values they backed up';
+
+CREATE VIEW audit.tree WITH (security_invoker = true) AS
+SELECT n.job_id, n.node_id, n.parent_id, n.depth, n.round, n.action, n.text,
+    cardinality(n.token_ids) AS tokens,
+    (SELECT avg(c) FROM unnest(n.confidences) AS c) AS confidence,
+    n.terminal, coalesce(s.visits, 0) AS visits, s.value,
+    (WITH RECURSIVE up (node_id, parent_id, depth) AS (
+        SELECT n.node_id, n.parent_id, n.depth
+        UNION ALL
+        SELECT a.node_id, a.parent_id, a.depth
+        FROM up CROSS JOIN LATERAL (
+            -- OFFSET: one look-up in the index each, however few rows the planner expects.
+            SELECT * FROM public.nodes AS p
+            WHERE p.job_id = n.job_id AND p.node_id = up.parent_id OFFSET 0
+        ) AS a
+    ) SELECT 0 || array_agg(up.node_id ORDER BY up.depth) FROM up) AS path
+FROM public.nodes AS n
+LEFT JOIN audit.node_stats AS s ON s.job_id = n.job_id AND s.node_id = n.node_id
+UNION ALL
+SELECT j.id, 0, NULL, 0, 0, 'root', '', 0, NULL, false, coalesce(s.visits, 0), s.value, ARRAY[0]
+FROM public.jobs AS j LEFT JOIN audit.node_stats AS s ON s.job_id = j.id AND s.node_id = 0
+WHERE j.rounds > 0;
+COMMENT ON VIEW audit.tree IS 'Search trees: every node with its visit count, value and path';
+COMMENT ON COLUMN audit.tree.node_id IS 'The node; 0 is the root, the prompt';
+COMMENT ON COLUMN audit.tree.parent_id IS 'The node above; null for the root';
+COMMENT ON COLUMN audit.tree.action IS 'root, step, mini_step, whole, reflection or answer';
+COMMENT ON COLUMN audit.tree.tokens IS 'Tokens generated for it';
+COMMENT ON COLUMN audit.tree.confidence IS 'Mean c_i of those tokens; null where there are none';
+COMMENT ON COLUMN audit.tree.visits IS 'Rollouts that pass through it';
+COMMENT ON COLUMN audit.tree.value IS
+    'Q: mean of the values they backed up; null before the first visit';
+COMMENT ON COLUMN audit.tree.path IS 'Nodes from the root to this one';
+
+CREATE VIEW audit.rollouts WITH (security_invoker = true) AS
+SELECT *, path[cardinality(path)] AS leaf_id FROM public.rollouts;
+COMMENT ON VIEW audit.rollouts IS
+    'Every branch that was generated, from the node it was forked from to where it ended';
+COMMENT ON COLUMN audit.rollouts.leaf_id IS 'The node where it ended; start_id if it failed';
+
+CREATE VIEW audit.rounds WITH (security_invoker = true) AS
+SELECT job_id, round, max(generation) AS generation, count(*) AS rollouts,
+    count(*) FILTER (WHERE finish = 'failed') AS failed, count(DISTINCT answer) AS answers,
+    max(value) FILTER (WHERE finish <> 'failed') AS best_value,
+    sum(generated_tokens) AS generated_tokens, max(seconds) AS seconds,
+    max(created_at) AS committed_at
+FROM public.rollouts
+GROUP BY job_id, round;
+COMMENT ON VIEW audit.rounds IS
+    'Rounds of each search: what was asked of the model at once, and what came of it';
+COMMENT ON COLUMN audit.rounds.round IS 'From 1';
+COMMENT ON COLUMN audit.rounds.rollouts IS 'Branches asked for';
+COMMENT ON COLUMN audit.rounds.failed IS 'Of those, branches that failed';
+COMMENT ON COLUMN audit.rounds.answers IS 'Distinct answers that the others reached';
+COMMENT ON COLUMN audit.rounds.best_value IS 'The highest value that was backed up';
+COMMENT ON COLUMN audit.rounds.generated_tokens IS 'Tokens generated';
+COMMENT ON COLUMN audit.rounds.seconds IS 'Seconds of its slowest branch';
+COMMENT ON COLUMN audit.rounds.committed_at IS 'When it was committed';
+
+CREATE VIEW audit.tokens WITH (security_invoker = true) AS
+SELECT n.job_id, n.node_id, t.position::integer AS position, t.token_id, t.text, t.logprob,
+    exp(t.logprob::double precision) AS probability, t.confidence
+FROM public.nodes AS n
+CROSS JOIN LATERAL unnest(n.token_ids, n.token_texts, n.logprobs, n.confidences)
+    WITH ORDINALITY AS t (token_id, text, logprob, confidence, position);
+COMMENT ON VIEW audit.tokens IS 'Every generated token with its probability and confidence';
+COMMENT ON COLUMN audit.tokens.node_id IS 'The node';
+COMMENT ON COLUMN audit.tokens.position IS 'Which token of the node, from 1';
+COMMENT ON COLUMN audit.tokens.token_id IS 'Its number in the model''s vocabulary';
+COMMENT ON COLUMN audit.tokens.text IS 'The text that it completes; empty inside a character';
+COMMENT ON COLUMN audit.tokens.logprob IS 'Natural log of its probability';
+COMMENT ON COLUMN audit.tokens.probability IS 'Its probability, 0 to 1';
+COMMENT ON COLUMN audit.tokens.confidence IS
+    'c_i: its probability over the sum of the best five''s';
+
+CREATE VIEW audit.alternatives WITH (security_invoker = true) AS
+SELECT n.job_id, n.node_id, ((a.i - 1) / 5 + 1)::integer AS position,
+    ((a.i - 1) % 5 + 1)::integer AS rank, a.token_id, v.text, a.logprob,
+    exp(a.logprob::double precision) AS probability,
+    a.token_id = n.token_ids[(a.i - 1) / 5 + 1] AS chosen
+FROM public.nodes AS n
+CROSS JOIN LATERAL unnest(n.top_ids, n.top_logprobs)
+    WITH ORDINALITY AS a (token_id, logprob, i)
+LEFT JOIN public.attempts AS w ON w.job_id = n.job_id AND w.generation = n.generation
+LEFT JOIN public.vocabulary AS v
+    ON v.model = w.model AND v.revision = w.revision AND v.token_id = a.token_id
+WHERE a.token_id <> -1;
+COMMENT ON VIEW audit.alternatives IS
+    'The best candidates for every generated token, five at most';
+COMMENT ON COLUMN audit.alternatives.node_id IS 'The node';
+COMMENT ON COLUMN audit.alternatives.position IS 'Which token of the node, from 1';
+COMMENT ON COLUMN audit.alternatives.rank IS '1 is the most probable';
+COMMENT ON COLUMN audit.alternatives.token_id IS 'The candidate';
+COMMENT ON COLUMN audit.alternatives.logprob IS 'Natural log of its probability';
+COMMENT ON COLUMN audit.alternatives.probability IS 'Its probability, 0 to 1';
+COMMENT ON COLUMN audit.alternatives.chosen IS 'Whether it is the token that was generated';
+
+CREATE VIEW audit.nodes WITH (security_invoker = true) AS
+SELECT * FROM public.nodes;
+COMMENT ON VIEW audit.nodes IS
+    'Nodes as they are stored, their tokens in arrays: for programs; tree and tokens are to read';
+
+CREATE VIEW audit.vocabulary WITH (security_invoker = true) AS
+SELECT * FROM public.vocabulary;
+COMMENT ON VIEW audit.vocabulary IS
+    'Texts of tokens that were ever a candidate; no part of what `marco verify` proves';
+
+CREATE VIEW audit.attempts WITH (security_invoker = true) AS
+SELECT a.*, w.*, e.event AS ended, e.at AS ended_at, e.detail ->> 'message' AS error
+FROM public.attempts AS a
+CROSS JOIN LATERAL (
+    SELECT count(DISTINCT r.round) AS rounds, count(*) AS rollouts,
+        coalesce(sum(r.generated_tokens), 0) AS generated_tokens
+    FROM public.rollouts AS r WHERE r.job_id = a.job_id AND r.generation = a.generation
+) AS w
+LEFT JOIN LATERAL (
+    SELECT l.event, l.at, l.detail FROM public.audit_log AS l
+    WHERE l.job_id = a.job_id AND l.generation = a.generation
+        AND l.event NOT IN ('claimed', 'round')
+    ORDER BY l.id DESC LIMIT 1
+) AS e ON true;
+COMMENT ON VIEW audit.attempts IS
+    'Claims of jobs by workers: with what each was run, what it added, and how it ended';
+COMMENT ON COLUMN audit.attempts.rounds IS 'Rounds it added to the trail';
+COMMENT ON COLUMN audit.attempts.rollouts IS 'Rollouts it added';
+COMMENT ON COLUMN audit.attempts.generated_tokens IS 'Tokens of those';
+COMMENT ON COLUMN audit.attempts.ended IS
+    'Its last event: a final state, retried, ...; null: it was lost or still runs';
+COMMENT ON COLUMN audit.attempts.ended_at IS 'When that was';
+COMMENT ON COLUMN audit.attempts.error IS 'The error it ended with';
+
+CREATE VIEW audit.events WITH (security_invoker = true) AS
+SELECT job_id, id AS event_id, at, generation, event, detail FROM public.audit_log;
+COMMENT ON VIEW audit.events IS 'What happened to each job, in order';
+COMMENT ON COLUMN audit.events.event_id IS 'In order of writing';
+
+CREATE VIEW audit.job_usage WITH (security_invoker = true) AS
+SELECT id AS job_id, tenant, batch_id, (created_at AT TIME ZONE 'UTC')::date AS day,
+    attempts, rollouts, nodes, generated_tokens, prompt_tokens, cached_tokens, seconds,
+    extract(epoch FROM started_at - created_at)::double precision AS seconds_queued
+FROM public.jobs;
+COMMENT ON VIEW audit.job_usage IS 'Tokens and time of each job';
+COMMENT ON COLUMN audit.job_usage.job_id IS 'The job';
+COMMENT ON COLUMN audit.job_usage.day IS 'Day of submission, UTC';
+COMMENT ON COLUMN audit.job_usage.seconds_queued IS 'Seconds from submission to the first claim';
+
+CREATE VIEW audit.batch_usage WITH (security_invoker = true) AS
+SELECT batch_id, tenant,
+    count(*) AS jobs, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+    count(*) FILTER (WHERE state IN ('failed', 'dead')) AS failed,
+    count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+    count(*) FILTER (WHERE state = 'expired') AS expired,
+    count(correct) AS checked, count(*) FILTER (WHERE correct) AS correct,
+    sum(attempts)::bigint AS attempts, sum(rollouts)::bigint AS rollouts,
+    sum(nodes)::bigint AS nodes, sum(generated_tokens)::bigint AS generated_tokens,
+    sum(prompt_tokens)::bigint AS prompt_tokens, sum(cached_tokens)::bigint AS cached_tokens,
+    sum(seconds)::double precision AS seconds,
+    avg(extract(epoch FROM started_at - created_at)::double precision) AS seconds_queued
+FROM public.jobs WHERE batch_id IS NOT NULL GROUP BY batch_id, tenant;
+COMMENT ON VIEW audit.batch_usage IS 'Jobs, tokens and time of each batch';
+
+CREATE VIEW audit.tenant_usage WITH (security_invoker = true) AS
+SELECT tenant,
+    count(*) AS jobs, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+    count(*) FILTER (WHERE state IN ('failed', 'dead')) AS failed,
+    count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+    count(*) FILTER (WHERE state = 'expired') AS expired,
+    count(correct) AS checked, count(*) FILTER (WHERE correct) AS correct,
+    sum(attempts)::bigint AS attempts, sum(rollouts)::bigint AS rollouts,
+    sum(nodes)::bigint AS nodes, sum(generated_tokens)::bigint AS generated_tokens,
+    sum(prompt_tokens)::bigint AS prompt_tokens, sum(cached_tokens)::bigint AS cached_tokens,
+    sum(seconds)::double precision AS seconds,
+    avg(extract(epoch FROM started_at - created_at)::double precision) AS seconds_queued
+FROM public.jobs GROUP BY tenant;
+COMMENT ON VIEW audit.tenant_usage IS 'Jobs, tokens and time of each tenant';
+
+CREATE VIEW audit.day_usage WITH (security_invoker = true) AS
+SELECT (created_at AT TIME ZONE 'UTC')::date AS day, tenant,
+    count(*) AS jobs, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+    count(*) FILTER (WHERE state IN ('failed', 'dead')) AS failed,
+    count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+    count(*) FILTER (WHERE state = 'expired') AS expired,
+    count(correct) AS checked, count(*) FILTER (WHERE correct) AS correct,
+    sum(attempts)::bigint AS attempts, sum(rollouts)::bigint AS rollouts,
+    sum(nodes)::bigint AS nodes, sum(generated_tokens)::bigint AS generated_tokens,
+    sum(prompt_tokens)::bigint AS prompt_tokens, sum(cached_tokens)::bigint AS cached_tokens,
+    sum(seconds)::double precision AS seconds,
+    avg(extract(epoch FROM started_at - created_at)::double precision) AS seconds_queued
+FROM public.jobs GROUP BY (created_at AT TIME ZONE 'UTC')::date, tenant;
+COMMENT ON VIEW audit.day_usage IS 'Jobs, tokens and time of each tenant and day';
+COMMENT ON COLUMN audit.day_usage.day IS 'Day of submission, UTC';
+
+DO $$ DECLARE name text; about text[]; BEGIN
+    FOREACH name IN ARRAY ARRAY['batch_usage', 'tenant_usage', 'day_usage'] LOOP
+        FOREACH about SLICE 1 IN ARRAY ARRAY[
+            ['jobs', 'Jobs'], ['succeeded', 'Of those, succeeded'], ['failed', 'Failed or dead'],
+            ['cancelled', 'Cancelled'], ['expired', 'Ended by their deadline'],
+            ['checked', 'Jobs with an answer and an expected one'],
+            ['correct', 'Of those, with the expected one'],
+            ['seconds_queued', 'Mean seconds from submission to the first claim']
+        ] LOOP
+            EXECUTE format('COMMENT ON COLUMN audit.%I.%I IS %L', name, about[1], about[2]);
+        END LOOP;
+    END LOOP;
+END $$;
+
+CREATE VIEW audit.chain WITH (security_invoker = true) AS
+SELECT seq, kind, job_id, at, encode(root, 'hex') AS root, encode(previous, 'hex') AS previous,
+    encode(head, 'hex') AS head, format
+FROM public.chain;
+COMMENT ON VIEW audit.chain IS
+    'The chain of hashes that `marco verify` checks: a link for each end of a job';
+
+DO $$ DECLARE stored record; BEGIN
+    FOR stored IN
+        SELECT DISTINCT ON (v.oid, shown.attnum) v.relname, shown.attname,
+            col_description(t.oid, kept.attnum) AS text
+        FROM pg_class AS v
+        JOIN pg_attribute AS shown ON shown.attrelid = v.oid AND shown.attnum > 0
+        JOIN pg_rewrite AS r ON r.ev_class = v.oid
+        JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+        JOIN pg_class AS t ON d.refclassid = 'pg_class'::regclass AND t.oid = d.refobjid
+            AND t.relnamespace = 'public'::regnamespace
+        JOIN pg_attribute AS kept ON kept.attrelid = t.oid AND kept.attnum = d.refobjsubid
+            AND kept.attname = shown.attname
+        WHERE v.relnamespace = 'audit'::regnamespace
+            AND col_description(v.oid, shown.attnum) IS NULL
+        ORDER BY v.oid, shown.attnum, t.relname
+    LOOP
+        EXECUTE format('COMMENT ON COLUMN audit.%I.%I IS %L',
+            stored.relname, stored.attname, stored.text);
+    END LOOP;
+END $$;
