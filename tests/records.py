@@ -1,4 +1,4 @@
-"""Records of jobs for tests of pictures and console: toy searches, without a database."""
+"""Records of jobs for tests of drawings and console: toy searches, without a database."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from marco_search.audit.findings import JobReport
@@ -31,8 +31,6 @@ from marco_search.store.reads.job_record import JobRecord, NodeTokens
 _MODULES = ("tree", "drawing", "tokens", "panel", "playback", "explorer", "file")
 _IMPORT = re.compile(r"^import\s[^;]*?;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|class|const)", re.MULTILINE)
-# What could end the island or start another element, and line ends that old parsers choke on.
-_ESCAPES = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render(
@@ -62,9 +60,7 @@ def render(
 
 
 def html_file(
-    record: JobRecord,
-    tokens: Mapping[int, NodeTokens],
-    verified: JobReport | None = None,
+    record: JobRecord, tokens: Mapping[int, NodeTokens], verified: JobReport | None = None
 ) -> str:
     """The whole file. `verified`: what checking the job against the chain gave."""
     style = (STATIC / "console.css").read_text()
@@ -87,17 +83,9 @@ def html_file(
         policy=policy,
         style=Markup(style),
         scripts={name: Markup(text) for name, text in scripts.items()},
-        island=Markup(island(document(record, tokens, verified))),
+        island=htmlsafe_json_dumps(document(record, tokens, verified), separators=(",", ":")),
         written_at=datetime.now(UTC),
     )
-
-
-def island(data: Any) -> str:
-    """JSON that can stand inside a script element, whatever texts it holds."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for character, escape in _ESCAPES.items():
-        text = text.replace(character, escape)
-    return text
 
 
 def bundle() -> str:

@@ -82,7 +82,7 @@ def test_where_jobs_stand(marco: Marco, job: str) -> None:
     assert json.loads(marco("results", job, "--jsonl"))["job_id"] == job
 
 
-def test_pictures(marco: Marco, job: str, tmp_path: Path) -> None:
+def test_drawings(marco: Marco, job: str, tmp_path: Path) -> None:
     assert "8 rollouts" in marco("show", job)
     for name in FORMATS:
         file = tmp_path / f"job.{name}"

@@ -12,7 +12,7 @@ import pytest
 
 from marco_search.cli.tree_text import draw_tree
 from marco_search.console.rendering import STATIC, outline
-from marco_search.console.report import html_file, island
+from marco_search.console.report import html_file
 from marco_search.render.document import document, vocabulary_json
 from marco_search.render.dot import dot
 from marco_search.render.layout import places
@@ -114,10 +114,11 @@ def test_an_outline_has_every_node_and_closes_what_it_opens() -> None:
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "</SCRIPT>", "<!--", "\u2029"])
-def test_an_island_can_not_be_left(text: str) -> None:
-    made = island({"text": text})
-    assert not re.search(r"[<>&\u2028\u2029]", made)
-    assert json.loads(made) == {"text": text}
+def test_no_text_ends_the_script_element_with_the_document(text: str) -> None:
+    record = replace(RECORD, nodes=tuple(replace(node, text=text) for node in RECORD.nodes))
+    found = re.search(r'id="document">(.*?)</script>', html_file(record, TOKENS), re.DOTALL)
+    assert found and not re.search(r"[<>&\u2028\u2029]", found[1])
+    assert json.loads(found[1])["nodes"][1]["text"] == text
 
 
 def test_the_file_allows_exactly_its_own_scripts_and_names_no_host() -> None:

@@ -1,4 +1,4 @@
-"""Everything stored about one job, read in one transaction: for pictures, reports, the console.
+"""Everything stored about one job, read in one transaction: for drawings, reports, the console.
 
 `read` has everything but the tokens, which are most of the bytes; `tokens` has those. Both read
 the views of the schema `audit` only, so that an auditor's login is enough.
