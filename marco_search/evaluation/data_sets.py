@@ -21,7 +21,7 @@ from typing import Any
 from marco_search import pocket
 from marco_search.errors import InvalidDataSet, InvalidJob
 from marco_search.jobs import Job
-from marco_search.kinds import OpenEndedJob, ReasoningJob, TranslationJob
+from marco_search.kinds import KINDS, own_fields, subject_fields
 
 MGSM_REPOSITORY = "juletxara/mgsm"
 _ARRAY = "an array becomes JSON Lines with jq -c '.[]'"
@@ -58,7 +58,8 @@ def from_row(row: dict[str, Any], place: str) -> Problem:
     except InvalidJob as error:
         raise InvalidDataSet(f"{place}: {error}") from None
     if job is None:
-        raise InvalidDataSet(f'{place}: needs a "question" (or "text", or "prompt")')
+        first, *others = (f'"{name}"' for name in subject_fields())
+        raise InvalidDataSet(f"{place}: needs a {first} (or {', or '.join(others)})")
     expected: Any = next(
         (row[k] for k in ("expected", "answer_number", "answer") if row.get(k) is not None), ()
     )
@@ -69,14 +70,13 @@ def from_row(row: dict[str, Any], place: str) -> Problem:
 
 
 def _job(row: dict[str, Any]) -> Job | None:
-    given = {k: row[k] for k in ("system_prompt",) if row.get(k) is not None}
-    if "text" in row:
-        languages = {k: row[k] for k in ("source", "target", "style") if k in row}
-        return TranslationJob(text=row["text"], **languages, **given)
-    if "prompt" in row:
-        return OpenEndedJob(prompt=row["prompt"], **given)
-    if isinstance(row.get("question"), str):
-        return ReasoningJob(question=row["question"], **given)
+    """A job of the kind whose subject the row has."""
+    for kind in reversed(KINDS.values()):
+        subject = kind.model.subject_field
+        if row.get(subject) is not None:
+            names = (subject, "system_prompt", *own_fields(kind))
+            job: Job = kind.model(**{k: row[k] for k in names if row.get(k) is not None})
+            return job
     return None
 
 
