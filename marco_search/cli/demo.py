@@ -222,7 +222,7 @@ def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MARCO_HOME": str(home)}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "marco_search.cli.main", *words],
+            [sys.executable, "-P", "-m", "marco_search.cli.main", *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

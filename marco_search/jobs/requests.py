@@ -45,44 +45,57 @@ class SearchOptions(Input):
     """
 
     strategy: Annotated[str, one_of(lambda: STRATEGIES)] = Field(
-        "auto", description=f"How the tree is searched (docs/search.md): {', '.join(STRATEGIES)}"
+        default="auto",
+        description=f"How the tree is searched (docs/search.md): {', '.join(STRATEGIES)}",
     )
     # Budgets
-    rollouts: int = Field(16, ge=1, le=4096, description="Most rollouts (samples, for cot: one)")
+    rollouts: int = Field(
+        default=16, ge=1, le=4096, description="Most rollouts (samples, for cot: one)"
+    )
     max_tokens: int | None = Field(
-        None, ge=1, description="Most tokens over the whole search; None: no limit"
+        default=None, ge=1, description="Most tokens over the whole search; None: no limit"
     )
     max_seconds: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Most seconds of searching, queueing not counted. Checked between rounds: "
         "the current round is finished. None: no limit",
     )
     max_new_tokens: int = Field(
-        1024, ge=1, le=131_072, description="Most tokens of one branch; clipped to the context"
+        default=1024,
+        ge=1,
+        le=131_072,
+        description="Most tokens of one branch; clipped to the context",
     )
     # Sampling
     temperature: float | None = Field(
-        None, ge=0, le=2, description="Of sampling; 0 is greedy. None: as the strategy has it"
+        default=None,
+        ge=0,
+        le=2,
+        description="Of sampling; 0 is greedy. None: as the strategy has it",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="All randomness of the search follows from it")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="All randomness of the search follows from it"
+    )
     reflection: Literal["never", "branch", "always"] | None = Field(
-        None, description="When a finished thought is reconsidered: never, branch or always"
+        default=None, description="When a finished thought is reconsidered: never, branch or always"
     )
     # Outcome
     answers: int = Field(
-        3, ge=1, le=100, description="How many of the best distinct answers are returned"
+        default=3, ge=1, le=100, description="How many of the best distinct answers are returned"
     )
-    early_stop: bool = Field(True, description="Stop when the vote can't change any more")
+    early_stop: bool = Field(default=True, description="Stop when the vote can't change any more")
     # Expert
-    exploration: float | None = Field(None, ge=0, le=100, description="c of UCT or PUCT")
-    branching: int | None = Field(None, ge=1, le=256, description="Branches of one fork")
-    width: int | None = Field(None, ge=1, le=256, description="Samples drawn at an inner node")
+    exploration: float | None = Field(default=None, ge=0, le=100, description="c of UCT or PUCT")
+    branching: int | None = Field(default=None, ge=1, le=256, description="Branches of one fork")
+    width: int | None = Field(
+        default=None, ge=1, le=256, description="Samples drawn at an inner node"
+    )
     selection: Literal["uct", "puct"] | None = Field(
-        None, description="Formula that chooses the next node: uct or puct"
+        default=None, description="Formula that chooses the next node: uct or puct"
     )
     value: Annotated[str, one_of(known_rewards)] | None = Field(
-        None,
+        default=None,
         description="Reward of a rollout. path: confidence over its whole path, rollout: over its "
         "own tokens; others in docs/search.md",
     )
@@ -135,31 +148,36 @@ class Job(Input):
     """The field with the caller's own text."""
 
     kind: str
-    options: SearchOptions = Field(SearchOptions(), description="How it is searched")
+    options: SearchOptions = Field(default=SearchOptions(), description="How it is searched")
     tenant: Annotated[str, at_most(MAX_TENANT_CHARS)] | None = Field(
-        None, description="Who it belongs to; None: the producer's tenant"
+        default=None, description="Who it belongs to; None: the producer's tenant"
     )
     idempotency_key: Annotated[str, at_most(MAX_KEY_CHARS)] | None = Field(
-        None, description="Your name for the request, unique per tenant: submitted twice, it is one"
+        default=None,
+        description="Your name for the request, unique per tenant: submitted twice, it is one",
     )
     priority: Literal["low", "normal", "high"] = Field(
-        "normal", description="Order among the tenant's own jobs: low, normal or high"
+        default="normal", description="Order among the tenant's own jobs: low, normal or high"
     )
     deadline: Annotated[datetime, BeforeValidator(_moment)] | None = Field(
-        None, description="Not searched any more after this time; give it or expires_in_s"
+        default=None, description="Not searched any more after this time; give it or expires_in_s"
     )
     expires_in_s: float | None = Field(
-        None, gt=0, le=MAX_EXPIRES_IN_S, description="The same, in seconds from being submitted"
+        default=None,
+        gt=0,
+        le=MAX_EXPIRES_IN_S,
+        description="The same, in seconds from being submitted",
     )
     metadata: dict[str, MetadataValue] = Field(
         default_factory=dict,
         description=f"Up to {MAX_METADATA_ENTRIES} names and values of yours, kept with the job",
     )
     system_prompt: Annotated[str, at_most(MAX_SYSTEM_PROMPT_CHARS)] | None = Field(
-        None, description="A text, or the name of a preset (marco-o1); None: as the kind has it"
+        default=None,
+        description="A text, or the name of a preset (marco-o1); None: as the kind has it",
     )
     expected: Annotated[str, at_most(MAX_EXPECTED_CHARS)] | None = Field(
-        None, description="The right answer, to compare with; no search ever sees it"
+        default=None, description="The right answer, to compare with; no search ever sees it"
     )
 
     @property

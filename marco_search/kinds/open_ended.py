@@ -27,7 +27,9 @@ class OpenEndedJob(Job):
 
     subject_field: ClassVar[str] = "prompt"
 
-    kind: Literal["open_ended"] = Field("open_ended", description="Says which kind of job it is")
+    kind: Literal["open_ended"] = Field(
+        default="open_ended", description="Says which kind of job it is"
+    )
     prompt: Text = Field(description="The prompt")
 
 

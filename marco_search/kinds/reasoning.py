@@ -16,7 +16,9 @@ class ReasoningJob(Job):
 
     subject_field: ClassVar[str] = "question"
 
-    kind: Literal["reasoning"] = Field("reasoning", description="Says which kind of job it is")
+    kind: Literal["reasoning"] = Field(
+        default="reasoning", description="Says which kind of job it is"
+    )
     question: Text = Field(description="The question")
 
 

@@ -54,12 +54,16 @@ class TranslationJob(Job):
 
     subject_field: ClassVar[str] = "text"
 
-    kind: Literal["translation"] = Field("translation", description="Says which kind of job it is")
+    kind: Literal["translation"] = Field(
+        default="translation", description="Says which kind of job it is"
+    )
     text: Text = Field(description="The text to translate")
-    source: str = Field("zh", description="Language of the text")
-    target: str = Field("en", validate_default=True, description="Language to translate into")
+    source: str = Field(default="zh", description="Language of the text")
+    target: str = Field(
+        default="en", validate_default=True, description="Language to translate into"
+    )
     style: Literal["colloquial", "plain"] = Field(
-        "colloquial", description="colloquial: as people say it; plain: close to the text"
+        default="colloquial", description="colloquial: as people say it; plain: close to the text"
     )
 
     @field_validator("source", "target")
