@@ -274,7 +274,7 @@ def test_a_stopping_worker_does_not_wait_for_a_process_that_hangs(
         os.kill(int(owner.rpartition(":")[2]), signal.SIGSTOP)
         main.terminate()
         main.wait(2 * ENDS_S + 5)
-    assert "do not stop are killed" in log.read_text()
+    assert "killing processes that do not stop" in log.read_text()
 
 
 def test_schedulers_and_open_producers_leave_a_migrated_database(
@@ -286,7 +286,7 @@ def test_schedulers_and_open_producers_leave_a_migrated_database(
         Producer(*urls) as producer,
         process(log, ["marco_search.cli.main", "scheduler"], *urls) as scheduler,
     ):
-        wait_until(lambda: "looking after the queue" in log.read_text(), "it runs", PATIENCE_S)
+        wait_until(lambda: "scheduler: started" in log.read_text(), "it runs", PATIENCE_S)
         job = producer.submit(question())
         with producer._database.transaction() as conn:
             conn.execute("UPDATE alembic_version SET version_num = '9999'")
