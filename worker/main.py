@@ -23,11 +23,9 @@ from celery.apps import worker as celery_program
 from celery.worker import state
 
 from marco_search.errors import InvalidSettings, MarcoError
-from marco_search.locations import database_url
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings, worker_refusal
-from marco_search.store.db import Database
 from worker import process, watchdog
 
 log = logging.getLogger(__name__)
@@ -58,11 +56,7 @@ def run(
     """
     if refused := worker_refusal(settings):
         raise InvalidSettings(refused)
-    database = Database(database_url(settings), application="marco worker", connections=1)
-    with database.transaction():
-        pass
-    # Before the fork: children make their own connections.
-    database.close()
+    process.check_database(settings)
     here = process.Process(settings, open_runtime, silent_s)
     process.use(here)
     _check_runtime(here)

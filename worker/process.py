@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -109,6 +110,13 @@ def current() -> Process:
     if _current is None:
         use(Process(settings_module.load()))
     return _current  # type: ignore[return-value]  # set above
+
+
+def check_database(settings: Settings) -> None:
+    """Raises DatabaseUnavailable or SchemaMismatch. Leaves no connection to be forked."""
+    database = Database(database_url(settings), application="marco worker", connections=1)
+    with closing(database), database.transaction():
+        pass
 
 
 def this_worker(prefix: str = "") -> Worker:

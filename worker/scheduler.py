@@ -109,14 +109,15 @@ class Scheduler:
                 made = partitions.ensure(conn)  # long before they begin
             if made:
                 log.info("made partitions: %s", ", ".join(made))
+        broker_failed = False
         try:
-            turn, failure = self._publisher.try_acquire_tick(EVERY_S), ""
+            turn = self._publisher.try_acquire_tick(EVERY_S)
         except BrokerUnavailable as error:  # then every scheduler ticks
             self._warn(error)
-            turn, failure = True, self._failure
+            turn = broker_failed = True
         if turn:
             self.tick()
-        if self._failure and not failure:
+        if self._failure and not broker_failed:
             log.info("scheduling again")
             self._failure = ""
 
@@ -203,10 +204,7 @@ def run(settings: Settings) -> int:
     Raises DatabaseUnavailable before anything is done; Redis may be down. Raises SchemaMismatch
     then, and when the database was migrated.
     """
-    database = Database(database_url(settings), application="marco scheduler", connections=1)
-    with database.transaction():
-        pass
-    database.close()
+    process.check_database(settings)
     process.set_up_logging(settings.log_level)
     migrated: list[SchemaMismatch] = []
     worker = process.this_worker("scheduler ")
