@@ -112,7 +112,11 @@ class Pending:
     """
 
     def __init__(
-        self, job_ids: Iterable[UUID], timeout_s: float | None, poll_s: float = POLL_S
+        self,
+        job_ids: Iterable[UUID],
+        timeout_s: float | None,
+        poll_s: float = POLL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s >= 0):
             raise TypeError(f"timeout_s must be None or seconds from 0 on, not {timeout_s!r}")
@@ -121,16 +125,17 @@ class Pending:
         self.to_read = list(self.ids)
         self._count = len(self.ids)
         self._timeout_s = timeout_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._clock = clock
+        self._deadline = None if timeout_s is None else clock() + timeout_s
         self._poll_s = poll_s
-        self._poll_at = time.monotonic() + poll_s
+        self._poll_at = clock() + poll_s
 
     @contextmanager
     def seldom(self) -> Iterator[None]:
         """The block reads: that may take a tenth of the time, however many jobs there are."""
-        began = time.monotonic()
+        began = self._clock()
         yield
-        self._poll_s = max(self._poll_s, 10 * (time.monotonic() - began))
+        self._poll_s = max(self._poll_s, 10 * (self._clock() - began))
 
     def done(self, job_id: UUID) -> None:
         """This one has ended."""
@@ -138,7 +143,7 @@ class Pending:
 
     def patience(self) -> float:
         """Seconds to wait for a notification. Raises WaitTimeout at the deadline."""
-        now = time.monotonic()
+        now = self._clock()
         if self._deadline is None:
             return max(0.0, self._poll_at - now)
         if now >= self._deadline:
@@ -151,8 +156,8 @@ class Pending:
     def notified(self, job_ids: Iterable[UUID | None]) -> None:
         """Choose what to read next from what the listener notified of."""
         ended = set(job_ids)
-        if None in ended or time.monotonic() >= self._poll_at:
+        if None in ended or self._clock() >= self._poll_at:
             self.to_read = list(self.ids)
-            self._poll_at = time.monotonic() + self._poll_s
+            self._poll_at = self._clock() + self._poll_s
         else:
             self.to_read = [job_id for job_id in ended if job_id in self.ids]

@@ -48,7 +48,7 @@ class SilentProxy:
         self._deaf = all_new
         self._silent_from = self._count
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Pass on what comes by new connections. Those that were cut stay so.
 
         Their server hears that they are over, as it would of itself after a while.

@@ -129,7 +129,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             with self.connection.default_channel.conn_or_acquire() as client:
                 say_present(client, self.app.conf.task_default_queue, self.hostname)
         except (RedisError, OSError) as error:
-            log.debug("not said that this worker is there: %s", error)
+            log.debug("presence not noted: %s", error)
         else:
             self._backoff.over()
 

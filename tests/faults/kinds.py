@@ -261,14 +261,14 @@ def vanished(name: str) -> Fault:
         proxy = context.rig.proxies[name]
         proxy.cut(all_new=context.random.random() < 0.5)
         time.sleep(context.random.uniform(0.5, 2.0))  # until new connections pass
-        proxy.mend()
+        proxy.restore()
         return hit
 
-    fault.__doc__ = f"The connections to {name} are dead, and nobody is told."
+    fault.__doc__ = f"The connections to {name} are dead, without a notice."
     return fault
 
 
-def refusing(spoil: str, mend: str) -> Fault:
+def refusing(spoil: str, restore: str) -> Fault:
     """Redis answers with errors for a while: after one command, until another."""
 
     def fault(context: Context) -> Hit:
@@ -279,7 +279,7 @@ def refusing(spoil: str, mend: str) -> Fault:
                     client.execute_command(*command.split())
                 time.sleep(context.random.uniform(0.5, 2.0))  # the outage itself
             finally:
-                client.execute_command(*mend.split())
+                client.execute_command(*restore.split())
         return Hit({}, queue=True)
 
     fault.__doc__ = f"Redis after {spoil}."

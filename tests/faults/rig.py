@@ -88,9 +88,9 @@ class Rig:
         }
         self.runtime = self.proxies["model"].url(model.url)
         self.hung: set[int] = set()  # processes that were stopped for good
-        self.stops_s: list[float] = []  # how long members took to end when told to
+        self.stops_s: list[float] = []  # how long members took to end when asked to
         self._lock = threading.Lock()
-        # Not told by their environment: a worker's title is written over it.
+        # Not known from their environment: a worker's title is written over it.
         self._sessions: set[int] = set()
 
     # -- services -------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Rig:
 
     @contextlib.contextmanager
     def unattended(self) -> Iterator[None]:
-        """Nobody starts a dead service again inside the block."""
+        """No one starts a dead service again inside the block."""
         supervisor = self.state().supervisor
         assert supervisor is not None
         os.kill(supervisor.pid, signal.SIGSTOP)
@@ -217,10 +217,10 @@ class Rig:
         self.forget(member)
         with contextlib.suppress(ProcessLookupError):
             member.process.send_signal(number)
-        told = time.monotonic()
+        asked = time.monotonic()
         try:
             code = member.process.wait(PATIENCE_S)
-            self.stops_s.append(time.monotonic() - told)
+            self.stops_s.append(time.monotonic() - asked)
             return code
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -138,7 +138,7 @@ def _storm(made: Rig, scale: Scale, seed: int) -> Storm:
 
 
 def _stop_in_silence(made: Rig) -> None:
-    """A worker in the middle of jobs is told to stop when none of its servers answers."""
+    """A worker in the middle of jobs has to stop when none of its servers answers."""
     worker = made.start_worker("silent", 2, MARCO_STOP_S="3")
     handles = made.producer.submit_many([job(_SILENT + i, 16) for i in range(2)])
     wait_until(lambda: any(made.running()), "a job runs")
@@ -146,7 +146,7 @@ def _stop_in_silence(made: Rig) -> None:
         proxy.cut(all_new=True)
     made.dismiss(worker)
     for proxy in made.proxies.values():
-        proxy.mend()
+        proxy.restore()
     after = made.start_worker("after", 2)
     made.producer.wait(handles, timeout_s=120)
     made.dismiss(after)

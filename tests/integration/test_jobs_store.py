@@ -123,7 +123,7 @@ def test_a_retried_job_waits_for_its_back_off(database: Database) -> None:
 def test_what_must_be_published(database: Database) -> None:
     one, other = insert(database, question(), question())
     with database.transaction() as conn:
-        assert scheduling.due(conn) == []  # whoever stores publishes
+        assert scheduling.due(conn) == []  # the one who stores publishes
         scheduling.unpublished(conn, [one.id, other.id])
         assert set(scheduling.due(conn)) == {one.id, other.id}
         assert scheduling.due(conn) == []

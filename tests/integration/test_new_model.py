@@ -69,8 +69,8 @@ def marco(
 
     def run(*words: str, code: int = 0) -> Any:
         assert main([*words, "--json"]) == code
-        said = capsys.readouterr()
-        return json.loads(said.err if code else said.out)
+        output = capsys.readouterr()
+        return json.loads(output.err if code else output.out)
 
     yield run
     settings_module.load.cache_clear()
@@ -106,7 +106,7 @@ def event_details(database: Database, job_id: UUID, event: str) -> list[dict[str
         return [row[0] for row in rows]
 
 
-def test_a_begun_job_waits_for_its_model_and_holds_up_nobody(
+def test_a_begun_job_waits_for_its_model_and_holds_up_no_other(
     settings: Settings, database: Database, database_url: str, redis_url: str
 ) -> None:
     old = begun(settings, database)
@@ -153,7 +153,7 @@ def test_others_of_its_model_are_published_when_a_worker_has_it_again(
         assert queries.missing_models(conn) == []
 
 
-def test_waiting_and_failed_jobs_begin_anew_as_new_jobs(
+def test_waiting_and_failed_jobs_start_over_as_new_jobs(
     settings: Settings, database: Database, database_url: str, redis_url: str
 ) -> None:
     about = {"metadata": {"ticket": "T-1"}, "priority": "high", "expected": "2"}
@@ -183,8 +183,8 @@ def test_waiting_and_failed_jobs_begin_anew_as_new_jobs(
         kept, new = status(database, before), status(database, after)
         assert (kept.state, new.state) == (JobState.CANCELLED, JobState.SUCCEEDED)
         assert kept.rounds > 0 and kept.answer is not None
-        (told,) = event_details(database, before, "cancel_requested")
-        assert told == {"restarted_as": str(after)}
+        (detail,) = event_details(database, before, "cancel_requested")
+        assert detail == {"restarted_as": str(after)}
         assert event_details(database, after, "submitted") == [{"restart_of": str(before)}]
     new = status(database, renewed[old])
     assert (new.priority, new.expected, new.model) == (0, "2", "toy")
@@ -197,7 +197,7 @@ def test_waiting_and_failed_jobs_begin_anew_as_new_jobs(
     assert verify_all(database_url).ok
 
 
-def test_the_commands_say_it_and_begin_them_anew(
+def test_the_commands_say_it_and_start_them_over(
     settings: Settings,
     database: Database,
     marco: Marco,
@@ -208,9 +208,9 @@ def test_the_commands_say_it_and_begin_them_anew(
     for _ in jobs:
         newer.run_next()
     assert main(["status"]) == 0
-    said = capsys.readouterr().out
-    assert "2 jobs wait for a worker with model toy (revision " in said
-    assert "marco requeue --restart" in said
+    output = capsys.readouterr().out
+    assert "2 jobs wait for a worker with model toy (revision " in output
+    assert "marco requeue --restart" in output
     assert marco("status")["missing_models"][0]["jobs"] == 2
     marco("requeue", str(jobs[0]), code=2)
     (one,) = marco("requeue", "--restart", str(jobs[0]))["restarted"].items()

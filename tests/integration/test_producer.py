@@ -1,4 +1,4 @@
-"""The producer: what is stored, what is refused, and how results are heard of."""
+"""The producer: what is stored, what is refused, and how results arrive."""
 
 from __future__ import annotations
 
@@ -427,7 +427,7 @@ def test_what_others_send_to_the_channel_is_not_listened_to(
 ) -> None:
     """And a listener that was thrown out comes back."""
     job = producer.submit(question())
-    told: list[UUID | None] = []
+    notices: list[UUID | None] = []
 
     def listening() -> list[int]:
         with producer._database.transaction() as conn:
@@ -437,14 +437,14 @@ def test_what_others_send_to_the_channel_is_not_listened_to(
             ).fetchall()
         return [pid for (pid,) in rows]
 
-    with producer._listener.subscribed(told.append):
-        wait_until(lambda: told == [None], "the listener listens")
+    with producer._listener.subscribed(notices.append):
+        wait_until(lambda: notices == [None], "the listener listens")
         with producer._database.transaction() as conn:
             for payload in ("garbage", "", "x" * 7000):
                 conn.execute("SELECT pg_notify('marco_jobs', %s)", [payload])
             conn.execute("SELECT pg_notify('marco_jobs', %s)", [str(job.id)])
-        wait_until(lambda: told == [None, job.id], "it hears what counts")
+        wait_until(lambda: notices == [None, job.id], "it hears what counts")
         (pid,) = listening()
         with producer._database.transaction() as conn:
             conn.execute("SELECT pg_terminate_backend(%s)", [pid])
-        wait_until(lambda: told == [None, job.id, None], "it listens again")
+        wait_until(lambda: notices == [None, job.id, None], "it listens again")

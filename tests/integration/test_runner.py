@@ -179,7 +179,7 @@ def test_a_cancelled_search_stops_and_keeps_its_answers_so_far(
     assert outcome.rollouts < 64
 
 
-def test_an_unreachable_runtime_is_tried_again_later_and_then_given_up(
+def test_an_unreachable_runtime_is_retried_later_and_then_dead(
     settings: Settings, database: Database
 ) -> None:
     (stored,) = insert(database, question())
@@ -304,7 +304,7 @@ def test_a_worker_that_the_database_has_outgrown_takes_no_job(
         assert conn.execute("SELECT attempts FROM jobs").fetchone() == (0,)
 
 
-def test_the_heartbeat_keeps_the_lease_and_hears_of_a_cancel(
+def test_the_heartbeat_keeps_the_lease_and_notices_a_cancel(
     database_url: str, database: Database
 ) -> None:
     quick = settings_for(database_url, "redis://127.0.0.1:1/0", lease_s=1.5, heartbeat_s=0.05)
@@ -358,7 +358,7 @@ def test_an_end_whose_acknowledgement_is_lost_is_not_written_twice(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The connection is cut after the commit and before the worker hears of it."""
+    """The connection is cut after the commit and before the worker learns of it."""
     (stored,) = insert(database, question(expected="2"))
     original = finish.finish
     tries: list[JobState] = []

@@ -1,4 +1,4 @@
-"""`marco scheduler` as a process: what it looks after, that several may run, how it ends."""
+"""`marco scheduler` as a process: what it does, that several may run, how it ends."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_two_schedulers_publish_reclaim_and_expire(database_url: str, redis_url:
             wait_until(lambda: queue.length() == len(jobs) + 2, "the other goes on")
             assert cut_off.status(again).state is JobState.QUEUED
             two.send_signal(signal.SIGTERM)
-            said = two.communicate(timeout=30)[1].decode()
-            assert two.returncode == 0, said
-            assert "scheduler: stopped" in said
+            output = two.communicate(timeout=30)[1].decode()
+            assert two.returncode == 0, output
+            assert "scheduler: stopped" in output
 
 
 def test_of_many_schedulers_one_ticks_at_a_time(redis_url: str) -> None:

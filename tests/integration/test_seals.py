@@ -1,4 +1,4 @@
-"""Every way a job can end is sealed, once for each end, whoever else ends jobs at the time."""
+"""Every way a job can end is sealed, once for each end, also when several end at once."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def failing(error: Exception) -> Interrupted:
 
 
 def test_every_end_is_sealed(database: Database, database_url: str) -> None:
-    done, broken, given_up, dropped, stopped, late = insert(
+    done, broken, dead, dropped, stopped, late = insert(
         database, *[question(options={"seed": i}) for i in range(6)]
     )
     search(database, database_url, done.id)
     search(database, database_url, broken.id, failing(ModelRefused("no")))
-    search(database, database_url, given_up.id, failing(RuntimeUnavailable("gone")))
+    search(database, database_url, dead.id, failing(RuntimeUnavailable("gone")))
 
     def cancel() -> None:
         with database.transaction() as conn:
@@ -81,7 +81,7 @@ def test_every_end_is_sealed(database: Database, database_url: str) -> None:
     reports = [
         ends_as(database, done.id, JobState.SUCCEEDED),
         ends_as(database, broken.id, JobState.FAILED),
-        ends_as(database, given_up.id, JobState.DEAD),
+        ends_as(database, dead.id, JobState.DEAD),
         ends_as(database, stopped.id, JobState.CANCELLED),
         ends_as(database, dropped.id, JobState.CANCELLED),
         ends_as(database, late.id, JobState.EXPIRED),

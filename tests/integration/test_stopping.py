@@ -211,7 +211,7 @@ def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
 def test_a_job_resumed_just_before_it_is_given_back_is_published(
     database: Database, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker had seen the pause, and whoever resumed it saw the job still running."""
+    """The worker had seen the pause, and the one who resumed it saw the job still running."""
     settings = settings_for(database_url, redis_url, heartbeat_s=0.05)
     (stored,) = insert(database, question(options={"rollouts": 64}))
 

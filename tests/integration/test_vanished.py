@@ -108,15 +108,15 @@ def test_all_parties_notice_that_postgres_and_redis_vanished(
 
         postgres.cut(all_new=True)
         redis.cut(all_new=True)
-        told = time.monotonic()
+        stopped_at = time.monotonic()
         for child in (main, scheduler, console):
             child.terminate()
         codes = [child.wait(PATIENCE_S) for child in (main, scheduler, console)]
         # Of the machine's own slowness: as much again.
-        assert time.monotonic() - told < 2 * ENDS_S + 5, worker_log.read_text()
+        assert time.monotonic() - stopped_at < 2 * ENDS_S + 5, worker_log.read_text()
         assert codes[1:] == [0, 0]
-        postgres.mend()
-        redis.mend()
+        postgres.restore()
+        redis.restore()
 
 
 def _full(redis: Redis) -> None:
@@ -151,23 +151,23 @@ def test_a_worker_outlasts_a_redis_that_refuses(
     urls = database_url, redis_url
     kinds = [(_full, _room), (_standby, _primary), (_wrong_type, _right_type)]
     with Producer(*urls) as producer, Redis.from_url(redis_url) as redis, worker(log, urls) as main:
-        for spoil, mend in kinds:
+        for spoil, restore in kinds:
             job = producer.submit(question(options={"rollouts": 24}))
             begun(producer, job)
             queued = producer.submit(question())
-            said = log.read_text().count("trying again") + log.read_text().count("WARNING")
+            lines = log.read_text().count("trying again") + log.read_text().count("WARNING")
             spoil(redis)
             try:
                 late = producer.submit(question())
 
-                def noticed(before: int = said) -> bool:
+                def noticed(before: int = lines) -> bool:
                     text = log.read_text()
                     return text.count("trying again") + text.count("WARNING") > before
 
                 wait_until(noticed, "the worker says so", PATIENCE_S)
                 assert producer.wait(job, PATIENCE_S).state == "succeeded", "what runs goes on"
             finally:
-                mend(redis)
+                restore(redis)
             results = producer.wait([job, queued, late], timeout_s=PATIENCE_S)
             assert {result.state for result in results} == {"succeeded"}, spoil.__name__
             assert main.poll() is None, log.read_text()
@@ -231,11 +231,11 @@ def test_messages_that_cannot_be_read_are_dropped_and_cost_nothing(
             assert publisher.workers() == [f"celery@{socket.gethostname()}"]
             assert _checked(urls) == 0
             assert _checked(urls, "--name", "another") == BrokerUnavailable.exit_code
-    said = log.read_text()
-    assert "dropped a message that can't be read" in said
-    assert "\x1b" not in said
-    assert max(map(len, said.splitlines())) < 1000
-    assert "Traceback" not in said
+    output = log.read_text()
+    assert "dropped a message that can't be read" in output
+    assert "\x1b" not in output
+    assert max(map(len, output.splitlines())) < 1000
+    assert "Traceback" not in output
 
 
 def test_processes_that_hang_are_killed_and_replaced(

@@ -113,15 +113,15 @@ def test_jobs_submitted_without_redis_are_found(
         assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_stopping_worker_hands_its_job_on(
-    producer: Producer, database_url: str, redis_url: str, told: signal.Signals
+    producer: Producer, database_url: str, redis_url: str, stop_signal: signal.Signals
 ) -> None:
     """After the round, at once, and no attempt is counted as failed or lost."""
     job = producer.submit(question(options={"rollouts": 40}))
     with worker(database_url, redis_url, delay_s=0.3) as child:
         running(producer, job)
-        child.send_signal(told)
+        child.send_signal(stop_signal)
         assert child.wait(60) == 0
     before = producer.status(job)
     assert (before.state, before.lease_owner) == (JobState.QUEUED, None)

@@ -53,7 +53,7 @@ def test_what_is_in_flight_is_aborted(lost: bool) -> None:
 
 
 def test_no_error_ends_the_heartbeat() -> None:
-    """After one that nobody foresaw a cancel is still heard; one in `on_abort` changes nothing."""
+    """After an unexpected one a cancel is still noticed; one in `on_abort` changes nothing."""
     lease, asked, ended = (
         Lease(job_id=uuid4(), generation=1, seconds=60),
         [],

@@ -45,11 +45,10 @@ def test_a_wait_looks_at_what_it_heard_of() -> None:
     assert pending.to_read == ids[1:]
 
 
-def test_a_wait_without_word_looks_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_without_word_looks_again_by_itself() -> None:
     now = [0.0]
-    monkeypatch.setattr("producer.listener.time.monotonic", lambda: now[0])
     ids = [uuid4()]
-    pending = Pending(ids, 5.0)
+    pending = Pending(ids, 5.0, clock=lambda: now[0])
     assert pending.patience() == 2.0
     now[0] = 2.0
     pending.notified([])

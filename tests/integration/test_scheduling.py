@@ -56,7 +56,7 @@ def served(database: Database, count: int, at_once: int = 2) -> list[UUID]:
     return order
 
 
-def test_a_thousand_jobs_of_one_tenant_hold_up_nobody_elses_ten(database: Database) -> None:
+def test_a_thousand_jobs_of_one_tenant_do_not_delay_others(database: Database) -> None:
     submit(database, 1000, tenant="many", priority="high")
     few = set(submit(database, 10, tenant="few"))
     assert few <= set(served(database, 21))
@@ -104,7 +104,7 @@ def test_workers_that_claim_at_once_get_each_job_once(database_url: str) -> None
     assert sorted(taken) == sorted(wanted)
 
 
-def test_a_job_that_waits_for_its_back_off_holds_up_nobody(database: Database) -> None:
+def test_a_job_that_waits_for_its_back_off_delays_no_other(database: Database) -> None:
     first, second = submit(database, 2)
     claim = take(database)
     assert claim is not None
