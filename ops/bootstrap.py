@@ -23,8 +23,8 @@ DEV = "requirements-dev.lock"
 # Name, meaning, command in .venv; those that run Python need the packages of tests, too.
 TARGETS = (
     ("demo", "answer the example questions end to end and look into the database", "marco demo"),
-    ("test", "run all tests; further words go to pytest", "python -m pytest"),
-    ("test-quick", "run the unit tests only", "python -m pytest tests/unit"),
+    ("test", "run all tests; further words go to pytest", "pytest -n 3 --dist loadfile"),
+    ("test-quick", "run the unit tests only", "pytest -n 2 --dist loadfile tests/unit"),
     ("check", "lint, format, types, imports, and the migrations", "python -m ops.checks"),
     ("bench", "run every benchmark; further words name some", "python -m ops.bench"),
     ("test-sglang", "tests on the real SGLang server (1.6 GB)", "python -m pytest tests/sglang"),

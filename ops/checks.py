@@ -1,4 +1,4 @@
-"""`make check`: lint, format, types, and whether the migrations lead to what the schema says.
+"""`make check`: lint, format, types, imports, and whether the migrations lead to the schema.
 
 All run even when one fails. Exits with 1 if any did.
 """
@@ -15,6 +15,7 @@ CHECKS = {
     "lint": ("ruff", "check", "."),
     "format": ("ruff", "format", "--check", "."),
     "types": ("mypy",),
+    "imports": ("lint-imports", "--no-cache"),
     "migrations": ("pytest", "-q", "tests/integration/test_migrations.py", "-k", "agree"),
 }
 
@@ -30,7 +31,8 @@ def main() -> int:
 def _passes(name: str, command: tuple[str, ...]) -> bool:
     print(f"--- {name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
+    program = Path(sys.executable).with_name(command[0])
+    done = subprocess.run([program, *command[1:]], cwd=ROOT, check=False)
     print(f"--- {name}: {time.monotonic() - started:.1f} s", flush=True)
     return done.returncode == 0
 

@@ -18,8 +18,8 @@ from marco_search.cli.options import command
 from marco_search.locations import database_url, redis_url
 
 if TYPE_CHECKING:
+    from marco_search.doctor import Finding
     from marco_search.local import ServiceUrls
-    from marco_search.local.doctor import Finding
 
 UNREACHABLE = 4  # as for a service that does not answer
 CONSOLE_PORT = 8780
@@ -98,7 +98,7 @@ def doctor() -> None:
 
     Nothing is started and nothing is changed.
     """
-    from marco_search.local.doctor import run_checks
+    from marco_search.doctor import run_checks
 
     found = run_checks(settings_module.load())
     ok = all(finding.ok for finding in found)

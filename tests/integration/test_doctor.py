@@ -9,10 +9,9 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from marco_search import migrations
+from marco_search import doctor, migrations
 from marco_search.broker import Publisher
-from marco_search.local import doctor
-from marco_search.local.doctor import Finding, run_checks
+from marco_search.doctor import Finding, run_checks
 from marco_search.migrations import objects
 from marco_search.settings import Settings
 from marco_search.store.db import SCHEMA_REVISION

@@ -16,9 +16,9 @@ import psycopg
 import pytest
 import sqlalchemy.exc
 
-from marco_search import migrations, schema
+from marco_search import doctor, migrations, schema
 from marco_search.errors import DatabaseUnavailable, RightsMissing, SchemaMismatch
-from marco_search.local import ServiceUrls, doctor
+from marco_search.local import ServiceUrls
 from marco_search.store.db import SCHEMA_REVISION, Database, check_schema
 from tests.databases import differences, scratch_database
 from tests.integration.logins import logins

@@ -11,10 +11,10 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from marco_search import doctor
 from marco_search import settings as settings_module
 from marco_search.cli.main import main
 from marco_search.errors import RuntimeUnavailable
-from marco_search.local import doctor
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import scheduling

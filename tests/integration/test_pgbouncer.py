@@ -19,8 +19,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from marco_search import migrations
-from marco_search.local import ServiceUrls, doctor
+from marco_search import doctor, migrations
+from marco_search.local import ServiceUrls
 from marco_search.local.servers import free_port
 from marco_search.store.db import Database
 from marco_search.store.seal.verify_all import verify_all

@@ -11,8 +11,8 @@ import pytest
 from pydantic import SecretStr
 
 from marco_search.broker import Publisher
+from marco_search.doctor import redis as redis_finding
 from marco_search.errors import BrokerUnavailable
-from marco_search.local.doctor import redis as redis_finding
 from marco_search.settings import Settings
 from producer import Producer
 from tests.integration.test_vanished import PATIENCE_S, worker

@@ -19,8 +19,8 @@ from marco_search.cli.job_text import counts, event, heading, jobs_table, live_v
 from marco_search.cli.result_text import result_json, result_report
 from marco_search.cli.service_commands import findings_text
 from marco_search.cli.sql_rows import rows_csv, rows_json, rows_table
+from marco_search.doctor import Finding
 from marco_search.jobs import Answer, JobResult
-from marco_search.local.doctor import Finding
 from marco_search.render.layout import weighting
 from marco_search.store.reads.queries import JobStatus
 

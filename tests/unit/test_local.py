@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from marco_search.doctor import unknown_names
 from marco_search.errors import LocalServiceFailed
 from marco_search.local import programs
-from marco_search.local.doctor import unknown_names
 
 
 @pytest.mark.parametrize(
