@@ -8,10 +8,10 @@ last answer).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from marco_search.evaluation.grading import Grader, chosen, ranked
+from marco_search.evaluation.grading import Grader, ranked
 from marco_search.evaluation.traces import Trace
 from marco_search.search.votes import lead as lead_of
 
@@ -30,30 +30,15 @@ class Point:
         return sum(self.right) / len(self.right)
 
 
-def point(
-    traces: Sequence[Trace],
-    grader: Grader,
-    rollouts: int,
-    *,
-    choice: str | None = None,
-    sharpness: float | None = None,
-) -> Point:
-    """The run at `rollouts` rollouts. `choice` and `sharpness` replace the run's own vote."""
-    return _cut(traces, grader, lambda _: rollouts, choice, sharpness)
+def point(traces: Sequence[Trace], grader: Grader, rollouts: int) -> Point:
+    """The run at `rollouts` rollouts."""
+    return _cut(traces, grader, [rollouts] * len(traces))
 
 
-def curve(
-    traces: Sequence[Trace],
-    grader: Grader,
-    *,
-    choice: str | None = None,
-    sharpness: float | None = None,
-) -> list[Point]:
+def curve(traces: Sequence[Trace], grader: Grader) -> list[Point]:
     """The run at 1, 2, ... rollouts; empty without traces."""
     longest = max((len(t.rollouts) for t in traces), default=0)
-    return [
-        point(traces, grader, i, choice=choice, sharpness=sharpness) for i in range(1, longest + 1)
-    ]
+    return [point(traces, grader, i) for i in range(1, longest + 1)]
 
 
 def stopped(traces: Sequence[Trace], grader: Grader, lead: float) -> Point:
@@ -62,27 +47,16 @@ def stopped(traces: Sequence[Trace], grader: Grader, lead: float) -> Point:
     Valid for a lead no greater than the one the run was made with: a search looks at its lead
     after each round only.
     """
-    return _cut(traces, grader, lambda trace: _until_led(trace, lead))
+    return _cut(traces, grader, [_until_led(trace, lead) for trace in traces])
 
 
-def _cut(
-    traces: Sequence[Trace],
-    grader: Grader,
-    length: Callable[[Trace], int],
-    choice: str | None = None,
-    sharpness: float | None = None,
-) -> Point:
-    """The run with each search cut after its `length` in rollouts."""
-    right, tokens, longest = [], 0, 0
-    for trace in traces:
-        kept = length(trace)
-        power = trace.sharpness if sharpness is None else sharpness
-        answer = chosen(trace.rollouts[:kept], choice or trace.choice, power)
-        right.append(grader.right(trace.key, answer, trace.answers))
-        tokens += sum(r.generated for r in trace.rollouts[:kept])
-        longest = max(longest, kept)
+def _cut(traces: Sequence[Trace], grader: Grader, lengths: Sequence[int]) -> Point:
+    """The run with each search cut after so many rollouts."""
+    cut = [replace(t, rollouts=t.rollouts[:n]) for t, n in zip(traces, lengths, strict=True)]
     return Point(
-        rollouts=longest, tokens_per_problem=tokens / max(1, len(traces)), right=tuple(right)
+        rollouts=max(lengths, default=0),
+        tokens_per_problem=sum(t.tokens for t in cut) / max(1, len(cut)),
+        right=tuple(map(grader.solved, cut)),
     )
 
 

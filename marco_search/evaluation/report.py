@@ -8,7 +8,7 @@ a tree its first N rollouts, which share prefixes and so are not separate guesse
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from marco_search.errors import RuntimeUnavailable
@@ -59,21 +59,12 @@ class Row:
 
 
 def row(
-    strategy: str,
-    traces: Sequence[Trace],
-    grader: Grader,
-    *,
-    rollouts: int | None = None,
-    choice: str | None = None,
-    sharpness: float | None = None,
+    strategy: str, traces: Sequence[Trace], grader: Grader, *, rollouts: int | None = None
 ) -> Row:
     """The figures of a run, each search cut after `rollouts` rollouts (default: whole).
 
-    `choice` and `sharpness` replace the run's own vote. Test@N looks at all rollouts.
+    Test@N looks at all rollouts.
     """
-    replaced = {"choice": choice, "sharpness": sharpness}
-    given: dict[str, Any] = {k: v for k, v in replaced.items() if v is not None}
-    traces = [replace(t, **given) for t in traces]
     whole = rollouts or max((len(t.rollouts) for t in traces), default=1)
     at = point(traces, grader, whole)
     used = [t.rollouts[:whole] for t in traces]

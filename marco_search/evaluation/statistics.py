@@ -133,19 +133,8 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextScores:
-    """Scores of one output a problem."""
-
-    n: int
-    chrf: float  #: corpus chrF, 0 to 100 (sacreBLEU's default: chrF2)
-    exact: float  #: share equal to an accepted text, case and punctuation aside
-    right: tuple[bool, ...]
-    signature: str  #: sacreBLEU's, so that the score can be compared
-
-
-def score_texts(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> TextScores:
-    """Corpus scores of `outputs` against the accepted texts of each.
+def chrf(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> tuple[float, str]:
+    """Corpus chrF2, 0 to 100, against the accepted texts of each output; sacreBLEU's signature.
 
     Raises InvalidSettings where sacrebleu (the "eval" extra) is missing.
     """
@@ -157,18 +146,13 @@ def score_texts(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> Te
     # sacreBLEU wants as many references for each; a repeated one changes nothing.
     streams = [[refs[min(i, len(refs) - 1)] for refs in accepted] for i in range(longest)]
     metric = CHRF()
-    score = metric.corpus_score(list(outputs), streams)
-    right = tuple(
-        text_key(out) in {text_key(r) for r in refs}
-        for out, refs in zip(outputs, accepted, strict=True)
-    )
-    return TextScores(
-        n=len(outputs),
-        chrf=score.score,
-        exact=sum(right) / len(right) if right else 0.0,
-        right=right,
-        signature=str(metric.get_signature()),
-    )
+    return metric.corpus_score(list(outputs), streams).score, str(metric.get_signature())
+
+
+def exact_matches(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> int:
+    """How many outputs equal an accepted text, case and punctuation aside."""
+    pairs = zip(outputs, accepted, strict=True)
+    return sum(text_key(output) in map(text_key, texts) for output, texts in pairs)
 
 
 def diversity(outputs: Sequence[str]) -> float:

@@ -8,7 +8,8 @@ and votes (`rescoring`) and what the search would have answered at a smaller bud
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,6 +72,11 @@ class Trace:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as a line of the file has them."""
         return asdict(self)
+
+
+def with_vote(traces: Sequence[Trace], choice: str, sharpness: float = 1.0) -> list[Trace]:
+    """The same searches with their answers chosen by another vote."""
+    return [replace(t, choice=choice, sharpness=sharpness) for t in traces]
 
 
 _TRACE = TypeAdapter(Trace)

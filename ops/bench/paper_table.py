@@ -40,8 +40,15 @@ from marco_search.evaluation.report import (
     table,
 )
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import Paired, diversity, paired, score_texts, wilson
-from marco_search.evaluation.traces import Trace, read
+from marco_search.evaluation.statistics import (
+    Paired,
+    chrf,
+    diversity,
+    exact_matches,
+    paired,
+    wilson,
+)
+from marco_search.evaluation.traces import Trace, read, with_vote
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.runtime import open_runtime
@@ -135,9 +142,10 @@ class Results:
 
     def curve(self, strategy: str) -> list[Point]:
         """The accuracy of a run, or of a vote over samples, at each number of rollouts."""
-        name, choice, power = FLAT.get(strategy, (strategy, None, None))
-        traces = self.traces.get(name, [])
-        return curve(traces, self.grader, choice=choice, sharpness=power)
+        if strategy not in FLAT:
+            return curve(self.traces.get(strategy, []), self.grader)
+        samples, choice, power = FLAT[strategy]
+        return curve(with_vote(self.traces.get(samples, []), choice, power), self.grader)
 
     def end(self, strategy: str) -> Point | None:
         """The whole run."""
@@ -149,9 +157,8 @@ class Results:
         found = [row(run, self.traces[run], self.grader) for run in greedy]
         for name, (samples, choice, power) in FLAT.items():
             for n in sorted({p.rollouts for p in self._points(name)}):
-                label, traces = f"{name}, n = {n}", self.traces[samples]
-                told: dict[str, Any] = {"rollouts": n, "choice": choice, "sharpness": power}
-                found.append(row(label, traces, self.grader, **told))
+                traces = with_vote(self.traces[samples], choice, power)
+                found.append(row(f"{name}, n = {n}", traces, self.grader, rollouts=n))
         for tree in self.trees:
             traces = self.traces[tree]
             if tree != WINNER and max(len(t.rollouts) for t in traces) > FEW:
@@ -300,17 +307,19 @@ def _ranked(problem: Problem, trace: Trace) -> list[RankedAnswer]:
 def _translation(name: str, problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
     answers = [chosen(t.rollouts, t.choice, t.sharpness) for t in traces]
     outputs = [t.answers[a] if a is not None else "" for a, t in zip(answers, traces, strict=True)]
-    scores = score_texts(outputs, [p.expected for p in problems])
-    low, high = wilson(sum(scores.right), scores.n)
+    accepted = [p.expected for p in problems]
+    score, signature = chrf(outputs, accepted)
+    right = exact_matches(outputs, accepted)
+    low, high = wilson(right, len(outputs))
     return {
         "strategy": name,
-        "chrf": round(scores.chrf, 2),
-        "exact": round(scores.exact, 4),
+        "chrf": round(score, 2),
+        "exact": round(right / len(outputs), 4),
         "low": round(low, 4),
         "high": round(high, 4),
         "distinct": _mean([len(_ranked(p, t)) for p, t in zip(problems, traces, strict=True)]),
         "tokens_per_problem": round(_mean([t.tokens for t in traces]), 1),
-        "signature": scores.signature,
+        "signature": signature,
     }
 
 

@@ -16,7 +16,7 @@ from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.report import row
 from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore, score
 from marco_search.evaluation.run import Recipe, run
-from marco_search.evaluation.traces import Trace, TracedRollout
+from marco_search.evaluation.traces import Trace, TracedRollout, with_vote
 from marco_search.jobs import SearchOptions
 from marco_search.search.rewards import REWARDS, TokenScores
 from marco_search.search.tree import ROOT
@@ -83,7 +83,7 @@ def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
         (True, False),
         (True, False),
     ]
-    best = curve([FOUR, FIVE], GRADER, choice="best")
+    best = curve(with_vote([FOUR, FIVE], "best"), GRADER)
     assert [p.accuracy for p in best] == [0.5, 0.0, 0.5, 0.5]
     assert at_least(points, 25) == points[2] and at_least(points, 41) is None
     assert tokens_to_reach(points, 0.5) == 10 and tokens_to_reach(points, 0.9) is None
