@@ -22,9 +22,10 @@ _BAR = 10  # cells
 _ORDER = {"running": 0, "queued": 2}
 _JOBS = (
     Column("job"), Column("state"), Column("question", flexible=True),
-    Column("answer", flexible=True), Column("expected", flexible=True), Column("right"),
-    number("conf."), number("share"), number("quant."), number("tokens", optional=True),
-    number("seconds", optional=True), number("nodes", optional=True),
+    Column("answer", flexible=True), Column("expected", flexible=True, optional=True),
+    Column("right", optional=True),
+    *(number(name, optional=True)
+      for name in ("conf.", "share", "quant.", "tokens", "seconds", "nodes")),
 )  # fmt: skip
 _LIVE = (*_JOBS[:2], Column("rollouts"), *_JOBS[2:4], _JOBS[5], number("seconds"))
 _LETTERS = (

@@ -37,8 +37,8 @@ def marco(
 
     def run(*words: str, code: int = 0) -> Any:
         assert main([*words, "--json"]) == code
-        said = capsys.readouterr()
-        return json.loads(said.err if code else said.out)
+        printed = capsys.readouterr()
+        return json.loads(printed.err if code else printed.out)
 
     yield run
     settings.load.cache_clear()
@@ -145,9 +145,9 @@ def test_jobs_that_were_known_are_counted(
     job = {"kind": "open_ended", "prompt": "Go on.", "idempotency_key": "one"}
     file.write_text(json.dumps(job | {"deadline": "2020-01-01T00:00:00Z"}))
     past = "; 1 with a deadline that has passed"
-    for said in (f"1 new, 0 known{past}", f"0 new, 1 known{past}"):
+    for note in (f"1 new, 0 known{past}", f"0 new, 1 known{past}"):
         assert main(["submit", str(file)]) == 0
-        assert said in capsys.readouterr().err
+        assert note in capsys.readouterr().err
 
 
 def test_many_ids_are_looked_up_at_once(

@@ -40,15 +40,15 @@ def at_a_terminal(*words: str) -> bytes:
     ours, theirs = pty.openpty()
     with subprocess.Popen([MARCO, *words], stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
-        said = b""
+        shown = b""
         try:
             while part := os.read(ours, 65536):
-                said += part
+                shown += part
         except OSError:
             pass  # the other side was closed: the command has ended
         os.close(ours)
-    assert process.returncode in (0, 2, 3), said
-    return said
+    assert process.returncode in (0, 2, 3), shown
+    return shown
 
 
 def test_a_pipe_gets_what_is_stored(stored: str, tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_a_terminal_obeys_nothing_of_it(stored: str) -> None:
         ("pause", "--tenant", ODD),
         ("resume", "--tenant", ODD),
     ):
-        said = at_a_terminal(*words)
-        assert said
-        assert [bad for bad in OBEYED if bad in said] == [], words
+        shown = at_a_terminal(*words)
+        assert shown
+        assert [bad for bad in OBEYED if bad in shown] == [], words
 
 
 def test_what_ends_a_query_is_said(stored: str, database_url: str) -> None:

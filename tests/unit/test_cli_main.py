@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def nothing_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A home without services; settings read anew."""
+    """A home without services; settings read again."""
     for name in ("DATABASE_URL", "REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MARCO_HOME", str(tmp_path / "home"))
@@ -39,7 +39,7 @@ def nothing_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def raising(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A command `boom` that raises what it is told to."""
+    """A command `boom` that raises a given error."""
 
     def make(error: BaseException) -> None:
         @click.command()
@@ -128,7 +128,7 @@ def test_an_error_is_a_sentence_and_an_exit_code(
     assert error_json(capsys) == expected
 
 
-def test_a_bug_is_told_shortly_with_its_traceback_in_a_file(
+def test_a_bug_is_one_line_with_its_traceback_in_a_file(
     raising: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raising(KeyError("x"))

@@ -75,7 +75,14 @@ def test_a_table_of_jobs_fits_80_cells_without_the_states() -> None:
     assert "nodes" not in text
 
 
-def test_counts_are_told_in_words() -> None:
+def test_a_narrow_table_keeps_the_questions_and_answers() -> None:
+    text = printed(jobs_table([DONE, FAILED], width=50), 50)
+    assert max(cell_len(line) for line in text.splitlines()) <= 50
+    assert "What is" in text and "the mode" in text
+    assert ".987" not in text
+
+
+def test_counts_read_as_words() -> None:
     assert counts({}) == "0 jobs"
     assert counts({"queued": 1}) == "1 job: 1 queued"
     assert counts({"queued": 1, "succeeded": 1200}) == "1,201 jobs: 1 queued, 1,200 succeeded"
@@ -88,7 +95,7 @@ def test_an_event_is_one_line() -> None:
     assert event(RUNNING) == "00000009  running"
 
 
-def test_news_are_told_once() -> None:
+def test_each_change_of_a_state_is_reported_once() -> None:
     waiting = status(7)
     assert changed([], [waiting, RUNNING]) == [RUNNING]
     assert changed([waiting, RUNNING], [waiting, RUNNING]) == []
