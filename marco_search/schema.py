@@ -11,6 +11,7 @@ The order of a table's columns is the order in which they are hashed: it must no
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -54,18 +55,12 @@ def column(
     since: int = 1,
     content: bool = False,
 ) -> sa.Column[Any]:
-    """A column, with what is to be known of it in its `info`.
+    """A column; what is to be known of it beside its type and comment is in its `info`.
 
-    Args:
-        name: Its name.
-        kind: Its type as Postgres names it internally: [] ends an array, ? what may be null.
-        comment: What it holds.
-        constraints: Its constraints.
-        key: Whether it is a part of the primary key.
-        default: Its default on the server.
-        leaves: The kinds of leaf of a job's Merkle tree that hold it.
-        since: The first audit format that hashes it.
-        content: Whether it holds what people or models wrote, or tells it: not in every export.
+    `kind` is its type as Postgres names it internally: [] ends an array, ? what may be null.
+    `leaves` are the kinds of leaf of a job's Merkle tree that hold it, `since` the first audit
+    format that does. `content` is what people or models wrote, or tells it: left out of some
+    exports.
     """
     base = kind.removesuffix("?")
     made = _TYPES[base.removesuffix("[]")]
@@ -102,15 +97,6 @@ def _table(name: str, comment: str, *parts: Any, changes: bool = False, **option
     return sa.Table(name, metadata, *parts, comment=comment, info=info, **options)
 
 
-def _leaf(*leaves: str) -> Any:
-    """Makes the columns of rows that are such leaves."""
-
-    def made(*words: Any, **options: Any) -> sa.Column[Any]:
-        return column(*words, leaves=leaves, **options)
-
-    return made
-
-
 def _indexes() -> Iterator[sa.Index]:
     """Of jobs: most hold only what the scheduler looks for, however many jobs are stored.
 
@@ -137,9 +123,15 @@ def _indexes() -> Iterator[sa.Index]:
     yield sa.Index("ix_jobs_tenant_created_at", "tenant", "created_at")
 
 
-_id = _leaf("request", "outcome")
-_request = _leaf("request")
-_outcome = _leaf("outcome")
+_id = partial(
+    column,
+    leaves=(
+        "request",
+        "outcome",
+    ),
+)
+_request = partial(column, leaves=("request",))
+_outcome = partial(column, leaves=("outcome",))
 
 JOBS = _table(
     "jobs",
@@ -216,7 +208,7 @@ TENANTS = _table(
     changes=True,
 )
 
-_attempt = _leaf("attempt")
+_attempt = partial(column, leaves=("attempt",))
 ATTEMPTS = _table(
     "attempts",
     "Claims of jobs by workers, with all it takes to replay them. Insert only",
@@ -235,7 +227,7 @@ ATTEMPTS = _table(
     _attempt("started_at", "timestamptz", "When claimed", default=NOW),
 )
 
-_event = _leaf("event")
+_event = partial(column, leaves=("event",))
 AUDIT_LOG = _table(
     "audit_log",
     "What happened to each job, in order. Insert only",
@@ -260,7 +252,7 @@ def _record(name: str, comment: str, *parts: Any) -> sa.Table:
 _GENERATION = ("generation", "int8", "Lease generation of the attempt that wrote it")
 _CREATED_AT = ("created_at", "timestamptz", "When the row was written")
 
-_node = _leaf("node")
+_node = partial(column, leaves=("node",))
 NODES = _record(
     "nodes",
     "Nodes of the search trees, with every generated token. Insert only",
@@ -293,7 +285,7 @@ NODES = _record(
 )
 """Nodes below the root. The root is the prompt and has no row."""
 
-_rollout = _leaf("rollout")
+_rollout = partial(column, leaves=("rollout",))
 ROLLOUTS = _record(
     "rollouts",
     "Rollouts: visit counts and values follow from them. Insert only",
@@ -319,7 +311,7 @@ ROLLOUTS = _record(
 )
 """One branch each, from the node it was forked from to where it ended."""
 
-_answer = _leaf("answer")
+_answer = partial(column, leaves=("answer",))
 ANSWERS = _record(
     "answers",
     "The best distinct answers of each finished job, ranked. Insert only",

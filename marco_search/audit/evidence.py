@@ -23,33 +23,20 @@ class SealedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archived:
-    """An archive that covers the job.
+    """An archive that covers the job."""
 
-    Attributes:
-        month: Such as 2026-08.
-        root: The SHA-256 of its list, as the chain has it.
-        at: The time of its link.
-    """
-
-    month: str
-    root: bytes
-    at: datetime
+    month: str  #: such as 2026-08
+    root: bytes  #: the SHA-256 of its list, as the chain has it
+    at: datetime  #: the time of its link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that is stored about one job.
+    """All that is stored about one job."""
 
-    Attributes:
-        job_id: The job.
-        rows: By format, those of each of its links and the newest.
-        sealed: Its ends, in the chain's order.
-        archives: Those that cover it.
-        visits: Visit count and value by node, as the view node_stats shows them.
-    """
-
-    job_id: UUID
-    rows: Mapping[int, Rows]
-    sealed: Sequence[SealedRun] = ()
-    archives: Sequence[Archived] = ()
+    job_id: UUID  #: the job
+    rows: Mapping[int, Rows]  #: by format, those of each of its links and the newest
+    sealed: Sequence[SealedRun] = ()  #: its ends, in the chain's order
+    archives: Sequence[Archived] = ()  #: those that cover it
     visits: Mapping[int, tuple[int, float]] | None = None
+    """Visit count and value by node, as the view node_stats shows them."""

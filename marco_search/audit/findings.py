@@ -13,25 +13,15 @@ MOST_FINDINGS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A row that is wrong.
+    """A row that is wrong."""
 
-    Attributes:
-        table: Where it is.
-        key: What names the row, such as "job 0199..., node_id 4".
-        what: What is wrong with it.
-        expected: What it should be.
-        found: What it is.
-        job_id: The job it belongs to.
-        unknown: Whether a newer version wrote it: not wrong, but not checked either.
-    """
-
-    table: str
-    key: str
-    what: str
-    expected: str
-    found: str
-    job_id: UUID | None = None
-    unknown: bool = False
+    table: str  #: where it is
+    key: str  #: what names the row, such as "job 0199..., node_id 4"
+    what: str  #: what is wrong with it
+    expected: str  #: what it should be
+    found: str  #: what it is
+    job_id: UUID | None = None  #: the job it belongs to
+    unknown: bool = False  #: whether a newer version wrote it: not wrong, but not checked either
 
     def __str__(self) -> str:
         return f"{self.table} ({self.key}): {self.what}: expected {self.expected}, {self.actual}"
@@ -59,25 +49,15 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """Verification of one job.
+    """Verification of one job."""
 
-    Attributes:
-        job_id: The job.
-        status: The result.
-        seq: Its link in the chain; None: it has none.
-        root: The root in the chain, hex.
-        nodes: Nodes that were checked.
-        rollouts: Rollouts that were checked.
-        findings: In order; the first is the row to look at.
-    """
-
-    job_id: UUID
-    status: Status
-    seq: int | None
-    root: str | None
-    nodes: int
-    rollouts: int
-    findings: tuple[Finding, ...] = ()
+    job_id: UUID  #: the job
+    status: Status  #: the result
+    seq: int | None  #: its link in the chain; None: it has none
+    root: str | None  #: the root in the chain, hex
+    nodes: int  #: nodes that were checked
+    rollouts: int  #: rollouts that were checked
+    findings: tuple[Finding, ...] = ()  #: in order; the first is the row to look at
 
 
 @dataclass(slots=True, kw_only=True)

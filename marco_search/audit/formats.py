@@ -8,17 +8,11 @@ except that it was archived.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from marco_search import schema
-from marco_search.audit.findings import Finding
 from marco_search.audit.proofs import Kind, Kinds
-from marco_search.audit.v1 import check_numbers, payload
-
-NumbersCheck = Callable[..., Iterator[Finding]]
-"""See `marco_search.audit.v1.check_numbers`."""
+from marco_search.audit.v1 import payload
 
 _LEAVES = (
     ("request", "jobs", "id", None),
@@ -32,21 +26,13 @@ _LEAVES = (
 """Kinds of leaf, in the order of the tree: where each is, and the columns of job and key."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Format:
-    """The rules of a format.
+    """The rules of a format, beside those of `marco_search.audit.v1` that all have."""
 
-    Attributes:
-        kinds: The rows that a proof covers.
-        payload: Defaults of a request's fields, and of its options.
-        late_events: What may be logged after a job's end.
-        check_numbers: What of a job's rows does not agree.
-    """
-
-    kinds: Kinds
-    payload: tuple[Mapping[str, Any], Mapping[str, Any]]
-    late_events: tuple[str, ...]
-    check_numbers: NumbersCheck
+    kinds: Kinds  #: the rows that a proof covers
+    late_events: tuple[str, ...] = ()  #: what may be logged after a job's end
+    payload: payload.Defaults = payload.DEFAULTS  #: of a request's fields, and of its options
 
 
 def kinds_of(number: int) -> dict[str, Kind]:
@@ -57,18 +43,9 @@ def kinds_of(number: int) -> dict[str, Kind]:
     }
 
 
-def _format(number: int, late_events: tuple[str, ...]) -> Format:
-    return Format(
-        kinds=kinds_of(number),
-        payload=(payload.FIELDS, payload.OPTIONS),
-        late_events=late_events,
-        check_numbers=check_numbers,
-    )
-
-
 FORMATS = {
-    1: _format(1, ("published",)),  # a scheduler noted it a moment late
-    2: _format(2, ()),
+    1: Format(kinds_of(1), ("published",)),  # a scheduler noted it a moment late
+    2: Format(kinds_of(2)),
 }
 NEWEST = max(FORMATS)
 """What is written now."""

@@ -31,19 +31,12 @@ Rows = Mapping[str, Sequence[Row]]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of row.
+    """A kind of row."""
 
-    Attributes:
-        table: Where it is stored.
-        job: The column that holds the job's id.
-        key: The column that is its key within the job; None: one row for each job.
-        columns: Its canonical columns, name to type.
-    """
-
-    table: str
-    job: str
-    key: str | None
-    columns: Mapping[str, str]
+    table: str  #: where it is stored
+    job: str  #: the column that holds the job's id
+    key: str | None  #: the column that is its key within the job; None: one row for each job
+    columns: Mapping[str, str]  #: its canonical columns, name to type
 
     @cached_property
     def reader(self) -> Reader:

@@ -60,9 +60,12 @@ def check_job(evidence: Evidence) -> JobReport:
 
 
 def _check_numbers(evidence: Evidence, job: dict[str, Any], number: int) -> Iterator[Finding]:
-    rows, rules = evidence.rows.get(number, {}), FORMATS[number]
+    # It loads NumPy, and each process that ends jobs loads this module.
+    from marco_search.audit.v1.numbers import check_numbers
+
+    rows, kinds = evidence.rows.get(number, {}), FORMATS[number].kinds
     try:
-        yield from rules.check_numbers(evidence.job_id, job, rows, evidence.visits, rules.kinds)
+        yield from check_numbers(evidence.job_id, job, rows, evidence.visits, kinds)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         key, found = f"id {evidence.job_id}", f"{type(error).__name__}: {error}"
         yield Finding("jobs", key, "not readable", "a job's rows", found, evidence.job_id)

@@ -23,8 +23,8 @@ from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import Status
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
+from marco_search.audit.v1 import rollouts as rules
 from marco_search.audit.v1.payload import hashes
-from marco_search.audit.v1.rollouts import _branch_seed
 from marco_search.audit.v1.votes import check_answers
 from marco_search.audit.verify import check_job
 from marco_search.jobs import SearchOptions, payload_hash
@@ -150,7 +150,7 @@ def test_what_a_search_ranks_fits(
 
 
 def test_seeds_are_those_of_the_search() -> None:
-    assert [_branch_seed(7, i) for i in range(5)] == [branch_seed(7, i) for i in range(5)]
+    assert [rules.branch_seed(7, i) for i in range(5)] == [branch_seed(7, i) for i in range(5)]
 
 
 def test_each_format_has_its_own_head() -> None:

@@ -1,15 +1,15 @@
 """Computes a tree's numbers again from its log-probs, and names what does not agree.
 
 What follows from the log-probs and the paths is computed here a second time, apart from the
-search that wrote it: every c_i, path, visit count, path confidence and value. Bits are the
-hashes' business; here numbers agree if they differ by rounding only (another machine's exp
-may differ in the last place).
+search that wrote it: every c_i, path, visit count, path confidence and value. Hashes compare
+bits; here numbers agree if they differ by rounding only (another machine's exp may differ in
+the last place).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -30,43 +30,13 @@ _ARRAYS = (
     ("top_logprobs", TOP_K, 4),
 )
 """A node's arrays of numbers: how many a token, and the bytes of each."""
-
 _FLOATS = np.dtype([("size", ">i4"), ("value", ">f4")])
 _DOUBLES = np.dtype([("size", ">i4"), ("value", ">f8")])
 
-
-@dataclass(slots=True)
-class RebuiltTree:
-    """A tree as its rows say it grew. Lists are indexed by node id; 0 is the root.
-
-    Attributes:
-        parents: The node above each.
-        depths: Edges from the root.
-        actions: What added each.
-        tokens: Generated tokens of each.
-        sums: Sums of their c_i.
-        path_tokens: Tokens over the path since its last reflection.
-        path_sums: The sums of their c_i.
-        visits: Rollouts that pass through each.
-        values: The sums of what these backed up.
-        scores: Token scores of each, where a reward needs them.
-    """
-
-    parents: list[int] = field(default_factory=lambda: [-1])
-    depths: list[int] = field(default_factory=lambda: [0])
-    actions: list[str] = field(default_factory=lambda: ["root"])
-    tokens: list[int] = field(default_factory=lambda: [0])
-    sums: list[float] = field(default_factory=lambda: [0.0])
-    path_tokens: list[int] = field(default_factory=lambda: [0])
-    path_sums: list[float] = field(default_factory=lambda: [0.0])
-    visits: dict[int, int] = field(default_factory=dict)
-    values: dict[int, float] = field(default_factory=dict)
-    scores: list[TokenScores] = field(default_factory=list)
-
-    def path_confidence(self, node_id: int) -> float:
-        """Mean c_i from the root, or the last reflection, to this node."""
-        count = self.path_tokens[node_id]
-        return self.path_sums[node_id] / count if count else 0.0
+Node = SimpleNamespace
+"""A node's row, with the count of its `tokens`, the `sum` of their c_i, and both over the path
+since its last reflection (`path_tokens`, `path_sum`).
+"""
 
 
 def unpack_tokens(row: dict[str, Any]) -> None:
@@ -96,83 +66,79 @@ def vector_confidences(
     return np.where(total > 0.0, found, 0.0)
 
 
-def check_nodes(job_id: UUID, nodes: Sequence[Any]) -> tuple[RebuiltTree, list[Finding]]:
-    """The tree that the nodes (in id order) make up, and what is wrong with them."""
-    stored = _numbers(b"".join(n.confidences for n in nodes), _DOUBLES)
+def check_nodes(job_id: UUID, nodes: Sequence[Node]) -> tuple[list[Node], list[Finding]]:
+    """The tree that the nodes (in id order) make up, by id from the root, and what is wrong.
+
+    It ends before the first node that can't be placed.
+    """
+    stored = _numbers(nodes, "confidences", _DOUBLES)
     found = list(_check_confidences(job_id, nodes, stored))
-    tree = RebuiltTree()
+    root = Node(parent_id=-1, depth=0, action="root", tokens=0, sum=0.0)
+    root.path_tokens, root.path_sum = 0, 0.0
+    tree = [root]
     total = np.concatenate([[0.0], np.cumsum(stored)])
     end = 0
-    for expected_id, node in enumerate(nodes, start=1):
+    for node in nodes:
         begin, end = end, end + node.tokens
-        wrong = _misplaced(tree, node, expected_id)
+        wrong = _misplaced(tree, node)
         if wrong is not None:
-            found.append(_node(job_id, node, *wrong))
-            if node.node_id != expected_id or not 0 <= node.parent_id < expected_id:
-                return tree, found  # what follows can't be placed
+            found.append(_finding(job_id, node, *wrong))
+            if wrong[0] != "depth":
+                return tree, found
         if not node.texts_agree:
-            found.append(_node(job_id, node, "text", "its tokens' texts, joined", "another text"))
-        restarts = node.action == "reflection"
-        parent = node.parent_id
-        tree.parents.append(parent)
-        tree.depths.append(node.depth)
-        tree.actions.append(node.action)
-        tree.tokens.append(node.tokens)
-        own = float(total[end] - total[begin])
-        tree.sums.append(own)
-        tree.path_sums.append((0.0 if restarts else tree.path_sums[parent]) + own)
-        tree.path_tokens.append((0 if restarts else tree.path_tokens[parent]) + node.tokens)
+            wanted = "its tokens' texts, joined"
+            found.append(_finding(job_id, node, "text", wanted, "another text"))
+        above = root if node.action == "reflection" else tree[node.parent_id]
+        node.sum = float(total[end] - total[begin])
+        node.path_tokens = above.path_tokens + node.tokens
+        node.path_sum = above.path_sum + node.sum
+        tree.append(node)
     return tree, found
 
 
-def node_scores(nodes: Sequence[Any]) -> list[TokenScores]:
-    """What rewards are computed from, by node id."""
-    found = [TokenScores(c=(), logprob=(), mean_top=())]
-    for node in nodes:
-        tops = _numbers(node.top_logprobs, _FLOATS).reshape(-1, TOP_K)
+def score_tokens(tree: Sequence[Node]) -> None:
+    """Set the `scores` of each node: what rewards are computed from."""
+    tree[0].scores = TokenScores(c=(), logprob=(), mean_top=())
+    for node in tree[1:]:
+        tops = _numbers([node], "top_logprobs", _FLOATS).reshape(-1, TOP_K)
         kept = [[float(p) for p in row if p > -np.inf] for row in tops]
-        found.append(
-            TokenScores(
-                c=tuple(map(float, _numbers(node.confidences, _DOUBLES))),
-                logprob=tuple(map(float, _numbers(node.logprobs, _FLOATS))),
-                mean_top=tuple(map(mean, kept)),
-            )
+        node.scores = TokenScores(
+            c=tuple(map(float, _numbers([node], "confidences", _DOUBLES))),
+            logprob=tuple(map(float, _numbers([node], "logprobs", _FLOATS))),
+            mean_top=tuple(map(mean, kept)),
         )
-    return found
 
 
-def _misplaced(tree: RebuiltTree, node: Any, expected_id: int) -> tuple[str, str, str] | None:
-    if node.node_id != expected_id:
-        return "node_id", f"{expected_id}, the next", str(node.node_id)
+def _misplaced(tree: Sequence[Node], node: Node) -> tuple[str, str, str] | None:
+    if node.node_id != len(tree):
+        return "node_id", f"{len(tree)}, the next", str(node.node_id)
     if not 0 <= node.parent_id < node.node_id:
         return "parent_id", "a node before it", str(node.parent_id)
-    depth = tree.depths[node.parent_id] + 1
+    depth = tree[node.parent_id].depth + 1
     if node.depth != depth:
         return "depth", f"{depth}, one below its parent", str(node.depth)
     return None
 
 
-def _numbers(data: bytes, kind: np.dtype[np.void]) -> NDArray[np.float64]:
+def _numbers(nodes: Sequence[Node], name: str, kind: np.dtype[np.void]) -> NDArray[np.float64]:
+    data = b"".join([getattr(node, name) for node in nodes])
     return np.frombuffer(data, kind)["value"].astype(np.float64)
 
 
 def _check_confidences(
-    job_id: UUID, nodes: Sequence[Any], stored: NDArray[np.float64]
+    job_id: UUID, nodes: Sequence[Node], stored: NDArray[np.float64]
 ) -> Iterator[Finding]:
-    logprobs = _numbers(b"".join(n.logprobs for n in nodes), _FLOATS)
-    tops = _numbers(b"".join(n.top_logprobs for n in nodes), _FLOATS).reshape(-1, TOP_K)
-    wrong = ~(np.abs(vector_confidences(logprobs, tops) - stored) <= ROUNDING)
-    if not wrong.any():
-        return
-    ends = np.cumsum([n.tokens for n in nodes])
-    for i in np.flatnonzero(wrong):
+    logprobs = _numbers(nodes, "logprobs", _FLOATS)
+    tops = _numbers(nodes, "top_logprobs", _FLOATS).reshape(-1, TOP_K)
+    expected = vector_confidences(logprobs, tops)
+    ends = np.cumsum([node.tokens for node in nodes])
+    for i in np.flatnonzero(~(np.abs(expected - stored) <= ROUNDING)):
         at = int(np.searchsorted(ends, i, side="right"))
-        token = int(i - (ends[at] - nodes[at].tokens))
-        expected = vector_confidences(logprobs[i : i + 1], tops[i : i + 1])[0]
-        what = f"c_i of token {token}"
-        yield _node(job_id, nodes[at], what, f"{expected:.9g} by its log-probs", f"{stored[i]:.9g}")
+        what = f"c_i of token {i - (ends[at] - nodes[at].tokens)}"
+        wanted = f"{expected[i]:.9g} by its log-probs"
+        yield _finding(job_id, nodes[at], what, wanted, f"{stored[i]:.9g}")
 
 
-def _node(job_id: UUID, node: Any, what: str, expected: str, found: str) -> Finding:
+def _finding(job_id: UUID, node: Node, what: str, expected: str, found: str) -> Finding:
     key = f"job {job_id}, node_id {node.node_id}"
     return Finding("nodes", key, what, expected, found, job_id)

@@ -12,14 +12,8 @@ from uuid import UUID
 from marco_search.audit.canonical import unpack_ints
 from marco_search.audit.findings import Finding
 from marco_search.audit.proofs import Kinds, Rows
-from marco_search.audit.v1.nodes import (
-    ROUNDING,
-    RebuiltTree,
-    check_nodes,
-    node_scores,
-    unpack_tokens,
-)
-from marco_search.audit.v1.rollouts import check_rollouts
+from marco_search.audit.v1.nodes import ROUNDING, check_nodes, score_tokens, unpack_tokens
+from marco_search.audit.v1.rollouts import backed_up, check_rollouts
 from marco_search.audit.v1.votes import check_answers
 from marco_search.search.rewards import CONFIDENCE, REWARDS
 
@@ -59,13 +53,12 @@ def check_numbers(
     yield from _check_attempts(job_id, plan, read["attempt"])
     tree, found = check_nodes(job_id, nodes)
     yield from found
-    if len(tree.parents) <= len(nodes):
+    if len(tree) <= len(nodes):
         return  # nothing else can be computed
-    seed, value = config.get("seed"), config.get("value", "path")
-    if value in REWARDS and value not in CONFIDENCE:
-        tree.scores = node_scores(nodes)
-    yield from check_rollouts(job_id, tree, rollouts, seed=seed, value=value)
-    yield from _check_visits(job_id, tree, visits)
+    if config.get("value") in REWARDS.keys() - CONFIDENCE:
+        score_tokens(tree)
+    yield from check_rollouts(job_id, tree, rollouts, config)
+    yield from _check_visits(job_id, backed_up(rollouts), visits)
     payload = json.loads(job["payload"])
     yield from check_answers(job_id, job, payload, config, rollouts, answers)
     yield from _check_totals(job_id, job, len(nodes), rollouts, answers)
@@ -115,13 +108,15 @@ def _check_totals(
             yield Finding("jobs", key, name, wanted, repr(job[name]), job_id)
 
 
-def _check_visits(job_id: UUID, tree: RebuiltTree, shown: Visits | None) -> Iterator[Finding]:
+def _check_visits(
+    job_id: UUID, values: Mapping[int, Sequence[float]], shown: Visits | None
+) -> Iterator[Finding]:
     if shown is None:
         return
-    for node_id in sorted(tree.visits.keys() | shown.keys()):
+    for node_id in sorted(values.keys() | shown.keys()):
         visits, value = shown.get(node_id, (0, 0.0))
-        expected = tree.visits.get(node_id, 0)
-        mean = tree.values.get(node_id, 0.0) / expected if expected else 0.0
+        expected = len(values.get(node_id, ()))
+        mean = sum(values[node_id]) / expected if expected else 0.0
         if visits != expected or not abs(value - mean) <= ROUNDING:
             key = f"job {job_id}, node_id {node_id}"
             wanted, found = f"{expected} with value {mean:.9g}", f"{visits} with value {value:.9g}"

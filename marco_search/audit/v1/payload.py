@@ -24,6 +24,8 @@ OPTIONS: Mapping[str, Any] = {
     "early_stop": True, "exploration": None, "branching": None, "width": None,
     "selection": None, "value": None,
 }  # fmt: skip
+Defaults = tuple[Mapping[str, Any], Mapping[str, Any]]
+DEFAULTS: Defaults = (FIELDS, OPTIONS)
 _WHOLE_FROM = 10**16
 """From here on Python writes 1e+16, and jsonb the same number without an exponent."""
 

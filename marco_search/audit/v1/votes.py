@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -21,18 +22,8 @@ _MERGED = ("open_ended",)
 """Kinds of job whose near-duplicates are one answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranked:
-    key: str
-    weight: float
-    share: float
-    confidence: float
-    rollout_ids: tuple[int, ...]
-    order: tuple[float, float, int]
-
-    @property
-    def votes(self) -> int:
-        return len(self.rollout_ids)
+Ranked = SimpleNamespace
+"""An answer as the vote has it: the columns of its row, and its weight."""
 
 
 def check_answers(
@@ -52,8 +43,8 @@ def check_answers(
     if merged:
         keys, apart = _merged(keys, answers)
         if apart is not None:
-            there = f"{apart!r} in two"
-            yield Finding("answers", f"job {job_id}", "one key", "one answer", there, job_id)
+            found = f"{apart!r} in two"
+            yield Finding("answers", f"job {job_id}", "one key", "one answer", found, job_id)
             return
     try:
         ranked = _rank(voters, keys, config)
@@ -63,15 +54,16 @@ def check_answers(
     expected = ranked[: (payload.get("options") or {}).get("answers", len(answers))]
     # Those that are not shown may have been merged as well, which counts where the best decide.
     bound = merged and config["choice"] == "best" and len(expected) < len(ranked)
-    for i in range(max(len(expected), len(answers))):
+    for i, (wanted, stored) in enumerate(zip_longest(expected, answers)):
         key = f"job {job_id}, rank {i + 1}"
-        if i >= len(answers):
-            yield Finding("answers", key, "missing", repr(expected[i].key), "no row", job_id)
-        elif i >= len(expected):
-            yield Finding("answers", key, "not voted for", "no row", repr(answers[i].key), job_id)
+        if stored is None:
+            yield Finding("answers", key, "missing", repr(wanted.key), "no row", job_id)
+        elif wanted is None:
+            yield Finding("answers", key, "not voted for", "no row", repr(stored.key), job_id)
         else:
             highest = _highest_share(ranked, len(expected), i) if bound else None
-            yield from _compare(job_id, key, i + 1, answers[i], expected[i], highest)
+            wanted.rank = i + 1
+            yield from _compare(job_id, key, stored, wanted, highest)
 
 
 def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, str], str | None]:
@@ -88,7 +80,7 @@ def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, 
 
 def _rank(
     voters: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
-) -> list[_Ranked]:
+) -> list[Ranked]:
     how = config["choice"]
     own = config.get("value", "path") in CONFIDENCE
     values = {r.rollout_id: r.path_confidence if own else r.value for r in voters}
@@ -103,14 +95,16 @@ def _rank(
     for key, group in groups.items():
         highest, best = min(group, key=lambda pair: (-pair[0], pair[1].rollout_id))
         leaders = [r for v, r in group if v == highest]
+        ids = tuple(sorted(r.rollout_id for _, r in group))
         ranked.append(
-            _Ranked(
+            Ranked(
                 # An answer has the key of its most confident rollout.
                 key=key if any(r.answer == key for r in leaders) else str(best.answer),
-                weight=weights[key],
-                share=weights[key] / total if total else len(group) / len(voters),
+                rollout_ids=ids,
+                votes=len(ids),
                 confidence=min(1.0, math.fsum(v for v, _ in group) / len(group)),
-                rollout_ids=tuple(sorted(r.rollout_id for _, r in group)),
+                share=weights[key] / total if total else len(group) / len(voters),
+                weight=weights[key],
                 order=(-weights[key], -highest, best.rollout_id),
             )
         )
@@ -127,26 +121,20 @@ def _weight(values: Sequence[float], how: str, config: Mapping[str, Any]) -> flo
     raise ValueError(f"answers ranked by {how!r}")
 
 
-def _highest_share(ranked: Sequence[_Ranked], shown: int, place: int) -> float:
+def _highest_share(ranked: Sequence[Ranked], shown: int, place: int) -> float:
     """The share of an answer if all that are not shown were one."""
     least = math.fsum(a.weight for a in ranked[: shown + 1])
     return ranked[place].weight / least if least else 1.0
 
 
 def _compare(
-    job_id: UUID, key: str, place: int, there: Any, expected: _Ranked, highest: float | None
+    job_id: UUID, key: str, stored: Any, expected: Ranked, highest: float | None
 ) -> Iterator[Finding]:
-    for what, wanted, found in (
-        ("rank", place, there.rank),
-        ("key", expected.key, there.key),
-        ("rollout_ids", expected.rollout_ids, there.rollout_ids),
-        ("votes", expected.votes, there.votes),
-        ("confidence", expected.confidence, there.confidence),
-        ("share", expected.share, there.share),
-    ):
+    for what in ("rank", "key", "rollout_ids", "votes", "confidence", "share"):
+        wanted, found = getattr(expected, what), getattr(stored, what)
         near = isinstance(wanted, float) and abs(wanted - float(str(found))) <= ROUNDING
         if what == "share" and highest is not None:
-            near = expected.share - ROUNDING <= there.share <= highest + ROUNDING
+            near = wanted - ROUNDING <= found <= highest + ROUNDING
         if wanted != found and not near:
             yield Finding("answers", key, what, f"{wanted!r} by the vote", repr(found), job_id)
             return

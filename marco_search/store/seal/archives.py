@@ -31,19 +31,12 @@ _NAME = re.compile(r"nodes_(\d{4})_(\d{2})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Month:
-    """A month that has partitions. Its jobs have first <= id < before.
+    """A month that has partitions. Its jobs have first <= id < before."""
 
-    Attributes:
-        name: Such as 2026-08.
-        first: The lowest id that a job of the month can have.
-        before: The lowest id of the next month.
-        end: The beginning of the next month, UTC.
-    """
-
-    name: str
-    first: UUID
-    before: UUID
-    end: datetime
+    name: str  #: such as 2026-08
+    first: UUID  #: the lowest id that a job of the month can have
+    before: UUID  #: the lowest id of the next month
+    end: datetime  #: the beginning of the next month, UTC
 
 
 def months(conn: Conn, until: datetime) -> list[Month]:
