@@ -1,8 +1,12 @@
 """Brings a database to this version's schema.
 
-`upgrade`, `current`, `head` and `grant_roles` need no alembic.ini and no working
-directory: they work from an installed package. Several may start at once (every worker of a
-rolling deploy); one migrates, the others wait and find nothing to do.
+All in one transaction: either the database is brought to the revision asked for, with views,
+partitions and rights, or it stays as it was, also if it is interrupted. Several may start at
+once (every worker of a rolling deploy): one migrates, which locks the table that names the
+revision, as the owner may and no reader; the others wait and find nothing to do. Each statement
+waits but a moment for the locks it needs: a queue behind a waiting ALTER TABLE stops every
+worker, a failed migration is simply tried again. No setting outlives the transaction: a pooler
+would pass it on.
 """
 
 from __future__ import annotations
@@ -13,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from alembic import command
-from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from psycopg import errors
 from sqlalchemy import Connection, create_engine
@@ -26,17 +29,27 @@ from marco_search import settings
 from marco_search.errors import DatabaseUnavailable, MarcoError, RightsMissing, SchemaMismatch
 from marco_search.migrations import derived
 from marco_search.store import address
-from marco_search.store.db import unavailable
-from marco_search.store.failures import words
+from marco_search.store.db import OLDEST_POSTGRES, not_migrated, unavailable
+from marco_search.store.failures import ENCODING, words
 
 _WHO = "let DATABASE_URL name a member of the owner's role, or a superuser"
+_LIMITS = """
+    SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '120s';
+    SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL search_path = public
+"""
+# Alembic makes the same table, but only after it could have been locked.
+_VERSION_TABLE = """
+    CREATE TABLE IF NOT EXISTS public.alembic_version (
+        version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+    )
+"""
 
 __all__ = ["current", "grant_roles", "head", "upgrade"]
 
 
 def head() -> str:
     """The newest migration there is."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    revision = _script().get_current_head()
     assert revision is not None, "there is at least one migration"
     return revision
 
@@ -51,18 +64,32 @@ def current(url: str) -> str | None:
 
 
 def upgrade(url: str, revision: str = "head") -> str | None:
-    """Run all migrations up to `revision` in one transaction: all is done or nothing.
+    """Run all migrations up to `revision`.
 
     At the newest one views, partitions and roles are brought up to date too. Returns why the
     roles were left as they are, if this user may not make them; `grant_roles` does it later.
     Raises DatabaseUnavailable if the database can't be reached or is locked by others,
-    SchemaMismatch if it is newer than this program or not in UTF-8, RightsMissing.
+    SchemaMismatch if it is newer than this program, older than version 0.1.0 or not in UTF-8,
+    RightsMissing.
     """
+    script = _script()
     with connected(url) as connection:
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    refused: str | None = config.attributes.get("refused")
+        conn = _psycopg(connection)
+        _require_server(conn)
+        _lock(conn)
+        steps = {"fn": lambda at, _: script._upgrade_revs(revision, at)}
+        context = MigrationContext.configure(connection, opts=steps)
+        before = context.get_current_revision()
+        # Nothing is done to a database that a later version migrated.
+        if before not in {None, *(known.revision for known in script.walk_revisions())}:
+            raise not_migrated(before)
+        if before != script.as_revision_number(revision):
+            derived.drop(conn)
+        with Operations.context(context):
+            context.run_migrations()
+        made = context.get_current_revision() == script.get_current_head()
+        refused = derived.make(conn) if made else None
+        connection.commit()
     return refused
 
 
@@ -72,20 +99,42 @@ def grant_roles(url: str) -> str | None:
     Raises DatabaseUnavailable if the database can't be reached.
     """
     with connected(url) as connection:
-        conn = connection.connection.driver_connection
-        assert isinstance(conn, psycopg.Connection)
+        conn = _psycopg(connection)
         conn.execute(derived.LOCK)
         refused = derived.grant(conn, settings.load().role_prefix)
         conn.commit()
     return refused
 
 
-def _config() -> Config:
-    config = Config()
-    # Options are interpolated: a percent sign in the path must be doubled.
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
+def _script() -> ScriptDirectory:
+    return ScriptDirectory(str(Path(__file__).parent))
+
+
+def _psycopg(connection: Connection) -> psycopg.Connection[Any]:
+    conn = connection.connection.driver_connection
+    assert isinstance(conn, psycopg.Connection)
+    return conn
+
+
+def _require_server(conn: psycopg.Connection[Any]) -> None:
+    version = conn.info.server_version // 10_000
+    if version < OLDEST_POSTGRES:
+        raise SchemaMismatch(f"Postgres {version} is too old: use {OLDEST_POSTGRES} or later")
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise SchemaMismatch(f"the database's encoding is {encoding}: {ENCODING}")
+
+
+def _lock(conn: psycopg.Connection[Any]) -> None:
+    """Wait until nobody else migrates."""
+    conn.execute(_LIMITS)
+    try:
+        conn.execute(_VERSION_TABLE)
+    except errors.UniqueViolation:  # another process made it meanwhile
+        conn.rollback()
+        conn.execute(_LIMITS)
+    conn.execute(derived.LOCK)
+    conn.execute("SET LOCAL lock_timeout = '5s'")
 
 
 @contextmanager

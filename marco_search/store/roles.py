@@ -19,25 +19,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 
 from marco_search import schema
 from marco_search.errors import InvalidSettings
 from marco_search.store import views
-from marco_search.store.trail import partitions
 
 ROLES = ("owner", "app", "auditor", "auditor_all")
+_SQL = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
 
 Right = tuple[str, str, str]
 """A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
-
-DROP_POLICIES = """
-DO $$ DECLARE held record; BEGIN
-    FOR held IN SELECT tablename FROM pg_policies
-        WHERE schemaname = 'public' AND policyname = 'own_tenants'
-    LOOP EXECUTE format('DROP POLICY own_tenants ON public.%I', held.tablename); END LOOP;
-END $$"""
-"""Drops the auditors' policies, which refer to columns. The app's stay: it goes on working."""
 
 
 def name(prefix: str, role: str) -> str:
@@ -56,14 +49,9 @@ def statements(prefix: str) -> Iterator[str]:
     To be run in one transaction, by a superuser, or by a member of the owner that may create
     roles or finds them made.
     """
-    owner, app, auditor, auditor_all = (name(prefix, role) for role in ROLES)
-    for role in (owner, app, auditor, auditor_all):
-        yield _create(role)
-    yield _join(owner)
-    yield _join_role(auditor, auditor_all)
-    yield f"GRANT USAGE, CREATE ON SCHEMA public TO {owner}"
-    yield "REVOKE ALL ON SCHEMA public FROM PUBLIC"
-    yield _owned(owner)
+    names = {role: name(prefix, role) for role in ROLES}
+    tables = ", ".join(f"'{table}'" for table in (*schema.metadata.tables, "alembic_version"))
+    yield _SQL.format(tables=tables, **names)
     for (role, thing), given in groupby(rights(prefix), lambda right: (right[0], right[2])):
         kind, _, what = thing.partition(" ")
         allowed = ", ".join(right for _, right, _ in given)
@@ -74,7 +62,7 @@ def statements(prefix: str) -> Iterator[str]:
         yield f"GRANT {allowed} ON {on} TO {role}"
     for table in secured():
         yield f"ALTER TABLE public.{table} ENABLE ROW LEVEL SECURITY"
-    for policy, table, rule in _policies(app, auditor, auditor_all):
+    for policy, table, rule in _policies(**names):
         yield f"DROP POLICY IF EXISTS {policy} ON public.{table}"
         yield f"CREATE POLICY {policy} ON public.{table} {rule}"
 
@@ -109,7 +97,7 @@ def secured() -> list[str]:
     return ["jobs", "tenants", "auditors", *schema.insert_only()]
 
 
-def _policies(app: str, auditor: str, auditor_all: str) -> Iterator[tuple[str, str, str]]:
+def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tuple[str, str, str]]:
     """Name, table and rule of each policy."""
     tenants = "(SELECT a.tenant FROM public.auditors AS a WHERE a.role_name = current_user)"
     visible = {
@@ -127,54 +115,3 @@ def _policies(app: str, auditor: str, auditor_all: str) -> Iterator[tuple[str, s
             rule = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
         if rule is not None:
             yield "own_tenants", table, f"FOR SELECT TO {auditor} USING ({rule})"
-
-
-def _create(role: str) -> str:
-    # Roles belong to the server, not to the database: another one may be making them.
-    return f"""
-DO $$ BEGIN
-    IF to_regrole('{role}') IS NULL THEN CREATE ROLE {role} NOLOGIN; END IF;
-EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
-END $$"""
-
-
-def _join(role: str) -> str:
-    return f"""
-DO $$ BEGIN
-    IF NOT pg_has_role('{role}', 'SET') OR NOT pg_has_role('{role}', 'USAGE') THEN
-        EXECUTE format('GRANT {role} TO %I WITH INHERIT TRUE, SET TRUE', current_user);
-    END IF;
-END $$"""
-
-
-def _join_role(group: str, member: str) -> str:
-    return f"""
-DO $$ BEGIN
-    IF NOT pg_has_role('{member}', '{group}', 'USAGE') THEN
-        GRANT {group} TO {member};
-    END IF;
-EXCEPTION WHEN unique_violation THEN NULL;
-END $$"""
-
-
-def _owned(owner: str) -> str:
-    """Whatever the migrations made belongs to the owner, and only what they made."""
-    tables = ", ".join(f"'{table}'" for table in (*schema.metadata.tables, "alembic_version"))
-    functions = ", ".join(f"'{function}'" for function in FUNCTIONS)
-    schemas = f"'{partitions.SCHEMA}', '{views.SCHEMA}'"
-    return f"""
-DO $$ DECLARE thing record; BEGIN
-    FOR thing IN SELECT nspname AS name FROM pg_namespace
-        WHERE nspname IN ({schemas}) AND nspowner <> '{owner}'::regrole
-    LOOP EXECUTE format('ALTER SCHEMA %I OWNER TO {owner}', thing.name); END LOOP;
-    FOR thing IN
-        SELECT c.oid::regclass AS name, CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS kind
-        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
-        WHERE (nspname IN ({schemas}) OR nspname = 'public' AND relname IN ({tables}))
-            AND relkind IN ('r', 'p', 'v') AND relowner <> '{owner}'::regrole
-    LOOP EXECUTE format('ALTER %s %s OWNER TO {owner}', thing.kind, thing.name); END LOOP;
-    FOR thing IN
-        SELECT oid::regprocedure AS name FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-            AND proname IN ({functions}) AND proowner <> '{owner}'::regrole
-    LOOP EXECUTE format('ALTER FUNCTION %s OWNER TO {owner}', thing.name); END LOOP;
-END $$"""
