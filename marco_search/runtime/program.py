@@ -1,4 +1,4 @@
-"""The fork program: commit a prefix once, fork it, let every child go on by itself.
+"""The fork program: commit a prefix once, fork it, let every child generate by itself.
 
 This is the one module that speaks SGLang's frontend language. It waits for every child
 with a deadline and reads its error, because the frontend's own `join` drops a failed child
@@ -125,7 +125,7 @@ class _Child:
         self._generate(self._request.seed, self._request.max_new_tokens, stops)
 
     def reflect(self) -> None:
-        """Where the phrase replaces the end of the thought: wait for that, then go on."""
+        """Where the phrase replaces the end of the thought: wait for that, then continue."""
         if self._request.reflect is not ReflectionPlacement.AT_END:
             return
         self._collect()

@@ -1,4 +1,4 @@
-"""Reads what a backend answered to a generate call, the same way for every backend.
+"""Reads what any backend answered to a generate call.
 
 Nothing of a reply is used before it went through here. What can't be right is refused with
 BranchFailed, so that it costs one branch:
@@ -37,11 +37,11 @@ _LONGEST_S = 1e9
 class Completion:
     """What one generate call gave."""
 
-    text: str  # without the stop text
-    tokens: tuple[Token, ...]  # with those of the stop text and the end of the sequence
-    texts: Mapping[int, str] = field(repr=False)  # what the candidates read, by token id
-    stopped: bool  # by a stop text or by the end of the sequence; else out of tokens
-    stop: str | None  # the stop text that ended it
+    text: str  #: without the stop text
+    tokens: tuple[Token, ...]  #: with those of the stop text and the end of the sequence
+    texts: Mapping[int, str] = field(repr=False)  #: of the candidates, by token id
+    stopped: bool  #: by a stop text or by the end of the sequence; else out of tokens
+    stop: str | None  #: the stop text that ended it
     prompt_tokens: int
     cached_tokens: int
     seconds: float
@@ -62,7 +62,8 @@ def read_completion(
     if not isinstance(text, str):
         raise BranchFailed("the runtime's answer has no text")
     stopped, matched = _finish(meta, stops)
-    prompt_tokens, cached_tokens = _count(meta, "prompt_tokens"), _count(meta, "cached_tokens")
+    prompt_tokens = int(_number(meta, "prompt_tokens"))
+    cached_tokens = int(_number(meta, "cached_tokens"))
     if cached_tokens > prompt_tokens:
         raise BranchFailed(f"{cached_tokens} cached tokens of {prompt_tokens} prompt tokens")
     chosen, candidates = columns.entries(meta)
@@ -77,7 +78,7 @@ def read_completion(
         kept = bisect_left(list(accumulate(map(len, texts))), at + len(stop)) + 1
     if kept > most:
         raise BranchFailed(f"{kept} tokens came, at most {most} were asked for")
-    counted = _count(meta, "completion_tokens")
+    counted = _number(meta, "completion_tokens")
     if counted not in (kept, len(chosen)) and meta.get("completion_tokens") is not None:
         raise BranchFailed(f"completion_tokens is {counted}, there are {len(chosen)} tokens")
     return Completion(
@@ -88,7 +89,7 @@ def read_completion(
         stop=stop,
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
-        seconds=_seconds(meta),
+        seconds=float(_number(meta, "e2e_latency", _LONGEST_S, "seconds", (int, float))),
     )
 
 
@@ -102,8 +103,8 @@ def _finish(meta: Mapping[str, Any], stops: Sequence[str]) -> tuple[bool, str | 
     if kind == "length":
         return False, None
     if kind != "stop":
-        said = [part for part in (kind, reason.get("message")) if isinstance(part, str)]
-        raise BranchFailed(f"the runtime ended the branch: {': '.join(said) or shown(kind)}")
+        texts = [part for part in (kind, reason.get("message")) if isinstance(part, str)]
+        raise BranchFailed(f"the runtime ended the branch: {': '.join(texts) or shown(kind)}")
     if isinstance(matched, list) and matched:
         matched = matched[-1]  # a sequence of tokens
     if isinstance(matched, str) and matched not in stops:
@@ -113,22 +114,20 @@ def _finish(meta: Mapping[str, Any], stops: Sequence[str]) -> tuple[bool, str | 
     return True, matched
 
 
-def _count(meta: Mapping[str, Any], name: str) -> int:
-    value = meta.get(name)
+def _number(
+    meta: Mapping[str, Any],
+    name: str,
+    largest: float = _LARGEST_COUNT,
+    what: str = "a count",
+    types: tuple[type, ...] = (int,),
+) -> float:
+    value: Any = meta.get(name)
     if value is None:
         return 0
-    if type(value) is not int or not 0 <= value <= _LARGEST_COUNT:
-        raise BranchFailed(f"{name} is {shown(value)}, not a count")
-    return value
-
-
-def _seconds(meta: Mapping[str, Any]) -> float:
-    value = meta.get("e2e_latency")
-    if value is None:
-        return 0.0
-    if type(value) not in (int, float) or not 0 <= value <= _LONGEST_S:
-        raise BranchFailed(f"e2e_latency is {shown(value)}, not seconds")
-    return float(value)
+    if type(value) not in types or not 0 <= value <= largest:
+        raise BranchFailed(f"{name} is {shown(value)}, not {what}")
+    number: float = value
+    return number
 
 
 def _texts(

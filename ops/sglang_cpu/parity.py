@@ -75,17 +75,11 @@ def compare(one: Runtime, other: Runtime, texts: Sequence[str], max_new_tokens: 
 def _greedy(runtime: Runtime, texts: Sequence[str], max_new_tokens: int) -> list[Branch]:
     found: list[Branch] = []
     for start in range(0, len(texts), _AT_ONCE):
-        expansions = [
-            Expansion(
-                node_id=0,
-                prefix=text,
-                branches=(
-                    BranchRequest(
-                        branch_id=i, seed=i, max_new_tokens=max_new_tokens, temperature=0.0
-                    ),
-                ),
+        expansions = []
+        for i, text in enumerate(texts[start : start + _AT_ONCE], start):
+            request = BranchRequest(
+                branch_id=i, seed=i, max_new_tokens=max_new_tokens, temperature=0.0
             )
-            for i, text in enumerate(texts[start : start + _AT_ONCE], start)
-        ]
+            expansions.append(Expansion(node_id=0, prefix=text, branches=(request,)))
         found += runtime.branch(expansions)
     return found

@@ -94,7 +94,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Linux: the server is told to end when whoever started it was killed; so are its own."""
+    """Linux: end the server when the process that started it is killed."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 

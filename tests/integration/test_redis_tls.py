@@ -49,7 +49,7 @@ def _length(url: str) -> int:
         return publisher.length()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused_by_all(
+def test_an_untrusted_certificate_is_refused_by_all(
     tls_url: str, database_url: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BrokerUnavailable, match="certificate"):

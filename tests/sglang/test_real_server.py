@@ -112,7 +112,7 @@ def test_reflection_runs_on_the_real_server(both: Both) -> None:
     assert all(b.finish is not Finish.FAILED for b in branches), branches[0].error
 
 
-def test_a_prompt_that_does_not_fit_is_said_plainly(both: Both) -> None:
+def test_a_prompt_that_does_not_fit_is_reported(both: Both) -> None:
     with pytest.raises(PromptTooLong):
         both[1].branch([fork("one two three " * 2000, 2)])
 

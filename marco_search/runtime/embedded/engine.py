@@ -136,7 +136,7 @@ class Engine:
                 batch.admit(arrived)
             if batch.rows:
                 batch.step()
-        except Exception as error:  # whatever it was, the callers get it and the engine goes on
+        except Exception as error:  # of any kind: the callers get it, the engine keeps running
             failure = _failure(error)
             batch.fail_all(failure)
             for row in arrived:

@@ -26,7 +26,7 @@ class Pool:
     """Chooses a server for each search and tries again what failed.
 
     The choice is a hash of the search's prompt (rendezvous hashing), so that all processes
-    agree without speaking to each other, and a job that goes on elsewhere finds its prefixes.
+    agree without speaking to each other, and a job that continues elsewhere finds its prefixes.
     An unhealthy server is left out; its searches keep to the next one.
     """
 

@@ -64,7 +64,7 @@ class Server:
             overloaded = isinstance(found, Failure) and found.overloaded
             self.limiter.release(began, ok=isinstance(found, dict), overloaded=overloaded)
         if isinstance(found, Failure) and call.over:
-            # The server would go on with what no caller waits for.
+            # Without this the server would generate on, with no caller waiting.
             self._connections.post(
                 "/abort_request", {"rid": body["rid"]}, Call(time.monotonic() + _ABORT_S)
             )

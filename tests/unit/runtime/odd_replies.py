@@ -1,4 +1,4 @@
-"""Answers of a model server that can't be right, and what is said of them."""
+"""Answers of a model server that can't be right, and the reasons that are given."""
 
 from __future__ import annotations
 

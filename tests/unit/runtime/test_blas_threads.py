@@ -1,4 +1,4 @@
-"""One BLAS thread decodes, in every kind of process, whoever loaded numpy."""
+"""One BLAS thread decodes, in every kind of process, even if numpy was loaded before."""
 
 from __future__ import annotations
 

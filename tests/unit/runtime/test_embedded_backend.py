@@ -164,8 +164,8 @@ def test_a_fork_goes_on_from_the_tokens_that_are_kept(backend: EmbeddedBackend) 
     count = len(backend.model.tokenizer.encode(PROMPT)) + len(ids)
     found = runtime.branch([kept])
     assert [(b.prompt_tokens, b.cached_tokens) for b in found] == [(count, count)] * 2
-    (anew, _) = runtime.branch([expansion(2, prefix=PROMPT + text)])
-    assert anew.prompt_tokens == len(backend.model.tokenizer.encode(PROMPT + text))
+    (as_text, _) = runtime.branch([expansion(2, prefix=PROMPT + text)])
+    assert as_text.prompt_tokens == len(backend.model.tokenizer.encode(PROMPT + text))
 
 
 def test_a_search_round_is_the_same_in_any_order_and_company(backend: EmbeddedBackend) -> None:

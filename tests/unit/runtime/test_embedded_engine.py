@@ -71,7 +71,7 @@ def test_an_exception_reaches_every_caller_and_the_engine_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dying_thread_leaves_nobody_waiting(
+def test_a_dying_thread_fails_every_waiting_request(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dying(self: Decoder, *args: object) -> object:

@@ -102,7 +102,7 @@ def test_bf16_is_written_to_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "LlamaForCausalLM"),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
@@ -120,12 +120,12 @@ def test_bf16_is_written_to_the_nearest(tmp_path: Path) -> None:
     ],
 )
 def test_what_would_be_computed_wrongly_is_refused(
-    tmp_path: Path, change: dict[str, Any], said: str
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     folder = write_model(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(ModelRefused, match=re.escape(said)):
+    with pytest.raises(ModelRefused, match=re.escape(message)):
         load_model(folder)
 
 
@@ -141,7 +141,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         load_model(folder)
 
 
-def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="MARCO_MODEL"):
         load_model(tmp_path / "nothing")
 
@@ -190,7 +190,7 @@ def test_a_folder_without_a_template_gets_chatml(tmp_path: Path) -> None:
     "template",
     ["{% for %}", "{{ raise_exception('no') }}", "{{ messages.__class__.__mro__[1] }}"],
 )
-def test_a_template_that_fails_is_said(tmp_path: Path, template: str) -> None:
+def test_a_template_that_fails_is_refused(tmp_path: Path, template: str) -> None:
     config = {"chat_template": [{"name": "default", "template": template}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelRefused, match="template"):

@@ -91,7 +91,7 @@ def test_what_is_not_json_fails_its_branch(opened: tuple[Server, Runtime], name:
 def test_an_answer_that_is_too_large_is_refused_while_it_arrives(
     opened: tuple[Server, Runtime], sized: bool
 ) -> None:
-    """With or without its length said before: the server can't even send a hundredth of it."""
+    """With or without a Content-Length: the server can't even send a hundredth of it."""
     most, written = 1 << 30, [0]
     over = threading.Event()
 
@@ -131,7 +131,9 @@ def test_what_a_server_says_is_escaped_and_without_the_key(
     assert len(error) < 700
 
 
-def test_a_line_that_is_no_http_is_said_without_the_key(opened: tuple[Server, Runtime]) -> None:
+def test_an_answer_that_is_not_http_is_reported_without_the_key(
+    opened: tuple[Server, Runtime],
+) -> None:
     def echo(handler: Handler, body: dict[str, Any]) -> None:
         handler.wfile.write(b"Authorization: Bearer sesame-open\x1b[0m\r\n\r\n")
         handler.close_connection = True

@@ -178,7 +178,7 @@ def test_log_probs_that_make_no_sense_fail_the_branch() -> None:
     assert errors[4] is None
 
 
-def test_a_prompt_too_long_for_the_model_is_said_plainly() -> None:
+def test_a_prompt_too_long_for_the_model_is_reported() -> None:
     backend = ToyBackend(lambda seed: error_value("PromptTooLong", "1200 tokens, 1000 fit"))
     with pytest.raises(PromptTooLong, match=r"^1200 tokens, 1000 fit$"):
         run(backend, request(0), request(1))

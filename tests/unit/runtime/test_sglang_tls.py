@@ -32,7 +32,7 @@ def url(certificate: Path) -> Iterator[str]:
         yield server.url.replace("http://", "https://")
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(url: str) -> None:
+def test_an_untrusted_certificate_is_refused(url: str) -> None:
     with pytest.raises(RuntimeUnavailable, match="MARCO_RUNTIME_CA"), runtime(url):
         pass
 
@@ -47,7 +47,7 @@ def test_the_check_can_be_left_out(url: str) -> None:
         assert [b.finish for b in opened.branch([expansion(2)])] == [Finish.STOP] * 2
 
 
-def test_a_file_of_certificates_that_is_none_is_said(url: str, tmp_path: Path) -> None:
+def test_an_invalid_certificate_file_is_refused(url: str, tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("nothing")
     refused = pytest.raises(InvalidSettings, match="MARCO_RUNTIME_CA")

@@ -132,7 +132,7 @@ def test_a_server_that_accepts_and_never_answers_is_left_out_until_it_generates(
         until(lambda: not answered_by_two(str(time.monotonic())), 60)
 
 
-def test_nobody_uses_a_changed_server_while_another_looks_at_it() -> None:
+def test_a_changed_server_is_not_used_while_another_call_checks_it() -> None:
     """Many branches at once find that the server closed its connections."""
     with serving() as first, runtime(first) as opened:
         opened.branch([expansion(8)])

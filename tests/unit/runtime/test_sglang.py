@@ -115,7 +115,7 @@ def test_what_was_served_from_the_cache_is_known_for_every_branch(server: Server
     assert (branch.prompt_tokens, branch.cached_tokens) == (12, 11)
 
 
-def test_a_server_that_is_not_there_is_said_at_once() -> None:
+def test_an_unreachable_server_is_reported_at_once() -> None:
     with (
         pytest.raises(RuntimeUnavailable, match=r"http://127.0.0.1:9 can't be reached"),
         runtime("http://127.0.0.1:9"),

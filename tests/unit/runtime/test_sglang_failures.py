@@ -229,7 +229,7 @@ def test_a_wrong_key_says_which_setting_to_mend(server: Server) -> None:
     assert "sesame" not in str(branches)
 
 
-def test_a_prompt_that_is_too_long_is_said_plainly(server: Server) -> None:
+def test_a_prompt_that_is_too_long_is_reported(server: Server) -> None:
     words = "The input (600 tokens) is longer than the model's context length (512 tokens)."
     server.act = lambda h, b: (h.send({"error": {"message": words}}, 400), True)[1]
     with pytest.raises(PromptTooLong, match="600 tokens"):
@@ -314,7 +314,7 @@ def test_a_server_that_only_fails_ends_the_search_as_unavailable(server: Server)
             run_search(JOB, fixed, opened, NullJournal())
 
 
-def test_a_search_that_is_told_to_stop_ends_in_the_middle_of_a_round(server: Server) -> None:
+def test_a_search_that_is_stopped_ends_in_the_middle_of_a_round(server: Server) -> None:
     class Journal(NullJournal):
         reason: StopReason | None = None
 
