@@ -21,7 +21,7 @@ import marco_search
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.chat import ChatTemplate, read_chat_template
-from marco_search.runtime.embedded.batch import Batch, Completion, GenerationRequest
+from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.cache import RadixCache
 from marco_search.runtime.embedded.config import ModelConfig, read_config
 from marco_search.runtime.embedded.decoder import Decoder, Part
@@ -123,14 +123,15 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         """Fail what is in flight now; what comes later is served."""
         self.engine.abort()
 
-    def _run(self, request: GenerationRequest, s: Any) -> Completion:
+    def _run(self, request: GenerationRequest, s: Any) -> Row:
         seconds = max(0.0, params_of(s).deadline - time.monotonic())
-        future = self.engine.submit(request)
+        row = self.engine.submit(request)
         try:
-            return future.result(seconds)
+            row.result(seconds)
         except TimeoutError:
-            future.cancel()
+            row.cancel()
             raise BranchFailed(f"no answer from the embedded engine in {seconds:.3g} s") from None
+        return row
 
     def _request(self, s: Any, params: Any) -> GenerationRequest:
         """The request behind a `gen`: executor `s` and its sampling parameters."""
@@ -155,7 +156,7 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
         ids = [encode(p) if isinstance(p, str) else np.array(p, np.int32) for p in parts]
         return np.concatenate(ids)
 
-    def _answer(self, request: GenerationRequest, found: Completion) -> tuple[str, dict[str, Any]]:
+    def _answer(self, request: GenerationRequest, found: Row) -> tuple[str, dict[str, Any]]:
         """As SGLang answers: the text without the stop text, and its `meta_info`.
 
         Log-probs are the model's own, at temperature 1. A token's text is what it completes: ""

@@ -10,7 +10,7 @@ import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,31 +44,24 @@ class GenerationRequest:
         return len(self.ids) + self.max_new_tokens
 
 
-@dataclass(slots=True, kw_only=True)
-class Completion:
-    """The engine's answer to one request. Lists have one entry a generated token.
+class Row(Future[None]):
+    """A request and what was generated for it so far; done when that is all, or it failed.
 
-    tokens: with those of the stop; top_ids: the best candidates, best first; matched: the stop
-    text or token that ended it, None if it is out of tokens; cached_tokens: those of the prompt
-    that came from the prefix cache.
+    Lists have one entry a generated token: tokens, with those of the stop, their logprobs, and
+    top_ids and top_logprobs, the best candidates, best first. `matched` is the stop text or
+    token that ended it, None if it is out of tokens; `cached_tokens` came from the prefix cache.
     """
 
-    prompt_tokens: int
-    cached_tokens: int = 0
-    matched: str | int | None = None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_ids: list[list[int]] = field(default_factory=list)
-    top_logprobs: list[list[float]] = field(default_factory=list)
-
-
-class Row:
-    """A request while it is decoded; its `future` gets the completion."""
-
     def __init__(self, request: GenerationRequest) -> None:
+        super().__init__()
         self.request = request
-        self.future: Future[Completion] = Future()
-        self.completion = Completion(prompt_tokens=len(request.ids))
+        self.prompt_tokens = len(request.ids)
+        self.cached_tokens = 0
+        self.matched: str | int | None = None
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.top_ids: list[list[int]] = []
+        self.top_logprobs: list[list[float]] = []
         self.length = len(request.ids)  # tokens whose keys and values are in the slot
         self.uniforms: list[float] = uniforms(request.seed, request.max_new_tokens).tolist()
         self._stops = [(s, s.encode()) for s in request.stops if s]
@@ -82,34 +75,34 @@ class Row:
 
     def append(self, token: int, text: bytes) -> bool:
         """Append a token, whose bytes are `text`. True when this ends the row."""
-        self.completion.tokens.append(token)
+        self.tokens.append(token)
         if token in self.request.stop_ids:
-            self.completion.matched = token
+            self.matched = token
             return True
         if self._stops:
             # The part before `text` was searched already; a stop may begin in its last bytes.
             recent = self._tail + text
             for stop, pattern in self._stops:
                 if pattern in recent:
-                    self.completion.matched = stop
+                    self.matched = stop
                     return True
             self._tail = recent[-self._tail_limit :] if self._tail_limit else b""
-        return len(self.completion.tokens) >= self.request.max_new_tokens
+        return len(self.tokens) >= self.request.max_new_tokens
 
     def ids(self) -> TokenIds:
         """The tokens in the slot, prompt and generated."""
-        generated = self.completion.tokens[: self.length - len(self.request.ids)]
+        generated = self.tokens[: self.length - len(self.request.ids)]
         return np.concatenate([self.request.ids, np.array(generated, np.int32)])
 
     def finish(self) -> None:
-        """Give the caller the completion, unless there is an outcome already."""
+        """All is generated. Without effect if the row is done or cancelled."""
         with contextlib.suppress(InvalidStateError):
-            self.future.set_result(self.completion)
+            self.set_result(None)
 
     def fail(self, message: str, kind: type[RuntimeFailure] = RuntimeUnavailable) -> None:
-        """Give the caller a failure, unless there is an outcome already."""
+        """Give the caller a failure. Without effect if the row is done or cancelled."""
         with contextlib.suppress(InvalidStateError):
-            self.future.set_exception(kind(message))
+            self.set_exception(kind(message))
 
 
 class Batch:
@@ -147,7 +140,7 @@ class Batch:
         taken: list[Row] = []
         longest = max((row.request.total_tokens for row in self.rows), default=0)
         while waiting and len(self.rows) + len(taken) < self._max_rows:
-            if waiting[0].future.cancelled():
+            if waiting[0].cancelled():
                 waiting.popleft()
                 continue
             longest = max(longest, waiting[0].request.total_tokens)
@@ -182,7 +175,7 @@ class Batch:
         self._reserve(len(self.rows), int(positions.max()) + 1)
         if self._sampling is None:
             self._sampling = _sampling_of(self.rows)
-        current = np.array([row.completion.tokens[-1] for row in self.rows])
+        current = np.array([row.tokens[-1] for row in self.rows])
         logits = self._decoder.step(current, positions)
         for row in self.rows:
             row.length += 1
@@ -190,7 +183,7 @@ class Batch:
 
     def drop_cancelled(self) -> None:
         """Remove rows whose callers no longer wait."""
-        self._retire([i for i, row in enumerate(self.rows) if row.future.cancelled()])
+        self._retire([i for i, row in enumerate(self.rows) if row.cancelled()])
 
     def abort(self, message: str) -> None:
         """Fail every row and remove it; what it computed stays cached."""
@@ -228,16 +221,16 @@ class Batch:
 
     def _match(self, row: Row) -> Match:
         match = self.cache.match(row.request.ids)
-        row.completion.cached_tokens = match.length
+        row.cached_tokens = match.length
         if match.logits is None:  # the last token has to be run again for its logits
-            row.completion.cached_tokens = min(match.length, len(row.request.ids) - 1)
+            row.cached_tokens = min(match.length, len(row.request.ids) - 1)
         return match
 
     def _fill(self, matches: Mapping[int, Match]) -> None:
         """Copy cached prefixes into slots; rows forked from one prefix share the work."""
         forks: dict[tuple[int, int], list[int]] = {}
         for i, match in matches.items():
-            if cached := self.rows[i].completion.cached_tokens:
+            if cached := self.rows[i].cached_tokens:
                 forks.setdefault((id(match.path[-1][1]), cached), []).append(i)
         for (_, cached), (leader, *others) in forks.items():
             for start, kv in matches[leader].pieces(cached):
@@ -251,7 +244,7 @@ class Batch:
         parts = []
         for i in matches:
             if i not in logits:
-                cached = self.rows[i].completion.cached_tokens
+                cached = self.rows[i].cached_tokens
                 parts.append(Part(i, cached, self.rows[i].request.ids[cached:]))
         if parts:
             logits |= {
@@ -266,15 +259,15 @@ class Batch:
     def _sample(self, where: slice, logits: Floats, sampling: SamplingBatch) -> list[int]:
         """Choose a token for each of these rows; the rows that it ends."""
         rows = self.rows[where]
-        numbers = np.array([row.uniforms[len(row.completion.tokens)] for row in rows])
+        numbers = np.array([row.uniforms[len(row.tokens)] for row in rows])
         picks = pick(logits, sampling, numbers)
         columns = (picks.tokens, picks.logprobs, picks.top_ids, picks.top_logprobs)
         chosen = zip(rows, *(column.tolist() for column in columns), strict=True)
         done = []
         for index, (row, token, logprob, top_ids, top_logprobs) in enumerate(chosen, where.start):
-            row.completion.logprobs.append(logprob)
-            row.completion.top_ids.append(top_ids)
-            row.completion.top_logprobs.append(top_logprobs)
+            row.logprobs.append(logprob)
+            row.top_ids.append(top_ids)
+            row.top_logprobs.append(top_logprobs)
             if row.append(token, self._tokenizer.bytes_of(token)):
                 done.append(index)
         return done

@@ -1,8 +1,8 @@
 """The decoding thread: continuous batching behind a queue.
 
 One daemon thread, started by the first request, admits what waits before every step and
-decodes all rows in flight together. Callers wait on their own future. Whatever goes wrong in
-the thread reaches every caller as an exception of that future.
+decodes all rows in flight together. Callers wait on their own row, which is a future. Whatever
+goes wrong in the thread reaches every caller as its exception.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import numpy as np
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.embedded.batch import Batch, Completion, GenerationRequest, Row
+from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.linear import one_blas_thread
 
 _ABORTED = "the branch was aborted"
@@ -45,17 +44,17 @@ class Engine:
         self._batch.rows = []
         self._batch.cache.clear()
 
-    def submit(self, request: GenerationRequest) -> Future[Completion]:
-        """Queue a request; it fails at once if it can't be served. Cancel what is not needed."""
+    def submit(self, request: GenerationRequest) -> Row:
+        """Queue a request; it fails at once if it can't be served. Wait for the row's result."""
         row = Row(request)
         refusal = self._batch.refusal(request)
         if refusal is not None:
             row.fail(refusal, BranchFailed)
-            return row.future
+            return row
         with self._wake:
             if self._closed:
                 row.fail(_CLOSED)
-                return row.future
+                return row
             self._waiting.append(row)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -63,7 +62,7 @@ class Engine:
                 )
                 self._thread.start()
             self._wake.notify()
-        return row.future
+        return row
 
     def flush_cache(self) -> None:
         """Forget all cached prefixes before anything that is submitted later."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from marco_search.errors import RuntimeFailure
 from marco_search.runtime.embedded.backend import LoadedModel, load_model
-from marco_search.runtime.embedded.batch import Batch, Completion, GenerationRequest
+from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.cache import RadixCache
 from marco_search.runtime.embedded.engine import Engine
 
@@ -51,13 +50,14 @@ def request(ids: Sequence[int], tokens: int, **options: object) -> GenerationReq
     )
 
 
-def failure(future: Future[Completion]) -> RuntimeFailure:
+def failure(row: Row) -> RuntimeFailure:
     """The failure of a request that must not succeed."""
-    found = future.exception(WAIT_S)
+    found = row.exception(WAIT_S)
     assert isinstance(found, RuntimeFailure), found
     return found
 
 
-def answer(future: Future[Completion]) -> Completion:
-    """The completion of a request that must not fail."""
-    return future.result(WAIT_S)
+def answer(row: Row) -> Row:
+    """The row of a request that must not fail, when it is done."""
+    row.result(WAIT_S)
+    return row

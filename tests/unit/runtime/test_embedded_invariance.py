@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from marco_search.pocket import MODEL_DIR
-from marco_search.runtime.embedded.batch import Completion, GenerationRequest
+from marco_search.runtime.embedded.batch import GenerationRequest, Row
 from marco_search.runtime.embedded.linear import Linear, MatmulMode, choose_mode
 from tests.tiny_model import write_model
 from tests.unit.runtime.embedded_rig import answer, engine_of, request
@@ -46,7 +46,7 @@ def some_requests(vocab: int, count: int, *, longest: int) -> list[GenerationReq
     return made
 
 
-def assert_equal(found: list[Completion], expected: list[Completion]) -> None:
+def assert_equal(found: list[Row], expected: list[Row]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert a.tokens == b.tokens
         assert a.logprobs == b.logprobs  # to the last bit
@@ -76,7 +76,7 @@ def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: s
     with engine_of(folder, max_rows=5, cache_bytes=2_000_000) as (_, engine):
         # Memory for three or four rows and a cache that has to evict; callers come at times of
         # their own.
-        found: dict[int, Completion] = {}
+        found: dict[int, Row] = {}
 
         def call(first: int) -> None:
             for i in range(first, len(asked), 8):
