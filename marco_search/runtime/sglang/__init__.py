@@ -12,7 +12,7 @@ from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.runtime.chat import read_chat_template, render_chatml
 from marco_search.runtime.fork_runtime import ForkRuntime
 from marco_search.runtime.sglang.backend import SGLangBackend
-from marco_search.runtime.sglang.connections import Access
+from marco_search.runtime.sglang.connections import api_key_of
 from marco_search.runtime.sglang.pool import Pool
 from marco_search.runtime.sglang.server import Server
 from marco_search.settings import Settings, is_host
@@ -25,18 +25,7 @@ def open_sglang(settings: Settings) -> Runtime:
     if no server answers, ModelRefused if they serve another model than MARCO_RUNTIME_MODEL
     and MARCO_RUNTIME_REVISION name, or not all the same.
     """
-    timeout_s = settings.runtime_timeout_s
-    access = Access(
-        connect_s=settings.runtime_connect_s,
-        stall_s=settings.runtime_stall_s,
-        api_key=_api_key(settings),
-        verify_tls=settings.runtime_verify_tls,
-        ca=settings.runtime_ca,
-    )
-    # A branch that takes half its time limit says that the server has too much to do.
-    slow_s, most = timeout_s / 2, settings.runtime_max_in_flight
-    urls = _urls(settings.runtime)
-    pool = Pool([Server(url, access, most_in_flight=most, slow_s=slow_s) for url in urls])
+    pool = Pool([Server(url, settings) for url in _urls(settings.runtime)])
     try:
         _check_model(settings, pool.info)
     except ModelRefused:
@@ -45,18 +34,12 @@ def open_sglang(settings: Settings) -> Runtime:
     # ChatML is what Qwen2 and Marco-o1 take.
     render = read_chat_template(settings.model).render if settings.model else render_chatml
     return ForkRuntime(
-        SGLangBackend(pool), pool.info, render, timeout_s=timeout_s, api_key=access.api_key
+        SGLangBackend(pool),
+        pool.info,
+        render,
+        timeout_s=settings.runtime_timeout_s,
+        api_key=api_key_of(settings),
     )
-
-
-def _api_key(settings: Settings) -> str | None:
-    if settings.runtime_api_key is None:
-        return None
-    key = settings.runtime_api_key.get_secret_value().strip()  # a mounted secret ends in a newline
-    if not (key.isascii() and key.isprintable()):
-        # Checked here: the HTTP client's message would repeat the key.
-        raise InvalidSettings("MARCO_RUNTIME_API_KEY: has characters that no header can hold")
-    return key or None
 
 
 def _urls(value: str) -> list[str]:

@@ -14,8 +14,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +22,7 @@ from marco_search.runtime.base import quoting
 from marco_search.runtime.sglang import failures
 from marco_search.runtime.sglang.calls import Call
 from marco_search.runtime.sglang.failures import Failure
+from marco_search.settings import Settings
 
 LARGEST_ANSWER = 2**20  # bytes, where nothing better is known
 _LARGEST_ERROR = 2**16  # bytes that are read of it
@@ -39,28 +38,27 @@ _CHUNK = 2**16  # bytes
 _Answer = tuple[int, http.client.HTTPMessage, bytes]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """How to talk to a server. Times in seconds."""
+def api_key_of(settings: Settings) -> str | None:
+    """The servers' key. Raises InvalidSettings for one that no header can hold."""
+    if settings.runtime_api_key is None:
+        return None
+    key = settings.runtime_api_key.get_secret_value().strip()  # a mounted secret ends in a newline
+    if not (key.isascii() and key.isprintable()):
+        # Checked here: the HTTP client's message would repeat the key.
+        raise InvalidSettings("MARCO_RUNTIME_API_KEY: has characters that no header can hold")
+    return key or None
 
-    connect_s: float = 5.0
-    #: Longest silence once an answer has begun. Before it begins the call's deadline holds:
-    #: the server answers when a branch is complete.
-    stall_s: float = 15.0
-    api_key: str | None = None
-    verify_tls: bool = True
-    ca: Path | None = None  #: file of certificates to trust instead of the system's
 
-    def tls(self) -> ssl.SSLContext:
-        """Raises InvalidSettings for a CA file that can't be used."""
-        try:
-            context = ssl.create_default_context(cafile=self.ca)
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidSettings(f"MARCO_RUNTIME_CA: {self.ca}: {error}") from None
-        if not self.verify_tls:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+def _tls(settings: Settings) -> ssl.SSLContext:
+    ca = settings.runtime_ca
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSettings(f"MARCO_RUNTIME_CA: {ca}: {error}") from None
+    if not settings.runtime_verify_tls:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class Connections:
@@ -69,7 +67,7 @@ class Connections:
     def __init__(
         self,
         url: str,
-        access: Access,
+        settings: Settings,
         check: Callable[[Call], Failure | None] = lambda call: None,
     ) -> None:
         """`check` is called before a POST when the server has closed kept connections: it may
@@ -79,12 +77,16 @@ class Connections:
         self._url = url
         self._host, self._port = parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/")
-        self._access = access
-        self._tls = access.tls() if parts.scheme == "https" else None
+        self._connect_s = settings.runtime_connect_s
+        # Longest silence once an answer has begun. Before it begins the call's deadline holds:
+        # the server answers when a branch is complete.
+        self._stall_s = settings.runtime_stall_s
+        self._tls = _tls(settings) if parts.scheme == "https" else None
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if access.api_key:
-            self._headers["Authorization"] = f"Bearer {access.api_key}"
-        self._quoted = quoting(access.api_key)
+        key = api_key_of(settings)
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._quoted = quoting(key)
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
         self._check = check
@@ -230,7 +232,7 @@ class Connections:
         """The answer's bytes, to its end or until there are more than `most`."""
         size = 0
         while size <= most:
-            sock.settimeout(max(min(call.left_s, self._access.stall_s), 0.001))
+            sock.settimeout(max(min(call.left_s, self._stall_s), 0.001))
             chunk = response.read1(_CHUNK)
             if not chunk:
                 return
@@ -273,7 +275,7 @@ class Connections:
                 connection.close()
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
-        timeout = max(min(self._access.connect_s, call.left_s), 0.001)
+        timeout = max(min(self._connect_s, call.left_s), 0.001)
         connection = (
             http.client.HTTPConnection(self._host, self._port, timeout=timeout)
             if self._tls is None

@@ -11,10 +11,11 @@ from typing import Any
 from marco_search.errors import ModelRefused
 from marco_search.runtime.base import RuntimeInfo, quoting
 from marco_search.runtime.sglang.calls import Call, Limiter
-from marco_search.runtime.sglang.connections import Access, Connections
+from marco_search.runtime.sglang.connections import Connections, api_key_of
 from marco_search.runtime.sglang.failures import Failure, unavailable
 from marco_search.runtime.tokens import LARGEST_ID
 from marco_search.search.branches import Part
+from marco_search.settings import Settings
 
 DEFAULT_CONTEXT_TOKENS = 32_768  # of Qwen2 and Marco-o1, for a server that does not say
 _MOST_CONTEXT_TOKENS = 2**30
@@ -31,13 +32,15 @@ _REMEMBERED = 256  # texts: a prompt for each search, and the reflection phrase
 class Server:
     """Requests to one server. All methods may be called from any thread."""
 
-    def __init__(self, url: str, access: Access, *, most_in_flight: int, slow_s: float) -> None:
+    def __init__(self, url: str, settings: Settings) -> None:
+        """Raises InvalidSettings for a key or a CA file that can't be used."""
         self.url = url
         self.expected: RuntimeInfo | None = None  # what it must serve, once that is known
-        self.limiter = Limiter(most_in_flight, slow_s)
-        self._connections = Connections(url, access, self._check_changed)
+        # A branch that takes half its time limit says that the server has too much to do.
+        self.limiter = Limiter(settings.runtime_max_in_flight, settings.runtime_timeout_s / 2)
+        self._connections = Connections(url, settings, self._check_changed)
         self._lock = threading.Lock()
-        self._quoted = quoting(access.api_key)
+        self._quoted = quoting(api_key_of(settings))
         self._tokenizes = False  # whether it has /tokenize
         self._ids: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
         self._consecutive_failures = 0
