@@ -5,8 +5,8 @@ From the views of the schema `audit`, so that an auditor exports what it may see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 1000
 class Filter:
     """Conditions on jobs; None and empty ones do not count."""
 
-    jobs: Sequence[UUID] = ()
+    jobs: list[UUID] = field(default_factory=list)
     batch: UUID | None = None
     tenant: str | None = None
     since: datetime | None = None  #: submitted at or after
@@ -34,20 +34,17 @@ class Filter:
 
     def condition(self) -> tuple[str, dict[str, Any]]:
         """SQL about a row `j` of audit.jobs, and its parameters."""
-        parts, values = ["true"], dict[str, Any]()
-        for sql, name, value in (
-            ("j.job_id = ANY (%(jobs)s)", "jobs", list(self.jobs)),
-            ("j.batch_id = %(batch)s", "batch", self.batch),
-            ("j.tenant = %(tenant)s", "tenant", self.tenant),
-            ("j.created_at >= %(since)s", "since", self.since),
-            ("j.created_at < %(until)s", "until", self.until),
-        ):
-            if value:
-                parts.append(sql)
-                values[name] = value
-        return " AND ".join(parts), values
+        values = {name: getattr(self, name) for name in _CONDITIONS if getattr(self, name)}
+        return " AND ".join(["true", *(_CONDITIONS[name] for name in values)]), values
 
 
+_CONDITIONS = {
+    "jobs": "j.job_id = ANY (%(jobs)s)",
+    "batch": "j.batch_id = %(batch)s",
+    "tenant": "j.tenant = %(tenant)s",
+    "since": "j.created_at >= %(since)s",
+    "until": "j.created_at < %(until)s",
+}
 _CONTENT = {
     column.name
     for table in schema.metadata.tables.values()
