@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +83,11 @@ def figures(
         mine, other = cut(study, traces, grader, at), cut(study, base, grader, at)
         n, gain = len(mine.right), paired(mine.right, other.right)
         low, high = wilson(sum(mine.right), n)
-        found[_label(study, at)] = {
-            "n": n,
-            "accuracy": round(mine.accuracy, 4),
-            "low": round(low, 4),
-            "high": round(high, 4),
-            "tokens_per_problem": round(mine.tokens_per_problem, 1),
-            "gain": round(gain.difference, 4),
-            "gain_low": round(gain.low, 4),
-            "gain_high": round(gain.high, 4),
-        }
+        shares = {"accuracy": mine.accuracy, "low": low, "high": high}
+        gains = {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high}
+        tokens = {"tokens_per_problem": round(mine.tokens_per_problem, 1)}
+        rounded = {name: round(value, 4) for name, value in (shares | gains).items()}
+        found[_label(study, at)] = {"n": n} | rounded | tokens
     return found
 
 
@@ -129,16 +122,17 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(at: Mapping[str, Any]) -> str:
-    gain = f"{100 * at['gain']:+.1f} ({100 * at['gain_low']:+.1f} to {100 * at['gain_high']:+.1f})"
-    return f"{100 * at['accuracy']:.1f}, {at['tokens_per_problem']:.0f}, {gain}"
+    shares = {name: 100 * value for name, value in at.items()}
+    gain = "{gain:+.1f} ({gain_low:+.1f} to {gain_high:+.1f})".format(**shares)
+    return f"{shares['accuracy']:.1f}, {at['tokens_per_problem']:.0f}, {gain}"
 
 
 def _reward(line: Mapping[str, Any]) -> tuple[str, ...]:
-    interval = f"{100 * line['low']:.0f} to {100 * line['high']:.0f}"
+    low, high = 100 * line["low"], 100 * line["high"]
     return (
         f"{line['reward']}, {line['vote']}, power {line['sharpness']:g}",
         str(line["n"]),
-        f"{100 * line['accuracy']:.1f} ({interval})",
+        f"{100 * line['accuracy']:.1f} ({low:.0f} to {high:.0f})",
         f"{line['auroc']:.2f}",
         f"{line['auroc_within']:.2f}",
     )
@@ -148,7 +142,11 @@ def measured(wanted: Iterable[str], problems: Sequence[Problem]) -> Iterator[dic
     """One line a variant, as it is measured."""
     folder, grader = settings.load().home / "evaluation" / "ablation", Grader(problems)
     with closing(open_runtime(settings.load())) as runtime:
-        traces = partial(_traces, runtime=runtime, folder=folder)
+
+        def traces(name: str, how: Recipe, problems: Sequence[Problem]) -> list[Trace]:
+            file = folder / f"{name.replace(' ', '-')}.jsonl"
+            return run(problems, how, runtime, file, threads=THREADS)
+
         for study in STUDIES.values():
             for name in [n for n in (study["base"], *study["variants"]) if n in wanted]:
                 base = traces(study["base"], recipe(study, study["base"]), problems)
@@ -159,13 +157,6 @@ def measured(wanted: Iterable[str], problems: Sequence[Problem]) -> Iterator[dic
             whole = Recipe(options=options, changes={"widening": 0.5}, keep_tokens=True)
             few = problems[:WHOLE_PROBLEMS]
             yield from rescored(few, traces(WHOLE, whole, few))
-
-
-def _traces(
-    name: str, how: Recipe, problems: Sequence[Problem], *, runtime: Any, folder: Path
-) -> list[Trace]:
-    file = folder / f"{name.replace(' ', '-')}.jsonl"
-    return run(problems, how, runtime, file, threads=THREADS)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -180,7 +171,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(tables([json.loads(line) for line in asked.tables.read_text().splitlines()]))
         return
     for line in measured(asked.variant or [*names, WHOLE], development_split(asked.problems)):
-        print(json.dumps(line), file=sys.stdout, flush=True)
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

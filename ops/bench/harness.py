@@ -18,9 +18,12 @@ from redis import Redis
 
 from marco_search import migrations, settings
 from marco_search.local import ServiceUrls, local_services, purge
+from marco_search.store.db import Database
+from marco_search.store.queue.leases import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300.0
+WORKER = Worker(name="bench", host="bench", pid=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Services:
         urls = {"DATABASE_URL": self.urls.database_url, "REDIS_URL": self.urls.redis_url}
         here = {"MARCO_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
         return os.environ | urls | here | {"MARCO_LOG_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
+
+    def database(self) -> Database:
+        """Connections to Postgres; close it."""
+        return Database(self.urls.database_url, application="marco bench", connections=2)
 
 
 @contextlib.contextmanager

@@ -16,38 +16,23 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
 
 from marco_search import settings
 from marco_search.cli.evaluation import progress_text
-from marco_search.evaluation.curves import Point, at_least, curve, tokens_to_reach
+from marco_search.evaluation import curves, report, statistics
+from marco_search.evaluation.curves import Point
 from marco_search.evaluation.data_sets import Problem, from_row, load
 from marco_search.evaluation.grading import Grader, chosen
 from marco_search.evaluation.plots import accuracy_over_tokens, calibration_plot
-from marco_search.evaluation.report import (
-    PAIRED_HEAD,
-    Row,
-    bins_of,
-    markdown_paired,
-    markdown_rows,
-    row,
-    table,
-)
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import (
-    Paired,
-    chrf,
-    diversity,
-    exact_matches,
-    paired,
-    wilson,
-)
+from marco_search.evaluation.statistics import Paired, diversity, paired, wilson
 from marco_search.evaluation.traces import Trace, read, with_vote
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import kind_of
@@ -74,8 +59,9 @@ FLAT = {
     "self-consistency, reflecting": ("samples-reflect", "vote", 1.0),
     "best-of-n, reflecting": ("samples-reflect", "best", 1.0),
 }
+GREEDY = ("cot", "cot-reflect")
 BASELINES = ("self-consistency", "best-of-n")
-PLOTTED = ("cot", "cot-reflect", *BASELINES, "sharpened vote", "step", "mini-step-32", WINNER)
+PLOTTED = (*GREEDY, *BASELINES, "sharpened vote", "step", "mini-step-32", WINNER)
 PAPER_MARGINS = {"en": 0.048, "zh": 0.112}
 """Best MCTS strategy less greedy CoT in the paper (90.4 - 85.6 and 82.4 - 71.2 points)."""
 
@@ -130,75 +116,67 @@ class Results:
 
     def __init__(self, folder: Path, name: str, problems: list[Problem], rollouts: int) -> None:
         self.name, self.problems, self.grader = name, problems, Grader(problems)
-        runs = list(recipes(rollouts))
-        found = {run: _read(folder / name / f"{run}.jsonl", problems) for run in runs}
+        files = {run: folder / name / f"{run}.jsonl" for run in recipes(rollouts)}
+        found = {run: _read(file, problems) for run, file in files.items()}
         self.traces = {run: traces for run, traces in found.items() if traces}
-        self.missing = [run for run in runs if run not in self.traces]
-        files = [(run, folder / name / f"{run}.seconds.json") for run in runs]
-        self.seconds = {run: json.loads(f.read_text()) for run, f in files if f.exists()}
-        flat = ("cot", "samples")
-        trees = [run for run in self.traces if not run.startswith(flat)]
-        self.trees = sorted(trees, key=lambda run: run == WINNER)  # the winner last
+        self.missing = [run for run, traces in found.items() if not traces]
+        clocks = {run: file.with_suffix(".seconds.json") for run, file in files.items()}
+        self.seconds = {run: json.loads(f.read_text()) for run, f in clocks.items() if f.exists()}
+        self.votes = {
+            name: with_vote(self.traces[samples], choice, power)
+            for name, (samples, choice, power) in FLAT.items()
+            if samples in self.traces
+        }
+        trees = [run for run in self.traces if not run.startswith(("cot", "samples"))]
+        self.trees = sorted(trees, key=WINNER.__eq__)  # the winner last
 
     def curve(self, strategy: str) -> list[Point]:
         """The accuracy of a run, or of a vote over samples, at each number of rollouts."""
-        if strategy not in FLAT:
-            return curve(self.traces.get(strategy, []), self.grader)
-        samples, choice, power = FLAT[strategy]
-        return curve(with_vote(self.traces.get(samples, []), choice, power), self.grader)
+        return curves.curve((self.traces | self.votes).get(strategy, []), self.grader)
 
-    def end(self, strategy: str) -> Point | None:
-        """The whole run."""
-        return next(reversed(self.curve(strategy)), None)
-
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[report.Row]:
         """The table: greedy, the baselines at the winner's tokens and whole, the trees."""
-        greedy = [run for run in ("cot", "cot-reflect") if run in self.traces]
-        found = [row(run, self.traces[run], self.grader) for run in greedy]
-        for name, (samples, choice, power) in FLAT.items():
-            for n in sorted({p.rollouts for p in self._points(name)}):
-                traces = with_vote(self.traces[samples], choice, power)
-                found.append(row(f"{name}, n = {n}", traces, self.grader, rollouts=n))
+        shown = [(run, self.traces[run], None) for run in GREEDY if run in self.traces]
+        winner = self.curve(WINNER)
+        for name, traces in self.votes.items():
+            points = self.curve(name)
+            at = winner and curves.at_least(points, winner[-1].tokens_per_problem)
+            numbers = sorted({p.rollouts for p in (at or points[-1], points[-1])})
+            shown += [(f"{name}, n = {n}", traces, n) for n in numbers]
         for tree in self.trees:
             traces = self.traces[tree]
             if tree != WINNER and max(len(t.rollouts) for t in traces) > FEW:
-                found.append(row(f"{tree}, {FEW} rollouts", traces, self.grader, rollouts=FEW))
-            found.append(row(tree, traces, self.grader))
-        return found
-
-    def _points(self, baseline: str) -> list[Point]:
-        points, winner = self.curve(baseline), self.end(WINNER)
-        at = winner and at_least(points, winner.tokens_per_problem)
-        return [at or points[-1], points[-1]] if points else []
+                shown.append((f"{tree}, {FEW} rollouts", traces, FEW))
+            shown.append((tree, traces, None))
+        return [report.row(name, traces, self.grader, rollouts=n) for name, traces, n in shown]
 
     def less(self, strategy: str, baseline: str) -> tuple[Point, Paired] | None:
         """`strategy` less a baseline with at least as many tokens, or all that it has."""
-        mine, theirs = self.end(strategy), self.curve(baseline)
+        mine, theirs = self.curve(strategy), self.curve(baseline)
         if not mine or not theirs:
             return None
-        other = at_least(theirs, mine.tokens_per_problem) or theirs[-1]
-        return other, paired(mine.right, other.right)
+        other = curves.at_least(theirs, mine[-1].tokens_per_problem) or theirs[-1]
+        return other, paired(mine[-1].right, other.right)
 
-    @cached_property
-    def comparisons(self) -> list[tuple[str, Point, Paired]]:
+    def comparisons(self) -> str:
         """Trees against baselines at equal generated tokens, problem by problem."""
-        pairs = [
-            (tree, name)
-            for tree in reversed(self.trees)
-            for name in (FLAT if tree == WINNER else BASELINES)
-        ]
-        found = [(f"{tree} less {name}", self.less(tree, name)) for tree, name in pairs]
-        return [(what, *result) for what, result in found if result]
+        lines = []
+        for tree in reversed(self.trees):
+            for name in FLAT if tree == WINNER else BASELINES:
+                if found := self.less(tree, name):
+                    point, gain = found
+                    at = f"(n = {point.rollouts}, {point.tokens_per_problem:.0f} tokens)"
+                    lines.append(report.markdown_paired(f"{tree} less {name} {at}", gain))
+        return report.table(report.PAIRED_HEAD, lines) if lines else ""
 
-    @property
     def rival(self) -> dict[str, Any] | None:
         """One greedy thought that is always made to reflect, beside the winner."""
-        mine, rival = self.end(WINNER), self.end("cot-reflect")
-        if not mine or not rival:
-            return None
-        more = mine.tokens_per_problem / rival.tokens_per_problem - 1
-        gain = _points(paired(mine.right, rival.right))
-        return {"point": rival, "gain": gain, "more_tokens": more}
+        mine, rival = self.curve(WINNER)[-1:], self.curve("cot-reflect")[-1:]
+        for a, b in zip(mine, rival, strict=False):
+            more = a.tokens_per_problem / b.tokens_per_problem - 1
+            gain = _points(paired(a.right, b.right))
+            return {"point": b, "gain": gain, "more_tokens": more}
+        return None
 
 
 def _read(file: Path, problems: Sequence[Problem]) -> list[Trace]:
@@ -210,62 +188,48 @@ def _read(file: Path, problems: Sequence[Problem]) -> list[Trace]:
 # -- Goals that were set before measuring -----------------------------------------------
 
 
-def goals(sets: Sequence[Results]) -> Iterator[dict[str, Any]]:
-    """All goals whose runs are complete: text, reached, measured."""
+def goals(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str]]:
+    """All goals whose runs are complete: (text, reached, measured)."""
     ready = [s for s in sets if s.curve(WINNER) and s.curve("samples")]
     for results in ready:
-        mine, greedy, margin = results.end(WINNER), results.end("cot"), PAPER_MARGINS[results.name]
-        if mine and greedy:
-            gain = paired(mine.right, greedy.right)
-            text = f"{results.name}: over greedy CoT by at least {100 * margin:.1f} points, "
+        margin = PAPER_MARGINS[results.name]
+        for greedy in results.curve("cot"):
+            gain = paired(results.curve(WINNER)[-1].right, greedy.right)
+            text = f"over greedy CoT by at least {100 * margin:.1f} points, the interval clear of 0"
             reached = gain.difference >= margin and gain.low > 0
-            yield _goal(text + "the interval clear of 0", reached, _points(gain))
+            yield f"{results.name}: {text}", reached, _points(gain)
     if len(ready) == len(sets):
         yield from _against_baselines(ready)
     for results in ready:
-        points = results.curve("self-consistency")
-        best = max(p.accuracy for p in points)
-        yield _half_the_tokens(
-            results, results.curve(WINNER)[-1].accuracy, f"`{WINNER}`'s accuracy"
-        )
+        best = max(p.accuracy for p in results.curve("self-consistency"))
+        mine = results.curve(WINNER)[-1].accuracy
+        yield _half_the_tokens(results, mine, f"`{WINNER}`'s accuracy")
         yield _half_the_tokens(results, best, "self-consistency's best")
 
 
-def _goal(text: str, reached: bool, measured: str) -> dict[str, Any]:
-    return {"text": text, "reached": reached, "measured": measured}
-
-
-def _against_baselines(sets: Sequence[Results]) -> Iterator[dict[str, Any]]:
-    found = {
-        name: {s.name: gain for s in sets if (gain := s.less(WINNER, name))} for name in BASELINES
-    }
-    for name, gains in found.items():
+def _against_baselines(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str]]:
+    clear = {s.name for s in sets}
+    for name in BASELINES:
+        gains = {s.name: found[1] for s in sets if (found := s.less(WINNER, name))}
+        clear &= {language for language, gain in gains.items() if gain.low > 0}
         text = f"At equal tokens at least as accurate as {name} on both languages"
-        reached = all(gain.difference >= 0 for _, gain in gains.values())
-        shown = [f"{language}: {_points(gain)}" for language, (_, gain) in gains.items()]
-        yield _goal(text, reached, "; ".join(shown))
-    clear = [s.name for s in sets if all(gains[s.name][1].low > 0 for gains in found.values())]
-    text = "At equal tokens better than both on at least one language, "
-    measured = f"clear on: {', '.join(clear) or 'none'}"
-    yield _goal(text + "the paired interval clear of 0", bool(clear), measured)
+        measured = "; ".join(f"{language}: {_points(gain)}" for language, gain in gains.items())
+        yield text, all(gain.difference >= 0 for gain in gains.values()), measured
+    text = "At equal tokens better than both on at least one language, the paired interval"
+    yield f"{text} clear of 0", bool(clear), f"clear on: {', '.join(sorted(clear)) or 'none'}"
 
 
-def _half_the_tokens(results: Results, accuracy: float, whose: str) -> dict[str, Any]:
+def _half_the_tokens(results: Results, accuracy: float, whose: str) -> tuple[str, bool, str]:
     points = results.curve("self-consistency")
-    theirs = tokens_to_reach(points, accuracy)
-    mine = tokens_to_reach(results.curve(WINNER), accuracy)
+    theirs = curves.tokens_to_reach(points, accuracy)
+    mine = curves.tokens_to_reach(results.curve(WINNER), accuracy)
     ratio = mine / theirs if mine and theirs else None
-    text = f"{results.name}: half the tokens of self-consistency for the same accuracy, {whose} "
-    measured = (
-        f"`{WINNER}` {_tokens(mine)}, self-consistency up to n = {len(points)} {_tokens(theirs)}"
-    )
-    reached = bool(mine and not theirs) or (ratio is not None and ratio <= 0.5)
+    text = f"{results.name}: half the tokens of self-consistency for the same accuracy, {whose}"
+    shown = [f"{n:.0f} tokens" if n else "does not reach it" for n in (mine, theirs)]
+    measured = f"`{WINNER}` {shown[0]}, self-consistency up to n = {len(points)} {shown[1]}"
     share = "" if ratio is None else f": {100 * ratio:.0f} %"
-    return _goal(f"{text}({100 * accuracy:.1f} %)", reached, measured + share)
-
-
-def _tokens(needed: float | None) -> str:
-    return "does not reach it" if needed is None else f"{needed:.0f} tokens"
+    reached = bool(mine and not theirs) or (ratio is not None and ratio <= 0.5)
+    return f"{text} ({100 * accuracy:.1f} %)", reached, measured + share
 
 
 def _points(gain: Paired) -> str:
@@ -281,16 +245,48 @@ def text_results(folder: Path, count: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, figures in {"translation": _translation, "open-ended": _open_ended}.items():
         problems = text_problems(kind, count)
-        runs = {name: _read(folder / kind / f"{name}.jsonl", problems) for name in TEXT_RECIPES}
-        section = [figures(name, problems, traces) for name, traces in runs.items() if traces]
-        if section:
-            # The last strategy's example and signature stand for all.
-            shared = {
-                k: one.pop(k) for one in section for k in ("signature", "example") if k in one
-            }
-            about = {"n": len(problems), "seed": SEED}
-            found[kind.replace("-", "_")] = about | shared | {"strategies": section}
+        section: dict[str, Any] = {"n": len(problems), "seed": SEED}
+        strategies = []
+        for name in TEXT_RECIPES:
+            if traces := _read(folder / kind / f"{name}.jsonl", problems):
+                # The last strategy's example and signature stand for all.
+                one, shared = figures(problems, traces)
+                tokens = round(fmean(t.tokens for t in traces), 1)
+                strategies.append({"strategy": name, **one, "tokens_per_problem": tokens})
+                section |= shared
+        if strategies:
+            found[kind.replace("-", "_")] = section | {"strategies": strategies}
     return found
+
+
+Figures = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> Figures:
+    answers = [chosen(t.rollouts, t.choice, t.sharpness) for t in traces]
+    outputs = [t.answers[a] if a is not None else "" for a, t in zip(answers, traces, strict=True)]
+    accepted = [p.expected for p in problems]
+    chrf, signature = statistics.chrf(outputs, accepted)
+    right, n = statistics.exact_matches(outputs, accepted), len(outputs)
+    low, high = wilson(right, n)
+    shares = {"exact": round(right / n, 4), "low": round(low, 4), "high": round(high, 4)}
+    distinct = fmean(len(_ranked(p, t)) for p, t in zip(problems, traces, strict=True))
+    return {"chrf": round(chrf, 2), **shares, "distinct": distinct}, {"signature": signature}
+
+
+def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> Figures:
+    ranked = [_ranked(p, t) for p, t in zip(problems, traces, strict=True)]
+    written = [len({r.answer for r in t.rollouts} - {None}) for t in traces]
+    texts = [[t.answers[a.key] for a in found] for found, t in zip(ranked, traces, strict=True)]
+    spread = [diversity(outputs) for outputs in texts if len(outputs) > 1]
+    figures = {
+        "distinct": fmean(map(len, ranked)),
+        "merged": fmean(n - len(found) for n, found in zip(written, ranked, strict=True)),
+        "diversity": fmean(spread) if spread else 0.0,
+    }
+    best = list(zip(ranked[0], texts[0], strict=True))[:5]
+    answers = [{"text": text, "confidence": a.confidence, "votes": a.votes} for a, text in best]
+    return figures, {"example": {"prompt": problems[0].job.subject, "answers": answers}}
 
 
 def _ranked(problem: Problem, trace: Trace) -> list[RankedAnswer]:
@@ -304,45 +300,6 @@ def _ranked(problem: Problem, trace: Trace) -> list[RankedAnswer]:
     return rank(candidates, Aggregation.WEIGHTED, sharpness=trace.sharpness)
 
 
-def _translation(name: str, problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
-    answers = [chosen(t.rollouts, t.choice, t.sharpness) for t in traces]
-    outputs = [t.answers[a] if a is not None else "" for a, t in zip(answers, traces, strict=True)]
-    accepted = [p.expected for p in problems]
-    score, signature = chrf(outputs, accepted)
-    right = exact_matches(outputs, accepted)
-    low, high = wilson(right, len(outputs))
-    return {
-        "strategy": name,
-        "chrf": round(score, 2),
-        "exact": round(right / len(outputs), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "distinct": _mean([len(_ranked(p, t)) for p, t in zip(problems, traces, strict=True)]),
-        "tokens_per_problem": round(_mean([t.tokens for t in traces]), 1),
-        "signature": signature,
-    }
-
-
-def _open_ended(name: str, problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
-    ranked = [_ranked(p, t) for p, t in zip(problems, traces, strict=True)]
-    written = [len({r.answer for r in t.rollouts} - {None}) for t in traces]
-    texts = [[t.answers[a.key] for a in found] for found, t in zip(ranked, traces, strict=True)]
-    best = list(zip(ranked[0], texts[0], strict=True))[:5]
-    answers = [{"text": text, "confidence": a.confidence, "votes": a.votes} for a, text in best]
-    return {
-        "strategy": name,
-        "distinct": _mean([len(found) for found in ranked]),
-        "merged": _mean([n - len(found) for n, found in zip(written, ranked, strict=True)]),
-        "diversity": _mean([diversity(outputs) for outputs in texts if len(outputs) > 1]),
-        "tokens_per_problem": round(_mean([t.tokens for t in traces]), 1),
-        "example": {"prompt": problems[0].job.subject, "answers": answers},
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
 # -- Files ------------------------------------------------------------------------------
 
 
@@ -350,69 +307,41 @@ def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Pa
     """Write results.md, results.json and the plots. Incomplete runs are left out and named."""
     docs.mkdir(parents=True, exist_ok=True)
     sets = [Results(folder, n, load(SETS[n], limit=count), rollouts) for n in SETS]
-    texts = text_results(folder, count)
-    reached = list(goals(sets))
-    (docs / "results.json").write_text(
-        json.dumps(_data(sets, reached, texts, rollouts), ensure_ascii=False, indent=1) + "\n"
-    )
-    loader = jinja2.FileSystemLoader(HERE)
-    template = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
-    text = template.get_template("results.md.j2").render(
-        sets=sets, goals=reached, texts=texts, rollouts=rollouts, few=min(rollouts, FEW), seed=SEED,
-        winner=WINNER, minutes=sum(sum(s.seconds.values()) for s in sets) / 60,
-        markdown_rows=markdown_rows, comparisons=_comparison_table,
-    )  # fmt: skip
-    (docs / "results.md").write_text(text)
-    return [docs / "results.md", docs / "results.json", *_plots(sets, docs / "plots")]
-
-
-def _comparison_table(results: Results) -> str:
-    lines = [
-        markdown_paired(
-            f"{what} (n = {point.rollouts}, {point.tokens_per_problem:.0f} tokens)", found
-        )
-        for what, point, found in results.comparisons
-    ]
-    return table(PAIRED_HEAD, lines)
-
-
-def _data(
-    sets: Sequence[Results],
-    reached: list[dict[str, Any]],
-    texts: Mapping[str, Any],
-    rollouts: int,
-) -> dict[str, Any]:
-    return {
+    fields = ("text", "reached", "measured")
+    found = {
         "command": f'make paper-table ARGS="--rollouts {rollouts}"',
         "seed": SEED,
         "seconds": {s.name: s.seconds for s in sets},
         "results": {s.name: {r.strategy: r.to_json() for r in s.rows()} for s in sets},
-        "curves": {
-            s.name: {
-                name: [
-                    [p.rollouts, round(p.tokens_per_problem, 1), round(p.accuracy, 4)]
-                    for p in s.curve(name)
-                ]
-                for name in (*FLAT, *s.trees)
-            }
-            for s in sets
-        },
-        "goals": reached,
-        "texts": texts,
+        "curves": {s.name: {n: _curve(s.curve(n)) for n in (*FLAT, *s.trees)} for s in sets},
+        "goals": [dict(zip(fields, goal, strict=True)) for goal in goals(sets)],
+        "texts": text_results(folder, count),
     }
+    data, page = docs / "results.json", docs / "results.md"
+    data.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    loader = jinja2.FileSystemLoader(HERE)
+    template = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
+    about = {"rollouts": rollouts, "few": min(rollouts, FEW), "winner": WINNER}
+    about |= {"minutes": sum(sum(s.seconds.values()) for s in sets) / 60}
+    text = template.get_template("results.md.j2").render(found | about, sets=sets, report=report)
+    page.write_text(text)
+    return [page, data, *_plots([s for s in sets if s.traces], docs / "plots")]
+
+
+def _curve(points: Sequence[Point]) -> list[list[float]]:
+    return [[p.rollouts, round(p.tokens_per_problem, 1), round(p.accuracy, 4)] for p in points]
 
 
 def _plots(sets: Sequence[Results], folder: Path) -> list[Path]:
-    sets = [s for s in sets if s.traces]
-    curves = {
+    lines = {
         f"{SETS[s.name]}, n = {len(s.problems)}": {
             name: points for name in PLOTTED if (points := s.curve(name))
         }
         for s in sets
     }
-    samples = [s for s in sets if "samples" in s.traces]
-    bins = {SETS[s.name]: bins_of(s.traces["samples"], s.grader) for s in samples}
-    files = accuracy_over_tokens(curves, folder / "accuracy-over-tokens") if sets else []
+    sampled = {SETS[s.name]: (s.traces["samples"], s.grader) for s in sets if "samples" in s.traces}
+    bins = {name: report.bins_of(*of_set) for name, of_set in sampled.items()}
+    files = accuracy_over_tokens(lines, folder / "accuracy-over-tokens") if sets else []
     return files + (calibration_plot(bins, folder / "calibration") if bins else [])
 
 

@@ -1,6 +1,6 @@
 """The same load through other projects: its_hub, treequest, optillm and llm-reasoners.
 
-    python -m ops.bench.peers NAME TASK OUTCOME     one project, in the peers' own environment
+    python -m ops.bench.peers NAME TASK     one project, in the peers' own environment
 
 There only the standard library and the peer's packages are at hand, so this module imports
 everything else where it is used.
@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,15 +60,11 @@ _TIMEOUT_S = 420.0  # of one run; the slowest takes 100 s on two idle cores
 class Task:
     """What a peer is asked for: one search for each question, all at once."""
 
-    #: Of an OpenAI-compatible server, without /v1.
-    url: str
+    url: str  #: of an OpenAI-compatible server, without /v1
     questions: list[str]
-    #: System prompt.
-    system: str
-    #: Completions, or rollouts where these consist of several.
-    budget: int
-    #: Generations at once in one search, where the peer takes such a number.
-    width: int
+    system: str  #: prompt
+    budget: int  #: completions, or rollouts where these consist of several
+    width: int  #: generations at once in one search, where the peer takes such a number
 
 
 @dataclass
@@ -77,12 +72,9 @@ class Outcome:
     """What came of it."""
 
     seconds: float
-    #: Processor time of the peer's processes.
-    cpu_s: float
-    #: Completions of all searches.
-    kept: int
-    #: Of searches that were lost.
-    errors: list[str]
+    cpu_s: float  #: processor time of the peer's processes
+    kept: int  #: completions of all searches
+    errors: list[str]  #: of searches that were lost
 
 
 # -- The benchmark's side ---------------------------------------------------------------
@@ -119,7 +111,7 @@ def _figures(run: Callable[[Task], Outcome], server: SimulatedServer, task: Task
         found |= {"kept": outcome.kept, "lost_searches": len(outcome.errors)}
         server.reset()
         run(replace(single, width=task.budget))  # as wide as it can be asked for
-        found["peak_in_flight"] = server.counters().peak_running
+        found["peak_in_flight"] = server.counters()["peak_running"]
         server.reset(REFUSE_EVERY)
         outcome = run(single)
         error = (outcome.errors or [""])[0][:300]
@@ -130,38 +122,34 @@ def _figures(run: Callable[[Task], Outcome], server: SimulatedServer, task: Task
 
 def speed(counters: Counters, seconds: float, cpu_s: float) -> dict[str, Any]:
     """The figures of searches that ran at once."""
-    completions = counters.requests - counters.commits
+    completions = counters["requests"] - counters["commits"]
     return {
-        "seconds": seconds,
         "completions_per_s": completions / seconds,
-        "tokens_per_s": counters.generated / seconds,
-        "tokens_per_completion": counters.generated / max(1, completions),
-        "peak_running": counters.peak_running,
+        "tokens_per_s": counters["generated"] / seconds,
+        "tokens_per_completion": counters["generated"] / max(1, completions),
+        "peak_running": counters["peak_running"],
         "cpu_ms_per_completion": 1000 * cpu_s / max(1, completions),
-        "cached_prompt_share": counters.cached / max(1, counters.prompt),
+        "cached_prompt_share": counters["cached"] / max(1, counters["prompt"]),
     }
 
 
 def _run(python: Path, name: str, task: Task) -> Outcome:
-    """One peer, in its environment."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answered = Path(folder) / "task.json", Path(folder) / "outcome.json"
-        asked.write_text(json.dumps(asdict(task)))
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "PYTHON"))}
-        peer = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"{task.url}/v1", "HOME": folder}
-        script = subprocess.Popen(
-            [python, "-m", "ops.bench.peers", name, asked, answered],
-            cwd=Path(__file__).parents[2], env=kept | peer | {"PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    """One peer, in its environment. It prints its outcome last."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "PYTHON"))}
+    peer = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"{task.url}/v1"}
+    command = [str(python), "-m", "ops.bench.peers", name, json.dumps(asdict(task))]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], env=kept | peer, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as script:  # fmt: skip
         try:
             output, _ = script.communicate(timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             os.killpg(script.pid, signal.SIGKILL)
             raise
-        if script.returncode:
-            raise ValueError(f"{name} exited with {script.returncode}: {output.strip()[-500:]}")
-        return Outcome(**json.loads(answered.read_text()))
+    if script.returncode:
+        raise ValueError(f"{name} exited with {script.returncode}: {output.strip()[-500:]}")
+    return Outcome(**json.loads(output.splitlines()[-1]))
 
 
 def table(found: dict[str, Any]) -> str:
@@ -260,35 +248,29 @@ def llm_reasoners(task: Task, question: str) -> int:
         0,
     )
 
-    class Lines(reasoners.WorldModel):  # type: ignore[misc]
-        def init_state(self) -> tuple[str, ...]:
-            return ()
+    def lines_after(state: tuple[str, ...]) -> list[str]:
+        nonlocal kept
+        text = prompt + "".join(f"{line}\n" for line in state)
+        found = model.generate(text, num_return_sequences=2, stop="\n", rate_limit_per_min=None)
+        kept += len(found.text)
+        return list(found.text)
 
-        def step(self, state: tuple[str, ...], action: str) -> tuple[tuple[str, ...], Any]:
-            return (*state, action), {}
-
-        def is_terminal(self, state: tuple[str, ...]) -> bool:
-            return len(state) >= steps
-
-    class Config(reasoners.SearchConfig):  # type: ignore[misc]
-        def get_actions(self, state: tuple[str, ...]) -> list[str]:
-            nonlocal kept
-            text = prompt + "".join(f"{line}\n" for line in state)
-            lines = model.generate(
-                text, num_return_sequences=2, stop="\n", rate_limit_per_min=None
-            ).text
-            kept += len(lines)
-            return list(lines)
-
-        def fast_reward(self, *_: Any, **__: Any) -> tuple[float, dict[str, Any]]:
-            return random.random(), {}
-
-        reward = fast_reward
-
+    world = SimpleNamespace(
+        update_example=lambda *_, **__: None,
+        init_state=tuple,
+        step=lambda state, action: ((*state, action), {}),
+        is_terminal=lambda state: len(state) >= steps,
+    )
+    rewards = SimpleNamespace(
+        update_example=lambda *_, **__: None,
+        get_actions=lines_after,
+        fast_reward=lambda *_: (random.random(), {}),
+        reward=lambda *_, **__: (random.random(), {}),
+    )
     # The rules of its own example for word problems (RAP on GSM8K).
     rules = {"cum_reward": numpy.mean, "calc_q": max, "w_exp": 1.0, "disable_tqdm": True}
     algorithm = MCTS(n_iters=task.budget, depth_limit=steps, **rules)
-    reasoners.Reasoner(Lines(), Config(), algorithm)(question)
+    reasoners.Reasoner(world, rewards, algorithm)(question)
     return kept
 
 
@@ -370,6 +352,5 @@ PEERS: dict[str, Callable[[Task], Outcome]] = {
 }
 
 if __name__ == "__main__":
-    name, asked, answered = sys.argv[1:]
-    outcome = PEERS[name](Task(**json.loads(Path(asked).read_text())))
-    Path(answered).write_text(json.dumps(asdict(outcome)))
+    outcome = PEERS[sys.argv[1]](Task(**json.loads(sys.argv[2])))
+    print("\n" + json.dumps(asdict(outcome)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -32,9 +33,8 @@ from marco_search.search.tree import Rollout
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
-from marco_search.store.queue.leases import Worker
 from ops.bench import peers
-from ops.bench.harness import report, scratch_services
+from ops.bench.harness import WORKER, report, scratch_services
 from ops.bench.simulator import Counters, InstantRuntime, SimulatedServer, job, simulated_server
 from ops.sglang_cpu import parity
 from ops.sglang_cpu.server import VERSION, serving
@@ -66,18 +66,17 @@ def measure(searches: int, rollouts: int, *, real: bool, others: bool) -> dict[s
     with simulated_server() as server:
         step = many(server, searches, rollouts, "step")
         found |= throughput(server, step)
-        for key, wide in (("peak_in_flight", 32), ("peak_in_flight_default", None)):
-            one(server, "step", 32, wide=wide)
-            found[key] = server.counters().peak_running
+        for key, wide in {"peak_in_flight": 32, "peak_in_flight_default": None}.items():
+            found[key] = one(server, "step", 32, wide=wide).counters["peak_running"]
         if others:
             best = many(server, searches, rollouts, "best-of-n")
-            found |= _ours(server, "step", step, rollouts)
-            found |= _ours(server, "best-of-n", best, rollouts)
+            found |= _beside_peers(server, "step", step, rollouts)
+            found |= _beside_peers(server, "best-of-n", best, rollouts)
             found |= peers.measure(server, searches, rollouts)
     return found | (real_server() if real else {"real_skipped": "--no-real"})
 
 
-# -- Many searches on the simulated server ----------------------------------------------
+# -- Searches ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +84,22 @@ class Searched:
     """One search: its requests round by round, and what came of it."""
 
     rounds: list[list[Request]]
-    rollouts: tuple[Rollout, ...]
+    rollouts: Sequence[Rollout]
     cpu_s: float
-
-    @property
-    def failed(self) -> int:
-        """Rollouts that the runtime gave no text for."""
-        return sum(r.finish is Finish.FAILED for r in self.rollouts)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Searches that ran at once, from the first one's start to the last one's end."""
+    """Searches at once, from the first one's start to the last one's end."""
 
-    counters: Counters
-    seconds: float
     searches: list[Searched]
+    seconds: float
+    counters: Counters
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """Of all searches."""
+        return [rollout for searched in self.searches for rollout in searched.rollouts]
 
 
 class Recorder:
@@ -118,47 +117,6 @@ class Recorder:
         asked = [(e.prefix, r.seed, r.max_new_tokens) for e in expansions for r in e.branches]
         self.rounds.append(asked)
         return self._runtime.branch(expansions)
-
-
-def one(
-    server: SimulatedServer, strategy: str, rollouts: int, *, wide: int | None, refuse: int = 0
-) -> Searched:
-    """One search in this process, with as many branches at once as `wide`."""
-    server.reset(refuse)
-    with closing(open_engine(server.url)) as runtime:
-        return search(runtime, strategy, rollouts, wide=wide)
-
-
-def many(server: SimulatedServer, count: int, rollouts: int, strategy: str) -> Run:
-    """`count` searches at once, one a process as under the worker, on an empty cache."""
-    fork = multiprocessing.get_context("fork")
-    server.reset()
-    # As the worker does before it forks: else each process copies this one's whole heap.
-    gc.collect()
-    gc.freeze()
-    with fork.Pool(count, _connect, (server.url, fork.Barrier(count))) as pool:
-        gc.unfreeze()
-        pool.map(_connected, range(count), 1)
-        began = time.monotonic()
-        found = pool.map(partial(_search_here, strategy, rollouts), range(count), 1)
-        return Run(server.counters(), time.monotonic() - began, found)
-
-
-_here: Runtime  # of a process of `many`
-
-
-def _connect(url: str, everyone: Any) -> None:
-    global _here
-    _here = open_engine(url)
-    everyone.wait(300)
-
-
-def _connected(_: int) -> None:
-    """Called when every process has its runtime."""
-
-
-def _search_here(strategy: str, rollouts: int, seed: int) -> Searched:
-    return search(_here, strategy, rollouts, seed)
 
 
 def open_engine(address: str, **more: Any) -> Runtime:
@@ -181,10 +139,71 @@ def search(
     return Searched(recorder.rounds, tuple(done.search.tree.rollouts), cpu_s)
 
 
+def one(
+    server: SimulatedServer, strategy: str, rollouts: int, *, wide: int | None, refuse: int = 0
+) -> Run:
+    """One search in this process on an empty cache."""
+    server.reset(refuse)
+    with closing(open_engine(server.url)) as runtime:
+        return Run([search(runtime, strategy, rollouts, wide=wide)], 0.0, server.counters())
+
+
+def many(server: SimulatedServer, count: int, rollouts: int, strategy: str) -> Run:
+    """`count` searches at once, one a process as under the worker, on an empty cache."""
+    fork = multiprocessing.get_context("fork")
+    server.reset()
+    # As the worker does before it forks: else each process copies this one's whole heap.
+    gc.collect()
+    gc.freeze()
+    with fork.Pool(count, _connect, (server.url, fork.Barrier(count))) as pool:
+        gc.unfreeze()
+        pool.map(_connected, range(count), 1)
+        began = time.monotonic()
+        found = pool.map(partial(_search_here, strategy, rollouts), range(count), 1)
+        return Run(found, time.monotonic() - began, server.counters())
+
+
+_here: Runtime  # of a process of `many`
+
+
+def _connect(url: str, everyone: Any) -> None:
+    global _here
+    _here = open_engine(url)
+    everyone.wait(300)
+
+
+def _connected(_: int) -> None:
+    """Called when every process has its runtime."""
+
+
+def _search_here(strategy: str, rollouts: int, seed: int) -> Searched:
+    return search(_here, strategy, rollouts, seed)
+
+
+def failed(rollouts: Sequence[Rollout]) -> int:
+    """Rollouts that the runtime gave no text for."""
+    return sum(rollout.finish is Finish.FAILED for rollout in rollouts)
+
+
+def cached_share(rollouts: Sequence[Rollout]) -> float:
+    """Share of the prompt tokens that came from the prefix cache."""
+    return sum(r.cached_tokens for r in rollouts) / sum(r.prompt_tokens for r in rollouts)
+
+
+def _beside_peers(server: SimulatedServer, strategy: str, run: Run, budget: int) -> dict[str, Any]:
+    cpu_s = sum(searched.cpu_s for searched in run.searches)
+    found = peers.speed(run.counters, run.seconds, cpu_s) | {"lost_searches": 0}
+    wide = one(server, strategy, budget, wide=budget if strategy == "step" else None)
+    refused = one(server, strategy, budget, wide=None, refuse=peers.REFUSE_EVERY)
+    found["peak_in_flight"] = wide.counters["peak_running"]
+    found |= {"refused_kept": budget - failed(refused.rollouts), "refused_error": ""}
+    return {f"our_{strategy.replace('-', '_')}_{key}": value for key, value in found.items()}
+
+
 # -- The same requests from a client that does nothing else -----------------------------
 
 
-async def replay(url: str, searches: Sequence[list[list[Request]]], at_once: int | None) -> float:
+async def replay(url: str, searches: Sequence[Searched], at_once: int = 0) -> float:
     """Seconds that the same requests take, each round sent when the one before is answered.
 
     A search can't know a request before the answers that it follows from, so what is compared is
@@ -194,84 +213,57 @@ async def replay(url: str, searches: Sequence[list[list[Request]]], at_once: int
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
-        async def post(text: str, **parameters: Any) -> None:
-            body = {
-                "text": text,
-                "sampling_params": parameters,
-                "return_logprob": True,
-                "top_logprobs_num": TOP_K,
-                "return_text_in_logprobs": True,
-            }
+        async def send(text: str, seed: int, room: int) -> None:
+            sampling = {"max_new_tokens": room, "temperature": 1.0, "stop": [END_OF_OUTPUT]}
+            body: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": TOP_K}
+            body |= {"text": text, "sampling_params": sampling | {"sampling_seed": seed}}
             async with session.post(f"{url}/generate", json=body) as answer:
                 json.loads(await answer.read())
 
-        async def send(text: str, seed: int, room: int) -> None:
-            sampling = {"temperature": 1.0, "stop": [END_OF_OUTPUT], "sampling_seed": seed}
-            await post(text, max_new_tokens=room, **sampling)
-
         async def replayed(rounds: list[list[Request]]) -> None:
-            await post(rounds[0][0][0], max_new_tokens=0)  # commits the prompt, as ours do
-            for requests in rounds if at_once is None else ():
+            await send(rounds[0][0][0], 0, 0)  # commits the prompt, as ours do
+            for requests in [] if at_once else rounds:
                 await asyncio.gather(*(send(*request) for request in requests))
 
         async def work() -> None:
             for request in waiting:
                 await send(*request)
 
-        longest = max(map(len, searches))
-        waiting = (
-            r for i in range(longest) for s in searches for r in (s[i] if i < len(s) else ())
-        )
+        rounds = [searched.rounds for searched in searches]
+        in_order = itertools.zip_longest(*rounds, fillvalue=())
+        waiting = (request for group in in_order for requests in group for request in requests)
         began = time.monotonic()
-        await asyncio.gather(*map(replayed, searches))
-        await asyncio.gather(*(work() for _ in range(at_once or 0)))
+        await asyncio.gather(*map(replayed, rounds))
+        await asyncio.gather(*(work() for _ in range(at_once)))
         return time.monotonic() - began
 
 
 def throughput(server: SimulatedServer, run: Run) -> dict[str, Any]:
     """The same requests by a client that does nothing else, in our order and without one."""
-    ours, rounds = run.counters, [s.rounds for s in run.searches]
+    ours = run.counters
     server.reset()
-    bare_s = asyncio.run(replay(server.url, rounds, None))
+    bare_s = asyncio.run(replay(server.url, run.searches))
     bare = server.counters()
     server.reset()
-    full_s = asyncio.run(replay(server.url, rounds, ours.peak_running))
-    if ours.generated != bare.generated:
-        raise SystemExit(
-            f"ours generated {ours.generated} tokens, the bare client {bare.generated}"
-        )
-    rollouts = [r for s in run.searches for r in s.rollouts]
+    full_s = asyncio.run(replay(server.url, run.searches, int(ours["peak_running"])))
+    tokens = ours["generated"]
+    if tokens != bare["generated"]:
+        raise SystemExit(f"ours generated {tokens} tokens, the bare client {bare['generated']}")
     return {
         "throughput_ratio": bare_s / run.seconds,
         "throughput_ratio_no_order": full_s / run.seconds,
-        "tokens_per_s": ours.generated / run.seconds,
-        "bare_tokens_per_s": bare.generated / bare_s,
-        "no_order_tokens_per_s": ours.generated / full_s,
-        "peak_running": ours.peak_running,
-        "requests": ours.requests - ours.commits,
-        "commits": ours.commits,
-        "failed": sum(s.failed for s in run.searches),
-        "discarded_tokens": ours.generated - sum(r.generated_tokens for r in rollouts),
-        "simulated_cached_prompt_share": cached_share(rollouts),
-        "simulator_late_share": ours.late_s / ours.planned_s,
-        "bare_simulator_late_share": bare.late_s / bare.planned_s,
+        "tokens_per_s": tokens / run.seconds,
+        "bare_tokens_per_s": tokens / bare_s,
+        "no_order_tokens_per_s": tokens / full_s,
+        "peak_running": ours["peak_running"],
+        "requests": ours["requests"] - ours["commits"],
+        "commits": ours["commits"],
+        "failed": failed(run.rollouts),
+        "discarded_tokens": tokens - sum(r.generated_tokens for r in run.rollouts),
+        "simulated_cached_prompt_share": cached_share(run.rollouts),
+        "simulator_late_share": ours["late_s"] / ours["planned_s"],
+        "bare_simulator_late_share": bare["late_s"] / bare["planned_s"],
     }
-
-
-def cached_share(rollouts: Sequence[Rollout]) -> float:
-    """Share of the prompt tokens that came from the prefix cache."""
-    return sum(r.cached_tokens for r in rollouts) / sum(r.prompt_tokens for r in rollouts)
-
-
-def _ours(server: SimulatedServer, strategy: str, run: Run, budget: int) -> dict[str, Any]:
-    """The figures of the comparison with other projects."""
-    cpu_s = sum(s.cpu_s for s in run.searches)
-    figures = peers.speed(run.counters, run.seconds, cpu_s) | {"lost_searches": 0}
-    one(server, strategy, budget, wide=budget if strategy == "step" else None)
-    figures["peak_in_flight"] = server.counters().peak_running
-    refused = one(server, strategy, budget, wide=None, refuse=peers.REFUSE_EVERY)
-    figures |= {"refused_kept": budget - refused.failed, "refused_error": ""}
-    return {f"our_{strategy.replace('-', '_')}_{key}": value for key, value in figures.items()}
 
 
 # -- The search's own time per node -----------------------------------------------------
@@ -289,18 +281,16 @@ def milliseconds_per_node(seed: int) -> float:
 
 def persisted_ms_per_node() -> float:
     """Time on the clock, every round committed to Postgres by the worker."""
-    with scratch_services() as services:
-        url = services.urls.database_url
-        with closing(Database(url, application="marco bench", connections=2)) as database:
-            return min(_persisted(database, url, seed) for seed in range(3))
+    with scratch_services() as services, closing(services.database()) as database:
+        settings = Settings.model_validate({"DATABASE_URL": services.urls.database_url})
+        return min(_persisted(database, settings, seed) for seed in range(3))
 
 
-def _persisted(database: Database, url: str, seed: int) -> float:
-    runtime, settings = InstantRuntime(), Settings.model_validate({"DATABASE_URL": url})
+def _persisted(database: Database, settings: Settings, seed: int) -> float:
+    runtime = InstantRuntime()
     with database.transaction() as conn:
         jobs.insert(conn, [job(seed, "step", ROLLOUTS)], tenant="bench")
-    worker = Worker(name="bench", host="bench", pid=0)
-    Runner(settings, database, lambda: runtime, worker).run_next()
+    Runner(settings, database, lambda: runtime, WORKER).run_next()
     with database.transaction() as conn:
         row = conn.execute("SELECT seconds, nodes FROM jobs ORDER BY id DESC LIMIT 1").fetchone()
     assert row is not None and row[1] > ROLLOUTS
@@ -319,7 +309,7 @@ def real_server() -> dict[str, Any]:
             closing(open_engine(url, MARCO_MODEL=MODEL_DIR)) as server,
         ):
             found = parity.compare(embedded, server, parity.prompts(embedded, PROMPTS), TOKENS)
-            searched = search(server, "step", 32)
+            rollouts = search(server, "step", 32).rollouts
     except LocalServiceFailed as error:
         nothing = dict.fromkeys(("cached_prompt_share", "parity_max_logprob_delta"))
         return nothing | {"real_skipped": str(error)}
@@ -330,8 +320,8 @@ def real_server() -> dict[str, Any]:
         "parity_positions": found.tokens,
         "parity_max_logprob_delta": found.logprob_delta,
         "parity_max_confidence_delta": found.confidence_delta,
-        "cached_prompt_share": cached_share(searched.rollouts),
-        "real_failed_branches": searched.failed + len(found.errors),
+        "cached_prompt_share": cached_share(rollouts),
+        "real_failed_branches": failed(rollouts) + len(found.errors),
     }
 
 

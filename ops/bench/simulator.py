@@ -23,9 +23,10 @@ import socket
 import time
 import urllib.request
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, product, takewhile
 from random import Random
@@ -43,6 +44,7 @@ from marco_search.search.branches import (
     REFLECTION_PHRASE,
     TOP_K,
     Branch,
+    BranchRequest,
     Expansion,
     Finish,
     Message,
@@ -53,16 +55,12 @@ from marco_search.search.branches import (
 STEP_S, RUNNING_S, PREFILL_S = 10.7e-3, 0.10e-3, 0.07e-3
 MAX_RUNNING = 1024
 CHARACTERS_A_TOKEN = 4
-VARIANTS = 16
-MODEL = "simulated"
 BLOCK = 16  # characters that are cached together
 STEPS_A_WAIT = 8  # of the engine, while the number of running sequences is taken as constant
+VARIANTS = 16
+ABOUT = {"model_path": "simulated", "weight_version": "0", "version": "0", "context_length": 32768}
 _ASSISTANT, _THOUGHT = "<|im_start|>assistant\n", "<Thought>\n"
 _WORDS = ("so", "the", "sum", "of", "all", "that", "is", "left", "then", "we", "add", "two", "more")
-
-
-# -- Jobs and texts ---------------------------------------------------------------------
-
 # As long as a problem of MGSM.
 _QUESTION = (
     "Number {i}. Every day, Wendi feeds each of her chickens three cups of mixed chicken feed, "
@@ -72,29 +70,19 @@ _QUESTION = (
 )
 
 
-def job(i: int, strategy: str, rollouts: int, **more: Any) -> ReasoningJob:
+def job(i: int, strategy: str, rollouts: int, reflection: str = "never") -> ReasoningJob:
     """The i-th job. It uses its whole budget, so that every run does the same work."""
     told = {"strategy": strategy, "rollouts": rollouts, "seed": i, "early_stop": False}
-    options = SearchOptions.model_validate(told | {"reflection": "never"} | more)
+    options = SearchOptions.model_validate(told | {"reflection": reflection})
     return ReasoningJob(question=_QUESTION.format(i=i), options=options)
 
 
-def completion_of(prefix: str, seed: int) -> tuple[int, int]:
-    """(variant, steps left to write) for a branch.
-
-    Thoughts have 6 to 11 steps of 12 to 24 tokens, as a word problem of MGSM needs; what the
-    prefix holds already is not written again.
-    """
-    variant = seed % VARIANTS
-    turn = prefix[prefix.rfind(_ASSISTANT) + len(_ASSISTANT) :]
-    if END_OF_THOUGHT in turn:
-        return variant, 0
-    return variant, max(1, 6 + variant % 6 - (turn.count("\n") - 1))
+# -- Texts ------------------------------------------------------------------------------
 
 
 @cache
 def pieces(variant: int, steps: int) -> list[str]:
-    """The tokens of a completion."""
+    """The tokens of a completion. A step has 12 to 24, as in a word problem of MGSM."""
     random = Random(f"{variant} {steps}")
     found: list[str] = []
     for _ in range(steps):
@@ -105,9 +93,18 @@ def pieces(variant: int, steps: int) -> list[str]:
     return [*found, "\n", "<Output>", "\n", str(random.randrange(3)), "\n", END_OF_OUTPUT]
 
 
+def completion_of(prefix: str, seed: int) -> tuple[int, int]:
+    """(variant, steps left to write): thoughts have 6 to 11 steps, those of the prefix included."""
+    variant = seed % VARIANTS
+    turn = prefix[prefix.rfind(_ASSISTANT) + len(_ASSISTANT) :]
+    if END_OF_THOUGHT in turn:
+        return variant, 0
+    return variant, max(1, 6 + variant % 6 - (turn.count("\n") - 1))
+
+
 @cache
-def reply(variant: int, steps: int) -> dict[str, Any]:
-    """SGLang's answer for a completion, without the numbers that depend on the prompt."""
+def reply(variant: int, steps: int) -> str:
+    """SGLang's answer as JSON, up to the numbers that depend on the prompt."""
     written = pieces(variant, steps)
     chosen, candidates = zip(*map(_scores, written), strict=True)
     meta = {
@@ -116,21 +113,15 @@ def reply(variant: int, steps: int) -> dict[str, Any]:
         "output_token_logprobs": chosen,
         "output_top_logprobs": candidates,
     }
-    return {"text": "".join(written).removesuffix(END_OF_OUTPUT), "meta_info": meta}
+    text = "".join(written).removesuffix(END_OF_OUTPUT)
+    return json.dumps({"text": text, "meta_info": meta}).removesuffix("}}")
 
 
-@cache
 def _scores(piece: str) -> tuple[list[Any], list[list[Any]]]:
     """A token's entry and its candidates: the same wherever the token is written."""
     random = Random(piece)
     top = [[-3 * random.random(), 2000 + k, random.choice(_WORDS)] for k in range(TOP_K)]
     return [-random.random(), 10_000 + zlib.crc32(piece.encode()) % 90_000, piece], top
-
-
-@cache
-def _reply_json(variant: int, steps: int) -> bytes:
-    """The reply up to where its object is continued."""
-    return json.dumps(reply(variant, steps)).encode().removesuffix(b"}}")
 
 
 def chat_prompt(messages: Sequence[Mapping[str, str]]) -> str:
@@ -142,7 +133,6 @@ def chat_prompt(messages: Sequence[Mapping[str, str]]) -> str:
     return text + _ASSISTANT + _THOUGHT + thought
 
 
-@cache
 def chat_completion(variant: int, steps: int, stop: str) -> tuple[str, int]:
     """(text up to a stop string, number of tokens)."""
     text, written = "", pieces(variant, steps)
@@ -162,13 +152,9 @@ class InstantRuntime:
 
     clock: Callable[[], float] = time.perf_counter
     seconds: float = 0.0
-
-    @property
-    def info(self) -> RuntimeInfo:
-        """No engine and no weights."""
-        return RuntimeInfo(
-            name="instant", version="0", model="instant", revision="0", context_tokens=32768
-        )
+    info = RuntimeInfo(
+        name="instant", version="0", model="instant", revision="0", context_tokens=32768
+    )
 
     def render(self, messages: Sequence[Message]) -> str:
         """A chat prompt in which the texts find where the answer begins."""
@@ -177,58 +163,42 @@ class InstantRuntime:
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         """One prepared branch a request."""
         began = self.clock()
-        found = []
-        for expansion in expansions:
-            for request in expansion.branches:
-                segments = [_segment(*completion_of(expansion.prefix, request.seed))]
-                if request.reflect is ReflectionPlacement.FIRST:
-                    segments.insert(0, Segment(REFLECTION_PHRASE + "\n"))
-                found.append(
-                    Branch(
-                        branch_id=request.branch_id, segments=tuple(segments), finish=Finish.STOP
-                    )
-                )
+        found = [_branch(e.prefix, request) for e in expansions for request in e.branches]
         self.seconds += self.clock() - began
         return found
 
-    def abort(self) -> None:
-        """Nothing is ever in flight."""
-
     def close(self) -> None:
-        """Nothing to close."""
+        """Nothing to close, and nothing is ever in flight."""
+
+    abort = close
+
+
+def _branch(prefix: str, request: BranchRequest) -> Branch:
+    segments = [_segment(*completion_of(prefix, request.seed))]
+    if request.reflect is ReflectionPlacement.FIRST:
+        segments.insert(0, Segment(REFLECTION_PHRASE + "\n"))
+    return Branch(branch_id=request.branch_id, segments=tuple(segments), finish=Finish.STOP)
 
 
 @cache
 def _segment(variant: int, steps: int) -> Segment:
-    read = json.loads(json.dumps(reply(variant, steps)))
-    text = "".join(pieces(variant, steps))
-    return Segment(text, read_completion(read["text"], read["meta_info"]).tokens)
+    answer = json.loads(reply(variant, steps) + "}}")
+    tokens = read_completion(answer["text"], answer["meta_info"]).tokens
+    return Segment("".join(pieces(variant, steps)), tokens)
 
 
-# -- The engine -------------------------------------------------------------------------
+# -- The server -------------------------------------------------------------------------
 
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine has done, in tokens, requests and seconds."""
-
-    requests: int = 0
-    #: Requests that only fill the cache.
-    commits: int = 0
-    generated: int = 0
-    prompt: int = 0
-    cached: int = 0
-    peak_running: int = 0
-    #: Time of all requests as planned, and by how much the simulation ran behind.
-    planned_s: float = 0.0
-    late_s: float = 0.0
+Counters = defaultdict[str, float]
+"""requests; commits, which only fill the cache; tokens: generated, prompt, cached; peak_running;
+planned_s and late_s: time of all requests as planned, and by which the simulation ran behind."""
 
 
 class Engine:
     """Takes the time of an engine with a prefix cache. Nothing is evicted."""
 
     def __init__(self) -> None:
-        self.counters = Counters()
+        self.counters: Counters = defaultdict(float)
         self._blocks: set[int] = set()
         self._running = 0
         self._prefill_s = 0.0  # of all requests: while the engine prefills, nothing is decoded
@@ -238,38 +208,37 @@ class Engine:
         """Wait as long as the engine would take. Returns (prompt tokens, cached of those)."""
         async with self._slots:
             known = sum(1 for _ in takewhile(self._blocks.__contains__, _blocks(prompt)))
-            known = known * BLOCK // CHARACTERS_A_TOKEN
-            asked = len(prompt) // CHARACTERS_A_TOKEN
-            self._count(asked, known, tokens)
+            asked, cached = (n // CHARACTERS_A_TOKEN for n in (len(prompt), known * BLOCK))
             self._running += 1
-            self._prefill_s += PREFILL_S * (asked - known)
-            await self._take(STEP_S + PREFILL_S * (asked - known))
+            self._count(asked, cached, tokens)
+            self._prefill_s += PREFILL_S * (asked - cached)
+            await self._take(STEP_S + PREFILL_S * (asked - cached))
             self._blocks.update(_blocks(prompt))
             for begun in range(1, tokens, STEPS_A_WAIT):
                 step_s = STEP_S + RUNNING_S * self._running
                 await self._take(min(STEPS_A_WAIT, tokens - begun) * step_s)
             self._blocks.update(_blocks(prompt + completion))
             self._running -= 1
-        return asked, known
+        return asked, cached
+
+    def _count(self, prompt: int, cached: int, tokens: int) -> None:
+        counters = self.counters
+        counters["requests"] += 1
+        counters["commits"] += tokens == 0
+        counters["generated"] += tokens
+        counters["prompt"] += prompt if tokens else 0
+        counters["cached"] += cached if tokens else 0
+        counters["peak_running"] = max(counters["peak_running"], self._running)
 
     async def _take(self, planned_s: float) -> None:
         """Sleep, and for as long as other requests are prefilled meanwhile."""
         seen, due = self._prefill_s, time.monotonic()
         while planned_s > 0:
             due += planned_s
-            self.counters.planned_s += planned_s
+            self.counters["planned_s"] += planned_s
             await asyncio.sleep(due - time.monotonic())
             planned_s, seen = self._prefill_s - seen, self._prefill_s
-        self.counters.late_s += time.monotonic() - due
-
-    def _count(self, prompt: int, cached: int, tokens: int) -> None:
-        counters = self.counters
-        counters.requests += 1
-        counters.commits += tokens == 0
-        counters.generated += tokens
-        counters.prompt += prompt if tokens else 0
-        counters.cached += cached if tokens else 0
-        counters.peak_running = max(counters.peak_running, self._running + 1)
+        self.counters["late_s"] += time.monotonic() - due
 
 
 def _blocks(text: str) -> Iterator[int]:
@@ -278,10 +247,7 @@ def _blocks(text: str) -> Iterator[int]:
     return accumulate(hashes, lambda before, block: hash((before, block)))
 
 
-# -- The server -------------------------------------------------------------------------
-
-
-class _Handlers:
+class Handlers:
     """SGLang's own interface, and the part of OpenAI's that the peers use."""
 
     def __init__(self) -> None:
@@ -289,14 +255,21 @@ class _Handlers:
         self._refuse_every = self._requests = self._chats = 0
 
     async def reset(self, request: web.Request) -> web.Response:
+        """Empty cache and counters; refuse every n-th request from now on, if n > 0."""
         self._engine, self._requests, self._chats = Engine(), 0, 0
         self._refuse_every = int(request.query["refuse_every"])
         return web.json_response({})
 
     async def counters(self, _: web.Request) -> web.Response:
-        return web.json_response(asdict(self._engine.counters))
+        """What the engine has done since the last reset."""
+        return web.json_response(self._engine.counters)
+
+    async def about(self, _: web.Request) -> web.Response:
+        """The model and the server."""
+        return web.json_response(ABOUT)
 
     async def generate(self, request: web.Request) -> web.Response:
+        """SGLang's /generate."""
         body = json.loads(await request.read())
         text, parameters = body["text"], body["sampling_params"]
         if parameters["max_new_tokens"] == 0:
@@ -306,59 +279,46 @@ class _Handlers:
         key = completion_of(text, parameters["sampling_seed"])
         written = pieces(*key)
         prompt, cached = await self._engine.generate(text, "".join(written), len(written))
-        known = f', "prompt_tokens": {prompt}, "cached_tokens": {cached}, "e2e_latency": 0.0}}}}'
-        data = _reply_json(*key) + known.encode()
-        return web.Response(body=data, content_type="application/json")
+        numbers = f', "prompt_tokens": {prompt}, "cached_tokens": {cached}}}}}'
+        return web.Response(text=reply(*key) + numbers, content_type="application/json")
 
     async def chat(self, request: web.Request) -> web.Response:
-        """Chats carry no seed: the variants are used in turn."""
+        """OpenAI's chat completions. They carry no seed: the variants are used in turn."""
         body = json.loads(await request.read())
         self._refuse_some()
         prompt, count = chat_prompt(body["messages"]), body.get("n") or 1
-        stop = "".join(body.get("stop") or "")
         variants = [completion_of(prompt, self._chats + i) for i in range(count)]
+        made = [chat_completion(*variant, "".join(body.get("stop") or "")) for variant in variants]
         self._chats += count
-        made = [chat_completion(*variant, stop) for variant in variants]
         waits = (self._engine.generate(prompt, *completion) for completion in made)
-        (prompt_tokens, _), *_ = await asyncio.gather(*waits)
+        (asked, _), *_ = await asyncio.gather(*waits)
         written = sum(tokens for _, tokens in made)
+        usage = {"prompt_tokens": asked, "completion_tokens": written}
+        usage["total_tokens"] = asked + written
         messages = [{"role": "assistant", "content": text} for text, _ in made]
-        return web.json_response(
-            {
-                "id": "chat", "object": "chat.completion", "created": 0, "model": MODEL,
-                "choices": [
-                    {"index": i, "message": message, "finish_reason": "stop"}
-                    for i, message in enumerate(messages)
-                ],
-                "usage": {
-                    "prompt_tokens": prompt_tokens, "completion_tokens": written,
-                    "total_tokens": prompt_tokens + written,
-                },
-            }
-        )  # fmt: skip
+        choices = [
+            {"index": i, "message": message, "finish_reason": "stop"}
+            for i, message in enumerate(messages)
+        ]
+        answer = {"id": "chat", "object": "chat.completion", "created": 0, "model": "simulated"}
+        return web.json_response(answer | {"choices": choices, "usage": usage})
 
     def _refuse_some(self) -> None:
         self._requests += 1
         if self._refuse_every and self._requests % self._refuse_every == 0:
             raise web.HTTPBadRequest(text='{"error": {"message": "refused, as the bench asks"}}')
 
-    async def model_info(self, _: web.Request) -> web.Response:
-        return web.json_response({"model_path": MODEL, "weight_version": "0"})
-
-    async def server_info(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": "0", "context_length": 32768})
-
 
 def _serve(listening: socket.socket) -> None:
     for variant, steps in product(range(VARIANTS), range(12)):
-        _reply_json(variant, steps)  # so that no request waits for it
-    handlers, application = _Handlers(), web.Application()
+        reply(variant, steps)  # so that no request waits for it
+    handlers, application = Handlers(), web.Application()
     application.add_routes(
         [
             web.post("/generate", handlers.generate),
             web.post("/v1/chat/completions", handlers.chat),
-            web.get("/get_model_info", handlers.model_info),
-            web.get("/get_server_info", handlers.server_info),
+            web.get("/get_model_info", handlers.about),
+            web.get("/get_server_info", handlers.about),
             web.get("/counters", handlers.counters),
             web.get("/reset", handlers.reset),
         ]
@@ -373,31 +333,29 @@ class SimulatedServer:
     url: str
 
     def reset(self, refuse_every: int = 0) -> None:
-        """Empty the cache and the counters. From now on every n-th request is refused, if n > 0."""
+        """See Handlers."""
         self._get(f"/reset?refuse_every={refuse_every}")
 
     def counters(self) -> Counters:
-        """What the engine has done since the last reset."""
-        return Counters(**self._get("/counters"))
+        """See Counters."""
+        return defaultdict(float, self._get("/counters"))
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+            return json.load(answer)
 
 
 @contextmanager
 def simulated_server() -> Iterator[SimulatedServer]:
     """A server in a process of its own, for the length of the block."""
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    process = multiprocessing.get_context("fork").Process(
-        target=_serve, args=(listening,), daemon=True
-    )
-    process.start()
-    port = listening.getsockname()[1]
-    listening.close()
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+        process = multiprocessing.get_context("fork").Process(
+            target=_serve, args=(listening,), daemon=True
+        )
+        process.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
-        yield SimulatedServer(f"http://127.0.0.1:{port}")
+        yield SimulatedServer(url)
     finally:
         process.terminate()
         process.join()

@@ -143,8 +143,7 @@ def build(
 ) -> None:
     """Store jobs until `count` have ended in the migrated database; `searched` of them really."""
     with closing(_database(url)) as database:
-        there = _ended(database)
-        _search(url, database, searched - len(there))
+        _search(url, database, searched - len(_ended(database)))
         there = _ended(database)
     missing = max(0, count - len(there))
     sizes = [min(AT_ONCE, missing - start) for start in range(0, missing, AT_ONCE)]

@@ -26,7 +26,7 @@ from marco_search.search.branches import (
     Finish,
     ReflectionPlacement,
 )
-from ops.bench.runtime import PROMPTS, cached_share, search
+from ops.bench.runtime import PROMPTS, cached_share, failed, search
 from ops.sglang_cpu import parity
 from ops.sglang_cpu.server import VERSION
 from producer import Producer
@@ -92,9 +92,9 @@ def test_children_of_a_fork_find_their_prefix_in_the_cache(both: Both) -> None:
 
 
 def test_nearly_all_prompt_tokens_of_a_search_come_from_the_cache(both: Both) -> None:
-    searched = search(both[1], "step", 32)
-    assert searched.failed == 0
-    assert cached_share(searched.rollouts) >= 0.95
+    rollouts = search(both[1], "step", 32).rollouts
+    assert failed(rollouts) == 0
+    assert cached_share(rollouts) >= 0.95
 
 
 def test_a_seed_gives_the_same_branch_again_and_another_seed_another(both: Both) -> None:

@@ -38,7 +38,7 @@ def test_searches_and_a_bare_client_get_the_same_tokens(server: SimulatedServer)
     assert found["throughput_ratio"] > 0
     assert found["discarded_tokens"] == found["failed"] == 0
     assert 0 < found["simulated_cached_prompt_share"] < 1
-    assert found["requests"] == run.counters.requests - run.counters.commits
+    assert found["requests"] == run.counters["requests"] - run.counters["commits"]
 
 
 def test_a_chat_gets_the_texts_that_searches_get(server: SimulatedServer) -> None:
@@ -50,7 +50,7 @@ def test_a_chat_gets_the_texts_that_searches_get(server: SimulatedServer) -> Non
     assert texts == ["".join(pieces) for pieces in wanted]
     assert answer["usage"]["completion_tokens"] == sum(map(len, wanted))
     counters = server.counters()
-    assert (counters.requests, counters.peak_running) == (2, 2)
+    assert (counters["requests"], counters["peak_running"]) == (2, 2)
     (line,) = chat(server, stop="\n")["choices"]
     assert "\n" not in line["message"]["content"]
 
