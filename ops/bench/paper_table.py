@@ -136,6 +136,7 @@ class Results:
 
     def rows(self) -> list[report.Row]:
         """The table: greedy, the baselines at the winner's tokens and whole, the trees."""
+        shown: list[tuple[str, list[Trace], int | None]]
         shown = [(run, self.traces[run], None) for run in GREEDY if run in self.traces]
         winner = self.curve(WINNER)
         for name, traces in self.votes.items():
