@@ -13,11 +13,12 @@ be run, whatever becomes of this process, of Redis or of the workers.
 from marco_search.jobs import Answer, Job, JobResult, SearchOptions
 from marco_search.kinds import OpenEndedJob, ReasoningJob, TranslationJob
 from marco_search.store.queue.dead_letters import DeadLetter
+from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.queries import JobStatus
 from producer.async_client import AsyncProducer
 from producer.client import Producer
-from producer.handles import EVERYONE, JobHandle, JobId
+from producer.handles import EVERYONE, JobId
 
 __all__ = [
     "EVERYONE",

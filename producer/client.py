@@ -25,12 +25,12 @@ from marco_search.store.db import Conn, Database
 from marco_search.store.queue import dead_letters, scheduling, tenants
 from marco_search.store.queue import jobs as store
 from marco_search.store.queue.dead_letters import DeadLetter
+from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import DEAD_LETTER, JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
 from producer.handles import (
     Everyone,
-    JobHandle,
     JobId,
     check_batch,
     check_number,
@@ -125,18 +125,13 @@ class Producer:
     def _submit(self, checked: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
         with contextlib.suppress(BrokerUnavailable):
             self._broker()  # before anything is stored: a bad address is no outage
-        with self._database.transaction() as conn:
-            stored = store.insert(
-                conn,
-                checked,
-                tenant=self._own(None),
-                batch_id=batch_id,
-                gate=self._gate,
-                aging_s=self._aging_s,
-            )
+        whose, waits = self._own(None), self._aging_s
+        stored = self._call(
+            store.insert, checked, tenant=whose, batch_id=batch_id, gate=self._gate, aging_s=waits
+        )
         # A scheduler publishes jobs that were there before, if need be.
-        self._publish([s.id for s in stored if s.created])
-        return [JobHandle(id=s.id, state=s.state, created=s.created) for s in stored]
+        self._publish([job.id for job in stored if job.created])
+        return stored
 
     def _broker(self) -> Publisher:
         if self._publisher is None:

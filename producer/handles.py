@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from uuid import UUID
 
 from marco_search.errors import InvalidJob, JobNotFound
 from marco_search.jobs.requests import MAX_TENANT_CHARS
 from marco_search.jobs.validation import flaw, shown
+from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import JobState
 
 _LARGEST = 2**31 - 1
@@ -22,18 +22,6 @@ class Everyone(Enum):
 
 
 EVERYONE = Everyone.EVERYONE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobHandle:
-    """A job that is stored."""
-
-    id: UUID
-    state: JobState  #: when it was submitted
-    created: bool  #: False: its idempotency key named an existing job
-
-    def __str__(self) -> str:
-        return str(self.id)
 
 
 JobId = JobHandle | UUID | str

@@ -124,7 +124,7 @@ def test_many_may_end_jobs_at_once(database_url: str) -> None:
     with closing(Database(database_url, application="test", connections=8)) as database:
         stored = insert(database, *[question(options={"seed": i}) for i in range(40)])
 
-        def cancel(job: jobs.StoredJob) -> None:
+        def cancel(job: jobs.JobHandle) -> None:
             with database.transaction() as conn:
                 jobs.cancel(conn, [job.id])
 

@@ -47,7 +47,7 @@ def question(text: str = "What is 1 + 1?", **more: Any) -> ReasoningJob:
     return ReasoningJob(question=text, options=options | more.pop("options", {}), **more)
 
 
-def insert(database: Database, *jobs_: Job) -> list[jobs.StoredJob]:
+def insert(database: Database, *jobs_: Job) -> list[jobs.JobHandle]:
     with database.transaction() as conn:
         return jobs.insert(conn, jobs_, tenant="default")
 

@@ -7,9 +7,9 @@ from uuid import uuid4
 import pytest
 
 from marco_search.errors import JobNotFound, WaitTimeout
-from marco_search.store.queue.jobs import new_job_id
+from marco_search.store.queue.jobs import JobHandle, new_job_id
 from marco_search.store.queue.states import JobState
-from producer.handles import JobHandle, job_uuid, job_uuids
+from producer.handles import job_uuid, job_uuids
 from producer.listener import Pending
 
 

@@ -25,12 +25,15 @@ _ROWS_A_STATEMENT = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredJob:
-    """A job as submitting left it; not `created` if its idempotency key was known."""
+class JobHandle:
+    """A job that is stored."""
 
     id: UUID
-    state: JobState
-    created: bool
+    state: JobState  #: when it was submitted
+    created: bool  #: False: its idempotency key named an existing job
+
+    def __str__(self) -> str:
+        return str(self.id)
 
 
 def insert(
@@ -41,7 +44,7 @@ def insert(
     batch_id: UUID | None = None,
     gate: Gate | None = None,
     aging_s: float = AGING_S,
-) -> list[StoredJob]:
+) -> list[JobHandle]:
     """Store the jobs, in order, marked as published. `tenant` is for those that name none.
 
     A job is placed `aging_s` later for each level of priority below high (see `scheduling`).
@@ -49,7 +52,7 @@ def insert(
     if more than `gate` allows would be queued; the transaction must then be rolled back, so that
     none is stored. Jobs that a key names already are never refused.
     """
-    stored: list[StoredJob] = []
+    stored: list[JobHandle] = []
     created: Counter[str] = Counter()
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
         rows = [_row(job, tenant, batch_id) for job in jobs[start : start + _ROWS_A_STATEMENT]]
@@ -79,7 +82,7 @@ def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
     }
 
 
-def _insert(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[StoredJob]:
+def _insert(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[JobHandle]:
     created = conn.execute(
         """
         WITH created AS (
@@ -104,14 +107,14 @@ def _insert(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[Stor
     new = {job_id for (job_id,) in created}
     known = _known(conn, [row for row in rows if row["id"] not in new])
     return [
-        StoredJob(id=UUID(row["id"]), state=JobState.QUEUED, created=True)
+        JobHandle(id=UUID(row["id"]), state=JobState.QUEUED, created=True)
         if row["id"] in new
         else known[row["tenant"], row["idempotency_key"]]
         for row in rows
     ]
 
 
-def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], StoredJob]:
+def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], JobHandle]:
     """The jobs that these rows' idempotency keys name already."""
     if not rows:
         return {}
@@ -133,7 +136,7 @@ def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Stor
                 "payload; send the same payload or use another key"
             )
     return {
-        key: StoredJob(id=job_id, state=JobState(state), created=False)
+        key: JobHandle(id=job_id, state=JobState(state), created=False)
         for key, (_, job_id, state) in known.items()
     }
 
