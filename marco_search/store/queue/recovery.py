@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -74,7 +75,10 @@ def reclaim(
     lost = {job_id: _lost_workers(conn, job_id) for job_id, n in kept if n >= quarantine_after}
     dead = tuple(job_id for job_id, workers in lost.items() if len(workers) >= quarantine_after)
     for job_id in dead:
-        _quarantine(conn, job_id, lost[job_id])
+        error = WorkerLost(lost[job_id])
+        about = {"type": type(error).__name__, "message": str(error), "retryable": False}
+        quarantined = {"id": job_id, "state": "dead", "reason": None}
+        _end(conn, "id = %(id)s", quarantined, about | {"workers": lost[job_id]})
     seals.seal(conn, dead)
     return Reclaimed(queued=tuple(i for i, _ in kept if i not in dead), quarantined=dead)
 
@@ -94,45 +98,35 @@ def _lost_workers(conn: Conn, job_id: UUID) -> list[str]:
     return [row[0] for row in lost]
 
 
-def _quarantine(conn: Conn, job_id: UUID, workers: Sequence[str]) -> None:
-    error = WorkerLost(workers)
-    about = {"type": type(error).__name__, "message": str(error), "retryable": False}
-    conn.execute(
-        """
-        WITH ended AS (
-            UPDATE jobs SET state = 'dead', finished_at = now(), last_error = %(error)s
-            WHERE id = %(id)s RETURNING id, lease_generation
-        ), logged AS (
-            INSERT INTO audit_log (job_id, generation, event, detail)
-            SELECT id, lease_generation, 'dead', %(error)s FROM ended
-        )
-        SELECT pg_notify(%(channel)s, id::text) FROM ended
-        """,
-        {"id": job_id, "error": Jsonb(about | {"workers": list(workers)}), "channel": CHANNEL},
-    )
-
-
 def expire_unbegun(conn: Conn, limit: int = 1000) -> int:
     """End queued jobs that are past their deadline and have no round; how many there were.
 
     Those with rounds have answers to be ranked: see `leases.claim_ending`.
     """
-    ended = conn.execute(
-        """
-        WITH late AS (
-            SELECT id FROM jobs
-            WHERE finished_at IS NULL AND expires_at <= now() AND state = 'queued' AND rounds = 0
-            LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
-        ), ended AS (
-            UPDATE jobs SET state = 'expired', finished_at = now(), stop_reason = 'deadline',
+    late = """finished_at IS NULL AND expires_at <= now() AND state = 'queued' AND rounds = 0
+        LIMIT %(limit)s"""
+    ended = _end(
+        conn, late, {"limit": limit, "state": "expired", "reason": "deadline"}, NEVER_BEGUN
+    )
+    seals.seal(conn, ended)
+    return len(ended)
+
+
+def _end(conn: Conn, which: str, given: dict[str, Any], error: dict[str, Any]) -> list[UUID]:
+    """End the jobs that the condition `which` names; the caller seals them."""
+    rows = conn.execute(
+        f"""
+        WITH chosen AS (SELECT id FROM jobs WHERE {which} FOR NO KEY UPDATE SKIP LOCKED), ended AS (
+            UPDATE jobs SET state = %(state)s, finished_at = now(), stop_reason = %(reason)s,
                 parked_at = NULL, last_error = %(error)s
-            FROM late WHERE jobs.id = late.id RETURNING jobs.id
+            FROM chosen WHERE jobs.id = chosen.id RETURNING jobs.id, lease_generation
         ), logged AS (
-            INSERT INTO audit_log (job_id, event, detail) SELECT id, 'expired', %(error)s FROM ended
+            INSERT INTO audit_log (job_id, generation, event, detail)
+            SELECT id, CASE WHEN %(state)s = 'dead' THEN lease_generation END, %(state)s, %(error)s
+            FROM ended
         )
         SELECT id, pg_notify(%(channel)s, id::text) FROM ended
-        """,
-        {"limit": limit, "error": Jsonb(NEVER_BEGUN), "channel": CHANNEL},
-    ).fetchall()
-    seals.seal(conn, [row[0] for row in ended])
-    return len(ended)
+        """.encode(),  # noqa: S608  # constants
+        given | {"error": Jsonb(error), "channel": CHANNEL},
+    )
+    return [row[0] for row in rows]
