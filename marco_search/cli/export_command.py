@@ -16,7 +16,7 @@ from marco_search.cli.session import session
 from marco_search.errors import InvalidSettings
 from marco_search.export.tables import TABLES, Filter, write
 from marco_search.store.db import Conn
-from marco_search.store.reads import job_ids
+from marco_search.store.reads import queries
 
 FORMATS = ("jsonl", "parquet", "otlp-json")
 _moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
@@ -64,7 +64,7 @@ def export(
     with session(needs_redis=False) as here, here.database.snapshot() as conn:
         whose = tenant or here.tenant
         chosen = Filter(
-            jobs=job_ids.find_jobs(conn, jobs, whose),
+            jobs=queries.find_jobs(conn, jobs, whose),
             batch=batch,
             tenant=None if all_tenants else whose,
             since=_utc(since),

@@ -30,7 +30,7 @@ from marco_search.errors import Backpressure
 from marco_search.jobs import Job, JobResult
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState
-from marco_search.store.reads import job_ids, job_record, queries
+from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.queries import JobStatus
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
                 wanted = queries.JobFilter(tenant=here.tenant, state=state)
                 newest = queries.page(conn, wanted, limit=limit or options.LARGEST_COUNT).jobs
                 lines = list(newest[::-1])
-            by_state = job_ids.state_counts(conn, here.tenant)
+            by_state = queries.state_counts(conn, here.tenant)
             missing = queries.missing_models(conn, tenant=here.tenant)
     table = [jobs_table(lines, width=output.terminal_width()), ""] if lines else []
     output.report(
@@ -216,7 +216,7 @@ def _followed(here: Session, words: Sequence[str]) -> list[UUID]:
     if words:
         return list(dict.fromkeys(here.find(words)))
     with here.database.transaction() as conn:
-        return job_ids.jobs_of(conn, here.tenant, finished=False)
+        return queries.jobs_of(conn, here.tenant, finished=False)
 
 
 def _exit(lines: Sequence[JobStatus]) -> None:
@@ -305,7 +305,7 @@ def results(jobs: tuple[str, ...], jsonl: bool, thought: bool) -> None:
     with session(needs_redis=False) as here:
         ids = here.find(jobs)
         with here.database.transaction() as conn:
-            ids = ids if jobs else job_ids.jobs_of(conn, here.tenant, finished=True)
+            ids = ids if jobs else queries.jobs_of(conn, here.tenant, finished=True)
             found = (result_json(result, thought=thought) for result in _results(conn, ids))
             if jsonl:
                 for result in found:

@@ -26,8 +26,8 @@ from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.search.rewards import REWARDS
 from marco_search.search.tree import Tree
-from marco_search.store.reads import stored_search
-from marco_search.store.reads.stored_search import StoredSearch
+from marco_search.store.reads import job_record
+from marco_search.store.reads.job_record import StoredSearch
 
 
 @command()
@@ -74,7 +74,7 @@ def replay(
     with session(needs_redis=False) as here:
         (job_id,) = here.find([target])
         with here.database.transaction() as conn:
-            stored = stored_search.load(conn, job_id)
+            stored = job_record.stored_search(conn, job_id)
         if rewards or votes or powers:
             usual = stored.plan.config
             ways = product(

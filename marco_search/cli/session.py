@@ -21,7 +21,7 @@ from marco_search.local import read_state
 from marco_search.locations import database_url
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from marco_search.store.reads import job_ids
+from marco_search.store.reads import queries
 
 if TYPE_CHECKING:
     from producer import Producer
@@ -49,11 +49,11 @@ class Session:
     def find(self, words: Sequence[str]) -> list[UUID]:
         """The jobs that these words name; the single word "-" reads them from standard input.
 
-        Raises what `job_ids.find_jobs` does.
+        Raises what `queries.find_jobs` does.
         """
         words = sys.stdin.read().split() if list(words) == ["-"] else words
         with self.database.transaction() as conn:
-            return job_ids.find_jobs(conn, words, self.tenant)
+            return queries.find_jobs(conn, words, self.tenant)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 from marco_search import settings
 from marco_search.cli.main import main
 from marco_search.settings import Settings
-from marco_search.store.reads import job_ids
+from marco_search.store.reads import queries
 from producer import Producer
 from tests.integration.toys import question
 
@@ -163,10 +163,10 @@ def test_many_ids_are_looked_up_at_once(
                 conn, "execute", lambda *given: statements.append(given) or execute(*given)
             )
             for words in (ids, [i[-12:] for i in ids], [i.replace("-", "") for i in ids]):
-                assert list(map(str, job_ids.find_jobs(conn, words, "default"))) == ids
+                assert list(map(str, queries.find_jobs(conn, words, "default"))) == ids
             assert len(statements) <= 3 * 3
             one = {"parts": ["x"], "first": ids[:1], "last": ids[:1], "tenant": "default"}
-            plan = conn.execute("EXPLAIN " + job_ids.BEGINNINGS, one)
+            plan = conn.execute("EXPLAIN " + queries.BEGINNINGS, one)
             assert "Index" in str(plan.fetchall())
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(ids)))
     assert [job["job_id"] for job in marco("status", "-")["jobs"]] == ids

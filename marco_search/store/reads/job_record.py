@@ -13,10 +13,16 @@ from uuid import UUID
 
 from psycopg.rows import dict_row
 
-from marco_search.jobs import Answer
+from marco_search.engine import SearchPlan
+from marco_search.errors import InvalidJob
+from marco_search.jobs import Answer, Job
+from marco_search.kinds import parse_job
+from marco_search.search.tree import Node, Rollout
+from marco_search.store import views
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import not_found
 from marco_search.store.reads.queries import JobStatus, select
+from marco_search.store.trail import trail
 
 M = TypeVar("M")
 
@@ -189,3 +195,57 @@ def tokens(conn: Conn, job_id: UUID, node_id: int | None = None) -> dict[int, No
     """The tokens of one node, or of all (None), by node id. The root has none."""
     found = select(conn, NodeTokens, _TOKENS, {"job": job_id, "node": node_id})
     return {row.node_id: row for row in found}
+
+
+_SEARCH = """
+SELECT j.state, j.payload, j.stop_reason, j.nodes, a.attempts, a.engines,
+    CASE WHEN j.config IS NOT NULL THEN jsonb_build_object('config', j.config,
+        'prompt', a.prompt, 'model', j.model, 'revision', j.revision) END AS plan
+FROM audit.jobs AS j CROSS JOIN LATERAL (
+    SELECT count(*) AS attempts,
+        (array_agg(b.prompt ORDER BY b.generation))[1] AS prompt,
+        array_agg(b.runtime || ' ' || b.runtime_version ORDER BY b.generation) AS engines
+    FROM audit.attempts AS b WHERE b.job_id = j.job_id AND b.config IS NOT NULL
+) AS a WHERE j.job_id = %s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSearch:
+    """The search of one job.
+
+    `engines` has name and version of the engine of each attempt that began a search, in turn;
+    `nodes` (below the root) and `rollouts` are in id order.
+    """
+
+    job_id: UUID
+    state: str
+    job: Job
+    plan: SearchPlan
+    stop_reason: str | None
+    attempts: int
+    engines: list[str]
+    nodes: list[Node]
+    rollouts: list[Rollout]
+
+
+def stored_search(conn: Conn, job_id: UUID) -> StoredSearch:
+    """The search of a job. Raises JobNotFound, and InvalidJob if no tree of it is stored."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        row: dict[str, Any] | None = cursor.execute(_SEARCH, [job_id]).fetchone()
+    if row is None:
+        raise not_found(job_id)
+    nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
+    plan, grown = row.pop("plan"), row.pop("nodes")
+    if plan is not None and not rollouts and grown:
+        raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
+    if plan is None or not rollouts:
+        raise InvalidJob("JOB", f"{row['state']}, and no round of it is kept: nothing to replay")
+    return StoredSearch(
+        job_id=job_id,
+        job=parse_job(row.pop("payload")),
+        plan=SearchPlan.from_json(plan),
+        nodes=nodes,
+        rollouts=rollouts,
+        **row,
+    )
