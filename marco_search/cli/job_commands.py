@@ -14,9 +14,16 @@ import click
 
 from marco_search.cli import options, output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.following import show_following
-from marco_search.cli.job_text import archived, counts, heading, jobs_table, progress
-from marco_search.cli.result_text import result_json, result_report
+from marco_search.cli.job_text import (
+    archived,
+    counts,
+    heading,
+    jobs_table,
+    progress,
+    result_json,
+    result_report,
+    show_following,
+)
 from marco_search.cli.search_options import (
     KIND_OPTIONS,
     given_options,

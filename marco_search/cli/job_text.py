@@ -1,17 +1,21 @@
-"""Jobs as tables, as lines of a log, as counts, and as a screen that is drawn again and again."""
+"""Jobs and results as text: tables, reports, lines of a log, counts, a live screen."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
+from rich.live import Live
 from rich.text import Text
 
+from marco_search.cli.output import as_json, console, print_json_line, show
 from marco_search.cli.tables import Column, number, text_table
 from marco_search.cli.tree_text import fraction
-from marco_search.render.layout import ELLIPSIS, one_line, short_id
+from marco_search.jobs import JobResult
+from marco_search.render.layout import ELLIPSIS, STOP_REASONS, one_line, short_id, weighting
 from marco_search.store.reads.queries import JobStatus
 
 if TYPE_CHECKING:
@@ -31,6 +35,10 @@ _LIVE = (*_JOBS[:2], Column("rollouts"), *_JOBS[2:4], _JOBS[5], number("seconds"
 _LETTERS = (
     Column("job"), Column("state"), Column("error"), Column("message", flexible=True),
     Column("question", flexible=True), number("attempts"), number("rounds"),
+)  # fmt: skip
+_ANSWERS = (
+    number("rank"), Column("answer", flexible=True), number("confidence"), number("votes"),
+    number("share"),
 )  # fmt: skip
 
 
@@ -189,3 +197,111 @@ def letter_report(letter: DeadLetter) -> list[Text]:
         indents = [" " * (len(line) - len(line.lstrip(" "))) for line in trace]
         lines += ["", *(i + one_line(line) for i, line in zip(indents, trace, strict=True))]
     return [Text(line) for line in lines]
+
+
+def result_report(result: JobResult, *, thought: bool = False) -> Group:
+    """The answer on the first line, then what stands behind it."""
+    parts: list[RenderableType] = [Text(_first_line(result), style="bold"), ""]
+    if thought:
+        parts += [_thought(result), ""]
+    rows = [
+        [str(a.rank), one_line(a.text), fraction(a.confidence), str(a.votes), f"{a.share:.0%}"]
+        for a in result.answers
+    ]
+    parts += [text_table(_ANSWERS, rows), ""] if rows else []
+    lines = (_verdict(result), _ranking(result), _totals(result))
+    return Group(*parts, *(Text(line, style="dim") for line in lines if line))
+
+
+def result_json(result: JobResult, *, thought: bool = False) -> dict[str, Any]:
+    """The result as values that JSON has, the answers' Thoughts only if wanted."""
+    data = result.model_dump(mode="json")
+    if not thought:
+        for answer in data["answers"]:
+            del answer["thought"]
+    return data
+
+
+def _ranking(result: JobResult) -> str:
+    """What the shares are shares of, and where the confidence stands, as far as is known."""
+    parts = [weighting(result.vote, result.sharpness)] if result.answers else []
+    if result.confidence_quantile is not None:
+        parts.append(
+            f"its confidence is higher than in {result.confidence_quantile:.0%} of the model's "
+            "latest jobs"
+        )
+    return "; ".join(filter(None, parts))
+
+
+def _totals(result: JobResult) -> str:
+    """One line: rollouts, nodes, tokens, seconds, and why the search ended."""
+    cached = result.cached_tokens / result.prompt_tokens if result.prompt_tokens else 0.0
+    parts = [
+        f"{result.strategy}",
+        f"{result.rollouts} rollouts",
+        f"{result.nodes} nodes",
+        f"{result.generated_tokens:,} tokens generated",
+        f"{result.prompt_tokens:,} prompt tokens ({cached:.0%} from the prefix cache)",
+        f"{result.seconds:.2f} s",
+    ]
+    if result.stop_reason:
+        parts.append(STOP_REASONS.get(result.stop_reason, result.stop_reason))
+    return ", ".join(parts)
+
+
+def _verdict(result: JobResult) -> str:
+    """The best answer against the expected one, or "" where none is known."""
+    if result.expected is None:
+        return ""
+    outcome = {True: "right", False: "wrong", None: "not compared"}[result.correct]
+    return f"expected {one_line(result.expected)}: {outcome}"
+
+
+def _thought(result: JobResult) -> Text:
+    """The best answer's Thought as the model wrote it, control characters made visible."""
+    best = result.answer
+    if best is None or best.thought is None:
+        return Text("(no thought)", style="dim")
+    return Text("\n".join(map(one_line, best.thought.strip().splitlines())))
+
+
+def _first_line(result: JobResult) -> str:
+    """A first line: the answer, or what became of the job."""
+    if result.error:
+        return f"{result.state}: {result.error_type}: {one_line(result.error)}"
+    if result.answer is None:
+        return f"{result.state}: no answer"
+    return one_line(result.answer.output or result.answer.text)
+
+
+def show_following(
+    states: Iterable[list[JobStatus]],
+    *,
+    quiet: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> list[JobStatus]:
+    """Show what `Producer.follow` gives: live at a terminal, else a line for each change.
+
+    The last of it. With --json the lines are JSON; with `quiet` there are none. `check` is
+    called at each look and may raise.
+    """
+    out, last = console(), list[JobStatus]()
+    live = out.is_terminal and not as_json() and not quiet
+    # Drawn by hand: a thread that redraws would only repeat what is there.
+    screen = Live(console=out, auto_refresh=False, transient=True) if live else None
+    with screen or nullcontext():
+        for lines in states:
+            check()
+            if screen is not None:
+                view = live_view(lines, width=out.width, height=out.height)
+                screen.update(view, refresh=True)
+            for line in () if live or quiet else changed(last, lines):
+                print_json_line(line.model_dump(mode="json")) if as_json() else show(event(line))
+            last = lines
+    return last
+
+
+def changed(before: Sequence[JobStatus], now: Sequence[JobStatus]) -> list[JobStatus]:
+    """The jobs whose state is not what it was; at first, those that are no longer queued."""
+    states = {line.job_id: line.state for line in before}
+    return [line for line in now if line.state != states.get(line.job_id, "queued")]

@@ -14,11 +14,19 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from marco_search.cli.demo import next_steps
-from marco_search.cli.following import changed
-from marco_search.cli.job_text import counts, event, heading, jobs_table, live_view, progress
-from marco_search.cli.result_text import result_json, result_report
+from marco_search.cli.job_text import (
+    changed,
+    counts,
+    event,
+    heading,
+    jobs_table,
+    live_view,
+    progress,
+    result_json,
+    result_report,
+)
 from marco_search.cli.service_commands import findings_text
-from marco_search.cli.sql_rows import rows_csv, rows_json, rows_table
+from marco_search.cli.sql_command import rows_csv, rows_json, rows_table
 from marco_search.doctor import Finding
 from marco_search.jobs import Answer, JobResult
 from marco_search.render.layout import weighting

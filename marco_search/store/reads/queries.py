@@ -270,13 +270,6 @@ def results(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -
     return [JobResult(answers=tuple(answers[row["job_id"]]), **row) for row in rows]
 
 
-def winning_path(conn: Conn, job_id: UUID) -> tuple[int, ...]:
-    """Nodes from the root to the leaf of the best answer's most confident rollout."""
-    query = "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1"
-    row = conn.execute(query, [job_id]).fetchone()
-    return tuple(row[0] or ()) if row else ()
-
-
 _SHORTEST, _WHOLE = 4, 32  # hexadecimal digits of an id
 # Two are enough to see that there are several. In order: else the primary key may go unused.
 BEGINNINGS = """
