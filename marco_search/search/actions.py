@@ -76,7 +76,7 @@ ACTIONS: dict[str, ActionKind] = {
 
 
 def cut(
-    tokens: Sequence[Token], *, action: str, mini_step_tokens: int, thought_open: bool
+    tokens: Sequence[Token], action: str, size: int, *, thought_open: bool
 ) -> list[tuple[str, tuple[Token, ...]]]:
     """The (action, tokens) that `tokens` make up, in order; joined they are `tokens` again.
 
@@ -84,7 +84,7 @@ def cut(
     """
     end = _end_of_thought(tokens) if thought_open else 0
     thought = tokens[:end]
-    bounds = [0, *ACTIONS[action].cuts(thought, mini_step_tokens), end] if end else []
+    bounds = [0, *ACTIONS[action].cuts(thought, size), end] if end else []
     parts = [(action, tuple(tokens[a:b])) for a, b in pairwise(bounds)]
     if end < len(tokens):
         parts.append((Action.ANSWER, tuple(tokens[end:])))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import zip_longest
 
 from marco_search.errors import SearchError
 from marco_search.search import budgets
@@ -24,7 +25,6 @@ from marco_search.search.branches import (
     Expansion,
     Finish,
     ReflectionPlacement,
-    Token,
 )
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import SearchConfig
@@ -309,50 +309,33 @@ def _add_nodes(
     Returns c_i of all tokens of the branch, in order.
     """
     own: list[float] = []
-
-    def step(
-        action: str, text: str, tokens: tuple[Token, ...], terminal: bool, follow: bool = True
-    ) -> None:
-        node = Node(
-            node_id=len(tree.nodes),
-            parent_id=path[-1],
-            depth=len(path),
-            round=round_number,
-            action=action,
-            text=text,
-            tokens=tokens,
-            confidences=confidences(tokens),
-            terminal=terminal,
-        )
-        own.extend(node.confidences)
-        known = tree.find(node)
-        if known is None:
-            tree.add(node)
-        if follow:
-            path.append(node.node_id if known is None else known)
-
     segments = [s for s in branch.segments if s.text or s.tokens]
+    ended = branch.finish is Finish.STOP
     thought_open = not tree.thought_closed(path[-1])
-    for i, segment in enumerate(segments):
-        if segment.forced:
-            step(Action.REFLECTION, segment.text, (), terminal=False)
-            continue
+    for segment, following in zip_longest(segments, segments[1:]):
         # The thought was about to close and reflects instead: its closing is kept beside.
-        closing = i + 1 < len(segments) and segments[i + 1].forced
-        cuts = cut(
-            segment.tokens,
-            action=config.action,
-            mini_step_tokens=config.mini_step_tokens,
-            thought_open=thought_open,
-        )
-        for j, (action, tokens) in enumerate(cuts):
-            last = i == len(segments) - 1 and j == len(cuts) - 1
-            step(
-                action,
-                "".join(t.text for t in tokens),
-                tokens,
-                terminal=last and branch.finish is Finish.STOP,
-                follow=not (closing and action == Action.ANSWER),
+        closing = following is not None and following.forced
+        parts = [(Action.REFLECTION, segment.tokens)]
+        if not segment.forced:
+            size = config.mini_step_tokens
+            parts = cut(segment.tokens, config.action, size, thought_open=thought_open)
+            thought_open = thought_open and (closing or END_OF_THOUGHT not in segment.text)
+        for j, (action, tokens) in enumerate(parts, start=1):
+            node = Node(
+                node_id=len(tree.nodes),
+                parent_id=path[-1],
+                depth=len(path),
+                round=round_number,
+                action=action,
+                text=segment.text if segment.forced else "".join(t.text for t in tokens),
+                tokens=tokens,
+                confidences=confidences(tokens),
+                terminal=ended and following is None and j == len(parts) and not segment.forced,
             )
-        thought_open = thought_open and not (END_OF_THOUGHT in segment.text and not closing)
+            own.extend(node.confidences)
+            known = tree.find(node)
+            if known is None:
+                tree.add(node)
+            if not (closing and action == Action.ANSWER):
+                path.append(node.node_id if known is None else known)
     return own
