@@ -12,10 +12,10 @@ want the address.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from uuid import UUID
 
@@ -26,6 +26,7 @@ from marco_search.errors import BrokerUnavailable, InvalidSettings
 from marco_search.settings import is_host, without_password
 
 TASK = "marco.run_job"
+T = TypeVar("T")
 
 PRESENT_EVERY_S = 5.0
 """How often a worker announces itself (`say_present`)."""
@@ -205,83 +206,73 @@ class Publisher:
 
         Raises BrokerUnavailable; some may have been sent then, which does no harm.
         """
-        with self._lock:
-            self._with_reconnect(self._send, job_ids)
+
+        def send(connection: Any) -> None:
+            with connection.Producer(auto_declare=False) as producer, producer.batch():
+                for job_id in map(str, job_ids):
+                    self._app.send_task(
+                        TASK, [job_id], task_id=job_id, producer=producer, retry=False,
+                        ignore_result=True,
+                    )  # fmt: skip
+
+        self._with_reconnect(send)
 
     def length(self) -> int:
         """Messages in the queue. Raises BrokerUnavailable."""
-        with self._lock:
-            counted: int = self._with_reconnect(self._count)
-            return counted
+        return self._ask(lambda client: int(client.llen(self._queue)))
 
     def workers(self) -> list[str]:
         """Names of the workers that announced themselves recently. Raises BrokerUnavailable."""
-        with self._lock:
-            names: list[str] = self._with_reconnect(self._present)
-            return names
+
+        def names(client: Any) -> list[str]:
+            since = client.time()[0] - _PRESENT_FOR_S
+            found = client.zrange(_workers(self._queue), since, "+inf", byscore=True)
+            return sorted(name.decode(errors="replace") for name in found)
+
+        return self._ask(names)
 
     def try_acquire_tick(self, every_s: float) -> bool:
         """True for one of all callers within `every_s` seconds. Raises BrokerUnavailable."""
-        with self._lock:
-            return bool(self._with_reconnect(self._acquire_tick, every_s))
+        # It expires by itself, also if the process that acquired it dies.
+        key, expires_ms = f"{self._queue}:sweep", int(every_s * 1000)
+        return self._ask(lambda client: bool(client.set(key, 1, nx=True, px=expires_ms)))
 
     def close(self) -> None:
         """Drop the connection. The next use opens another."""
         with self._lock:
             self._drop()
 
-    def _with_reconnect(self, step: Any, *arguments: Any) -> Any:
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """What `question` gets from a Redis client."""
+
+        def step(connection: Any) -> T:
+            with connection.default_channel.conn_or_acquire() as client:
+                return question(client)
+
+        return self._with_reconnect(step)
+
+    def _with_reconnect(self, step: Callable[[Any], T]) -> T:
         """`step`, and once more on a new connection if the one that was kept is broken."""
         from kombu.exceptions import KombuError
 
-        kept = self._connection is not None
-        try:
+        failures = (KombuError, RedisError, OSError)
+        with self._lock:
             try:
-                return step(self._connected(), *arguments)
-            except (KombuError, RedisError, OSError):
+                if self._connection is not None:
+                    try:
+                        return step(self._connection)
+                    except failures:
+                        self._drop()
+                self._connection = self._app.connection_for_write()
+                return step(self._connection)
+            except failures as error:
                 self._drop()
-                if not kept:
-                    raise
-                return step(self._connected(), *arguments)
-        except (KombuError, RedisError, OSError) as error:
-            self._drop()
-            raise BrokerUnavailable(
-                f"{self._shown}: {error}; see that Redis runs and REDIS_URL is right (marco doctor)"
-            ) from error
-
-    def _connected(self) -> Any:
-        if self._connection is None:
-            self._connection = self._app.connection_for_write()
-        return self._connection
+                raise BrokerUnavailable(
+                    f"{self._shown}: {error}; see that Redis runs and REDIS_URL is right "
+                    "(marco doctor)"
+                ) from error
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
-
-    def _send(self, connection: Any, job_ids: Sequence[UUID]) -> None:
-        with connection.Producer(auto_declare=False) as producer, producer.batch():
-            for job_id in job_ids:
-                self._app.send_task(
-                    TASK,
-                    args=[str(job_id)],
-                    task_id=str(job_id),
-                    producer=producer,
-                    retry=False,
-                    ignore_result=True,
-                )
-
-    def _count(self, connection: Any) -> Any:
-        with connection.default_channel.conn_or_acquire() as client:
-            return client.llen(self._queue)
-
-    def _present(self, connection: Any) -> list[str]:
-        with connection.default_channel.conn_or_acquire() as client:
-            now = client.time()[0]
-            names = client.zrange(_workers(self._queue), now - _PRESENT_FOR_S, "+inf", byscore=True)
-            return sorted(name.decode(errors="replace") for name in names)
-
-    def _acquire_tick(self, connection: Any, every_s: float) -> Any:
-        # It expires by itself, also if the process that acquired it dies.
-        with connection.default_channel.conn_or_acquire() as client:
-            return client.set(f"{self._queue}:sweep", 1, nx=True, px=int(every_s * 1000))
