@@ -97,27 +97,15 @@ class Connections:
         self._probed_at = 0.0  # whether the server is there
         self._there = True
 
-    def get(self, path: str, call: Call) -> dict[str, Any] | Failure:
-        """The JSON object at `path`."""
-        return self._ask("GET", path, None, call, LARGEST_ANSWER)
-
-    def post(
-        self, path: str, body: Mapping[str, Any], call: Call, most: int = LARGEST_ANSWER
+    def request(
+        self,
+        path: str,
+        call: Call,
+        body: Mapping[str, Any] | None = None,
+        most: int = LARGEST_ANSWER,
     ) -> dict[str, Any] | Failure:
-        """The JSON object that the server answers to `body`, of `most` bytes at most."""
-        return self._ask("POST", path, json.dumps(body).encode(), call, most)
-
-    def close(self) -> None:
-        """Close the connections that are not in use."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    def _ask(
-        self, method: str, path: str, body: bytes | None, call: Call, most: int
-    ) -> dict[str, Any] | Failure:
-        found = self._send(method, path, body, call, most)
+        """The JSON object at `path`, or what is answered to `body`; `most` bytes at most."""
+        found = self._send(path, None if body is None else json.dumps(body).encode(), call, most)
         if isinstance(found, Failure):
             return found
         status, headers, data = found
@@ -132,13 +120,18 @@ class Connections:
             return answer
         return failures.unavailable(f"{self._url}{path}: the answer is not a JSON object")
 
-    def _send(
-        self, method: str, path: str, body: bytes | None, call: Call, most: int
-    ) -> _Answer | Failure:
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _send(self, path: str, body: bytes | None, call: Call, most: int) -> _Answer | Failure:
         while not call.over:
             connection = self._take_idle()
             kept = connection is not None
-            changed = self._check_changed(call) if method == "POST" else None
+            changed = None if body is None else self._check_changed(call)
             if changed is not None:
                 if connection is not None:
                     connection.close()
@@ -148,7 +141,7 @@ class Connections:
             except (OSError, http.client.HTTPException) as error:
                 return self._failed(call, "can't be reached", error, unreachable=True)
             try:
-                answer = self._exchange(connection, method, path, body, call, most)
+                answer = self._exchange(connection, path, body, call, most)
             except _TooLargeError:
                 connection.close()
                 size = f"{most >> 10:,} KiB, all that was asked for"
@@ -198,7 +191,6 @@ class Connections:
     def _exchange(
         self,
         connection: http.client.HTTPConnection,
-        method: str,
         path: str,
         body: bytes | None,
         call: Call,
@@ -207,6 +199,7 @@ class Connections:
         sock = connection.sock  # the connection forgets it when the server will close
         with call.using(sock):
             sock.settimeout(max(call.left_s, 0.001))
+            method = "GET" if body is None else "POST"
             connection.request(method, self._path + path, body, self._headers)
             self._await_answer(sock, call)
             with connection.getresponse() as response:
@@ -276,13 +269,11 @@ class Connections:
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
         timeout = max(min(self._connect_s, call.left_s), 0.001)
-        connection = (
-            http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-            if self._tls is None
-            else http.client.HTTPSConnection(
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        if self._tls is not None:
+            connection = http.client.HTTPSConnection(
                 self._host, self._port, timeout=timeout, context=self._tls
             )
-        )
         connection.connect()
         _watch_peer(connection.sock)
         return connection

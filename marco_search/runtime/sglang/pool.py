@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 from random import Random
@@ -33,7 +32,7 @@ class Pool:
     def __init__(self, servers: Sequence[Server]) -> None:
         self._servers = list(servers)
         self._lock = threading.Lock()
-        self._chosen: OrderedDict[str, Server] = OrderedDict()
+        self._chosen: dict[str, Server] = {}
         self.info = self._agree()
         for server in self._servers:
             server.expected = self.info
@@ -68,12 +67,11 @@ class Pool:
         self._probe_unhealthy()
         key = blake2b(prompt.encode(), digest_size=16).hexdigest()
         with self._lock:
-            server = self._chosen.pop(key, None)
+            server = self._chosen.get(key)
             if server is None or not server.healthy:
-                server = self._best(key)
-            self._chosen[key] = server
-            if len(self._chosen) > _REMEMBERED:
-                self._chosen.popitem(last=False)
+                if len(self._chosen) >= _REMEMBERED:
+                    self._chosen.clear()
+                server = self._chosen[key] = self._best(key)
             return server
 
     def close(self) -> None:

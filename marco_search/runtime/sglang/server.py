@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +41,7 @@ class Server:
         self._lock = threading.Lock()
         self._quoted = quoting(api_key_of(settings))
         self._tokenizes = False  # whether it has /tokenize
-        self._ids: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
+        self._ids: dict[tuple[str, bool], list[int]] = {}
         self._consecutive_failures = 0
         self._silent = False  # unhealthy because it answered nothing in time
         self._pause_s = 0.0  # 0: healthy
@@ -68,9 +67,8 @@ class Server:
             self.limiter.release(began, ok=isinstance(found, dict), overloaded=overloaded)
         if isinstance(found, Failure) and call.over:
             # Without this the server would generate on, with no caller waiting.
-            self._connections.post(
-                "/abort_request", {"rid": body["rid"]}, Call(time.monotonic() + _ABORT_S)
-            )
+            soon = Call(time.monotonic() + _ABORT_S)
+            self._connections.request("/abort_request", soon, {"rid": body["rid"]})
             if call.left_s <= 0:
                 self._count_failure(silent=True)
         else:
@@ -93,7 +91,7 @@ class Server:
             body = {name: value for name, value in body.items() if name != "text"}
             body["input_ids"] = ids
         most = _ANSWER + _ANSWER_A_TOKEN * body["sampling_params"]["max_new_tokens"]
-        return self._connections.post("/generate", body, call, most)
+        return self._connections.request("/generate", call, body, most)
 
     def _token_ids(self, parts: Sequence[Part], call: Call) -> list[int] | Failure:
         """The ids of a prefix; the server itself says what a text is in tokens."""
@@ -106,20 +104,20 @@ class Server:
         return ids
 
     def _text_ids(self, text: str, first: bool, call: Call) -> list[int] | Failure:
-        with self._lock:
-            known = self._ids.pop((text, first), None)
-        found = self._tokenize(text, first, call) if known is None else known
+        known = self._ids.get((text, first))
+        if known is not None:
+            return known
+        found = self._tokenize(text, first, call)
         if not isinstance(found, Failure):
-            with self._lock:
-                self._ids[text, first] = found
-                if len(self._ids) > _REMEMBERED:
-                    self._ids.popitem(last=False)
+            if len(self._ids) >= _REMEMBERED:
+                self._ids.clear()
+            self._ids[text, first] = found
         return found
 
     def _tokenize(self, text: str, first: bool, call: Call) -> list[int] | Failure:
         """Only the first text may get what begins a sequence, as it would if it were sent."""
         body = {"prompt": text, "add_special_tokens": first}
-        answer = self._connections.post(_TOKENIZE, body, call)
+        answer = self._connections.request(_TOKENIZE, call, body)
         if isinstance(answer, Failure):
             return answer
         ids = answer.get("tokens")
@@ -166,7 +164,7 @@ class Server:
                 found = Failure(kind=ModelRefused, message=message, retryable=True)
         if not isinstance(found, Failure) and self._silent:
             # It answered this before, and nothing that was to be generated.
-            alive = self._connections.get("/health_generate", call)
+            alive = self._connections.request("/health_generate", call)
             if isinstance(alive, Failure) and not alive.not_found:
                 found = alive
         if isinstance(found, Failure):
@@ -184,9 +182,9 @@ class Server:
 
     def _get(self, path: str, newer: str, call: Call) -> dict[str, Any] | Failure:
         """SGLang 0.5 has both paths and says that the first will go."""
-        found = self._connections.get(path, call)
+        found = self._connections.request(path, call)
         if isinstance(found, Failure) and found.not_found:
-            return self._connections.get(newer, call)
+            return self._connections.request(newer, call)
         return found
 
     def close(self) -> None:
