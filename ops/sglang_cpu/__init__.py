@@ -1,5 +1,5 @@
 """The real SGLang server on a CPU, with the pocket model: for tests and benches, never in use.
 
-environment: its own virtual environment; server: one running server; shim/: what is missing on
-a CPU, put on the server's PYTHONPATH
+server: one running server and its environment; shim/: what is missing on a CPU, put on the
+server's PYTHONPATH
 """

@@ -1,12 +1,17 @@
-"""One SGLang server on the CPU, for as long as a `with` block runs."""
+"""One SGLang server on the CPU, for as long as a `with` block runs.
+
+Its environment, 1.6 GB, lies in the user's cache folder.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +21,10 @@ from typing import Any
 import requests
 
 from marco_search.errors import LocalServiceFailed
-from ops.sglang_cpu import environment
+from ops import environment
 
 VERSION = "0.5.23"  # as requirements.lock has it
+LOCK = Path(__file__).with_name("requirements.lock")
 _SHIM = Path(__file__).with_name("shim")
 _START_S = 900.0  # half a minute on a free core; much more on a busy one
 # Without OMP_NUM_THREADS two busy cores give a twentieth of the speed; without
@@ -43,7 +49,7 @@ def serving(model: Path, log: Path) -> Iterator[str]:
 
     Raises LocalServiceFailed if its environment can't be built or it does not start.
     """
-    python = environment.ensure()
+    python = ensure_environment()
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
@@ -64,6 +70,34 @@ def serving(model: Path, log: Path) -> Iterator[str]:
             yield url
         finally:
             _stop(server)
+
+
+def ensure_environment() -> Path:
+    """The environment's Python, after installing what its lock says if need be.
+
+    Raises LocalServiceFailed, with the reason, where it can't be built.
+    """
+    if not environment.folder("sglang-cpu", LOCK).exists():
+        _refuse_cuda()
+    return environment.ensure("sglang-cpu", LOCK, free_gb=4)
+
+
+def _refuse_cuda() -> None:
+    """A CUDA build is gigabytes of what no test here can use: seen before it is fetched."""
+    (torch,) = [line for line in LOCK.read_text().splitlines() if line.startswith("torch==")]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps"]
+    command += ["--ignore-installed", "--only-binary", ":all:", "--report", "-", torch]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise LocalServiceFailed(f"{torch} can't be found: {done.stderr[-500:]}")
+    (found,) = json.loads(done.stdout)["install"]
+    if any(
+        "cuda" in need or "nvidia" in need for need in found["metadata"].get("requires_dist", [])
+    ):
+        raise LocalServiceFailed(
+            f"pip would install a CUDA build of {torch}: point it to CPU wheels "
+            "(PIP_FIND_LINKS or PIP_INDEX_URL)"
+        )
 
 
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from marco_search.errors import LocalServiceFailed
 from ops import bootstrap, environment
-from ops.sglang_cpu import environment as sglang
+from ops.sglang_cpu import server as sglang
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = (
@@ -187,5 +187,5 @@ def test_a_cuda_build_of_torch_is_refused_before_it_is_fetched(
     (pin,) = re.findall(r"^torch==(\S+)$", sglang.LOCK.read_text(), re.MULTILINE)
     _wheel(checkout.venv.parent, "torch", pin, "Requires-Dist: nvidia-cublas-cu12==12.8\n")
     with pytest.raises(LocalServiceFailed, match=r"CUDA build of torch==.*point it to CPU wheels"):
-        sglang.ensure()
+        sglang.ensure_environment()
     assert not (tmp_path / "cache").exists()
