@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tests.unit.runtime.sglang_server import Handler, completion, serving
+from tests.integration.runtime.sglang_server import Handler, completion, serving
 
 _TAG = re.compile(r"#(\d+)#")
 _HANG_S = 5.0  # longer than the workers wait for an answer

@@ -14,9 +14,8 @@ from marco_search.store.db import Database
 from marco_search.store.queue import jobs, leases, recovery, scheduling
 from marco_search.store.queue.leases import Worker
 from marco_search.store.reads import queries
-from tests.integration.toys import insert, open_database, question, runner, settings_for
-from tests.unit.runtime.odd_replies import ODD
-from tests.unit.runtime.sglang_server import (
+from tests.integration.runtime.odd_replies import ODD
+from tests.integration.runtime.sglang_server import (
     Handler,
     Server,
     completion,
@@ -24,6 +23,7 @@ from tests.unit.runtime.sglang_server import (
     serving,
     until,
 )
+from tests.integration.toys import insert, open_database, question, runner, settings_for
 
 OTHER = Worker(name="other", host="h", pid=2)
 

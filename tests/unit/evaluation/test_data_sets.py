@@ -101,7 +101,7 @@ def test_a_line_separator_in_a_question_is_no_line_end(tmp_path: Path) -> None:
         ("a.tsv", "q\t1\n".encode("utf-16"), "line 1: this is UTF-16"),
         ("a.tsv", "q\t1\n".encode("utf-16-le"), "line 1: contains a NUL"),
         ("a.jsonl", b"PAR1\x15\x04", "line 1: this is a Parquet file"),
-        ("a.jsonl", gzip.compress(b"{}"), "line 1: this is packed with gzip"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "line 1: this is packed with gzip"),
         ("a.jsonl", b'[{"question": "q", "answer": 1}]\n', r"line 1: must be .*jq -c"),
         ("a.jsonl", b'[\n  {"question": "q"}\n]\n', r"line 1: not valid JSON.*jq -c"),
         ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: not valid JSON"),

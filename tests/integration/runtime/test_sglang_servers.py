@@ -14,7 +14,7 @@ from marco_search.kinds import ReasoningJob
 from marco_search.runtime.sglang.calls import Call, Limiter
 from marco_search.runtime.sglang.server import DEFAULT_CONTEXT_TOKENS
 from marco_search.search.branches import Finish
-from tests.unit.runtime.sglang_server import expansion, runtime, serving, stop, until
+from tests.integration.runtime.sglang_server import expansion, runtime, serving, stop, until
 
 ASSISTANT = "<|im_start|>assistant\n"
 

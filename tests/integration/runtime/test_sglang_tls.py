@@ -10,8 +10,8 @@ import pytest
 
 from marco_search.errors import InvalidSettings, RuntimeUnavailable
 from marco_search.search.branches import Finish
+from tests.integration.runtime.sglang_server import Server, expansion, runtime, serving
 from tests.tls import make_certificate
-from tests.unit.runtime.sglang_server import Server, expansion, runtime, serving
 
 
 @pytest.fixture(scope="module")

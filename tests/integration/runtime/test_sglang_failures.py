@@ -18,8 +18,7 @@ from marco_search.kinds import ReasoningJob
 from marco_search.runtime.sglang import connections
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.budgets import StopReason
-from tests.silent_proxy import silent_proxy
-from tests.unit.runtime.sglang_server import (
+from tests.integration.runtime.sglang_server import (
     Handler,
     Server,
     completion,
@@ -28,6 +27,7 @@ from tests.unit.runtime.sglang_server import (
     serving,
     until,
 )
+from tests.silent_proxy import silent_proxy
 
 BAD = 101
 """Seed of the branch that goes wrong; its siblings have 100 and 102."""

@@ -20,7 +20,13 @@ from marco_search.search.branches import (
     Message,
     ReflectionPlacement,
 )
-from tests.unit.runtime.sglang_server import FIRST_CHARACTER, Server, expansion, runtime, serving
+from tests.integration.runtime.sglang_server import (
+    FIRST_CHARACTER,
+    Server,
+    expansion,
+    runtime,
+    serving,
+)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from marco_search.errors import BranchFailed
 from marco_search.runtime.base import Runtime
 from marco_search.runtime.reply import Completion, read_completion
 from marco_search.search.branches import END_OF_OUTPUT, END_OF_THOUGHT, Branch, Finish
-from tests.unit.runtime.odd_replies import HARMLESS, NOT_JSON, ODD, Reply, sent
-from tests.unit.runtime.sglang_server import (
+from tests.integration.runtime.odd_replies import HARMLESS, NOT_JSON, ODD, Reply, sent
+from tests.integration.runtime.sglang_server import (
     Handler,
     Server,
     completion,
