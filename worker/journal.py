@@ -17,7 +17,7 @@ from marco_search.store.db import Conn, Database
 from marco_search.store.queue import leases
 from marco_search.store.queue.leases import JobSignals, Lease
 from marco_search.store.trail import trail, vocabulary
-from marco_search.store.trail.vocabulary import Written
+from marco_search.store.trail.vocabulary import KnownTokens
 from worker import watchdog
 from worker.shutdown import Shutdown
 
@@ -35,7 +35,7 @@ class LeasedJournal:
     """Inside its `with` block a thread extends the lease every `every_s`, and polls for signals.
 
     `model` is its name and revision; `seconds` is the time that earlier attempts searched;
-    `written` has the texts of tokens that this process need not write again; `retry_s` is the
+    `known_tokens` has the texts of tokens that this process need not write again; `retry_s` is the
     pause between tries while Postgres is unavailable. `on_abort` is called from the thread, at
     every tick, once what is in flight has become useless: the job was cancelled or has expired,
     the lease is lost, or the worker's time to shut down is over.
@@ -51,7 +51,7 @@ class LeasedJournal:
         seconds: float = 0.0,
         shutdown: Shutdown | None = None,
         on_abort: Callable[[], None] = lambda: None,
-        written: Written | None = None,
+        known_tokens: KnownTokens | None = None,
         retry_s: float = 0.5,
         extend: Read = leases.heartbeat,
         poll: Read = leases.poll,
@@ -65,7 +65,7 @@ class LeasedJournal:
         self._began = time.monotonic()
         self._shutdown = shutdown or Shutdown()
         self._on_abort = on_abort
-        self._written = written or Written()
+        self._known_tokens = known_tokens or KnownTokens()
         self._retry_s = retry_s
         self._extend, self._poll = extend, poll
         self._lost = False
@@ -85,7 +85,7 @@ class LeasedJournal:
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round. Raises LeaseLost if another worker holds the job."""
         seconds = self.seconds
-        missing = self._written.missing(*self._model, texts)
+        missing = self._known_tokens.missing(*self._model, texts)
 
         def write(conn: Conn) -> bool:
             stop = trail.append(conn, self.lease, kept, seconds=seconds)
@@ -93,7 +93,7 @@ class LeasedJournal:
             return stop
 
         stop = self.retry_while_unavailable(write)
-        self._written.add(*self._model, missing)
+        self._known_tokens.add(*self._model, missing)
         if stop:
             self.signals = replace(self.signals, cancelled=True)
 

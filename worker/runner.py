@@ -17,7 +17,7 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database, check_schema
 from marco_search.store.queue import leases, scheduling
 from marco_search.store.queue.leases import Claim, Worker
-from marco_search.store.trail.vocabulary import Written
+from marco_search.store.trail.vocabulary import KnownTokens
 from worker import finish
 from worker.journal import LeasedJournal
 from worker.shutdown import Shutdown
@@ -56,7 +56,7 @@ class Runner:
         self._runtime: Runtime | None = None
         self._open_failures = 0  # in a row
         self._open_at = 0.0  # on time.monotonic(): not tried before
-        self._written = Written()
+        self._known_tokens = KnownTokens()
 
     def run_next(self) -> None:
         """Claim the job that is next, and run it. Does nothing if none is due.
@@ -141,7 +141,7 @@ class Runner:
             seconds=claim.seconds,
             shutdown=self._shutdown,
             on_abort=runtime.abort,
-            written=self._written,
+            known_tokens=self._known_tokens,
             retry_s=self._retry_s,
         )
         with journal:

@@ -106,7 +106,7 @@ def check_archive(folder: Path) -> Report:
     ArchiveRefused if the folder is not an archive.
     """
     began = time.perf_counter()
-    files = archives.parse(read_manifest(folder))["files"]
+    files = archives.parse(read_manifest(folder)).files
     total = Report(findings=tuple(_check_files(folder, files)))
     try:
         for report in () if total.findings else _check_jobs(folder):
@@ -118,20 +118,20 @@ def check_archive(folder: Path) -> Report:
         what = "the file is not in the list"
         total.findings += (Finding("archive", name, what, "a file of the list", "another"),)
     total.archived_jobs, total.open_jobs = total.jobs, 0
-    total.links = files.get("link.parquet", {"rows": 0})["rows"]
+    total.links = files["link.parquet"].rows if "link.parquet" in files else 0
     total.seconds = time.perf_counter() - began
     return total
 
 
-def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+def _check_files(folder: Path, files: Mapping[str, archives.File]) -> Iterator[Finding]:
     for name in sorted(FILES | files.keys()):
         path = folder / name
         if name not in FILES:
             yield Finding("archive", name, "no such file is written", "none", "a file of the list")
         elif name not in files or not path.is_file():
             yield Finding("archive", name, "the file is gone", "a file of the list", "none")
-        elif digest(path) != files[name]["sha256"]:
-            expected = f"SHA-256 {files[name]['sha256'][:16]}"
+        elif digest(path) != files[name].sha256:
+            expected = f"SHA-256 {files[name].sha256[:16]}"
             yield Finding("archive", name, "the file was changed", expected, digest(path)[:16])
 
 

@@ -11,7 +11,7 @@ from psycopg import errors
 from marco_search.store.db import Database
 from marco_search.store.reads import job_record
 from marco_search.store.trail import vocabulary
-from marco_search.store.trail.vocabulary import Written
+from marco_search.store.trail.vocabulary import KnownTokens
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 
@@ -42,7 +42,7 @@ def test_every_candidate_of_a_search_can_be_read(database: Database, database_ur
 
 
 def test_a_text_is_written_once_and_stays(database: Database) -> None:
-    written = Written()
+    written = KnownTokens()
     first = written.missing("m", "1", {1: "one", 2: "\ufffd"})
     with database.transaction() as conn:
         vocabulary.write(conn, "m", "1", first)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from psycopg import errors
 from psycopg.sql import SQL, Identifier
+from pydantic import BaseModel, Field, StrictInt
 
 from marco_search.audit.evidence import Archived
 from marco_search.audit.findings import Finding
@@ -94,7 +95,7 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
         [month.first, month.before],
     )
     require_ended(conn, month)
-    written = parse(manifest)["files"]["link.parquet"]["rows"]
+    written = parse(manifest).files["link.parquet"].rows
     links = conn.execute(
         "SELECT count(*) FROM public.chain WHERE kind = 'job' AND job_id >= %s AND job_id < %s",
         [month.first, month.before],
@@ -143,8 +144,8 @@ def check(conn: Conn) -> list[Finding]:
         elif root_of(files) != root:
             wrong = ("the list was changed", root.hex()[:16], root_of(files).hex()[:16])
         else:
-            listed = parse(files)
-            wanted, stored = f"{listed['first']} to {listed['before']}", f"{first} to {before}"
+            chained = parse(files)
+            wanted, stored = f"{chained.first} to {chained.before}", f"{first} to {before}"
             if wanted == stored:
                 continue
             wrong = ("the range of its jobs was changed", wanted, stored)
@@ -158,25 +159,22 @@ Listed = tuple[UUID, UUID, Archived]
 
 def listed(conn: Conn) -> list[Listed]:
     """All archives, in the order in which they were chained."""
-    return [
-        (first, before, Archived(month=_month(files), root=root, at=at))
-        for first, before, files, root, at in conn.execute(
-            "SELECT a.first, a.before, a.files, c.root, c.at FROM public.archives AS a"
-            " JOIN public.chain AS c USING (seq) ORDER BY seq"
-        )
-    ]
+    found = []
+    for first, before, files, root, at in conn.execute(
+        "SELECT a.first, a.before, a.files, c.root, c.at FROM public.archives AS a"
+        " JOIN public.chain AS c USING (seq) ORDER BY seq"
+    ):
+        try:
+            month = parse(files).name
+        except ArchiveRefused:
+            month = ""  # the list was changed, which is a finding of its own
+        found.append((first, before, Archived(month=month, root=root, at=at)))
+    return found
 
 
 def covering(archived: Sequence[Listed], job_id: UUID) -> list[Archived]:
     """The archives that have a job's tree."""
     return [archive for first, before, archive in archived if first <= job_id < before]
-
-
-def _month(files: str) -> str:
-    try:
-        return str(parse(files)["name"])
-    except ArchiveRefused:
-        return ""  # the list was changed, which is a finding of its own
 
 
 def chained_root(conn: Conn, manifest: str) -> int | None:
@@ -187,8 +185,25 @@ def chained_root(conn: Conn, manifest: str) -> int | None:
     return row[0] if row else None
 
 
-def parse(manifest: str) -> dict[str, Any]:
-    """The list as values, each of the type that `marco archive` writes. Raises ArchiveRefused."""
+class File(BaseModel):
+    """A file of an archive."""
+
+    rows: StrictInt
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The list of an archive, as far as it is read."""
+
+    format: int = Field(ge=1)
+    name: str  #: the month
+    first: UUID
+    before: UUID
+    files: dict[str, File]
+
+
+def parse(manifest: str) -> Manifest:
+    """The list as values. Raises ArchiveRefused if `marco archive` did not write it."""
     try:
         data: dict[str, Any] = json.loads(manifest)
         number = str(data["format"]).removeprefix("marco-archive ")
@@ -196,17 +211,7 @@ def parse(manifest: str) -> dict[str, Any]:
             raise ArchiveRefused(
                 f"manifest.json: format {number}, of a newer marco-search: check it with that"
             )
-        if number not in map(str, range(1, FORMAT + 1)):
-            raise ValueError("another format")
-        for name in ("first", "before"):
-            UUID(data[name])
-        if not isinstance(data["name"], str):
-            raise ValueError("no name")
-        for name, file in data["files"].items():
-            if not isinstance(file["rows"], int) or not isinstance(file["sha256"], str):
-                raise ValueError(f"{name!r} is not described")
-        data["format"] = int(number)
+        return Manifest(**data | {"format": number})
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error)[:100] or type(error).__name__
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise ArchiveRefused(f"manifest.json: not an archive's list ({reason})") from None
-    return data

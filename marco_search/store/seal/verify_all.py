@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from types import ModuleType
@@ -165,16 +165,13 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 _worker: Conn | None = None
-_kept: list[object] = []
+_kept = ExitStack()
 
 
 def _open(url: str, snapshot: str) -> None:
     global _worker
     Thread(target=_exit_with_parent, daemon=True).start()
-    # Closed by the end of the process.
-    context = _snapshot(url, snapshot)
-    _worker, _ = context.__enter__()
-    _kept.append(context)
+    _worker, _ = _kept.enter_context(_snapshot(url, snapshot))  # closed by the process's end
 
 
 def _exit_with_parent() -> None:

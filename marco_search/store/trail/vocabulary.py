@@ -13,7 +13,7 @@ from threading import Lock
 from marco_search.store.db import Conn
 
 
-class Written:
+class KnownTokens:
     """The ids that this process has written, by model and revision. Shared by threads."""
 
     def __init__(self) -> None:
