@@ -9,6 +9,7 @@ everything else where it is used.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import json
 import multiprocessing
@@ -19,14 +20,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ops.bench.simulator import Counters, SimulatedServer
@@ -51,6 +52,8 @@ COLUMNS = {
     "refused_kept": "kept when 1 in 8 is refused",
 }
 REFUSE_EVERY = 8
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _LOCK = Path(__file__).with_name("peers.lock")
 _WIDTH = 8  # as our tree searches have
 _TIMEOUT_S = 420.0  # of one run; the slowest takes 100 s on two idle cores
@@ -324,13 +327,32 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def each_in_a_process(search: Search, task: Task) -> Outcome:
-    """Run the search for all questions at once, each in a process of its own, as ours."""
-    fork, count = multiprocessing.get_context("fork"), len(task.questions)
-    with fork.Pool(count, fork.Barrier(count).wait) as pool:
+def at_once(
+    work: Callable[[Item], Result], items: Sequence[Item], prepare: Callable[[], object] = tuple
+) -> tuple[list[Result], float]:
+    """Each item in a forked process of its own, begun when all are prepared; and the seconds."""
+    fork, count = multiprocessing.get_context("fork"), len(items)
+    gc.collect()
+    gc.freeze()  # as the worker does before it forks: else each process copies the whole heap
+    with fork.Pool(count, _ready, (prepare, fork.Barrier(count))) as pool:
+        gc.unfreeze()
+        pool.map(_nothing, range(count), 1)  # taken when all have passed the barrier
         began = time.monotonic()
-        found = pool.map(partial(_one, search, task), task.questions, 1)
-        seconds = time.monotonic() - began
+        return pool.map(work, items, 1), time.monotonic() - began
+
+
+def _ready(prepare: Callable[[], object], everyone: Any) -> None:
+    prepare()
+    everyone.wait(300)
+
+
+def _nothing(_: int) -> None:
+    pass
+
+
+def each_in_a_process(search: Search, task: Task) -> Outcome:
+    """Run the search for all questions at once, as ours."""
+    found, seconds = at_once(partial(_one, search, task), task.questions)
     kept, cpu_s, errors = zip(*found, strict=True)
     return Outcome(seconds, sum(cpu_s), sum(kept), [error for error in errors if error])
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import itertools
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -28,7 +27,14 @@ from marco_search.errors import LocalServiceFailed
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import END_OF_OUTPUT, TOP_K, Branch, Expansion, Finish
+from marco_search.search.branches import (
+    END_OF_OUTPUT,
+    TOP_K,
+    Branch,
+    BranchRequest,
+    Expansion,
+    Finish,
+)
 from marco_search.search.tree import Rollout
 from marco_search.settings import Settings
 from marco_search.store.db import Database
@@ -73,6 +79,7 @@ def measure(searches: int, rollouts: int, *, real: bool, others: bool) -> dict[s
             found |= _beside_peers(server, "step", step, rollouts)
             found |= _beside_peers(server, "best-of-n", best, rollouts)
             found |= peers.measure(server, searches, rollouts)
+    found |= embedded_speed()
     return found | (real_server() if real else {"real_skipped": "--no-real"})
 
 
@@ -150,34 +157,20 @@ def one(
 
 def many(server: SimulatedServer, count: int, rollouts: int, strategy: str) -> Run:
     """`count` searches at once, one a process as under the worker, on an empty cache."""
-    fork = multiprocessing.get_context("fork")
     server.reset()
-    # As the worker does before it forks: else each process copies this one's whole heap.
-    gc.collect()
-    gc.freeze()
-    with fork.Pool(count, _connect, (server.url, fork.Barrier(count))) as pool:
-        gc.unfreeze()
-        pool.map(_connected, range(count), 1)
-        began = time.monotonic()
-        found = pool.map(partial(_search_here, strategy, rollouts), range(count), 1)
-        return Run(found, time.monotonic() - began, server.counters())
+    work = partial(_search_at, server.url, strategy, rollouts)
+    found, seconds = peers.at_once(work, range(count), partial(_opened, server.url))
+    return Run(found, seconds, server.counters())
 
 
-_here: Runtime  # of a process of `many`
+def _search_at(url: str, strategy: str, rollouts: int, seed: int) -> Searched:
+    return search(_opened(url), strategy, rollouts, seed)
 
 
-def _connect(url: str, everyone: Any) -> None:
-    global _here
-    _here = open_engine(url)
-    everyone.wait(300)
-
-
-def _connected(_: int) -> None:
-    """Called when every process has its runtime."""
-
-
-def _search_here(strategy: str, rollouts: int, seed: int) -> Searched:
-    return search(_here, strategy, rollouts, seed)
+@cache
+def _opened(url: str) -> Runtime:
+    """The runtime of a process of `many`."""
+    return open_engine(url)
 
 
 def failed(rollouts: Sequence[Rollout]) -> int:
@@ -297,7 +290,26 @@ def _persisted(database: Database, settings: Settings, seed: int) -> float:
     return 1000 * float(row[0] - runtime.seconds) / int(row[1])
 
 
-# -- The real server --------------------------------------------------------------------
+# -- The real engines -------------------------------------------------------------------
+
+
+def embedded_speed() -> dict[str, Any]:
+    """Tokens a second of the embedded engine, by the number of branches at once."""
+    found = {}
+    with closing(open_engine("embedded", MARCO_MODEL=MODEL_DIR)) as runtime:
+        for count in (1, 8, 32):
+            request = BranchRequest(branch_id=0, seed=0, max_new_tokens=64, temperature=1.0)
+            expansions = [
+                Expansion(node_id=0, prefix=text, branches=(replace(request, branch_id=i, seed=i),))
+                for i, text in enumerate(parity.prompts(runtime, 2 * count)[:count])
+            ]
+            speeds = []
+            for _ in range(4):
+                began, branches = time.perf_counter(), runtime.branch(expansions)
+                tokens = sum(len(s.tokens) for branch in branches for s in branch.segments)
+                speeds.append(tokens / (time.perf_counter() - began))
+            found[f"embedded_tok_s_{count}"] = median(speeds[1:])  # the first is a warm-up
+    return found
 
 
 def real_server() -> dict[str, Any]:
