@@ -82,7 +82,7 @@ def recipes(rollouts: int) -> dict[str, Recipe]:
         "mini-step-32-reflect": whole | {"strategy": "mini-step-32", "reflection": "branch"},
         "auto-whole": whole | {"strategy": "auto"},
     }
-    return {name: _recipe(**told) for name, told in options.items()}
+    return {name: _recipe(**fields) for name, fields in options.items()}
 
 
 def _recipe(**options: Any) -> Recipe:
@@ -136,20 +136,20 @@ class Results:
 
     def rows(self) -> list[report.Row]:
         """The table: greedy, the baselines at the winner's tokens and whole, the trees."""
-        shown: list[tuple[str, list[Trace], int | None]]
-        shown = [(run, self.traces[run], None) for run in GREEDY if run in self.traces]
+        parts: list[tuple[str, list[Trace], int | None]]
+        parts = [(run, self.traces[run], None) for run in GREEDY if run in self.traces]
         winner = self.curve(WINNER)
         for name, traces in self.votes.items():
             points = self.curve(name)
             at = winner and curves.at_least(points, winner[-1].tokens_per_problem)
             numbers = sorted({p.rollouts for p in (at or points[-1], points[-1])})
-            shown += [(f"{name}, n = {n}", traces, n) for n in numbers]
+            parts += [(f"{name}, n = {n}", traces, n) for n in numbers]
         for tree in self.trees:
             traces = self.traces[tree]
             if tree != WINNER and max(len(t.rollouts) for t in traces) > FEW:
-                shown.append((f"{tree}, {FEW} rollouts", traces, FEW))
-            shown.append((tree, traces, None))
-        return [report.row(name, traces, self.grader, rollouts=n) for name, traces, n in shown]
+                parts.append((f"{tree}, {FEW} rollouts", traces, FEW))
+            parts.append((tree, traces, None))
+        return [report.row(name, traces, self.grader, rollouts=n) for name, traces, n in parts]
 
     def less(self, strategy: str, baseline: str) -> tuple[Point, Paired] | None:
         """`strategy` less a baseline with at least as many tokens, or all that it has."""
@@ -226,8 +226,8 @@ def _half_the_tokens(results: Results, accuracy: float, whose: str) -> tuple[str
     mine = curves.tokens_to_reach(results.curve(WINNER), accuracy)
     ratio = mine / theirs if mine and theirs else None
     text = f"{results.name}: half the tokens of self-consistency for the same accuracy, {whose}"
-    shown = [f"{n:.0f} tokens" if n else "does not reach it" for n in (mine, theirs)]
-    measured = f"`{WINNER}` {shown[0]}, self-consistency up to n = {len(points)} {shown[1]}"
+    costs = [f"{n:.0f} tokens" if n else "does not reach it" for n in (mine, theirs)]
+    measured = f"`{WINNER}` {costs[0]}, self-consistency up to n = {len(points)} {costs[1]}"
     share = "" if ratio is None else f": {100 * ratio:.0f} %"
     reached = bool(mine and not theirs) or (ratio is not None and ratio <= 0.5)
     return f"{text} ({100 * accuracy:.1f} %)", reached, measured + share
@@ -351,12 +351,12 @@ def _plots(sets: Sequence[Results], folder: Path) -> list[Path]:
 
 def make(recipe: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Path) -> None:
     """One run over one set; its seconds are added up beside its traces."""
-    shown = 0.0
+    printed_at = 0.0
 
     def show(progress: Progress) -> None:
-        nonlocal shown
-        if progress.done == progress.total or time.monotonic() - shown > 10:
-            shown = time.monotonic()
+        nonlocal printed_at
+        if progress.done == progress.total or time.monotonic() - printed_at > 10:
+            printed_at = time.monotonic()
             about = f"{file.parent.name} {file.stem}: {progress_text(progress)}"
             print(about, file=sys.stderr, flush=True)
 

@@ -195,7 +195,7 @@ def treequest(task: Task, question: str) -> int:
 
     It brings no client: each batch goes to OpenAI's, one thread per generation. A node is an
     answer, its children are answers to the question with that one shown. A generation that
-    fails is not told.
+    fails is not reported to it.
     """
     import openai
     import treequest as peer
@@ -287,9 +287,9 @@ def optillm(task: Task) -> Outcome:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     code = "import sys; from optillm import main; sys.exit(main())"
-    told = ["--base-url", f"{task.url}/v1", "--port", str(port), "--log", "error"]
+    options = ["--base-url", f"{task.url}/v1", "--port", str(port), "--log", "error"]
     simulations, errors = max(1, round(task.budget / 11)), []
-    proxy = subprocess.Popen([sys.executable, "-c", code, *told], stdout=subprocess.DEVNULL)
+    proxy = subprocess.Popen([sys.executable, "-c", code, *options], stdout=subprocess.DEVNULL)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", timeout=600, max_retries=0)
 
     def ask(question: str) -> None:

@@ -128,8 +128,8 @@ class Recorder:
 
 def open_engine(address: str, **more: Any) -> Runtime:
     """The engine at an address, or "embedded"."""
-    told = {"MARCO_RUNTIME": address, "MARCO_RUNTIME_TIMEOUT_S": 600}
-    return open_runtime(Settings.model_validate(told | more))
+    values = {"MARCO_RUNTIME": address, "MARCO_RUNTIME_TIMEOUT_S": 600}
+    return open_runtime(Settings.model_validate(values | more))
 
 
 def search(

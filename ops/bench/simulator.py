@@ -72,8 +72,10 @@ _QUESTION = (
 
 def job(i: int, strategy: str, rollouts: int, reflection: str = "never") -> ReasoningJob:
     """The i-th job. It uses its whole budget, so that every run does the same work."""
-    told = {"strategy": strategy, "rollouts": rollouts, "seed": i, "early_stop": False}
-    options = SearchOptions.model_validate(told | {"reflection": reflection})
+    options = SearchOptions.model_validate(
+        {"strategy": strategy, "rollouts": rollouts, "seed": i, "early_stop": False}
+        | {"reflection": reflection}
+    )
     return ReasoningJob(question=_QUESTION.format(i=i), options=options)
 
 

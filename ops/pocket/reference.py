@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,17 @@ import torch
 
 from marco_search.pocket import held_out
 from ops.pocket.decoder import TOP, Decoder
+from ops.pocket.problems import TEXTS
 from ops.pocket.solutions import REFLECTION
 
 NEW_TOKENS = 32
 
 
-def reference_prompts() -> list[tuple[str, str, str]]:
+def reference_prompts() -> Iterator[tuple[str, str, str]]:
     """(name, user turn, thought so far) of each prompt."""
-    english, chinese = held_out("heldout_en"), held_out("heldout_zh")
-    translations = held_out("heldout_translation")
-    prompts = [(f"english {i}", english[i]["question"], "") for i in range(3)]
-    prompts += [(f"chinese {i}", chinese[i]["question"], "") for i in range(3)]
-    prompts += [(f"translation {i}", translations[i]["question"], "") for i in (0, 30)]
-    prompts.append(("open ended", "Suggest a gift for a friend who likes tea.", ""))
-    prompts.append(("arithmetic", "计算23*14。", ""))
-    for name, rows, first in (
-        ("reflection english", english, "Step 1: The first attempt was here."),
-        ("reflection chinese", chinese, "第1步：这里是第一次尝试。"),
-    ):
-        prompts.append((name, rows[3]["question"], f"{first}\n{REFLECTION}\n"))
-    return prompts
+    for name, source, first in TEXTS["reference"]:
+        user = source if isinstance(source, str) else held_out(source[0])[source[1]]["question"]
+        yield name, user, f"{first}\n{REFLECTION}\n" if first else ""
 
 
 def record(decoder: Decoder, name: str, user: str, thought: str) -> dict[str, Any]:

@@ -128,13 +128,13 @@ def train(options: argparse.Namespace) -> None:
     dist.init_process_group("gloo", rendezvous, rank=rank, world_size=options.ranks)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
     model = build_model(tokenizer, options.seed)
-    optimizers = build_optimizers(model, options.rate)
+    optimizers = build_optimizers(model, RATE)
     step, tokens = _load(out / STATE, model, optimizers) if options.resume else (0, 0)
     stream = batches(tokenizer, options.seed, rank, options.tokens)
     began, began_tokens, smooth = time.monotonic(), tokens, 0.0
     for batch in itertools.islice(stream, step, steps):
         # Linear warm-up, then linear decay to zero at the last step.
-        rate = options.rate * min(1.0, (step + 1) / WARM_UP_STEPS) * (1 - step / steps)
+        rate = RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * (1 - step / steps)
         loss, batch_tokens = _step(model, optimizers, batch, rate)
         step, tokens = step + 1, tokens + batch_tokens
         smooth = loss if smooth == 0 else 0.98 * smooth + 0.02 * loss
@@ -212,7 +212,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_RANK, help="per rank and step")
     parser.add_argument("--ranks", type=int, default=2, help="one-thread processes")
     parser.add_argument("--save-every", type=int, default=400, help="steps")
