@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -89,37 +88,26 @@ def compact(detail: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in zip(detail, shown, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One line of the outline: open a list, or close some, before it."""
-
-    node: TreeRow
-    label: str
-    wins: bool
-    opens: bool  # it is the first of a list of its own
-    closes: int  # lists that end before it
-    choice: bool  # it is one of several children
-
-
-def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[Item]:
+def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The tree as a nested list, best first: for screen readers, print, and without scripts.
 
     As in the terminal a chain stays on one level, so the list is as deep as there are choices.
+    Before an item a list opens, or `closes` lists close.
     """
     on_path = frozenset(winning)
     children = children_of(nodes, on_path)
     stack = [(node, 1, False) for node in nodes[:1]]
     level = 0
     while stack:
-        node, wanted, chosen = stack.pop()
-        yield Item(
-            node=node,
-            label=label(node.action, node.text),
-            wins=node.node_id in on_path,
-            opens=wanted > level,
-            closes=max(0, level - wanted),
-            choice=chosen,
-        )
+        node, wanted, choice = stack.pop()
+        yield {
+            "node": node,
+            "label": label(node.action, node.text),
+            "wins": node.node_id in on_path,
+            "opens": wanted > level,
+            "closes": max(0, level - wanted),
+            "choice": choice,
+        }
         level = wanted
         below = children[node.node_id]
         several = len(below) > 1

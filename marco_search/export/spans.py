@@ -38,8 +38,6 @@ from marco_search.store.trail import trail
 _RESOURCE = Resource({"service.name": "marco-search", "service.version": __version__})
 _SCOPE = InstrumentationScope("marco_search", __version__)
 _CHAIN, _LLM = OpenInferenceSpanKindValues.CHAIN.value, OpenInferenceSpanKindValues.LLM.value
-
-
 _KIND = SpanAttributes.OPENINFERENCE_SPAN_KIND
 
 

@@ -104,13 +104,13 @@ def test_candidates_read_as_the_runtime_spelled_them() -> None:
 
 def test_an_outline_has_every_node_and_closes_what_it_opens() -> None:
     items = list(outline(RECORD.nodes, RECORD.winning_path))
-    assert sorted(item.node.node_id for item in items) == [n.node_id for n in RECORD.nodes]
+    assert sorted(item["node"].node_id for item in items) == [n.node_id for n in RECORD.nodes]
     level = 0
     for item in items:
-        level += item.opens - item.closes
+        level += item["opens"] - item["closes"]
         assert level >= 1
     chain = {n.parent_id for n in RECORD.nodes}
-    assert sum(item.opens for item in items) <= len(chain)
+    assert sum(item["opens"] for item in items) <= len(chain)
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "</SCRIPT>", "<!--", "\u2029"])
