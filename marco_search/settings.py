@@ -7,7 +7,6 @@ way in: it turns a bad value into `InvalidSettings` that names the variable.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import AliasGenerator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
+from marco_search.text import HIDDEN, redacted
 
 SHORTEST_TOKEN = 16  # characters
 RENAMED = {"MARCO_WORKER_SWEEPS": "MARCO_WORKER_SCHEDULER"}
@@ -186,17 +186,6 @@ def is_host(name: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """`url` as it may be shown or logged: passwords, if any, replaced by ***.
-
-    Also in a malformed URL: what stands before the last @ may be a password that was not escaped.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return "***"  # no URL: any part of it may be the password
-    who, at, where = rest.rpartition("@")
-    user, colon, _ = who.partition(":")
-    shown = f"{user}:***@{where}" if at and colon else rest
-    return scheme + separator + _PASSWORD_IN_QUERY.sub(r"\1***", shown)
-
-
-_PASSWORD_IN_QUERY = re.compile(r"(?i)([?&](?:ssl)?password=)[^&]*")
+    """`url` as it may be shown or logged: passwords, if any, replaced by ***."""
+    # Without a scheme it is no URL: any part of it may be the password.
+    return redacted(url) if "://" in url else HIDDEN

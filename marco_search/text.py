@@ -13,7 +13,9 @@ from functools import cache
 from urllib.parse import unquote
 
 HIDDEN = "***"
-_ADDRESSES = ("DATABASE_URL", "REDIS_URL", "MARCO_RUNTIME", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_ADDRESSES = (
+    "DATABASE_URL", "REDIS_URL", "MARCO_RUNTIME", "MARCO_REWARD_URL", "OTEL_EXPORTER_OTLP_ENDPOINT",
+)  # fmt: skip
 _SECRET_NAME = re.compile(r"(?i)(password|passwd|token|secret|api_key|_headers)$")
 _SECRET_FIELD = re.compile(r"(?i)passw|passfile|secret|api[_-]?key|(^|[_-])token$")
 _LEAST = 4  # characters: shorter than that, a password stands in every other word
