@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -67,7 +68,7 @@ def run_checks(settings: Settings) -> list[Finding]:
     """All findings, in the order in which one depends on another. Takes up to some seconds."""
     machine = [_python, _settings, variables, _home, _disk]
     if settings.database_url is None or settings.redis_url is None:
-        machine += [_platform, _programs]
+        machine.append(_programs)
     services = [postgres, schema, pauses, guards, models, redis, worker, _model]
     return [_run(check, settings) for check in (*machine, *services)]
 
@@ -152,13 +153,6 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
-def _platform(_: Settings) -> Finding:
-    reason = programs.unsupported()
-    detail = reason or f"{platform.system()} {platform.machine()}, glibc"
-    fix = "set DATABASE_URL and REDIS_URL to servers of yours"
-    return Finding("platform", not reason, detail, fix)
-
-
 def _programs(_: Settings) -> Finding:
     found = programs.installed()
     return Finding("programs", True, f"{found.postgres}/postgres, {found.redis_server}")
@@ -166,8 +160,7 @@ def _programs(_: Settings) -> Finding:
 
 def _is_idle(settings: Settings, url: object) -> bool:
     """Whether this server is an embedded one that nobody needs at the moment."""
-    found = state.read(settings.home.absolute()) if url is None else None
-    return url is None and (found is None or not found.running)
+    return url is None and not state.is_running(settings.home)
 
 
 def _connected(url: str, **changes: str) -> Conn:
@@ -234,82 +227,74 @@ def _silent_hosts(url: str) -> list[str]:
     return silent
 
 
-def _look(name: str, settings: Settings, look: Callable[[Conn], Finding]) -> Finding:
-    """What `look` finds in the database. That nothing can be read has a line of its own."""
-    if _is_idle(settings, settings.database_url):
-        return Finding(name, True, "checked when Postgres runs")
-    try:
-        with _connected(database_url(settings)) as conn, conn.transaction():
-            conn.execute("SET LOCAL statement_timeout = '12s'")
-            return look(conn)
-    except psycopg.Error as error:
-        return Finding(name, name != "schema", f"not checked: {failures.words(error)}")
-    except SchemaMismatch as error:
-        return Finding(name, True, f"not checked: {error}")
+def _in_database(look: Callable[[Conn, Settings], Finding]) -> Callable[[Settings], Finding]:
+    """A check of what the database holds. That nothing can be read has a line of its own."""
 
-
-def schema(settings: Settings) -> Finding:
-    """Is the database at this version's migration, and can this login write to it?"""
-
-    def look(conn: Conn) -> Finding:
-        if not reads_tables(conn):
-            return Finding("schema", False, "an auditor's login, it reads views only", _WRITER)
-        made = conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() != (None,)
-        if settings.database_url is None and not made:
-            return Finding("schema", True, "none yet: the first command that needs it makes it")
+    @functools.wraps(look)
+    def check(settings: Settings) -> Finding:
+        name = look.__name__
+        if _is_idle(settings, settings.database_url):
+            return Finding(name, True, "checked when Postgres runs")
         try:
-            check_schema(conn)
+            with _connected(database_url(settings)) as conn, conn.transaction():
+                conn.execute("SET LOCAL statement_timeout = '12s'")
+                return look(conn, settings)
+        except psycopg.Error as error:
+            return Finding(name, name != "schema", f"not checked: {failures.words(error)}")
         except SchemaMismatch as error:
             detail, _, fix = str(error).partition(": ")
-            return Finding("schema", False, detail, fix)
-        writes = conn.execute("SELECT has_table_privilege('public.jobs', 'INSERT')").fetchone()
-        if writes != (True,):
-            detail = f"{SCHEMA_REVISION}; an auditor's login, it only reads"
-            return Finding("schema", False, detail, _WRITER)
-        return Finding("schema", True, SCHEMA_REVISION)
+            return Finding(name, name != "schema", detail, fix)
 
-    return _look("schema", settings, look)
+    return check
 
 
-def pauses(settings: Settings) -> Finding:
+@_in_database
+def schema(conn: Conn, settings: Settings) -> Finding:
+    """Is the database at this version's migration, and can this login write to it?"""
+    if not reads_tables(conn):
+        return Finding("schema", False, "an auditor's login, it reads views only", _WRITER)
+    made = conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() != (None,)
+    if settings.database_url is None and not made:
+        return Finding("schema", True, "none yet: the first command that needs it makes it")
+    check_schema(conn)
+    writes = conn.execute("SELECT has_table_privilege('public.jobs', 'INSERT')").fetchone()
+    if writes != (True,):
+        detail = f"{SCHEMA_REVISION}; an auditor's login, it only reads"
+        return Finding("schema", False, detail, _WRITER)
+    return Finding("schema", True, SCHEMA_REVISION)
+
+
+@_in_database
+def pauses(conn: Conn, _: Settings) -> Finding:
     """Jobs that wait because of a pause look like jobs that no worker takes."""
-
-    def look(conn: Conn) -> Finding:
-        found = tenants.pauses(conn)
-        named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
-        detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
-        everyone = any(pause.tenant == tenants.EVERYONE for pause in found)
-        return Finding("pauses", not everyone, detail, "`marco resume --all` resumes them")
-
-    return _look("pauses", settings, look)
+    found = tenants.pauses(conn)
+    named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
+    detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
+    everyone = any(pause.tenant == tenants.EVERYONE for pause in found)
+    return Finding("pauses", not everyone, detail, "`marco resume --all` resumes them")
 
 
-def guards(settings: Settings) -> Finding:
+@_in_database
+def guards(conn: Conn, settings: Settings) -> Finding:
     """Are triggers, functions, views, policies and rights as the migrations make them?"""
     from marco_search.migrations import objects
 
-    def look(conn: Conn) -> Finding:
-        if not reads_tables(conn):
-            return Finding("guards", True, "not checked: an auditor's login")
-        check_schema(conn)
-        found = objects.differences(conn, settings.role_prefix)
-        more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
-        detail = "; ".join([*found[:_MOST], *more]) or "as the migrations make them"
-        return Finding("guards", not found, detail, _GUARDS)
-
-    return _look("guards", settings, look)
+    if not reads_tables(conn):
+        return Finding("guards", True, "not checked: an auditor's login")
+    check_schema(conn)
+    found = objects.differences(conn, settings.role_prefix)
+    more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
+    detail = "; ".join([*found[:_MOST], *more]) or "as the migrations make them"
+    return Finding("guards", not found, detail, _GUARDS)
 
 
-def models(settings: Settings) -> Finding:
+@_in_database
+def models(conn: Conn, _: Settings) -> Finding:
     """Are there jobs that were begun on a model which no worker has?"""
-
-    def look(conn: Conn) -> Finding:
-        found = queries.missing_models(conn)
-        detail = "; ".join(map(str, found)) or "no job waits for a model that no worker has"
-        fix = "run a worker with that model, or start them over: `marco requeue --restart --all`"
-        return Finding("models", not found, detail, fix)
-
-    return _look("models", settings, look)
+    found = queries.missing_models(conn)
+    detail = "; ".join(map(str, found)) or "no job waits for a model that no worker has"
+    fix = "run a worker with that model, or start them over: `marco requeue --restart --all`"
+    return Finding("models", not found, detail, fix)
 
 
 def redis(settings: Settings) -> Finding:

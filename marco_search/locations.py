@@ -5,8 +5,6 @@ Everything that connects asks here, so both kinds take the same path afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from marco_search.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -28,8 +26,8 @@ def database_url(settings: Settings) -> str:
     """
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value().strip()
-        return "postgresql" + _rest(url, "DATABASE_URL", _POSTGRES_SCHEMES)
-    return _embedded(settings, "DATABASE_URL", DatabaseUnavailable, lambda s: s.database_url)
+        return "postgresql" + _after_scheme(url)
+    return _embedded(settings, "DATABASE_URL", DatabaseUnavailable).database_url
 
 
 def redis_url(settings: Settings) -> str:
@@ -44,7 +42,7 @@ def redis_url(settings: Settings) -> str:
         url = settings.redis_url.get_secret_value().strip()
         broker.parse_address(url)
         return url
-    return _embedded(settings, "REDIS_URL", BrokerUnavailable, lambda s: s.redis_url)
+    return _embedded(settings, "REDIS_URL", BrokerUnavailable).redis_url
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -52,24 +50,18 @@ def sqlalchemy_url(url: str) -> str:
 
     Raises InvalidSettings when it is not a Postgres URL.
     """
-    return "postgresql+psycopg" + _rest(url, "DATABASE_URL", _POSTGRES_SCHEMES)
+    return "postgresql+psycopg" + _after_scheme(url)
 
 
-def _rest(url: str, variable: str, schemes: tuple[str, ...]) -> str:
+def _after_scheme(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in schemes:
-        wanted = " or ".join(f"{name}://..." for name in schemes[:2])
+    if not separator or scheme not in _POSTGRES_SCHEMES:
         # The value is left out on purpose: it may hold a password.
-        raise InvalidSettings(f"{variable}: must look like {wanted}")
+        raise InvalidSettings("DATABASE_URL: must look like postgresql://... or postgres://...")
     return separator + rest
 
 
-def _embedded(
-    settings: Settings,
-    variable: str,
-    error: type[ServiceError],
-    pick: Callable[[LocalState], str],
-) -> str:
+def _embedded(settings: Settings, variable: str, error: type[ServiceError]) -> LocalState:
     home = settings.home.absolute()
     state = read_state(home)
     if state is None or not state.running:
@@ -77,4 +69,4 @@ def _embedded(
             f"{variable} is not set and no embedded services run under {home}: "
             f"run `marco up`, or set {variable}"
         )
-    return pick(state)
+    return state

@@ -16,6 +16,7 @@ from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.options import command
 from marco_search.locations import database_url, redis_url
+from marco_search.settings import without_password
 
 if TYPE_CHECKING:
     from marco_search.doctor import Finding
@@ -34,7 +35,6 @@ def up(foreground: bool) -> None:
     They stay until `marco down`, come back when they die, and listen on 127.0.0.1 only. With
     DATABASE_URL and REDIS_URL set there is nothing to start.
     """
-    from marco_search.local import status
     from marco_search.local import up as start
     from marco_search.migrations import upgrade
 
@@ -44,14 +44,15 @@ def up(foreground: bool) -> None:
         output.report({"started": False, "reason": reason}, f"{reason}: nothing to start.")
         return
 
-    def ready(_: ServiceUrls) -> None:
+    def ready(running: ServiceUrls) -> None:
         if settings.database_url is None:
             upgrade(database_url(settings))
-        now = status(settings.home)
-        urls = {"database_url": now.database_url, "redis_url": now.redis_url}
+        database = without_password(running.database_url)
+        redis = without_password(running.redis_url)
+        urls = {"database_url": database, "redis_url": redis}
         output.report(
-            {"started": True, "home": str(now.home)} | urls,
-            f"Postgres {now.database_url}\nRedis    {now.redis_url}",
+            {"started": True, "home": str(settings.home.absolute())} | urls,
+            f"Postgres {database}\nRedis    {redis}",
             "Ctrl-C stops them." if foreground else "`marco down` stops them.",
         )
 

@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marco_search.errors import LocalServiceFailed
-from marco_search.local.state import NOT_ALONE, is_supervised, lock_alone, open_lock, read
+from marco_search.local.state import (
+    NOT_ALONE,
+    is_running,
+    is_supervised,
+    lock_alone,
+    open_lock,
+    read,
+)
 
 _START_S = 180.0  # crash recovery of a large database takes its time
 _POLL_S = 0.02
@@ -36,17 +43,6 @@ class ServiceUrls:
 
     database_url: str
     redis_url: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """What runs under a home, and whether `marco up` keeps it. URLs without their passwords."""
-
-    home: Path
-    running: bool
-    kept: bool
-    database_url: str = ""
-    redis_url: str = ""
 
 
 def up(
@@ -86,19 +82,6 @@ def down(home: Path) -> bool:
             server.end(signal.SIGINT)
     _children[:] = [child for child in _children if child.poll() is None]
     return was_alive
-
-
-def status(home: Path) -> Status:
-    """What runs under `home`, without starting or making anything."""
-    from marco_search.settings import without_password  # slow to load, and `up` needs none
-
-    home = home.absolute()
-    kept = (home / "keep").exists()
-    state = read(home)
-    if state is None or not state.running:
-        return Status(home=home, running=False, kept=kept)
-    database, redis = without_password(state.database_url), without_password(state.redis_url)
-    return Status(home=home, running=True, kept=kept, database_url=database, redis_url=redis)
 
 
 @contextlib.contextmanager
@@ -183,7 +166,7 @@ def _foreground(home: Path, on_ready: Callable[[ServiceUrls], None] | None) -> S
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
         try:
-            while status(home).running and not stop.wait(0.25):
+            while is_running(home) and not stop.wait(0.25):
                 pass
             down(home)
         finally:

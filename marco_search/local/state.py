@@ -118,6 +118,12 @@ def read(home: Path) -> LocalState | None:
         return None
 
 
+def is_running(home: Path) -> bool:
+    """Whether the services under `home` run and have answered."""
+    state = read(home.absolute())
+    return state is not None and state.running
+
+
 def write(home: Path, state: LocalState) -> None:
     """Replace the state file in one step. Nobody else can read it at any moment."""
     temporary = home / f"{FILE_NAME}.new"

@@ -17,7 +17,7 @@ import pytest
 from marco_search import settings as settings_module
 from marco_search.cli.demo import QUERIES
 from marco_search.cli.main import main
-from marco_search.local import purge, status
+from marco_search.local import is_running, purge
 from tests.blas import seen, watched
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +152,7 @@ def test_the_demo_answers_shows_and_leaves_nothing_running(
         "jobs", "answered", "correct", "checked", "nodes", "tokens", "seconds",
     }  # fmt: skip
     assert (figures["jobs"], figures["answered"], figures["checked"]) == (2, 2, 1)
-    assert not status(cli.home).running
+    assert not is_running(cli.home)
     assert cli.processes() == []
 
 
@@ -162,7 +162,7 @@ def test_the_next_command_starts_the_services_for_itself(
     code, out, _ = cli.run("sql", "select count(*) from nodes", "--csv")
     figures = json.loads((cli.home / "bench" / "demo.json").read_text())
     assert (code, out) == (0, f"count\n{figures['nodes']}\n")
-    assert not status(cli.home).running
+    assert not is_running(cli.home)
 
 
 def test_the_demo_runs_again_beside_what_is_there(cli: Cli, demo: tuple[int, str, str]) -> None:
@@ -187,7 +187,7 @@ def test_an_interrupted_demo_exits_with_130_and_leaves_nothing(
     assert process.returncode == 130
     assert "Traceback" not in err
     assert cli.processes() == []
-    assert not status(cli.home).running
+    assert not is_running(cli.home)
 
 
 def test_sql_reads_and_never_writes(marco: Here) -> None:

@@ -74,7 +74,7 @@ from uuid import UUID
 from marco_search.store.queue import jobs
 from marco_search.store.db import Database
 with Database(sys.argv[1], application="test").transaction() as conn, ExitStack() as stack:
-    jobs.cancel(conn, UUID(sys.argv[2]))
+    jobs.cancel(conn, [UUID(sys.argv[2])])
     if sys.argv[3] == "between what it sends":
         # Answered without the end of a pipeline: no session is idle then.
         stack.enter_context(conn.pipeline())

@@ -5,6 +5,7 @@ The worked example of docs: here it is done to a copy of the package.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def test_a_new_column_takes_a_line_a_field_and_a_migration(
     (copy / "migrations" / "versions" / f"v{NEXT}_surprise.py").write_text(MIGRATION)
     done = subprocess.run(
         [sys.executable, "-c", CHECK, database_url],
-        cwd=tmp_path, timeout=120, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)},
+        timeout=120, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(tmp_path) in done.stdout

@@ -21,7 +21,7 @@ import redis
 
 from marco_search import locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable
-from marco_search.local import ServiceUrls, down, local_services, purge, read_state, status, up
+from marco_search.local import ServiceUrls, down, is_running, local_services, purge, read_state, up
 from marco_search.local.account import data_folder, server_account
 from marco_search.local.state import FILE_NAME, LocalState, ProcessId
 from marco_search.settings import Settings
@@ -116,8 +116,8 @@ def test_killed_servers_come_back_with_the_same_ports_and_data(home: Path) -> No
         _until(lambda: _still_there(urls))
         after = _state(home)
         assert (after.database_url, after.redis_url) == (before.database_url, before.redis_url)
-        assert status(home).running
-    assert not status(home).running
+        assert is_running(home)
+    assert not is_running(home)
 
 
 def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
@@ -130,7 +130,7 @@ def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
     family = [*_session(state.postgres.pid), *_session(state.redis.pid)]
     os.kill(state.supervisor.pid, signal.SIGKILL)
     _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
-    assert not status(home).running
+    assert not is_running(home)
     assert _processes(str(home)) == []
 
     again = up(home)  # finds the state of the dead one, and all the data
@@ -160,16 +160,16 @@ def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
 
 def test_down_twice_and_up_again(home: Path) -> None:
     _write(up(home))
-    assert status(home).kept
+    assert (home / "keep").exists()
     with local_services(home) as urls:
         assert _still_there(urls)
-    assert status(home).running, "what `up` started outlasts a user"
+    assert is_running(home), "what `up` started outlasts a user"
     assert down(home) is True
     assert down(home) is False
     assert _processes(str(home)) == []
     with local_services(home) as urls:
         assert _still_there(urls)
-    assert not status(home).running
+    assert not is_running(home)
 
 
 def test_services_end_with_the_last_user_even_when_it_is_killed(home: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_lost_state_file_costs_no_data(home: Path) -> None:
             assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
         # Deleted while they run, it is written again.
         (home / FILE_NAME).unlink()
-        _until(lambda: status(home).running)
+        _until(lambda: is_running(home))
 
 
 def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: Path) -> None:
