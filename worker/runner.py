@@ -14,7 +14,7 @@ from marco_search.kinds import parse_job
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings
-from marco_search.store.db import Database, check_schema
+from marco_search.store.db import Conn, Database, check_schema
 from marco_search.store.queue import leases, scheduling
 from marco_search.store.queue.leases import Claim, Worker
 from marco_search.store.trail.vocabulary import KnownTokens
@@ -86,31 +86,42 @@ class Runner:
             return
         with self._database.transaction() as conn:
             check_schema(conn)
-            begun_on = scheduling.key(runtime.info.model, runtime.info.revision)
-            lease_s = self._settings.lease_s
-            claim = leases.claim_next(conn, self._worker, lease_s=lease_s, begun_on=begun_on)
-            if claim is None:
-                scheduling.park(conn, begun_on)
-            scheduling.unpark(conn, begun_on)
-            if claim is None:
-                log.debug("nothing is due")
-                return
-            if claim.cancel_requested or claim.expired:
-                finish.finish_unsearched(conn, claim, self._worker)
-                return
-            job, plan, failure = None, None, None
-            try:
-                job = parse_job(claim.payload)
-                plan = _plan(claim, job, runtime)
-            except Exception as error:
-                failure = error
-            fixed = plan.to_json() if plan else None
-            leases.begin(conn, claim.lease, self._worker, runtime.info, fixed)
-            if failure is not None:
-                most = self._settings.max_attempts
-                finish.fail(conn, claim, failure, seconds=claim.seconds, max_attempts=most)
-        if job is not None and plan is not None:
-            self._search(claim, job, plan, runtime)
+            claim = self._claim(conn, runtime)
+            begun = claim and self._begin(conn, claim, runtime)
+        if claim and begun:
+            self._search(claim, *begun, runtime)
+
+    def _claim(self, conn: Conn, runtime: Runtime) -> Claim | None:
+        begun_on = scheduling.key(runtime.info.model, runtime.info.revision)
+        lease_s = self._settings.lease_s
+        claim = leases.claim_next(conn, self._worker, lease_s=lease_s, begun_on=begun_on)
+        if claim is None:
+            scheduling.park(conn, begun_on)
+        scheduling.unpark(conn, begun_on)
+        return claim
+
+    def _begin(
+        self, conn: Conn, claim: Claim, runtime: Runtime
+    ) -> tuple[Job, engine.SearchPlan] | None:
+        """The job and its plan; None if it was ended or failed instead."""
+        if claim.cancel_requested or claim.expired:
+            finish.finish_unsearched(conn, claim, self._worker)
+            return None
+        try:
+            job = parse_job(claim.payload)
+            # The plan that it was begun with, so that the same search goes on.
+            kept = claim.plan and engine.SearchPlan.from_json(claim.plan)
+            plan = kept or engine.make_plan(job, runtime)
+        except Exception as error:
+            leases.begin(conn, claim.lease, self._worker, runtime.info, None)
+            self._fail(conn, claim, error, claim.seconds)
+            return None
+        leases.begin(conn, claim.lease, self._worker, runtime.info, plan.to_json())
+        return job, plan
+
+    def _fail(self, conn: Conn, claim: Claim, error: Exception, seconds: float) -> None:
+        attempts = self._settings.max_attempts
+        finish.fail(conn, claim, error, seconds=seconds, max_attempts=attempts)
 
     def _ready_runtime(self) -> Runtime | None:
         """The runtime; None if it can't be opened now. Tried again after a growing pause."""
@@ -157,11 +168,9 @@ class Runner:
                 raise
             except Exception as error:
                 # Else the job would be charged with the loss of a worker instead.
-                failure, seconds, most = error, journal.seconds, self._settings.max_attempts
+                failure, seconds = error, journal.seconds
                 journal.retry_while_unavailable(
-                    lambda conn: finish.fail(
-                        conn, claim, failure, seconds=seconds, max_attempts=most
-                    )
+                    lambda conn: self._fail(conn, claim, failure, seconds)
                 )
                 if isinstance(error, RuntimeUnavailable):
                     # It must answer again before another job is charged with its absence.
@@ -192,10 +201,3 @@ class Runner:
         log.info("job %s: released after round %d", job_id, finished.search.round)
         if publish is not None:
             publish(job_id)
-
-
-def _plan(claim: Claim, job: Job, runtime: Runtime) -> engine.SearchPlan:
-    """The job's plan: the one it was begun with, so that the same search goes on."""
-    if claim.plan is not None:
-        return engine.SearchPlan.from_json(claim.plan)
-    return engine.make_plan(job, runtime)
