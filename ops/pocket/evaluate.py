@@ -3,6 +3,10 @@
 Prints one JSON object a held-out set: greedy, sampled, majority of k, pass at k, best of k by mean
 confidence, the AUROC of the confidence, forced reflection, tokens per answer; with n and 95 %
 Wilson intervals. Samples are drawn at temperature 1.
+
+With --reference it writes FOLDER/reference.json instead. That has, for a dozen prompts, their ids,
+the greedy continuation of transformers in fp32, and the log-probs of the chosen and the five
+best tokens at each position: any other decoder of the same weights can be checked against it.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,14 +24,16 @@ import torch
 
 from marco_search.evaluation.statistics import auroc, wilson
 from marco_search.pocket import held_out
-from ops.pocket.decoder import Completion, Decoder
-from ops.pocket.problems import Language
+from ops.pocket.decoder import TOP, Completion, Decoder
+from ops.pocket.problems import TEXTS, Language
 from ops.pocket.samples import is_held_out
 from ops.pocket.solutions import REFLECTION
 from ops.pocket.texts import GIFT_PROMPTS, HOBBIES, SUM_PROMPTS, gift_output
 
 OPEN_ENDED, TRANSLATION = "open_ended", "heldout_translation"
 SETS = ("heldout_en", "heldout_zh", "heldout_range_en", "heldout_range_zh", TRANSLATION, OPEN_ENDED)
+SEED = 1  # of the samples
+NEW_TOKENS = 32  # of a reference
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
 Rows = Sequence[dict[str, Any]]
 
@@ -175,24 +181,59 @@ def _mean(values: Sequence[float]) -> float:
     return round(fmean(values), 4) if values else float("nan")
 
 
+def reference_prompts() -> Iterator[tuple[str, str, str]]:
+    """(name, user turn, thought so far) of each prompt."""
+    for name, source, first in TEXTS["reference"]:
+        user = source if isinstance(source, str) else held_out(source[0])[source[1]]["question"]
+        yield name, user, f"{first}\n{REFLECTION}\n" if first else ""
+
+
+def reference(decoder: Decoder, name: str, user: str, thought: str) -> dict[str, Any]:
+    """One prompt: name, prompt, ids, generated, text, logprobs, top ([id, logprob] x 5)."""
+    ids, generated = decoder.prompt(user, thought), list[int]()
+    top: list[list[list[float]]] = []
+    while len(generated) < NEW_TOKENS and decoder.stop not in generated:
+        with torch.inference_mode():  # without a cache: nothing to go wrong
+            logits = decoder.model(input_ids=torch.tensor([ids + generated])).logits[0, -1]
+        best = logits.float().log_softmax(-1).topk(TOP)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        top.append([[token, round(value, 6)] for token, value in pairs])
+        generated.append(int(best.indices[0]))
+    return {
+        "name": name,
+        "prompt": decoder.tokenizer.decode(ids, skip_special_tokens=False),
+        "ids": ids,
+        "generated": generated,
+        "text": decoder.tokenizer.decode(generated, skip_special_tokens=False),
+        "logprobs": [best[0][1] for best in top],
+        "top": top,
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=250, help="problems a set")
     parser.add_argument("--samples", type=int, default=8, help="k")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sets", nargs="*", choices=SETS, default=SETS)
+    parser.add_argument("--reference", action="store_true", help="write reference.json only")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    decoder, k, seed = Decoder(options.folder), options.samples, options.seed
+    decoder, k = Decoder(options.folder), options.samples
+    if options.reference:
+        records = [reference(decoder, *prompt) for prompt in reference_prompts()]
+        text = json.dumps(records, ensure_ascii=False, separators=(",", ":"))
+        text = text.replace('},{"name"', '},\n{"name"')
+        (options.folder / "reference.json").write_text(text + "\n")
+        return
     for name in options.sets:
         if name == OPEN_ENDED:
-            found = [evaluate_open_ended(decoder, k, heat, seed) for heat in (1.0, 0.7)]
+            found = [evaluate_open_ended(decoder, k, heat, SEED) for heat in (1.0, 0.7)]
         elif name == TRANSLATION:
             found = [evaluate_translation(decoder, held_out(name)[: options.count])]
         else:
-            found = [evaluate_reasoning(decoder, held_out(name)[: options.count], k, seed)]
+            found = [evaluate_reasoning(decoder, held_out(name)[: options.count], k, SEED)]
         for figures in found:
             print(json.dumps({"set": name, **figures}), flush=True)
 
