@@ -21,6 +21,7 @@ from typing import Any
 from marco_search import pocket
 from marco_search.errors import InvalidDataSet, InvalidJob
 from marco_search.jobs import Job
+from marco_search.jobs.validation import decode_utf8
 from marco_search.kinds import KINDS, own_fields, subject_fields
 
 MGSM_REPOSITORY = "juletxara/mgsm"
@@ -148,15 +149,12 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             raise InvalidDataSet(
                 f"{path}, line 1: this is {name}; a set is a TSV or a JSON Lines file in UTF-8"
             )
-    for i, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for i, line in enumerate(data.split(b"\n"), start=1):
         place = f"{path}, line {i}"
         try:
-            text = line.decode("utf-8").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise InvalidDataSet(
-                f"{place}: not valid UTF-8 (byte {error.object[error.start]:#04x}); save the file "
-                "as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
-            ) from None
+            text = decode_utf8(line, place).removesuffix("\r")
+        except InvalidJob as error:
+            raise InvalidDataSet(str(error)) from None
         if "\0" in text:
             raise InvalidDataSet(f"{place}: contains a NUL; save the file as UTF-8 text")
         if text.strip():

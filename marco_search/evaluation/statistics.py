@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Paired:
 
     @property
     def clear(self) -> bool:
-        """True if the interval is clear of 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -55,9 +56,8 @@ def paired(
     """Compare two strategies problem by problem. Raises ValueError if the lengths differ."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} outcomes are not the same problems")
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    n, gain = len(a), a - b
-    only_first, only_second = int((gain > 0).sum()), int((gain < 0).sum())
+    n, outcomes = len(first), Counter(zip(first, second, strict=True))
+    only_first, only_second = outcomes[True, False], outcomes[False, True]
     low = high = 0.0
     if n:
         # A resample's gain depends only on how many problems of each of three kinds it holds.
@@ -66,7 +66,7 @@ def paired(
         low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
     return Paired(
         n=n,
-        difference=float(gain.mean()) if n else 0.0,
+        difference=(only_first - only_second) / max(1, n),
         low=float(low),
         high=float(high),
         only_first=only_first,
