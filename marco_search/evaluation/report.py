@@ -17,12 +17,12 @@ from marco_search.evaluation.grading import Grader, ranked
 from marco_search.evaluation.statistics import (
     Bin,
     Paired,
+    accuracy,
     auroc,
     calibration,
     calibration_error,
     pass_at_k,
     rounded,
-    wilson,
 )
 from marco_search.evaluation.traces import Trace
 from marco_search.search.tree import ROOT
@@ -68,10 +68,9 @@ def row(
     whole = rollouts or max((len(t.rollouts) for t in traces), default=1)
     at = point(traces, grader, whole)
     used = [t.rollouts[:whole] for t in traces]
-    n, right = len(traces), sum(at.right)
+    n = len(traces)
     separate = all(r.start == ROOT for t in traces for r in t.rollouts)
     scores, labels = _rollout_scores(traces, grader)
-    low, high = wilson(right, n)
     prompt = sum(r.prompt for rs in used for r in rs)
     cached = sum(r.cached for rs in used for r in rs)
     seconds = [
@@ -79,10 +78,7 @@ def row(
     ]
     return Row(
         strategy=strategy,
-        n=n,
-        accuracy=right / n,
-        low=low,
-        high=high,
+        **accuracy(at.right),
         rollouts=sum(map(len, used)) / n,
         failed=_failed_share(traces),
         tokens_per_problem=at.tokens_per_problem,

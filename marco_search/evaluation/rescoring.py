@@ -15,7 +15,7 @@ from typing import Any
 
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.grading import Grader
-from marco_search.evaluation.statistics import auroc, rounded, wilson
+from marco_search.evaluation.statistics import accuracy, auroc, rounded
 from marco_search.evaluation.traces import Trace, TracedRollout
 from marco_search.search.rewards import REWARDS, ScoredRollout
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
@@ -66,15 +66,11 @@ def rescore(
         labels += solved
         if (one := auroc(scores, solved)) is not None:
             within.append(one)
-    low, high = wilson(sum(right), len(right))
     return Rescored(
         reward=reward,
         vote=vote,
         sharpness=sharpness,
-        n=len(traces),
-        accuracy=sum(right) / max(1, len(right)),
-        low=low,
-        high=high,
+        **accuracy(right),
         right=tuple(right),
         auroc=auroc(values, labels),
         auroc_within=sum(within) / len(within) if within else None,

@@ -32,6 +32,12 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def accuracy(right: Sequence[bool]) -> dict[str, Any]:
+    """n, accuracy and its 95 % interval (low, high) of these outcomes."""
+    low, high = wilson(sum(right), len(right))
+    return {"n": len(right), "accuracy": sum(right) / max(1, len(right)), "low": low, "high": high}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
     """Two strategies on the same problems: the first's accuracy less the second's."""

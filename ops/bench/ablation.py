@@ -30,7 +30,7 @@ from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import table
 from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.run import Recipe, run
-from marco_search.evaluation.statistics import paired, wilson
+from marco_search.evaluation.statistics import accuracy, paired, rounded
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
@@ -81,13 +81,10 @@ def figures(
     found = {}
     for at in study["cuts"]:
         mine, other = cut(study, traces, grader, at), cut(study, base, grader, at)
-        n, gain = len(mine.right), paired(mine.right, other.right)
-        low, high = wilson(sum(mine.right), n)
-        shares = {"accuracy": mine.accuracy, "low": low, "high": high}
+        gain = paired(mine.right, other.right)
         gains = {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high}
         tokens = {"tokens_per_problem": round(mine.tokens_per_problem, 1)}
-        rounded = {name: round(value, 4) for name, value in (shares | gains).items()}
-        found[_label(study, at)] = {"n": n} | rounded | tokens
+        found[_label(study, at)] = rounded(accuracy(mine.right) | gains) | tokens
     return found
 
 
