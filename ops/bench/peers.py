@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -141,15 +142,15 @@ def _run(python: Path, name: str, task: Task) -> Outcome:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "PYTHON"))}
     peer = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"{task.url}/v1"}
     command = [str(python), "-m", "ops.bench.peers", name, json.dumps(asdict(task))]
-    with subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], env=kept | peer, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    with tempfile.TemporaryDirectory() as home, subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], env=kept | peer | {"HOME": home},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as script:  # fmt: skip
         try:
             output, _ = script.communicate(timeout=_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
+        finally:
+            if script.poll() is None:
+                os.killpg(script.pid, signal.SIGKILL)  # with everything that it has started
     if script.returncode:
         raise ValueError(f"{name} exited with {script.returncode}: {output.strip()[-500:]}")
     return Outcome(**json.loads(output.splitlines()[-1]))

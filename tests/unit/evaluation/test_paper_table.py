@@ -72,3 +72,12 @@ def test_the_tables_of_the_documentation_follow_from_what_was_printed() -> None:
     lines = [json.loads(line) for line in (docs / "ablation.jsonl").read_text().splitlines()]
     page = (docs / "search.md").read_text().replace("**", "")
     assert all(line in page for line in ablation.tables(lines).splitlines())
+
+
+def test_every_variant_of_the_ablation_is_a_search() -> None:
+    (problem, *_) = ablation.development_split(1)
+    runtime = ToyRuntime(["1"])
+    for study in ablation.STUDIES.values():
+        base = ablation.recipe(study, study["base"]).plan(problem, runtime)
+        for name in study["variants"]:
+            assert ablation.recipe(study, name).plan(problem, runtime).config != base.config, name
