@@ -119,7 +119,6 @@ class Batch:
         self._tokenizer = tokenizer
         self._max_rows = max_rows
         self._limit_bytes = cache.budget_bytes
-        self._sampling: SamplingBatch | None = None  # of all rows, until rows come or go
 
     def refusal(self, request: GenerationRequest) -> str | None:
         """Why there will never be room for a request; None: there will be."""
@@ -153,7 +152,6 @@ class Batch:
     def admit(self, arrived: Sequence[Row]) -> None:
         """Bring rows in: take what the cache has, prefill the rest, sample first tokens."""
         first = len(self.rows)
-        self._sampling = None
         # Those that only fill the cache go last, so that nothing moves when they leave.
         arrived = sorted(arrived, key=lambda row: not row.generates)
         self._reserve(first + len(arrived), max(row.length for row in (*self.rows, *arrived)))
@@ -164,22 +162,18 @@ class Batch:
         generating = [i for i in matches if self.rows[i].generates]
         done = [i for i in matches if not self.rows[i].generates]
         if generating:
-            rows = slice(first, first + len(generating))
-            sampling = _sampling_of(self.rows[rows])
-            done += self._sample(rows, np.stack([logits[i] for i in generating]), sampling)
+            done += self._sample(generating, np.stack([logits[i] for i in generating]))
         self._retire(done)
 
     def step(self) -> None:
         """Append every row's last token to its slot and choose the next one."""
         positions = np.array([row.length for row in self.rows])
         self._reserve(len(self.rows), int(positions.max()) + 1)
-        if self._sampling is None:
-            self._sampling = _sampling_of(self.rows)
         current = np.array([row.tokens[-1] for row in self.rows])
         logits = self._decoder.step(current, positions)
         for row in self.rows:
             row.length += 1
-        self._retire(self._sample(slice(0, len(self.rows)), logits, self._sampling))
+        self._retire(self._sample(range(len(self.rows)), logits))
 
     def drop_cancelled(self) -> None:
         """Remove rows whose callers no longer wait."""
@@ -256,15 +250,19 @@ class Batch:
                 self._keep(part.slot, logits[part.slot])
         return logits
 
-    def _sample(self, where: slice, logits: Floats, sampling: SamplingBatch) -> list[int]:
+    def _sample(self, indices: Sequence[int], logits: Floats) -> list[int]:
         """Choose a token for each of these rows; the rows that it ends."""
-        rows = self.rows[where]
+        rows = [self.rows[i] for i in indices]
+        sampling = SamplingBatch(
+            np.array([row.request.temperature for row in rows], np.float32),
+            np.array([row.request.top_p for row in rows], np.float32),
+        )
         numbers = np.array([row.uniforms[len(row.tokens)] for row in rows])
         picks = pick(logits, sampling, numbers)
         columns = (picks.tokens, picks.logprobs, picks.top_ids, picks.top_logprobs)
-        chosen = zip(rows, *(column.tolist() for column in columns), strict=True)
+        chosen = zip(indices, rows, *(column.tolist() for column in columns), strict=True)
         done = []
-        for index, (row, token, logprob, top_ids, top_logprobs) in enumerate(chosen, where.start):
+        for index, row, token, logprob, top_ids, top_logprobs in chosen:
             row.logprobs.append(logprob)
             row.top_ids.append(top_ids)
             row.top_logprobs.append(top_logprobs)
@@ -287,15 +285,7 @@ class Batch:
         self.cache.insert(row.ids(), lambda start, end: self._slots.get(index, start, end), logits)
 
     def _close_gap(self, index: int) -> None:
-        self._sampling = None
         last = self.rows.pop()
         if index < len(self.rows):
             self.rows[index] = last
             self._slots.copy(len(self.rows), [index], last.length)
-
-
-def _sampling_of(rows: Sequence[Row]) -> SamplingBatch:
-    return SamplingBatch(
-        np.array([row.request.temperature for row in rows], np.float32),
-        np.array([row.request.top_p for row in rows], np.float32),
-    )

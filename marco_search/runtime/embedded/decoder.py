@@ -43,15 +43,13 @@ class Part:
 class Span:
     """Rows that attend alike.
 
-    slots: one for all rows, or one a row; chunks: how many hold the longest row's keys; masked:
-    the first of them in which some row has to be masked; mask: 0 or -inf,
-    [rows, 1, 1, chunks - masked, CHUNK].
+    slots: one for all rows, or one a row; chunks: how many hold the longest row's keys; mask: 0
+    or -inf for the last chunks, those in which some row has to be masked.
     """
 
     rows: slice
     slots: slice
     chunks: int
-    masked: int
     mask: Floats
 
 
@@ -61,7 +59,7 @@ def span_of(rows: slice, slots: slice, positions: Ints) -> Span:
     chunks, masked = last // CHUNK + 1, first // CHUNK
     seen = positions[:, None] - np.arange(masked, chunks) * CHUNK
     mask = _MASKS[np.clip(seen, -1, CHUNK - 1) + 1][:, None, None]
-    return Span(rows, slots, chunks, masked, mask)
+    return Span(rows, slots, chunks, mask)
 
 
 def attend(queries: Floats, keys: Floats, values: Floats, span: Span) -> Floats:
@@ -73,7 +71,7 @@ def attend(queries: Floats, keys: Floats, values: Floats, span: Span) -> Floats:
     scores = np.empty((rows, kv, group, span.chunks, CHUNK), np.float32)
     by_chunk = scores.transpose(0, 1, 3, 2, 4)
     np.matmul(queries[:, :, None], keys[span.slots, :, : span.chunks], out=by_chunk)
-    scores[:, :, :, span.masked :] += span.mask
+    scores[:, :, :, -span.mask.shape[3] :] += span.mask
     flat = scores.reshape(rows, kv, group, -1)
     flat -= flat.max(axis=-1, keepdims=True)
     np.exp(flat, out=flat)

@@ -37,7 +37,7 @@ class Picks:
 
 
 class SamplingBatch:
-    """How each of some rows is sampled; made once for many steps of the same rows.
+    """How each of some rows is sampled.
 
     A temperature of 0 is greedy. A top_p below 1 keeps the most probable candidates that reach
     it, after the temperature.
