@@ -1,7 +1,7 @@
 """What follows from the code and is no migration's: comments, views, functions, partitions, roles.
 
-Made again at the end of an upgrade whenever its SQL changed, or somebody changed what is there,
-so that nobody has to write a migration for a view or a comment. Nothing here holds data. The
+Recreated at the end of an upgrade if its SQL changed, or the objects in the database did: a view
+or a comment needs no migration. Nothing here holds data. The
 schema of the views remembers what it was made from.
 """
 

@@ -170,7 +170,7 @@ def check_anchor(
         what = f"the tail was cut: the anchor of {anchor.made_at} has more"
         yield Finding("chain", key, what, anchor.head[:16], f"an end at {seq}")
     elif link.head.hex() != anchor.head:
-        what = f"written anew since the anchor of {anchor.made_at}"
+        what = f"rewritten since the anchor of {anchor.made_at}"
         yield Finding("chain", key, what, anchor.head[:16], link.head.hex()[:16], link.job_id)
     else:
         yield from _check_fields(anchor, link, jobs, after)

@@ -33,9 +33,9 @@ def events(evidence: Evidence, number: int = NEWEST) -> list[SimpleNamespace]:
 
 
 def put_back(evidence: Evidence, end: int) -> bool:
-    """Whether what followed this end could: it had given the job up, and then it was put back.
+    """Whether what followed this end could: it was failed or dead, and then requeued.
 
-    A proof that is gone is a finding of its own: nothing is said here.
+    A proof that is gone is a finding of its own, not of this check.
     """
     later = evidence.sealed[end + 1] if end + 1 < len(evidence.sealed) else None
     before, after = evidence.sealed[end].proof, later.proof if later else None

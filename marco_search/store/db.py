@@ -321,7 +321,7 @@ def _revision(conn: Conn) -> str:
 
 
 # What follows from the code is made with the last migration; an older `marco migrate`, or
-# somebody, may have removed it since.
+# anyone with the right, may have removed it since.
 _WHOLE = """
     SELECT to_regclass('audit.jobs') IS NOT NULL
         AND to_regprocedure('public.ensure_partitions(integer)') IS NOT NULL

@@ -16,7 +16,7 @@ FULL = (
     "process of a worker takes 2)"
 )
 ENCODING = (
-    "texts of every language must fit: make the database anew with "
+    "texts of every language must fit: create the database again with "
     "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
 )
 _LOGIN = "check the user and the password in DATABASE_URL"
@@ -33,7 +33,7 @@ _MEANINGS: dict[type[psycopg.Error], str] = {
     errors.DiskFull: "the database server's disk is full: free some space there",
     errors.OutOfMemory: "the database server is out of memory",
     errors.TooManyConnections: FULL,
-    errors.AdminShutdown: "the server was stopped, or somebody ended this session: try again",
+    errors.AdminShutdown: "the server was stopped, or this session was terminated: try again",
     errors.CrashShutdown: "another session crashed the server, which starts again: try again",
     errors.CannotConnectNow: _MOMENT,
     errors.DatabaseDropped: "the database was dropped",
@@ -68,6 +68,6 @@ def advice(error: psycopg.Error) -> str | None:
             return meaning
     if error.sqlstate is not None:
         return None
-    said = words(error)
-    found = (meaning for spoken, meaning in _WORDS if re.search(spoken, said, re.IGNORECASE))
+    message = words(error)
+    found = (meaning for spoken, meaning in _WORDS if re.search(spoken, message, re.IGNORECASE))
     return next(found, _UNREACHABLE)

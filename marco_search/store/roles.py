@@ -5,7 +5,7 @@
     PREFIX_auditor      reads the views, of the tenants that `auditors` lists for its login
     PREFIX_auditor_all  reads the views, of all tenants, and what `marco verify` takes: all rows
 
-None of them can log in. A login is made by whoever runs the server, as a member of one.
+None of them can log in. The operator of the server makes logins that are members of one.
 
 An auditor's views are `security_invoker`, so it needs to be allowed to select from the
 tables too; but it may not enter their schema, and so can't name them. (An auditor of all

@@ -359,4 +359,4 @@ def test_an_anchor_is_signed_and_a_doctored_one_refused(marco: Here, tmp_path: P
     del anchor["signature"], anchor["public_key"]
     doctored.write_text(json.dumps(anchor | {"head": "00" * 32}))
     code, out, _ = marco("verify", "--anchor", str(doctored))
-    assert (code, "written anew" in out) == (9, True)
+    assert (code, "rewritten since" in out) == (9, True)

@@ -43,7 +43,7 @@ def raised(state: str) -> str:
     ("statement", "meaning"),
     [
         ("SET LOCAL statement_timeout = 20; SELECT pg_sleep(9)", "ran into its time limit"),
-        ("SELECT pg_terminate_backend(pg_backend_pid())", "somebody ended this session"),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", "this session was terminated"),
         ("SELECT pg_cancel_backend(pg_backend_pid())", "was cancelled"),
         ("SET LOCAL transaction_timeout = 20; SELECT pg_sleep(9)", "stood still"),
         ("SET TRANSACTION READ ONLY; DELETE FROM tenants", "can only be read"),

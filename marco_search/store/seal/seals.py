@@ -22,8 +22,8 @@ from marco_search.audit.proofs import Proof, prove
 from marco_search.store.db import Conn, insert
 from marco_search.store.trail import rows
 
-# A session that stands still with the lock is ended after 5 s: stopped between two statements or
-# in the middle of one. The second limit counts from its last setting.
+# A session that stalls with the lock is ended after 5 s, between two statements or within one.
+# The second limit counts from its last setting.
 _LOCK = """
     SET LOCAL idle_in_transaction_session_timeout = '5s'; SET LOCAL transaction_timeout = 0;
     LOCK TABLE public.chain_lock IN SHARE ROW EXCLUSIVE MODE;

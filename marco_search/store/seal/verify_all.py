@@ -99,7 +99,7 @@ def _check_chain(conn: Conn, total: Report) -> tuple[set[UUID], list[Finding]]:
 
 
 def check_month(conn: Conn, month: archives.Month) -> Iterator[Finding]:
-    """What does not fit in a month's jobs."""
+    """What is wrong in a month's jobs."""
     low, high = (UUID(int=bound.int - 1) for bound in (month.first, month.before))
     jobs = conn.execute(
         "SELECT id, nodes FROM public.jobs WHERE id > %s AND id <= %s ORDER BY id", [low, high]

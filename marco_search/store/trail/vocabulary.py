@@ -2,7 +2,7 @@
 
 The trail has ids only of what the model could have said instead. Their texts come with the
 answers of the runtime and are kept beside the trail, once for a model's revision. They are no
-part of what is hashed: the ids are, and whoever has the model's tokenizer can spell those.
+part of what is hashed: the ids are, and the model's tokenizer can spell those.
 """
 
 from __future__ import annotations
