@@ -34,7 +34,7 @@ def test_three_ways_to_rank(how: Aggregation, order: str, weights: list[float]) 
     assert [a.share for a in ranked] == pytest.approx([w / sum(weights) for w in weights])
 
 
-def test_what_is_told_of_an_answer() -> None:
+def test_figures_of_an_answer() -> None:
     a = next(a for a in rank(SPLIT, Aggregation.WEIGHTED) if a.key == "a")
     assert (a.votes, a.rollout_ids, a.best_rollout_id, a.best_value) == (3, (0, 2, 4), 0, 0.5)
     assert a.confidence == pytest.approx(0.4)

@@ -187,11 +187,11 @@ def test_prompt_is_the_question_alone() -> None:
 def test_the_expected_answer_never_reaches_the_prompt() -> None:
     secret = "the secret 8191"
     plain = ReasoningJob(question="1+1?", system_prompt="marco-o1")
-    told = ReasoningJob(
+    labelled = ReasoningJob(
         question="1+1?", system_prompt="marco-o1", expected=secret, metadata={"note": secret}
     )
-    assert KIND.messages(told) == KIND.messages(plain)
-    assert secret not in repr(KIND.messages(told))
+    assert KIND.messages(labelled) == KIND.messages(plain)
+    assert secret not in repr(KIND.messages(labelled))
 
 
 def test_system_prompts() -> None:

@@ -120,7 +120,7 @@ def test_the_first_difference_is_named_and_later_rounds_are_still_compared() -> 
     assert again.same_rollouts == again.rollouts - 1
 
 
-def test_the_same_text_with_other_log_probs_is_told_apart() -> None:
+def test_the_same_text_with_other_log_probs_is_distinguished() -> None:
     job = question()
     finished = searched(ToyRuntime(), job)
     again = replayed(finished, Slipping(5, text=False), job)

@@ -41,17 +41,13 @@ def parse_chinese(text: str) -> Fraction | None:
     if not text or len(text) > _MAX_CHARS or text.isascii():
         return None
     text = text.translate(_SPELLINGS)
-    if _UNFILLED.search(text) and not _chinese_filled(text):
+    unfilled = _UNFILLED.search(text)
+    if unfilled and len(unfilled[2]) != _ZEROS[unfilled[1]]:
         return None
     if text[0] == "负":
         value = _chinese_unsigned(text[1:])
         return None if value is None else -value
     return _chinese_unsigned(text)
-
-
-def _chinese_filled(text: str) -> bool:
-    match = _UNFILLED.search(text)
-    return match is None or len(match[2]) == _ZEROS[match[1]]
 
 
 def _chinese_unsigned(text: str) -> Fraction | None:

@@ -149,7 +149,6 @@ class Term:
     start: int
     end: int
     result: bool = False  # stands after an equals sign
-    value: Fraction | None = None  # of a number alone
 
 
 def terms(text: str, *, spelled: bool = False) -> list[Term]:
@@ -360,14 +359,13 @@ class _Reader:
     def _list(self, items: Sequence[tuple[int, int]], joints: Sequence[Token]) -> Term:
         whole = self._term(items[0][0], items[-1][1])
         if any(joint.kind != "sep" for joint in joints[: len(items) - 1]):
-            return replace(whole, value=None)
+            return whole
         keys = [self._term(*item).key for item in items]
         names = {key.partition("=")[0] for key in keys if "=" in key}
         if len(names) == 1 and "=" in keys[0]:  # x=5 or x=-3
             keys = [key.rpartition("=")[2] for key in keys]
         keys = sorted(set(keys)) if not any("=" in key for key in keys) else keys
-        key = ", ".join(keys)
-        return replace(whole, key=key, value=None)
+        return replace(whole, key=", ".join(keys))
 
     def _term(self, start: int, end: int, *, result: bool = False) -> Term:
         tokens = self.tokens[start:end]
@@ -378,8 +376,7 @@ class _Reader:
                 break
             start, end = start + 1, end - 1
             tokens = self.tokens[start:end]
-        value = tokens[0].value if len(tokens) == 1 else None
-        return Term(_written(tokens), tokens[0].start, tokens[-1].end, result, value)
+        return Term(_written(tokens), tokens[0].start, tokens[-1].end, result)
 
     def _sides(self, start: int, end: int) -> tuple[list[tuple[int, int]], list[str]]:
         sides, relations, at = list[tuple[int, int]](), list[str](), start

@@ -188,7 +188,7 @@ def test_budgets_are_never_exceeded(config: SearchConfig, rt: ToyRuntime) -> Non
 def test_the_same_seed_gives_the_same_tree(
     config: SearchConfig, rt: ToyRuntime, order: Random
 ) -> None:
-    """Whatever order branches come back in, and though some are told twice."""
+    """Whatever order branches come back in, and though some come twice."""
     one, other = new(config), new(config)
     assert run(one, rt) == run(other, rt, shuffle=order)
     assert statistics(one) == statistics(other)

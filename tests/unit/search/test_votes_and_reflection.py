@@ -85,7 +85,7 @@ def test_so_many_samples_are_drawn_after_a_reflection(action: str) -> None:
     assert drawn and max(drawn.values()) == 5
 
 
-def test_confidence_begins_anew_after_a_reflection() -> None:
+def test_confidence_starts_over_after_a_reflection() -> None:
     config = configure(
         "auto", rollouts=16, early_stop=False, seed=1, reflection=ReflectionPolicy.BRANCH
     )
@@ -110,9 +110,11 @@ def test_the_first_sample_at_the_root_and_after_each_reflection_is_greedy() -> N
             for request in expansion.branches:
                 temperatures[request.branch_id] = request.temperature
         search.tell(runtime.branch(expansions))
-    afresh = {r.rollout_id for r in search.tree.rollouts if r.reflect is ReflectionPlacement.FIRST}
-    assert len(afresh) >= 3
-    assert {i for i, t in temperatures.items() if t == 0.0} == {0} | afresh
+    restarted = {
+        r.rollout_id for r in search.tree.rollouts if r.reflect is ReflectionPlacement.FIRST
+    }
+    assert len(restarted) >= 3
+    assert {i for i, t in temperatures.items() if t == 0.0} == {0} | restarted
     assert set(temperatures.values()) == {0.0, 0.9}
 
 
