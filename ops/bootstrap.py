@@ -8,6 +8,7 @@ they get a sentence instead of a SyntaxError. Where packages come from is pip's 
 from __future__ import print_function
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -17,8 +18,6 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # In the order of preference when the Python at hand will not do: 3.13 needs one more step.
 SUPPORTED = ((3, 12), (3, 11), (3, 13))
-STAMP = "marco-install.txt"
-DEV = "requirements-dev.lock"
 
 # Name, meaning, command in .venv; those that run Python need the packages of tests, too.
 TARGETS = (
@@ -28,11 +27,7 @@ TARGETS = (
     ("check", "lint, format, types, imports, and the migrations", "python -m ops.checks"),
     ("bench", "run every benchmark; further words name some", "python -m ops.bench"),
     ("test-sglang", "tests on the real SGLang server (1.6 GB)", "python -m pytest tests/sglang"),
-    (
-        "test-tamper",
-        "tamper with stored jobs in every way and print the row it is found at",
-        "python -m pytest -q -s tests/integration/test_tamper.py",
-    ),
+    ("test-tamper", "tamper with stored jobs", "pytest -q -s tests/integration/test_tamper.py"),
     ("bench-store", "SQL and verification on 10,000 stored jobs", "python -m ops.bench.store"),
     ("bench-runtime", "how well searches keep an engine busy", "python -m ops.bench.runtime"),
     ("bench-queue", "the queue beside plain Celery", "python -m ops.bench.queue"),
@@ -95,49 +90,51 @@ def make_environment(venv, locks, editable="", timeout_s=None):
     """
     import fcntl
 
-    digests = {os.path.basename(lock): _digest(lock) for lock in locks}
-    digests["python"] = "%s %s" % (sys.version.split()[0], venv)  # scripts hold absolute paths
+    made_from = {os.path.basename(lock): _digest(lock) for lock in locks}
+    made_from["python"] = "%s %s" % (sys.version.split()[0], venv)  # scripts hold absolute paths
     if editable:
-        digests["project"] = _digest(os.path.join(editable, "pyproject.toml"))
-    wanted = {"%s %s" % item for item in digests.items()}
+        made_from["project"] = _digest(os.path.join(editable, "pyproject.toml"))
     python = os.path.join(venv, "bin", "python")
-    if wanted <= _installed(venv):
+    if made_from.items() <= _installed(venv).items():
         return python
+    stamp = os.path.join(venv, "marco-install.json")
     folder = os.open(os.path.dirname(venv), os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         had = _installed(venv)
-        if wanted <= had:
-            return python
-        rest = {line for line in had if not line.startswith("project ")}
-        if not rest or not rest <= wanted:
+        outdated = [name for name in had if made_from.get(name, had[name]) != had[name]]
+        if not had or set(outdated) - {"project"}:
+            if os.path.exists(stamp):
+                os.remove(stamp)  # first: without it the next run starts over
             shutil.rmtree(venv, ignore_errors=True)
-            rest = set()
+            had = {}
             _say("making %s for Python %s" % (venv, sys.version.split()[0]))
             _run([sys.executable, "-m", "venv", venv], timeout_s)
-        missing = [lock for lock in locks if not any(_digest(lock) in line for line in rest)]
-        if missing:
-            _say("installing %s" % ", ".join(os.path.basename(lock) for lock in missing))
-        for lock in missing:
-            _pip(python, _options(venv, lock) + ["-r", lock], timeout_s)
-        if editable:
+        for lock in locks:
+            if os.path.basename(lock) not in had:
+                _say("installing " + os.path.basename(lock))
+                _pip(python, _options(venv, lock) + ["-r", lock], timeout_s)
+        if editable and had.get("project") != made_from["project"]:
             _pip(python, ["--no-deps", "--no-build-isolation", "-e", editable], timeout_s)
-        with open(os.path.join(venv, STAMP), "w") as stamp:  # last: without it all starts over
-            stamp.write("\n".join(sorted(wanted)))
+        had.update(made_from)
+        with open(stamp + ".new", "w") as file:
+            json.dump(had, file)
+        os.rename(stamp + ".new", stamp)
     finally:
         os.close(folder)
     return python
 
 
 def _installed(venv):
-    # type: (str) -> set[str]
+    # type: (str) -> dict[str, str]
     """What a complete environment was made from; empty if there is none."""
+    if not os.access(os.path.join(venv, "bin", "python"), os.X_OK):
+        return {}
     try:
-        with open(os.path.join(venv, STAMP)) as stamp:
-            usable = os.access(os.path.join(venv, "bin", "python"), os.X_OK)
-            return set(stamp.read().splitlines()) if usable else set()
-    except OSError:
-        return set()
+        with open(os.path.join(venv, "marco-install.json")) as file:
+            return dict(json.load(file))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _digest(path):
@@ -204,7 +201,7 @@ def locks(with_dev):
     names = ["requirements.lock"]
     machine = (sys.platform, platform.machine(), platform.libc_ver()[0])
     names += ["requirements-servers.lock"] if machine == ("linux", "x86_64", "glibc") else []
-    names += [DEV] if with_dev else []
+    names += ["requirements-dev.lock"] if with_dev else []
     return [os.path.join(ROOT, "ops", name) for name in names]
 
 

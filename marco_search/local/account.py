@@ -30,27 +30,26 @@ _OR_REAL_ONES = "run as an ordinary user, or set DATABASE_URL and REDIS_URL"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The user and group of the servers; None: those of this process."""
+    """The user and group of the servers; -1: those of this process."""
 
-    uid: int | None = None
-    gid: int | None = None
+    uid: int = -1
+    gid: int = -1
 
     @property
     def popen_options(self) -> dict[str, Any]:
         """Options that make a subprocess run under this account."""
-        groups: list[int] | None = None if self.uid is None else []
-        return {"user": self.uid, "group": self.gid, "extra_groups": groups}
+        switched = {"user": self.uid, "group": self.gid, "extra_groups": []}
+        return {} if self.uid == -1 else switched
 
     def own(self, path: Path, mode: int) -> None:
         """Give `path` to this account, with this mode."""
-        if self.uid is not None and self.gid is not None:
-            try:
-                os.chown(path, self.uid, self.gid)
-            except OSError as error:
-                raise LocalServiceFailed(
-                    f"this root can't give files to user {self.uid} ({error.strerror}), and "
-                    f"Postgres does not run as root: {_OR_REAL_ONES}"
-                ) from None
+        try:
+            os.chown(path, self.uid, self.gid)  # -1 changes nothing
+        except OSError as error:
+            raise LocalServiceFailed(
+                f"can't give files to user {self.uid} ({error.strerror}), and Postgres does not "
+                f"run as root: {_OR_REAL_ONES}"
+            ) from None
         path.chmod(mode)
 
     def can_enter(self, path: Path) -> bool:
@@ -92,7 +91,7 @@ def data_folder(home: Path, account: Account) -> Path:
             f"used either ({error.strerror}): set MARCO_HOME to a folder that others may enter"
         ) from None
     data.chmod(0o755)
-    _place(home).write_text(json.dumps({"home": str(home), "data": str(data)}))
+    (home / "place.json").write_text(json.dumps({"home": str(home), "data": str(data)}))
     return data
 
 
@@ -104,13 +103,9 @@ def purge(home: Path) -> None:
     shutil.rmtree(home)
 
 
-def _place(home: Path) -> Path:
-    return home / "place.json"
-
-
 def _recorded(home: Path) -> Path | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads(_place(home).read_text())
+        record = json.loads((home / "place.json").read_text())
         made_for, data = Path(record["home"]), Path(record["data"])
         # A moved home keeps its data; a copied one must not share the original's.
         if data.is_dir() and (made_for == home or not made_for.exists()):

@@ -20,6 +20,7 @@ from ops import bootstrap, environment
 from ops.sglang_cpu import server as sglang
 
 ROOT = Path(__file__).resolve().parents[2]
+STAMP = "marco-install.json"
 MAKE = (
     "import sys; from ops import bootstrap; bootstrap.make_environment(sys.argv[1], sys.argv[2:])"
 )
@@ -90,7 +91,7 @@ def _change_lock(checkout: Checkout) -> None:
 
 
 def _garble_stamp(checkout: Checkout) -> None:
-    (checkout.venv / bootstrap.STAMP).write_text("{")
+    (checkout.venv / STAMP).write_text("{")
 
 
 def test_it_is_made_once_added_to_and_built_again_when_in_doubt(checkout: Checkout) -> None:
@@ -100,7 +101,9 @@ def test_it_is_made_once_added_to_and_built_again_when_in_doubt(checkout: Checko
     python = checkout.make(checkout.lock, checkout.dev)
     assert _works(python, "tiny") and _works(python, "other")
     checkout.make()  # has all it needs
-    assert mark.exists()
+    checkout.dev.write_text("# changed\n" + checkout.dev.read_text())
+    checkout.make()  # does not need what changed
+    assert mark.exists() and _works(python, "other")
     for change in (_break_python, _change_lock, _garble_stamp):
         mark = checkout.mark()
         change(checkout)
@@ -129,7 +132,7 @@ def test_two_at_once_and_one_that_is_killed(checkout: Checkout) -> None:
         while not checkout.venv.exists():
             time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
-    assert not (checkout.venv / bootstrap.STAMP).exists()
+    assert not (checkout.venv / STAMP).exists()
     with start() as first, start() as second:
         said = first.communicate()[1] + second.communicate()[1]
     assert (first.returncode, second.returncode) == (0, 0), said
