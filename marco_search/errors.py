@@ -180,7 +180,7 @@ class BranchFailed(RuntimeFailure):
 
 
 class SearchError(MarcoError):
-    """The search core was driven against its protocol (a bug in the caller)."""
+    """The search core was used against its protocol (a bug in the caller)."""
 
 
 class SnapshotMismatch(SearchError):
@@ -192,13 +192,13 @@ class LeaseLost(MarcoError):
 
 
 class WorkerLost(MarcoError):
-    """The workers that ran this job were lost. It is kept from others until it is requeued."""
+    """Several workers were lost while running this job: it is quarantined until requeued."""
 
     def __init__(self, workers: Sequence[str]) -> None:
         self.workers = tuple(workers)
         super().__init__(
-            f"{len(workers)} workers were lost while they ran it ({', '.join(workers)}); it is "
-            "kept from others: see what it does to a worker, then `marco dead requeue` it"
+            f"{len(workers)} workers were lost while running it ({', '.join(workers)}); it is "
+            "quarantined: find out why, then run `marco dead requeue`"
         )
 
 
@@ -213,6 +213,6 @@ class WaitTimeout(MarcoError):
 
 
 class VerificationStopped(MarcoError):
-    """A process of the verification was killed: nothing is known of what it had to check."""
+    """A process of the verification was killed: its part was not checked."""
 
     retryable = True
