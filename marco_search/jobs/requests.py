@@ -48,7 +48,6 @@ class SearchOptions(Input):
         default="auto",
         description=f"How the tree is searched (docs/search.md): {', '.join(STRATEGIES)}",
     )
-    # Budgets
     rollouts: int = Field(
         default=16, ge=1, le=4096, description="Most rollouts (samples, for cot: one)"
     )
@@ -67,7 +66,6 @@ class SearchOptions(Input):
         le=131_072,
         description="Most tokens of one branch; clipped to the context",
     )
-    # Sampling
     temperature: float | None = Field(
         default=None,
         ge=0,
@@ -80,12 +78,10 @@ class SearchOptions(Input):
     reflection: Literal["never", "branch", "always"] | None = Field(
         default=None, description="When a finished thought is reconsidered: never, branch or always"
     )
-    # Outcome
     answers: int = Field(
         default=3, ge=1, le=100, description="How many of the best distinct answers are returned"
     )
     early_stop: bool = Field(default=True, description="Stop when the vote can't change any more")
-    # Expert
     exploration: float | None = Field(default=None, ge=0, le=100, description="c of UCT or PUCT")
     branching: int | None = Field(default=None, ge=1, le=256, description="Branches of one fork")
     width: int | None = Field(
