@@ -23,8 +23,10 @@ class SealedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archived:
-    """An archive that covers the job."""
+    """A chained archive: it has the trees of the jobs with first <= id < before."""
 
+    first: UUID
+    before: UUID
     month: str  #: such as 2026-08
     root: bytes  #: the SHA-256 of its list, as the chain has it
     at: datetime  #: the time of its link

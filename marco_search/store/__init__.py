@@ -1,10 +1,8 @@
 """What Postgres holds: jobs and their leases, the append-only trail, and how both are read.
 
-- models: the tables; views, guards: what the migrations add to them in SQL
-- connect: pooled connections with deadlines
-- states: the life of a job
-- jobs: submit, cancel; leases: claim, heartbeat, end; outbox: what must still be published
-- trail: rounds in, rounds out; queries: what a reader sees
+- db, address, failures: pooled connections with deadlines, and what their errors mean
+- queue: submit, claim, lease, recover; trail: rounds in, rounds out; reads: what a reader sees
+- seal: chain, anchors, archives and verification; views, roles: the public SQL, and who sees what
 
 Every function takes a connection inside a transaction, so that callers decide what is
 committed together. All times are the database's.

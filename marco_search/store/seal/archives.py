@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -153,11 +152,7 @@ def check(conn: Conn) -> list[Finding]:
     return found
 
 
-Listed = tuple[UUID, UUID, Archived]
-"""first <= id < before of the jobs in an archive."""
-
-
-def listed(conn: Conn) -> list[Listed]:
+def listed(conn: Conn) -> list[Archived]:
     """All archives, in the order in which they were chained."""
     found = []
     for first, before, files, root, at in conn.execute(
@@ -168,13 +163,8 @@ def listed(conn: Conn) -> list[Listed]:
             month = parse(files).name
         except ArchiveRefused:
             month = ""  # the list was changed, which is a finding of its own
-        found.append((first, before, Archived(month=month, root=root, at=at)))
+        found.append(Archived(first=first, before=before, month=month, root=root, at=at))
     return found
-
-
-def covering(archived: Sequence[Listed], job_id: UUID) -> list[Archived]:
-    """The archives that have a job's tree."""
-    return [archive for first, before, archive in archived if first <= job_id < before]
 
 
 def chained_root(conn: Conn, manifest: str) -> int | None:

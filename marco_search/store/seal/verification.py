@@ -58,7 +58,7 @@ def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterat
                 job_id=job_id,
                 rows={number: its.get(job_id, {}) for number, its in by_format.items()},
                 sealed=sealed.get(job_id, ()),
-                archives=archives.covering(archived, job_id),
+                archives=[a for a in archived if a.first <= job_id < a.before],
                 visits=visits.get(job_id, {}),
             )
         )
