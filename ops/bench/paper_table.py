@@ -172,12 +172,12 @@ class Results:
 
     def rival(self) -> dict[str, Any] | None:
         """One greedy thought that is always made to reflect, beside the winner."""
-        mine, rival = self.curve(WINNER)[-1:], self.curve("cot-reflect")[-1:]
-        for a, b in zip(mine, rival, strict=False):
-            more = a.tokens_per_problem / b.tokens_per_problem - 1
-            gain = _points(paired(a.right, b.right))
-            return {"point": b, "gain": gain, "more_tokens": more}
-        return None
+        mine, rival = self.curve(WINNER), self.curve("cot-reflect")
+        if not mine or not rival:
+            return None
+        more = mine[-1].tokens_per_problem / rival[-1].tokens_per_problem - 1
+        gain = _points(paired(mine[-1].right, rival[-1].right))
+        return {"point": rival[-1], "gain": gain, "more_tokens": more}
 
 
 def _read(file: Path, problems: Sequence[Problem]) -> list[Trace]:
