@@ -1,4 +1,4 @@
-"""A search that is to end is cut short in the middle of a round, not only after it."""
+"""A search that must end is cut short in the middle of a round, not only after it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_what_is_in_flight_is_aborted(lost: bool) -> None:
         return JobSignals(cancelled=True)
 
     aborted = threading.Semaphore(0)
-    heartbeat = LeasedJournal(
+    journal = LeasedJournal(
         NoDatabase(),  # type: ignore[arg-type]
         lease,
         every_s=0.01,
@@ -42,14 +42,14 @@ def test_what_is_in_flight_is_aborted(lost: bool) -> None:
         extend=beat,
         poll=beat,
     )
-    with heartbeat:
+    with journal:
         for _ in range(3):  # again at every beat
             assert aborted.acquire(timeout=30)
         if lost:
             with pytest.raises(LeaseLost):
-                heartbeat.should_stop()
+                journal.should_stop()
         else:
-            assert heartbeat.should_stop() is StopReason.CANCELLED
+            assert journal.should_stop() is StopReason.CANCELLED
 
 
 def test_no_error_ends_the_heartbeat() -> None:
@@ -70,7 +70,7 @@ def test_no_error_ends_the_heartbeat() -> None:
         ended.release()
         raise RuntimeError("and this?")
 
-    heartbeat = LeasedJournal(
+    journal = LeasedJournal(
         NoDatabase(),  # type: ignore[arg-type]
         lease,
         every_s=0.01,
@@ -78,6 +78,6 @@ def test_no_error_ends_the_heartbeat() -> None:
         extend=beat,
         poll=beat,
     )
-    with heartbeat:
+    with journal:
         for _ in range(3):
             assert ended.acquire(timeout=30)
