@@ -6,27 +6,18 @@ the columns of exports, the rights of roles, and the picture in docs/sql.md. A n
 added here and by a migration; `make check` compares the two.
 
 The order of a table's columns is the order in which they are hashed: it must not change.
+Checks and indexes stand in the migrations only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-"""A constraint needs a name that a later migration can find it by."""
+metadata = sa.MetaData()
 
 _TYPES: Final[dict[str, Any]] = {
     "bool": sa.Boolean,
@@ -97,32 +88,6 @@ def _table(name: str, comment: str, *parts: Any, changes: bool = False, **option
     return sa.Table(name, metadata, *parts, comment=comment, info=info, **options)
 
 
-def _indexes() -> Iterator[sa.Index]:
-    """Of jobs: most hold only what the scheduler looks for, however many jobs are stored.
-
-    No heartbeat and no round touches an indexed column.
-    """
-    queued = "state = 'queued'"
-    for name, columns, where in (
-        ("to_publish", "run_after", f"{queued} AND published_at IS NULL"),
-        ("waiting", "published_at", f"{queued} AND published_at IS NOT NULL"),
-        (
-            "line",
-            "tenant begun_on turn_at id",
-            f"{queued} AND paused_at IS NULL AND published_at IS NOT NULL",
-        ),
-        ("begun", "begun_on", f"{queued} AND begun_on <> '' AND parked_at IS NULL"),
-        ("parked", "begun_on", f"{queued} AND parked_at IS NOT NULL"),
-        ("to_cancel", "cancel_requested_at", f"{queued} AND cancel_requested_at IS NOT NULL"),
-        ("running", "tenant", "state = 'running'"),
-        ("expires_at", "expires_at", "finished_at IS NULL AND expires_at IS NOT NULL"),
-        ("given_up", "finished_at", "state IN ('failed', 'dead')"),
-        ("batch_id", "batch_id", "batch_id IS NOT NULL"),
-    ):
-        yield sa.Index(f"ix_jobs_{name}", *columns.split(), postgresql_where=sa.text(where))
-    yield sa.Index("ix_jobs_tenant_created_at", "tenant", "created_at")
-
-
 _id = partial(
     column,
     leaves=(
@@ -184,17 +149,6 @@ JOBS = _table(
     column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
     column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=""),
     column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
-    sa.UniqueConstraint("tenant", "idempotency_key"),
-    sa.CheckConstraint(
-        "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired', 'dead')",
-        name="state",
-    ),
-    sa.CheckConstraint(
-        "(state = 'running') = (lease_owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
-        name="lease",
-    ),
-    sa.CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished"),
-    *_indexes(),
     changes=True,
 )
 """The truth about each job."""
@@ -272,16 +226,6 @@ NODES = _record(
     _node("token_texts", "text[]", "What each token completes; joined: the text", content=True),
     _node("action", "text", "step, mini_step, whole, reflection or answer"),
     _node("text", "text", "What the action adds to the text of its parent", content=True),
-    sa.Index(None, "job_id", "parent_id"),
-    sa.CheckConstraint("0 <= parent_id AND parent_id < node_id", name="parent"),
-    sa.CheckConstraint(
-        "cardinality(token_texts) = cardinality(token_ids)"
-        " AND cardinality(logprobs) = cardinality(token_ids)"
-        " AND cardinality(confidences) = cardinality(token_ids)"
-        " AND cardinality(top_ids) = 5 * cardinality(token_ids)"
-        " AND cardinality(top_logprobs) = 5 * cardinality(token_ids)",
-        name="tokens",
-    ),
 )
 """Nodes below the root. The root is the prompt and has no row."""
 
@@ -352,9 +296,6 @@ CHAIN = _table(
     column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
     column("at", "timestamptz", "When it was chained"),
     column("format", "int2", "Audit format: the rules of the link and its proof"),
-    sa.CheckConstraint("kind IN ('first', 'job', 'archive')", name="kind"),
-    sa.CheckConstraint("(kind = 'job') = (job_id IS NOT NULL)", name="job"),
-    sa.Index(None, "job_id"),
 )
 
 CHAIN_LOCK = _table(
