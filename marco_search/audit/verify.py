@@ -10,8 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from marco_search.audit.chain import Link, unknown_format
-from marco_search.audit.events import FINAL, check_late, events, put_back
-from marco_search.audit.evidence import Evidence
+from marco_search.audit.evidence import FINAL, Evidence, check_late, events, put_back
 from marco_search.audit.findings import Finding, JobReport, status_of
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import BULK, Proof, prove
