@@ -99,7 +99,10 @@ def local_services(home: Path, *, keep: bool = False) -> Iterator[ServiceUrls]:
         try:
             if keep:  # with a share: nobody can take themselves for the last user now
                 kept.touch()
-            yield _ensure_running(home)
+            with open_lock(home / "start.lock") as start:
+                fcntl.flock(start, fcntl.LOCK_EX)
+                urls = _ensure_running(home)
+            yield urls
         except BaseException:
             if keep and not was_kept:
                 kept.unlink(missing_ok=True)
@@ -126,7 +129,7 @@ def _made(home: Path) -> Path:
 
 
 def _ensure_running(home: Path) -> ServiceUrls:
-    """Start a supervisor unless one serves. The caller holds a share of users.lock."""
+    """Start a supervisor unless one serves. The caller holds both locks."""
     child: subprocess.Popen[bytes] | None = None
     log = home / "logs" / "supervisor.log"
     reason = "no answer"

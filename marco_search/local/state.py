@@ -2,6 +2,7 @@
 
 services.json    ports, passwords and processes, mode 0600
 keep             present while `marco up` wants the services to stay
+start.lock       held while the services are being started: one starter at a time
 users.lock       shared by everyone inside `local_services`; the supervisor takes it alone
                  to learn that nobody is left, also when a user was killed
 supervisor.lock  held by the supervisor as long as it lives: one per home
