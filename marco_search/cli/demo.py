@@ -103,8 +103,7 @@ def demo(file: str | None, concurrency: int, **values: Any) -> None:
         if not output.as_json():
             _show(here, batch_id, lines, figures, path)
     if output.as_json():
-        results = [line.model_dump(mode="json") for line in lines]
-        output.print_json(figures | {"batch_id": str(batch_id), "results": results})
+        output.print_json(figures | {"batch_id": batch_id, "results": lines})
     if figures["answered"] < figures["jobs"]:
         click.get_current_context().exit(JOBS_NOT_DONE)
 

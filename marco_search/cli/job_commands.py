@@ -5,25 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
 
 import click
 
-from marco_search.cli import options, output
+from marco_search.cli import job_text, options, output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.job_text import (
-    archived,
-    counts,
-    heading,
-    jobs_table,
-    progress,
-    result_json,
-    result_report,
-    show_following,
-)
+from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.search_options import (
     KIND_OPTIONS,
     given_options,
@@ -172,11 +162,11 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
     output.report(
         {
             "counts": by_state,
-            "jobs": [line.model_dump(mode="json") for line in lines],
-            "missing_models": [asdict(model) for model in missing],
+            "jobs": lines,
+            "missing_models": missing,
         },
         *table,
-        counts(by_state),
+        job_text.counts(by_state),
         *(f"{model}: `marco requeue --restart` restarts them" for model in missing),
     )
 
@@ -194,7 +184,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
         followed = here.producer().follow(_followed(here, jobs), timeout)
         lines = show_following(followed)
     if not output.as_json():
-        output.show(progress(lines) if lines else "No job is queued or running.")
+        output.show(job_text.progress(lines) if lines else "No job is queued or running.")
     _exit(lines)
 
 
@@ -211,10 +201,7 @@ def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
         followed = here.producer().follow(ids, timeout, every_s=2.0)
         lines = show_following(followed, quiet=True)
     table = jobs_table(lines, width=output.terminal_width())
-    output.report(
-        {"jobs": [line.model_dump(mode="json") for line in lines]},
-        table if lines else "No job is queued or running.",
-    )
+    output.report({"jobs": lines}, table if lines else "No job is queued or running.")
     _exit(lines)
 
 
@@ -282,14 +269,13 @@ def show(
     tree, path = record.nodes, record.winning_path
     if output.as_json():
         result = result_json(results[0], thought=thought) if results else None
-        about = {"job": line.model_dump(mode="json"), "result": result}
-        output.print_json(about | {"tree": tree_json(tree, path)})
+        output.print_json({"job": line, "result": result, "tree": tree_json(tree, path)})
         return
-    output.show(*heading(line), "")
+    output.show(*job_text.heading(line), "")
     if record.archived:
-        output.show(*archived(line, record.archived))
+        output.show(*job_text.archived(line, record.archived))
     elif results:
-        output.show(result_report(results[0], thought=thought))
+        output.show(job_text.result_report(results[0], thought=thought))
     if tree:
         output.show("", draw_tree(tree, path, limit=nodes or DRAWN, depth=depth, full=full))
 
@@ -368,7 +354,7 @@ def cancel(
             whose = EVERYONE if everything else tenant
             wanted = JobState(state) if state else None
             found = here.producer().cancel_all(tenant=whose, batch_id=batch, state=wanted)
-    data = {"jobs": [{"job_id": str(i), "state": str(s)} for i, s in found.items()]}
+    data = {"jobs": [{"job_id": job_id, "state": state} for job_id, state in found.items()]}
     output.report(data, _cancelled(found, named=bool(jobs)))
 
 

@@ -24,22 +24,6 @@ if TYPE_CHECKING:
 LONGEST_SUBJECT = 1000  # characters: the whole of it is in --json
 _BAR = 10  # cells
 _ORDER = {"running": 0, "queued": 2}
-_JOBS = (
-    Column("job"), Column("state"), Column("question", flexible=True),
-    Column("answer", flexible=True), Column("expected", flexible=True, optional=True),
-    Column("right", optional=True),
-    *(number(name, optional=True)
-      for name in ("conf.", "share", "quant.", "tokens", "seconds", "nodes")),
-)  # fmt: skip
-_LIVE = (*_JOBS[:2], Column("rollouts"), *_JOBS[2:4], _JOBS[5], number("seconds"))
-_LETTERS = (
-    Column("job"), Column("state"), Column("error"), Column("message", flexible=True),
-    Column("question", flexible=True), number("attempts"), number("rounds"),
-)  # fmt: skip
-_ANSWERS = (
-    number("rank"), Column("answer", flexible=True), number("confidence"), number("votes"),
-    number("share"),
-)  # fmt: skip
 
 
 def heading(line: JobStatus) -> list[Text]:
@@ -65,47 +49,6 @@ def archived(line: JobStatus, month: str) -> list[Text]:
     return [Text(answer, style="bold"), Text(""), Text(where, style="dim")]
 
 
-def jobs_table(
-    lines: Sequence[JobStatus], *, width: int | None = None, with_state: bool = True
-) -> RenderableType:
-    """One row for each job, with what it has come to so far."""
-    state = slice(1, 1 if with_state else 2)
-    columns, rows, sums = list(_JOBS), [_row(line) for line in lines], _sums(lines)
-    del columns[state]
-    for cells in (sums, *rows):
-        del cells[state]
-    return text_table(columns, rows, width=width, footer=sums if len(lines) > 1 else None)
-
-
-def _row(line: JobStatus) -> list[str]:
-    return [
-        short_id(line.job_id),
-        line.shown_state,
-        one_line(line.subject),
-        _outcome(line),
-        one_line(line.expected or ""),
-        _yes_no(line.correct),
-        "" if line.confidence is None else fraction(line.confidence),
-        _percent(line.share),
-        _percent(line.confidence_quantile),
-        f"{line.generated_tokens:,}",
-        f"{line.seconds:.1f}",
-        str(line.nodes),
-    ]
-
-
-def _sums(lines: Sequence[JobStatus]) -> list[str]:
-    checked = [line.correct for line in lines if line.correct is not None]
-    return [
-        f"{len(lines)} jobs", "", "", "", "",
-        f"{sum(checked)}/{len(checked)}" if checked else "",
-        "", "", "",
-        f"{sum(line.generated_tokens for line in lines):,}",
-        f"{sum(line.seconds for line in lines):.1f}",
-        str(sum(line.nodes for line in lines)),
-    ]  # fmt: skip
-
-
 def _outcome(line: JobStatus) -> str:
     return one_line(line.answer or line.error or "")
 
@@ -114,8 +57,75 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def _yes_no(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: ""}[value]
+def _bar(line: JobStatus) -> str:
+    if line.final or not line.rollout_budget:
+        return str(line.rollouts) if line.rollouts else ""
+    done = min(_BAR, _BAR * line.rollouts // line.rollout_budget)
+    return "#" * done + "-" * (_BAR - done)
+
+
+_JOB, _STATE, _QUESTION, _ANSWER, _RIGHT = (
+    Column("job", lambda line: short_id(line.job_id)),
+    Column("state", lambda line: line.shown_state),
+    Column("question", lambda line: one_line(line.subject), flexible=True),
+    Column("answer", _outcome, flexible=True),
+    Column("right", lambda line: {True: "yes", False: "no"}.get(line.correct, ""), optional=True),
+)
+_JOBS = (
+    _JOB,
+    _STATE,
+    _QUESTION,
+    _ANSWER,
+    Column("expected", lambda line: one_line(line.expected or ""), flexible=True, optional=True),
+    _RIGHT,
+    number("conf.", lambda line: fraction(line.confidence, none=""), optional=True),
+    number("share", lambda line: _percent(line.share), optional=True),
+    number("quant.", lambda line: _percent(line.confidence_quantile), optional=True),
+    number("tokens", lambda line: f"{line.generated_tokens:,}", optional=True),
+    number("seconds", lambda line: f"{line.seconds:.1f}", optional=True),
+    number("nodes", lambda line: str(line.nodes), optional=True),
+)
+_LIVE = (
+    _JOB,
+    _STATE,
+    Column("rollouts", _bar),
+    _QUESTION,
+    _ANSWER,
+    _RIGHT,
+    number("seconds", lambda line: f"{line.seconds:.1f}" if line.seconds else ""),
+)
+_LETTERS = (
+    _JOB,
+    Column("state", lambda letter: letter.state),
+    Column("error", lambda letter: one_line(str(letter.error.get("type", "")))),
+    Column("message", lambda letter: one_line(str(letter.error.get("message", ""))), flexible=True),
+    _QUESTION,
+    number("attempts", lambda letter: str(letter.attempts)),
+    number("rounds", lambda letter: str(letter.rounds)),
+)
+_ANSWERS = (
+    number("rank", lambda answer: str(answer.rank)),
+    Column("answer", lambda answer: one_line(answer.text), flexible=True),
+    number("confidence", lambda answer: fraction(answer.confidence)),
+    number("votes", lambda answer: str(answer.votes)),
+    number("share", lambda answer: _percent(answer.share)),
+)
+
+
+def jobs_table(
+    lines: Sequence[JobStatus], *, width: int | None = None, with_state: bool = True
+) -> RenderableType:
+    """One row for each job, with what it has come to so far, and a last one of sums."""
+    columns = [column for column in _JOBS if with_state or column is not _STATE]
+    checked = [line.correct for line in lines if line.correct is not None]
+    sums = {
+        "job": f"{len(lines)} jobs",
+        "right": f"{sum(checked)}/{len(checked)}" if checked else "",
+        "tokens": f"{sum(line.generated_tokens for line in lines):,}",
+        "seconds": f"{sum(line.seconds for line in lines):.1f}",
+        "nodes": str(sum(line.nodes for line in lines)),
+    }
+    return text_table(columns, lines, width=width, footer=sums if len(lines) > 1 else None)
 
 
 def counts(by_state: Mapping[str, int]) -> str:
@@ -142,7 +152,7 @@ def live_view(lines: Sequence[JobStatus], *, width: int, height: int) -> Rendera
         # Running, then just ended, then waiting: what ended last is most likely looked for.
         newest = sorted(shown, key=lambda line: line.finished_at or line.created_at, reverse=True)
         shown = sorted(newest, key=lambda line: _ORDER.get(line.state, 1))[:rows]
-    table = text_table(_LIVE, [_live_row(line) for line in shown], width=width)
+    table = text_table(_LIVE, shown, width=width)
     return Group(table, "", Text(progress(lines)))
 
 
@@ -153,33 +163,9 @@ def progress(lines: Sequence[JobStatus]) -> str:
     return f"{counts(dict(sorted(by_state.items())))}; {tokens:,} tokens"
 
 
-def _live_row(line: JobStatus) -> list[str]:
-    row = _row(line)
-    return [*row[:2], _bar(line), *row[2:4], row[5], row[10] if line.seconds else ""]
-
-
-def _bar(line: JobStatus) -> str:
-    if line.final or not line.rollout_budget:
-        return str(line.rollouts) if line.rollouts else ""
-    done = min(_BAR, _BAR * line.rollouts // line.rollout_budget)
-    return "#" * done + "-" * (_BAR - done)
-
-
 def letters_table(letters: Sequence[DeadLetter], *, width: int | None = None) -> RenderableType:
     """One row for each dead or failed job."""
-    rows = [
-        [
-            short_id(letter.job_id),
-            letter.state,
-            one_line(str(letter.error.get("type", ""))),
-            one_line(str(letter.error.get("message", ""))),
-            one_line(letter.subject),
-            str(letter.attempts),
-            str(letter.rounds),
-        ]
-        for letter in letters
-    ]
-    return text_table(_LETTERS, rows, width=width)
+    return text_table(_LETTERS, letters, width=width)
 
 
 def letter_report(letter: DeadLetter) -> list[Text]:
@@ -203,14 +189,15 @@ def result_report(result: JobResult, *, thought: bool = False) -> Group:
     """The answer on the first line, then what stands behind it."""
     parts: list[RenderableType] = [Text(_first_line(result), style="bold"), ""]
     if thought:
-        parts += [_thought(result), ""]
-    rows = [
-        [str(a.rank), one_line(a.text), fraction(a.confidence), str(a.votes), f"{a.share:.0%}"]
-        for a in result.answers
-    ]
-    parts += [text_table(_ANSWERS, rows), ""] if rows else []
-    lines = (_verdict(result), _ranking(result), _totals(result))
-    return Group(*parts, *(Text(line, style="dim") for line in lines if line))
+        written = (result.answer and result.answer.thought) or "(no thought)"
+        parts += [Text("\n".join(map(one_line, written.strip().splitlines()))), ""]
+    parts += [text_table(_ANSWERS, result.answers), ""] if result.answers else []
+    if result.expected is not None:
+        outcome = {True: "right", False: "wrong", None: "not compared"}[result.correct]
+        parts.append(Text(f"expected {one_line(result.expected)}: {outcome}", style="dim"))
+    if ranking := _ranking(result):
+        parts.append(Text(ranking, style="dim"))
+    return Group(*parts, Text(_totals(result), style="dim"))
 
 
 def result_json(result: JobResult, *, thought: bool = False) -> dict[str, Any]:
@@ -249,22 +236,6 @@ def _totals(result: JobResult) -> str:
     return ", ".join(parts)
 
 
-def _verdict(result: JobResult) -> str:
-    """The best answer against the expected one, or "" where none is known."""
-    if result.expected is None:
-        return ""
-    outcome = {True: "right", False: "wrong", None: "not compared"}[result.correct]
-    return f"expected {one_line(result.expected)}: {outcome}"
-
-
-def _thought(result: JobResult) -> Text:
-    """The best answer's Thought as the model wrote it, control characters made visible."""
-    best = result.answer
-    if best is None or best.thought is None:
-        return Text("(no thought)", style="dim")
-    return Text("\n".join(map(one_line, best.thought.strip().splitlines())))
-
-
 def _first_line(result: JobResult) -> str:
     """A first line: the answer, or what became of the job."""
     if result.error:
@@ -296,7 +267,7 @@ def show_following(
                 view = live_view(lines, width=out.width, height=out.height)
                 screen.update(view, refresh=True)
             for line in () if live or quiet else changed(last, lines):
-                print_json_line(line.model_dump(mode="json")) if as_json() else show(event(line))
+                print_json_line(line) if as_json() else show(event(line))
             last = lines
     return last
 

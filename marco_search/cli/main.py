@@ -8,14 +8,15 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import click
 
 from marco_search import __version__
-from marco_search.cli.error_reports import INTERRUPTED, report_bug, report_error, report_usage
-from marco_search.errors import MarcoError
+from marco_search.cli.error_reports import INTERRUPTED, report_error, report_usage
 
 # Command -> (module, line in the list of commands). In the order in which they are shown.
 COMMANDS = {
@@ -79,8 +80,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"marco_search.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
+        return cast(click.Command, getattr(module, cmd_name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from COMMANDS, importing none of them."""
@@ -124,8 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_.exit_code
     except click.ClickException as error:
         return report_usage(error, as_json)
-    except MarcoError as error:
-        return report_error(error, as_json, debug)
     except (KeyboardInterrupt, click.Abort):
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -134,14 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if isinstance(error, UnicodeEncodeError) and not _is_text(words):
+        # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
+        if isinstance(error, UnicodeEncodeError) and re.search("[\\ud800-\\udfff]", "".join(words)):
             return report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
-        return report_bug(error, as_json, debug)
-
-
-def _is_text(words: Sequence[str]) -> bool:
-    # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
-    return not any("\ud800" <= character <= "\udfff" for word in words for character in word)
+        return report_error(error, as_json, debug)
 
 
 if __name__ == "__main__":

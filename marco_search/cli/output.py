@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
+from pydantic_core import to_jsonable_python
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -38,13 +39,17 @@ def report(data: Any, *parts: RenderableType) -> None:
 
 def print_json(data: Any) -> None:
     """Print `data` as one JSON document, indented for a reader at a terminal."""
-    indent = 2 if sys.stdout.isatty() else None
-    echo(json.dumps(data, ensure_ascii=False, indent=indent))
+    echo(_json(data, indent=2 if sys.stdout.isatty() else None))
 
 
 def print_json_line(data: Any) -> None:
     """Print `data` as one line of JSON Lines, at once."""
-    echo(json.dumps(data, ensure_ascii=False))
+    echo(_json(data))
+
+
+def _json(data: Any, indent: int | None = None) -> str:
+    # Models, dataclasses and ids may be anywhere in it.
+    return json.dumps(data, ensure_ascii=False, indent=indent, default=to_jsonable_python)
 
 
 def echo(text: str, *, end: str = "\n") -> None:

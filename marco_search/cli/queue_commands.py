@@ -155,7 +155,7 @@ def list_dead(state: str | None, error: str | None, limit: int) -> None:
     with session() as here:
         found = here.producer(here.tenant).dead_letters(state=state, error=error, limit=limit)
     output.report(
-        {"jobs": [letter.model_dump(mode="json") for letter in found]},
+        {"jobs": found},
         letters_table(found, width=output.terminal_width()) if found else "No dead or failed jobs.",
     )
 
@@ -166,7 +166,7 @@ def show_dead(job: str) -> None:
     """Show why a job is dead or failed: its last error, of a bug with the traceback."""
     with session() as here:
         letter = here.producer(here.tenant).dead_letter(here.find([job])[0])
-    output.report(letter.model_dump(mode="json"), *letter_report(letter))
+    output.report(letter, *letter_report(letter))
 
 
 @dead.command("requeue", cls=options.JsonCommand, short_help="Queue them again.")

@@ -7,6 +7,7 @@ same words wherever it comes from.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, TypeVar
 
 import click
@@ -17,7 +18,13 @@ from marco_search.search.config import DEFAULT_STRATEGY, STRATEGIES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_SEARCH = (
+
+def _together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """A decorator that adds all of these options."""
+    return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
+
+
+search_options = _together(
     click.option("--strategy", metavar="NAME",
                  help=f"{', '.join(STRATEGIES)} (default {DEFAULT_STRATEGY})."),
     click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
@@ -38,7 +45,7 @@ _OWN_FIELDS = [
     for kind in KINDS.values()
     for name, meaning in own_fields(kind).items()
 ]
-_KIND = (
+kind_options = _together(
     click.option("--kind", default="reasoning", show_default=True, metavar="KIND",
                  help=f"{', '.join(KINDS)}."),
     *(click.option(f"--{name.replace('_', '-')}", metavar=name.upper(), help=meaning)
@@ -46,20 +53,6 @@ _KIND = (
     click.option("--expected", metavar="TEXT", help="The right answer, for the report only."),
 )  # fmt: skip
 KIND_OPTIONS = ("kind", *(name for name, _ in _OWN_FIELDS), "expected")
-
-
-def search_options(function: Function) -> Function:
-    """Adds the options of SearchOptions."""
-    for option in reversed(_SEARCH):
-        function = option(function)
-    return function
-
-
-def kind_options(function: Function) -> Function:
-    """Adds the options that say what kind of job a text is."""
-    for option in reversed(_KIND):
-        function = option(function)
-    return function
 
 
 def given_options(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import click
 from rich.console import RenderableType
@@ -78,12 +79,13 @@ def sql(
 
 def rows_table(columns: Sequence[str], rows: Rows, *, width: int | None = None) -> RenderableType:
     """Numbers to the right, text on one line, NULL as an empty cell."""
-    numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
-    headings = [
-        Column(one_line(name), "right" if right else "left", flexible=not right)
-        for name, right in zip(columns, numeric, strict=True)
-    ]
-    return text_table(headings, [[_cell(value) for value in row] for row in rows], width=width)
+    laid_out = []
+    for i, name in enumerate(columns):
+        numeric = _is_numeric([row[i] for row in rows])
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        cell = partial(_cell, i)
+        laid_out.append(Column(one_line(name), cell, justify, flexible=not numeric))
+    return text_table(laid_out, rows, width=width)
 
 
 def rows_csv(columns: Sequence[str], rows: Rows) -> str:
@@ -144,8 +146,8 @@ def _is_numeric(values: Sequence[Any]) -> bool:
     )
 
 
-def _cell(value: Any) -> str:
-    match value:
+def _cell(i: int, row: Sequence[Any]) -> str:
+    match value := row[i]:
         case None:
             return ""
         case bool():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -29,35 +29,38 @@ _STYLES = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading, and how its cells are laid out.
+    """A column's heading, the text of an item's cell, and how the cells are laid out.
 
     A flexible column gives way, with an ellipsis, when the terminal is too narrow. An optional
     one is left out where that is not enough, the last first.
     """
 
     heading: str
+    cell: Callable[[Any], str]
     justify: Literal["left", "right"] = "left"
     flexible: bool = False
     optional: bool = False
 
 
-def number(heading: str, *, optional: bool = False) -> Column:
+def number(heading: str, cell: Callable[[Any], str], *, optional: bool = False) -> Column:
     """A column of numbers."""
-    return Column(heading, "right", optional=optional)
+    return Column(heading, cell, "right", optional=optional)
 
 
 def text_table(
     columns: Sequence[Column],
-    rows: Sequence[Sequence[str]],
+    items: Iterable[Any],
     *,
     width: int | None = None,
-    footer: Sequence[str] | None = None,
+    footer: Mapping[str, str] | None = None,
 ) -> RenderableType:
-    """A table with a line below its headings and, if given, a last line set off.
+    """A row for each item, below the headings and, if given, a last line set off.
 
-    `width` is in terminal cells; None: as wide as it takes.
+    `width` is in terminal cells; None: as wide as it takes. `footer` is by heading.
     """
-    kept = _fitting(columns, [*rows, *([footer] if footer else [])], width)
+    rows = [[column.cell(item) for column in columns] for item in items]
+    last = [(footer or {}).get(column.heading, "") for column in columns]
+    kept = _fitting(columns, [*rows, last], width)
     # A cell of padding to the right; the box adds another.
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.header_style = "dim"
@@ -66,9 +69,9 @@ def text_table(
         table.add_column(heading, justify=columns[i].justify, no_wrap=not flexible, min_width=least)
     for row in rows:
         table.add_row(*(_cell(row[i], _STYLES.get(row[i], "")) for i in kept))
-    if footer is not None:
+    if footer:
         table.add_section()
-        table.add_row(*(_cell(footer[i], "bold") for i in kept))
+        table.add_row(*(_cell(last[i], "bold") for i in kept))
     return table if width is None else Constrain(table, width)
 
 

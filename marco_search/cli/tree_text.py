@@ -135,6 +135,6 @@ def wrap_cells(text: str, width: int) -> list[str]:
     return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)] or [""]
 
 
-def fraction(value: float | None) -> str:
-    """A value in [0, 1] as three decimals, ".962"; "-" for none."""
-    return "-" if value is None else f"{value:.3f}".removeprefix("0")
+def fraction(value: float | None, none: str = "-") -> str:
+    """A value in [0, 1] as three decimals, ".962"."""
+    return none if value is None else f"{value:.3f}".removeprefix("0")

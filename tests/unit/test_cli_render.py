@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from operator import itemgetter
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -146,7 +147,10 @@ def printed(table: object, width: int) -> str:
 
 
 def test_a_table_reads_no_markup_and_shrinks_only_what_may_shrink() -> None:
-    columns = [Column("question", flexible=True), number("tokens")]
+    columns = [
+        Column("question", itemgetter(0), flexible=True),
+        number("tokens", itemgetter(1)),
+    ]
     rows = [["[bold]how many[/] " + "x" * 80, "123,456"]]
     wide = printed(text_table(columns, rows), 200)
     narrow = printed(text_table(columns, rows, width=40), 40)
