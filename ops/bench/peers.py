@@ -1,9 +1,7 @@
 """The same load through other projects: its_hub, treequest, optillm and llm-reasoners.
 
-    python -m ops.bench.peers NAME TASK     one project, in the peers' own environment
-
-There only the standard library and the peer's packages are at hand, so this module imports
-everything else where it is used.
+Their environment, in which `python -m ops.bench.peers NAME TASK` runs one of them, has only the
+standard library and their packages: all else is imported where it is used.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ops.bench.simulator import Counters, SimulatedServer
@@ -53,8 +51,6 @@ COLUMNS = {
     "refused_kept": "kept when 1 in 8 is refused",
 }
 REFUSE_EVERY = 8
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 _LOCK = Path(__file__).with_name("peers.lock")
 _WIDTH = 8  # as our tree searches have
 _TIMEOUT_S = 420.0  # of one run; the slowest takes 100 s on two idle cores
@@ -101,27 +97,31 @@ def measure(server: SimulatedServer, searches: int, budget: int) -> dict[str, An
     found: dict[str, Any] = {}
     for name in PEERS:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        figures = _figures(partial(_run, python, name), server, task)
+        try:
+            figures = _figures(partial(_run, python, name), server, task)
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            figures = {"skipped": f"{type(error).__name__}: {error}"}
         found |= {f"{name}_{key}": value for key, value in figures.items()}
     return found
 
 
 def _figures(run: Callable[[Task], Outcome], server: SimulatedServer, task: Task) -> dict[str, Any]:
     single = replace(task, questions=task.questions[:1])
-    try:
-        server.reset()
-        outcome = run(task)
-        found = speed(server.counters(), outcome.seconds, outcome.cpu_s)
-        found |= {"kept": outcome.kept, "lost_searches": len(outcome.errors)}
-        server.reset()
-        run(replace(single, width=task.budget))  # as wide as it can be asked for
-        found["peak_in_flight"] = server.counters()["peak_running"]
-        server.reset(REFUSE_EVERY)
-        outcome = run(single)
-        error = (outcome.errors or [""])[0][:300]
-        return found | {"refused_kept": outcome.kept, "refused_error": error}
-    except (subprocess.SubprocessError, OSError, ValueError) as error:
-        return {"skipped": f"{type(error).__name__}: {error}"}
+    server.reset()
+    outcome = run(task)
+    found = speed(server.counters(), outcome.seconds, outcome.cpu_s)
+    server.reset()
+    run(replace(single, width=task.budget))  # as wide as it can be asked for
+    peak = server.counters()["peak_running"]
+    server.reset(REFUSE_EVERY)
+    refused = run(single)
+    return found | {
+        "kept": outcome.kept,
+        "lost_searches": len(outcome.errors),
+        "peak_in_flight": peak,
+        "refused_kept": refused.kept,
+        "refused_error": (refused.errors or [""])[0][:300],
+    }
 
 
 def speed(counters: Counters, seconds: float, cpu_s: float) -> dict[str, Any]:
@@ -158,24 +158,22 @@ def _run(python: Path, name: str, task: Task) -> Outcome:
 
 def table(found: dict[str, Any]) -> str:
     """All figures as a Markdown table, with the reasons for those that are missing."""
+    from marco_search.evaluation import report
+
     if "peers_skipped" in found:
         return f"The other projects were left out: {found['peers_skipped']}"
-    lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = []
     for name, title in TITLES.items():
         if f"{name}_skipped" in found:
-            lines.append(f"| {title} | did not run: {found[f'{name}_skipped']} |")
+            rows.append([title, f"did not run: {found[f'{name}_skipped']}"])
             continue
-        cells = [f"{found[f'{name}_{column}']:.4g}" for column in COLUMNS]
+        rows.append([title, *(f"{found[f'{name}_{column}']:.4g}" for column in COLUMNS)])
         if found[f"{name}_refused_error"]:
-            cells[-1] = "none: the search ends"
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows[-1][-1] = "none: the search ends"
+    return report.table(["", *COLUMNS.values()], rows)
 
 
 # -- The peers' side --------------------------------------------------------------------
-
-Search = Callable[[Task, str], int]
-"""Searches for one question; returns how many completions it kept."""
 
 
 def its_hub(task: Task, question: str) -> int:
@@ -245,12 +243,8 @@ def llm_reasoners(task: Task, question: str) -> int:
     openai_model = importlib.import_module("reasoners.lm.openai_model")
     # A name of the GPT-4 family: others are sent as plain completions.
     model = openai_model.OpenAIModel(model="gpt-4-simulated", temperature=1.0)
-    prompt, random, steps, kept = (
-        f"{task.system}\n\n{question}\n<Thought>\n",
-        Random(question),
-        9,
-        0,
-    )
+    prompt, random = f"{task.system}\n\n{question}\n<Thought>\n", Random(question)
+    steps, kept = 9, 0
 
     def lines_after(state: tuple[str, ...]) -> list[str]:
         nonlocal kept
@@ -313,8 +307,8 @@ def optillm(task: Task) -> Outcome:
     return Outcome(seconds, cpu_s, kept, errors)
 
 
-def _wait_for(url: str, tries: int = 600) -> None:
-    for _ in range(tries):
+def _wait_for(url: str) -> None:
+    for _ in range(600):
         try:
             with urllib.request.urlopen(url, timeout=10):
                 return
@@ -329,15 +323,15 @@ def _cpu_s(pid: int) -> float:
 
 
 def at_once(
-    work: Callable[[Item], Result], items: Sequence[Item], prepare: Callable[[], object] = tuple
-) -> tuple[list[Result], float]:
+    work: Callable[..., Any], items: Sequence[Any], prepare: Callable[[], object] = tuple
+) -> tuple[list[Any], float]:
     """Each item in a forked process of its own, begun when all are prepared; and the seconds."""
     fork, count = multiprocessing.get_context("fork"), len(items)
     gc.collect()
     gc.freeze()  # as the worker does before it forks: else each process copies the whole heap
     with fork.Pool(count, _ready, (prepare, fork.Barrier(count))) as pool:
         gc.unfreeze()
-        pool.map(_nothing, range(count), 1)  # taken when all have passed the barrier
+        pool.map(abs, range(count), 1)  # done when all have passed the barrier
         began = time.monotonic()
         return pool.map(work, items, 1), time.monotonic() - began
 
@@ -347,18 +341,14 @@ def _ready(prepare: Callable[[], object], everyone: Any) -> None:
     everyone.wait(300)
 
 
-def _nothing(_: int) -> None:
-    pass
-
-
-def each_in_a_process(search: Search, task: Task) -> Outcome:
-    """Run the search for all questions at once, as ours."""
+def each_in_a_process(search: Callable[[Task, str], int], task: Task) -> Outcome:
+    """Run the search for all questions at once, as ours. It returns the completions it kept."""
     found, seconds = at_once(partial(_one, search, task), task.questions)
     kept, cpu_s, errors = zip(*found, strict=True)
     return Outcome(seconds, sum(cpu_s), sum(kept), [error for error in errors if error])
 
 
-def _one(search: Search, task: Task, question: str) -> tuple[int, float, str]:
+def _one(search: Callable[[Task, str], int], task: Task, question: str) -> tuple[int, float, str]:
     kept, error, began = 0, "", time.process_time()
     try:
         kept = search(task, question)

@@ -1,8 +1,4 @@
-"""How busy searches keep an engine: `make bench-runtime`. See docs/performance.md.
-
---searches N   searches at once (64)        --no-real    leave the real SGLang server out
---rollouts N   of each (32)                 --no-peers   leave the other projects out
-"""
+"""How busy searches keep an engine: `make bench-runtime`. See docs/performance.md."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import aiohttp
@@ -27,14 +22,7 @@ from marco_search.errors import LocalServiceFailed
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import (
-    END_OF_OUTPUT,
-    TOP_K,
-    Branch,
-    BranchRequest,
-    Expansion,
-    Finish,
-)
+from marco_search.search.branches import END_OF_OUTPUT, TOP_K, Branch, Expansion, Finish
 from marco_search.search.tree import Rollout
 from marco_search.settings import Settings
 from marco_search.store.db import Database
@@ -73,17 +61,13 @@ def measure(searches: int, rollouts: int, *, real: bool, others: bool) -> dict[s
         step = many(server, searches, rollouts, "step")
         found |= throughput(server, step)
         for key, wide in {"peak_in_flight": 32, "peak_in_flight_default": None}.items():
-            found[key] = one(server, "step", 32, wide=wide).counters["peak_running"]
+            found[key] = many(server, 1, 32, "step", wide=wide).counters["peak_running"]
         if others:
             best = many(server, searches, rollouts, "best-of-n")
             found |= _beside_peers(server, "step", step, rollouts)
             found |= _beside_peers(server, "best-of-n", best, rollouts)
             found |= peers.measure(server, searches, rollouts)
-    found |= embedded_speed()
     return found | (real_server() if real else {"real_skipped": "--no-real"})
-
-
-# -- Searches ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +116,9 @@ def open_engine(address: str, **more: Any) -> Runtime:
     return open_runtime(Settings.model_validate(values | more))
 
 
+_opened = cache(open_engine)  # once in each process of `many`
+
+
 def search(
     runtime: Runtime, strategy: str, rollouts: int, seed: int = 0, wide: int | None = None
 ) -> Searched:
@@ -146,31 +133,24 @@ def search(
     return Searched(recorder.rounds, tuple(done.search.tree.rollouts), cpu_s)
 
 
-def one(
-    server: SimulatedServer, strategy: str, rollouts: int, *, wide: int | None, refuse: int = 0
+def many(
+    server: SimulatedServer,
+    count: int,
+    rollouts: int,
+    strategy: str,
+    *,
+    wide: int | None = None,
+    refuse: int = 0,
 ) -> Run:
-    """One search in this process on an empty cache."""
-    server.reset(refuse)
-    with closing(open_engine(server.url)) as runtime:
-        return Run([search(runtime, strategy, rollouts, wide=wide)], 0.0, server.counters())
-
-
-def many(server: SimulatedServer, count: int, rollouts: int, strategy: str) -> Run:
     """`count` searches at once, one a process as under the worker, on an empty cache."""
-    server.reset()
-    work = partial(_search_at, server.url, strategy, rollouts)
+    server.reset(refuse)
+    work = partial(_search_at, server.url, strategy, rollouts, wide)
     found, seconds = peers.at_once(work, range(count), partial(_opened, server.url))
     return Run(found, seconds, server.counters())
 
 
-def _search_at(url: str, strategy: str, rollouts: int, seed: int) -> Searched:
-    return search(_opened(url), strategy, rollouts, seed)
-
-
-@cache
-def _opened(url: str) -> Runtime:
-    """The runtime of a process of `many`."""
-    return open_engine(url)
+def _search_at(url: str, strategy: str, rollouts: int, wide: int | None, seed: int) -> Searched:
+    return search(_opened(url), strategy, rollouts, seed, wide)
 
 
 def failed(rollouts: Sequence[Rollout]) -> int:
@@ -184,24 +164,25 @@ def cached_share(rollouts: Sequence[Rollout]) -> float:
 
 
 def _beside_peers(server: SimulatedServer, strategy: str, run: Run, budget: int) -> dict[str, Any]:
-    cpu_s = sum(searched.cpu_s for searched in run.searches)
-    found = peers.speed(run.counters, run.seconds, cpu_s) | {"lost_searches": 0}
-    wide = one(server, strategy, budget, wide=budget if strategy == "step" else None)
-    refused = one(server, strategy, budget, wide=None, refuse=peers.REFUSE_EVERY)
-    found["peak_in_flight"] = wide.counters["peak_running"]
-    found |= {"refused_kept": budget - failed(refused.rollouts), "refused_error": ""}
+    """The figures that peers have, too."""
+    found = peers.speed(run.counters, run.seconds, sum(s.cpu_s for s in run.searches))
+    wide = many(server, 1, budget, strategy, wide=budget if strategy == "step" else None)
+    refused = many(server, 1, budget, strategy, refuse=peers.REFUSE_EVERY)
+    found |= {
+        "lost_searches": 0,
+        "peak_in_flight": wide.counters["peak_running"],
+        "refused_kept": budget - failed(refused.rollouts),
+        "refused_error": "",
+    }
     return {f"our_{strategy.replace('-', '_')}_{key}": value for key, value in found.items()}
 
 
-# -- The same requests from a client that does nothing else -----------------------------
-
-
 async def replay(url: str, searches: Sequence[Searched], at_once: int = 0) -> float:
-    """Seconds that the same requests take, each round sent when the one before is answered.
+    """Seconds that a client which does nothing else takes for the same requests.
 
-    A search can't know a request before the answers that it follows from, so what is compared is
-    the cost of everything else. With `at_once`, so many requests are in flight all the time, in
-    the order of rounds: what the engine gives when nothing waits for anything.
+    Each round is sent when the one before is answered, as in a search. With `at_once`, so many
+    requests are in flight all the time, in the order of rounds: what the engine gives when
+    nothing waits for anything.
     """
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -259,9 +240,6 @@ def throughput(server: SimulatedServer, run: Run) -> dict[str, Any]:
     }
 
 
-# -- The search's own time per node -----------------------------------------------------
-
-
 def milliseconds_per_node(seed: int) -> float:
     """Processor time of a search without that of its runtime; nothing is kept."""
     runtime, work = InstantRuntime(time.thread_time), job(seed, "step", ROLLOUTS)
@@ -290,28 +268,6 @@ def _persisted(database: Database, settings: Settings, seed: int) -> float:
     return 1000 * float(row[0] - runtime.seconds) / int(row[1])
 
 
-# -- The real engines -------------------------------------------------------------------
-
-
-def embedded_speed() -> dict[str, Any]:
-    """Tokens a second of the embedded engine, by the number of branches at once."""
-    found = {}
-    with closing(open_engine("embedded", MARCO_MODEL=MODEL_DIR)) as runtime:
-        for count in (1, 8, 32):
-            request = BranchRequest(branch_id=0, seed=0, max_new_tokens=64, temperature=1.0)
-            expansions = [
-                Expansion(node_id=0, prefix=text, branches=(replace(request, branch_id=i, seed=i),))
-                for i, text in enumerate(parity.prompts(runtime, 2 * count)[:count])
-            ]
-            speeds = []
-            for _ in range(4):
-                began, branches = time.perf_counter(), runtime.branch(expansions)
-                tokens = sum(len(s.tokens) for branch in branches for s in branch.segments)
-                speeds.append(tokens / (time.perf_counter() - began))
-            found[f"embedded_tok_s_{count}"] = median(speeds[1:])  # the first is a warm-up
-    return found
-
-
 def real_server() -> dict[str, Any]:
     """Parity and cached share on the real SGLang server, or why there are none."""
     try:
@@ -337,20 +293,15 @@ def real_server() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """The command line."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make bench-runtime")
-    parser.add_argument("--searches", type=int, default=64)
-    parser.add_argument("--rollouts", type=int, default=32)
-    parser.add_argument("--no-real", action="store_true")
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--searches", type=int, default=64, help="at once")
+    parser.add_argument("--rollouts", type=int, default=32, help="of each")
+    parser.add_argument("--no-real", action="store_true", help="leave the real server out")
+    parser.add_argument("--no-peers", action="store_true", help="leave the other projects out")
     asked = parser.parse_args()
     real, others = not asked.no_real, not asked.no_peers
-    found = measure(asked.searches, asked.rollouts, real=real, others=others)
-    report("runtime", found, GOALS)
+    figures = measure(asked.searches, asked.rollouts, real=real, others=others)
+    report("runtime", figures, GOALS)
     if others:
-        print(peers.table(found))
-
-
-if __name__ == "__main__":
-    main()
+        print(peers.table(figures))

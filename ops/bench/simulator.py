@@ -70,11 +70,10 @@ _QUESTION = (
 )
 
 
-def job(i: int, strategy: str, rollouts: int, reflection: str = "never") -> ReasoningJob:
+def job(i: int, strategy: Any, rollouts: int, reflection: Any = "never") -> ReasoningJob:
     """The i-th job. It uses its whole budget, so that every run does the same work."""
-    options = SearchOptions.model_validate(
-        {"strategy": strategy, "rollouts": rollouts, "seed": i, "early_stop": False}
-        | {"reflection": reflection}
+    options = SearchOptions(
+        strategy=strategy, rollouts=rollouts, seed=i, early_stop=False, reflection=reflection
     )
     return ReasoningJob(question=_QUESTION.format(i=i), options=options)
 
@@ -135,7 +134,7 @@ def chat_prompt(messages: Sequence[Mapping[str, str]]) -> str:
     return text + _ASSISTANT + _THOUGHT + thought
 
 
-def chat_completion(variant: int, steps: int, stop: str) -> tuple[str, int]:
+def completion(variant: int, steps: int, stop: str = "") -> tuple[str, int]:
     """(text up to a stop string, number of tokens)."""
     text, written = "", pieces(variant, steps)
     for count, piece in enumerate(written, 1):
@@ -212,9 +211,17 @@ class Engine:
             known = sum(1 for _ in takewhile(self._blocks.__contains__, _blocks(prompt)))
             asked, cached = (n // CHARACTERS_A_TOKEN for n in (len(prompt), known * BLOCK))
             self._running += 1
-            self._count(asked, cached, tokens)
-            self._prefill_s += PREFILL_S * (asked - cached)
-            await self._take(STEP_S + PREFILL_S * (asked - cached))
+            counters, prefill_s = self.counters, PREFILL_S * (asked - cached)
+            counters["requests"] += 1
+            counters["peak_running"] = max(counters["peak_running"], self._running)
+            counters["generated"] += tokens
+            if tokens:
+                counters["prompt"] += asked
+                counters["cached"] += cached
+            else:
+                counters["commits"] += 1
+            self._prefill_s += prefill_s
+            await self._take(STEP_S + prefill_s)
             self._blocks.update(_blocks(prompt))
             for begun in range(1, tokens, STEPS_A_WAIT):
                 step_s = STEP_S + RUNNING_S * self._running
@@ -222,15 +229,6 @@ class Engine:
             self._blocks.update(_blocks(prompt + completion))
             self._running -= 1
         return asked, cached
-
-    def _count(self, prompt: int, cached: int, tokens: int) -> None:
-        counters = self.counters
-        counters["requests"] += 1
-        counters["commits"] += tokens == 0
-        counters["generated"] += tokens
-        counters["prompt"] += prompt if tokens else 0
-        counters["cached"] += cached if tokens else 0
-        counters["peak_running"] = max(counters["peak_running"], self._running)
 
     async def _take(self, planned_s: float) -> None:
         """Sleep, and for as long as other requests are prefilled meanwhile."""
@@ -272,37 +270,38 @@ class Handlers:
 
     async def generate(self, request: web.Request) -> web.Response:
         """SGLang's /generate."""
-        body = json.loads(await request.read())
+        body = await request.json()
         text, parameters = body["text"], body["sampling_params"]
         if parameters["max_new_tokens"] == 0:
             prompt, _ = await self._engine.generate(text, "", 0)
             return web.json_response({"text": "", "meta_info": {"prompt_tokens": prompt}})
         self._refuse_some()
         key = completion_of(text, parameters["sampling_seed"])
-        written = pieces(*key)
-        prompt, cached = await self._engine.generate(text, "".join(written), len(written))
+        prompt, cached = await self._engine.generate(text, *completion(*key))
         numbers = f', "prompt_tokens": {prompt}, "cached_tokens": {cached}}}}}'
         return web.Response(text=reply(*key) + numbers, content_type="application/json")
 
     async def chat(self, request: web.Request) -> web.Response:
         """OpenAI's chat completions. They carry no seed: the variants are used in turn."""
-        body = json.loads(await request.read())
+        body = await request.json()
         self._refuse_some()
-        prompt, count = chat_prompt(body["messages"]), body.get("n") or 1
-        variants = [completion_of(prompt, self._chats + i) for i in range(count)]
-        made = [chat_completion(*variant, "".join(body.get("stop") or "")) for variant in variants]
-        self._chats += count
-        waits = (self._engine.generate(prompt, *completion) for completion in made)
-        (asked, _), *_ = await asyncio.gather(*waits)
+        prompt, stop = chat_prompt(body["messages"]), "".join(body.get("stop") or "")
+        seeds = range(self._chats, self._chats + (body.get("n") or 1))
+        self._chats = seeds.stop
+        made = [completion(*completion_of(prompt, seed), stop) for seed in seeds]
+        (asked, _), *_ = await asyncio.gather(*(self._engine.generate(prompt, *m) for m in made))
         written = sum(tokens for _, tokens in made)
         usage = {"prompt_tokens": asked, "completion_tokens": written}
-        usage["total_tokens"] = asked + written
-        messages = [{"role": "assistant", "content": text} for text, _ in made]
         choices = [
-            {"index": i, "message": message, "finish_reason": "stop"}
-            for i, message in enumerate(messages)
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": "stop",
+            }
+            for i, (text, _) in enumerate(made)
         ]
         answer = {"id": "chat", "object": "chat.completion", "created": 0, "model": "simulated"}
+        usage |= {"total_tokens": asked + written}
         return web.json_response(answer | {"choices": choices, "usage": usage})
 
     def _refuse_some(self) -> None:

@@ -1,8 +1,5 @@
 """How fast an auditor's questions are answered among 10,000 stored jobs: `make bench-store`.
 
---jobs N   jobs to store (10,000, which is about a million nodes)
---keep     leave the database under MARCO_HOME/bench-store (some 3 GB) for another run
-
 A few dozen jobs are searched by the worker on prepared branches. The rest are copies of theirs
 under new ids, through the same tables, keys and triggers, sealed like any job that ends. Every
 query of docs/sql.md about one job is asked of many jobs, as the owner and as an auditor of one
@@ -30,16 +27,15 @@ from marco_search import schema, settings
 from marco_search.settings import Settings
 from marco_search.store.db import Database, allow
 from marco_search.store.queue import jobs
-from marco_search.store.queue.leases import Worker
 from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.seal import seals
 from marco_search.store.seal.verify_all import verify_all
-from ops.bench.harness import percentile, report, scratch_services, seconds
+from ops.bench.harness import WORKER, percentile, report, scratch_services, seconds
 from ops.bench.simulator import InstantRuntime, job
 from ops.docs.questions import Question, read
 from worker.runner import Runner
 
-JOBS, SEARCHED, AT_ONCE = 10_000, 40, 100
+SEARCHED, AT_ONCE = 40, 100
 SAMPLES = 60  # jobs that each question about one job is asked of
 RUNS = 3  # of a question about the whole database
 PROCESSES = 2
@@ -52,6 +48,15 @@ GOALS = {
     "slowest_auditor_query_p95_ms": "< 50",
     "verify_nodes_per_s": "> 16,667",
 }
+_TIMES = ("created_at", "run_after", "published_at", "started_at", "finished_at")
+_OTHER = {
+    "id": "made.id",
+    "tenant": "%(tenant)s",
+    "batch_id": "%(batch)s",
+    "idempotency_key": "NULL",
+    **{name: f"job.{name} - made.age" for name in _TIMES},
+}
+"""What a copied job has instead of its source's values."""
 _SHARED = ("vocabulary", "chain", "proofs", "archives")
 # As many texts as Marco-o1 has tokens; a search meets some hundreds of them.
 _VOCABULARY = """
@@ -69,7 +74,7 @@ _SIZE = """
 Conn = psycopg.Connection[Any]
 
 
-def measure(count: int = JOBS, *, keep: bool = False) -> dict[str, Any]:
+def measure(count: int, *, keep: bool) -> dict[str, Any]:
     """All figures. Times are in the unit that ends the key."""
     home = settings.load().home.absolute() / "bench-store"
     with scratch_services(home, keep=keep) as services:
@@ -169,7 +174,7 @@ def _ended(database: Database) -> list[UUID]:
 
 def _search(url: str, database: Database, count: int) -> None:
     found = Settings.model_validate({"DATABASE_URL": url})
-    runner = Runner(found, database, InstantRuntime, Worker(name="bench", host="bench", pid=1))
+    runner = Runner(found, database, InstantRuntime, WORKER)
     for seed in range(count):
         work = job(seed, *SEARCHES[seed % len(SEARCHES)], reflection="branch")
         with database.transaction() as conn:
@@ -188,24 +193,17 @@ def _copy_jobs(url: str, sources: Sequence[UUID], count: int) -> None:
             for job_id in ids:
                 age = f"{random.randrange(DAYS * 86_400)} seconds"
                 copy.write_row((job_id, random.choice(sources), age))
-        conn.execute(_jobs_copied(), {"tenant": random.choice(TENANTS), "batch": uuid4()})
+        conn.execute(
+            _copied("jobs", _OTHER, "job.id", "made.id"),
+            {"tenant": random.choice(TENANTS), "batch": uuid4()},
+        )
         for table in schema.insert_only():
             if table not in _SHARED:
-                conn.execute(_rows_copied(table))
+                # In the order in which they were written: audit_log numbers its rows as they come.
+                keys = (f"job.{c.name}" for c in schema.metadata.tables[table].primary_key)
+                order = ", ".join(["made.id", *keys])
+                conn.execute(_copied(table, {"job_id": "made.id"}, "job.job_id", order))
         seals.seal(conn, ids)
-
-
-def _jobs_copied() -> Composed:
-    times = ("created_at", "run_after", "published_at", "started_at", "finished_at")
-    other = {"id": "made.id", "tenant": "%(tenant)s", "batch_id": "%(batch)s"}
-    other |= {name: f"job.{name} - made.age" for name in times} | {"idempotency_key": "NULL"}
-    return _copied("jobs", other, "job.id", "made.id")
-
-
-def _rows_copied(table: str) -> Composed:
-    # In the order in which they were written: audit_log numbers its rows as they come.
-    order = ["made.id", *(f"job.{c.name}" for c in schema.metadata.tables[table].primary_key)]
-    return _copied(table, {"job_id": "made.id"}, "job.job_id", ", ".join(order))
 
 
 def _copied(table: str, other: dict[str, str], source: str, order: str) -> Composed:
@@ -223,14 +221,9 @@ def _copied(table: str, other: dict[str, str], source: str, order: str) -> Compo
     )
 
 
-def main() -> None:
-    """The command line."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make bench-store")
-    parser.add_argument("--jobs", type=int, default=JOBS)
-    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--jobs", type=int, default=10_000, help="to store: 100 nodes each")
+    parser.add_argument("--keep", action="store_true", help="keep them for another run (3 GB)")
     asked = parser.parse_args()
     report("store", measure(asked.jobs, keep=asked.keep), GOALS)
-
-
-if __name__ == "__main__":
-    main()
