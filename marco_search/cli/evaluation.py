@@ -15,7 +15,7 @@ from marco_search.cli.options import command
 from marco_search.cli.search_options import given_options, search_options
 from marco_search.cli.session import session
 from marco_search.evaluation.data_sets import Problem, load
-from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.grading import Grader, curve
 from marco_search.evaluation.report import bins_of, markdown_rows, require_few_failed, row
 from marco_search.evaluation.run import OnProgress, Progress, Recipe, run, run_queued
 from marco_search.evaluation.traces import Trace
@@ -152,7 +152,6 @@ def _traces(
 
 
 def _plot(data_set: str, strategy: str, traces: list[Trace], grader: Grader, stem: Path) -> None:
-    from marco_search.evaluation.curves import curve
     from marco_search.evaluation.plots import accuracy_over_tokens, calibration_plot
 
     tokens = stem.with_name(f"{stem.name}-tokens")

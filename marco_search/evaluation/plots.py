@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from marco_search.errors import InvalidSettings
-from marco_search.evaluation.curves import Point
+from marco_search.evaluation.grading import Point
 from marco_search.evaluation.statistics import Bin, wilson
 
 T = TypeVar("T")

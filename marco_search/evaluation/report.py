@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from marco_search.errors import RuntimeUnavailable
-from marco_search.evaluation.curves import coverage, point
-from marco_search.evaluation.grading import Grader, ranked
+from marco_search.evaluation.grading import Grader, coverage, point, ranked
 from marco_search.evaluation.statistics import (
     Bin,
-    Paired,
     accuracy,
     auroc,
     calibration,
@@ -67,29 +65,25 @@ def row(
     """
     whole = rollouts or max((len(t.rollouts) for t in traces), default=1)
     at = point(traces, grader, whole)
-    used = [t.rollouts[:whole] for t in traces]
-    n = len(traces)
+    n, used = len(traces), [r for t in traces for r in t.rollouts[:whole]]
     separate = all(r.start == ROOT for t in traces for r in t.rollouts)
-    scores, labels = _rollout_scores(traces, grader)
-    prompt = sum(r.prompt for rs in used for r in rs)
-    cached = sum(r.cached for rs in used for r in rs)
-    seconds = [
-        t.seconds * len(rs) / max(1, len(t.rollouts)) for t, rs in zip(traces, used, strict=True)
-    ]
+    bins = bins_of(traces, grader)
+    prompt, cached = sum(r.prompt for r in used), sum(r.cached for r in used)
+    shares = [len(t.rollouts[:whole]) / max(1, len(t.rollouts)) for t in traces]
     return Row(
         strategy=strategy,
         **accuracy(at.right),
-        rollouts=sum(map(len, used)) / n,
+        rollouts=len(used) / n,
         failed=_failed_share(traces),
         tokens_per_problem=at.tokens_per_problem,
         prefilled_per_problem=(prompt - cached) / n,
         cached_per_problem=cached / n,
-        seconds_per_problem=sum(seconds) / n,
+        seconds_per_problem=sum(t.seconds * x for t, x in zip(traces, shares, strict=True)) / n,
         test_at=_test_at(traces, grader, separate),
         separate_guesses=separate,
         auroc=auroc([_confidence(t, whole) for t in traces], at.right),
-        auroc_rollouts=auroc(scores, labels),
-        calibration_error=calibration_error(calibration(scores, labels)),
+        auroc_rollouts=auroc(*_rollout_scores(traces, grader)),
+        calibration_error=calibration_error(bins),
         right=at.right,
     )
 
@@ -115,11 +109,9 @@ def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[st
     # A tree that stopped early has no further rollouts; samples there must be enough of.
     lengths = [len(t.rollouts) for t in traces]
     longest = min(lengths) if separate else max(lengths)
-    solved = [sum(grader.right(t.key, r.answer, t.answers) for r in t.rollouts) for t in traces]
+    solved = [sum(grader.rollouts(t)) for t in traces]
     found = {}
-    for k in TEST_AT:
-        if k > longest:
-            continue
+    for k in [k for k in TEST_AT if k <= longest]:
         chances: Sequence[float] = coverage(traces, grader, k)
         if separate:
             chances = [pass_at_k(n, c, k) for n, c in zip(lengths, solved, strict=True)]
@@ -129,7 +121,7 @@ def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[st
 
 def _confidence(trace: Trace, rollouts: int) -> float:
     """Share of the vote's weight behind the chosen answer; a lone path's own confidence."""
-    answers = ranked(trace.rollouts[:rollouts], trace.choice, trace.sharpness)
+    answers = ranked(trace, rollouts)
     if not answers:
         return 0.0
     alone = trace.choice == "best" or sum(answer.votes for answer in answers) == 1
@@ -138,17 +130,13 @@ def _confidence(trace: Trace, rollouts: int) -> float:
 
 def _rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float], list[bool]]:
     """Path confidence and correctness of every rollout that has an answer."""
-    answered = [(t, r) for t in traces for r in t.rollouts if r.answer is not None]
-    labels = [grader.right(t.key, r.answer, t.answers) for t, r in answered]
-    return [r.path_confidence for _, r in answered], labels
+    scores = [r.path_confidence for t in traces for r in t.answered]
+    return scores, [right for t in traces for right in grader.rollouts(t)]
 
 
 def bins_of(traces: Sequence[Trace], grader: Grader) -> list[Bin]:
     """Calibration of single rollouts."""
     return calibration(*_rollout_scores(traces, grader))
-
-
-# -- Markdown ---------------------------------------------------------------------------
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -183,18 +171,3 @@ def markdown_rows(rows: Sequence[Row]) -> str:
         for r in rows
     ]
     return table(head, lines)
-
-
-PAIRED_HEAD = ("Comparison", "points", "95 %", "only first / second", "McNemar p", "clear of 0")
-
-
-def markdown_paired(name: str, found: Paired) -> tuple[str, ...]:
-    """One line of a table of comparisons, under PAIRED_HEAD."""
-    return (
-        name,
-        f"{100 * found.difference:+.1f}",
-        f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
-        f"{found.only_first} / {found.only_second}",
-        f"{found.p:.3g}",
-        "yes" if found.clear else "no",
-    )

@@ -59,9 +59,8 @@ def rescore(
     right, values, labels, within = [], list[float](), list[bool](), list[float]()
     for trace in traces:
         best, scores = _ranked(trace, reward, vote, sharpness)
-        answer = best[0].key if best else None
-        right.append(grader.right(trace.key, answer, trace.answers))
-        solved = [grader.right(trace.key, r.answer, trace.answers) for r in _answered(trace)]
+        right.append(grader.right(trace.key, best[0].key if best else None, trace.answers))
+        solved = grader.rollouts(trace)
         values += scores
         labels += solved
         if (one := auroc(scores, solved)) is not None:
@@ -88,10 +87,6 @@ def answer_under(
     return (best[0].key, best[0].share) if best else (None, 0.0)
 
 
-def _answered(trace: Trace) -> list[TracedRollout]:
-    return [r for r in trace.rollouts if r.answer is not None]
-
-
 def _ranked(
     trace: Trace, reward: str, vote: str, sharpness: float
 ) -> tuple[list[RankedAnswer], list[float]]:
@@ -101,14 +96,13 @@ def _ranked(
             f"can't score by {reward!r} and {vote!r}; use a reward of {', '.join(REWARDS)} "
             f"and a vote of {', '.join(VOTES)}"
         )
-    rollouts = _answered(trace)
+    rollouts = trace.answered
     scores = [score(trace, r, reward) for r in rollouts]
-    values, how = scores, "weighted" if vote in ("borda", "tree") else vote
+    values, how = scores.copy(), "weighted" if vote in ("borda", "tree") else vote
     if vote == "borda":
         # (n - rank + 1)^p for the rank-th best of n (self-certainty, section 3.3).
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        place = {i: at for at, i in enumerate(order)}
-        values = [1 - place[i] / len(scores) for i in range(len(scores))]
+        for place, i in enumerate(sorted(range(len(scores)), key=lambda i: -scores[i])):
+            values[i] = 1 - place / len(scores)
     weights = [value**sharpness for value in values]
     if vote == "tree":
         # A leaf's share, split among the rollouts that end there.
@@ -156,5 +150,5 @@ def leaf_shares(trace: Trace) -> dict[int, float]:
         taken.update(pairwise(own))
     return {
         r.path[-1]: math.prod(taken[step] / draws[step[0]] for step in pairwise(r.path))
-        for r in _answered(trace)
+        for r in trace.answered
     }

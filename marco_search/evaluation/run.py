@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,9 +141,6 @@ def _around(job: Job, prompt: str) -> str:
     return prompt.replace(kind_of(job).user_turn(job), "{question}")
 
 
-# -- In this process --------------------------------------------------------------------
-
-
 def run(
     problems: Sequence[Problem],
     recipe: Recipe,
@@ -178,36 +175,31 @@ def run(
         )
 
     def searches(todo: list[Problem]) -> Searches:
+        failure: BaseException | None = None
         with ThreadPoolExecutor(threads) as pool:
             pending = {pool.submit(search, p) for p in todo}
             try:
-                yield from _completed(pending)
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        if future.cancelled():
+                            continue
+                        if not (error := future.exception()):
+                            yield future.result()
+                            continue
+                        failure = failure or error
+                        for other in pending:
+                            other.cancel()
             except (KeyboardInterrupt, GeneratorExit):
                 journal.interrupted = True
                 while pending:
                     runtime.abort()  # again: one may have begun a round in between
                     pending = {f for f in wait(pending, timeout=0.1).not_done if not f.cancel()}
                 raise
+        if failure:
+            raise failure
 
     return _run(problems, names, file, on_progress, searches)
-
-
-def _completed(pending: set[Future[Trace]]) -> Iterator[Trace]:
-    """The traces as they come. The first failure is raised when those under way have ended."""
-    failure: BaseException | None = None
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            if future.cancelled():
-                continue
-            if error := future.exception():
-                failure = failure or error
-                for other in pending:
-                    other.cancel()
-            else:
-                yield future.result()
-    if failure:
-        raise failure
 
 
 def _run_name(recipe: Recipe, made: SearchPlan, job: Job) -> str:
@@ -238,9 +230,6 @@ class _Journal(NullJournal):
         """Raises CancelledError after Ctrl-C."""
         if self.interrupted:
             raise CancelledError
-
-
-# -- Through the queue ------------------------------------------------------------------
 
 
 class Queue(Protocol):

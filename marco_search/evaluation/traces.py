@@ -2,14 +2,14 @@
 
 A trace is one line of JSON. From it every figure of the report follows, as do other rewards
 and votes (`rescoring`) and what the search would have answered at a smaller budget
-(`curves`), without generating a token.
+(`grading`), without generating a token.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +21,7 @@ from marco_search.kinds import kind_of
 from marco_search.search.branches import Finish, without_room
 from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import TokenScores, token_scores
-from marco_search.search.tree import Node, Rollout, Tree
+from marco_search.search.tree import Tree
 
 DIGITS = 5
 """Decimals of the scores in a trace."""
@@ -55,8 +55,8 @@ class Trace:
     seconds: float
     answers: dict[str, str]  #: answer key -> the Output part as written
     rollouts: tuple[TracedRollout, ...]  #: in id order
-    scores: tuple[TokenScores, ...] = field(default=())  #: of each node; empty if not kept
-    texts: tuple[str, ...] = field(default=())  #: of each node; empty if not kept
+    scores: tuple[TokenScores, ...] = ()  #: of each node; empty if not kept
+    texts: tuple[str, ...] = ()  #: of each node; empty if not kept
     model: str = ""  #: and its revision; empty in traces of older versions
 
     @property
@@ -69,9 +69,10 @@ class Trace:
         """Rollouts that the runtime gave no text for."""
         return sum(r.failed for r in self.rollouts)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as a line of the file has them."""
-        return asdict(self)
+    @property
+    def answered(self) -> list[TracedRollout]:
+        """The rollouts that have an answer."""
+        return [r for r in self.rollouts if r.answer is not None]
 
 
 def with_vote(traces: Sequence[Trace], choice: str, sharpness: float = 1.0) -> list[Trace]:
@@ -103,7 +104,7 @@ def read(file: Path) -> list[Trace]:
 
 def write(out: TextIO, trace: Trace) -> None:
     """Append one trace as a line."""
-    out.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+    out.write(json.dumps(asdict(trace), ensure_ascii=False) + "\n")
     out.flush()
 
 
@@ -116,35 +117,34 @@ def traced(
         if r.answer is not None and r.answer not in answers:
             text = kind.assistant_prefix + "".join(tree.nodes[i].text for i in r.path)
             answers[r.answer] = kind.output(text) or r.answer
+    rollouts = (
+        TracedRollout(
+            answer=r.answer,
+            round=r.round,
+            start=r.start_id,
+            path=r.path,
+            generated=r.generated_tokens,
+            prompt=r.prompt_tokens,
+            cached=r.cached_tokens,
+            confidence=round(r.confidence, DIGITS),
+            path_confidence=round(r.path_confidence, DIGITS),
+            # A path that fills the model's context ends there for good.
+            failed=r.finish is Finish.FAILED and not without_room(r.error),
+        )
+        for r in tree.rollouts
+    )
+    nodes = tree.nodes if keep_tokens else []
+    scores = (asdict(token_scores(n.tokens, n.confidences)) for n in nodes)
     return Trace(
         key=key,
         choice=str(config.choice),
         sharpness=config.sharpness,
         answers=answers,
-        rollouts=tuple(map(_traced_rollout, tree.rollouts)),
-        scores=tuple(map(_scores, tree.nodes)) if keep_tokens else (),
-        texts=tuple(n.text for n in tree.nodes) if keep_tokens else (),
+        rollouts=tuple(rollouts),
+        scores=tuple(
+            TokenScores(**{name: tuple(round(x, DIGITS) for x in xs) for name, xs in one.items()})
+            for one in scores
+        ),
+        texts=tuple(n.text for n in nodes),
         **facts,
     )
-
-
-def _traced_rollout(rollout: Rollout) -> TracedRollout:
-    return TracedRollout(
-        answer=rollout.answer,
-        round=rollout.round,
-        start=rollout.start_id,
-        path=rollout.path,
-        generated=rollout.generated_tokens,
-        prompt=rollout.prompt_tokens,
-        cached=rollout.cached_tokens,
-        confidence=round(rollout.confidence, DIGITS),
-        path_confidence=round(rollout.path_confidence, DIGITS),
-        # A path that fills the model's context ends there for good.
-        failed=rollout.finish is Finish.FAILED and not without_room(rollout.error),
-    )
-
-
-def _scores(node: Node) -> TokenScores:
-    exact = token_scores(node.tokens, node.confidences)
-    names = ("c", "logprob", "mean_top")
-    return TokenScores(**{n: tuple(round(x, DIGITS) for x in getattr(exact, n)) for n in names})

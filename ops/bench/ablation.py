@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from marco_search import pocket, settings
-from marco_search.evaluation.curves import Point, point, stopped
 from marco_search.evaluation.data_sets import Problem, from_row
-from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.grading import Grader, point, stopped
 from marco_search.evaluation.report import table
 from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.run import Recipe, run
@@ -67,20 +66,16 @@ def recipe(study: Mapping[str, Any], name: str) -> Recipe:
     return Recipe(options=options, changes=study["changes"] | study["variants"].get(name, {}))
 
 
-def cut(study: Mapping[str, Any], traces: Sequence[Trace], grader: Grader, at: float) -> Point:
-    """A run ended at a lead (no greater than the run's own), or after its first rollouts."""
-    if study["cut_at"] == "lead":
-        return stopped(traces, grader, at)
-    return point(traces, grader, int(at))
-
-
 def figures(
     study: Mapping[str, Any], traces: Sequence[Trace], base: Sequence[Trace], grader: Grader
 ) -> dict[str, Any]:
-    """At each cut: accuracy with its 95 % interval, tokens, and what the change gained."""
-    found = {}
+    """At each cut: accuracy with its 95 % interval, tokens, and what the change gained.
+
+    A run is ended at a lead (no greater than the run's own), or after its first rollouts.
+    """
+    found, cut = {}, stopped if study["cut_at"] == "lead" else point
     for at in study["cuts"]:
-        mine, other = cut(study, traces, grader, at), cut(study, base, grader, at)
+        mine, other = cut(traces, grader, at), cut(base, grader, at)
         gain = paired(mine.right, other.right)
         gains = {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high}
         tokens = {"tokens_per_problem": round(mine.tokens_per_problem, 1)}
@@ -92,14 +87,13 @@ def _label(study: Mapping[str, Any], at: float) -> str:
     return f"{study['cut_at']} {at:g}"
 
 
-def rescored(problems: Sequence[Problem], traces: Sequence[Trace]) -> Iterator[dict[str, Any]]:
+def rescored(traces: Sequence[Trace], grader: Grader) -> Iterator[dict[str, Any]]:
     """The same rollouts under every reward, and under other votes by the path's confidence."""
-    grader = Grader(problems)
-    for reward in REWARDS:
-        yield rescore(traces, grader, reward=reward, sharpness=128.0).to_json()
+    ways = [(reward, "weighted", 128.0) for reward in REWARDS]
     votes = [("vote", 1.0), ("best", 1.0), ("borda", 1.0), ("tree", 1.0), ("tree", 128.0)]
-    for vote, power in votes + [("weighted", p) for p in (1.0, 8.0, 32.0, 64.0, 192.0)]:
-        yield rescore(traces, grader, reward="since", vote=vote, sharpness=power).to_json()
+    votes += [("weighted", power) for power in (1.0, 8.0, 32.0, 64.0, 192.0)]
+    for reward, vote, power in ways + [("since", *how) for how in votes]:
+        yield rescore(traces, grader, reward=reward, vote=vote, sharpness=power).to_json()
 
 
 def tables(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -114,25 +108,25 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
             if line.get("variant") in names
         ]
         made.append(table(("Changed", "n", *(f"{at}: %, tokens, gain" for at in labels)), rows))
+    rows = [
+        (
+            f"{line['reward']}, {line['vote']}, power {line['sharpness']:g}",
+            str(line["n"]),
+            f"{100 * line['accuracy']:.1f} ({100 * line['low']:.0f} to {100 * line['high']:.0f})",
+            f"{line['auroc']:.2f}",
+            f"{line['auroc_within']:.2f}",
+        )
+        for line in lines
+        if "reward" in line
+    ]
     head = ("Reward, vote", "n", "accuracy %", "AUROC", "AUROC within a problem")
-    return "\n\n".join([*made, table(head, [_reward(line) for line in lines if "reward" in line])])
+    return "\n\n".join([*made, table(head, rows)])
 
 
 def _cell(at: Mapping[str, Any]) -> str:
     shares = {name: 100 * value for name, value in at.items()}
     gain = "{gain:+.1f} ({gain_low:+.1f} to {gain_high:+.1f})".format(**shares)
     return f"{shares['accuracy']:.1f}, {at['tokens_per_problem']:.0f}, {gain}"
-
-
-def _reward(line: Mapping[str, Any]) -> tuple[str, ...]:
-    low, high = 100 * line["low"], 100 * line["high"]
-    return (
-        f"{line['reward']}, {line['vote']}, power {line['sharpness']:g}",
-        str(line["n"]),
-        f"{100 * line['accuracy']:.1f} ({low:.0f} to {high:.0f})",
-        f"{line['auroc']:.2f}",
-        f"{line['auroc_within']:.2f}",
-    )
 
 
 def measured(wanted: Iterable[str], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
@@ -152,8 +146,7 @@ def measured(wanted: Iterable[str], problems: Sequence[Problem]) -> Iterator[dic
         if WHOLE in wanted:
             options = SearchOptions(rollouts=WHOLE_ROLLOUTS, seed=SEED, early_stop=False)
             whole = Recipe(options=options, changes={"widening": 0.5}, keep_tokens=True)
-            few = problems[:WHOLE_PROBLEMS]
-            yield from rescored(few, traces(WHOLE, whole, few))
+            yield from rescored(traces(WHOLE, whole, problems[:WHOLE_PROBLEMS]), grader)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -26,10 +26,9 @@ import jinja2
 
 from marco_search import settings
 from marco_search.cli.evaluation import progress_text
-from marco_search.evaluation import curves, report, statistics
-from marco_search.evaluation.curves import Point
+from marco_search.evaluation import grading, report, statistics
 from marco_search.evaluation.data_sets import Problem, from_row, load
-from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.grading import Grader, Point, chosen
 from marco_search.evaluation.plots import accuracy_over_tokens, calibration_plot
 from marco_search.evaluation.run import Progress, Recipe, run
 from marco_search.evaluation.statistics import Paired, diversity, paired, wilson
@@ -66,32 +65,32 @@ PAPER_MARGINS = {"en": 0.048, "zh": 0.112}
 """Best MCTS strategy less greedy CoT in the paper (90.4 - 85.6 and 82.4 - 71.2 points)."""
 
 
-def recipes(rollouts: int) -> dict[str, Recipe]:
-    """Run name to recipe, in the order in which they are made. Only "auto" stops by itself."""
-    whole = {"rollouts": rollouts, "early_stop": False}
-    few = whole | {"rollouts": min(rollouts, FEW)}
-    trees = ("step", "mini-step-64", "mini-step-32", "mini-step-16", "mini-step-8")
-    options: dict[str, dict[str, Any]] = {
-        "cot": {"strategy": "cot"},
-        "cot-reflect": {"strategy": "cot", "reflection": "always"},
-        "auto": {"strategy": "auto"},
-        "samples": whole | {"strategy": "vote"},
-        **{name: whole | {"strategy": name} for name in trees},
-        "samples-reflect": few | {"strategy": "vote", "reflection": "always"},
-        "step-reflect": whole | {"strategy": "step", "reflection": "branch"},
-        "mini-step-32-reflect": whole | {"strategy": "mini-step-32", "reflection": "branch"},
-        "auto-whole": whole | {"strategy": "auto"},
-    }
-    return {name: _recipe(**fields) for name, fields in options.items()}
-
-
-def _recipe(**options: Any) -> Recipe:
+def recipe(**options: Any) -> Recipe:
+    """A strategy with the seed of this report."""
     return Recipe(options=SearchOptions(seed=SEED, **options))
 
 
+def recipes(rollouts: int) -> dict[str, Recipe]:
+    """Run name to recipe, in the order in which they are made. Only "auto" stops by itself."""
+    whole: dict[str, Any] = {"rollouts": rollouts, "early_stop": False}
+    few = whole | {"rollouts": min(rollouts, FEW), "reflection": "always"}
+    trees = ("step", "mini-step-64", "mini-step-32", "mini-step-16", "mini-step-8")
+    return {
+        "cot": recipe(strategy="cot"),
+        "cot-reflect": recipe(strategy="cot", reflection="always"),
+        "auto": recipe(strategy="auto"),
+        "samples": recipe(strategy="vote", **whole),
+        **{name: recipe(strategy=name, **whole) for name in trees},
+        "samples-reflect": recipe(strategy="vote", **few),
+        "step-reflect": recipe(strategy="step", reflection="branch", **whole),
+        "mini-step-32-reflect": recipe(strategy="mini-step-32", reflection="branch", **whole),
+        "auto-whole": recipe(strategy="auto", **whole),
+    }
+
+
 TEXT_RECIPES = {
-    "cot": _recipe(strategy="cot"),
-    "auto": _recipe(strategy="auto", rollouts=8, early_stop=False),
+    "cot": recipe(strategy="cot"),
+    "auto": recipe(strategy="auto", rollouts=8, early_stop=False),
 }
 
 
@@ -108,23 +107,24 @@ def text_problems(kind: str, count: int | None = None) -> list[Problem]:
     return [from_row({"prompt": prompt}, "open-ended") for prompt in prompts[:count]]
 
 
-# -- One set of problems ----------------------------------------------------------------
-
-
 class Results:
     """All runs over one set; those that are not complete are left out."""
 
     def __init__(self, folder: Path, name: str, problems: list[Problem], rollouts: int) -> None:
         self.name, self.problems, self.grader = name, problems, Grader(problems)
-        files = {run: folder / name / f"{run}.jsonl" for run in recipes(rollouts)}
-        found = {run: _read(file, problems) for run, file in files.items()}
-        self.traces = {run: traces for run, traces in found.items() if traces}
-        self.missing = [run for run, traces in found.items() if not traces]
-        clocks = {run: file.with_suffix(".seconds.json") for run, file in files.items()}
-        self.seconds = {run: json.loads(f.read_text()) for run, f in clocks.items() if f.exists()}
+        self.traces: dict[str, list[Trace]] = {}
+        self.missing, self.seconds = list[str](), dict[str, float]()
+        for run_name in recipes(rollouts):
+            file = folder / name / f"{run_name}.jsonl"
+            if traces := complete(file, problems):
+                self.traces[run_name] = traces
+            else:
+                self.missing.append(run_name)
+            if (clock := file.with_suffix(".seconds.json")).exists():
+                self.seconds[run_name] = json.loads(clock.read_text())
         self.votes = {
-            name: with_vote(self.traces[samples], choice, power)
-            for name, (samples, choice, power) in FLAT.items()
+            vote: with_vote(self.traces[samples], choice, power)
+            for vote, (samples, choice, power) in FLAT.items()
             if samples in self.traces
         }
         trees = [run for run in self.traces if not run.startswith(("cot", "samples"))]
@@ -132,7 +132,7 @@ class Results:
 
     def curve(self, strategy: str) -> list[Point]:
         """The accuracy of a run, or of a vote over samples, at each number of rollouts."""
-        return curves.curve((self.traces | self.votes).get(strategy, []), self.grader)
+        return grading.curve((self.traces | self.votes).get(strategy, []), self.grader)
 
     def rows(self) -> list[report.Row]:
         """The table: greedy, the baselines at the winner's tokens and whole, the trees."""
@@ -141,7 +141,7 @@ class Results:
         winner = self.curve(WINNER)
         for name, traces in self.votes.items():
             points = self.curve(name)
-            at = winner and curves.at_least(points, winner[-1].tokens_per_problem)
+            at = winner and grading.at_least(points, winner[-1].tokens_per_problem)
             numbers = sorted({p.rollouts for p in (at or points[-1], points[-1])})
             parts += [(f"{name}, n = {n}", traces, n) for n in numbers]
         for tree in self.trees:
@@ -156,41 +156,23 @@ class Results:
         mine, theirs = self.curve(strategy), self.curve(baseline)
         if not mine or not theirs:
             return None
-        other = curves.at_least(theirs, mine[-1].tokens_per_problem) or theirs[-1]
+        other = grading.at_least(theirs, mine[-1].tokens_per_problem) or theirs[-1]
         return other, paired(mine[-1].right, other.right)
 
-    def comparisons(self) -> str:
+    def comparisons(self) -> list[tuple[str, str, Point, Paired]]:
         """Trees against baselines at equal generated tokens, problem by problem."""
-        lines = []
-        for tree in reversed(self.trees):
-            for name in FLAT if tree == WINNER else BASELINES:
-                if found := self.less(tree, name):
-                    point, gain = found
-                    at = f"(n = {point.rollouts}, {point.tokens_per_problem:.0f} tokens)"
-                    lines.append(report.markdown_paired(f"{tree} less {name} {at}", gain))
-        return report.table(report.PAIRED_HEAD, lines) if lines else ""
-
-    def rival(self) -> dict[str, Any] | None:
-        """One greedy thought that is always made to reflect, beside the winner."""
-        mine, rival = self.curve(WINNER), self.curve("cot-reflect")
-        if not mine or not rival:
-            return None
-        more = mine[-1].tokens_per_problem / rival[-1].tokens_per_problem - 1
-        gain = _points(paired(mine[-1].right, rival[-1].right))
-        return {"point": rival[-1], "gain": gain, "more_tokens": more}
+        pairs = [(t, b) for t in reversed(self.trees) for b in (FLAT if t == WINNER else BASELINES)]
+        return [(t, b, *found) for t, b in pairs if (found := self.less(t, b))]
 
 
-def _read(file: Path, problems: Sequence[Problem]) -> list[Trace]:
+def complete(file: Path, problems: Sequence[Problem]) -> list[Trace]:
     """The traces of all problems; none if any is missing."""
     found = {t.key: t for t in read(file)} if file.exists() else {}  # the newest of a problem
     return [found[p.key] for p in problems] if all(p.key in found for p in problems) else []
 
 
-# -- Goals that were set before measuring -----------------------------------------------
-
-
 def goals(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str]]:
-    """All goals whose runs are complete: (text, reached, measured)."""
+    """All goals, set before measuring, whose runs are complete: (text, reached, measured)."""
     ready = [s for s in sets if s.curve(WINNER) and s.curve("samples")]
     for results in ready:
         margin = PAPER_MARGINS[results.name]
@@ -198,7 +180,7 @@ def goals(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str]]:
             gain = paired(results.curve(WINNER)[-1].right, greedy.right)
             text = f"over greedy CoT by at least {100 * margin:.1f} points, the interval clear of 0"
             reached = gain.difference >= margin and gain.low > 0
-            yield f"{results.name}: {text}", reached, _points(gain)
+            yield f"{results.name}: {text}", reached, points(gain)
     if len(ready) == len(sets):
         yield from _against_baselines(ready)
     for results in ready:
@@ -214,94 +196,91 @@ def _against_baselines(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str
         gains = {s.name: found[1] for s in sets if (found := s.less(WINNER, name))}
         clear &= {language for language, gain in gains.items() if gain.low > 0}
         text = f"At equal tokens at least as accurate as {name} on both languages"
-        measured = "; ".join(f"{language}: {_points(gain)}" for language, gain in gains.items())
+        measured = "; ".join(f"{language}: {points(gain)}" for language, gain in gains.items())
         yield text, all(gain.difference >= 0 for gain in gains.values()), measured
     text = "At equal tokens better than both on at least one language, the paired interval"
     yield f"{text} clear of 0", bool(clear), f"clear on: {', '.join(sorted(clear)) or 'none'}"
 
 
 def _half_the_tokens(results: Results, accuracy: float, whose: str) -> tuple[str, bool, str]:
-    points = results.curve("self-consistency")
-    theirs = curves.tokens_to_reach(points, accuracy)
-    mine = curves.tokens_to_reach(results.curve(WINNER), accuracy)
+    samples = results.curve("self-consistency")
+    theirs = grading.tokens_to_reach(samples, accuracy)
+    mine = grading.tokens_to_reach(results.curve(WINNER), accuracy)
     ratio = mine / theirs if mine and theirs else None
     text = f"{results.name}: half the tokens of self-consistency for the same accuracy, {whose}"
     costs = [f"{n:.0f} tokens" if n else "does not reach it" for n in (mine, theirs)]
-    measured = f"`{WINNER}` {costs[0]}, self-consistency up to n = {len(points)} {costs[1]}"
+    measured = f"`{WINNER}` {costs[0]}, self-consistency up to n = {len(samples)} {costs[1]}"
     share = "" if ratio is None else f": {100 * ratio:.0f} %"
     reached = bool(mine and not theirs) or (ratio is not None and ratio <= 0.5)
     return f"{text} ({100 * accuracy:.1f} %)", reached, measured + share
 
 
-def _points(gain: Paired) -> str:
+def points(gain: Paired) -> str:
+    """A gain in percentage points with its interval."""
     low, high = 100 * gain.low, 100 * gain.high
     return f"{100 * gain.difference:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-# -- Translation and open-ended jobs ----------------------------------------------------
-
-
 def text_results(folder: Path, count: int | None) -> dict[str, Any]:
-    """The figures of both sections, of the runs that are complete."""
+    """The figures of translation and open-ended jobs, of the runs that are complete."""
     found: dict[str, Any] = {}
     for kind, figures in {"translation": _translation, "open-ended": _open_ended}.items():
         problems = text_problems(kind, count)
-        section: dict[str, Any] = {"n": len(problems), "seed": SEED}
-        strategies = []
+        section: dict[str, Any] = {"n": len(problems), "seed": SEED, "strategies": []}
         for name in TEXT_RECIPES:
-            if traces := _read(folder / kind / f"{name}.jsonl", problems):
-                # The last strategy's example and signature stand for all.
-                one, shared = figures(problems, traces)
+            if traces := complete(folder / kind / f"{name}.jsonl", problems):
+                one = figures(problems, traces)
+                for shared in {"signature", "example"} & one.keys():
+                    section[shared] = one.pop(shared)  # the last strategy's stand for all
                 tokens = round(fmean(t.tokens for t in traces), 1)
-                strategies.append({"strategy": name, **one, "tokens_per_problem": tokens})
-                section |= shared
-        if strategies:
-            found[kind.replace("-", "_")] = section | {"strategies": strategies}
+                section["strategies"] += [{"strategy": name, **one, "tokens_per_problem": tokens}]
+        if section["strategies"]:
+            found[kind.replace("-", "_")] = section
     return found
 
 
-Figures = tuple[dict[str, Any], dict[str, Any]]
-
-
-def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> Figures:
-    answers = [chosen(t.rollouts, t.choice, t.sharpness) for t in traces]
-    outputs = [t.answers[a] if a is not None else "" for a, t in zip(answers, traces, strict=True)]
+def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
+    outputs = [t.answers.get(chosen(t) or "", "") for t in traces]
     accepted = [p.expected for p in problems]
     chrf, signature = statistics.chrf(outputs, accepted)
     right, n = statistics.exact_matches(outputs, accepted), len(outputs)
     low, high = wilson(right, n)
-    shares = {"exact": round(right / n, 4), "low": round(low, 4), "high": round(high, 4)}
-    distinct = fmean(len(_ranked(p, t)) for p, t in zip(problems, traces, strict=True))
-    return {"chrf": round(chrf, 2), **shares, "distinct": distinct}, {"signature": signature}
+    return {
+        "chrf": round(chrf, 2),
+        "exact": round(right / n, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "distinct": fmean(map(len, map(_distinct, problems, traces))),
+        "signature": signature,
+    }
 
 
-def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> Figures:
-    ranked = [_ranked(p, t) for p, t in zip(problems, traces, strict=True)]
-    written = [len({r.answer for r in t.rollouts} - {None}) for t in traces]
+def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
+    ranked = list(map(_distinct, problems, traces))
     texts = [[t.answers[a.key] for a in found] for found, t in zip(ranked, traces, strict=True)]
     spread = [diversity(outputs) for outputs in texts if len(outputs) > 1]
-    figures = {
+    best = zip(ranked[0][:5], texts[0][:5], strict=True)
+    return {
         "distinct": fmean(map(len, ranked)),
-        "merged": fmean(n - len(found) for n, found in zip(written, ranked, strict=True)),
+        "merged": fmean(len(t.answers) - len(a) for a, t in zip(ranked, traces, strict=True)),
         "diversity": fmean(spread) if spread else 0.0,
+        "example": {
+            "prompt": problems[0].job.subject,
+            "answers": [
+                {"text": text, "confidence": answer.confidence, "votes": answer.votes}
+                for answer, text in best
+            ],
+        },
     }
-    best = list(zip(ranked[0], texts[0], strict=True))[:5]
-    answers = [{"text": text, "confidence": a.confidence, "votes": a.votes} for a, text in best]
-    return figures, {"example": {"prompt": problems[0].job.subject, "answers": answers}}
 
 
-def _ranked(problem: Problem, trace: Trace) -> list[RankedAnswer]:
+def _distinct(problem: Problem, trace: Trace) -> list[RankedAnswer]:
     """The distinct answers, best first, near-duplicates merged."""
-    rollouts = [r for r in trace.rollouts if r.answer is not None]
+    rollouts = trace.answered
     keys = kind_of(problem.job).merge([(str(r.answer), r.path_confidence) for r in rollouts])
-    candidates = [
-        Candidate(key=key, value=r.path_confidence, rollout_id=i)
-        for i, (key, r) in enumerate(zip(keys, rollouts, strict=True))
-    ]
+    values = [r.path_confidence for r in rollouts]
+    candidates = list(map(Candidate, keys, values, range(len(values))))
     return rank(candidates, Aggregation.WEIGHTED, sharpness=trace.sharpness)
-
-
-# -- Files ------------------------------------------------------------------------------
 
 
 def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Path]:
@@ -314,7 +293,16 @@ def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Pa
         "seed": SEED,
         "seconds": {s.name: s.seconds for s in sets},
         "results": {s.name: {r.strategy: r.to_json() for r in s.rows()} for s in sets},
-        "curves": {s.name: {n: _curve(s.curve(n)) for n in (*FLAT, *s.trees)} for s in sets},
+        "curves": {
+            s.name: {
+                name: [
+                    [p.rollouts, round(p.tokens_per_problem, 1), round(p.accuracy, 4)]
+                    for p in s.curve(name)
+                ]
+                for name in (*FLAT, *s.trees)
+            }
+            for s in sets
+        },
         "goals": [dict(zip(fields, goal, strict=True)) for goal in goals(sets)],
         "texts": text_results(folder, count),
     }
@@ -324,32 +312,26 @@ def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Pa
     template = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
     about = {"rollouts": rollouts, "few": min(rollouts, FEW), "winner": WINNER}
     about |= {"minutes": sum(sum(s.seconds.values()) for s in sets) / 60}
-    text = template.get_template("results.md.j2").render(found | about, sets=sets, report=report)
-    page.write_text(text)
-    return [page, data, *_plots([s for s in sets if s.traces], docs / "plots")]
-
-
-def _curve(points: Sequence[Point]) -> list[list[float]]:
-    return [[p.rollouts, round(p.tokens_per_problem, 1), round(p.accuracy, 4)] for p in points]
-
-
-def _plots(sets: Sequence[Results], folder: Path) -> list[Path]:
+    tools = {"sets": sets, "report": report, "paired": paired, "points": points}
+    page.write_text(template.get_template("results.md.j2").render(found | about | tools))
+    made = [s for s in sets if s.traces]
     lines = {
         f"{SETS[s.name]}, n = {len(s.problems)}": {
-            name: points for name in PLOTTED if (points := s.curve(name))
+            name: line for name in PLOTTED if (line := s.curve(name))
         }
-        for s in sets
+        for s in made
     }
-    sampled = {SETS[s.name]: (s.traces["samples"], s.grader) for s in sets if "samples" in s.traces}
-    bins = {name: report.bins_of(*of_set) for name, of_set in sampled.items()}
-    files = accuracy_over_tokens(lines, folder / "accuracy-over-tokens") if sets else []
-    return files + (calibration_plot(bins, folder / "calibration") if bins else [])
+    bins = {
+        SETS[s.name]: report.bins_of(s.traces["samples"], s.grader)
+        for s in made
+        if "samples" in s.traces
+    }
+    files = accuracy_over_tokens(lines, docs / "plots" / "accuracy-over-tokens") if lines else []
+    files += calibration_plot(bins, docs / "plots" / "calibration") if bins else []
+    return [page, data, *files]
 
 
-# -- Runs -------------------------------------------------------------------------------
-
-
-def make(recipe: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Path) -> None:
+def make(how: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Path) -> None:
     """One run over one set; its seconds are added up beside its traces."""
     printed_at = 0.0
 
@@ -362,7 +344,7 @@ def make(recipe: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Pa
 
     began, beside = time.monotonic(), file.with_suffix(".seconds.json")
     try:
-        run(problems, recipe, runtime, file, threads=THREADS, on_progress=show)
+        run(problems, how, runtime, file, threads=THREADS, on_progress=show)
     finally:
         before = json.loads(beside.read_text()) if beside.exists() else 0.0
         beside.write_text(json.dumps(round(before + time.monotonic() - began, 1)))
@@ -382,17 +364,16 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
     folder = settings.load().home / "evaluation" / "paper"
     if not asked.report:
         known = recipes(asked.rollouts)
+        wanted = asked.run or [*known, "texts"]
         with closing(runtime or open_runtime(settings.load())) as opened:
-            for name in [n for n in asked.run or known if n in known]:
+            for name in [n for n in wanted if n in known]:
                 for language in asked.language or SETS:
                     problems = load(SETS[language], limit=asked.problems)
                     make(known[name], problems, opened, folder / language / f"{name}.jsonl")
-            for kind in (
-                ("translation", "open-ended") if "texts" in (asked.run or ["texts"]) else ()
-            ):
-                for name, recipe in TEXT_RECIPES.items():
-                    problems = text_problems(kind, asked.problems)
-                    make(recipe, problems, opened, folder / kind / f"{name}.jsonl")
+            for kind in ("translation", "open-ended") if "texts" in wanted else ():
+                problems = text_problems(kind, asked.problems)
+                for name, how in TEXT_RECIPES.items():
+                    make(how, problems, opened, folder / kind / f"{name}.jsonl")
     if not asked.no_report:
         print(*write_report(folder, asked.docs, asked.problems, asked.rollouts), sep="\n")
 

@@ -10,9 +10,15 @@ import pytest
 
 from marco_search.engine import NullJournal, make_plan, run_search
 from marco_search.errors import InvalidDataSet
-from marco_search.evaluation.curves import at_least, coverage, curve, tokens_to_reach
 from marco_search.evaluation.data_sets import Problem, from_row
-from marco_search.evaluation.grading import Grader, chosen
+from marco_search.evaluation.grading import (
+    Grader,
+    at_least,
+    chosen,
+    coverage,
+    curve,
+    tokens_to_reach,
+)
 from marco_search.evaluation.report import row
 from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore, score
 from marco_search.evaluation.run import Recipe, run
@@ -70,7 +76,7 @@ def test_the_vote_equals_the_search(tmp_path: Path) -> None:
             job, runtime = recipe.job(problem), ToyRuntime()
             finished = run_search(job, make_plan(job, runtime), runtime, NullJournal())
             ranked = finished.search.ranked()
-            found = chosen(trace.rollouts, trace.choice, trace.sharpness)
+            found = chosen(trace)
             assert found == (ranked[0].key if ranked else None)
 
 

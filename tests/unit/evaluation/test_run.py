@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_labels_never_reach_a_search(tmp_path: Path) -> None:
 def test_labels_change_nothing(tmp_path: Path) -> None:
     def lines(label: str) -> list[dict[str, Any]]:
         found = run(problems(answer=label), recipe(), ToyRuntime(), tmp_path / f"{label}.jsonl")
-        return [t.to_json() | {"seconds": 0} for t in found]
+        return [asdict(t) | {"seconds": 0} for t in found]
 
     assert lines("1") == lines("2")
 
