@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ RECIPE = Recipe(options=SearchOptions(strategy="step", rollouts=6), keep_tokens=
 
 
 def plain(traces: list[Trace]) -> list[dict[str, Any]]:
-    return [t.to_json() | {"seconds": 0, "run": ""} for t in traces]
+    return [asdict(t) | {"seconds": 0, "run": ""} for t in traces]
 
 
 def test_the_queue_finds_what_a_local_run_finds(
