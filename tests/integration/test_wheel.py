@@ -25,20 +25,6 @@ from marco_search.local import purge
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "marco_search", "producer", "worker")
 SHADOWS = ("ops", "migrations", "worker", "producer", "tests")
-MIGRATIONS = "marco_search/migrations"
-DATA = (
-    "marco_search/console/static/job.js",
-    "marco_search/console/templates/job.html",
-    "marco_search/pocket/demo.jsonl",
-    "marco_search/pocket/model.safetensors",
-    "marco_search/pocket/tokenizer.json",
-    f"{MIGRATIONS}/env.py",
-    f"{MIGRATIONS}/functions.sql",
-    f"{MIGRATIONS}/script.py.mako",
-    "marco_search/py.typed",
-    "producer/py.typed",
-    "worker/py.typed",
-)
 PROGRAM = """
 from typing import assert_type
 
@@ -133,23 +119,34 @@ def _processes_in(folder: Path) -> list[str]:
     return found
 
 
-def test_it_holds_three_packages_with_all_their_data(wheel: Path) -> None:
+def _expected(sources: Path) -> set[str]:
+    """Every file of the three packages, migrations/ being one of marco_search."""
+    links = {"migrations": "marco_search/migrations"}
+    found = set()
+    for name in ("marco_search", "producer", "worker", "migrations"):
+        for path in (sources / name).rglob("*"):
+            if path.is_file():
+                found.add(f"{links.get(name, name)}/{path.relative_to(sources / name)}")
+    assert {f"{name}/py.typed" for name in ("marco_search", "producer", "worker")} <= found
+    return found
+
+
+def test_it_holds_three_packages_with_all_their_files(wheel: Path, sources: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
-        names = opened.namelist()
-    top = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
-    assert top == {"marco_search", "producer", "worker"}
-    assert set(DATA) <= set(names)
-    versions = {Path(name).name for name in names if name.startswith(f"{MIGRATIONS}/versions/")}
-    assert versions == {path.name for path in (ROOT / "migrations" / "versions").glob("*.*")}
+        names = {name for name in opened.namelist() if ".dist-info/" not in name}
+    assert {name.partition("/")[0] for name in names} == {"marco_search", "producer", "worker"}
+    assert names == _expected(sources)
 
 
-def test_the_source_distribution_has_the_migrations_too(sources: Path, tmp_path: Path) -> None:
+def test_the_source_distribution_has_them_too(sources: Path, tmp_path: Path) -> None:
     code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=sources, check=True, stdout=-3)
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=sources, check=True, capture_output=True
+    )
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
-    assert set(DATA) <= names
+    assert _expected(sources) <= names
 
 
 def test_the_demo_works_beside_packages_of_the_same_names(environment: Path, project: Path) -> None:
