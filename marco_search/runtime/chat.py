@@ -21,7 +21,7 @@ import jinja2.sandbox
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.base import strip_control_tokens
-from marco_search.runtime.embedded.config import read_json
+from marco_search.runtime.embedded.checkpoint import read_json
 from marco_search.search.branches import Message
 
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")

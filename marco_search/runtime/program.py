@@ -1,4 +1,6 @@
-"""The fork program: commit a prefix once, fork it, let every child generate by itself.
+"""A `Runtime` over any backend of SGLang's frontend language, and the fork program it runs.
+
+The program commits a prefix once, forks it, and lets every child generate by itself.
 
 This is the one module that speaks SGLang's frontend language. It waits for every child
 with a deadline and reads its error, because the frontend's own `join` drops a failed child
@@ -12,13 +14,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
 from typing import Any
 
 import sglang as sgl
 
-from marco_search.errors import BranchFailed
+from marco_search.errors import BranchFailed, PromptTooLong
+from marco_search.runtime.base import RuntimeInfo, quoting
 from marco_search.runtime.reply import Completion, read_completion
 from marco_search.search.branches import (
     END_OF_OUTPUT,
@@ -29,9 +34,11 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
+    Message,
     Part,
     ReflectionPlacement,
     Segment,
+    without_room,
 )
 
 PARAMS = "marco_branch"
@@ -39,6 +46,9 @@ PARAMS = "marco_branch"
 
 _GRACE_S = 1.0
 """A backend knows the deadline and says better what happened: it may be this much late."""
+
+_MAX_PROGRAMS = 64
+"""Expansions run at once; each holds a thread while it waits for its children."""
 
 _PHRASE = Segment(REFLECTION_PHRASE + "\n")
 
@@ -68,6 +78,50 @@ def error_value(kind: str, message: str) -> tuple[str, dict[str, Any]]:
     return "", {"error": message, "error_type": kind}
 
 
+class ForkRuntime:
+    """Runs expansions on `backend`, which has `abort` and `shutdown` of its own."""
+
+    def __init__(
+        self,
+        backend: Any,
+        info: RuntimeInfo,
+        render: Callable[[Sequence[Message]], str],
+        *,
+        timeout_s: float,
+        api_key: str | None = None,
+    ) -> None:
+        """`timeout_s` is for one expansion; `api_key`, the server's, is kept out of errors."""
+        self.backend = backend
+        self.info = info
+        self.render = render
+        self._timeout_s = timeout_s
+        self._quoted = quoting(api_key)
+        self._threads = ThreadPoolExecutor(_MAX_PROGRAMS, "fork")
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        """All branches of all expansions at once (see `Runtime.branch`)."""
+        # A single one needs no thread of its own.
+        run = map if len(expansions) == 1 else self._threads.map
+        branches = [b for found in run(self._run, expansions) for b in found]
+        if branches and all(without_room(b.error) for b in branches):
+            raise PromptTooLong(str(branches[0].error).removeprefix("PromptTooLong: "))
+        return branches
+
+    def _run(self, expansion: Expansion) -> list[Branch]:
+        state = _fork_prefix.run(expansion=expansion, seconds=self._timeout_s, backend=self.backend)
+        return [replace(b, error=b.error and self._quoted(b.error)) for b in state.ret_value]
+
+    def abort(self) -> None:
+        """Fail all branches in flight at once (see `Runtime.abort`)."""
+        self.backend.abort()
+
+    def close(self) -> None:
+        """Stop threads and the backend; what is in flight fails."""
+        self.abort()
+        self._threads.shutdown(wait=True)
+        self.backend.shutdown()
+
+
 @sgl.function  # type: ignore[untyped-decorator]
 def _fork_prefix(s: Any, expansion: Expansion, seconds: float) -> Any:
     """Fork the prefix into one child per request; returns a Branch per request, in order."""
@@ -87,13 +141,6 @@ def _fork_prefix(s: Any, expansion: Expansion, seconds: float) -> Any:
     finally:
         for fork in forks.states:
             fork.stream_executor.end()
-
-
-def run_expansion(backend: Any, expansion: Expansion, seconds: float) -> list[Branch]:
-    """Run one expansion on a backend; one Branch per request, in order, within `seconds`."""
-    state = _fork_prefix.run(expansion=expansion, seconds=seconds, backend=backend)
-    branches: list[Branch] = state.ret_value
-    return branches
 
 
 def _params(seed: int, deadline: float, parts: tuple[Part, ...]) -> BranchParams:

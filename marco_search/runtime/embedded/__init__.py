@@ -22,7 +22,7 @@ def open_embedded(settings: Settings) -> Runtime:
     # Late: numpy, sglang and tokenizers take a while to load.
     from marco_search.pocket import MODEL_DIR
     from marco_search.runtime.embedded.backend import EmbeddedBackend, load_model
-    from marco_search.runtime.fork_runtime import ForkRuntime
+    from marco_search.runtime.program import ForkRuntime
 
     model = load_model(settings.model or MODEL_DIR)
     backend = EmbeddedBackend(

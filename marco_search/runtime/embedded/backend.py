@@ -23,7 +23,12 @@ from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.chat import ChatTemplate, read_chat_template
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.cache import RadixCache
-from marco_search.runtime.embedded.config import ModelConfig, read_config
+from marco_search.runtime.embedded.checkpoint import (
+    ModelConfig,
+    fingerprint,
+    read_config,
+    read_weights,
+)
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.engine import Engine
 from marco_search.runtime.embedded.linear import blas_name, one_blas_thread
@@ -33,7 +38,6 @@ from marco_search.runtime.embedded.tokenizer import (
     end_of_turn,
     read_tokenizer,
 )
-from marco_search.runtime.embedded.weights import fingerprint, read_weights
 from marco_search.runtime.program import error_value, params_of
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from marco_search.runtime.embedded.config import ModelConfig
+from marco_search.runtime.embedded.checkpoint import ModelConfig
 from marco_search.runtime.embedded.linear import Floats
 from marco_search.runtime.embedded.tokenizer import TokenIds
 

@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from marco_search.runtime.embedded.cache import CHUNK, Slots, chunks_of
-from marco_search.runtime.embedded.config import ModelConfig
+from marco_search.runtime.embedded.checkpoint import Layer, ModelConfig, Weights
 from marco_search.runtime.embedded.linear import MAX_ROWS, Floats, Ints
-from marco_search.runtime.embedded.weights import Layer, Weights
 
 _SCORES_AT_ONCE = 1 << 21  # bounds the attention's scratch memory, in floats
 _LEAST_ROWS = 16  # of a long prompt in one pass, whatever the scratch

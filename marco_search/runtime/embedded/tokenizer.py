@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tokenizers
 
 from marco_search.errors import ModelRefused
-from marco_search.runtime.embedded.config import read_json
+from marco_search.runtime.embedded.checkpoint import read_json
 
 TokenIds = npt.NDArray[np.int32]
 _ENCODED_KEPT = 512  # the branches of a fork all ask for the same prefix

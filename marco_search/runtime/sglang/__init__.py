@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from marco_search.errors import InvalidSettings, ModelRefused
 from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.runtime.chat import read_chat_template, render_chatml
-from marco_search.runtime.fork_runtime import ForkRuntime
+from marco_search.runtime.program import ForkRuntime
 from marco_search.runtime.sglang.backend import SGLangBackend
 from marco_search.runtime.sglang.connections import api_key_of
 from marco_search.runtime.sglang.pool import Pool

@@ -9,10 +9,10 @@ from typing import Any
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.base import RuntimeInfo, quoting
+from marco_search.runtime.reply import LARGEST_ID
 from marco_search.runtime.sglang.calls import Call, Limiter
 from marco_search.runtime.sglang.connections import Connections, api_key_of
 from marco_search.runtime.sglang.failures import Failure, unavailable
-from marco_search.runtime.tokens import LARGEST_ID
 from marco_search.search.branches import Part
 from marco_search.settings import Settings
 

@@ -18,8 +18,7 @@ import sglang as sgl
 
 from marco_search.errors import PromptTooLong
 from marco_search.runtime.embedded.backend import EmbeddedBackend, LoadedModel, load_model
-from marco_search.runtime.fork_runtime import ForkRuntime
-from marco_search.runtime.program import PARAMS, BranchParams
+from marco_search.runtime.program import PARAMS, BranchParams, ForkRuntime
 from marco_search.runtime.reply import read_completion
 from marco_search.search.branches import BranchRequest, Expansion, Finish, ReflectionPlacement
 from tests.tiny_model import write_model

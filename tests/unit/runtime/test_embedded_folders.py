@@ -14,8 +14,8 @@ import pytest
 from marco_search.errors import ModelRefused
 from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.backend import load_model
+from marco_search.runtime.embedded.checkpoint import read_tensors
 from marco_search.runtime.embedded.decoder import Part
-from marco_search.runtime.embedded.weights import read_tensors
 from marco_search.search.branches import Message
 from tests.tiny_model import write_file, write_model
 

@@ -11,8 +11,7 @@ from sglang.lang.backend.base_backend import BaseBackend
 
 from marco_search.errors import PromptTooLong
 from marco_search.runtime.base import RuntimeInfo
-from marco_search.runtime.fork_runtime import ForkRuntime
-from marco_search.runtime.program import error_value, params_of
+from marco_search.runtime.program import ForkRuntime, error_value, params_of
 from marco_search.search.branches import (
     END_OF_THOUGHT,
     REFLECTION_PHRASE,

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.reply import read_completion
-from marco_search.runtime.tokens import BROKEN, candidate_texts, ids
+from marco_search.runtime.reply import BROKEN, candidate_texts, ids, read_completion
 
 
 def meta(pieces: list[str], reason: dict[str, Any] | None = None) -> dict[str, Any]:
