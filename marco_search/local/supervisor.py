@@ -109,7 +109,7 @@ class Supervisor:
         if keep.exists():  # made by `up` while it held a share of the lock
             fcntl.flock(users, fcntl.LOCK_UN)
             return False
-        return True  # the lock is kept until the end, so newcomers wait
+        return True  # the lock is kept until the end, so new users wait
 
     def _write(self) -> None:
         postgres, redis = self._postgres.process_id, self._redis.process_id

@@ -1,4 +1,4 @@
-"""The doctor sees what is wrong and says how to mend it, without changing anything."""
+"""The doctor sees what is wrong and says how to fix it, without changing anything."""
 
 from __future__ import annotations
 

@@ -134,9 +134,9 @@ def test_two_at_once_and_one_that_is_killed(checkout: Checkout) -> None:
         killed.send_signal(signal.SIGKILL)
     assert not (checkout.venv / STAMP).exists()
     with start() as first, start() as second:
-        said = first.communicate()[1] + second.communicate()[1]
-    assert (first.returncode, second.returncode) == (0, 0), said
-    assert said.count("making") == 1
+        output = first.communicate()[1] + second.communicate()[1]
+    assert (first.returncode, second.returncode) == (0, 0), output
+    assert output.count("making") == 1
     assert _works(checkout.make(), "tiny")
 
 

@@ -62,13 +62,13 @@ def test_ctrl_c_at_any_moment_of_the_first_start(home: Path) -> None:
             # Each start goes on where the one before was interrupted.
             time.sleep(chosen.uniform(0.1, 1.2))
             os.killpg(process.pid, signal.SIGINT)
-            said, _ = process.communicate(timeout=LIMIT_S)
+            output, _ = process.communicate(timeout=LIMIT_S)
         # -SIGINT: before the program had begun. Anything else: it met what was left behind.
-        assert process.returncode in (0, 130, -signal.SIGINT), (i, words, said)
+        assert process.returncode in (0, 130, -signal.SIGINT), (i, words, output)
         if (i + 1) % IN_A_ROW:
             continue
         with _start(home, "submit", "--question", "3 + 3?") as process:
-            said, _ = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 0, (i, said)
+            output, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, (i, output)
         down(home)
         _purge(home)

@@ -56,7 +56,7 @@ def _remove(folder: Path) -> None:
 def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition was not reached"
         time.sleep(0.02)
 
 

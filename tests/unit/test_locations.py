@@ -1,4 +1,4 @@
-"""Where Postgres and Redis are taken from, and what is said when they are nowhere."""
+"""Where Postgres and Redis are taken from, and the errors when there are none."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_every_common_form_of_a_postgres_url_is_understood(tmp_path: Path, schem
 
 @pytest.mark.parametrize("given", ["mysql://u:hush@db/name", "hush", "redis://:hush@host/0"])
 def test_a_url_of_another_kind_is_refused_without_showing_it(tmp_path: Path, given: str) -> None:
-    with pytest.raises(InvalidSettings, match="DATABASE_URL: must look like") as told:
+    with pytest.raises(InvalidSettings, match="DATABASE_URL: must look like") as refused:
         locations.database_url(_settings(tmp_path, database=given))
-    assert "hush" not in str(told.value)
+    assert "hush" not in str(refused.value)
 
 
 def test_redis_with_and_without_tls(tmp_path: Path) -> None:
