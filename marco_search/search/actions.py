@@ -9,9 +9,10 @@ branch off. Cuts fall between tokens, never inside a character, and lose none.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from marco_search.search.branches import END_OF_THOUGHT, Token
 
@@ -63,14 +64,12 @@ def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
             start = i
 
 
-def _nowhere(_: Sequence[Token], __: int) -> Iterator[int]:
-    return iter(())
-
-
 ACTIONS: dict[str, ActionKind] = {
     Action.STEP: ActionKind(meaning="one line of the thought", cuts=_lines),
     Action.MINI_STEP: ActionKind(meaning="a fixed number of tokens of the thought", cuts=_runs),
-    Action.WHOLE: ActionKind(meaning="a whole thought", cuts=_nowhere, branches_inside=False),
+    Action.WHOLE: ActionKind(
+        meaning="a whole thought", cuts=lambda _tokens, _size: iter(()), branches_inside=False
+    ),
 }
 """Name to kind: what `SearchConfig.action` may be."""
 
@@ -94,11 +93,5 @@ def cut(
 def _end_of_thought(tokens: Sequence[Token]) -> int:
     """Index of the token in which END_OF_THOUGHT begins; len(tokens) if it does not occur."""
     at = "".join(t.text for t in tokens).find(END_OF_THOUGHT)
-    if at < 0:
-        return len(tokens)
-    seen = 0
-    for i, token in enumerate(tokens):
-        seen += len(token.text)
-        if seen > at:
-            return i
-    raise AssertionError("the text was found in these tokens")
+    ends = list(accumulate(len(t.text) for t in tokens))
+    return len(tokens) if at < 0 else bisect_right(ends, at)

@@ -45,8 +45,8 @@ def spent(
     """Why no further round should begin, if so; `tokens` were generated so far."""
     if len(rollouts) >= config.rollouts:
         return StopReason.ROLLOUTS
-    left = _tokens_left(config, tokens)
-    if left is not None and left < min(MIN_BRANCH_TOKENS, config.max_new_tokens):
+    enough = tokens + min(MIN_BRANCH_TOKENS, config.max_new_tokens)
+    if config.max_tokens is not None and enough > config.max_tokens:
         return StopReason.TOKENS
     if config.max_seconds is not None and elapsed_s >= config.max_seconds:
         return StopReason.SECONDS
@@ -62,15 +62,11 @@ def spent(
 def round_size(config: SearchConfig, rollouts: Sequence[Rollout], tokens: int) -> tuple[int, int]:
     """(branches of the next round, tokens each may generate); never more than the budget."""
     count = min(config.parallel, config.rollouts - len(rollouts))
-    left = _tokens_left(config, tokens)
-    if left is None:
+    if config.max_tokens is None:
         return count, config.max_new_tokens
+    left = config.max_tokens - tokens
     # Half as long again as those so far; as long as can be before any is known.
     done = [r.generated_tokens for r in rollouts if r.finish is Finish.STOP]
     expected = 1.5 * sum(done) / len(done) if done else float(config.max_new_tokens)
     count = max(1, min(count, int(left / max(expected, MIN_BRANCH_TOKENS))))
     return count, min(config.max_new_tokens, left // count)
-
-
-def _tokens_left(config: SearchConfig, tokens: int) -> int | None:
-    return None if config.max_tokens is None else config.max_tokens - tokens

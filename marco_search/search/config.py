@@ -97,8 +97,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""
-        integers = [f.name for f in fields(self) if f.type in ("int", "int | None")]
-        for name in integers:
+        for name in (f.name for f in fields(self) if f.type in ("int", "int | None")):
             count = getattr(self, name)
             if name != "seed" and count is not None and count < 1:
                 raise SearchError(f"{name} must be at least 1, not {count}")
@@ -111,11 +110,12 @@ class SearchConfig:
         ):
             if not valid:
                 raise SearchError(f"{name} is out of range: {getattr(self, name)}")
-        if self.action not in ACTIONS:
-            raise SearchError(f"unknown action {self.action!r}; use one of {', '.join(ACTIONS)}")
-        if self.value not in known_rewards():
-            known = ", ".join(known_rewards())
-            raise SearchError(f"unknown reward {self.value!r}; use one of {known}")
+        for what, name, known in (
+            ("action", self.action, list(ACTIONS)),
+            ("reward", self.value, known_rewards()),
+        ):
+            if name not in known:
+                raise SearchError(f"unknown {what} {name!r}; use one of {', '.join(known)}")
 
     @property
     def action_kind(self) -> ActionKind:
@@ -128,15 +128,16 @@ class SearchConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
-        """The configuration written by `to_json`."""
-        enums: dict[str, type[StrEnum]] = {
-            "selection": Selection,
-            "backup": Backup,
-            "choice": Aggregation,
-            "reflection": ReflectionPolicy,
-        }
-        values: dict[str, Any] = {k: enums[k](v) if k in enums else v for k, v in data.items()}
-        return cls(**values)
+        """The configuration written by `to_json`: names of choices stand for them."""
+        return cls(**data | {k: kind(data[k]) for k, kind in _CHOICES.items() if k in data})
+
+
+_CHOICES: dict[str, type[StrEnum]] = {
+    "selection": Selection,
+    "backup": Backup,
+    "choice": Aggregation,
+    "reflection": ReflectionPolicy,
+}
 
 
 DEFAULT_STRATEGY = "auto"
@@ -178,30 +179,26 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def configure(strategy: str, **overrides: Any) -> SearchConfig:
     """The configuration of a strategy with some fields set otherwise; None means default.
 
+    Choices (`selection`, `reflection`, ...) may be given by name.
     "cot" is one rollout whatever budget is given. Samples that do not depend on each other
     go out together, up to WIDEST at once, unless `parallel` is given. Raises SearchError for
     an unknown strategy, naming those there are.
     """
-    try:
-        defaults = STRATEGIES[strategy]
-    except KeyError:
+    if strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
-        raise SearchError(f"unknown strategy {strategy!r}; use one of {known}") from None
+        raise SearchError(f"unknown strategy {strategy!r}; use one of {known}")
     given = {k: v for k, v in overrides.items() if v is not None}
     if strategy == "cot":
         given.pop("rollouts", None)
-    config = SearchConfig(strategy=strategy, **(defaults | given))
-    if "parallel" in given or not _independent(config):
-        return config
-    return replace(config, parallel=max(config.parallel, min(config.rollouts, WIDEST)))
-
-
-def _independent(config: SearchConfig) -> bool:
-    """True if nothing is decided between rounds: how many there are changes no answer."""
-    return (
+    config = SearchConfig.from_json({"strategy": strategy} | STRATEGIES[strategy] | given)
+    # Nothing is decided between the rounds: how many there are changes no answer.
+    independent = (
         not config.action_kind.branches_inside
         and config.reflection is ReflectionPolicy.NEVER
         and (not config.early_stop or config.choice is Aggregation.BEST)
         and config.max_tokens is None
         and config.max_seconds is None
     )
+    if independent and "parallel" not in given:
+        return replace(config, parallel=max(config.parallel, min(config.rollouts, WIDEST)))
+    return config

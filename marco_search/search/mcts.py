@@ -11,7 +11,6 @@ rounds that were kept goes on exactly as the interrupted one would have.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import zip_longest
 
@@ -36,21 +35,12 @@ from marco_search.search.rewards import (
     mean,
     token_scores,
 )
-from marco_search.search.selection import Frontier, Selector
+from marco_search.search.selection import Frontier
 from marco_search.search.tree import ROOT, Node, Rollout, Round, Tree
 from marco_search.search.votes import Candidate, RankedAnswer, rank
 
 Merge = Callable[[Sequence[tuple[str, float]]], list[str]]
 """For each (answer key, value) the key it counts under once near-duplicates are one."""
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A branch in flight."""
-
-    node_id: int
-    request: BranchRequest
-    branch: Branch | None = None
 
 
 class Search:
@@ -75,11 +65,11 @@ class Search:
         self.prompt = prompt
         self.tree = tree or Tree()
         self.frontier = Frontier(self.tree, config)
-        self._selector = Selector(self.tree, self.frontier, config)
         self._answer_of = answer_of
         self._merge = merge
-        self._asked: dict[int, _Asked] = {}
-        self._stopped: StopReason | None = None
+        self._asked: dict[int, tuple[int, BranchRequest]] = {}  # by branch: node and request
+        self._arrived: dict[int, Branch] = {}  # of those
+        self.stop_reason: StopReason | None = None  # why it has ended, once it has
         self.round = max((r.round for r in self.tree.rollouts), default=0)
         self.tokens = sum(r.generated_tokens for r in self.tree.rollouts)  # generated so far
 
@@ -93,17 +83,19 @@ class Search:
         """
         if self._asked:
             raise SearchError("the round is not complete: tell() its branches before ask()")
-        self._stopped = self._stopped or budgets.spent(
+        self.stop_reason = self.stop_reason or budgets.spent(
             self.config, self.tree.rollouts, self.tokens, elapsed_s, self.ranked
         )
-        if self._stopped:
+        if self.stop_reason:
             return []
         count, max_new_tokens = budgets.round_size(self.config, self.tree.rollouts, self.tokens)
         groups: dict[int, list[BranchRequest]] = {}
         while len(self._asked) < count:
-            node_id = self._selector.select()
+            node_id = self.frontier.select()
             if node_id is not None:
-                k = min(self._fork_size(node_id), self.frontier.room(node_id))
+                # The root's samples have nothing to wait for, others go few at a time.
+                fork = self.config.parallel if node_id == ROOT else self.config.branching
+                k = min(fork, self.frontier.room(node_id))
             elif not self._asked:
                 # All that was open is sampled: fresh rollouts from the root use the budget.
                 node_id, k = ROOT, self.config.root_width
@@ -122,10 +114,6 @@ class Search:
             for node_id, requests in groups.items()
         ]
 
-    def _fork_size(self, node_id: int) -> int:
-        """k of a fork: the root's samples have nothing to wait for, others go few at a time."""
-        return self.config.parallel if node_id == ROOT else self.config.branching
-
     def _launch(self, node_id: int, max_new_tokens: int) -> BranchRequest:
         branch_id = len(self.tree.rollouts) + len(self._asked)
         reflect = self.frontier.reflection_for(node_id)
@@ -137,8 +125,8 @@ class Search:
             top_p=self.config.top_p,
             reflect=reflect,
         )
-        self._asked[branch_id] = _Asked(node_id, request)
-        self.frontier.launch(node_id, request.reflect)
+        self._asked[branch_id] = node_id, request
+        self.frontier.launch(node_id, reflect)
         return request
 
     def _temperature(self, node_id: int, reflect: ReflectionPlacement) -> float:
@@ -159,41 +147,33 @@ class Search:
         A branch that comes again changes nothing. Raises SearchError for a branch never asked for
         or one that generated more tokens than it was given.
         """
-        new = False
         for branch in branches:
             i = branch.branch_id
             if 0 <= i < len(self.tree.rollouts):
                 continue
             if i not in self._asked:
                 raise SearchError(f"branch {i} was never asked for")
-            if branch.generated_tokens > self._asked[i].request.max_new_tokens:
+            if branch.generated_tokens > self._asked[i][1].max_new_tokens:
                 raise SearchError(f"branch {i} generated more tokens than it was given")
-            if self._asked[i].branch is None:
-                self._asked[i].branch = branch
-                new = True
-        if not new or any(a.branch is None for a in self._asked.values()):
+            self._arrived.setdefault(i, branch)
+        if not self._asked or len(self._arrived) < len(self._asked):
             return None
         return self._finish_round()
 
     def _finish_round(self) -> Round:
         self.round += 1
-        asked, self._asked = self._asked, {}
-        for item in asked.values():
-            self.frontier.land(item.node_id, item.request.reflect)
-        first_node = len(self.tree.nodes)
-        rollouts = []
-        for i in sorted(asked):
-            item = asked[i]
-            assert item.branch is not None
-            rollout = self._grow(item.node_id, item.request, item.branch)
+        asked, arrived = self._asked, self._arrived
+        self.abandon()
+        first_node, first_rollout = len(self.tree.nodes), len(self.tree.rollouts)
+        for i, (node_id, request) in asked.items():
+            rollout = self._grow(node_id, request, arrived[i])
             self.tree.record(rollout)
             self.tokens += rollout.generated_tokens
-            rollouts.append(rollout)
         self.frontier.catch_up()
         return Round(
             number=self.round,
             nodes=tuple(self.tree.nodes[first_node:]),
-            rollouts=tuple(rollouts),
+            rollouts=tuple(self.tree.rollouts[first_rollout:]),
         )
 
     def _grow(self, start_id: int, request: BranchRequest, branch: Branch) -> Rollout:
@@ -209,10 +189,17 @@ class Search:
         leaf = path[-1]
         answer = self._answer_of(tree.text(leaf)) if branch.finish is Finish.STOP else None
         confidence, path_confidence = mean(own), tree.path_confidence(leaf)
-        value = 0.0
-        if answer is not None:
-            known = {"path": path_confidence, "rollout": confidence}
-            value = self._reward(known, path, path.index(start_id), answer, branch)
+        value, reward = 0.0, self.config.value
+        if answer is None:
+            pass
+        elif reward in CONFIDENCE:
+            value = confidence if reward == "rollout" else path_confidence
+        elif reward in REWARDS:
+            value = REWARDS[reward](scored_rollout(tree, path, path.index(start_id), answer))
+        elif branch.reward is not None and 0.0 <= branch.reward <= 1.0:
+            value = branch.reward
+        else:
+            raise SearchError(f"branch {branch.branch_id}: {reward} is {branch.reward}")
         return Rollout(
             rollout_id=branch.branch_id,
             round=self.round,
@@ -232,54 +219,35 @@ class Search:
             error=branch.error,
         )
 
-    def _reward(
-        self, known: dict[str, float], path: list[int], start: int, answer: str, branch: Branch
-    ) -> float:
-        name = self.config.value
-        if name in known:
-            return known[name]
-        if name not in REWARDS:
-            if branch.reward is None or not 0.0 <= branch.reward <= 1.0:
-                raise SearchError(f"branch {branch.branch_id}: {name} is {branch.reward}")
-            return branch.reward
-        return REWARDS[name](scored_rollout(self.tree, path, start, answer))
-
     def abandon(self) -> None:
         """Forget the round in flight; asking again gives the same branches again."""
-        for item in self._asked.values():
-            self.frontier.land(item.node_id, item.request.reflect)
-        self._asked = {}
+        self._asked, self._arrived = {}, {}
+        self.frontier.land()
 
     def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
         """End the search where it stands; its answers so far remain."""
         self.abandon()
-        self._stopped = self._stopped or reason
+        self.stop_reason = self.stop_reason or reason
 
     # -- read -------------------------------------------------------------------------
 
-    @property
-    def stop_reason(self) -> StopReason | None:
-        """Why the search ended; None while it has not."""
-        return self._stopped
-
     def ranked(self) -> list[RankedAnswer]:
         """The distinct answers so far, best first."""
-        merge = self._merge
+        # Votes weigh the path's confidence also where only the rollout's own is backed up.
+        confidence = self.config.value in CONFIDENCE
         found = [
-            (r.answer, self._vote_value(r), r.rollout_id)
+            (r.answer, r.path_confidence if confidence else r.value, r.rollout_id)
             for r in self.tree.rollouts
             if r.answer is not None
         ]
-        keys = merge([(k, v) for k, v, _ in found]) if merge else [k for k, _, _ in found]
+        keys = [key for key, _, _ in found]
+        if self._merge:
+            keys = self._merge([(key, value) for key, value, _ in found])
         candidates = [
-            Candidate(key=key, value=value, rollout_id=rollout_id)
+            Candidate(key, value, rollout_id)
             for key, (_, value, rollout_id) in zip(keys, found, strict=True)
         ]
         return rank(candidates, self.config.choice, sharpness=self.config.sharpness)
-
-    def _vote_value(self, rollout: Rollout) -> float:
-        # Votes weigh the path's confidence also where only the rollout's own is backed up.
-        return rollout.path_confidence if self.config.value in CONFIDENCE else rollout.value
 
 
 def branch_seed(seed: int, branch_id: int) -> int:

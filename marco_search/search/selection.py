@@ -19,11 +19,13 @@ least and greatest value seen in the tree, unless `normalise` is off.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from math import exp, inf, log, sqrt
 
 from marco_search.search.actions import Action
 from marco_search.search.branches import Finish, ReflectionPlacement, without_room
-from marco_search.search.config import ReflectionPolicy, SearchConfig, Selection
+from marco_search.search.config import Backup, ReflectionPolicy, SearchConfig, Selection
 from marco_search.search.tree import ROOT, Node, Rollout, Tree
 
 
@@ -31,18 +33,18 @@ class Frontier:
     """Open nodes of a tree, kept up to date in time proportional to what was added."""
 
     def __init__(self, tree: Tree, config: SearchConfig) -> None:
-        self._tree = tree
-        self._config = config
+        self.tree = tree
+        self.config = config
         self.in_flight: list[int] = []  # branches in flight at or below the node
+        self.is_open: list[bool] = []  # whether a branch may be forked from the node now
+        self.open_below: list[int] = []  # open nodes at or below the node
         self._sampled: list[int] = []  # continuations drawn at exactly this node
-        self._launched: list[int] = []  # of those, still in flight
-        self._is_open: list[bool] = []
-        self._open_below: list[int] = []  # open nodes at or below the node
+        self._launched: Counter[int] = Counter()  # of those, still in flight
         self._reflections: list[int] = []  # reflections on the path to the node
         self._reflecting: set[int] = set()  # nodes with a reflection in flight
         self._full: set[int] = set()  # nodes whose text leaves the model no room
         self._expanded: set[int] = set()  # first nodes of rollouts
-        self._children: dict[int, set[str]] = {}  # actions of a node's children
+        self._children: list[set[str]] = []  # actions of the node's children
         self._rollouts_seen = 0
         self.catch_up()
 
@@ -50,22 +52,23 @@ class Frontier:
 
     def catch_up(self) -> None:
         """Take in the nodes and rollouts that were added to the tree since the last call."""
-        for node in self._tree.nodes[len(self._is_open) :]:
+        for node in self.tree.nodes[len(self.is_open) :]:
             self._added(node)
-        for rollout in self._tree.rollouts[self._rollouts_seen :]:
+        for rollout in self.tree.rollouts[self._rollouts_seen :]:
             self._recorded(rollout)
-        self._rollouts_seen = len(self._tree.rollouts)
+        self._rollouts_seen = len(self.tree.rollouts)
 
     def _added(self, node: Node) -> None:
         parent = node.parent_id
-        for counts in (self.in_flight, self._sampled, self._launched, self._open_below):
+        for counts in (self.in_flight, self.open_below, self._sampled):
             counts.append(0)
-        self._is_open.append(False)
+        self.is_open.append(False)
+        self._children.append(set())
         reflections = 0 if parent is None else self._reflections[parent]
         self._reflections.append(reflections + (node.action == Action.REFLECTION))
         self._refresh(node.node_id)
         if parent is not None:
-            self._children.setdefault(parent, set()).add(node.action)
+            self._children[parent].add(node.action)
             self._refresh(parent)
 
     def _recorded(self, rollout: Rollout) -> None:
@@ -87,19 +90,21 @@ class Frontier:
         """Record a branch in flight from this node."""
         if reflect is ReflectionPlacement.FIRST:
             self._reflecting.add(node_id)
-        self._flight(node_id, +1)
-
-    def land(self, node_id: int, reflect: ReflectionPlacement) -> None:
-        """Take a branch in flight back."""
-        if reflect is ReflectionPlacement.FIRST:
-            self._reflecting.discard(node_id)
-        self._flight(node_id, -1)
-
-    def _flight(self, node_id: int, by: int) -> None:
-        self._launched[node_id] += by
-        for above in self._tree.up(node_id):
-            self.in_flight[above] += by
+        self._launched[node_id] += 1
+        self._count(self.in_flight, node_id, +1)
         self._refresh(node_id)
+
+    def land(self) -> None:
+        """Take all branches in flight back."""
+        launched, self._launched = self._launched, Counter()
+        self._reflecting.clear()
+        for node_id, branches in launched.items():
+            self._count(self.in_flight, node_id, -branches)
+            self._refresh(node_id)
+
+    def _count(self, counts: list[int], node_id: int, by: int) -> None:
+        for above in self.tree.up(node_id):
+            counts[above] += by
 
     # -- what may be sampled --------------------------------------------------------------
 
@@ -108,23 +113,15 @@ class Frontier:
         free = self._limit(node_id) - self._sampled[node_id] - self._launched[node_id]
         return max(0, free)
 
-    def is_open(self, node_id: int) -> bool:
-        """True if a branch may be forked from this node now."""
-        return self._is_open[node_id]
-
-    def open_below(self, node_id: int) -> int:
-        """Number of open nodes in the subtree of this node, itself included."""
-        return self._open_below[node_id]
-
     def first_at(self, node_id: int) -> bool:
         """True if nothing was drawn here yet."""
         return self._sampled[node_id] + self._launched[node_id] == 0
 
     def reflection_for(self, node_id: int) -> ReflectionPlacement:
         """How the next branch from this node reflects."""
-        rule = self._config.reflection
+        rule = self.config.reflection
         if rule is ReflectionPolicy.ALWAYS and self._may_reflect(node_id):
-            if not self._tree.thought_closed(node_id):
+            if not self.tree.thought_closed(node_id):
                 return ReflectionPlacement.AT_END
         elif rule is ReflectionPolicy.BRANCH and self._may_branch_off(node_id):
             done = Action.REFLECTION in self._children[node_id]
@@ -133,19 +130,19 @@ class Frontier:
         return ReflectionPlacement.NO
 
     def _may_reflect(self, node_id: int) -> bool:
-        return self._reflections[node_id] < self._config.max_reflections
+        return self._reflections[node_id] < self.config.max_reflections
 
     def _may_branch_off(self, node_id: int) -> bool:
         """True where a thought has ended and a reflection may stand beside its closing."""
-        ends = Action.ANSWER in self._children.get(node_id, ())
+        ends = Action.ANSWER in self._children[node_id]
         return ends and self._may_reflect(node_id)
 
     def _limit(self, node_id: int) -> int:
         """Branches that may ever be sampled at this node."""
-        config, node = self._config, self._tree.nodes[node_id]
+        config, node = self.config, self.tree.nodes[node_id]
         if node.terminal or node_id in self._full:
             return 0
-        children = self._children.get(node_id, set())
+        children = self._children[node_id]
         whole = not config.action_kind.branches_inside
         branch = config.reflection is ReflectionPolicy.BRANCH
         limit = config.width
@@ -153,7 +150,7 @@ class Frontier:
             # Reflections need a share of the rollouts where only the root is sampled.
             limit = (config.rollouts + 1) // 2 if branch else config.rollouts
         elif node_id == ROOT:
-            limit = max(config.root_width, 1 + int(config.widening * self._tree.visits[ROOT]))
+            limit = max(config.root_width, 1 + int(config.widening * self.tree.visits[ROOT]))
         elif node.action == Action.ANSWER and config.reflection is ReflectionPolicy.ALWAYS:
             # A closing that had to give way to a reflection stays closed.
             limit = config.width if self._reflections[node_id] else 0
@@ -172,71 +169,43 @@ class Frontier:
     def _refresh(self, node_id: int) -> None:
         """Bring the open counts of this node and those above it up to date."""
         now = self.room(node_id) > 0
-        if now == self._is_open[node_id]:
-            return
-        self._is_open[node_id] = now
-        for above in self._tree.up(node_id):
-            self._open_below[above] += 1 if now else -1
+        if now != self.is_open[node_id]:
+            self.is_open[node_id] = now
+            self._count(self.open_below, node_id, +1 if now else -1)
 
-
-class Selector:
-    """The selection rule over one tree."""
-
-    def __init__(self, tree: Tree, frontier: Frontier, config: SearchConfig) -> None:
-        self._tree = tree
-        self._frontier = frontier
-        self._config = config
+    # -- the way down ---------------------------------------------------------------------
 
     def select(self) -> int | None:
         """The open node that the rule leads to from the root; None if none is open."""
-        if not self._frontier.open_below(ROOT):
+        if not self.open_below[ROOT]:
             return None
         at = ROOT
-        while not self._frontier.is_open(at):
-            at = self._best_child(at)
+        while not self.is_open[at]:
+            candidates = [c for c in self.tree.children[at] if self.open_below[c]]
+            scores = RULES[self.config.selection](self, at, candidates)
+            # Ties go to the child that was added first.
+            at = candidates[scores.index(max(scores))]
         return at
 
-    def _best_child(self, parent: int) -> int:
-        siblings = self._tree.children[parent]
-        candidates = [c for c in siblings if self._frontier.open_below(c)]
-        if len(candidates) == 1:
-            return candidates[0]
-        total = self._tree.visits[parent] + self._frontier.in_flight[parent]
-        if self._config.selection is Selection.PUCT:
-            priors = self._priors(siblings)
-            scores = [self._puct(c, total, priors[c]) for c in candidates]
-        else:
-            scores = [self._uct(c, total) for c in candidates]
-        # Ties go to the child that was added first.
-        return candidates[scores.index(max(scores))]
+    def count(self, node_id: int) -> int:
+        """n + o: visits and branches in flight."""
+        return self.tree.visits[node_id] + self.in_flight[node_id]
 
-    def _count(self, child: int) -> int:
-        """n + o"""
-        return self._tree.visits[child] + self._frontier.in_flight[child]
-
-    def _uct(self, child: int, total: int) -> float:
-        n = self._count(child)
-        if n == 0:
-            return inf
-        bonus = sqrt(2.0 * log(max(total, 1)) / n)
-        return self._quality(child) + self._config.exploration * bonus
-
-    def _puct(self, child: int, total: int, prior: float) -> float:
-        bonus = prior * sqrt(total) / (1 + self._count(child))
-        return self._quality(child) + self._config.exploration * bonus
-
-    def _quality(self, child: int) -> float:
+    def quality(self, node_id: int) -> float:
         """Q', scaled if asked for, after virtual loss."""
-        tree, n = self._tree, self._tree.visits[child]
+        tree, n = self.tree, self.tree.visits[node_id]
         if n == 0:
             return 0.0
-        q = tree.quality(child, self._config.backup)
-        if self._config.normalise:
+        mean, best = tree.mean_value(node_id), tree.best_value[node_id]
+        q = {Backup.MEAN: mean, Backup.MAX: best, Backup.MIXED: (mean + best) / 2}[
+            self.config.backup
+        ]
+        if self.config.normalise:
             spread = tree.greatest - tree.least
             q = min(1.0, max(0.0, (q - tree.least) / spread)) if spread > 0 else 0.5
-        return q * n / (n + self._config.virtual_loss * self._frontier.in_flight[child])
+        return q * n / (n + self.config.virtual_loss * self.in_flight[node_id])
 
-    def _priors(self, siblings: list[int]) -> dict[int, float]:
+    def prior(self, siblings: Sequence[int]) -> dict[int, float]:
         """P: mean token probability of each sibling, normalised to sum to 1.
 
         The mean log-prob is used, so that a long action is not held against its length. An
@@ -244,7 +213,7 @@ class Selector:
         """
         weights = {}
         for child in siblings:
-            tokens = self._tree.nodes[child].tokens
+            tokens = self.tree.nodes[child].tokens
             if tokens:
                 weights[child] = exp(sum(t.logprob for t in tokens) / len(tokens))
         typical = sum(weights.values()) / len(weights) if weights else 1.0
@@ -252,3 +221,26 @@ class Selector:
             weights.setdefault(child, typical)
         total = sum(weights.values())
         return {c: w / total if total else 1.0 / len(siblings) for c, w in weights.items()}
+
+
+def _uct(frontier: Frontier, parent: int, children: Sequence[int]) -> list[float]:
+    c, drawn = frontier.config.exploration, 2.0 * log(max(frontier.count(parent), 1))
+    return [
+        frontier.quality(i) + c * sqrt(drawn / frontier.count(i)) if frontier.count(i) else inf
+        for i in children
+    ]
+
+
+def _puct(frontier: Frontier, parent: int, children: Sequence[int]) -> list[float]:
+    c, drawn = frontier.config.exploration, sqrt(frontier.count(parent))
+    prior = frontier.prior(frontier.tree.children[parent])
+    return [
+        frontier.quality(i) + c * (prior[i] * drawn / (1 + frontier.count(i))) for i in children
+    ]
+
+
+RULES: dict[Selection, Callable[[Frontier, int, Sequence[int]], list[float]]] = {
+    Selection.UCT: _uct,
+    Selection.PUCT: _puct,
+}
+"""Rule to its function: (frontier, parent, open children) -> a score for each, most wins."""

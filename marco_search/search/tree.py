@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from marco_search.search.actions import Action
 from marco_search.search.branches import Finish, Part, ReflectionPlacement, Token
-from marco_search.search.config import Backup
 
 ROOT = 0
 """Id of the root node, whose text is empty: the prompt stands before it."""
@@ -177,11 +176,6 @@ class Tree:
         """Mean backed-up value; 0.0 before the first visit."""
         n = self.visits[node_id]
         return self.value_sum[node_id] / n if n else 0.0
-
-    def quality(self, node_id: int, backup: Backup) -> float:
-        """Q under a backup rule; 0.0 before the first visit."""
-        mean, best = self.mean_value(node_id), self.best_value[node_id]
-        return {Backup.MEAN: mean, Backup.MAX: best, Backup.MIXED: (mean + best) / 2}[backup]
 
     def path_confidence(self, node_id: int) -> float:
         """Mean c_i of the generated tokens from the root to this node.

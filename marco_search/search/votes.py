@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from marco_search.errors import SearchError
 
@@ -28,8 +29,7 @@ _ROUNDING = 1e-9
 """Weights are sums of floats: a lead no larger than this does not count."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """The answer of one rollout. `value` is the rollout's reward, in [0, 1]."""
 
     key: str  #: answers with equal keys are the same answer
@@ -56,22 +56,18 @@ def rank(
 ) -> list[RankedAnswer]:
     """The distinct answers, best first. The order of `candidates` does not matter.
 
-    "vote": one rollout, one vote (self-consistency). "weighted": a vote weighs its value to
-    the power of `sharpness`, argmax_a sum_i v_i^s [a_i = a]. "best": the single most
-    confident rollout decides.
+    A weighted vote weighs a value to the power of `sharpness`: argmax_a sum_i v_i^s [a_i = a].
     Ties go to the higher best value, then to the lower rollout id.
     Raises SearchError for a value outside [0, 1] or a rollout given twice.
     """
     groups: dict[str, list[Candidate]] = {}
-    seen: set[int] = set()
+    if len({c.rollout_id for c in candidates}) < len(candidates):
+        raise SearchError("a rollout was given twice")
     for candidate in candidates:
         if not 0.0 <= candidate.value <= 1.0:
             raise SearchError(
                 f"rollout {candidate.rollout_id} has value {candidate.value}, not in [0, 1]"
             )
-        if candidate.rollout_id in seen:
-            raise SearchError(f"rollout {candidate.rollout_id} was given twice")
-        seen.add(candidate.rollout_id)
         groups.setdefault(candidate.key, []).append(candidate)
 
     weights = {key: _weight(group, how, sharpness) for key, group in groups.items()}
@@ -113,11 +109,7 @@ def decided(ranked: Sequence[RankedAnswer], remaining: int) -> bool:
     All of them might go to the runner-up, or to an answer not seen yet. `ranked` comes from
     `rank`. With "best" a single better rollout may win, so only `remaining` = 0 decides.
     """
-    if not ranked:
-        return False
-    if remaining <= 0:
-        return True
-    return lead(ranked) > remaining + _ROUNDING
+    return bool(ranked) and (remaining <= 0 or lead(ranked) > remaining + _ROUNDING)
 
 
 def lead(ranked: Sequence[RankedAnswer]) -> float:

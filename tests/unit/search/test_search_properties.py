@@ -109,7 +109,7 @@ def test_visits_and_values_agree_with_the_rollouts(config: SearchConfig, rt: Toy
         assert tree.best_value[i] == max((r.value for r in good if i in r.path), default=0.0)
         assert search.frontier.in_flight[i] == 0
         below = [i, *(d for c in tree.children[i] for d in descendants(tree, c))]
-        assert search.frontier.open_below(i) == sum(search.frontier.is_open(d) for d in below)
+        assert search.frontier.open_below[i] == sum(search.frontier.is_open[d] for d in below)
     assert all(0.0 <= r.value <= 1.0 for r in tree.rollouts)
 
 
