@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 from marco_search import scorers
 from marco_search import settings as settings_module
 from marco_search.errors import PromptTooLong, RuntimeUnavailable, SearchError, SnapshotMismatch
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
-from marco_search.kinds import Kind, ReasoningJob, kind_of
+from marco_search.kinds import ReasoningJob, kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.budgets import StopReason
-from marco_search.search.config import ReflectionPolicy, SearchConfig, Selection, configure
+from marco_search.search.config import ReflectionPolicy, SearchConfig, configure
 from marco_search.search.mcts import Search
 from marco_search.search.rewards import EXTERNAL
-from marco_search.search.tree import Node, Rollout, Round, Tree
+from marco_search.search.tree import Round, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,46 +49,21 @@ class SearchPlan:
         return cls(**data | {"config": SearchConfig.from_json(data["config"])})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRounds:
-    """What is already kept of a search: records in id order, and the seconds it took."""
+class Journal:
+    """Where the rounds of a search are kept. This one keeps none: the search lives in memory."""
 
-    nodes: Sequence[Node] = ()
-    rollouts: Sequence[Rollout] = ()
-    seconds: float = 0.0
-
-
-class Journal(Protocol):
-    """Where rounds are kept."""
-
-    def load(self) -> StoredRounds:
-        """What earlier attempts have kept; empty for a new search."""
-        ...
+    def load(self) -> tuple[Tree, float]:
+        """The tree that earlier attempts have kept, and the seconds that it took them."""
+        return Tree(), 0.0
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Keep one round, all of it or nothing. Raises LeaseLost if another worker has the job.
 
         `texts` has the texts of its candidates by token id.
         """
-        ...
 
     def should_stop(self) -> StopReason | None:
         """Called before each round, and when branches failed: a reason to end the search."""
-        ...
-
-
-class NullJournal:
-    """Keeps nothing: for searches that live and end in this process."""
-
-    def load(self) -> StoredRounds:
-        """No rounds."""
-        return StoredRounds()
-
-    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
-        """Does nothing."""
-
-    def should_stop(self) -> StopReason | None:
-        """None: the search ends by its own budgets."""
         return None
 
 
@@ -104,34 +79,19 @@ class FinishedSearch:
 def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     """The plan of a job on the model behind `runtime`."""
     kind, options, info = kind_of(job), job.options, runtime.info
-    config = configure(
-        options.strategy,
-        rollouts=options.rollouts,
-        max_tokens=options.max_tokens,
-        max_seconds=options.max_seconds,
-        max_new_tokens=min(options.max_new_tokens, info.context_tokens),
-        temperature=options.temperature,
-        seed=options.seed,
-        early_stop=None if options.early_stop else False,
-        exploration=options.exploration,
-        branching=options.branching,
-        width=options.width,
-        answer_width=kind.answer_width,
-        selection=options.selection and Selection(options.selection),
-        value=options.value,
-        reflection=_reflection(options.reflection, kind),
-    )
+    given = options.model_dump(exclude={"answers"}) | {
+        "max_new_tokens": min(options.max_new_tokens, info.context_tokens),
+        "early_stop": None if options.early_stop else False,
+        "answer_width": kind.answer_width,
+    }
+    if options.reflection is None and not kind.one_answer:
+        # Where many answers are good there is nothing to correct.
+        given["reflection"] = ReflectionPolicy.NEVER
+    config = configure(**given)
     if not kind.one_answer:
         config = replace(config, lead=None)
     prompt = runtime.render(kind.messages(job)) + kind.assistant_prefix
     return SearchPlan(config=config, prompt=prompt, model=info.model, revision=info.revision)
-
-
-def _reflection(wanted: str | None, kind: Kind[Any]) -> ReflectionPolicy | None:
-    """None leaves it to the strategy; where many answers are good there is nothing to correct."""
-    if wanted is None:
-        return None if kind.one_answer else ReflectionPolicy.NEVER
-    return ReflectionPolicy(wanted)
 
 
 def run_search(
@@ -154,9 +114,9 @@ def run_search(
             f"the search was begun on {plan.model} ({plan.revision[:12]}), this runtime has "
             f"{runtime.info.model} ({runtime.info.revision[:12]}): use a runtime with that model"
         )
-    kept = journal.load()
-    search = restore_search(job, plan, kept.nodes, kept.rollouts)
-    began = clock() - kept.seconds
+    tree, seconds = journal.load()
+    search = restore_search(job, plan, tree)
+    began = clock() - seconds
     while True:
         reason = journal.should_stop()
         if reason:
@@ -206,16 +166,13 @@ def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:
         raise RuntimeUnavailable(f"all {len(branches)} branches failed: {branches[0].error}")
 
 
-def restore_search(
-    job: Job, plan: SearchPlan, nodes: Sequence[Node], rollouts: Sequence[Rollout]
-) -> Search:
-    """The job's search as it was after the last round in these records (both in id order)."""
+def restore_search(job: Job, plan: SearchPlan, tree: Tree) -> Search:
+    """The job's search as it was after the last round in its tree."""
     kind = kind_of(job)
 
     def answer_of(text: str) -> str | None:
         return kind.answer_key(kind.assistant_prefix + text)
 
-    tree = Tree.restore(nodes, rollouts)
     return Search(plan.config, plan.prompt, answer_of, tree=tree, merge=kind.merge)
 
 
@@ -299,6 +256,6 @@ def search_job(
 ) -> FinishedSearch:
     """Search one job and return the finished search with its tree (see `solve`)."""
     if runtime is not None:
-        return run_search(job, make_plan(job, runtime), runtime, NullJournal(), on_round=on_round)
+        return run_search(job, make_plan(job, runtime), runtime, Journal(), on_round=on_round)
     with closing(open_runtime(settings_module.load())) as opened:
         return search_job(job, runtime=opened, on_round=on_round)

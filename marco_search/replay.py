@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from marco_search.engine import SearchPlan, restore_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import Job
+from marco_search.jobs.validation import shortened
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Branch, Finish, Token
 from marco_search.search.budgets import StopReason
@@ -100,8 +101,8 @@ def replay(
         )
 
     def before(number: int) -> Search:
-        earlier = [n for n in nodes if n.round < number]
-        return restore_search(job, plan, earlier, [r for r in rollouts if r.round < number])
+        earlier = [n for n in nodes if n.round < number], [r for r in rollouts if r.round < number]
+        return restore_search(job, plan, Tree.restore(*earlier))
 
     count = max((r.round for r in rollouts), default=0)
     failed = sum(r.finish is Finish.FAILED for r in rollouts)
@@ -130,25 +131,25 @@ def replay(
 def _generate(search: Search, stored: Round, runtime: Runtime, found: Replayed) -> Round | None:
     """The stored round generated again; None if this search would not have asked for it."""
     expansions = search.ask()
-    asked = {r.branch_id: (e.node_id, r) for e in expansions for r in e.branches}
-    for rollout in stored.rollouts:
-        node_id, request = asked.get(rollout.rollout_id, (None, None))
-        if request is None or (node_id, request.seed) != (rollout.start_id, rollout.seed):
-            now = "none" if request is None else f"node {node_id}, seed {request.seed}"
-            then = f"node {rollout.start_id}, seed {rollout.seed}"
-            found._differs(stored.number, rollout.rollout_id, "branch asked for", then, now)
-            return None
-    if len(asked) != len(stored.rollouts):
-        then = f"{len(stored.rollouts)} branches"
-        found._differs(stored.number, None, "size of the round", then, len(asked))
-        return None
+    asked = {
+        r.branch_id: f"node {e.node_id}, seed {r.seed}" for e in expansions for r in e.branches
+    }
     by_id = {r.rollout_id: r for r in stored.rollouts}
-    branches = [
-        Branch(branch_id=i, finish=r.finish, error=r.error, prompt_tokens=r.prompt_tokens)
+    for i, rollout in by_id.items():
+        then, now = f"node {rollout.start_id}, seed {rollout.seed}", asked.get(i, "none")
+        if then != now:
+            found._differs(stored.number, i, "branch asked for", then, now)
+            return None
+    if len(asked) != len(by_id):
+        found._differs(
+            stored.number, None, "size of the round", f"{len(by_id)} branches", len(asked)
+        )
+        return None
+    failed = {
+        i: Branch(branch_id=i, finish=r.finish, error=r.error, prompt_tokens=r.prompt_tokens)
         for i, r in by_id.items()
         if r.finish is Finish.FAILED
-    ]
-    failed = {b.branch_id for b in branches}
+    }
     wanted = [
         replace(e, branches=tuple(r for r in e.branches if r.branch_id not in failed))
         for e in expansions
@@ -157,7 +158,7 @@ def _generate(search: Search, stored: Round, runtime: Runtime, found: Replayed) 
     generated = runtime.branch(wanted) if wanted else []
     if search.config.value in EXTERNAL:
         generated = [replace(b, reward=by_id[b.branch_id].value) for b in generated]
-    return search.tell([*branches, *generated])
+    return search.tell([*failed.values(), *generated])
 
 
 def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tree) -> None:
@@ -173,15 +174,11 @@ def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tr
             if rollout.answer != other.answer:  # how a text is read is the version's
                 found.read_otherwise += 1
                 alike = replace(alike, answer=rollout.answer, value=rollout.value)
-        if rollout != alike:
-            unlike = _unlike(rollout, alike)
-            found._differs(stored.number, rollout.rollout_id, "rollout", *unlike)
+        _same(found, (stored.number, rollout.rollout_id), "rollout", rollout, alike)
     nodes = {n.node_id: n for n in again.nodes}
     for node in stored.nodes:
-        twin = nodes.get(node.node_id)
-        found.same_nodes += node == twin
-        if node != twin:
-            found._differs(stored.number, None, f"node {node.node_id}", *_unlike(node, twin))
+        place, twin = (stored.number, None), nodes.get(node.node_id)
+        found.same_nodes += _same(found, place, f"node {node.node_id}", node, twin)
     if len(nodes) != len(stored.nodes):
         then = f"{len(stored.nodes)} nodes"
         found._differs(stored.number, None, "nodes of the round", then, len(nodes))
@@ -209,15 +206,21 @@ def _tokens(tree: Tree, rollout: Rollout) -> list[tuple[int, Token]]:
     return [(i, token) for i in own for token in tree.nodes[i].tokens]
 
 
-def _unlike(stored: Node | Rollout, again: Node | Rollout | None) -> tuple[str, str]:
-    """The first field in which two records differ, as it is in each."""
+def _same(
+    found: Replayed,
+    place: tuple[int, int | None],
+    what: str,
+    stored: Node | Rollout,
+    again: Node | Rollout | None,
+) -> bool:
+    """Whether the records are equal; keeps the first field in which they are not."""
     if again is None:
-        return "a node", "none"
-    names = (f.name for f in fields(stored))
-    name = next(name for name in names if getattr(stored, name) != getattr(again, name))
-    return f"{name} {_brief(getattr(stored, name))}", _brief(getattr(again, name))
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        found._differs(*place, what, "a node", "none")
+        return False
+    for name in (f.name for f in fields(stored)):
+        old, new = getattr(stored, name), getattr(again, name)
+        if old != new:
+            then = f"{name} {shortened(repr(old))}"
+            found._differs(*place, what, then, shortened(repr(new)))
+            return False
+    return True

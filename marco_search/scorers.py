@@ -50,8 +50,9 @@ def scored(
 ) -> Sequence[Branch]:
     """The branches with the rewards of those that ended."""
     prefixes = {r.branch_id: e.prefix for e in expansions for r in e.branches}
-    ended = [b for b in branches if b.finish is Finish.STOP]
-    texts = [prefixes[b.branch_id] + b.text for b in ended]
-    rewards = SCORERS[name](texts) if texts else ()
-    by_branch = dict(zip((b.branch_id for b in ended), rewards, strict=True))
+    ended = {
+        b.branch_id: prefixes[b.branch_id] + b.text for b in branches if b.finish is Finish.STOP
+    }
+    rewards = SCORERS[name](list(ended.values())) if ended else ()
+    by_branch = dict(zip(ended, rewards, strict=True))
     return [replace(b, reward=by_branch.get(b.branch_id)) for b in branches]

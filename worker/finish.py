@@ -20,6 +20,7 @@ from marco_search.errors import MarcoError
 from marco_search.jobs import Job
 from marco_search.kinds import parse_job
 from marco_search.search.budgets import StopReason
+from marco_search.search.tree import Tree
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import leases, recovery
 from marco_search.store.queue.leases import Claim, Worker
@@ -72,7 +73,8 @@ def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> None:
         leases.end(conn, claim.lease, _STATES[reason], error=error)
     else:
         job, plan = parse_job(claim.payload), engine.SearchPlan.from_json(claim.plan)
-        search = engine.restore_search(job, plan, *trail.load(conn, claim.job_id))
+        tree = Tree.restore(*trail.load(conn, claim.job_id))
+        search = engine.restore_search(job, plan, tree)
         search.stop(reason)
         ended = engine.FinishedSearch(plan=plan, search=search, seconds=claim.seconds)
         finish(conn, claim, job, ended)

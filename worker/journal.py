@@ -9,10 +9,10 @@ from dataclasses import replace
 from threading import Event, Thread
 from typing import Self, TypeVar
 
-from marco_search.engine import StoredRounds
+from marco_search.engine import Journal
 from marco_search.errors import DatabaseUnavailable, LeaseLost
 from marco_search.search.budgets import StopReason
-from marco_search.search.tree import Round
+from marco_search.search.tree import Round, Tree
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import leases
 from marco_search.store.queue.leases import JobSignals, Lease
@@ -31,7 +31,7 @@ T = TypeVar("T")
 Read = Callable[[Conn, Lease], JobSignals]
 
 
-class LeasedJournal:
+class LeasedJournal(Journal):
     """Inside its `with` block a thread extends the lease every `every_s`, and polls for signals.
 
     `model` is its name and revision; `seconds` is the time that earlier attempts searched;
@@ -75,12 +75,12 @@ class LeasedJournal:
 
     # -- engine.Journal -------------------------------------------------------------------
 
-    def load(self) -> StoredRounds:
+    def load(self) -> tuple[Tree, float]:
         """The rounds that earlier attempts committed."""
         self._began = time.monotonic()
         job_id = self.lease.job_id
         nodes, rollouts = self.retry_while_unavailable(lambda conn: trail.load(conn, job_id))
-        return StoredRounds(nodes=nodes, rollouts=rollouts, seconds=self._before_s)
+        return Tree.restore(nodes, rollouts), self._before_s
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round. Raises LeaseLost if another worker holds the job."""

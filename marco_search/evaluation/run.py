@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from marco_search import settings
-from marco_search.engine import NullJournal, SearchPlan, make_plan, run_search
+from marco_search.engine import Journal, SearchPlan, make_plan, run_search
 from marco_search.errors import InvalidDataSet, MarcoError, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
@@ -221,7 +221,7 @@ def _run_name(recipe: Recipe, made: SearchPlan, job: Job) -> str:
     )
 
 
-class _Journal(NullJournal):
+class _Journal(Journal):
     """That of all searches of a run."""
 
     interrupted = False

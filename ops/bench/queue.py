@@ -224,7 +224,7 @@ def _claim(database: Database) -> Lease:
     return claim.lease
 
 
-class RoundsJournal(engine.NullJournal):
+class RoundsJournal(engine.Journal):
     """A journal that keeps the rounds in a list."""
 
     def __init__(self) -> None:

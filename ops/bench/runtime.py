@@ -128,7 +128,7 @@ def search(
     if wide:
         plan = replace(plan, config=replace(plan.config, parallel=wide, root_width=wide))
     began = time.process_time()
-    done = engine.run_search(work, plan, recorder, engine.NullJournal())
+    done = engine.run_search(work, plan, recorder, engine.Journal())
     cpu_s = time.process_time() - began
     return Searched(recorder.rounds, tuple(done.search.tree.rollouts), cpu_s)
 
@@ -245,7 +245,7 @@ def milliseconds_per_node(seed: int) -> float:
     runtime, work = InstantRuntime(time.thread_time), job(seed, "step", ROLLOUTS)
     plan = engine.make_plan(work, runtime)
     began = time.thread_time()
-    done = engine.run_search(work, plan, runtime, engine.NullJournal())
+    done = engine.run_search(work, plan, runtime, engine.Journal())
     spent = time.thread_time() - began - runtime.seconds
     return 1000 * spent / (len(done.search.tree.nodes) - 1)
 

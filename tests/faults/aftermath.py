@@ -121,7 +121,7 @@ def wrong_trees(rig: Rig, jobs: Collection[UUID], sample: int) -> tuple[list[UUI
         for job_id in chosen:
             (payload, plan), *_ = rig.ask("SELECT payload, plan FROM jobs WHERE id = %s", job_id)
             fixed = engine.SearchPlan.from_json(plan)
-            done = engine.run_search(parse_job(payload), fixed, runtime, engine.NullJournal())
+            done = engine.run_search(parse_job(payload), fixed, runtime, engine.Journal())
             with database.transaction() as conn:
                 nodes, rollouts = trail.load(conn, job_id)
             tree = done.search.tree

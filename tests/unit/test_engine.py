@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from marco_search.engine import NullJournal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import PromptTooLong
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
@@ -41,7 +41,7 @@ def test_a_path_without_room_is_left_and_the_search_goes_on() -> None:
     runtime = ShortOfRoom(("4", "5"))
     fixed = make_plan(JOB, runtime)
     runtime.room = len(fixed.prompt) + 14
-    finished = run_search(JOB, fixed, runtime, NullJournal())
+    finished = run_search(JOB, fixed, runtime, Journal())
     tree = finished.search.tree
     failed = [r for r in tree.rollouts if r.finish is Finish.FAILED]
     assert failed and all(r.error == "PromptTooLong: full" for r in failed)
@@ -56,4 +56,4 @@ def test_a_prompt_without_room_is_the_job_s_error() -> None:
     fixed = make_plan(JOB, runtime)
     runtime.room = len(fixed.prompt) - 1
     with pytest.raises(PromptTooLong):
-        run_search(JOB, fixed, runtime, NullJournal())
+        run_search(JOB, fixed, runtime, Journal())

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from marco_search.engine import NullJournal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.replay import replay
@@ -35,7 +35,7 @@ def test_a_job_can_name_it_and_its_tree_is_cut_that_way() -> None:
     options = SearchOptions(strategy="words", rollouts=12, early_stop=False)
     job = ReasoningJob(question="1 + 1?", options=options)
     plan = make_plan(job, ToyRuntime())
-    tree = run_search(job, plan, ToyRuntime(), NullJournal()).search.tree
+    tree = run_search(job, plan, ToyRuntime(), Journal()).search.tree
     cut = [n for n in tree.nodes if n.action == "word"]
     assert {n.action for n in tree.nodes} == {Action.ROOT, "word", Action.ANSWER}
     assert any(" " in n.tokens[-1].text for n in cut)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from marco_search.engine import FinishedSearch, NullJournal, make_plan, run_search
+from marco_search.engine import FinishedSearch, Journal, make_plan, run_search
 from marco_search.errors import InvalidJob, SearchError
 from marco_search.evaluation.rescoring import score
 from marco_search.evaluation.traces import traced
@@ -40,7 +40,7 @@ def search(reward: str) -> tuple[ReasoningJob, FinishedSearch]:
     options = SearchOptions(strategy="step", rollouts=12, value=reward, early_stop=False)
     job = ReasoningJob(question="1 + 1?", options=options)
     runtime = ToyRuntime()
-    return job, run_search(job, make_plan(job, runtime), runtime, NullJournal())
+    return job, run_search(job, make_plan(job, runtime), runtime, Journal())
 
 
 def same_when_replayed(job: ReasoningJob, finished: FinishedSearch) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.engine import FinishedSearch, NullJournal, make_plan, run_search
+from marco_search.engine import FinishedSearch, Journal, make_plan, run_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
@@ -23,7 +23,7 @@ from marco_search.settings import Settings
 from tests.toy import ToyRuntime
 
 
-class StopAfter(NullJournal):
+class StopAfter(Journal):
     """Cancels the search after some rounds."""
 
     def __init__(self, rounds: int) -> None:
@@ -36,10 +36,8 @@ class StopAfter(NullJournal):
         return None if self.left > 0 else StopReason.CANCELLED
 
 
-def searched(
-    runtime: Runtime, job: ReasoningJob, journal: NullJournal | None = None
-) -> FinishedSearch:
-    return run_search(job, make_plan(job, runtime), runtime, journal or NullJournal())
+def searched(runtime: Runtime, job: ReasoningJob, journal: Journal | None = None) -> FinishedSearch:
+    return run_search(job, make_plan(job, runtime), runtime, journal or Journal())
 
 
 def question(**options: Any) -> ReasoningJob:

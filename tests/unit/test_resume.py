@@ -13,7 +13,7 @@ from marco_search import engine
 from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import Branch, Expansion
 from marco_search.search.budgets import StopReason
-from marco_search.search.tree import Round
+from marco_search.search.tree import Round, Tree
 from tests.toy import ToyRuntime
 
 jobs = st.builds(
@@ -38,19 +38,17 @@ class Killed(BaseException):
 
 
 @dataclass
-class Journal:
+class Journal(engine.Journal):
     """Keeps rounds as the trail does, whole or not at all. Kills the nth round of an attempt."""
 
     rounds: list[Round] = field(default_factory=list)
     kill_at: int = -1
     moment: str = ""
 
-    def load(self) -> engine.StoredRounds:
+    def load(self) -> tuple[Tree, float]:
         """The rounds that earlier attempts committed."""
-        return engine.StoredRounds(
-            nodes=[n for r in self.rounds for n in r.nodes],
-            rollouts=[o for r in self.rounds for o in r.rollouts],
-        )
+        nodes = [n for r in self.rounds for n in r.nodes]
+        return Tree.restore(nodes, [o for r in self.rounds for o in r.rollouts]), 0.0
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round, unless killed before."""

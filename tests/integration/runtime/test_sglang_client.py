@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.engine import NullJournal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
@@ -72,7 +72,7 @@ def test_a_search_goes_on_from_the_tokens_that_it_keeps(server: Server, strategy
     job = ReasoningJob(question="How many?", options=options)
     with runtime(server) as opened:
         assert opened.info.version == "0.5.23"
-        search = run_search(job, make_plan(job, opened), opened, NullJournal()).search
+        search = run_search(job, make_plan(job, opened), opened, Journal()).search
     tree = search.tree
 
     def ids(text: str) -> list[int]:
@@ -111,7 +111,7 @@ def test_a_server_that_can_not_tokenise_gets_text_and_that_is_known(server: Serv
     job = ReasoningJob(question="How many?", options=options)
     with runtime(server) as opened:
         assert opened.info.version == "0.5.23, prefixes as text"
-        run_search(job, make_plan(job, opened), opened, NullJournal())
+        run_search(job, make_plan(job, opened), opened, Journal())
     assert not any("input_ids" in a or "parts" in a for a in server.asked)
 
 

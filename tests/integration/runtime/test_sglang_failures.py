@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.engine import NullJournal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
@@ -297,7 +297,7 @@ def test_a_search_goes_on_without_the_branches_that_failed(server: Server) -> No
 
     server.act = some
     with runtime(server) as opened:
-        done = run_search(JOB, make_plan(JOB, opened), opened, NullJournal())
+        done = run_search(JOB, make_plan(JOB, opened), opened, Journal())
     rollouts = done.search.tree.rollouts
     failed = [r for r in rollouts if r.finish is Finish.FAILED]
     assert len(rollouts) == 16
@@ -311,17 +311,17 @@ def test_a_server_that_only_fails_ends_the_search_as_unavailable(server: Server)
         fixed = make_plan(JOB, opened)
         server.act = lambda h, b: (h.send({}, 400), True)[1]
         with pytest.raises(RuntimeUnavailable, match="branches failed"):
-            run_search(JOB, fixed, opened, NullJournal())
+            run_search(JOB, fixed, opened, Journal())
 
 
 def test_a_search_that_is_stopped_ends_in_the_middle_of_a_round(server: Server) -> None:
-    class Journal(NullJournal):
+    class Stopping(Journal):
         reason: StopReason | None = None
 
         def should_stop(self) -> StopReason | None:
             return self.reason
 
-    journal = Journal()
+    journal = Stopping()
     with runtime(server) as opened:
         fixed = make_plan(JOB, opened)
         server.act = lambda h, b: (

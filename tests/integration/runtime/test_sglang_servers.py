@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from marco_search.engine import NullJournal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
@@ -54,7 +54,7 @@ def test_a_search_outlives_its_server_and_the_server_comes_back() -> None:
                 gone = one if one.calls else two
                 stop(servers.pop(gone.url))
 
-        done = run_search(job, make_plan(job, opened), opened, NullJournal(), on_round=after_round)
+        done = run_search(job, make_plan(job, opened), opened, Journal(), on_round=after_round)
         rollouts = done.search.tree.rollouts
         assert len(rollouts) == 24
         assert all(r.finish is not Finish.FAILED for r in rollouts)

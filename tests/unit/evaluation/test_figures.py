@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.engine import NullJournal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import (
@@ -74,7 +74,7 @@ def test_the_vote_equals_the_search(tmp_path: Path) -> None:
         traces = run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{strategy}.jsonl")
         for problem, trace in zip(PROBLEMS, traces, strict=True):
             job, runtime = recipe.job(problem), ToyRuntime()
-            finished = run_search(job, make_plan(job, runtime), runtime, NullJournal())
+            finished = run_search(job, make_plan(job, runtime), runtime, Journal())
             ranked = finished.search.ranked()
             found = chosen(trace)
             assert found == (ranked[0].key if ranked else None)
