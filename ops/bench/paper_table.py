@@ -38,7 +38,7 @@ from marco_search.kinds import kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
-from ops.pocket.texts import GIFT_PROMPTS, HOBBIES, SUM_PROMPTS
+from ops.pocket.texts import HOBBIES, OPEN_ENDED
 
 HERE = Path(__file__).parent
 SETS = {"en": "heldout_en", "zh": "heldout_zh"}
@@ -99,11 +99,11 @@ def text_problems(kind: str, count: int | None = None) -> list[Problem]:
     if kind == "translation":
         return load("heldout_translation", limit=count)
     prompts = [
-        GIFT_PROMPTS[language].format(hobby=name)
+        OPEN_ENDED[language]["gift"].format(hobby=name)
         for hobby in HOBBIES
         for language, (name, _) in hobby.items()
     ]
-    prompts += [SUM_PROMPTS["en"].format(total=total) for total in range(20, 200, 15)]
+    prompts += [OPEN_ENDED["en"]["sum"].format(total=total) for total in range(20, 200, 15)]
     return [from_row({"prompt": prompt}, "open-ended") for prompt in prompts[:count]]
 
 

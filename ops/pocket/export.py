@@ -13,7 +13,7 @@ from typing import Any
 from marco_search.pocket import MODEL_DIR, held_out
 from ops.pocket.problems import Language, Problem
 from ops.pocket.samples import held_out_phrases, held_out_problems, is_held_out
-from ops.pocket.texts import PROMPTS, SUM_PROMPTS
+from ops.pocket.texts import OPEN_ENDED, PROMPTS
 
 HELD_OUT_COUNT, RANGE_COUNT = 500, 250
 SEEDS: dict[Language, tuple[int, int]] = {"en": (101, 103), "zh": (102, 104)}
@@ -45,7 +45,7 @@ def export_demo(path: Path) -> None:
     for row in held_out("heldout_translation")[DEMO_TRANSLATIONS]:
         job = {key: row[key] for key in ("text", "source", "target", "style")}
         rows.append({"kind": "translation", **job, "expected": row["expected"][0]})
-    prompts = (SUM_PROMPTS["en"].format(total=total) for total in range(50, 200))
+    prompts = (OPEN_ENDED["en"]["sum"].format(total=total) for total in range(50, 200))
     rows.append({"kind": "open_ended", "prompt": next(filter(is_held_out, prompts))})
     _write(path, rows)
 

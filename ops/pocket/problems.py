@@ -47,13 +47,21 @@ class Problem:
     events: tuple[Event, ...]
     unit: str
 
+    def counts(self, slip: tuple[int, int] = (-1, 0)) -> list[int]:
+        """The count at the start and after each event. `slip`: an event's index and its error.
+
+        Raises ValueError if a division is not exact after the slip.
+        """
+        values = [self.start]
+        for i, event in enumerate(self.events):
+            error = slip[1] if i == slip[0] else 0
+            values.append(apply(values[-1], event.operator, event.operand) + error)
+        return values
+
     @property
     def answer(self) -> int:
         """The count after all events."""
-        value = self.start
-        for event in self.events:
-            value = apply(value, event.operator, event.operand)
-        return value
+        return self.counts()[-1]
 
 
 def apply(value: int, operator: Operator, operand: int) -> int:
@@ -63,13 +71,17 @@ def apply(value: int, operator: Operator, operand: int) -> int:
     return _APPLY[operator](value, operand)
 
 
+def capital(text: str) -> str:
+    """The text with its first letter in upper case, where its script has that."""
+    return text[0].upper() + text[1:]
+
+
 def draw_problem(rng: random.Random, language: Language, starts: range | None = None) -> Problem:
     """A random problem. `starts` limits the start value; by default any from 5 to 99."""
     count = rng.choices(tuple(OPERATION_WEIGHTS), tuple(OPERATION_WEIGHTS.values()))[0]
     low, high = (starts.start, starts.stop - 1) if starts else (5, 99)
-    start = rng.randint(low, high)
+    start = value = rng.randint(low, high)
     kinds: list[tuple[str, Operator, int]] = []
-    value = start
     if rng.random() < 0.35:
         kinds.append(("box", "*", _multiplier(rng, value, two_digits=0.55)))
         value *= kinds[0][2]
@@ -77,9 +89,7 @@ def draw_problem(rng: random.Random, language: Language, starts: range | None = 
         last = len(kinds) == count - 1
         if last and rng.random() < 0.2 and 2 <= value <= MAX_VALUE // 2:
             kinds.append(("price", "*", _multiplier(rng, value, two_digits=0.6)))
-            continue
-        drawn = _draw_operation(rng, value)
-        if drawn is not None:
+        elif drawn := _draw_operation(rng, value):
             kinds.append((drawn[0], *drawn))
             value = apply(value, *drawn)
     return _word(rng, language, start, kinds)
@@ -91,17 +101,15 @@ def draw_arithmetic(rng: random.Random, language: Language) -> Problem:
         value = rng.randint(5, 99) if rng.random() < 0.5 else rng.randint(100, MAX_VALUE)
         if value in HELD_OUT_STARTS:
             continue
+        drawn: tuple[Operator, int] | None
         if value < 90 and rng.random() < 0.35:
-            operator: Operator = "*"
-            operand = _multiplier(rng, value, two_digits=0.6)
+            drawn = "*", _multiplier(rng, value, two_digits=0.6)
         else:
             drawn = _draw_operation(rng, value)
-            if drawn is None:
-                continue
+        if drawn:
             operator, operand = drawn
-        sum_text = f"{value}{operator}{operand}"
-        question = f"Compute {sum_text}." if language == "en" else f"计算{sum_text}。"
-        return Problem(language, question, value, (Event(operator, operand, ""),), "")
+            question = WORDING[language]["compute"].format(work=f"{value}{operator}{operand}")
+            return Problem(language, question, value, (Event(operator, operand, ""),), "")
 
 
 def _multiplier(rng: random.Random, value: int, two_digits: float) -> int:
@@ -147,10 +155,8 @@ def _word(
     if rng.random() < 0.15:
         age = wording["age"].format(v=rng.randint(5, 15), **words)
         clauses.insert(rng.randint(1, len(clauses)), age)
-    money = kinds[-1][0] == "price"
+    money = "_money" if kinds[-1][0] == "price" else ""
     ask = wording["ask_money" if money else "ask_count"].format(**words)
-    if language == "en":
-        question = " ".join([f"{clause[0].upper()}{clause[1:]}." for clause in clauses] + [ask])
-        return Problem(language, question, start, events, " dollars" if money else f" {thing}")
-    question = "".join([f"{clause}。" for clause in clauses] + [ask])
-    return Problem(language, question, start, events, "元" if money else f"{measure}{thing}")
+    sentences = [capital(clause) + wording["stop"] for clause in clauses]
+    question = wording["between"].join([*sentences, ask])
+    return Problem(language, question, start, events, wording[f"unit{money}"].format(**words))

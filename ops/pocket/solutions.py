@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from ops.pocket.problems import Operator, Problem, apply
+from ops.pocket.problems import WORDING, Operator, Problem, apply, capital
 
 # Marco-o1, section 5: appended at the end of a thought to make the model check itself.
 REFLECTION = "Wait! Maybe I made some mistakes! I need to rethink from scratch."
@@ -34,21 +34,25 @@ def pieces(value: int, operator: Operator, operand: int) -> list[str]:
     Parts are round: `+` and `-` take the operand's digits, `*` the digits of one factor, `/` the
     digits of the quotient. One equation means that the operation has no easier parts.
     """
-    result = apply(value, operator, operand)
     if operator in "+-":
         equations = []
         for part in _round_parts(operand):
             equations.append(f"{value}{operator}{part}={apply(value, operator, part)}")
             value = apply(value, operator, part)
         return equations
-    if operator == "*":
-        if operand >= 10:
-            products = [(f"{value}*{part}", value * part) for part in _round_parts(operand)]
-        else:
-            products = [(f"{part}*{operand}", part * operand) for part in _round_parts(value)]
+    if operator == "/":
+        parts = _round_parts(apply(value, operator, operand))
+        products = [(f"{part * operand}/{operand}", part) for part in parts]
+    elif operand >= 10:
+        products = [(f"{value}*{part}", value * part) for part in _round_parts(operand)]
     else:
-        products = [(f"{part * operand}/{operand}", part) for part in _round_parts(result)]
-    return _running_sum(products)
+        products = [(f"{part}*{operand}", part * operand) for part in _round_parts(value)]
+    (text, total), *others = products
+    equations = [f"{text}={total}"]
+    for text, value in others:
+        equations += [f"{text}={value}", f"{total}+{value}={total + value}"]
+        total += value
+    return equations
 
 
 def attempt(problem: Problem, rng: random.Random, jump_chance: float, slip: bool = False) -> str:
@@ -61,26 +65,18 @@ def attempt(problem: Problem, rng: random.Random, jump_chance: float, slip: bool
         slip: Make one step's result wrong. Later steps go on from the wrong count, which stays
             positive and divisible where it must be.
     """
-    slips = _choose_slip(problem, rng) if slip else {}
-    value, lines = problem.start, []
-    for index, event in enumerate(problem.events):
-        result = apply(value, event.operator, event.operand) + slips.get(index, 0)
-        parts = pieces(value, event.operator, event.operand)
-        work = f"{value}{event.operator}{event.operand}"
-        if index in slips or len(parts) == 1 or rng.random() < jump_chance:
-            work += f"={result}"
+    wrong = _choose_slip(problem, rng) if slip else (-1, 0)
+    counts, wording, lines = problem.counts(wrong), WORDING[problem.language], []
+    for i, event in enumerate(problem.events):
+        parts = pieces(counts[i], event.operator, event.operand)
+        work = f"{counts[i]}{event.operator}{event.operand}"
+        if i == wrong[0] or len(parts) == 1 or rng.random() < jump_chance:
+            work += f"={counts[i + 1]}"
         else:
             work += f": {', '.join(parts)}"
-        lines.append(_step(problem, index, event.clause, work))
-        value = result
+        reason = wording["reason"].format(clause=capital(event.clause)) if event.clause else ""
+        lines.append(wording["step"].format(number=i + 1, work=reason + work))
     return "\n".join(lines)
-
-
-def answer_sentence(problem: Problem, value: int) -> str:
-    """The sentence in the Output part."""
-    if problem.language == "en":
-        return f"The answer is {value}{problem.unit}."
-    return f"答案是{value}{problem.unit}。"
 
 
 def turn(thought: str, output: str) -> str:
@@ -91,7 +87,7 @@ def turn(thought: str, output: str) -> str:
 def solve(problem: Problem, rng: random.Random) -> list[Segment]:
     """A right solution in the training mix of jumps and pieces."""
     thought = attempt(problem, rng, JUMP_CHANCE)
-    return [Segment(turn(thought, answer_sentence(problem, problem.answer)))]
+    return [Segment(turn(thought, _answer(problem)))]
 
 
 def solve_with_reflection(problem: Problem, rng: random.Random) -> list[Segment]:
@@ -99,52 +95,29 @@ def solve_with_reflection(problem: Problem, rng: random.Random) -> list[Segment]
     wrong = rng.random() < WRONG_ATTEMPT_CHANCE
     first = attempt(problem, rng, JUMP_CHANCE, slip=wrong)
     redo = attempt(problem, rng, 0.0)
-    whole = turn(f"{first}\n{REFLECTION}\n{redo}", answer_sentence(problem, problem.answer))
-    head, rest = whole.split(first, 1)
+    head, rest = turn(f"{first}\n{REFLECTION}\n{redo}", _answer(problem)).split(first, 1)
     return [Segment(head), Segment(first, learned=not wrong), Segment(rest)]
+
+
+def _answer(problem: Problem) -> str:
+    answer = WORDING[problem.language]["answer"]
+    return str(answer.format(value=problem.answer, unit=problem.unit))
+
+
+def _choose_slip(problem: Problem, rng: random.Random) -> tuple[int, int]:
+    """One event's index and its error, such that every later operation is still possible."""
+    options = [(index, error) for index in range(len(problem.events)) for error in SLIPS]
+    rng.shuffle(options)
+    for option in options:
+        try:
+            if min(problem.counts(option)) >= 1:
+                return option
+        except ValueError:
+            continue
+    raise AssertionError("adding 1 at the last event is always possible")
 
 
 def _round_parts(number: int) -> list[int]:
     """345 -> [300, 40, 5]."""
     text = str(number)
     return [int(d) * 10 ** (len(text) - 1 - i) for i, d in enumerate(text) if d != "0"]
-
-
-def _running_sum(terms: list[tuple[str, int]]) -> list[str]:
-    equations = [f"{terms[0][0]}={terms[0][1]}"]
-    total = terms[0][1]
-    for text, value in terms[1:]:
-        equations += [f"{text}={value}", f"{total}+{value}={total + value}"]
-        total += value
-    return equations
-
-
-def _step(problem: Problem, index: int, clause: str, work: str) -> str:
-    if problem.language == "en":
-        reason = f"{clause[0].upper()}{clause[1:]}, so " if clause else ""
-        return f"Step {index + 1}: {reason}{work}."
-    reason = f"{clause}，所以" if clause else ""
-    return f"第{index + 1}步：{reason}{work}。"
-
-
-def _choose_slip(problem: Problem, rng: random.Random) -> dict[int, int]:
-    """One event's index and its error, such that every later operation is still possible."""
-    options = [(index, error) for index in range(len(problem.events)) for error in SLIPS]
-    rng.shuffle(options)
-    for index, error in options:
-        if _survives(problem, index, error):
-            return {index: error}
-    raise AssertionError("adding 1 at the last event is always possible")
-
-
-def _survives(problem: Problem, slip_index: int, error: int) -> bool:
-    value = problem.start
-    for index, event in enumerate(problem.events):
-        try:
-            value = apply(value, event.operator, event.operand)
-        except ValueError:
-            return False
-        value += error if index == slip_index else 0
-        if value < 1:
-            return False
-    return True

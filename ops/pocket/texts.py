@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from itertools import product
 
-from ops.pocket.problems import TEXTS, Language
+from ops.pocket.problems import TEXTS, WORDING, Language, capital
 
 PROMPTS = (
     "Translate this colloquial Chinese text into natural English: {text}",
@@ -20,14 +20,8 @@ PROMPTS = (
     "把这句口语翻译成自然的英文：{text}",
 )
 PROMPT_WEIGHTS = (70, 15, 15)
-GIFT_PROMPTS: dict[Language, str] = {
-    "en": "Suggest a gift for a friend who likes {hobby}.",
-    "zh": "给喜欢{hobby}的朋友推荐一份礼物。",
-}
-SUM_PROMPTS: dict[Language, str] = {
-    "en": "Find two numbers whose sum is {total}.",
-    "zh": "找出两个数，它们的和是{total}。",
-}
+OPEN_ENDED: dict[Language, dict[str, str]] = TEXTS["open_ended"]
+"""By language: prompts "gift" ({hobby}) and "sum" ({total}), and what answers them."""
 HOBBIES: list[dict[Language, tuple[str, list[str]]]] = TEXTS["hobbies"]
 """By language: a hobby and gifts for it."""
 _IRREGULAR = {
@@ -65,7 +59,7 @@ def phrases() -> list[Phrase]:
         thoughts = tuple(f"{meaning}{base}." for base in bases)
         for opener, english_opener in parts["openers"]:
             sentences = (f"{english_opener}{english} {_inflect(b, plural)}." for b in bases)
-            translations = tuple(s[0].upper() + s[1:] for s in sentences)
+            translations = tuple(map(capital, sentences))
             book.append(Phrase(opener + subject + comment, translations, thoughts, held_out))
     for chinese, translations in parts["idioms"]:
         thoughts = (f"Step 1: {chinese} is a fixed saying.",) * len(translations)
@@ -76,37 +70,26 @@ def phrases() -> list[Phrase]:
 def _inflect(base: str, plural: bool) -> str:
     """Third person present: "be a safe buy" -> "is a safe buy" or "are a safe buy"."""
     verb, _, rest = base.partition(" ")
-    singular_form, plural_form = _IRREGULAR.get(verb, (f"{verb}s", verb))
-    return f"{plural_form if plural else singular_form} {rest}"
+    return f"{_IRREGULAR.get(verb, (f'{verb}s', verb))[plural]} {rest}"
 
 
 def gift_output(gift: str, language: Language) -> str:
     """A gift as the Output part names it."""
-    return f"{gift[0].upper()}{gift[1:]}." if language == "en" else f"{gift}。"
+    return capital(gift) + str(WORDING[language]["stop"])
 
 
 def draw_open_ended(rng: random.Random, language: Language) -> tuple[str, str, str]:
     """(prompt, thought, output): a gift (60 %) or a pair of numbers."""
-    return _gift(rng, language) if rng.random() < 0.6 else _pair(rng, language)
-
-
-def _gift(rng: random.Random, language: Language) -> tuple[str, str, str]:
-    hobby, gifts = rng.choice(HOBBIES)[language]
-    gift = rng.choice(gifts)
-    thought = (
-        f"Step 1: The friend likes {hobby}.\nStep 2: For that, {gift} is useful."
-        if language == "en"
-        else f"第1步：朋友喜欢{hobby}。\n第2步：{gift}很合适。"
-    )
-    return GIFT_PROMPTS[language].format(hobby=hobby), thought, gift_output(gift, language)
-
-
-def _pair(rng: random.Random, language: Language) -> tuple[str, str, str]:
+    words = OPEN_ENDED[language]
+    if rng.random() < 0.6:
+        hobby, gifts = rng.choice(HOBBIES)[language]
+        gift = rng.choice(gifts)
+        thought = words["gift_thought"].format(hobby=hobby, gift=gift)
+        return words["gift"].format(hobby=hobby), thought, gift_output(gift, language)
     total = rng.randint(10, 199)
     first = rng.randint(1, total - 1)
-    work, prompt = f"{total}-{first}={total - first}", SUM_PROMPTS[language].format(total=total)
-    if language == "en":
-        thought = f"Step 1: Take {first} as the first number.\nStep 2: The other number is {work}."
-        return prompt, thought, f"{first} and {total - first}."
-    thought = f"第1步：第一个数取{first}。\n第2步：另一个数是{work}。"
-    return prompt, thought, f"{first}和{total - first}。"
+    numbers = {"total": total, "first": first, "second": total - first}
+    prompt, thought, output = (
+        words[name].format(**numbers) for name in ("sum", "sum_thought", "sum_output")
+    )
+    return prompt, thought, output

@@ -3,6 +3,8 @@
 Data parallel over one-thread processes (gloo), bf16 autocast for the matrix products, a schedule
 by steps. The same seed, steps, ranks and machine type give the same run. DIR gets the tokenizer,
 checkpoints (`step_N/`, Hugging Face format), a resumable state, `log.jsonl` and `final/`.
+
+Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 """
 
 from __future__ import annotations
@@ -12,8 +14,6 @@ import itertools
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from ops.pocket.model import build_model, build_optimizers, export_model
 from ops.pocket.samples import Sample, draw_sample
 from ops.pocket.tokenizer import (
+    CONTEXT,
     END_OF_TURN,
     PADDING,
     build_tokenizer,
@@ -37,13 +38,10 @@ from ops.pocket.tokenizer import (
     user_prompt,
 )
 
-SEED, STEPS, TOKENS_PER_RANK, RATE = 0, 2200, 2560, 2e-3
-WARM_UP_STEPS = 50
+RATE, WARM_UP_STEPS = 2e-3, 50
+ROPE_THETA = 10000.0
 POOL = 512  # samples that are sorted by length together
 STATE = "state.pt"
-
-
-# -- Batches ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -88,48 +86,98 @@ def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator
         if len(groups[-1]) * len(groups[-1][-1][0]) < tokens // 2 and len(groups) > 1:
             groups.pop()
         rng.shuffle(groups)
-        yield from (_pad(group, padding) for group in groups)
+        for group in groups:
+            lengths = [len(ids) for ids, _ in group]
+            gaps = [max(lengths) - length for length in lengths]
+            rows = list(zip(group, gaps, strict=True))
+            padded = torch.tensor([ids + [padding] * gap for (ids, _), gap in rows])
+            learned = torch.tensor([flags + [False] * gap for (_, flags), gap in rows])
+            yield Batch(padded, learned, sum(lengths))
 
 
-def _pad(group: Sequence[Encoded], padding: int) -> Batch:
-    length = max(len(ids) for ids, _ in group)
-    ids = [row + [padding] * (length - len(row)) for row, _ in group]
-    learned = [row + [False] * (length - len(row)) for _, row in group]
-    return Batch(torch.tensor(ids), torch.tensor(learned), sum(len(row) for row, _ in group))
+def build_model(tokenizer: Tokenizer, seed: int) -> Any:
+    """A new Qwen2ForCausalLM in fp32 with tied embeddings (about 1.8 M parameters)."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(**model_config(tokenizer)))
 
 
-# -- Training ---------------------------------------------------------------------------
+def build_optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """[Muon over the matrices of the layers, AdamW over embedding, norms and biases]."""
+    named = list(model.named_parameters())
+    hidden = [name for name, p in named if p.ndim == 2 and "embed" not in name]
+    matrices = [p for name, p in named if name in hidden]
+    others = [p for name, p in named if name not in hidden]
+    muon = torch.optim.Muon(
+        matrices, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def main() -> None:
-    """Start one process per rank and wait for them, or run one rank."""
-    options = _options()
-    out: Path = options.out
-    if options.rank is not None:
-        train(options)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "rendezvous").unlink(missing_ok=True)
-    if not (out / "tokenizer" / "tokenizer.json").exists():
-        save_tokenizer(build_tokenizer(), out / "tokenizer")
-    command = [sys.executable, "-m", "ops.pocket.train", *sys.argv[1:], "--rank"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([*command, str(rank)], env=environment) for rank in range(options.ranks)
-    ]
-    sys.exit(max(abs(process.wait()) for process in ranks))
+def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of config.json. Both spellings of rope and dtype: readers differ by age."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "max_position_embeddings": CONTEXT,
+        "rope_theta": ROPE_THETA,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "bos_token_id": None,
+        "eos_token_id": token_id(tokenizer, END_OF_TURN),
+        "pad_token_id": token_id(tokenizer, PADDING),
+        "torch_dtype": "bfloat16",
+    }
 
 
-def train(options: argparse.Namespace) -> None:
+def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights in bf16, config, generation config and tokenizer files."""
+    save_tokenizer(tokenizer, folder)
+    weights = {
+        name: tensor.detach().to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"  # tied to the embedding
+    }
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    config = model_config(tokenizer)
+    stop, padding = config["eos_token_id"], config["pad_token_id"]
+    generation = {"do_sample": True, "temperature": 1.0, "eos_token_id": [stop, padding]}
+    generation |= {"pad_token_id": padding}
+    for name, content in {"config": config, "generation_config": generation}.items():
+        text = json.dumps(content, indent=2, sort_keys=True)
+        (folder / f"{name}.json").write_text(text + "\n")
+
+
+def train(rank: int, options: argparse.Namespace) -> None:
     """One rank of the run."""
     torch.set_num_threads(1)
-    out, rank, steps = options.out, options.rank, options.steps
+    out, steps = options.out, options.steps
     rendezvous = (out / "rendezvous").resolve().as_uri()
     dist.init_process_group("gloo", rendezvous, rank=rank, world_size=options.ranks)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
     model = build_model(tokenizer, options.seed)
     optimizers = build_optimizers(model, RATE)
-    step, tokens = _load(out / STATE, model, optimizers) if options.resume else (0, 0)
+    step = tokens = 0
+    if options.resume:
+        state = torch.load(out / STATE, weights_only=True)
+        step, tokens = state["step"], state["tokens"]
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
     stream = batches(tokenizer, options.seed, rank, options.tokens)
     began, began_tokens, smooth = time.monotonic(), tokens, 0.0
     for batch in itertools.islice(stream, step, steps):
@@ -147,7 +195,10 @@ def train(options: argparse.Namespace) -> None:
                 log.write(json.dumps(line) + "\n")
         if rank == 0 and step % options.save_every == 0 and step < steps:
             export_model(model, tokenizer, out / f"step_{step}")
-            _save(out / STATE, model, optimizers, step, tokens)
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"model": model.state_dict(), "optimizers": states}
+            torch.save(state | {"step": step, "tokens": tokens}, out / f"{STATE}.partial")
+            (out / f"{STATE}.partial").rename(out / STATE)
     if rank == 0:
         export_model(model, tokenizer, out / "final")
     dist.destroy_process_group()
@@ -159,14 +210,22 @@ def _step(
     """(mean loss, tokens of all ranks). The rate is the same for both optimizers."""
     loss = batch_loss(model, batch)
     loss.backward()
-    averaged = _average_gradients(model, float(loss.detach()), batch.tokens)
+    # One all-reduce for everything.
+    gradients = [parameter.grad for parameter in model.parameters()]
+    about = torch.tensor([float(loss.detach()), float(batch.tokens)])
+    flat = torch.cat([*(g.flatten() for g in gradients), about])
+    dist.all_reduce(flat)
+    flat[:-1] /= dist.get_world_size()
+    means = flat[:-2].split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return averaged
+    return float(flat[-2]), int(flat[-1])
 
 
 def batch_loss(model: Any, batch: Batch) -> Tensor:
@@ -178,46 +237,23 @@ def batch_loss(model: Any, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits.float(), targets[learned])
 
 
-def _average_gradients(model: Any, loss: float, tokens: int) -> tuple[float, int]:
-    """One flat all-reduce; returns (mean loss, tokens of all ranks)."""
-    gradients = [parameter.grad for parameter in model.parameters()]
-    flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([loss, float(tokens)])])
-    dist.all_reduce(flat)
-    flat[:-1] /= dist.get_world_size()
-    means = flat[:-2].split([gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
-    return float(flat[-2]), int(flat[-1])
-
-
-def _save(
-    path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], step: int, tokens: int
-) -> None:
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    state = {"model": model.state_dict(), "optimizers": states, "step": step, "tokens": tokens}
-    torch.save(state, path.with_suffix(".partial"))
-    path.with_suffix(".partial").rename(path)
-
-
-def _load(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, int]:
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return state["step"], state["tokens"]
-
-
-def _options() -> argparse.Namespace:
+def main() -> None:
+    """Start one process per rank and wait for them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--tokens", type=int, default=TOKENS_PER_RANK, help="per rank and step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--tokens", type=int, default=2560, help="per rank and step")
     parser.add_argument("--ranks", type=int, default=2, help="one-thread processes")
     parser.add_argument("--save-every", type=int, default=400, help="steps")
     parser.add_argument("--resume", action="store_true", help=f"go on from DIR/{STATE}")
-    parser.add_argument("--rank", type=int, default=None, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "rendezvous").unlink(missing_ok=True)
+    if not (options.out / "tokenizer" / "tokenizer.json").exists():
+        save_tokenizer(build_tokenizer(), options.out / "tokenizer")
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    torch.multiprocessing.spawn(train, (options,), nprocs=options.ranks)
 
 
 if __name__ == "__main__":
