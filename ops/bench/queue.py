@@ -13,8 +13,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from statistics import fmean
 from typing import Any
 
@@ -39,6 +39,7 @@ SUBMITTED, ONE_BY_ONE, CLAIMED, COMMITS = 1000, 150, 300, 50
 PROCESSES, IDLE_S = 2, 10.0
 ROLLOUTS, SEARCHES = 256, 6  # of the rounds that are written
 QUEUE, DONE = "plain", "plain:done"
+WORKER_COMMAND = (sys.executable, "-m", "ops.bench.queue", "worker")
 
 Figures = dict[str, float]
 
@@ -49,7 +50,11 @@ def measure() -> Figures:
     with harness.scratch_services() as services:
         found = ours(services) | plain_celery(services) | idle(services)
         with contextlib.closing(services.database()) as database:
-            found |= {"claims_per_s": claims_per_s(database), "commit_ms": commit_ms(database)}
+            _insert(database, [small(i) for i in range(CLAIMED)])
+            claim_s = seconds(lambda: [_claim(database) for _ in range(CLAIMED)])
+            # One commit of one row: most of it is the disk's flush.
+            commits = [seconds(lambda: _insert(database, [small(0)])) for _ in range(COMMITS)]
+            found |= {"claims_per_s": CLAIMED / claim_s, "commit_ms": 1000 * fmean(commits)}
             found |= writing(database)
     return found | {"load_average_before": load, "processors": float(os.cpu_count() or 0)}
 
@@ -68,13 +73,12 @@ def ours(services: Services) -> Figures:
         conn = stack.enter_context(psycopg.connect(urls.database_url, autocommit=True))
         producer.wait(producer.submit_many([]), 1)  # opens the connections
         submit_s = seconds(lambda: producer.submit_many(many))
-        command = [sys.executable, "-m", "ops.bench.queue", "worker", str(PROCESSES)]
-        worker = stack.enter_context(worker_process(services, command))
-        wait_until(lambda: not _row(conn, "SELECT count(*) FROM jobs WHERE finished_at IS NULL"))
+        worker = stack.enter_context(worker_process(services, [*WORKER_COMMAND, str(PROCESSES)]))
+        unfinished = "SELECT FROM jobs WHERE finished_at IS NULL LIMIT 1"
+        wait_until(lambda: conn.execute(unfinished).fetchone() is None)
         cpu_s = harness.session_cpu_s(worker)
-        drain_s = _row(
-            conn, "SELECT extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM jobs"
-        )
+        spent = "SELECT extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM jobs"
+        ((drain_s,),) = conn.execute(spent)
         for number in range(ONE_BY_ONE):
             producer.wait(producer.submit(small(SUBMITTED + number)), 60)
         # By one server's clock: from the begin of the submitting transaction to the claim's.
@@ -82,13 +86,14 @@ def ours(services: Services) -> Figures:
             "SELECT extract(epoch FROM started_at - created_at)::float8 FROM jobs"
             " ORDER BY created_at DESC LIMIT %s",
             [ONE_BY_ONE],
-        ).fetchall()
-    return _figures("", submit_s, drain_s, cpu_s, [wait for (wait,) in waits])
+        )
+        return _figures("", submit_s, drain_s, cpu_s, [wait for (wait,) in waits])
 
 
 def plain_celery(services: Services) -> Figures:
     """The same with plain Celery."""
     os.environ["REDIS_URL"] = services.urls.redis_url  # of the app in this process
+    waits = []
     with Redis.from_url(services.urls.redis_url) as client, app.producer_or_acquire() as producer:
         note.apply_async([-1], producer=producer)  # opens the connections
         submit_s = seconds(
@@ -98,17 +103,14 @@ def plain_celery(services: Services) -> Figures:
             wait_until(lambda: int(client.llen(DONE)) > SUBMITTED)
             cpu_s = harness.session_cpu_s(worker)
             times = [float(line.split()[1]) for line in client.lrange(DONE, 0, -1)]
-            waits = [_plain_wait(client, i) for i in range(ONE_BY_ONE)]
+            for number in range(ONE_BY_ONE):
+                client.delete(DONE)
+                began = time.time()
+                note.apply_async([number])
+                wait_until(lambda: int(client.llen(DONE)) == 1, every_s=0.001)
+                waits.append(float(client.lrange(DONE, 0, -1)[0].split()[1]) - began)
         client.delete(DONE)
     return _figures("plain_", submit_s, max(times) - min(times), cpu_s, waits)
-
-
-def _plain_wait(client: Redis, number: int) -> float:
-    client.delete(DONE)
-    began = time.time()
-    note.apply_async([number])
-    wait_until(lambda: int(client.llen(DONE)) == 1, every_s=0.001)
-    return float(client.lrange(DONE, 0, -1)[0].split()[1]) - began
 
 
 def _figures(
@@ -124,17 +126,12 @@ def _figures(
     }
 
 
-def _row(conn: psycopg.Connection[Any], query: str) -> float:
-    row = conn.execute(query.encode()).fetchone()
-    assert row is not None, "it aggregates"
-    return float(row[0])
-
-
 # -- Plain Celery -----------------------------------------------------------------------
 
 
-def _config() -> dict[str, Any]:
-    return {
+app = Celery("plain")
+app.add_defaults(
+    lambda: {
         "broker_url": os.environ["REDIS_URL"],
         "task_default_queue": QUEUE,
         "task_acks_late": True,
@@ -143,6 +140,7 @@ def _config() -> dict[str, Any]:
         "task_ignore_result": True,
         "broker_connection_retry_on_startup": True,
     }
+)
 
 
 @cache
@@ -154,8 +152,6 @@ def _note(number: int) -> None:
     _client().rpush(DONE, f"{number} {time.time()}")
 
 
-app = Celery("plain")
-app.add_defaults(_config)
 note = app.task(name="plain.note")(_note)
 
 
@@ -166,8 +162,6 @@ def plain_worker(name: str, processes: int) -> list[str]:
     return [sys.executable, "-m", "celery", "-q", "-A", "ops.bench.queue", "worker", *words, *quiet]
 
 
-# -- An idle fleet ----------------------------------------------------------------------
-
 # A statement and its continuation lines, which begin with a tab.
 _STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]+): ([^\n]*(?:\n\t[^\n]*)*)")
 
@@ -175,10 +169,9 @@ _STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]+): ([^\n]*(?:\n\t[^\n]
 def idle(services: Services) -> Figures:
     """Statements a second that two idle workers send to Postgres, counted in its log."""
     log = services.home / "logs" / "postgres.log"
-    command = [sys.executable, "-m", "ops.bench.queue", "worker", "1"]
     with contextlib.ExitStack() as stack:
         for _ in range(PROCESSES):
-            stack.enter_context(worker_process(services, command))
+            stack.enter_context(worker_process(services, [*WORKER_COMMAND, "1"]))
         conn = stack.enter_context(psycopg.connect(services.urls.database_url, autocommit=True))
         conn.execute("ALTER SYSTEM SET log_statement = 'all'")
         conn.execute("SELECT pg_reload_conf()")
@@ -197,26 +190,13 @@ def statements(log: str) -> int:
     return sum(text.strip() not in ("", "BEGIN", "COMMIT", "ROLLBACK") for text in texts)
 
 
-# -- Claims, commits and rounds on one connection ---------------------------------------
-
-
-def claims_per_s(database: Database) -> float:
-    """Claims that one connection commits, with attempt and audit log."""
-    _insert(database, [small(i) for i in range(CLAIMED)])
-    return CLAIMED / seconds(lambda: [_claim(database) for _ in range(CLAIMED)])
-
-
-def commit_ms(database: Database) -> float:
-    """One commit of one row: most of it is the disk's flush."""
-    return 1000 * fmean(seconds(lambda: _insert(database, [small(0)])) for _ in range(COMMITS))
-
-
 def _insert(database: Database, work: Sequence[ReasoningJob]) -> None:
     with database.transaction() as conn:
         jobs.insert(conn, work, tenant="bench")
 
 
 def _claim(database: Database) -> Lease:
+    """A claim with attempt and audit log, committed."""
     with database.transaction() as conn:
         claim = leases.claim_next(conn, WORKER, lease_s=600)
         assert claim is not None, "there are as many jobs"
@@ -235,9 +215,9 @@ class RoundsJournal(engine.Journal):
         self.kept.append(kept)
 
 
-def rounds(seed: int, rollouts: int = ROLLOUTS) -> list[Round]:
+def rounds(seed: int) -> list[Round]:
     """The rounds of a search with texts as long as a word problem's."""
-    runtime, journal, work = InstantRuntime(), RoundsJournal(), job(seed, "step", rollouts)
+    runtime, journal, work = InstantRuntime(), RoundsJournal(), job(seed, "step", ROLLOUTS)
     engine.run_search(work, engine.make_plan(work, runtime), runtime, journal)
     return journal.kept
 
@@ -247,51 +227,38 @@ def writing(database: Database) -> Figures:
 
     By the clock the best search counts, by this process's processor time their sum.
     """
-    searches = [rounds(seed) for seed in range(SEARCHES)]
-    whole = [[merged(kept)] for kept in searches]
-    all_nodes = [node for (kept,) in whole for node in kept.nodes]
+    searches, whole = [rounds(seed) for seed in range(SEARCHES)], []
+    for kept in searches:
+        nodes = tuple(node for r in kept for node in r.nodes)
+        rollouts = tuple(rollout for r in kept for rollout in r.rollouts)
+        whole.append([Round(number=1, nodes=nodes, rollouts=rollouts)])
+    append = partial(trail.append, seconds=0.0)
+    all_nodes = [node for (one,) in whole for node in one.nodes]
     found: Figures = {}
     for name, these, write in (
         ("copy", whole, _copy),  # once more below: then connections and tables are warm
         ("copy", whole, _copy),
-        ("append", whole, _append),
-        ("rounds", searches, _append),
+        ("append", whole, append),
+        ("rounds", searches, append),
     ):
-        timed = [_written(database, kept, write) for kept in these]
-        cpu_s = sum(cpu_s for _, cpu_s in timed)
-        found[f"{name}_nodes_per_s"] = max(nodes_per_s for nodes_per_s, _ in timed)
+        cpu_s = best = 0.0
+        for kept in these:
+            _insert(database, [small(0)])
+            lease, cpu_began, began = _claim(database), time.process_time(), time.perf_counter()
+            for one in kept:
+                with database.transaction() as conn:
+                    write(conn, lease, one)
+            best = max(best, sum(len(r.nodes) for r in kept) / (time.perf_counter() - began))
+            cpu_s += time.process_time() - cpu_began
+        found[f"{name}_nodes_per_s"] = best
         found[f"{name}_nodes_per_client_cpu_s"] = len(all_nodes) / cpu_s
     found["copy_tokens_per_node"] = fmean(len(node.tokens) for node in all_nodes)
     found["copy_nodes_per_round"] = len(all_nodes) / sum(map(len, searches))
     return found
 
 
-def merged(kept: Sequence[Round]) -> Round:
-    """All rounds of a search as one."""
-    nodes, rollouts = [n for r in kept for n in r.nodes], [o for r in kept for o in r.rollouts]
-    return Round(number=1, nodes=tuple(nodes), rollouts=tuple(rollouts))
-
-
-Write = Callable[[psycopg.Connection[Any], Lease, Round], None]
-
-
-def _written(database: Database, kept: Sequence[Round], write: Write) -> tuple[float, float]:
-    """(nodes a second, processor seconds) of one search."""
-    _insert(database, [small(0)])
-    lease, cpu_began, began = _claim(database), time.process_time(), time.perf_counter()
-    for done in kept:
-        with database.transaction() as conn:
-            write(conn, lease, done)
-    spent = time.perf_counter() - began
-    return sum(len(r.nodes) for r in kept) / spent, time.process_time() - cpu_began
-
-
 def _copy(conn: psycopg.Connection[Any], lease: Lease, kept: Round) -> None:
     trail.copy_nodes(conn, lease, kept.nodes)
-
-
-def _append(conn: psycopg.Connection[Any], lease: Lease, kept: Round) -> None:
-    trail.append(conn, lease, kept, seconds=0.0)
 
 
 if __name__ == "__main__":
