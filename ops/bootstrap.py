@@ -108,14 +108,15 @@ def make_environment(venv, locks, editable="", timeout_s=None):
                 os.remove(stamp)  # first: without it the next run starts over
             shutil.rmtree(venv, ignore_errors=True)
             had = {}
-            _say("making %s for Python %s" % (venv, sys.version.split()[0]))
+            print("[bootstrap] making " + venv, file=sys.stderr)
             _run([sys.executable, "-m", "venv", venv], timeout_s)
+        pip = [python, "-m", "pip", "install", "-q", "--no-input", "--disable-pip-version-check"]
         for lock in locks:
             if os.path.basename(lock) not in had:
-                _say("installing " + os.path.basename(lock))
-                _pip(python, _options(venv, lock) + ["-r", lock], timeout_s)
+                print("[bootstrap] installing " + os.path.basename(lock), file=sys.stderr)
+                _run(pip + _options(venv, lock) + ["-r", lock], timeout_s)
         if editable and had.get("project") != made_from["project"]:
-            _pip(python, ["--no-deps", "--no-build-isolation", "-e", editable], timeout_s)
+            _run(pip + ["--no-deps", "--no-build-isolation", "-e", editable], timeout_s)
         had.update(made_from)
         with open(stamp + ".new", "w") as file:
             json.dump(had, file)
@@ -158,12 +159,6 @@ def _options(venv, lock):
     return options
 
 
-def _pip(python, arguments, timeout_s):
-    # type: (str, list[str], float | None) -> None
-    command = [python, "-m", "pip", "install", "--quiet", "--no-input"]
-    _run(command + ["--disable-pip-version-check"] + arguments, timeout_s)
-
-
 def pip_environment():
     # type: () -> dict[str, str]
     """This process' variables less those that would send packages elsewhere."""
@@ -188,11 +183,6 @@ def _run(command, timeout_s):
     if done.returncode != 0:
         tail = "\n".join(done.stdout.decode("utf-8", "replace").splitlines()[-25:])
         sys.exit(tail + "\n" + FAILED)
-
-
-def _say(message):
-    # type: (str) -> None
-    print("[bootstrap] " + message, file=sys.stderr)
 
 
 def locks(with_dev):

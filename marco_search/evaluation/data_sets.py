@@ -54,35 +54,26 @@ def load(source: str, *, language: str | None = None, limit: int | None = None) 
 
 def from_row(row: dict[str, Any], place: str) -> Problem:
     """The problem that one row describes; `place` names it in errors."""
+    # Of the kind whose subject the row has.
+    kind = next(
+        (k for k in reversed(KINDS.values()) if row.get(k.model.subject_field) is not None), None
+    )
+    if kind is None:
+        first, *others = (f'"{name}"' for name in subject_fields())
+        raise InvalidDataSet(f"{place}: needs a {first} (or {', '.join(others)})")
+    names = (kind.model.subject_field, "system_prompt", *own_fields(kind))
     try:
-        job = _job(row)
+        job: Job = kind.model(**{k: row[k] for k in names if row.get(k) is not None})
     except InvalidJob as error:
         raise InvalidDataSet(f"{place}: {error}") from None
-    if job is None:
-        first, *others = (f'"{name}"' for name in subject_fields())
-        raise InvalidDataSet(f"{place}: needs a {first} (or {', or '.join(others)})")
     expected: Any = next(
         (row[k] for k in ("expected", "answer_number", "answer") if row.get(k) is not None), ()
     )
     accepted = expected if isinstance(expected, list | tuple) else [expected]
     if not all(isinstance(a, str | int | float) for a in accepted):
         raise InvalidDataSet(f"{place}: an answer must be text or a number, or a list of those")
-    return Problem(_key(job), job, tuple(str(a) for a in accepted))
-
-
-def _job(row: dict[str, Any]) -> Job | None:
-    """A job of the kind whose subject the row has."""
-    for kind in reversed(KINDS.values()):
-        subject = kind.model.subject_field
-        if row.get(subject) is not None:
-            names = (subject, "system_prompt", *own_fields(kind))
-            job: Job = kind.model(**{k: row[k] for k in names if row.get(k) is not None})
-            return job
-    return None
-
-
-def _key(job: Job) -> str:
-    return hashlib.sha256(f"{job.kind}\n{job.subject}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{job.kind}\n{job.subject}".encode()).hexdigest()[:16]
+    return Problem(key, job, tuple(str(a) for a in accepted))
 
 
 Rows = Iterable[tuple[str, dict[str, Any]]]
@@ -96,20 +87,18 @@ def _rows(source: str, language: str | None) -> Rows:
         return _tsv(_from_hub(mgsm_language or language or "en"))
     path = Path(source)
     if path.is_dir():
-        path = _file_of(path, language or "en")
+        # By the names that copies of MGSM use.
+        of = language or "en"
+        names = (f"mgsm_{of}", of, f"{of}/test", f"test_{of}")
+        files = [path / f"{name}{suffix}" for name in names for suffix in (".tsv", ".jsonl")]
+        found = next(filter(Path.is_file, files), None)
+        if found is None:
+            raise InvalidDataSet(f"{path}: has no mgsm_{of}.tsv, .jsonl or {of}.jsonl")
+        path = found
     if not path.is_file():
         known = ", ".join(pocket.HELD_OUT_SETS)
         raise InvalidDataSet(f"{source}: no such file; or use one of {known}, mgsm:LANGUAGE")
     return _tsv(path) if path.suffix == ".tsv" else _json_lines(path)
-
-
-def _file_of(folder: Path, language: str) -> Path:
-    """The file of one language in a folder, by the names that copies of MGSM use."""
-    for name in (f"mgsm_{language}", f"{language}", f"{language}/test", f"test_{language}"):
-        for suffix in (".tsv", ".jsonl"):
-            if (path := folder / f"{name}{suffix}").is_file():
-                return path
-    raise InvalidDataSet(f"{folder}: has no mgsm_{language}.tsv, .jsonl or {language}.jsonl")
 
 
 def _from_hub(language: str) -> Path:

@@ -101,9 +101,8 @@ def _run(
     succeed now.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    kept = {(t.key, t.run): t for t in read(file)} if file.exists() else {}
-    found = {key: kept.get((key, name)) for key, name in names.items()}
-    traces = {key: trace for key, trace in found.items() if trace and not trace.failed}
+    kept = {t.key: t for t in read(file) if names.get(t.key) == t.run} if file.exists() else {}
+    traces = {key: trace for key, trace in kept.items() if not trace.failed}
     grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
 
     def report() -> None:

@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -295,7 +296,10 @@ def optillm(task: Task) -> Outcome:
             errors.append(f"{type(error).__name__}: {error}")
 
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health")
+        for _ in range(600):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(0.2)
         with ThreadPoolExecutor(len(task.questions)) as pool:
             before, began = _cpu_s(proxy.pid), time.monotonic()
             list(pool.map(ask, task.questions))
@@ -305,16 +309,6 @@ def optillm(task: Task) -> Outcome:
         proxy.wait()
     kept = (len(task.questions) - len(errors)) * simulations * 11
     return Outcome(seconds, cpu_s, kept, errors)
-
-
-def _wait_for(url: str) -> None:
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(url, timeout=10):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise ValueError(f"no answer from {url}")
 
 
 def _cpu_s(pid: int) -> float:

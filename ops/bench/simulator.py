@@ -44,7 +44,6 @@ from marco_search.search.branches import (
     REFLECTION_PHRASE,
     TOP_K,
     Branch,
-    BranchRequest,
     Expansion,
     Finish,
     Message,
@@ -78,9 +77,6 @@ def job(i: int, strategy: Any, rollouts: int, reflection: Any = "never") -> Reas
     return ReasoningJob(question=_QUESTION.format(i=i), options=options)
 
 
-# -- Texts ------------------------------------------------------------------------------
-
-
 @cache
 def pieces(variant: int, steps: int) -> list[str]:
     """The tokens of a completion. A step has 12 to 24, as in a word problem of MGSM."""
@@ -105,24 +101,26 @@ def completion_of(prefix: str, seed: int) -> tuple[int, int]:
 
 @cache
 def reply(variant: int, steps: int) -> str:
-    """SGLang's answer as JSON, up to the numbers that depend on the prompt."""
-    written = pieces(variant, steps)
-    chosen, candidates = zip(*map(_scores, written), strict=True)
+    """SGLang's answer as JSON, up to the numbers that depend on the prompt.
+
+    A token has the same scores wherever it is written.
+    """
+    chosen, candidates = [], []
+    for piece in pieces(variant, steps):
+        random = Random(piece)
+        candidates.append(
+            [[-3 * random.random(), 2000 + k, random.choice(_WORDS)] for k in range(TOP_K)]
+        )
+        token_id = 10_000 + zlib.crc32(piece.encode()) % 90_000
+        chosen.append([-random.random(), token_id, piece])
     meta = {
         "finish_reason": {"type": "stop", "matched": END_OF_OUTPUT},
-        "completion_tokens": len(written),
+        "completion_tokens": len(chosen),
         "output_token_logprobs": chosen,
         "output_top_logprobs": candidates,
     }
-    text = "".join(written).removesuffix(END_OF_OUTPUT)
+    text = "".join(pieces(variant, steps)).removesuffix(END_OF_OUTPUT)
     return json.dumps({"text": text, "meta_info": meta}).removesuffix("}}")
-
-
-def _scores(piece: str) -> tuple[list[Any], list[list[Any]]]:
-    """A token's entry and its candidates: the same wherever the token is written."""
-    random = Random(piece)
-    top = [[-3 * random.random(), 2000 + k, random.choice(_WORDS)] for k in range(TOP_K)]
-    return [-random.random(), 10_000 + zlib.crc32(piece.encode()) % 90_000, piece], top
 
 
 def chat_prompt(messages: Sequence[Mapping[str, str]]) -> str:
@@ -144,9 +142,6 @@ def completion(variant: int, steps: int, stop: str = "") -> tuple[str, int]:
     return text, len(written)
 
 
-# -- A runtime that takes no time -------------------------------------------------------
-
-
 @dataclass
 class InstantRuntime:
     """A runtime that answers at once, and measures the time it takes itself."""
@@ -163,8 +158,14 @@ class InstantRuntime:
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         """One prepared branch a request."""
-        began = self.clock()
-        found = [_branch(e.prefix, request) for e in expansions for request in e.branches]
+        began, found = self.clock(), []
+        for prefix, request in ((e.prefix, r) for e in expansions for r in e.branches):
+            segments = [_segment(*completion_of(prefix, request.seed))]
+            if request.reflect is ReflectionPlacement.FIRST:
+                segments.insert(0, Segment(REFLECTION_PHRASE + "\n"))
+            found.append(
+                Branch(branch_id=request.branch_id, segments=tuple(segments), finish=Finish.STOP)
+            )
         self.seconds += self.clock() - began
         return found
 
@@ -174,21 +175,12 @@ class InstantRuntime:
     abort = close
 
 
-def _branch(prefix: str, request: BranchRequest) -> Branch:
-    segments = [_segment(*completion_of(prefix, request.seed))]
-    if request.reflect is ReflectionPlacement.FIRST:
-        segments.insert(0, Segment(REFLECTION_PHRASE + "\n"))
-    return Branch(branch_id=request.branch_id, segments=tuple(segments), finish=Finish.STOP)
-
-
 @cache
 def _segment(variant: int, steps: int) -> Segment:
     answer = json.loads(reply(variant, steps) + "}}")
     tokens = read_completion(answer["text"], answer["meta_info"]).tokens
     return Segment("".join(pieces(variant, steps)), tokens)
 
-
-# -- The server -------------------------------------------------------------------------
 
 Counters = defaultdict[str, float]
 """requests; commits, which only fill the cache; tokens: generated, prompt, cached; peak_running;
@@ -300,8 +292,8 @@ class Handlers:
             }
             for i, (text, _) in enumerate(made)
         ]
-        answer = {"id": "chat", "object": "chat.completion", "created": 0, "model": "simulated"}
         usage |= {"total_tokens": asked + written}
+        answer = {"id": "chat", "object": "chat.completion", "created": 0, "model": "simulated"}
         return web.json_response(answer | {"choices": choices, "usage": usage})
 
     def _refuse_some(self) -> None:

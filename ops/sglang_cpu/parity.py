@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from marco_search import pocket
 from marco_search.kinds import ReasoningJob, kind_of
@@ -20,9 +20,9 @@ class Parity:
     """How two runtimes agree on greedy completions. Differences are the largest seen."""
 
     prompts: int
-    same_tokens: int  # prompts whose completions are the same, token by token
-    tokens: int  # positions compared
-    logprob_delta: float  # of chosen tokens and all candidates
+    same_tokens: int  #: prompts whose completions are the same, token by token
+    tokens: int  #: positions compared
+    logprob_delta: float  #: of chosen tokens and all candidates
     confidence_delta: float
     errors: tuple[str, ...]
 
@@ -43,23 +43,20 @@ def compare(one: Runtime, other: Runtime, texts: Sequence[str], max_new_tokens: 
     same = positions = 0
     logprob_delta = confidence_delta = 0.0
     errors: list[str] = []
-    left_side = _greedy(one, texts, max_new_tokens)
-    right_side = _greedy(other, texts, max_new_tokens)
-    for a, b in zip(left_side, right_side, strict=True):
-        errors += [str(branch.error) for branch in (a, b) if branch.error]
-        left = [t for s in a.segments for t in s.tokens]
-        right = [t for s in b.segments for t in s.tokens]
+    both = [_greedy(runtime, texts, max_new_tokens) for runtime in (one, other)]
+    for branches in zip(*both, strict=True):
+        errors += [str(branch.error) for branch in branches if branch.error]
+        left, right = ([t for s in branch.segments for t in s.tokens] for branch in branches)
         same += [t.id for t in left] == [t.id for t in right]
         for x, y in zip(left, right, strict=False):
             if x.id != y.id:
                 break  # from here on they write different texts
             positions += 1
-            logprob_delta = max(logprob_delta, abs(x.logprob - y.logprob))
             ours, theirs = dict(x.top), dict(y.top)
             shared = [abs(ours[i] - theirs[i]) for i in ours.keys() & theirs.keys()]
             # Candidates of nearly the same probability may change places at the end of the list.
             last = abs(min(ours.values()) - min(theirs.values()))
-            logprob_delta = max(logprob_delta, last, *shared)
+            logprob_delta = max(logprob_delta, abs(x.logprob - y.logprob), last, *shared)
             (c,), (d,) = confidences((x,)), confidences((y,))
             confidence_delta = max(confidence_delta, abs(c - d))
     return Parity(
@@ -73,13 +70,10 @@ def compare(one: Runtime, other: Runtime, texts: Sequence[str], max_new_tokens: 
 
 
 def _greedy(runtime: Runtime, texts: Sequence[str], max_new_tokens: int) -> list[Branch]:
-    found: list[Branch] = []
-    for start in range(0, len(texts), _AT_ONCE):
-        expansions = []
-        for i, text in enumerate(texts[start : start + _AT_ONCE], start):
-            request = BranchRequest(
-                branch_id=i, seed=i, max_new_tokens=max_new_tokens, temperature=0.0
-            )
-            expansions.append(Expansion(node_id=0, prefix=text, branches=(request,)))
-        found += runtime.branch(expansions)
-    return found
+    request = BranchRequest(branch_id=0, seed=0, max_new_tokens=max_new_tokens, temperature=0.0)
+    expansions = [
+        Expansion(node_id=0, prefix=text, branches=(replace(request, branch_id=i),))
+        for i, text in enumerate(texts)
+    ]
+    parts = (expansions[i : i + _AT_ONCE] for i in range(0, len(expansions), _AT_ONCE))
+    return [branch for part in parts for branch in runtime.branch(part)]

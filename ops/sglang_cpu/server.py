@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def serving(model: Path, log: Path) -> Iterator[str]:
     Raises LocalServiceFailed if its environment can't be built or it does not start.
     """
     python = ensure_environment()
-    port = _free_port()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
     command += ["--port", str(port), *_OPTIONS.split()]
@@ -69,7 +70,11 @@ def serving(model: Path, log: Path) -> Iterator[str]:
             _wait(server, url, log)
             yield url
         finally:
-            _stop(server)
+            for number in (signal.SIGTERM, signal.SIGKILL):  # it has started others, too
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(server.pid, number)
+                    server.wait(10)
+            server.wait()
 
 
 def ensure_environment() -> Path:
@@ -78,26 +83,21 @@ def ensure_environment() -> Path:
     Raises LocalServiceFailed, with the reason, where it can't be built.
     """
     if not environment.folder("sglang-cpu", LOCK).exists():
-        _refuse_cuda()
+        # A CUDA build is gigabytes of what no test here can use: seen before it is fetched.
+        (torch,) = [line for line in LOCK.read_text().splitlines() if line.startswith("torch==")]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps"]
+        command += ["--ignore-installed", "--only-binary", ":all:", "--report", "-", torch]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise LocalServiceFailed(f"{torch} can't be found: {done.stderr[-500:]}")
+        (found,) = json.loads(done.stdout)["install"]
+        needs = " ".join(found["metadata"].get("requires_dist", []))
+        if "cuda" in needs or "nvidia" in needs:
+            raise LocalServiceFailed(
+                f"pip would install a CUDA build of {torch}: point it to CPU wheels "
+                "(PIP_FIND_LINKS or PIP_INDEX_URL)"
+            )
     return environment.ensure("sglang-cpu", LOCK, free_gb=4)
-
-
-def _refuse_cuda() -> None:
-    """A CUDA build is gigabytes of what no test here can use: seen before it is fetched."""
-    (torch,) = [line for line in LOCK.read_text().splitlines() if line.startswith("torch==")]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps"]
-    command += ["--ignore-installed", "--only-binary", ":all:", "--report", "-", torch]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        raise LocalServiceFailed(f"{torch} can't be found: {done.stderr[-500:]}")
-    (found,) = json.loads(done.stdout)["install"]
-    if any(
-        "cuda" in need or "nvidia" in need for need in found["metadata"].get("requires_dist", [])
-    ):
-        raise LocalServiceFailed(
-            f"pip would install a CUDA build of {torch}: point it to CPU wheels "
-            "(PIP_FIND_LINKS or PIP_INDEX_URL)"
-        )
 
 
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -116,25 +116,6 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     raise LocalServiceFailed(f"SGLang did not start; the end of {log}: " + " | ".join(tail))
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server with the processes that it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, number)
-            server.wait(10)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-    server.wait()
-
-
 def _end_with_parent() -> None:
     """Linux: end the server when the process that started it is killed."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
