@@ -7,7 +7,7 @@ from enum import Enum
 from uuid import UUID
 
 from marco_search.errors import InvalidJob, JobNotFound
-from marco_search.jobs.requests import MAX_TENANT_CHARS
+from marco_search.jobs import MAX_TENANT_CHARS
 from marco_search.jobs.validation import flaw, shown
 from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import JobState

@@ -1,23 +1,320 @@
-"""Jobs and their results: what every kind of job (marco_search.kinds) has in common."""
+"""Jobs and their results: what every kind of job (marco_search.kinds) has in common.
 
-from marco_search.jobs.requests import (
-    MAX_TEXT_CHARS,
-    Job,
-    MetadataValue,
-    SearchOptions,
-    SearchOptionsDict,
-    payload_hash,
-)
-from marco_search.jobs.results import Answer, JobResult, JobState
+All are frozen values that serialise to JSON; wrong input raises InvalidJob. `Job.expected` is
+for reporting only: no prompt and no search ever reads it.
+"""
 
-__all__ = [
-    "MAX_TEXT_CHARS",
-    "Answer",
-    "Job",
-    "JobResult",
-    "JobState",
-    "MetadataValue",
-    "SearchOptions",
-    "SearchOptionsDict",
-    "payload_hash",
-]
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from math import isfinite
+from typing import Annotated, ClassVar, Literal, TypedDict
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from marco_search.jobs.validation import Described, Input, at_most, flaw, nearest, one_of, shown
+from marco_search.search.config import STRATEGIES
+from marco_search.search.rewards import known_rewards
+
+MAX_TEXT_CHARS = 65_536
+"""Longest question, text or prompt, in characters. The model's context is usually shorter:
+that limit is known only to the runtime and is reported as PromptTooLong."""
+MAX_TENANT_CHARS = 64
+MAX_METADATA_ENTRIES = 32
+SYSTEM_PROMPT_PRESETS = ("marco-o1",)
+"""Names that `system_prompt` accepts in place of a text (marco_search.kinds.base)."""
+
+MetadataValue = str | int | float | bool
+Text = Annotated[str, at_most(MAX_TEXT_CHARS)]
+
+
+class SearchOptions(Input):
+    """Strategy, budgets and sampling of one job. Tokens are generated tokens.
+
+    None means: as the strategy has it. The expert fields override the strategy.
+    """
+
+    strategy: Annotated[str, one_of(lambda: STRATEGIES)] = Field(
+        default="auto",
+        description=f"How the tree is searched (docs/search.md): {', '.join(STRATEGIES)}",
+    )
+    rollouts: int = Field(
+        default=16, ge=1, le=4096, description="Most rollouts (samples, for cot: one)"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens over the whole search; None: no limit"
+    )
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most seconds of searching, queueing not counted. Checked between rounds: "
+        "the current round is finished. None: no limit",
+    )
+    max_new_tokens: int = Field(
+        default=1024,
+        ge=1,
+        le=131_072,
+        description="Most tokens of one branch; clipped to the context",
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="Of sampling; 0 is greedy. None: as the strategy has it",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="All randomness of the search follows from it"
+    )
+    reflection: Literal["never", "branch", "always"] | None = Field(
+        default=None, description="When a finished thought is reconsidered: never, branch or always"
+    )
+    answers: int = Field(
+        default=3, ge=1, le=100, description="How many of the best distinct answers are returned"
+    )
+    early_stop: bool = Field(default=True, description="Stop when the vote can't change any more")
+    exploration: float | None = Field(default=None, ge=0, le=100, description="c of UCT or PUCT")
+    branching: int | None = Field(default=None, ge=1, le=256, description="Branches of one fork")
+    width: int | None = Field(
+        default=None, ge=1, le=256, description="Samples drawn at an inner node"
+    )
+    selection: Literal["uct", "puct"] | None = Field(
+        default=None, description="Formula that chooses the next node: uct or puct"
+    )
+    value: Annotated[str, one_of(known_rewards)] | None = Field(
+        default=None,
+        description="Reward of a rollout. path: confidence over its whole path, rollout: over its "
+        "own tokens; others in docs/search.md",
+    )
+
+
+class SearchOptionsDict(TypedDict, total=False):
+    """The fields of SearchOptions as keyword arguments."""
+
+    strategy: str
+    rollouts: int
+    max_tokens: int | None
+    max_seconds: float | None
+    max_new_tokens: int
+    temperature: float | None
+    seed: int
+    reflection: Literal["never", "branch", "always"] | None
+    answers: int
+    early_stop: bool
+    exploration: float | None
+    branching: int | None
+    width: int | None
+    selection: Literal["uct", "puct"] | None
+    value: str | None
+
+
+def _moment(value: object) -> object:
+    """A point in time from text of ISO 8601. Without a zone nobody could say when it is."""
+    if value is None:
+        return None
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError(
+            f"{shown(value)} is not a time; write 2030-01-31T18:00:00Z or +01:00 in place of Z"
+        ) from None
+    if (offset := moment.utcoffset()) is None:
+        raise ValueError(f"{shown(value)} has no time zone; add Z, or an offset like +01:00")
+    try:
+        universal = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{shown(value)} is not in the years 1 to 9999, UTC") from None
+    # What Postgres can't take; anything else stays as given, as it is part of the job's hash.
+    return universal if abs(offset) >= timedelta(hours=16) else moment
+
+
+class Job(Input):
+    """What all jobs share. A kind adds its own fields and says which one is its subject."""
+
+    subject_field: ClassVar[str]
+    """The field with the caller's own text."""
+
+    kind: str
+    options: SearchOptions = Field(default=SearchOptions(), description="How it is searched")
+    tenant: Annotated[str, at_most(MAX_TENANT_CHARS)] | None = Field(
+        default=None, description="Who it belongs to; None: the producer's tenant"
+    )
+    idempotency_key: Annotated[str, at_most(200)] | None = Field(
+        default=None,
+        description="Your name for the request, unique per tenant: submitted twice, it is one",
+    )
+    priority: Literal["low", "normal", "high"] = Field(
+        default="normal", description="Order among the tenant's own jobs: low, normal or high"
+    )
+    deadline: Annotated[datetime, BeforeValidator(_moment)] | None = Field(
+        default=None, description="Not searched any more after this time; give it or expires_in_s"
+    )
+    expires_in_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=366 * 86_400,
+        description="The same, in seconds from being submitted",
+    )
+    metadata: dict[str, MetadataValue] = Field(
+        default_factory=dict,
+        description=f"Up to {MAX_METADATA_ENTRIES} names and values of yours, kept with the job",
+    )
+    system_prompt: Annotated[str, at_most(16_384)] | None = Field(
+        default=None,
+        description="A text, or the name of a preset (marco-o1); None: as the kind has it",
+    )
+    expected: Annotated[str, at_most(4_096)] | None = Field(
+        default=None, description="The right answer, to compare with; no search ever sees it"
+    )
+
+    @property
+    def subject(self) -> str:
+        """The caller's own text."""
+        return str(getattr(self, self.subject_field))
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _small_metadata(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise ValueError(f"must be an object of names and values, not {shown(value)}")
+        if len(value) > MAX_METADATA_ENTRIES:
+            raise ValueError(f"{len(value)} entries, at most {MAX_METADATA_ENTRIES} are allowed")
+        for name, entry in value.items():
+            problem = _metadata_flaw(name, entry)
+            if problem is not None:
+                raise ValueError(f"entry {shown(name)}: {problem}")
+        return value
+
+    @field_validator("expected", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: object) -> object:
+        """Data sets have numbers for answers."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        return str(value) if isfinite(value) else value
+
+    @field_validator("expires_in_s")
+    @classmethod
+    def _one_deadline(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("deadline") is not None:
+            raise ValueError("give either deadline or expires_in_s")
+        return value
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _known_preset(cls, value: str | None) -> str | None:
+        # One word close to a preset's name is a slip, not a prompt.
+        if value is not None and value not in SYSTEM_PROMPT_PRESETS and " " not in value:
+            meant = nearest(value, SYSTEM_PROMPT_PRESETS)
+            if meant is not None:
+                raise ValueError(f"unknown preset {shown(value)}; did you mean {meant!r}?")
+        return value
+
+
+def _metadata_flaw(name: object, value: object) -> str | None:
+    if not isinstance(name, str):
+        return "names must be text"
+    problem = flaw(name, 64)
+    if problem is not None:
+        return f"name {problem}"
+    if isinstance(value, str):
+        return flaw(value, 1_024) if value else None
+    if not isinstance(value, int | float):
+        return f"must be text, a number, true or false, not {shown(value)}"
+    if not isfinite(value):
+        return "must be a finite number"
+    # Postgres keeps a float as a whole number, too.
+    return None if -(2**63) <= value < 2**63 else "a number beyond 64 bits; give it as text"
+
+
+def payload_hash(job: Job) -> str:
+    """SHA-256 (hex) of the job's canonical JSON.
+
+    Tenant and idempotency key are left out: they name the payload. Fields at their default
+    are left out too, so that a field added later does not change the hash of old payloads.
+    """
+    named = {"tenant", "idempotency_key"}
+    payload = job.model_dump(mode="json", exclude=named, exclude_defaults=True)
+    payload["kind"] = job.kind
+    # An `options` that was spelt out with defaults is the same as none.
+    if not payload.get("options"):
+        payload.pop("options", None)
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+class JobState(StrEnum):
+    """Where a job stands (marco_search.store.queue.states has the transitions)."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DEAD = "dead"
+
+
+class Answer(Described):
+    """One of the n best distinct answers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rank: int = Field(ge=1, description="1 is the best")
+    text: str = Field(description="As a reader should see it")
+    normalised: str = Field(description="The form that votes are counted on")
+    confidence: float = Field(ge=0, le=1, description="Mean value of its rollouts, 0 to 1")
+    votes: int = Field(ge=1, description="Rollouts that reached it")
+    share: float = Field(ge=0, le=1, description="Its part of the vote's total weight, 0 to 1")
+    output: str = Field(description="The Output part alone, of its most confident rollout")
+    thought: str | None = Field(
+        None, description="The Thought of the same rollout, where it was asked for"
+    )
+    rollout_ids: tuple[int, ...] = Field(
+        (), exclude=True, description="The rollouts that reached it"
+    )
+
+
+class JobResult(Described):
+    """Outcome of one job. Tokens are counts over the whole search; seconds are of searching."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str | None = Field(None, description="None for a search that was never stored")
+    kind: str = Field(description="Which kind of job it was")
+    state: JobState = Field(description="succeeded, failed, cancelled, expired or dead")
+    answers: tuple[Answer, ...] = Field((), description="The best first")
+    strategy: str = Field(description="How it was to be searched")
+    stop_reason: str | None = Field(None, description="Why the search ended")
+    vote: str | None = Field(
+        None,
+        description="How the answers were ranked: vote counts rollouts, weighted adds up their "
+        "confidences to the power of sharpness, best takes the most confident. None: never begun",
+    )
+    sharpness: float | None = Field(None, description="The power of a weighted vote")
+    confidence_quantile: float | None = Field(
+        None,
+        description="Part of the model's latest jobs whose confidence is lower, 0 to 1; None: "
+        "not stored",
+    )
+    rollouts: int = Field(0, ge=0, description="Rollouts made")
+    nodes: int = Field(0, ge=0, description="Nodes below the root")
+    generated_tokens: int = Field(0, ge=0, description="Tokens generated")
+    prompt_tokens: int = Field(0, ge=0, description="Tokens of all prefixes that were forked")
+    cached_tokens: int = Field(0, ge=0, description="Of those, served from the prefix cache")
+    seconds: float = Field(0.0, ge=0, description="Seconds of searching, over all attempts")
+    model: str | None = Field(None, description="Name of the model")
+    revision: str | None = Field(None, description="Revision of its weights")
+    error_type: str | None = Field(None, description="Class name from marco_search.errors")
+    error: str | None = Field(None, description="Its message")
+    expected: str | None = Field(None, description="As the caller gave it")
+    correct: bool | None = Field(
+        None, description="Best answer against `expected`; None where there is none"
+    )
+
+    @property
+    def answer(self) -> Answer | None:
+        """The best answer, or None if the search found none."""
+        return self.answers[0] if self.answers else None

@@ -13,8 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from marco_search.jobs import Job
-from marco_search.jobs.requests import Text
+from marco_search.jobs import Job, Text
 from marco_search.kinds.answers.normalization import text_answer, text_key
 from marco_search.kinds.base import ExtractedAnswer, Kind
 

@@ -6,8 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from marco_search.jobs import Job
-from marco_search.jobs.requests import Text
+from marco_search.jobs import Job, Text
 from marco_search.jobs.validation import hint, shown
 from marco_search.kinds.answers.normalization import text_answer
 from marco_search.kinds.base import ExtractedAnswer, Kind

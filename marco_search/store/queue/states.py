@@ -17,7 +17,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from marco_search.errors import JobNotFound
-from marco_search.jobs.results import JobState as JobState
+from marco_search.jobs import JobState as JobState
 from marco_search.kinds import subject_fields
 
 DEAD_LETTER = (JobState.FAILED, JobState.DEAD)
