@@ -11,47 +11,37 @@ would pass it on.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psycopg
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.script import ScriptDirectory
 from psycopg import errors
-from sqlalchemy import Connection, create_engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from marco_search import settings
+from marco_search.audit.chain import FIRST, NO_HEAD, head_of
 from marco_search.errors import DatabaseUnavailable, MarcoError, RightsMissing, SchemaMismatch
 from marco_search.migrations import derived
-from marco_search.store import address
-from marco_search.store.db import OLDEST_POSTGRES, not_migrated, unavailable
+from marco_search.store import address, db
+from marco_search.store.db import BASE_REVISION, OLDEST_POSTGRES, SCHEMA_REVISION, Conn
 from marco_search.store.failures import ENCODING, words
 
+_STEPS = {
+    path.name[1:5]: path for path in sorted(Path(__file__).parent.glob("versions/v[0-9]*.sql"))
+}
+"""One file for each migration, by revision. A released one is never edited."""
 _WHO = "let DATABASE_URL name a member of the owner's role, or a superuser"
 _LIMITS = """
     SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '120s';
     SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL search_path = public
 """
-# Alembic makes the same table, but only after it could have been locked.
 _VERSION_TABLE = """
     CREATE TABLE IF NOT EXISTS public.alembic_version (
         version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
     )
-"""
-
-__all__ = ["current", "grant_roles", "head", "upgrade"]
-
-
-def head() -> str:
-    """The newest migration there is."""
-    revision = _script().get_current_head()
-    assert revision is not None, "there is at least one migration"
-    return revision
+"""  # Alembic ran the migrations of version 0.1.0
 
 
 def current(url: str) -> str | None:
@@ -59,11 +49,11 @@ def current(url: str) -> str | None:
 
     Raises DatabaseUnavailable if it can't be reached.
     """
-    with connected(url) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    with _connected(url) as conn:
+        return db.revision(conn) or None
 
 
-def upgrade(url: str, revision: str = "head") -> str | None:
+def upgrade(url: str, revision: str = SCHEMA_REVISION) -> str | None:
     """Run all migrations up to `revision`.
 
     At the newest one views, partitions and roles are brought up to date too. Returns why the
@@ -72,25 +62,19 @@ def upgrade(url: str, revision: str = "head") -> str | None:
     SchemaMismatch if it is newer than this program, older than version 0.1.0 or not in UTF-8,
     RightsMissing.
     """
-    script = _script()
-    with connected(url) as connection:
-        conn = _psycopg(connection)
+    with _connected(url) as conn:
         _require_server(conn)
         _lock(conn)
-        steps = {"fn": lambda at, _: script._upgrade_revs(revision, at)}
-        context = MigrationContext.configure(connection, opts=steps)
-        before = context.get_current_revision()
+        before = db.revision(conn)
         # Nothing is done to a database that a later version migrated.
-        if before not in {None, *(known.revision for known in script.walk_revisions())}:
-            raise not_migrated(before)
-        if before != script.as_revision_number(revision):
+        if before not in {"", *_STEPS}:
+            raise db.not_migrated(before)
+        steps = [number for number in _STEPS if before < number <= revision]
+        if steps:
             derived.drop(conn)
-        with Operations.context(context):
-            context.run_migrations()
-        made = context.get_current_revision() == script.get_current_head()
-        refused = derived.make(conn) if made else None
-        connection.commit()
-    return refused
+        for number in steps:
+            _run(conn, number)
+        return derived.make(conn) if revision == SCHEMA_REVISION else None
 
 
 def grant_roles(url: str) -> str | None:
@@ -98,25 +82,27 @@ def grant_roles(url: str) -> str | None:
 
     Raises DatabaseUnavailable if the database can't be reached.
     """
-    with connected(url) as connection:
-        conn = _psycopg(connection)
+    with _connected(url) as conn:
         conn.execute(derived.LOCK)
-        refused = derived.grant(conn, settings.load().role_prefix)
-        conn.commit()
-    return refused
+        return derived.grant(conn, settings.load().role_prefix)
 
 
-def _script() -> ScriptDirectory:
-    return ScriptDirectory(str(Path(__file__).parent))
+def _run(conn: Conn, number: str) -> None:
+    conn.execute(_STEPS[number].read_bytes())
+    if number == BASE_REVISION:
+        # The chain's first link: its random root gives the database an id.
+        root, at = secrets.token_bytes(32), datetime.now(UTC)
+        head = head_of(seq=0, kind=FIRST, job_id=None, root=root, previous=NO_HEAD, at=at, format=1)
+        conn.execute(
+            "INSERT INTO chain (seq, kind, root, previous, head, at)"
+            " VALUES (0, %s, %s, %s, %s, %s)",
+            [FIRST, root, NO_HEAD, head, at],
+        )
+    conn.execute("DELETE FROM alembic_version")
+    conn.execute("INSERT INTO alembic_version VALUES (%s)", [number])
 
 
-def _psycopg(connection: Connection) -> psycopg.Connection[Any]:
-    conn = connection.connection.driver_connection
-    assert isinstance(conn, psycopg.Connection)
-    return conn
-
-
-def _require_server(conn: psycopg.Connection[Any]) -> None:
+def _require_server(conn: Conn) -> None:
     version = conn.info.server_version // 10_000
     if version < OLDEST_POSTGRES:
         raise SchemaMismatch(f"Postgres {version} is too old: use {OLDEST_POSTGRES} or later")
@@ -125,7 +111,7 @@ def _require_server(conn: psycopg.Connection[Any]) -> None:
         raise SchemaMismatch(f"the database's encoding is {encoding}: {ENCODING}")
 
 
-def _lock(conn: psycopg.Connection[Any]) -> None:
+def _lock(conn: Conn) -> None:
     """Wait until nobody else migrates."""
     conn.execute(_LIMITS)
     try:
@@ -138,24 +124,19 @@ def _lock(conn: psycopg.Connection[Any]) -> None:
 
 
 @contextmanager
-def connected(url: str) -> Iterator[Connection]:
-    """A SQLAlchemy connection to the database at `url`, closed at the end.
+def _connected(url: str) -> Iterator[Conn]:
+    """A connection in a transaction, committed at the end.
 
     Raises InvalidSettings for an address that can't be read, DatabaseUnavailable.
     """
-    conninfo = address.conninfo(url, "marco migrate")
-
-    def connect() -> Any:
-        # Prepared statements would outlive the transaction: a pooler gives them to others.
-        return psycopg.connect(conninfo, prepare_threshold=None)
-
-    engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
     try:
-        with engine.connect() as connection:
-            yield connection
-    except (DBAPIError, psycopg.Error) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        refusal = _refusal(cause, url) if isinstance(cause, psycopg.Error) else None
+        # Prepared statements would outlive the transaction: a pooler gives them to others.
+        with psycopg.connect(
+            address.conninfo(url, "marco migrate"), prepare_threshold=None
+        ) as conn:
+            yield conn
+    except psycopg.Error as error:
+        refusal = _refusal(error, url)
         if refusal is None:
             raise
         raise refusal from error
@@ -173,7 +154,7 @@ def _refusal(error: psycopg.Error, url: str) -> MarcoError | None:
     if isinstance(error, errors.LockNotAvailable):
         return DatabaseUnavailable(f"{address.shown(url)}: {_in_use(url)}")
     if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
-        return unavailable(address.shown(url), error)
+        return db.unavailable(address.shown(url), error)
     return None
 
 

@@ -68,13 +68,13 @@ def grant(conn: Connection[Any], prefix: str) -> str | None:
 
 
 def _comments() -> Iterator[str]:
-    for table in schema.metadata.sorted_tables:
+    for table in schema.TABLES.values():
         yield _comment(f"TABLE public.{table.name}", table.comment)
-        for column in table.columns:
+        for column in table:
             yield _comment(f"COLUMN public.{table.name}.{column.name}", column.comment)
 
 
-def _comment(on: str, text: str | None) -> str:
+def _comment(on: str, text: str) -> str:
     return f"COMMENT ON {on} IS " + Literal(text).as_string()
 
 

@@ -44,7 +44,7 @@ class Catalog:
         self.conn = conn
         self.roles = [roles.name(prefix, role) for role in roles.ROLES]
         self._values = {
-            "tables": [*schema.metadata.tables, "alembic_version"],
+            "tables": [*schema.TABLES, "alembic_version"],
             "schemas": ["public", views.SCHEMA, partitions.SCHEMA],
             "functions": list(roles.FUNCTIONS),
             "guarded": schema.insert_only(),

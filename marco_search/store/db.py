@@ -34,7 +34,7 @@ from marco_search.store import address
 from marco_search.store.failures import advice, words
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
-SCHEMA_REVISION = max(file.name[1:5] for file in _MIGRATIONS.glob("v*.py"))
+SCHEMA_REVISION = max(file.name[1:5] for file in _MIGRATIONS.glob("v*.sql"))
 """The migration this code was written for: the newest one there is."""
 BASE_REVISION = "0005"
 """The oldest migration that can be upgraded from: that of version 0.1.0."""
@@ -118,7 +118,7 @@ class Database:
         """
         with self._errors(), self._opened().connection() as conn:
             if conn.revision not in (None, SCHEMA_REVISION):
-                raise not_migrated(conn.revision or None)
+                raise not_migrated(conn.revision)
             if is_pooled(conn):
                 # The next transaction may be on another session of the server's.
                 conn.execute(_set("SET LOCAL", self._settings))
@@ -205,7 +205,7 @@ class Database:
             if self._views_only:
                 conn.execute("SELECT")
             else:
-                conn.revision = _revision(conn)
+                conn.revision = revision(conn)
         except psycopg.OperationalError:
             if self._pool is not None:  # what broke one has broken the others
                 self._pool.drain()
@@ -297,13 +297,11 @@ def check_schema(conn: Conn) -> None:
     if not reads_tables(conn):
         # An auditor: it may read the views, and not the table that names the migration.
         if conn.execute("SELECT to_regclass('audit.jobs')").fetchone() == (None,):
-            raise not_migrated(None)
+            raise not_migrated("")
         return
-    if conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() == (None,):
-        raise not_migrated(None)
-    revision = _revision(conn)
-    if revision != SCHEMA_REVISION:
-        raise not_migrated(revision or None)
+    there = revision(conn)
+    if there != SCHEMA_REVISION:
+        raise not_migrated(there)
     if conn.execute(_WHOLE).fetchone() != (True,):
         raise SchemaMismatch(
             "the database lacks views, functions or partitions of this version: run "
@@ -311,7 +309,7 @@ def check_schema(conn: Conn) -> None:
         )
 
 
-def _revision(conn: Conn) -> str:
+def revision(conn: Conn) -> str:
     """The database's migration; empty: none."""
     try:
         row = conn.execute("SELECT version_num FROM public.alembic_version").fetchone()
@@ -329,9 +327,9 @@ _WHOLE = """
 """
 
 
-def not_migrated(revision: str | None) -> SchemaMismatch:
-    """The error for a database at `revision`; None: it has nothing of ours."""
-    if revision is None:
+def not_migrated(revision: str) -> SchemaMismatch:
+    """The error for a database at `revision`; empty: it has nothing of ours."""
+    if not revision:
         has = "has no tables of marco-search"
     elif revision > SCHEMA_REVISION or not revision.isdecimal():
         return SchemaMismatch(
