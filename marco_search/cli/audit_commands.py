@@ -27,6 +27,11 @@ from marco_search.store.seal.verification import verify_job
 from marco_search.store.seal.verify_all import check_month, verify_all
 
 _SHOWN = 20
+_COUNTED = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links", "seconds")
+_COUNTS = (
+    "Jobs: {jobs:,} ({open_jobs:,} not ended, {archived_jobs:,} archived). Nodes: {nodes:,}."
+    " Rollouts: {rollouts:,}. Links: {links:,}. {seconds:.1f} s."
+)
 _file = click.Path(dir_okay=False, path_type=Path)
 _folder = click.Path(file_okay=False, path_type=Path)
 
@@ -68,18 +73,22 @@ def verify(
             found = [f for anchor in kept for f in stored_anchors.check(conn, anchor)]
         if jobs:
             reports = [verify_job(here.database, i) for i in dict.fromkeys(here.find(jobs))]
-            counted: dict[str, Any] = {"jobs": [_job_json(report) for report in reports]}
+            counted: dict[str, Any] = {"jobs": [asdict(report) for report in reports]}
+            for job in counted["jobs"]:
+                del job["findings"]
             lines = [_job_line(report) for report in reports]
             found += [finding for report in reports for finding in report.findings]
         else:
             totals = _archives(here, archives, found) if archives else [_all(here, processes)]
-            counted = _counts(totals)
-            lines = [_counts_line(counted)]
+            counted = {n: round(sum(getattr(r, n) for r in totals), 3) for n in _COUNTED}
+            lines = [_COUNTS.format(**counted)]
             found += [finding for report in totals for finding in report.findings]
     for anchor in kept:
         signed = f"signed by {anchor.public_key}" if anchor.public_key else "not signed"
         lines.append(f"Anchor of {anchor.made_at}: link {anchor.seq}, {signed}")
-    findings = [_finding_json(finding) for finding in found]
+    findings = [asdict(finding) for finding in found]
+    for finding in findings:
+        finding["unknown_format"] = finding.pop("unknown")
     data = counted | {"fits": not found, "findings": findings}
     output.report(data, *lines, *_finding_lines(found))
     if found:
@@ -114,24 +123,6 @@ def _archives(here: Session, folders: Sequence[Path], found: list[Finding]) -> l
     return [check_archive(folder) for folder in folders]
 
 
-def _counts(reports: Sequence[Report]) -> dict[str, Any]:
-    names = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links", "seconds")
-    return {name: round(sum(getattr(report, name) for report in reports), 3) for name in names}
-
-
-def _counts_line(counted: dict[str, Any]) -> str:
-    return (
-        "Jobs: {jobs:,} ({open_jobs:,} not ended, {archived_jobs:,} archived). Nodes: {nodes:,}."
-        " Rollouts: {rollouts:,}. Links: {links:,}. {seconds:.1f} s."
-    ).format(**counted)
-
-
-def _job_json(report: JobReport) -> dict[str, Any]:
-    data = asdict(report) | {"job_id": str(report.job_id)}
-    del data["findings"]
-    return data
-
-
 def _job_line(report: JobReport) -> str:
     link = "not in the chain yet" if report.seq is None else f"link {report.seq}"
     numbers = f"nodes: {report.nodes:,}, rollouts: {report.rollouts:,}, {link}"
@@ -149,12 +140,6 @@ def _finding_lines(found: Sequence[Finding]) -> list[str]:
     if unknown:
         lines.append(f"This version can't check {len(unknown):,} links, first {unknown[0]}")
     return lines
-
-
-def _finding_json(finding: Finding) -> dict[str, Any]:
-    data = asdict(finding)
-    data["unknown_format"] = data.pop("unknown")
-    return data | {"job_id": finding.job_id and str(finding.job_id)}
 
 
 @command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,6 @@ from marco_search.cli.options import command
 from marco_search.cli.session import session
 from marco_search.errors import InvalidSettings
 from marco_search.export.tables import TABLES, Filter, write
-from marco_search.store.db import Conn
 from marco_search.store.reads import queries
 
 FORMATS = ("jsonl", "parquet", "otlp-json")
@@ -70,41 +68,31 @@ def export(
             since=_utc(since),
             until=_utc(until),
         )
-        if otlp is not None:
-            written = {"sent": _otlp().send(otlp, _traces(conn, chosen, text=not no_text))}
-        elif file_format == "otlp-json":
-            path = _in(folder, "traces.jsonl")
-            traces = _traces(conn, chosen, text=not no_text)
-            written = {str(path): _otlp().write(path, traces)}
+        written: dict[str, int] = {}
+        if folder is None or file_format == "otlp-json":
+            exporter, spans = _tracing()
+            traces = spans.traces(conn, chosen, text=not no_text)
+            if folder is None:
+                written["sent"] = exporter.send(otlp, traces)
+            else:
+                path = folder / "traces.jsonl"
+                written[str(path)] = exporter.write(path, traces)
         else:
             left_out = {"tokens"} | ({"vocabulary"} if no_text else set())
-            written = {}
             for name in tables or [name for name in TABLES if name not in left_out]:
-                path, text = _in(folder, f"{name}.{file_format}"), not no_text
-                rows = write(conn, path, name, chosen, file_format=file_format, text=text)
+                path = folder / f"{name}.{file_format}"
+                rows = write(conn, path, name, chosen, file_format=file_format, text=not no_text)
                 written[str(path)] = rows
     output.report(written, *(f"{what}: {count:,}" for what, count in written.items()))
-
-
-def _in(folder: Path | None, name: str) -> Path:
-    return (folder or Path()) / name
 
 
 def _utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
-def _traces(conn: Conn, chosen: Filter, *, text: bool) -> Iterator[Sequence[Any]]:
-    """The spans of each job's search."""
-    _otlp()
-    from marco_search.export.spans import traces
-
-    yield from traces(conn, chosen, text=text)
-
-
-def _otlp() -> ModuleType:
+def _tracing() -> tuple[ModuleType, ModuleType]:
     try:
-        from marco_search.export import otlp
+        from marco_search.export import otlp, spans
     except ValueError as error:  # the SDK reads the OTEL_..._LIMIT variables when it is imported
         raise InvalidSettings(str(error)) from None
-    return otlp
+    return otlp, spans

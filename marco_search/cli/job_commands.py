@@ -27,7 +27,7 @@ from marco_search.errors import Backpressure
 from marco_search.jobs import Job, JobResult
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState
-from marco_search.store.reads import job_record, queries
+from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
 
 if TYPE_CHECKING:
@@ -262,6 +262,8 @@ def show(
             reader = Reader(here.database)
             _write(render(reader, job_id, file_format, limit=nodes, depth=depth), file)
             return
+        from marco_search.store.reads import job_record
+
         with here.database.transaction() as conn:
             (line,) = queries.statuses(conn, [job_id])
             record = job_record.read(conn, job_id)

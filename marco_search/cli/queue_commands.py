@@ -63,7 +63,7 @@ def _list_pauses() -> None:
     for pause in found:
         since = pause.since.isoformat() if pause.since else None
         rows.append({"tenant": pause.tenant or None, "paused_at": since, "jobs": pause.jobs})
-        parts = [f"since {pause.since:%Y-%m-%d %H:%M:%S} UTC"] if pause.since else []
+        parts = [f"since {pause.since:%F %T} UTC"] if pause.since else []
         if pause.jobs:
             parts.append(f"{pause.jobs:,} job{'' if pause.jobs == 1 else 's'} by id")
         whose = f"tenant {pause.tenant}" if pause.tenant else "all tenants"
@@ -89,17 +89,12 @@ def _set_paused(
             output.report({done: whose}, f"{done}: {whose}")
             return
         one = producer.pause if paused else producer.resume
-        states = {job_id: str(one(job_id)) for job_id in here.find(jobs)}
+        states = {job_id: one(job_id) for job_id in here.find(jobs)}
+    now = {"queued": done, "running": "waits after its round" if paused else done}
     output.report(
-        {"jobs": [{"job_id": str(i), "state": s} for i, s in states.items()]},
-        "\n".join(f"{job_id}  {_now(state, done)}" for job_id, state in states.items()),
+        {"jobs": [{"job_id": job_id, "state": state} for job_id, state in states.items()]},
+        "\n".join(f"{i}  {now.get(state, f'{state} already')}" for i, state in states.items()),
     )
-
-
-def _now(state: str, done: str) -> str:
-    if state == "running" and done == "paused":
-        return "waits after its round"
-    return done if state in ("queued", "running") else f"{state} already"
 
 
 @options.command()

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -23,7 +22,6 @@ from marco_search.evaluation.traces import read, traced
 from marco_search.replay import Replayed
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
-from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.search.rewards import REWARDS
 from marco_search.search.tree import Tree
 from marco_search.store.reads import job_record
@@ -82,57 +80,65 @@ def replay(
             )
             _rescore_job(stored, ways)
             return
-        with closing(open_runtime(here.settings)) as runtime:
-            info, done = runtime.info, _generated(stored, runtime)
-    engine, fits = f"{info.name} {info.version}", _fits(done, info)
-    output.report(_json(stored, done, engine, fits), *_lines(stored, done, engine, fits))
-    if not fits:
-        same = set(stored.engines) == {engine}
-        click.get_current_context().exit(DOES_NOT_FIT if same else OTHER_ENGINE)
-
-
-def _generated(stored: StoredSearch, runtime: Runtime) -> Replayed:
-    """The job generated again. Raises ModelRefused."""
-    with output.console(stderr=True).status("generating", spinner="line") as status:
-        return generate_again(
-            stored.job,
-            stored.plan,
-            stored.nodes,
-            stored.rollouts,
-            runtime,
-            stop_reason=stored.stop_reason if stored.state == "succeeded" else None,
-            on_round=lambda number, of: status.update(f"round {number} of {of}"),
-        )
-
-
-def _fits(done: Replayed, info: RuntimeInfo) -> bool:
-    """The same text; with a runtime that is exact the same bits."""
-    if info.exact:
-        return done.same_bits
-    return done.same_text and done.same_answers + done.read_otherwise == done.rollouts
-
-
-def _json(stored: StoredSearch, done: Replayed, engine: str, fits: bool) -> dict[str, Any]:
+        with (
+            closing(open_runtime(here.settings)) as runtime,
+            output.console(stderr=True).status("generating", spinner="line") as status,
+        ):
+            info = runtime.info
+            done = generate_again(
+                stored.job,
+                stored.plan,
+                stored.nodes,
+                stored.rollouts,
+                runtime,
+                stop_reason=stored.stop_reason if stored.state == "succeeded" else None,
+                on_round=lambda number, of: status.update(f"round {number} of {of}"),
+            )
+    engine = f"{info.name} {info.version}"
+    same_engine = set(stored.engines) == {engine}
+    same_text = done.same_text and done.same_answers + done.read_otherwise == done.rollouts
+    fits = done.same_bits if info.exact else same_text
     data = asdict(done)
-    return data | {
-        "job_id": str(stored.job_id),
+    data |= {
+        "job_id": stored.job_id,
         "state": stored.state,
         "fits": fits,
         "same_bits": done.same_bits,
         "same_text": done.same_text,
         "engine": engine,
         "engine_then": stored.engines[0],
-        "same_engine": set(stored.engines) == {engine},
+        "same_engine": same_engine,
         "attempts": stored.attempts,
         "failed_rollouts": data.pop("failed"),
         "first_difference": data.pop("first") and str(done.first),
     }
+    lines = list(_lines(stored, done, engine))
+    if not fits and not same_engine:
+        lines.append(
+            "This is no proof of a change: another engine, or another kind of processor, may"
+            " round otherwise. Replay it on what it was searched on."
+        )
+    output.report(data, *lines)
+    if not fits:
+        click.get_current_context().exit(DOES_NOT_FIT if same_engine else OTHER_ENGINE)
 
 
-def _lines(stored: StoredSearch, done: Replayed, engine: str, fits: bool) -> Iterator[str]:
-    """For a reader."""
+def _lines(stored: StoredSearch, done: Replayed, engine: str) -> Iterator[str]:
+    """The comparison for a reader."""
     yield f"Job {stored.job_id}, {stored.state}: {engine} generates it again."
-    yield from _notes(stored, done)
+    if stored.attempts > 1:
+        yield f"{stored.attempts} attempts searched it; each went on from the one before."
+    if done.failed:
+        yield f"Branches that had failed and are taken as failed: {done.failed}."
+    if done.read_otherwise:
+        yield (
+            f"Same text, another answer read in it by this version: {done.read_otherwise}."
+            " `marco verify` checks the answers stored."
+        )
+    if stored.state in ("queued", "running"):
+        yield "It has not ended: these are its rounds so far."
+    elif stored.stop_reason in ("cancelled", "seconds", "deadline", None):
+        yield f"It ended early ({stored.stop_reason or 'an error'})."
     for other in dict.fromkeys(stored.engines):
         if other != engine:
             yield f"Searched on {other}, this is {engine}: its last digits may differ."
@@ -148,27 +154,6 @@ def _lines(stored: StoredSearch, done: Replayed, engine: str, fits: bool) -> Ite
     if done.greatest_gap:
         yield f"Log-probs of the same tokens differ by {done.greatest_gap:.3g} at most."
     yield f"First difference: {done.first}"
-    if not fits and set(stored.engines) != {engine}:
-        yield (
-            "This is no proof of a change: another engine, or another kind of processor, may"
-            " round otherwise. Replay it on what it was searched on."
-        )
-
-
-def _notes(stored: StoredSearch, done: Replayed) -> Iterator[str]:
-    if stored.attempts > 1:
-        yield f"{stored.attempts} attempts searched it; each went on from the one before."
-    if done.failed:
-        yield f"Branches that had failed and are taken as failed: {done.failed}."
-    if done.read_otherwise:
-        yield (
-            f"Same text, another answer read in it by this version: {done.read_otherwise}."
-            " `marco verify` checks the answers stored."
-        )
-    if stored.state in ("queued", "running"):
-        yield "It has not ended: these are its rounds so far."
-    elif stored.stop_reason in ("cancelled", "seconds", "deadline", None):
-        yield f"It ended early ({stored.stop_reason or 'an error'})."
 
 
 Ways = Iterable[tuple[str, str, float]]

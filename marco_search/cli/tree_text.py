@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -23,7 +24,9 @@ from rich.text import Text
 
 from marco_search.cli import output
 from marco_search.render.layout import ELLIPSIS, children_of, label, visible_nodes
-from marco_search.store.reads.job_record import TreeRow
+
+if TYPE_CHECKING:
+    from marco_search.store.reads.job_record import TreeRow
 
 _UTF8 = {"fork": "├─ ", "last": "└─ ", "bar": "│  ", "gap": "   ", "answer": "→ "}
 _ASCII = {"fork": "|- ", "last": "`- ", "bar": "|  ", "gap": "   ", "answer": "-> "}
@@ -82,7 +85,8 @@ class _Drawing:
         while stack:
             item, lead, below = stack.pop()
             if isinstance(item, int):
-                yield Text(f"{'':{_MARGIN}}{lead}{_left_out(item)}", style="dim")
+                more = f"… {item:,} more node{'' if item == 1 else 's'}"
+                yield Text(f"{'':{_MARGIN}}{lead}{more}", style="dim")
                 continue
             yield from self._node(item, lead, below)
             children = self.children[item.node_id]
@@ -117,10 +121,6 @@ class _Drawing:
         yield first.append(lead, style="dim").append(texts[0], style=style)
         for text in texts[1:]:
             yield Text(" " * _MARGIN).append(below, style="dim").append(text, style=style)
-
-
-def _left_out(count: int) -> str:
-    return f"… {count:,} more node{'' if count == 1 else 's'}"
 
 
 def truncate_cells(text: str, width: int) -> str:

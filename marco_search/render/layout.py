@@ -14,9 +14,12 @@ import heapq
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from marco_search.store.reads.job_record import TreeRow
 from marco_search.text import CONTROL, escaped
+
+if TYPE_CHECKING:
+    from marco_search.store.reads.job_record import TreeRow
 
 ELLIPSIS = "…"
 LINE_END = "⏎"
