@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -30,6 +29,7 @@ from marco_search.cli.sql_command import rows_table
 from marco_search.cli.tree_text import draw_tree
 from marco_search.errors import LocalServiceFailed, MarcoError
 from marco_search.jobs import Job
+from marco_search.local.servers import ending_with
 from marco_search.pocket import MODEL_DIR
 from marco_search.render.layout import one_line, short_id
 from marco_search.store.reads import job_record
@@ -40,14 +40,11 @@ from marco_search.store.reads.reader_sql import run_query
 EXAMPLES = MODEL_DIR / "demo.jsonl"
 # As right as 16 rollouts of `step` on these jobs, for a third of the tokens.
 OPTIONS = {"strategy": "auto", "rollouts": 16}
-TREE_NODES = 24
 TIMEOUT_S = 600.0
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _GRACE_S = 10.0
-_LOG_LINES = 8
 QUESTION = "Tom has 3 boxes with 12 eggs each. Tom loses 7 eggs. How many eggs does Tom have now?"
-
-_LEAST_SURE = """\
+QUERIES = {
+    "Of each answer, the token the model was least sure of": """\
 SELECT DISTINCT ON (a.job_id) right(a.job_id::text, 8) AS job, a.text AS answer,
     t.token, round(t.c::numeric, 3) AS confidence, n.text AS in_step
 FROM audit.jobs AS j
@@ -55,24 +52,20 @@ JOIN audit.answers AS a ON a.job_id = j.job_id AND a.rank = 1
 JOIN nodes AS n ON n.job_id = j.job_id AND n.node_id = ANY (a.path)
 CROSS JOIN unnest(n.token_texts, n.confidences) AS t (token, c)
 WHERE j.batch_id = '$batch'
-ORDER BY a.job_id, t.c"""
-_WINNING_PATH = """\
+ORDER BY a.job_id, t.c""",
+    "Visits and value along the winning path of the tree above": """\
 SELECT t.depth, t.action, t.visits, round(t.value::numeric, 4) AS value,
     round(t.confidence::numeric, 4) AS confidence, t.text
 FROM audit.answers AS a
 JOIN audit.tree AS t ON t.job_id = a.job_id AND t.node_id = ANY (a.path)
-WHERE a.job_id = '$job' AND a.rank = 1 ORDER BY t.depth"""
-_COST = """\
+WHERE a.job_id = '$job' AND a.rank = 1 ORDER BY t.depth""",
+    "Tokens and time, by kind of job": """\
 SELECT kind, count(*) AS jobs, sum(generated_tokens) AS tokens,
     round(sum(seconds)::numeric, 1) AS seconds,
     round((sum(generated_tokens) / nullif(sum(seconds), 0))::numeric) AS tokens_per_second,
     round(max(seconds_queued)::numeric, 1) AS longest_in_queue
 FROM audit.jobs WHERE batch_id = '$batch'
-GROUP BY kind ORDER BY tokens DESC"""
-QUERIES = {
-    "Of each answer, the token the model was least sure of": _LEAST_SURE,
-    "Visits and value along the winning path of the tree above": _WINNING_PATH,
-    "Tokens and time, by kind of job": _COST,
+GROUP BY kind ORDER BY tokens DESC""",
 }
 """What can be asked of stored trees: a title, and SQL that `marco sql` runs as it is shown."""
 
@@ -96,7 +89,15 @@ def demo(file: str | None, concurrency: int, **values: Any) -> None:
     with session(creates=True, migrates=True) as here:
         _say(f"Postgres and Redis answer after {time.monotonic() - began:.1f} s.")
         lines = _answered(here, jobs, batch_id, concurrency)
-        figures = _figures(lines) | {"seconds": round(time.monotonic() - began, 2)}
+        figures: dict[str, float] = {
+            "jobs": len(lines),
+            "answered": sum(line.answer is not None for line in lines),
+            "correct": sum(bool(line.correct) for line in lines),
+            "checked": sum(line.correct is not None for line in lines),
+            "nodes": sum(line.nodes for line in lines),
+            "tokens": sum(line.generated_tokens for line in lines),
+            "seconds": round(time.monotonic() - began, 2),
+        }
         path = here.settings.home / "bench" / "demo.json"  # where benchmarks put theirs
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n")
@@ -130,17 +131,6 @@ def _answered(
             raise
 
 
-def _figures(lines: Sequence[JobStatus]) -> dict[str, float]:
-    return {
-        "jobs": len(lines),
-        "answered": sum(line.answer is not None for line in lines),
-        "correct": sum(bool(line.correct) for line in lines),
-        "checked": sum(line.correct is not None for line in lines),
-        "nodes": sum(line.nodes for line in lines),
-        "tokens": sum(line.generated_tokens for line in lines),
-    }
-
-
 def _show(
     here: Session, batch_id: UUID, lines: Sequence[JobStatus], figures: dict[str, float], path: Path
 ) -> None:
@@ -153,7 +143,7 @@ def _show(
         record = min(records, key=_dullness, default=None)
     if record is not None:
         title = f"The search tree of {short_id(record.job.job_id)} (* the way to the answer)"
-        tree = draw_tree(record.nodes, record.winning_path, limit=TREE_NODES)
+        tree = draw_tree(record.nodes, record.winning_path, limit=24)
         output.show("", Text(title, style="bold"), one_line(record.job.subject), tree)
         with here.database.connect() as conn:
             for title, template in QUERIES.items():
@@ -226,12 +216,12 @@ def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
             stderr=file,
             env=os.environ | paths,
             start_new_session=True,  # Ctrl-C reaches it through us, once
-            preexec_fn=_end_with_parent,
+            preexec_fn=ending_with(os.getpid(), signal.SIGTERM),
         )
 
     def check() -> None:
         if (code := process.poll()) is not None:
-            end = "\n  ".join(["", *log.read_text(errors="replace").splitlines()[-_LOG_LINES:]])
+            end = "\n  ".join(["", *log.read_text(errors="replace").splitlines()[-8:]])
             raise LocalServiceFailed(
                 f"the worker ended with exit status {code}; its log is {log}{end}"
             )
@@ -249,7 +239,3 @@ def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
@@ -21,7 +21,7 @@ from marco_search.cli.search_options import (
     kind_options,
     search_options,
 )
-from marco_search.cli.session import Session, session
+from marco_search.cli.session import session
 from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.errors import Backpressure
 from marco_search.jobs import Job, JobResult
@@ -37,8 +37,13 @@ FORMATS = ("html", "svg", "dot", "mermaid", "json")
 DRAWN = 40  # nodes in the terminal
 LATEST = 20
 AT_ONCE = 500  # results held in memory
-_TERMS = ("priority", "deadline", "expires_in_s")
+NONE_LEFT = "No job is queued or running."
+_SOON = {
+    "running": "stops within two seconds",
+    "queued": "ends within two seconds, with the answers of its rounds",
+}
 _DEADLINES = {"deadline", "expires_in_s"}
+_TERMS = {"priority", *_DEADLINES}
 
 timeout_option = click.option(
     "--timeout", type=options.Seconds(min=0), metavar="S",
@@ -87,10 +92,10 @@ def submit(file: str | None, question: str | None, waits: bool, **values: Any) -
 def _jobs_to_submit(file: str | None, question: str | None, values: dict[str, Any]) -> list[Job]:
     from marco_search.cli.job_file import read_jobs
 
-    if question is not None and file is None:
-        return [job_from_options(question, values)]
-    if file is None or question is not None:
+    if (question is None) is (file is None):
         raise click.UsageError("Give a FILE, or a question with --question.")
+    if file is None:
+        return [job_from_options(str(question), values)]
     context = click.get_current_context()
     for name in KIND_OPTIONS:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
@@ -100,10 +105,9 @@ def _jobs_to_submit(file: str | None, question: str | None, values: dict[str, An
 
 def _with_terms(job: Job, values: dict[str, Any]) -> Job:
     """The job with priority and deadline of `values` where it has none. Raises InvalidJob."""
-    given = {name: values[name] for name in _TERMS if values.get(name) is not None}
-    if job.model_fields_set & _DEADLINES:
-        given = {name: value for name, value in given.items() if name not in _DEADLINES}
     own = {name: getattr(job, name) for name in job.model_fields_set}
+    names = _TERMS if own.keys().isdisjoint(_DEADLINES) else {"priority"}
+    given = {name: values[name] for name in names if values.get(name) is not None}
     return type(job).model_validate({**given, **own}) if given else job
 
 
@@ -180,11 +184,9 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     Without a terminal each change of a job's state is a line; with --json, a JSON line.
     Exits with 7 if a job did not succeed.
     """
-    with session(needs_redis=False) as here:
-        followed = here.producer().follow(_followed(here, jobs), timeout)
-        lines = show_following(followed)
+    lines = _follow(jobs, timeout, quiet=False)
     if not output.as_json():
-        output.show(job_text.progress(lines) if lines else "No job is queued or running.")
+        output.show(job_text.progress(lines) if lines else NONE_LEFT)
     _exit(lines)
 
 
@@ -196,21 +198,23 @@ def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
 
     Exits with 7 if a job did not succeed, with 6 after --timeout.
     """
-    with session(needs_redis=False) as here:
-        ids = _followed(here, jobs)
-        followed = here.producer().follow(ids, timeout, every_s=2.0)
-        lines = show_following(followed, quiet=True)
+    lines = _follow(jobs, timeout, quiet=True)
     table = jobs_table(lines, width=output.terminal_width())
-    output.report({"jobs": lines}, table if lines else "No job is queued or running.")
+    output.report({"jobs": lines}, table if lines else NONE_LEFT)
     _exit(lines)
 
 
-def _followed(here: Session, words: Sequence[str]) -> list[UUID]:
-    """The jobs named, or all of the tenant's that have not ended."""
-    if words:
-        return list(dict.fromkeys(here.find(words)))
-    with here.database.transaction() as conn:
-        return queries.jobs_of(conn, here.tenant, finished=False)
+def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> list[JobStatus]:
+    """Where the jobs named, or all that have not ended, stand in the end."""
+    with session(needs_redis=False) as here:
+        if words:
+            ids = here.find(words)
+        else:
+            with here.database.transaction() as conn:
+                ids = queries.jobs_of(conn, here.tenant, finished=False)
+        every_s = 2.0 if quiet else 0.3
+        followed = here.producer().follow(dict.fromkeys(ids), timeout, every_s=every_s)
+        return show_following(followed, quiet=quiet)
 
 
 def _exit(lines: Sequence[JobStatus]) -> None:
@@ -260,7 +264,13 @@ def show(
             from marco_search.console.report import render
 
             reader = Reader(here.database)
-            _write(render(reader, job_id, file_format, limit=nodes, depth=depth), file)
+            text = render(reader, job_id, file_format, limit=nodes, depth=depth)
+            text = text if text.endswith("\n") else f"{text}\n"
+            if file is None:
+                output.echo(text, end="")
+            else:
+                file.write(text)
+                click.echo(f"Written: {file.name}", err=True)
             return
         from marco_search.store.reads import job_record
 
@@ -280,15 +290,6 @@ def show(
         output.show(job_text.result_report(results[0], thought=thought))
     if tree:
         output.show("", draw_tree(tree, path, limit=nodes or DRAWN, depth=depth, full=full))
-
-
-def _write(text: str, file: TextIO | None) -> None:
-    text = text if text.endswith("\n") else f"{text}\n"
-    if file is None:
-        output.echo(text, end="")
-    else:
-        file.write(text)
-        click.echo(f"Written: {file.name}", err=True)
 
 
 @options.command()
@@ -357,16 +358,7 @@ def cancel(
             wanted = JobState(state) if state else None
             found = here.producer().cancel_all(tenant=whose, batch_id=batch, state=wanted)
     data = {"jobs": [{"job_id": job_id, "state": state} for job_id, state in found.items()]}
-    output.report(data, _cancelled(found, named=bool(jobs)))
-
-
-def _cancelled(found: Mapping[UUID, JobState], *, named: bool) -> str:
-    soon = {
-        "running": "stops within two seconds",
-        "queued": "ends within two seconds, with the answers of its rounds",
-    }
-    if named:
-        return "\n".join(f"{job_id}  {soon.get(state, state)}" for job_id, state in found.items())
-    left = sum(state in soon for state in found.values())
+    left = sum(state in _SOON for state in found.values())
     rest = f", {left} end within two seconds" if left else ""
-    return f"{len(found) - left} cancelled{rest}"
+    lines = [f"{job_id}  {_SOON.get(state, state)}" for job_id, state in found.items()]
+    output.report(data, *(lines if jobs else [f"{len(found) - left} cancelled{rest}"]))

@@ -122,9 +122,7 @@ def quota(tenant: str | None, limit: str | None) -> None:
 
 def _list_quotas(tenant: str | None) -> None:
     with session(needs_redis=False) as here, here.database.transaction() as conn:
-        found = tenants.quotas(conn)
-    if tenant is not None:
-        found = {tenant: found[tenant]} if tenant in found else {}
+        found = {n: most for n, most in tenants.quotas(conn).items() if tenant in (None, n)}
     default = here.settings.tenant_max_queued
     others = "others" if found else tenant or "all tenants"
     usual = "no quota of their own" if default is None else f"{default:,}"

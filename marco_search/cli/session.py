@@ -17,7 +17,7 @@ from uuid import UUID
 
 from marco_search import settings as settings_module
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
-from marco_search.local import read_state
+from marco_search.local import local_services, read_state
 from marco_search.locations import database_url
 from marco_search.settings import Settings
 from marco_search.store.db import Database
@@ -70,32 +70,22 @@ def session(
     settings = settings_module.load()
     with ExitStack() as stack:
         if settings.database_url is None or (needs_redis and settings.redis_url is None):
-            if not creates:
-                _require_data(settings)
-            from marco_search.local import local_services
-
+            home = settings.home.absolute()
+            if not creates and settings.database_url is None and read_state(home) is None:
+                raise DatabaseUnavailable(
+                    f"nothing is stored under {home}: go to the folder where jobs were "
+                    "submitted, or set MARCO_HOME or DATABASE_URL (`marco demo` gives you "
+                    "something to look at)"
+                )
             stack.enter_context(local_services(settings.home))
         url = database_url(settings)
         database = stack.enter_context(closing(Database(url, application="marco")))
         if migrates or settings.database_url is None:
-            _migrate_if_needed(database, url)
+            try:
+                with database.transaction():
+                    pass
+            except SchemaMismatch:
+                from marco_search.migrations import upgrade
+
+                upgrade(url)
         yield Session(settings, database, stack)
-
-
-def _require_data(settings: Settings) -> None:
-    home = settings.home.absolute()
-    if settings.database_url is None and read_state(home) is None:
-        raise DatabaseUnavailable(
-            f"nothing is stored under {home}: go to the folder where jobs were submitted, or "
-            "set MARCO_HOME or DATABASE_URL (`marco demo` gives you something to look at)"
-        )
-
-
-def _migrate_if_needed(database: Database, url: str) -> None:
-    try:
-        with database.transaction():
-            pass
-    except SchemaMismatch:
-        from marco_search.migrations import upgrade
-
-        upgrade(url)

@@ -100,7 +100,7 @@ class Server:
                 cwd=cwd,
                 env=_ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C at a terminal does not reach it
-                preexec_fn=_ending_with(os.getpid(), self.stop_signal),
+                preexec_fn=ending_with(os.getpid(), self.stop_signal),
                 **self.account.popen_options,
             )
         assert self.process.stdin is not None
@@ -182,7 +182,7 @@ class Postgres(Server):
             text=True,
             cwd="/",
             env=_ENVIRONMENT,
-            preexec_fn=_ending_with(os.getpid(), signal.SIGKILL),
+            preexec_fn=ending_with(os.getpid(), signal.SIGKILL),
             check=False,
             **self.account.popen_options,
         )
@@ -233,11 +233,13 @@ def free_port(preferred: int) -> int:
     raise OSError("no free TCP port on 127.0.0.1")
 
 
-def _ending_with(supervisor: int, death_signal: signal.Signals) -> Callable[[], None]:
+def ending_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
+    """What a child runs before its program, so that this signal ends it with its parent."""
+
     def in_child() -> None:  # after the change of account, which would clear the setting
         _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        if os.getppid() != supervisor:  # it died before the first line
+        if os.getppid() != parent:  # it died before the first line
             os._exit(1)
 
     return in_child
