@@ -20,10 +20,9 @@ from rich.text import Text
 
 from marco_search.cli import output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.job_file import read_jobs
+from marco_search.cli.job_input import given_options, read_jobs, search_options
 from marco_search.cli.job_text import jobs_table, show_following
 from marco_search.cli.options import command
-from marco_search.cli.search_options import given_options, search_options
 from marco_search.cli.session import Session, session
 from marco_search.cli.sql_command import rows_table
 from marco_search.cli.tree_text import draw_tree

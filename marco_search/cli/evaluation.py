@@ -11,8 +11,8 @@ import click
 
 from marco_search import settings as settings_module
 from marco_search.cli import output
+from marco_search.cli.job_input import given_options, search_options
 from marco_search.cli.options import command
-from marco_search.cli.search_options import given_options, search_options
 from marco_search.cli.session import session
 from marco_search.evaluation.data_sets import Problem, load
 from marco_search.evaluation.grading import Grader, curve

@@ -13,14 +13,15 @@ import click
 
 from marco_search.cli import job_text, options, output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.job_text import jobs_table, result_json, show_following
-from marco_search.cli.search_options import (
+from marco_search.cli.job_input import (
     KIND_OPTIONS,
     given_options,
     job_from_options,
     kind_options,
+    read_jobs,
     search_options,
 )
+from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.session import session
 from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.errors import Backpressure
@@ -90,8 +91,6 @@ def submit(file: str | None, question: str | None, waits: bool, **values: Any) -
 
 
 def _jobs_to_submit(file: str | None, question: str | None, values: dict[str, Any]) -> list[Job]:
-    from marco_search.cli.job_file import read_jobs
-
     if (question is None) is (file is None):
         raise click.UsageError("Give a FILE, or a question with --question.")
     if file is None:

@@ -94,7 +94,7 @@ _LIVE = (
     _RIGHT,
     number("seconds", lambda line: f"{line.seconds:.1f}" if line.seconds else ""),
 )
-_LETTERS = (
+LETTERS = (
     _JOB,
     Column("state", lambda letter: letter.state),
     Column("error", lambda letter: one_line(str(letter.error.get("type", "")))),
@@ -161,11 +161,6 @@ def progress(lines: Sequence[JobStatus]) -> str:
     by_state = Counter(str(line.state) for line in lines)
     tokens = sum(line.generated_tokens for line in lines)
     return f"{counts(dict(sorted(by_state.items())))}; {tokens:,} tokens"
-
-
-def letters_table(letters: Sequence[DeadLetter], *, width: int | None = None) -> RenderableType:
-    """One row for each dead or failed job."""
-    return text_table(_LETTERS, letters, width=width)
 
 
 def letter_report(letter: DeadLetter) -> list[Text]:

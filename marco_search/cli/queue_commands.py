@@ -9,8 +9,9 @@ from uuid import UUID
 import click
 
 from marco_search.cli import options, output
-from marco_search.cli.job_text import letter_report, letters_table
+from marco_search.cli.job_text import LETTERS, letter_report
 from marco_search.cli.session import session
+from marco_search.cli.tables import text_table
 from marco_search.store.queue import tenants
 
 if TYPE_CHECKING:
@@ -149,7 +150,9 @@ def list_dead(state: str | None, error: str | None, limit: int) -> None:
         found = here.producer(here.tenant).dead_letters(state=state, error=error, limit=limit)
     output.report(
         {"jobs": found},
-        letters_table(found, width=output.terminal_width()) if found else "No dead or failed jobs.",
+        text_table(LETTERS, found, width=output.terminal_width())
+        if found
+        else "No dead or failed jobs.",
     )
 
 

@@ -15,8 +15,9 @@ from rich.text import Text
 from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.options import command
+from marco_search.errors import BrokerUnavailable, InvalidSettings
 from marco_search.locations import database_url, redis_url
-from marco_search.settings import without_password
+from marco_search.settings import console_refusal, without_password
 
 if TYPE_CHECKING:
     from marco_search.doctor import Finding
@@ -143,7 +144,13 @@ def worker(concurrency: int | None, name: str, check: bool) -> None:
     for 15 seconds (for the health check of a container).
     """
     if check:
-        _check_worker(f"{name}@{socket.gethostname()}")
+        from marco_search.broker import Publisher
+
+        wanted, settings = f"{name}@{socket.gethostname()}", settings_module.load()
+        with closing(Publisher(redis_url(settings), settings.queue)) as publisher:
+            if wanted not in publisher.workers():
+                raise BrokerUnavailable(f"worker {wanted}: not heard of for 15 s; see its log")
+        click.echo(f"{wanted}: takes messages")
         return
     from marco_search.cli.session import session
     from worker.main import run
@@ -151,18 +158,6 @@ def worker(concurrency: int | None, name: str, check: bool) -> None:
     # The session keeps embedded services alive as long as the worker runs.
     with session(creates=True) as here:
         click.get_current_context().exit(run(here.settings, processes=concurrency, name=name))
-
-
-def _check_worker(wanted: str) -> None:
-    """Raises BrokerUnavailable if the worker is not there."""
-    from marco_search.broker import Publisher
-    from marco_search.errors import BrokerUnavailable
-
-    settings = settings_module.load()
-    with closing(Publisher(redis_url(settings), settings.queue)) as publisher:
-        if wanted not in publisher.workers():
-            raise BrokerUnavailable(f"worker {wanted}: not heard of for 15 s; see its log")
-    click.echo(f"{wanted}: takes messages")
 
 
 @command()
@@ -203,8 +198,6 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
     from marco_search.console.app import create_app
     from marco_search.console.reader import Reader
     from marco_search.console.server import LOOPBACK, serve
-    from marco_search.errors import InvalidSettings
-    from marco_search.settings import console_refusal
     from marco_search.store.db import Database
 
     with session(needs_redis=False) as here:

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from marco_search.cli import output
+from marco_search.cli.job_input import job_from_options, kind_options, search_options
 from marco_search.cli.job_text import result_json, result_report
 from marco_search.cli.options import command
-from marco_search.cli.search_options import job_from_options, kind_options, search_options
 from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.engine import job_result, search_job
 from marco_search.search.mcts import Search

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from marco_search.cli.job_file import parse_lines, read_jobs
+from marco_search.cli.job_input import parse_lines, read_jobs
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.kinds import ReasoningJob, TranslationJob
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from marco_search.cli.job_file import read_jobs
+from marco_search.cli.job_input import read_jobs
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
