@@ -139,7 +139,7 @@ class Batch:
         taken: list[Row] = []
         longest = max((row.request.total_tokens for row in self.rows), default=0)
         while waiting and len(self.rows) + len(taken) < self._max_rows:
-            if waiting[0].cancelled():
+            if waiting[0].done():
                 waiting.popleft()
                 continue
             longest = max(longest, waiting[0].request.total_tokens)
@@ -175,15 +175,9 @@ class Batch:
             row.length += 1
         self._retire(self._sample(range(len(self.rows)), logits))
 
-    def drop_cancelled(self) -> None:
-        """Remove rows whose callers no longer wait."""
-        self._retire([i for i, row in enumerate(self.rows) if row.cancelled()])
-
-    def abort(self, message: str) -> None:
-        """Fail every row and remove it; what it computed stays cached."""
-        for row in self.rows:
-            row.fail(message)
-        self._retire(range(len(self.rows)))
+    def drop_done(self) -> None:
+        """Remove rows that were cancelled or aborted; what they computed stays cached."""
+        self._retire([i for i, row in enumerate(self.rows) if row.done()])
 
     def fail_all(self, message: str) -> None:
         """Fail every row and start empty: slots and cache may be half-written."""

@@ -14,10 +14,10 @@ least recently go first. Both are used by the decoding thread alone.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -232,20 +232,15 @@ class RadixCache:
         return upper
 
     def _evict(self, target_bytes: int) -> None:
-        heap = [(n.used, id(n), n) for n in self._nodes() if not n.children]
-        heapq.heapify(heap)
-        while heap and self.size_bytes > target_bytes:
-            _, _, node = heapq.heappop(heap)
-            parent = node.parent
-            assert parent is not None, "the root is never a candidate"
-            del parent.children[int(node.ids[0])]
+        nodes = list(self._root.children.values())
+        for node in nodes:
+            nodes += node.children.values()
+        # A node is used whenever one below it is. Of those used together the lowest goes first.
+        nodes.reverse()
+        nodes.sort(key=attrgetter("used"))
+        for node in nodes:
+            if self.size_bytes <= target_bytes:
+                return
+            assert node.parent is not None, "the root is not among them"
+            del node.parent.children[int(node.ids[0])]
             self.size_bytes -= node.size_bytes
-            if parent is not self._root and not parent.children:
-                heapq.heappush(heap, (parent.used, id(parent), parent))
-
-    def _nodes(self) -> Iterator[Node]:
-        stack = list(self._root.children.values())
-        while stack:
-            node = stack.pop()
-            yield node
-            stack.extend(node.children.values())

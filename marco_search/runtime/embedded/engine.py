@@ -11,7 +11,6 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from marco_search.errors import BranchFailed
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.linear import one_blas_thread
 
-_ABORTED = "the branch was aborted"
 _CLOSED = "the embedded engine is closed"
 
 
@@ -38,8 +36,8 @@ class Engine:
     def start_over(self) -> None:
         """Begin empty. In a forked child the parent's thread and requests are not there."""
         self._wake = threading.Condition()  # the parent may have held the old one
+        self._unfinished: set[Row] = set()
         self._waiting: deque[Row] = deque()
-        self._commands: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
         self._batch.rows = []
         self._batch.cache.clear()
@@ -55,6 +53,8 @@ class Engine:
             if self._closed:
                 row.fail(_CLOSED)
                 return row
+            self._unfinished.add(row)
+            row.add_done_callback(self._unfinished.discard)
             self._waiting.append(row)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -64,21 +64,9 @@ class Engine:
             self._wake.notify()
         return row
 
-    def flush_cache(self) -> None:
-        """Forget all cached prefixes before anything that is submitted later."""
-        with self._wake:
-            self._commands.append(self._batch.cache.clear)
-            self._wake.notify()
-
     def abort(self) -> None:
         """Fail everything that waits or is in flight now. What is submitted later is served."""
-        with self._wake:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-            self._commands.append(lambda: self._batch.abort(_ABORTED))
-            self._wake.notify()
-        for row in waiting:
-            row.fail(_ABORTED)
+        self._fail_unfinished("the branch was aborted")
 
     def close(self) -> None:
         """Fail what is in flight, end the thread and wait for it. May be called twice."""
@@ -88,6 +76,12 @@ class Engine:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def _fail_unfinished(self, message: str) -> None:
+        with self._wake:
+            unfinished = list(self._unfinished)
+        for row in unfinished:
+            row.fail(message)
 
     def _run(self) -> None:
         failure = _CLOSED
@@ -104,33 +98,23 @@ class Engine:
         finally:
             with self._wake:
                 self._closed = True
-                waiting = list(self._waiting)
-                self._waiting.clear()
-            self._batch.fail_all(failure)
-            for row in waiting:
-                row.fail(failure)
+            self._fail_unfinished(failure)
 
     def _await_work(self) -> bool:
         """Wait until there is something to do. False when the engine is to end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._has_work() or self._closed)
+            self._wake.wait_for(lambda: self._waiting or self._closed)
             return not self._closed
-
-    def _has_work(self) -> bool:
-        return bool(self._waiting or self._batch.rows or self._commands)
 
     def _turn(self) -> bool:
         """Do one step. False when there is nothing more to do, or the engine is to end."""
         batch = self._batch
         with self._wake:
-            if self._closed or not self._has_work():
+            if self._closed or not (self._waiting or batch.rows):
                 return False
             arrived = batch.take(self._waiting)
-            commands, self._commands = self._commands, []
         try:
-            for command in commands:
-                command()
-            batch.drop_cancelled()
+            batch.drop_done()
             if arrived:
                 batch.admit(arrived)
             if batch.rows:

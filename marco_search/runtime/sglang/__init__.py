@@ -1,6 +1,6 @@
 """SGLang servers as a runtime.
 
-settings -> servers (connections, allowance, health) -> pool -> backend -> fork program
+settings -> servers (connections, allowance, health) -> backend -> fork program
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from marco_search.runtime.chat import read_chat_template, render_chatml
 from marco_search.runtime.program import ForkRuntime
 from marco_search.runtime.sglang.backend import SGLangBackend
 from marco_search.runtime.sglang.connections import api_key_of
-from marco_search.runtime.sglang.pool import Pool
 from marco_search.runtime.sglang.server import Server
 from marco_search.settings import Settings, is_host
 
@@ -25,17 +24,17 @@ def open_sglang(settings: Settings) -> Runtime:
     if no server answers, ModelRefused if they serve another model than MARCO_RUNTIME_MODEL
     and MARCO_RUNTIME_REVISION name, or not all the same.
     """
-    pool = Pool([Server(url, settings) for url in _urls(settings.runtime)])
+    backend = SGLangBackend([Server(url, settings) for url in _urls(settings.runtime)])
     try:
-        _check_model(settings, pool.info)
+        _check_model(settings, backend.info)
     except ModelRefused:
-        pool.close()
+        backend.shutdown()
         raise
     # ChatML is what Qwen2 and Marco-o1 take.
     render = read_chat_template(settings.model).render if settings.model else render_chatml
     return ForkRuntime(
-        SGLangBackend(pool),
-        pool.info,
+        backend,
+        backend.info,
         render,
         timeout_s=settings.runtime_timeout_s,
         api_key=api_key_of(settings),

@@ -1,4 +1,4 @@
-"""SGLang's frontend language on a pool of servers: a `BaseBackend` fit for a service.
+"""SGLang's frontend language on several servers of one model: a `BaseBackend` fit for a service.
 
 It adds what the frontend's own endpoint has not: a seed, a request id and a deadline per branch,
 kept connections, retries, several servers, cutting short, and errors handed back as values.
@@ -6,28 +6,45 @@ kept connections, retries, several servers, cutting short, and errors handed bac
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
+from collections.abc import Sequence
+from hashlib import blake2b
+from random import Random
 from typing import Any
 
 from sglang.lang.backend.base_backend import BaseBackend
 
+from marco_search.errors import BranchFailed, ModelRefused, RuntimeUnavailable
+from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.program import error_value, params_of
-from marco_search.runtime.sglang.calls import InFlight
-from marco_search.runtime.sglang.failures import Failure
-from marco_search.runtime.sglang.pool import Pool
+from marco_search.runtime.sglang.calls import Failure, InFlight
+from marco_search.runtime.sglang.server import Server
 
 _END_OF_PROMPT = "<|im_start|>assistant\n"
 _REMEMBERED = 256  # texts of a few kilobytes each
 _LOGPROB_FIELDS = ("return_logprob", "top_logprobs_num", "return_text_in_logprobs")
+_TRIES = 4  # not counting answers of "too many": those are waited out
+_BASE_S, _CAP_S = 0.25, 8.0
+_random = Random()  # seeded by the system, unlike anything in a search
 
 
 class SGLangBackend(BaseBackend):  # type: ignore[misc]
-    """Talks to the servers of a pool."""
+    """Chooses a server for each search and tries again what failed.
 
-    def __init__(self, pool: Pool) -> None:
+    A search keeps to one server, so that its prefixes are cached there. The choice is a hash of
+    its prompt (rendezvous hashing), so that all processes agree without speaking to each other,
+    and a job that continues elsewhere finds its prefixes. Unhealthy servers are left out.
+    """
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        """Raises ModelRefused if their models differ, RuntimeUnavailable if none answers."""
         super().__init__()
-        self._pool = pool
+        self._servers = servers
+        self.info = _agree(servers)
+        for server in servers:
+            server.expected = self.info
         self._in_flight = InFlight()
         self._lock = threading.Lock()
         # (server, text) that it must have in its prefix cache, because it saw it lately.
@@ -35,43 +52,25 @@ class SGLangBackend(BaseBackend):  # type: ignore[misc]
 
     def generate(self, s: Any, sampling_params: Any) -> tuple[str, dict[str, Any]]:
         """One completion of the executor's text; a failure is an error value."""
-        parameters = {"skip_special_tokens": True, **sampling_params.to_srt_kwargs()}
-        parameters["sampling_seed"] = params_of(s).seed
-        # logprob_start_len is never sent: asking for a prompt's own log-probs makes the server
-        # compute the whole prompt again.
-        fields = {name: getattr(sampling_params, name) for name in _LOGPROB_FIELDS}
-        found = self._send(s, parameters, fields)
-        if isinstance(found, Failure) and found.max_new_tokens:
-            # Near the end of the context: the server refuses to generate less than asked.
-            most = min(found.max_new_tokens, parameters["max_new_tokens"])
-            found = self._send(s, parameters | {"max_new_tokens": most}, fields)
-        if isinstance(found, Failure):
-            kind = "PromptTooLong" if found.max_new_tokens == 0 else found.kind.__name__
-            return error_value(kind, found.message)
-        text, meta = found.get("text"), found.get("meta_info")
-        if not isinstance(text, str) or not isinstance(meta, dict):
-            return error_value("BranchFailed", "the server's answer is not a completion")
-        if "error" in meta or "error_type" in meta:
-            reason = meta.get("error")
-            reason = reason if isinstance(reason, str) else "it gives no reason"
-            return error_value("BranchFailed", f"the server failed: {reason}")
-        finish = meta.get("finish_reason")
-        matched = finish.get("matched") if isinstance(finish, dict) else None
-        self._remember(s.text_ + text + (matched if isinstance(matched, str) else ""))
-        return text, meta
+        try:
+            return self._complete(s, sampling_params)
+        except Failure as failure:
+            kind = "PromptTooLong" if failure.max_new_tokens == 0 else failure.kind.__name__
+            return error_value(kind, failure.message)
 
     def commit_lazy_operations(self, s: Any) -> None:
         """Prefill the prefix, so that all children find it cached. Failing costs only time.
 
         A prefix that a server has generated itself is in its cache already.
         """
-        server = self._pool.server_for(prompt_of(s.text_)).url
+        server = self._server_for(s.text_).url
         with self._lock:
             # The newest first: a search forks from what it has just written.
             texts = [text for at, text in reversed(self._seen) if at == server]
         if any(text.startswith(s.text_) for text in texts):
             return
-        if isinstance(self._send(s, {"max_new_tokens": 0}, {}), dict):
+        with contextlib.suppress(Failure):
+            self._send(s, {"max_new_tokens": 0}, {})
             self._remember(s.text_)
 
     def abort(self) -> None:
@@ -81,23 +80,99 @@ class SGLangBackend(BaseBackend):  # type: ignore[misc]
     def shutdown(self) -> None:
         """End what is in flight and drop the connections."""
         self.abort()
-        self._pool.close()
+        for server in self._servers:
+            server.close()
 
-    def _send(
-        self, s: Any, parameters: dict[str, Any], fields: dict[str, Any]
-    ) -> dict[str, Any] | Failure:
+    def _complete(self, s: Any, sampling_params: Any) -> tuple[str, dict[str, Any]]:
+        parameters = {"skip_special_tokens": True, **sampling_params.to_srt_kwargs()}
+        parameters["sampling_seed"] = params_of(s).seed
+        # logprob_start_len is never sent: asking for a prompt's own log-probs makes the server
+        # compute the whole prompt again.
+        fields = {name: getattr(sampling_params, name) for name in _LOGPROB_FIELDS}
+        try:
+            found = self._send(s, parameters, fields)
+        except Failure as failure:
+            if not failure.max_new_tokens:
+                raise
+            # Near the end of the context: the server refuses to generate less than asked.
+            parameters["max_new_tokens"] = min(failure.max_new_tokens, parameters["max_new_tokens"])
+            found = self._send(s, parameters, fields)
+        text, meta = found.get("text"), found.get("meta_info")
+        if not isinstance(text, str) or not isinstance(meta, dict):
+            raise Failure(kind=BranchFailed, message="the server's answer is not a completion")
+        if "error" in meta or "error_type" in meta:
+            reason = meta.get("error")
+            reason = reason if isinstance(reason, str) else "it gives no reason"
+            raise Failure(kind=BranchFailed, message=f"the server failed: {reason}")
+        finish = meta.get("finish_reason")
+        matched = finish.get("matched") if isinstance(finish, dict) else None
+        self._remember(s.text_ + text + (matched if isinstance(matched, str) else ""))
+        return text, meta
+
+    def _send(self, s: Any, parameters: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer, or Failure when it refuses, time is up, or it failed too often.
+
+        Sending again is safe: it changes nothing on the server, and the seed makes the second
+        answer as good as the first.
+        """
         own = params_of(s)
         body = {"text": s.text_, "rid": own.rid, "sampling_params": parameters, **fields}
+        failed = counted = 0
         with self._in_flight.call(own.deadline) as call:
-            return self._pool.generate(prompt_of(s.text_), body, own.parts, call)
+            while True:
+                try:
+                    return self._server_for(s.text_).generate(body, own.parts, call)
+                except Failure as failure:
+                    failed += 1
+                    counted += not failure.overloaded
+                    if not failure.retryable or counted >= _TRIES:
+                        raise
+                    if not call.wait(retry_delay_s(failed, failure.retry_after_s)):
+                        raise call.cut_short() if call.left_s > 0 else failure from None
+                # The server may still know the id of a try that broke off, and refuse it.
+                body["rid"] = f"{own.rid}-{failed}"
 
     def _remember(self, text: str) -> None:
         """The search's server has read or written all of `text`."""
         with self._lock:
-            self._seen.append((self._pool.server_for(prompt_of(text)).url, text))
+            self._seen.append((self._server_for(text).url, text))
+
+    def _server_for(self, text: str) -> Server:
+        """The server of the search with this text. An unhealthy one if there is no other."""
+        if len(self._servers) == 1:
+            return self._servers[0]
+        for server in self._servers:
+            server.probe()
+        prompt = _prompt_of(text)
+
+        def weight(server: Server) -> tuple[bool, bytes]:
+            return server.healthy, blake2b(f"{server.url} {prompt}".encode()).digest()
+
+        return max(self._servers, key=weight)
 
 
-def prompt_of(text: str) -> str:
+def _agree(servers: Sequence[Server]) -> RuntimeInfo:
+    """What all servers that answer serve."""
+    info: RuntimeInfo | None = None
+    failed: list[str] = []
+    for server in servers:
+        try:
+            found = server.describe()
+        except Failure as failure:
+            failed.append(failure.message)
+            continue
+        info = info or found
+        if (info.model, info.revision) != (found.model, found.revision):
+            raise ModelRefused(
+                f"MARCO_RUNTIME: {server.url} serves {found.model} ({found.revision}), another "
+                f"server {info.model} ({info.revision}): all must serve the same model"
+            )
+    if info is None:
+        raise RuntimeUnavailable("; ".join(failed))
+    return info
+
+
+def _prompt_of(text: str) -> str:
     """The part of a prefix that all prefixes of one search share: its prompt.
 
     Prompts are in ChatML and no caller's text holds its control tokens, so the last of them
@@ -105,3 +180,9 @@ def prompt_of(text: str) -> str:
     """
     end = text.rfind(_END_OF_PROMPT)
     return text[: end + len(_END_OF_PROMPT)] if end >= 0 else text[:256]
+
+
+def retry_delay_s(failed: int, asked_s: float | None, random: Random = _random) -> float:
+    """Exponential backoff with full jitter; at least what the server asked for."""
+    jitter = random.uniform(0, min(_CAP_S, _BASE_S * 2.0 ** min(failed - 1, 30)))
+    return jitter if asked_s is None else asked_s + jitter

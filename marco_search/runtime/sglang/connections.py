@@ -6,6 +6,7 @@ usual libraries count their read timeout again with every byte.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import select
@@ -19,9 +20,14 @@ from urllib.parse import urlsplit
 
 from marco_search.errors import BranchFailed, InvalidSettings
 from marco_search.runtime.base import quoting
-from marco_search.runtime.sglang import failures
-from marco_search.runtime.sglang.calls import Call
-from marco_search.runtime.sglang.failures import Failure
+from marco_search.runtime.sglang.calls import (
+    Call,
+    Failure,
+    details,
+    reason,
+    refused,
+    unavailable,
+)
 from marco_search.settings import Settings
 
 LARGEST_ANSWER = 2**20  # bytes, where nothing better is known
@@ -34,8 +40,6 @@ _KEEPALIVE = {
     "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8000,
 }  # fmt: skip
 _CHUNK = 2**16  # bytes
-
-_Answer = tuple[int, http.client.HTTPMessage, bytes]
 
 
 def api_key_of(settings: Settings) -> str | None:
@@ -62,17 +66,13 @@ def _tls(settings: Settings) -> ssl.SSLContext:
 
 
 class Connections:
-    """A pool of connections to `url` (http or https, without a user or password)."""
+    """Requests to `url` (http or https, without a user or password). They raise Failure.
 
-    def __init__(
-        self,
-        url: str,
-        settings: Settings,
-        check: Callable[[Call], Failure | None] = lambda call: None,
-    ) -> None:
-        """`check` is called before a POST when the server has closed kept connections: it may
-        be another one now. A failure that it returns is the answer.
-        """
+    A connection leads to one process for as long as it lasts. `check` is called before a POST
+    that needs a new one, because the server may be another one now, and raises Failure if so.
+    """
+
+    def __init__(self, url: str, settings: Settings, check: Callable[[Call], object]) -> None:
         parts = urlsplit(url)
         self._url = url
         self._host, self._port = parts.hostname or "", parts.port
@@ -86,13 +86,10 @@ class Connections:
         key = api_key_of(settings)
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._quoted = quoting(key)
+        self.quoted = quoting(key)
+        self._check = check
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
-        self._check = check
-        self._checking = threading.Lock()
-        self._closures = 0  # connections that the server has closed
-        self._checked = 0  # of these, how many before it was last checked
         self._probing = threading.Lock()
         self._probed_at = 0.0  # whether the server is there
         self._there = True
@@ -103,22 +100,27 @@ class Connections:
         call: Call,
         body: Mapping[str, Any] | None = None,
         most: int = LARGEST_ANSWER,
-    ) -> dict[str, Any] | Failure:
-        """The JSON object at `path`, or what is answered to `body`; `most` bytes at most."""
-        found = self._send(path, None if body is None else json.dumps(body).encode(), call, most)
-        if isinstance(found, Failure):
-            return found
-        status, headers, data = found
-        if status != 200:
-            details = self._quoted(failures.details(data))
-            return failures.refused(self._url + path, status, headers["Retry-After"], details)
+        accept: Callable[[dict[str, Any]], object] | None = None,
+    ) -> dict[str, Any]:
+        """The JSON object at `path`, or that is answered to `body`, of at most `most` bytes.
+
+        `accept` raises Failure for an answer after which the connection is not to be used.
+        """
+        while (connection := self._take_idle()) is not None:
+            # One that has gone stale is not the server's fault: take another.
+            with contextlib.suppress(ConnectionError):
+                return self._exchange(connection, path, call, body, most, accept)
+        if body is not None:
+            self._check(call)
+            connection = self._take_idle()
         try:
-            answer = json.loads(data, object_pairs_hook=_object) if data else {}
-        except (ValueError, RecursionError):
-            answer = None
-        if isinstance(answer, dict):
-            return answer
-        return failures.unavailable(f"{self._url}{path}: the answer is not a JSON object")
+            connection = connection or self._connect(call)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failure(call, "can't be reached", error, unreachable=True) from None
+        try:
+            return self._exchange(connection, path, call, body, most, accept)
+        except ConnectionError as error:
+            raise self._failure(call, "broke off its answer", error) from None
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -127,97 +129,91 @@ class Connections:
         for connection in idle:
             connection.close()
 
-    def _send(self, path: str, body: bytes | None, call: Call, most: int) -> _Answer | Failure:
-        while not call.over:
-            connection = self._take_idle()
-            kept = connection is not None
-            changed = None if body is None else self._check_changed(call)
-            if changed is not None:
-                if connection is not None:
-                    connection.close()
-                return changed
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        path: str,
+        call: Call,
+        body: Mapping[str, Any] | None,
+        most: int,
+        accept: Callable[[dict[str, Any]], object] | None,
+    ) -> dict[str, Any]:
+        """Raises ConnectionError too, if the server has closed the connection."""
+        with contextlib.ExitStack() as unless_kept:
+            unless_kept.callback(connection.close)
             try:
-                connection = connection or self._connect(call)
-            except (OSError, http.client.HTTPException) as error:
-                return self._failed(call, "can't be reached", error, unreachable=True)
-            try:
-                answer = self._exchange(connection, path, body, call, most)
-            except _TooLargeError:
-                connection.close()
-                size = f"{most >> 10:,} KiB, all that was asked for"
-                message = f"{self._url}{path}: the answer is larger than {size}"
-                return Failure(kind=BranchFailed, message=message)
+                answered = self._send(connection, path, call, body, most)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                connection.close()
-                if not call.over:
-                    self._note_closure()
-                    if kept and isinstance(error, ConnectionError):
-                        continue  # it had gone stale: not the server's fault, take another
-                return self._failed(call, "broke off its answer", error)
+                if isinstance(error, ConnectionError) and not call.over:
+                    raise
+                raise self._failure(call, "broke off its answer", error) from None
+            if accept is not None:
+                accept(self._read(path, *answered))
             if connection.sock is not None:  # else the server asked to close it
+                unless_kept.pop_all()
                 with self._lock:
                     self._idle.append(connection)
-            return answer
-        return call.cut_short()
+        return self._read(path, *answered)
 
-    def _failed(
+    def _read(
+        self, path: str, status: int, headers: http.client.HTTPMessage, data: bytes
+    ) -> dict[str, Any]:
+        if status != 200:
+            why = self.quoted(details(data))
+            raise refused(self._url + path, status, headers["Retry-After"], why)
+        try:
+            answer = json.loads(data, object_pairs_hook=_object) if data else {}
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise unavailable(f"{self._url}{path}: the answer is not a JSON object")
+        return answer
+
+    def _failure(
         self, call: Call, what: str, error: Exception, *, unreachable: bool = False
     ) -> Failure:
         """If we ended the call ourselves, that is what happened, whatever it looked like."""
         if call.over:
             return call.cut_short()
-        why = self._quoted(failures.reason(error))
-        return failures.unavailable(f"{self._url} {what}: {why}", unreachable=unreachable)
+        why = self.quoted(reason(error))
+        return unavailable(f"{self._url} {what}: {why}", unreachable=unreachable)
 
-    def _check_changed(self, call: Call) -> Failure | None:
-        """Call `check` if connections were closed since the last time; others wait for it."""
-        if self._closures == self._checked:
-            return None
-        if not self._checking.acquire(timeout=max(call.left_s, 0.0)):
-            return call.cut_short()
-        try:
-            closures = self._closures
-            changed = self._check(call) if closures != self._checked else None
-            if changed is None:
-                self._checked = closures
-            return changed
-        finally:
-            self._checking.release()
-
-    def _note_closure(self) -> None:
-        with self._lock:
-            self._closures += 1
-
-    def _exchange(
+    def _send(
         self,
         connection: http.client.HTTPConnection,
         path: str,
-        body: bytes | None,
         call: Call,
+        body: Mapping[str, Any] | None,
         most: int,
-    ) -> _Answer:
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
         sock = connection.sock  # the connection forgets it when the server will close
         with call.using(sock):
             sock.settimeout(max(call.left_s, 0.001))
-            method = "GET" if body is None else "POST"
-            connection.request(method, self._path + path, body, self._headers)
+            data = None if body is None else json.dumps(body).encode()
+            method = "GET" if data is None else "POST"
+            connection.request(method, self._path + path, data, self._headers)
             self._await_answer(sock, call)
             with connection.getresponse() as response:
                 if response.status != 200:
                     most = _LARGEST_ERROR
                 elif (response.length or 0) > most:
-                    raise _TooLargeError
+                    raise self._too_large(path, most)
                 sized = response.chunked or response.length is not None
-                data = b"".join(self._chunks(response, sock, call, most))
-                if len(data) > most:
+                found = b"".join(self._chunks(response, sock, call, most))
+                if len(found) > most:
                     if response.status == 200:
-                        raise _TooLargeError
+                        raise self._too_large(path, most)
                     connection.close()
                 elif response.length:  # read1 does not say that bytes are missing
                     raise http.client.IncompleteRead(b"", response.length)
-                elif not sized and (call.over or not data):  # nor that the headers were cut
+                elif not sized and (call.over or not found):  # nor that the headers were cut
                     raise http.client.IncompleteRead(b"")
-                return response.status, response.headers, data
+                return response.status, response.headers, found
+
+    def _too_large(self, path: str, most: int) -> Failure:
+        size = f"{most >> 10:,} KiB, all that was asked for"
+        message = f"{self._url}{path}: the answer is larger than {size}"
+        return Failure(kind=BranchFailed, message=message)
 
     def _chunks(
         self, response: http.client.HTTPResponse, sock: socket.socket, call: Call, most: int
@@ -254,23 +250,21 @@ class Connections:
             return self._there
 
     def _answers(self) -> bool:
-        connection = None
         try:
             connection = self._connect(Call(time.monotonic() + _ASK_EVERY_S))
-            connection.request("GET", self._path + "/get_model_info", headers=self._headers)
-            return connection.getresponse().status > 0
+            with contextlib.closing(connection):
+                connection.request("GET", self._path + "/get_model_info", headers=self._headers)
+                return connection.getresponse().status > 0
         except (http.client.HTTPException, ConnectionResetError):
             return True
         except OSError:
             return False
-        finally:
-            if connection is not None:
-                connection.close()
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
         timeout = max(min(self._connect_s, call.left_s), 0.001)
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        if self._tls is not None:
+        if self._tls is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        else:
             connection = http.client.HTTPSConnection(
                 self._host, self._port, timeout=timeout, context=self._tls
             )
@@ -287,12 +281,7 @@ class Connections:
                 connection = self._idle.pop()
             if connection.sock is not None and not _readable(connection.sock):
                 return connection
-            self._note_closure()
             connection.close()
-
-
-class _TooLargeError(Exception):
-    """The answer has more bytes than it may have."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

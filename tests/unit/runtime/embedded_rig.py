@@ -61,3 +61,8 @@ def answer(row: Row) -> Row:
     """The row of a request that must not fail, when it is done."""
     row.result(WAIT_S)
     return row
+
+
+def flush_cache(engine: Engine) -> None:
+    """Forget all cached prefixes of an engine that has nothing to do."""
+    engine._batch.cache.clear()

@@ -22,6 +22,7 @@ from marco_search.runtime.program import PARAMS, BranchParams, ForkRuntime
 from marco_search.runtime.reply import read_completion
 from marco_search.search.branches import BranchRequest, Expansion, Finish, ReflectionPlacement
 from tests.tiny_model import write_model
+from tests.unit.runtime.embedded_rig import flush_cache
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = "<|im_start|>user\nTom has 3 apples.<|im_end|>\n<Thought>"
@@ -170,7 +171,7 @@ def test_a_fork_goes_on_from_the_tokens_that_are_kept(backend: EmbeddedBackend) 
 def test_a_search_round_is_the_same_in_any_order_and_company(backend: EmbeddedBackend) -> None:
     runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
     whole = runtime.branch([expansion(4, prefix=PROMPT + str(i)) for i in range(4)])
-    backend.engine.flush_cache()
+    flush_cache(backend.engine)
     apart = [
         runtime.branch([Expansion(node_id=0, prefix=PROMPT + str(i), branches=(request,))])[0]
         for i in reversed(range(4))

@@ -20,7 +20,7 @@ from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.embedded.batch import GenerationRequest, Row
 from marco_search.runtime.embedded.linear import Linear, MatmulMode, choose_mode
 from tests.tiny_model import write_model
-from tests.unit.runtime.embedded_rig import answer, engine_of, request
+from tests.unit.runtime.embedded_rig import answer, engine_of, flush_cache, request
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -64,10 +64,10 @@ def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: s
         asked = some_requests(model.config.vocab, 20 if which == "pocket" else 40, longest=150)
         alone = []
         for r in asked:
-            engine.flush_cache()
+            flush_cache(engine)
             alone.append(answer(engine.submit(r)))
         assert all(c.cached_tokens == 0 for c in alone)
-        engine.flush_cache()
+        flush_cache(engine)
         together = [answer(t) for t in [engine.submit(r) for r in asked]]
         assert_equal(together, alone)
         cached = [answer(engine.submit(r)) for r in asked]
@@ -97,7 +97,7 @@ def test_what_was_decoded_serves_as_prefix_like_what_was_prefilled(tmp_path: Pat
         for cut in (71, 128, 130, 169):
             on_decoded = answer(engine.submit(request(longer[:cut], 20, seed=7)))
             assert on_decoded.cached_tokens >= cut - 1
-            engine.flush_cache()
+            flush_cache(engine)
             on_prefilled = answer(engine.submit(request(longer[:cut], 20, seed=7)))
             assert on_prefilled.cached_tokens == 0
             assert_equal([on_decoded], [on_prefilled])
@@ -131,7 +131,7 @@ def _digest(folder: Path) -> str:
     with engine_of(folder) as (model, engine):
         asked = some_requests(model.config.vocab, 12, longest=80)
         alone = [answer(engine.submit(r)) for r in asked]
-        engine.flush_cache()
+        flush_cache(engine)
         together = [answer(t) for t in [engine.submit(r) for r in asked]]
         assert_equal(together, alone)
     return hashlib.sha256(repr([(c.tokens, c.top_logprobs) for c in alone]).encode()).hexdigest()
