@@ -25,11 +25,10 @@ import pyarrow.parquet as pq
 
 from marco_search.audit import canonical
 from marco_search.audit.chain import Link
-from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Kinds, Rows
-from marco_search.audit.verify import check_job
+from marco_search.audit.verify import Evidence, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
 from marco_search.export import parquet
 from marco_search.export.files import whole

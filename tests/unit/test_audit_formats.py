@@ -19,14 +19,13 @@ from hypothesis import strategies as st
 
 from marco_search.audit import canonical
 from marco_search.audit.chain import JOB, Link, check_link, follow
-from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import Status
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
-from marco_search.audit.v1 import rollouts as rules
+from marco_search.audit.v1 import tree as rules
+from marco_search.audit.v1.numbers import check_answers
 from marco_search.audit.v1.payload import hashes
-from marco_search.audit.v1.votes import check_answers
-from marco_search.audit.verify import check_job
+from marco_search.audit.verify import Evidence, SealedRun, check_job
 from marco_search.jobs import SearchOptions, payload_hash
 from marco_search.kinds import KINDS, parse_job
 from marco_search.search.mcts import branch_seed
@@ -136,7 +135,7 @@ def test_what_a_search_ranks_fits(
     job, payload = {"state": "succeeded", "kind": kind}, {"options": {"answers": shown}}
 
     def found() -> list[Any]:
-        return list(check_answers(JOB_ID, job, payload, config, rows, answers))
+        return list(check_answers(job, payload, config, rows, answers))
 
     assert found() == []
     if answers:

@@ -1,20 +1,32 @@
-"""Whether the rows of one job agree with each other."""
+"""Whether the rows of one job agree with each other.
+
+A finding's key names its row within the job; empty: the job's own. Votes are counted on the keys
+as they are stored: no text is read again. Of a kind of job whose near-duplicates count as one
+answer, which rollouts belong together is taken from the stored answers. What follows from it is
+checked, that they are alike is not.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
 
 from marco_search.audit.canonical import unpack_ints
 from marco_search.audit.findings import Finding
 from marco_search.audit.proofs import Kinds, Rows
-from marco_search.audit.v1.nodes import ROUNDING, check_nodes, score_tokens, unpack_tokens
-from marco_search.audit.v1.rollouts import backed_up, check_rollouts
-from marco_search.audit.v1.votes import check_answers
+from marco_search.audit.v1.tree import (
+    ROUNDING,
+    backed_up,
+    check_nodes,
+    check_rollouts,
+    score_tokens,
+    unpack_tokens,
+)
 from marco_search.search.rewards import CONFIDENCE, REWARDS
 
 _UNREADABLE = (struct.error, ValueError, IndexError, TypeError)
@@ -28,10 +40,14 @@ _UNPACKED: dict[str, Callable[[dict[str, Any]], None]] = {
 """By kind: what becomes of the arrays in a row."""
 Visits = Mapping[int, tuple[int, float]]
 """Visit count and value by node."""
+_MERGED = ("open_ended",)
+"""Kinds of job whose near-duplicates are one answer."""
+Ranked = SimpleNamespace
+"""An answer as the vote has it: the columns of its row, and its weight."""
 
 
 def check_numbers(
-    job_id: UUID, job: dict[str, Any], rows: Rows, visits: Visits | None, kinds: Kinds
+    job: dict[str, Any], rows: Rows, visits: Visits | None, kinds: Kinds
 ) -> Iterator[Finding]:
     """What does not agree. `job`: request and outcome by column; `visits`: as the view shows."""
     plan = json.loads(job["plan"]) if job["plan"] else None
@@ -44,51 +60,42 @@ def check_numbers(
                 values = kinds[name].reader.read(row)
                 unpack(values)
             except _UNREADABLE as error:
-                where = f"job {job_id}, {kinds[name].key} {key}"
-                table = kinds[name].table
-                yield Finding(table, where, "not readable", "a row", str(error), job_id)
+                where = f"{kinds[name].key} {key}"
+                yield Finding(kinds[name].table, where, "not readable", "a row", str(error))
                 return
             read[name].append(SimpleNamespace(**values))
     nodes, rollouts, answers = read["node"], read["rollout"], read["answer"]
-    yield from _check_attempts(job_id, plan, read["attempt"])
-    tree, found = check_nodes(job_id, nodes)
+    yield from _check_attempts(plan, read["attempt"])
+    tree, found = check_nodes(nodes)
     yield from found
     if len(tree) <= len(nodes):
         return  # nothing else can be computed
     if config.get("value") in REWARDS.keys() - CONFIDENCE:
         score_tokens(tree)
-    yield from check_rollouts(job_id, tree, rollouts, config)
-    yield from _check_visits(job_id, backed_up(rollouts), visits)
+    yield from check_rollouts(tree, rollouts, config)
+    yield from _check_visits(backed_up(rollouts), visits)
     payload = json.loads(job["payload"])
-    yield from check_answers(job_id, job, payload, config, rollouts, answers)
-    yield from _check_totals(job_id, job, len(nodes), rollouts, answers)
+    yield from check_answers(job, payload, config, rollouts, answers)
+    yield from _check_totals(job, len(nodes), rollouts, answers)
 
 
-def _check_attempts(
-    job_id: UUID, plan: Mapping[str, Any] | None, attempts: Sequence[Any]
-) -> Iterator[Finding]:
+def _check_attempts(plan: Mapping[str, Any] | None, attempts: Sequence[Any]) -> Iterator[Finding]:
     """Every attempt that began has the plan's configuration, prompt and seed."""
     for attempt in attempts:
         if plan is None or attempt.config is None:
             continue
-        key = f"job {job_id}, generation {attempt.generation}"
+        key = f"generation {attempt.generation}"
         config = plan["config"]
         if json.loads(attempt.config) != config:
-            yield Finding("attempts", key, "config", "the job's plan", "another", job_id)
+            yield Finding("attempts", key, "config", "the job's plan", "another")
         if attempt.prompt != plan["prompt"]:
-            wanted = "the prompt of the job's plan"
-            yield Finding("attempts", key, "prompt", wanted, "another", job_id)
+            yield Finding("attempts", key, "prompt", "the prompt of the job's plan", "another")
         if attempt.seed != config["seed"]:
-            found = str(attempt.seed)
-            yield Finding("attempts", key, "seed", str(config["seed"]), found, job_id)
+            yield Finding("attempts", key, "seed", str(config["seed"]), str(attempt.seed))
 
 
 def _check_totals(
-    job_id: UUID,
-    job: Mapping[str, Any],
-    nodes: int,
-    rollouts: Sequence[Any],
-    answers: Sequence[Any],
+    job: Mapping[str, Any], nodes: int, rollouts: Sequence[Any], answers: Sequence[Any]
 ) -> Iterator[Finding]:
     """The counts and the answer on the job's row follow from the rest."""
     best = answers[0] if answers else None
@@ -104,13 +111,10 @@ def _check_totals(
     }
     for name, value in expected.items():
         if job[name] != value:
-            wanted, key = f"{value!r} by its rows", f"id {job_id}"
-            yield Finding("jobs", key, name, wanted, repr(job[name]), job_id)
+            yield Finding("jobs", "", name, f"{value!r} by its rows", repr(job[name]))
 
 
-def _check_visits(
-    job_id: UUID, values: Mapping[int, Sequence[float]], shown: Visits | None
-) -> Iterator[Finding]:
+def _check_visits(values: Mapping[int, Sequence[float]], shown: Visits | None) -> Iterator[Finding]:
     if shown is None:
         return
     for node_id in sorted(values.keys() | shown.keys()):
@@ -118,6 +122,116 @@ def _check_visits(
         expected = len(values.get(node_id, ()))
         mean = sum(values[node_id]) / expected if expected else 0.0
         if visits != expected or not abs(value - mean) <= ROUNDING:
-            key = f"job {job_id}, node_id {node_id}"
             wanted, found = f"{expected} with value {mean:.9g}", f"{visits} with value {value:.9g}"
-            yield Finding("node_stats", key, "visits", wanted, found, job_id)
+            yield Finding("node_stats", f"node_id {node_id}", "visits", wanted, found)
+
+
+def check_answers(
+    job: Mapping[str, Any],
+    payload: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rollouts: Sequence[Any],
+    answers: Sequence[Any],
+) -> Iterator[Finding]:
+    """What does not follow from the votes."""
+    if not answers and job["state"] != "succeeded":
+        return  # ended before anything was ranked
+    voters = [r for r in rollouts if r.answer is not None]
+    merged = job["kind"] in _MERGED
+    keys = {r.rollout_id: str(r.answer) for r in voters}
+    if merged:
+        keys, apart = _merged(keys, answers)
+        if apart is not None:
+            found = f"{apart!r} in two"
+            yield Finding("answers", "", "one key", "one answer", found)
+            return
+    try:
+        ranked = _rank(voters, keys, config)
+    except (KeyError, ValueError, OverflowError) as error:
+        yield Finding("rollouts", "", "no vote", "votes", str(error))
+        return
+    expected = ranked[: (payload.get("options") or {}).get("answers", len(answers))]
+    # Those that are not shown may have been merged as well, which counts where the best decide.
+    bound = merged and config["choice"] == "best" and len(expected) < len(ranked)
+    for i, (wanted, stored) in enumerate(zip_longest(expected, answers)):
+        key = f"rank {i + 1}"
+        if stored is None:
+            yield Finding("answers", key, "missing", repr(wanted.key), "no row")
+        elif wanted is None:
+            yield Finding("answers", key, "not voted for", "no row", repr(stored.key))
+        else:
+            highest = _highest_share(ranked, len(expected), i) if bound else None
+            wanted.rank = i + 1
+            yield from _compare(key, stored, wanted, highest)
+
+
+def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, str], str | None]:
+    """The key that each rollout counts under, and a key that counts under two."""
+    found = dict(keys)
+    for answer in answers:
+        found |= dict.fromkeys(keys.keys() & set(answer.rollout_ids), answer.key)
+    under: dict[str, str] = {}
+    for rollout_id, key in keys.items():
+        if under.setdefault(key, found[rollout_id]) != found[rollout_id]:
+            return found, key
+    return found, None
+
+
+def _rank(
+    voters: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
+) -> list[Ranked]:
+    how = config["choice"]
+    own = config.get("value", "path") in CONFIDENCE
+    values = {r.rollout_id: r.path_confidence if own else r.value for r in voters}
+    groups: dict[str, list[tuple[float, Any]]] = {}
+    for row in voters:
+        if not 0.0 <= values[row.rollout_id] <= 1.0:
+            raise ValueError(f"rollout {row.rollout_id} has value {values[row.rollout_id]}")
+        groups.setdefault(keys[row.rollout_id], []).append((values[row.rollout_id], row))
+    weights = {key: _weight([v for v, _ in g], how, config) for key, g in groups.items()}
+    total = math.fsum(weights.values())
+    ranked = []
+    for key, group in groups.items():
+        highest, best = min(group, key=lambda pair: (-pair[0], pair[1].rollout_id))
+        leaders = [r for v, r in group if v == highest]
+        ids = tuple(sorted(r.rollout_id for _, r in group))
+        ranked.append(
+            Ranked(
+                # An answer has the key of its most confident rollout.
+                key=key if any(r.answer == key for r in leaders) else str(best.answer),
+                rollout_ids=ids,
+                votes=len(ids),
+                confidence=min(1.0, math.fsum(v for v, _ in group) / len(group)),
+                share=weights[key] / total if total else len(group) / len(voters),
+                weight=weights[key],
+                order=(-weights[key], -highest, best.rollout_id),
+            )
+        )
+    return sorted(ranked, key=lambda a: a.order)
+
+
+def _weight(values: Sequence[float], how: str, config: Mapping[str, Any]) -> float:
+    if how == "vote":
+        return float(len(values))
+    if how == "weighted":
+        return math.fsum(v ** config["sharpness"] for v in values)
+    if how == "best":
+        return max(values)
+    raise ValueError(f"answers ranked by {how!r}")
+
+
+def _highest_share(ranked: Sequence[Ranked], shown: int, place: int) -> float:
+    """The share of an answer if all that are not shown were one."""
+    least = math.fsum(a.weight for a in ranked[: shown + 1])
+    return ranked[place].weight / least if least else 1.0
+
+
+def _compare(key: str, stored: Any, expected: Ranked, highest: float | None) -> Iterator[Finding]:
+    for what in ("rank", "key", "rollout_ids", "votes", "confidence", "share"):
+        wanted, found = getattr(expected, what), getattr(stored, what)
+        near = isinstance(wanted, float) and abs(wanted - float(str(found))) <= ROUNDING
+        if what == "share" and highest is not None:
+            near = wanted - ROUNDING <= found <= highest + ROUNDING
+        if wanted != found and not near:
+            yield Finding("answers", key, what, f"{wanted!r} by the vote", repr(found))
+            return

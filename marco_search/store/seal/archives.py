@@ -14,8 +14,8 @@ from psycopg import errors
 from psycopg.sql import SQL, Identifier
 from pydantic import BaseModel, Field, StrictInt
 
-from marco_search.audit.evidence import Archived
 from marco_search.audit.findings import Finding
+from marco_search.audit.verify import Archived
 from marco_search.errors import ArchiveRefused
 from marco_search.store.db import Conn, insert
 from marco_search.store.seal import seals

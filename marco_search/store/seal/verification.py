@@ -10,11 +10,10 @@ from uuid import UUID
 from psycopg.rows import class_row, dict_row
 
 from marco_search.audit.chain import Link, check_link
-from marco_search.audit.evidence import Evidence, SealedRun
 from marco_search.audit.findings import JobReport
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Proof, unpack
-from marco_search.audit.verify import check_job
+from marco_search.audit.verify import Evidence, SealedRun, check_job
 from marco_search.errors import JobNotFound
 from marco_search.store.db import Conn, Database
 from marco_search.store.seal import archives
