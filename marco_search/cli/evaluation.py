@@ -152,9 +152,13 @@ def _traces(
 
 
 def _plot(data_set: str, strategy: str, traces: list[Trace], grader: Grader, stem: Path) -> None:
-    from marco_search.evaluation.plots import accuracy_over_tokens, calibration_plot
+    from marco_search.evaluation.plots import (
+        accuracy_over_confidence,
+        accuracy_over_tokens,
+        plot,
+    )
 
-    tokens = stem.with_name(f"{stem.name}-tokens")
-    accuracy_over_tokens({data_set: {strategy: curve(traces, grader)}}, tokens)
-    scores = stem.with_name(f"{stem.name}-calibration")
-    calibration_plot({data_set: bins_of(traces, grader)}, scores)
+    points = {data_set: {strategy: curve(traces, grader)}}
+    plot(accuracy_over_tokens, points, stem.with_name(f"{stem.name}-tokens"))
+    bins = {data_set: bins_of(traces, grader)}
+    plot(accuracy_over_confidence, bins, stem.with_name(f"{stem.name}-calibration"))

@@ -15,8 +15,11 @@ T = TypeVar("T")
 _COLOURS = ("#1b6ca8", "#d1495b", "#2a9d62", "#8d5a97", "#c98a00", "#5c6b73", "#e377c2", "#17becf")
 
 
-def _panels(panels: Mapping[str, T], stem: Path, draw: Callable[[Any, T], None]) -> list[Path]:
-    """One panel of a figure a title, each drawn by `draw`; the files written."""
+def plot(draw: Callable[[Any, T], None], panels: Mapping[str, T], stem: Path) -> list[Path]:
+    """A figure with one panel a title, each drawn by a function below.
+
+    Returns the files written: `stem` with .png and .svg. Raises InvalidSettings without matplotlib.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -41,17 +44,8 @@ def _panels(panels: Mapping[str, T], stem: Path, draw: Callable[[Any, T], None])
     return files
 
 
-def accuracy_over_tokens(
-    panels: Mapping[str, Mapping[str, Sequence[Point]]], stem: Path
-) -> list[Path]:
-    """One panel a set, one line a strategy; a strategy of one point is a dot with its interval.
-
-    Returns the files written: `stem` with .png and .svg.
-    """
-    return _panels(panels, stem, _draw_curves)
-
-
-def _draw_curves(axis: Any, curves: Mapping[str, Sequence[Point]]) -> None:
+def accuracy_over_tokens(axis: Any, curves: Mapping[str, Sequence[Point]]) -> None:
+    """One line a strategy; a strategy of one point is a dot with its interval."""
     for i, (name, points) in enumerate(curves.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         x = [p.tokens_per_problem for p in points]
@@ -72,12 +66,8 @@ def _draw_curves(axis: Any, curves: Mapping[str, Sequence[Point]]) -> None:
     axis.legend(fontsize=8, loc="lower right")
 
 
-def calibration_plot(panels: Mapping[str, Sequence[Bin]], stem: Path) -> list[Path]:
-    """Accuracy over confidence of single rollouts, in bins of equal size, one panel a set."""
-    return _panels(panels, stem, _draw_bins)
-
-
-def _draw_bins(axis: Any, bins: Sequence[Bin]) -> None:
+def accuracy_over_confidence(axis: Any, bins: Sequence[Bin]) -> None:
+    """Calibration of single rollouts, in bins of equal size."""
     x = [b.confidence for b in bins]
     axis.plot(x, [b.accuracy for b in bins], marker="o", color=_COLOURS[0], label="rollouts")
     least = min([*x, 0.9])

@@ -253,18 +253,20 @@ def run_queued(
     pick up the jobs of the first. Raises RuntimeUnavailable after all have ended if any failed,
     InvalidDataSet if the workers have another model than earlier traces of the run.
     """
+    if recipe.changes:
+        raise MarcoError("only what SearchOptions has can go through the queue; use --local")
     names = {p.key: _queued_name(recipe, p) for p in problems}
     tried = Counter((t.key, t.run) for t in read(file)) if file.exists() else Counter()
 
-    def job(problem: Problem) -> Job:
-        name = names[problem.key]
-        # Another key for each time it was searched: the times before had failed rollouts.
-        again = tried[problem.key, name]
-        key = f"eval-{name}-{problem.key}" + (f"-{again + 1}" if again else "")
-        return recipe.job(problem).model_copy(update={"idempotency_key": key})
-
     def searches(todo: list[Problem]) -> Searches:
-        handles = producer.submit_many([job(p) for p in todo])
+        jobs = []
+        for problem in todo:
+            name = names[problem.key]
+            # Another key for each time it was searched: the times before had failed rollouts.
+            again = tried[problem.key, name]
+            key = f"eval-{name}-{problem.key}" + (f"-{again + 1}" if again else "")
+            jobs.append(recipe.job(problem).model_copy(update={"idempotency_key": key}))
+        handles = producer.submit_many(jobs)
         by_id = {str(h.id): p for h, p in zip(handles, todo, strict=True)}
         failed: list[JobResult] = []
         for result in producer.results(handles):
@@ -301,17 +303,9 @@ def run_queued(
 
 def _queued_name(recipe: Recipe, problem: Problem) -> str:
     """As `_run_name`, as far as the one who submits can know."""
-    if recipe.changes:
-        raise MarcoError("only what SearchOptions has can go through the queue; use --local")
     loaded, job = settings.load(), recipe.job(problem)
     kind = kind_of(job)
     prompt = "\n".join(f"{m.role}: {m.content}" for m in kind.messages(job))
-    return _digest(
-        [
-            recipe.options.model_dump(mode="json"),
-            loaded.runtime,
-            str(loaded.model),
-            _around(job, prompt + kind.assistant_prefix),
-            "seeds of each problem",
-        ]
-    )
+    prompt = _around(job, prompt + kind.assistant_prefix)
+    options = recipe.options.model_dump(mode="json")
+    return _digest([options, loaded.runtime, str(loaded.model), prompt, "seeds of each problem"])

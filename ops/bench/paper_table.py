@@ -29,7 +29,7 @@ from marco_search.cli.evaluation import progress_text
 from marco_search.evaluation import grading, report, statistics
 from marco_search.evaluation.data_sets import Problem, from_row, load
 from marco_search.evaluation.grading import Grader, Point, chosen
-from marco_search.evaluation.plots import accuracy_over_tokens, calibration_plot
+from marco_search.evaluation.plots import accuracy_over_confidence, accuracy_over_tokens, plot
 from marco_search.evaluation.run import Progress, Recipe, run
 from marco_search.evaluation.statistics import Paired, diversity, paired, wilson
 from marco_search.evaluation.traces import Trace, read, with_vote
@@ -182,24 +182,20 @@ def goals(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str]]:
             reached = gain.difference >= margin and gain.low > 0
             yield f"{results.name}: {text}", reached, points(gain)
     if len(ready) == len(sets):
-        yield from _against_baselines(ready)
+        clear = {s.name for s in sets}
+        for name in BASELINES:
+            gains = {s.name: found[1] for s in sets if (found := s.less(WINNER, name))}
+            clear &= {language for language, gain in gains.items() if gain.low > 0}
+            text = f"At equal tokens at least as accurate as {name} on both languages"
+            measured = "; ".join(f"{language}: {points(gain)}" for language, gain in gains.items())
+            yield text, all(gain.difference >= 0 for gain in gains.values()), measured
+        text = "At equal tokens better than both on at least one language, the paired interval"
+        yield f"{text} clear of 0", bool(clear), f"clear on: {', '.join(sorted(clear)) or 'none'}"
     for results in ready:
         best = max(p.accuracy for p in results.curve("self-consistency"))
         mine = results.curve(WINNER)[-1].accuracy
         yield _half_the_tokens(results, mine, f"`{WINNER}`'s accuracy")
         yield _half_the_tokens(results, best, "self-consistency's best")
-
-
-def _against_baselines(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str]]:
-    clear = {s.name for s in sets}
-    for name in BASELINES:
-        gains = {s.name: found[1] for s in sets if (found := s.less(WINNER, name))}
-        clear &= {language for language, gain in gains.items() if gain.low > 0}
-        text = f"At equal tokens at least as accurate as {name} on both languages"
-        measured = "; ".join(f"{language}: {points(gain)}" for language, gain in gains.items())
-        yield text, all(gain.difference >= 0 for gain in gains.values()), measured
-    text = "At equal tokens better than both on at least one language, the paired interval"
-    yield f"{text} clear of 0", bool(clear), f"clear on: {', '.join(sorted(clear)) or 'none'}"
 
 
 def _half_the_tokens(results: Results, accuracy: float, whose: str) -> tuple[str, bool, str]:
@@ -326,8 +322,10 @@ def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Pa
         for s in made
         if "samples" in s.traces
     }
-    files = accuracy_over_tokens(lines, docs / "plots" / "accuracy-over-tokens") if lines else []
-    files += calibration_plot(bins, docs / "plots" / "calibration") if bins else []
+    files = (
+        plot(accuracy_over_tokens, lines, docs / "plots" / "accuracy-over-tokens") if lines else []
+    )
+    files += plot(accuracy_over_confidence, bins, docs / "plots" / "calibration") if bins else []
     return [page, data, *files]
 
 

@@ -6,12 +6,12 @@ The same files come out each time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from marco_search.pocket import MODEL_DIR, held_out
-from ops.pocket.problems import Language, Problem
+from ops.pocket.problems import Language
 from ops.pocket.samples import held_out_phrases, held_out_problems, is_held_out
 from ops.pocket.texts import OPEN_ENDED, PROMPTS
 
@@ -28,11 +28,31 @@ DEMO_FILE = MODEL_DIR / "demo.jsonl"
 def export_held_out(folder: Path) -> None:
     """Write the five held-out sets as JSON Lines."""
     for language, (seed, range_seed) in SEEDS.items():
-        problems = held_out_problems(language, HELD_OUT_COUNT, seed)
-        _write(folder / f"heldout_{language}.jsonl", map(_problem_row, problems))
+        hashed = held_out_problems(language, HELD_OUT_COUNT, seed)
         ranged = held_out_problems(language, RANGE_COUNT, range_seed, in_range=True)
-        _write(folder / f"heldout_range_{language}.jsonl", map(_problem_row, ranged))
-    _write(folder / "heldout_translation.jsonl", _translation_rows())
+        for name, problems in {"heldout": hashed, "heldout_range": ranged}.items():
+            rows = [
+                {
+                    "question": problem.question,
+                    "answer": problem.answer,
+                    "ops": [[event.operator, event.operand] for event in problem.events],
+                    "start": problem.start,
+                }
+                for problem in problems
+            ]
+            _write(folder / f"{name}_{language}.jsonl", rows)
+    translations = [
+        {
+            "question": PROMPTS[0].format(text=phrase.chinese),
+            "text": phrase.chinese,
+            "expected": list(phrase.translations),
+            "source": "zh",
+            "target": "en",
+            "style": "colloquial",
+        }
+        for phrase in held_out_phrases()
+    ]
+    _write(folder / "heldout_translation.jsonl", translations)
 
 
 def export_demo(path: Path) -> None:
@@ -48,24 +68,6 @@ def export_demo(path: Path) -> None:
     prompts = (OPEN_ENDED["en"]["sum"].format(total=total) for total in range(50, 200))
     rows.append({"kind": "open_ended", "prompt": next(filter(is_held_out, prompts))})
     _write(path, rows)
-
-
-def _problem_row(problem: Problem) -> dict[str, Any]:
-    operations = [[event.operator, event.operand] for event in problem.events]
-    about = {"question": problem.question, "answer": problem.answer}
-    return about | {"ops": operations, "start": problem.start}
-
-
-def _translation_rows() -> Iterator[dict[str, Any]]:
-    for phrase in held_out_phrases():
-        yield {
-            "question": PROMPTS[0].format(text=phrase.chinese),
-            "text": phrase.chinese,
-            "expected": list(phrase.translations),
-            "source": "zh",
-            "target": "en",
-            "style": "colloquial",
-        }
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

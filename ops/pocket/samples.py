@@ -62,18 +62,14 @@ def held_out_problems(
 
 def held_out_phrases() -> list[Phrase]:
     """The held-out sentences of the phrase book that are made of parts that training has."""
-    known = {line for phrase in trained_phrases() for line in _parts(phrase)}
-    return [p for p in phrases() if p.held_out and _parts(p) <= known]
+    known = {part for phrase in trained_phrases() for part in phrase.parts}
+    return [p for p in phrases() if p.held_out and p.parts <= known]
 
 
 @cache
 def trained_phrases() -> tuple[Phrase, ...]:
     """The sentences of the phrase book that training may use."""
     return tuple(phrase for phrase in phrases() if not phrase.held_out)
-
-
-def _parts(phrase: Phrase) -> set[str]:
-    return {line for thought in phrase.thoughts for line in thought.splitlines()}
 
 
 def _draw(rng: random.Random) -> Sample:

@@ -42,6 +42,11 @@ class Phrase:
     thoughts: tuple[str, ...]
     held_out: bool
 
+    @property
+    def parts(self) -> set[str]:
+        """The lines of its thoughts."""
+        return {line for thought in self.thoughts for line in thought.splitlines()}
+
 
 def phrases() -> list[Phrase]:
     """Every sentence of the book. About a third of the combinations is held out.
