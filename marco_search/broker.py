@@ -78,16 +78,7 @@ class RedisAddress:
 
     def client(self, **options: Any) -> Redis:
         """A client of redis-py with these options. Connects when first used."""
-        return Redis(
-            host=self.host,
-            port=self.port,
-            db=self.database,
-            username=self.username,
-            password=self.password,
-            ssl=self.tls is not None,
-            **(self.tls or {}),
-            **options,
-        )
+        return Redis.from_url(self.url, **(self.tls or {}), **options)
 
 
 def parse_address(url: str) -> RedisAddress:
@@ -257,20 +248,19 @@ class Publisher:
 
         failures = (KombuError, RedisError, OSError)
         with self._lock:
-            try:
-                if self._connection is not None:
-                    try:
-                        return step(self._connection)
-                    except failures:
-                        self._drop()
-                self._connection = self._app.connection_for_write()
-                return step(self._connection)
-            except failures as error:
-                self._drop()
-                raise BrokerUnavailable(
-                    f"{self._shown}: {error}; see that Redis runs and REDIS_URL is right "
-                    "(marco doctor)"
-                ) from error
+            while True:
+                kept = self._connection is not None
+                try:
+                    if not kept:
+                        self._connection = self._app.connection_for_write()
+                    return step(self._connection)
+                except failures as error:
+                    self._drop()
+                    if not kept:
+                        raise BrokerUnavailable(
+                            f"{self._shown}: {error}; see that Redis runs and REDIS_URL is right "
+                            "(marco doctor)"
+                        ) from error
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

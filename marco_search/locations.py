@@ -26,7 +26,11 @@ def database_url(settings: Settings) -> str:
     """
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value().strip()
-        return "postgresql" + _after_scheme(url)
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in _POSTGRES_SCHEMES:
+            # The value is left out on purpose: it may hold a password.
+            raise InvalidSettings("DATABASE_URL: must look like postgresql://... or postgres://...")
+        return f"postgresql://{rest}"
     return _embedded(settings, "DATABASE_URL", DatabaseUnavailable).database_url
 
 
@@ -43,22 +47,6 @@ def redis_url(settings: Settings) -> str:
         broker.parse_address(url)
         return url
     return _embedded(settings, "REDIS_URL", BrokerUnavailable).redis_url
-
-
-def sqlalchemy_url(url: str) -> str:
-    """`url` in the form that makes SQLAlchemy use psycopg 3: postgresql+psycopg://...
-
-    Raises InvalidSettings when it is not a Postgres URL.
-    """
-    return "postgresql+psycopg" + _after_scheme(url)
-
-
-def _after_scheme(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in _POSTGRES_SCHEMES:
-        # The value is left out on purpose: it may hold a password.
-        raise InvalidSettings("DATABASE_URL: must look like postgresql://... or postgres://...")
-    return separator + rest
 
 
 def _embedded(settings: Settings, variable: str, error: type[ServiceError]) -> LocalState:

@@ -121,11 +121,6 @@ def _log_product(rollout: ScoredRollout) -> float:
     return sum(log(max(c, 1e-9)) for c in rollout.c)
 
 
-def _geometric(rollout: ScoredRollout) -> float:
-    n = len(rollout.c)
-    return exp(_log_product(rollout) / n) if n else 0.0
-
-
 def _group(rollout: ScoredRollout) -> float:
     values = rollout.token_confidences
     if not values:
@@ -138,10 +133,6 @@ def _group(rollout: ScoredRollout) -> float:
     return _squeeze(lowest / width)
 
 
-def _agreement(rollout: ScoredRollout) -> float:
-    return mean([float(answer == rollout.answer) for answer in rollout.others])
-
-
 def _squeeze(value: float) -> float:
     return max(0.0, value) / (1.0 + max(0.0, value))
 
@@ -151,13 +142,13 @@ REWARDS: dict[str, Reward] = {
     "rollout": lambda r: mean([c for scores in r.path[r.start + 1 :] for c in scores.c]),
     "minimum": lambda r: min(r.c, default=0.0),
     "product": lambda r: exp(_log_product(r)),
-    "geometric": _geometric,
+    "geometric": lambda r: exp(_log_product(r) / len(r.c)) if r.c else 0.0,
     "since": _since,
     "tail": lambda r: mean(r.c[-TAIL:]),
     "group": _group,
     "certainty": lambda r: _squeeze(mean(r.token_confidences)),
     "step": lambda r: min((mean(s.c) for s in r.path if s.c), default=0.0),
-    "agreement": _agreement,
+    "agreement": lambda r: mean([float(answer == r.answer) for answer in r.others]),
 }
 """Name to reward."""
 

@@ -25,10 +25,10 @@ class Node:
     depth: int  #: edges from the root
     round: int  #: the round that added it; 0 for the root
     action: str  #: a name of `Action` or in `ACTIONS`
-    text: str
-    tokens: tuple[Token, ...]  #: none for the root and for a reflection
-    confidences: tuple[float, ...]  #: c_i of each token
-    terminal: bool  #: the end of the output or of the sequence was generated
+    text: str = ""
+    tokens: tuple[Token, ...] = ()  #: none for the root and for a reflection
+    confidences: tuple[float, ...] = ()  #: c_i of each token
+    terminal: bool = False  #: the end of the output or of the sequence was generated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,24 +78,11 @@ class Tree:
         self.value_sum: list[float] = []
         #: Greatest value backed up; 0.0 before the first visit.
         self.best_value: list[float] = []
-        # Over generated tokens since the path's last reflection, or from the root.
-        self._confidence_sum: list[float] = []
-        self._token_count: list[int] = []
+        # Sum of c_i and number of the tokens since the path's last reflection, or from the root.
+        self._since_reflection: list[tuple[float, int]] = []
         self.least, self.greatest = 1.0, 0.0  # values of rollouts with an answer
         self._by_content: dict[tuple[object, ...], int] = {}
-        self.add(
-            Node(
-                node_id=ROOT,
-                parent_id=None,
-                depth=0,
-                round=0,
-                action=Action.ROOT,
-                text="",
-                tokens=(),
-                confidences=(),
-                terminal=False,
-            )
-        )
+        self.add(Node(node_id=ROOT, parent_id=None, depth=0, round=0, action=Action.ROOT))
 
     # -- growing ------------------------------------------------------------------
 
@@ -127,10 +114,10 @@ class Tree:
         if parent is not None:
             self.children[parent].append(i)
         restarts = parent is None or node.action == Action.REFLECTION
-        above = 0.0 if restarts else self._confidence_sum[parent or ROOT]
-        self._confidence_sum.append(above + sum(node.confidences))
-        tokens_above = 0 if restarts else self._token_count[parent or ROOT]
-        self._token_count.append(tokens_above + len(node.tokens))
+        confidence, tokens = (0.0, 0) if restarts else self._since_reflection[parent or ROOT]
+        self._since_reflection.append(
+            (confidence + sum(node.confidences), tokens + len(node.tokens))
+        )
         self._by_content.setdefault(_content(node), i)
 
     def record(self, rollout: Rollout) -> None:
@@ -182,8 +169,8 @@ class Tree:
 
         After a reflection it starts over: what was taken back says nothing about the answer.
         """
-        n = self._token_count[node_id]
-        return self._confidence_sum[node_id] / n if n else 0.0
+        confidence, tokens = self._since_reflection[node_id]
+        return confidence / tokens if tokens else 0.0
 
 
 def _content(node: Node) -> tuple[object, ...]:
