@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from redis import RedisError
 
 from marco_search import broker
-from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
+from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.jobs.validation import nearest
 from marco_search.local import programs, state
 from marco_search.locations import database_url, redis_url
@@ -40,7 +40,8 @@ _PYTHONS = ((3, 11), (3, 12), (3, 13))
 _OLDEST_REDIS = (6, 2)  # kombu's demand
 _ANSWER_S = 3
 _MOST = 12  # differences shown
-_OTHER_NAMES = {"MARCO_PYTHON", "MARCO_CHROMIUM"}  # read by the bootstrap and by tests
+_KNOWN_NAMES = {str(field.validation_alias) for field in Settings.model_fields.values()}
+_KNOWN_NAMES |= {*RENAMED, "MARCO_PYTHON", "MARCO_CHROMIUM"}  # bootstrap and tests read the last
 _IDLE = "embedded, not running: commands that need it start it, `marco up` keeps it"
 _RESTART = "run `marco down`, then `marco up`; see the logs in MARCO_HOME"
 _WRITER = "to submit or run jobs, let DATABASE_URL name a login of the app's or the owner's role"
@@ -101,34 +102,24 @@ def _settings(settings: Settings) -> Finding:
 
 def variables(_: Settings) -> Finding:
     """Is each MARCO_ variable read by something?"""
-    known = [name.lower() for name in _known_names()]
+    known = [name.lower() for name in _KNOWN_NAMES]
     unread = []
     for name in unknown_names(os.environ):
         meant = nearest(name, known)
-        unread.append(
-            f"{name} is read by nothing" + (f", did you mean {meant.upper()}?" if meant else "")
-        )
+        hint = f", did you mean {meant.upper()}?" if meant else ""
+        unread.append(f"{name} is read by nothing{hint}")
     detail = "; ".join(unread) or "every MARCO_ name is known"
     return Finding("variables", not unread, detail, "unset them, or write them as in the README")
 
 
 def unknown_names(environment: Mapping[str, str]) -> list[str]:
     """The names that look like settings of ours but are not."""
-    known = _known_names()
-    ours = [name for name in known if name.startswith("MARCO_")]
+    ours = [name for name in _KNOWN_NAMES if name.startswith("MARCO_")]
     return sorted(
         name
         for name in environment
-        if name.upper() not in known
+        if name.upper() not in _KNOWN_NAMES
         and (name.upper().startswith("MARCO_") or get_close_matches(name.upper(), ours, 1, 0.88))
-    )
-
-
-def _known_names() -> set[str]:
-    return (
-        _OTHER_NAMES
-        | {*RENAMED}
-        | {str(f.validation_alias) for f in Settings.model_fields.values()}
     )
 
 
@@ -188,9 +179,12 @@ def postgres(settings: Settings) -> Finding:
     detail = f"{version // 10_000}.{version % 10_000} at {detail}"
     if pooled:
         detail += ", through a pooler: waiting for results polls every two seconds"
-    silent = _silent_hosts(url)
-    if silent:
-        detail += f"; no answer from {', '.join(silent)}"
+    hosts = address.hosts(address.parameters(url))
+    for host, port in hosts if len(hosts) > 1 else []:
+        try:
+            _connected(url, host=host, port=port, target_session_attrs="any").close()
+        except psycopg.Error:
+            detail += f"; no answer from {host}:{port}"
     detail = "; ".join([detail, *troubles])
     return Finding("postgres", not troubles, detail, "; ".join(troubles.values()))
 
@@ -213,18 +207,6 @@ def _troubles(conn: Conn) -> dict[str, str]:
         (taken > 0.9 * most, f"{taken} of {most} connections are taken", failures.FULL),
     )  # fmt: skip
     return {trouble: fix for is_so, trouble, fix in seen if is_so}
-
-
-def _silent_hosts(url: str) -> list[str]:
-    """Of several hosts in the address, those that do not answer."""
-    hosts = address.hosts(address.parameters(url))
-    silent = []
-    for host, port in hosts if len(hosts) > 1 else []:
-        try:
-            _connected(url, host=host, port=port, target_session_attrs="any").close()
-        except psycopg.Error:
-            silent.append(f"{host}:{port}")
-    return silent
 
 
 def _in_database(look: Callable[[Conn, Settings], Finding]) -> Callable[[Settings], Finding]:
@@ -320,10 +302,7 @@ def worker(settings: Settings) -> Finding:
     if not redis(settings).ok:  # quicker to say so than the publisher is
         return Finding("worker", False, "unknown: Redis does not answer")
     with closing(broker.Publisher(redis_url(settings), settings.queue)) as publisher:
-        try:
-            waiting, names = publisher.length(), publisher.workers()
-        except BrokerUnavailable:
-            return Finding("worker", False, "unknown: Redis does not answer")
+        waiting, names = publisher.length(), publisher.workers()
     # A worker in the middle of starting or of a long call may be late; no job waits then.
     detail = f"{', '.join(names) or 'none answers'}; {waiting} waiting in the queue"
     return Finding("worker", bool(names) or waiting == 0, detail, "run `marco worker`")
