@@ -14,10 +14,10 @@ from marco_search.cli import output
 from marco_search.cli.job_input import given_options, search_options
 from marco_search.cli.options import command
 from marco_search.cli.session import session
-from marco_search.evaluation.data_sets import Problem, load
+from marco_search.evaluation.data_sets import load
 from marco_search.evaluation.grading import Grader, curve
 from marco_search.evaluation.report import bins_of, markdown_rows, require_few_failed, row
-from marco_search.evaluation.run import OnProgress, Progress, Recipe, run, run_queued
+from marco_search.evaluation.run import Progress, Recipe, run, run_queued
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
@@ -68,10 +68,10 @@ def evaluate(
     """
     problems = load(data_set, language=language, limit=limit)
     recipe = Recipe(options=SearchOptions(**given_options(values)), keep_tokens=trees)
-    strategy = recipe.options.strategy
+    strategy, settings = recipe.options.strategy, settings_module.load()
     if out is None:
         name = f"{Path(data_set).stem.replace(':', '-')}-{language or 'all'}-{strategy}.jsonl"
-        out = settings_module.load().home / "evaluation" / name
+        out = settings.home / "evaluation" / name
     resumed: list[int] = []
     with output.console(stderr=True).status("evaluating") as status:
 
@@ -85,7 +85,15 @@ def evaluate(
             resumed.append(progress.resumed)
             status.update(progress_text(progress))
 
-        traces = _traces(problems, recipe, out, local, threads, on_progress)
+        if local:
+            with closing(open_runtime(settings)) as runtime:
+                traces = run(
+                    problems, recipe, runtime, out, threads=threads, on_progress=on_progress
+                )
+        else:
+            with session(creates=True) as here:
+                producer = here.producer()
+                traces = run_queued(problems, recipe, out, producer, on_progress=on_progress)
     require_few_failed(traces, max_failed / 100)
     grader = Grader(problems)
     found = row(strategy, traces, grader)
@@ -134,21 +142,6 @@ def progress_text(progress: Progress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{progress.seconds_left:.0f} s left")
     return ", ".join(parts)
-
-
-def _traces(
-    problems: list[Problem],
-    recipe: Recipe,
-    out: Path,
-    local: bool,
-    threads: int,
-    on_progress: OnProgress,
-) -> list[Trace]:
-    if not local:
-        with session(creates=True) as here:
-            return run_queued(problems, recipe, out, here.producer(), on_progress=on_progress)
-    with closing(open_runtime(settings_module.load())) as runtime:
-        return run(problems, recipe, runtime, out, threads=threads, on_progress=on_progress)
 
 
 def _plot(data_set: str, strategy: str, traces: list[Trace], grader: Grader, stem: Path) -> None:

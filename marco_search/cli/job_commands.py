@@ -11,16 +11,8 @@ from uuid import UUID
 
 import click
 
-from marco_search.cli import job_text, options, output
+from marco_search.cli import job_input, job_text, options, output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.job_input import (
-    KIND_OPTIONS,
-    given_options,
-    job_from_options,
-    kind_options,
-    read_jobs,
-    search_options,
-)
 from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.session import session
 from marco_search.cli.tree_text import draw_tree, tree_json
@@ -59,8 +51,8 @@ timeout_option = click.option(
 @click.option("--deadline", metavar="TIME", help="Not searched any more after it: ISO 8601, zone.")
 @click.option("--expires-in", "expires_in_s", type=float, metavar="S", help="The same, from now.")
 @click.option("--wait", "waits", is_flag=True, help="If too much is queued, wait and try again.")
-@kind_options
-@search_options
+@job_input.kind_options
+@job_input.search_options
 def submit(file: str | None, question: str | None, waits: bool, **values: Any) -> None:
     """Submit the jobs in FILE, a JSON Lines file ("-": standard input), and print their ids.
 
@@ -94,12 +86,12 @@ def _jobs_to_submit(file: str | None, question: str | None, values: dict[str, An
     if (question is None) is (file is None):
         raise click.UsageError("Give a FILE, or a question with --question.")
     if file is None:
-        return [job_from_options(str(question), values)]
+        return [job_input.job_from_options(str(question), values)]
     context = click.get_current_context()
-    for name in KIND_OPTIONS:
+    for name in job_input.KIND_OPTIONS:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} goes with --question: a file's lines carry it.")
-    return read_jobs(file, given_options(values))
+    return job_input.read_jobs(file, job_input.given_options(values))
 
 
 def _with_terms(job: Job, values: dict[str, Any]) -> Job:

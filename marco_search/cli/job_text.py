@@ -190,8 +190,12 @@ def result_report(result: JobResult, *, thought: bool = False) -> Group:
     if result.expected is not None:
         outcome = {True: "right", False: "wrong", None: "not compared"}[result.correct]
         parts.append(Text(f"expected {one_line(result.expected)}: {outcome}", style="dim"))
-    if ranking := _ranking(result):
-        parts.append(Text(ranking, style="dim"))
+    ranking = [weighting(result.vote, result.sharpness)] if result.answers else []
+    if result.confidence_quantile is not None:
+        place = f"{result.confidence_quantile:.0%} of the model's latest jobs"
+        ranking.append(f"its confidence is higher than in {place}")
+    if any(ranking):
+        parts.append(Text("; ".join(filter(None, ranking)), style="dim"))
     return Group(*parts, Text(_totals(result), style="dim"))
 
 
@@ -202,17 +206,6 @@ def result_json(result: JobResult, *, thought: bool = False) -> dict[str, Any]:
         for answer in data["answers"]:
             del answer["thought"]
     return data
-
-
-def _ranking(result: JobResult) -> str:
-    """What the shares are shares of, and where the confidence stands, as far as is known."""
-    parts = [weighting(result.vote, result.sharpness)] if result.answers else []
-    if result.confidence_quantile is not None:
-        parts.append(
-            f"its confidence is higher than in {result.confidence_quantile:.0%} of the model's "
-            "latest jobs"
-        )
-    return "; ".join(filter(None, parts))
 
 
 def _totals(result: JobResult) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import socket
 from collections.abc import Sequence
@@ -104,8 +103,7 @@ def doctor() -> None:
 
     found = run_checks(settings_module.load())
     ok = all(finding.ok for finding in found)
-    checks = [dataclasses.asdict(finding) for finding in found]
-    output.report({"ok": ok, "checks": checks}, findings_text(found))
+    output.report({"ok": ok, "checks": found}, findings_text(found))
     if not ok:
         click.get_current_context().exit(UNREACHABLE)
 

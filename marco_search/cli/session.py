@@ -1,9 +1,7 @@
 """What a command that needs Postgres or Redis works with, for as long as it runs.
 
-With DATABASE_URL and REDIS_URL set, those servers. Else the embedded ones: those that run
-already (`marco up`, a worker), or started here and stopped at the end. The embedded
-database is brought to this version's schema on the way; a real one is left to `marco
-migrate`, which its owner runs.
+The schema of an embedded database is brought up to date on the way; a real one's is left to
+`marco migrate`, which its owner runs.
 """
 
 from __future__ import annotations

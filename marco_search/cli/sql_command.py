@@ -81,7 +81,8 @@ def rows_table(columns: Sequence[str], rows: Rows, *, width: int | None = None) 
     """Numbers to the right, text on one line, NULL as an empty cell."""
     laid_out = []
     for i, name in enumerate(columns):
-        numeric = _is_numeric([row[i] for row in rows])
+        types = {type(row[i]) for row in rows if row[i] is not None}
+        numeric = bool(types) and types <= {int, float, Decimal}
         justify: Literal["left", "right"] = "right" if numeric else "left"
         cell = partial(_cell, i)
         laid_out.append(Column(one_line(name), cell, justify, flexible=not numeric))
@@ -137,13 +138,6 @@ def _number(value: Decimal) -> int | float | str:
     if value == value.to_integral_value() and value.adjusted() < _MOST_DIGITS:
         return int(value)
     return float(value) if math.isfinite(float(value)) else str(value)
-
-
-def _is_numeric(values: Sequence[Any]) -> bool:
-    known = [value for value in values if value is not None]
-    return bool(known) and all(
-        isinstance(value, int | float | Decimal) and not isinstance(value, bool) for value in known
-    )
 
 
 def _cell(i: int, row: Sequence[Any]) -> str:
