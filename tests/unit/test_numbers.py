@@ -9,8 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marco_search.kinds.answers.normalization import normalize_unicode, strip_latex, text_key
-from marco_search.kinds.answers.numbers import number_key, parse_number
-from marco_search.kinds.answers.numerals import parse_chinese, parse_english
+from marco_search.kinds.answers.numbers import (
+    number_key,
+    parse_chinese,
+    parse_english,
+    parse_number,
+)
 from marco_search.kinds.answers.terms import terms
 
 

@@ -10,43 +10,32 @@ The decimal sign is a point and a comma separates thousands, unless the numeral 
 the other use: 1.234.567, 1.234,5, 1 234,5, 0,188 and 1,57% are read as in German. "3,5" says
 neither and has no value.
 
+Numerals in words are Chinese (三百二十一, 两万, 一点五, 3.5万, 1千零1, 三分之二, 二〇二四) or
+English (twenty-one, three hundred and five, two and a half million).
+
 All functions want text that went through `normalize_unicode` and `strip_latex`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
-from marco_search.kinds.answers.numerals import (
-    DENOMINATORS,
-    DIGIT_CHARS,
-    SCALES,
-    UNIT_CHARS,
-    parse_chinese,
-    parse_english,
-)
+from marco_search.kinds.answers import WORDS, alternatives, worths
 
 MAX_DIGITS = 100
 """Longer digit runs are not numbers anybody gives as an answer, and cost time."""
+DIGIT_CHARS = "零〇一二三四五六七八九两兩壹贰貳叁參肆伍陆陸柒捌玖"
+UNIT_CHARS = "十百千万亿兆拾佰仟萬億"
 
-_SCALES: dict[str, int | Fraction] = {
-    "hundred": 10**2, "k": 10**3, **SCALES, **{f"{word}s": n for word, n in SCALES.items()},
-    "score": 20, "gross": 144, "halves": Fraction(1, 2), "thirds": Fraction(1, 3),
-    **{word: Fraction(1, n) for word, n in DENOMINATORS.items() if word.endswith("ths")},
-    "quadrillion": 10**15,
-    "m": 10**6, "mn": 10**6, "mln": 10**6, "mio": 10**6, "b": 10**9, "bn": 10**9, "mrd": 10**9,
-    "t": 10**12, "tn": 10**12, "lakh": 10**5, "lakhs": 10**5, "crore": 10**7,
-    "crores": 10**7, "hundreds": 100, "dutzend": 12, "douzaine": 12, "douzaines": 12, "docena": 12,
-    "docenas": 12, "дюжина": 12, "дюжины": 12, "дюжин": 12, "millon": 10**6,
-    "tausend": 10**3, "millionen": 10**6, "milliarde": 10**9, "milliarden": 10**9,
-    "mille": 10**3, "milliard": 10**9, "milliards": 10**9, "mil": 10**3,
-    "millón": 10**6, "millones": 10**6, "тыс": 10**3, "тысяча": 10**3, "тысячи": 10**3,
-    "тысяч": 10**3, "млн": 10**6, "миллион": 10**6, "миллиона": 10**6, "миллионов": 10**6,
-    "млрд": 10**9, "миллиард": 10**9, "миллиарда": 10**9, "миллиардов": 10**9,
-}  # fmt: skip
-_LETTERS = ("k", "m", "b", "t")
-_SCALE_WORDS = "|".join(sorted({*_SCALES} - {*_LETTERS}, key=len, reverse=True))
+_SMALL = worths(WORDS["ones"] | WORDS["tens"])
+_MULTIPLIERS = worths(WORDS["multipliers"])
+_DENOMINATORS = worths(WORDS["denominators"])
+_SCALE_LETTERS = worths(WORDS["scale_letters"])
+_SCALES = worths(WORDS["scales"])
+_SCALES |= {word: 1 / n for word, n in _DENOMINATORS.items() if word.endswith("ths")}
+_SCALE_WORDS = alternatives(_SCALES)
 
 _DIGITS = (
     r"(?:[0-9]{1,3}(?:[ ][0-9]{3}){1,32}(?:[.,][0-9]+)?(?![.,'_]?[0-9])"
@@ -184,15 +173,174 @@ def _scale(match: re.Match[str]) -> Fraction | None:
     if match["power"]:
         return _power_of_ten(match["power"])
     if match["scale"]:
-        scale = Fraction(1)
-        for word in match["scale"].casefold().split():
-            scale *= _SCALES[word]
-        return scale
+        words = match["scale"].casefold().split()
+        return math.prod((_SCALES[word] for word in words), start=Fraction(1))
     letter = match["letter"] or match["money"]
-    if not letter:
-        return Fraction(1)
-    return Fraction(_SCALES[letter.casefold()])
+    return _SCALE_LETTERS[letter.casefold()] if letter else Fraction(1)
 
 
 def _power_of_ten(power: str) -> Fraction | None:
     return Fraction(10) ** int(power) if abs(int(power)) <= MAX_DIGITS else None
+
+
+_SPELLINGS = str.maketrans(
+    "〇兩两壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億點負又",
+    "零二二一二二三三四五六六七八九十百千万亿点负又",
+)
+_HAN_DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")}
+_HAN_UNITS = {"兆": 10**12, "亿": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
+_HAN_NUMERAL = re.compile(
+    r"(?P<sign>负?)(?:(?:(?P<whole>.+)又)?(?P<bottom>.+?)分之)?(?P<top>[^点]+?)"
+    r"(?:点(?P<decimals>[零一二三四五六七八九]+)(?P<scale>[兆亿万]?))?(?P<dozens>打?)"
+)
+_ASCII_NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
+_MAX_CHARS = 60
+
+
+def parse_chinese(text: str) -> Fraction | None:
+    """The exact value of a Chinese numeral, ASCII digits allowed in it; None if it is none.
+
+    Knows negatives (负), decimals (点), fractions (A分之B, N又A分之B), dozens (打), digits
+    spelled one by one (二〇二四), and the short form that leaves out the last unit (两百五 is 250).
+    Digits after a unit fill all its places (3万2500), follow a 零 or are such a short form:
+    3万25 is not a numeral.
+    百分之N is a percentage: its value is N, as that of "N%" is.
+    """
+    if not text or len(text) > _MAX_CHARS or text.isascii():
+        return None
+    match = _HAN_NUMERAL.fullmatch(text.translate(_SPELLINGS))
+    value = _chinese_value(match) if match else None
+    if match is None or value is None:
+        return None
+    return value * (12 if match["dozens"] else 1) * (-1 if match["sign"] else 1)
+
+
+def _chinese_value(match: re.Match[str]) -> Fraction | None:
+    """Of the numeral without its sign and dozens."""
+    whole, bottom, top, decimals = match.group("whole", "bottom", "top", "decimals")
+    if bottom is None and top in ("半", "一半"):
+        return Fraction(1, 2)
+    # A lone unit stands for itself in a fraction: 千分之一, 百分之百.
+    value = _chinese_integer(f"一{top}" if bottom and top == "百" else top)
+    if value is None:
+        return None
+    if decimals:
+        value += Fraction(_spelled(decimals), 10 ** len(decimals))
+        value *= _HAN_UNITS.get(match["scale"], 1)  # 一点五万
+    if bottom is None:
+        return value
+    below = _chinese_integer(f"一{bottom}" if bottom in _HAN_UNITS else bottom)
+    before = _chinese_integer(whole) if whole else Fraction(0)
+    if not below or before is None:
+        return None
+    return before + (value if bottom == "百" else value / below)
+
+
+def _chinese_integer(text: str) -> Fraction | None:
+    if text and all(char in _HAN_DIGITS for char in text):
+        unclear = len(text) == 2 and "零" not in text  # 五六个: five or six
+        return None if unclear else Fraction(_spelled(text))
+    text = text.removeprefix("零")
+    if _ASCII_NUMBER.fullmatch(text):
+        return Fraction(text.replace(",", ""))
+    unit = next((char for char in _HAN_UNITS if char in text), None)
+    if unit is None:
+        return None
+    left, _, right = text.rpartition(unit)
+    worth = _HAN_UNITS[unit]
+    if worth < 10**4 and left not in _HAN_DIGITS and not left.isascii():
+        return None
+    count = _chinese_integer("一" if unit == "十" and not left else left)
+    rest = _chinese_rest(right, worth)
+    if count is None or rest is None or (count == 0 and worth >= 10**4):
+        return None
+    return count * worth + rest if rest < worth else None
+
+
+def _chinese_rest(text: str, unit: int) -> Fraction | None:
+    """What follows a unit."""
+    if text in ("", "零"):
+        return Fraction(0)
+    if text.isdecimal() and len(text) > 1 and 10 ** len(text) != unit:
+        return None
+    value = _chinese_integer(text.removeprefix("零"))
+    short = text in _HAN_DIGITS or (len(text) == 1 and text.isdecimal())  # 一万二, 3万2
+    return value * unit / 10 if value and short else value
+
+
+def _spelled(digits: str) -> int:
+    return int("".join(str(_HAN_DIGITS[char]) for char in digits))
+
+
+_WORD = alternatives([*_SMALL, *_MULTIPLIERS])
+_PART = alternatives([*_DENOMINATORS, "first", "second(?!s)"])
+NUMBER_WORDS = (
+    rf"\b(?:(?:minus|negative)[ ])?"
+    rf"(?:(?:{_WORD})\b|(?:an?|half[ ]an?)(?=[ ](?:{alternatives(_MULTIPLIERS)}|{_PART})\b))"
+    rf"(?:(?:[ -]+|[ ]and[ ](?:an?[ ](?=(?:{_PART})\b))?)(?:{_WORD}|{_PART}|point)\b)*"
+)
+"""Pattern of a run of number words in a text; `parse_english` says whether it is one number."""
+
+
+def parse_english(text: str) -> Fraction | None:
+    """The value of number words: whole, negative, a fraction or a decimal; None if not one."""
+    words = text.casefold().replace("-", " ").split()
+    negative = words[:1] in (["minus"], ["negative"])
+    value = _english_value(words[negative:])
+    return None if value is None else value * (-1) ** negative
+
+
+def _english_value(words: list[str]) -> Fraction | None:
+    if "point" in words:
+        return _english_decimal(words)
+    if not any(word in _DENOMINATORS for word in words):
+        return _english_whole(words)
+    if words[-1] != "hundred" and words[-1] in _MULTIPLIERS:
+        # two and a half million, half a million
+        value = _english_value(words[:-2] if words[:-1] == ["half", "a"] else words[:-1])
+        return None if value is None else value * _MULTIPLIERS[words[-1]]
+    if "and" not in words:
+        return _english_fraction(words)
+    at = len(words) - 1 - words[::-1].index("and")  # two and three quarters
+    before, part = _english_whole(words[:at]), _english_fraction(words[at + 1 :])
+    return before + part if before is not None and part is not None and part < 1 else None
+
+
+def _english_fraction(words: list[str]) -> Fraction | None:
+    """three quarters, a third, half."""
+    bottom = _DENOMINATORS.get(words[-1]) if words else None
+    if bottom is None:
+        return None
+    if words[:-1] in ([], ["a"]):
+        return 1 / bottom if len(words) > 1 or bottom == 2 else None
+    top = _english_whole(words[:-1])
+    ordinal = words[-1][-1] != "s" and words[-1] not in ("half", "quarter") and top != 1
+    return None if top is None or ordinal else top / bottom  # twenty-third is not 20/3
+
+
+def _english_decimal(words: list[str]) -> Fraction | None:
+    at = words.index("point")
+    before, digits = _english_whole(words[:at]), [_SMALL.get(word, 10) for word in words[at + 1 :]]
+    if before is None or not digits or max(digits) > 9:
+        return None
+    return before + Fraction(int("".join(map(str, digits))), 10 ** len(digits))
+
+
+def _english_whole(words: list[str]) -> Fraction | None:
+    if words[:1] in (["a"], ["an"]) and len(words) > 1:
+        words = ["one", *words[1:]]
+    for unit, worth in _MULTIPLIERS.items():
+        if unit in words:
+            at = words.index(unit)
+            count, rest = _english_whole(words[:at]), words[at + 1 :]
+            added = _english_whole(rest[rest[0] == "and" :]) if rest else Fraction(0)
+            if not count or added is None or (rest and not added):
+                return None
+            fits = count < (100 if unit == "hundred" else 10**4) and added < worth
+            return count * worth + added if fits else None
+    match [_SMALL.get(word) for word in words]:
+        case [Fraction() as value]:
+            return value
+        case [Fraction() as tens, Fraction() as ones] if tens >= 20 and 0 < ones < 10:
+            return tens + ones
+    return None

@@ -27,8 +27,7 @@ from marco_search.kinds.answers.normalization import (
     text_answer,
     text_key,
 )
-from marco_search.kinds.answers.numbers import number_key, parse_number
-from marco_search.kinds.answers.numerals import DIGIT_CHARS
+from marco_search.kinds.answers.numbers import DIGIT_CHARS, number_key, parse_number
 from marco_search.kinds.answers.terms import Term, terms
 from marco_search.kinds.base import ExtractedAnswer
 

@@ -17,22 +17,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from marco_search.kinds.answers.numbers import CHINESE, NUMBER, number_key, value_of
-from marco_search.kinds.answers.numerals import (
+from marco_search.kinds.answers import WORDS, alternatives, worths
+from marco_search.kinds.answers.numbers import (
+    CHINESE,
     DIGIT_CHARS,
+    NUMBER,
     NUMBER_WORDS,
     UNIT_CHARS,
+    number_key,
     parse_chinese,
     parse_english,
+    value_of,
 )
 
-_MONTH = (
-    "(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
-    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?"
-    "|Januar|Februar|März|Mai|Juni|Juli|Oktober|Dezember|janvier|février|mars|avril|mai|juin|juillet"
-    "|août|septembre|octobre|novembre|décembre|enero|febrero|marzo|abril|mayo|junio|julio|agosto"
-    r"|septiembre|octubre|noviembre|diciembre)\b\.?"
-)
+_MONTH = rf"(?:{alternatives(WORDS['dates']['months'].split())})\b\.?"
 _DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?(?![0-9.,]*[0-9])"
 _DATE = (
     r"(?<![0-9./-])(?:[0-9]{4}(?P<dash>[-/.])[0-9]{1,2}(?P=dash)[0-9]{1,2}"
@@ -74,42 +72,20 @@ _TOKEN = re.compile(_NUMERIC + _REST)
 _SPELLED_TOKEN = re.compile(
     rf"{_NUMERIC}|(?P<chinese>{CHINESE}|半)|(?P<english>(?i:{NUMBER_WORDS})){_REST}"
 )
+_HAN = r"[\u4e00-\u9fff]"
+_NO_UNIT = WORDS["chinese"]["particles"] + DIGIT_CHARS + UNIT_CHARS
 # What a spelled Chinese numeral must stand before to be a count rather than a part of a word.
 _MEASURE = re.compile(
-    r"\s*(?:[个個只隻本张張元块塊美欧人天日小分秒岁歲条條件次颗顆米公千克斤支辆辆棵朵页頁年月周倍"
-    r"名位头頭匹箱盒袋瓶杯升毫厘平方立份枚双雙对對套层層排行里英尺寸吨噸度枝根片节節课課场場种種道題题"
-    r"把台架艘座间間扇桶罐包串组組队隊轮輪首部篇封句顿頓盘盤碗点點号號和或与比到至、以多余]"
+    rf"\s*(?:[{''.join(WORDS['chinese']['measures'].split())}]"
     r"|角(?![形度边邊落])|毛(?![巾衣线線病笔筆])|[,.:;!?。、)\]]|$)"
 )
-_DEMONSTRATIVE = re.compile(r"[这那每哪几某前后上下另各任这]$")
-_HAN = r"[\u4e00-\u9fff]"
-_NO_UNIT = (
-    f"和或与與及跟到至比加减減乘除是为為等共约約有零半余餘负負用又且的{DIGIT_CHARS}{UNIT_CHARS}"
-)
+_DEMONSTRATIVES = frozenset(WORDS["chinese"]["demonstratives"])
 _AND_HALF = re.compile(
     rf" ?(?![{_NO_UNIT}]){_HAN}{{1,2}}(?<![{_NO_UNIT}])半(?![径徑圆圓球路数數价價])"
 )
-_UNITS: tuple[dict[str, Fraction], ...] = tuple(
-    {unit: Fraction(worth) for worth, units in family.items() for unit in units.split()}
-    for family in (
-        {"1": "元 块 塊 圆 圓 yuan dollar", "1/10": "角 毛", "1/100": "分 cent"},
-        {"86400": "天 日 day", "3600": "小时 小時 时 hour hr h", "60": "分钟 分鐘 分 minute min m",
-         "1": "秒钟 秒 second sec s"},
-        {"12": "年 year", "1": "个月 個月 month"},
-        {"1000": "千米 公里 km kilometer kilometre", "1": "米 m meter metre", "1/10": "分米 dm",
-         "1/100": "厘米 公分 cm centimeter centimetre", "1/1000": "毫米 mm"},
-        {"12": "foot feet ft", "1": "inche inch in"},
-        {"1000": "吨 噸 ton", "1": "千克 公斤 kg kilogram", "1/1000": "克 g gram"},
-        {"16": "pound lb", "1": "ounce oz"},
-        {"1000": "升 l L liter litre", "1": "毫升 ml mL"},
-    )
-)  # fmt: skip
-"""Units that follow each other in one quantity, with what they are worth in each other."""
-_UNIT = (
-    r" ?(?:(?P<word>[A-Za-z]+?)s?(?![A-Za-z])|(?P<han>"
-    + "|".join(sorted({u for f in _UNITS for u in f if not u.isascii()}, key=len, reverse=True))
-    + "))"
-)
+_UNITS = [worths(family) for family in WORDS["units"]]
+_HAN_UNIT = alternatives(unit for family in _UNITS for unit in family if not unit.isascii())
+_UNIT = rf" ?(?:(?P<word>[A-Za-z]+?)s?(?![A-Za-z])|(?P<han>{_HAN_UNIT}))"
 _UNIT_WORD = re.compile(_UNIT)
 _NEXT_UNIT = re.compile(_UNIT + r"(?:\.?,?(?: and)? ?|[零又])")
 _TOUCHING_UNIT = re.compile(
@@ -119,13 +95,10 @@ _TOUCHING_UNIT = re.compile(
 _FACTORS = frozenset("xyznijabB")  # 7B may be billions or a variable: no plain 7
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
-_SAME = {"pi": "π", "sqrt": "√", "比": ":", "×": "*", "÷": "/", "out of": "/", "out of every": "/",
-         "over": "/", "to the power of": "^",
-         "to the ": "^", "根号": "√", "根號": "√", "倍根号": "√", "square root of": "√",
-         "余": "...", "餘": "...", "......": "...", "到": "~", "至": "~", "to": "~", "和": ",",
-         "与": ",", "&": ",",
-         "<=": "≤", ">=": "≥"}  # fmt: skip
+_SAME = {word: sign for sign, words in WORDS["same"].items() for word in words}
+_MINUTES = {word: minute for minute, word in WORDS["dates"]["minutes"].items()}
 _LIST_BEFORE = re.compile(r"(?:^|[=:是为為]|\b(?:is|are|was|were|be))\s*$")
+_FROM = re.compile(r"(?:from|从|自|由) ?$")
 _LIST_AFTER = re.compile(r"\s*(?:[.。!?;]\s*)?(?:$|\n)")
 _MAX_DEPTH, _MAX_ITEMS = 6, 12
 
@@ -180,26 +153,78 @@ def _tokens(text: str, spelled: bool) -> list[Token]:
 
 def _read(match: re.Match[str], text: str) -> Token:
     token = Token(str(match.lastgroup), *match.span(), match[0])
-    reader = _READERS.get(token.kind)
-    return reader(token, match, text) if reader else token
+    match token.kind:
+        case "number":
+            return _valued(token, value_of(match), text)
+        case "chinese":
+            return _chinese(token, text)
+        case "english":
+            value = None if token.key.casefold() in ("one", "half") else parse_english(token.key)
+            return _valued(token, value, text) if value is not None else replace(token, kind="word")
+        case "date":
+            key = re.sub(r"(?<=[0-9])(?:st|nd|rd|th|er)|\.(?= )|,", "", token.key)
+            return replace(token, key=key.replace(" of ", " ").replace(".", "-").rstrip("-"))
+        case "clock":
+            return replace(token, key=_clock(match))
+    return token
+
+
+def _valued(token: Token, value: Fraction | None, text: str) -> Token:
+    """`token` as a number with `value`; None if its form is not known."""
+    if value is None:
+        return replace(token, kind="number", key="".join(token.key.split()))
+    half = _AND_HALF.match(text, token.end) if value.denominator == 1 else None
+    if half:  # 两个半, 3小时半
+        value, token = value + Fraction(1, 2), replace(token, end=half.end())
+    return replace(token, kind="number", key=number_key(value), value=value)
+
+
+def _chinese(token: Token, text: str) -> Token:
+    value = parse_chinese(token.key)
+    counted = token.key.endswith("打") or _MEASURE.match(text, token.end)
+    before = text[token.start - 1 : token.start]
+    lone = token.key in ("一", "一半") and not _AND_HALF.match(text, token.end)
+    lone = lone and before not in [*"月年元块塊时時"]
+    if value is None or not counted or lone or before in _DEMONSTRATIVES:
+        return replace(token, kind="other")
+    return _valued(token, value, text)
+
+
+def _clock(match: re.Match[str]) -> str:
+    time, half, hour = match["clock"], match["half"], match["hour"]
+    if half:  # 3 pm, 3:00 pm
+        time = time[: match.start("half") - match.start()].strip().replace(".", ":")
+        return f"{time}{'' if ':' in time else ':00'}{half.lower()}m"
+    if hour is None:
+        return str(time)
+    hour, minute = (
+        _whole(hour),
+        _MINUTES.get(match["minute"]) or _whole(match["minute"].rstrip("分")),
+    )
+    return f"{hour}:{minute:0>2}" if hour and minute else str(time)
+
+
+def _whole(text: str) -> str | None:
+    value = Fraction(text) if text.isascii() else parse_chinese(text)
+    return None if value is None else str(value)
 
 
 def _quantity(pattern: re.Pattern[str], text: str, token: Token) -> Token:
     """`token` with all that touches it: further units (3元5角), further numbers (5月1日, 1 2)."""
-    worth: Fraction | None = None  # of the first unit
-    last: re.Match[str] | None = None  # unit before a number that was not added
+    part = Fraction(1)  # of the first unit
+    apart: re.Match[str] | None = None  # unit before a number that was not added
     while following := _following(pattern, text, token):
-        unit, number = following
-        added = _added(text, token, unit, number, worth) if unit else None
-        if added is None:
-            between = text[token.end : number.start].strip() if unit else " "
-            between += " " * between[-1:].isascii() * between[-1:].isalpha()
-            key = token.key + between + number.key
-            token, last = replace(token, end=number.end, key=key, value=None), unit
+        unit, number, worth = following
+        if worth and token.value is not None and number.value is not None:
+            part *= worth
+            value = token.value + number.value * part
+            token = replace(token, end=number.end, key=number_key(value), value=value)
             continue
-        value, worth = added
-        token = replace(token, end=number.end, key=number_key(value), value=value)
-    trailing = _TOUCHING_UNIT.match(text, token.end) if last and token.value is None else None
+        between = text[token.end : number.start].strip() if unit else " "
+        between += " " * between[-1:].isascii() * between[-1:].isalpha()
+        key = token.key + between + number.key
+        token, apart = replace(token, end=number.end, key=key, value=None), unit
+    trailing = _TOUCHING_UNIT.match(text, token.end) if apart and token.value is None else None
     if trailing:
         token = replace(token, end=trailing.end(), key=token.key + trailing[0])
     return token
@@ -207,8 +232,8 @@ def _quantity(pattern: re.Pattern[str], text: str, token: Token) -> Token:
 
 def _following(
     pattern: re.Pattern[str], text: str, token: Token
-) -> tuple[re.Match[str] | None, Token] | None:
-    """The number that touches `token`, and the unit between the two."""
+) -> tuple[re.Match[str] | None, Token, Fraction | None] | None:
+    """The number that touches `token`, the unit between the two, and the worth of its own in it."""
     for unit in (_NEXT_UNIT.match(text, token.end), _TOUCHING_UNIT.match(text, token.end), None):
         at = unit.end() if unit else token.end + 1
         if unit is None and text[token.end : at] != " ":
@@ -217,144 +242,71 @@ def _following(
         number = _read(match, text) if match else None
         if number is None or number.kind != "number" or number.key[0] in "+-":
             continue
-        if unit is None or unit.re is _TOUCHING_UNIT or _follows(text, unit, number):
-            return unit, number
+        if unit is None or unit.re is _TOUCHING_UNIT:
+            return unit, number, None
+        second = _UNIT_WORD.match(text, number.end)
+        worth = _worth(unit, second, number)
+        if worth or (second is None and unit["han"]):
+            return unit, number, worth
     return None
 
 
-def _added(
-    text: str,
-    token: Token,
-    unit: re.Match[str],
-    number: Token,
-    worth: Fraction | None,
-) -> tuple[Fraction, Fraction] | None:
-    """The sum of two quantities in units of one family, and what the first unit is worth."""
-    if unit.re is not _NEXT_UNIT or token.value is None or number.value is None:
-        return None
-    second = _UNIT_WORD.match(text, number.end)
-    for family in _family(unit):
-        above = family[_name(unit)]
-        below = family.get(_name(second)) if second else None
-        if second is None and _name(unit) in "元块塊米" and 0 < number.value < 10:
-            below = above / 10  # 3块5, 1米8
-        if below is not None and below < above:
-            first = worth or above
-            return token.value + number.value * below / first, first
-    return None
-
-
-def _follows(text: str, unit: re.Match[str], number: Token) -> bool:
-    """Whether the number has a smaller unit of the same family, or needs none (3块5)."""
-    second = _UNIT_WORD.match(text, number.end)
-    if second is None:
-        return bool(unit["han"])
-    return any(f.get(_name(second), f[_name(unit)]) < f[_name(unit)] for f in _family(unit))
-
-
-def _family(unit: re.Match[str]) -> list[dict[str, Fraction]]:
-    return [family for family in _UNITS if _name(unit) in family]
-
-
-def _name(unit: re.Match[str]) -> str:
-    return str(unit["han"] or unit["word"])
-
-
-def _number(token: Token, match: re.Match[str], text: str) -> Token:
-    return _valued(replace(token, kind="number"), value_of(match), text)
-
-
-def _valued(token: Token, value: Fraction | None, text: str) -> Token:
-    if value is None:
-        return replace(token, key="".join(token.key.split()))
-    half = _AND_HALF.match(text, token.end) if value.denominator == 1 else None
-    if half:  # 两个半, 3小时半
-        value, token = value + Fraction(1, 2), replace(token, end=half.end())
-    return replace(token, key=number_key(value), value=value)
-
-
-def _chinese(token: Token, match: re.Match[str], text: str) -> Token:
-    value = parse_chinese(match[0])
-    counted = match[0].endswith("打") or _MEASURE.match(text, token.end)
-    meant = counted and not _DEMONSTRATIVE.search(text[: token.start])
-    lone = match[0] in ("一", "一半") and not _AND_HALF.match(text, token.end)
-    lone = lone and text[token.start - 1 : token.start] not in [*"月年元块塊时時"]
-    if value is None or not meant or lone:
-        return replace(token, kind="other")
-    return _valued(replace(token, kind="number"), value, text)
-
-
-def _english(token: Token, match: re.Match[str], text: str) -> Token:
-    value = parse_english(match[0])
-    if value is None or match[0].casefold() in ("one", "half"):
-        return replace(token, kind="word")
-    return replace(token, kind="number", key=number_key(value), value=value)
-
-
-def _date(token: Token, match: re.Match[str], text: str) -> Token:
-    key = re.sub(r"(?<=[0-9])(?:st|nd|rd|th|er)|\.(?= )", "", match[0]).replace(",", "")
-    return replace(token, key=key.replace(" of ", " ").replace(".", "-").rstrip("-"))
-
-
-def _clock(token: Token, match: re.Match[str], text: str) -> Token:
-    if match["half"]:  # 3 pm, 3:00 pm
-        time = match[0][: match.start("half") - match.start()].strip().replace(".", ":")
-        return replace(token, key=f"{time}{'' if ':' in time else ':00'}{match['half'].lower()}m")
-    if match["hour"] is None:
-        return token
-    minute = {"半": "30", "一刻": "15", "三刻": "45"}.get(match["minute"])
-    hour, minute = _whole(match["hour"]), minute or _whole(match["minute"].rstrip("分"))
-    return replace(token, key=f"{hour}:{minute:0>2}") if hour and minute else token
-
-
-def _whole(text: str) -> str | None:
-    value = Fraction(text) if text.isascii() else parse_chinese(text)
-    return None if value is None else str(value)
-
-
-_READERS = {
-    "number": _number, "unit": _number, "chinese": _chinese, "english": _english,
-    "date": _date, "clock": _clock,
-}  # fmt: skip
+def _worth(unit: re.Match[str], second: re.Match[str] | None, number: Token) -> Fraction | None:
+    """What the unit of `number` is worth in the unit before it, if it is a smaller one."""
+    name = unit["han"] or unit["word"]
+    if second is None:  # 3块5, 1米8
+        short = name in [*"元块塊米"] and number.value and 0 < number.value < 10
+        return Fraction(1, 10) if short else None
+    smaller = second["han"] or second["word"]
+    ratios = (f[smaller] / f[name] for f in _UNITS if name in f and smaller in f)
+    return next((ratio for ratio in ratios if ratio < 1), None)
 
 
 class _Reader:
     """Recursive descent over the tokens of a text. Each rule gives the index after its end."""
 
     def __init__(self, text: str, tokens: Sequence[Token]) -> None:
-        self.text, self.tokens = text, tokens
+        self.text = text
+        self.tokens = [*tokens, Token("end", len(text), len(text), "")]
 
     def run(self, at: int) -> tuple[int, Term | None]:
         """The term that begins at token `at`, and where reading goes on."""
         items, joints, end = list[tuple[int, int]](), list[Token](), at
-        while (stop := self._item(end)) is not None and len(items) < _MAX_ITEMS:
+        while len(items) < _MAX_ITEMS and (stop := self._item(end)) is not None:
             items.append((end, stop))
             end = stop
-            joint = self._kind(end)
-            if joint not in ("sep", "range", "ratio") or not self._joins(end):
+            joint = self.tokens[end]
+            if joint.kind not in ("sep", "range", "ratio") or not self._joins(end):
                 break
-            joints.append(self.tokens[end])
+            joints.append(joint)
             end += 1
         if not items:
             return at + 1, None
         if len(items) > 1 and not self._closed(items, joints):
             items = items[:1]
         start, end = items[0][0], items[-1][1]
-        if not any(self._counts(i) for i in range(start, end)):
+        if not self._counts(start, end):
             return end, None
         return end, self._list(items, joints) if len(items) > 1 else self._single(start, end)
 
     def _single(self, start: int, end: int) -> Term:
         """The term of one item: the last side of an equation, else the whole."""
-        sides, relations = self._sides(start, end)
-        if relations and all(r in ("=", "≈") for r in relations):
-            counted = [s for s in sides if any(self._counts(i) for i in range(*s))]
-            return self._term(*counted[-1], result=True)
-        return self._term(start, end)
+        side, relations, at = (start, end), set[str](), start
+        while at < end and (stop := self._expr(at)) is not None:
+            if self._counts(at, stop):
+                side = (at, stop)
+            if stop < end:
+                relations.add(self.tokens[stop].key)
+            at = stop + 1
+        result = bool(relations) and relations <= {"=", "≈"}
+        return self._term(*(side if result else (start, end)), result=result)
 
-    def _counts(self, at: int) -> bool:
-        """Whether a token makes a term of what it stands in: an exponent alone does not."""
-        return self.tokens[at].kind in _COUNTED and not (at and self.tokens[at - 1].key == "^")
+    def _counts(self, start: int, end: int) -> bool:
+        """Whether tokens[start:end] hold one that makes a term: an exponent alone does not."""
+        return any(
+            self.tokens[at].kind in _COUNTED and not (at and self.tokens[at - 1].key == "^")
+            for at in range(start, end)
+        )
 
     def _list(self, items: Sequence[tuple[int, int]], joints: Sequence[Token]) -> Term:
         whole = self._term(items[0][0], items[-1][1])
@@ -378,33 +330,21 @@ class _Reader:
             tokens = self.tokens[start:end]
         return Term(_written(tokens), tokens[0].start, tokens[-1].end, result)
 
-    def _sides(self, start: int, end: int) -> tuple[list[tuple[int, int]], list[str]]:
-        sides, relations, at = list[tuple[int, int]](), list[str](), start
-        while at < end and (stop := self._expr(at)) is not None:
-            sides.append((at, stop))
-            if stop < end:
-                relations.append(self.tokens[stop].key)
-            at = stop + 1
-        return sides, relations
-
     def _joins(self, at: int) -> bool:
         """Whether the joint at token `at` may join its neighbours."""
         joint = self.tokens[at]
-        before, after = self.text[joint.start - 1], self.text[joint.end : joint.end + 1]
         if joint.key == ":":
-            return (before == " ") == (after == " ")
-        if joint.kind == "range":
-            start = self.tokens[at - 1].start
-            return not re.search(r"(?:from|从|自|由) ?$", self.text[:start][-6:])
-        return True
+            return (self.text[joint.start - 1] == " ") == (self.text[joint.end :][:1] == " ")
+        start = self.tokens[at - 1].start
+        return joint.kind != "range" or not _FROM.search(self.text[max(0, start - 6) : start])
 
     def _closed(self, items: Sequence[tuple[int, int]], joints: Sequence[Token]) -> bool:
         """Whether commas enumerate: the list has an "and", or stands alone."""
         if any(joint.key not in ",;" for joint in joints[: len(items) - 1]):
             return True
-        before = self.text[: self.tokens[items[0][0]].start]
-        after = self.text[self.tokens[items[-1][1] - 1].end :]
-        return bool(_LIST_BEFORE.search(before[-20:]) and _LIST_AFTER.match(after[:20]))
+        start, end = self.tokens[items[0][0]].start, self.tokens[items[-1][1] - 1].end
+        before, after = self.text[max(0, start - 20) : start], self.text[end : end + 20]
+        return bool(_LIST_BEFORE.search(before) and _LIST_AFTER.match(after))
 
     def _item(self, at: int, depth: int = 0) -> int | None:
         return self._chain(at, "rel", self._expr, depth)
@@ -417,7 +357,7 @@ class _Reader:
     ) -> int | None:
         """part { kind part }"""
         end = part(at, depth)
-        while end is not None and self._kind(end) == kind:
+        while end is not None and self.tokens[end].kind == kind:
             stop = part(end + 1, depth)
             if stop is None:
                 break
@@ -425,59 +365,47 @@ class _Reader:
         return end
 
     def _operand(self, at: int, depth: int = 0) -> int | None:
-        while self._kind(at) == "root" or (self._text(at) in _SIGNS and self._is_sign(at)):
+        while self.tokens[at].kind == "root" or self._is_sign(at):
             at += 1
-        kind = self._kind(at)
-        if kind == "open":
+        if self.tokens[at].kind == "open":
             end = self._bracket(at, depth)
         else:
-            end = at + 1 if kind in (*_COUNTED, "var") else None
+            end = at + 1 if self.tokens[at].kind in (*_COUNTED, "var") else None
         while end is not None and (more := self._factor(end, depth)) is not None:
             end = more
         return end
 
     def _factor(self, at: int, depth: int) -> int | None:
         """A factor without an operator, as in 2π, 3(x + 1) or f(x)."""
-        kind, text = self._kind(at), self._text(at)
-        if kind is None:
-            return None
-        gap = self.tokens[at].start - self.tokens[at - 1].end
-        if text == "factorial" and gap == 1:
-            return at + 1
-        if kind in ("root", "symbol") and gap <= 1:
+        before, token = self.tokens[at - 1], self.tokens[at]
+        gap = token.start - before.end
+        if gap <= 1 and token.kind in ("root", "symbol"):
             return self._operand(at, depth)
-        before = self.tokens[at - 1].kind
-        if kind == "var" and before == "symbol" and gap <= 1:
-            return at + 1
-        if kind == "var" and not gap and (text in _FACTORS or before == "var"):
-            return at + 1
-        if kind == "open" and text == "(" and not gap:
+        if gap == 0 and token.key == "(":
             return self._bracket(at, depth)
-        return None
+        variable = token.kind == "var" and (
+            (gap <= 1 and before.kind == "symbol")
+            or (gap == 0 and (token.key in _FACTORS or before.kind == "var"))
+        )
+        return at + 1 if variable or (gap == 1 and token.key == "factorial") else None
 
     def _bracket(self, at: int, depth: int) -> int | None:
-        if depth >= _MAX_DEPTH:
-            return None
-        for _ in range(_MAX_ITEMS):
+        for _ in range(_MAX_ITEMS if depth < _MAX_DEPTH else 0):
             end = self._item(at + 1, depth + 1)
             if end is None:
                 return None
-            if self._kind(end) == "close":
+            if self.tokens[end].kind == "close":
                 return end + 1
-            if self._text(end) not in (",", ";"):
+            if self.tokens[end].key not in (",", ";"):
                 return None
             at = end
         return None
 
     def _is_sign(self, at: int) -> bool:
+        if self.tokens[at].key not in _SIGNS:
+            return False
         before = self.text[: self.tokens[at].start].rstrip(" ")[-1:]
         return not before or not (before.isalnum() or before in ")]}%")
-
-    def _kind(self, at: int) -> str | None:
-        return self.tokens[at].kind if at < len(self.tokens) else None
-
-    def _text(self, at: int) -> str:
-        return self.tokens[at].key if at < len(self.tokens) else ""
 
 
 def _written(tokens: Sequence[Token]) -> str:
