@@ -56,25 +56,12 @@ _REQUIREMENTS = ("required", "optional", "none")
 _FLAGS = {"true": True, "false": False}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is, and the login. `tls`: the options of redis-py's SSLConnection, or None."""
+    """Where Redis is. `tls`: the options of redis-py's SSLConnection, or None."""
 
-    host: str
-    port: int
-    database: int
-    username: str | None
-    password: str | None
+    url: str  #: with the login, without the options of TLS
     tls: dict[str, Any] | None
-
-    @property
-    def url(self) -> str:
-        """The address as a URL, without the options of TLS."""
-        scheme = "redis" if self.tls is None else "rediss"
-        user, password = quote(self.username or "", ""), quote(self.password or "", "")
-        login = f"{user}:{password}@" if user or password else ""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}://{login}{host}:{self.port}/{self.database}"
 
     def client(self, **options: Any) -> Redis:
         """A client of redis-py with these options. Connects when first used."""
@@ -96,14 +83,12 @@ def parse_address(url: str) -> RedisAddress:
         raise _refused("no usable host and port")
     if "@" in parts.path + parts.query + parts.fragment or parts.fragment:
         raise _refused("not a Redis URL")
-    return RedisAddress(
-        host=unquote(host),
-        port=6379 if port is None else port,
-        database=_database(parts.path),
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
-        tls=_tls(parts.scheme, parts.query),
-    )
+    host = unquote(host)
+    host = f"[{host}]" if ":" in host else host
+    user, password = (quote(unquote(part or ""), "") for part in (parts.username, parts.password))
+    login = f"{user}:{password}@" if user or password else ""
+    url = f"{parts.scheme}://{login}{host}:{port or 6379}/{_database(parts.path)}"
+    return RedisAddress(url, _tls(parts.scheme, parts.query))
 
 
 def _database(path: str) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 from pydantic import (
@@ -68,21 +68,17 @@ class Input(Described):
         try:
             return handler(data)
         except ValidationError as error:
-            raise invalid_job(cls, error) from None
+            first, *rest = error.errors(include_url=False)
+            field, reason = _field(first), _reason(cls, first)
+            # Further wrong fields are named after the first.
+            others = [name for name in dict.fromkeys(map(_field, rest)) if name != field]
+            if others:
+                reason += f" (also wrong: {', '.join(others[:5])})"
+            raise InvalidJob(field, reason) from None
         except InvalidJob as error:
             # SearchOptions is the only model inside another one, under this name.
             field = "options" if error.field == WHOLE else f"options.{error.field}"
             raise InvalidJob(field, error.reason) from None
-
-
-def invalid_job(model: type[BaseModel], error: ValidationError) -> InvalidJob:
-    """InvalidJob for the first thing that is wrong; further wrong fields are named after it."""
-    first, *rest = error.errors(include_url=False)
-    field, reason = _field(first), _reason(model, first)
-    others = [name for name in dict.fromkeys(map(_field, rest)) if name != field]
-    if others:
-        reason += f" (also wrong: {', '.join(others[:5])})"
-    return InvalidJob(field, reason)
 
 
 def _field(error: ErrorDetails) -> str:
@@ -107,15 +103,13 @@ def _reason(model: type[BaseModel], error: ErrorDetails) -> str:
         return f"unknown field{meant} Known fields: {', '.join(fields)}"
     if kind == "literal_error":  # its "expected" is "'a', 'b' or 'c'"
         words = context["expected"].replace(" or ", ", ")
-        return unknown_value(value, [word.strip(" '") for word in words.split(",")])
+        return _unknown(value, [word.strip(" '") for word in words.split(",")])
     if kind == "string_unicode":
         return _SURROGATE.format("")
     return error["msg"].removeprefix("Value error, ")
 
 
-def unknown_value(value: object, known: Iterable[str]) -> str:
-    """Why a value that is none of `known` is refused."""
-    names = list(known)
+def _unknown(value: object, names: Sequence[str]) -> str:
     return f"unknown value {shown(value)}; use one of: {', '.join(names)}{hint(value, names)}"
 
 
@@ -124,7 +118,7 @@ def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
 
     def check(value: str) -> str:
         if value not in names():
-            raise ValueError(unknown_value(value, names()))
+            raise ValueError(_unknown(value, list(names())))
         return value
 
     return AfterValidator(check)

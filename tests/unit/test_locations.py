@@ -188,8 +188,9 @@ def test_what_a_redis_url_says() -> None:
     plain = broker.parse_address("redis://h")
     assert (plain.url, plain.tls) == ("redis://h:6379/0", None)
     odd = broker.parse_address("redis://us%40er:p%2Fw%23@[::1]:7/3")
-    assert (odd.host, odd.port, odd.database) == ("::1", 7, 3)
-    assert (odd.username, odd.password) == ("us@er", "p/w#")
+    where = odd.client().connection_pool.connection_kwargs
+    assert (where["host"], where["port"], where["db"]) == ("::1", 7, 3)
+    assert (where["username"], where["password"]) == ("us@er", "p/w#")
     assert broker.parse_address(odd.url) == odd
     tls = broker.parse_address("rediss://:p@h/0?ssl_ca_certs=/etc/ca.pem").tls
     assert tls is not None
