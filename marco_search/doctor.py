@@ -249,11 +249,10 @@ def schema(conn: Conn, settings: Settings) -> Finding:
 @_in_database
 def pauses(conn: Conn, _: Settings) -> Finding:
     """Jobs that wait because of a pause look like jobs that no worker takes."""
-    found = tenants.pauses(conn)
-    named = [f"tenant {pause.tenant}" if pause.tenant else "all tenants" for pause in found]
-    detail = f"paused: {', '.join(named)}" if found else "nothing is paused"
-    everyone = any(pause.tenant == tenants.EVERYONE for pause in found)
-    return Finding("pauses", not everyone, detail, "`marco resume --all` resumes them")
+    named = [f"tenant {p.tenant}" if p.tenant else "all tenants" for p in tenants.pauses(conn)]
+    detail = f"paused: {', '.join(named)}" if named else "nothing is paused"
+    well = "all tenants" not in named
+    return Finding("pauses", well, detail, "`marco resume --all` resumes them")
 
 
 @_in_database

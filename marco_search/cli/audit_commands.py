@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from typing import Any
 import click
 
 from marco_search.audit import anchors as anchor_files
-from marco_search.audit.findings import Finding, JobReport, Report
+from marco_search.audit.findings import Finding, Report
 from marco_search.cli import output
 from marco_search.cli.error_reports import DOES_NOT_FIT
 from marco_search.cli.options import command
@@ -74,9 +73,12 @@ def verify(
         if jobs:
             reports = [verify_job(here.database, i) for i in dict.fromkeys(here.find(jobs))]
             counted: dict[str, Any] = {"jobs": [asdict(report) for report in reports]}
+            lines = []
             for job in counted["jobs"]:
                 del job["findings"]
-            lines = [_job_line(report) for report in reports]
+                link = "not in the chain yet" if job["seq"] is None else f"link {job['seq']}"
+                numbers = f"nodes: {job['nodes']:,}, rollouts: {job['rollouts']:,}, {link}"
+                lines.append(f"{job['job_id']}  {job['status']}  {numbers}")
             found += [finding for report in reports for finding in report.findings]
         else:
             totals = _archives(here, archives, found) if archives else [_all(here, processes)]
@@ -96,18 +98,12 @@ def verify(
 
 
 def _all(here: Session, processes: int) -> Report:
-    """All jobs and the chain."""
-    shows = sys.stderr.isatty() and not output.as_json()
-
-    def progress(done: int, total: int) -> None:
-        if shows:
-            click.echo(f"\r{done:,} of {total:,} jobs", nl=False, err=True)
-
-    url = database_url(here.settings)
-    report = verify_all(url, processes=processes, on_progress=progress)
-    if shows:
-        click.echo("\r\033[K", nl=False, err=True)
-    return report
+    with output.console(stderr=True).status("checking") as status:
+        return verify_all(
+            database_url(here.settings),
+            processes=processes,
+            on_progress=lambda done, total: status.update(f"{done:,} of {total:,} jobs"),
+        )
 
 
 def _archives(here: Session, folders: Sequence[Path], found: list[Finding]) -> list[Report]:
@@ -121,12 +117,6 @@ def _archives(here: Session, folders: Sequence[Path], found: list[Finding]) -> l
             what = "the chain knows no archive with this list"
             found.append(Finding("manifest.json", str(folder), what, "a link", "none"))
     return [check_archive(folder) for folder in folders]
-
-
-def _job_line(report: JobReport) -> str:
-    link = "not in the chain yet" if report.seq is None else f"link {report.seq}"
-    numbers = f"nodes: {report.nodes:,}, rollouts: {report.rollouts:,}, {link}"
-    return f"{report.job_id}  {report.status}  {numbers}"
 
 
 def _finding_lines(found: Sequence[Finding]) -> list[str]:
