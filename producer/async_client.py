@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
-from uuid import UUID
 
 from marco_search.jobs import JobResult
 from marco_search.settings import Settings
@@ -108,32 +107,24 @@ class AsyncProducer:
             yield lines
 
     async def _wait(self, pending: Pending, read: Callable[[], list[R]]) -> AsyncIterator[R]:
-        loop = asyncio.get_running_loop()
-        notices: asyncio.Queue[UUID | None] = asyncio.Queue()
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
-        def notify(job_id: UUID | None) -> None:
+        def wake() -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(notices.put_nowait, job_id)
+                loop.call_soon_threadsafe(woken.set)
 
-        with self._sync._listener.subscribed(notify):
+        with self._sync._listener.subscribed(wake) as take_notices:
             while pending.ids:
                 for found in await asyncio.to_thread(read):
                     yield found
                 if pending.ids:
-                    pending.notified(await _drain(notices, pending.patience()))
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(woken.wait(), pending.patience())
+                    woken.clear()
+                    pending.notified(take_notices())
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def _drain(notices: asyncio.Queue[UUID | None], patience_s: float) -> list[UUID | None]:
-    """All notices there are; if none, the first within `patience_s`."""
-    found = []
-    with contextlib.suppress(TimeoutError, asyncio.QueueEmpty):
-        found.append(await asyncio.wait_for(notices.get(), patience_s))
-        while True:
-            found.append(notices.get_nowait())
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from queue import Empty, SimpleQueue
+from threading import Event
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
@@ -32,12 +32,11 @@ from marco_search.store.reads.queries import JobStatus
 from producer.handles import (
     Everyone,
     JobId,
-    check_batch,
     check_number,
-    check_state,
     check_tenant,
     job_uuid,
     job_uuids,
+    require,
 )
 from producer.listener import POLL_S, Listener, Pending
 
@@ -78,7 +77,6 @@ class Producer:
         urls = {name: SecretStr(url) for name, url in given.items() if url is not None}
         self._settings = (settings or settings_module.load()).model_copy(update=urls)
         self._tenant = tenant  # whose jobs are seen; None: everyone's
-        self._aging_s = self._settings.aging_s
         self._gate = tenants.Gate(self._settings.max_queued, self._settings.tenant_max_queued)
         self._database = Database(database_location(self._settings), application="marco producer")
         self._listener = Listener(self._database)
@@ -105,7 +103,7 @@ class Producer:
         """
         if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
             raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit takes one")
-        check_batch(batch_id)
+        require(isinstance(batch_id, UUID | None), "batch_id", "a uuid.UUID", batch_id)
         checked = []
         for i, job in enumerate(jobs):
             try:
@@ -125,10 +123,11 @@ class Producer:
     def _submit(self, checked: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
         with contextlib.suppress(BrokerUnavailable):
             self._broker()  # before anything is stored: a bad address is no outage
-        whose, waits = self._own(None), self._aging_s
-        stored = self._call(
-            store.insert, checked, tenant=whose, batch_id=batch_id, gate=self._gate, aging_s=waits
-        )
+        with self._database.transaction() as conn:
+            stored = store.insert(
+                conn, checked, tenant=self._own(None), batch_id=batch_id, gate=self._gate,
+                aging_s=self._settings.aging_s,
+            )  # fmt: skip
         # A scheduler publishes jobs that were there before, if need be.
         self._publish([job.id for job in stored if job.created])
         return stored
@@ -188,12 +187,14 @@ class Producer:
         yield from self._wait(*self._for_following(jobs, timeout_s, every_s))
 
     def _wait(self, pending: Pending, read: Callable[[], list[T]]) -> Iterator[T]:
-        notices: SimpleQueue[UUID | None] = SimpleQueue()
-        with self._listener.subscribed(notices.put):
+        woken = Event()
+        with self._listener.subscribed(woken.set) as take_notices:
             while pending.ids:
                 yield from read()
                 if pending.ids:
-                    pending.notified(_drain(notices, pending.patience()))
+                    woken.wait(pending.patience())
+                    woken.clear()
+                    pending.notified(take_notices())
 
     def _for_results(
         self, jobs: JobId | Iterable[JobId], timeout_s: float | None
@@ -288,8 +289,8 @@ class Producer:
         Only those of a batch, or in `state` ("queued" or "running"), if given.
         """
         whose = self._whose(tenant) or None
-        check_state(state, (JobState.QUEUED, JobState.RUNNING))
-        check_batch(batch_id)
+        require(state in (None, "queued", "running"), "state", "one of queued, running", state)
+        require(isinstance(batch_id, UUID | None), "batch_id", "a uuid.UUID", batch_id)
         cancelled: dict[UUID, JobState] = {}
         while True:
             with self._database.transaction() as conn:
@@ -306,17 +307,15 @@ class Producer:
         A queued one is not begun. A running one stays "running" until its worker has finished
         the round and released it. Its deadline still applies.
         """
-        return self._set_paused(job, paused=True)
+        return self._call(store.set_paused, job_uuid(job), paused=True, tenant=self._tenant)
 
     def resume(self, job: JobId) -> JobState:
         """Resume a paused job; its state now. Raises JobNotFound."""
-        state = self._set_paused(job, paused=False)
+        job_id = job_uuid(job)
+        state = self._call(store.set_paused, job_id, paused=False, tenant=self._tenant)
         if state is JobState.QUEUED:
-            self._publish([job_uuid(job)])
+            self._publish([job_id])
         return state
-
-    def _set_paused(self, job: JobId, *, paused: bool) -> JobState:
-        return self._call(store.set_paused, job_uuid(job), paused=paused, tenant=self._tenant)
 
     def pause_tenant(self, tenant: str | Everyone | None = None) -> None:
         """Pause all jobs of a tenant, also those submitted later."""
@@ -344,9 +343,9 @@ class Producer:
         Only those in `state`, and with an error of this type ("WorkerLost"), if given.
         """
         check_number("limit", limit)
-        check_state(state, DEAD_LETTER)
-        if error is not None and not (isinstance(error, str) and "\x00" not in error):
-            raise InvalidJob("error", f"must be the name of a type, not {shown(error)}")
+        require(state in (None, *DEAD_LETTER), "state", "one of failed, dead", state)
+        named = error is None or (isinstance(error, str) and "\x00" not in error)
+        require(named, "error", "the name of a type", error)
         return self._call(
             dead_letters.letters, tenant=self._tenant, state=state, error=error, limit=limit
         )
@@ -364,9 +363,8 @@ class Producer:
         They go on from their last stored round, their counters start again, and a deadline
         that has passed is dropped.
         """
-        requeued = self._call(
-            dead_letters.requeue, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
-        )
+        ids, aging_s = job_uuids(jobs), self._settings.aging_s
+        requeued = self._call(dead_letters.requeue, ids, tenant=self._tenant, aging_s=aging_s)
         self._publish(requeued)
         return requeued
 
@@ -377,9 +375,8 @@ class Producer:
         has any more. Others are left out. The old job is cancelled and keeps its answers and its
         trail; the new one has its request, tenant, priority, batch and expected answer.
         """
-        copies = self._call(
-            dead_letters.restart, job_uuids(jobs), tenant=self._tenant, aging_s=self._aging_s
-        )
+        ids, aging_s = job_uuids(jobs), self._settings.aging_s
+        copies = self._call(dead_letters.restart, ids, tenant=self._tenant, aging_s=aging_s)
         self._publish(list(copies.values()))
         return copies
 
@@ -423,13 +420,3 @@ class Producer:
             raise InvalidJob("tenant", f"this producer is for {self._tenant!r}, not {tenant!r}")
         check_tenant(tenant)
         return tenant
-
-
-def _drain(notices: SimpleQueue[UUID | None], patience_s: float) -> list[UUID | None]:
-    """All notices there are; if none, the first within `patience_s`."""
-    found = []
-    with contextlib.suppress(Empty):
-        found.append(notices.get(timeout=patience_s))
-        while True:
-            found.append(notices.get_nowait())
-    return found

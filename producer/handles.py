@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import Enum
 from uuid import UUID
 
@@ -10,7 +10,6 @@ from marco_search.errors import InvalidJob, JobNotFound
 from marco_search.jobs import MAX_TENANT_CHARS
 from marco_search.jobs.validation import flaw, shown
 from marco_search.store.queue.jobs import JobHandle
-from marco_search.store.queue.states import JobState
 
 _LARGEST = 2**31 - 1
 
@@ -51,28 +50,23 @@ def job_uuids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
     return [job_uuid(job) for job in jobs]
 
 
+def require(ok: bool, field: str, wanted: str, value: object) -> None:
+    """Raises InvalidJob unless `ok`: the field must be what `wanted` says."""
+    if not ok:
+        raise InvalidJob(field, f"must be {wanted}, not {shown(value)}")
+
+
 def check_tenant(tenant: object) -> None:
     """Raises InvalidJob for what is neither None nor a tenant's name."""
-    if tenant is not None and not isinstance(tenant, str):
-        raise InvalidJob("tenant", f"must be text, not {shown(tenant)}")
-    problem = None if tenant is None else flaw(tenant, MAX_TENANT_CHARS)
+    if tenant is None:
+        return
+    require(isinstance(tenant, str), "tenant", "text", tenant)
+    problem = flaw(str(tenant), MAX_TENANT_CHARS)
     if problem is not None:
         raise InvalidJob("tenant", problem)
 
 
-def check_batch(batch_id: object) -> None:
-    """Raises InvalidJob for what is neither None nor the id of a batch."""
-    if batch_id is not None and not isinstance(batch_id, UUID):
-        raise InvalidJob("batch_id", f"must be a uuid.UUID, not {shown(batch_id)}")
-
-
 def check_number(name: str, value: object) -> None:
     """Raises InvalidJob for what is no count."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
-        raise InvalidJob(name, f"must be a whole number from 0 to {_LARGEST:,}, not {shown(value)}")
-
-
-def check_state(state: object, known: Sequence[JobState]) -> None:
-    """Raises InvalidJob for what is neither None nor one of the states."""
-    if state is not None and state not in known:
-        raise InvalidJob("state", f"must be one of {', '.join(known)}, not {shown(state)}")
+    count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+    require(count, name, f"a whole number from 0 to {_LARGEST:,}", value)

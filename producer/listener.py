@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
@@ -21,9 +22,6 @@ from marco_search.store.db import Database, is_pooled
 from marco_search.store.queue.states import CHANNEL
 
 log = logging.getLogger(__name__)
-
-Notify = Callable[[UUID | None], object]
-"""Called with the id of a job that ended, or with None: read all of yours."""
 
 POLL_S = 2.0
 """A wait reads all its jobs this often, should a notification have been lost."""
@@ -38,25 +36,29 @@ class Listener:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._subscribers: set[Notify] = set()
+        self._subscribers: list[tuple[deque[UUID | None], Callable[[], object]]] = []
         self._lock = Lock()
         self._stop = Event()
         self._thread: Thread | None = None
 
     @contextmanager
-    def subscribed(self, notify: Notify) -> Iterator[None]:
-        """`notify` is called, from another thread, for every job that ends inside the block."""
+    def subscribed(self, wake: Callable[[], object]) -> Iterator[Callable[[], list[UUID | None]]]:
+        """Gives a function that takes the notices so far: ids of jobs that ended inside the block,
+        and None for "read all of yours". `wake` is called from another thread after each.
+        """
+        notices: deque[UUID | None] = deque()
+        subscriber = notices, wake
         with self._lock:
-            self._subscribers.add(notify)
+            self._subscribers.append(subscriber)
             if self._thread is None:
                 self._stop.clear()
                 self._thread = Thread(target=self._run, name="marco-listener", daemon=True)
                 self._thread.start()
         try:
-            yield
+            yield lambda: [notices.popleft() for _ in range(len(notices))]
         finally:
             with self._lock:
-                self._subscribers.discard(notify)
+                self._subscribers.remove(subscriber)
 
     def close(self) -> None:
         """End the thread."""
@@ -101,8 +103,9 @@ class Listener:
     def _notify(self, job_id: UUID | None) -> None:
         with self._lock:
             subscribers = list(self._subscribers)
-        for notify in subscribers:
-            notify(job_id)
+        for notices, wake in subscribers:
+            notices.append(job_id)
+            wake()
 
 
 class Pending:
