@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from threading import Thread
 from typing import Any
 
 from celery import Celery, signals
@@ -13,7 +14,7 @@ from marco_search.broker import TASK, celery_config
 from marco_search.errors import SchemaMismatch
 from marco_search.locations import redis_url
 from worker import consumer, process, watchdog
-from worker.scheduler import Scheduler
+from worker.scheduler import STOP_S, Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ app = Celery("marco")
 app.add_defaults(_config)
 
 
+@app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run the job that is next. `job_id` only says which one the message was published for."""
     del job_id
@@ -65,48 +67,48 @@ def run_job(job_id: str) -> None:
             os.kill(os.getppid(), signal.SIGTERM)
 
 
-_schedulers: list[Scheduler] = []
-
-
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _set_up_logging(**_: Any) -> None:
     process.set_up_logging(process.current().settings.log_level)
 
 
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _start_threads(sender: Any, **_: Any) -> None:
     here, pool = process.current(), sender.pool  # Celery's, around billiard's
 
     def children() -> list[int]:
         return [child.pid for child in getattr(pool._pool, "_pool", ()) if child.pid]
 
-    silent_s = here.settings.lease_s + here.silent_s
-    watchdog.Watchdog(children, silent_s, here.shutdown).start()
+    watchdog.start(children, here.settings.lease_s + here.silent_s, here.shutdown)
     if here.settings.worker_scheduler:
-        worker = process.this_worker("scheduler ")
-        _schedulers.append(Scheduler(here.settings, worker, on_mismatch=_leave))
-        _schedulers[0].start()
+        _start_scheduler(Scheduler(here.settings, process.this_worker("scheduler ")))
 
 
-def _leave(_: SchemaMismatch) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def _start_scheduler(scheduler: Scheduler) -> None:
+    """Run it in a thread, which ends with this worker; one that hangs is left behind."""
+
+    def run() -> None:
+        try:
+            scheduler.run()
+        except SchemaMismatch as error:
+            log.error("this worker stops: %s", error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(**_: Any) -> None:
+        scheduler.request_stop()
+        thread.join(STOP_S)
+
+    thread = Thread(target=run, name="marco-scheduler", daemon=True)
+    thread.start()
+    signals.worker_shutdown.connect(stop, weak=False)
 
 
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _request_shutdown(**_: Any) -> None:
     here = process.current()
     here.shutdown.request(here.settings.stop_s)
 
 
-def _stop_scheduler(**_: Any) -> None:
-    while _schedulers:
-        _schedulers.pop().stop()
-
-
+@signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def _close_process(**_: Any) -> None:
     process.current().close()
-
-
-app.task(name=TASK)(run_job)
-signals.setup_logging.connect(_set_up_logging)
-signals.worker_ready.connect(_start_threads)
-signals.worker_shutting_down.connect(_request_shutdown)
-signals.worker_shutdown.connect(_stop_scheduler)
-signals.worker_process_shutdown.connect(_close_process)

@@ -18,7 +18,8 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
-from threading import Event, Thread
+from contextlib import closing
+from threading import Event
 from types import FrameType
 from uuid import UUID
 
@@ -39,68 +40,50 @@ PARTITIONS_EVERY_S = 3600.0
 STALE_S = 5.0
 """A job published this long ago whose queue is empty has lost its message."""
 _PARKED_EVERY_S = 30.0  # a message for each model that jobs wait for: a worker may have it again
-_STOP_S = 5  # for the tick in progress
+STOP_S = 5
+"""How long the tick in progress may take when the scheduler is stopped."""
 
 
 class Scheduler:
     """Ticks about once a second until stopped, on connections of its own.
 
-    `worker` is who ends jobs that need an answer. `on_mismatch` is called when the database was
-    migrated: this version must not go on then.
+    `worker` is who ends jobs that need an answer.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        worker: Worker,
-        *,
-        on_mismatch: Callable[[SchemaMismatch], None] = lambda error: None,
-        stale_s: float = STALE_S,
-    ) -> None:
+    def __init__(self, settings: Settings, worker: Worker, *, stale_s: float = STALE_S) -> None:
         self._settings = settings
         self._database = Database(
             database_url(settings), application="marco scheduler", connections=1
         )
         self._publisher = Publisher(redis_url(settings), settings.queue)
         self._worker = worker
-        self._on_mismatch = on_mismatch
         self._stale_s = stale_s
         self._next_parked = time.monotonic() + _PARKED_EVERY_S
         self._next_partitions = time.monotonic()
         self._stop = Event()
-        self._thread = Thread(target=self.run, name="marco-scheduler", daemon=True)
         self._failure = ""
-
-    def start(self) -> None:
-        """Run in a thread."""
-        self._thread.start()
 
     def request_stop(self) -> None:
         """`run` returns after the tick in progress. Safe in a signal handler."""
         self._stop.set()
 
-    def stop(self) -> None:
-        """End the thread after the tick in progress; one that hangs is left behind."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_STOP_S)
-
     def run(self) -> None:
-        """Tick until stopped, or until the database was migrated."""
-        # Spread, so that those started together do not ask together.
-        while not self._stop.wait(EVERY_S * random.uniform(0.8, 1.2)):
-            try:
-                self._tick_in_turn()
-            except SchemaMismatch as error:
-                log.error("scheduling stopped: %s", error)
-                self._on_mismatch(error)
-                break
-            except MarcoError as error:
-                self._warn(error)
-            except Exception:
-                # A worker that no longer schedules would go unnoticed.
-                log.exception("scheduler")
-        self.close()
+        """Tick until stopped, then close.
+
+        Raises SchemaMismatch if the database was migrated: this version must not go on.
+        """
+        with closing(self):
+            # Spread, so that those started together do not ask together.
+            while not self._stop.wait(EVERY_S * random.uniform(0.8, 1.2)):
+                try:
+                    self._tick_in_turn()
+                except SchemaMismatch:
+                    raise
+                except MarcoError as error:
+                    self._warn(error)
+                except Exception:
+                    # A worker that no longer schedules would go unnoticed.
+                    log.exception("scheduler")
 
     def _tick_in_turn(self) -> None:
         if time.monotonic() >= self._next_partitions:
@@ -139,9 +122,7 @@ class Scheduler:
             self._reclaim()
         if pending.ending:
             self._finish()
-        published = 0
-        if pending.due or pending.lost:
-            published += self._publish(scheduling.due)
+        published = self._publish(scheduling.due) if pending.due or pending.lost else 0
         if pending.stale and self._publisher.length() == 0:
             count = self._publish(lambda conn: scheduling.stale_published(conn, self._stale_s))
             if count:
@@ -206,22 +187,18 @@ def run(settings: Settings) -> int:
     """
     process.check_database(settings)
     process.set_up_logging(settings.log_level)
-    migrated: list[SchemaMismatch] = []
-    worker = process.this_worker("scheduler ")
-    scheduler = Scheduler(settings, worker, on_mismatch=migrated.append)
+    scheduler = Scheduler(settings, process.this_worker("scheduler "))
 
     def leave(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGALRM:
             os._exit(0)  # a tick that hangs; it leaves nothing half done
         scheduler.request_stop()
-        signal.alarm(_STOP_S)
+        signal.alarm(STOP_S)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGALRM):
         signal.signal(number, leave)
     log.info("scheduler: started, lease %g s", settings.lease_s)
     scheduler.run()
     signal.alarm(0)
-    if migrated:
-        raise migrated[0]
     log.info("scheduler: stopped")
     return 0

@@ -16,7 +16,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from threading import Thread
 
 from billiard import current_process
@@ -68,47 +68,33 @@ def _write(at: float) -> None:
         _SLOT.pack_into(_PROGRESS, slot * _SLOT.size, os.getpid(), at)
 
 
-class Watchdog:
-    """A thread of the worker's main process. `children` gives the pool's process ids."""
+def start(children: Callable[[], list[int]], silent_s: float, shutdown: Shutdown) -> None:
+    """Watch in a thread of the worker's main process; `children` gives the pool's process ids."""
 
-    def __init__(
-        self, children: Callable[[], list[int]], silent_s: float, shutdown: Shutdown
-    ) -> None:
-        self._children = children
-        self._silent_s = silent_s
-        self._shutdown = shutdown
-
-    def start(self) -> None:
-        """Start the thread, which ends with the process."""
-        Thread(target=self._run, name="marco-watchdog", daemon=True).start()
-
-    def _run(self) -> None:
+    def watch() -> None:
         polled = time.monotonic()
-        while True:
+        while shutdown.overdue_s <= STOP_MARGIN_S:
             time.sleep(_POLL_S)
             now = time.monotonic()
             if now - polled < 10 * _POLL_S:  # else this process stood still, its children too
-                self._kill_silent(now)
+                _kill_silent(children(), now, silent_s)
             polled = now
-            if self._shutdown.overdue_s > STOP_MARGIN_S:
-                self._end()
-
-    def _kill_silent(self, now: float) -> None:
-        children = set(self._children())
-        for pid, at in _SLOT.iter_unpack(_PROGRESS[:]):
-            if at and pid in children and now - at > self._silent_s:
-                log.error("process %d hangs: killed after %.0f s without progress", pid, now - at)
-                _kill([pid])
-
-    def _end(self) -> None:
-        children = self._children()
-        if children:
-            log.error("killing processes that do not stop: %s", children)
-        _kill(children)
+        if running := children():
+            log.error("killing processes that do not stop: %s", running)
+            _kill(running)
         time.sleep(2.0)
         log.error("this worker does not stop: exiting")
-        _kill(self._children())
+        _kill(children())
         os._exit(1)
+
+    Thread(target=watch, name="marco-watchdog", daemon=True).start()
+
+
+def _kill_silent(children: Collection[int], now: float, silent_s: float) -> None:
+    for pid, at in _SLOT.iter_unpack(_PROGRESS[:]):
+        if at and pid in children and now - at > silent_s:
+            log.error("process %d hangs: killed after %.0f s without progress", pid, now - at)
+            _kill([pid])
 
 
 def _kill(pids: list[int]) -> None:
