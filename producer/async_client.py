@@ -4,8 +4,6 @@ Its methods run in a thread, for the milliseconds that they take. Waiting takes 
 connection listens for all waits.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -25,11 +23,11 @@ R = TypeVar("R")
 
 def _awaited(
     method: Callable[Concatenate[Producer, P], R],
-) -> Callable[Concatenate[AsyncProducer, P], Coroutine[Any, Any, R]]:
+) -> Callable[Concatenate["AsyncProducer", P], Coroutine[Any, Any, R]]:
     """The producer's method, run in a thread."""
 
     @wraps(method)
-    async def call(self: AsyncProducer, /, *args: P.args, **named: P.kwargs) -> R:
+    async def call(self: "AsyncProducer", /, *args: P.args, **named: P.kwargs) -> R:
         return await asyncio.to_thread(method, self._sync, *args, **named)
 
     return call
@@ -118,8 +116,9 @@ class AsyncProducer:
                 for found in await asyncio.to_thread(read):
                     yield found
                 if pending.ids:
+                    patience_s = pending.patience()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(woken.wait(), pending.patience())
+                        await asyncio.wait_for(woken.wait(), patience_s)
                     woken.clear()
                     pending.notified(take_notices())
 

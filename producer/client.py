@@ -1,7 +1,5 @@
 """The producer: submits jobs, waits for their results, and operates on those that are there."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What callers hand to a producer: names of jobs, tenants, limits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from enum import Enum
 from uuid import UUID

@@ -4,8 +4,6 @@ Postgres notifies with the commit that ends a job. Notifications are lost while 
 down, so every wait also reads all its jobs after a reconnect, and every two seconds.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

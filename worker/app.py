@@ -1,7 +1,5 @@
 """The Celery application of the worker, and its one task: `celery -A worker.app ...`."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -8,8 +8,6 @@
   can't be read is logged and dropped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -8,8 +8,6 @@ Everything is written in the transaction that ends the job. What an error means:
 - anything else is a bug of ours: failed
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import traceback

@@ -1,7 +1,5 @@
 """The journal of a claimed job: its rounds go to Postgres, and its lease is kept meanwhile."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ aborted. SIGQUIT does the same in a few seconds; once more: leave at once, what 
 elsewhere when its lease has run out.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import signal

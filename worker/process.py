@@ -3,8 +3,6 @@
 A pool child makes its own connections after the fork, when its first job comes, and keeps them.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

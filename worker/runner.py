@@ -1,7 +1,5 @@
 """Runs one job: claims it, searches it, and ends it one way or another."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

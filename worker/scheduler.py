@@ -10,8 +10,6 @@ and one that dies leaves nothing half done. Redis lets only one tick each second
 database a tick is one statement.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random

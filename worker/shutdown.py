@@ -6,8 +6,6 @@ may still be finished. Zero: no shutdown was requested. A child may be stopped a
 Celery's time limit (SIGUSR1), or by SIGTERM where a service manager signals every process.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import signal

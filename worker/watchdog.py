@@ -7,8 +7,6 @@ ever. What still runs when the time to stop is over is killed as well: stored ro
 jobs go on elsewhere when their lease has run out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import mmap

@@ -437,14 +437,19 @@ def test_what_others_send_to_the_channel_is_not_listened_to(
             ).fetchall()
         return [pid for (pid,) in rows]
 
-    with producer._listener.subscribed(notices.append):
-        wait_until(lambda: notices == [None], "the listener listens")
+    with producer._listener.subscribed(lambda: None) as take_notices:
+
+        def heard() -> list[UUID | None]:
+            notices.extend(take_notices())
+            return notices
+
+        wait_until(lambda: heard() == [None], "the listener listens")
         with producer._database.transaction() as conn:
             for payload in ("garbage", "", "x" * 7000):
                 conn.execute("SELECT pg_notify('marco_jobs', %s)", [payload])
             conn.execute("SELECT pg_notify('marco_jobs', %s)", [str(job.id)])
-        wait_until(lambda: notices == [None, job.id], "it hears what counts")
+        wait_until(lambda: heard() == [None, job.id], "it hears what counts")
         (pid,) = listening()
         with producer._database.transaction() as conn:
             conn.execute("SELECT pg_terminate_backend(%s)", [pid])
-        wait_until(lambda: notices == [None, job.id, None], "it listens again")
+        wait_until(lambda: heard() == [None, job.id, None], "it listens again")

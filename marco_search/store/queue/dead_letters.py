@@ -8,8 +8,6 @@ on. That is also a way out for a begun job that waits for a model no worker has 
 old job is cancelled and keeps its trail; an event of each names the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any

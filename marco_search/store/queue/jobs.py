@@ -1,7 +1,5 @@
 """Submitting, cancelling and pausing jobs."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

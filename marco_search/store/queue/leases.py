@@ -5,8 +5,6 @@ generation; once the job was taken back (`recovery`) it finds no row and raises 
 the same transaction, so that nothing of it is kept.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID

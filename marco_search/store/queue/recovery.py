@@ -7,8 +7,6 @@ it is dead, with the error WorkerLost that names them.
 The database's clock decides, no worker's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

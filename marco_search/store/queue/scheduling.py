@@ -22,8 +22,6 @@ from here: rows that have waited although the broker's queue is empty are found 
 `stale_published`. Rows are never locked while talking to the broker: a worker skips locked rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID

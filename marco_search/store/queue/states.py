@@ -12,8 +12,6 @@ when it used up its attempts or cost several workers. Only `failed` and `dead` c
 again: an operator may requeue such a job.
 """
 
-from __future__ import annotations
-
 from uuid import UUID
 
 from marco_search.errors import JobNotFound

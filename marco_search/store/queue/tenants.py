@@ -9,8 +9,6 @@ A paused queued job is not claimed. The worker of a running one finishes its rou
 the job. Deadlines still apply: a paused job expires like any other.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
