@@ -1,14 +1,10 @@
 """Dead letters: jobs that are dead (attempts used up, or quarantined) or failed.
 
-Requeued, a job goes on from its last stored round, with fresh counters. What happened before
-stays in the audit log.
-
-Restarted, it starts over as a new job: what was stored belongs to the model that it was begun
-on. That is also a way out for a begun job that waits for a model no worker has any more. The
-old job is cancelled and keeps its trail; an event of each names the other.
+Requeued, a job goes on from its last stored round. Restarted, it starts over as a new job, on
+the model that workers have now; the old job is cancelled, and an event of each names the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -109,38 +105,25 @@ def restart(
     idempotency key stays with the old job.
     """
     requeue(conn, job_ids, tenant=tenant, aging_s=aging_s)
-    rows = conn.execute(
-        "SELECT id FROM jobs WHERE id = ANY (%(ids)s) AND state = 'queued'"
-        " AND cancel_requested_at IS NULL AND (begun_on <> '' OR attempts > 0)"
-        " AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) ORDER BY id FOR NO KEY UPDATE",
+    begun = conn.execute(
+        """
+        SELECT id, jsonb_build_object('tenant', tenant, 'kind', kind, 'priority', priority,
+            'payload', payload, 'expected', expected, 'payload_hash', payload_hash,
+            'batch_id', batch_id, 'deadline', CASE WHEN expires_at > now() THEN expires_at END,
+            'detail', jsonb_build_object('restart_of', id))
+        FROM jobs WHERE id = ANY (%(ids)s) AND state = 'queued' AND cancel_requested_at IS NULL
+            AND (begun_on <> '' OR attempts > 0)
+            AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+        ORDER BY id FOR NO KEY UPDATE
+        """,
         {"ids": list(job_ids), "tenant": tenant},
     ).fetchall()
-    copies = {row[0]: new_job_id() for row in rows}
-    _insert_copies(conn, copies, aging_s)
+    copies = {old: new_job_id() for old, _ in begun}
+    jobs.insert_rows(conn, [row | {"id": str(copies[old])} for old, row in begun], aging_s)
     # Last: it seals those that end.
     events = {old: {"restarted_as": str(new)} for old, new in copies.items()}
     jobs.cancel(conn, copies, detail=events)
     return copies
-
-
-def _insert_copies(conn: Conn, copies: Mapping[UUID, UUID], aging_s: float) -> None:
-    conn.execute(
-        """
-        WITH created AS (
-            INSERT INTO jobs (id, tenant, kind, priority, payload, expected, payload_hash, batch_id,
-                turn_at, expires_at, published_at)
-            SELECT given.new, tenant, kind, priority, payload, expected, payload_hash, batch_id,
-                now() + make_interval(secs => priority / 3.0 * %(aging_s)s),
-                CASE WHEN expires_at > now() THEN expires_at END, now()
-            FROM jobs JOIN unnest(%(old)s::uuid[], %(new)s::uuid[]) AS given (old, new)
-                ON id = given.old
-        )
-        INSERT INTO audit_log (job_id, event, detail)
-        SELECT new, 'submitted', jsonb_build_object('restart_of', old)
-        FROM unnest(%(old)s::uuid[], %(new)s::uuid[]) AS given (old, new)
-        """,
-        {"old": list(copies), "new": list(copies.values()), "aging_s": aging_s},
-    )
 
 
 def parked(conn: Conn, *, tenant: str | None = None, limit: int = 1000) -> list[UUID]:

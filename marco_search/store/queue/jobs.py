@@ -54,7 +54,7 @@ def insert(
     created: Counter[str] = Counter()
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
         rows = [_row(job, tenant, batch_id) for job in jobs[start : start + _ROWS_A_STATEMENT]]
-        done = _insert(conn, rows, aging_s)
+        done = insert_rows(conn, rows, aging_s)
         created.update(r["tenant"] for r, job in zip(rows, done, strict=True) if job.created)
         stored += done
     if gate is not None:
@@ -80,23 +80,28 @@ def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
     }
 
 
-def _insert(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[JobHandle]:
+def insert_rows(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[JobHandle]:
+    """Store jobs as `insert` does. `detail` of a row is that of its event."""
     created = conn.execute(
         """
-        WITH created AS (
+        WITH given AS (
+            SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS r (id uuid, tenant text, kind text,
+                priority smallint, payload jsonb, expected text, payload_hash text,
+                idempotency_key text, batch_id uuid, deadline timestamptz, expires_in_s float8,
+                detail jsonb)
+        ), created AS (
             INSERT INTO jobs (id, tenant, kind, priority, payload, expected, payload_hash,
                 idempotency_key, batch_id, turn_at, expires_at, published_at)
             SELECT id, tenant, kind, priority, payload, expected, payload_hash,
                 idempotency_key, batch_id,
                 now() + make_interval(secs => priority / 3.0 * %(aging_s)s),
                 coalesce(deadline, now() + make_interval(secs => expires_in_s)), now()
-            FROM jsonb_to_recordset(%(rows)s::jsonb) AS r (id uuid, tenant text, kind text,
-                priority smallint, payload jsonb, expected text, payload_hash text,
-                idempotency_key text, batch_id uuid, deadline timestamptz, expires_in_s float8)
+            FROM given
             ON CONFLICT (tenant, idempotency_key) DO NOTHING
             RETURNING id
         ), logged AS (
-            INSERT INTO audit_log (job_id, event) SELECT id, 'submitted' FROM created
+            INSERT INTO audit_log (job_id, event, detail)
+            SELECT id, 'submitted', coalesce(detail, '{}') FROM given JOIN created USING (id)
         )
         SELECT id::text FROM created
         """,

@@ -1,25 +1,16 @@
 """Fair-share scheduling with priority aging: which job is next, and which must be published.
 
 A message says that some job is due, not which: the worker that takes it claims the job that is
-next.
+next. Between tenants the one with the fewest running jobs is next, then the one whose first job
+has waited longest. Within a tenant the smallest `turn_at` is next: the time of submission, put
+back by `aging_s` for each level of priority below high, so that none waits for ever.
 
-- Between tenants the one with the fewest running jobs is next; among equals, the one whose
-  first job has waited longest. A tenant with a thousand queued jobs holds up nobody else's ten.
-- Within a tenant the smallest `turn_at` is next: the time of submission, put back by
-  `aging_s` for each level below high. So a normal job goes before the high ones that were
-  submitted `aging_s` or more after it: it ages by waiting, and no stream of high ones starves it.
-
-Shares come before priorities: else a tenant would get all by calling its jobs high.
-
-A job that was begun goes on with the model it was begun on, and with no other. So each tenant
-has several queues in the index: of the jobs not begun yet, and one for each model. A worker
-reads the first and its own model's; what waits for another model holds up nobody.
+A job that was begun goes on with its own model only. So each tenant has several queues in the
+index: of the jobs not begun yet, and one for each model. A worker reads the first and its own.
 
 The job row is its own outbox: it is committed first, marked as published, and published after.
-What was not, because the broker was down, is marked as unpublished again and found by `due`; so
-is a job that became due later. Messages that the broker or a dying process lost can't be seen
-from here: rows that have waited although the broker's queue is empty are found by
-`stale_published`. Rows are never locked while talking to the broker: a worker skips locked rows.
+If the broker was down it is unmarked and found by `due`; if the broker lost the message, by
+`stale_published`. No row is locked while talking to the broker: a worker skips locked rows.
 """
 
 from collections.abc import Sequence
