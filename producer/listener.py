@@ -121,13 +121,13 @@ class Pending:
     ) -> None:
         if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s >= 0):
             raise TypeError(f"timeout_s must be None or seconds from 0 on, not {timeout_s!r}")
-        timeout_s = None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         self.ids = dict.fromkeys(job_ids)  # a set that keeps its order
         self.to_read = list(self.ids)
         self._count = len(self.ids)
         self._timeout_s = timeout_s
         self._clock = clock
-        self._deadline = None if timeout_s is None else clock() + timeout_s
+        longest = threading.TIMEOUT_MAX
+        self._deadline = clock() + (longest if timeout_s is None else min(timeout_s, longest))
         self._poll_s = poll_s
         self._poll_at = clock() + poll_s
 
@@ -145,8 +145,6 @@ class Pending:
     def patience(self) -> float:
         """Seconds to wait for a notification. Raises WaitTimeout at the deadline."""
         now = self._clock()
-        if self._deadline is None:
-            return max(0.0, self._poll_at - now)
         if now >= self._deadline:
             raise WaitTimeout(
                 f"{len(self.ids)} of {self._count} jobs had not ended after {self._timeout_s:g} s; "

@@ -104,7 +104,7 @@ def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_atte
         "job %s: %s",
         claim.job_id,
         error or type(error).__name__,
-        exc_info=error if is_bug(error) else None,
+        exc_info=None if isinstance(error, MarcoError) else error,
     )
     failures = claim.failures + 1
     if retryable and failures < max_attempts:
@@ -118,11 +118,6 @@ def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_atte
 def is_retryable(error: BaseException) -> bool:
     """True if the job may succeed later without any change."""
     return isinstance(error, MarcoError) and error.retryable
-
-
-def is_bug(error: BaseException) -> bool:
-    """True if the error was not raised on purpose."""
-    return not isinstance(error, MarcoError)
 
 
 def described(error: BaseException) -> dict[str, Any]:

@@ -6,7 +6,13 @@ from collections.abc import Callable
 from uuid import UUID
 
 from marco_search import engine
-from marco_search.errors import DatabaseUnavailable, LeaseLost, RuntimeUnavailable, SchemaMismatch
+from marco_search.errors import (
+    DatabaseUnavailable,
+    LeaseLost,
+    MarcoError,
+    RuntimeUnavailable,
+    SchemaMismatch,
+)
 from marco_search.jobs import Job
 from marco_search.kinds import parse_job
 from marco_search.runtime.base import Runtime
@@ -134,7 +140,7 @@ class Runner:
                     "runtime unavailable, retrying in %.0f s: %s",
                     pause_s,
                     error or type(error).__name__,
-                    exc_info=error if finish.is_bug(error) else None,
+                    exc_info=None if isinstance(error, MarcoError) else error,
                 )
             else:
                 self._open_failures = 0

@@ -206,46 +206,22 @@ def release(
     `seconds` is the time searched so far. `published` says that the caller publishes it. The
     job keeps its place in the order; with `aging_s` it is placed as if submitted now.
     """
+    changes = """state = 'queued', run_after = now(),
+        published_at = CASE WHEN %(published)s THEN now() END,
+        turn_at = coalesce(
+            now() + make_interval(secs => priority / 3.0 * %(aging_s)s::float8), turn_at)"""
     given = {"seconds": seconds, "published": published, "aging_s": aging_s}
-    _put_back(conn, lease, "released", {"why": why}, given)
+    _let_go(conn, lease, "released", {"why": why}, changes, given)
 
 
 def retry(
     conn: Conn, lease: Lease, *, delay_s: float, error: dict[str, Any], seconds: float = 0.0
 ) -> None:
     """Put the job back after an error, to be claimed again in `delay_s`. Raises LeaseLost."""
-    given = {"seconds": seconds, "delay_s": delay_s, "error": Jsonb(error), "failures": 1}
-    _put_back(conn, lease, "retried", error | {"delay_s": delay_s}, given)
-
-
-def _put_back(
-    conn: Conn, lease: Lease, event: str, detail: dict[str, Any], given: dict[str, Any]
-) -> None:
-    defaults = {"delay_s": 0.0, "published": False, "error": None, "failures": 0, "aging_s": None}
-    row = conn.execute(
-        """
-        WITH given AS (
-            UPDATE jobs SET state = 'queued', lease_owner = NULL, lease_expires_at = NULL,
-                run_after = now() + make_interval(secs => %(delay_s)s),
-                published_at = CASE WHEN %(published)s THEN now() END,
-                turn_at = coalesce(
-                    now() + make_interval(secs => priority / 3.0 * %(aging_s)s::float8), turn_at),
-                failures = failures + %(failures)s, seconds = greatest(seconds, %(seconds)s),
-                last_error = coalesce(%(error)s, last_error)
-            WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
-            RETURNING id, cancel_requested_at IS NOT NULL AS cancelled
-        ), logged AS (
-            INSERT INTO audit_log (job_id, generation, event, detail)
-            SELECT id, %(generation)s, %(event)s, %(detail)s FROM given
-        )
-        SELECT cancelled FROM given
-        """,
-        defaults | given | _key(lease) | {"event": event, "detail": Jsonb(detail)},
-    ).fetchone()
-    if row is None:
-        raise lost(lease)
-    if row[0]:  # while it was running: no worker should claim it again
-        jobs.cancel(conn, [lease.job_id])
+    changes = """state = 'queued', run_after = now() + make_interval(secs => %(delay_s)s),
+        published_at = NULL, failures = failures + 1, last_error = %(error)s"""
+    given = {"seconds": seconds, "delay_s": delay_s, "error": Jsonb(error)}
+    _let_go(conn, lease, "retried", error | {"delay_s": delay_s}, changes, given)
 
 
 def end(
@@ -262,37 +238,51 @@ def end(
     `error` (type, message, traceback) what went wrong. Must come last in its transaction.
     """
     best = result and result.answer
+    changes = """state = %(state)s, finished_at = now(), answer = %(answer)s,
+        confidence = %(confidence)s, correct = %(correct)s, stop_reason = %(stop_reason)s,
+        last_error = coalesce(%(error)s, last_error)"""
+    given = {
+        "state": state,
+        "answer": best and best.text,
+        "confidence": best and best.confidence,
+        "correct": result and result.correct,
+        "stop_reason": result and result.stop_reason,
+        "seconds": result.seconds if result else 0.0,
+        "error": None if error is None else Jsonb(error),
+    }
+    _let_go(conn, lease, state, error or {}, changes, given)
+    seals.seal(conn, [lease.job_id])
+
+
+def _let_go(
+    conn: Conn,
+    lease: Lease,
+    event: str,
+    detail: dict[str, Any],
+    changes: str,
+    given: dict[str, Any],
+) -> None:
+    """Give up the lease with these changes to the job, and log the event. Raises LeaseLost."""
     row = conn.execute(
-        """
-        WITH ended AS (
-            UPDATE jobs SET state = %(state)s, finished_at = now(), lease_owner = NULL,
-                lease_expires_at = NULL, answer = %(answer)s, confidence = %(confidence)s,
-                correct = %(correct)s, stop_reason = %(stop_reason)s,
-                seconds = greatest(seconds, %(seconds)s),
-                last_error = coalesce(%(error)s, last_error)
-            WHERE id = %(id)s AND lease_generation = %(generation)s AND state = 'running'
-            RETURNING id
+        f"""
+        WITH changed AS (
+            UPDATE jobs SET lease_owner = NULL, lease_expires_at = NULL,
+                seconds = greatest(seconds, %(seconds)s), {changes}
+            WHERE {_HELD} RETURNING id, finished_at IS NOT NULL AS ended, cancel_requested_at
         ), logged AS (
             INSERT INTO audit_log (job_id, generation, event, detail)
-            SELECT id, %(generation)s, %(state)s, coalesce(%(error)s, '{}') FROM ended
+            SELECT id, %(generation)s, %(event)s, %(detail)s FROM changed
         )
-        SELECT pg_notify(%(channel)s, id::text) FROM ended
-        """,
-        _key(lease)
-        | {
-            "state": state,
-            "answer": best and best.text,
-            "confidence": best and best.confidence,
-            "correct": result and result.correct,
-            "stop_reason": result and result.stop_reason,
-            "seconds": result.seconds if result else 0.0,
-            "error": None if error is None else Jsonb(error),
-            "channel": CHANNEL,
-        },
+        SELECT cancel_requested_at IS NOT NULL AND NOT ended,
+            CASE WHEN ended THEN pg_notify(%(channel)s, id::text) END
+        FROM changed
+        """.encode(),  # noqa: S608  # constants
+        given | _key(lease) | {"event": event, "detail": Jsonb(detail), "channel": CHANNEL},
     ).fetchone()
     if row is None:
         raise lost(lease)
-    seals.seal(conn, [lease.job_id])
+    if row[0]:  # while it was running: no worker should claim it again
+        jobs.cancel(conn, [lease.job_id])
 
 
 def ended(conn: Conn, lease: Lease) -> JobState | None:
