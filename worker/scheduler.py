@@ -78,7 +78,10 @@ class Scheduler:
                 except SchemaMismatch:
                     raise
                 except MarcoError as error:
-                    self._warn(error)
+                    # Once for each kind of failure, not once a second.
+                    if type(error).__name__ != self._failure:
+                        log.warning("scheduler: %s", error)
+                    self._failure = type(error).__name__
                 except Exception:
                     # A worker that no longer schedules would go unnoticed.
                     log.exception("scheduler")
@@ -90,23 +93,16 @@ class Scheduler:
                 made = partitions.ensure(conn)  # long before they begin
             if made:
                 log.info("made partitions: %s", ", ".join(made))
-        broker_failed = False
         try:
             turn = self._publisher.try_acquire_tick(EVERY_S)
-        except BrokerUnavailable as error:  # then every scheduler ticks
-            self._warn(error)
-            turn = broker_failed = True
+        except BrokerUnavailable:
+            self.tick()  # as every scheduler does then
+            raise
         if turn:
             self.tick()
-        if self._failure and not broker_failed:
+        if self._failure:
             log.info("scheduling again")
             self._failure = ""
-
-    def _warn(self, error: MarcoError) -> None:
-        # Once for each kind of failure, not once a second.
-        if type(error).__name__ != self._failure:
-            log.warning("scheduler: %s", error)
-        self._failure = type(error).__name__
 
     def tick(self) -> int:
         """Do what there is to do; the number of jobs published.

@@ -1,10 +1,8 @@
 """Kills children that hang, so that they are replaced, and a worker that does not stop.
 
-A child notes in shared memory when it last made progress with a job: its heartbeat does, which
-also extends the lease. One that was silent for longer than a lease has lost its job already; a
-hung thread, a process without memory or one that was stopped (SIGSTOP) would keep its place for
-ever. What still runs when the time to stop is over is killed as well: stored rounds stay, and
-jobs go on elsewhere when their lease has run out.
+A child's heartbeat notes in shared memory when it last made progress. One that was silent for
+longer than a lease has lost its job already. What still runs when the time to stop is over is
+killed as well: jobs go on elsewhere, from their stored rounds.
 """
 
 import contextlib

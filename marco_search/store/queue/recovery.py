@@ -1,10 +1,7 @@
 """Jobs that no worker will end: their lease ran out, or their deadline passed in the queue.
 
-A lease that ran out without being released means that its worker was lost: the job is queued
-again. A job that cost several workers without storing a round in between is not given to another:
-it is dead, with the error WorkerLost that names them.
-
-The database's clock decides, no worker's.
+The job of a lost worker is queued again. One that cost several workers without storing a round in
+between is dead, with the error WorkerLost that names them. The database's clock decides.
 """
 
 from collections.abc import Sequence

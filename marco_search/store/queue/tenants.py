@@ -1,12 +1,10 @@
 """What tenants may do: quotas of queued jobs, checked at submission, and pauses.
 
-The counts include the transaction's own rows, so the check and the insert are one step.
-Submissions at the same moment do not see each other, and a producer does not count again each
-time (see Gate), so a limit may be passed by a little: a lock for each submission would cost
-more than that is worth.
+The counts include the transaction's own rows. Submissions at the same moment do not see each
+other, and a producer does not count each time (see Gate), so a limit may be passed by a little.
 
-A paused queued job is not claimed. The worker of a running one finishes its round and releases
-the job. Deadlines still apply: a paused job expires like any other.
+A paused queued job is not claimed; the worker of a running one finishes its round and releases
+it. Deadlines still apply.
 """
 
 import time
