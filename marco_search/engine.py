@@ -17,7 +17,7 @@ from typing import Any, Unpack
 
 from marco_search import scorers
 from marco_search import settings as settings_module
-from marco_search.errors import PromptTooLong, RuntimeUnavailable, SearchError, SnapshotMismatch
+from marco_search.errors import ModelRefused, PromptTooLong, RuntimeUnavailable, SearchError
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
 from marco_search.kinds import ReasoningJob, kind_of
 from marco_search.runtime import open_runtime
@@ -94,6 +94,17 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     return SearchPlan(config=config, prompt=prompt, model=info.model, revision=info.revision)
 
 
+def require_model(plan: SearchPlan, runtime: Runtime) -> None:
+    """Raises ModelRefused unless the runtime has the model that the search was planned on."""
+    info = runtime.info
+    if (info.model, info.revision) != (plan.model, plan.revision):
+        raise ModelRefused(
+            f"the job was searched with {plan.model} at revision {plan.revision[:12]}, this "
+            f"runtime has {info.model} at {info.revision[:12]}: the same weights are needed; set "
+            "MARCO_RUNTIME and MARCO_MODEL to them"
+        )
+
+
 def run_search(
     job: Job,
     plan: SearchPlan,
@@ -106,14 +117,10 @@ def run_search(
     """Run the job's search to its end, going on from what the journal holds.
 
     `on_round` is called after each kept round. Raises RuntimeUnavailable when every branch
-    of a round failed (the round is not kept), SnapshotMismatch when the model is not the
+    of a round failed (the round is not kept), ModelRefused when the model is not the
     plan's, and what the runtime and the journal raise.
     """
-    if (runtime.info.model, runtime.info.revision) != (plan.model, plan.revision):
-        raise SnapshotMismatch(
-            f"the search was begun on {plan.model} ({plan.revision[:12]}), this runtime has "
-            f"{runtime.info.model} ({runtime.info.revision[:12]}): use a runtime with that model"
-        )
+    require_model(plan, runtime)
     tree, seconds = journal.load()
     search = restore_search(job, plan, tree)
     began = clock() - seconds

@@ -166,7 +166,7 @@ class RuntimeUnavailable(RuntimeFailure):
 
 
 class ModelRefused(RuntimeFailure):
-    """The model folder can't be used, or the served model is not the one asked for."""
+    """The model folder can't be used, or the model is not the one that was asked for."""
 
 
 class PromptTooLong(RuntimeFailure):
@@ -181,10 +181,6 @@ class BranchFailed(RuntimeFailure):
 
 class SearchError(MarcoError):
     """The search core was used against its protocol (a bug in the caller)."""
-
-
-class SnapshotMismatch(SearchError):
-    """A stored search was begun on another model than the runtime has."""
 
 
 class LeaseLost(MarcoError):

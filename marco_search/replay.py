@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from marco_search.engine import SearchPlan, restore_search
-from marco_search.errors import ModelRefused
+from marco_search.engine import SearchPlan, require_model, restore_search
 from marco_search.jobs import Job
 from marco_search.jobs.validation import shortened
 from marco_search.runtime.base import Runtime
@@ -92,13 +91,7 @@ def replay(
     None if the search has not ended. `on_round` is called with (rounds done, rounds in all).
     Raises ModelRefused if the runtime has another model or revision, and what it raises.
     """
-    info = runtime.info
-    if (info.model, info.revision) != (plan.model, plan.revision):
-        raise ModelRefused(
-            f"the job was searched with {plan.model} at revision {plan.revision[:12]}, this "
-            f"runtime has {info.model} at {info.revision[:12]}: a replay needs the same weights; "
-            "set MARCO_RUNTIME and MARCO_MODEL to them"
-        )
+    require_model(plan, runtime)
 
     def before(number: int) -> Search:
         earlier = [n for n in nodes if n.round < number], [r for r in rollouts if r.round < number]

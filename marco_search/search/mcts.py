@@ -131,13 +131,10 @@ class Search:
 
     def _temperature(self, node_id: int, reflect: ReflectionPlacement) -> float:
         config = self.config
-        restarts = reflect is ReflectionPlacement.FIRST or (
-            node_id == ROOT and self.frontier.first_at(ROOT)
-        )
-        if restarts and config.first_temperature is not None:
+        first = node_id == ROOT and not self.frontier.drawn[ROOT]
+        if (first or reflect is ReflectionPlacement.FIRST) and config.first_temperature is not None:
             return config.first_temperature
-        depth = self.tree.nodes[node_id].depth
-        return config.temperature * config.temperature_decay**depth
+        return config.temperature * config.temperature_decay ** self.tree.nodes[node_id].depth
 
     # -- tell -------------------------------------------------------------------------
 

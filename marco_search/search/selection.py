@@ -38,7 +38,7 @@ class Frontier:
         self.in_flight: list[int] = []  # branches in flight at or below the node
         self.is_open: list[bool] = []  # whether a branch may be forked from the node now
         self.open_below: list[int] = []  # open nodes at or below the node
-        self._sampled: list[int] = []  # continuations drawn at exactly this node
+        self.drawn: list[int] = []  # continuations drawn at exactly this node
         self._launched: Counter[int] = Counter()  # of those, still in flight
         self._reflections: list[int] = []  # reflections on the path to the node
         self._reflecting: set[int] = set()  # nodes with a reflection in flight
@@ -60,7 +60,7 @@ class Frontier:
 
     def _added(self, node: Node) -> None:
         parent = node.parent_id
-        for counts in (self.in_flight, self.open_below, self._sampled):
+        for counts in (self.in_flight, self.open_below, self.drawn):
             counts.append(0)
         self.is_open.append(False)
         self._children.append(set())
@@ -80,7 +80,7 @@ class Frontier:
         start = rollout.path.index(rollout.start_id)
         self._expanded.update(rollout.path[start + 1 : start + 2])
         for node_id in rollout.path[start:-1]:
-            self._sampled[node_id] += 1
+            self.drawn[node_id] += 1
             self._refresh(node_id)
         self._refresh(ROOT)  # its limit follows its visits
 
@@ -91,16 +91,19 @@ class Frontier:
         if reflect is ReflectionPlacement.FIRST:
             self._reflecting.add(node_id)
         self._launched[node_id] += 1
-        self._count(self.in_flight, node_id, +1)
-        self._refresh(node_id)
+        self._flight(node_id, +1)
 
     def land(self) -> None:
         """Take all branches in flight back."""
         launched, self._launched = self._launched, Counter()
         self._reflecting.clear()
         for node_id, branches in launched.items():
-            self._count(self.in_flight, node_id, -branches)
-            self._refresh(node_id)
+            self._flight(node_id, -branches)
+
+    def _flight(self, node_id: int, by: int) -> None:
+        self.drawn[node_id] += by
+        self._count(self.in_flight, node_id, by)
+        self._refresh(node_id)
 
     def _count(self, counts: list[int], node_id: int, by: int) -> None:
         for above in self.tree.up(node_id):
@@ -110,12 +113,7 @@ class Frontier:
 
     def room(self, node_id: int) -> int:
         """How many more branches may be forked from this node now."""
-        free = self._limit(node_id) - self._sampled[node_id] - self._launched[node_id]
-        return max(0, free)
-
-    def first_at(self, node_id: int) -> bool:
-        """True if nothing was drawn here yet."""
-        return self._sampled[node_id] + self._launched[node_id] == 0
+        return max(0, self._limit(node_id) - self.drawn[node_id])
 
     def reflection_for(self, node_id: int) -> ReflectionPlacement:
         """How the next branch from this node reflects."""
