@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from marco_search.kinds.answers import WORDS
 from marco_search.kinds.base import ExtractedAnswer
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -16,18 +17,7 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _CIRCLED_RUN = re.compile("[①-⑳](?:[、,，和]?[①-⑳])+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
-_SIGNS = str.maketrans(
-    {
-        **dict.fromkeys("−‐‑‒–﹣", "-"),
-        **dict.fromkeys("’‘ʼ′`´", "'"),
-        **dict.fromkeys("“”„«»「」『』", '"'),
-        **dict.fromkeys("⁄∕", "/"),
-        **dict.fromkeys("∙⋅", "·"),
-        **dict.fromkeys("∶ː", ":"),
-        **dict.fromkeys("〜∼", "~"),
-        "—": " - ",
-    }
-)
+_SIGNS = str.maketrans({char: sign for sign, alike in WORDS["signs"].items() for char in alike})
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
@@ -39,14 +29,7 @@ _MATHS = re.compile(r"(?<!\\)\$(?!\s)([^$\n]{1,500}?)(?<![\s\\])\$(?![0-9])")
 _NUMBER = re.compile(r"\d[\d.,]*")
 _SIMPLE = re.compile(r"\d+|[A-Za-z]|\\pi")
 _AT_END = re.compile(r"\s*(?:$|[$.,;=)\]}]|\\(?:right|[)\],; ]))")  # no factor follows
-_COMMANDS = {
-    "times": "×", "cdot": "·", "div": "÷", "pi": "π", "infty": "∞", "cup": "∪", "cap": "∩",
-    "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈",
-    "lt": "<", "gt": ">", "in": "∈", "mp": "±", "pm": "±",
-    "circ": "°", "degree": "°", "percent": "%", "left": "", "right": "",
-    "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "lceil": "⌈",
-    "displaystyle": "", "quad": " ", "qquad": " ", "dots": "...", "ldots": "...",
-}  # fmt: skip
+_COMMANDS = {name: sign for sign, names in WORDS["latex"].items() for name in names.split()}
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 
 

@@ -21,6 +21,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
+from marco_search.kinds.answers import WORDS, alternatives
 from marco_search.kinds.answers.normalization import (
     normalize_unicode,
     strip_latex,
@@ -59,23 +60,14 @@ _OPTION_LED = re.compile(
     rf"(?:option|choice|选项?|選項?|[应應][选選]|故[选選])\s*:?\s*(?={_LETTER}|[A-G]{{2,7}}(?![A-Za-z]))",
     re.I,
 )
-_YES_NO = {
-    "yes": "yes", "是": "yes", "是的": "yes", "对": "yes", "对的": "yes",
-    "no": "no", "否": "no", "不是": "no", "不": "no", "不对": "no",
-    "true": "true", "正确": "true", "false": "false", "错误": "false",
-}  # fmt: skip
+_YES_NO = {word: key for key, words in WORDS["yes_no"].items() for word in words.split()}
 _FIRST_WORD = re.compile(
     r"\W*([A-Za-z]+|[\u4e00-\u9fff]+)(?=\s*(?:[,.;:!。*]|- |$))(?!\. ?[0-9])", re.M
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
-_LEAD = re.compile(r"(?:about|approximately|exactly|roughly|约|約|大约|共|共有|一共|总共|有|≈|\s)*")
-_BOUND_LED = re.compile(
-    r"(?:at (?:least|most)|(?:no|not) (?:more|less|fewer) than|up to|under|over|below|above|exceeds"
-    r"|mehr als|weniger als|mindestens|höchstens|plus de|moins de|au moins|au plus|más de|menos de"
-    r"|al menos|not(?= )|不是|非|(?:не )?(?:больше|меньше|более|менее)|from|between|[从由自]"
-    r"|至少|至多|最多|最少)",
-    re.I,
-)
+_ROLES = {role: alternatives(phrases) for role, phrases in WORDS["roles"].items()}
+_LEAD = re.compile(rf"(?:{_ROLES['approximately']}|\s)*")
+_BOUND_LED = re.compile(rf"{_ROLES['bound_leads']}|not(?= )", re.I)
 _UNIT = re.compile(
     r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]+(?:\s?\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
     r"(?:\([^()\d]*\))?[.。!]?\s*"
@@ -285,9 +277,7 @@ def _last_boxed(text: str) -> str | None:
 # -- which of the terms in a text is meant ---------------------------------------------
 
 _LABEL = re.compile(
-    r"(?:\b(?:step|question|problem|part|case|figure|table|equation|eq\.|chapter|section|page"
-    r"|method|example|option|no\.)\s*|#|第|步骤\s*|方法\s*|星期|周|礼拜)$",
-    re.IGNORECASE,
+    rf"(?:\b(?:{_ROLES['labels']}|eq\.|no\.)\s*|#|第|步骤\s*|方法\s*|星期|周|礼拜)$", re.I
 )
 _LIST_ITEM = re.compile(r"^\s*\d{1,2}[.)、](?=\s*\S)(?!\d)", re.MULTILINE)
 _OPERATOR_BEFORE = re.compile(r"(?:(?:[*/^×÷+√·±]|乘以?|除以)\s*\(?\s*|[\w)\]}%]\s*-\s*)$")
@@ -295,13 +285,9 @@ _OPERATOR_AFTER = re.compile(
     r"\s?[a-z]{1,6}\s?(?:x|×|by)\s?[0-9]|[\u4e00-\u9fff]{0,2}\s*(?:乘|除以|[*^×÷·±]|\+|/\s*[\d(]|-\s*[\d($]|=.*\d)"
 )
 _BOUND_BEFORE = re.compile(
-    r"(?:\b(?:more|less|greater|fewer|larger|smaller|bigger|higher|lower) than(?: or equal to)?"
-    r"|\bbetween|\bpast|\bquarter to|公元前|又|[一二三四五六七八九]成|[上下]午|[早晚]上"
-    r"|凌晨|傍晚|中午|[点點]差|\|(?! )|[⌊⌈]"
-    r"|\b(?:base|mod|out of|twice|double|triple|(?:half|thirds?|quarters?|fifths?|tenths?) of"
-    r"|one (?:in|of)(?: every| the)?|give or take)"
-    r"|[<>≤≥≠]|大于|大於|小于|小於|超过|超過|不到|不足|多于|多於|少于|少於|高于|低于"
-    r"|不等于|介于|介於)\s*(?:[$€£¥]\s*)?$",
+    rf"(?:\b(?:{_ROLES['comparatives']}) than(?: or equal to)?|\b(?:{_ROLES['bounds_before']})"
+    rf"|{_ROLES['bounds_before_chinese']}|[一二三四五六七八九]成|\|(?! )|[⌊⌈]|[<>≤≥≠])"
+    r"\s*(?:[$€£¥]\s*)?$",
     re.IGNORECASE,
 )
 _BOUND_AFTER = re.compile(
@@ -314,10 +300,9 @@ _BOUND_AFTER = re.compile(
     re.IGNORECASE,
 )
 _ASIDE = re.compile(
-    r"\b(?:because|since|before|after|given|when|while|whereas|than|per|out of|based on|so that"
-    r"|in order to|to (?:achieve|ensure|get|reach|make|have|obtain|satisfy)|which|where|if)\b"
-    r"|\b(?:in|within|over|every|during)\b(?=\s+\S+\s+(?:second|minute|hour|day|week|month|year)s?\b)"
-    r"|因为|由于|(?<=[,，])因|以便|才能|其中",
+    rf"\b(?:{_ROLES['asides']})\b|{_ROLES['asides_chinese']}|(?<=[,，])因"
+    r"|\b(?:in|within|over|every|during)\b"
+    r"(?=\s+\S+\s+(?:second|minute|hour|day|week|month|year)s?\b)",
     re.IGNORECASE,
 )
 # What a later statement of the sentence begins with.
