@@ -33,12 +33,6 @@ class Services:
     home: Path
     urls: ServiceUrls
 
-    def environment(self) -> dict[str, str]:
-        """The environment of a process that uses these services."""
-        urls = {"DATABASE_URL": self.urls.database_url, "REDIS_URL": self.urls.redis_url}
-        here = {"MARCO_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
-        return os.environ | urls | here | {"MARCO_LOG_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
-
     def database(self) -> Database:
         """Connections to Postgres; close it."""
         return Database(self.urls.database_url, application="marco bench", connections=2)
@@ -62,15 +56,21 @@ def scratch_services(home: Path | None = None, *, keep: bool = False) -> Iterato
 @contextlib.contextmanager
 def worker_process(services: Services, command: Sequence[str]) -> Iterator[int]:
     """A Celery worker, as soon as it waits for messages. Yields its process id."""
+    env = os.environ | {
+        "DATABASE_URL": services.urls.database_url,
+        "REDIS_URL": services.urls.redis_url,
+        "MARCO_HOME": str(services.home),
+        "PYTHONPATH": str(ROOT),
+        "MARCO_LOG_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
+    }
     with Redis.from_url(services.urls.redis_url) as client:
 
         def waiting() -> int:
             return sum(c["cmd"] == "brpop" for c in client.client_list())
 
         before = waiting()
-        process = subprocess.Popen(
-            command, env=services.environment(), cwd=ROOT, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
         try:
             wait_until(lambda: waiting() > before or process.poll() is not None)
             yield process.pid
