@@ -296,10 +296,13 @@ def optillm(task: Task) -> Outcome:
             errors.append(f"{type(error).__name__}: {error}")
 
     try:
+        health = f"http://127.0.0.1:{port}/health"
         for _ in range(600):
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+            with suppress(OSError), urllib.request.urlopen(health, timeout=10):
                 break
             time.sleep(0.2)
+        else:
+            raise ValueError(f"no answer from {health}")
         with ThreadPoolExecutor(len(task.questions)) as pool:
             before, began = _cpu_s(proxy.pid), time.monotonic()
             list(pool.map(ask, task.questions))
