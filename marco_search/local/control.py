@@ -55,11 +55,11 @@ def up(
     In the foreground (main thread only) this returns when they have been stopped, by `down`
     or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed.
     """
-    if foreground:
-        return _foreground(home, on_ready)
-    with local_services(home, keep=True) as urls:
+    with local_services(home, keep=not foreground) as urls:
         if on_ready is not None:
             on_ready(urls)
+        if foreground:
+            _wait_for_stop(home)
     return urls
 
 
@@ -161,18 +161,14 @@ def _spawn(home: Path, log: Path) -> subprocess.Popen[bytes]:
     return child
 
 
-def _foreground(home: Path, on_ready: Callable[[ServiceUrls], None] | None) -> ServiceUrls:
-    with local_services(home) as urls:
-        if on_ready is not None:
-            on_ready(urls)
-        stop = threading.Event()
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-        try:
-            while is_running(home) and not stop.wait(0.25):
-                pass
-            down(home)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return urls
+def _wait_for_stop(home: Path) -> None:
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        while is_running(home) and not stop.wait(0.25):
+            pass
+        down(home)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
