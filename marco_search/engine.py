@@ -112,7 +112,6 @@ def run_search(
     journal: Journal,
     *,
     on_round: Callable[[Search], None] | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> FinishedSearch:
     """Run the job's search to its end, going on from what the journal holds.
 
@@ -123,14 +122,14 @@ def run_search(
     require_model(plan, runtime)
     tree, seconds = journal.load()
     search = restore_search(job, plan, tree)
-    began = clock() - seconds
+    began = time.monotonic() - seconds
     while True:
         reason = journal.should_stop()
         if reason:
             search.stop(reason)
-        expansions = search.ask(clock() - began)
+        expansions = search.ask(time.monotonic() - began)
         if not expansions:
-            return FinishedSearch(plan=plan, search=search, seconds=clock() - began)
+            return FinishedSearch(plan=plan, search=search, seconds=time.monotonic() - began)
         branches = _branches(runtime, expansions, search)
         if any(b.finish is Finish.FAILED for b in branches):
             # They may have failed because the search was to stop (`Runtime.abort`).
