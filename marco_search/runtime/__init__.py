@@ -16,7 +16,7 @@ __all__ = ["RUNTIMES", "open_runtime"]
 
 
 def _embedded(settings: Settings) -> Runtime:
-    from marco_search.runtime.embedded import open_embedded
+    from marco_search.runtime.embedded.backend import open_embedded
 
     return open_embedded(settings)
 

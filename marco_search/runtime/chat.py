@@ -8,7 +8,7 @@ renders here as it does there. A folder without a template gets ChatML.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ from marco_search.runtime.base import strip_control_tokens
 from marco_search.runtime.embedded.checkpoint import read_json
 from marco_search.search.branches import Message
 
+Render = Callable[[Sequence[Message]], str]
+"""Messages to the prompt text of one model, ready for the assistant's turn."""
+
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -35,36 +38,11 @@ def render_chatml(messages: Sequence[Message]) -> str:
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-class ChatTemplate:
-    """Renders messages to the prompt text of one model. `template` None: ChatML."""
+def read_chat_template(folder: Path) -> Render:
+    """The template in chat_template.jinja, else in tokenizer_config.json, else ChatML.
 
-    def __init__(self, template: str | None, specials: dict[str, str]) -> None:
-        self._specials = specials
-        self._template = None
-        if template is not None:
-            try:
-                self._template = _environment().from_string(template)
-            except jinja2.TemplateError as error:
-                raise ModelRefused(f"the model's chat template is not valid: {error}") from None
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt, ready for the assistant's turn.
-
-        Raises ModelRefused when the template does not take such messages.
-        """
-        if self._template is None:
-            return render_chatml(messages)
-        turns = [{"role": m.role, "content": strip_control_tokens(m.content)} for m in messages]
-        try:
-            return self._template.render(
-                messages=turns, add_generation_prompt=True, tools=None, **self._specials
-            )
-        except jinja2.TemplateError as error:
-            raise ModelRefused(f"the model's chat template refused the prompt: {error}") from None
-
-
-def read_chat_template(folder: Path) -> ChatTemplate:
-    """The template in chat_template.jinja, else in tokenizer_config.json, else ChatML."""
+    Raises ModelRefused for a template that is not valid, or does not take the messages.
+    """
     config = read_json(folder / "tokenizer_config.json", required=False)
     found = config.get("chat_template")
     if isinstance(found, list):  # several, by name
@@ -72,14 +50,31 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     file = folder / "chat_template.jinja"
     if file.is_file():
         found = file.read_text(encoding="utf-8")
-    specials = {}
-    for name in _SPECIALS:
-        value = config.get(name)
-        if isinstance(value, dict):  # an added token, written out
-            value = value.get("content")
-        if isinstance(value, str):
-            specials[name] = value
-    return ChatTemplate(found, specials)
+    if found is None:
+        return render_chatml
+    try:
+        template = _environment().from_string(found)
+    except jinja2.TemplateError as error:
+        raise ModelRefused(f"the model's chat template is not valid: {error}") from None
+    named = {name: token_text(config.get(name)) for name in _SPECIALS}
+    specials = {name: text for name, text in named.items() if text is not None}
+
+    def render(messages: Sequence[Message]) -> str:
+        turns = [{"role": m.role, "content": strip_control_tokens(m.content)} for m in messages]
+        try:
+            return template.render(
+                messages=turns, add_generation_prompt=True, tools=None, **specials
+            )
+        except jinja2.TemplateError as error:
+            raise ModelRefused(f"the model's chat template refused the prompt: {error}") from None
+
+    return render
+
+
+def token_text(value: object) -> str | None:
+    """A special token in tokenizer_config.json: its text, or an added token written out."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
 
 
 class _GenerationTag(jinja2.ext.Extension):

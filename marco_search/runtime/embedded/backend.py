@@ -19,8 +19,9 @@ from sglang.lang.backend.base_backend import BaseBackend
 
 import marco_search
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure
-from marco_search.runtime.base import RuntimeInfo
-from marco_search.runtime.chat import ChatTemplate, read_chat_template
+from marco_search.pocket import MODEL_DIR
+from marco_search.runtime.base import Runtime, RuntimeInfo
+from marco_search.runtime.chat import Render, read_chat_template
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.cache import RadixCache
 from marco_search.runtime.embedded.checkpoint import (
@@ -35,10 +36,25 @@ from marco_search.runtime.embedded.linear import blas_name, one_blas_thread
 from marco_search.runtime.embedded.tokenizer import (
     TokenIds,
     Tokenizer,
-    end_of_turn,
-    read_tokenizer,
 )
-from marco_search.runtime.program import error_value, params_of
+from marco_search.runtime.program import ForkRuntime, error_value, params_of
+from marco_search.settings import Settings
+
+
+def open_embedded(settings: Settings) -> Runtime:
+    """A runtime that decodes in this process: MARCO_MODEL's folder, or the pocket model.
+
+    The decoding thread starts with the first branch. While it decodes, BLAS has one thread in
+    the whole process; then it has as many as before. Raises ModelRefused when the folder can't
+    be used.
+    """
+    model = load_model(settings.model or MODEL_DIR)
+    backend = EmbeddedBackend(
+        model,
+        max_rows=settings.embedded_rows,
+        cache_bytes=settings.embedded_cache_mib << 20,
+    )
+    return ForkRuntime(backend, model.info, model.render, timeout_s=settings.runtime_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +63,7 @@ class LoadedModel:
 
     config: ModelConfig
     tokenizer: Tokenizer
-    template: ChatTemplate
+    render: Render
     decoder: Decoder
     info: RuntimeInfo
 
@@ -59,10 +75,9 @@ def load_model(folder: Path) -> LoadedModel:
     """
     folder = folder.resolve()
     config = read_config(folder)
-    tokenizer = read_tokenizer(folder, config.vocab)
-    end = end_of_turn(folder, tokenizer)
-    if end is not None:
-        config = replace(config, eos_ids=tuple(sorted({*config.eos_ids, end})))
+    tokenizer = Tokenizer(folder, config.vocab)
+    if tokenizer.end_of_turn is not None:
+        config = replace(config, eos_ids=tuple(sorted({*config.eos_ids, tokenizer.end_of_turn})))
     with one_blas_thread():
         decoder = Decoder(config, read_weights(folder, config))
         arithmetic = _arithmetic(decoder)

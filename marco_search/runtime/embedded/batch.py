@@ -18,7 +18,7 @@ from marco_search.errors import RuntimeFailure, RuntimeUnavailable
 from marco_search.runtime.embedded.cache import Match, RadixCache, chunks_of
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.linear import Floats
-from marco_search.runtime.embedded.sampling import SamplingBatch, pick, uniforms
+from marco_search.runtime.embedded.sampling import pick, uniforms
 from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 
 
@@ -247,12 +247,12 @@ class Batch:
     def _sample(self, indices: Sequence[int], logits: Floats) -> list[int]:
         """Choose a token for each of these rows; the rows that it ends."""
         rows = [self.rows[i] for i in indices]
-        sampling = SamplingBatch(
+        picks = pick(
+            logits,
             np.array([row.request.temperature for row in rows], np.float32),
             np.array([row.request.top_p for row in rows], np.float32),
+            np.array([row.uniforms[len(row.tokens)] for row in rows]),
         )
-        numbers = np.array([row.uniforms[len(row.tokens)] for row in rows])
-        picks = pick(logits, sampling, numbers)
         columns = (picks.tokens, picks.logprobs, picks.top_ids, picks.top_logprobs)
         chosen = zip(indices, rows, *(column.tolist() for column in columns), strict=True)
         done = []

@@ -36,21 +36,6 @@ class Picks:
     top_logprobs: Floats
 
 
-class SamplingBatch:
-    """How each of some rows is sampled.
-
-    A temperature of 0 is greedy. A top_p below 1 keeps the most probable candidates that reach
-    it, after the temperature.
-    """
-
-    def __init__(self, temperatures: Floats, top_ps: Floats) -> None:
-        self.greedy = np.flatnonzero(temperatures <= 0)
-        divisors = np.where(temperatures > 0, temperatures, np.float32(1))[:, None]
-        self.temperatures = None if (temperatures == 1).all() else divisors
-        self.top_p_rows = np.flatnonzero((top_ps < 1) & (temperatures > 0))
-        self.top_ps = top_ps[self.top_p_rows][:, None]
-
-
 def log_softmax_parts(logits: Floats) -> tuple[Floats, Floats, Floats]:
     """(logits less their maximum, the exponentials of that, log of their sum per row)."""
     shifted = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
@@ -58,21 +43,27 @@ def log_softmax_parts(logits: Floats) -> tuple[Floats, Floats, Floats]:
     return shifted, weights, np.log(np.add.reduce(weights, axis=-1))
 
 
-def pick(logits: Floats, batch: SamplingBatch, uniforms: Uniforms) -> Picks:
-    """Choose one token per row of `logits` [rows, vocab]; `uniforms` [rows] in [0, 1) decide."""
+def pick(logits: Floats, temperatures: Floats, top_ps: Floats, uniforms: Uniforms) -> Picks:
+    """Choose one token per row of `logits` [rows, vocab]; `uniforms` [rows] in [0, 1) decide.
+
+    A temperature of 0 is greedy. A top_p below 1 keeps the most probable candidates that reach
+    it, after the temperature.
+    """
     shifted, weights, log_sum = log_softmax_parts(logits)
     rows = np.arange(len(logits))
     top_ids = _best(shifted)
-    if batch.temperatures is not None:
-        weights = np.exp(shifted / batch.temperatures)
-    if batch.top_p_rows.size:
-        _keep_nucleus(weights, batch.top_p_rows, batch.top_ps)
+    sampled = temperatures > 0
+    if (temperatures != 1).any():
+        weights = np.exp(shifted / np.where(sampled, temperatures, np.float32(1))[:, None])
+    nuclei = np.flatnonzero((top_ps < 1) & sampled)
+    if nuclei.size:
+        _keep_nucleus(weights, nuclei, top_ps[nuclei][:, None])
     running = np.cumsum(weights, axis=-1, dtype=np.float64)
     # Uniforms end at 1 - 2^-32, so the target is below the total: some candidate passes it, and
     # the first that does has a weight of its own.
     target = uniforms * running[:, -1]
     tokens = np.argmax(running > target[:, None], axis=-1)
-    tokens[batch.greedy] = top_ids[batch.greedy, 0]
+    tokens = np.where(sampled, tokens, top_ids[:, 0])
     return Picks(
         tokens,
         shifted[rows, tokens] - log_sum,

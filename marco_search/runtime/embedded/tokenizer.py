@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tokenizers
 
 from marco_search.errors import ModelRefused
+from marco_search.runtime.chat import token_text
 from marco_search.runtime.embedded.checkpoint import read_json
 
 TokenIds = npt.NDArray[np.int32]
@@ -27,7 +28,9 @@ _ENCODED_KEPT = 512  # the branches of a fork all ask for the same prefix
 class Tokenizer:
     """Encodes text, and gives each token's bytes. Thread-safe."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path, vocab: int) -> None:
+        """Raises ModelRefused if the folder's tokenizer does not fit a model of `vocab` tokens."""
+        path = folder / "tokenizer.json"
         raw = read_json(path)
         _check_byte_level(path, raw)
         try:
@@ -38,13 +41,22 @@ class Tokenizer:
         self._tokenizer.no_padding()
         added = raw.get("added_tokens") or []
         self.token_bytes = _token_bytes(self._tokenizer, added)
+        if len(self.token_bytes) > vocab:
+            raise ModelRefused(
+                f"{folder}: the tokenizer has {len(self.token_bytes)} tokens, the model only "
+                f"{vocab}: tokenizer and weights belong to different models"
+            )
         self._texts = [b.decode("utf-8", "replace") for b in self.token_bytes]
         for entry in added:
             self._texts[entry["id"]] = entry["content"]
+        #: Encodes a text; markers such as <|im_start|> become their tokens.
         self.encode = lru_cache(_ENCODED_KEPT)(self._encode)
+        config = read_json(folder / "tokenizer_config.json", required=False)
+        end = token_text(config.get("eos_token"))
+        #: The token that ends a turn of a chat model: some say so nowhere else.
+        self.end_of_turn = None if end is None else self.id_of(end)
 
     def _encode(self, text: str) -> TokenIds:
-        """The token ids of `text`; markers such as <|im_start|> become their tokens."""
         ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         ids.flags.writeable = False
         return ids
@@ -69,27 +81,6 @@ class Tokenizer:
         """
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         return [decode(self.bytes_of(t)) for t in tokens]
-
-
-def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
-    """The tokenizer of a model folder. Raises ModelRefused if it does not fit the model."""
-    tokenizer = Tokenizer(folder / "tokenizer.json")
-    if len(tokenizer.token_bytes) > vocab:
-        raise ModelRefused(
-            f"{folder}: the tokenizer has {len(tokenizer.token_bytes)} tokens, the model only "
-            f"{vocab}: tokenizer and weights belong to different models"
-        )
-    return tokenizer
-
-
-def end_of_turn(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """The id of the `eos_token` that tokenizer_config.json names; None if it names none.
-
-    Chat models end their turn with it, and some say so nowhere else.
-    """
-    named = read_json(folder / "tokenizer_config.json", required=False).get("eos_token")
-    text = named.get("content") if isinstance(named, dict) else named
-    return tokenizer.id_of(text) if isinstance(text, str) else None
 
 
 def _check_byte_level(path: Path, raw: dict[str, Any]) -> None:

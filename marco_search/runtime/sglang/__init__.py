@@ -31,7 +31,7 @@ def open_sglang(settings: Settings) -> Runtime:
         backend.shutdown()
         raise
     # ChatML is what Qwen2 and Marco-o1 take.
-    render = read_chat_template(settings.model).render if settings.model else render_chatml
+    render = read_chat_template(settings.model) if settings.model else render_chatml
     return ForkRuntime(
         backend,
         backend.info,

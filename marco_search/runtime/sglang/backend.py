@@ -55,8 +55,7 @@ class SGLangBackend(BaseBackend):  # type: ignore[misc]
         try:
             return self._complete(s, sampling_params)
         except Failure as failure:
-            kind = "PromptTooLong" if failure.max_new_tokens == 0 else failure.kind.__name__
-            return error_value(kind, failure.message)
+            return error_value(failure.kind.__name__, failure.message)
 
     def commit_lazy_operations(self, s: Any) -> None:
         """Prefill the prefix, so that all children find it cached. Failing costs only time.

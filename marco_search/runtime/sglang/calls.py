@@ -67,7 +67,8 @@ def refused(url: str, status: int, retry_after: str | None, details: str) -> Fai
         return Failure(kind=PromptTooLong, message=details)
     found = _TOO_MUCH.search(details)
     room = max(0, int(found[1]) - int(found[2]) - 1) if found else None
-    return Failure(kind=BranchFailed, message=message, max_new_tokens=room, not_found=status == 404)
+    kind = PromptTooLong if room == 0 else BranchFailed
+    return Failure(kind=kind, message=message, max_new_tokens=room, not_found=status == 404)
 
 
 def reason(error: Exception) -> str:

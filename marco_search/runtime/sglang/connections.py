@@ -15,6 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -65,6 +66,15 @@ def _tls(settings: Settings) -> ssl.SSLContext:
     return context
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    path: str
+    data: bytes | None
+    call: Call
+    most: int
+    accept: Callable[[dict[str, Any]], object] | None
+
+
 class Connections:
     """Requests to `url` (http or https, without a user or password). They raise Failure.
 
@@ -106,10 +116,12 @@ class Connections:
 
         `accept` raises Failure for an answer after which the connection is not to be used.
         """
+        data = None if body is None else json.dumps(body).encode()
+        wanted = _Request(path, data, call, most, accept)
         while (connection := self._take_idle()) is not None:
             # One that has gone stale is not the server's fault: take another.
             with contextlib.suppress(ConnectionError):
-                return self._exchange(connection, path, call, body, most, accept)
+                return self._exchange(connection, wanted)
         if body is not None:
             self._check(call)
             connection = self._take_idle()
@@ -118,7 +130,7 @@ class Connections:
         except (OSError, http.client.HTTPException) as error:
             raise self._failure(call, "can't be reached", error, unreachable=True) from None
         try:
-            return self._exchange(connection, path, call, body, most, accept)
+            return self._exchange(connection, wanted)
         except ConnectionError as error:
             raise self._failure(call, "broke off its answer", error) from None
 
@@ -129,31 +141,23 @@ class Connections:
         for connection in idle:
             connection.close()
 
-    def _exchange(
-        self,
-        connection: http.client.HTTPConnection,
-        path: str,
-        call: Call,
-        body: Mapping[str, Any] | None,
-        most: int,
-        accept: Callable[[dict[str, Any]], object] | None,
-    ) -> dict[str, Any]:
+    def _exchange(self, connection: http.client.HTTPConnection, wanted: _Request) -> dict[str, Any]:
         """Raises ConnectionError too, if the server has closed the connection."""
         with contextlib.ExitStack() as unless_kept:
             unless_kept.callback(connection.close)
             try:
-                answered = self._send(connection, path, call, body, most)
+                answered = self._send(connection, wanted)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                if isinstance(error, ConnectionError) and not call.over:
+                if isinstance(error, ConnectionError) and not wanted.call.over:
                     raise
-                raise self._failure(call, "broke off its answer", error) from None
-            if accept is not None:
-                accept(self._read(path, *answered))
+                raise self._failure(wanted.call, "broke off its answer", error) from None
+            if wanted.accept is not None:
+                wanted.accept(self._read(wanted.path, *answered))
             if connection.sock is not None:  # else the server asked to close it
                 unless_kept.pop_all()
                 with self._lock:
                     self._idle.append(connection)
-        return self._read(path, *answered)
+        return self._read(wanted.path, *answered)
 
     def _read(
         self, path: str, status: int, headers: http.client.HTTPMessage, data: bytes
@@ -179,30 +183,25 @@ class Connections:
         return unavailable(f"{self._url} {what}: {why}", unreachable=unreachable)
 
     def _send(
-        self,
-        connection: http.client.HTTPConnection,
-        path: str,
-        call: Call,
-        body: Mapping[str, Any] | None,
-        most: int,
+        self, connection: http.client.HTTPConnection, wanted: _Request
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        call, most = wanted.call, wanted.most
         sock = connection.sock  # the connection forgets it when the server will close
         with call.using(sock):
             sock.settimeout(max(call.left_s, 0.001))
-            data = None if body is None else json.dumps(body).encode()
-            method = "GET" if data is None else "POST"
-            connection.request(method, self._path + path, data, self._headers)
+            method = "GET" if wanted.data is None else "POST"
+            connection.request(method, self._path + wanted.path, wanted.data, self._headers)
             self._await_answer(sock, call)
             with connection.getresponse() as response:
                 if response.status != 200:
                     most = _LARGEST_ERROR
                 elif (response.length or 0) > most:
-                    raise self._too_large(path, most)
+                    raise self._too_large(wanted)
                 sized = response.chunked or response.length is not None
                 found = b"".join(self._chunks(response, sock, call, most))
                 if len(found) > most:
                     if response.status == 200:
-                        raise self._too_large(path, most)
+                        raise self._too_large(wanted)
                     connection.close()
                 elif response.length:  # read1 does not say that bytes are missing
                     raise http.client.IncompleteRead(b"", response.length)
@@ -210,9 +209,9 @@ class Connections:
                     raise http.client.IncompleteRead(b"")
                 return response.status, response.headers, found
 
-    def _too_large(self, path: str, most: int) -> Failure:
-        size = f"{most >> 10:,} KiB, all that was asked for"
-        message = f"{self._url}{path}: the answer is larger than {size}"
+    def _too_large(self, wanted: _Request) -> Failure:
+        size = f"{wanted.most >> 10:,} KiB, all that was asked for"
+        message = f"{self._url}{wanted.path}: the answer is larger than {size}"
         return Failure(kind=BranchFailed, message=message)
 
     def _chunks(

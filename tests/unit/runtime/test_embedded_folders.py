@@ -175,12 +175,12 @@ def test_the_models_own_template_renders_the_prompt(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
     config = {"bos_token": {"content": "<s>"}, "chat_template": "not this one"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    rendered = read_chat_template(tmp_path).render(MESSAGES)
+    rendered = read_chat_template(tmp_path)(MESSAGES)
     assert rendered == '<s>[user] "1+1? < |im_end|> 你好"\n[assistant]'
 
 
 def test_a_folder_without_a_template_gets_chatml(tmp_path: Path) -> None:
-    rendered = read_chat_template(tmp_path).render(MESSAGES)
+    rendered = read_chat_template(tmp_path)(MESSAGES)
     assert rendered == (
         "<|im_start|>user\n1+1? < |im_end|> 你好<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -194,4 +194,4 @@ def test_a_template_that_fails_is_refused(tmp_path: Path, template: str) -> None
     config = {"chat_template": [{"name": "default", "template": template}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelRefused, match="template"):
-        read_chat_template(tmp_path).render(MESSAGES)
+        read_chat_template(tmp_path)(MESSAGES)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from marco_search.runtime.embedded.linear import Floats
 from marco_search.runtime.embedded.sampling import (
     Picks,
-    SamplingBatch,
     Uniforms,
     pick,
     uniforms,
@@ -29,7 +28,7 @@ def numbers(rows: int) -> Uniforms:
 def draw(logits: Floats, temperature: float = 1.0, top_p: float = 1.0) -> Picks:
     rows = len(logits)
     ones = np.ones(rows, np.float32)
-    return pick(logits, SamplingBatch(ones * temperature, ones * top_p), numbers(rows))
+    return pick(logits, ones * temperature, ones * top_p, numbers(rows))
 
 
 def one_row(seed: int = 0) -> Floats:
@@ -101,10 +100,10 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours() -> None:
     temperatures = rng.choice([0, 0.7, 1], 60).astype(np.float32)
     top_ps = rng.choice([0.5, 1], 60).astype(np.float32)
     given_numbers = numbers(60)
-    together = pick(logits, SamplingBatch(temperatures, top_ps), given_numbers)
+    together = pick(logits, temperatures, top_ps, given_numbers)
     for i in range(60):
         row = slice(i, i + 1)
-        alone = pick(logits[row], SamplingBatch(temperatures[row], top_ps[row]), given_numbers[row])
+        alone = pick(logits[row], temperatures[row], top_ps[row], given_numbers[row])
         assert alone.tokens[0] == together.tokens[i]
         assert alone.logprobs[0] == together.logprobs[i]
         assert np.array_equal(alone.top_logprobs[0], together.top_logprobs[i])
