@@ -19,8 +19,9 @@ from sglang.lang.backend.base_backend import BaseBackend
 from marco_search.errors import BranchFailed, ModelRefused, RuntimeUnavailable
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.program import error_value, params_of
-from marco_search.runtime.sglang.calls import Failure, InFlight
+from marco_search.runtime.sglang.calls import Call, Failure
 from marco_search.runtime.sglang.server import Server
+from marco_search.search.branches import Part
 
 _END_OF_PROMPT = "<|im_start|>assistant\n"
 _REMEMBERED = 256  # texts of a few kilobytes each
@@ -45,7 +46,7 @@ class SGLangBackend(BaseBackend):  # type: ignore[misc]
         self.info = _agree(servers)
         for server in servers:
             server.expected = self.info
-        self._in_flight = InFlight()
+        self._calls: set[Call] = set()  # in flight
         self._lock = threading.Lock()
         # (server, text) that it must have in its prefix cache, because it saw it lately.
         self._seen: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
@@ -74,7 +75,10 @@ class SGLangBackend(BaseBackend):  # type: ignore[misc]
 
     def abort(self) -> None:
         """End all requests in flight; their branches fail at once. Later ones are not touched."""
-        self._in_flight.cancel_all()
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
 
     def shutdown(self) -> None:
         """End what is in flight and drop the connections."""
@@ -116,20 +120,31 @@ class SGLangBackend(BaseBackend):  # type: ignore[misc]
         """
         own = params_of(s)
         body = {"text": s.text_, "rid": own.rid, "sampling_params": parameters, **fields}
-        failed = counted = 0
-        with self._in_flight.call(own.deadline) as call:
-            while True:
-                try:
-                    return self._server_for(s.text_).generate(body, own.parts, call)
-                except Failure as failure:
-                    failed += 1
-                    counted += not failure.overloaded
-                    if not failure.retryable or counted >= _TRIES:
-                        raise
-                    if not call.wait(retry_delay_s(failed, failure.retry_after_s)):
-                        raise call.cut_short() if call.left_s > 0 else failure from None
-                # The server may still know the id of a try that broke off, and refuse it.
-                body["rid"] = f"{own.rid}-{failed}"
+        call = Call(own.deadline)
+        with self._lock:
+            self._calls.add(call)
+        try:
+            return self._try(s.text_, body, own.parts, call)
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def _try(
+        self, text: str, body: dict[str, Any], parts: Sequence[Part], call: Call
+    ) -> dict[str, Any]:
+        rid, failed, counted = body["rid"], 0, 0
+        while True:
+            try:
+                return self._server_for(text).generate(body, parts, call)
+            except Failure as failure:
+                failed += 1
+                counted += not failure.overloaded
+                if not failure.retryable or counted >= _TRIES:
+                    raise
+                if not call.wait(retry_delay_s(failed, failure.retry_after_s)):
+                    raise call.cut_short() if call.left_s > 0 else failure from None
+            # The server may still know the id of a try that broke off, and refuse it.
+            body["rid"] = f"{rid}-{failed}"
 
     def _remember(self, text: str) -> None:
         """The search's server has read or written all of `text`."""

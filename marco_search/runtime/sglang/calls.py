@@ -18,7 +18,6 @@ from email.utils import parsedate_to_datetime
 
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure, RuntimeUnavailable
 
-_IDLE_S = 5.0  # how long the watching thread outlives the last call
 _POLL_S = 0.25
 _BACK_OFF = 0.5
 _LONGEST_BODY = 10_000  # characters of an error's body that are read
@@ -163,58 +162,6 @@ class Call:
         finally:
             with self._lock:
                 self._socket = None
-
-
-class InFlight:
-    """All calls in flight, and a thread that cuts short those whose deadline has passed.
-
-    The socket's own timeout is not enough: it starts again with every byte, so a server that
-    sends one byte at a time would hold a call for ever.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._calls: set[Call] = set()
-        self._watcher: threading.Thread | None = None
-
-    @contextlib.contextmanager
-    def call(self, deadline: float) -> Iterator[Call]:
-        """A call that is watched inside the block."""
-        call = Call(deadline)
-        with self._changed:
-            self._calls.add(call)
-            if self._watcher is None:
-                self._watcher = threading.Thread(
-                    target=self._watch, name="marco-deadlines", daemon=True
-                )
-                self._watcher.start()
-        try:
-            yield call
-        finally:
-            with self._changed:
-                self._calls.discard(call)
-                if not self._calls:
-                    self._changed.notify()
-
-    def cancel_all(self) -> None:
-        """Cut short every call that is in flight now."""
-        with self._changed:
-            calls = list(self._calls)
-        for call in calls:
-            call.cancel()
-
-    def _watch(self) -> None:
-        # Ends when nothing is in flight; the next call starts another.
-        while True:
-            with self._changed:
-                if not self._changed.wait_for(lambda: self._calls, _IDLE_S):
-                    self._watcher = None
-                    return
-                late = [call for call in self._calls if call.left_s <= 0 and not call.cancelled]
-                if not late:
-                    self._changed.wait(_POLL_S)
-            for call in late:
-                call.cancel()
 
 
 class Limiter:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +41,6 @@ _ASK_EVERY_S = 4.0
 _KEEPALIVE = {
     "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8000,
 }  # fmt: skip
-_CHUNK = 2**16  # bytes
 
 
 def api_key_of(settings: Settings) -> str | None:
@@ -187,9 +187,15 @@ class Connections:
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         call, most = wanted.call, wanted.most
         sock = connection.sock  # the connection forgets it when the server will close
+
+        def answer(sock: Any, **options: Any) -> http.client.HTTPResponse:
+            timed: Any = _Timed(sock, call, self._stall_s)
+            return http.client.HTTPResponse(timed, **options)
+
         with call.using(sock):
             sock.settimeout(max(call.left_s, 0.001))
             method = "GET" if wanted.data is None else "POST"
+            connection.response_class = answer  # type: ignore[assignment]
             connection.request(method, self._path + wanted.path, wanted.data, self._headers)
             self._await_answer(sock, call)
             with connection.getresponse() as response:
@@ -198,12 +204,12 @@ class Connections:
                 elif (response.length or 0) > most:
                     raise self._too_large(wanted)
                 sized = response.chunked or response.length is not None
-                found = b"".join(self._chunks(response, sock, call, most))
+                found = response.read(most + 1)
                 if len(found) > most:
                     if response.status == 200:
                         raise self._too_large(wanted)
                     connection.close()
-                elif response.length:  # read1 does not say that bytes are missing
+                elif response.length:  # `read` does not say that bytes are missing
                     raise http.client.IncompleteRead(b"", response.length)
                 elif not sized and (call.over or not found):  # nor that the headers were cut
                     raise http.client.IncompleteRead(b"")
@@ -213,19 +219,6 @@ class Connections:
         size = f"{wanted.most >> 10:,} KiB, all that was asked for"
         message = f"{self._url}{wanted.path}: the answer is larger than {size}"
         return Failure(kind=BranchFailed, message=message)
-
-    def _chunks(
-        self, response: http.client.HTTPResponse, sock: socket.socket, call: Call, most: int
-    ) -> Iterator[bytes]:
-        """The answer's bytes, to its end or until there are more than `most`."""
-        size = 0
-        while size <= most:
-            sock.settimeout(max(min(call.left_s, self._stall_s), 0.001))
-            chunk = response.read1(_CHUNK)
-            if not chunk:
-                return
-            size += len(chunk)
-            yield chunk
 
     def _await_answer(self, sock: socket.socket, call: Call) -> None:
         """Wait for the first byte, which comes when a branch is complete.
@@ -281,6 +274,39 @@ class Connections:
             if connection.sock is not None and not _readable(connection.sock):
                 return connection
             connection.close()
+
+
+class _Timed(io.RawIOBase):
+    """Reads from a connection within a call's time.
+
+    The socket's own timeout starts again with every byte, so a server that sends one byte at a
+    time would hold a call for ever.
+    """
+
+    def __init__(self, sock: socket.socket, call: Call, stall_s: float) -> None:
+        self._sock, self._call, self._stall_s = sock, call, stall_s
+        self._stream = sock.makefile("rb", buffering=0)
+        self._begun = False
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What http.client asks a socket for."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._call.over:
+            raise TimeoutError
+        left = self._call.left_s
+        self._sock.settimeout(max(min(left, self._stall_s) if self._begun else left, 0.001))
+        count = self._stream.readinto(buffer)
+        self._begun = True
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
