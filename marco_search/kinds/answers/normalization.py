@@ -12,8 +12,6 @@ import unicodedata
 from marco_search.kinds.answers import WORDS
 from marco_search.kinds.base import ExtractedAnswer
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _CIRCLED_RUN = re.compile("[①-⑳](?:[、,，和]?[①-⑳])+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
@@ -40,8 +38,8 @@ def normalize_unicode(text: str) -> str:
     superscript is marked (m² is "m^2"), as is a subscript (x₁ is "x_1").
     """
     text = "".join(_fraction_apart(text, i) for i in range(len(text)))
-    text = _SUPERSCRIPT_RUN.sub(lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
-    text = _SUBSCRIPT_RUN.sub(lambda m: "_" + m[0].translate(_SUBSCRIPTS), text)
+    text = _SUPERSCRIPT_RUN.sub(r"^\g<0>", text)
+    text = _SUBSCRIPT_RUN.sub(r"_\g<0>", text)
     text = _CIRCLED_RUN.sub(lambda m: ", ".join(re.findall("[①-⑳]", m[0])), text)
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     folded = []

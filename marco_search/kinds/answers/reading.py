@@ -79,25 +79,31 @@ _JOINT = re.compile(
 _NAME = r"(?:(?![共总總剩还還所则即答就])[\u4e00-\u9fff])"
 _NAMED = re.compile(rf"{_NAME}{{0,4}}[,、;]?[ ]?{_NAME}{{0,3}}")  # 鸡5只,兔3只
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K: 3+4=<<3+4=7>>7
-_BULLET = re.compile(r"^[ ]*[-+•][ ]+", re.MULTILINE)
-_SIGN_APART = re.compile(
-    r"(^|[=:(\[{,<>≤≥≈]|\b(?:is|are|was)\b|[是为為])[ ]*([-+])[ ](?=[$€£¥]?[0-9.√π(])", re.MULTILINE
-)
 # A factorial, where "!" does not end a sentence.
 _FACTORIAL = re.compile(
     r"([0-9)]|\b[a-z](?!!=))!(?=\s*(?:[$})=/^+0-9]|\*(?!\*)|\\[)\]])|\s[a-z])"
     r"|(^\s*(?:[0-9]+|[a-z])|[/*^] ?[0-9]+)!(?=\s*$)"
 )
-_REMAINDER = re.compile(
-    r"(?<=[0-9])(?: ?[rR] ?|,? (?:with )?(?:an? )?remainder (?:of |is )?)(?=[0-9])"
-)
-_AND_A_HALF = re.compile(r"\b(an?|one|[0-9]+) (hour|day|week|month|year|mile)s? and a half\b", re.I)
-_GLUED = re.compile(
-    r"(?<![A-Za-z0-9])([0-9.]+(?:h|hr|m|min|ft|kg|km|lb|d))(?=[0-9])(?![23]\b)"
-)  # 2h30m
 _MATRIX = re.compile(r"begin ?\{(?:[a-zA-Z]?matrix|cases|array)")
-_BELOW_ZERO = re.compile(r"(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) below zero\b", re.I)
-_MINUS = re.compile(rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])")
+_SPAN = "(?i:(hour|day|week|month|year|mile)s?)"
+_WRITTEN = [
+    (re.compile(pattern, re.MULTILINE), written)
+    for pattern, written in (
+        (" {2,}", " "),
+        (r"\+ ?/ ?-|\+-|正[负負]", "±"),
+        (
+            r"(^|[=:(\[{,<>≤≥≈]|\b(?:is|are|was)\b|[是为為])[ ]*([-+])[ ](?=[$€£¥]?[0-9.√π(])",
+            r"\1\2",
+        ),
+        (r"(?<=[0-9])(?: ?[rR] ?|,? (?:with )?(?:an? )?remainder (?:of |is )?)(?=[0-9])", "..."),
+        (r"(?<![A-Za-z0-9])([0-9.]+(?:h|hr|m|min|ft|kg|km|lb|d))(?=[0-9])(?![23]\b)", r"\1 "),
+        (rf"\b(?i:an?|one) {_SPAN} (?i:and a half)\b", r"1 and a half \1"),
+        (rf"\b([0-9]+) {_SPAN} (?i:and a half)\b", r"\1 and a half \2"),
+        (rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])", "负"),
+        (r"(?i)(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) below zero\b", r"-\1"),
+    )
+]
+"""Other ways of writing a number, each with the one that terms are read from. In this order."""
 _MAX_CHARS = 8_000
 """Of a longer output only the end is read: that is where the result stands."""
 _MAX_READINGS = 4
@@ -108,8 +114,7 @@ def read_answer(output: str) -> ExtractedAnswer | None:
     found = _read(output)
     for _ in range(_MAX_READINGS):
         # A text's key is what the text itself is read as, so that reading keys changes none.
-        again = None if found is None else _read(found.key)
-        if found is None or again is None:
+        if found is None or (again := _read(found.key)) is None:
             return None
         if again.key == found.key:
             break
@@ -196,13 +201,11 @@ def _letters(text: str, announced: bool) -> list[str]:
     letters = [x.upper() for x in re.findall(r"\b[A-Ja-j]\b", match[0])]
     after = text[match.end() :]
     if match[0][-1] == ")":
-        ends = not after or not after[0].isalnum()
-    elif announced:
-        ends = bool(_AFTER_ANNOUNCED.match(after))
-    else:
-        ends = bool(_AFTER_ANYWHERE.match(after)) and (letters[0], after[:1]) != ("A", ":")
-        ends = ends and letters != ["I"]
-    return letters if ends else []
+        return letters if not after[:1].isalnum() else []
+    if announced:
+        return letters if _AFTER_ANNOUNCED.match(after) else []
+    ends = _AFTER_ANYWHERE.match(after) and (letters[0], after[:1]) != ("A", ":")
+    return letters if ends and letters != ["I"] else []
 
 
 def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
@@ -250,13 +253,10 @@ def _tidy(folded: str) -> str:
     """Folded text without LaTeX, bullets and asides to a calculator, every sign at its number."""
     text = strip_latex(_CALCULATOR.sub("", folded)).strip()
     if "\n" in text:
-        text = _BULLET.sub("", text)
-    text = re.sub(" {2,}", " ", text)
-    text = re.sub(r"\+ ?/ ?-|\+-|正[负負]", "±", text)
-    text = _SIGN_APART.sub(r"\1\2", text)
-    text = _GLUED.sub(r"\1 ", _REMAINDER.sub("...", text))
-    text = _AND_A_HALF.sub(lambda m: f"{m[1] if m[1].isdigit() else 1} and a half {m[2]}", text)
-    return _BELOW_ZERO.sub(r"-\1", _MINUS.sub("负", text))
+        text = re.sub(r"^[ ]*[-+•][ ]+", "", text, flags=re.MULTILINE)
+    for pattern, written in _WRITTEN:
+        text = pattern.sub(written, text)
+    return text
 
 
 def _last_boxed(text: str) -> str | None:
