@@ -92,16 +92,9 @@ _COMMA_DECIMAL = re.compile(r"[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")
 
 def number_key(value: Fraction) -> str:
     """The one way a value is written: "42", "-0.75", or "1/3" where decimals do not end."""
-    bottom, twos, fives = value.denominator, 0, 0
-    while bottom % 2 == 0:
-        bottom, twos = bottom // 2, twos + 1
-    while bottom % 5 == 0:
-        bottom, fives = bottom // 5, fives + 1
-    places = max(twos, fives)
-    if bottom != 1 or places > 30:
-        return str(value)
+    places = next((n for n in range(31) if 10**n % value.denominator == 0), None)
     if not places:
-        return str(value.numerator)
+        return str(value)
     digits = str(abs(value.numerator) * 10**places // value.denominator).zfill(places + 1)
     return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
@@ -139,12 +132,10 @@ def _unscaled(match: re.Match[str]) -> Fraction | None:
         top, bottom = int(match["top1"]), int(match["bottom1"])
         # "5 10/2" is not a mixed number.
         return int(match["whole"]) + Fraction(top, bottom) if 0 < top < bottom else None
-    if match["top3"]:
-        below = int(match["bottom3"])
-        return Fraction(int(match["top3"]), below) if below else None
-    if match["top2"]:
-        top_value, bottom_value = _plain(match["top2"]), _plain(match["bottom2"])
-        return top_value / bottom_value if bottom_value and top_value is not None else None
+    over, under = match["top2"] or match["top3"], match["bottom2"] or match["bottom3"]
+    if over:
+        above, below = _plain(over), _plain(under)
+        return above / below if below and above is not None else None
     if match["ten"]:
         return _power_of_ten(match["ten"])
     if match["han"]:
@@ -292,7 +283,11 @@ def parse_english(text: str) -> Fraction | None:
 
 def _english_value(words: list[str]) -> Fraction | None:
     if "point" in words:
-        return _english_decimal(words)
+        at = words.index("point")
+        whole, digits = _english_whole(words[:at]), [_SMALL.get(word) for word in words[at + 1 :]]
+        if whole is None or not digits or not all(d is not None and d < 10 for d in digits):
+            return None
+        return whole + Fraction(int("".join(map(str, digits))), 10 ** len(digits))
     if not any(word in _DENOMINATORS for word in words):
         return _english_whole(words)
     if words[-1] != "hundred" and words[-1] in _MULTIPLIERS:
@@ -316,14 +311,6 @@ def _english_fraction(words: list[str]) -> Fraction | None:
     top = _english_whole(words[:-1])
     ordinal = words[-1][-1] != "s" and words[-1] not in ("half", "quarter") and top != 1
     return None if top is None or ordinal else top / bottom  # twenty-third is not 20/3
-
-
-def _english_decimal(words: list[str]) -> Fraction | None:
-    at = words.index("point")
-    before, digits = _english_whole(words[:at]), [_SMALL.get(word, 10) for word in words[at + 1 :]]
-    if before is None or not digits or max(digits) > 9:
-        return None
-    return before + Fraction(int("".join(map(str, digits))), 10 ** len(digits))
 
 
 def _english_whole(words: list[str]) -> Fraction | None:

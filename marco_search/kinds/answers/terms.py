@@ -13,7 +13,7 @@ number alone is a term with a value. Numbers joined by operators, relations, bra
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -292,7 +292,7 @@ class _Reader:
     def _single(self, start: int, end: int) -> Term:
         """The term of one item: the last side of an equation, else the whole."""
         side, relations, at = (start, end), set[str](), start
-        while at < end and (stop := self._expr(at)) is not None:
+        while at < end and (stop := self._item(at, joints=("op",))) is not None:
             if self._counts(at, stop):
                 side = (at, stop)
             if stop < end:
@@ -346,19 +346,11 @@ class _Reader:
         before, after = self.text[max(0, start - 20) : start], self.text[end : end + 20]
         return bool(_LIST_BEFORE.search(before) and _LIST_AFTER.match(after))
 
-    def _item(self, at: int, depth: int = 0) -> int | None:
-        return self._chain(at, "rel", self._expr, depth)
-
-    def _expr(self, at: int, depth: int = 0) -> int | None:
-        return self._chain(at, "op", self._operand, depth)
-
-    def _chain(
-        self, at: int, kind: str, part: Callable[[int, int], int | None], depth: int
-    ) -> int | None:
-        """part { kind part }"""
-        end = part(at, depth)
-        while end is not None and self.tokens[end].kind == kind:
-            stop = part(end + 1, depth)
+    def _item(self, at: int, depth: int = 0, joints: Sequence[str] = ("rel", "op")) -> int | None:
+        """operand { joint operand }"""
+        end = self._operand(at, depth)
+        while end is not None and self.tokens[end].kind in joints:
+            stop = self._operand(end + 1, depth)
             if stop is None:
                 break
             end = stop
