@@ -258,12 +258,12 @@ def pauses(conn: Conn, _: Settings) -> Finding:
 @_in_database
 def guards(conn: Conn, settings: Settings) -> Finding:
     """Are triggers, functions, views, policies and rights as the migrations make them?"""
-    from marco_search.migrations import objects
+    from marco_search.migrations import derived
 
     if not reads_tables(conn):
         return Finding("guards", True, "not checked: an auditor's login")
     check_schema(conn)
-    found = objects.differences(conn, settings.role_prefix)
+    found = derived.differences(conn, settings.role_prefix)
     more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
     detail = "; ".join([*found[:_MOST], *more]) or "as the migrations make them"
     return Finding("guards", not found, detail, _GUARDS)

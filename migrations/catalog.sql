@@ -1,4 +1,4 @@
--- What the catalog says of our objects: the questions of marco_search.migrations.objects.
+-- What the catalog says of our objects: the questions of marco_search.migrations.derived.
 -- {relations}: our tables and views and all partitions, as c in n.
 
 -- triggers

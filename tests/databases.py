@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from marco_search import migrations, schema, settings
-from marco_search.migrations import objects
+from marco_search.migrations import derived
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def differences(url: str) -> list[str]:
         migrations.upgrade(scratch)
         with psycopg.connect(scratch) as conn:
             there = {name: facts for name, *facts in conn.execute(_COLUMNS)}
-            found = objects.differences(conn, settings.load().role_prefix)
+            found = derived.differences(conn, settings.load().role_prefix)
     described = {
         f"{table.name}.{c.name}": [c.kind, c.key, c.references, c.default]
         for table in schema.TABLES.values()

@@ -21,18 +21,15 @@ from marco_search.store.reads.job_record import (
     EventRow,
     JobRecord,
     NodeTokens,
-    RolloutRow,
     TreeRow,
 )
 from marco_search.store.reads.queries import JobFilter, JobPage, JobStatus, Totals
-from marco_search.store.trail.packing import ROLLOUT_COLUMNS
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\u2028{{7*7}}"
 )
 AT = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
-_SHOWN = [name for name in RolloutRow.__annotations__ if name in ROLLOUT_COLUMNS]
 
 
 def job_id(number: int) -> UUID:
@@ -65,11 +62,7 @@ def record_of(
     last = max(r.round for r in tree.rollouts)
     until = last if rounds is None else rounds
     done = rounds is None
-    rollouts = [
-        RolloutRow(**{name: getattr(r, name) for name in _SHOWN} | {"path": list(r.path)})
-        for r in tree.rollouts
-        if r.round <= until
-    ]
+    rollouts = [r for r in tree.rollouts if r.round <= until]
     answers = _answers(search) if done else ()
     best = [r for r in rollouts if answers and r.rollout_id in answers[0].rollout_ids]
     path = max(best, key=lambda r: (r.path_confidence, -r.rollout_id)).path if best else ()
@@ -160,7 +153,7 @@ def times(record: JobRecord, copies: int) -> JobRecord:
             parent = node.parent_id + by if node.parent_id else 0
             nodes.append(replace(node, node_id=node.node_id + by, parent_id=parent))
         for rollout in record.rollouts:
-            path = [i + by if i else 0 for i in rollout.path]
+            path = tuple(i + by if i else 0 for i in rollout.path)
             number = rollout.rollout_id + copy * last
             rollouts.append(replace(rollout, rollout_id=number, path=path))
     return replace(record, nodes=tuple(nodes), rollouts=tuple(rollouts))

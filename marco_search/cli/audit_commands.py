@@ -22,8 +22,7 @@ from marco_search.store.db import allow, require_tables
 from marco_search.store.seal import anchors as stored_anchors
 from marco_search.store.seal import archives
 from marco_search.store.seal.archives import Month
-from marco_search.store.seal.verification import verify_job
-from marco_search.store.seal.verify_all import check_month, verify_all
+from marco_search.store.seal.verification import check_month, verify_all, verify_job
 
 _SHOWN = 20
 _COUNTED = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links", "seconds")

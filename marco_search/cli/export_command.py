@@ -70,8 +70,8 @@ def export(
         )
         written: dict[str, int] = {}
         if folder is None or file_format == "otlp-json":
-            exporter, spans = _tracing()
-            traces = spans.traces(conn, chosen, text=not no_text)
+            exporter = _tracing()
+            traces = exporter.traces(conn, chosen, text=not no_text)
             if folder is None:
                 written["sent"] = exporter.send(otlp, traces)
             else:
@@ -90,9 +90,9 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
-def _tracing() -> tuple[ModuleType, ModuleType]:
+def _tracing() -> ModuleType:
     try:
-        from marco_search.export import otlp, spans
+        from marco_search.export import otlp as exporter
     except ValueError as error:  # the SDK reads the OTEL_..._LIMIT variables when it is imported
         raise InvalidSettings(str(error)) from None
-    return otlp, spans
+    return exporter

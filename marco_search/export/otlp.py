@@ -1,34 +1,244 @@
-"""Traces in OTLP's JSON form in a file, or sent to a collector over HTTP."""
+"""Stored searches as OpenTelemetry traces: job, attempts, rounds, branches; to a file or collector.
+
+Names are those of OpenInference (for Phoenix) and of the GenAI conventions (for Langfuse). The
+trace's id is the job's, and a span's id follows from its place, so exporting twice gives the
+same trace. Times are those of the log: a round ends when it was written, a branch began as
+long before as it took.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from google.protobuf.json_format import MessageToDict
+from openinference.semconv.trace import (
+    MessageAttributes,
+    OpenInferenceSpanKindValues,
+    SpanAttributes,
+)
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_HEADERS,
     OTEL_EXPORTER_OTLP_TRACES_HEADERS,
 )
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.re import parse_env_headers
 
+from marco_search import __version__
 from marco_search.errors import CollectorUnavailable, InvalidSettings
 from marco_search.export.files import whole
+from marco_search.export.tables import Filter
+from marco_search.search.branches import Finish
+from marco_search.search.tree import Rollout, Tree
 from marco_search.settings import is_host
+from marco_search.store import views
+from marco_search.store.db import Conn
+from marco_search.store.reads import job_record
+from marco_search.store.reads.job_record import AttemptRow, JobRecord
+from marco_search.store.trail import trail
 
+_RESOURCE = Resource({"service.name": "marco-search", "service.version": __version__})
+_SCOPE = InstrumentationScope("marco_search", __version__)
+_CHAIN, _LLM = OpenInferenceSpanKindValues.CHAIN.value, OpenInferenceSpanKindValues.LLM.value
+_KIND = SpanAttributes.OPENINFERENCE_SPAN_KIND
 _IDS = ("traceId", "spanId", "parentSpanId")
 _SPANS_AT_ONCE = 200  # in one request: collectors refuse large ones
 _TIMEOUT_S = 10.0
+
+
+def traces(conn: Conn, chosen: Filter, *, text: bool = True) -> Iterator[list[ReadableSpan]]:
+    """The traces of the jobs, in order of submission. Without `text` nothing written is in them."""
+    condition, values = chosen.condition()
+    query = f"SELECT j.job_id FROM audit.jobs AS j WHERE {condition} ORDER BY j.job_id"  # noqa: S608
+    with conn.cursor("export_jobs") as ids:
+        for (job_id,) in ids.execute(query.encode(), values):
+            tree = Tree.restore(*trail.load(conn, job_id, schema=views.SCHEMA))
+            yield list(_Tracer(job_record.read(conn, job_id), tree, text).spans())
+
+
+class _Tracer:
+    """Makes the spans of one search, parents before children."""
+
+    def __init__(self, record: JobRecord, tree: Tree, text: bool) -> None:
+        self.record, self.tree, self.text = record, tree, text
+        self.trace_id = record.job.job_id.int
+        # Prompt and configuration are the same for all attempts.
+        self.prompt = next((a.prompt for a in record.attempts if a.prompt is not None), "")
+        self.config = next((a.config for a in record.attempts if a.config is not None), {})
+
+    def spans(self) -> Iterator[ReadableSpan]:
+        """The job, its attempts, their rounds and branches."""
+        job = self.record.job
+        times = [e.at for e in self.record.events if e.generation is not None]
+        times += [a.started_at for a in self.record.attempts]
+        end = _ns(job.finished_at or max(times, default=job.created_at))
+        yield self._span(
+            "job", None, f"marco {job.kind}", _ns(job.created_at), end,
+            {
+                _KIND: _CHAIN,
+                SpanAttributes.INPUT_VALUE: self._visible(job.subject),
+                SpanAttributes.OUTPUT_VALUE: self._visible(job.answer),
+                SpanAttributes.SESSION_ID: job.batch_id and str(job.batch_id),
+                SpanAttributes.USER_ID: job.tenant,
+                "marco.job_id": str(job.job_id),
+                "marco.state": job.state,
+                "marco.strategy": self.config.get("strategy"),
+                "marco.stop_reason": job.stop_reason,
+                "marco.confidence": job.confidence,
+                "marco.correct": job.correct,
+                "marco.generated_tokens": job.generated_tokens,
+            },
+            self._error(job.error) if job.state in ("failed", "dead", "expired") else None,
+        )  # fmt: skip
+        for attempt in self.record.attempts:
+            yield from self._attempt(attempt, end)
+
+    def _attempt(self, attempt: AttemptRow, job_end: int) -> Iterator[ReadableSpan]:
+        place = f"attempt {attempt.generation}"
+        events = [e for e in self.record.events if e.generation == attempt.generation]
+        start = _ns(attempt.started_at)
+        end = max([start, *(_ns(e.at) for e in events)]) if events else min(start, job_end)
+        yield self._span(
+            place, "job", place, start, end,
+            {
+                _KIND: _CHAIN,
+                "marco.worker": attempt.worker,
+                "marco.runtime": f"{attempt.runtime} {attempt.runtime_version}",
+                "marco.model_revision": attempt.revision,
+                SpanAttributes.LLM_MODEL_NAME: attempt.model,
+            },
+        )  # fmt: skip
+        before = start
+        for event in events:
+            if event.event == "round" and "round" in event.detail:
+                yield from self._round(attempt, event.detail["round"], before, _ns(event.at))
+                before = _ns(event.at)
+
+    def _round(
+        self, attempt: AttemptRow, number: int, start: int, end: int
+    ) -> Iterator[ReadableSpan]:
+        place = f"round {number}"
+        rollouts = [r for r in self.tree.rollouts if r.round == number]
+        attributes = {_KIND: _CHAIN, "marco.round": number, "marco.branches": len(rollouts)}
+        yield self._span(place, f"attempt {attempt.generation}", place, start, end, attributes)
+        for rollout in rollouts:
+            yield self._branch(attempt, rollout, place, start, end)
+
+    def _branch(
+        self, attempt: AttemptRow, rollout: Rollout, parent: str, start: int, end: int
+    ) -> ReadableSpan:
+        nodes, config = self.tree.nodes, self.config
+        at = rollout.path.index(rollout.start_id) + 1
+        prompt = self._visible(self.prompt + "".join(nodes[i].text for i in rollout.path[:at]))
+        written = self._visible("".join(nodes[i].text for i in rollout.path[at:]))
+        given = {
+            "seed": rollout.seed,
+            "temperature": config.get("temperature"),
+            "top_p": config.get("top_p"),
+            "max_tokens": config.get("max_new_tokens"),
+        }
+        took = round(rollout.seconds * 1e9) if math.isfinite(rollout.seconds) else 0
+        tokens = rollout.prompt_tokens + rollout.generated_tokens
+        place = f"rollout {rollout.rollout_id}"
+        return self._span(
+            place, parent, place, max(start, end - took), end,
+            {
+                _KIND: _LLM,
+                SpanAttributes.LLM_MODEL_NAME: attempt.model,
+                SpanAttributes.LLM_INVOCATION_PARAMETERS: json.dumps(given),
+                SpanAttributes.INPUT_VALUE: prompt,
+                SpanAttributes.OUTPUT_VALUE: written,
+                **_message(SpanAttributes.LLM_INPUT_MESSAGES, "user", prompt),
+                **_message(SpanAttributes.LLM_OUTPUT_MESSAGES, "assistant", written),
+                SpanAttributes.LLM_TOKEN_COUNT_PROMPT: rollout.prompt_tokens,
+                SpanAttributes.LLM_TOKEN_COUNT_COMPLETION: rollout.generated_tokens,
+                SpanAttributes.LLM_TOKEN_COUNT_TOTAL: tokens,
+                SpanAttributes.LLM_TOKEN_COUNT_PROMPT_DETAILS_CACHE_READ: rollout.cached_tokens,
+                # Of the GenAI conventions, whose Python constants are still called incubating.
+                "gen_ai.operation.name": "text_completion",
+                "gen_ai.request.model": attempt.model,
+                "gen_ai.usage.input_tokens": rollout.prompt_tokens,
+                "gen_ai.usage.output_tokens": rollout.generated_tokens,
+                "gen_ai.usage.cache_read.input_tokens": rollout.cached_tokens,
+                "gen_ai.response.finish_reasons": [str(rollout.finish)],
+                "gen_ai.request.seed": rollout.seed,
+                "gen_ai.request.temperature": config.get("temperature"),
+                "gen_ai.request.max_tokens": config.get("max_new_tokens"),
+                "marco.confidence": rollout.confidence,
+                "marco.path_confidence": rollout.path_confidence,
+                "marco.value": rollout.value,
+                "marco.answer": self._visible(rollout.answer),
+                "marco.start_node": rollout.start_id,
+                "marco.path": list(rollout.path),
+                "marco.reflect": str(rollout.reflect),
+            },
+            self._error(rollout.error) if rollout.finish is Finish.FAILED else None,
+        )  # fmt: skip
+
+    def _span(
+        self, place: str, parent: str | None, name: str, start: int, end: int,
+        attributes: dict[str, Any], error: str | None = None,
+    ) -> ReadableSpan:  # fmt: skip
+        """A span. `place` names it within the trace; times are nanoseconds since 1970."""
+        return ReadableSpan(
+            name=name,
+            context=self._context(place),
+            parent=None if parent is None else self._context(parent),
+            resource=_RESOURCE,
+            attributes={k: v for k, v in attributes.items() if _known(v)},
+            kind=SpanKind.CLIENT if attributes[_KIND] == _LLM else SpanKind.INTERNAL,
+            status=Status(StatusCode.OK) if error is None else Status(StatusCode.ERROR, error),
+            start_time=min(start, end),
+            end_time=end,
+            instrumentation_scope=_SCOPE,
+        )
+
+    def _context(self, place: str) -> SpanContext:
+        digest = hashlib.sha256(f"{self.trace_id:032x} {place}".encode()).digest()
+        span_id = int.from_bytes(digest[:8], "big") or 1
+        return SpanContext(self.trace_id, span_id, is_remote=False, trace_flags=TraceFlags(1))
+
+    def _visible(self, text: str | None) -> str | None:
+        """Text that people or the model wrote, if it may be shown."""
+        return text if self.text else None
+
+    def _error(self, message: str | None) -> str:
+        return self._visible(message) or "failed"
+
+
+def _message(list_name: str, role: str, content: str | None) -> dict[str, str]:
+    """The first message of an OpenInference list; none without content."""
+    if content is None:
+        return {}
+    first = f"{list_name}.0."
+    return {
+        first + MessageAttributes.MESSAGE_ROLE: role,
+        first + MessageAttributes.MESSAGE_CONTENT: content,
+    }
+
+
+def _known(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _ns(at: datetime) -> int:
+    """Nanoseconds since 1970; a float of seconds would lose some."""
+    return round(at.timestamp() * 1e6) * 1000
 
 
 def write(path: Path, traces: Iterable[Sequence[ReadableSpan]]) -> int:

@@ -29,7 +29,7 @@ from marco_search.store.db import Database, allow
 from marco_search.store.queue import jobs
 from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.seal import seals
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from ops.bench.harness import WORKER, percentile, report, scratch_services, seconds
 from ops.bench.simulator import InstantRuntime, job
 from ops.docs.questions import Question, read

@@ -15,7 +15,7 @@ from random import Random
 from statistics import median, quantiles
 from typing import Any
 
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from tests.faults import aftermath, checks, window
 from tests.faults.kinds import FAULTS
 from tests.faults.rig import SETTINGS, Rig, rig, wait_until

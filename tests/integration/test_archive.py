@@ -20,8 +20,7 @@ from marco_search.cli.job_commands import show
 from marco_search.errors import ArchiveRefused, RuntimeUnavailable
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters, jobs
-from marco_search.store.seal.verification import verify_job
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all, verify_job
 from marco_search.store.trail import partitions
 from tests.integration.toys import (
     Interrupted,

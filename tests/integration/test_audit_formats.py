@@ -22,8 +22,7 @@ from marco_search.audit.findings import Status
 from marco_search.cli.error_reports import OTHER_ENGINE
 from marco_search.cli.main import cli
 from marco_search.local import ServiceUrls
-from marco_search.store.seal.verification import check_range, verify_job
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import check_range, verify_all, verify_job
 from tests.databases import scratch_database
 from tests.integration.toys import open_database, run_job, runner, settings_for
 from tests.toy import ToyRuntime

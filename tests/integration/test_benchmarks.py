@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from ops.bench import store
 
 

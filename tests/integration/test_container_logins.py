@@ -19,7 +19,7 @@ from marco_search import settings as settings_module
 from marco_search.local import ServiceUrls, programs
 from marco_search.store.db import Database
 from marco_search.store.reads import job_record
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import partitions
 from tests.databases import scratch_database
 from tests.integration.logins import as_user

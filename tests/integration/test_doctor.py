@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from marco_search import doctor, migrations
 from marco_search.broker import Publisher
 from marco_search.doctor import Finding, run_checks
-from marco_search.migrations import objects
+from marco_search.migrations import derived
 from marco_search.settings import Settings
 from marco_search.store.db import SCHEMA_REVISION
 from producer import EVERYONE, Producer
@@ -166,7 +166,7 @@ def test_embedded_services_at_rest_are_no_fault(tmp_path: Path) -> None:
 def test_what_somebody_did_to_the_guards_is_named(filled: Audited, change: str, seen: str) -> None:
     with psycopg.connect(filled.url) as conn, conn.transaction(force_rollback=True):
         conn.execute(change.encode())
-        found = objects.differences(conn, "marco")
+        found = derived.differences(conn, "marco")
     assert any(seen in line for line in found), found
 
 

@@ -19,7 +19,7 @@ from psycopg import errors
 from marco_search import migrations
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import partitions
 from tests.integration.logins import logins
 from tests.integration.toys import insert, question, runner, settings_for, state

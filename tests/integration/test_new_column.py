@@ -32,7 +32,7 @@ from marco_search import migrations
 from marco_search.audit.canonical import Reader
 from marco_search.audit.formats import kinds_of
 from marco_search.export.tables import TABLES
-from marco_search.migrations import objects
+from marco_search.migrations import derived
 from marco_search.search.tree import Node
 from marco_search.store.trail import packing
 from ops.docs.picture import updated
@@ -54,7 +54,7 @@ assert "surprise" not in kinds_of(2)["node"].columns
 assert "surprise" in TABLES["nodes"].columns(text=False)
 migrations.upgrade(sys.argv[1])
 with psycopg.connect(sys.argv[1]) as conn:
-    assert objects.differences(conn, "marco") == []
+    assert derived.differences(conn, "marco") == []
     for table in ("public.nodes", "audit.nodes"):
         assert conn.execute(
             "SELECT col_description(attrelid, attnum) FROM pg_attribute"

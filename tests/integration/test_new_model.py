@@ -21,7 +21,7 @@ from marco_search.store.queue import scheduling
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from producer import Producer
 from tests.integration.toys import (
     Interrupted,

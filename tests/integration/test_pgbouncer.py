@@ -23,7 +23,7 @@ from marco_search import doctor, migrations
 from marco_search.local import ServiceUrls
 from marco_search.local.servers import free_port
 from marco_search.store.db import SCHEMA_REVISION, Database
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from producer import Producer
 from tests.integration.logins import logins
 from tests.integration.toys import insert, marco, question, runner, settings_for

@@ -19,7 +19,7 @@ from marco_search.store import views
 from marco_search.store.db import Database
 from marco_search.store.queue import tenants
 from marco_search.store.reads.reader_sql import run_query, with_values
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import partitions
 from ops.docs.questions import Question, read
 from tests.databases import scratch_database

@@ -17,8 +17,7 @@ from marco_search.errors import JobNotFound, ModelRefused, RuntimeUnavailable
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters, jobs, recovery, scheduling
 from marco_search.store.queue.states import JobState
-from marco_search.store.seal.verification import verify_job
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all, verify_job
 from marco_search.store.trail import rows
 from tests.integration.toys import (
     Interrupted,
@@ -170,8 +169,8 @@ def test_several_processes_find_what_one_finds(
         search(database, database_url, job.id)
     tamper(database_url, "DELETE FROM nodes WHERE node_id = 2")
     one = verify_all(database_url, processes=1)
-    monkeypatch.setattr("marco_search.store.seal.verify_all._NODES_A_RANGE", 30)
-    monkeypatch.setattr("marco_search.store.seal.verify_all._ALONE_BELOW", 0)
+    monkeypatch.setattr("marco_search.store.seal.verification._NODES_A_RANGE", 30)
+    monkeypatch.setattr("marco_search.store.seal.verification._ALONE_BELOW", 0)
     many = verify_all(database_url, processes=2)
     assert (one.jobs, one.nodes, one.findings) == (many.jobs, many.nodes, many.findings)
     assert len({f.job_id for f in many.findings}) == 4

@@ -16,7 +16,7 @@ from marco_search.store.queue import jobs, leases, recovery, tenants
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import trail
 from producer import EVERYONE, Producer
 from tests.integration.toys import (

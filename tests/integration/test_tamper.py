@@ -27,7 +27,7 @@ from marco_search.audit.proofs import prove
 from marco_search.jobs import Job
 from marco_search.local import ServiceUrls
 from marco_search.store.seal import anchors, seals
-from marco_search.store.seal.verify_all import verify_all
+from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import rows
 from tests.databases import scratch_database
 from tests.integration.toys import insert, open_database, question, runner, settings_for

@@ -45,26 +45,6 @@ class TreeRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutRow:
-    """One rollout."""
-
-    rollout_id: int
-    round: int
-    start_id: int
-    path: list[int]  #: root first
-    seed: int
-    reflect: str
-    finish: str
-    confidence: float
-    path_confidence: float
-    value: float
-    answer: str | None  #: key of the answer it reached
-    generated_tokens: int
-    seconds: float
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRow:
     """One claim of the job by a worker."""
 
@@ -103,11 +83,11 @@ class JobRecord:
     answers: tuple[Answer, ...]  #: best first
     winning_path: tuple[int, ...]  #: root to leaf of the best answer's most confident rollout
     nodes: tuple[TreeRow, ...]  #: in id order: root first, parents before children
-    rollouts: tuple[RolloutRow, ...]  #: in id order
+    rollouts: tuple[Rollout, ...]  #: in id order
     attempts: tuple[AttemptRow, ...]
     events: tuple[EventRow, ...]
 
-    def reaching(self, answer: Answer) -> tuple[RolloutRow, ...]:
+    def reaching(self, answer: Answer) -> tuple[Rollout, ...]:
         """The rollouts that reach an answer."""
         return tuple(r for r in self.rollouts if r.rollout_id in answer.rollout_ids)
 
@@ -147,7 +127,7 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
         answers=tuple(Answer(**row) for row in answers),
         winning_path=tuple(paths[0] or ()) if paths else (),
         nodes=tuple(tree(conn, job_id)),
-        rollouts=rows(RolloutRow, "audit.rollouts", "rollout_id"),
+        rollouts=tuple(trail.rollouts(conn, job_id, schema=views.SCHEMA)),
         attempts=rows(AttemptRow, "audit.attempts", "generation"),
         events=rows(EventRow, "audit.events", "event_id"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from uuid import UUID
 
@@ -123,21 +123,23 @@ def load(conn: Conn, job_id: UUID, *, schema: str = "public") -> tuple[list[Node
 
     From the tables; from the views of the same names with the schema of those.
     """
-    nodes = _read(conn, job_id, (schema, "nodes"), packing.NODE_COLUMNS, packing.node)
-    kept = (schema, "rollouts")
-    return nodes, _read(conn, job_id, kept, packing.ROLLOUT_COLUMNS, packing.rollout)
+    table = Identifier(schema, "nodes")
+    nodes = _read(conn, job_id, table, packing.NODE_COLUMNS, packing.node)
+    return nodes, rollouts(conn, job_id, schema=schema)
+
+
+def rollouts(conn: Conn, job_id: UUID, *, schema: str) -> list[Rollout]:
+    """All rollouts of a job, in id order; see `load`."""
+    table = Identifier(schema, "rollouts")
+    return _read(conn, job_id, table, packing.ROLLOUT_COLUMNS, packing.rollout)
 
 
 def _read(
-    conn: Conn,
-    job_id: UUID,
-    table: tuple[str, str],
-    columns: Mapping[str, str],
-    make: Callable[..., R],
+    conn: Conn, job_id: UUID, table: Identifier, columns: Iterable[str], make: Callable[..., R]
 ) -> list[R]:
     fields = [Identifier(name) for name in columns if name not in ("job_id", "generation")]
     query = SQL("SELECT {} FROM {} WHERE job_id = %s ORDER BY {}").format(
-        SQL(", ").join(fields), Identifier(*table), fields[0]
+        SQL(", ").join(fields), table, fields[0]
     )
     # Binary: as text a real is cut to the shortest decimal, not the float it holds.
     with conn.cursor(binary=True, row_factory=kwargs_row(make)) as cursor:
