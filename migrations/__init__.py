@@ -14,6 +14,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import psycopg
 from psycopg import errors
 
 from marco_search import settings
-from marco_search.audit.chain import FIRST, NO_HEAD, head_of
+from marco_search.audit.chain import FIRST, follow
 from marco_search.errors import DatabaseUnavailable, MarcoError, RightsMissing, SchemaMismatch
 from marco_search.migrations import derived
 from marco_search.store import address, db
@@ -90,14 +91,11 @@ def grant_roles(url: str) -> str | None:
 def _run(conn: Conn, number: str) -> None:
     conn.execute(_STEPS[number].read_bytes())
     if number == BASE_REVISION:
-        # The chain's first link: its random root gives the database an id.
+        # Its random root gives the database an id.
         root, at = secrets.token_bytes(32), datetime.now(UTC)
-        head = head_of(seq=0, kind=FIRST, job_id=None, root=root, previous=NO_HEAD, at=at, format=1)
-        conn.execute(
-            "INSERT INTO chain (seq, kind, root, previous, head, at)"
-            " VALUES (0, %s, %s, %s, %s, %s)",
-            [FIRST, root, NO_HEAD, head, at],
-        )
+        first = asdict(follow(None, kind=FIRST, job_id=None, root=root, at=at, format=1))
+        del first["format"]  # a column since 0008
+        db.insert(conn, "chain", [first])
     conn.execute("DELETE FROM alembic_version")
     conn.execute("INSERT INTO alembic_version VALUES (%s)", [number])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, StringConstraints
 
 from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding
@@ -38,16 +38,9 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _readable(read: Callable[[str], object]) -> AfterValidator:
-    def checked(text: str) -> str:
-        read(text)
-        return text
-
-    return AfterValidator(checked)
-
-
-Hex = Annotated[str, _readable(bytes.fromhex)]
-Time = Annotated[str, _readable(_moment)]
+# The texts stay as they are: they are what is signed.
+Hex = Annotated[str, StringConstraints(pattern="^([0-9A-Fa-f]{2})*$")]
+Time = Annotated[str, AfterValidator(lambda text: _moment(text) and text)]
 
 
 class Anchor(BaseModel):
@@ -135,16 +128,12 @@ def read(path: Path, *, public_key: str | None = None) -> Anchor:
     if public_key is not None and (anchor.public_key or "").lower() != public_key.strip().lower():
         raise InvalidAnchor(f"{path}: not signed by the key {public_key}")
     if anchor.public_key or anchor.signature:
-        _check_signature(anchor, path)
+        try:
+            signer = Ed25519PublicKey.from_public_bytes(bytes.fromhex(anchor.public_key or ""))
+            signer.verify(bytes.fromhex(anchor.signature or ""), anchor.signed_bytes())
+        except (InvalidSignature, ValueError):
+            raise InvalidAnchor(f"{path}: wrong signature: the anchor was edited") from None
     return anchor
-
-
-def _check_signature(anchor: Anchor, path: Path) -> None:
-    try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(anchor.public_key or ""))
-        key.verify(bytes.fromhex(anchor.signature or ""), anchor.signed_bytes())
-    except (InvalidSignature, ValueError):
-        raise InvalidAnchor(f"{path}: wrong signature: the anchor was edited") from None
 
 
 def check_anchor(
@@ -162,31 +151,28 @@ def check_anchor(
     there.
     """
     database = first.head.hex() if first else "no chain"
-    key = f"seq {anchor.seq}"
+    key, made = f"seq {anchor.seq}", _moment(anchor.made_at)
     if database != anchor.database:
         yield Finding("chain", "seq 0", "another database", anchor.database[:16], database[:16])
-    elif link is None:
+        return
+    if link is None:
         seq = f"seq {last.seq}" if last else "nothing"
         what = f"the tail was cut: the anchor of {anchor.made_at} has more"
         yield Finding("chain", key, what, anchor.head[:16], f"an end at {seq}")
-    elif link.head.hex() != anchor.head:
+        return
+    if link.head.hex() != anchor.head:
         what = f"rewritten since the anchor of {anchor.made_at}"
         yield Finding("chain", key, what, anchor.head[:16], link.head.hex()[:16], link.job_id)
-    else:
-        yield from _check_fields(anchor, link, jobs, after)
-
-
-def _check_fields(anchor: Anchor, link: Link, jobs: int, after: Link | None) -> Iterator[Finding]:
-    """What an unsigned anchor says beside the head, and the chain says otherwise."""
-    key, chained, made = f"seq {anchor.seq}", link.at, _moment(anchor.made_at)
+        return
+    # What an unsigned anchor says beside the head.
     if anchor.jobs != jobs:
         yield Finding("anchor", key, "jobs", f"{jobs} by the chain", str(anchor.jobs))
-    if _moment(anchor.chained_at) != chained:
-        wanted = chained.astimezone(UTC).isoformat()
+    if _moment(anchor.chained_at) != link.at:
+        wanted = link.at.astimezone(UTC).isoformat()
         yield Finding("anchor", key, "chained_at", wanted, anchor.chained_at)
     # Of another clock than the chain's, and a link is seen a moment after its time.
-    if made < chained - _CLOCKS:
-        yield Finding("anchor", key, "made_at", f"after {chained.isoformat()}", anchor.made_at)
+    if made < link.at - _CLOCKS:
+        yield Finding("anchor", key, "made_at", f"after {link.at.isoformat()}", anchor.made_at)
     if after is not None and made > after.at + _CLOCKS:
         what = f"before {after.at.isoformat()}, when the next link was chained"
         yield Finding("anchor", key, "made_at", what, anchor.made_at)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from uuid import UUID
 
 from marco_search.audit.canonical import microseconds
@@ -45,36 +45,28 @@ class Link:
 
     @property
     def expected_head(self) -> bytes:
-        """The head that follows from the other fields."""
-        fields = asdict(self)
-        del fields["head"]
-        return head_of(**fields)
-
-
-def head_of(
-    *, seq: int, kind: str, job_id: UUID | None, root: bytes, previous: bytes, at: datetime,
-    format: int,
-) -> bytes:  # fmt: skip
-    """The head of a link with these fields. Raises KeyError for a format it does not know."""
-    digest = sha256(_PREFIXES[format])
-    digest.update(previous)
-    digest.update(struct.pack(">q", seq))
-    digest.update(kind.encode() + b"\x00")
-    digest.update(job_id.bytes if job_id else b"\x00" * 16)
-    digest.update(root)
-    digest.update(struct.pack(">q", microseconds(at)))
-    return digest.digest()
+        """The head that follows from the other fields. Raises KeyError for an unknown format."""
+        digest = sha256(_PREFIXES[self.format])
+        digest.update(self.previous)
+        digest.update(struct.pack(">q", self.seq))
+        digest.update(self.kind.encode() + b"\x00")
+        digest.update(self.job_id.bytes if self.job_id else b"\x00" * 16)
+        digest.update(self.root)
+        digest.update(struct.pack(">q", microseconds(self.at)))
+        return digest.digest()
 
 
 def follow(
-    previous: Link, *, kind: LinkKind, job_id: UUID | None, root: bytes, at: datetime, format: int
-) -> Link:
-    """The link that comes after `previous`."""
-    fields: dict[str, Any] = {
-        "seq": previous.seq + 1, "kind": kind, "job_id": job_id, "root": root,
-        "previous": previous.head, "at": at, "format": format,
-    }  # fmt: skip
-    return Link(head=head_of(**fields), **fields)
+    last: Link | None, *, kind: LinkKind, job_id: UUID | None, root: bytes, at: datetime,
+    format: int,
+) -> Link:  # fmt: skip
+    """The link that comes after `last`; None: the first."""
+    seq, previous = (last.seq + 1, last.head) if last else (0, NO_HEAD)
+    link = Link(
+        seq=seq, kind=kind, job_id=job_id, root=root, previous=previous, head=b"", at=at,
+        format=format,
+    )  # fmt: skip
+    return replace(link, head=link.expected_head)
 
 
 def unknown_format(link: Link) -> Finding | None:

@@ -179,13 +179,6 @@ class Database:
             )
             return self._pool
 
-    def _raise_why(self) -> None:
-        """Connect once more: the pool keeps no reason why it could not."""
-        try:
-            psycopg.connect(self._conninfo, connect_timeout=2).close()
-        except psycopg.Error as error:
-            raise unavailable(self.shown, error) from error
-
     def _prepare(self, conn: Conn) -> None:
         if isinstance(conn, _Connection):
             conn.answer_s = ANSWER_S
@@ -222,7 +215,11 @@ class Database:
         except (PoolTimeout, PoolClosed) as error:
             # The pool tries again ever more slowly; a new one tries when it is next asked.
             self.close(wait_s=0)
-            self._raise_why()
+            # Connected to once more: the pool keeps no reason why it could not.
+            try:
+                psycopg.connect(self._conninfo, connect_timeout=2).close()
+            except psycopg.Error as why:
+                raise unavailable(self.shown, why) from why
             raise DatabaseUnavailable(
                 f"{self.shown}: {error}; this process uses all {self._connections} of its own"
             ) from error

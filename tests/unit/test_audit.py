@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marco_search.audit import anchors
-from marco_search.audit.chain import FIRST, JOB, NO_HEAD, Link, check_links, follow, head_of
+from marco_search.audit.chain import FIRST, JOB, Link, check_links, follow
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import leaf_hash, merkle_root, prove, unpack
 from marco_search.audit.v1.tree import vector_confidences
@@ -36,21 +36,7 @@ ANCHOR = {
 
 
 def chain() -> list[Link]:
-    head = head_of(
-        seq=0, kind=FIRST, job_id=None, root=b"r" * 32, previous=NO_HEAD, at=NOW, format=1
-    )
-    links = [
-        Link(
-            seq=0,
-            kind=FIRST,
-            job_id=None,
-            root=b"r" * 32,
-            previous=NO_HEAD,
-            head=head,
-            at=NOW,
-            format=1,
-        )
-    ]
+    links = [follow(None, kind=FIRST, job_id=None, root=b"r" * 32, at=NOW, format=1)]
     for job_id in JOBS:
         root = sha256(job_id.bytes).digest()
         links.append(follow(links[-1], kind=JOB, job_id=job_id, root=root, at=NOW, format=NEWEST))

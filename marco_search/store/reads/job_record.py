@@ -21,7 +21,7 @@ from marco_search.search.tree import Node, Rollout
 from marco_search.store import views
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import not_found
-from marco_search.store.reads.queries import JobStatus, select
+from marco_search.store.reads.queries import JobStatus, answers, select
 from marco_search.store.trail import trail
 
 M = TypeVar("M")
@@ -103,29 +103,22 @@ class JobRecord:
         return config.get("choice"), config.get("sharpness")
 
 
-_ANSWERS = """
-    SELECT rank, key AS normalised, text, output, thought, confidence, votes, share, rollout_ids,
-        path
-    FROM audit.answers WHERE job_id = %s ORDER BY rank
-"""
-
-
 def read(conn: Conn, job_id: UUID) -> JobRecord:
     """The record of a job. Raises JobNotFound."""
     job = select(conn, JobStatus, "audit.jobs WHERE job_id = %s", [job_id])
     if not job:
         raise not_found(job_id)
-    with conn.cursor(row_factory=dict_row) as cursor:
-        answers = cursor.execute(_ANSWERS, [job_id]).fetchall()
-    paths = [row.pop("path") for row in answers]
+    best = conn.execute(
+        "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1", [job_id]
+    ).fetchone()
 
     def rows(model: type[M], view: str, order: str) -> tuple[M, ...]:
         return tuple(select(conn, model, f"{view} WHERE job_id = %s ORDER BY {order}", [job_id]))
 
     record = JobRecord(
         job=job[0],
-        answers=tuple(Answer(**row) for row in answers),
-        winning_path=tuple(paths[0] or ()) if paths else (),
+        answers=tuple(answers(conn, [str(job_id)])[str(job_id)]),
+        winning_path=tuple(best[0] or ()) if best else (),
         nodes=tuple(tree(conn, job_id)),
         rollouts=tuple(trail.rollouts(conn, job_id, schema=views.SCHEMA)),
         attempts=rows(AttemptRow, "audit.attempts", "generation"),

@@ -264,10 +264,17 @@ def results(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -
     with conn.cursor(row_factory=dict_row) as cursor:
         wanted = {"ids": list(job_ids), "tenant": tenant}
         rows = cursor.execute(_RESULTS, wanted).fetchall()
-        answers: dict[str, list[Answer]] = {row["job_id"]: [] for row in rows}
-        for answer in cursor.execute(_ANSWERS, [list(answers)]):
-            answers[answer.pop("job_id")].append(Answer(**answer))
-    return [JobResult(answers=tuple(answers[row["job_id"]]), **row) for row in rows]
+    ranked = answers(conn, [row["job_id"] for row in rows])
+    return [JobResult(answers=tuple(ranked[row["job_id"]]), **row) for row in rows]
+
+
+def answers(conn: Conn, job_ids: Sequence[str]) -> dict[str, list[Answer]]:
+    """The answers of each job, the best first."""
+    found: dict[str, list[Answer]] = {job_id: [] for job_id in job_ids}
+    with conn.cursor(row_factory=dict_row) as cursor:
+        for row in cursor.execute(_ANSWERS, [list(job_ids)]):
+            found[row.pop("job_id")].append(Answer(**row))
+    return found
 
 
 _SHORTEST, _WHOLE = 4, 32  # hexadecimal digits of an id

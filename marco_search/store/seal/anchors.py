@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from psycopg.rows import class_row
-
 from marco_search.audit import anchors
 from marco_search.audit.anchors import Anchor
-from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding
 from marco_search.errors import InvalidAnchor
 from marco_search.store.db import Conn
+from marco_search.store.seal.seals import link_at
 
 _LAST_SEQ = 2**62  # what is beyond is no bigint
 
@@ -21,7 +19,7 @@ def take(conn: Conn, *, key: Path | None = None) -> Anchor:
 
     Raises InvalidAnchor for a key that can't be used, or a chain that was emptied.
     """
-    first, last = _link(conn, 0), _link(conn)
+    first, last = link_at(conn, 0), link_at(conn)
     if first is None or last is None:
         raise InvalidAnchor("the chain is empty or has lost its first link: run `marco verify`")
     return anchors.make(first, last, jobs=_jobs(conn, last.seq), key=key)
@@ -30,7 +28,12 @@ def take(conn: Conn, *, key: Path | None = None) -> Anchor:
 def check(conn: Conn, anchor: Anchor) -> list[Finding]:
     """What the stored chain says against an anchor."""
     seq = min(anchor.seq, _LAST_SEQ)
-    first, link, after, last = _link(conn, 0), _link(conn, seq), _link(conn, seq + 1), _link(conn)
+    first, link, after, last = (
+        link_at(conn, 0),
+        link_at(conn, seq),
+        link_at(conn, seq + 1),
+        link_at(conn),
+    )
     jobs = _jobs(conn, seq)
     return list(anchors.check_anchor(anchor, first, link, last, jobs=jobs, after=after))
 
@@ -41,13 +44,3 @@ def _jobs(conn: Conn, seq: int) -> int:
         "SELECT count(DISTINCT job_id) FROM public.chain WHERE seq <= %s", [seq]
     ).fetchone()
     return row[0] if row else 0
-
-
-def _link(conn: Conn, seq: int | None = None) -> Link | None:
-    """A link; the last one without a number."""
-    with conn.cursor(row_factory=class_row(Link)) as cursor:
-        return cursor.execute(
-            "SELECT * FROM public.chain WHERE %(seq)s::bigint IS NULL OR seq = %(seq)s"
-            " ORDER BY seq DESC LIMIT 1",
-            {"seq": seq},
-        ).fetchone()

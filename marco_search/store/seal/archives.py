@@ -14,6 +14,7 @@ from psycopg import errors
 from psycopg.sql import SQL, Identifier
 from pydantic import BaseModel, Field, StrictInt
 
+from marco_search.audit.chain import ARCHIVE
 from marco_search.audit.findings import Finding
 from marco_search.audit.verify import Archived
 from marco_search.errors import ArchiveRefused
@@ -119,7 +120,7 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
         " FROM public.jobs WHERE id >= %s AND id < %s ORDER BY id",
         [month.name, digest.hex(), month.first, month.before],
     )
-    link = seals.seal_archive(conn, digest)
+    link = seals.append(conn, [(ARCHIVE, None, digest)])[0]
     row = {"seq": link.seq, "first": month.first, "before": month.before, "files": manifest}
     insert(conn, "archives", [row])
     return link.seq

@@ -16,7 +16,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.sql import SQL
 
-from marco_search.audit.chain import ARCHIVE, JOB, Link, LinkKind, follow
+from marco_search.audit.chain import JOB, Link, LinkKind, follow
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Proof, prove
 from marco_search.store.db import Conn, insert
@@ -66,9 +66,14 @@ def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
     return links
 
 
-def seal_archive(conn: Conn, root: bytes) -> Link:
-    """Chain the hash of an archive's list of files."""
-    return append(conn, [(ARCHIVE, None, root)])[0]
+def link_at(conn: Conn, seq: int | None = None) -> Link | None:
+    """A link of the chain; the last one without a number."""
+    with conn.cursor(row_factory=class_row(Link)) as cursor:
+        return cursor.execute(
+            "SELECT * FROM public.chain WHERE %(seq)s::bigint IS NULL OR seq = %(seq)s"
+            " ORDER BY seq DESC LIMIT 1",
+            {"seq": seq},
+        ).fetchone()
 
 
 def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[Link]:
@@ -79,9 +84,7 @@ def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[
     longest = _LONGEST_MS + _A_LINK_MS * len(entries) + also_rows // _ROWS_A_MS
     conn.execute(SQL(_LOCK).format(longest))
     # A statement of its own: it must see what the lock's last holder committed.
-    with conn.cursor(row_factory=class_row(Link)) as cursor:
-        cursor.execute("SELECT * FROM public.chain ORDER BY seq DESC LIMIT 1")
-        last = cursor.fetchone()
+    last = link_at(conn)
     now = conn.execute("SELECT clock_timestamp()").fetchone()
     assert now is not None
     assert last is not None, "the migration writes the first link"

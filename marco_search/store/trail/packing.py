@@ -141,12 +141,6 @@ def _filled(top: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]
     return top + ((NO_CANDIDATE, float("-inf")),) * missing
 
 
-def rollout_row(job_id: UUID, generation: int, rollout: Rollout) -> list[Any]:
-    """The values of ROLLOUT_COLUMNS. psycopg knows arrays as lists."""
-    known = {"job_id": job_id, "generation": generation, "path": list(rollout.path)}
-    return [known[k] if k in known else getattr(rollout, k) for k in ROLLOUT_COLUMNS]
-
-
 def node(
     *,
     token_ids: list[int],

@@ -54,7 +54,10 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
     with _copy(conn, "rollouts", packing.ROLLOUT_COLUMNS, staged=staged) as copy:
         copy.set_types(list(packing.ROLLOUT_COLUMNS.values()))
         for rollout in kept.rollouts:
-            copy.write_row(packing.rollout_row(lease.job_id, lease.generation, rollout))
+            # psycopg knows arrays as lists.
+            known = attempt | {"path": list(rollout.path)}
+            names = packing.ROLLOUT_COLUMNS
+            copy.write_row([known[k] if k in known else getattr(rollout, k) for k in names])
     detail = Jsonb({"round": kept.number} | totals)
     insert(conn, "audit_log", [attempt | {"event": "round", "detail": detail}])
     return bool(row[0])
