@@ -11,83 +11,92 @@ Checks and indexes stand in the migrations only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
+from typing import Any, Final
 
-NOW, ZERO = "now()", "0"
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = sa.MetaData()
+
+_TYPES: Final[dict[str, Any]] = {
+    "bool": sa.Boolean,
+    "int2": sa.SmallInteger,
+    "int4": sa.Integer,
+    "int8": sa.BigInteger,
+    "float4": sa.REAL,
+    "float8": sa.Double,
+    "text": sa.Text,
+    "bytea": sa.LargeBinary,
+    "jsonb": JSONB,
+    "uuid": sa.Uuid,
+    "timestamptz": sa.DateTime(timezone=True),
+}
+NOW, ZERO = sa.text("now()"), sa.text("0")
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column.
+def column(
+    name: str,
+    kind: str,
+    comment: str,
+    *constraints: Any,
+    key: bool = False,
+    default: Any = None,
+    leaves: tuple[str, ...] = (),
+    since: int = 1,
+    content: bool = False,
+) -> sa.Column[Any]:
+    """A column; what is to be known of it beside its type and comment is in its `info`.
 
-    Attributes:
-        kind: its type as Postgres names it internally; [] ends an array, ? what may be null.
-        key: whether it is part of the primary key.
-        references: the table that a foreign key with this column leads to.
-        default: as SQL, or "identity".
-        leaves: the kinds of leaf of a job's Merkle tree that hold it.
-        since: the first audit format that hashes it.
-        content: what people or models wrote, or tells it: left out of some exports.
+    `kind` is its type as Postgres names it internally: [] ends an array, ? what may be null.
+    `leaves` are the kinds of leaf of a job's Merkle tree that hold it, `since` the first audit
+    format that does. `content` is what people or models wrote, or tells it: left out of some
+    exports.
     """
-
-    name: str
-    kind: str
-    comment: str
-    key: bool = False
-    references: str | None = None
-    default: str | None = None
-    leaves: tuple[str, ...] = ()
-    since: int = 1
-    content: bool = False
-
-    @property
-    def type(self) -> str:
-        """Its type, without a word about null."""
-        return self.kind.removesuffix("?")
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table. Only of one that `changes` rows may be updated or deleted."""
-
-    name: str
-    comment: str
-    columns: dict[str, Column]
-    changes: bool
-
-    @property
-    def key(self) -> list[str]:
-        """The columns of its primary key, in order."""
-        return [c.name for c in self if c.key]
-
-    def __iter__(self) -> Iterator[Column]:
-        return iter(self.columns.values())
-
-
-TABLES: dict[str, Table] = {}
-"""By name, each after those that it refers to."""
+    base = kind.removesuffix("?")
+    made = _TYPES[base.removesuffix("[]")]
+    return sa.Column(
+        name,
+        sa.ARRAY(made) if base.endswith("[]") else made,
+        *constraints,
+        primary_key=key,
+        nullable=kind.endswith("?"),
+        server_default=default,
+        comment=comment,
+        autoincrement="auto" if any(isinstance(c, sa.Identity) for c in constraints) else False,
+        info={"type": base, "leaves": leaves, "since": since, "content": content},
+    )
 
 
 def hashed_columns(table: str, leaf: str, number: int) -> dict[str, str]:
     """Name to type of what audit format `number` hashes as a leaf of this kind, in order."""
-    return {c.name: c.type for c in TABLES[table] if leaf in c.leaves and c.since <= number}
+    return {
+        c.name: c.info["type"]
+        for c in metadata.tables[table].columns
+        if leaf in c.info["leaves"] and c.info["since"] <= number
+    }
 
 
 def insert_only() -> list[str]:
     """The tables whose rows are never changed or deleted."""
-    return [table.name for table in TABLES.values() if not table.changes]
+    return [table.name for table in metadata.sorted_tables if table.info["insert_only"]]
 
 
-def _table(name: str, comment: str, *columns: Column, changes: bool = False) -> Table:
-    TABLES[name] = Table(name, comment, {c.name: c for c in columns}, changes)
-    return TABLES[name]
+def _table(name: str, comment: str, *parts: Any, changes: bool = False, **options: Any) -> sa.Table:
+    """A table; only of one that `changes` rows may be updated."""
+    info = {"insert_only": not changes}
+    return sa.Table(name, metadata, *parts, comment=comment, info=info, **options)
 
 
-_id = partial(Column, leaves=("request", "outcome"))
-_request = partial(Column, leaves=("request",))
-_outcome = partial(Column, leaves=("outcome",))
+_id = partial(
+    column,
+    leaves=(
+        "request",
+        "outcome",
+    ),
+)
+_request = partial(column, leaves=("request",))
+_outcome = partial(column, leaves=("outcome",))
 
 JOBS = _table(
     "jobs",
@@ -108,7 +117,7 @@ JOBS = _table(
         "state",
         "text",
         "queued, running, succeeded, failed, cancelled, expired or dead",
-        default="'queued'::text",
+        default="queued",
     ),
     _outcome("attempts", "int4", "Times a worker claimed it", default=ZERO),
     _outcome("plan", "jsonb?", "Configuration, prompt, model and revision, fixed when it begins"),
@@ -128,20 +137,18 @@ JOBS = _table(
     _outcome("started_at", "timestamptz?", "When first claimed"),
     _outcome("finished_at", "timestamptz?", "When it reached a final state"),
     # How the queue handles it.
-    Column("turn_at", "timestamptz", "Its place in the tenant's queue, by priority", default=NOW),
-    Column("run_after", "timestamptz", "Not claimed before this time (back-off)", default=NOW),
-    Column("paused_at", "timestamptz?", "When it was paused; null: it is not"),
-    Column("published_at", "timestamptz?", "When its message was last published; null: it must be"),
-    Column("cancel_requested_at", "timestamptz?", "When it was asked to stop while running"),
-    Column("failures", "int4", "Of the claims, ended by an error that may pass", default=ZERO),
-    Column("losses", "int4", "Of the claims, ended by the loss of the worker", default=ZERO),
-    Column("lease_owner", "text?", "Worker that holds it; null: none"),
-    Column("lease_generation", "int8", "Fencing token: one more with each claim", default=ZERO),
-    Column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
-    Column(
-        "begun_on", "text", "Model and revision of its plan; empty: not begun", default="''::text"
-    ),
-    Column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
+    column("turn_at", "timestamptz", "Its place in the tenant's queue, by priority", default=NOW),
+    column("run_after", "timestamptz", "Not claimed before this time (back-off)", default=NOW),
+    column("paused_at", "timestamptz?", "When it was paused; null: it is not"),
+    column("published_at", "timestamptz?", "When its message was last published; null: it must be"),
+    column("cancel_requested_at", "timestamptz?", "When it was asked to stop while running"),
+    column("failures", "int4", "Of the claims, ended by an error that may pass", default=ZERO),
+    column("losses", "int4", "Of the claims, ended by the loss of the worker", default=ZERO),
+    column("lease_owner", "text?", "Worker that holds it; null: none"),
+    column("lease_generation", "int8", "Fencing token: one more with each claim", default=ZERO),
+    column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
+    column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=""),
+    column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
     changes=True,
 )
 """The truth about each job."""
@@ -149,17 +156,17 @@ JOBS = _table(
 TENANTS = _table(
     "tenants",
     "Settings of single tenants; most need no row",
-    Column("name", "text", "The tenant; empty: all of them", key=True),
-    Column("paused_at", "timestamptz?", "When its jobs were paused; null: they are not"),
-    Column("max_queued", "int4?", "Most queued jobs; null: as the settings have it"),
+    column("name", "text", "The tenant; empty: all of them", key=True),
+    column("paused_at", "timestamptz?", "When its jobs were paused; null: they are not"),
+    column("max_queued", "int4?", "Most queued jobs; null: as the settings have it"),
     changes=True,
 )
 
-_attempt = partial(Column, leaves=("attempt",))
+_attempt = partial(column, leaves=("attempt",))
 ATTEMPTS = _table(
     "attempts",
     "Claims of jobs by workers, with all it takes to replay them. Insert only",
-    _attempt("job_id", "uuid", "The job", references="jobs", key=True),
+    _attempt("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
     _attempt("generation", "int8", "Lease generation of the claim", key=True),
     _attempt("worker", "text", "Name of the worker process"),
     _attempt("host", "text", "Machine it runs on"),
@@ -174,32 +181,41 @@ ATTEMPTS = _table(
     _attempt("started_at", "timestamptz", "When claimed", default=NOW),
 )
 
-_event = partial(Column, leaves=("event",))
+_event = partial(column, leaves=("event",))
 AUDIT_LOG = _table(
     "audit_log",
     "What happened to each job, in order. Insert only",
-    _event("job_id", "uuid", "The job", references="jobs", key=True),
-    _event("id", "int8", "In order of writing", key=True, default="identity"),
+    _event("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
+    _event("id", "int8", "In order of writing", sa.Identity(always=True), key=True),
     _event("generation", "int8?", "Lease generation of the worker that did it; null: none"),
     _event("event", "text", "submitted, published, claimed, round, retried, ... or a final state"),
-    _event("detail", "jsonb", "Details of the event", default="'{}'::jsonb"),
+    _event("detail", "jsonb", "Details of the event", default="{}"),
     _event("at", "timestamptz", "When the transaction that wrote it began", default=NOW),
+    postgresql_partition_by="RANGE (job_id)",
 )
+
+
+def _record(name: str, comment: str, *parts: Any) -> sa.Table:
+    """Records of attempts, partitioned by the month in the job's id."""
+    of_attempt = sa.ForeignKeyConstraint(
+        ["job_id", "generation"], ["attempts.job_id", "attempts.generation"]
+    )
+    return _table(name, comment, *parts, of_attempt, postgresql_partition_by="RANGE (job_id)")
 
 
 _GENERATION = ("generation", "int8", "Lease generation of the attempt that wrote it")
 _CREATED_AT = ("created_at", "timestamptz", "When the row was written")
 
-_node = partial(Column, leaves=("node",))
-NODES = _table(
+_node = partial(column, leaves=("node",))
+NODES = _record(
     "nodes",
     "Nodes of the search trees, with every generated token. Insert only",
-    _node("job_id", "uuid", "The job", key=True, references="attempts"),
+    _node("job_id", "uuid", "The job", key=True),
     _node("node_id", "int4", "1, 2, ... in order of growth; the root is not stored", key=True),
     _node("parent_id", "int4", "The node above; 0 is the root, the prompt"),
     _node("round", "int4", "The round that added it, from 1"),
     _node("depth", "int4", "Edges from the root"),
-    _node(*_GENERATION, references="attempts"),
+    _node(*_GENERATION),
     _node("terminal", "bool", "Whether the text ends here"),
     _node(*_CREATED_AT, default=NOW),
     _node("token_ids", "int4[]", "Its generated tokens; none for a reflection", content=True),
@@ -213,16 +229,16 @@ NODES = _table(
 )
 """Nodes below the root. The root is the prompt and has no row."""
 
-_rollout = partial(Column, leaves=("rollout",))
-ROLLOUTS = _table(
+_rollout = partial(column, leaves=("rollout",))
+ROLLOUTS = _record(
     "rollouts",
     "Rollouts: visit counts and values follow from them. Insert only",
-    _rollout("job_id", "uuid", "The job", key=True, references="attempts"),
+    _rollout("job_id", "uuid", "The job", key=True),
     _rollout("rollout_id", "int4", "0, 1, ... in order of asking", key=True),
     _rollout("round", "int4", "The round it belongs to, from 1"),
     _rollout("start_id", "int4", "The node whose text was forked; 0: the prompt"),
     _rollout("seed", "int4", "Seed the branch was sampled with"),
-    _rollout(*_GENERATION, references="attempts"),
+    _rollout(*_GENERATION),
     _rollout("generated_tokens", "int4", "Tokens it generated"),
     _rollout("prompt_tokens", "int4", "Tokens of the text it was forked from"),
     _rollout("cached_tokens", "int4", "Of those, served from the prefix cache"),
@@ -239,13 +255,13 @@ ROLLOUTS = _table(
 )
 """One branch each, from the node it was forked from to where it ended."""
 
-_answer = partial(Column, leaves=("answer",))
-ANSWERS = _table(
+_answer = partial(column, leaves=("answer",))
+ANSWERS = _record(
     "answers",
     "The best distinct answers of each finished job, ranked. Insert only",
-    _answer("job_id", "uuid", "The job", key=True, references="attempts"),
+    _answer("job_id", "uuid", "The job", key=True),
     _answer("rank", "int4", "1 is the best", key=True),
-    _answer(*_GENERATION, references="attempts"),
+    _answer(*_GENERATION),
     _answer("confidence", "float8", "Mean value of its rollouts, 0 to 1"),
     _answer("votes", "int4", "Rollouts that reached it"),
     _answer("share", "float8", "Its part of the vote's total weight"),
@@ -260,10 +276,10 @@ ANSWERS = _table(
 VOCABULARY = _table(
     "vocabulary",
     "Texts of candidates, for readers; no part of the proofs. Insert only",
-    Column("model", "text", "Name of the model", key=True),
-    Column("revision", "text", "Revision of its weights", key=True),
-    Column("token_id", "int4", "The token's number", key=True),
-    Column("text", "text", "What it reads by itself; U+FFFD: a part of a character", content=True),
+    column("model", "text", "Name of the model", key=True),
+    column("revision", "text", "Revision of its weights", key=True),
+    column("token_id", "int4", "The token's number", key=True),
+    column("text", "text", "What it reads by itself; U+FFFD: a part of a character", content=True),
 )
 """Belongs to no tenant: every auditor may read it. It tells that some search of the model came
 across a token as a candidate, not whose and not with what before it.
@@ -272,48 +288,48 @@ across a token as a candidate, not whose and not with what before it.
 CHAIN = _table(
     "chain",
     "Chain of hashes: a link for each end of a job. Insert only",
-    Column("seq", "int8", "0, 1, ... without a gap", key=True),
-    Column("kind", "text", "first, job (one that ended) or archive"),
-    Column("job_id", "uuid?", "The job that ended", references="jobs"),
-    Column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
-    Column("previous", "bytea", "Head of the link before"),
-    Column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
-    Column("at", "timestamptz", "When it was chained"),
-    Column("format", "int2", "Audit format: the rules of the link and its proof"),
+    column("seq", "int8", "0, 1, ... without a gap", key=True),
+    column("kind", "text", "first, job (one that ended) or archive"),
+    column("job_id", "uuid?", "The job that ended", sa.ForeignKey("jobs.id")),
+    column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
+    column("previous", "bytea", "Head of the link before"),
+    column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
+    column("at", "timestamptz", "When it was chained"),
+    column("format", "int2", "Audit format: the rules of the link and its proof"),
 )
 
 CHAIN_LOCK = _table(
     "chain_lock",
     "Always empty. Locked until the commit by each session that appends to the chain",
-    Column("id", "int4", "Never written", key=True),
+    column("id", "int4", "Never written", key=True),
     changes=True,
 )
 
 PROOFS = _table(
     "proofs",
     "Hash of each row of a job when it ended: names the row changed. Insert only",
-    Column("seq", "int8", "The link with their root", references="chain", key=True),
-    Column("attempts", "int8[]", "Generations of the attempts covered"),
-    Column("events", "int8[]", "Ids of the rows of audit_log covered"),
-    Column("nodes", "int4[]", "Ids of the nodes covered"),
-    Column("rollouts", "int4[]", "Ids of the rollouts covered"),
-    Column("answers", "int4[]", "Ranks of the answers covered"),
-    Column("hashes", "bytea", "SHA-256 of request, outcome and every row covered, in this order"),
+    column("seq", "int8", "The link with their root", sa.ForeignKey("chain.seq"), key=True),
+    column("attempts", "int8[]", "Generations of the attempts covered"),
+    column("events", "int8[]", "Ids of the rows of audit_log covered"),
+    column("nodes", "int4[]", "Ids of the nodes covered"),
+    column("rollouts", "int4[]", "Ids of the rollouts covered"),
+    column("answers", "int4[]", "Ranks of the answers covered"),
+    column("hashes", "bytea", "SHA-256 of request, outcome and every row covered, in this order"),
 )
 
 ARCHIVES = _table(
     "archives",
     "Months whose trees are in an archive, with what it holds. Insert only",
-    Column("seq", "int8", "The link with the list's SHA-256", references="chain", key=True),
-    Column("first", "uuid", "Lowest id a job of the month can have"),
-    Column("before", "uuid", "Lowest id of the next month"),
-    Column("files", "text", "The list: manifest.json, word for word"),
+    column("seq", "int8", "The link with the list's SHA-256", sa.ForeignKey("chain.seq"), key=True),
+    column("first", "uuid", "Lowest id a job of the month can have"),
+    column("before", "uuid", "Lowest id of the next month"),
+    column("files", "text", "The list: manifest.json, word for word"),
 )
 
 AUDITORS = _table(
     "auditors",
     "Which auditor sees which tenant's jobs through the views",
-    Column("role_name", "text", "The role that the auditor logs in as", key=True),
-    Column("tenant", "text", "A tenant whose jobs it sees; it sees no others", key=True),
+    column("role_name", "text", "The role that the auditor logs in as", key=True),
+    column("tenant", "text", "A tenant whose jobs it sees; it sees no others", key=True),
     changes=True,
 )

@@ -11,38 +11,48 @@ would pass it on.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from psycopg import errors
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from marco_search import settings
-from marco_search.audit.chain import FIRST, follow
 from marco_search.errors import DatabaseUnavailable, MarcoError, RightsMissing, SchemaMismatch
 from marco_search.migrations import derived
-from marco_search.store import address, db
-from marco_search.store.db import BASE_REVISION, OLDEST_POSTGRES, SCHEMA_REVISION, Conn
+from marco_search.store import address
+from marco_search.store.db import OLDEST_POSTGRES, not_migrated, unavailable
 from marco_search.store.failures import ENCODING, words
 
-_STEPS = {
-    path.name[1:5]: path for path in sorted(Path(__file__).parent.glob("versions/v[0-9]*.sql"))
-}
-"""One file for each migration, by revision. A released one is never edited."""
 _WHO = "let DATABASE_URL name a member of the owner's role, or a superuser"
 _LIMITS = """
     SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '120s';
     SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL search_path = public
 """
+# Alembic makes the same table, but only after it could have been locked.
 _VERSION_TABLE = """
     CREATE TABLE IF NOT EXISTS public.alembic_version (
         version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
     )
-"""  # Alembic ran the migrations of version 0.1.0
+"""
+
+__all__ = ["current", "grant_roles", "head", "upgrade"]
+
+
+def head() -> str:
+    """The newest migration there is."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    assert revision is not None, "there is at least one migration"
+    return revision
 
 
 def current(url: str) -> str | None:
@@ -50,11 +60,11 @@ def current(url: str) -> str | None:
 
     Raises DatabaseUnavailable if it can't be reached.
     """
-    with _connected(url) as conn:
-        return db.revision(conn) or None
+    with connected(url) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
-def upgrade(url: str, revision: str = SCHEMA_REVISION) -> str | None:
+def upgrade(url: str, revision: str = "head") -> str | None:
     """Run all migrations up to `revision`.
 
     At the newest one views, partitions and roles are brought up to date too. Returns why the
@@ -63,19 +73,23 @@ def upgrade(url: str, revision: str = SCHEMA_REVISION) -> str | None:
     SchemaMismatch if it is newer than this program, older than version 0.1.0 or not in UTF-8,
     RightsMissing.
     """
-    with _connected(url) as conn:
+    config = _config()
+    script = ScriptDirectory.from_config(config)
+    with connected(url) as connection:
+        config.attributes["connection"] = connection
+        conn = _psycopg(connection)
         _require_server(conn)
         _lock(conn)
-        before = db.revision(conn)
+        before = MigrationContext.configure(connection).get_current_revision()
         # Nothing is done to a database that a later version migrated.
-        if before not in {"", *_STEPS}:
-            raise db.not_migrated(before)
-        steps = [number for number in _STEPS if before < number <= revision]
-        if steps:
+        if before not in {None, *(known.revision for known in script.walk_revisions())}:
+            raise not_migrated(before)
+        if before != script.as_revision_number(revision):
             derived.drop(conn)
-        for number in steps:
-            _run(conn, number)
-        return derived.make(conn) if revision == SCHEMA_REVISION else None
+        command.upgrade(config, revision)
+        refused = derived.make(conn) if revision in ("head", head()) else None
+        connection.commit()
+    return refused
 
 
 def grant_roles(url: str) -> str | None:
@@ -83,24 +97,29 @@ def grant_roles(url: str) -> str | None:
 
     Raises DatabaseUnavailable if the database can't be reached.
     """
-    with _connected(url) as conn:
+    with connected(url) as connection:
+        conn = _psycopg(connection)
         conn.execute(derived.LOCK)
-        return derived.grant(conn, settings.load().role_prefix)
+        refused = derived.grant(conn, settings.load().role_prefix)
+        conn.commit()
+    return refused
 
 
-def _run(conn: Conn, number: str) -> None:
-    conn.execute(_STEPS[number].read_bytes())
-    if number == BASE_REVISION:
-        # Its random root gives the database an id.
-        root, at = secrets.token_bytes(32), datetime.now(UTC)
-        first = asdict(follow(None, kind=FIRST, job_id=None, root=root, at=at, format=1))
-        del first["format"]  # a column since 0008
-        db.insert(conn, "chain", [first])
-    conn.execute("DELETE FROM alembic_version")
-    conn.execute("INSERT INTO alembic_version VALUES (%s)", [number])
+def _config() -> Config:
+    config = Config()
+    # Options are interpolated: a percent sign in the path must be doubled.
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
 
 
-def _require_server(conn: Conn) -> None:
+def _psycopg(connection: Connection) -> psycopg.Connection[Any]:
+    conn = connection.connection.driver_connection
+    assert isinstance(conn, psycopg.Connection)
+    return conn
+
+
+def _require_server(conn: psycopg.Connection[Any]) -> None:
     version = conn.info.server_version // 10_000
     if version < OLDEST_POSTGRES:
         raise SchemaMismatch(f"Postgres {version} is too old: use {OLDEST_POSTGRES} or later")
@@ -109,7 +128,7 @@ def _require_server(conn: Conn) -> None:
         raise SchemaMismatch(f"the database's encoding is {encoding}: {ENCODING}")
 
 
-def _lock(conn: Conn) -> None:
+def _lock(conn: psycopg.Connection[Any]) -> None:
     """Wait until nobody else migrates."""
     conn.execute(_LIMITS)
     try:
@@ -122,19 +141,24 @@ def _lock(conn: Conn) -> None:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[Conn]:
-    """A connection in a transaction, committed at the end.
+def connected(url: str) -> Iterator[Connection]:
+    """A SQLAlchemy connection to the database at `url`, closed at the end.
 
     Raises InvalidSettings for an address that can't be read, DatabaseUnavailable.
     """
-    try:
+    conninfo = address.conninfo(url, "marco migrate")
+
+    def connect() -> Any:
         # Prepared statements would outlive the transaction: a pooler gives them to others.
-        with psycopg.connect(
-            address.conninfo(url, "marco migrate"), prepare_threshold=None
-        ) as conn:
-            yield conn
-    except psycopg.Error as error:
-        refusal = _refusal(error, url)
+        return psycopg.connect(conninfo, prepare_threshold=None)
+
+    engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except (DBAPIError, psycopg.Error) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        refusal = _refusal(cause, url) if isinstance(cause, psycopg.Error) else None
         if refusal is None:
             raise
         raise refusal from error
@@ -152,7 +176,7 @@ def _refusal(error: psycopg.Error, url: str) -> MarcoError | None:
     if isinstance(error, errors.LockNotAvailable):
         return DatabaseUnavailable(f"{address.shown(url)}: {_in_use(url)}")
     if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
-        return db.unavailable(address.shown(url), error)
+        return unavailable(address.shown(url), error)
     return None
 
 

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from psycopg import sql
 
 from marco_search import migrations, schema, settings
@@ -31,38 +33,17 @@ def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
             conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
-# As the schema has it; a type of an array is its element's with _ before it.
-_COLUMNS = """
-    SELECT c.relname || '.' || a.attname,
-        regexp_replace(t.typname, '^_(.*)', '\\1[]') || CASE WHEN a.attnotnull THEN '' ELSE '?' END,
-        coalesce(i.indisprimary, false),
-        (SELECT min(confrelid::regclass::text) FROM pg_constraint
-            WHERE contype = 'f' AND conparentid = 0 AND conrelid = c.oid AND attnum = ANY (conkey)),
-        CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END
-    FROM pg_class AS c
-    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    JOIN pg_type AS t ON t.oid = a.atttypid
-    LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
-    LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary AND a.attnum = ANY (i.indkey)
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-        AND c.relname <> 'alembic_version'
-"""
-
-
 def differences(url: str) -> list[str]:
     """What differs between the migrations and the schema, on the server at `url`."""
     with scratch_database(url) as scratch:
         migrations.upgrade(scratch)
+        with migrations.connected(scratch) as connection:
+            # Indexes are the migrations' alone.
+            options = {
+                "compare_server_default": True,
+                "include_object": lambda _object, _name, kind, *_: kind in ("table", "column"),
+            }
+            context = MigrationContext.configure(connection, opts=options)
+            found = [f"tables: {d}" for d in compare_metadata(context, schema.metadata)]
         with psycopg.connect(scratch) as conn:
-            there = {name: facts for name, *facts in conn.execute(_COLUMNS)}
-            found = derived.differences(conn, settings.load().role_prefix)
-    described = {
-        f"{table.name}.{c.name}": [c.kind, c.key, c.references, c.default]
-        for table in schema.TABLES.values()
-        for c in table
-    }
-    for name in sorted(there.keys() | described.keys()):
-        wanted, has = described.get(name), there.get(name)
-        if wanted != has:
-            found.append(f"column {name}: {wanted}, in the database {has}")
-    return found
+            return found + derived.differences(conn, settings.load().role_prefix)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from marco_search import schema
 from marco_search.export.files import write_jsonl
 from marco_search.store.db import Conn
@@ -43,10 +45,12 @@ _CONDITIONS = {
     "since": "j.created_at >= %(since)s",
     "until": "j.created_at < %(until)s",
 }
-_CONTENT = {c.name for table in schema.TABLES.values() for c in table if c.content} | {
-    "subject",
-    "token_id",
-}
+_CONTENT = {
+    column.name
+    for table in schema.metadata.tables.values()
+    for column in table.columns
+    if column.info["content"]
+} | {"subject", "token_id"}
 """Columns with what people or models wrote. Token ids count: a tokenizer can read them."""
 
 
@@ -66,12 +70,12 @@ class Table:
         return {n: sql for n, sql in self._columns.items() if text or n not in _CONTENT}
 
 
-def _stored(table: schema.Table) -> Table:
+def _stored(table: sa.Table) -> Table:
     """A table with all its columns."""
     return Table(
         f"audit.{table.name} AS t JOIN audit.jobs AS j ON j.job_id = t.job_id",
-        ", ".join(f"t.{name}" for name in table.key),
-        " ".join(table.columns),
+        ", ".join(f"t.{column.name}" for column in table.primary_key),
+        " ".join(table.columns.keys()),
     )
 
 

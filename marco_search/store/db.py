@@ -34,7 +34,7 @@ from marco_search.store import address
 from marco_search.store.failures import advice, words
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
-SCHEMA_REVISION = max(file.name[1:5] for file in _MIGRATIONS.glob("v*.sql"))
+SCHEMA_REVISION = max(file.name[1:5] for file in _MIGRATIONS.glob("v*.py"))
 """The migration this code was written for: the newest one there is."""
 BASE_REVISION = "0005"
 """The oldest migration that can be upgraded from: that of version 0.1.0."""
@@ -118,7 +118,7 @@ class Database:
         """
         with self._errors(), self._opened().connection() as conn:
             if conn.revision not in (None, SCHEMA_REVISION):
-                raise not_migrated(conn.revision)
+                raise not_migrated(conn.revision or None)
             if is_pooled(conn):
                 # The next transaction may be on another session of the server's.
                 conn.execute(_set("SET LOCAL", self._settings))
@@ -198,7 +198,7 @@ class Database:
             if self._views_only:
                 conn.execute("SELECT")
             else:
-                conn.revision = revision(conn)
+                conn.revision = _revision(conn)
         except psycopg.OperationalError:
             if self._pool is not None:  # what broke one has broken the others
                 self._pool.drain()
@@ -294,11 +294,13 @@ def check_schema(conn: Conn) -> None:
     if not reads_tables(conn):
         # An auditor: it may read the views, and not the table that names the migration.
         if conn.execute("SELECT to_regclass('audit.jobs')").fetchone() == (None,):
-            raise not_migrated("")
+            raise not_migrated(None)
         return
-    there = revision(conn)
-    if there != SCHEMA_REVISION:
-        raise not_migrated(there)
+    if conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() == (None,):
+        raise not_migrated(None)
+    revision = _revision(conn)
+    if revision != SCHEMA_REVISION:
+        raise not_migrated(revision or None)
     if conn.execute(_WHOLE).fetchone() != (True,):
         raise SchemaMismatch(
             "the database lacks views, functions or partitions of this version: run "
@@ -306,7 +308,7 @@ def check_schema(conn: Conn) -> None:
         )
 
 
-def revision(conn: Conn) -> str:
+def _revision(conn: Conn) -> str:
     """The database's migration; empty: none."""
     try:
         row = conn.execute("SELECT version_num FROM public.alembic_version").fetchone()
@@ -324,9 +326,9 @@ _WHOLE = """
 """
 
 
-def not_migrated(revision: str) -> SchemaMismatch:
-    """The error for a database at `revision`; empty: it has nothing of ours."""
-    if not revision:
+def not_migrated(revision: str | None) -> SchemaMismatch:
+    """The error for a database at `revision`; None: it has nothing of ours."""
+    if revision is None:
         has = "has no tables of marco-search"
     elif revision > SCHEMA_REVISION or not revision.isdecimal():
         return SchemaMismatch(

@@ -50,7 +50,7 @@ def statements(prefix: str) -> Iterator[str]:
     roles or finds them made.
     """
     names = {role: name(prefix, role) for role in ROLES}
-    tables = ", ".join(f"'{table}'" for table in (*schema.TABLES, "alembic_version"))
+    tables = ", ".join(f"'{table}'" for table in (*schema.metadata.tables, "alembic_version"))
     yield _SQL.format(tables=tables, **names)
     for (role, thing), given in groupby(rights(prefix), lambda right: (right[0], right[2])):
         kind, _, what = thing.partition(" ")
@@ -86,8 +86,8 @@ def rights(prefix: str) -> Iterator[Right]:
             yield app, "UPDATE", "table public.tenants"
             yield app, "DELETE", "table public.tenants"
         yield auditor, "SELECT", f"table public.{table}"
-    for column in schema.JOBS:
-        if "request" not in column.leaves:
+    for column in schema.JOBS.columns:
+        if "request" not in column.info["leaves"]:
             yield app, "UPDATE", f"column public.jobs.{column.name}"
     yield auditor, "SELECT", "table public.auditors"
 
@@ -110,7 +110,7 @@ def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tu
         yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
         yield "all_tenants", table, f"FOR SELECT TO {auditor_all} USING (true)"
         rule = visible.get(table)
-        if rule is None and "job_id" in schema.TABLES[table].columns:
+        if rule is None and "job_id" in schema.metadata.tables[table].columns:
             # Those of the jobs that the policy of jobs shows.
             rule = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
         if rule is not None:

@@ -7,6 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from psycopg import Connection
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
 
 from marco_search import schema
 
@@ -27,9 +29,10 @@ def _picture() -> Iterator[str]:
     yield ""
     yield "```mermaid"
     yield "erDiagram"
-    for table in schema.TABLES.values():
+    tables = schema.metadata.sorted_tables
+    for table in tables:
         yield from _relations(table)
-    for table in schema.TABLES.values():
+    for table in tables:
         yield from _entity(table)
     yield "```"
 
@@ -50,14 +53,16 @@ def _views(conn: Connection[Any]) -> Iterator[str]:
             yield f"| `{column}` | {comment} |"
 
 
-def _relations(table: schema.Table) -> Iterator[str]:
-    for other in sorted({c.references for c in table if c.references}):
+def _relations(table: Table) -> Iterator[str]:
+    for other in sorted({key.column.table.name for key in table.foreign_keys}):
         yield f"    {other} ||--o{{ {table.name} : has"
 
 
-def _entity(table: schema.Table) -> Iterator[str]:
+def _entity(table: Table) -> Iterator[str]:
     yield f"    {table.name} {{"
-    for column in table:
-        key = " PK" if column.key else " FK" if column.references else ""
-        yield f'        {column.type} {column.name}{key} "{column.comment}"'
+    for column in table.columns:
+        kind = column.type.compile(postgresql.dialect()).lower()  # type: ignore[no-untyped-call]
+        word = kind.replace(" precision", "").replace("timestamp with time zone", "timestamptz")
+        key = " PK" if column.primary_key else " FK" if column.foreign_keys else ""
+        yield f'        {word} {column.name}{key} "{column.comment}"'
     yield "    }"

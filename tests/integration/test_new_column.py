@@ -17,11 +17,18 @@ from marco_search.store.db import SCHEMA_REVISION
 NEXT = f"{int(SCHEMA_REVISION) + 1:04}"
 COLUMN = '    _node("surprise", "float8", "How unexpected it was", since=3),\n'
 FIELD = "    surprise: float = 0.0\n"
-MIGRATION = """-- Nodes say how unexpected they were.
+MIGRATION = f'''"""Nodes say how unexpected they were."""
 
-ALTER TABLE nodes ADD surprise double precision NOT NULL DEFAULT 0;
-ALTER TABLE nodes ALTER surprise DROP DEFAULT;
-"""
+from alembic import op
+
+revision = "{NEXT}"
+down_revision = "{SCHEMA_REVISION}"
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE nodes ADD surprise double precision NOT NULL DEFAULT 0")
+    op.execute("ALTER TABLE nodes ALTER surprise DROP DEFAULT")
+'''
 CHECK = """
 import sys
 from uuid import UUID
@@ -74,7 +81,7 @@ def test_a_new_column_takes_a_line_a_field_and_a_migration(
     shutil.copytree(root / "marco_search", copy, ignore=ignore)
     insert(copy / "schema.py", '    _node("depth",', COLUMN)
     insert(copy / "search" / "tree.py", "    terminal: bool", FIELD)
-    (copy / "migrations" / "versions" / f"v{NEXT}_surprise.sql").write_text(MIGRATION)
+    (copy / "migrations" / "versions" / f"v{NEXT}_surprise.py").write_text(MIGRATION)
     done = subprocess.run(
         [sys.executable, "-c", CHECK, database_url],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)},

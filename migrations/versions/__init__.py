@@ -1,0 +1,1 @@
+"""One file for each migration. A released one is never edited."""
