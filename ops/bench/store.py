@@ -158,6 +158,7 @@ def build(
         allow(conn, None)
         if vocabulary:
             conn.execute(_VOCABULARY)
+        conn.execute("SET statement_timeout = 0")  # allow() holds in a transaction only
         conn.execute("VACUUM ANALYZE")
 
 
