@@ -71,7 +71,7 @@ def test_greedy_tokens_log_probs_and_confidences_are_those_of_the_embedded_engin
 def test_a_fork_goes_on_from_the_tokens_that_are_kept(both: Both) -> None:
     """Also where the text would be tokenised otherwise: here a token for each character."""
     prompt, text = parity.prompts(both[0], 2)[0], "We begin with what is known. "
-    one = both[0].backend.encode  # type: ignore[attr-defined]
+    one = both[0].backend.model.tokenizer.encode  # type: ignore[attr-defined]
     ids = tuple(int(i) for character in text for i in one(character))
     assert len(ids) > len(one(text))
     (start,) = both[1].branch([fork(prompt, 1)])
