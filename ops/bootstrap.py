@@ -22,7 +22,11 @@ SUPPORTED = ((3, 12), (3, 11), (3, 13))
 # Name, meaning, command in .venv; those that run Python need the packages of tests, too.
 TARGETS = (
     ("demo", "answer the example questions end to end and look into the database", "marco demo"),
-    ("test", "run all tests; further words go to pytest", "pytest -n 4 --dist loadfile"),
+    (
+        "test",
+        "run all tests; further words go to pytest",
+        "pytest -n 4 --dist loadfile --no-loadscope-reorder",
+    ),
     ("test-quick", "run the unit tests only", "pytest -n 2 --dist loadfile tests/unit"),
     ("check", "lint, format, types, imports, and the migrations", "python -m ops.checks"),
     ("bench", "run every benchmark; further words name some", "python -m ops.bench"),
