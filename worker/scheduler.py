@@ -7,7 +7,7 @@
 
 Each step is a transaction that skips rows others hold: any number of schedulers may run at once,
 and one that dies leaves nothing half done. Redis lets only one tick each second; on an idle
-database a tick is one statement.
+database a tick is two statements.
 """
 
 import logging
