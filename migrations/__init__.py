@@ -75,6 +75,7 @@ def upgrade(url: str, revision: str = "head") -> str | None:
     """
     config = _config()
     script = ScriptDirectory.from_config(config)
+    wanted = script.as_revision_number(revision)
     with connected(url) as connection:
         config.attributes["connection"] = connection
         conn = _psycopg(connection)
@@ -84,10 +85,10 @@ def upgrade(url: str, revision: str = "head") -> str | None:
         # Nothing is done to a database that a later version migrated.
         if before not in {None, *(known.revision for known in script.walk_revisions())}:
             raise not_migrated(before)
-        if before != script.as_revision_number(revision):
+        if before != wanted:
             derived.drop(conn)
         command.upgrade(config, revision)
-        refused = derived.make(conn) if revision in ("head", head()) else None
+        refused = derived.make(conn) if wanted == script.get_current_head() else None
         connection.commit()
     return refused
 
