@@ -15,7 +15,7 @@ from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
-from marco_search.runtime.sglang import connections
+from marco_search.runtime.servers import connections
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.budgets import StopReason
 from tests.integration.runtime.sglang_server import (

@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeUnavailable
-from marco_search.runtime.sglang.backend import retry_delay_s
-from marco_search.runtime.sglang.calls import details, refused
+from marco_search.runtime.servers.backend import retry_delay_s
+from marco_search.runtime.servers.calls import details, refused
 
 
 def test_the_pause_grows_up_to_its_cap_and_is_anywhere_below_it() -> None:

@@ -1,30 +1,34 @@
-"""SGLang servers as a runtime.
+"""HTTP servers as a runtime: what all protocols share.
 
 settings -> servers (connections, allowance, health) -> backend -> fork program
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from marco_search.errors import InvalidSettings, ModelRefused
 from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.runtime.chat import read_chat_template, render_chatml
 from marco_search.runtime.program import ForkRuntime
-from marco_search.runtime.sglang.backend import SGLangBackend
-from marco_search.runtime.sglang.connections import api_key_of
-from marco_search.runtime.sglang.server import Server
+from marco_search.runtime.servers.backend import ServersBackend
+from marco_search.runtime.servers.connections import api_key_of
+from marco_search.runtime.servers.server import Server
 from marco_search.settings import Settings, is_host
 
 
-def open_sglang(settings: Settings) -> Runtime:
+def open_servers(
+    settings: Settings, connect: Callable[[str, Settings], Server], scheme: str = ""
+) -> Runtime:
     """A runtime over the servers that MARCO_RUNTIME lists, separated by commas.
 
+    `connect` makes one from its address, of which `scheme` (such as "openai+") is left out.
     Raises InvalidSettings for an address or a CA file that can't be used, RuntimeUnavailable
     if no server answers, ModelRefused if they serve another model than MARCO_RUNTIME_MODEL
     and MARCO_RUNTIME_REVISION name, or not all the same.
     """
-    backend = SGLangBackend([Server(url, settings) for url in _urls(settings.runtime)])
+    backend = ServersBackend([connect(url, settings) for url in _urls(settings.runtime, scheme)])
     try:
         _check_model(settings, backend.info)
     except ModelRefused:
@@ -41,8 +45,9 @@ def open_sglang(settings: Settings) -> Runtime:
     )
 
 
-def _urls(value: str) -> list[str]:
-    urls = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
+def _urls(value: str, scheme: str) -> list[str]:
+    given = [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
+    urls = [url[len(scheme) :] if url.lower().startswith(scheme) else "" for url in given]
     for url in urls:
         _check_url(url)
     if len(set(urls)) < len(urls) or not urls:

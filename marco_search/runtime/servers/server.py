@@ -1,18 +1,22 @@
-"""One SGLang server: its connections, its allowance, and whether it is healthy."""
+"""One server: its connections, its allowance, and whether it is healthy.
+
+What it is asked and answers is a protocol's: a subclass has the methods that raise
+NotImplementedError here. Requests and answers are in SGLang's terms on this side of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.reply import LARGEST_ID
-from marco_search.runtime.sglang.calls import Call, Failure, Limiter, unavailable
-from marco_search.runtime.sglang.connections import Connections
+from marco_search.runtime.servers.calls import Call, Failure, Limiter, unavailable
+from marco_search.runtime.servers.connections import Connections
 from marco_search.search.branches import Part
 from marco_search.settings import Settings
 
@@ -30,64 +34,88 @@ _REMEMBERED = 256  # texts: a prompt for each search, and the reflection phrase
 class Server:
     """Requests to one server. All methods may be called from any thread and may raise Failure."""
 
+    liveness: str  #: a path that is answered at once, whatever else the server does
+    prefills = True  #: whether a prefix is worth a request that only fills the cache
+
     def __init__(self, url: str, settings: Settings) -> None:
         """Raises InvalidSettings for a key or a CA file that can't be used."""
         self.url = url
         self.expected: RuntimeInfo | None = None  # what it must serve, once that is known
         # A branch that takes half its time limit says that the server has too much to do.
         self.limiter = Limiter(settings.runtime_max_in_flight, settings.runtime_timeout_s / 2)
-        self._connections = Connections(url, settings, self._check)
+        self._connections = Connections(url, settings, self._check, self.liveness)
         self._lock = threading.Lock()
-        self._tokenizes = False  # whether it has /tokenize
+        self._tokenizes = False  # whether it can say what a text is in tokens
         self._ids: dict[tuple[str, bool], list[int]] = {}
         self._consecutive_failures = 0
         self._silent = False  # unhealthy because it answered nothing in time
         self._pause_s = 0.0  # 0: healthy
         self._probe_at = 0.0
 
-    def close(self) -> None:
-        """Drop the connections."""
-        self._connections.close()
+    # -- the protocol ------------------------------------------------------------------
+
+    def describe(self) -> RuntimeInfo:
+        """Model and engine behind the server; asked at the start, and when it was away."""
+        raise NotImplementedError
+
+    def _identity(self, call: Call) -> tuple[str, str]:
+        """Model and revision as the server has them now, through `_expect`."""
+        raise NotImplementedError
+
+    def _complete(
+        self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
+    ) -> dict[str, Any]:
+        """The answer to SGLang's /generate `body`, as that has it.
+
+        `parts` is the text to continue in parts, where they are known (see `Expansion`).
+        """
+        raise NotImplementedError
+
+    def _tokenize(self, text: str, first: bool, call: Call) -> object:
+        """The ids of a text; only the `first` may get what begins a sequence."""
+        raise NotImplementedError
+
+    def _try_generation(self, call: Call) -> None:
+        """A silent server said before what it serves, and generated nothing."""
+        raise NotImplementedError
+
+    def _abort(self, rid: str, call: Call) -> None:
+        """Tell the server that nobody waits for the request; one that is not told can't be."""
 
     # -- requests ----------------------------------------------------------------------
 
     def generate(
         self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
     ) -> dict[str, Any]:
-        """One try of /generate, when the server's allowance has a place.
-
-        `parts` is the text to continue in parts, where they are known (see `Expansion`).
-        """
+        """One try of a completion, when the server's allowance has a place."""
         if not self.limiter.acquire(call):
             raise call.cut_short()
         try:
-            found = self._generate(body, parts, call)
+            found = self._counted(body, parts, call)
         except Failure as failure:
             if not call.over:
                 self._note(failure)
                 raise
             # Without this the server would generate on, with no caller waiting.
-            soon = Call(time.monotonic() + _ABORT_S)
             with contextlib.suppress(Failure):
-                self._connections.request("/abort_request", soon, {"rid": body["rid"]})
+                self._abort(body["rid"], Call(time.monotonic() + _ABORT_S))
             if call.left_s <= 0:
                 self._count_failure(silent=True)
             raise
         self._note(None)
         return found
 
-    def _generate(
+    def close(self) -> None:
+        """Drop the connections."""
+        self._connections.close()
+
+    def _counted(
         self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
     ) -> dict[str, Any]:
+        """Complete, and give the place back."""
         began, ok, overloaded = time.monotonic(), False, False
         try:
-            if parts and self._tokenizes:
-                # As a text the prefix would be tokenised again, and not always into the tokens
-                # that were generated and that the trail holds.
-                body = {name: value for name, value in body.items() if name != "text"}
-                body["input_ids"] = self._token_ids(parts, call)
-            most = _ANSWER + _ANSWER_A_TOKEN * body["sampling_params"]["max_new_tokens"]
-            found = self._connections.request("/generate", call, body, most)
+            found = self._complete(body, parts, call)
             ok = True
             return found
         except Failure as failure:
@@ -96,26 +124,30 @@ class Server:
         finally:
             self.limiter.release(began, ok=ok, overloaded=overloaded)
 
+    def _post(self, path: str, body: Mapping[str, Any], tokens: int, call: Call) -> dict[str, Any]:
+        """The answer to a request for at most so many tokens."""
+        return self._connections.request(path, call, body, _ANSWER + _ANSWER_A_TOKEN * tokens)
+
     def _token_ids(self, parts: Sequence[Part], call: Call) -> list[int]:
         """The ids of a prefix; the server itself says what a text is in tokens.
 
-        Only the first text may get what begins a sequence, as it would if it were sent.
+        As a text the prefix would be tokenised again, and not always into the tokens that were
+        generated and that the trail holds.
         """
         ids: list[int] = []
         for i, part in enumerate(parts):
-            ids += self._tokenize(part, i == 0, call) if isinstance(part, str) else part
+            ids += self._ids_of(part, i == 0, call) if isinstance(part, str) else part
         return ids
 
-    def _tokenize(self, text: str, first: bool, call: Call) -> list[int]:
+    def _ids_of(self, text: str, first: bool, call: Call) -> list[int]:
         known = self._ids.get((text, first))
         if known is not None:
             return known
-        body = {"prompt": text, "add_special_tokens": first}
-        ids = self._connections.request("/tokenize", call, body).get("tokens")
+        ids = self._tokenize(text, first, call)
         if not isinstance(ids, list) or any(
             type(i) is not int or not 0 <= i <= LARGEST_ID for i in ids
         ):
-            raise unavailable(f"{self.url}/tokenize: the answer has no token ids")
+            raise unavailable(f"{self.url}: its tokenizer's answer has no token ids")
         if len(self._ids) >= _REMEMBERED:
             self._ids.clear()
         self._ids[text, first] = ids
@@ -123,29 +155,18 @@ class Server:
 
     # -- what it serves ----------------------------------------------------------------
 
-    def describe(self) -> RuntimeInfo:
-        """Model and engine behind the server."""
-        name, revision = self._check(Call(time.monotonic() + _ASK_S))
-        try:
-            server = self._get("/get_server_info", "/server_info", Call(time.monotonic() + _ASK_S))
-        except Failure:
-            server = {}  # a router has none
+    def _find_tokenizer(self) -> None:
+        """Ask for the ids of a text, to know whether it can be asked."""
         self._ids.clear()
         try:
-            self._tokenize("a", True, Call(time.monotonic() + _ASK_S))
+            self._ids_of("a", True, self._asking())
             self._tokenizes = True
         except Failure:
             self._tokenizes = False
-        version = self._connections.quoted(str(server.get("version", "unknown")))
-        context: Any = server.get("context_length") or server.get("max_req_input_len")
-        known = type(context) is int and 0 < context <= _MOST_CONTEXT_TOKENS
-        return RuntimeInfo(
-            name="sglang",
-            version=version if self._tokenizes else f"{version}, prefixes as text",
-            model=name,
-            revision=revision,
-            context_tokens=context if known else DEFAULT_CONTEXT_TOKENS,
-        )
+
+    def _asking(self) -> Call:
+        """A call that asks what the server is."""
+        return Call(time.monotonic() + _ASK_S)
 
     def _check(self, call: Call) -> tuple[str, str]:
         """Model and revision, as the server has them now; this decides whether it is healthy.
@@ -153,7 +174,7 @@ class Server:
         One that was away may have been started again, with another model.
         """
         try:
-            info = self._get("/get_model_info", "/model_info", call, self._accept)
+            found = self._identity(call)
             if self._silent:
                 self._try_generation(call)
         except Failure:
@@ -161,22 +182,11 @@ class Server:
             raise
         if not self.healthy:
             self._note(None)
-        return self._accept(info)
+        return found
 
-    def _try_generation(self, call: Call) -> None:
-        """A silent server said before what it serves, and generated nothing."""
-        try:
-            self._connections.request("/health_generate", call)
-        except Failure as failure:
-            if not failure.not_found:
-                raise
-
-    def _accept(self, info: Mapping[str, Any]) -> tuple[str, str]:
-        """Model and revision in the answer; Failure if they are not those of the start."""
-        model, revision = (
-            self._connections.quoted(str(info.get(name) or "unknown"))
-            for name in ("model_path", "weight_version")
-        )
+    def _expect(self, model: object, revision: object) -> tuple[str, str]:
+        """Both as they may be shown; Failure if they are not those of the start."""
+        model, revision = (self._connections.quoted(str(x or "unknown")) for x in (model, revision))
         expected = self.expected
         if expected and (model, revision) != (expected.model, expected.revision):
             message = (
@@ -185,21 +195,6 @@ class Server:
             )
             raise Failure(kind=ModelRefused, message=message, retryable=True)
         return model, revision
-
-    def _get(
-        self,
-        path: str,
-        newer: str,
-        call: Call,
-        accept: Callable[[dict[str, Any]], object] | None = None,
-    ) -> dict[str, Any]:
-        """SGLang 0.5 has both paths and says that the first will go."""
-        try:
-            return self._connections.request(path, call, accept=accept)
-        except Failure as failure:
-            if not failure.not_found:
-                raise
-        return self._connections.request(newer, call, accept=accept)
 
     # -- health ------------------------------------------------------------------------
 
@@ -248,3 +243,9 @@ class Server:
             self._silent |= down and silent
         if down:
             self._mark_unhealthy()
+
+
+def context_tokens(told: object) -> int:
+    """The context that a server says it has, or the usual one."""
+    known = type(told) is int and 0 < told <= _MOST_CONTEXT_TOKENS
+    return told if known else DEFAULT_CONTEXT_TOKENS  # type: ignore[return-value]

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from marco_search.errors import BranchFailed, InvalidSettings
 from marco_search.runtime.base import quoting
-from marco_search.runtime.sglang.calls import (
+from marco_search.runtime.servers.calls import (
     Call,
     Failure,
     details,
@@ -80,9 +80,12 @@ class Connections:
 
     A connection leads to one process for as long as it lasts. `check` is called before a POST
     that needs a new one, because the server may be another one now, and raises Failure if so.
+    `liveness` is a path that a server answers at once, if only to say that it has no such page.
     """
 
-    def __init__(self, url: str, settings: Settings, check: Callable[[Call], object]) -> None:
+    def __init__(
+        self, url: str, settings: Settings, check: Callable[[Call], object], liveness: str
+    ) -> None:
         parts = urlsplit(url)
         self._url = url
         self._host, self._port = parts.hostname or "", parts.port
@@ -98,6 +101,7 @@ class Connections:
             self._headers["Authorization"] = f"Bearer {key}"
         self.quoted = quoting(key)
         self._check = check
+        self._liveness = liveness
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
         self._probing = threading.Lock()
@@ -245,7 +249,7 @@ class Connections:
         try:
             connection = self._connect(Call(time.monotonic() + _ASK_EVERY_S))
             with contextlib.closing(connection):
-                connection.request("GET", self._path + "/get_model_info", headers=self._headers)
+                connection.request("GET", self._path + self._liveness, headers=self._headers)
                 return connection.getresponse().status > 0
         except (http.client.HTTPException, ConnectionResetError):
             return True

@@ -19,8 +19,8 @@ from sglang.lang.backend.base_backend import BaseBackend
 from marco_search.errors import BranchFailed, ModelRefused, RuntimeUnavailable
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.program import error_value, params_of
-from marco_search.runtime.sglang.calls import Call, Failure
-from marco_search.runtime.sglang.server import Server
+from marco_search.runtime.servers.calls import Call, Failure
+from marco_search.runtime.servers.server import Server
 from marco_search.search.branches import Part
 
 _END_OF_PROMPT = "<|im_start|>assistant\n"
@@ -31,7 +31,7 @@ _BASE_S, _CAP_S = 0.25, 8.0
 _random = Random()  # seeded by the system, unlike anything in a search
 
 
-class SGLangBackend(BaseBackend):  # type: ignore[misc]
+class ServersBackend(BaseBackend):  # type: ignore[misc]
     """Chooses a server for each search and tries again what failed.
 
     A search keeps to one server, so that its prefixes are cached there. The choice is a hash of
@@ -63,10 +63,12 @@ class SGLangBackend(BaseBackend):  # type: ignore[misc]
 
         A prefix that a server has generated itself is in its cache already.
         """
-        server = self._server_for(s.text_).url
+        server = self._server_for(s.text_)
+        if not server.prefills:
+            return
         with self._lock:
             # The newest first: a search forks from what it has just written.
-            texts = [text for at, text in reversed(self._seen) if at == server]
+            texts = [text for at, text in reversed(self._seen) if at == server.url]
         if any(text.startswith(s.text_) for text in texts):
             return
         with contextlib.suppress(Failure):
