@@ -90,7 +90,7 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     config = configure(**given)
     if not kind.one_answer:
         config = replace(config, lead=None)
-    prompt = runtime.render(kind.messages(job)) + kind.assistant_prefix
+    prompt = runtime.render(kind.messages(job)) + config.turn.opening
     return SearchPlan(config=config, prompt=prompt, model=info.model, revision=info.revision)
 
 
@@ -174,10 +174,10 @@ def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:
 
 def restore_search(job: Job, plan: SearchPlan, tree: Tree) -> Search:
     """The job's search as it was after the last round in its tree."""
-    kind = kind_of(job)
+    kind, turn = kind_of(job), plan.config.turn
 
     def answer_of(text: str) -> str | None:
-        return kind.answer_key(kind.assistant_prefix + text)
+        return kind.answer_key(turn.opening + text, turn)
 
     return Search(plan.config, plan.prompt, answer_of, tree=tree, merge=kind.merge)
 
@@ -191,10 +191,11 @@ def job_result(
 ) -> JobResult:
     """What the caller gets of a search that has ended: ranked answers and totals."""
     kind, search, tree = kind_of(job), finished.search, finished.search.tree
+    turn = finished.plan.config.turn
     answers = []
     for i, ranked in enumerate(search.ranked()[: job.options.answers], start=1):
-        text = kind.assistant_prefix + tree.text(tree.rollouts[ranked.best_rollout_id].leaf_id)
-        extracted = kind.answer(text)
+        text = turn.opening + tree.text(tree.rollouts[ranked.best_rollout_id].leaf_id)
+        extracted = kind.answer(text, turn)
         if extracted is None:
             raise SearchError(f"rollout {ranked.best_rollout_id} was ranked without an answer")
         answers.append(
@@ -205,8 +206,8 @@ def job_result(
                 confidence=ranked.confidence,
                 votes=ranked.votes,
                 share=ranked.share,
-                output=kind.output(text) or extracted.display,
-                thought=kind.thought(text),
+                output=kind.output(text, turn) or extracted.display,
+                thought=kind.thought(text, turn),
                 rollout_ids=ranked.rollout_ids,
             )
         )

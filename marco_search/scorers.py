@@ -49,9 +49,11 @@ def scored(
     name: str, expansions: Sequence[Expansion], branches: Sequence[Branch]
 ) -> Sequence[Branch]:
     """The branches with the rewards of those that ended."""
-    prefixes = {r.branch_id: e.prefix for e in expansions for r in e.branches}
+    forked = {r.branch_id: e for e in expansions for r in e.branches}
     ended = {
-        b.branch_id: prefixes[b.branch_id] + b.text for b in branches if b.finish is Finish.STOP
+        b.branch_id: forked[b.branch_id].prefix + b.continuation(forked[b.branch_id].turn)
+        for b in branches
+        if b.finish is Finish.STOP
     }
     rewards = SCORERS[name](list(ended.values())) if ended else ()
     by_branch = dict(zip(ended, rewards, strict=True))

@@ -53,6 +53,7 @@ class AsyncProducer:
     status = _awaited(Producer.status)
     states = _awaited(Producer.states)
     tree = _awaited(Producer.tree)
+    config = _awaited(Producer.config)
     cancel = _awaited(Producer.cancel)
     cancel_many = _awaited(Producer.cancel_many)
     cancel_all = _awaited(Producer.cancel_all)

@@ -17,6 +17,7 @@ from marco_search.jobs.validation import shown
 from marco_search.kinds import parse_job
 from marco_search.locations import database_url as database_location
 from marco_search.locations import redis_url as redis_location
+from marco_search.search.config import SearchConfig
 from marco_search.search.tree import Tree
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
@@ -250,6 +251,13 @@ class Producer:
         self.states([job_id])
         with self._database.transaction() as conn:
             return Tree.restore(*trail.load(conn, job_id))
+
+    def config(self, job: JobId) -> SearchConfig:
+        """How a job is searched. Raises JobNotFound, InvalidJob for one that was never begun."""
+        job_id = job_uuid(job)
+        self.states([job_id])
+        with self._database.transaction() as conn:
+            return queries.config(conn, job_id)
 
     def cancel(self, job: JobId) -> JobState:
         """Cancel a job; its state after that. Raises JobNotFound.

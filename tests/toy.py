@@ -12,9 +12,7 @@ from random import Random
 
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.search.branches import (
-    END_OF_OUTPUT,
-    END_OF_THOUGHT,
-    REFLECTION_PHRASE,
+    MARCO_O1,
     Branch,
     BranchRequest,
     Expansion,
@@ -59,11 +57,11 @@ def write(prefix: str, seed: int, answers: Sequence[str]) -> str:
     """The toy model's whole continuation of `prefix`."""
     random = Random(f"{seed}|{len(prefix)}")
     out = ""
-    if END_OF_THOUGHT not in prefix:
+    if MARCO_O1.end_of_thought not in prefix:
         for _ in range(random.randrange(0, 4)):
             out += f"step {random.choice('abc')}\n"
-        out += END_OF_THOUGHT
-    return out + f"\n<Output>\n{random.choice(list(answers))}\n{END_OF_OUTPUT}"
+        out += MARCO_O1.end_of_thought
+    return out + f"\n<Output>\n{random.choice(list(answers))}\n{MARCO_O1.end_of_output}"
 
 
 def generate(prefix: str, seed: int, room: int, answers: Sequence[str]) -> tuple[Token, ...]:
@@ -74,7 +72,7 @@ def generate(prefix: str, seed: int, room: int, answers: Sequence[str]) -> tuple
 def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> Branch:
     """One branch as a runtime would answer it."""
     segments: list[Segment] = []
-    phrase = Segment(REFLECTION_PHRASE + "\n")
+    phrase = Segment(MARCO_O1.reflection + "\n")
     room, seed = request.max_new_tokens, request.seed
     if request.reflect is ReflectionPlacement.FIRST:
         segments.append(phrase)
@@ -82,15 +80,15 @@ def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> B
     if request.reflect is ReflectionPlacement.AT_END:
         tokens = generate(prefix, seed, room, answers)
         texts = [t.text for t in tokens]
-        if END_OF_THOUGHT in texts:
-            tokens = tokens[: texts.index(END_OF_THOUGHT) + 1]
+        if MARCO_O1.end_of_thought in texts:
+            tokens = tokens[: texts.index(MARCO_O1.end_of_thought) + 1]
             text = "".join(texts[: len(tokens)])
             segments += [Segment(text, tokens), phrase]
-            prefix += text.removesuffix(END_OF_THOUGHT) + phrase.text
+            prefix += text.removesuffix(MARCO_O1.end_of_thought) + phrase.text
             room, seed = room - len(tokens), seed ^ 1
     tokens = generate(prefix, seed, room, answers)
     segments.append(Segment("".join(t.text for t in tokens), tokens))
-    ended = bool(tokens) and tokens[-1].text == END_OF_OUTPUT
+    ended = bool(tokens) and tokens[-1].text == MARCO_O1.end_of_output
     return Branch(
         branch_id=request.branch_id,
         segments=tuple(segments),

@@ -29,7 +29,7 @@ from marco_search.jobs import Job, JobResult, SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.actions import Action
-from marco_search.search.config import SearchConfig, configure
+from marco_search.search.config import SearchConfig
 from marco_search.search.tree import Tree
 
 THREADS = 16
@@ -237,6 +237,7 @@ class Queue(Protocol):
     def submit_many(self, jobs: Sequence[Job]) -> Sequence[Any]: ...
     def results(self, jobs: Sequence[Any]) -> Iterator[JobResult]: ...
     def tree(self, job: str) -> Tree: ...
+    def config(self, job: str) -> SearchConfig: ...
 
 
 def run_queued(
@@ -278,7 +279,7 @@ def run_queued(
                 problem.key,
                 problem.job,
                 producer.tree(str(result.job_id)),
-                config=configure(recipe.options.strategy),
+                config=producer.config(str(result.job_id)),
                 keep_tokens=recipe.keep_tokens,
                 run=names[problem.key],
                 stop_reason=str(result.stop_reason),
@@ -306,6 +307,6 @@ def _queued_name(recipe: Recipe, problem: Problem) -> str:
     loaded, job = settings.load(), recipe.job(problem)
     kind = kind_of(job)
     prompt = "\n".join(f"{m.role}: {m.content}" for m in kind.messages(job))
-    prompt = _around(job, prompt + kind.assistant_prefix)
+    prompt = _around(job, prompt)
     options = recipe.options.model_dump(mode="json")
     return _digest([options, loaded.runtime, str(loaded.model), prompt, "seeds of each problem"])

@@ -112,11 +112,11 @@ def traced(
     key: str, job: Job, tree: Tree, *, config: SearchConfig, keep_tokens: bool, **facts: Any
 ) -> Trace:
     """The trace of a search from its tree. `facts`: run, stop_reason, seconds and model."""
-    kind, answers = kind_of(job), dict[str, str]()
+    kind, turn, answers = kind_of(job), config.turn, dict[str, str]()
     for r in tree.rollouts:
         if r.answer is not None and r.answer not in answers:
-            text = kind.assistant_prefix + "".join(tree.nodes[i].text for i in r.path)
-            answers[r.answer] = kind.output(text) or r.answer
+            text = turn.opening + "".join(tree.nodes[i].text for i in r.path)
+            answers[r.answer] = kind.output(text, turn) or r.answer
     rollouts = (
         TracedRollout(
             answer=r.answer,

@@ -1,11 +1,13 @@
 """What every job kind can do: ask the model, and read an answer out of its turn.
 
-A turn is `<Thought> ... </Thought> <Output> ... </Output>`. It may begin inside the thought (its
-opening tag is put in by the search, see `Kind.assistant_prefix`), and models leave tags out:
+A turn is `<Thought> ... </Thought> <Output> ... </Output>`, in the tags of the model's
+`TurnFormat`. It may begin inside the thought (`TurnFormat.opening` is put in by the search), and
+models leave tags out:
 
 - The output is the last closed <Output> block: after a reflection, the later one counts.
 - An <Output> left open runs to the end of the turn; without one, the text after </Thought> is
   the output; without that either, the whole turn is.
+- Where thoughts have no tags, the output is the text from the last of `answer_starts` on.
 """
 
 from __future__ import annotations
@@ -16,13 +18,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from marco_search.jobs import Job
-from marco_search.search.branches import Message
+from marco_search.search.branches import MARCO_O1, Message, TurnFormat
 
 JobT = TypeVar("JobT", bound=Job)
 
-THOUGHT, END_THOUGHT = "<Thought>", "</Thought>"
-OUTPUT, END_OUTPUT = "<Output>", "</Output>"
-TURN_END = ("<|im_end|>", "<|endoftext|>")
+TURN_END = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 """Special tokens that a runtime may leave at the end of the text."""
 
 SYSTEM_PROMPTS = {
@@ -47,12 +47,10 @@ class ExtractedAnswer:
 
 
 class Kind(ABC, Generic[JobT]):
-    """One job kind. Stateless and pure. `text` is always the assistant's turn."""
+    """One job kind. Stateless and pure. `text` is always the assistant's turn, in `turn`'s tags."""
 
     model: type[JobT]
     """Its jobs. The kind's name is the default of their `kind`."""
-    assistant_prefix: ClassVar[str] = "<Thought>\n"
-    """Put after the rendered prompt, so that the turn begins inside the thought."""
     answer_width: ClassVar[int] = 3
     """Samples worth drawing where a thought ends (`SearchConfig.answer_width`)."""
     one_answer: ClassVar[bool] = False
@@ -78,30 +76,34 @@ class Kind(ABC, Generic[JobT]):
         turns.append(("user", self.user_turn(job)))
         return [Message(role=role, content=content) for role, content in turns]
 
-    def thought(self, text: str) -> str:
-        """The Thought part alone: up to </Thought>, else to <Output>, else to the end."""
-        body = _trimmed(text).lstrip().removeprefix(THOUGHT)
+    def thought(self, text: str, turn: TurnFormat = MARCO_O1) -> str:
+        """The Thought part alone: up to its end, else to the output, else to the end."""
+        body = _trimmed(text, turn).lstrip()
+        body = body.removeprefix(turn.thought)
         # A thought that went on after it was closed runs to its last end.
-        end = body.rfind(END_THOUGHT)
-        if end < 0:
-            end = body.find(OUTPUT)
+        end = _last(body, turn.thought_ends)
+        if end < 0 and turn.output:
+            end = body.find(turn.output)
         return (body if end < 0 else body[:end]).strip()
 
-    def output(self, text: str) -> str | None:
+    def output(self, text: str, turn: TurnFormat = MARCO_O1) -> str | None:
         """The Output part alone; None if there is none or it is empty."""
-        end = text.rfind(END_OUTPUT)
-        start = text.rfind(OUTPUT, 0, end) if end >= 0 else -1
-        part = text[start + len(OUTPUT) : end] if start >= 0 else _open_output(_trimmed(text))
+        end = text.rfind(turn.end_of_output) if turn.output else -1
+        start = text.rfind(turn.output, 0, end) if end >= 0 else -1
+        if start >= 0:
+            part = text[start + len(turn.output) : end]
+        else:
+            part = _open_output(_trimmed(text, turn), turn)
         return part.strip() or None
 
-    def answer(self, text: str) -> ExtractedAnswer | None:
+    def answer(self, text: str, turn: TurnFormat = MARCO_O1) -> ExtractedAnswer | None:
         """The answer in a turn; None if there is none."""
-        output = self.output(text)
+        output = self.output(text, turn)
         return None if output is None else self.read(output)
 
-    def answer_key(self, text: str) -> str | None:
+    def answer_key(self, text: str, turn: TurnFormat = MARCO_O1) -> str | None:
         """The key of the answer in a turn: what a search counts votes on."""
-        found = self.answer(text)
+        found = self.answer(text, turn)
         return None if found is None else found.key
 
     def merge(self, answers: Sequence[tuple[str, float]]) -> list[str]:
@@ -117,20 +119,27 @@ class Kind(ABC, Generic[JobT]):
         return a is not None and b is not None and a.key == b.key
 
 
-def _open_output(text: str) -> str:
-    after_thought = text.rfind(END_THOUGHT)
-    start = text.rfind(OUTPUT)
+def _open_output(text: str, turn: TurnFormat) -> str:
+    after_thought, end = _last(text, turn.thought_ends), turn.end_of_thought
+    start = text.rfind(turn.output) if turn.output else -1
     if start > after_thought:
-        part = text[start + len(OUTPUT) :]
+        part = text[start + len(turn.output) :]
     elif after_thought >= 0:
-        part = text[after_thought + len(END_THOUGHT) :]
+        part = text[after_thought + len(end) :]
     else:
-        part = text.lstrip().removeprefix(THOUGHT)
-    return part.removesuffix(END_OUTPUT)
+        part = text.lstrip().removeprefix(turn.thought)
+    return part.removesuffix(turn.end_of_output)
 
 
-def _trimmed(text: str) -> str:
+def _last(text: str, texts: Sequence[str]) -> int:
+    """Where the last of `texts` in `text` begins; -1 if there is none."""
+    return max(map(text.rfind, texts), default=-1)
+
+
+def _trimmed(text: str, turn: TurnFormat) -> str:
+    """`text` without what ended it."""
     text = text.rstrip()
-    for token in TURN_END:
-        text = text.removesuffix(token).rstrip()
+    for end in (*TURN_END, *turn.stops):
+        if end != turn.end_of_output:
+            text = text.removesuffix(end).rstrip()
     return text

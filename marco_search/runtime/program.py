@@ -26,9 +26,6 @@ from marco_search.errors import BranchFailed, PromptTooLong
 from marco_search.runtime.base import RuntimeInfo, quoting
 from marco_search.runtime.reply import Completion, read_completion
 from marco_search.search.branches import (
-    END_OF_OUTPUT,
-    END_OF_THOUGHT,
-    REFLECTION_PHRASE,
     TOP_K,
     Branch,
     BranchRequest,
@@ -38,6 +35,7 @@ from marco_search.search.branches import (
     Part,
     ReflectionPlacement,
     Segment,
+    TurnFormat,
     without_room,
 )
 
@@ -49,8 +47,6 @@ _GRACE_S = 1.0
 
 _MAX_PROGRAMS = 64
 """Expansions run at once; each holds a thread while it waits for its children."""
-
-_PHRASE = Segment(REFLECTION_PHRASE + "\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +127,10 @@ def _fork_prefix(s: Any, expansion: Expansion, seconds: float) -> Any:
     s += expansion.prefix
     s.sync()  # else whether the fork commits the prefix first is a race
     forks = s.fork(len(requests))
-    children = [_Child(f, r, deadline, parts) for f, r in zip(forks.states, requests, strict=True)]
+    children = [
+        _Child(f, r, deadline, parts, expansion.turn)
+        for f, r in zip(forks.states, requests, strict=True)
+    ]
     try:
         for child in children:
             child.start()
@@ -151,12 +150,18 @@ class _Child:
     """One branch in flight."""
 
     def __init__(
-        self, state: Any, request: BranchRequest, deadline: float, parts: tuple[Part, ...]
+        self,
+        state: Any,
+        request: BranchRequest,
+        deadline: float,
+        parts: tuple[Part, ...],
+        turn: TurnFormat,
     ) -> None:
         self._state = state
         self._request = request
         self._deadline = deadline
         self._parts = parts
+        self._turn = turn
         self._calls: list[tuple[str, list[str], int]] = []  # name, stop texts, tokens asked for
         self._done: list[Completion] = []  # of the calls, in order
         self._segments: list[Segment] = []
@@ -164,11 +169,11 @@ class _Child:
 
     def start(self) -> None:
         """Begin to generate; returns at once."""
-        stops = [END_OF_OUTPUT]
+        stops = list(self._turn.stops)
         if self._request.reflect is ReflectionPlacement.FIRST:
             self._force()
         elif self._request.reflect is ReflectionPlacement.AT_END:
-            stops.append(END_OF_THOUGHT)
+            stops += self._turn.thought_ends
         self._generate(self._request.seed, self._request.max_new_tokens, stops)
 
     def reflect(self) -> None:
@@ -176,7 +181,7 @@ class _Child:
         if self._request.reflect is not ReflectionPlacement.AT_END:
             return
         self._collect()
-        if self._error or self._done[-1].stop != END_OF_THOUGHT:
+        if self._error or self._done[-1].stop not in self._turn.thought_ends:
             return
         left = self._request.max_new_tokens - len(self._done[-1].tokens)
         if left > 0:
@@ -186,7 +191,7 @@ class _Child:
             executor.text_ = executor.text_.removesuffix(sent) + self._done[-1].text
             self._continue_from(_before_stop(self._done[-1]))
             self._force()
-            self._generate((self._request.seed + 1) % 2**31, left, [END_OF_OUTPUT])
+            self._generate((self._request.seed + 1) % 2**31, left, list(self._turn.stops))
 
     def branch(self) -> Branch:
         """The finished branch; a failure is a Branch too."""
@@ -195,7 +200,7 @@ class _Child:
         finish, ok = Finish.FAILED, self._error is None
         if ok:
             last = self._done[-1]
-            terminal = last.stopped and last.stop != END_OF_THOUGHT
+            terminal = last.stopped and last.stop not in self._turn.thought_ends
             finish = Finish.STOP if terminal else Finish.LENGTH
         return Branch(
             branch_id=self._request.branch_id,
@@ -209,9 +214,10 @@ class _Child:
         )
 
     def _force(self) -> None:
-        self._segments.append(_PHRASE)
-        self._state += _PHRASE.text
-        self._continue_from(_PHRASE.text)
+        phrase = self._turn.reflection + "\n"
+        self._segments.append(Segment(phrase))
+        self._state += phrase
+        self._continue_from(phrase)
 
     def _continue_from(self, part: Part) -> None:
         if self._parts and part:

@@ -36,7 +36,7 @@ from operator import itemgetter
 from typing import Any
 
 from marco_search.errors import BranchFailed
-from marco_search.search.branches import END_OF_OUTPUT, TOP_K, Token
+from marco_search.search.branches import MARCO_O1, TOP_K, Token
 
 BROKEN = "\ufffd"
 LARGEST_ID = 2**31 - 1
@@ -72,7 +72,7 @@ def read_completion(
     text: object,
     meta: Mapping[str, Any],
     *,
-    stops: Sequence[str] = (END_OF_OUTPUT,),
+    stops: Sequence[str] = MARCO_O1.stops,
     most: int = _LARGEST_COUNT,
 ) -> Completion:
     """The completion in (text, SGLang's `meta_info`).

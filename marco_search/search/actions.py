@@ -1,20 +1,21 @@
 """The actions of the tree, and how a branch's tokens are cut into them.
 
-`ACTIONS` holds the ways to cut a thought: into lines (step), into runs of n tokens
-(mini-step) or not at all (whole). A new kind of action is a function that yields the places
-to cut at, and an entry there. Everything from the end of the thought on is one ANSWER action,
-so that with every kind a node ends where the thought does: that is where reflection may
-branch off. Cuts fall between tokens, never inside a character, and lose none.
+`ACTIONS` holds the ways to cut a thought: into lines (step), into sentences, into runs of n
+tokens (mini-step) or not at all (whole). A new kind of action is a function that yields the
+places to cut at, and an entry there. Everything from the end of the thought on is one ANSWER
+action, so that with every kind a node ends where the thought does: that is where reflection
+may branch off. Cuts fall between tokens, never inside a character, and lose none.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from marco_search.search.branches import END_OF_THOUGHT, Token
+from marco_search.search.branches import Token, TurnFormat
 
 Cuts = Callable[[Sequence[Token], int], Iterator[int]]
 """(tokens of a thought, size) -> ascending indices of the tokens that begin the next node."""
@@ -29,6 +30,7 @@ class Action:
     #: From the end of the thought to the end of the output.
     ANSWER = "answer"
     STEP = "step"
+    SENTENCE = "sentence"
     MINI_STEP = "mini_step"
     WHOLE = "whole"
 
@@ -54,6 +56,25 @@ def _lines(tokens: Sequence[Token], _: int) -> Iterator[int]:
         line_ended = line_ended or (not blank and "\n" in token.text)
 
 
+_SENTENCE = re.compile(r"(?<=[.!?])[ ]+(?=\S)|(?<=[。！？])(?=\S)|\n\s*(?=\S)")
+_LABEL = re.compile(r"\s*(?:\d{1,2}[.)]|[-*•])\s*")  # of a list: its text follows
+
+
+def _sentences(tokens: Sequence[Token], _: int) -> Iterator[int]:
+    """Before each sentence's or line's first token; the number of a list item is none."""
+    text, ends = "".join(t.text for t in tokens), _ends(tokens)
+    begin, last = 0, 0
+    for end in (m.end() for m in _SENTENCE.finditer(text)):
+        if _LABEL.fullmatch(text, begin, end):
+            continue
+        begin, at = end, bisect_right(ends, end)
+        while at and not tokens[at - 1].text:  # inside the same character
+            at -= 1
+        if at > last:
+            yield at
+            last = at
+
+
 def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
     """After every `size` tokens, or later where that is inside a character."""
     start = 0
@@ -66,6 +87,7 @@ def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
 
 ACTIONS: dict[str, ActionKind] = {
     Action.STEP: ActionKind(meaning="one line of the thought", cuts=_lines),
+    Action.SENTENCE: ActionKind(meaning="one sentence of the thought", cuts=_sentences),
     Action.MINI_STEP: ActionKind(meaning="a fixed number of tokens of the thought", cuts=_runs),
     Action.WHOLE: ActionKind(
         meaning="a whole thought", cuts=lambda _tokens, _size: iter(()), branches_inside=False
@@ -75,13 +97,21 @@ ACTIONS: dict[str, ActionKind] = {
 
 
 def cut(
-    tokens: Sequence[Token], action: str, size: int, *, thought_open: bool
+    tokens: Sequence[Token],
+    action: str,
+    size: int,
+    turn: TurnFormat,
+    *,
+    thought_open: bool,
+    ended: bool = False,
+    closing: bool = False,
 ) -> list[tuple[str, tuple[Token, ...]]]:
     """The (action, tokens) that `tokens` make up, in order; joined they are `tokens` again.
 
-    `thought_open` says whether the text before them is still inside the thought.
+    `thought_open` says whether the text before them is still inside the thought, `ended`
+    whether the turn ends with them, `closing` whether their end gave way to a reflection.
     """
-    end = _end_of_thought(tokens) if thought_open else 0
+    end = _end_of_thought(tokens, action, turn, ended, closing) if thought_open else 0
     thought = tokens[:end]
     bounds = [0, *ACTIONS[action].cuts(thought, size), end] if end else []
     parts = [(action, tuple(tokens[a:b])) for a, b in pairwise(bounds)]
@@ -90,8 +120,20 @@ def cut(
     return parts
 
 
-def _end_of_thought(tokens: Sequence[Token]) -> int:
-    """Index of the token in which END_OF_THOUGHT begins; len(tokens) if it does not occur."""
-    at = "".join(t.text for t in tokens).find(END_OF_THOUGHT)
-    ends = list(accumulate(len(t.text) for t in tokens))
-    return len(tokens) if at < 0 else bisect_right(ends, at)
+def _end_of_thought(
+    tokens: Sequence[Token], action: str, turn: TurnFormat, ended: bool, closing: bool
+) -> int:
+    """Index of the token in which the end of the thought begins; len(tokens): not in these."""
+    at = turn.end_in("".join(t.text for t in tokens))
+    end = len(tokens) if at < 0 else bisect_right(_ends(tokens), at)
+    if turn.end_of_thought or closing or not (ended or at >= 0):
+        return end
+    # Without tags the answer is a whole step: that with the marker, else the last.
+    steps = ACTIONS[Action.SENTENCE if action == Action.SENTENCE else Action.STEP]
+    starts = [0, *steps.cuts(tokens, 0)]
+    return max(start for start in starts if start <= end)
+
+
+def _ends(tokens: Sequence[Token]) -> list[int]:
+    """Where each token's text ends in that of all."""
+    return list(accumulate(len(t.text) for t in tokens))

@@ -16,10 +16,36 @@ from marco_search.errors import PromptTooLong
 TOP_K = 5
 """Candidates per position that the confidence is computed over (Marco-o1, section 4)."""
 
-END_OF_THOUGHT = "</Thought>"
-END_OF_OUTPUT = "</Output>"
-REFLECTION_PHRASE = "Wait! Maybe I made some mistakes! I need to rethink from scratch."
-"""The reflection prompt of Marco-o1, section 5."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnFormat:
+    """How a model writes its turn: a thought, then an answer. The defaults are Marco-o1's.
+
+    Where `end_of_thought` is "" thoughts have no tags. The answer then begins with the step
+    in which one of `answer_starts` stands, else with the last step of a turn that has ended.
+    """
+
+    opening: str = "<Thought>\n"  #: put after the rendered prompt
+    thought: str = "<Thought>"
+    end_of_thought: str = "</Thought>"
+    output: str = "<Output>"  #: "": the output has no tags
+    end_of_output: str = "</Output>"
+    stops: tuple[str, ...] = ("</Output>",)  #: end a branch, as the end of the sequence does
+    answer_starts: tuple[str, ...] = ()
+    #: The reflection prompt; the default is that of Marco-o1, section 5.
+    reflection: str = "Wait! Maybe I made some mistakes! I need to rethink from scratch."
+
+    @property
+    def thought_ends(self) -> tuple[str, ...]:
+        """The texts at which a thought ends."""
+        return (self.end_of_thought,) if self.end_of_thought else self.answer_starts
+
+    def end_in(self, text: str) -> int:
+        """Where in `text` the first of `thought_ends` begins; -1 if there is none."""
+        return min((at for at in map(text.find, self.thought_ends) if at >= 0), default=-1)
+
+
+MARCO_O1 = TurnFormat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +62,8 @@ class ReflectionPlacement(StrEnum):
     NO = "no"
     #: The phrase is put before anything is generated.
     FIRST = "first"
-    #: The phrase replaces the first END_OF_THOUGHT in the text that is continued. The tokens
-    #: of that END_OF_THOUGHT were generated and stay in the branch's first segment.
+    #: The phrase replaces the first of `TurnFormat.thought_ends` in the text that is continued.
+    #: The tokens of that end were generated and stay in the branch's first segment.
     AT_END = "at_end"
 
 
@@ -85,6 +111,7 @@ class Expansion:
     prefix: str
     branches: tuple[BranchRequest, ...]
     parts: tuple[Part, ...] = ()
+    turn: TurnFormat = MARCO_O1  #: the stop texts and the reflection phrase
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +158,13 @@ class Branch:
     #: Texts of the candidates by token id: for people, the search does not use them.
     texts: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
-    def text(self) -> str:
+    def continuation(self, turn: TurnFormat) -> str:
         """What follows the prefix; a closing that gave way to a reflection is left out."""
         texts = [s.text for s in self.segments]
         for i, segment in enumerate(self.segments):
             if i and segment.forced:
-                texts[i - 1] = texts[i - 1].partition(END_OF_THOUGHT)[0]
+                end = turn.end_in(texts[i - 1])
+                texts[i - 1] = texts[i - 1] if end < 0 else texts[i - 1][:end]
         return "".join(texts)
 
     @property

@@ -22,6 +22,7 @@ from typing import Any
 
 from marco_search.errors import SearchError
 from marco_search.search.actions import ACTIONS, Action, ActionKind
+from marco_search.search.branches import MARCO_O1, TurnFormat
 from marco_search.search.rewards import known_rewards
 from marco_search.search.votes import Aggregation
 
@@ -94,6 +95,8 @@ class SearchConfig:
     #: Samples drawn after a reflection; None: `width`, or 1 for whole thoughts.
     reflection_width: int | None = None
     reflect_first: bool = False  #: with BRANCH: steps before a reflection are not sampled again
+    turn: TurnFormat = MARCO_O1  #: how the model writes thoughts and answers
+    profile: str = ""  #: name and hash of the profile it was made from; not read by the search
 
     def __post_init__(self) -> None:
         """Raises SearchError for a value that no search can run with."""
@@ -129,7 +132,11 @@ class SearchConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
         """The configuration written by `to_json`: names of choices stand for them."""
-        return cls(**data | {k: kind(data[k]) for k, kind in _CHOICES.items() if k in data})
+        made: dict[str, Any] = {k: kind(data[k]) for k, kind in _CHOICES.items() if k in data}
+        if isinstance(turn := data.get("turn"), dict):
+            texts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in turn.items()}
+            made["turn"] = TurnFormat(**texts)
+        return cls(**data | made)
 
 
 _CHOICES: dict[str, type[StrEnum]] = {

@@ -18,7 +18,6 @@ from marco_search.errors import SearchError
 from marco_search.search import budgets
 from marco_search.search.actions import Action, cut
 from marco_search.search.branches import (
-    END_OF_THOUGHT,
     Branch,
     BranchRequest,
     Expansion,
@@ -110,6 +109,7 @@ class Search:
                 prefix=self.prompt + self.tree.text(node_id),
                 parts=(self.prompt, *self.tree.parts(node_id)),
                 branches=tuple(requests),
+                turn=self.config.turn,
             )
             for node_id, requests in groups.items()
         ]
@@ -282,9 +282,17 @@ def _add_nodes(
         closing = following is not None and following.forced
         parts = [(Action.REFLECTION, segment.tokens)]
         if not segment.forced:
-            size = config.mini_step_tokens
-            parts = cut(segment.tokens, config.action, size, thought_open=thought_open)
-            thought_open = thought_open and (closing or END_OF_THOUGHT not in segment.text)
+            parts = cut(
+                segment.tokens,
+                config.action,
+                config.mini_step_tokens,
+                config.turn,
+                thought_open=thought_open,
+                ended=ended and following is None,
+                closing=closing,
+            )
+            answered = any(action == Action.ANSWER for action, _ in parts)
+            thought_open = thought_open and (closing or not answered)
         for j, (action, tokens) in enumerate(parts, start=1):
             node = Node(
                 node_id=len(tree.nodes),

@@ -22,7 +22,7 @@ from marco_search.errors import LocalServiceFailed
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import END_OF_OUTPUT, TOP_K, Branch, Expansion, Finish
+from marco_search.search.branches import MARCO_O1, TOP_K, Branch, Expansion, Finish
 from marco_search.search.tree import Rollout
 from marco_search.settings import Settings
 from marco_search.store.queue import jobs
@@ -187,7 +187,11 @@ async def replay(url: str, searches: Sequence[Searched], at_once: int = 0) -> fl
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
         async def send(text: str, seed: int, room: int) -> None:
-            sampling = {"max_new_tokens": room, "temperature": 1.0, "stop": [END_OF_OUTPUT]}
+            sampling = {
+                "max_new_tokens": room,
+                "temperature": 1.0,
+                "stop": MARCO_O1.stops,
+            }
             body: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": TOP_K}
             body |= {"text": text, "sampling_params": sampling | {"sampling_seed": seed}}
             async with session.post(f"{url}/generate", json=body) as answer:

@@ -39,9 +39,7 @@ from marco_search.kinds import ReasoningJob
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.reply import read_completion
 from marco_search.search.branches import (
-    END_OF_OUTPUT,
-    END_OF_THOUGHT,
-    REFLECTION_PHRASE,
+    MARCO_O1,
     TOP_K,
     Branch,
     Expansion,
@@ -86,15 +84,15 @@ def pieces(variant: int, steps: int) -> list[str]:
         found += [f" {random.choice(_WORDS)}" for _ in range(random.randrange(12, 25))]
         found[-1] += "\n"
     if steps:
-        found.append(END_OF_THOUGHT)
-    return [*found, "\n", "<Output>", "\n", str(random.randrange(3)), "\n", END_OF_OUTPUT]
+        found.append(MARCO_O1.end_of_thought)
+    return [*found, "\n", "<Output>", "\n", str(random.randrange(3)), "\n", MARCO_O1.end_of_output]
 
 
 def completion_of(prefix: str, seed: int) -> tuple[int, int]:
     """(variant, steps left to write): thoughts have 6 to 11 steps, those of the prefix included."""
     variant = seed % VARIANTS
     turn = prefix[prefix.rfind(_ASSISTANT) + len(_ASSISTANT) :]
-    if END_OF_THOUGHT in turn:
+    if MARCO_O1.end_of_thought in turn:
         return variant, 0
     return variant, max(1, 6 + variant % 6 - (turn.count("\n") - 1))
 
@@ -114,12 +112,12 @@ def reply(variant: int, steps: int) -> str:
         token_id = 10_000 + zlib.crc32(piece.encode()) % 90_000
         chosen.append([-random.random(), token_id, piece])
     meta = {
-        "finish_reason": {"type": "stop", "matched": END_OF_OUTPUT},
+        "finish_reason": {"type": "stop", "matched": MARCO_O1.end_of_output},
         "completion_tokens": len(chosen),
         "output_token_logprobs": chosen,
         "output_top_logprobs": candidates,
     }
-    text = "".join(pieces(variant, steps)).removesuffix(END_OF_OUTPUT)
+    text = "".join(pieces(variant, steps)).removesuffix(MARCO_O1.end_of_output)
     return json.dumps({"text": text, "meta_info": meta}).removesuffix("}}")
 
 
@@ -162,7 +160,7 @@ class InstantRuntime:
         for prefix, request in ((e.prefix, r) for e in expansions for r in e.branches):
             segments = [_segment(*completion_of(prefix, request.seed))]
             if request.reflect is ReflectionPlacement.FIRST:
-                segments.insert(0, Segment(REFLECTION_PHRASE + "\n"))
+                segments.insert(0, Segment(MARCO_O1.reflection + "\n"))
             found.append(
                 Branch(branch_id=request.branch_id, segments=tuple(segments), finish=Finish.STOP)
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from marco_search import pocket
 from marco_search.kinds import ReasoningJob, kind_of
 from marco_search.runtime.base import Runtime
-from marco_search.search.branches import Branch, BranchRequest, Expansion
+from marco_search.search.branches import MARCO_O1, Branch, BranchRequest, Expansion
 from marco_search.search.rewards import confidences
 
 _AT_ONCE = 10
@@ -34,7 +34,7 @@ def prompts(runtime: Runtime, count: int) -> list[str]:
         for row in pocket.held_out(name)[: count // 2]:
             job = ReasoningJob(question=row["question"])
             kind = kind_of(job)
-            found.append(runtime.render(kind.messages(job)) + kind.assistant_prefix)
+            found.append(runtime.render(kind.messages(job)) + MARCO_O1.opening)
     return found
 
 

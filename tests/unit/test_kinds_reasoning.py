@@ -181,7 +181,6 @@ def test_prompt_is_the_question_alone() -> None:
     job = ReasoningJob(question="1+1?")
     assert kind_of(job) is KIND
     assert KIND.messages(job) == [Message(role="user", content="1+1?")]
-    assert KIND.assistant_prefix == "<Thought>\n"
 
 
 def test_the_expected_answer_never_reaches_the_prompt() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from marco_search.kinds import KINDS
-from marco_search.search.branches import REFLECTION_PHRASE
+from marco_search.search.branches import MARCO_O1
 
 KIND = KINDS["reasoning"]
 TURN = "<Thought>\n1+1=2\n</Thought>\n<Output>\nThe answer is 2.\n</Output>"
@@ -18,7 +18,7 @@ def test_a_whole_turn() -> None:
 
 
 def test_the_opening_tag_may_be_part_of_the_prompt() -> None:
-    rest = TURN.removeprefix(KIND.assistant_prefix)
+    rest = TURN.removeprefix(MARCO_O1.opening)
     assert KIND.thought(rest) == KIND.thought(TURN)
     assert KIND.answer(rest) == KIND.answer(TURN)
 
@@ -50,10 +50,10 @@ def test_an_empty_output_is_none(text: str) -> None:
 
 
 def test_after_a_reflection_the_later_output_counts() -> None:
-    text = f"{TURN}\n{REFLECTION_PHRASE}\n1+2=3\n</Thought>\n<Output>\n3\n</Output>"
+    text = f"{TURN}\n{MARCO_O1.reflection}\n1+2=3\n</Thought>\n<Output>\n3\n</Output>"
     assert KIND.answer_key(text) == "3"
-    text = f"<Thought>\na\n{REFLECTION_PHRASE}\nb\n</Thought>\n<Output>\n3\n</Output>"
-    assert KIND.thought(text) == f"a\n{REFLECTION_PHRASE}\nb"
+    text = f"<Thought>\na\n{MARCO_O1.reflection}\nb\n</Thought>\n<Output>\n3\n</Output>"
+    assert KIND.thought(text) == f"a\n{MARCO_O1.reflection}\nb"
 
 
 def test_tags_that_a_thought_only_speaks_of() -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from marco_search.errors import AmbiguousJob, InvalidJob, JobNotFound
 from marco_search.jobs import Answer, JobResult
 from marco_search.jobs.validation import shown
+from marco_search.search.config import SearchConfig
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState, not_found
 
@@ -240,6 +241,15 @@ _MISSING_MODELS = """(
 def missing_models(conn: Conn, *, tenant: str | None = None) -> list[MissingModel]:
     """The models that begun jobs wait for; only those of a tenant's jobs, if given."""
     return select(conn, MissingModel, _MISSING_MODELS, {"tenant": tenant})
+
+
+def config(conn: Conn, job_id: UUID) -> SearchConfig:
+    """How a job is searched. Raises InvalidJob for one that was never begun."""
+    query = "SELECT config FROM audit.jobs WHERE job_id = %s AND config IS NOT NULL"
+    found = conn.execute(query, [job_id]).fetchone()
+    if found is None:
+        raise InvalidJob("JOB", f"{job_id} was never begun: it has no configuration")
+    return SearchConfig.from_json(found[0])
 
 
 _RESULTS = f"""

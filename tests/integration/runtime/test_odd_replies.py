@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from marco_search.errors import BranchFailed
 from marco_search.runtime.base import Runtime
 from marco_search.runtime.reply import Completion, read_completion
-from marco_search.search.branches import END_OF_OUTPUT, END_OF_THOUGHT, Branch, Finish
+from marco_search.search.branches import MARCO_O1, Branch, Finish
 from tests.integration.runtime.odd_replies import HARMLESS, NOT_JSON, ODD, Reply, sent
 from tests.integration.runtime.sglang_server import (
     Handler,
@@ -78,7 +78,7 @@ def test_an_odd_answer_fails_its_branch_with_a_reason(
 def test_what_is_only_unknown_does_no_harm(opened: tuple[Server, Runtime], name: str) -> None:
     branches = three(opened, changed(HARMLESS[name]))
     assert [b.finish for b in branches] == [Finish.STOP] * 3
-    assert branches[1].segments[-1].text.endswith(END_OF_OUTPUT)
+    assert branches[1].segments[-1].text.endswith(MARCO_O1.end_of_output)
 
 
 @pytest.mark.parametrize("name", NOT_JSON)
@@ -152,7 +152,7 @@ def test_tokens_after_the_stop_text_are_neither_kept_nor_scored(
         found["finish_reason"] = {"type": "length"}
         for name in ("output_token_logprobs", "output_top_logprobs"):
             found[name] = [*found[name], found[name][0]]
-        reply["text"] += END_OF_OUTPUT + found["output_token_logprobs"][0][2]
+        reply["text"] += MARCO_O1.end_of_output + found["output_token_logprobs"][0][2]
 
     plain = three(opened, changed(lambda reply: None))[1]
     assert three(opened, changed(chatty))[1].segments == plain.segments
@@ -178,7 +178,8 @@ def read(found: Reply, **asked: Any) -> Completion:
     return read_completion(found["text"], found["meta_info"], **asked)
 
 
-STOP = {"type": "stop", "matched": END_OF_OUTPUT}
+END = MARCO_O1.end_of_output
+STOP = {"type": "stop", "matched": MARCO_O1.end_of_output}
 
 
 @pytest.mark.parametrize(
@@ -210,11 +211,11 @@ def test_pieces_are_laid_along_the_text(
 
 
 def test_the_end_of_a_thought_counts_where_it_was_asked_for() -> None:
-    found = reply(["a", END_OF_THOUGHT, "b"], {"type": "length"})
-    both = read(found, stops=(END_OF_OUTPUT, END_OF_THOUGHT))
-    assert (both.text, both.stop, len(both.tokens)) == ("a", END_OF_THOUGHT, 2)
+    found = reply(["a", MARCO_O1.end_of_thought, "b"], {"type": "length"})
+    both = read(found, stops=(MARCO_O1.end_of_output, MARCO_O1.end_of_thought))
+    assert (both.text, both.stop, len(both.tokens)) == ("a", MARCO_O1.end_of_thought, 2)
     one = read(found)
-    assert (one.text, one.stop, one.stopped) == (f"a{END_OF_THOUGHT}b", None, False)
+    assert (one.text, one.stop, one.stopped) == (f"a{MARCO_O1.end_of_thought}b", None, False)
 
 
 anything = st.recursive(
@@ -224,7 +225,7 @@ anything = st.recursive(
     | st.sampled_from([10**400, -(2**31), 2**31, 2**63, -1])
     | st.floats()
     | st.text(st.characters(codec=None), max_size=5)
-    | st.sampled_from(["\x00", "\ud800", "�", END_OF_OUTPUT, "stop", "length", "<|im_end|>"]),
+    | st.sampled_from(["\x00", "\ud800", "�", END, "stop", "length", "<|im_end|>"]),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(st.sampled_from(["type", "matched", "message", "x"]), inner, max_size=3)
@@ -236,7 +237,7 @@ anything = st.recursive(
 @st.composite
 def mutated(draw: st.DrawFn) -> Reply:
     """A good reply with one to three of its values replaced, at any depth."""
-    pieces = draw(st.lists(st.sampled_from(["4", " is", "�", "苹", END_OF_OUTPUT]), min_size=1))
+    pieces = draw(st.lists(st.sampled_from(["4", " is", "�", "苹", END]), min_size=1))
     reason = draw(st.sampled_from([STOP, {"type": "length"}, {"type": "stop", "matched": 7}]))
     found: Any = sent(reply(pieces, reason))
     for _ in range(draw(st.integers(1, 3))):
@@ -259,7 +260,7 @@ def test_any_answer_is_a_failed_branch_or_can_be_stored(found: Reply) -> None:
     if not isinstance(found["meta_info"], dict):
         return  # refused before
     try:
-        got = read(found, stops=(END_OF_OUTPUT, END_OF_THOUGHT), most=100)
+        got = read(found, stops=(MARCO_O1.end_of_output, MARCO_O1.end_of_thought), most=100)
     except BranchFailed as error:
         assert str(error)
         return

@@ -12,8 +12,7 @@ from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailabl
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import (
-    END_OF_THOUGHT,
-    REFLECTION_PHRASE,
+    MARCO_O1,
     BranchRequest,
     Expansion,
     Finish,
@@ -86,7 +85,7 @@ def test_a_search_goes_on_from_the_tokens_that_it_keeps(server: Server, strategy
             node = tree.nodes[i]
             wanted += [t.id for t in node.tokens] or ids(node.text)
         if rollout.reflect is ReflectionPlacement.FIRST:
-            wanted += ids(REFLECTION_PHRASE + "\n")
+            wanted += ids(MARCO_O1.reflection + "\n")
         assert asked[rollout.seed] == wanted
 
 
@@ -99,7 +98,7 @@ def test_after_a_thought_taken_back_the_kept_tokens_go_on(server: Server) -> Non
             [Expansion(node_id=0, prefix="Q", parts=("Q",), branches=(request,))]
         )
     first, phrase, _ = branch.segments
-    kept = [t.id for t in first.tokens if t.text != END_OF_THOUGHT]
+    kept = [t.id for t in first.tokens if t.text != MARCO_O1.end_of_thought]
     q, *rest = server.calls[1]["input_ids"]
     assert (q, rest[: len(kept)]) == (FIRST_CHARACTER + ord("Q"), kept)
     assert rest[len(kept) :] == [FIRST_CHARACTER + ord(c) for c in phrase.text]

@@ -13,8 +13,7 @@ from marco_search.errors import PromptTooLong
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.program import ForkRuntime, error_value, params_of
 from marco_search.search.branches import (
-    END_OF_THOUGHT,
-    REFLECTION_PHRASE,
+    MARCO_O1,
     Branch,
     BranchRequest,
     Expansion,
@@ -102,7 +101,7 @@ def test_a_branch_that_runs_out_of_room_can_be_continued() -> None:
 
 def test_reflecting_first_puts_the_phrase_before_what_is_generated() -> None:
     (branch,) = run(ToyBackend(), request(1, ReflectionPlacement.FIRST))
-    assert branch.segments[0].text == REFLECTION_PHRASE + "\n"
+    assert branch.segments[0].text == MARCO_O1.reflection + "\n"
     assert branch.segments[0].forced
     assert branch.finish is Finish.STOP
 
@@ -110,8 +109,8 @@ def test_reflecting_first_puts_the_phrase_before_what_is_generated() -> None:
 def test_reflecting_at_the_end_takes_the_place_of_closing_the_thought() -> None:
     (branch,) = run(ToyBackend(), request(1, ReflectionPlacement.AT_END))
     first, phrase, second = branch.segments
-    assert first.text.endswith(END_OF_THOUGHT)
-    assert phrase.text == REFLECTION_PHRASE + "\n"
+    assert first.text.endswith(MARCO_O1.end_of_thought)
+    assert phrase.text == MARCO_O1.reflection + "\n"
     assert second.text.endswith("</Output>")
     assert branch.finish is Finish.STOP
     assert branch.prompt_tokens == 14

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marco_search.search.actions import Action, cut
-from marco_search.search.branches import Token
+from marco_search.search.branches import MARCO_O1, Token
 from marco_search.search.rewards import mean, token_confidence
 
 logprobs = st.floats(-40, 0, width=32)
@@ -48,7 +48,7 @@ def tokens(*texts: str) -> list[Token]:
 
 
 def texts(parts: list[Token], action: str, size: int = 64, open_: bool = True) -> list[str]:
-    cuts = cut(parts, action, size, thought_open=open_)
+    cuts = cut(parts, action, size, MARCO_O1, thought_open=open_)
     return ["".join(t.text for t in part) for _, part in cuts]
 
 
@@ -93,6 +93,6 @@ def test_cutting_loses_no_token(
     words: list[str], action: str, size: int, thought_open: bool
 ) -> None:
     parts = tokens(*words)
-    cuts = cut(parts, action, size, thought_open=thought_open)
+    cuts = cut(parts, action, size, MARCO_O1, thought_open=thought_open)
     assert [t for _, part in cuts for t in part] == parts
     assert all(part for _, part in cuts)

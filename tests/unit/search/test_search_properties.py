@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from marco_search.errors import SearchError
 from marco_search.search.actions import ACTIONS, Action
-from marco_search.search.branches import END_OF_THOUGHT, Branch, Finish
+from marco_search.search.branches import MARCO_O1, Branch, Finish
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import (
     Backup,
@@ -144,7 +144,7 @@ def spoken(branch: Branch) -> str:
     """The branch's text as it was continued: a closing that was replaced is not in it."""
     text = ""
     for segment in branch.segments:
-        text = text.removesuffix(END_OF_THOUGHT) if segment.forced else text
+        text = text.removesuffix(MARCO_O1.end_of_thought) if segment.forced else text
         text += segment.text
     return text
 
