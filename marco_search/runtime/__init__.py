@@ -27,10 +27,18 @@ def _sglang(settings: Settings) -> Runtime:
     return open_sglang(settings)
 
 
+def _openai(settings: Settings) -> Runtime:
+    from marco_search.runtime.openai import open_openai
+
+    return open_openai(settings)
+
+
 RUNTIMES: dict[str, Callable[[Settings], Runtime]] = {
     "embedded": _embedded,
     "http": _sglang,
     "https": _sglang,
+    "openai+http": _openai,
+    "openai+https": _openai,
 }
 """What opens a runtime, by the scheme of MARCO_RUNTIME: the part before the colon, if any."""
 
@@ -44,7 +52,8 @@ def open_runtime(settings: Settings) -> Runtime:
     scheme = settings.runtime.strip().partition(":")[0].lower()
     if scheme not in RUNTIMES:
         raise InvalidSettings(
-            "MARCO_RUNTIME: use embedded, or addresses of SGLang servers separated by commas, "
-            "such as http://127.0.0.1:30000"
+            "MARCO_RUNTIME: use embedded, or addresses separated by commas, of SGLang servers, "
+            "such as http://127.0.0.1:30000, or of OpenAI-compatible ones, such as "
+            "openai+http://127.0.0.1:8000/v1"
         )
     return RUNTIMES[scheme](settings)

@@ -17,12 +17,14 @@ from marco_search.text import HIDDEN, one_line, redacted
 class RuntimeInfo:
     """What generated an answer: enough to replay it. Stored on every attempt."""
 
-    name: str  #: of the runtime: "embedded" or "sglang"
+    name: str  #: of the runtime: "embedded", "sglang" or "openai"
     version: str  #: of the engine
     model: str  #: as the server names it, or the folder's name
     revision: str  #: sha256 of a folder's weights, or the server's weight version
     context_tokens: int  #: longest prompt plus answer
     exact: bool = False  #: whether the same version generates the same bits again
+    #: What it can't do or say, in words for people. Not stored.
+    lacks: tuple[str, ...] = ()
 
 
 class Runtime(Protocol):

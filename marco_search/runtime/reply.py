@@ -93,7 +93,7 @@ def read_completion(
     tops = best(others, logprobs(candidates))
     texts = _texts(text, pieces(chosen), matched, stops)
     joined = "".join(texts)
-    stop, at = _first(joined, stops)
+    stop, at = first_of(joined, stops)
     kept = len(texts)
     if stop is not None:
         kept = bisect_left(list(accumulate(map(len, texts))), at + len(stop)) + 1
@@ -159,13 +159,13 @@ def _texts(
         pieces = [*pieces[:-1], ""]  # the end of the sequence has no text
     elif matched is None:
         # A server that does not say so may have stopped there, and cut it off.
-        matched = _first("".join(pieces), stops)[0]
+        matched = first_of("".join(pieces), stops)[0]
     stop = matched if isinstance(matched, str) else ""
     trimmed = stop and stop not in text
     return token_texts(pieces, text + stop if trimmed else text, more=bool(trimmed))
 
 
-def _first(text: str, stops: Sequence[str]) -> tuple[str | None, int]:
+def first_of(text: str, stops: Sequence[str]) -> tuple[str | None, int]:
     """The stop text that comes first and where it begins; (None, length of the text)."""
     found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
     at, stop = min(found, default=(len(text), None))

@@ -40,7 +40,7 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
     """
 
     def __init__(self, servers: Sequence[Server]) -> None:
-        """Raises ModelRefused if their models differ, RuntimeUnavailable if none answers."""
+        """Raises ModelRefused if models differ or won't do, RuntimeUnavailable if none answers."""
         super().__init__()
         self._servers = servers
         self.info = _agree(servers)
@@ -175,6 +175,8 @@ def _agree(servers: Sequence[Server]) -> RuntimeInfo:
         try:
             found = server.describe()
         except Failure as failure:
+            if failure.kind is ModelRefused:
+                raise ModelRefused(failure.message) from None
             failed.append(failure.message)
             continue
         info = info or found

@@ -21,10 +21,23 @@ from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure, Run
 _POLL_S = 0.25
 _BACK_OFF = 0.5
 _LONGEST_BODY = 10_000  # characters of an error's body that are read
-# How SGLang 0.4 to 0.5 says that a prompt does not fit.
-_TOO_LONG = ("longer than the model's context length", "exceeds the maximum", "maximum allowed")
+# How servers say that a prompt does not fit.
+_TOO_LONG = (
+    "longer than the model's context length", "exceeds the maximum", "maximum allowed",  # SGLang
+    "longer than the maximum model length",  # vLLM
+    "exceeds the available context size",  # llama.cpp
+    "`inputs` must have less than",  # TGI
+)  # fmt: skip
 # The prompt fits, but not all that may be generated: (context, prompt) in tokens.
-_TOO_MUCH = re.compile(r"maximum context length of (\d+) tokens.* (\d+) tokens from the input")
+_TOO_MUCH = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"maximum context length of (\d+) tokens.* (\d+) tokens from the input",  # SGLang
+        r"maximum context length is (\d+) tokens.*?\((\d+) in ",  # llama-cpp-python, older vLLM
+        r"maximum context length is (\d+) tokens.*? (\d+) input tokens",  # vLLM
+        r"must be <= (\d+)\. Given: (\d+) `inputs` tokens",  # TGI
+    )
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -64,7 +77,7 @@ def refused(url: str, status: int, retry_after: str | None, details: str) -> Fai
         )
     if any(words in details for words in _TOO_LONG):
         return Failure(kind=PromptTooLong, message=details)
-    found = _TOO_MUCH.search(details)
+    found = next(filter(None, (pattern.search(details) for pattern in _TOO_MUCH)), None)
     room = max(0, int(found[1]) - int(found[2]) - 1) if found else None
     kind = PromptTooLong if room == 0 else BranchFailed
     return Failure(kind=kind, message=message, max_new_tokens=room, not_found=status == 404)

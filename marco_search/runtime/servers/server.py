@@ -22,7 +22,6 @@ from marco_search.settings import Settings
 
 DEFAULT_CONTEXT_TOKENS = 32_768  # of Qwen2 and Marco-o1, for a server that does not say
 _MOST_CONTEXT_TOKENS = 2**30
-_ASK_S = 10.0  # for a server to say what it serves
 _ABORT_S = 2.0
 # Bytes of an answer. A token comes with five candidates, each about 40 and its text.
 _ANSWER, _ANSWER_A_TOKEN = 2**18, 2**11
@@ -36,6 +35,7 @@ class Server:
 
     liveness: str  #: a path that is answered at once, whatever else the server does
     prefills = True  #: whether a prefix is worth a request that only fills the cache
+    ask_s = 10.0  #: for a server to say what it serves
 
     def __init__(self, url: str, settings: Settings) -> None:
         """Raises InvalidSettings for a key or a CA file that can't be used."""
@@ -166,7 +166,7 @@ class Server:
 
     def _asking(self) -> Call:
         """A call that asks what the server is."""
-        return Call(time.monotonic() + _ASK_S)
+        return Call(time.monotonic() + self.ask_s)
 
     def _check(self, call: Call) -> tuple[str, str]:
         """Model and revision, as the server has them now; this decides whether it is healthy.
@@ -212,7 +212,7 @@ class Server:
             now = time.monotonic()
             if self.healthy or now < self._probe_at:
                 return
-            self._probe_at = now + _ASK_S + self._pause_s
+            self._probe_at = now + self.ask_s + self._pause_s
         threading.Thread(target=self._probe, name="marco-probe", daemon=True).start()
 
     def _probe(self) -> None:

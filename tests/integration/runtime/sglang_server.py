@@ -33,9 +33,13 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
+    handler: type[Handler]
+    scheme = "http"
+
     def __init__(self, port: int = 0, model: str = "toy") -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(("127.0.0.1", port), self.handler)
         self.model = model
+        self.complete = completion
         self.act: Act = lambda handler, body: False
         self.asked: list[dict[str, Any]] = []
         self.about: dict[str, dict[str, Any]] = {}  # what it says of itself, by path
@@ -47,7 +51,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -92,11 +96,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         if "input_ids" in body:
             body["text"] = "".join(map(text_of, body["input_ids"]))
+        self.generate(body)
+
+    def generate(self, body: dict[str, Any]) -> None:
         self.server.asked.append(body | {"authorization": self.headers["Authorization"]})
         if self.server.hung.is_set():
             self.server.released.wait(60)
         if not self.server.act(self, body):
-            self.send(completion(body))
+            self.send(self.server.complete(body))
 
     def send(self, answer: Any, status: int = 200, **headers: Any) -> None:
         self.raw(status, json.dumps(answer).encode(), **headers)
@@ -117,6 +124,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Quiet."""
+
+
+Server.handler = Handler
 
 
 def text_of(token: int) -> str:
@@ -151,10 +161,13 @@ def completion(body: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    port: int = 0, model: str = "toy", prepare: Callable[[Server], None] = lambda server: None
+    port: int = 0,
+    model: str = "toy",
+    prepare: Callable[[Server], None] = lambda server: None,
+    make: Callable[[int, str], Server] = Server,
 ) -> Iterator[Server]:
     """A running server; all its connections are closed at the end."""
-    server = Server(port, model)
+    server = make(port, model)
     prepare(server)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -18,6 +18,7 @@ from marco_search.kinds import ReasoningJob
 from marco_search.runtime.servers import connections
 from marco_search.search.branches import Branch, Finish
 from marco_search.search.budgets import StopReason
+from tests.integration.runtime.openai_server import as_server
 from tests.integration.runtime.sglang_server import (
     Handler,
     Server,
@@ -34,8 +35,16 @@ BAD = 101
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def sglang() -> Iterator[Server]:
     with serving() as running:
+        yield running
+
+
+@pytest.fixture(params=["sglang", "vllm"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """What has nothing to do with the protocol is tried with two."""
+    make = Server if request.param == "sglang" else as_server(request.param)
+    with serving(make=make) as running:
         yield running
 
 
@@ -92,12 +101,12 @@ def with_meta(change: Callable[[dict[str, Any]], Any]) -> Any:
     return only_bad(act)
 
 
-def test_an_error_of_the_server_is_retried_and_then_a_value(server: Server) -> None:
-    server.act = only_bad(lambda h, b: h.send({"error": {"message": "out of memory"}}, 500))
-    error = failed_alone(three(server))
+def test_an_error_of_the_server_is_retried_and_then_a_value(sglang: Server) -> None:
+    sglang.act = only_bad(lambda h, b: h.send({"error": {"message": "out of memory"}}, 500))
+    error = failed_alone(three(sglang))
     assert error.startswith("RuntimeUnavailable: ")
     assert error.endswith("answered 500: out of memory")
-    tries = [c["rid"] for c in server.calls if seed_of(c) == BAD]
+    tries = [c["rid"] for c in sglang.calls if seed_of(c) == BAD]
     assert len(tries) == len(set(tries)) == 4
 
 
@@ -147,24 +156,24 @@ def test_a_server_that_stays_too_busy_fails_the_branch_at_its_deadline(server: S
     assert "429" in error
 
 
-def test_no_first_byte_fails_the_branch_at_its_deadline_and_is_aborted(server: Server) -> None:
-    server.act = only_bad(lambda h, b: server.released.wait(60))
-    error = failed_alone(three(server, MARCO_RUNTIME_TIMEOUT_S="0.5"))
+def test_no_first_byte_fails_the_branch_at_its_deadline_and_is_aborted(sglang: Server) -> None:
+    sglang.act = only_bad(lambda h, b: sglang.released.wait(60))
+    error = failed_alone(three(sglang, MARCO_RUNTIME_TIMEOUT_S="0.5"))
     assert "deadline" in error
-    (rid,) = [c["rid"] for c in server.calls if seed_of(c) == BAD]
-    until(lambda: server.aborted == [rid])
+    (rid,) = [c["rid"] for c in sglang.calls if seed_of(c) == BAD]
+    until(lambda: sglang.aborted == [rid])
 
 
-def test_an_answer_that_stops_in_the_middle_is_asked_for_again(server: Server) -> None:
+def test_an_answer_that_stops_in_the_middle_is_asked_for_again(sglang: Server) -> None:
     def stall(handler: Handler, body: dict[str, Any]) -> None:
         handler.raw(200, b'{"text": "4', length=5000)
-        server.released.wait(60)
+        sglang.released.wait(60)
 
-    server.act = first_times(1, stall)
-    branches = three(server, MARCO_RUNTIME_STALL_S="0.2")
+    sglang.act = first_times(1, stall)
+    branches = three(sglang, MARCO_RUNTIME_STALL_S="0.2")
     assert [b.finish for b in branches] == [Finish.STOP] * 3
-    server.act = only_bad(stall)
-    assert "broke off" in failed_alone(three(server, MARCO_RUNTIME_STALL_S="0.05"))
+    sglang.act = only_bad(stall)
+    assert "broke off" in failed_alone(three(sglang, MARCO_RUNTIME_STALL_S="0.05"))
 
 
 def test_an_answer_that_drips_does_not_outlive_the_deadline(server: Server) -> None:
@@ -205,15 +214,15 @@ def test_an_answer_that_drips_does_not_outlive_the_deadline(server: Server) -> N
     ],
 )
 def test_log_probs_that_make_no_sense_fail_the_branch(
-    server: Server, change: Any, error: str
+    sglang: Server, change: Any, error: str
 ) -> None:
-    server.act = with_meta(change)
-    assert error in failed_alone(three(server))
+    sglang.act = with_meta(change)
+    assert error in failed_alone(three(sglang))
 
 
-def test_an_answer_without_a_completion_fails_the_branch(server: Server) -> None:
-    server.act = only_bad(lambda h, b: h.send({"text": None, "meta_info": 3}))
-    assert "not a completion" in failed_alone(three(server))
+def test_an_answer_without_a_completion_fails_the_branch(sglang: Server) -> None:
+    sglang.act = only_bad(lambda h, b: h.send({"text": None, "meta_info": 3}))
+    assert "not a completion" in failed_alone(three(sglang))
 
 
 def test_a_request_that_is_refused_is_not_repeated(server: Server) -> None:
@@ -255,30 +264,30 @@ def test_a_branch_near_the_end_of_the_context_gets_the_room_that_is_left(server:
     assert all(b.generated_tokens <= 20 for b in branches)
 
 
-def test_what_is_in_flight_can_be_aborted_from_another_thread(server: Server) -> None:
-    server.act = only_bad(lambda h, b: server.released.wait(60))
-    with runtime(server) as opened:
+def test_what_is_in_flight_can_be_aborted_from_another_thread(sglang: Server) -> None:
+    sglang.act = only_bad(lambda h, b: sglang.released.wait(60))
+    with runtime(sglang) as opened:
         found: list[Branch] = []
         thread = threading.Thread(target=lambda: found.extend(opened.branch([expansion(3)])))
         thread.start()
-        until(lambda: any(seed_of(c) == BAD for c in server.calls) and len(server.calls) == 3)
+        until(lambda: any(seed_of(c) == BAD for c in sglang.calls) and len(sglang.calls) == 3)
         began = time.monotonic()
         opened.abort()
         thread.join(30)
         assert time.monotonic() - began < 30
         assert found[1].error == "BranchFailed: aborted"
-        until(lambda: len(server.aborted) >= 1)
-        server.act = lambda h, b: False  # later calls are not touched
+        until(lambda: len(sglang.aborted) >= 1)
+        sglang.act = lambda h, b: False  # later calls are not touched
         assert [b.finish for b in opened.branch([expansion(3)])] == [Finish.STOP] * 3
 
 
-def test_connections_that_went_stale_are_replaced_without_a_word(server: Server) -> None:
-    with runtime(server) as opened:
+def test_connections_that_went_stale_are_replaced_without_a_word(sglang: Server) -> None:
+    with runtime(sglang) as opened:
         opened.branch([expansion(3)])
-        for connection in list(server.connections.values()):
+        for connection in list(sglang.connections.values()):
             connection.shutdown(2)
         assert [b.finish for b in opened.branch([expansion(3)])] == [Finish.STOP] * 3
-    assert len([c for c in server.calls if c["rid"].endswith("-1")]) == 0
+    assert len([c for c in sglang.calls if c["rid"].endswith("-1")]) == 0
 
 
 JOB = ReasoningJob(
@@ -287,7 +296,7 @@ JOB = ReasoningJob(
 )
 
 
-def test_a_search_goes_on_without_the_branches_that_failed(server: Server) -> None:
+def test_a_search_goes_on_without_the_branches_that_failed(sglang: Server) -> None:
     def some(handler: Handler, body: dict[str, Any]) -> bool:
         seed = seed_of(body)
         if seed is None or seed % 4:
@@ -295,8 +304,8 @@ def test_a_search_goes_on_without_the_branches_that_failed(server: Server) -> No
         handler.send({"error": "no"}, 400)
         return True
 
-    server.act = some
-    with runtime(server) as opened:
+    sglang.act = some
+    with runtime(sglang) as opened:
         done = run_search(JOB, make_plan(JOB, opened), opened, Journal())
     rollouts = done.search.tree.rollouts
     failed = [r for r in rollouts if r.finish is Finish.FAILED]
@@ -314,7 +323,7 @@ def test_a_server_that_only_fails_ends_the_search_as_unavailable(server: Server)
             run_search(JOB, fixed, opened, Journal())
 
 
-def test_a_search_that_is_stopped_ends_in_the_middle_of_a_round(server: Server) -> None:
+def test_a_search_that_is_stopped_ends_in_the_middle_of_a_round(sglang: Server) -> None:
     class Stopping(Journal):
         reason: StopReason | None = None
 
@@ -322,14 +331,14 @@ def test_a_search_that_is_stopped_ends_in_the_middle_of_a_round(server: Server) 
             return self.reason
 
     journal = Stopping()
-    with runtime(server) as opened:
+    with runtime(sglang) as opened:
         fixed = make_plan(JOB, opened)
-        server.act = lambda h, b: (
-            bool(b["sampling_params"]["max_new_tokens"]) and (server.released.wait(60) or True)
+        sglang.act = lambda h, b: (
+            bool(b["sampling_params"]["max_new_tokens"]) and (sglang.released.wait(60) or True)
         )
 
         def cancel() -> None:
-            until(lambda: server.calls)
+            until(lambda: sglang.calls)
             journal.reason = StopReason.CANCELLED
             while not done:
                 opened.abort()
@@ -344,7 +353,7 @@ def test_a_search_that_is_stopped_ends_in_the_middle_of_a_round(server: Server) 
 
 @pytest.mark.parametrize("all_new", [True, False])
 def test_a_server_that_vanished_is_noticed_long_before_the_deadline(
-    server: Server, monkeypatch: pytest.MonkeyPatch, all_new: bool
+    sglang: Server, monkeypatch: pytest.MonkeyPatch, all_new: bool
 ) -> None:
     """One that is still there is waited for, though a connection to it may be dead."""
     monkeypatch.setattr(connections, "_ASK_EVERY_S", 0.5)
@@ -354,11 +363,11 @@ def test_a_server_that_vanished_is_noticed_long_before_the_deadline(
         asked.set()
         return handler.server.released.wait(60)
 
-    with silent_proxy(server.url) as proxy:
+    with silent_proxy(sglang.url) as proxy:
         seconds = 60.0 if all_new else 4.0
         through = f"http://127.0.0.1:{proxy.port}"
         with runtime(through, MARCO_RUNTIME_TIMEOUT_S=seconds) as opened:
-            server.act = hang
+            sglang.act = hang
             found: list[Branch] = []
             search = threading.Thread(target=lambda: found.extend(opened.branch([expansion(1)])))
             search.start()
