@@ -59,7 +59,8 @@ def _check_url(url: str) -> None:
     """Raises InvalidSettings, without repeating what may hold a secret."""
     try:
         parts = urlsplit(url)
-        usable = parts.port != 0 and is_host(parts.hostname or "") and not parts.fragment
+        host = parts.hostname or ""
+        usable = bool(host) and is_host(host) and parts.port != 0 and not parts.fragment
         path = parts.path
         usable = usable and path.isascii() and path.isprintable() and " " not in path
     except ValueError:

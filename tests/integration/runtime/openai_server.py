@@ -183,7 +183,10 @@ class OpenAIHandler(Handler):
         text = next((t for t in texts if thinking == t.endswith(END_OF_THOUGHT)), texts[0])
         tokens = tokens_of(prefix, text)
         rows = [[t.logprob, i, t.text] for t in tokens for i in self.server.serves.ids(t.text)[:1]]
-        tops = [[[p, i, None] for i, p in t.top] for t in tokens]
+        tops = [
+            [row, *([p, i, None] for i, p in t.top[1:])]
+            for row, t in zip(rows, tokens, strict=True)
+        ]
         meta = {
             "finish_reason": {"type": "stop", "matched": 2},
             "output_token_logprobs": [*rows, [-0.1, 2, ""]],
