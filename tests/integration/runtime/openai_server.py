@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.embedded.backend import EmbeddedBackend, load_model
 from marco_search.runtime.program import PARAMS, BranchParams
-from marco_search.search.branches import END_OF_THOUGHT, Part
+from marco_search.search.branches import MARCO_O1, Part
 from tests.integration.runtime.sglang_server import (
     FIRST_CHARACTER,
     Handler,
@@ -179,8 +179,8 @@ class OpenAIHandler(Handler):
         """One of the texts that the grammar allows, and the end of the sequence."""
         found = re.findall(r'"((?:[^"\\]|\\.)*)"', self.asking["grammar"])
         texts = [re.sub(r"\\U(\w{8})", lambda m: chr(int(m[1], 16)), text) for text in found]
-        thinking = END_OF_THOUGHT not in prefix
-        text = next((t for t in texts if thinking == t.endswith(END_OF_THOUGHT)), texts[0])
+        thinking = MARCO_O1.end_of_thought not in prefix
+        text = next((t for t in texts if thinking == t.endswith(MARCO_O1.end_of_thought)), texts[0])
         tokens = tokens_of(prefix, text)
         rows = [[t.logprob, i, t.text] for t in tokens for i in self.server.serves.ids(t.text)[:1]]
         tops = [

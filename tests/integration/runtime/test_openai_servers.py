@@ -15,8 +15,7 @@ from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.runtime.openai.answers import text_id
 from marco_search.search.branches import (
-    END_OF_THOUGHT,
-    REFLECTION_PHRASE,
+    MARCO_O1,
     Branch,
     Finish,
     ReflectionPlacement,
@@ -77,8 +76,8 @@ def test_branches_are_those_that_the_model_writes(server: OpenAIServer) -> None:
     assert texts(found[:3]) == texts(wanted[:3])
     assert [b.finish for b in found] == [Finish.STOP] * 4
     first, phrase, second = found[3].segments
-    assert first.text.endswith(END_OF_THOUGHT)
-    assert phrase.text == REFLECTION_PHRASE + "\n"
+    assert first.text.endswith(MARCO_O1.end_of_thought)
+    assert phrase.text == MARCO_O1.reflection + "\n"
     assert second.text.endswith("</Output>")
     for branch in found:
         for segment in branch.segments:

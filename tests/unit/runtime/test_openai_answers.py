@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from marco_search.errors import BranchFailed
 from marco_search.runtime.openai.answers import TEXT_IDS, Answer, grammar, read, text_id
 from marco_search.runtime.reply import Completion, read_completion
-from marco_search.search.branches import END_OF_OUTPUT, END_OF_THOUGHT
+from marco_search.search.branches import MARCO_O1
 
-STOPS = (END_OF_OUTPUT, END_OF_THOUGHT)
+END = MARCO_O1.end_of_output
+STOPS = (END, MARCO_O1.end_of_thought)
 WORDS = {i: f"w{i}" for i in range(100)}
 
 
@@ -94,16 +95,16 @@ def completed(found: Any) -> Completion:
     "found",
     [
         lists(["4", "\n", "</", "Output", ">\n"], "4\n"),
-        lists(["4", "\n", "</", "Output", ">\n"], "4\n", stop_reason=END_OF_OUTPUT),
-        lists(["4", "\n", "</", "Output", ">"], f"4\n{END_OF_OUTPUT}"),
-        lists(["4", "\n", "</", "Output", ">", "more"], f"4\n{END_OF_OUTPUT}more", "length"),
-        details(["4", "\n", "</", "Output", ">"], f"4\n{END_OF_OUTPUT}"),
+        lists(["4", "\n", "</", "Output", ">\n"], "4\n", stop_reason=END),
+        lists(["4", "\n", "</", "Output", ">"], f"4\n{END}"),
+        lists(["4", "\n", "</", "Output", ">", "more"], f"4\n{END}more", "length"),
+        details(["4", "\n", "</", "Output", ">"], f"4\n{END}"),
     ],
     ids=["cut off", "cut off and named", "kept", "went on", "TGI"],
 )
 def test_a_stop_text_is_found_whether_it_is_sent_or_not(found: Any) -> None:
     got = completed(found)
-    assert (got.text, got.stop, got.stopped) == ("4\n", END_OF_OUTPUT, True)
+    assert (got.text, got.stop, got.stopped) == ("4\n", END, True)
     assert [t.text for t in got.tokens][:4] == ["4", "\n", "</", "Output"]
     assert len(got.tokens) == 5
 
@@ -168,12 +169,12 @@ def test_tokens_of_a_stop_text_that_are_left_out_can_be_put_back() -> None:
     """llama.cpp leaves out as many as the stop text has by itself; here one too many."""
     cut = answer(content([b"so", b"\n"], "so\n4", left_out=3))
     assert cut.cut
-    rest = answer(content([b"4</", b"Output>", b""], f"4{END_OF_OUTPUT}"))
-    whole = cut.whole_tokens().closed(rest, END_OF_OUTPUT).as_sglang(STOPS)
+    rest = answer(content([b"4</", b"Output>", b""], f"4{END}"))
+    whole = cut.whole_tokens().closed(rest, END).as_sglang(STOPS)
     got = read_completion(whole["text"], whole["meta_info"], stops=STOPS)
     assert [t.text for t in got.tokens] == ["so", "\n", "4</", "Output>"]
     assert (got.text, got.stop, got.prompt_tokens, got.cached_tokens) == (
-        "so\n4", END_OF_OUTPUT, 7, 5,
+        "so\n4", END, 7, 5,
     )  # fmt: skip
 
 
@@ -212,7 +213,7 @@ odd = st.recursive(
     st.none()
     | st.booleans()
     | st.sampled_from([10**400, -(2**31), 2**31, -1, 0, 7, float("nan"), float("inf"), -0.5])
-    | st.sampled_from(["", "\x00", "\ud800", "�", "stop", "length", "token_id:7", END_OF_OUTPUT]),
+    | st.sampled_from(["", "\x00", "\ud800", "�", "stop", "length", "token_id:7", END]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["id", "token", "bytes", "x"]), inner, max_size=3)
