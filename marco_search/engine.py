@@ -15,18 +15,17 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
 
-from marco_search import scorers
 from marco_search import settings as settings_module
 from marco_search.errors import ModelRefused, PromptTooLong, RuntimeUnavailable, SearchError
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
 from marco_search.kinds import ReasoningJob, kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
+from marco_search.scorers import Outcome, Output, Scorer, open_scorer
 from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import ReflectionPolicy, SearchConfig, configure
 from marco_search.search.mcts import Search
-from marco_search.search.rewards import EXTERNAL
 from marco_search.search.tree import Round, Tree
 
 
@@ -117,11 +116,13 @@ def run_search(
 
     `on_round` is called after each kept round. Raises RuntimeUnavailable when every branch
     of a round failed (the round is not kept), ModelRefused when the model is not the
-    plan's, and what the runtime and the journal raise.
+    plan's, InvalidSettings when what scores its rollouts is not set up here,
+    and what the runtime and the journal raise.
     """
     require_model(plan, runtime)
     tree, seconds = journal.load()
     search = restore_search(job, plan, tree)
+    scorer = open_scorer(plan.config, tree.rollouts)
     began = time.monotonic() - seconds
     while True:
         reason = journal.should_stop()
@@ -138,8 +139,8 @@ def run_search(
                 search.stop(reason)
                 continue
             _refuse_if_all_failed(branches)
-        if plan.config.value in EXTERNAL:
-            branches = scorers.scored(plan.config.value, expansions, branches)
+        if scorer is not None:
+            branches = _scored(scorer, job, plan, expansions, branches)
         done = search.tell(branches)
         if done is None:
             raise SearchError("the runtime left requests of the round unanswered")
@@ -170,6 +171,39 @@ def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:
     failed = all(b.finish is Finish.FAILED for b in branches)
     if failed and not all(without_room(b.error) for b in branches):
         raise RuntimeUnavailable(f"all {len(branches)} branches failed: {branches[0].error}")
+
+
+def _scored(
+    scorer: Scorer,
+    job: Job,
+    plan: SearchPlan,
+    expansions: Sequence[Expansion],
+    branches: Sequence[Branch],
+) -> Sequence[Branch]:
+    """The branches, those with an answer with their scores or why they have none."""
+    kind, turn, outputs = kind_of(job), plan.config.turn, dict[int, Output]()
+    before = {r.branch_id: e.prefix[len(plan.prompt) :] for e in expansions for r in e.branches}
+    for b in branches:
+        text = turn.opening + before[b.branch_id] + b.continuation(turn)
+        answer = kind.answer(text, turn) if b.finish is Finish.STOP else None
+        if answer is not None:
+            outputs[b.branch_id] = Output(
+                kind=job.kind,
+                question=kind.user_turn(job),
+                metadata=job.metadata,
+                key=answer.key,
+                answer=answer.display,
+                output=kind.output(text, turn) or answer.display,
+                thought=kind.thought(text, turn),
+            )
+    found = dict(zip(outputs, scorer(list(outputs.values())), strict=True))
+    return [_with(b, found.get(b.branch_id)) for b in branches]
+
+
+def _with(branch: Branch, outcome: Outcome | None) -> Branch:
+    if isinstance(outcome, str):
+        return replace(branch, error=outcome)
+    return replace(branch, scores=outcome)
 
 
 def restore_search(job: Job, plan: SearchPlan, tree: Tree) -> Search:
@@ -224,6 +258,7 @@ def job_result(
         vote=finished.plan.config.choice,
         sharpness=finished.plan.config.sharpness,
         rollouts=len(tree.rollouts),
+        unscored=sum(r.answer is not None and r.error is not None for r in tree.rollouts),
         nodes=len(tree.nodes) - 1,
         generated_tokens=search.tokens,
         prompt_tokens=sum(r.prompt_tokens for r in tree.rollouts),

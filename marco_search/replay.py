@@ -23,7 +23,13 @@ from marco_search.search.mcts import Search
 from marco_search.search.rewards import EXTERNAL
 from marco_search.search.tree import Node, Rollout, Round, Tree
 
-_REPEATABLE = (StopReason.ROLLOUTS, StopReason.TOKENS, StopReason.DECIDED, StopReason.LEAD)
+_REPEATABLE = (
+    StopReason.ROLLOUTS,
+    StopReason.TOKENS,
+    StopReason.DECIDED,
+    StopReason.LEAD,
+    StopReason.VERIFIED,
+)
 """Reasons to stop that follow from the tree; time and people are not replayed."""
 
 
@@ -149,8 +155,11 @@ def _generate(search: Search, stored: Round, runtime: Runtime, found: Replayed) 
     ]
     wanted = [e for e in wanted if e.branches]
     generated = runtime.branch(wanted) if wanted else []
-    if search.config.value in EXTERNAL:
-        generated = [replace(b, reward=by_id[b.branch_id].value) for b in generated]
+    if search.config.reward in EXTERNAL:
+        generated = [
+            replace(b, scores=by_id[b.branch_id].scores, error=b.error or by_id[b.branch_id].error)
+            for b in generated
+        ]
     return search.tell([*failed.values(), *generated])
 
 

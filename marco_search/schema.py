@@ -251,7 +251,13 @@ ROLLOUTS = _record(
     _rollout("reflect", "text", "Where the reflection phrase went: no, first or at_end"),
     _rollout("finish", "text", "stop (complete), length (cut off) or failed"),
     _rollout("answer", "text?", "Key of the answer it reached; null: none", content=True),
-    _rollout("error", "text?", "Why it failed", content=True),
+    _rollout("error", "text?", "Why it failed, or why it has no scores", content=True),
+    _rollout(
+        "scores",
+        "float8[]?",
+        "What a reward model said of each step, or the verifier of its answer; null: neither",
+        since=3,
+    ),
 )
 """One branch each, from the node it was forked from to where it ended."""
 

@@ -10,7 +10,7 @@ import os
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasGenerator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -27,6 +27,7 @@ Seconds = Annotated[float, Field(ge=0, le=366 * 86_400.0)]
 SomeSeconds = Annotated[float, Field(gt=0, le=366 * 86_400.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
+Command = Annotated[list[str], Field(min_length=1)]
 
 
 def _stripped(value: object) -> object:
@@ -89,11 +90,33 @@ class Settings(BaseSettings):
     runtime_revision: str | None = Field(
         None, description="The weight_version they must serve; unset: any"
     )
-    reward_url: str | None = Field(
+
+    # Scores from outside (docs/rewards.md)
+    reward_url: Address = Field(
         None,
-        pattern="^https?://",
-        description="Where the reward 'service' is computed (marco_search.scorers)",
+        description="Address of a reward model for the rewards prm-*, such as SGLang's "
+        "http://host:30001/classify",
     )
+    reward_api_key: SecretStr | None = Field(None, description="Its API key")
+    reward_timeout_s: SomeSeconds = Field(
+        20.0, description="For the scores of a round, with all retries"
+    )
+    reward_template: str = Field(
+        "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{steps}",
+        pattern=r"\{steps\}",
+        description="What the reward model reads",
+    )
+    reward_separator: str = Field("\n", description="After each step in {steps}")
+    reward_scale: Literal["probability", "logit"] = Field(
+        "probability", description="What its scores are; logits go through the sigmoid"
+    )
+    verifiers: dict[Name, Annotated[str, Field(pattern="^https?://")] | Command] = Field(
+        {},
+        description="Verifiers that jobs may name, as JSON: name to a command (a list of words) "
+        "or to an address",
+    )
+    verifier_api_key: SecretStr | None = Field(None, description="API key of those addresses")
+    verifier_timeout_s: SomeSeconds = Field(10.0, description="For a verifier to say its word")
 
     # Queue and worker
     tenant: Name = Field("default", description="Whose jobs are submitted and seen")

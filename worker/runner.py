@@ -120,7 +120,7 @@ class Runner:
             leases.begin(conn, claim.lease, self._worker, runtime.info, None)
             self._fail(conn, claim, error, claim.seconds)
             return None
-        leases.begin(conn, claim.lease, self._worker, runtime.info, plan.to_json())
+        leases.begin(conn, claim.lease, self._worker, runtime.info, claim.plan or plan.to_json())
         return job, plan
 
     def _fail(self, conn: Conn, claim: Claim, error: Exception, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """The chain: one link for each end of a job, each with the hash of the one before.
 
-    head = H("marco-chain 2" || 0x00 || previous || seq || kind || 0x00 || job || root || at)
+    head = H("marco-chain 3" || 0x00 || previous || seq || kind || 0x00 || job || root || at)
 
 The number is the link's format (marco_search.audit.formats); in format 1 no zero byte follows
 it. seq is 8 bytes, job 16 (zeros: none), at 8 (microseconds since 2000-01-01 UTC), all
@@ -27,7 +27,9 @@ JOB: Final = "job"
 ARCHIVE: Final = "archive"
 LinkKind = Literal["first", "job", "archive"]
 NO_HEAD = b"\x00" * 32
-_PREFIXES = {1: b"marco-chain 1", 2: b"marco-chain 2\x00"}
+_PREFIXES = {
+    1: b"marco-chain 1", 2: b"marco-chain 2\x00", 3: b"marco-chain 3\x00",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 A link's number says by which rules it and its proof were made, and by which they are checked.
 A format never changes: another rule (a hashed column, the default of an option, a rule of
 ranking) is a new format. Format 2 differs from 1 in that nothing is logged after a job's end,
-except that it was archived.
+except that it was archived; format 3 has scores from outside with each rollout, and new options.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def kinds_of(number: int) -> dict[str, Kind]:
 FORMATS = {
     1: Format(kinds_of(1), ("published",)),  # a scheduler noted it a moment late
     2: Format(kinds_of(2)),
+    3: Format(kinds_of(3), payload=payload.DEFAULTS_3),
 }
 NEWEST = max(FORMATS)
 """What is written now."""

@@ -22,10 +22,13 @@ from marco_search.evaluation.traces import read, traced
 from marco_search.replay import Replayed
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
-from marco_search.search.rewards import REWARDS
+from marco_search.search.rewards import EXTERNAL, REWARDS
 from marco_search.search.tree import Tree
 from marco_search.store.reads import job_record
 from marco_search.store.reads.job_record import StoredSearch
+
+_COMPUTED = [name for name in REWARDS if name not in EXTERNAL]
+"""Rewards that any tree has."""
 
 
 @command()
@@ -64,7 +67,7 @@ def replay(
     if path.is_file():
         if data_set is None:
             raise click.UsageError("a file of traces needs --set SET, which has the labels")
-        ways = product(rewards or REWARDS, votes or ("weighted",), powers or (1.0,))
+        ways = product(rewards or _COMPUTED, votes or ("weighted",), powers or (1.0,))
         _rescore_file(path, Grader(load(data_set, language=language)), ways)
         return
     if data_set is not None or language:
@@ -76,7 +79,7 @@ def replay(
         if rewards or votes or powers:
             usual = stored.plan.config
             ways = product(
-                rewards or REWARDS, votes or (usual.choice.value,), powers or (usual.sharpness,)
+                rewards or _COMPUTED, votes or (usual.choice.value,), powers or (usual.sharpness,)
             )
             _rescore_job(stored, ways)
             return

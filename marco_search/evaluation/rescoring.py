@@ -119,7 +119,7 @@ def _ranked(
 def score(trace: Trace, rollout: TracedRollout, reward: str) -> float:
     """A rollout's reward. Without token scores only a few are known."""
     if not trace.scores:
-        if reward == "path":
+        if reward == "confidence":
             return rollout.path_confidence
         if reward == "rollout":
             return rollout.confidence
@@ -131,6 +131,7 @@ def score(trace: Trace, rollout: TracedRollout, reward: str) -> float:
             start=rollout.path.index(rollout.start),
             answer=rollout.answer,
             others=[other.answer for other in trace.rollouts if other is not rollout],
+            scores=rollout.scores,
         )
     )
 

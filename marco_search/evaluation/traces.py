@@ -41,6 +41,7 @@ class TracedRollout:
     confidence: float  #: mean c_i over the rollout's own tokens
     path_confidence: float  #: mean c_i over its path
     failed: bool = False  #: the runtime gave no text
+    scores: tuple[float, ...] = ()  #: from outside: see `rewards.EXTERNAL`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ def traced(
             path_confidence=round(r.path_confidence, DIGITS),
             # A path that fills the model's context ends there for good.
             failed=r.finish is Finish.FAILED and not without_room(r.error),
+            scores=r.scores or (),
         )
         for r in tree.rollouts
     )

@@ -13,7 +13,14 @@ from enum import StrEnum
 from math import isfinite
 from typing import Annotated, ClassVar, Literal, TypedDict
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from marco_search.jobs.validation import Described, Input, at_most, flaw, nearest, one_of, shown
 from marco_search.search.config import STRATEGIES
@@ -83,11 +90,32 @@ class SearchOptions(Input):
     selection: Literal["uct", "puct"] | None = Field(
         default=None, description="Formula that chooses the next node: uct or puct"
     )
-    value: Annotated[str, one_of(known_rewards)] | None = Field(
+    reward: Annotated[str, one_of(known_rewards)] | None = Field(
         default=None,
-        description="Reward of a rollout. path: confidence over its whole path, rollout: over its "
-        "own tokens; others in docs/search.md",
+        description="What a rollout's vote weighs and its path backs up: confidence (the default) "
+        f"or another of {', '.join(known_rewards()[1:])} (docs/rewards.md)",
     )
+    verifier: Annotated[str, at_most(64)] | None = Field(
+        default=None,
+        description="Name of a verifier of the worker's (MARCO_VERIFIERS): it accepts or rejects "
+        "answers, or rates them",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_as_before(cls, data: object) -> object:
+        # Jobs that version 0.1.0 stored: "path" is the default.
+        if not isinstance(data, dict) or "value" not in data:
+            return data
+        kept = {name: value for name, value in data.items() if name != "value"}
+        return kept | ({"reward": data["value"]} if data["value"] not in (None, "path") else {})
+
+    @field_validator("verifier")
+    @classmethod
+    def _instead_of_a_reward(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("reward") is not None:
+            raise ValueError("what it says is the reward: leave reward out")
+        return value
 
 
 class SearchOptionsDict(TypedDict, total=False):
@@ -107,7 +135,8 @@ class SearchOptionsDict(TypedDict, total=False):
     branching: int | None
     width: int | None
     selection: Literal["uct", "puct"] | None
-    value: str | None
+    reward: str | None
+    verifier: str | None
 
 
 def _moment(value: object) -> object:
@@ -300,6 +329,11 @@ class JobResult(Described):
         "not stored",
     )
     rollouts: int = Field(0, ge=0, description="Rollouts made")
+    unscored: int = Field(
+        0,
+        ge=0,
+        description="Rollouts with an answer that the reward model or the verifier failed to score",
+    )
     nodes: int = Field(0, ge=0, description="Nodes below the root")
     generated_tokens: int = Field(0, ge=0, description="Tokens generated")
     prompt_tokens: int = Field(0, ge=0, description="Tokens of all prefixes that were forked")

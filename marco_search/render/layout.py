@@ -30,6 +30,7 @@ STOP_REASONS = {
     "seconds": "time budget spent",
     "decided": "the vote was decided",
     "lead": "far enough ahead",
+    "verified": "the verifier accepted an answer",
     "cancelled": "cancelled",
     "deadline": "its deadline came",
 }

@@ -151,9 +151,9 @@ class Branch:
     finish: Finish
     prompt_tokens: int = 0  #: tokens of the prefix
     cached_tokens: int = 0  #: of those, served from the prefix cache
-    error: str | None = None  #: set if and only if finish is FAILED
-    #: Set by the caller of a search whose reward is external (`rewards.EXTERNAL`).
-    reward: float | None = None
+    error: str | None = None  #: why it failed, or why it has no `scores`
+    #: Set by the caller of a search whose reward is external (`rewards.EXTERNAL`); in [0, 1].
+    scores: tuple[float, ...] | None = None
     seconds: float = field(default=0.0, compare=False)
     #: Texts of the candidates by token id: for people, the search does not use them.
     texts: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from marco_search.search.branches import Finish
 from marco_search.search.config import SearchConfig
+from marco_search.search.rewards import VERIFIER
 from marco_search.search.tree import Rollout
 from marco_search.search.votes import Aggregation, RankedAnswer, decided, lead
 
@@ -27,6 +28,8 @@ class StopReason(StrEnum):
     DECIDED = "decided"
     #: The winner is as far ahead as the configuration asks for.
     LEAD = "lead"
+    #: The verifier accepted an answer.
+    VERIFIED = "verified"
     #: The caller stopped it.
     CANCELLED = "cancelled"
     #: The job's deadline has come.
@@ -43,6 +46,8 @@ def spent(
     ranked: Callable[[], list[RankedAnswer]],
 ) -> StopReason | None:
     """Why no further round should begin, if so; `tokens` were generated so far."""
+    if config.reward == VERIFIER and any(r.value == 1.0 for r in rollouts):
+        return StopReason.VERIFIED
     if len(rollouts) >= config.rollouts:
         return StopReason.ROLLOUTS
     enough = tokens + min(MIN_BRANCH_TOKENS, config.max_new_tokens)
@@ -50,7 +55,8 @@ def spent(
         return StopReason.TOKENS
     if config.max_seconds is not None and elapsed_s >= config.max_seconds:
         return StopReason.SECONDS
-    if config.early_stop and config.choice is not Aggregation.BEST:
+    # However far one is ahead, another may be accepted yet.
+    if config.early_stop and config.reward != VERIFIER and config.choice is not Aggregation.BEST:
         answers = ranked()
         if decided(answers, config.rollouts - len(rollouts)):
             return StopReason.DECIDED

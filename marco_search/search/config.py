@@ -23,7 +23,7 @@ from typing import Any
 from marco_search.errors import SearchError
 from marco_search.search.actions import ACTIONS, Action, ActionKind
 from marco_search.search.branches import MARCO_O1, TurnFormat
-from marco_search.search.rewards import known_rewards
+from marco_search.search.rewards import REWARDS, VERIFIER, reward_of
 from marco_search.search.votes import Aggregation
 
 
@@ -83,7 +83,8 @@ class SearchConfig:
     answer_width: int = 1  #: samples drawn where a thought ends
     reuse: bool = True  #: false: of a rollout only the first node is sampled again
     parallel: int = 8  #: most branches in flight
-    value: str = "path"  #: the reward that is backed up, a name in `rewards.known_rewards`
+    reward: str = "confidence"  #: what is backed up, a name in `rewards.REWARDS`
+    verifier: str | None = None  #: its name, for the reward "verifier"
     backup: Backup = Backup.MEAN  #: what a node's quality is
     choice: Aggregation = Aggregation.WEIGHTED  #: how the answer is chosen
     sharpness: float = 1.0  #: a weighted vote weighs a rollout's value to this power
@@ -115,10 +116,14 @@ class SearchConfig:
                 raise SearchError(f"{name} is out of range: {getattr(self, name)}")
         for what, name, known in (
             ("action", self.action, list(ACTIONS)),
-            ("reward", self.value, known_rewards()),
+            ("reward", self.reward, list(REWARDS)),
         ):
             if name not in known:
                 raise SearchError(f"unknown {what} {name!r}; use one of {', '.join(known)}")
+        if (self.reward == VERIFIER) != (self.verifier is not None):
+            raise SearchError(
+                "a verifier's name goes with the reward 'verifier', and with no other"
+            )
 
     @property
     def action_kind(self) -> ActionKind:
@@ -132,11 +137,12 @@ class SearchConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
         """The configuration written by `to_json`: names of choices stand for them."""
+        known = {k: v for k, v in data.items() if k != "value"} | {"reward": reward_of(data)}
         made: dict[str, Any] = {k: kind(data[k]) for k, kind in _CHOICES.items() if k in data}
         if isinstance(turn := data.get("turn"), dict):
             texts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in turn.items()}
             made["turn"] = TurnFormat(**texts)
-        return cls(**data | made)
+        return cls(**known | made)
 
 
 _CHOICES: dict[str, type[StrEnum]] = {
@@ -197,11 +203,14 @@ def configure(strategy: str, **overrides: Any) -> SearchConfig:
     given = {k: v for k, v in overrides.items() if v is not None}
     if strategy == "cot":
         given.pop("rollouts", None)
+    if "verifier" in given:
+        given["reward"] = VERIFIER
     config = SearchConfig.from_json({"strategy": strategy} | STRATEGIES[strategy] | given)
     # Nothing is decided between the rounds: how many there are changes no answer.
     independent = (
         not config.action_kind.branches_inside
         and config.reflection is ReflectionPolicy.NEVER
+        and config.verifier is None
         and (not config.early_stop or config.choice is Aggregation.BEST)
         and config.max_tokens is None
         and config.max_seconds is None

@@ -33,10 +33,11 @@ from marco_search.search.rewards import (
     confidences,
     mean,
     token_scores,
+    voters,
 )
 from marco_search.search.selection import Frontier
 from marco_search.search.tree import ROOT, Node, Rollout, Round, Tree
-from marco_search.search.votes import Candidate, RankedAnswer, rank
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 
 Merge = Callable[[Sequence[tuple[str, float]]], list[str]]
 """For each (answer key, value) the key it counts under once near-duplicates are one."""
@@ -152,6 +153,8 @@ class Search:
                 raise SearchError(f"branch {i} was never asked for")
             if branch.generated_tokens > self._asked[i][1].max_new_tokens:
                 raise SearchError(f"branch {i} generated more tokens than it was given")
+            if not all(0.0 <= score <= 1.0 for score in branch.scores or ()):
+                raise SearchError(f"branch {i} has scores outside [0, 1]")
             self._arrived.setdefault(i, branch)
         if not self._asked or len(self._arrived) < len(self._asked):
             return None
@@ -186,17 +189,14 @@ class Search:
         leaf = path[-1]
         answer = self._answer_of(tree.text(leaf)) if branch.finish is Finish.STOP else None
         confidence, path_confidence = mean(own), tree.path_confidence(leaf)
-        value, reward = 0.0, self.config.value
+        value, reward = 0.0, self.config.reward
         if answer is None:
             pass
         elif reward in CONFIDENCE:
             value = confidence if reward == "rollout" else path_confidence
-        elif reward in REWARDS:
-            value = REWARDS[reward](scored_rollout(tree, path, path.index(start_id), answer))
-        elif branch.reward is not None and 0.0 <= branch.reward <= 1.0:
-            value = branch.reward
         else:
-            raise SearchError(f"branch {branch.branch_id}: {reward} is {branch.reward}")
+            start = path.index(start_id)
+            value = REWARDS[reward](scored_rollout(tree, path, start, answer, branch.scores or ()))
         return Rollout(
             rollout_id=branch.branch_id,
             round=self.round,
@@ -214,6 +214,7 @@ class Search:
             cached_tokens=branch.cached_tokens,
             seconds=branch.seconds,
             error=branch.error,
+            scores=branch.scores,
         )
 
     def abandon(self) -> None:
@@ -231,11 +232,11 @@ class Search:
     def ranked(self) -> list[RankedAnswer]:
         """The distinct answers so far, best first."""
         # Votes weigh the path's confidence also where only the rollout's own is backed up.
-        confidence = self.config.value in CONFIDENCE
+        confidence = self.config.reward in CONFIDENCE
+        voting, rewarded = voters(self.tree.rollouts, self.config.reward)
         found = [
-            (r.answer, r.path_confidence if confidence else r.value, r.rollout_id)
-            for r in self.tree.rollouts
-            if r.answer is not None
+            (str(r.answer), r.path_confidence if confidence else r.value, r.rollout_id)
+            for r in voting
         ]
         keys = [key for key, _, _ in found]
         if self._merge:
@@ -244,7 +245,8 @@ class Search:
             Candidate(key, value, rollout_id)
             for key, (_, value, rollout_id) in zip(keys, found, strict=True)
         ]
-        return rank(candidates, self.config.choice, sharpness=self.config.sharpness)
+        choice = self.config.choice if rewarded else Aggregation.VOTE
+        return rank(candidates, choice, sharpness=self.config.sharpness)
 
 
 def branch_seed(seed: int, branch_id: int) -> int:
@@ -254,7 +256,11 @@ def branch_seed(seed: int, branch_id: int) -> int:
 
 
 def scored_rollout(
-    tree: Tree, path: Sequence[int], start: int, answer: str | None
+    tree: Tree,
+    path: Sequence[int],
+    start: int,
+    answer: str | None,
+    scores: Sequence[float] = (),
 ) -> ScoredRollout:
     """The next rollout of `tree`, along `path`, as a reward sees it."""
     nodes = [tree.nodes[i] for i in path]
@@ -263,6 +269,7 @@ def scored_rollout(
         start=start,
         answer=answer,
         others=[r.answer for r in tree.rollouts],
+        scores=scores,
     )
 
 

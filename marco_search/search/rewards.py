@@ -11,34 +11,39 @@ only way out of [0, 1] is rounding in the log-probabilities, and that is clamped
 
 | name | formula |
 |---|---|
-| path | mean c_i over the path (Marco-o1, section 4, over the whole path) |
+| confidence | mean c_i over the path since its last reflection: the default |
+| path | mean c_i over the whole path (Marco-o1, section 4) |
 | rollout | mean c_i over the rollout's own tokens (the paper's text) |
 | minimum | least c_i of the path |
 | product | product of c_i: the chance of the path among the best candidates |
 | geometric | the product's n-th root |
-| since | mean c_i since the last reflection on the path |
 | tail | mean c_i over the last TAIL tokens (DeepConf, arXiv 2508.15260, section 3.1) |
 | group | lowest mean token confidence C over any WINDOW tokens (DeepConf), as C / (1 + C) |
 | certainty | mean C over the path: self-certainty (arXiv 2502.18581) from the top k only |
 | step | least mean c_i of a node on the path |
 | agreement | share of the other rollouts with the same answer |
+| prm-min, prm-mean, prm-last, prm-product | of the step scores of a process reward model |
+| verifier | what the caller's verifier said of the answer: 1 accepted, 0 rejected |
 
 Token confidence C_i = -(1/k) sum_j log P_i(j) over the k best candidates.
 
 A search, the verification of a stored one and scoring again all compute a reward here, by its
-name; a name's formula therefore never changes. None needs a token to be generated again. A
-reward that calls a service is named in `EXTERNAL`: the caller of the search scores the
-branches (`Branch.reward`), so that the search itself does no I/O.
+name; a name's formula therefore never changes. None needs a token to be generated again. Those in
+`EXTERNAL` are formulas over scores that a service gave (`Branch.scores`): the caller of the search
+asks for them (marco_search.scorers), so that the search itself does no I/O, and they are stored
+with the rollout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import exp, log
+from math import exp, log, prod
+from typing import Any
 
 from marco_search.search.branches import Token
+from marco_search.search.tree import Rollout
 
 TAIL = 32  # tokens
 WINDOW = 16  # tokens; DeepConf's 1024 to 2048 is longer than whole answers of a small model
@@ -95,6 +100,7 @@ class ScoredRollout:
     answer: str | None  #: its key
     #: Answers of the rollouts to compare with: in a search those before it, afterwards all others.
     others: Sequence[str | None] = ()
+    scores: Sequence[float] = ()  #: what a service said, for EXTERNAL rewards; in [0, 1]
 
     @property
     def c(self) -> list[float]:
@@ -110,7 +116,7 @@ class ScoredRollout:
 Reward = Callable[[ScoredRollout], float]
 
 
-def _since(rollout: ScoredRollout) -> float:
+def _confidence(rollout: ScoredRollout) -> float:
     # Only a reflection, put in by the search, is a node without tokens below the root.
     forced = [i for i, scores in enumerate(rollout.path) if i and not scores.c]
     after = rollout.path[forced[-1] if forced else 0 :]
@@ -138,28 +144,58 @@ def _squeeze(value: float) -> float:
 
 
 REWARDS: dict[str, Reward] = {
+    "confidence": _confidence,
     "path": lambda r: mean(r.c),
     "rollout": lambda r: mean([c for scores in r.path[r.start + 1 :] for c in scores.c]),
     "minimum": lambda r: min(r.c, default=0.0),
     "product": lambda r: exp(_log_product(r)),
     "geometric": lambda r: exp(_log_product(r) / len(r.c)) if r.c else 0.0,
-    "since": _since,
     "tail": lambda r: mean(r.c[-TAIL:]),
     "group": _group,
     "certainty": lambda r: _squeeze(mean(r.token_confidences)),
     "step": lambda r: min((mean(s.c) for s in r.path if s.c), default=0.0),
     "agreement": lambda r: mean([float(answer == r.answer) for answer in r.others]),
+    "prm-min": lambda r: min(r.scores, default=0.0),
+    "prm-mean": lambda r: mean(r.scores),
+    "prm-last": lambda r: r.scores[-1] if r.scores else 0.0,
+    "prm-product": lambda r: prod(r.scores) if r.scores else 0.0,
+    "verifier": lambda r: r.scores[0] if r.scores else 0.0,
 }
 """Name to reward."""
 
-EXTERNAL: set[str] = {"service"}
-"""Names of rewards whose values come with the branches."""
+VERIFIER = "verifier"
+EXTERNAL = {"prm-min", "prm-mean", "prm-last", "prm-product", VERIFIER}
+"""Names of rewards over scores from outside; without scores they are 0."""
 
-CONFIDENCE = ("path", "rollout")
-"""Values of `SearchConfig.value` that a search keeps account of itself: the confidence since the
-path's last reflection (the reward "since"), and that of the rollout's own tokens."""
+CONFIDENCE = ("confidence", "rollout")
+"""Rewards that a search keeps account of itself. Votes weigh "confidence" under both."""
 
 
 def known_rewards() -> list[str]:
-    """What `SearchConfig.value` may be."""
-    return [*CONFIDENCE, *(name for name in REWARDS if name not in CONFIDENCE), *sorted(EXTERNAL)]
+    """What a job may name as its reward, the default first; a verifier has a name of its own."""
+    return [name for name in REWARDS if name != VERIFIER]
+
+
+def reward_of(config: Mapping[str, Any]) -> str:
+    """The name of the reward in a stored configuration, whichever version wrote it.
+
+    Version 0.1.0 called the field "value", and what is "confidence" now "path".
+    """
+    name = str(config.get("reward") or config.get("value", "path"))
+    return "confidence" if name == "path" and "reward" not in config else name
+
+
+def voters(rollouts: Sequence[Rollout], reward: str) -> tuple[list[Rollout], bool]:
+    """The rollouts whose answers are voted on, and whether their values are the weights.
+
+    Of an external reward those that have one; where none has, since the service failed, all count
+    alike. What the verifier rejected has no vote, and what it accepted wins.
+    """
+    answered = [r for r in rollouts if r.answer is not None]
+    if reward not in EXTERNAL:
+        return answered, True
+    scored = [r for r in answered if r.scores is not None]
+    if reward == VERIFIER:
+        accepted = [r for r in scored if r.value == 1.0]
+        scored = accepted or [r for r in scored if r.value > 0.0]
+    return (scored, True) if scored else ([r for r in answered if r.scores is None], False)

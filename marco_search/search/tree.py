@@ -50,7 +50,8 @@ class Rollout:
     prompt_tokens: int
     cached_tokens: int
     seconds: float
-    error: str | None = None
+    error: str | None = None  #: why it failed, or why it has no scores
+    scores: tuple[float, ...] | None = None  #: what an external reward was computed from
 
     @property
     def leaf_id(self) -> int:

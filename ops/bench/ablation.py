@@ -33,7 +33,7 @@ from marco_search.evaluation.statistics import accuracy, paired, rounded
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
-from marco_search.search.rewards import REWARDS
+from marco_search.search.rewards import EXTERNAL, REWARDS
 from ops.pocket.problems import Language
 from ops.pocket.problems import Problem as WordProblem
 from ops.pocket.samples import held_out_problems
@@ -89,10 +89,10 @@ def _label(study: Mapping[str, Any], at: float) -> str:
 
 def rescored(traces: Sequence[Trace], grader: Grader) -> Iterator[dict[str, Any]]:
     """The same rollouts under every reward, and under other votes by the path's confidence."""
-    ways = [(reward, "weighted", 128.0) for reward in REWARDS]
+    ways = [(reward, "weighted", 128.0) for reward in REWARDS if reward not in EXTERNAL]
     votes = [("vote", 1.0), ("best", 1.0), ("borda", 1.0), ("tree", 1.0), ("tree", 128.0)]
     votes += [("weighted", power) for power in (1.0, 8.0, 32.0, 64.0, 192.0)]
-    for reward, vote, power in ways + [("since", *how) for how in votes]:
+    for reward, vote, power in ways + [("confidence", *how) for how in votes]:
         yield rescore(traces, grader, reward=reward, vote=vote, sharpness=power).to_json()
 
 

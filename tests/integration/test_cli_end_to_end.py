@@ -337,8 +337,8 @@ def test_a_replay_on_another_kind_of_processor_says_so(
 def test_a_stored_job_is_scored_under_other_rewards(marco: Here) -> None:
     job = marco.json("status")["jobs"][0]["job_id"]
     answer = marco.json("show", job)["result"]["answers"][0]
-    own, *others = marco.json("replay", job, "--reward", "since", "--reward", "tail")
-    assert own["answer"] and (own["reward"], len(others)) == ("since", 1)
+    own, *others = marco.json("replay", job, "--reward", "confidence", "--reward", "tail")
+    assert own["answer"] and (own["reward"], len(others)) == ("confidence", 1)
     assert own["share"] == pytest.approx(answer["share"], abs=1e-3)
     code, _, err = marco("replay", job, "--reward", "nonsense")
     assert (code, "use a reward of" in err) == (2, True)

@@ -15,7 +15,7 @@ from marco_search import migrations
 from marco_search.store.db import SCHEMA_REVISION
 
 NEXT = f"{int(SCHEMA_REVISION) + 1:04}"
-COLUMN = '    _node("surprise", "float8", "How unexpected it was", since=3),\n'
+COLUMN = '    _node("surprise", "float8", "How unexpected it was", since=4),\n'
 FIELD = "    surprise: float = 0.0\n"
 MIGRATION = f'''"""Nodes say how unexpected they were."""
 
@@ -56,8 +56,8 @@ assert packing.node(**{
     "token_ids": [], "token_texts": [], "logprobs": [], "confidences": [], "top_ids": [],
     "top_logprobs": [], "terminal": False, "surprise": 0.25,
 }) == node
-assert "surprise" in kinds_of(3)["node"].columns
-assert "surprise" not in kinds_of(2)["node"].columns
+assert "surprise" in kinds_of(4)["node"].columns
+assert "surprise" not in kinds_of(3)["node"].columns
 assert "surprise" in TABLES["nodes"].columns(text=False)
 migrations.upgrade(sys.argv[1])
 with psycopg.connect(sys.argv[1]) as conn:

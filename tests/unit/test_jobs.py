@@ -104,7 +104,7 @@ def test_jobs_are_frozen() -> None:
         ({"options": {"answers": 0}}, "options.answers", "at least 1"),
         ({"options": {"reflection": "maybe"}}, "options.reflection", "never, branch, always"),
         ({"options": {"selection": "uctt"}}, "options.selection", "did you mean 'uct'"),
-        ({"options": {"value": "leaf"}}, "options.value", "path, rollout"),
+        ({"options": {"reward": "leaf"}}, "options.reward", "path, rollout"),
         ({"options": {"early_stop": "yes"}}, "options.early_stop", "true or false"),
         ({"options": {"rollout": 3}}, "options.rollout", "did you mean 'rollouts'"),
         ({"options": 3}, "options", "an object of names and values, not 3"),

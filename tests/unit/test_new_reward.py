@@ -1,10 +1,8 @@
 """The worked examples of CONTRIBUTING.md: new rewards.
 
-A pure one, in one file: a function of ScoredRollout, and its entry in REWARDS
-(marco_search/search/rewards.py). Search, replay and scoring again know it by its name.
-
-One that calls a service, in two: its name in EXTERNAL (marco_search/search/rewards.py), and the
-call in SCORERS (marco_search/scorers.py).
+Each in one file: a function of ScoredRollout, and its entry in REWARDS
+(marco_search/search/rewards.py). Search, verification, replay and scoring again know it by its
+name. One over the scores of a reward model also has its name in EXTERNAL.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ from marco_search.evaluation.traces import traced
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.replay import replay
-from marco_search.scorers import SCORERS
+from marco_search.scorers import Outcome, Output
 from marco_search.search.mcts import scored_rollout
-from marco_search.search.rewards import EXTERNAL, REWARDS, ScoredRollout, known_rewards
+from marco_search.search.rewards import CONFIDENCE, EXTERNAL, REWARDS, ScoredRollout
 from tests.toy import ToyRuntime
 
 
@@ -31,13 +29,8 @@ def last(rollout: ScoredRollout) -> float:
     return rollout.c[-1]
 
 
-def longest(texts: Sequence[str]) -> Sequence[float]:
-    """A scorer as a caller may have one: the longer the text, the better."""
-    return [len(text) / 10_000 for text in texts]
-
-
 def search(reward: str) -> tuple[ReasoningJob, FinishedSearch]:
-    options = SearchOptions(strategy="step", rollouts=12, value=reward, early_stop=False)
+    options = SearchOptions(strategy="step", rollouts=12, reward=reward, early_stop=False)
     job = ReasoningJob(question="1 + 1?", options=options)
     runtime = ToyRuntime()
     return job, run_search(job, make_plan(job, runtime), runtime, Journal())
@@ -51,7 +44,7 @@ def same_when_replayed(job: ReasoningJob, finished: FinishedSearch) -> bool:
 def test_a_pure_reward_serves_search_replay_and_scoring_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(InvalidJob, match="value: unknown value 'last'; use one of: path, rollout"):
+    with pytest.raises(InvalidJob, match="reward: unknown value 'last'; use one of: confidence"):
         search("last")
     monkeypatch.setitem(REWARDS, "last", last)
     job, finished = search("last")
@@ -74,43 +67,45 @@ def test_a_pure_reward_serves_search_replay_and_scoring_again(
             assert score(trace, kept, "last") == pytest.approx(r.value, abs=1e-4)
 
 
-@pytest.mark.parametrize("reward", [name for name in REWARDS if name not in ("path", "rollout")])
+@pytest.mark.parametrize(
+    "reward", [name for name in REWARDS if name not in {*EXTERNAL, *CONFIDENCE}]
+)
 def test_every_reward_can_lead_a_search(reward: str) -> None:
     job, finished = search(reward)
     assert all(0 <= r.value <= 1 for r in finished.search.tree.rollouts)
     assert same_when_replayed(job, finished)
 
 
-def test_a_reward_that_calls_a_service_is_computed_before_the_search_sees_the_round(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls: list[Sequence[str]] = []
+def test_a_formula_over_a_reward_models_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWARDS, "prm-first", lambda rollout: next(iter(rollout.scores), 0.0))
+    EXTERNAL.add("prm-first")
+    asked: list[Output] = []
 
-    def scorer(texts: Sequence[str]) -> Sequence[float]:
-        calls.append(texts)
-        return longest(texts)
+    def model(outputs: Sequence[Output]) -> list[Outcome]:
+        asked.extend(outputs)
+        return ["away" if o.answer == "3" else (0.25 * float(o.answer), 0.0) for o in outputs]
 
-    monkeypatch.setitem(SCORERS, "longest", scorer)
-    EXTERNAL.add("longest")
+    monkeypatch.setattr("marco_search.engine.open_scorer", lambda config, earlier: model)
     try:
-        job, finished = search("longest")
-        tree, prompt = finished.search.tree, finished.plan.prompt
-        for r in tree.rollouts:
-            whole = prompt + tree.text(r.leaf_id)
-            assert r.value == (0.0 if r.answer is None else longest([whole])[0])
-        assert 1 < len(calls) <= finished.search.round, "one call a round"
-        before = len(calls)
+        job, finished = search("prm-first")
+        rollouts = [r for r in finished.search.tree.rollouts if r.answer is not None]
+        for r in rollouts:
+            lost = r.answer == "3"
+            assert r.value == (0.0 if lost else 0.25 * float(str(r.answer)))
+            assert (r.scores is None, r.error) == (lost, "away" if lost else None)
+        before = len(asked)
+        assert before == len(rollouts)
         assert same_when_replayed(job, finished)
-        assert len(calls) == before, "a replay takes the stored values"
+        assert len(asked) == before, "a replay takes the stored scores"
+        assert "3" not in {answer.key for answer in finished.search.ranked()}, "no weight"
     finally:
-        EXTERNAL.discard("longest")
+        EXTERNAL.discard("prm-first")
 
 
-def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SCORERS, "service", lambda texts: [2.0 for _ in texts])
-    with pytest.raises(SearchError, match="service is 2"):
-        search("service")
-
-
-def test_each_external_reward_has_its_scorer() -> None:
-    assert set(SCORERS) == EXTERNAL <= set(known_rewards())
+def test_scores_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "marco_search.engine.open_scorer",
+        lambda config, earlier: lambda given: [(2.0,)] * len(given),
+    )
+    with pytest.raises(SearchError, match="outside"):
+        search("prm-last")

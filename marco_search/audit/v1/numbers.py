@@ -25,16 +25,17 @@ from marco_search.audit.v1.tree import (
     check_nodes,
     check_rollouts,
     score_tokens,
+    unpack_rollout,
     unpack_tokens,
 )
-from marco_search.search.rewards import CONFIDENCE, REWARDS
+from marco_search.search.rewards import CONFIDENCE, EXTERNAL, VERIFIER, reward_of
 
 _UNREADABLE = (struct.error, ValueError, IndexError, TypeError)
 """What reading raises for a row that no version of marco-search can have written."""
 _UNPACKED: dict[str, Callable[[dict[str, Any]], None]] = {
     "attempt": lambda _: None,
     "node": unpack_tokens,
-    "rollout": lambda row: row.update(path=unpack_ints(row["path"])),
+    "rollout": unpack_rollout,
     "answer": lambda row: row.update(rollout_ids=unpack_ints(row["rollout_ids"])),
 }
 """By kind: what becomes of the arrays in a row."""
@@ -70,7 +71,7 @@ def check_numbers(
     yield from found
     if len(tree) <= len(nodes):
         return  # nothing else can be computed
-    if config.get("value") in REWARDS.keys() - CONFIDENCE:
+    if reward_of(config) not in CONFIDENCE:
         score_tokens(tree)
     yield from check_rollouts(tree, rollouts, config)
     yield from _check_visits(backed_up(rollouts), visits)
@@ -136,7 +137,7 @@ def check_answers(
     """What does not follow from the votes."""
     if not answers and job["state"] != "succeeded":
         return  # ended before anything was ranked
-    voters = [r for r in rollouts if r.answer is not None]
+    voters, config = _voters(rollouts, config)
     merged = job["kind"] in _MERGED
     keys = {r.rollout_id: str(r.answer) for r in voters}
     if merged:
@@ -165,6 +166,26 @@ def check_answers(
             yield from _compare(key, stored, wanted, highest)
 
 
+def _voters(
+    rollouts: Sequence[Any], config: Mapping[str, Any]
+) -> tuple[list[Any], Mapping[str, Any]]:
+    """The rollouts that vote, and how their votes are weighed.
+
+    Of a reward from outside those that have it; where none has, all without one count alike. What
+    the verifier rejected has no vote; if it accepted any, nothing else has.
+    """
+    answered = [r for r in rollouts if r.answer is not None]
+    name = reward_of(config)
+    if name not in EXTERNAL:
+        return answered, config
+    scored = [r for r in answered if r.scores is not None]
+    if name == VERIFIER:
+        scored = [r for r in scored if r.value == 1.0] or [r for r in scored if r.value > 0.0]
+    if scored:
+        return scored, config
+    return [r for r in answered if r.scores is None], {**config, "choice": "vote"}
+
+
 def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, str], str | None]:
     """The key that each rollout counts under, and a key that counts under two."""
     found = dict(keys)
@@ -181,7 +202,7 @@ def _rank(
     voters: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
 ) -> list[Ranked]:
     how = config["choice"]
-    own = config.get("value", "path") in CONFIDENCE
+    own = reward_of(config) in CONFIDENCE
     values = {r.rollout_id: r.path_confidence if own else r.value for r in voters}
     groups: dict[str, list[tuple[float, Any]]] = {}
     for row in voters:

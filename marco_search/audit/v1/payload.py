@@ -26,6 +26,7 @@ OPTIONS: Mapping[str, Any] = {
 }  # fmt: skip
 Defaults = tuple[Mapping[str, Any], Mapping[str, Any]]
 DEFAULTS: Defaults = (FIELDS, OPTIONS)
+DEFAULTS_3: Defaults = (FIELDS, {**OPTIONS, "reward": None, "verifier": None})
 _WHOLE_FROM = 10**16
 """From here on Python writes 1e+16, and jsonb the same number without an exponent."""
 

@@ -18,9 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marco_search.audit.canonical import ARRAY_HEAD, EMPTY_ARRAY, unpack_texts
+from marco_search.audit.canonical import ARRAY_HEAD, EMPTY_ARRAY, unpack_ints, unpack_texts
 from marco_search.audit.findings import Finding
-from marco_search.search.rewards import CONFIDENCE, REWARDS, ScoredRollout, TokenScores, mean
+from marco_search.search.rewards import (
+    CONFIDENCE,
+    REWARDS,
+    ScoredRollout,
+    TokenScores,
+    mean,
+    reward_of,
+)
 
 TOP_K = 5
 ROOT = 0
@@ -62,6 +69,15 @@ def unpack_tokens(row: dict[str, Any]) -> None:
     row["tokens"] = count
     joined = unpack_texts(row["token_texts"], count).decode() if count else row["text"]
     row["texts_agree"] = joined == row["text"]
+
+
+def unpack_rollout(row: dict[str, Any]) -> None:
+    """Read a rollout's arrays. Raises ValueError, TypeError or struct.error for others."""
+    row["path"] = unpack_ints(row["path"])
+    scores = row.get("scores")  # since format 3
+    row["scores"] = None
+    if scores is not None:
+        row["scores"] = tuple(map(float, np.frombuffer(scores[ARRAY_HEAD:], _DOUBLES)["value"]))
 
 
 def vector_confidences(
@@ -199,18 +215,17 @@ def _wrong_path(tree: Sequence[Node], row: Rollout, expected_id: int) -> Wrong |
 def _reward(
     tree: Sequence[Node], row: Rollout, config: Mapping[str, Any], rollouts: Sequence[Rollout]
 ) -> float:
-    """What the rollout should back up; one that came from a service can't be computed again."""
-    name = config.get("value", "path")
+    """What the rollout should back up. Scores from outside are taken as they are."""
+    name = reward_of(config)
     if name in CONFIDENCE:
-        return float(row.path_confidence if name == "path" else row.confidence)
-    if name not in REWARDS:
-        return min(1.0, max(0.0, float(row.value)))
+        return float(row.confidence if name == "rollout" else row.path_confidence)
     return REWARDS[name](
         ScoredRollout(
             path=[tree[i].scores for i in row.path],
             start=row.path.index(row.start_id),
             answer=row.answer,
             others=[r.answer for r in rollouts[: row.rollout_id]],
+            scores=row.scores or (),
         )
     )
 
@@ -218,6 +233,8 @@ def _reward(
 def _wrong_numbers(
     tree: Sequence[Node], row: Rollout, seed: int | None, reward: float, reached: int
 ) -> Wrong | None:
+    if not all(0.0 <= score <= 1.0 for score in row.scores or ()):
+        return "scores", "numbers from 0 to 1", str(list(row.scores))
     if seed is not None and row.seed != branch_seed(seed, row.rollout_id):
         return "seed", str(branch_seed(seed, row.rollout_id)), str(row.seed)
     leaf = tree[row.path[-1]]

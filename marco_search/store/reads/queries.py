@@ -257,6 +257,8 @@ _RESULTS = f"""
         prompt_tokens, cached_tokens, seconds, model, revision, expected, correct,
         confidence_quantile, config ->> 'choice' AS vote,
         (config ->> 'sharpness')::float8 AS sharpness,
+        (SELECT count(*) FROM audit.rollouts AS r WHERE r.job_id = jobs.job_id
+            AND r.answer IS NOT NULL AND r.error IS NOT NULL) AS unscored,
         -- A job that succeeded may have the error of an earlier attempt.
         CASE WHEN state <> 'succeeded' THEN error_type END AS error_type,
         CASE WHEN state <> 'succeeded' THEN error END AS error

@@ -163,7 +163,14 @@ def node(
     return Node(tokens=tuple(tokens), confidences=tuple(confidences), **plain)
 
 
-def rollout(*, path: list[int], reflect: str, finish: str, **plain: Any) -> Rollout:
+def rollout(
+    *, path: list[int], reflect: str, finish: str, scores: list[float] | None, **plain: Any
+) -> Rollout:
     """The rollout that a row holds (a row factory's target)."""
-    placement = ReflectionPlacement(reflect)
-    return Rollout(path=tuple(path), reflect=placement, finish=Finish(finish), **plain)
+    return Rollout(
+        path=tuple(path),
+        reflect=ReflectionPlacement(reflect),
+        finish=Finish(finish),
+        scores=None if scores is None else tuple(scores),
+        **plain,
+    )

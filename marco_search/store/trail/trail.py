@@ -55,7 +55,8 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
         copy.set_types(list(packing.ROLLOUT_COLUMNS.values()))
         for rollout in kept.rollouts:
             # psycopg knows arrays as lists.
-            known = attempt | {"path": list(rollout.path)}
+            scores = None if rollout.scores is None else list(rollout.scores)
+            known = attempt | {"path": list(rollout.path), "scores": scores}
             names = packing.ROLLOUT_COLUMNS
             copy.write_row([known[k] if k in known else getattr(rollout, k) for k in names])
     detail = Jsonb({"round": kept.number} | totals)

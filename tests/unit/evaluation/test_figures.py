@@ -150,7 +150,7 @@ def test_a_tree_vote_counts_draws_not_visits(tmp_path: Path) -> None:
     assert shares == pytest.approx({2: 1 / 2 / 4, 3: 1 / 2, 4: 1 / 2 * 3 / 4})
 
 
-def test_since_leaves_out_what_was_reconsidered(tmp_path: Path) -> None:
+def test_confidence_leaves_out_what_was_reconsidered(tmp_path: Path) -> None:
     recipe = Recipe(
         options=SearchOptions(strategy="vote", rollouts=6, reflection="always"), keep_tokens=True
     )
@@ -159,7 +159,7 @@ def test_since_leaves_out_what_was_reconsidered(tmp_path: Path) -> None:
             at = [i for i in r.path if i and not trace.scores[i].c]
             assert len(at) == 1
             after = [c for i in r.path[r.path.index(at[0]) :] for c in trace.scores[i].c]
-            assert score(trace, r, "since") == pytest.approx(sum(after) / len(after))
+            assert score(trace, r, "confidence") == pytest.approx(sum(after) / len(after))
 
 
 def test_rewards_have_their_formulas() -> None:
@@ -182,7 +182,7 @@ def test_every_reward_scores_a_real_tree(tmp_path: Path) -> None:
             assert rescore(traces, GRADER, reward=name, vote=vote).n == 2
     for trace in traces:
         for r in trace.rollouts:
-            assert score(trace, r, "since") == pytest.approx(r.path_confidence, abs=1e-4)
+            assert score(trace, r, "confidence") == pytest.approx(r.path_confidence, abs=1e-4)
             assert score(trace, r, "rollout") == pytest.approx(r.confidence, abs=1e-4)
 
 
@@ -190,7 +190,7 @@ def test_rescoring_errors(tmp_path: Path) -> None:
     bare = run(PROBLEMS, Recipe(), ToyRuntime(), tmp_path / "run.jsonl")
     with pytest.raises(InvalidDataSet, match="--trees"):
         rescore(bare, GRADER, reward="minimum")
-    with pytest.raises(InvalidDataSet, match="use a reward of path"):
+    with pytest.raises(InvalidDataSet, match="use a reward of confidence"):
         rescore(bare, GRADER, reward="nice")
 
 

@@ -21,7 +21,7 @@ from marco_search.search.config import (
     Selection,
 )
 from marco_search.search.mcts import Search
-from marco_search.search.rewards import EXTERNAL, known_rewards
+from marco_search.search.rewards import EXTERNAL, REWARDS
 from marco_search.search.tree import ROOT, Node, Rollout, Round, Tree
 from marco_search.search.votes import Aggregation
 from tests.toy import PROMPT, ToyRuntime, answer_of
@@ -48,7 +48,7 @@ configs = st.builds(
     widening=st.sampled_from([0.0, 0.3, 1.0]),
     answer_width=st.integers(1, 3),
     parallel=st.integers(1, 9),
-    value=st.sampled_from([r for r in known_rewards() if r not in EXTERNAL]),
+    reward=st.sampled_from([r for r in REWARDS if r not in EXTERNAL]),
     backup=st.sampled_from(Backup),
     choice=st.sampled_from(Aggregation),
     sharpness=st.sampled_from([0.0, 1.0, 32.0]),
