@@ -10,8 +10,7 @@ difference to the base, with runs cut at each of the study's cuts. Then whole ru
 under other rewards and votes. docs/ablation.jsonl holds what was printed. Traces are kept under
 MARCO_HOME/evaluation; a second run goes on from them.
 
-The development split is made by the generator of the held-out sets under another seed. Its
-questions are held out from training and shared with no shipped set, so with no report.
+The development split is made by ops.bench.splits: its questions are in no report.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from marco_search import pocket, settings
+from marco_search import settings
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import Grader, point, stopped
 from marco_search.evaluation.report import table
@@ -34,29 +33,20 @@ from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
 from marco_search.search.rewards import EXTERNAL, REWARDS
+from ops.bench import splits
 from ops.pocket.problems import Language
-from ops.pocket.problems import Problem as WordProblem
-from ops.pocket.samples import held_out_problems
 
 STUDIES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text())
-SEEDS: dict[Language, int] = {"en": 71_001, "zh": 71_002}  # shipped sets: ops/pocket/export.py
 SEED, ROLLOUTS, PROBLEMS, THREADS = 5, 16, 250, 24
 WHOLE, WHOLE_ROLLOUTS, WHOLE_PROBLEMS = "whole", 12, 200
 """The run without early stop that is rescored."""
-_SPARE = 20  # drawn beyond the count, to make up for those left out
-
-
-def development_problems(language: Language, count: int) -> list[WordProblem]:
-    """The first `count` problems of the split; a larger count goes on from a smaller one."""
-    shipped = {row["question"] for name in pocket.HELD_OUT_SETS for row in pocket.held_out(name)}
-    drawn = held_out_problems(language, count + _SPARE, SEEDS[language])
-    return [p for p in drawn if p.question not in shipped][:count]
 
 
 def development_split(count: int) -> list[Problem]:
     """The first `count` problems of each language, in turn."""
-    pairs = zip(*(development_problems(language, count) for language in SEEDS), strict=True)
-    rows = [{"question": p.question, "answer": p.answer} for pair in pairs for p in pair]
+    drawn = (splits.draw(splits.DEVELOPMENT, "normal", x, count) for x in get_args(Language))
+    turns = (p for pair in zip(*drawn, strict=True) for p in pair)
+    rows = [{"question": p.question, "answer": p.answer} for p in turns]
     return [from_row(row, "development") for row in rows]
 
 

@@ -23,6 +23,8 @@ MAX_VALUE = 999
 HELD_OUT_STARTS = range(70, 80)
 _APPLY: dict[Operator, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
 OPERATION_WEIGHTS = {2: 12, 3: 26, 4: 28, 5: 22, 6: 12}
+HARD_WEIGHTS = {5: 1, 6: 1}
+"""Of hard problems. Training never has a seventh step, so more would be impossible, not hard."""
 TEXTS: dict[str, Any] = json.loads(Path(__file__).with_name("texts.json").read_text("utf-8"))
 # {n} owner, {f} friend, {i} thing, {m} Chinese measure word, {v} operand, {s} start value.
 WORDING: dict[Language, dict[str, Any]] = TEXTS["problems"]
@@ -63,6 +65,12 @@ class Problem:
         """The count after all events."""
         return self.counts()[-1]
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether it has a two-digit factor, or five counts of a hundred or more."""
+        factor = any(e.operator == "*" and e.operand >= 10 for e in self.events)
+        return factor or sum(count >= 100 for count in self.counts()) >= 5
+
 
 def apply(value: int, operator: Operator, operand: int) -> int:
     """The count after one operation. Division must be exact: ValueError if it is not."""
@@ -76,9 +84,21 @@ def capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def draw_problem(rng: random.Random, language: Language, starts: range | None = None) -> Problem:
+def draw_problem(
+    rng: random.Random, language: Language, starts: range | None = None, *, hard: bool = False
+) -> Problem:
     """A random problem. `starts` limits the start value; by default any from 5 to 99."""
-    count = rng.choices(tuple(OPERATION_WEIGHTS), tuple(OPERATION_WEIGHTS.values()))[0]
+    weights = HARD_WEIGHTS if hard else OPERATION_WEIGHTS
+    while True:
+        problem = _draw(rng, language, starts, weights)
+        if not hard or problem.is_hard:
+            return problem
+
+
+def _draw(
+    rng: random.Random, language: Language, starts: range | None, weights: dict[int, int]
+) -> Problem:
+    count = rng.choices(tuple(weights), tuple(weights.values()))[0]
     low, high = (starts.start, starts.stop - 1) if starts else (5, 99)
     start = value = rng.randint(low, high)
     kinds: list[tuple[str, Operator, int]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,18 +45,24 @@ def draw_sample(rng: random.Random) -> Sample:
 
 
 def held_out_problems(
-    language: Language, count: int, seed: int, *, in_range: bool = False
+    language: Language,
+    count: int,
+    seed: int | str,
+    *,
+    in_range: bool = False,
+    hard: bool = False,
+    without: Container[str] = (),
 ) -> list[Problem]:
-    """Distinct problems that training never has.
+    """Distinct problems that training never has; a larger count goes on from a smaller one.
 
     Those whose hash is held out and whose start value training has; or, `in_range`, those that
-    start in the range that training never starts in.
+    start in the range that training never starts in. Questions in `without` are left out.
     """
     rng, found = random.Random(seed), dict[str, Problem]()
     while len(found) < count:
-        problem = draw_problem(rng, language, HELD_OUT_STARTS if in_range else None)
+        problem = draw_problem(rng, language, HELD_OUT_STARTS if in_range else None, hard=hard)
         hashed = is_held_out(problem.question) and problem.start not in HELD_OUT_STARTS
-        if in_range or hashed:
+        if (in_range or hashed) and problem.question not in without:
             found.setdefault(problem.question, problem)
     return list(found.values())
 

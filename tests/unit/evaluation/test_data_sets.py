@@ -12,8 +12,8 @@ from marco_search import pocket
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import MGSM_LANGUAGES, load
 from marco_search.kinds import ReasoningJob, TranslationJob
-from ops.bench.ablation import development_problems
-from ops.pocket.samples import is_held_out
+from ops.bench import splits
+from ops.pocket.samples import held_out_problems, is_held_out
 
 
 def write(path: Path, text: str) -> str:
@@ -80,11 +80,22 @@ def test_error_of_an_unknown_set_lists_the_known_ones() -> None:
         load("mgsm:xx")
 
 
-def test_the_development_split_shares_no_question_with_training_or_a_report() -> None:
+@pytest.mark.parametrize("kind", ["normal", "hard"])
+def test_a_split_shares_no_question_with_training_the_shipped_sets_or_development(
+    kind: splits.Kind,
+) -> None:
     shipped = {r["question"] for name in pocket.HELD_OUT_SETS for r in pocket.held_out(name)}
-    problems = development_problems("en", 5)
-    assert len({p.question for p in problems} - shipped) == 5
+    problems = splits.draw(splits.DEVELOPMENT, kind, "en", 50)
+    assert len({p.question for p in problems} - shipped) == 50
     assert all(is_held_out(p.question) for p in problems)
+    assert kind == "normal" or all(p.is_hard and len(p.events) in (5, 6) for p in problems)
+    assert splits.draw(splits.DEVELOPMENT, kind, "en", 20) == problems[:20]
+    # The same draws under another name leave out what development has.
+    others = held_out_problems(
+        "en", 50, f"{splits.DEVELOPMENT}/{kind}/en", hard=kind == "hard",
+        without=splits.used_in_development("en") | splits.shipped(),
+    )  # fmt: skip
+    assert not {p.question for p in others} & {p.question for p in problems}
 
 
 def test_a_line_separator_in_a_question_is_no_line_end(tmp_path: Path) -> None:
