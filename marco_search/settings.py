@@ -66,8 +66,8 @@ class Settings(BaseSettings):
     )
     model: Path | None = Field(
         None,
-        description="Folder of a Qwen2-architecture model in Hugging Face format; unset: the "
-        "pocket model. With SGLang servers only its chat template is used; unset: ChatML",
+        description="A Llama, Qwen2 or Qwen3 model: a Hugging Face folder or a GGUF file; unset: "
+        "the pocket model. With servers only its chat template is used; unset: ChatML",
     )
     embedded_rows: int = Field(
         64, ge=1, le=1024, description="Rows that the embedded engine decodes together"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Writes the lock files from the pins in pyproject.toml, for every supported Python and platform:
-#   ops/requirements.lock          what the product needs, less the embedded servers
+#   ops/requirements.lock          what the product needs (with GGUF), less the embedded servers
 #   ops/requirements-servers.lock  the embedded Postgres and Redis
 #   ops/requirements-dev.lock      the first, and what tests, checks and docs need
 # Versions that are locked already stay where the pins allow it. Uses uv in a throw-away environment.
@@ -23,7 +23,7 @@ for name in $servers; do
 done >"$folder/servers.in"
 sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml >"$folder/build.in"
 # shellcheck disable=SC2086
-lock ops/requirements.lock $leave_out pyproject.toml "$folder/build.in"
+lock ops/requirements.lock $leave_out --extra gguf pyproject.toml "$folder/build.in"
 # shellcheck disable=SC2086
 lock ops/requirements-dev.lock $leave_out --all-extras pyproject.toml "$folder/build.in" \
   --constraint ops/requirements.lock

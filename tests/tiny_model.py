@@ -1,8 +1,9 @@
-"""A Qwen2 folder with random weights and its own small tokenizer, written for a test."""
+"""A folder with random weights and its own small tokenizer, written for a test."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 EOS = "<|im_end|>"
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 MARKERS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
 CORPUS = [
     "Step 1: Tom has 3 apples and buys 12 more, so 3+12=15.",
@@ -40,24 +46,28 @@ def write_tokenizer(folder: Path) -> int:
 def write_model(
     folder: Path,
     *,
+    kind: str = "qwen2",
     seed: int = 0,
     dtype: str = "F32",
     shards: int = 1,
     tied: bool = True,
-    biases: bool = True,
+    biases: bool | None = None,
     hidden: int = 48,
     heads: int = 4,
     kv_heads: int = 2,
     context: int = 512,
     **config: Any,
 ) -> Path:
-    """Write a whole model folder; `config` overrides or adds entries of config.json."""
+    """Write a whole model folder; `config` overrides or adds entries of config.json.
+
+    `kind` is its model_type; only Qwen2 has biases unless told.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocab = write_tokenizer(folder)
     eos = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(EOS)
     full = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
         "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": 80,
@@ -73,6 +83,7 @@ def write_model(
         **config,
     }
     (folder / "config.json").write_text(json.dumps(full), encoding="utf-8")
+    biases = kind == "qwen2" if biases is None else biases
     tensors = _tensors(np.random.default_rng(seed), full, biases)
     if shards == 1:
         write_file(folder / "model.safetensors", tensors, dtype=dtype)
@@ -93,9 +104,9 @@ def _tensors(
     h, inner, head = (
         c["hidden_size"],
         c["intermediate_size"],
-        c["hidden_size"] // c["num_attention_heads"],
+        c.get("head_dim", c["hidden_size"] // c["num_attention_heads"]),
     )
-    kv = head * c["num_key_value_heads"]
+    queries, kv = head * c["num_attention_heads"], head * c["num_key_value_heads"]
 
     def normal(*shape: int, scale: float = 0.15) -> np.ndarray[Any, np.dtype[np.float32]]:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
@@ -110,11 +121,14 @@ def _tensors(
         at = f"model.layers.{i}."
         tensors[at + "input_layernorm.weight"] = 1 + normal(h)
         tensors[at + "post_attention_layernorm.weight"] = 1 + normal(h)
-        for name, rows in (("q", h), ("k", kv), ("v", kv)):
+        for name, rows in (("q", queries), ("k", kv), ("v", kv)):
             tensors[f"{at}self_attn.{name}_proj.weight"] = normal(rows, h)
             if biases:
                 tensors[f"{at}self_attn.{name}_proj.bias"] = normal(rows)
-        tensors[at + "self_attn.o_proj.weight"] = normal(h, h)
+        tensors[at + "self_attn.o_proj.weight"] = normal(h, queries)
+        if c["model_type"] == "qwen3":
+            tensors[at + "self_attn.q_norm.weight"] = 1 + normal(head)
+            tensors[at + "self_attn.k_norm.weight"] = 1 + normal(head)
         tensors[at + "mlp.gate_proj.weight"] = normal(inner, h)
         tensors[at + "mlp.up_proj.weight"] = normal(inner, h)
         tensors[at + "mlp.down_proj.weight"] = normal(h, inner)
@@ -140,3 +154,17 @@ def write_file(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, dtype: st
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(parts))
+
+
+def read_file(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """The tensors of a file that `write_file` wrote as F32."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    return {
+        name: np.frombuffer(
+            raw, "<f4", math.prod(e["shape"]), start + e["data_offsets"][0]
+        ).reshape(e["shape"])
+        for name, e in header.items()
+        if name != "__metadata__"
+    }

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 
 import jinja2
 import jinja2.ext
@@ -21,7 +20,7 @@ import jinja2.sandbox
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.base import strip_control_tokens
-from marco_search.runtime.embedded.checkpoint import read_json
+from marco_search.runtime.embedded.files import ModelFiles
 from marco_search.search.branches import Message
 
 Render = Callable[[Sequence[Message]], str]
@@ -38,18 +37,15 @@ def render_chatml(messages: Sequence[Message]) -> str:
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-def read_chat_template(folder: Path) -> Render:
-    """The template in chat_template.jinja, else in tokenizer_config.json, else ChatML.
+def read_chat_template(files: ModelFiles) -> Render:
+    """The model's own template, else ChatML.
 
     Raises ModelRefused for a template that is not valid, or does not take the messages.
     """
-    config = read_json(folder / "tokenizer_config.json", required=False)
+    config = files.tokenizer_config
     found = config.get("chat_template")
     if isinstance(found, list):  # several, by name
         found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        found = file.read_text(encoding="utf-8")
     if found is None:
         return render_chatml
     try:

@@ -1,4 +1,4 @@
-"""The in-process engine: a Qwen2-architecture model decoded with NumPy, no server, no torch.
+"""The in-process engine: Llama, Qwen2 or Qwen3 decoded with NumPy, no server, no torch.
 
-folder -> checkpoint, tokenizer -> decoder, cache -> batch -> engine -> backend
+files (folder, gguf_file) -> checkpoint, tokenizer -> decoder, cache -> batch -> engine -> backend
 """

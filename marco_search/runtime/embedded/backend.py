@@ -24,28 +24,21 @@ from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.runtime.chat import Render, read_chat_template
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.cache import RadixCache
-from marco_search.runtime.embedded.checkpoint import (
-    ModelConfig,
-    fingerprint,
-    read_config,
-    read_weights,
-)
+from marco_search.runtime.embedded.checkpoint import ModelConfig, read_config, read_weights
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.engine import Engine
+from marco_search.runtime.embedded.files import fingerprint, open_files
 from marco_search.runtime.embedded.linear import blas_name, one_blas_thread
-from marco_search.runtime.embedded.tokenizer import (
-    TokenIds,
-    Tokenizer,
-)
+from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 from marco_search.runtime.program import ForkRuntime, error_value, params_of
 from marco_search.settings import Settings
 
 
 def open_embedded(settings: Settings) -> Runtime:
-    """A runtime that decodes in this process: MARCO_MODEL's folder, or the pocket model.
+    """A runtime that decodes in this process: MARCO_MODEL, or the pocket model.
 
     The decoding thread starts with the first branch. While it decodes, BLAS has one thread in
-    the whole process; then it has as many as before. Raises ModelRefused when the folder can't
+    the whole process; then it has as many as before. Raises ModelRefused when it can't
     be used.
     """
     model = load_model(settings.model or MODEL_DIR)
@@ -59,7 +52,7 @@ def open_embedded(settings: Settings) -> Runtime:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A folder, ready to decode. The decoder serves one engine."""
+    """A model, ready to decode. The decoder serves one engine."""
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -68,28 +61,28 @@ class LoadedModel:
     info: RuntimeInfo
 
 
-def load_model(folder: Path) -> LoadedModel:
-    """Load a Qwen2-architecture folder in Hugging Face format.
+def load_model(path: Path) -> LoadedModel:
+    """Load a Hugging Face folder or a GGUF file of a supported architecture (checkpoint.py).
 
     Raises ModelRefused, which says what was found and what is accepted.
     """
-    folder = folder.resolve()
-    config = read_config(folder)
-    tokenizer = Tokenizer(folder, config.vocab)
+    files = open_files(path)
+    config = read_config(files)
+    tokenizer = Tokenizer(files, config.vocab)
     if tokenizer.end_of_turn is not None:
         config = replace(config, eos_ids=tuple(sorted({*config.eos_ids, tokenizer.end_of_turn})))
     with one_blas_thread():
-        decoder = Decoder(config, read_weights(folder, config))
+        decoder = Decoder(config, read_weights(files, config))
         arithmetic = _arithmetic(decoder)
     info = RuntimeInfo(
         name="embedded",
         version=f"{marco_search.__version__}+{arithmetic}",
-        model=folder.name,
-        revision=fingerprint(folder),
+        model=files.name,
+        revision=fingerprint(files),
         context_tokens=config.context_tokens,
         exact=True,
     )
-    return LoadedModel(config, tokenizer, read_chat_template(folder), decoder, info)
+    return LoadedModel(config, tokenizer, read_chat_template(files), decoder, info)
 
 
 def _arithmetic(decoder: Decoder) -> str:
@@ -172,7 +165,10 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
     def _prefix_ids(self, s: Any) -> TokenIds:
         """The executor's text in tokens: the ones that the trail holds, where they are known."""
         parts, encode = params_of(s).parts or (s.text_,), self.model.tokenizer.encode
-        ids = [encode(p) if isinstance(p, str) else np.array(p, np.int32) for p in parts]
+        ids = [
+            encode(part, bool(at)) if isinstance(part, str) else np.array(part, np.int32)
+            for at, part in enumerate(parts)
+        ]
         return np.concatenate(ids)
 
     def _answer(self, request: GenerationRequest, found: Row) -> tuple[str, dict[str, Any]]:

@@ -1,10 +1,7 @@
-"""A Qwen2 checkpoint: its config, and its tensors rearranged once for decoding.
+"""A decoder's config, and its tensors rearranged once for decoding.
 
-Accepted: Qwen2ForCausalLM with plain rotary embeddings, full attention and unquantised
-weights. Everything else is refused with what was found and what is accepted.
-
-A safetensors file (huggingface.co/docs/safetensors) is an 8-byte little-endian header length,
-a JSON header (name -> dtype, shape, byte range), then the tensors' bytes.
+Accepted: Llama, Qwen2 and Qwen3 with full attention; one `Architecture` says what each has.
+Everything else is refused with what was found and what is accepted.
 
 Queries, keys and values become one product, gate and up another. RMSNorm weights and the
 attention scale are folded into the product that follows, so a norm is one division. Each
@@ -14,33 +11,46 @@ scores do not change because queries and keys are permuted alike.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from marco_search.errors import ModelRefused
+from marco_search.runtime.embedded.files import ModelFiles
 from marco_search.runtime.embedded.linear import Floats, Linear, MatmulMode, choose_mode
 
-ARCHITECTURE = "Qwen2ForCausalLM"
-_INDEX = "model.safetensors.index.json"
-_WHOLE = "model.safetensors"
-_BYTES_OF = {"F32": 4, "F16": 2, "BF16": 2}
-_HEADER_LIMIT_BYTES = 100_000_000
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What tells the supported decoders apart.
+
+    name: its class in config.json; head_norms: an RMSNorm of every query's and key's head before
+    the rotation. Biases of queries, keys and values are those that the weights have.
+    """
+
+    name: str
+    head_norms: bool = False
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaForCausalLM"),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM", head_norms=True),
+}
+"""By model_type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The sizes of a Qwen2 decoder, named as in the Hugging Face config.
+    """The sizes of a decoder, named as in the Hugging Face config.
 
-    Any of `eos_ids` ends a sequence.
+    rope_speeds [head_dim / 2]: radians a token of every rotary pair. Any of `eos_ids` ends a
+    sequence.
     """
 
+    architecture: Architecture
     layers: int
     hidden: int
     intermediate: int
@@ -49,25 +59,21 @@ class ModelConfig:
     head_dim: int
     vocab: int
     context_tokens: int
-    rope_theta: float
+    rope_speeds: tuple[float, ...]
     rms_eps: float
     tied_head: bool
     eos_ids: tuple[int, ...]
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The config of the model in `folder`. Raises ModelRefused (see the module's text)."""
-    if not folder.is_dir():
-        raise ModelRefused(
-            f"{folder} is not a folder: MARCO_MODEL names a Hugging Face model folder"
-        )
-    raw = read_json(folder / "config.json")
-    _check_architecture(folder, raw)
+def read_config(files: ModelFiles) -> ModelConfig:
+    """The config of a model. Raises ModelRefused (see the module's text)."""
+    raw, path = files.config, files.path
+    architecture = _architecture(files)
 
     def count(key: str, default: int | None = None) -> int:
         value = default if raw.get(key) is None else raw[key]
         if not isinstance(value, int) or value < 1:
-            raise ModelRefused(f"{folder}/config.json: {key} is {value!r}, not a positive number")
+            raise ModelRefused(f"{path}: config.json: {key} is {value!r}, not a positive number")
         return value
 
     heads, hidden = count("num_attention_heads"), count("hidden_size")
@@ -75,10 +81,11 @@ def read_config(folder: Path) -> ModelConfig:
     head_dim = count("head_dim", hidden // heads)
     if heads % kv_heads or head_dim % 2 or head_dim < 2:
         raise ModelRefused(
-            f"{folder}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do not "
+            f"{path}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do not "
             "fit: heads must be a multiple of key-value heads, the head size even"
         )
     return ModelConfig(
+        architecture=architecture,
         layers=count("num_hidden_layers"),
         hidden=hidden,
         intermediate=count("intermediate_size"),
@@ -87,67 +94,99 @@ def read_config(folder: Path) -> ModelConfig:
         head_dim=head_dim,
         vocab=count("vocab_size"),
         context_tokens=count("max_position_embeddings", 32768),
-        rope_theta=_rope_theta(folder, raw),
+        rope_speeds=_rope_speeds(files, head_dim),
         rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
         tied_head=bool(raw.get("tie_word_embeddings", False)),
-        eos_ids=_eos_ids(folder, raw),
+        eos_ids=_eos_ids(files),
     )
 
 
-def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    """The JSON object in `path`; {} for a missing file that is not required."""
-    if not required and not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelRefused(
-            f"no {path.name} in {path.parent}: a Hugging Face model folder has one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelRefused(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelRefused(f"{path} holds no JSON object")
-    return value
-
-
-def _check_architecture(folder: Path, raw: dict[str, Any]) -> None:
+def _architecture(files: ModelFiles) -> Architecture:
+    """The description of the model. Raises ModelRefused naming what is not supported in it."""
+    raw, path = files.config, files.path
     found = raw.get("architectures") or []
-    if raw.get("model_type") != "qwen2" or (found and ARCHITECTURE not in found):
+    known = ARCHITECTURES.get(str(raw.get("model_type")))
+    experts = raw.get("num_experts") or raw.get("num_local_experts")
+    if known is None or (found and known.name not in found):
         named = ", ".join(map(str, found)) or f"model_type {raw.get('model_type')!r}"
+        accepted = ", ".join(a.name for a in ARCHITECTURES.values())
         raise ModelRefused(
-            f"{folder} holds {named}; the embedded engine runs {ARCHITECTURE} only: name such a "
-            "folder in MARCO_MODEL, or set MARCO_RUNTIME to the URL of an SGLang server"
+            f"{path} holds {named}{' (a mixture of experts)' if experts else ''}; the embedded "
+            f"engine runs {accepted}: name such a model in MARCO_MODEL, or set MARCO_RUNTIME to "
+            "the URL of a server"
         )
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "some method")
-        raise ModelRefused(f"{folder} is quantised ({method}); accepted are F32, F16 and BF16")
-    windows = raw.get("layer_types") or []
-    if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in windows):
-        raise ModelRefused(f"{folder} uses sliding-window attention; accepted is full attention")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ModelRefused(f"{folder}: hidden_act is {raw['hidden_act']!r}; accepted is 'silu'")
+    method = (raw.get("quantization_config") or {}).get("quant_method", "some method")
+    windows = any(kind != "full_attention" for kind in raw.get("layer_types") or [])
+    unsupported = (
+        (experts, "is a mixture of experts; accepted are dense models"),
+        (
+            raw.get("quantization_config"),
+            f"is quantised ({method}); accepted are F32, F16 and BF16, and GGUF files",
+        ),
+        (
+            raw.get("use_sliding_window") or windows,
+            "uses sliding-window attention; accepted is full attention",
+        ),
+        (
+            raw.get("attention_bias") or raw.get("mlp_bias"),
+            "has attention_bias or mlp_bias: accepted are biases of queries, keys and values only",
+        ),
+        (
+            raw.get("hidden_act", "silu") != "silu",
+            f"has hidden_act {raw.get('hidden_act')!r}; accepted is 'silu'",
+        ),
+    )
+    for is_so, what in unsupported:
+        if is_so:
+            raise ModelRefused(f"{path} {what}")
+    return known
 
 
-def _rope_theta(folder: Path, raw: dict[str, Any]) -> float:
+def _rope_speeds(files: ModelFiles, head_dim: int) -> tuple[float, ...]:
     # transformers 5 writes rope_parameters; 4 wrote rope_theta and rope_scaling.
+    raw = files.config
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
+    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1)) != 1:
+        raise ModelRefused(f"{files.path}: partial rotary embeddings are not supported")
+    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    speeds = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    try:
+        if kind == "llama3":
+            speeds = _llama3_speeds(speeds, scaling)
+        elif kind == "factors":  # of a GGUF file: what "llama3" comes to, worked out
+            speeds = speeds / np.array(scaling["factors"], np.float64)
+        elif kind != "default":
+            raise ModelRefused(
+                f"{files.path}: rope scaling {kind!r} is not supported; accepted are 'default' "
+                "and 'llama3'"
+            )
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelRefused(
-            f"{folder}: rope scaling {kind!r} is not supported; accepted is 'default'"
-        )
-    return float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+            f"{files.path}: rope scaling {kind!r} is not usable: {error!r}"
+        ) from None
+    return tuple(speeds.tolist())
 
 
-def _eos_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
+def _llama3_speeds(speeds: Any, scaling: Mapping[str, Any]) -> Any:
+    """Llama 3.1's: slow rotations slower by `factor`, those between mixed.
+
+    Slow: fewer than low_freq_factor turns in the original context; fast: more than
+    high_freq_factor. As transformers' `_compute_llama3_parameters`.
+    """
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    turns = scaling["original_max_position_embeddings"] * speeds / (2 * np.pi)
+    fast = np.clip((turns - low) / (high - low), 0, 1)
+    return fast * speeds + (1 - fast) * speeds / float(scaling["factor"])
+
+
+def _eos_ids(files: ModelFiles) -> tuple[int, ...]:
     # generation_config says what ends an answer; a chat model's config.json may say less.
-    generation = read_json(folder / "generation_config.json", required=False)
     ids: set[int] = set()
-    for value in (generation.get("eos_token_id"), raw.get("eos_token_id")):
+    for value in (files.generation.get("eos_token_id"), files.config.get("eos_token_id")):
         found = value if isinstance(value, list) else [] if value is None else [value]
         if wrong := [token for token in found if type(token) is not int]:
-            raise ModelRefused(f"{folder}: eos_token_id has {wrong[0]!r}, not a token id")
+            raise ModelRefused(f"{files.path}: eos_token_id has {wrong[0]!r}, not a token id")
         ids.update(found)
     return tuple(sorted(ids))
 
@@ -158,14 +197,16 @@ class Layer:
 
     qkv [hidden, (heads + 2 * kv_heads) * head_dim] with its bias, out [heads * head_dim, hidden],
     gate_up [hidden, 2 * intermediate] with the gate halved (see the decoder), down
-    [intermediate, hidden].
+    [intermediate, hidden]; head_norms [heads + kv_heads, head_dim]: what every query's and
+    key's head is multiplied with when it is normalised, None: it is not.
     """
 
     qkv: Linear
-    qkv_bias: Floats
+    qkv_bias: Floats | None
     out: Linear
     gate_up: Linear
     down: Linear
+    head_norms: Floats | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,78 +219,9 @@ class Weights:
     mode: MatmulMode
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's weight files in name order: the whole one, or the shards of an index.
-
-    An index beside a whole file is what a model was converted from, or a left-over: as with
-    transformers, the file counts.
-    Raises ModelRefused when there are none or a shard is missing.
-    """
-    files, index = [folder / _WHOLE], folder / _INDEX
-    if not files[0].is_file() and index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelRefused(f"{index} is not a safetensors index: {error!r}") from None
-        files = [folder / Path(name).name for name in sorted(names)]
-    missing = [f.name for f in files if not f.is_file()]
-    if missing:
-        raise ModelRefused(
-            f"no {', '.join(missing)} in {folder}: weights are read from {_WHOLE}, or from the "
-            f"shards named in {_INDEX}"
-        )
-    return files
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256, in hex, over the weight files' bytes in name order."""
-    digest = hashlib.sha256()
-    for file in weight_files(folder):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def read_tensors(path: Path) -> dict[str, Floats]:
-    """The tensors of one file as float32, by name. Raises ModelRefused for a damaged file."""
-    data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size >= 8 else np.empty(0, "u1")
-    size = int(data[:8].view("<u8")[0]) if data.size else 0
-    if not 2 <= size <= min(data.size - 8, _HEADER_LIMIT_BYTES):
-        raise ModelRefused(f"{path} is not a safetensors file (is it a Git LFS pointer?)")
-    try:
-        header = json.loads(data[8 : 8 + size].tobytes())
-        header.pop("__metadata__", None)
-        return {name: _tensor(name, entry, data[8 + size :]) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelRefused(f"{path} is a damaged safetensors file: {error}") from None
-
-
-def _tensor(name: str, entry: dict[str, Any], body: npt.NDArray[np.uint8]) -> Floats:
-    dtype, shape = entry["dtype"], [int(n) for n in entry["shape"]]
-    start, end = (int(n) for n in entry["data_offsets"])
-    if dtype not in _BYTES_OF:
-        raise ModelRefused(
-            f"tensor {name} has type {dtype}; accepted are {', '.join(_BYTES_OF)} "
-            "(quantised weights are not supported)"
-        )
-    wanted = int(np.prod(shape, dtype=np.int64)) * _BYTES_OF[dtype]
-    if not 0 <= start <= end <= body.size or end - start != wanted:
-        raise ValueError(f"tensor {name} does not fit its byte range")
-    raw = np.ascontiguousarray(body[start:end])
-    if dtype == "BF16":  # the upper half of a float32
-        values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    else:
-        values = raw.view("<f4" if dtype == "F32" else "<f2").astype(np.float32)
-    return values.reshape(shape)
-
-
-def read_weights(folder: Path, config: ModelConfig) -> Weights:
-    """The weights of a model folder. Raises ModelRefused for files or shapes that do not fit."""
-    tensors: dict[str, Floats] = {}
-    for file in weight_files(folder):
-        tensors.update(read_tensors(file))
-    source = _Source(tensors)
+def read_weights(files: ModelFiles, config: ModelConfig) -> Weights:
+    """The weights of a model. Raises ModelRefused for files or shapes that do not fit."""
+    source = _Source(files.tensors())
     embedding = source.get("model.embed_tokens.weight", config.vocab, config.hidden)
     head = embedding
     if not config.tied_head:
@@ -263,30 +235,42 @@ def read_weights(folder: Path, config: ModelConfig) -> Weights:
 def _layer(source: _Source, c: ModelConfig, at: str) -> Layer:
     query_rows, kv_rows = c.heads * c.head_dim, c.kv_heads * c.head_dim
 
-    def projection(name: str, rows: int) -> tuple[Floats, Floats]:
-        bias = f"{at}self_attn.{name}_proj.bias"
-        return (
-            source.get(f"{at}self_attn.{name}_proj.weight", rows, c.hidden),
-            source.get(bias, rows) if bias in source.tensors else np.zeros(rows, np.float32),
-        )
+    def fused(kind: str, *more: int) -> Floats:
+        """Queries, keys and values in one: their weights, or their biases."""
 
-    scale = np.float32(c.head_dim**-0.5)
-    query, query_bias = (_pairs(t * scale, c.head_dim) for t in projection("q", query_rows))
-    key, key_bias = (_pairs(t, c.head_dim) for t in projection("k", kv_rows))
-    value, value_bias = projection("v", kv_rows)
+        def of(name: str, rows: int) -> Floats:
+            return source.get(f"{at}self_attn.{name}_proj.{kind}", rows, *more)
+
+        query, key = of("q", query_rows) * scale, of("k", kv_rows)
+        pairs = (_pairs(query, c.head_dim), _pairs(key, c.head_dim))
+        return np.concatenate([*pairs, of("v", kv_rows)])
+
+    scale, norms = np.float32(c.head_dim**-0.5), None
+    if c.architecture.head_norms:
+        # A norm takes a scale back: it goes into the norm's own weight.
+        norms = _head_norms(source, c, at, scale)
+        scale = np.float32(1)
     before_attention = source.norm(f"{at}input_layernorm.weight", c.hidden)
     before_mlp = source.norm(f"{at}post_attention_layernorm.weight", c.hidden)
     gate = source.get(f"{at}mlp.gate_proj.weight", c.intermediate, c.hidden)
     up = source.get(f"{at}mlp.up_proj.weight", c.intermediate, c.hidden)
-    qkv = np.concatenate([query, key, value]) * before_attention
     gate_up = np.concatenate([gate * np.float32(0.5), up]) * before_mlp
+    has_bias = f"{at}self_attn.q_proj.bias" in source.tensors
     return Layer(
-        qkv=Linear(qkv.T),
-        qkv_bias=np.concatenate([query_bias, key_bias, value_bias]),
+        qkv=Linear((fused("weight", c.hidden) * before_attention).T),
+        qkv_bias=fused("bias") if has_bias else None,
         out=Linear(source.get(f"{at}self_attn.o_proj.weight", c.hidden, query_rows).T),
         gate_up=Linear(gate_up.T),
         down=Linear(source.get(f"{at}mlp.down_proj.weight", c.hidden, c.intermediate).T),
+        head_norms=norms,
     )
+
+
+def _head_norms(source: _Source, c: ModelConfig, at: str, scale: np.float32) -> Floats:
+    query = source.norm(f"{at}self_attn.q_norm.weight", c.head_dim) * scale
+    key = source.norm(f"{at}self_attn.k_norm.weight", c.head_dim)
+    rows = [query] * c.heads + [key] * c.kv_heads
+    return _pairs(np.concatenate(rows), c.head_dim).reshape(-1, c.head_dim)
 
 
 def _pairs(rows: Floats, head_dim: int) -> Floats:

@@ -1,4 +1,6 @@
-"""The Qwen2 decoder in NumPy: any mix of new tokens of several sequences in one pass.
+"""A decoder in NumPy: any mix of new tokens of several sequences in one pass.
+
+Llama, Qwen2 and Qwen3: checkpoint.py says what tells them apart.
 
 A pass takes rows; a row is one token of one sequence at one position. Decoding gives every
 sequence one row, prefilling gives it one row per prompt token. Both go through the same
@@ -181,7 +183,12 @@ class Decoder:
         c, rows, d = self.config, len(rotations), self.config.head_dim
         key_at, value_at = c.heads * d, (c.heads + c.kv_heads) * d
         qkv = layer.qkv(x)
-        qkv += layer.qkv_bias
+        if layer.qkv_bias is not None:
+            qkv += layer.qkv_bias
+        if layer.head_norms is not None:
+            per_head = qkv[:, :value_at].reshape(len(x), -1, d)  # a view
+            per_head /= self._norms(per_head)
+            per_head *= layer.head_norms
         rope(qkv[:rows, :value_at], rotations)
         slots, chunks, offsets = place
         keys, values = self.slots.keys[index], self.slots.values[index]
@@ -194,19 +201,22 @@ class Decoder:
         return mixed
 
     def _normed(self, x: Floats) -> Floats:
-        # x / sqrt(mean(x^2) + eps), but for a factor sqrt(hidden) that the weights hold.
-        squares = np.vecdot(x, x)
-        squares += np.float32(self.config.hidden * self.config.rms_eps)
-        scaled: Floats = x / np.sqrt(squares)[:, None]
+        scaled: Floats = x / self._norms(x)
         return scaled
+
+    def _norms(self, x: Floats) -> Floats:
+        # sqrt(mean(x^2) + eps) but for a factor sqrt(size), which the weights hold.
+        squares = np.vecdot(x, x)
+        squares += np.float32(x.shape[-1] * self.config.rms_eps)
+        roots: Floats = np.sqrt(squares)[..., None]
+        return roots
 
     def _rotations_at(self, positions: Ints) -> npt.NDArray[np.complex64]:
         """cos + i sin of every rotary angle at these positions, [rows, head_dim / 2]."""
         last = int(positions.max())
         if last >= len(self._rotations):
-            d, size = self.config.head_dim, 1 << (last + 1).bit_length()
-            speeds = self.config.rope_theta ** -(np.arange(0, d, 2) / d)
-            angles = np.outer(np.arange(size), speeds)
+            size = 1 << (last + 1).bit_length()
+            angles = np.outer(np.arange(size), self.config.rope_speeds)
             self._rotations = (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
         return self._rotations[positions]
 

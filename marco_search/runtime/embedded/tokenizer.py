@@ -1,6 +1,6 @@
-"""The model's byte-level BPE tokenizer, and the exact bytes behind every token.
+"""The model's BPE tokenizer, byte-level or SentencePiece, and the exact bytes of every token.
 
-Text is encoded by the `tokenizers` library from the folder's tokenizer.json. Decoding is done
+Text is encoded by the `tokenizers` library from the model's tokenizer.json. Decoding is done
 here, from bytes: a character may be split over tokens, and only bytes tell which token
 completes it.
 """
@@ -8,6 +8,8 @@ completes it.
 from __future__ import annotations
 
 import codecs
+import json
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -19,45 +21,46 @@ import tokenizers
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.chat import token_text
-from marco_search.runtime.embedded.checkpoint import read_json
+from marco_search.runtime.embedded.files import ModelFiles
 
 TokenIds = npt.NDArray[np.int32]
+_SPACE = "\u2581"  # SentencePiece's
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # and its single bytes
 _ENCODED_KEPT = 512  # the branches of a fork all ask for the same prefix
 
 
 class Tokenizer:
     """Encodes text, and gives each token's bytes. Thread-safe."""
 
-    def __init__(self, folder: Path, vocab: int) -> None:
-        """Raises ModelRefused if the folder's tokenizer does not fit a model of `vocab` tokens."""
-        path = folder / "tokenizer.json"
-        raw = read_json(path)
-        _check_byte_level(path, raw)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ModelRefused(f"{path} can't be loaded: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, files: ModelFiles, vocab: int) -> None:
+        """Raises ModelRefused if the tokenizer does not fit a model of `vocab` tokens."""
+        raw = files.tokenizer
+        byte_level = _is_byte_level(files.path, raw)
+        self._tokenizer = _library_tokenizer(files.path, raw)
+        inside = _without_first_space(raw)
+        self._inside = self._tokenizer
+        if inside != raw:
+            self._inside = _library_tokenizer(files.path, inside)
         added = raw.get("added_tokens") or []
-        self.token_bytes = _token_bytes(self._tokenizer, added)
+        self.token_bytes = _token_bytes(self._tokenizer, added, byte_level)
         if len(self.token_bytes) > vocab:
             raise ModelRefused(
-                f"{folder}: the tokenizer has {len(self.token_bytes)} tokens, the model only "
+                f"{files.path}: the tokenizer has {len(self.token_bytes)} tokens, the model only "
                 f"{vocab}: tokenizer and weights belong to different models"
             )
         self._texts = [b.decode("utf-8", "replace") for b in self.token_bytes]
         for entry in added:
             self._texts[entry["id"]] = entry["content"]
-        #: Encodes a text; markers such as <|im_start|> become their tokens.
+        #: Encodes a text, or one that goes on `inside` another; markers such as <|im_start|>
+        #: become their tokens.
         self.encode = lru_cache(_ENCODED_KEPT)(self._encode)
-        config = read_json(folder / "tokenizer_config.json", required=False)
-        end = token_text(config.get("eos_token"))
+        end = token_text(files.tokenizer_config.get("eos_token"))
         #: The token that ends a turn of a chat model: some say so nowhere else.
         self.end_of_turn = None if end is None else self.id_of(end)
 
-    def _encode(self, text: str) -> TokenIds:
-        ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    def _encode(self, text: str, inside: bool = False) -> TokenIds:
+        tokenizer = self._inside if inside else self._tokenizer
+        ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         ids.flags.writeable = False
         return ids
 
@@ -83,25 +86,55 @@ class Tokenizer:
         return [decode(self.bytes_of(t)) for t in tokens]
 
 
-def _check_byte_level(path: Path, raw: dict[str, Any]) -> None:
+def _library_tokenizer(path: Path, raw: dict[str, Any]) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(raw))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelRefused(f"{path}: tokenizer.json can't be loaded: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _is_byte_level(path: Path, raw: dict[str, Any]) -> bool:
+    """True for byte-level BPE, False for SentencePiece with bytes; else raises ModelRefused."""
     decoder = raw.get("decoder") or {}
     kinds = [d.get("type") for d in decoder.get("decoders", [decoder])]
     model = (raw.get("model") or {}).get("type")
-    if model != "BPE" or "ByteLevel" not in kinds:
+    if model != "BPE" or not {"ByteLevel", "ByteFallback"} & set(kinds):
         raise ModelRefused(
-            f"{path} is a {model} tokenizer with decoder {kinds}; accepted is byte-level BPE, "
-            "which Qwen2 models use"
+            f"{path}: tokenizer.json is a {model} tokenizer with decoder {kinds}; accepted are "
+            "byte-level BPE and SentencePiece BPE with byte fallback"
         )
+    return "ByteLevel" in kinds
 
 
-def _token_bytes(tokenizer: tokenizers.Tokenizer, added: list[dict[str, Any]]) -> list[bytes]:
+def _without_first_space(raw: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer for a text in the middle: SentencePiece puts a space before the first word."""
+    normalizer, split = raw.get("normalizer") or {}, raw.get("pre_tokenizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    kept = [step for step in steps if step.get("type") != "Prepend"]
+    found = dict(raw)
+    if len(kept) < len(steps):
+        found["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    if split.get("type") == "Metaspace":
+        found["pre_tokenizer"] = split | {"prepend_scheme": "never"}
+    return found
+
+
+def _token_bytes(
+    tokenizer: tokenizers.Tokenizer, added: list[dict[str, Any]], byte_level: bool
+) -> list[bytes]:
     byte_of = _bytes_of_characters()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     found = [b""] * (max(vocabulary.values(), default=-1) + 1)
     special = {entry["id"]: entry.get("special") for entry in added}
     for token, index in vocabulary.items():
-        if index not in special:
+        if index not in special and byte_level:
             found[index] = b"".join(byte_of.get(c) or c.encode() for c in token)
+        elif index not in special:
+            byte = _BYTE.fullmatch(token)
+            found[index] = bytes.fromhex(byte[1]) if byte else token.replace(_SPACE, " ").encode()
         elif not special[index]:
             found[index] = token.encode()
     return found

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from marco_search.errors import InvalidSettings, ModelRefused
 from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.runtime.chat import read_chat_template, render_chatml
+from marco_search.runtime.embedded.files import open_files
 from marco_search.runtime.program import ForkRuntime
 from marco_search.runtime.servers.backend import ServersBackend
 from marco_search.runtime.servers.connections import api_key_of
@@ -35,7 +36,7 @@ def open_servers(
         backend.shutdown()
         raise
     # ChatML is what Qwen2 and Marco-o1 take.
-    render = read_chat_template(settings.model) if settings.model else render_chatml
+    render = read_chat_template(open_files(settings.model)) if settings.model else render_chatml
     return ForkRuntime(
         backend,
         backend.info,

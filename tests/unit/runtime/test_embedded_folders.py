@@ -14,8 +14,9 @@ import pytest
 from marco_search.errors import ModelRefused
 from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.backend import load_model
-from marco_search.runtime.embedded.checkpoint import read_tensors
 from marco_search.runtime.embedded.decoder import Part
+from marco_search.runtime.embedded.files import open_files
+from marco_search.runtime.embedded.folder import read_tensors
 from marco_search.search.branches import Message
 from tests.tiny_model import write_file, write_model
 
@@ -104,10 +105,21 @@ def test_bf16_is_written_to_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "LlamaForCausalLM"),
-        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
+        ({"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, "GemmaForCausalLM"),
+        ({"model_type": "mistral", "architectures": []}, "model_type 'mistral'"),
+        (
+            {
+                "model_type": "qwen3_moe",
+                "architectures": ["Qwen3MoeForCausalLM"],
+                "num_experts": 8,
+            },
+            "Qwen3MoeForCausalLM (a mixture of experts)",
+        ),
+        ({"model_type": "qwen3", "architectures": []}, "self_attn.q_norm.weight"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope scaling 'llama3'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope scaling 'llama3' is not usable"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial rotary"),
+        ({"attention_bias": True}, "attention_bias"),
         ({"use_sliding_window": True}, "sliding-window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised (awq)"),
@@ -175,12 +187,12 @@ def test_the_models_own_template_renders_the_prompt(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
     config = {"bos_token": {"content": "<s>"}, "chat_template": "not this one"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    rendered = read_chat_template(tmp_path)(MESSAGES)
+    rendered = read_chat_template(open_files(tmp_path))(MESSAGES)
     assert rendered == '<s>[user] "1+1? < |im_end|> 你好"\n[assistant]'
 
 
 def test_a_folder_without_a_template_gets_chatml(tmp_path: Path) -> None:
-    rendered = read_chat_template(tmp_path)(MESSAGES)
+    rendered = read_chat_template(open_files(tmp_path))(MESSAGES)
     assert rendered == (
         "<|im_start|>user\n1+1? < |im_end|> 你好<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -194,4 +206,4 @@ def test_a_template_that_fails_is_refused(tmp_path: Path, template: str) -> None
     config = {"chat_template": [{"name": "default", "template": template}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelRefused, match="template"):
-        read_chat_template(tmp_path)(MESSAGES)
+        read_chat_template(open_files(tmp_path))(MESSAGES)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from marco_search.pocket import MODEL_DIR
-from marco_search.runtime.embedded.backend import load_model
+from marco_search.runtime.embedded.backend import LoadedModel, load_model
 from marco_search.runtime.embedded.decoder import Part
 from marco_search.runtime.embedded.sampling import log_softmax_parts
 from tests.tiny_model import write_model
+from tests.unit.runtime.embedded_references import FILE, FOLDERS, POSITIONS, TOKENS, ids, write
 from tests.unit.runtime.embedded_rig import answer, engine_of, request
 
 LIMIT = 1e-4  # on a log-prob
 REFERENCE = json.loads((MODEL_DIR / "reference.json").read_text(encoding="utf-8"))
+
+ARCHITECTURES = json.loads(FILE.read_text())
 
 
 def test_the_pocket_model_gives_the_stored_log_probs() -> None:
@@ -39,25 +43,37 @@ def test_the_pocket_model_gives_the_stored_log_probs() -> None:
                     assert logprob == pytest.approx(wanted.get(i, logprob), abs=LIMIT)
 
 
-@pytest.mark.parametrize("kind", ["pocket", "tied", "untied", "grouped"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_and_gguf_type_gives_the_stored_log_probs(
+    tmp_path: Path, name: str
+) -> None:
+    found = _log_probs(load_model(write(name, tmp_path)), ids(), POSITIONS)
+    assert np.allclose(found[:, list(TOKENS)], ARCHITECTURES[name], atol=LIMIT, rtol=LIMIT / 5)
+
+
+def _log_probs(model: LoadedModel, tokens: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    """After the tokens at these positions: [positions, vocab]."""
+    model.decoder.slots.resize((len(positions), 4))
+    parts = [Part(slot, 0, tokens[: last + 1]) for slot, last in enumerate(positions)]
+    shifted, _, log_sum = log_softmax_parts(model.decoder.prefill(parts))
+    return shifted - log_sum[:, None]
+
+
+@pytest.mark.parametrize("kind", ["pocket", "grouped", *FOLDERS])
 def test_every_row_agrees_with_transformers(tmp_path: Path, kind: str) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     folder = MODEL_DIR
-    if kind != "pocket":
-        heads = {"grouped": 6}.get(kind, 4)
-        folder = write_model(tmp_path / kind, tied=kind == "tied", heads=heads, biases=True)
+    if kind == "grouped":
+        folder = write_model(tmp_path / kind, tied=False, heads=6)
+    elif kind != "pocket":
+        folder = write(kind, tmp_path)
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     reference.eval()
     model = load_model(folder)
     rng = np.random.default_rng(3)
-    lengths = (200, 65, 64, 1)
-    ids = [rng.integers(0, model.config.vocab, n) for n in lengths]
-    model.decoder.slots.resize((max(lengths), 4))
     with torch.inference_mode():
-        for tokens in ids:
-            parts = [Part(i, 0, tokens[: i + 1]) for i in range(len(tokens))]
-            logits = model.decoder.prefill(parts)
+        for length in (200, 65, 64, 1):
+            tokens = rng.integers(0, model.config.vocab, length)
             theirs = reference(torch.tensor(tokens[None])).logits[0].double().log_softmax(-1)
-            shifted, _, log_sum = log_softmax_parts(logits)
-            assert np.abs(shifted - log_sum[:, None] - theirs.numpy()).max() < LIMIT
+            assert np.abs(_log_probs(model, tokens, range(length)) - theirs.numpy()).max() < LIMIT
