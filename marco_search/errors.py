@@ -133,6 +133,10 @@ class CollectorUnavailable(ServiceError):
     """The OpenTelemetry collector did not take what was sent."""
 
 
+class DownloadFailed(ServiceError):
+    """A model could not be downloaded or installed: the message says why. Nothing is left."""
+
+
 class LocalServiceFailed(ServiceError):
     """The embedded Postgres or Redis did not start; the message points to its log."""
 

@@ -66,8 +66,9 @@ class Settings(BaseSettings):
     )
     model: Path | None = Field(
         None,
-        description="A Llama, Qwen2 or Qwen3 model: a Hugging Face folder or a GGUF file; unset: "
-        "the pocket model. With servers only its chat template is used; unset: ChatML",
+        description="A Llama, Qwen2 or Qwen3 model: a Hugging Face folder, a GGUF file, or an "
+        "installed model's name; unset: the default of `marco model`. With servers only its "
+        "chat template is used; unset: ChatML",
     )
     embedded_rows: int = Field(
         64, ge=1, le=1024, description="Rows that the embedded engine decodes together"

@@ -40,6 +40,7 @@ COMMANDS = {
     "anchor": ("audit_commands", "Print the head of the chain of hashes, signed, to keep."),
     "export": ("export_command", "Write jobs, trees and tokens to files, or send traces."),
     "archive": ("audit_commands", "Move months of trees to Parquet files with their proofs."),
+    "model": ("model_commands", "Models for the embedded engine: list, get, use, remove."),
     "eval": ("evaluation", "Run a set of problems and report accuracy and cost."),
     "replay": ("replay_command", "Generate a job again and compare, or rescore stored trees."),
     "worker": ("service_commands", "Run a worker that answers submitted jobs."),
@@ -57,7 +58,7 @@ Exit codes:
   1    another error
   2    bad input: arguments, a job, a file, a setting, a query
   3    no such job
-  4    Postgres or Redis does not answer, or has another schema
+  4    Postgres, Redis or a download fails, or the database has another schema
   5    the model or its server failed
   6    waited long enough: the jobs go on
   7    a job that was waited for did not succeed

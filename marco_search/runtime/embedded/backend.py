@@ -18,8 +18,8 @@ import numpy as np
 from sglang.lang.backend.base_backend import BaseBackend
 
 import marco_search
+from marco_search import models
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure
-from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.runtime.chat import Render, read_chat_template
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
@@ -35,13 +35,13 @@ from marco_search.settings import Settings
 
 
 def open_embedded(settings: Settings) -> Runtime:
-    """A runtime that decodes in this process: MARCO_MODEL, or the pocket model.
+    """A runtime that decodes in this process: MARCO_MODEL, or the default.
 
     The decoding thread starts with the first branch. While it decodes, BLAS has one thread in
     the whole process; then it has as many as before. Raises ModelRefused when it can't
     be used.
     """
-    model = load_model(settings.model or MODEL_DIR)
+    model = load_model(models.chosen(settings))
     backend = EmbeddedBackend(
         model,
         max_rows=settings.embedded_rows,
