@@ -9,24 +9,32 @@ whose journal is Postgres. A journal that already holds rounds makes the search 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, Unpack
 
+from marco_search import profiles
 from marco_search import settings as settings_module
 from marco_search.errors import ModelRefused, PromptTooLong, RuntimeUnavailable, SearchError
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
 from marco_search.kinds import ReasoningJob, kind_of
+from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
+from marco_search.runtime.chat import compile_template
 from marco_search.scorers import Outcome, Output, Scorer, open_scorer
+from marco_search.search.actions import Action
 from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import ReflectionPolicy, SearchConfig, configure
 from marco_search.search.mcts import Search
 from marco_search.search.tree import Round, Tree
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +83,72 @@ class FinishedSearch:
     seconds: float
 
 
+def profile_of(job: Job, model: str) -> Profile:
+    """The profile that a job is searched with on a model, with what settings and job override.
+
+    Raises InvalidProfile.
+    """
+    settings, options = settings_module.load(), job.options
+    folder = settings.home / "profiles"
+    name = options.profile or settings.profile
+    found = profiles.load(name, folder) if name else profiles.chosen(model, folder)
+    return profiles.override(profiles.override(found, settings.overrides), options.overrides)
+
+
 def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
-    """The plan of a job on the model behind `runtime`."""
+    """The plan of a job on the model behind `runtime`. Raises InvalidProfile.
+
+    An option of the job at its default is one that was not given: the profile goes before it.
+    """
     kind, options, info = kind_of(job), job.options, runtime.info
-    given = options.model_dump(exclude={"answers"}) | {
-        "max_new_tokens": min(options.max_new_tokens, info.context_tokens),
-        "early_stop": None if options.early_stop else False,
-        "answer_width": kind.answer_width,
-    }
-    if options.reflection is None and not kind.one_answer:
+    profile = profile_of(job, info.model)
+    given = {"answer_width": kind.answer_width} | profile.search_fields(options.strategy)
+    if not kind.one_answer:
         # Where many answers are good there is nothing to correct.
         given["reflection"] = ReflectionPolicy.NEVER
-    config = configure(**given)
+    apart = {"answers", "strategy", "profile", "overrides"}
+    given |= options.model_dump(exclude=apart, exclude_defaults=True)
+    given |= {n: v for n, v in options.overrides.items() if n in profiles.SEARCH_FIELDS}
+    config = configure(options.strategy, **given)
     if not kind.one_answer:
         config = replace(config, lead=None)
-    prompt = runtime.render(kind.messages(job)) + config.turn.opening
+    if profile.steps == "sentence" and config.action == Action.STEP:
+        config = replace(config, action=Action.SENTENCE)
+    config = replace(
+        config,
+        max_new_tokens=min(config.max_new_tokens, info.context_tokens),
+        turn=profile.turn(profiles.language_of(kind.user_turn(job))),
+        profile=profile.label,
+    )
+    prompt = _prompt(job, profile, runtime)
+    if (opening := config.turn.opening) and not prompt.rstrip().endswith(opening.rstrip()):
+        prompt += opening
     return SearchPlan(config=config, prompt=prompt, model=info.model, revision=info.revision)
+
+
+def _prompt(job: Job, profile: Profile, runtime: Runtime) -> str:
+    """The rendered chat prompt, up to the model's turn."""
+    examples = [(e.user, e.assistant) for e in profile.examples]
+    messages = kind_of(job).messages(job, profile.system_prompt, examples)
+    template = profile.chat_template
+    if template == "model":
+        if runtime.info.own_template:
+            return runtime.render(messages, profile.template_options)
+        template = profile.fallback_template
+        if not template:
+            _warn_of_chatml(runtime.info.model, profile.name)
+    return compile_template(template or "chatml")(messages, profile.template_options)
+
+
+@lru_cache
+def _warn_of_chatml(model: str, profile: str) -> None:
+    """Once a process: a guessed prompt costs answers, and nobody would see it."""
+    log.warning(
+        "the chat template of %s can't be had and profile %s has none: prompts are in ChatML. Set "
+        "MARCO_MODEL to a folder with the model's tokenizer_config.json",
+        model,
+        profile,
+    )
 
 
 def require_model(plan: SearchPlan, runtime: Runtime) -> None:

@@ -77,6 +77,10 @@ class InvalidSettings(InputError):
     """An environment variable has a value that can't be used."""
 
 
+class InvalidProfile(InputError):
+    """A profile can't be used, or there is none of that name: the message names the field."""
+
+
 class IdempotencyConflict(InputError):
     """The idempotency key already belongs to a job with another payload."""
 

@@ -6,14 +6,15 @@ way in: it turns a bad value into `InvalidSettings` that names the variable.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasGenerator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
 from marco_search.text import HIDDEN, redacted
@@ -33,6 +34,11 @@ Command = Annotated[list[str], Field(min_length=1)]
 def _stripped(value: object) -> object:
     """Files of secrets end with a line break."""
     return (value.strip() or None) if isinstance(value, str) else value
+
+
+def _json_object(value: object) -> object:
+    """A JSON object from text."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 Address = Annotated[SecretStr | None, BeforeValidator(_stripped)]
@@ -69,6 +75,12 @@ class Settings(BaseSettings):
         description="A Llama, Qwen2 or Qwen3 model: a Hugging Face folder, a GGUF file, or an "
         "installed model's name; unset: the default of `marco model`. With servers only its "
         "chat template is used; unset: ChatML",
+    )
+    profile: str | None = Field(
+        None, description="Name or file of the model's profile; unset: by the model's name"
+    )
+    overrides: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = Field(
+        {}, description="Fields of the profile or of SearchConfig to set otherwise: a JSON object"
     )
     embedded_rows: int = Field(
         64, ge=1, le=1024, description="Rows that the embedded engine decodes together"

@@ -7,8 +7,9 @@ It writes a few steps, closes the thought and gives one of a few answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
+from typing import Any
 
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.search.branches import (
@@ -116,10 +117,10 @@ class ToyRuntime:
     def info(self) -> RuntimeInfo:
         """A model that does not exist."""
         return RuntimeInfo(
-            name="toy", version="0", model="toy", revision="0" * 64, context_tokens=4096
+            name="toy", version="0", model="toy-marco-o1", revision="0" * 64, context_tokens=4096
         )
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
         """One line a message."""
         return "".join(f"{m.role}: {m.content}\n" for m in messages)
 

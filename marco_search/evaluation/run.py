@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from marco_search import settings
-from marco_search.engine import Journal, SearchPlan, make_plan, run_search
+from marco_search.engine import Journal, SearchPlan, make_plan, profile_of, run_search
 from marco_search.errors import InvalidDataSet, MarcoError, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
@@ -208,7 +208,7 @@ def _run_name(recipe: Recipe, made: SearchPlan, job: Job) -> str:
     defaults do not count: traces from before a setting was added stay valid.
     """
     usual = SearchConfig(strategy="", action=Action.WHOLE).to_json()
-    config = made.config.to_json() | {"seed": recipe.options.seed}
+    config = made.config.to_json() | {"seed": recipe.options.seed, "profile": ""}
     return _digest(
         {
             "config": {k: v for k, v in config.items() if v != usual[k]},
@@ -305,8 +305,6 @@ def run_queued(
 def _queued_name(recipe: Recipe, problem: Problem) -> str:
     """As `_run_name`, as far as the one who submits can know."""
     loaded, job = settings.load(), recipe.job(problem)
-    kind = kind_of(job)
-    prompt = "\n".join(f"{m.role}: {m.content}" for m in kind.messages(job))
-    prompt = _around(job, prompt)
-    options = recipe.options.model_dump(mode="json")
-    return _digest([options, loaded.runtime, str(loaded.model), prompt, "seeds of each problem"])
+    prompt = "\n".join(f"{m.role}: {m.content}" for m in kind_of(job).messages(job))
+    about = [loaded.runtime, str(loaded.model), profile_of(job, "").label, _around(job, prompt)]
+    return _digest([recipe.options.model_dump(mode="json"), about, "seeds of each problem"])

@@ -11,7 +11,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from math import isfinite
-from typing import Annotated, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import (
     BeforeValidator,
@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from marco_search.errors import InvalidProfile
 from marco_search.jobs.validation import Described, Input, at_most, flaw, nearest, one_of, shown
 from marco_search.search.config import STRATEGIES
 from marco_search.search.rewards import known_rewards
@@ -101,6 +102,16 @@ class SearchOptions(Input):
         "answers, or rates them",
     )
 
+    profile: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Name of the model's profile (docs/profiles.md); None: by the model's name",
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of the profile or of SearchConfig to set otherwise, by name",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _named_as_before(cls, data: object) -> object:
@@ -115,6 +126,20 @@ class SearchOptions(Input):
     def _instead_of_a_reward(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("reward") is not None:
             raise ValueError("what it says is the reward: leave reward out")
+        return value
+
+    @field_validator("overrides")
+    @classmethod
+    def _known_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value:
+            from marco_search import profiles  # which takes its words of refusal from here
+
+            if len(json.dumps(value)) > MAX_TEXT_CHARS:
+                raise ValueError(f"more than {MAX_TEXT_CHARS:,} characters")
+            try:
+                profiles.override(profiles.load(profiles.NEUTRAL), value)
+            except InvalidProfile as error:
+                raise ValueError(str(error)) from None
         return value
 
 
@@ -137,6 +162,8 @@ class SearchOptionsDict(TypedDict, total=False):
     selection: Literal["uct", "puct"] | None
     reward: str | None
     verifier: str | None
+    profile: str | None
+    overrides: dict[str, Any]
 
 
 def _moment(value: object) -> object:

@@ -13,7 +13,7 @@ models leave tags out:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -69,10 +69,17 @@ class Kind(ABC, Generic[JobT]):
     def read(self, output: str) -> ExtractedAnswer | None:
         """The answer in an Output part; None if it holds nothing that can be one."""
 
-    def messages(self, job: JobT) -> list[Message]:
-        """The chat prompt: the job's system prompt, if it has one, and the user's turn."""
-        system = job.system_prompt
-        turns = [] if system is None else [("system", SYSTEM_PROMPTS.get(system, system))]
+    def messages(
+        self, job: JobT, system: str = "", examples: Iterable[tuple[str, str]] = ()
+    ) -> list[Message]:
+        """The chat prompt: system prompt, solved examples (user, assistant) and the user's turn.
+
+        `system` is for a job without a system prompt of its own. Empty: none.
+        """
+        system = job.system_prompt or system
+        turns = [("system", SYSTEM_PROMPTS.get(system, system))] if system else []
+        for user, assistant in examples:
+            turns += [("user", user), ("assistant", assistant)]
         turns.append(("user", self.user_turn(job)))
         return [Message(role=role, content=content) for role, content in turns]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from marco_search.search.branches import Branch, Expansion, Message
@@ -25,6 +25,19 @@ class RuntimeInfo:
     exact: bool = False  #: whether the same version generates the same bits again
     #: What it can't do or say, in words for people. Not stored.
     lacks: tuple[str, ...] = ()
+    tokenizer: str = ""  #: folder or Hub name of a server's tokenizer, if it says
+    own_template: bool = True  #: False: prompts are in ChatML, as no chat template was found
+
+
+class Render(Protocol):
+    """Messages to the prompt text of one model, ready for the assistant's turn.
+
+    `options` are further variables of its chat template, such as enable_thinking.
+    """
+
+    def __call__(
+        self, messages: Sequence[Message], options: Mapping[str, Any] | None = None
+    ) -> str: ...
 
 
 class Runtime(Protocol):
@@ -35,8 +48,8 @@ class Runtime(Protocol):
         """The model and engine behind this runtime."""
         ...
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The chat prompt as text, ready for the assistant's turn (the model's template)."""
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
+        """The chat prompt by the model's template (see `Render`)."""
         ...
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:

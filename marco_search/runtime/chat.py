@@ -2,15 +2,16 @@
 
 Same environment (immutable sandbox, trimmed blocks, loop controls, the `generation` tag), the
 same globals (`raise_exception`, `strftime_now`) and the same `tojson`, so that a folder
-renders here as it does there. A folder without a template gets ChatML.
+renders here as it does there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -19,17 +20,14 @@ import jinja2.parser
 import jinja2.sandbox
 
 from marco_search.errors import ModelRefused
-from marco_search.runtime.base import strip_control_tokens
+from marco_search.runtime.base import Render, strip_control_tokens
 from marco_search.runtime.embedded.files import ModelFiles
 from marco_search.search.branches import Message
-
-Render = Callable[[Sequence[Message]], str]
-"""Messages to the prompt text of one model, ready for the assistant's turn."""
 
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def render_chatml(messages: Sequence[Message]) -> str:
+def render_chatml(messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
     """The prompt in ChatML, as Qwen2 and Marco-o1 take it, ready for the assistant's turn."""
     turns = [
         f"<|im_start|>{m.role}\n{strip_control_tokens(m.content)}<|im_end|>\n" for m in messages
@@ -37,8 +35,8 @@ def render_chatml(messages: Sequence[Message]) -> str:
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-def read_chat_template(files: ModelFiles) -> Render:
-    """The model's own template, else ChatML.
+def read_chat_template(files: ModelFiles) -> Render | None:
+    """The model's own template; None: it has none.
 
     Raises ModelRefused for a template that is not valid, or does not take the messages.
     """
@@ -47,22 +45,30 @@ def read_chat_template(files: ModelFiles) -> Render:
     if isinstance(found, list):  # several, by name
         found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
     if found is None:
+        return None
+    named = {name: token_text(config.get(name)) for name in _SPECIALS}
+    return compile_template(found, {k: text for k, text in named.items() if text is not None})
+
+
+def compile_template(text: str, specials: Mapping[str, str] | None = None) -> Render:
+    """The Jinja template `text`; "chatml" is ChatML. `specials` are the special tokens by name.
+
+    Raises ModelRefused for a template that is not valid, or does not take the messages.
+    """
+    if text == "chatml":
         return render_chatml
     try:
-        template = _environment().from_string(found)
+        template = _environment().from_string(text)
     except jinja2.TemplateError as error:
-        raise ModelRefused(f"the model's chat template is not valid: {error}") from None
-    named = {name: token_text(config.get(name)) for name in _SPECIALS}
-    specials = {name: text for name, text in named.items() if text is not None}
+        raise ModelRefused(f"the chat template is not valid: {error}") from None
 
-    def render(messages: Sequence[Message]) -> str:
+    def render(messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
         turns = [{"role": m.role, "content": strip_control_tokens(m.content)} for m in messages]
+        given = {**(specials or {}), **(options or {}), "messages": turns}
         try:
-            return template.render(
-                messages=turns, add_generation_prompt=True, tools=None, **specials
-            )
+            return template.render(**{"add_generation_prompt": True, "tools": None, **given})
         except jinja2.TemplateError as error:
-            raise ModelRefused(f"the model's chat template refused the prompt: {error}") from None
+            raise ModelRefused(f"the chat template refused the prompt: {error}") from None
 
     return render
 

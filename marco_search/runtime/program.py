@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
@@ -23,7 +23,8 @@ from typing import Any
 import sglang as sgl
 
 from marco_search.errors import BranchFailed, PromptTooLong
-from marco_search.runtime.base import RuntimeInfo, quoting
+from marco_search.runtime.base import Render, RuntimeInfo, quoting
+from marco_search.runtime.chat import render_chatml
 from marco_search.runtime.reply import Completion, read_completion
 from marco_search.search.branches import (
     TOP_K,
@@ -31,7 +32,6 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
-    Message,
     Part,
     ReflectionPlacement,
     Segment,
@@ -81,15 +81,18 @@ class ForkRuntime:
         self,
         backend: Any,
         info: RuntimeInfo,
-        render: Callable[[Sequence[Message]], str],
+        render: Render | None,
         *,
         timeout_s: float,
         api_key: str | None = None,
     ) -> None:
-        """`timeout_s` is for one expansion; `api_key`, the server's, is kept out of errors."""
+        """`timeout_s` is for one expansion; `api_key`, the server's, is kept out of errors.
+
+        Without a `render` of the model's own prompts are in ChatML, and `info` says so.
+        """
         self.backend = backend
-        self.info = info
-        self.render = render
+        self.info = replace(info, own_template=render is not None)
+        self.render = render or render_chatml
         self._timeout_s = timeout_s
         self._quoted = quoting(api_key)
         self._threads = ThreadPoolExecutor(_MAX_PROGRAMS, "fork")

@@ -40,6 +40,7 @@ class SGLangServer(Server):
             context_tokens=context_tokens(
                 server.get("context_length") or server.get("max_req_input_len")
             ),
+            tokenizer=str(server.get("tokenizer_path") or ""),
         )
 
     def _identity(self, call: Call) -> tuple[str, str]:

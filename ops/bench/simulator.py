@@ -55,7 +55,12 @@ CHARACTERS_A_TOKEN = 4
 BLOCK = 16  # characters that are cached together
 STEPS_A_WAIT = 8  # of the engine, while the number of running sequences is taken as constant
 VARIANTS = 16
-ABOUT = {"model_path": "simulated", "weight_version": "0", "version": "0", "context_length": 32768}
+ABOUT = {
+    "model_path": "simulated-marco-o1",
+    "weight_version": "0",
+    "version": "0",
+    "context_length": 32768,
+}
 _ASSISTANT, _THOUGHT = "<|im_start|>assistant\n", "<Thought>\n"
 _WORDS = ("so", "the", "sum", "of", "all", "that", "is", "left", "then", "we", "add", "two", "more")
 # As long as a problem of MGSM.
@@ -147,10 +152,10 @@ class InstantRuntime:
     clock: Callable[[], float] = time.perf_counter
     seconds: float = 0.0
     info = RuntimeInfo(
-        name="instant", version="0", model="instant", revision="0", context_tokens=32768
+        name="instant", version="0", model="instant-marco-o1", revision="0", context_tokens=32768
     )
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
         """A chat prompt in which the texts find where the answer begins."""
         return "".join(m.content for m in messages) + _ASSISTANT
 

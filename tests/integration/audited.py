@@ -40,7 +40,7 @@ class Newer(ToyRuntime):
     @property
     def info(self) -> RuntimeInfo:
         return RuntimeInfo(
-            name="toy", version="1", model="toy", revision="1" * 64, context_tokens=4096
+            name="toy", version="1", model="toy-marco-o1", revision="1" * 64, context_tokens=4096
         )
 
 

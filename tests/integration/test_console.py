@@ -180,7 +180,7 @@ def test_the_json_format_is_the_documented_document(stored: Stored) -> None:
         "audit_log", "verification", "tokens", "vocabulary",
     }  # fmt: skip
     assert data["job"]["subject"] == "Add 1 and 1."
-    assert data["attempts"][0]["model"] == "toy"
+    assert data["attempts"][0]["model"] == "toy-marco-o1"
     assert data["verification"]["status"] == "fits"
     assert data["audit_log"][0]["event"] == "submitted"
     known = {r["rollout_id"] for r in data["rollouts"]}

@@ -168,7 +168,7 @@ def test_a_collector_gets_one_trace_for_each_job(database: Database) -> None:
     assert span.parent_span_id == spans["round 1"].span_id
     attributes = {a.key: a.value for a in span.attributes}
     assert attributes["openinference.span.kind"].string_value == "LLM"
-    assert attributes["llm.model_name"].string_value == "toy"
+    assert attributes["llm.model_name"].string_value == "toy-marco-o1"
     assert attributes["llm.token_count.completion"].int_value == branch.generated_tokens
     assert attributes["gen_ai.usage.output_tokens"].int_value == branch.generated_tokens
     assert attributes["marco.confidence"].double_value == branch.confidence

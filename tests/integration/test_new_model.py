@@ -122,10 +122,10 @@ def test_a_begun_job_waits_for_its_model_and_holds_up_no_other(
     with database.transaction() as conn:
         (missing,) = queries.missing_models(conn, tenant="default")
         conn.execute("UPDATE jobs SET published_at = now() - interval '1 hour'")
-    assert (missing.model, missing.jobs) == ("toy", 1)
+    assert (missing.model, missing.jobs) == ("toy-marco-o1", 1)
     found = doctor.models(settings)
     assert not found.ok
-    assert "1 job waits for a worker with model toy" in found.detail
+    assert "1 job waits for a worker with model toy-marco-o1" in found.detail
     # No message is sent for it again and again, and nothing logged.
     assert tick(database_url, redis_url) == 0
     assert event_details(database, old, "published") == []
@@ -146,7 +146,7 @@ def test_others_of_its_model_are_published_when_a_worker_has_it_again(
         newer.run_next()
     with database.transaction() as conn:
         assert [m.jobs for m in queries.missing_models(conn)] == [3]
-        assert len(scheduling.order(conn, scheduling.key("toy", "0"))) == 0
+        assert len(scheduling.order(conn, scheduling.key("toy-marco-o1", "0"))) == 0
     runner(settings, database, ToyRuntime()).run_next()
     assert tick(database_url, redis_url) == 2
     with database.transaction() as conn:
@@ -187,7 +187,7 @@ def test_waiting_and_failed_jobs_start_over_as_new_jobs(
         assert detail == {"restarted_as": str(after)}
         assert event_details(database, after, "submitted") == [{"restart_of": str(before)}]
     new = status(database, renewed[old])
-    assert (new.priority, new.expected, new.model) == (0, "2", "toy")
+    assert (new.priority, new.expected, new.model) == (0, "2", "toy-marco-o1")
     with database.transaction() as conn:
         same = conn.execute(
             "SELECT count(DISTINCT payload_hash) FROM jobs WHERE id = ANY (%s)",

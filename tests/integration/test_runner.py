@@ -77,7 +77,7 @@ def test_a_job_is_searched_answered_and_explained(settings: Settings, database: 
     (stored,) = insert(database, job)
     runner(settings, database, ToyRuntime()).run_next()
     now, outcome = status(database, stored.id), result(database, stored.id)
-    assert (now.state, now.attempts, now.model) == (JobState.SUCCEEDED, 1, "toy")
+    assert (now.state, now.attempts, now.model) == (JobState.SUCCEEDED, 1, "toy-marco-o1")
     assert outcome.rollouts == 12
     assert outcome.answer is not None
     assert (now.answer, now.confidence) == (outcome.answer.text, outcome.answer.confidence)
@@ -96,7 +96,7 @@ def test_a_job_is_searched_answered_and_explained(settings: Settings, database: 
         assert rollout_ids == [r.rollout_id for r in rollouts if r.answer == key]
         assert votes == len(rollout_ids)
     assert attempt is not None
-    assert attempt[:3] == ("toy", "toy", 4)
+    assert attempt[:3] == ("toy", "toy-marco-o1", 4)
     assert "What is 1 + 1?" in attempt[3]
     assert attempt[4] == "step"
 

@@ -217,7 +217,7 @@ def attempts(asked: Asked) -> None:
     first, second = asked(10, "retried")
     assert (first["ended"], second["ended"]) == ("retried", "succeeded")
     assert (first["error"], second["error"]) == ("overloaded", None)
-    assert (second["model"], second["strategy"], second["seed"]) == ("toy", "step", 0)
+    assert (second["model"], second["strategy"], second["seed"]) == ("toy-marco-o1", "step", 0)
     assert "Once more?" in second["prompt"]
 
 

@@ -38,7 +38,7 @@ def test_every_candidate_of_a_search_can_be_read(database: Database, database_ur
             rows = job_record.tokens(conn, job.id).values()
             assert {t for row in rows for t in row.top_texts} == set(known.values())
         models = conn.execute("SELECT DISTINCT model, revision FROM audit.vocabulary").fetchall()
-        assert models == [("toy", "0" * 64)]
+        assert models == [("toy-marco-o1", "0" * 64)]
 
 
 def test_a_text_is_written_once_and_stays(database: Database) -> None:

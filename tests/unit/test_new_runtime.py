@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ class ConstantRuntime:
             exact=True,  # the same version generates the same bits again
         )
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
         return "\n".join(message.content for message in messages)
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
@@ -65,13 +66,13 @@ def generated() -> Segment:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RUNTIMES, "constant", ConstantRuntime)
-    monkeypatch.setenv("MARCO_RUNTIME", "constant:eight")
+    monkeypatch.setenv("MARCO_RUNTIME", "constant:eight-marco-o1")
 
 
 @pytest.mark.usefixtures("registered")
 def test_a_registered_runtime_is_what_the_settings_name() -> None:
     runtime: Runtime = open_runtime(Settings())
-    assert (runtime.info.name, runtime.info.model) == ("constant", "eight")
+    assert (runtime.info.name, runtime.info.model) == ("constant", "eight-marco-o1")
 
 
 @pytest.mark.usefixtures("registered")
@@ -83,4 +84,4 @@ def test_a_search_runs_on_it() -> None:
 
 def test_a_runtime_that_is_not_registered_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="MARCO_RUNTIME: use embedded"):
-        open_runtime(Settings.model_validate({"MARCO_RUNTIME": "constant:eight"}))
+        open_runtime(Settings.model_validate({"MARCO_RUNTIME": "constant:eight-marco-o1"}))

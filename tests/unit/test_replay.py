@@ -131,7 +131,7 @@ def test_another_model_is_refused() -> None:
     job = question()
     finished = searched(ToyRuntime(), job)
     finished = replace(finished, plan=replace(finished.plan, revision="1" * 64))
-    with pytest.raises(ModelRefused, match="revision 111111111111, this runtime has toy at 0000"):
+    with pytest.raises(ModelRefused, match="revision 111111111111, this runtime has toy-marco-o1"):
         replayed(finished, ToyRuntime(), job)
 
 

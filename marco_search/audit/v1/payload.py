@@ -26,7 +26,9 @@ OPTIONS: Mapping[str, Any] = {
 }  # fmt: skip
 Defaults = tuple[Mapping[str, Any], Mapping[str, Any]]
 DEFAULTS: Defaults = (FIELDS, OPTIONS)
-DEFAULTS_3: Defaults = (FIELDS, {**OPTIONS, "reward": None, "verifier": None})
+DEFAULTS_3: Defaults = (
+    FIELDS, {**OPTIONS, "reward": None, "verifier": None, "profile": None, "overrides": {}},
+)  # fmt: skip
 _WHOLE_FROM = 10**16
 """From here on Python writes 1e+16, and jsonb the same number without an exponent."""
 

@@ -20,8 +20,8 @@ from sglang.lang.backend.base_backend import BaseBackend
 import marco_search
 from marco_search import models
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure
-from marco_search.runtime.base import Runtime, RuntimeInfo
-from marco_search.runtime.chat import Render, read_chat_template
+from marco_search.runtime.base import Render, Runtime, RuntimeInfo
+from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.cache import RadixCache
 from marco_search.runtime.embedded.checkpoint import ModelConfig, read_config, read_weights
@@ -56,7 +56,7 @@ class LoadedModel:
 
     config: ModelConfig
     tokenizer: Tokenizer
-    render: Render
+    render: Render | None  #: None: it has no chat template
     decoder: Decoder
     info: RuntimeInfo
 

@@ -5,12 +5,14 @@ settings -> servers (connections, allowance, health) -> backend -> fork program
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from marco_search.errors import InvalidSettings, ModelRefused
 from marco_search.runtime.base import Runtime, RuntimeInfo
-from marco_search.runtime.chat import read_chat_template, render_chatml
+from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.files import open_files
 from marco_search.runtime.program import ForkRuntime
 from marco_search.runtime.servers.backend import ServersBackend
@@ -35,15 +37,28 @@ def open_servers(
     except ModelRefused:
         backend.shutdown()
         raise
-    # ChatML is what Qwen2 and Marco-o1 take.
-    render = read_chat_template(open_files(settings.model)) if settings.model else render_chatml
+    folder = settings.model or _tokenizer_folder(backend.info)
     return ForkRuntime(
         backend,
         backend.info,
-        render,
+        read_chat_template(open_files(folder)) if folder else None,
         timeout_s=settings.runtime_timeout_s,
         api_key=api_key_of(settings),
     )
+
+
+def _tokenizer_folder(info: RuntimeInfo) -> Path | None:
+    """Where this machine has the server's tokenizer: its folder or file, or the Hub's cache."""
+    name = info.tokenizer or info.model
+    if Path(name).is_absolute():
+        known = Path(name).is_dir() or (name.endswith(".gguf") and Path(name).is_file())
+        return Path(name) if known else None
+    from huggingface_hub import try_to_load_from_cache
+
+    with contextlib.suppress(ValueError):  # not a name that the Hub could have
+        found = try_to_load_from_cache(name, "tokenizer_config.json")
+        return Path(found).parent if isinstance(found, str) else None
+    return None
 
 
 def _urls(value: str, scheme: str) -> list[str]:

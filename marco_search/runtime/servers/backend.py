@@ -23,7 +23,6 @@ from marco_search.runtime.servers.calls import Call, Failure
 from marco_search.runtime.servers.server import Server
 from marco_search.search.branches import Part
 
-_END_OF_PROMPT = "<|im_start|>assistant\n"
 _REMEMBERED = 256  # texts of a few kilobytes each
 _LOGPROB_FIELDS = ("return_logprob", "top_logprobs_num", "return_text_in_logprobs")
 _TRIES = 4  # not counting answers of "too many": those are waited out
@@ -63,7 +62,7 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
 
         A prefix that a server has generated itself is in its cache already.
         """
-        server = self._server_for(s.text_)
+        server = self._server_for(_prompt_of(s))
         if not server.prefills:
             return
         with self._lock:
@@ -73,7 +72,7 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
             return
         with contextlib.suppress(Failure):
             self._send(s, {"max_new_tokens": 0}, {})
-            self._remember(s.text_)
+            self._remember(s, s.text_)
 
     def abort(self) -> None:
         """End all requests in flight; their branches fail at once. Later ones are not touched."""
@@ -111,7 +110,7 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
             raise Failure(kind=BranchFailed, message=f"the server failed: {reason}")
         finish = meta.get("finish_reason")
         matched = finish.get("matched") if isinstance(finish, dict) else None
-        self._remember(s.text_ + text + (matched if isinstance(matched, str) else ""))
+        self._remember(s, s.text_ + text + (matched if isinstance(matched, str) else ""))
         return text, meta
 
     def _send(self, s: Any, parameters: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -126,18 +125,18 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
         with self._lock:
             self._calls.add(call)
         try:
-            return self._try(s.text_, body, own.parts, call)
+            return self._try(_prompt_of(s), body, own.parts, call)
         finally:
             with self._lock:
                 self._calls.discard(call)
 
     def _try(
-        self, text: str, body: dict[str, Any], parts: Sequence[Part], call: Call
+        self, prompt: str, body: dict[str, Any], parts: Sequence[Part], call: Call
     ) -> dict[str, Any]:
         rid, failed, counted = body["rid"], 0, 0
         while True:
             try:
-                return self._server_for(text).generate(body, parts, call)
+                return self._server_for(prompt).generate(body, parts, call)
             except Failure as failure:
                 failed += 1
                 counted += not failure.overloaded
@@ -148,18 +147,17 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
             # The server may still know the id of a try that broke off, and refuse it.
             body["rid"] = f"{rid}-{failed}"
 
-    def _remember(self, text: str) -> None:
+    def _remember(self, s: Any, text: str) -> None:
         """The search's server has read or written all of `text`."""
         with self._lock:
-            self._seen.append((self._server_for(text).url, text))
+            self._seen.append((self._server_for(_prompt_of(s)).url, text))
 
-    def _server_for(self, text: str) -> Server:
-        """The server of the search with this text. An unhealthy one if there is no other."""
+    def _server_for(self, prompt: str) -> Server:
+        """The server of the search with this prompt. An unhealthy one if there is no other."""
         if len(self._servers) == 1:
             return self._servers[0]
         for server in self._servers:
             server.probe()
-        prompt = _prompt_of(text)
 
         def weight(server: Server) -> tuple[bool, bytes]:
             return server.healthy, blake2b(f"{server.url} {prompt}".encode()).digest()
@@ -190,14 +188,10 @@ def _agree(servers: Sequence[Server]) -> RuntimeInfo:
     return info
 
 
-def _prompt_of(text: str) -> str:
-    """The part of a prefix that all prefixes of one search share: its prompt.
-
-    Prompts are in ChatML and no caller's text holds its control tokens, so the last of them
-    ends the prompt.
-    """
-    end = text.rfind(_END_OF_PROMPT)
-    return text[: end + len(_END_OF_PROMPT)] if end >= 0 else text[:256]
+def _prompt_of(s: Any) -> str:
+    """The part of a prefix that all prefixes of one search share: its prompt."""
+    parts = params_of(s).parts
+    return str(parts[0]) if parts else s.text_[:256]
 
 
 def retry_delay_s(failed: int, asked_s: float | None, random: Random = _random) -> float:

@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
     handler: type[Handler]
     scheme = "http"
 
-    def __init__(self, port: int = 0, model: str = "toy") -> None:
+    def __init__(self, port: int = 0, model: str = "toy-marco-o1") -> None:
         super().__init__(("127.0.0.1", port), self.handler)
         self.model = model
         self.complete = completion
@@ -162,7 +162,7 @@ def completion(body: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def serving(
     port: int = 0,
-    model: str = "toy",
+    model: str = "toy-marco-o1",
     prepare: Callable[[Server], None] = lambda server: None,
     make: Callable[[int, str], Server] = Server,
 ) -> Iterator[Server]:

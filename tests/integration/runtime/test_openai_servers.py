@@ -97,7 +97,7 @@ def test_branches_are_those_that_the_model_writes(server: OpenAIServer) -> None:
 def test_what_a_server_can_not_do_is_said(server: OpenAIServer) -> None:
     with runtime(server) as opened:
         info = opened.info
-    assert (info.name, info.model, info.exact) == ("openai", "toy", False)
+    assert (info.name, info.model, info.exact) == ("openai", "toy-marco-o1", False)
     assert info.version.startswith(f"{server.shape} ")
     assert ("prefixes as text" in info.version) == (server.shape not in WITH_IDS)
     lacks = " ".join(info.lacks)
@@ -170,12 +170,12 @@ def test_a_server_with_too_few_candidates_is_refused(vllm: OpenAIServer) -> None
 
 
 def test_one_of_several_models_is_named(vllm: OpenAIServer) -> None:
-    vllm.names = ["toy", "lora"]
-    refused(vllm, "serves toy, lora: name one in MARCO_RUNTIME_MODEL")
+    vllm.names = ["toy-marco-o1", "lora"]
+    refused(vllm, "serves toy-marco-o1, lora: name one in MARCO_RUNTIME_MODEL")
     with runtime(vllm, MARCO_RUNTIME_MODEL="lora") as opened:
         assert opened.info.model == "lora"
-    refused(vllm, "serves toy, lora: name one", MARCO_RUNTIME_MODEL="other")
-    vllm.names = ["toy"]
+    refused(vllm, "serves toy-marco-o1, lora: name one", MARCO_RUNTIME_MODEL="other")
+    vllm.names = ["toy-marco-o1"]
     refused(vllm, "MARCO_RUNTIME_MODEL asks for other", MARCO_RUNTIME_MODEL="other")
 
 
@@ -250,5 +250,7 @@ def test_a_server_that_comes_back_with_another_model_is_not_used(vllm: OpenAISer
         stop(vllm)
         with serving(vllm.server_port, "other", make=as_server("vllm")) as other:
             (branch,) = opened.branch([expansion(1)])
-            assert "serves other (/models/toy) now, it was toy (/models/toy)" in str(branch.error)
+            assert "serves other (/models/toy) now, it was toy-marco-o1 (/models/toy)" in str(
+                branch.error
+            )
             assert not other.asked

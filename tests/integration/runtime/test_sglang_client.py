@@ -36,7 +36,7 @@ def server() -> Iterator[Server]:
 
 def test_seeds_ids_and_keys_reach_the_server_over_kept_connections(server: Server) -> None:
     with runtime(server, MARCO_RUNTIME_API_KEY="secret") as opened:
-        assert (opened.info.model, opened.info.revision) == ("toy", "v1")
+        assert (opened.info.model, opened.info.revision) == ("toy-marco-o1", "v1")
         assert (opened.info.version, opened.info.context_tokens) == ("0.5.23", 512)
         for _ in range(5):
             assert [b.finish for b in opened.branch([expansion(3)])] == [Finish.STOP] * 3
@@ -141,7 +141,7 @@ def test_an_address_that_can_not_be_used_is_refused(address: str) -> None:
 
 
 def test_a_server_with_another_model_is_refused(server: Server) -> None:
-    with runtime(server, MARCO_RUNTIME_MODEL="toy", MARCO_RUNTIME_REVISION="v1"):
+    with runtime(server, MARCO_RUNTIME_MODEL="toy-marco-o1", MARCO_RUNTIME_REVISION="v1"):
         pass
     with (
         pytest.raises(ModelRefused, match="MARCO_RUNTIME_MODEL asks for AIDC-AI/Marco-o1"),
@@ -158,7 +158,7 @@ def test_a_server_with_another_model_is_refused(server: Server) -> None:
 def test_a_server_that_has_only_the_newer_paths_will_do(server: Server) -> None:
     server.missing = {"/get_model_info", "/get_server_info"}
     with runtime(server) as opened:
-        assert (opened.info.model, opened.info.version) == ("toy", "0.5.23")
+        assert (opened.info.model, opened.info.version) == ("toy-marco-o1", "0.5.23")
 
 
 def test_prompts_are_rendered_as_chatml(server: Server) -> None:

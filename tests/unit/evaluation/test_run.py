@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ class Spy(ToyRuntime):
         self.seen: list[str] = []
         self.searches = 0
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
         self.searches += 1
-        return super().render(messages)
+        return super().render(messages, options)
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         self.seen.append(repr(expansions))
@@ -144,8 +144,10 @@ def test_each_problem_has_a_seed_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["system prompt", "template", "revision"])
 def test_another_prompt_or_model_reuses_no_trace(tmp_path: Path, change: str) -> None:
     class Otherwise(Spy):
-        def render(self, messages: Sequence[Message]) -> str:
-            return ("Now:\n" if change == "template" else "") + super().render(messages)
+        def render(
+            self, messages: Sequence[Message], options: Mapping[str, Any] | None = None
+        ) -> str:
+            return ("Now:\n" if change == "template" else "") + super().render(messages, options)
 
         @property
         def info(self) -> RuntimeInfo:

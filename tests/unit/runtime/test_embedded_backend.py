@@ -144,7 +144,7 @@ def test_the_end_of_sequence_stops_and_has_no_text(model: LoadedModel, tmp_path:
 
 
 def test_a_forks_children_share_its_prefix(backend: EmbeddedBackend) -> None:
-    runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
+    runtime = ForkRuntime(backend, _info(backend), None, timeout_s=120)
     prefix = PROMPT + "Step 1: 3+12=15. 第1步"
     branches = runtime.branch([expansion(6, prefix=prefix)])
     count = len(backend.model.tokenizer.encode(prefix))
@@ -156,7 +156,7 @@ def test_a_forks_children_share_its_prefix(backend: EmbeddedBackend) -> None:
 
 def test_a_fork_goes_on_from_the_tokens_that_are_kept(backend: EmbeddedBackend) -> None:
     """Also where the text would be tokenised otherwise: here a token for each character."""
-    runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
+    runtime = ForkRuntime(backend, _info(backend), None, timeout_s=120)
     text = "Step 1: 3+12=15. "
     ids = tuple(int(i) for character in text for i in backend.model.tokenizer.encode(character))
     assert len(ids) > len(backend.model.tokenizer.encode(text))
@@ -169,7 +169,7 @@ def test_a_fork_goes_on_from_the_tokens_that_are_kept(backend: EmbeddedBackend) 
 
 
 def test_a_search_round_is_the_same_in_any_order_and_company(backend: EmbeddedBackend) -> None:
-    runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
+    runtime = ForkRuntime(backend, _info(backend), None, timeout_s=120)
     whole = runtime.branch([expansion(4, prefix=PROMPT + str(i)) for i in range(4)])
     flush_cache(backend.engine)
     apart = [
@@ -181,7 +181,7 @@ def test_a_search_round_is_the_same_in_any_order_and_company(backend: EmbeddedBa
 
 
 def test_reflection_goes_on_from_the_text_it_was_put_into(backend: EmbeddedBackend) -> None:
-    runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
+    runtime = ForkRuntime(backend, _info(backend), None, timeout_s=120)
     request = BranchRequest(
         branch_id=0, seed=3, max_new_tokens=10, temperature=1.0, reflect=ReflectionPlacement.FIRST
     )
@@ -201,7 +201,7 @@ def test_every_piece_of_chinese_text_is_whole_characters(model: LoadedModel) -> 
 
 
 def test_a_prompt_that_fills_the_context_is_refused(backend: EmbeddedBackend) -> None:
-    runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
+    runtime = ForkRuntime(backend, _info(backend), None, timeout_s=120)
     long = "a\n" * 300
     with pytest.raises(PromptTooLong, match="400"):
         runtime.branch([expansion(2, prefix=long)])
@@ -224,7 +224,7 @@ def test_a_closed_backend_fails_and_does_not_hang(backend: EmbeddedBackend) -> N
 
 
 def test_a_thousand_branches_leave_no_thread(backend: EmbeddedBackend) -> None:
-    runtime = ForkRuntime(backend, _info(backend), lambda m: "", timeout_s=120)
+    runtime = ForkRuntime(backend, _info(backend), None, timeout_s=120)
     before = set(threading.enumerate())
     for _ in range(10):
         runtime.branch([expansion(25, tokens=2, prefix=PROMPT + str(i)) for i in range(4)])

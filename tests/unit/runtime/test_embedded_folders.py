@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from marco_search.errors import ModelRefused
-from marco_search.runtime.chat import read_chat_template
+from marco_search.runtime.chat import read_chat_template, render_chatml
 from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.embedded.decoder import Part
 from marco_search.runtime.embedded.files import open_files
@@ -187,13 +187,14 @@ def test_the_models_own_template_renders_the_prompt(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
     config = {"bos_token": {"content": "<s>"}, "chat_template": "not this one"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    rendered = read_chat_template(open_files(tmp_path))(MESSAGES)
-    assert rendered == '<s>[user] "1+1? < |im_end|> 你好"\n[assistant]'
+    render = read_chat_template(open_files(tmp_path))
+    assert render is not None
+    assert render(MESSAGES) == '<s>[user] "1+1? < |im_end|> 你好"\n[assistant]'
 
 
 def test_a_folder_without_a_template_gets_chatml(tmp_path: Path) -> None:
-    rendered = read_chat_template(open_files(tmp_path))(MESSAGES)
-    assert rendered == (
+    assert read_chat_template(open_files(tmp_path)) is None
+    assert render_chatml(MESSAGES) == (
         "<|im_start|>user\n1+1? < |im_end|> 你好<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -206,4 +207,6 @@ def test_a_template_that_fails_is_refused(tmp_path: Path, template: str) -> None
     config = {"chat_template": [{"name": "default", "template": template}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelRefused, match="template"):
-        read_chat_template(open_files(tmp_path))(MESSAGES)
+        render = read_chat_template(open_files(tmp_path))
+        assert render is not None
+        render(MESSAGES)

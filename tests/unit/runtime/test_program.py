@@ -69,7 +69,7 @@ def request(
 
 
 def run(backend: BaseBackend, *requests: BranchRequest, timeout_s: float = 30.0) -> list[Branch]:
-    runtime = ForkRuntime(backend, INFO, lambda messages: "", timeout_s=timeout_s)
+    runtime = ForkRuntime(backend, INFO, None, timeout_s=timeout_s)
     try:
         return runtime.branch([Expansion(node_id=0, prefix=PROMPT, branches=requests)])
     finally:
@@ -184,7 +184,7 @@ def test_a_prompt_too_long_for_the_model_is_reported() -> None:
 
 def test_threads_end_with_their_branches() -> None:
     backend = ToyBackend()
-    runtime = ForkRuntime(backend, INFO, lambda messages: "", timeout_s=30)
+    runtime = ForkRuntime(backend, INFO, None, timeout_s=30)
     expansion = Expansion(
         node_id=0, prefix=PROMPT, branches=tuple(request(i, room=5) for i in range(8))
     )

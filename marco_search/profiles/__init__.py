@@ -1,0 +1,317 @@
+"""Profiles: what marco-search has to know of a family of models, as data.
+
+A profile is a TOML file: those here ship, a user's own lie in MARCO_HOME/profiles or anywhere
+else by path. The one whose `models` fits the model's name best is taken, unless one is named.
+Fields that a file leaves out have the defaults below, which are those of the profile "neutral".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from marco_search.errors import InvalidJob, InvalidProfile, MarcoError
+from marco_search.jobs.validation import Described, Input, hint
+from marco_search.search.branches import MARCO_O1, TurnFormat
+from marco_search.search.config import STRATEGIES, SearchConfig
+
+SHIPPED = Path(__file__).resolve().parent
+NEUTRAL = "neutral"
+SEARCH_FIELDS = {f.name for f in fields(SearchConfig)} - {"strategy", "seed", "turn", "profile"}
+"""Fields of SearchConfig that a profile may set."""
+_SAMPLING = ("temperature", "top_p", "max_new_tokens")
+_ABOUT = {"name", "models", "measured_on"}  # change no search
+_STARTS = (
+    "\\boxed", "####", "Final answer", "Final Answer", "The answer is", "the answer is",
+    "The final answer is", "the final answer is", "Answer:", "**Answer", "答案", "答：",
+)  # fmt: skip
+_REFLECTIONS = {
+    "en": MARCO_O1.reflection,
+    "zh": "等等！我可能犯了一些错误！我需要从头重新思考。",
+    "ja": "待って！どこかで間違えたかもしれません！最初から考え直す必要があります。",
+    "ko": "잠깐! 실수가 있었을지도 모릅니다! 처음부터 다시 생각해야 합니다.",
+    "ru": "Стоп! Возможно, я допустил ошибки! Нужно обдумать всё с самого начала.",
+}
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class Example(Described):
+    """One solved question before the real one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user: str = Field(description="What was asked")
+    assistant: str = Field(description="The whole turn that answers it")
+
+
+class Profile(Input):
+    """What is known of a family of models."""
+
+    name: str = Field(default=NEUTRAL, pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Its name")
+    models: tuple[str, ...] = Field(
+        default=(), description="Model names it is for, with * for any text; in lower case"
+    )
+    chat_template: str = Field(
+        default="model",
+        description="model: the model's own, from its folder or its server; chatml; or Jinja text",
+    )
+    fallback_template: str = Field(
+        default="", description="chatml or Jinja text, where the model's own can't be had"
+    )
+    template_options: dict[str, Any] = Field(
+        default_factory=dict, description="Variables of the chat template, as enable_thinking"
+    )
+    system_prompt: str = Field(
+        default="", description="A text or a preset (marco-o1), for jobs that have none"
+    )
+    examples: tuple[Example, ...] = Field(
+        default=(), description="Solved questions put before each question: user, assistant"
+    )
+    opening: str = Field(default="", description="Put in front of the model's turn")
+    thought: str = Field(default="", description="Tag that begins a thought; empty: none")
+    end_of_thought: str = Field(default="", description="Tag that ends a thought; empty: none")
+    output: str = Field(default="", description="Tag that begins the output; empty: none")
+    end_of_output: str = Field(default="", description="Tag that ends the output; empty: none")
+    stops: tuple[str, ...] = Field(
+        default=(), description="Texts that end a turn, beside the model's own end"
+    )
+    answer_starts: tuple[str, ...] = Field(
+        default=_STARTS, description="Without tags: texts in the step that an answer begins with"
+    )
+    reflection_texts: dict[str, str] = Field(
+        default=_REFLECTIONS, description="What makes a thought reconsider, by language; en is "
+        "for all others",
+    )  # fmt: skip
+    steps: Literal["line", "sentence"] = Field(
+        default="line", description="What a step of a thought is"
+    )
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Of sampling")
+    top_p: Probability | None = Field(default=None, description="Nucleus of sampling")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Most tokens of a branch")
+    search: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of SearchConfig; in a table named after a strategy, for that alone",
+    )
+    calibration: dict[str, Any] = Field(
+        default_factory=dict, description="The same, as `marco calibrate` found them"
+    )
+    measured_on: str = Field(default="", description="What its values come from")
+
+    @field_validator("models", "examples", "stops", "answer_starts", mode="before")
+    @classmethod
+    def _lists(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("search", "calibration")
+    @classmethod
+    def _search_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        tables = {k: v for k, v in value.items() if k in STRATEGIES and isinstance(v, dict)}
+        for table in ({k: v for k, v in value.items() if k not in tables}, *tables.values()):
+            check_search_fields(table)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        if any(end in self.stops for end in self.turn("").thought_ends):
+            raise ValueError("a text that ends a thought can't be among `stops`")
+        if "en" not in self.reflection_texts:
+            raise ValueError("reflection_texts: needs a text for en, which is for all others")
+        if bool(self.output) != bool(self.end_of_output):
+            raise ValueError("output and end_of_output: give both or none")
+        return self
+
+    def turn(self, language: str) -> TurnFormat:
+        """How the model writes its turn, with the reflection text for a language."""
+        return TurnFormat(
+            opening=self.opening,
+            thought=self.thought,
+            end_of_thought=self.end_of_thought,
+            output=self.output,
+            end_of_output=self.end_of_output,
+            stops=self.stops,
+            answer_starts=() if self.end_of_thought else self.answer_starts,
+            reflection=self.reflection_texts.get(language, self.reflection_texts["en"]),
+        )
+
+    def search_fields(self, strategy: str) -> dict[str, Any]:
+        """What it sets of SearchConfig for a strategy; of a greedy one not the temperature."""
+        found = {n: v for n in _SAMPLING if (v := getattr(self, n)) is not None}
+        if STRATEGIES.get(strategy, {}).get("temperature") == 0:
+            found.pop("temperature", None)
+        for table in (self.search, self.calibration):
+            found |= {k: v for k, v in table.items() if k not in STRATEGIES}
+            found |= table.get(strategy, {})
+        return found
+
+    @property
+    def label(self) -> str:
+        """Its name and a hash of all that changes a search: what the trail keeps of it."""
+        text = json.dumps(self.model_dump(mode="json", exclude=_ABOUT), sort_keys=True)
+        return f"{self.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+_CONFIG = TypeAdapter(SearchConfig)
+
+
+def check_search_fields(given: Mapping[str, Any]) -> None:
+    """Raises ValueError for a name that is no field a profile may set, or a value out of range."""
+    for name in given:
+        if name not in SEARCH_FIELDS:
+            known = hint(name, [*SEARCH_FIELDS, *Profile.model_fields])
+            raise ValueError(f"unknown field {name!r}{known}; docs/profiles.md has them all")
+    try:
+        _CONFIG.validate_python({"strategy": "auto", "action": "step", **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except MarcoError as error:
+        raise ValueError(str(error)) from None
+
+
+def parse(text: str, source: str) -> Profile:
+    """The profile in a TOML text. Raises InvalidProfile naming `source` and the field."""
+    try:
+        return _made(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidProfile(f"{source}: not valid TOML: {error}") from None
+    except InvalidProfile as error:
+        raise InvalidProfile(f"{source}: {error}") from None
+
+
+def _made(data: dict[str, Any]) -> Profile:
+    try:
+        return Profile(**data)
+    except InvalidJob as error:
+        raise InvalidProfile(f"{error.field}: {error.reason}") from None
+    except ValidationError as error:  # fields that do not go together
+        raise InvalidProfile(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def read(file: Path) -> Profile:
+    """The profile in a file. Raises InvalidProfile."""
+    try:
+        return _read(file, file.stat().st_mtime_ns)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidProfile(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+
+
+@lru_cache
+def _read(file: Path, _: int) -> Profile:
+    return parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def files(folder: Path | None = None) -> dict[str, Path]:
+    """Name to file of the profiles that ship and of those in `folder`, which go first."""
+    found: dict[str, Path] = {}
+    for place in (folder, SHIPPED):
+        for file in sorted(place.glob("*.toml")) if place else ():
+            found.setdefault(file.stem, file)
+    return found
+
+
+def load(name: str, folder: Path | None = None) -> Profile:
+    """The profile of this name, or in the file of this path. Raises InvalidProfile."""
+    known = files(folder)
+    if name in known:
+        return read(known[name])
+    if "/" in name or name.endswith(".toml"):
+        return read(Path(name))
+    raise InvalidProfile(
+        f"no profile {name!r}; there are {', '.join(sorted(known))}{hint(name, known)}"
+    )
+
+
+def chosen(model: str, folder: Path | None = None) -> Profile:
+    """The profile for a model: whose pattern that fits is the longest; a user's own goes first.
+
+    `model` is a name as servers and folders have it, such as "Qwen/Qwen3-8B".
+    """
+    names = {model.lower(), model.lower().rstrip("/").rpartition("/")[2]}
+    best = (False, 0), load(NEUTRAL)
+    for file in files(folder).values():
+        profile = read(file)
+        fits = [p for p in profile.models if any(fnmatchcase(n, p) for n in names)]
+        rank = file.parent != SHIPPED, max(map(len, fits), default=0)
+        if fits and rank > best[0]:
+            best = rank, profile
+    return best[1]
+
+
+def override(profile: Profile, given: Mapping[str, Any]) -> Profile:
+    """`profile` with some of its fields, or fields of SearchConfig, set otherwise.
+
+    Raises InvalidProfile naming the field.
+    """
+    own = {n: v for n, v in given.items() if n in Profile.model_fields}
+    search = {n: v for n, v in given.items() if n not in own}
+    data = profile.model_dump(exclude_unset=True) | own
+    names = {*search, *own.keys() & {*_SAMPLING}}
+    for table in ("search", "calibration"):
+        # What is given holds for every strategy.
+        data[table] = {
+            k: {n: x for n, x in v.items() if n not in names} if k in STRATEGIES else v
+            for k, v in data.get(table, {}).items()
+            if k not in names
+        }
+    data["search"] |= search
+    return _made(data)
+
+
+def dumps(profile: Profile) -> str:
+    """The profile as a file, every field and what it means."""
+    data = profile.model_dump(mode="json", exclude_none=True)
+    tables = ("template_options", "reflection_texts", "search", "calibration")
+    lines = []
+    for name, value in data.items():
+        if name not in tables:
+            lines += [f"# {Profile.model_fields[name].description}.", f"{name} = {_toml(value)}"]
+    for name in tables:
+        lines += ["", f"# {Profile.model_fields[name].description}.", f"[{name}]"]
+        lines += [f"{json.dumps(k)} = {_toml(v)}" for k, v in data[name].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it; strings, numbers and booleans are as in JSON."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+_SCRIPTS = (
+    ("ja", "\u3040", "\u30ff"), ("zh", "\u3400", "\u9fff"), ("ko", "\uac00", "\ud7af"),
+    ("ru", "\u0400", "\u04ff"), ("ar", "\u0600", "\u06ff"), ("hi", "\u0900", "\u097f"),
+    ("bn", "\u0980", "\u09ff"), ("te", "\u0c00", "\u0c7f"), ("th", "\u0e00", "\u0e7f"),
+)  # fmt: skip
+
+
+def language_of(text: str) -> str:
+    """The language that a text's script tells: most of its letters; "en" for Latin and others.
+
+    Japanese is known by its kana, among Chinese characters too.
+    """
+    count = {"en": sum(c.isascii() and c.isalpha() for c in text)}
+    # One character of these says more than one Latin letter.
+    count |= {name: 3 * sum(a <= c <= b for c in text) for name, a, b in _SCRIPTS}
+    if count["ja"] * 10 > count["zh"]:
+        count["ja"] += count["zh"]
+    return max(count, key=count.__getitem__)
