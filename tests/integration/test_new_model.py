@@ -209,7 +209,7 @@ def test_the_commands_say_it_and_start_them_over(
         newer.run_next()
     assert main(["status"]) == 0
     output = capsys.readouterr().out
-    assert "2 jobs wait for a worker with model toy (revision " in output
+    assert "2 jobs wait for a worker with model toy-marco-o1 (revision " in output
     assert "marco requeue --restart" in output
     assert marco("status")["missing_models"][0]["jobs"] == 2
     marco("requeue", str(jobs[0]), code=2)

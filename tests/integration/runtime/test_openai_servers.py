@@ -250,7 +250,5 @@ def test_a_server_that_comes_back_with_another_model_is_not_used(vllm: OpenAISer
         stop(vllm)
         with serving(vllm.server_port, "other", make=as_server("vllm")) as other:
             (branch,) = opened.branch([expansion(1)])
-            assert "serves other (/models/toy) now, it was toy-marco-o1 (/models/toy)" in str(
-                branch.error
-            )
+            assert "serves other (/models/toy) now, it was toy-marco-o1" in str(branch.error)
             assert not other.asked

@@ -97,7 +97,7 @@ def test_a_server_that_comes_back_with_another_model_is_not_used() -> None:
             (branch,) = opened.branch([expansion(1)])
             assert branch.finish is Finish.FAILED
             assert str(branch.error).startswith("ModelRefused: ")
-            assert str(branch.error).endswith("serves other (v1) now, it was toy (v1)")
+            assert str(branch.error).endswith("serves other (v1) now, it was toy-marco-o1 (v1)")
             assert not other.asked
         with serving(first.server_port):
             (branch,) = opened.branch([expansion(1)])

@@ -36,6 +36,7 @@ def test_a_file_is_the_model_of_its_folder(tmp_path: Path, kind: str) -> None:
         model.decoder.slots.resize((1, 1))
         logits.append(model.decoder.prefill([Part(0, 0, ids)]))
     assert np.array_equal(logits[0], logits[1])
+    assert found.render is not None
     assert found.render([Message(role="user", content="hi")]) == "[user]hi[assistant]"
     assert found.config.eos_ids == expected.config.eos_ids
     assert found.info.model == "tiny.Q0"
