@@ -6,7 +6,9 @@ same words wherever it comes from.
 
 from __future__ import annotations
 
+import json
 import sys
+import tomllib
 from collections.abc import Callable, Iterable
 from functools import reduce
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
+from marco_search import profiles
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, SearchOptions
 from marco_search.kinds import KINDS, job_from_json_line, own_fields, parse_job
@@ -42,6 +45,13 @@ search_options = _together(
     click.option("--answers", type=int, metavar="N", help="Best distinct answers (default 3)."),
     click.option("--early-stop/--no-early-stop", default=None,
                  help="Stop when the vote can't change any more (default)."),
+    click.option("--profile", metavar="NAME|FILE",
+                 help="The model's profile (default: by its name); `marco profile list`."),
+    click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE",
+                 help="Set a field of the profile or the search, as top_p=0.9; several times."),
+    click.option("--system-prompt", metavar="TEXT", help="For jobs without one of their own."),
+    click.option("--examples", metavar="FILE",
+                 help="Solved questions put before each: JSON Lines, question and answer."),
 )  # fmt: skip
 _OWN_FIELDS = [
     (name, f"{meaning} ({kind.name}).")
@@ -59,8 +69,56 @@ KIND_OPTIONS = ("kind", *(name for name, _ in _OWN_FIELDS), "expected")
 
 
 def given_options(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of SearchOptions that the command line sets."""
-    return {n: values[n] for n in SearchOptions.model_fields if values.get(n) is not None}
+    """The fields of SearchOptions that the command line sets.
+
+    A profile in a file goes along as overrides of the neutral one: workers need not have it.
+    Raises InvalidProfile or InputError for a file that can't be used.
+    """
+    given = {n: values[n] for n in SearchOptions.model_fields if values.get(n) is not None}
+    overrides: dict[str, Any] = {}
+    if (profile := given.get("profile")) and profiles.is_path(profile):
+        read = profiles.read(Path(profile))
+        overrides = read.model_dump(mode="json", exclude_unset=True, exclude={"models"})
+        given["profile"] = profiles.NEUTRAL
+    overrides |= dict(map(_assigned, values.get("assignments") or ()))
+    if values.get("system_prompt") is not None:
+        overrides["system_prompt"] = values["system_prompt"]
+    if values.get("examples") is not None:
+        overrides["examples"] = _examples(Path(values["examples"]))
+    return given | ({"overrides": overrides} if overrides else {})
+
+
+def _assigned(text: str) -> tuple[str, Any]:
+    """FIELD=VALUE, the value as TOML has it; what is none is text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise click.UsageError(f"--set {text}: write FIELD=VALUE, as top_p=0.9.")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def _examples(file: Path) -> list[dict[str, str]]:
+    """The solved questions of a JSON Lines file, as a profile has them."""
+    examples = []
+    for number, line in enumerate(_read(file).split(b"\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                examples.append({"user": str(row["question"]), "assistant": str(row["answer"])})
+            except (ValueError, KeyError, TypeError):
+                raise InputError(
+                    f"{file}, line {number}: needs an object with question and answer"
+                ) from None
+    return examples
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}") from None
 
 
 def job_from_options(text: str, values: dict[str, Any]) -> Job:
@@ -83,10 +141,7 @@ def read_jobs(path: str, options: dict[str, Any] | None = None) -> list[Job]:
     bad line with its number, InputError if the file can't be read or holds no job.
     """
     source = "standard input" if path == "-" else path
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{source}: {error.strerror or error}") from None
+    data = sys.stdin.buffer.read() if path == "-" else _read(Path(path))
     if wrong := _another_format(data):
         raise InputError(f"{source}: {wrong}")
     jobs = parse_lines(data.split(b"\n"), source, options or {})
@@ -118,10 +173,18 @@ def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) ->
         try:
             if line.strip():
                 job = job_from_json_line(line, number)
-                filled = SearchOptions(**options | job.options.model_dump(exclude_unset=True))
+                filled = SearchOptions(**_filled(options, job.options))
                 jobs.append(job.model_copy(update={"options": filled}))
         except InvalidJob as error:
             errors.append(error)
     if errors:
         raise InvalidBatch(source, errors)
     return jobs
+
+
+def _filled(options: dict[str, Any], own: SearchOptions) -> dict[str, Any]:
+    """A job's own options, and `options` where it leaves them open."""
+    given = own.model_dump(exclude_unset=True)
+    overrides = {k: v for k, v in options.get("overrides", {}).items() if k not in given}
+    overrides |= given.get("overrides", {})
+    return options | given | ({"overrides": overrides} if overrides else {})

@@ -226,12 +226,17 @@ def files(folder: Path | None = None) -> dict[str, Path]:
     return found
 
 
+def is_path(name: str) -> bool:
+    """Whether it is a file's path and no name."""
+    return "/" in name or name.endswith(".toml")
+
+
 def load(name: str, folder: Path | None = None) -> Profile:
     """The profile of this name, or in the file of this path. Raises InvalidProfile."""
     known = files(folder)
     if name in known:
         return read(known[name])
-    if "/" in name or name.endswith(".toml"):
+    if is_path(name):
         return read(Path(name))
     raise InvalidProfile(
         f"no profile {name!r}; there are {', '.join(sorted(known))}{hint(name, known)}"
