@@ -32,7 +32,7 @@ from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import ReflectionPolicy, SearchConfig, configure
 from marco_search.search.mcts import Search
-from marco_search.search.tree import Round, Tree
+from marco_search.search.tree import Round, Shortfalls, Tree
 
 log = logging.getLogger(__name__)
 
@@ -317,6 +317,9 @@ def job_result(
         sharpness=finished.plan.config.sharpness,
         rollouts=len(tree.rollouts),
         unscored=sum(r.answer is not None and r.error is not None for r in tree.rollouts),
+        shortfalls=Shortfalls.of(tree.rollouts, lambda i: tree.nodes[i].action),
+        max_new_tokens=finished.plan.config.max_new_tokens,
+        profile=finished.plan.config.profile or None,
         nodes=len(tree.nodes) - 1,
         generated_tokens=search.tokens,
         prompt_tokens=sum(r.prompt_tokens for r in tree.rollouts),

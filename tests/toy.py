@@ -108,7 +108,13 @@ def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> B
 class ToyRuntime:
     """A `Runtime` over the toy model. `failing` is the share of branches that fail."""
 
-    def __init__(self, answers: Sequence[str] = ("1", "2", "3"), failing: float = 0.0) -> None:
+    def __init__(
+        self,
+        answers: Sequence[str] = ("1", "2", "3"),
+        failing: float = 0.0,
+        model: str = "toy-marco-o1",
+    ) -> None:
+        self.model = model
         self.answers = answers
         self.failing = failing
         self.peak = 0
@@ -117,7 +123,7 @@ class ToyRuntime:
     def info(self) -> RuntimeInfo:
         """A model that does not exist."""
         return RuntimeInfo(
-            name="toy", version="0", model="toy-marco-o1", revision="0" * 64, context_tokens=4096
+            name="toy", version="0", model=self.model, revision="0" * 64, context_tokens=4096
         )
 
     def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:

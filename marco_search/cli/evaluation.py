@@ -101,7 +101,15 @@ def evaluate(
         f"{found.n} problems, {max(resumed, default=0)} of them searched by an earlier run",
         f"model {', '.join(sorted({t.model for t in traces if t.model})) or 'unknown'}",
         f"seed {recipe.options.seed}",
-        f"{round(found.failed * found.rollouts * found.n)} rollouts failed",
+        *(
+            f"{round(share * found.rollouts * found.n)} rollouts {how}"
+            for share, how in (
+                (found.failed, "failed"),
+                (found.cut_off, "cut off"),
+                (found.untagged, "without the end of a thought"),
+                (found.unanswered, "without an answer"),
+            )
+        ),
         f"traces in {out}",
     ]
     title = f"# {data_set}: {strategy}\n\n{'; '.join(about)}. Test@N: see docs/results.md.\n\n"

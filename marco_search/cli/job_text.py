@@ -196,6 +196,8 @@ def result_report(result: JobResult, *, thought: bool = False) -> Group:
         ranking.append(f"its confidence is higher than in {place}")
     if any(ranking):
         parts.append(Text("; ".join(filter(None, ranking)), style="dim"))
+    if result.answer and result.shortfall:
+        parts.append(Text(result.shortfall, style="dim"))
     return Group(*parts, Text(_totals(result), style="dim"))
 
 
@@ -229,7 +231,8 @@ def _first_line(result: JobResult) -> str:
     if result.error:
         return f"{result.state}: {result.error_type}: {one_line(result.error)}"
     if result.answer is None:
-        return f"{result.state}: no answer"
+        why = f", {result.shortfall}" if result.shortfall else ""
+        return f"{result.state}: no answer{why}"
     return one_line(result.answer.output or result.answer.text)
 
 

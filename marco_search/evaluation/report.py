@@ -39,6 +39,9 @@ class Row:
     high: float
     rollouts: float
     failed: float  #: share of the rollouts that the runtime gave no text for
+    cut_off: float  #: share of those that were out of tokens before the turn ended
+    untagged: float  #: share of those whose thought never ended
+    unanswered: float  #: share of those that ended without an answer that can be read
     tokens_per_problem: float  #: generated
     prefilled_per_problem: float  #: prompt tokens that had to be computed
     cached_per_problem: float  #: prompt tokens from the prefix cache
@@ -75,6 +78,7 @@ def row(
         **accuracy(at.right),
         rollouts=len(used) / n,
         failed=_failed_share(traces),
+        **_shortfall_shares(traces),
         tokens_per_problem=at.tokens_per_problem,
         prefilled_per_problem=(prompt - cached) / n,
         cached_per_problem=cached / n,
@@ -91,6 +95,12 @@ def row(
 def _failed_share(traces: Sequence[Trace]) -> float:
     rollouts = sum(len(t.rollouts) for t in traces)
     return sum(t.failed for t in traces) / rollouts if rollouts else 0.0
+
+
+def _shortfall_shares(traces: Sequence[Trace]) -> dict[str, Any]:
+    found = [r.shortfall for t in traces for r in t.rollouts]
+    names = ("cut_off", "untagged", "unanswered")
+    return {name: found.count(name) / max(1, len(found)) for name in names}
 
 
 def require_few_failed(traces: Sequence[Trace], most: float) -> None:

@@ -21,7 +21,7 @@ from marco_search.kinds import kind_of
 from marco_search.search.branches import Finish, without_room
 from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import TokenScores, token_scores
-from marco_search.search.tree import Tree
+from marco_search.search.tree import Tree, shortfall
 
 DIGITS = 5
 """Decimals of the scores in a trace."""
@@ -41,6 +41,7 @@ class TracedRollout:
     confidence: float  #: mean c_i over the rollout's own tokens
     path_confidence: float  #: mean c_i over its path
     failed: bool = False  #: the runtime gave no text
+    shortfall: str | None = None  #: see search.tree.Shortfalls
     scores: tuple[float, ...] = ()  #: from outside: see `rewards.EXTERNAL`
 
 
@@ -131,6 +132,7 @@ def traced(
             path_confidence=round(r.path_confidence, DIGITS),
             # A path that fills the model's context ends there for good.
             failed=r.finish is Finish.FAILED and not without_room(r.error),
+            shortfall=shortfall(r, tree.nodes[r.leaf_id].action),
             scores=r.scores or (),
         )
         for r in tree.rollouts

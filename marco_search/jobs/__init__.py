@@ -26,6 +26,7 @@ from marco_search.errors import InvalidProfile
 from marco_search.jobs.validation import Described, Input, at_most, flaw, nearest, one_of, shown
 from marco_search.search.config import STRATEGIES
 from marco_search.search.rewards import known_rewards
+from marco_search.search.tree import Shortfalls
 
 MAX_TEXT_CHARS = 65_536
 """Longest question, text or prompt, in characters. The model's context is usually shorter:
@@ -361,6 +362,13 @@ class JobResult(Described):
         ge=0,
         description="Rollouts with an answer that the reward model or the verifier failed to score",
     )
+    shortfalls: Shortfalls = Field(
+        Shortfalls(),
+        description="Rollouts that failed, were cut off, never ended their thought, or hold no "
+        "answer",
+    )
+    max_new_tokens: int | None = Field(None, description="Most tokens that a branch could have")
+    profile: str | None = Field(None, description="Name and hash of the model's profile")
     nodes: int = Field(0, ge=0, description="Nodes below the root")
     generated_tokens: int = Field(0, ge=0, description="Tokens generated")
     prompt_tokens: int = Field(0, ge=0, description="Tokens of all prefixes that were forked")
@@ -379,3 +387,30 @@ class JobResult(Described):
     def answer(self) -> Answer | None:
         """The best answer, or None if the search found none."""
         return self.answers[0] if self.answers else None
+
+    @property
+    def shortfall(self) -> str | None:
+        """What became of the rollouts that did not end well, and what to do; None: all did."""
+        return explained(self.shortfalls, self.rollouts, self.max_new_tokens)
+
+
+def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> str | None:
+    """`found` of so many rollouts in words, with what helps; None if all ended well."""
+    said = [
+        (found.cut_off, f"were cut off at {found.cut_off_at} tokens"),
+        (found.untagged, "never ended the thought as the profile expects"),
+        (found.unanswered, "ended without an answer that can be read"),
+        (found.failed, "failed"),
+    ]
+    parts = [f"{n} {how}" for n, how in said if n]
+    if not parts:
+        return None
+    noun = f"{rollouts} rollout{'' if rollouts == 1 else 's'}"
+    alone = next((how for n, how in said if n == rollouts), None)
+    text = f"all {noun} {alone}" if alone else f"of {noun} {', '.join(parts)}"
+    if 2 * found.cut_off >= rollouts:
+        budget = max_new_tokens is not None and found.cut_off_at < max_new_tokens
+        text += f": raise {'--max-tokens' if budget else '--max-new-tokens'}"
+    elif 2 * (found.untagged + found.unanswered) >= rollouts:
+        text += ": another profile or a system prompt may help (docs/profiles.md)"
+    return text

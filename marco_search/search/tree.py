@@ -6,7 +6,8 @@ are derived, so a tree restored from its records is the same tree (`Tree.restore
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from marco_search.search.actions import Action
@@ -66,6 +67,34 @@ class Round:
     number: int  #: counts up from 1
     nodes: tuple[Node, ...]
     rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfalls:
+    """How many rollouts did not come to what they should; each counts once."""
+
+    failed: int = 0  #: the runtime gave no text
+    cut_off: int = 0  #: out of tokens before the turn ended
+    cut_off_at: int = 0  #: tokens of the longest of those
+    untagged: int = 0  #: the turn ended, its thought never did (`TurnFormat.end_of_thought`)
+    unanswered: int = 0  #: the turn ended, no answer can be read in it
+
+    @classmethod
+    def of(cls, rollouts: Iterable[Rollout], action_of: Callable[[int], str]) -> Shortfalls:
+        """Those of these rollouts; `action_of` gives the action of a node."""
+        found = [(shortfall(r, action_of(r.leaf_id)), r) for r in rollouts]
+        count = Counter(name for name, _ in found if name)
+        longest = max((r.generated_tokens for name, r in found if name == "cut_off"), default=0)
+        return cls(**count, cut_off_at=longest)
+
+
+def shortfall(rollout: Rollout, leaf_action: str) -> str | None:
+    """Which of the counts of `Shortfalls` a rollout adds to, if any."""
+    if rollout.finish is not Finish.STOP:
+        return "failed" if rollout.finish is Finish.FAILED else "cut_off"
+    if leaf_action != Action.ANSWER:
+        return "untagged"
+    return "unanswered" if rollout.answer is None else None
 
 
 class Tree:

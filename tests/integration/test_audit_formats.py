@@ -96,7 +96,7 @@ def test_what_it_began_is_ended_by_this_version_and_fits(url: str) -> None:
         conn.execute("UPDATE jobs SET lease_expires_at = now() WHERE state = 'running'")
     with open_database(url) as database:
         for name in names:
-            run_job(runner(settings, database, ToyRuntime()), database, JOBS[name])
+            run_job(runner(settings, database, ToyRuntime(model="toy")), database, JOBS[name])
             report = verify_job(database, JOBS[name])
             assert (report.status, report.findings) == (Status.VALID, ())
     with psycopg.connect(url) as conn:

@@ -15,9 +15,10 @@ from psycopg.rows import dict_row
 
 from marco_search.engine import SearchPlan
 from marco_search.errors import InvalidJob
-from marco_search.jobs import Answer, Job
+from marco_search.jobs import Answer, Job, explained
 from marco_search.kinds import parse_job
-from marco_search.search.tree import Node, Rollout
+from marco_search.search.actions import Action
+from marco_search.search.tree import Node, Rollout, Shortfalls
 from marco_search.store import views
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import not_found
@@ -90,6 +91,14 @@ class JobRecord:
     def reaching(self, answer: Answer) -> tuple[Rollout, ...]:
         """The rollouts that reach an answer."""
         return tuple(r for r in self.rollouts if r.rollout_id in answer.rollout_ids)
+
+    @property
+    def shortfall(self) -> str | None:
+        """What became of the rollouts that did not end well; see JobResult."""
+        action = {n.node_id: n.action for n in self.nodes}
+        found = Shortfalls.of(self.rollouts, lambda i: action.get(i, Action.ANSWER))
+        config = next((a.config for a in reversed(self.attempts) if a.config), {})
+        return explained(found, len(self.rollouts), config.get("max_new_tokens"))
 
     @property
     def archived(self) -> str | None:

@@ -259,6 +259,18 @@ _RESULTS = f"""
         (config ->> 'sharpness')::float8 AS sharpness,
         (SELECT count(*) FROM audit.rollouts AS r WHERE r.job_id = jobs.job_id
             AND r.answer IS NOT NULL AND r.error IS NOT NULL) AS unscored,
+        (config ->> 'max_new_tokens')::int AS max_new_tokens,
+        nullif(config ->> 'profile', '') AS profile,
+        (SELECT jsonb_build_object(
+            'failed', count(*) FILTER (WHERE r.finish = 'failed'),
+            'cut_off', count(*) FILTER (WHERE r.finish = 'length'),
+            'cut_off_at', coalesce(max(r.generated_tokens) FILTER (WHERE r.finish = 'length'), 0),
+            'untagged', count(*) FILTER (WHERE r.finish = 'stop' AND leaf.action <> 'answer'),
+            'unanswered', count(*) FILTER (
+                WHERE r.finish = 'stop' AND leaf.action = 'answer' AND r.answer IS NULL))
+         FROM audit.rollouts AS r JOIN audit.nodes AS leaf
+             ON leaf.job_id = r.job_id AND leaf.node_id = r.path[cardinality(r.path)]
+         WHERE r.job_id = jobs.job_id) AS shortfalls,
         -- A job that succeeded may have the error of an earlier attempt.
         CASE WHEN state <> 'succeeded' THEN error_type END AS error_type,
         CASE WHEN state <> 'succeeded' THEN error END AS error
