@@ -315,4 +315,6 @@ def _model(settings: Settings) -> Finding:
     except MarcoError as error:
         return Finding("model", False, str(error), "see MARCO_RUNTIME and MARCO_MODEL")
     detail = f"{info.model} on {info.name} {info.version}, {info.context_tokens} tokens"
+    if info.lacks:
+        detail += f"; it can't do or say: {'; '.join(info.lacks)}"
     return Finding("model", True, detail)

@@ -68,7 +68,9 @@ class Settings(BaseSettings):
 
     # Runtime
     runtime: str = Field(
-        "embedded", description="embedded, or URLs of SGLang servers, separated by commas"
+        "embedded",
+        description="embedded, or URLs of servers, separated by commas: http://... of SGLang, "
+        "openai+http://.../v1 of OpenAI-compatible ones",
     )
     model: Path | None = Field(
         None,

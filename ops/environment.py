@@ -1,18 +1,26 @@
-"""Environments of other programs, for tests and benches: made once, shared by all checkouts.
+"""Environments of other programs, for tests and benches, and servers that run in them.
 
-They lie in the user's cache folder, named by what they were made from, so that neither another
-checkout nor the next run of CI makes them again.
+They are made once and shared by all checkouts: they lie in the user's cache folder, named by what
+they were made from, so that neither another checkout nor the next run of CI makes them again.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import requests
 
 from marco_search.errors import LocalServiceFailed
 from ops import bootstrap
@@ -27,8 +35,8 @@ def folder(name: str, lock: Path) -> Path:
     return Path(base, "marco-search", f"{name}-{hashlib.sha256(made_from).hexdigest()[:12]}")
 
 
-def ensure(name: str, lock: Path, *, free_gb: float) -> Path:
-    """The Python of the environment made from `lock`, which is made if need be.
+def ensure(name: str, lock: Path, *, free_gb: float, build_s: float = _BUILD_S) -> Path:
+    """The Python of the environment made from `lock`, which is made within `build_s` if need be.
 
     Raises LocalServiceFailed, with the reason, where it can't be made.
     """
@@ -39,6 +47,71 @@ def ensure(name: str, lock: Path, *, free_gb: float) -> Path:
         venv.parent.mkdir(parents=True, exist_ok=True)
         if not venv.exists() and shutil.disk_usage(venv.parent).free < free_gb * 10**9:
             raise LocalServiceFailed(f"{name}: {venv.parent} has less than {free_gb} GB free")
-        return Path(bootstrap.make_environment(str(venv), [str(lock)], timeout_s=_BUILD_S))
+        return Path(bootstrap.make_environment(str(venv), [str(lock)], timeout_s=build_s))
     except (SystemExit, subprocess.TimeoutExpired, OSError) as error:
         raise LocalServiceFailed(f"{name} can't be installed: {error}") from None
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    name: str,
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    log: Path,
+    ready: Callable[[], bool],
+    start_s: float,
+) -> Iterator[None]:
+    """Run a server until the end of the block, from when it is `ready`.
+
+    `variables` are added to this process' environment, less what is Python's or SGLang's. What it
+    prints goes to `log`. Raises LocalServiceFailed if it is not ready within `start_s`.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SGLANG_"))}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=kept | dict(variables),
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        try:
+            _wait(name, server, log, ready, start_s)
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):  # it may have started others, too
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(server.pid, number)
+                    server.wait(10)
+            server.wait()
+
+
+def _wait(
+    name: str,
+    server: subprocess.Popen[bytes],
+    log: Path,
+    ready: Callable[[], bool],
+    start_s: float,
+) -> None:
+    end = time.monotonic() + start_s
+    while time.monotonic() < end and server.poll() is None:
+        with suppress(requests.RequestException):
+            if ready():
+                return
+        time.sleep(0.5)
+    tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise LocalServiceFailed(f"{name} did not start; the end of {log}: " + " | ".join(tail))
+
+
+def _end_with_parent() -> None:
+    """Linux: end the server when the process that started it is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -22,6 +22,7 @@ from marco_search.evaluation.traces import read, traced
 from marco_search.replay import Replayed
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
+from marco_search.runtime.base import UNKNOWN, RuntimeInfo
 from marco_search.search.rewards import EXTERNAL, REWARDS
 from marco_search.search.tree import Tree
 from marco_search.store.reads import job_record
@@ -110,12 +111,13 @@ def replay(
         "same_text": done.same_text,
         "engine": engine,
         "engine_then": stored.engines[0],
+        "lacks": list(info.lacks),
         "same_engine": same_engine,
         "attempts": stored.attempts,
         "failed_rollouts": data.pop("failed"),
         "first_difference": data.pop("first") and str(done.first),
     }
-    lines = list(_lines(stored, done, engine))
+    lines = list(_lines(stored, done, info))
     if not fits and not same_engine:
         lines.append(
             "This is no proof of a change: another engine, or another kind of processor, may"
@@ -126,8 +128,9 @@ def replay(
         click.get_current_context().exit(DOES_NOT_FIT if same_engine else OTHER_ENGINE)
 
 
-def _lines(stored: StoredSearch, done: Replayed, engine: str) -> Iterator[str]:
+def _lines(stored: StoredSearch, done: Replayed, info: RuntimeInfo) -> Iterator[str]:
     """The comparison for a reader."""
+    engine = f"{info.name} {info.version}"
     yield f"Job {stored.job_id}, {stored.state}: {engine} generates it again."
     if stored.attempts > 1:
         yield f"{stored.attempts} attempts searched it; each went on from the one before."
@@ -145,6 +148,10 @@ def _lines(stored: StoredSearch, done: Replayed, engine: str) -> Iterator[str]:
     for other in dict.fromkeys(stored.engines):
         if other != engine:
             yield f"Searched on {other}, this is {engine}: its last digits may differ."
+    if info.lacks:
+        yield f"What this server can't do or say: {'; '.join(info.lacks)}."
+    if info.revision == UNKNOWN:
+        yield "It does not say which revision it serves: other weights may bear the same name."
     if done.same_bits:
         counts = f"rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes}"
         yield f"The same tree, bit for bit ({counts})."

@@ -12,6 +12,9 @@ from urllib.parse import quote
 from marco_search.search.branches import Branch, Expansion, Message
 from marco_search.text import HIDDEN, one_line, redacted
 
+UNKNOWN = "unknown"
+"""A version, model or revision that the server does not tell."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeInfo:

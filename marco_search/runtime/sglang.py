@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from marco_search.runtime.base import Runtime, RuntimeInfo
+from marco_search.runtime.base import UNKNOWN, Runtime, RuntimeInfo
 from marco_search.runtime.servers import open_servers
 from marco_search.runtime.servers.calls import Call, Failure
 from marco_search.runtime.servers.server import Server, context_tokens
@@ -31,7 +31,7 @@ class SGLangServer(Server):
         except Failure:
             server = {}  # a router has none
         self._find_tokenizer()
-        version = self._connections.quoted(str(server.get("version", "unknown")))
+        version = self._connections.quoted(str(server.get("version", UNKNOWN)))
         return RuntimeInfo(
             name="sglang",
             version=version if self._tokenizes else f"{version}, prefixes as text",

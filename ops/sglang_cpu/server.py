@@ -5,16 +5,11 @@ Its environment, 1.6 GB, lies in the user's cache folder.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +45,18 @@ def serving(model: Path, log: Path) -> Iterator[str]:
     Raises LocalServiceFailed if its environment can't be built or it does not start.
     """
     python = ensure_environment()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = environment.free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
     command += ["--port", str(port), *_OPTIONS.split()]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SGLANG_"))}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        server = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=kept | _ENVIRONMENT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
-        try:
-            _wait(server, url, log)
-            yield url
-        finally:
-            for number in (signal.SIGTERM, signal.SIGKILL):  # it has started others, too
-                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                    os.killpg(server.pid, number)
-                    server.wait(10)
-            server.wait()
+
+    def ready() -> bool:
+        """Whether it generates: its ports are open long before that."""
+        body: Any = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
+        return requests.post(f"{url}/generate", json=body, timeout=60).status_code == 200
+
+    with environment.running("SGLang", command, _ENVIRONMENT, log, ready, _START_S):
+        yield url
 
 
 def ensure_environment() -> Path:
@@ -98,24 +80,3 @@ def ensure_environment() -> Path:
                 "(PIP_FIND_LINKS or PIP_INDEX_URL)"
             )
     return environment.ensure("sglang-cpu", LOCK, free_gb=4)
-
-
-def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until it has generated something: its ports are open long before that."""
-    end = time.monotonic() + _START_S
-    body: Any = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            answer = requests.post(f"{url}/generate", json=body, timeout=60)
-            if answer.status_code == 200:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.5)
-    tail = log.read_text(errors="replace").strip().splitlines()[-5:]
-    raise LocalServiceFailed(f"SGLang did not start; the end of {log}: " + " | ".join(tail))
-
-
-def _end_with_parent() -> None:
-    """Linux: end the server when the process that started it is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from marco_search.errors import BranchFailed, ModelRefused
-from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.base import UNKNOWN, RuntimeInfo
 from marco_search.runtime.openai.answers import Answer, grammar, read
 from marco_search.runtime.servers.calls import Call, Failure
 from marco_search.runtime.servers.server import Server, context_tokens
@@ -32,7 +32,7 @@ class Program:
     name: str
     advice: str  #: how to start it so that it sends log-probabilities of TOP_K candidates
     tokenizes: bool = False  #: whether /tokenize gives ids and a prompt may consist of them
-    #: Turns off what would change the distribution unasked, and asks for ids.
+    #: Turns off what would change the distribution unasked.
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
 
@@ -43,10 +43,8 @@ VLLM = Program(
     advice="start it with --max-logprobs 5 or more",
     tokenizes=True,
     # Else the model's generation_config.json decides.
-    sampling={
-        "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_tokens_as_token_ids": True,
-    },
-)  # fmt: skip
+    sampling={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+)
 LLAMA_CPP = Program(
     name="llama.cpp",
     advice="use a version of 2025 or later",
@@ -93,6 +91,7 @@ class OpenAIServer(Server):
         self._card: Mapping[str, Any] = {}  # what it says of its model
         self._sha: object = None  # of the model, where the program tells it
         self._spelt: dict[int, str] = {}
+        self._spells = False  # whether it says what an id reads
 
     # -- what it serves ----------------------------------------------------------------
 
@@ -101,13 +100,17 @@ class OpenAIServer(Server):
         self._check(self._asking())
         version, context = self._find_program()
         model, revision = self._expect(self._card.get("id"), self._revision())
-        self._tokenizes = False
+        self._tokenizes = self._spells = False
         if self._program.tokenizes:
             self._find_tokenizer()
+        if self._program is VLLM:
+            with contextlib.suppress(Failure, BranchFailed):
+                self._spell(self._asking(), [0])
+                self._spells = True
         answer = self._probed()
         notes = [] if self._tokenizes else ["prefixes as text"]
         notes += [] if answer.has_ids else ["token ids from texts"]
-        name = f"{self._program.name} {self._connections.quoted(str(version or 'unknown'))}"
+        name = f"{self._program.name} {self._connections.quoted(str(version or UNKNOWN))}"
         return RuntimeInfo(
             name="openai",
             version=", ".join([name, *notes]),
@@ -225,6 +228,8 @@ class OpenAIServer(Server):
         else:
             given = {"temperature": 0.0, "top_p": 1.0, "seed": 0, **self._program.sampling, **more}
             given |= {"model": self._card.get("id"), "prompt": prompt, "max_tokens": tokens}
+            # Else vLLM sends texts, from which ids can only be made.
+            given |= {"return_tokens_as_token_ids": True} if self._spells else {}
             path, body = f"{self._api}/completions", given | {"logprobs": TOP_K}
         found = self._post(path, body, tokens, call)
         try:

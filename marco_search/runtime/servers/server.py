@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marco_search.errors import ModelRefused
-from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.base import UNKNOWN, RuntimeInfo
 from marco_search.runtime.reply import LARGEST_ID
 from marco_search.runtime.servers.calls import Call, Failure, Limiter, unavailable
 from marco_search.runtime.servers.connections import Connections
@@ -191,7 +191,7 @@ class Server:
 
     def _expect(self, model: object, revision: object) -> tuple[str, str]:
         """Both as they may be shown; Failure if they are not those of the start."""
-        model, revision = (self._connections.quoted(str(x or "unknown")) for x in (model, revision))
+        model, revision = (self._connections.quoted(str(x or UNKNOWN)) for x in (model, revision))
         expected = self.expected
         if expected and (model, revision) != (expected.model, expected.revision):
             message = (

@@ -59,7 +59,10 @@ class Toy:
         return [FIRST_CHARACTER + ord(c) for c in text]
 
     def text(self, token: int) -> str:
-        return f"other {token}" if 1000 <= token < FIRST_CHARACTER else text_of(token)
+        try:
+            return text_of(token)
+        except KeyError:
+            return f"other {token}"
 
 
 class Pocket:
@@ -142,7 +145,9 @@ class OpenAIHandler(Handler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.connections[self.client_address] = self.connection
         model, shape = self.server.serves, self.server.shape
-        if self.path == "/tokenize" and shape in ("vllm", "llama.cpp"):
+        if self.path in self.server.missing:
+            self.send({"detail": "Not Found"}, 404)
+        elif self.path == "/tokenize" and shape in ("vllm", "llama.cpp"):
             self.send({"tokens": model.ids(body["prompt" if shape == "vllm" else "content"])})
         elif self.path == "/detokenize" and shape == "vllm":
             self.send({"prompt": "".join(map(model.text, body["tokens"]))})

@@ -142,6 +142,16 @@ def test_a_branch_goes_on_from_a_candidate_that_was_not_taken(server: OpenAIServ
         assert token == (text_id(text) if server.shape == "llama-cpp-python" else 1000)
 
 
+def test_vllm_behind_a_gateway_is_a_server_without_ids(vllm: OpenAIServer) -> None:
+    vllm.missing = {"/tokenize", "/detokenize"}
+    with runtime(vllm) as opened:
+        assert opened.info.version == "vllm 0.11.0, prefixes as text, token ids from texts"
+        (branch,) = opened.branch([replace(expansion(1), parts=("Q",))])
+    assert branch.error is None
+    assert all(t.id == text_id(t.text) for t in branch.segments[0].tokens)
+    assert vllm.calls[-1]["text"] == "Q"
+
+
 def refused(server: OpenAIServer, match: str, **given: Any) -> None:
     with pytest.raises(ModelRefused, match=match) as caught, runtime(server, **given):
         pass

@@ -1,0 +1,120 @@
+"""A whole job on OpenAI-compatible servers of the pocket model: queue, trail, verify, replay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marco_search.errors import MarcoError
+from marco_search.runtime import open_runtime
+from marco_search.runtime.openai.answers import TEXT_IDS
+from marco_search.settings import Settings
+from marco_search.store.db import Database
+from tests.integration.runtime.openai_server import Pocket, as_server
+from tests.integration.runtime.sglang_server import Server, runtime, serving
+from tests.integration.toys import insert, open_database, question, runner, settings_for
+
+MARCO = Path(sys.executable).with_name("marco")
+ASKED = question(
+    "Tom has 3 apples. Tom buys 5 more apples. How many apples does Tom have?",
+    options={"strategy": "mini-step-16", "rollouts": 8, "reflection": "branch", "seed": 3},
+)
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Iterator[Pocket]:
+    with closing(Pocket()) as model:
+        yield model
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with open_database(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    return settings_for(database_url, "redis://127.0.0.1:1/0", heartbeat_s=0.05, lease_s=20)
+
+
+def searched(settings: Settings, database: Database, opened: Any) -> tuple[str, list[Any]]:
+    """(job, what its rollouts say: seed, finish and answer, and the tokens of its nodes)."""
+    (job,) = insert(database, ASKED)
+    runner(settings, database, opened).run_next()
+    with database.transaction() as conn:
+        rollouts = conn.execute(
+            "SELECT seed, finish, answer FROM rollouts WHERE job_id = %s ORDER BY rollout_id",
+            [job.id],
+        ).fetchall()
+        nodes = conn.execute(
+            "SELECT text, token_ids FROM nodes WHERE job_id = %s ORDER BY node_id", [job.id]
+        ).fetchall()
+    return str(job.id), [*rollouts, *nodes]
+
+
+def marco(server: Server, url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [MARCO, *words],
+        env=os.environ | {"DATABASE_URL": url, "MARCO_RUNTIME": server.url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("shape", ["llama.cpp", "llama-cpp-python"])
+def test_a_job_is_searched_verified_and_replayed(
+    settings: Settings, database: Database, database_url: str, pocket: Pocket, shape: str
+) -> None:
+    with serving(make=as_server(shape, pocket)) as server:
+        with runtime(server) as opened:
+            job, found = searched(settings, database, opened)
+        rollouts = found[:8]
+        assert {finish for _, finish, _ in rollouts} <= {"stop", "length"}
+        assert any(answer == "8" for *_, answer in rollouts)
+        checked = marco(server, database_url, "verify", job, "--json")
+        assert checked.returncode == 0, checked.stdout
+        again = marco(server, database_url, "replay", job)
+        said = again.stdout
+        assert again.returncode == 0, said + again.stderr
+        assert "What this server can't do or say: the same bits again" in said
+        assert ("does not say which revision" in said) == (shape == "llama-cpp-python")
+    ids = [i for _, tokens in found[8:] for i in tokens or ()]
+    assert (min(ids) >= TEXT_IDS) == (shape == "llama-cpp-python")
+    with database.transaction() as conn:
+        (engine,) = conn.execute("SELECT runtime FROM attempts").fetchone() or ("",)
+        unknown = conn.execute("SELECT count(*) FROM vocabulary").fetchone()
+    assert engine == "openai"
+    assert unknown is not None
+    assert unknown[0] > 50
+
+
+def test_with_token_ids_the_tree_is_that_of_the_embedded_engine(
+    settings: Settings, database: Database, pocket: Pocket
+) -> None:
+    with serving(make=as_server("vllm", pocket)) as server, runtime(server) as opened:
+        _, found = searched(settings, database, opened)
+    with closing(open_runtime(Settings())) as embedded:
+        _, wanted = searched(settings, database, embedded)
+    assert found == wanted
+
+
+def test_doctor_says_what_a_server_can_not_do(database_url: str, pocket: Pocket) -> None:
+    with serving(make=as_server("tgi", pocket)) as server:
+        said = marco(server, database_url, "doctor").stdout
+    assert "toy on openai tgi 3.3.4, prefixes as text, 512 tokens" in " ".join(said.split())
+    assert "counts of prompt tokens" in " ".join(said.split())
+
+
+def test_a_refused_server_does_not_become_a_failed_job(settings: Settings) -> None:
+    refused = settings.model_copy(update={"runtime": "openai+http://127.0.0.1:9/v1"})
+    with pytest.raises(MarcoError, match="can't be reached"):
+        open_runtime(refused)

@@ -1,0 +1,1 @@
+"""Against a real OpenAI-compatible server: make test-openai."""

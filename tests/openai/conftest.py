@@ -1,0 +1,41 @@
+"""llama-cpp-python's server with SmolLM2, started once. Only when these tests are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from marco_search.errors import LocalServiceFailed
+from ops import llama_cpp
+from tests.integration.conftest import (  # noqa: F401
+    database_url,
+    redis_url,
+    services,
+    services_home,
+    template_database,
+)
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = any("openai" in str(argument) for argument in config.invocation_params.args)
+    skip = pytest.mark.skip(reason="compiles llama.cpp: run make test-openai")
+    for item in items:
+        if HERE in item.path.parents:
+            # The first one may compile the server.
+            item.add_marker(pytest.mark.timeout(1800))
+            if not asked:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """Address of the server, for MARCO_RUNTIME."""
+    try:
+        with llama_cpp.serving(Path(".marco/openai-test.log")) as url:
+            yield url
+    except LocalServiceFailed as error:
+        pytest.skip(str(error))
