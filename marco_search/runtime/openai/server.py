@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from marco_search.errors import BranchFailed, ModelRefused
+from marco_search.errors import BranchFailed, ModelRefused, PromptTooLong
 from marco_search.runtime.base import UNKNOWN, RuntimeInfo
 from marco_search.runtime.openai.answers import Answer, grammar, read
 from marco_search.runtime.servers.calls import Call, Failure
@@ -88,6 +88,7 @@ class OpenAIServer(Server):
         super().__init__(base + root, settings)
         self._wanted = settings.runtime_model
         self._program = OTHER
+        self._context = 0  # tokens; as far as is known
         self._card: Mapping[str, Any] = {}  # what it says of its model
         self._sha: object = None  # of the model, where the program tells it
         self._spelt: dict[int, str] = {}
@@ -99,6 +100,7 @@ class OpenAIServer(Server):
         """Model and engine; Failure with ModelRefused if it sends no log-probabilities."""
         self._check(self._asking())
         version, context = self._find_program()
+        self._context = context_tokens(context)
         model, revision = self._expect(self._card.get("id"), self._revision())
         self._tokenizes = self._spells = False
         if self._program.tokenizes:
@@ -116,7 +118,7 @@ class OpenAIServer(Server):
             version=", ".join([name, *notes]),
             model=model,
             revision=revision,
-            context_tokens=context_tokens(context),
+            context_tokens=self._context,
             lacks=self._lacks(answer),
         )
 
@@ -205,10 +207,16 @@ class OpenAIServer(Server):
     ) -> dict[str, Any]:
         asked, began = body["sampling_params"], time.monotonic()
         prompt = self._token_ids(parts, call) if parts and self._tokenizes else body["text"]
-        stops = asked["stop"] or []
+        stops, most = asked["stop"] or [], asked["max_new_tokens"]
+        if isinstance(prompt, list):
+            # vLLM does not say how long a prompt is that leaves no room for all.
+            most = min(most, self._context - len(prompt))
+            if most <= 0:
+                why = f"the prompt has {len(prompt)} tokens; the model takes {self._context} in all"
+                raise Failure(kind=PromptTooLong, message=why)
         answer = self._ask(
             prompt,
-            asked["max_new_tokens"],
+            most,
             call,
             stop=stops,
             seed=asked["sampling_seed"],

@@ -148,14 +148,21 @@ class Server:
         known = self._ids.get((text, first))
         if known is not None:
             return known
+        ids = self._asked_ids(text, first, call)
+        # A template may write what begins a sequence itself: once is enough.
+        if first and ids[:1] == ids[1:2] and ids[1:] == self._asked_ids(text, False, call):
+            ids = ids[1:]
+        if len(self._ids) >= _REMEMBERED:
+            self._ids.clear()
+        self._ids[text, first] = ids
+        return ids
+
+    def _asked_ids(self, text: str, first: bool, call: Call) -> list[int]:
         ids = self._tokenize(text, first, call)
         if not isinstance(ids, list) or any(
             type(i) is not int or not 0 <= i <= LARGEST_ID for i in ids
         ):
             raise unavailable(f"{self.url}: its tokenizer's answer has no token ids")
-        if len(self._ids) >= _REMEMBERED:
-            self._ids.clear()
-        self._ids[text, first] = ids
         return ids
 
     # -- what it serves ----------------------------------------------------------------

@@ -104,6 +104,7 @@ class OpenAIServer(Server):
         super().__init__(port, name)
         self.complete = model.complete
         self.names = [name]
+        self.begins = ""  # what it puts before a sequence
         self.probed: Callable[[Body], Any] = lambda answer: None  # changes the answer to the probe
         self.strange: Callable[[Body], Any] = lambda answer: None  # changes all other answers
 
@@ -148,7 +149,9 @@ class OpenAIHandler(Handler):
         if self.path in self.server.missing:
             self.send({"detail": "Not Found"}, 404)
         elif self.path == "/tokenize" and shape in ("vllm", "llama.cpp"):
-            self.send({"tokens": model.ids(body["prompt" if shape == "vllm" else "content"])})
+            first = body["add_special_tokens" if shape == "vllm" else "add_special"]
+            text = body["prompt" if shape == "vllm" else "content"]
+            self.send({"tokens": model.ids(self.server.begins * first + text)})
         elif self.path == "/detokenize" and shape == "vllm":
             self.send({"prompt": "".join(map(model.text, body["tokens"]))})
         elif self.path == ("/generate" if shape == "tgi" else "/v1/completions"):

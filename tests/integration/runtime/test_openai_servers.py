@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from marco_search.engine import Journal, make_plan, run_search
-from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailable
+from marco_search.errors import InvalidSettings, ModelRefused, PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.runtime.openai.answers import text_id
 from marco_search.search.branches import (
     MARCO_O1,
     Branch,
+    Expansion,
     Finish,
     ReflectionPlacement,
 )
@@ -125,6 +126,15 @@ def test_a_search_goes_on_from_the_tokens_that_it_keeps(with_ids: OpenAIServer) 
         assert asked[rollout.seed] == wanted
 
 
+@pytest.mark.parametrize("prompt", ["Q", "^Q"])
+def test_what_begins_a_sequence_is_put_in_once(with_ids: OpenAIServer, prompt: str) -> None:
+    """Also where the prompt's template writes it."""
+    with_ids.begins = "^"
+    with runtime(with_ids) as opened:
+        opened.branch([replace(expansion(1), parts=(prompt, "^^"))])
+    assert with_ids.calls[-1]["input_ids"] == with_ids.serves.ids("^Q^^")
+
+
 def test_a_branch_goes_on_from_a_candidate_that_was_not_taken(server: OpenAIServer) -> None:
     """Its id came with the answer, its text too: either of them is what is sent."""
     with runtime(server) as opened:
@@ -150,6 +160,17 @@ def test_vllm_behind_a_gateway_is_a_server_without_ids(vllm: OpenAIServer) -> No
     assert branch.error is None
     assert all(t.id == text_id(t.text) for t in branch.segments[0].tokens)
     assert vllm.calls[-1]["text"] == "Q"
+
+
+def test_a_prefix_of_known_length_gets_the_room_that_is_left(with_ids: OpenAIServer) -> None:
+    def asked(characters: int) -> Expansion:
+        return replace(expansion(1), parts=("Q" * characters,))
+
+    with runtime(with_ids) as opened:
+        assert opened.branch([asked(509)])[0].generated_tokens <= 3
+        assert with_ids.calls[-1]["sampling_params"]["max_new_tokens"] == 3
+        with pytest.raises(PromptTooLong, match="512 tokens; the model takes 512 in all"):
+            opened.branch([asked(512)])
 
 
 def refused(server: OpenAIServer, match: str, **given: Any) -> None:
