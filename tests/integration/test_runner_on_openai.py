@@ -110,7 +110,9 @@ def test_with_token_ids_the_tree_is_that_of_the_embedded_engine(
 def test_doctor_says_what_a_server_can_not_do(database_url: str, pocket: Pocket) -> None:
     with serving(make=as_server("tgi", pocket)) as server:
         said = marco(server, database_url, "doctor").stdout
-    assert "toy on openai tgi 3.3.4, prefixes as text, 512 tokens" in " ".join(said.split())
+    assert "toy-marco-o1 on openai tgi 3.3.4, prefixes as text, 512 tokens" in " ".join(
+        said.split()
+    )
     assert "counts of prompt tokens" in " ".join(said.split())
 
 

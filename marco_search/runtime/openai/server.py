@@ -120,17 +120,23 @@ class OpenAIServer(Server):
             revision=revision,
             context_tokens=self._context,
             lacks=self._lacks(answer),
+            tokenizer=str(self._card.get("root") or ""),
         )
 
     def _find_program(self) -> tuple[object, object]:
         """(version, context in tokens) of the program that this is."""
         card, meta = self._card, _object(self._card.get("meta"))
         self._program, self._sha = _BY_OWNER.get(str(card.get("owned_by")), OTHER), None
+        self.template = None
         if self._program is VLLM:
             return self._told("/version").get("version"), card.get("max_model_len")
         if self._program is LLAMA_CPP:
             told = self._told("/props")
             context = _object(told.get("default_generation_settings")).get("n_ctx")
+            if isinstance(template := told.get("chat_template"), str):
+                specials = {name: told.get(name) for name in ("bos_token", "eos_token")}
+                known = {name: text for name, text in specials.items() if isinstance(text, str)}
+                self.template = template, known
             return told.get("build_info"), context or meta.get("n_ctx_train")
         if self._program is LLAMA_CPP_PYTHON:
             return _object(self._told("/openapi.json").get("info")).get("version"), None

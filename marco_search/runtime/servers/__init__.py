@@ -6,13 +6,13 @@ settings -> servers (connections, allowance, health) -> backend -> fork program
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from marco_search.errors import InvalidSettings, ModelRefused
-from marco_search.runtime.base import Runtime, RuntimeInfo
-from marco_search.runtime.chat import read_chat_template
+from marco_search.runtime.base import Render, Runtime, RuntimeInfo
+from marco_search.runtime.chat import compile_template, read_chat_template
 from marco_search.runtime.embedded.files import open_files
 from marco_search.runtime.program import ForkRuntime
 from marco_search.runtime.servers.backend import ServersBackend
@@ -31,20 +31,35 @@ def open_servers(
     if no server answers, ModelRefused if they serve another model than MARCO_RUNTIME_MODEL
     and MARCO_RUNTIME_REVISION name, or not all the same.
     """
-    backend = ServersBackend([connect(url, settings) for url in _urls(settings.runtime, scheme)])
+    servers = [connect(url, settings) for url in _urls(settings.runtime, scheme)]
+    backend = ServersBackend(servers)
     try:
         _check_model(settings, backend.info)
+        render = _own_template(settings, backend.info, servers)
     except ModelRefused:
         backend.shutdown()
         raise
-    folder = settings.model or _tokenizer_folder(backend.info)
     return ForkRuntime(
         backend,
         backend.info,
-        read_chat_template(open_files(folder)) if folder else None,
+        render,
         timeout_s=settings.runtime_timeout_s,
         api_key=api_key_of(settings),
     )
+
+
+def _own_template(
+    settings: Settings, info: RuntimeInfo, servers: Sequence[Server]
+) -> Render | None:
+    """The model's own chat template, from MARCO_MODEL, the server, or files of its on this machine.
+
+    Raises ModelRefused for one that is not valid.
+    """
+    told = next((server.template for server in servers if server.template), None)
+    if told and not settings.model:
+        return compile_template(*told)
+    folder = settings.model or _tokenizer_folder(info)
+    return read_chat_template(open_files(folder)) if folder else None
 
 
 def _tokenizer_folder(info: RuntimeInfo) -> Path | None:

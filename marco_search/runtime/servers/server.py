@@ -41,6 +41,8 @@ class Server:
         """Raises InvalidSettings for a key or a CA file that can't be used."""
         self.url = url
         self.expected: RuntimeInfo | None = None  # what it must serve, once that is known
+        # The chat template's text and the special tokens by name, if the server tells them.
+        self.template: tuple[str, dict[str, str]] | None = None
         # A branch that takes half its time limit says that the server has too much to do.
         self.limiter = Limiter(settings.runtime_max_in_flight, settings.runtime_timeout_s / 2)
         self._connections = Connections(url, settings, self._check, self.liveness)

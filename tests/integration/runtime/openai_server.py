@@ -104,6 +104,7 @@ class OpenAIServer(Server):
         super().__init__(port, name)
         self.complete = model.complete
         self.names = [name]
+        self.template: str | None = None  # for chats
         self.begins = ""  # what it puts before a sequence
         self.probed: Callable[[Body], Any] = lambda answer: None  # changes the answer to the probe
         self.strange: Callable[[Body], Any] = lambda answer: None  # changes all other answers
@@ -135,6 +136,7 @@ class OpenAIHandler(Handler):
             ("vllm", "/version"): {"version": "0.11.0"},
             ("llama.cpp", "/props"): {
                 "build_info": "b6000-x", "default_generation_settings": {"n_ctx": 512},
+                "chat_template": self.server.template, "bos_token": "^",
             },
             ("llama-cpp-python", "/openapi.json"): {"info": {"version": "0.3.36"}},
             ("tgi", "/info"): {"version": "3.3.4", "model_sha": "v1", "max_total_tokens": 512},

@@ -19,6 +19,7 @@ from marco_search.search.branches import (
     Branch,
     Expansion,
     Finish,
+    Message,
     ReflectionPlacement,
 )
 from tests.integration.runtime.openai_server import SHAPES, OpenAIServer, as_server
@@ -108,6 +109,15 @@ def test_what_a_server_can_not_do_is_said(server: OpenAIServer) -> None:
     known = {"vllm": "/models/toy", "llama.cpp": "7 parameters in 28 bytes", "tgi": "v1"}
     assert info.revision == known.get(server.shape, "unknown")
     assert info.context_tokens == (32_768 if server.shape == "llama-cpp-python" else 512)
+
+
+def test_prompts_are_in_the_servers_own_template_where_it_is_told(server: OpenAIServer) -> None:
+    server.template = "{{ bos_token }}{{ messages[0].content }} =>"
+    with runtime(server) as opened:
+        text = opened.render([Message(role="user", content="hi")])
+        own = opened.info.own_template
+    assert (text == "^hi =>") == own == (server.shape == "llama.cpp")
+    assert own or text.startswith("<|im_start|>user\nhi")
 
 
 def test_a_search_goes_on_from_the_tokens_that_it_keeps(with_ids: OpenAIServer) -> None:
