@@ -8,11 +8,13 @@ stays at its last answer).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from marco_search.evaluation.data_sets import Problem
-from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.traces import Trace, with_vote
 from marco_search.kinds import kind_of
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, lead, rank
 
@@ -67,13 +69,18 @@ class Point:
     """All problems of a run, cut after at most `rollouts` rollouts each."""
 
     rollouts: int
-    tokens_per_problem: float  #: generated
+    tokens: tuple[int, ...]  #: generated, of each trace, in order
     right: tuple[bool, ...]  #: of each trace, in order
+
+    @property
+    def tokens_per_problem(self) -> float:
+        """Mean of the generated tokens."""
+        return sum(self.tokens) / max(1, len(self.tokens))
 
     @property
     def accuracy(self) -> float:
         """Share of problems solved."""
-        return sum(self.right) / len(self.right)
+        return sum(self.right) / max(1, len(self.right))
 
 
 def point(traces: Sequence[Trace], grader: Grader, rollouts: int) -> Point:
@@ -87,19 +94,62 @@ def curve(traces: Sequence[Trace], grader: Grader) -> list[Point]:
     return [point(traces, grader, i) for i in range(1, longest + 1)]
 
 
-def stopped(traces: Sequence[Trace], grader: Grader, at: float) -> Point:
-    """The run with every search ended as soon as its vote has the lead `at`.
+class Stops:
+    """A run whose searches can be cut where another early stop would have ended them.
 
-    Valid for a lead no greater than the one the run was made with: a search looks at its lead
-    after each round only.
+    After each round a search compares how sure its vote is (`_sure`) with the level that it was
+    given. Valid for levels no greater than the one the run was made with. The rollouts are the
+    same whatever chooses the answer, so one run and one stop serve every vote.
     """
-    lengths = []
-    for trace in traces:
-        rounds = [r.round for r in trace.rollouts]
-        ends = [i for i in range(1, len(rounds)) if rounds[i] != rounds[i - 1]]
-        leads = (i for i in ends if lead(ranked(trace, i)) >= at)
-        lengths.append(next(leads, len(rounds)))
-    return _cut(traces, grader, lengths)
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self.traces = traces
+        self._rounds = [list(_rounds(trace)) for trace in traces]
+
+    def at(self, grader: Grader, level: float, choice: str | None = None) -> Point:
+        """The run at a level, with the answers chosen by `choice` (default: the run's own)."""
+        lengths = [_end(rounds, level)[2] for rounds in self._rounds]
+        return _cut(with_vote(self.traces, choice) if choice else self.traces, grader, lengths)
+
+    def tokens_per_problem(self, level: float) -> float:
+        """Mean of the tokens at a level; it never falls as the level rises."""
+        return sum(_end(rounds, level)[1] for rounds in self._rounds) / len(self._rounds)
+
+    def level_for(self, tokens_per_problem: float, *, at_least: bool = False) -> float:
+        """The greatest level that needs no more tokens than these; no label is looked at.
+
+        With `at_least` the smallest that needs no fewer. If there is none, the nearest.
+        """
+        levels = sorted({math.inf, *(level for rounds in self._rounds for level, *_ in rounds)})
+        found = bisect_left(levels, tokens_per_problem, key=self.tokens_per_problem)
+        found = min(found, len(levels) - 1)
+        over = self.tokens_per_problem(levels[found]) > tokens_per_problem
+        return levels[max(0, found - 1) if over and not at_least else found]
+
+
+_Round = tuple[float, int, int]
+"""(greatest level so far, tokens so far, rollouts so far)"""
+
+
+def _rounds(trace: Trace) -> Iterator[_Round]:
+    """The rounds that are surer than all before them, and the last."""
+    rollouts, tokens, greatest = trace.rollouts, 0, -math.inf
+    for n, rollout in enumerate(rollouts, start=1):
+        tokens += rollout.generated
+        last = n == len(rollouts)
+        if last or rollouts[n].round != rollout.round:
+            sure = _sure(trace, n)
+            if sure > greatest or last:
+                greatest = max(greatest, sure)
+                yield greatest, tokens, n
+
+
+def _sure(trace: Trace, rollouts: int) -> float:
+    return lead(ranked(trace, rollouts))
+
+
+def _end(rounds: Sequence[_Round], level: float) -> _Round:
+    return next((r for r in rounds if r[0] >= level), rounds[-1])
 
 
 def _cut(traces: Sequence[Trace], grader: Grader, lengths: Sequence[int]) -> Point:
@@ -107,22 +157,9 @@ def _cut(traces: Sequence[Trace], grader: Grader, lengths: Sequence[int]) -> Poi
     cut = [replace(t, rollouts=t.rollouts[:n]) for t, n in zip(traces, lengths, strict=True)]
     return Point(
         rollouts=max(lengths, default=0),
-        tokens_per_problem=sum(t.tokens for t in cut) / max(1, len(cut)),
+        tokens=tuple(t.tokens for t in cut),
         right=tuple(map(grader.solved, cut)),
     )
-
-
-def at_least(points: Sequence[Point], tokens_per_problem: float) -> Point | None:
-    """The first point of a curve that uses at least so many tokens; None if none does.
-
-    This favours the curve's strategy in a comparison at equal tokens.
-    """
-    return next((p for p in points if p.tokens_per_problem >= tokens_per_problem), None)
-
-
-def tokens_to_reach(points: Sequence[Point], accuracy: float) -> float | None:
-    """Tokens per problem at the first point with at least this accuracy; None if there is none."""
-    return next((p.tokens_per_problem for p in points if p.accuracy >= accuracy), None)
 
 
 def coverage(traces: Sequence[Trace], grader: Grader, rollouts: int) -> tuple[bool, ...]:

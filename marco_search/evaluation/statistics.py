@@ -81,6 +81,27 @@ def paired(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """What one strategy spends, as a share of what another spends on the same problems."""
+
+    ratio: float
+    low: float  #: 95 % percentile interval of the paired bootstrap
+    high: float
+
+
+def ratio(
+    first: Sequence[float], second: Sequence[float], *, seed: int = 0, rounds: int = 2000
+) -> Ratio:
+    """The ratio of the sums, problem by problem. Raises ValueError if the lengths differ."""
+    pairs, random = np.array([first, second], dtype=float), np.random.default_rng(seed)
+    n = pairs.shape[1]
+    drawn = (pairs[:, random.integers(n, size=n)].sum(axis=1) for _ in range(rounds))
+    low, high = np.percentile([mine / theirs for mine, theirs in drawn], [2.5, 97.5])
+    mine, theirs = pairs.sum(axis=1)
+    return Ratio(ratio=float(mine / theirs), low=float(low), high=float(high))
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided McNemar test: the binomial test of the discordant pairs at 1/2."""
     n, least = only_first + only_second, min(only_first, only_second)

@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 from marco_search import settings
 from marco_search.evaluation.data_sets import Problem, from_row
-from marco_search.evaluation.grading import Grader, point, stopped
+from marco_search.evaluation.grading import Grader, Point, Stops, point
 from marco_search.evaluation.report import table
 from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.run import Recipe, run
@@ -63,9 +63,14 @@ def figures(
 
     A run is ended at a lead (no greater than the run's own), or after its first rollouts.
     """
-    found, cut = {}, stopped if study["cut_at"] == "lead" else point
+
+    def cut(traces: Sequence[Trace], at: float) -> Point:
+        whole = study["cut_at"] == "rollouts"
+        return point(traces, grader, int(at)) if whole else Stops(traces).at(grader, at)
+
+    found = {}
     for at in study["cuts"]:
-        mine, other = cut(traces, grader, at), cut(base, grader, at)
+        mine, other = cut(traces, at), cut(base, at)
         gain = paired(mine.right, other.right)
         gains = {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high}
         tokens = {"tokens_per_problem": round(mine.tokens_per_problem, 1)}

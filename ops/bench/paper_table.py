@@ -1,168 +1,221 @@
-"""The paper's table in miniature: run what is missing, then write docs/results.* and the plots.
+"""The tree against its rivals at equal tokens: run what is missing, then write docs/results.*.
 
-    python -m ops.bench.paper_table                     all runs, then the report
-    python -m ops.bench.paper_table --language en --run auto --run samples     some parts
-    python -m ops.bench.paper_table --report            only the report, from what is there
-    python -m ops.bench.paper_table --rollouts 8        a quarter of the time, no Test@32
+    python -m ops.bench.paper_table --seed SECRET --set hard-en --run tree --no-report   one part
+    python -m ops.bench.paper_table --seed SECRET --report          the report, of what is there
+    python -m ops.bench.paper_table --tune                          the rivals' temperatures
+    python -m ops.bench.paper_table --study second --model FOLDER   the other pocket model
+    python -m ops.bench.paper_table --study real --model FOLDER     easy problems and GSM8K
 
-Every run keeps its traces under MARCO_HOME/evaluation/paper, and goes on where it stopped. A run
-gives a strategy's figures at every smaller budget too, and independent samples serve majority
-vote, best of n and weighted vote alike, so few runs are needed.
+Every run keeps its traces under MARCO_HOME/evaluation/paper, and goes on where it was stopped.
+Nothing is generated twice: a search has the same rollouts under a looser stop, only fewer, and
+independent samples serve every vote. A budget is met by one stop for all sets: the one at which
+the tree spends no more than the budget, and a rival no less. That looks at tokens, at no label.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
+import numpy as np
 
 from marco_search import settings
 from marco_search.cli.evaluation import progress_text
-from marco_search.evaluation import grading, report, statistics
+from marco_search.evaluation import statistics
 from marco_search.evaluation.data_sets import Problem, from_row, load
-from marco_search.evaluation.grading import Grader, Point, chosen
-from marco_search.evaluation.plots import accuracy_over_confidence, accuracy_over_tokens, plot
+from marco_search.evaluation.grading import Grader, Point, Stops, chosen, point
+from marco_search.evaluation.plots import accuracy_over_tokens, plot
+from marco_search.evaluation.report import require_few_failed
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import Paired, diversity, paired, wilson
-from marco_search.evaluation.traces import Trace, read, with_vote
+from marco_search.evaluation.statistics import accuracy, diversity, paired, ratio, rounded
+from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
+from marco_search.search.config import configure
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
-from ops.pocket.texts import HOBBIES, OPEN_ENDED
+from ops.bench import splits
+from ops.pocket.problems import Language
+from ops.pocket.texts import HOBBIES, OPEN_ENDED, gift_output
 
 HERE = Path(__file__).parent
-SETS = {"en": "heldout_en", "zh": "heldout_zh"}
-PROBLEMS, ROLLOUTS = 250, 32
-FEW = 8
-"""Of samples that all reflect: each costs as much as two or three others."""
-SEED = 20260
-"""Of every search; other than any used while the search was being chosen."""
-THREADS = 24
-"""Searches at once; with 8 branches each they fill the engine's batches."""
-WINNER = "auto"
-# Name in the report -> (run of independent samples, how they are put to the vote, power).
-FLAT = {
-    "self-consistency": ("samples", "vote", 1.0),
-    "best-of-n": ("samples", "best", 1.0),
-    "sharpened vote": ("samples", "weighted", 128.0),
-    "self-consistency, reflecting": ("samples-reflect", "vote", 1.0),
-    "best-of-n, reflecting": ("samples-reflect", "best", 1.0),
+TREE, FLAT = "step", "auto"
+SEED = 20261
+"""Of every search."""
+ROLLOUTS, LEAD = 24, 0.9
+"""Most rollouts of a run, and the lead at which it stops: past the largest budget."""
+THREADS = 48  # searches at once
+MOST_FAILED = 0.01
+"""Share of failed rollouts above which there is no report."""
+TEMPERATURES: dict[str, Any] = json.loads((HERE / "temperatures.json").read_text())
+"""Run to temperature to accuracy at each budget on the development split; `--tune` writes it."""
+WORDS: list[tuple[splits.Kind, Language]] = [*product(get_args(splits.Kind), get_args(Language))]
+# Name in the report -> (run, how its answer is chosen: None as in the run).
+RIVALS: dict[str, tuple[str, str | None]] = {
+    "adaptive": ("adaptive", None),
+    "vote": ("samples", "vote"),
+    "weighted vote": ("samples", None),
+    "best-of-n": ("samples", "best"),
+    "cot-reflect": ("cot-reflect", None),
 }
-GREEDY = ("cot", "cot-reflect")
-BASELINES = ("self-consistency", "best-of-n")
-PLOTTED = (*GREEDY, *BASELINES, "sharpened vote", "step", "mini-step-32", WINNER)
-PAPER_MARGINS = {"en": 0.048, "zh": 0.112}
-"""Best MCTS strategy less greedy CoT in the paper (90.4 - 85.6 and 82.4 - 71.2 points)."""
+PLAIN_RIVALS = {k: v for k, v in RIVALS.items() if v[0] == "samples"}
+# A tree -> its rivals: all of them, and those that never reflect, as it then does not either.
+MATCHES = {
+    "tree": RIVALS,
+    "tree, no reflection": {"adaptive, no reflection": ("adaptive-plain", None)} | PLAIN_RIVALS,
+}
+ENTRIES: dict[str, tuple[str, str | None]] = {
+    "tree": ("tree", None),
+    "tree, no reflection": ("tree-plain", None),
+}
+ENTRIES |= {name: entry for rivals in MATCHES.values() for name, entry in rivals.items()}
 
 
-def recipe(**options: Any) -> Recipe:
-    """A strategy with the seed of this report."""
-    return Recipe(options=SearchOptions(seed=SEED, **options))
-
-
-def recipes(rollouts: int) -> dict[str, Recipe]:
-    """Run name to recipe, in the order in which they are made. Only "auto" stops by itself."""
-    whole: dict[str, Any] = {"rollouts": rollouts, "early_stop": False}
-    few = whole | {"rollouts": min(rollouts, FEW), "reflection": "always"}
-    trees = ("step", "mini-step-64", "mini-step-32", "mini-step-16", "mini-step-8")
+def recipes() -> dict[str, Recipe]:
+    """Run name to recipe. All stop alike: at a lead of the tree's own vote, after any round."""
+    tree = configure(TREE).to_json()
+    stop = {name: tree[name] for name in ("choice", "sharpness")} | {"lead": LEAD}
+    one = stop | {"parallel": 1}
+    reflecting = {"strategy": "vote", "reflection": "always"}
+    made = {
+        "tree": ({"strategy": TREE}, stop),
+        "adaptive": ({"strategy": FLAT}, stop),
+        "samples": ({"strategy": "vote"}, one),
+        "cot-reflect": (reflecting, one | {"first_temperature": 0.0}),
+        "tree-plain": ({"strategy": TREE, "reflection": "never"}, stop),
+        "adaptive-plain": ({"strategy": FLAT, "reflection": "never"}, stop),
+    }
     return {
-        "cot": recipe(strategy="cot"),
-        "cot-reflect": recipe(strategy="cot", reflection="always"),
-        "auto": recipe(strategy="auto"),
-        "samples": recipe(strategy="vote", **whole),
-        **{name: recipe(strategy=name, **whole) for name in trees},
-        "samples-reflect": recipe(strategy="vote", **few),
-        "step-reflect": recipe(strategy="step", reflection="branch", **whole),
-        "mini-step-32-reflect": recipe(strategy="mini-step-32", reflection="branch", **whole),
-        "auto-whole": recipe(strategy="auto", **whole),
+        name: Recipe(
+            options=SearchOptions.model_validate(
+                {"seed": SEED, "rollouts": ROLLOUTS, "temperature": temperature(name)} | options
+            ),
+            changes=changes,
+        )
+        for name, (options, changes) in made.items()
     }
 
 
-TEXT_RECIPES = {
-    "cot": recipe(strategy="cot"),
-    "auto": recipe(strategy="auto", rollouts=8, early_stop=False),
-}
+def temperature(name: str) -> float | None:
+    """The best of those tried on the development split; None: as the strategy has it."""
+    tried = TEMPERATURES.get(name.removesuffix("-plain"), {})
+    return float(max(tried, key=lambda t: fmean(tried[t]))) if tried else None
 
 
-def text_problems(kind: str, count: int | None = None) -> list[Problem]:
-    """The held-out phrases, or prompts with many good answers in both languages."""
-    if kind == "translation":
-        return load("heldout_translation", limit=count)
-    prompts = [
-        OPEN_ENDED[language]["gift"].format(hobby=name)
-        for hobby in HOBBIES
-        for language, (name, _) in hobby.items()
-    ]
-    prompts += [OPEN_ENDED["en"]["sum"].format(total=total) for total in range(20, 200, 15)]
-    return [from_row({"prompt": prompt}, "open-ended") for prompt in prompts[:count]]
+@dataclass(frozen=True)
+class Study:
+    """One model on some sets, under some budgets (generated tokens a problem)."""
 
+    name: str
+    seed: str  #: of the splits
+    sets: Mapping[str, list[Problem]]
+    budgets: Sequence[int]
 
-class Results:
-    """All runs over one set; those that are not complete are left out."""
+    def file(self, set_name: str, run_name: str) -> Path:
+        """Where the traces of a run over a set are."""
+        home = settings.load().home / "evaluation" / "paper"
+        return home / self.name / self.seed / set_name / f"{run_name}.jsonl"
 
-    def __init__(self, folder: Path, name: str, problems: list[Problem], rollouts: int) -> None:
-        self.name, self.problems, self.grader = name, problems, Grader(problems)
-        self.traces: dict[str, list[Trace]] = {}
-        self.missing, self.seconds = list[str](), dict[str, float]()
-        for run_name in recipes(rollouts):
-            file = folder / name / f"{run_name}.jsonl"
-            if traces := complete(file, problems):
-                self.traces[run_name] = traces
-            else:
-                self.missing.append(run_name)
-            if (clock := file.with_suffix(".seconds.json")).exists():
-                self.seconds[run_name] = json.loads(clock.read_text())
-        self.votes = {
-            vote: with_vote(self.traces[samples], choice, power)
-            for vote, (samples, choice, power) in FLAT.items()
-            if samples in self.traces
+    @cached_property
+    def traces(self) -> dict[str, list[Trace]]:
+        """Those of all sets in turn, of each complete run. Raises as `require_few_failed`."""
+        found = {}
+        for name in recipes():
+            parts = [complete(self.file(s, name), p) for s, p in self.sets.items()]
+            if all(parts):
+                found[name] = [trace for part in parts for trace in part]
+                require_few_failed(found[name], MOST_FAILED)
+        return found
+
+    @cached_property
+    def stops(self) -> dict[str, Stops]:
+        """The complete runs."""
+        return {name: Stops(traces) for name, traces in self.traces.items()}
+
+    @cached_property
+    def grader(self) -> Grader:
+        """Of all sets."""
+        return Grader([p for problems in self.sets.values() for p in problems])
+
+    @cached_property
+    def groups(self) -> dict[str, list[int]]:
+        """All problems pooled, each part of a set's name, each set: indices of the problems."""
+        where = [name for name, problems in self.sets.items() for _ in problems]
+        names = {"pooled", *self.sets, *(part for name in self.sets for part in name.split("-"))}
+        return {
+            name: [i for i, s in enumerate(where) if name in ("pooled", s, *s.split("-"))]
+            for name in sorted(names, key=lambda n: (n != "pooled", "-" in n, n))
         }
-        trees = [run for run in self.traces if not run.startswith(("cot", "samples"))]
-        self.trees = sorted(trees, key=WINNER.__eq__)  # the winner last
 
-    def curve(self, strategy: str) -> list[Point]:
-        """The accuracy of a run, or of a vote over samples, at each number of rollouts."""
-        return grading.curve((self.traces | self.votes).get(strategy, []), self.grader)
+    def points(self, budget: int) -> dict[str, Point]:
+        """Every entry at a budget; greedy is the first rollout of a tree."""
+        found = {}
+        if begun := self.traces.get("adaptive") or self.traces.get("tree"):
+            found["greedy"] = point(begun, self.grader, 1)
+        for name, (run_name, choice) in ENTRIES.items():
+            if stops := self.stops.get(run_name):
+                level = stops.level_for(budget, at_least=name not in MATCHES)
+                found[name] = stops.at(self.grader, level, choice)
+        return found
 
-    def rows(self) -> list[report.Row]:
-        """The table: greedy, the baselines at the winner's tokens and whole, the trees."""
-        parts: list[tuple[str, list[Trace], int | None]]
-        parts = [(run, self.traces[run], None) for run in GREEDY if run in self.traces]
-        winner = self.curve(WINNER)
-        for name, traces in self.votes.items():
-            points = self.curve(name)
-            at = winner and grading.at_least(points, winner[-1].tokens_per_problem)
-            numbers = sorted({p.rollouts for p in (at or points[-1], points[-1])})
-            parts += [(f"{name}, n = {n}", traces, n) for n in numbers]
-        for tree in self.trees:
-            traces = self.traces[tree]
-            if tree != WINNER and max(len(t.rollouts) for t in traces) > FEW:
-                parts.append((f"{tree}, {FEW} rollouts", traces, FEW))
-            parts.append((tree, traces, None))
-        return [report.row(name, traces, self.grader, rollouts=n) for name, traces, n in parts]
+    def curve(self, name: str, most: int = 30) -> list[Point]:
+        """An entry at budgets from the least to the greatest that its run allows."""
+        run_name, choice = ENTRIES[name]
+        if not (stops := self.stops.get(run_name)):
+            return []
+        ends = stops.tokens_per_problem(-np.inf), stops.tokens_per_problem(np.inf)
+        levels = sorted({stops.level_for(tokens) for tokens in np.geomspace(*ends, most)})
+        return [stops.at(self.grader, level, choice) for level in levels]
 
-    def less(self, strategy: str, baseline: str) -> tuple[Point, Paired] | None:
-        """`strategy` less a baseline with at least as many tokens, or all that it has."""
-        mine, theirs = self.curve(strategy), self.curve(baseline)
-        if not mine or not theirs:
-            return None
-        other = grading.at_least(theirs, mine[-1].tokens_per_problem) or theirs[-1]
-        return other, paired(mine[-1].right, other.right)
+    def to_json(self) -> dict[str, Any]:
+        """results and pairs: budget to group to entry to figures."""
+        results: dict[str, Any] = {}
+        pairs: dict[str, Any] = {}
+        for budget in self.budgets:
+            at = self.points(budget)
+            for group, where in self.groups.items():
+                results.setdefault(str(budget), {})[group] = {
+                    name: self._figures(name, picked(p, where)) for name, p in at.items()
+                }
+                pairs.setdefault(str(budget), {})[group] = {
+                    tree: {
+                        rival: compared(picked(at[tree], where), picked(at[rival], where))
+                        for rival in rivals
+                        if rival in at
+                    }
+                    for tree, rivals in MATCHES.items()
+                    if tree in at
+                }
+        missing = [name for name in recipes() if name not in self.traces]
+        return {"results": results, "pairs": pairs, "missing": missing}
 
-    def comparisons(self) -> list[tuple[str, str, Point, Paired]]:
-        """Trees against baselines at equal generated tokens, problem by problem."""
-        pairs = [(t, b) for t in reversed(self.trees) for b in (FLAT if t == WINNER else BASELINES)]
-        return [(t, b, *found) for t, b in pairs if (found := self.less(t, b))]
+    def _figures(self, name: str, at: Point) -> dict[str, Any]:
+        traces = self.traces.get(ENTRIES[name][0] if name in ENTRIES else "adaptive", [])
+        failed = sum(t.failed for t in traces)
+        tokens = {"tokens_per_problem": round(at.tokens_per_problem, 1)}
+        return {**rounded(accuracy(at.right)), **tokens, "failed": failed}
+
+    def cheaper(self, tree: str) -> dict[str, Any] | None:
+        """Tokens of a tree for the flat cascade's best accuracy at a budget, as a share of its."""
+        rival = next(iter(MATCHES[tree]))
+        at = [points[rival] for b in self.budgets if rival in (points := self.points(b))]
+        best = max(at, key=lambda p: p.accuracy, default=None)
+        reached = (p for p in self.curve(tree) if best and p.accuracy >= best.accuracy)
+        mine = next(reached, None)
+        return asdict(ratio(mine.tokens, best.tokens)) if best and mine else None
 
 
 def complete(file: Path, problems: Sequence[Problem]) -> list[Trace]:
@@ -171,60 +224,94 @@ def complete(file: Path, problems: Sequence[Problem]) -> list[Trace]:
     return [found[p.key] for p in problems] if all(p.key in found for p in problems) else []
 
 
-def goals(sets: Sequence[Results]) -> Iterator[tuple[str, bool, str]]:
-    """All goals, set before measuring, whose runs are complete: (text, reached, measured)."""
-    ready = [s for s in sets if s.curve(WINNER) and s.curve("samples")]
-    for results in ready:
-        margin = PAPER_MARGINS[results.name]
-        for greedy in results.curve("cot"):
-            gain = paired(results.curve(WINNER)[-1].right, greedy.right)
-            text = f"over greedy CoT by at least {100 * margin:.1f} points, the interval clear of 0"
-            reached = gain.difference >= margin and gain.low > 0
-            yield f"{results.name}: {text}", reached, points(gain)
-    if len(ready) == len(sets):
-        clear = {s.name for s in sets}
-        for name in BASELINES:
-            gains = {s.name: found[1] for s in sets if (found := s.less(WINNER, name))}
-            clear &= {language for language, gain in gains.items() if gain.low > 0}
-            text = f"At equal tokens at least as accurate as {name} on both languages"
-            measured = "; ".join(f"{language}: {points(gain)}" for language, gain in gains.items())
-            yield text, all(gain.difference >= 0 for gain in gains.values()), measured
-        text = "At equal tokens better than both on at least one language, the paired interval"
-        yield f"{text} clear of 0", bool(clear), f"clear on: {', '.join(sorted(clear)) or 'none'}"
-    for results in ready:
-        best = max(p.accuracy for p in results.curve("self-consistency"))
-        mine = results.curve(WINNER)[-1].accuracy
-        yield _half_the_tokens(results, mine, f"`{WINNER}`'s accuracy")
-        yield _half_the_tokens(results, best, "self-consistency's best")
+def picked(at: Point, where: Sequence[int]) -> Point:
+    """Some problems of a point."""
+    tokens, right = tuple(at.tokens[i] for i in where), tuple(at.right[i] for i in where)
+    return Point(rollouts=at.rollouts, tokens=tokens, right=right)
 
 
-def _half_the_tokens(results: Results, accuracy: float, whose: str) -> tuple[str, bool, str]:
-    samples = results.curve("self-consistency")
-    theirs = grading.tokens_to_reach(samples, accuracy)
-    mine = grading.tokens_to_reach(results.curve(WINNER), accuracy)
-    ratio = mine / theirs if mine and theirs else None
-    text = f"{results.name}: half the tokens of self-consistency for the same accuracy, {whose}"
-    costs = [f"{n:.0f} tokens" if n else "does not reach it" for n in (mine, theirs)]
-    measured = f"`{WINNER}` {costs[0]}, self-consistency up to n = {len(samples)} {costs[1]}"
-    share = "" if ratio is None else f": {100 * ratio:.0f} %"
-    reached = bool(mine and not theirs) or (ratio is not None and ratio <= 0.5)
-    return f"{text} ({100 * accuracy:.1f} %)", reached, measured + share
+def compared(mine: Point, theirs: Point) -> dict[str, Any]:
+    """Accuracy of the first less the second, and tokens of the first as a share of the second's."""
+    tokens = asdict(ratio(mine.tokens, theirs.tokens))
+    found: dict[str, Any] = rounded(asdict(paired(mine.right, theirs.right)) | {"tokens": tokens})
+    return found
 
 
-def points(gain: Paired) -> str:
+def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """The goals, set before measuring, whose runs are complete: (text, reached, measured)."""
+    for tree in MATCHES:
+        gains = {b: groups["pooled"].get(tree, {}) for b, groups in found["pairs"].items()}
+        for rival in MATCHES[tree]:
+            mine = {b: gain[rival] for b, gain in gains.items() if rival in gain}
+            if not mine:
+                continue
+            ahead = all(gain["difference"] > 0 for gain in mine.values())
+            clear = any(gain["low"] > 0 for gain in mine.values())
+            behind = any(gain["high"] < 0 for gain in mine.values())
+            text = f"`{tree}` ahead of `{rival}` at each budget, clear of 0 at one, behind at none"
+            measured = "; ".join(f"{b}: {points(gain)}" for b, gain in mine.items())
+            yield text, ahead and clear and not behind, measured
+        if share := cheaper.get(tree):
+            text = f"`{tree}` needs at most 65 % of the tokens for the flat cascade's best accuracy"
+            measured = "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**share)
+            yield (
+                f"{text}, interval below 0.8",
+                share["ratio"] <= 0.65 and share["high"] < 0.8,
+                measured,
+            )
+
+
+def points(gain: Mapping[str, float]) -> str:
     """A gain in percentage points with its interval."""
-    low, high = 100 * gain.low, 100 * gain.high
-    return f"{100 * gain.difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+    return "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(
+        **{name: 100 * gain[name] for name in ("difference", "low", "high")}
+    )
 
 
-def text_results(folder: Path, count: int | None) -> dict[str, Any]:
+# -- Translation and open-ended jobs ------------------------------------------------------
+
+TEXT_RUNS = {"cot": "cot", "tree": TREE}
+
+
+def text_problems(kind: str, count: int | None = None) -> list[Problem]:
+    """The held-out phrases, or prompts with many good answers in both languages."""
+    if kind == "translation":
+        return load("heldout_translation", limit=count)
+    return [from_row({"prompt": prompt}, kind) for prompt in list(acceptable())[:count]]
+
+
+def acceptable() -> dict[str, Callable[[str], bool]]:
+    """Open-ended prompt to whether an output is what it asks for."""
+    found: dict[str, Callable[[str], bool]] = {}
+    for hobby in HOBBIES:
+        for language, (name, gifts) in hobby.items():
+            outputs = {gift_output(gift, language) for gift in gifts}
+            found[OPEN_ENDED[language]["gift"].format(hobby=name)] = outputs.__contains__
+    for total in range(20, 200, 15):
+        prompt = OPEN_ENDED["en"]["sum"].format(total=total)
+        found[prompt] = lambda text, total=total: _adds_up_to(total, text)  # type: ignore[misc]
+    return found
+
+
+def _adds_up_to(total: int, output: str) -> bool:
+    numbers = [int(number) for number in re.findall(r"\d+", output)]
+    return len(numbers) == 2 and sum(numbers) == total
+
+
+def text_recipe(strategy: str) -> Recipe:
+    """How translation and open-ended jobs are searched."""
+    options = {"strategy": strategy, "seed": SEED, "rollouts": 8, "early_stop": False}
+    return Recipe(options=SearchOptions.model_validate(options))
+
+
+def text_results(study: Study, count: int | None) -> dict[str, Any]:
     """The figures of translation and open-ended jobs, of the runs that are complete."""
     found: dict[str, Any] = {}
     for kind, figures in {"translation": _translation, "open-ended": _open_ended}.items():
         problems = text_problems(kind, count)
-        section: dict[str, Any] = {"n": len(problems), "seed": SEED, "strategies": []}
-        for name in TEXT_RECIPES:
-            if traces := complete(folder / kind / f"{name}.jsonl", problems):
+        section: dict[str, Any] = {"n": len(problems), "strategies": []}
+        for name in TEXT_RUNS:
+            if traces := complete(study.file(kind, name), problems):
                 one = figures(problems, traces)
                 for shared in {"signature", "example"} & one.keys():
                     section[shared] = one.pop(shared)  # the last strategy's stand for all
@@ -239,29 +326,26 @@ def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[s
     outputs = [t.answers.get(chosen(t) or "", "") for t in traces]
     accepted = [p.expected for p in problems]
     chrf, signature = statistics.chrf(outputs, accepted)
-    right, n = statistics.exact_matches(outputs, accepted), len(outputs)
-    low, high = wilson(right, n)
-    return {
-        "chrf": round(chrf, 2),
-        "exact": round(right / n, 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "distinct": fmean(map(len, map(_distinct, problems, traces))),
-        "signature": signature,
-    }
+    n, right = len(outputs), statistics.exact_matches(outputs, accepted)
+    found: dict[str, Any] = rounded(accuracy([True] * right + [False] * (n - right)))
+    distinct = fmean(map(len, map(_distinct, problems, traces)))
+    return found | {"chrf": round(chrf, 2), "distinct": distinct, "signature": signature}
 
 
 def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
-    ranked = list(map(_distinct, problems, traces))
+    ranked, right = list(map(_distinct, problems, traces)), acceptable()
     texts = [[t.answers[a.key] for a in found] for found, t in zip(ranked, traces, strict=True)]
+    prompts = [p.job.subject for p in problems]
+    good = [sum(map(right[p], found)) for p, found in zip(prompts, texts, strict=True)]
     spread = [diversity(outputs) for outputs in texts if len(outputs) > 1]
     best = zip(ranked[0][:5], texts[0][:5], strict=True)
     return {
         "distinct": fmean(map(len, ranked)),
+        "acceptable": fmean(good),
         "merged": fmean(len(t.answers) - len(a) for a, t in zip(ranked, traces, strict=True)),
         "diversity": fmean(spread) if spread else 0.0,
         "example": {
-            "prompt": problems[0].job.subject,
+            "prompt": prompts[0],
             "answers": [
                 {"text": text, "confidence": answer.confidence, "votes": answer.votes}
                 for answer, text in best
@@ -279,58 +363,37 @@ def _distinct(problem: Problem, trace: Trace) -> list[RankedAnswer]:
     return rank(candidates, Aggregation.WEIGHTED, sharpness=trace.sharpness)
 
 
-def write_report(folder: Path, docs: Path, count: int, rollouts: int) -> list[Path]:
-    """Write results.md, results.json and the plots. Incomplete runs are left out and named."""
-    docs.mkdir(parents=True, exist_ok=True)
-    sets = [Results(folder, n, load(SETS[n], limit=count), rollouts) for n in SETS]
-    fields = ("text", "reached", "measured")
-    found = {
-        "command": f'make paper-table ARGS="--rollouts {rollouts}"',
-        "seed": SEED,
-        "seconds": {s.name: s.seconds for s in sets},
-        "results": {s.name: {r.strategy: r.to_json() for r in s.rows()} for s in sets},
-        "curves": {
-            s.name: {
-                name: [
-                    [p.rollouts, round(p.tokens_per_problem, 1), round(p.accuracy, 4)]
-                    for p in s.curve(name)
-                ]
-                for name in (*FLAT, *s.trees)
-            }
-            for s in sets
-        },
-        "goals": [dict(zip(fields, goal, strict=True)) for goal in goals(sets)],
-        "texts": text_results(folder, count),
+# -- Runs and report ----------------------------------------------------------------------
+
+
+def study(name: str, seed: str, count: int) -> Study:
+    """A study by its name."""
+    if name == "real":
+        return Study(name, "", real_sets(count), (200, 400))
+    sets = {
+        f"{kind}-{language}": [
+            from_row({"question": p.question, "answer": p.answer}, f"{kind}-{language}")
+            for p in splits.draw(seed, kind, language, count)
+        ]
+        for kind, language in WORDS
     }
-    data, page = docs / "results.json", docs / "results.md"
-    data.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    loader = jinja2.FileSystemLoader(HERE)
-    template = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
-    about = {"rollouts": rollouts, "few": min(rollouts, FEW), "winner": WINNER}
-    about |= {"minutes": sum(sum(s.seconds.values()) for s in sets) / 60}
-    tools = {"sets": sets, "report": report, "paired": paired, "points": points}
-    page.write_text(template.get_template("results.md.j2").render(found | about | tools))
-    made = [s for s in sets if s.traces]
-    lines = {
-        f"{SETS[s.name]}, n = {len(s.problems)}": {
-            name: line for name in PLOTTED if (line := s.curve(name))
-        }
-        for s in made
-    }
-    bins = {
-        SETS[s.name]: report.bins_of(s.traces["samples"], s.grader)
-        for s in made
-        if "samples" in s.traces
-    }
-    files = (
-        plot(accuracy_over_tokens, lines, docs / "plots" / "accuracy-over-tokens") if lines else []
-    )
-    files += plot(accuracy_over_confidence, bins, docs / "plots" / "calibration") if bins else []
-    return [page, data, *files]
+    return Study(name, seed, sets, (250, 400, 800))
+
+
+def real_sets(count: int) -> dict[str, list[Problem]]:
+    """Easy problems of ours, and the first 200 of GSM8K where they are beside the repository."""
+    sets = {"easy": load(str(HERE / "easy.jsonl"), limit=min(count, 300))}
+    gsm8k = HERE.parents[2] / "shared" / "data" / "gsm8k" / "test.jsonl"
+    if not gsm8k.exists():
+        print(f"GSM8K is left out: there is no {gsm8k}", file=sys.stderr)
+        return sets
+    rows = map(json.loads, gsm8k.read_text("utf-8").splitlines()[: min(count, 200)])
+    problems = [row | {"answer": row["answer"].rpartition("####")[2].strip()} for row in rows]
+    return sets | {"gsm8k": [from_row(row, "gsm8k") for row in problems]}
 
 
 def make(how: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Path) -> None:
-    """One run over one set; its seconds are added up beside its traces."""
+    """One run over one set."""
     printed_at = 0.0
 
     def show(progress: Progress) -> None:
@@ -340,40 +403,95 @@ def make(how: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Path)
             about = f"{file.parent.name} {file.stem}: {progress_text(progress)}"
             print(about, file=sys.stderr, flush=True)
 
-    began, beside = time.monotonic(), file.with_suffix(".seconds.json")
-    try:
-        run(problems, how, runtime, file, threads=THREADS, on_progress=show)
-    finally:
-        before = json.loads(beside.read_text()) if beside.exists() else 0.0
-        beside.write_text(json.dumps(round(before + time.monotonic() - began, 1)))
+    run(problems, how, runtime, file, threads=THREADS, on_progress=show)
+
+
+def tune(runtime: Runtime, count: int) -> None:
+    """Try the rivals' temperatures on the development split and write temperatures.json."""
+    tried = {
+        "adaptive": (0.6, 0.8, 1.0),
+        "samples": (0.6, 0.8, 1.0),
+        "cot-reflect": (0.4, 0.7, 1.0),
+    }
+    dev = study("tuning", splits.DEVELOPMENT, count)
+    for name, heats in tried.items():
+        for heat in heats:
+            how = recipes()[name]
+            options = how.options.model_copy(update={"temperature": heat})
+            traces = list[Trace]()
+            for set_name, problems in dev.sets.items():
+                file = dev.file(set_name, f"{name}-{heat}")
+                make(Recipe(options=options, changes=how.changes), problems, runtime, file)
+                traces += complete(file, problems)
+            stops = Stops(traces)
+            at = [stops.at(dev.grader, stops.level_for(b, at_least=True)) for b in dev.budgets]
+            TEMPERATURES.setdefault(name, {})[str(heat)] = [round(p.accuracy, 4) for p in at]
+            text = json.dumps(TEMPERATURES, indent=1) + "\n"
+            (HERE / "temperatures.json").write_text(text)
+
+
+def write_report(studies: Sequence[Study], docs: Path, count: int) -> list[Path]:
+    """Write results.md, results.json and the plot. Incomplete runs are left out and named."""
+    docs.mkdir(parents=True, exist_ok=True)
+    main_study = studies[0]
+    fields = ("text", "reached", "measured")
+    found: dict[str, Any] = {"seed": main_study.seed, "search_seed": SEED, "n": count}
+    found |= {"temperatures": {name: temperature(name) for name in TEMPERATURES}}
+    found["studies"] = {}
+    for one in studies:
+        data = one.to_json()
+        data["cheaper"] = {tree: one.cheaper(tree) for tree in MATCHES}
+        data["goals"] = [dict(zip(fields, g, strict=True)) for g in goals(data, data["cheaper"])]
+        found["studies"][one.name] = data
+    # The main study's figures come first, where a reader looks for them.
+    found = found["studies"].pop(main_study.name) | found
+    found["texts"] = text_results(main_study, count)
+    data_file, page = docs / "results.json", docs / "results.md"
+    data_file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    loader = jinja2.FileSystemLoader(HERE)
+    template = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
+    tools = {"points": points, "matches": MATCHES, "tried": TEMPERATURES}
+    page.write_text(template.get_template("results.md.j2").render(found | tools))
+    lines = {name: line for name in ENTRIES if (line := main_study.curve(name))}
+    panel = {f"all sets, n = {len(main_study.groups['pooled'])}": lines}
+    stem = docs / "plots" / "accuracy-over-tokens"
+    return [page, data_file, *(plot(accuracy_over_tokens, panel, stem) if lines else [])]
 
 
 def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) -> None:
     """The command line. `runtime` is used instead of the one that the settings name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--language", choices=SETS, action="append")
-    parser.add_argument("--run", choices=[*recipes(ROLLOUTS), "texts"], action="append")
-    parser.add_argument("--rollouts", type=int, default=ROLLOUTS, help="of each run")
-    parser.add_argument("--problems", type=int, default=PROBLEMS, help="a set")
+    parser.add_argument("--study", choices=("pocket", "second", "real"), default="pocket")
+    parser.add_argument("--seed", default=splits.DEVELOPMENT, help="of the splits")
+    parser.add_argument("--model", type=Path, help="folder or file; default: the settings'")
+    parser.add_argument("--set", action="append", help="by default all of the study")
+    parser.add_argument("--run", choices=[*recipes(), "texts"], action="append")
+    parser.add_argument("--problems", type=int, default=250, help="a set")
+    parser.add_argument("--tune", action="store_true", help="the rivals' temperatures only")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--no-report", action="store_true", help="write nothing")
     parser.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs")
     asked = parser.parse_args(words)
-    folder = settings.load().home / "evaluation" / "paper"
+    one, loaded = study(asked.study, asked.seed, asked.problems), settings.load()
+    if asked.model:
+        loaded = loaded.model_copy(update={"model": asked.model})
     if not asked.report:
-        known = recipes(asked.rollouts)
-        wanted = asked.run or [*known, "texts"]
-        with closing(runtime or open_runtime(settings.load())) as opened:
-            for name in [n for n in wanted if n in known]:
-                for language in asked.language or SETS:
-                    problems = load(SETS[language], limit=asked.problems)
-                    make(known[name], problems, opened, folder / language / f"{name}.jsonl")
-            for kind in ("translation", "open-ended") if "texts" in wanted else ():
+        with closing(runtime or open_runtime(loaded)) as opened:
+            if asked.tune:
+                tune(opened, asked.problems)
+                return
+            usual = ("tree", "samples") if asked.study == "real" else (*recipes(), "texts")
+            for name in asked.run or usual:
+                for set_name in (asked.set or one.sets) if name != "texts" else ():
+                    make(recipes()[name], one.sets[set_name], opened, one.file(set_name, name))
+            for kind in ("translation", "open-ended") if "texts" in (asked.run or usual) else ():
                 problems = text_problems(kind, asked.problems)
-                for name, how in TEXT_RECIPES.items():
-                    make(how, problems, opened, folder / kind / f"{name}.jsonl")
+                for name, strategy in TEXT_RUNS.items():
+                    make(text_recipe(strategy), problems, opened, one.file(kind, name))
     if not asked.no_report:
-        print(*write_report(folder, asked.docs, asked.problems, asked.rollouts), sep="\n")
+        others = [study(name, asked.seed, asked.problems) for name in ("second", "real")]
+        studies = [study("pocket", asked.seed, asked.problems), *(s for s in others if s.traces)]
+        print(*write_report(studies, asked.docs, asked.problems), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import (
     Grader,
-    at_least,
+    Stops,
     chosen,
     coverage,
     curve,
-    tokens_to_reach,
 )
 from marco_search.evaluation.report import row
 from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore, score
@@ -91,8 +90,33 @@ def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
     ]
     best = curve(with_vote([FOUR, FIVE], "best"), GRADER)
     assert [p.accuracy for p in best] == [0.5, 0.0, 0.5, 0.5]
-    assert at_least(points, 25) == points[2] and at_least(points, 41) is None
-    assert tokens_to_reach(points, 0.5) == 10 and tokens_to_reach(points, 0.9) is None
+
+
+def test_a_run_cut_at_a_looser_stop_is_the_run_that_was_given_it(tmp_path: Path) -> None:
+    def traces(lead: float, strategy: Any = "auto") -> list[Trace]:
+        recipe = Recipe(options=SearchOptions(strategy=strategy), changes={"lead": lead})
+        return run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{lead}.jsonl")
+
+    stops = Stops(traces(0.9))
+    for lead in (0.2, 0.5, 0.7):
+        at, mine = stops.at(GRADER, lead), traces(lead)
+        assert list(at.tokens) == [t.tokens for t in mine]
+        assert list(at.right) == list(map(GRADER.solved, mine))
+
+
+def test_a_budget_is_met_from_below_or_from_above() -> None:
+    apart = [
+        replace(t, rollouts=tuple(replace(r, round=i) for i, r in enumerate(t.rollouts)))
+        for t in (FOUR, FIVE)
+    ]
+    stops = Stops(apart)
+    spent = sorted({stops.tokens_per_problem(level / 10) for level in range(40)})
+    assert len(spent) > 2
+    for budget in (spent[1], spent[1] + 0.5):
+        below = stops.tokens_per_problem(stops.level_for(budget))
+        above = stops.tokens_per_problem(stops.level_for(budget, at_least=True))
+        assert below <= budget <= above
+    assert stops.tokens_per_problem(stops.level_for(1e9, at_least=True)) == spent[-1]
 
 
 def test_a_run_is_a_prefix_of_a_longer_run(tmp_path: Path) -> None:

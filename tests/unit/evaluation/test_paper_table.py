@@ -11,10 +11,10 @@ import pytest
 from marco_search import settings
 from marco_search.evaluation.statistics import wilson
 from ops.bench import ablation, paper_table
-from ops.bench.paper_table import WINNER
+from ops.bench.paper_table import ENTRIES, MATCHES
 from tests.toy import ToyRuntime
 
-WORDS = ["--problems", "3", "--rollouts", "8"]
+SETS = ["--set", "normal-en", "--set", "hard-zh"]
 
 
 @pytest.fixture
@@ -27,44 +27,60 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def paper(*words: str) -> None:
     runtime = ToyRuntime(["1", "198", "307"])
-    paper_table.main([*WORDS, *words], runtime=runtime)
+    paper_table.main(["--problems", "3", *words], runtime=runtime)
 
 
-def test_the_report_has_every_strategy_with_its_interval(folder: Path) -> None:
+def test_the_report_has_every_strategy_and_pair_at_each_budget(folder: Path) -> None:
     docs = folder / "docs"
     paper("--docs", str(docs))
     data = json.loads((docs / "results.json").read_text())
-    for language in ("en", "zh"):
-        found = data["results"][language]
-        names = {name.partition(",")[0] for name in found}
-        assert {"cot", "self-consistency", "best-of-n", "step", WINNER} <= names
-        for figures in found.values():
-            right = round(figures["accuracy"] * 3)
-            assert (figures["low"], figures["high"]) == pytest.approx(wilson(right, 3), abs=1e-4)
-            assert figures["n"] == 3 and figures["tokens_per_problem"] > 0
-        assert set(found["step"]["test_at"]) == {"1", "8"}
+    assert set(data["results"]) == {"250", "400", "800"} and not data["missing"]
+    for budget, groups in data["results"].items():
+        assert {"pooled", "en", "zh", "normal", "hard", "hard-zh"} <= set(groups)
+        for group, found in groups.items():
+            n = 3 * {"pooled": 4, "en": 2, "zh": 2, "normal": 2, "hard": 2}.get(group, 1)
+            assert set(found) == {"greedy", *ENTRIES}
+            for figures in found.values():
+                right = round(figures["accuracy"] * n)
+                assert (figures["low"], figures["high"]) == pytest.approx(
+                    wilson(right, n), abs=1e-4
+                )
+                assert figures["n"] == n and figures["tokens_per_problem"] > 0
+                assert figures["failed"] == 0
+            for tree, rivals in MATCHES.items():
+                pairs = data["pairs"][budget][group][tree]
+                assert set(pairs) == set(rivals)
+                for rival, gain in pairs.items():
+                    mine, other = found[tree]["accuracy"], found[rival]["accuracy"]
+                    assert gain["difference"] == pytest.approx(mine - other, abs=2e-4)
+                    assert gain["low"] <= gain["difference"] <= gain["high"]
     text = (docs / "results.md").read_text()
-    for part in ("English", "Chinese", "Goals", "Translation", "Open-ended", "equal generated"):
+    for part in ("### 400 tokens", "Goals", "Translation", "Open-ended", "stopped early", "failed"):
         assert part in text
-    plots = {f.name for f in (docs / "plots").iterdir()}
-    assert {"accuracy-over-tokens.png", "accuracy-over-tokens.svg", "calibration.svg"} <= plots
+    assert (docs / "plots" / "accuracy-over-tokens.svg").exists()
 
 
 def test_parts_are_made_apart_and_the_report_names_what_is_missing(folder: Path) -> None:
-    paper("--language", "en", "--run", "cot", "--no-report")
+    for name in paper_table.study("pocket", "dev11", 1).sets:
+        paper("--set", name, "--run", "adaptive", "--no-report")
     files = list(folder.rglob("*.jsonl"))
-    assert [f.name for f in files] == ["cot.jsonl"]
-    before = files[0].read_text()
+    assert [f.name for f in files] == ["adaptive.jsonl"] * 4
+    before = [f.read_text() for f in files]
     docs = folder / "docs"
-    paper("--language", "en", "--run", "cot", "--docs", str(docs))
-    assert files[0].read_text() == before
+    paper("--run", "adaptive", "--docs", str(docs))
+    assert [f.read_text() for f in files] == before
     assert "not complete" in (docs / "results.md").read_text()
-    assert set(json.loads((docs / "results.json").read_text())["results"]["en"]) == {"cot"}
+    found = json.loads((docs / "results.json").read_text())["results"]["250"]["pooled"]
+    assert set(found) == {"greedy", "adaptive"}
 
 
-def test_no_seed_of_the_report_is_that_of_the_development_split() -> None:
-    seeds = {recipe.options.seed for recipe in paper_table.recipes(8).values()}
-    assert ablation.SEED not in seeds
+def test_easy_problems_for_a_weak_model_are_right() -> None:
+    problems = paper_table.study("real", "", 300).sets["easy"]
+    assert len(problems) == len({p.key for p in problems}) == 300
+
+
+def test_the_report_has_another_seed_than_the_ablation() -> None:
+    assert ablation.SEED != paper_table.SEED
 
 
 def test_the_tables_of_the_documentation_follow_from_what_was_printed() -> None:
