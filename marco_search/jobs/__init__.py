@@ -394,10 +394,14 @@ class JobResult(Described):
         return explained(self.shortfalls, self.rollouts, self.max_new_tokens)
 
 
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
 def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> str | None:
     """`found` of so many rollouts in words, with what helps; None if all ended well."""
     said = [
-        (found.cut_off, f"were cut off at {found.cut_off_at} tokens"),
+        (found.cut_off, f"{_was(found.cut_off)} cut off at {found.cut_off_at} tokens"),
         (found.untagged, "never ended the thought as the profile expects"),
         (found.unanswered, "ended without an answer that can be read"),
         (found.failed, "failed"),
@@ -405,9 +409,9 @@ def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> s
     parts = [f"{n} {how}" for n, how in said if n]
     if not parts:
         return None
-    noun = f"{rollouts} rollout{'' if rollouts == 1 else 's'}"
     alone = next((how for n, how in said if n == rollouts), None)
-    text = f"all {noun} {alone}" if alone else f"of {noun} {', '.join(parts)}"
+    whole = "the only rollout" if rollouts == 1 else f"all {rollouts} rollouts"
+    text = f"{whole} {alone}" if alone else f"of {rollouts} rollouts {', '.join(parts)}"
     if 2 * found.cut_off >= rollouts:
         budget = max_new_tokens is not None and found.cut_off_at < max_new_tokens
         text += f": raise {'--max-tokens' if budget else '--max-new-tokens'}"

@@ -129,10 +129,10 @@ class Profile(Input):
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
-        if any(end in self.stops for end in self.turn("").thought_ends):
-            raise ValueError("a text that ends a thought can't be among `stops`")
         if "en" not in self.reflection_texts:
             raise ValueError("reflection_texts: needs a text for en, which is for all others")
+        if any(end in self.stops for end in self.turn("en").thought_ends):
+            raise ValueError("a text that ends a thought can't be among `stops`")
         if bool(self.output) != bool(self.end_of_output):
             raise ValueError("output and end_of_output: give both or none")
         return self
