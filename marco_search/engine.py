@@ -283,7 +283,7 @@ def job_result(
 ) -> JobResult:
     """What the caller gets of a search that has ended: ranked answers and totals."""
     kind, search, tree = kind_of(job), finished.search, finished.search.tree
-    turn = finished.plan.config.turn
+    config, turn = finished.plan.config, finished.plan.config.turn
     answers = []
     for i, ranked in enumerate(search.ranked()[: job.options.answers], start=1):
         text = turn.opening + tree.text(tree.rollouts[ranked.best_rollout_id].leaf_id)
@@ -311,15 +311,16 @@ def job_result(
         kind=job.kind,
         state=state,
         answers=tuple(answers),
-        strategy=finished.plan.config.strategy,
+        strategy=config.strategy,
         stop_reason=search.stop_reason,
-        vote=finished.plan.config.choice,
-        sharpness=finished.plan.config.sharpness,
+        vote=config.choice,
+        sharpness=config.sharpness,
+        reward=config.reward,
+        verifier=config.verifier,
         rollouts=len(tree.rollouts),
-        unscored=sum(r.answer is not None and r.error is not None for r in tree.rollouts),
         shortfalls=Shortfalls.of(tree.rollouts, lambda i: tree.nodes[i].action),
-        max_new_tokens=finished.plan.config.max_new_tokens,
-        profile=finished.plan.config.profile or None,
+        max_new_tokens=config.max_new_tokens,
+        profile=config.profile or None,
         nodes=len(tree.nodes) - 1,
         generated_tokens=search.tokens,
         prompt_tokens=sum(r.prompt_tokens for r in tree.rollouts),

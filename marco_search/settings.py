@@ -28,7 +28,6 @@ Seconds = Annotated[float, Field(ge=0, le=366 * 86_400.0)]
 SomeSeconds = Annotated[float, Field(gt=0, le=366 * 86_400.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
-Command = Annotated[list[str], Field(min_length=1)]
 
 
 def _stripped(value: object) -> object:
@@ -42,6 +41,17 @@ def _json_object(value: object) -> object:
 
 
 Address = Annotated[SecretStr | None, BeforeValidator(_stripped)]
+
+
+def _from_json(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError('not JSON, such as {"name": ["command", "word"]}') from None
+
+
+Target = Annotated[str, Field(pattern="^https?://")] | Annotated[list[str], Field(min_length=1)]
+Verifiers = Annotated[dict[Name, Target], NoDecode, BeforeValidator(_from_json)]
 
 
 def _variable(name: str) -> str:
@@ -125,7 +135,7 @@ class Settings(BaseSettings):
     reward_scale: Literal["probability", "logit"] = Field(
         "probability", description="What its scores are; logits go through the sigmoid"
     )
-    verifiers: dict[Name, Annotated[str, Field(pattern="^https?://")] | Command] = Field(
+    verifiers: Verifiers = Field(
         {},
         description="Verifiers that jobs may name, as JSON: name to a command (a list of words) "
         "or to an address",

@@ -57,6 +57,7 @@ class JobReport:
     root: str | None  #: the root in the chain, hex
     nodes: int  #: nodes that were checked
     rollouts: int  #: rollouts that were checked
+    external: int = 0  #: of those, with scores from outside: in 0 to 1, but not computed again
     findings: tuple[Finding, ...] = ()  #: in order; the first is the row to look at
 
 

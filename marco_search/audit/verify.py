@@ -9,6 +9,7 @@ archived, which must agree with the chained list of the archive.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,8 +21,9 @@ from marco_search.audit.canonical import microseconds
 from marco_search.audit.chain import Link, unknown_format
 from marco_search.audit.findings import Finding, JobReport, status_of
 from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.proofs import BULK, Proof, Rows, prove
+from marco_search.audit.proofs import BULK, Kinds, Proof, Rows, prove
 from marco_search.audit.v1.payload import hashes
+from marco_search.search.rewards import EXTERNAL, reward_of
 
 FINAL = ("succeeded", "failed", "cancelled", "dead", "expired")
 DEAD = ("failed", "dead")
@@ -99,8 +101,20 @@ def check_job(evidence: Evidence) -> JobReport:
         root=last.root.hex() if last else None,
         nodes=len(rows.get("node", ())),
         rollouts=len(rows.get("rollout", ())),
+        external=_external(job, rows, kinds),
         findings=tuple(findings),
     )
+
+
+def _external(job: dict[str, Any], rows: Rows, kinds: Kinds) -> int:
+    """How many rollouts have scores from a reward model or a verifier."""
+    try:
+        if reward_of(json.loads(job["plan"])["config"]) not in EXTERNAL:
+            return 0
+        read = kinds["rollout"].reader.read
+        return sum(read(row)["scores"] is not None for _, row in rows.get("rollout", ()))
+    except (LookupError, TypeError, ValueError, AttributeError, struct.error):
+        return 0  # never begun, or what `_check_numbers` finds
 
 
 def _check_numbers(evidence: Evidence, job: dict[str, Any], number: int) -> Iterator[Finding]:

@@ -77,6 +77,8 @@ def verify(
                 del job["findings"]
                 link = "not in the chain yet" if job["seq"] is None else f"link {job['seq']}"
                 numbers = f"nodes: {job['nodes']:,}, rollouts: {job['rollouts']:,}, {link}"
+                if job["external"]:
+                    numbers += f"; external scores: {job['external']:,} (in 0 to 1, not recomputed)"
                 lines.append(f"{job['job_id']}  {job['status']}  {numbers}")
             found += [finding for report in reports for finding in report.findings]
         else:

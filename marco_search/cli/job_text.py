@@ -190,7 +190,8 @@ def result_report(result: JobResult, *, thought: bool = False) -> Group:
     if result.expected is not None:
         outcome = {True: "right", False: "wrong", None: "not compared"}[result.correct]
         parts.append(Text(f"expected {one_line(result.expected)}: {outcome}", style="dim"))
-    ranking = [weighting(result.vote, result.sharpness)] if result.answers else []
+    how = weighting(result.vote, result.sharpness, result.reward)
+    ranking = [how] if result.answers else []
     if result.confidence_quantile is not None:
         place = f"{result.confidence_quantile:.0%} of the model's latest jobs"
         ranking.append(f"its confidence is higher than in {place}")

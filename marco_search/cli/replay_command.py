@@ -28,9 +28,6 @@ from marco_search.search.tree import Tree
 from marco_search.store.reads import job_record
 from marco_search.store.reads.job_record import StoredSearch
 
-_COMPUTED = [name for name in REWARDS if name not in EXTERNAL]
-"""Rewards that any tree has."""
-
 
 @command()
 @click.argument("target", metavar="JOB|TRACES")
@@ -68,7 +65,8 @@ def replay(
     if path.is_file():
         if data_set is None:
             raise click.UsageError("a file of traces needs --set SET, which has the labels")
-        ways = product(rewards or _COMPUTED, votes or ("weighted",), powers or (1.0,))
+        known = [name for name in REWARDS if name not in EXTERNAL]
+        ways = product(rewards or known, votes or ("weighted",), powers or (1.0,))
         _rescore_file(path, Grader(load(data_set, language=language)), ways)
         return
     if data_set is not None or language:
@@ -79,8 +77,9 @@ def replay(
             stored = job_record.stored_search(conn, job_id)
         if rewards or votes or powers:
             usual = stored.plan.config
+            known = [n for n in REWARDS if n not in EXTERNAL or n == usual.reward]
             ways = product(
-                rewards or _COMPUTED, votes or (usual.choice.value,), powers or (usual.sharpness,)
+                rewards or known, votes or (usual.choice.value,), powers or (usual.sharpness,)
             )
             _rescore_job(stored, ways)
             return

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.traces import Trace, with_vote
 from marco_search.kinds import kind_of
+from marco_search.search.rewards import voters
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, lead, rank
 
 
@@ -50,12 +51,11 @@ class Grader:
 
 def ranked(trace: Trace, rollouts: int | None = None) -> list[RankedAnswer]:
     """The answers after so many rollouts (default: all) as the search ranks them, best first."""
-    candidates = [
-        Candidate(r.answer, r.path_confidence, i)
-        for i, r in enumerate(trace.rollouts[:rollouts])
-        if r.answer is not None
-    ]
-    return rank(candidates, Aggregation(trace.choice), sharpness=trace.sharpness)
+    made = trace.rollouts[:rollouts]
+    voting, rewarded = voters(made, trace.reward)
+    candidates = [Candidate(str(made[i].answer), made[i].weight, i) for i in voting]
+    choice = Aggregation(trace.choice) if rewarded else Aggregation.VOTE
+    return rank(candidates, choice, sharpness=trace.sharpness)
 
 
 def chosen(trace: Trace) -> str | None:

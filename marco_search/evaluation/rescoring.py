@@ -17,7 +17,7 @@ from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import accuracy, auroc, rounded
 from marco_search.evaluation.traces import Trace, TracedRollout
-from marco_search.search.rewards import REWARDS, ScoredRollout
+from marco_search.search.rewards import EXTERNAL, REWARDS, ScoredRollout, voters
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 
 VOTES = (*(str(how) for how in Aggregation), "borda", "tree")
@@ -96,13 +96,14 @@ def _ranked(
             f"can't score by {reward!r} and {vote!r}; use a reward of {', '.join(REWARDS)} "
             f"and a vote of {', '.join(VOTES)}"
         )
-    rollouts = trace.answered
-    scores = [score(trace, r, reward) for r in rollouts]
-    values, how = scores.copy(), "weighted" if vote in ("borda", "tree") else vote
+    scores = [score(trace, r, reward) for r in trace.answered]
+    rollouts = [trace.rollouts[i] for i in voters(trace.rollouts, reward)[0]]
+    values = [score(trace, r, reward) for r in rollouts]
+    how = "weighted" if vote in ("borda", "tree") else vote
     if vote == "borda":
         # (n - rank + 1)^p for the rank-th best of n (self-certainty, section 3.3).
-        for place, i in enumerate(sorted(range(len(scores)), key=lambda i: -scores[i])):
-            values[i] = 1 - place / len(scores)
+        for place, i in enumerate(sorted(range(len(values)), key=lambda i: -values[i])):
+            values[i] = 1 - place / len(values)
     weights = [value**sharpness for value in values]
     if vote == "tree":
         # A leaf's share, split among the rollouts that end there.
@@ -118,7 +119,9 @@ def _ranked(
 
 def score(trace: Trace, rollout: TracedRollout, reward: str) -> float:
     """A rollout's reward. Without token scores only a few are known."""
-    if not trace.scores:
+    if reward in EXTERNAL and not any(r.scores for r in trace.rollouts):
+        raise InvalidDataSet(f"problem {trace.key}: nothing gave its rollouts scores for {reward}")
+    if not trace.scores and reward not in EXTERNAL:
         if reward == "confidence":
             return rollout.path_confidence
         if reward == "rollout":
@@ -131,7 +134,7 @@ def score(trace: Trace, rollout: TracedRollout, reward: str) -> float:
             start=rollout.path.index(rollout.start),
             answer=rollout.answer,
             others=[other.answer for other in trace.rollouts if other is not rollout],
-            scores=rollout.scores,
+            scores=rollout.scores or (),
         )
     )
 

@@ -18,9 +18,9 @@ from pydantic import TypeAdapter
 from marco_search.errors import InvalidDataSet
 from marco_search.jobs import Job
 from marco_search.kinds import kind_of
-from marco_search.search.branches import Finish, without_room
+from marco_search.search.branches import without_room
 from marco_search.search.config import SearchConfig
-from marco_search.search.rewards import TokenScores, token_scores
+from marco_search.search.rewards import CONFIDENCE, TokenScores, token_scores
 from marco_search.search.tree import Tree, shortfall
 
 DIGITS = 5
@@ -40,9 +40,15 @@ class TracedRollout:
     cached: int  #: of those, from the prefix cache
     confidence: float  #: mean c_i over the rollout's own tokens
     path_confidence: float  #: mean c_i over its path
-    failed: bool = False  #: the runtime gave no text
+    failed: bool = False  #: the runtime gave no text, or what scores it no scores
     shortfall: str | None = None  #: see search.tree.Shortfalls
-    scores: tuple[float, ...] = ()  #: from outside: see `rewards.EXTERNAL`
+    scores: tuple[float, ...] | None = None  #: from outside: see `rewards.EXTERNAL`
+    value: float | None = None  #: what its vote weighs; None: its path's confidence
+
+    @property
+    def weight(self) -> float:
+        """What its vote weighs."""
+        return self.path_confidence if self.value is None else self.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,7 @@ class Trace:
     scores: tuple[TokenScores, ...] = ()  #: of each node; empty if not kept
     texts: tuple[str, ...] = ()  #: of each node; empty if not kept
     model: str = ""  #: and its revision; empty in traces of older versions
+    reward: str = "confidence"  #: what a vote weighs
 
     @property
     def tokens(self) -> int:
@@ -68,7 +75,7 @@ class Trace:
 
     @property
     def failed(self) -> int:
-        """Rollouts that the runtime gave no text for."""
+        """Rollouts that got no text, or no scores."""
         return sum(r.failed for r in self.rollouts)
 
     @property
@@ -131,9 +138,10 @@ def traced(
             confidence=round(r.confidence, DIGITS),
             path_confidence=round(r.path_confidence, DIGITS),
             # A path that fills the model's context ends there for good.
-            failed=r.finish is Finish.FAILED and not without_room(r.error),
+            failed=r.error is not None and not without_room(r.error),
             shortfall=shortfall(r, tree.nodes[r.leaf_id].action),
-            scores=r.scores or (),
+            scores=r.scores,
+            value=None if config.reward in CONFIDENCE else round(r.value, DIGITS),
         )
         for r in tree.rollouts
     )
@@ -143,6 +151,7 @@ def traced(
         key=key,
         choice=str(config.choice),
         sharpness=config.sharpness,
+        reward=config.reward,
         answers=answers,
         rollouts=tuple(rollouts),
         scores=tuple(

@@ -351,21 +351,18 @@ class JobResult(Described):
         "confidences to the power of sharpness, best takes the most confident. None: never begun",
     )
     sharpness: float | None = Field(None, description="The power of a weighted vote")
+    reward: str | None = Field(None, description="What a vote weighs: confidence, ...")
+    verifier: str | None = Field(None, description="Name of the verifier, for that reward")
     confidence_quantile: float | None = Field(
         None,
         description="Part of the model's latest jobs whose confidence is lower, 0 to 1; None: "
         "not stored",
     )
     rollouts: int = Field(0, ge=0, description="Rollouts made")
-    unscored: int = Field(
-        0,
-        ge=0,
-        description="Rollouts with an answer that the reward model or the verifier failed to score",
-    )
     shortfalls: Shortfalls = Field(
         Shortfalls(),
-        description="Rollouts that failed, were cut off, never ended their thought, or hold no "
-        "answer",
+        description="Rollouts that failed, were cut off, never ended their thought, hold no "
+        "answer, have no score, or were rejected",
     )
     max_new_tokens: int | None = Field(None, description="Most tokens that a branch could have")
     profile: str | None = Field(None, description="Name and hash of the model's profile")
@@ -405,6 +402,8 @@ def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> s
         (found.untagged, "never ended the thought as the profile expects"),
         (found.unanswered, "ended without an answer that can be read"),
         (found.failed, "failed"),
+        (found.unscored, "have no score from the reward model or the verifier"),
+        (found.rejected, "were rejected"),
     ]
     parts = [f"{n} {how}" for n, how in said if n]
     if not parts:

@@ -149,11 +149,13 @@ def short_id(job_id: object) -> str:
     return str(job_id)[-8:]
 
 
-def weighting(vote: str | None, sharpness: float | None) -> str:
+def weighting(vote: str | None, sharpness: float | None, reward: str | None = None) -> str:
     """What the shares of the answers are shares of; "" where each rollout has one vote."""
+    name = "confidence" if reward in (None, "rollout") else reward
     if vote == "best":
-        return "ranked by the most confident rollout"
+        confident = name == "confidence"
+        return f"ranked by the {'most confident rollout' if confident else f'highest {name}'}"
     if vote != "weighted":
         return ""
     power = "" if sharpness in (None, 1) else f"^{sharpness:g}"
-    return f"votes weighted by confidence{power}"
+    return f"votes weighted by {name}{power}"

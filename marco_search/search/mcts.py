@@ -236,7 +236,7 @@ class Search:
         voting, rewarded = voters(self.tree.rollouts, self.config.reward)
         found = [
             (str(r.answer), r.path_confidence if confidence else r.value, r.rollout_id)
-            for r in voting
+            for r in map(self.tree.rollouts.__getitem__, voting)
         ]
         keys = [key for key, _, _ in found]
         if self._merge:

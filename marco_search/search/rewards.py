@@ -40,10 +40,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import exp, log, prod
-from typing import Any
+from typing import Any, Protocol
 
 from marco_search.search.branches import Token
-from marco_search.search.tree import Rollout
 
 TAIL = 32  # tokens
 WINDOW = 16  # tokens; DeepConf's 1024 to 2048 is longer than whole answers of a small model
@@ -185,17 +184,27 @@ def reward_of(config: Mapping[str, Any]) -> str:
     return "confidence" if name == "path" and "reward" not in config else name
 
 
-def voters(rollouts: Sequence[Rollout], reward: str) -> tuple[list[Rollout], bool]:
-    """The rollouts whose answers are voted on, and whether their values are the weights.
+class Answered(Protocol):
+    """A rollout, as far as it matters for who votes."""
+
+    @property
+    def answer(self) -> str | None: ...
+    @property
+    def scores(self) -> Sequence[float] | None: ...
+
+
+def voters(rollouts: Sequence[Answered], reward: str) -> tuple[list[int], bool]:
+    """The places of those whose answers are voted on, and whether their values are the weights.
 
     Of an external reward those that have one; where none has, since the service failed, all count
     alike. What the verifier rejected has no vote, and what it accepted wins.
     """
-    answered = [r for r in rollouts if r.answer is not None]
+    answered = [i for i, r in enumerate(rollouts) if r.answer is not None]
     if reward not in EXTERNAL:
         return answered, True
-    scored = [r for r in answered if r.scores is not None]
+    scores = {i: scores for i in answered if (scores := rollouts[i].scores) is not None}
+    scored = list(scores)
     if reward == VERIFIER:
-        accepted = [r for r in scored if r.value == 1.0]
-        scored = accepted or [r for r in scored if r.value > 0.0]
-    return (scored, True) if scored else ([r for r in answered if r.scores is None], False)
+        accepted = [i for i in scored if scores[i][0] == 1.0]
+        scored = accepted or [i for i in scored if scores[i][0] > 0.0]
+    return (scored, True) if scored else ([i for i in answered if i not in scores], False)

@@ -78,6 +78,8 @@ class Shortfalls:
     cut_off_at: int = 0  #: tokens of the longest of those
     untagged: int = 0  #: the turn ended, its thought never did (`TurnFormat.end_of_thought`)
     unanswered: int = 0  #: the turn ended, no answer can be read in it
+    unscored: int = 0  #: the reward model or the verifier failed on its answer
+    rejected: int = 0  #: the verifier (or the reward model, of one score) gave its answer 0
 
     @classmethod
     def of(cls, rollouts: Iterable[Rollout], action_of: Callable[[int], str]) -> Shortfalls:
@@ -92,6 +94,10 @@ def shortfall(rollout: Rollout, leaf_action: str) -> str | None:
     """Which of the counts of `Shortfalls` a rollout adds to, if any."""
     if rollout.finish is not Finish.STOP:
         return "failed" if rollout.finish is Finish.FAILED else "cut_off"
+    if rollout.answer is not None and rollout.error is not None:
+        return "unscored"
+    if rollout.answer is not None and rollout.scores == (0.0,):
+        return "rejected"
     if leaf_action != Action.ANSWER:
         return "untagged"
     return "unanswered" if rollout.answer is None else None

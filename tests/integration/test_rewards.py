@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
+import psycopg
 import pytest
 
+from marco_search import settings
 from marco_search.search.rewards import EXTERNAL, REWARDS
+from marco_search.search.tree import Tree
 from marco_search.store.db import Database
+from marco_search.store.reads import queries
 from marco_search.store.seal.verification import verify_job
-from tests.integration.toys import insert, open_database, question, runner, settings_for
+from marco_search.store.trail import trail
+from tests.integration.test_worker import worker
+from tests.integration.toys import (
+    Interrupted,
+    insert,
+    marco,
+    open_database,
+    question,
+    run_job,
+    runner,
+    settings_for,
+)
 from tests.toy import ToyRuntime
 
 
 def searched(database: Database, url: str, reward: str) -> UUID:
     options = {"reward": reward, "reflection": "branch"}
     (stored,) = insert(database, question(options=options))
-    settings = settings_for(url, "redis://127.0.0.1:1/0")
-    runner(settings, database, ToyRuntime(failing=0.1)).run_next()
+    given = settings_for(url, "redis://127.0.0.1:1/0")
+    runner(given, database, ToyRuntime(failing=0.1)).run_next()
     return stored.id
 
 
@@ -36,3 +55,107 @@ def test_a_value_that_does_not_follow_from_the_tokens_is_found(
         monkeypatch.setitem(REWARDS, "minimum", lambda rollout: max(rollout.c))
         found = verify_job(database, job_id).findings
     assert {f.what for f in found} == {"value"}
+
+
+# -- rewards from outside, through the queue --------------------------------------------------
+
+
+JUDGE = """
+import json, sys
+given = json.load(sys.stdin)
+with open(sys.argv[1], "a") as asked:
+    asked.write(given["answer"] + "\\n")
+print({"1": "reject", "2": "0.5", "3": "0.25"}[given["answer"]])
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The answers that the verifier "judge" was asked about."""
+    file = tmp_path / "asked"
+    file.touch()
+    judge = {"judge": [sys.executable, "-c", JUDGE, str(file)]}
+    monkeypatch.setenv("MARCO_VERIFIERS", json.dumps(judge))
+    settings.load.cache_clear()
+    yield file
+    settings.load.cache_clear()
+
+
+def die() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_verified_is_stored_and_not_asked_again(database_url: str, asked: Path) -> None:
+    """Also by the worker that goes on from the first one's rounds."""
+    given = settings_for(database_url, "redis://127.0.0.1:1/0")
+    with open_database(database_url) as database:
+        job = question(options={"verifier": "judge", "rollouts": 24})
+        (stored,) = insert(database, job)
+        with pytest.raises(KeyboardInterrupt):
+            runner(given, database, Interrupted(2, die)).run_next()
+        before = asked.read_text().split()
+        with database.transaction() as conn:
+            conn.execute("UPDATE jobs SET lease_expires_at = now()")
+        run_job(runner(given, database, ToyRuntime(), "another"), database, stored.id)
+        assert before, "the first worker had asked"
+        assert sorted(asked.read_text().split()) == ["1", "2", "3"], "each answer once"
+        with database.transaction() as conn:
+            tree = Tree.restore(*trail.load(conn, stored.id))
+            (result,) = queries.results(conn, [stored.id])
+        said = {"1": (0.0,), "2": (0.5,), "3": (0.25,), None: None}
+        assert [r.scores for r in tree.rollouts] == [said[r.answer] for r in tree.rollouts]
+        assert [a.text for a in result.answers] == ["2", "3"]
+        rejected = sum(r.answer == "1" for r in tree.rollouts)
+        assert (result.reward, result.verifier, result.shortfalls.rejected) == (
+            "verifier",
+            "judge",
+            rejected,
+        )
+        report = verify_job(database, stored.id)
+        assert report.findings == ()
+        assert report.external == sum(r.answer is not None for r in tree.rollouts)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("scores = ARRAY[1.0]", "value"),
+        ("scores = ARRAY[0.5, 7]", "scores"),
+        ("scores = NULL", "value"),
+        ("value = 1", "value"),
+    ],
+)
+def test_what_was_said_can_not_be_changed_unnoticed(
+    database_url: str, asked: Path, change: str, what: str
+) -> None:
+    given = settings_for(database_url, "redis://127.0.0.1:1/0")
+    with open_database(database_url) as database:
+        (stored,) = insert(database, question(options={"verifier": "judge"}))
+        runner(given, database, ToyRuntime()).run_next()
+        with psycopg.connect(database_url) as conn:
+            conn.execute("SET session_replication_role = replica")
+            conn.execute(f"UPDATE rollouts SET {change} WHERE answer = '2'")  # noqa: S608
+        found = verify_job(database, stored.id).findings
+        assert {"the rollout was changed", what} <= {f.what for f in found}
+
+
+def test_the_command_line_names_a_verifier_and_shows_what_it_said(
+    database_url: str, redis_url: str, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    sent = marco(database_url, "submit", "--question", "1 + 1?", "--verifier", "judge", "--json")
+    (job_id,) = json.loads(sent.stdout)["ids"]
+    with worker(database_url, redis_url):
+        assert marco(database_url, "wait", job_id, "--timeout", "100").returncode == 0
+    shown = json.loads(marco(database_url, "show", job_id, "--json").stdout)["result"]
+    assert [answer["text"] for answer in shown["answers"]] == ["2", "3"]
+    assert (shown["reward"], shown["verifier"]) == ("verifier", "judge")
+    assert "weighted by verifier" in marco(database_url, "show", job_id).stdout
+    assert "in 0 to 1, not recomputed" in marco(database_url, "verify", job_id).stdout
+    query = "SELECT DISTINCT answer, scores FROM audit.rollouts WHERE scores IS NOT NULL ORDER BY 1"
+    rows = json.loads(marco(database_url, "sql", query, "--json").stdout)
+    assert rows[0] == {"answer": "1", "scores": [0.0]}
+    refused = marco(
+        database_url, "submit", "--question", "x", "--verifier", "a", "--reward", "tail"
+    )
+    assert (refused.returncode, "leave reward out" in refused.stderr) == (2, True)

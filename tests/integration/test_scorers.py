@@ -118,7 +118,7 @@ def test_the_reward_model_decides_which_answer_is_best(
     assert result.answer is not None
     assert result.answer.text == "2"
     assert result.answer.confidence == pytest.approx(0.9)
-    assert result.unscored == 0
+    assert result.shortfalls.unscored == 0
     assert {h["Authorization"] for h in server.headers} == {"Bearer a-key-of-theirs"}
     assert all(len(body["text"]) == 1 for body in server.bodies), "the whole output only"
 
@@ -207,8 +207,8 @@ def test_what_has_no_reward_is_said_and_has_no_weight(
     assert result.answer is not None
     assert result.answer.text == "2"
     assert len(result.answers) == 1
-    assert result.unscored > 0
-    assert answered[0] == tries * result.unscored
+    assert result.shortfalls.unscored > 0
+    assert answered[0] == tries * result.shortfalls.unscored
 
 
 def test_without_any_reward_the_answers_are_counted(
@@ -218,7 +218,7 @@ def test_without_any_reward_the_answers_are_counted(
     env(reward_url=server.url)
     result = solved(reward="prm-min", rollouts=8)
     assert result.answer is not None
-    assert (result.answer.text, result.unscored) == ("1", 8)
+    assert (result.answer.text, result.shortfalls.unscored) == ("1", 8)
     assert [a.votes for a in result.answers] == sorted(a.votes for a in result.answers)[::-1]
 
 
@@ -297,16 +297,18 @@ def test_a_verifier_is_named_not_given(env: Callable[..., None]) -> None:
         SearchOptions(verifier="judge", reward="tail")
     with pytest.raises(InvalidJob, match="unknown value 'verifier'"):
         SearchOptions(reward="verifier")
-    env(verifiers={"judge": "not an address"})
-    with pytest.raises(InvalidSettings, match="MARCO_VERIFIERS"):
-        solved(verifier="judge")
+    wrongs: list[Any] = [{"judge": "not an address"}, {"judge": []}, "{", "[]"]
+    for wrong in wrongs:
+        env(verifiers=wrong)
+        with pytest.raises(InvalidSettings, match="MARCO_VERIFIERS"):
+            solved(verifier="judge")
 
 
 def test_a_verifier_that_fails_fails_no_job(env: Callable[..., None]) -> None:
     env(verifiers={"broken": python("raise SystemExit(3)"), "missing": ["/nowhere/at-all"]})
     for name in ("broken", "missing"):
         result = solved(verifier=name, rollouts=8, strategy="vote")
-        assert (result.answer and result.answer.text, result.unscored) == ("1", 8)
+        assert (result.answer and result.answer.text, result.shortfalls.unscored) == ("1", 8)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -165,7 +166,8 @@ def environment(settings: Settings) -> dict[str, str]:
     for name, value in settings.model_dump(exclude_defaults=True).items():
         secret = isinstance(value, SecretStr)
         variable = str(Settings.model_fields[name].validation_alias)
-        plain[variable] = value.get_secret_value() if secret else str(value)
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        plain[variable] = value.get_secret_value() if secret else text
     return os.environ | plain
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,13 @@ def test_the_demo_asks_in_english_and_chinese_and_knows_the_answers() -> None:
     assert len(questions) - len(chinese) >= 6
     assert sum(job.kind == "translation" for job in jobs) >= 3
     assert all(job.expected for job in jobs if job.kind != "open_ended")
+
+
+@pytest.mark.parametrize(("answer", "said"), [("900", "accept"), ("901", "reject"), ("many", "")])
+def test_the_example_verifier(answer: str, said: str) -> None:
+    given = {"answer": answer, "metadata": {"equation": "x/6=3*50"}}
+    command = [sys.executable, str(EXAMPLES / "check_equation.py")]
+    done = subprocess.run(
+        command, input=json.dumps(given), capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.returncode == 0) == (said, bool(said))

@@ -100,7 +100,9 @@ function rolloutList(rollouts) {
   details.append(element("summary", {}, `Rollouts through it: ${rollouts.length}`));
   const list = element("ul");
   for (const rollout of rollouts.slice(0, MOST_ROLLOUTS)) {
-    const end = rollout.answer === null ? `no answer (${rollout.finish})` : `→ ${rollout.answer}`;
+    let end = rollout.answer === null ? `no answer (${rollout.finish})` : `→ ${rollout.answer}`;
+    if (rollout.scores) end += `, scores ${rollout.scores.map((one) => one.toFixed(2)).join(" ")}`;
+    if (rollout.error) end += `, ${rollout.error}`;
     const text = `#${rollout.rollout_id}, round ${rollout.round}, seed ${rollout.seed}, value `;
     list.append(element("li", {}, `${text}${rollout.value.toFixed(3)} ${end}`));
   }

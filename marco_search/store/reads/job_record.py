@@ -106,10 +106,15 @@ class JobRecord:
         return next((e.detail["month"] for e in self.events if e.event == "archived"), None)
 
     @property
-    def vote(self) -> tuple[str | None, float | None]:
-        """How the answers are ranked, and the power of a weighted vote; see JobResult."""
+    def vote(self) -> tuple[str | None, float | None, str | None]:
+        """How the answers are ranked, the power of a weighted vote, its reward; see JobResult."""
         config = next((a.config for a in reversed(self.attempts) if a.config), {})
-        return config.get("choice"), config.get("sharpness")
+        return config.get("choice"), config.get("sharpness"), config.get("reward")
+
+    @property
+    def unscored(self) -> tuple[Rollout, ...]:
+        """The rollouts whose answer the reward model or the verifier failed to score."""
+        return tuple(r for r in self.rollouts if r.answer is not None and r.error is not None)
 
 
 def read(conn: Conn, job_id: UUID) -> JobRecord:

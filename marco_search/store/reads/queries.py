@@ -252,20 +252,24 @@ def config(conn: Conn, job_id: UUID) -> SearchConfig:
     return SearchConfig.from_json(found[0])
 
 
+_ZERO = "ARRAY[0::float8]"
 _RESULTS = f"""
     SELECT job_id::text, kind, state, strategy, stop_reason, rollouts, nodes, generated_tokens,
         prompt_tokens, cached_tokens, seconds, model, revision, expected, correct,
         confidence_quantile, config ->> 'choice' AS vote,
         (config ->> 'sharpness')::float8 AS sharpness,
-        (SELECT count(*) FROM audit.rollouts AS r WHERE r.job_id = jobs.job_id
-            AND r.answer IS NOT NULL AND r.error IS NOT NULL) AS unscored,
+        CASE WHEN config IS NOT NULL THEN coalesce(config ->> 'reward', 'confidence') END AS reward,
+        config ->> 'verifier' AS verifier,
         (config ->> 'max_new_tokens')::int AS max_new_tokens,
         nullif(config ->> 'profile', '') AS profile,
         (SELECT jsonb_build_object(
             'failed', count(*) FILTER (WHERE r.finish = 'failed'),
             'cut_off', count(*) FILTER (WHERE r.finish = 'length'),
             'cut_off_at', coalesce(max(r.generated_tokens) FILTER (WHERE r.finish = 'length'), 0),
-            'untagged', count(*) FILTER (WHERE r.finish = 'stop' AND leaf.action <> 'answer'),
+            'unscored', count(*) FILTER (WHERE r.answer IS NOT NULL AND r.error IS NOT NULL),
+            'rejected', count(*) FILTER (WHERE r.answer IS NOT NULL AND r.scores = {_ZERO}),
+            'untagged', count(*) FILTER (WHERE r.finish = 'stop' AND leaf.action <> 'answer'
+                AND (r.answer IS NULL OR r.error IS NULL AND r.scores IS DISTINCT FROM {_ZERO})),
             'unanswered', count(*) FILTER (
                 WHERE r.finish = 'stop' AND leaf.action = 'answer' AND r.answer IS NULL))
          FROM audit.rollouts AS r JOIN audit.nodes AS leaf

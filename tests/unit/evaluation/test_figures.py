@@ -23,7 +23,7 @@ from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore, score
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import Trace, TracedRollout, with_vote
 from marco_search.jobs import SearchOptions
-from marco_search.search.rewards import REWARDS, TokenScores
+from marco_search.search.rewards import EXTERNAL, REWARDS, TokenScores
 from marco_search.search.tree import ROOT
 from tests.toy import ToyRuntime
 
@@ -200,7 +200,7 @@ def test_rewards_have_their_formulas() -> None:
 def test_every_reward_scores_a_real_tree(tmp_path: Path) -> None:
     recipe = Recipe(options=SearchOptions(rollouts=8), keep_tokens=True)
     traces = run(PROBLEMS, recipe, ToyRuntime(["4", "5"]), tmp_path / "run.jsonl")
-    for name in REWARDS:
+    for name in REWARDS.keys() - EXTERNAL:
         assert all(0 <= score(t, r, name) <= 1 for t in traces for r in t.rollouts), name
         for vote in VOTES:
             assert rescore(traces, GRADER, reward=name, vote=vote).n == 2
