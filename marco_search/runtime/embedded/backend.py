@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from marco_search.runtime.embedded.checkpoint import ModelConfig, read_config, r
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.engine import Engine
 from marco_search.runtime.embedded.files import fingerprint, open_files
-from marco_search.runtime.embedded.linear import blas_name, one_blas_thread
+from marco_search.runtime.embedded.linear import Team, blas_name, one_blas_thread
 from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 from marco_search.runtime.program import ForkRuntime, error_value, params_of
 from marco_search.settings import Settings
@@ -41,13 +42,21 @@ def open_embedded(settings: Settings) -> Runtime:
     the whole process; then it has as many as before. Raises ModelRefused when it can't
     be used.
     """
-    model = load_model(models.chosen(settings))
+    threads = settings.embedded_threads or _processors() // settings.worker_processes
+    model = load_model(models.chosen(settings), max(1, threads))
     backend = EmbeddedBackend(
         model,
         max_rows=settings.embedded_rows,
         cache_bytes=settings.embedded_cache_mib << 20,
     )
     return ForkRuntime(backend, model.info, model.render, timeout_s=settings.runtime_timeout_s)
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +70,10 @@ class LoadedModel:
     info: RuntimeInfo
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(path: Path, threads: int = 1) -> LoadedModel:
     """Load a Hugging Face folder or a GGUF file of a supported architecture (checkpoint.py).
 
+    `threads` decode a large model together; the bits are the same with any number of them.
     Raises ModelRefused, which says what was found and what is accepted.
     """
     files = open_files(path)
@@ -72,7 +82,7 @@ def load_model(path: Path) -> LoadedModel:
     if tokenizer.end_of_turn is not None:
         config = replace(config, eos_ids=tuple(sorted({*config.eos_ids, tokenizer.end_of_turn})))
     with one_blas_thread():
-        decoder = Decoder(config, read_weights(files, config))
+        decoder = Decoder(config, read_weights(files, config, Team(threads)))
         arithmetic = _arithmetic(decoder)
     info = RuntimeInfo(
         name="embedded",

@@ -18,7 +18,7 @@ from marco_search.errors import RuntimeFailure, RuntimeUnavailable
 from marco_search.runtime.embedded.cache import Match, RadixCache, chunks_of
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.linear import Floats
-from marco_search.runtime.embedded.sampling import pick, uniforms
+from marco_search.runtime.embedded.sampling import Picks, pick, uniforms
 from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 
 
@@ -247,16 +247,22 @@ class Batch:
     def _sample(self, indices: Sequence[int], logits: Floats) -> list[int]:
         """Choose a token for each of these rows; the rows that it ends."""
         rows = [self.rows[i] for i in indices]
-        picks = pick(
-            logits,
-            np.array([row.request.temperature for row in rows], np.float32),
-            np.array([row.request.top_p for row in rows], np.float32),
-            np.array([row.uniforms[len(row.tokens)] for row in rows]),
-        )
-        columns = (picks.tokens, picks.logprobs, picks.top_ids, picks.top_logprobs)
-        chosen = zip(indices, rows, *(column.tolist() for column in columns), strict=True)
+        temperatures = np.array([row.request.temperature for row in rows], np.float32)
+        top_ps = np.array([row.request.top_p for row in rows], np.float32)
+        uniforms = np.array([row.uniforms[len(row.tokens)] for row in rows])
+        picked: dict[int, Picks] = {}
+
+        def work(part: slice) -> None:
+            picked[part.start] = pick(
+                logits[part], temperatures[part], top_ps[part], uniforms[part]
+            )
+
+        self._decoder.team.share(work, len(rows))
+        chosen = [entry for start in sorted(picked) for entry in picked[start].by_row()]
         done = []
-        for index, row, token, logprob, top_ids, top_logprobs in chosen:
+        for index, row, (token, logprob, top_ids, top_logprobs) in zip(
+            indices, rows, chosen, strict=True
+        ):
             row.logprobs.append(logprob)
             row.top_ids.append(top_ids)
             row.top_logprobs.append(top_logprobs)

@@ -19,7 +19,7 @@ import numpy as np
 
 from marco_search.errors import ModelRefused
 from marco_search.runtime.embedded.files import ModelFiles
-from marco_search.runtime.embedded.linear import Floats, Linear, MatmulMode, choose_mode
+from marco_search.runtime.embedded.linear import Floats, Linear, MatmulMode, Team, choose_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,15 +211,19 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A whole model: embedding [vocab, hidden], head [hidden, vocab]."""
+    """A whole model: embedding [vocab, hidden], head [hidden, vocab].
+
+    `team` are the threads for what is large.
+    """
 
     embedding: Floats
     layers: tuple[Layer, ...]
     head: Linear
     mode: MatmulMode
+    team: Team
 
 
-def read_weights(files: ModelFiles, config: ModelConfig) -> Weights:
+def read_weights(files: ModelFiles, config: ModelConfig, team: Team) -> Weights:
     """The weights of a model. Raises ModelRefused for files or shapes that do not fit."""
     source = _Source(files.tensors())
     embedding = source.get("model.embed_tokens.weight", config.vocab, config.hidden)
@@ -229,7 +233,8 @@ def read_weights(files: ModelFiles, config: ModelConfig) -> Weights:
     last = Linear((head * source.norm("model.norm.weight", config.hidden)).T)
     layers = tuple(_layer(source, config, f"model.layers.{i}.") for i in range(config.layers))
     products = [p for x in layers for p in (x.qkv, x.out, x.gate_up, x.down)] + [last]
-    return Weights(embedding, layers, last, choose_mode(products))
+    mode = choose_mode(products, team)
+    return Weights(embedding, layers, last, mode, team if mode.is_large else Team())
 
 
 def _layer(source: _Source, c: ModelConfig, at: str) -> Layer:

@@ -15,7 +15,7 @@ query and keys.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,15 @@ class Span:
     slots: slice
     chunks: int
     mask: Floats
+
+    def of(self, part: slice) -> Span:
+        """The span of some of its rows; `part` counts from its first."""
+        if len(self.mask) == part.stop - part.start:
+            return self
+        slots = self.slots
+        if slots.stop - slots.start > 1:
+            slots = slice(slots.start + part.start, slots.start + part.stop)
+        return replace(self, slots=slots, mask=self.mask[part])
 
 
 def span_of(rows: slice, slots: slice, positions: Ints) -> Span:
@@ -92,6 +101,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.slots = Slots(config)
+        self.team = weights.team
         self._weights = weights
         self._rotations = np.zeros((0, config.head_dim // 2), np.complex64)
 
@@ -197,7 +207,12 @@ class Decoder:
         queries = qkv[:rows, :key_at].reshape(rows, c.kv_heads, c.heads // c.kv_heads, d)
         mixed = np.zeros((len(x), key_at), np.float32)
         for span in spans:
-            mixed[span.rows] = attend(queries[span.rows], keys, values, span)
+            read, asked = mixed[span.rows], queries[span.rows]
+
+            def work(part: slice, span: Span = span, read: Any = read, asked: Any = asked) -> None:
+                read[part] = attend(asked[part], keys, values, span.of(part))
+
+            self.team.share(work, len(read))
         return mixed
 
     def _normed(self, x: Floats) -> Floats:

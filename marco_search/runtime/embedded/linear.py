@@ -13,19 +13,30 @@ TILES   16 rows at a time along the vector lanes, (w.T @ x.T).T, so that every p
         the same shape (holds on AVX2 too; costs 20-30 % at 32 rows or more, more below 16)
 SINGLE  one product per row. Always holds; slow; only where neither of the above does.
 
-More than one BLAS thread would sum in another order again, so decoding has one
-(`one_blas_thread`). Several gain the engine little and cost other processes much.
+Weights of more than 64 MiB do not stay in a processor's caches: there BLAS spends a third of
+its time on copying them into its own order, for each few rows again. So they are kept in panels
+of 64 columns, each in one piece of memory, which is multiplied with all rows while it is near:
+
+PANELS  16 rows (or fewer) x a panel, a product small enough that OpenBLAS copies nothing. As
+        ROWS, it holds on processors with AVX-512.
+LANES   the same with the rows along the vector lanes, as TILES.
+
+More than one BLAS thread would sum in another order again, so BLAS has one while decoding
+(`one_blas_thread`). Panels are shared out among threads of our own (`Team`), which changes no
+sum; for small models these gain little and cost other processes much.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -42,25 +53,84 @@ _PROBE_ROWS = 64
 _SMALL_PRODUCT = 1_000_000  # OpenBLAS takes other kernels for M * N * K up to this
 _LANES = 64  # columns are cut at multiples of this
 _LEAST_COLUMNS = 192  # narrower blocks are not worth their calls
+_LARGE_BYTES = 64 << 20  # of weights: more than caches hold
 
 
 class MatmulMode(Enum):
-    """How a product is computed; see the module's text. The value lists the row counts."""
+    """How a product is computed; see the module's text."""
 
-    ROWS = (2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, MAX_ROWS)
-    TILES = tuple(range(TILE, MAX_ROWS + 1, TILE))
-    SINGLE = tuple(range(1, MAX_ROWS + 1))
+    ROWS = "rows"
+    TILES = "tiles"
+    SINGLE = "single"
+    PANELS = "panels"
+    LANES = "lanes"
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is for large models, which threads decode together."""
+        return self in (MatmulMode.PANELS, MatmulMode.LANES)
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """The row counts that are multiplied."""
+        return _COUNTS[self]
 
     def pad(self, x: Floats) -> Floats:
         """`x` with rows of zeros up to the next row count of this mode."""
-        rows = self.value[bisect_left(self.value, len(x))]
+        rows = self.counts[bisect_left(self.counts, len(x))]
         padded = np.zeros((rows, x.shape[1]), np.float32)
         padded[: len(x)] = x
         return padded
 
 
+_TILES = range(TILE, MAX_ROWS + 1, TILE)
+_COUNTS: dict[MatmulMode, Sequence[int]] = {
+    MatmulMode.ROWS: (
+        *(2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, MAX_ROWS),
+    ),
+    MatmulMode.TILES: _TILES,
+    MatmulMode.SINGLE: range(1, MAX_ROWS + 1),
+    MatmulMode.PANELS: (2, 4, 8, *_TILES),
+    MatmulMode.LANES: _TILES,
+}
+
+
+class Team:
+    """Threads that share out panels; with one, everything is done by the caller."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+        self._made_in = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def share(self, work: Callable[[slice], None], count: int) -> None:
+        """`work` on all of range(count), a part in each thread; done when it returns."""
+        parts = min(self.threads, count)
+        if parts < 2:
+            work(slice(0, count))
+            return
+        if self._pool is None or self._made_in != os.getpid():  # threads do not survive a fork
+            self._made_in = os.getpid()
+            self._pool = ThreadPoolExecutor(
+                self.threads - 1,
+                "marco-embedded-team",
+                lambda: _set_threads([1] * len(_libraries())),
+            )
+        cuts = [count * i // parts for i in range(parts + 1)]
+        mine, *others = (slice(a, b) for a, b in itertools.pairwise(cuts))
+        waiting = [self._pool.submit(_quietly, work, part) for part in others]
+        work(mine)
+        for done in waiting:
+            done.result()
+
+
 _Block = tuple[slice, list[tuple[slice, Floats]]]
 """A range of the inner dimension, and the weights there by ranges of columns."""
+
+
+def _quietly(work: Callable[[slice], None], part: slice) -> None:
+    with np.errstate(all="ignore"):  # as in the engine's thread
+        work(part)
 
 
 class Linear:
@@ -76,12 +146,23 @@ class Linear:
         self.weight = np.zeros((inner, padded), np.float32)
         self.weight[:, : self._columns] = weight
         self._blocks: dict[int, list[_Block]] = {}
+        self._panels: list[Floats] = []
+        self._team = Team()
         self.mode = MatmulMode.SINGLE
+
+    def compute(self, mode: MatmulMode, team: Team) -> None:
+        """Multiply this way from now on. Once in panels, they take the place of `weight`."""
+        self.mode, self._team = mode, team
+        if mode.is_large:
+            self._panels = _in_panels(self.weight)
+            self.weight = self.weight[:0]
 
     def __call__(self, x: Floats) -> Floats:
         """The product as a new array."""
         if self.mode is MatmulMode.ROWS:
             found = self._in_blocks(x)
+        elif self._panels:
+            found = self._by_panels(x)
         elif self.mode is MatmulMode.TILES:
             lanes = x.reshape(len(x) // TILE, TILE, -1).transpose(0, 2, 1)
             tiles = np.matmul(self.weight.T, lanes).transpose(0, 2, 1)
@@ -89,6 +170,31 @@ class Linear:
         else:
             found = np.concatenate([np.matmul(row[None], self.weight) for row in x])
         return found if found.shape[1] == self._columns else found[:, : self._columns]
+
+    def _by_panels(self, x: Floats) -> Floats:
+        tile = min(len(x), TILE)
+        rows = x.reshape(1, -1, tile, x.shape[1])
+        total = np.empty((len(x), len(self._panels[0]) * _LANES), np.float32)
+        # [panels, tiles, rows of a tile, columns of a panel]: a panel meets all tiles at once.
+        view = total.reshape(-1, tile, len(self._panels[0]), _LANES).transpose(2, 0, 1, 3)
+
+        def multiply(part: slice) -> None:
+            at = 0
+            for panels in self._panels:
+                inner = slice(at, at + panels.shape[1])
+                if self.mode is MatmulMode.LANES:
+                    lanes = rows[..., inner].swapaxes(2, 3)
+                    found = np.matmul(panels[part, None].swapaxes(2, 3), lanes).swapaxes(2, 3)
+                    sum_ = np.positive if at == 0 else partial(np.add, view[part])
+                    sum_(found, out=view[part])
+                elif at == 0:
+                    np.matmul(rows[..., inner], panels[part, None], out=view[part])
+                else:
+                    view[part] += np.matmul(rows[..., inner], panels[part, None])
+                at = inner.stop
+
+        self._team.share(multiply, len(self._panels[0]))
+        return total
 
     def _in_blocks(self, x: Floats) -> Floats:
         blocks = self._blocks.get(len(x))
@@ -110,12 +216,12 @@ class Linear:
         # A slice tells how sums are made, as long as it is on the same side of small products.
         columns = _SMALL_PRODUCT // (2 * min(inner, INNER_BLOCK)) // _LANES * _LANES + _LANES
         probe = Linear(self.weight[:, : min(outer, columns)])
-        probe.mode = mode
+        probe.compute(mode, Team())
         rng = np.random.default_rng(0)
         x = rng.standard_normal((_PROBE_ROWS, inner), dtype=np.float32)
-        least = mode.value[0]
+        least = mode.counts[0]
         alone = np.concatenate([probe(x[i : i + least]) for i in range(0, _PROBE_ROWS, least)])
-        for rows in mode.value:
+        for rows in mode.counts:
             order = rng.integers(0, _PROBE_ROWS, rows)  # every row at any place among any others
             if not np.array_equal(probe(x[order]), alone[order]):
                 return False
@@ -140,14 +246,30 @@ def _cut(rows: int, weight: Floats) -> list[_Block]:
     return blocks
 
 
-def choose_mode(linears: Sequence[Linear]) -> MatmulMode:
-    """Give all products of a model the cheapest mode in which each is invariant; returns it."""
+def _in_panels(weight: Floats) -> list[Floats]:
+    """[columns / 64, inner, 64] for each range of the inner dimension that keeps products small."""
+    inner, outer = weight.shape
+    count = -(-inner * TILE * _LANES // _SMALL_PRODUCT)
+    cuts = [inner * i // count for i in range(count + 1)]
+    return [
+        np.ascontiguousarray(weight[a:b].reshape(b - a, outer // _LANES, _LANES).swapaxes(0, 1))
+        for a, b in itertools.pairwise(cuts)
+    ]
+
+
+def choose_mode(linears: Sequence[Linear], team: Team | None = None) -> MatmulMode:
+    """Give all products of a model the cheapest mode in which each is invariant; returns it.
+
+    `team` shares out the panels of a large model.
+    """
     of_shape = {linear.weight.shape: linear for linear in linears}.values()
-    modes = (MatmulMode.ROWS, MatmulMode.TILES)
+    modes = [MatmulMode.ROWS, MatmulMode.TILES]
+    if sum(linear.weight.nbytes for linear in linears) > _LARGE_BYTES:
+        modes = [MatmulMode.PANELS, MatmulMode.LANES, *modes]
     usable = (mode for mode in modes if all(x.is_invariant(mode) for x in of_shape))
     chosen = next(usable, MatmulMode.SINGLE)
     for linear in linears:
-        linear.mode = chosen
+        linear.compute(chosen, team or Team())
     return chosen
 
 

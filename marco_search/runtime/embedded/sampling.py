@@ -9,7 +9,9 @@ neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from marco_search.search.branches import TOP_K
 
 Uniforms = npt.NDArray[np.float64]
 _Words = npt.NDArray[np.uint64]
+_HEAD = 4096
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -34,6 +37,11 @@ class Picks:
     logprobs: Floats
     top_ids: Ints
     top_logprobs: Floats
+
+    def by_row(self) -> Iterator[tuple[int, float, list[int], list[float]]]:
+        """The four of each row, as plain numbers."""
+        columns = (self.tokens, self.logprobs, self.top_ids, self.top_logprobs)
+        return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def log_softmax_parts(logits: Floats) -> tuple[Floats, Floats, Floats]:
@@ -55,21 +63,31 @@ def pick(logits: Floats, temperatures: Floats, top_ps: Floats, uniforms: Uniform
     sampled = temperatures > 0
     if (temperatures != 1).any():
         weights = np.exp(shifted / np.where(sampled, temperatures, np.float32(1))[:, None])
+    tokens = top_ids[:, 0].copy()
     nuclei = np.flatnonzero((top_ps < 1) & sampled)
     if nuclei.size:
         _keep_nucleus(weights, nuclei, top_ps[nuclei][:, None])
-    running = np.cumsum(weights, axis=-1, dtype=np.float64)
-    # Uniforms end at 1 - 2^-32, so the target is below the total: some candidate passes it, and
-    # the first that does has a weight of its own.
-    target = uniforms * running[:, -1]
-    tokens = np.argmax(running > target[:, None], axis=-1)
-    tokens = np.where(sampled, tokens, top_ids[:, 0])
+    for row in nuclei:  # few candidates are left of a large vocabulary
+        left = np.flatnonzero(weights[row])
+        tokens[row] = left[_draw(weights[row, left], uniforms[row])]
+    others = np.flatnonzero(sampled & (top_ps >= 1))
+    if others.size:
+        tokens[others] = _draw(weights[others], uniforms[others])
     return Picks(
         tokens,
         shifted[rows, tokens] - log_sum,
         top_ids,
         shifted[rows[:, None], top_ids] - log_sum[:, None],
     )
+
+
+def _draw(weights: Floats, uniforms: Any) -> Any:
+    """Where the running sum of `weights` (its last axis) passes this share of its total."""
+    running = np.cumsum(weights, axis=-1, dtype=np.float64)
+    # Uniforms end at 1 - 2^-32, so the target is below the total: some candidate passes it, and
+    # the first that does has a weight of its own.
+    target = np.asarray(uniforms * running[..., -1])
+    return np.argmax(running > target[..., None], axis=-1)
 
 
 def uniforms(seed: int, count: int) -> Uniforms:
@@ -102,7 +120,13 @@ def _best(values: Floats) -> Ints:
 def _keep_nucleus(weights: Floats, rows: Ints, top_ps: Floats) -> None:
     """Zero, in place, what lies outside the nuclei of `rows`. Ties with the last one stay."""
     ordered = np.sort(weights[rows], axis=-1)[:, ::-1]
-    running = np.cumsum(ordered, axis=-1)
-    last = np.argmax(running >= top_ps * running[:, -1:], axis=-1)
+    running = np.cumsum(ordered[:, :_HEAD], axis=-1)
+    total = running[:, -1:]
+    if ordered.shape[1] > _HEAD:  # the nucleus of a large vocabulary is nearly always in its head
+        total = np.add.reduce(ordered, axis=-1, keepdims=True)
+        if (running[:, -1:] < top_ps * total).any():
+            running = np.cumsum(ordered, axis=-1)
+            total = np.minimum(total, running[:, -1:])  # rounded otherwise, it may be out of reach
+    last = np.argmax(running >= top_ps * total, axis=-1)
     least = ordered[np.arange(rows.size), last]
     weights[rows] = np.where(weights[rows] < least[:, None], np.float32(0), weights[rows])

@@ -21,12 +21,13 @@ WAIT_S = 120.0
 def engine_of(
     folder: Path,
     *,
+    threads: int = 1,
     max_rows: int = 64,
     cache_bytes: int = 1 << 26,
     on_step: Callable[[Batch], None] = lambda batch: None,
 ) -> Iterator[tuple[LoadedModel, Engine]]:
     """A loaded folder and a running engine over it. `on_step` runs in the decoding thread."""
-    model = load_model(folder)
+    model = load_model(folder, threads)
 
     class Watched(Batch):
         def step(self) -> None:

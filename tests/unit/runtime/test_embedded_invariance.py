@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from marco_search.pocket import MODEL_DIR
+from marco_search.runtime.embedded import linear as linear_module
 from marco_search.runtime.embedded.batch import GenerationRequest, Row
-from marco_search.runtime.embedded.linear import Linear, MatmulMode, choose_mode
+from marco_search.runtime.embedded.linear import Linear, MatmulMode, Team, choose_mode
 from tests.tiny_model import write_model
 from tests.unit.runtime.embedded_rig import answer, engine_of, flush_cache, request
 
@@ -54,9 +55,13 @@ def assert_equal(found: list[Row], expected: list[Row]) -> None:
         assert a.top_logprobs == b.top_logprobs
 
 
-@pytest.mark.parametrize("which", ["pocket", "tiny", "one head"])
-def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: str) -> None:
+@pytest.mark.parametrize("which", ["pocket", "tiny", "one head", "as if large"])
+def test_a_request_alone_and_in_any_company_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
     folder = MODEL_DIR
+    if which == "as if large":
+        monkeypatch.setattr(linear_module, "_LARGE_BYTES", 0)
     if which != "pocket":
         heads = 1 if which == "one head" else 4
         folder = write_model(tmp_path / "m", heads=heads, kv_heads=min(heads, 2))
@@ -73,7 +78,7 @@ def test_a_request_alone_and_in_any_company_is_the_same(tmp_path: Path, which: s
         cached = [answer(engine.submit(r)) for r in asked]
         assert sum(c.cached_tokens for c in cached) > 0.9 * sum(c.prompt_tokens for c in cached)
         assert_equal(cached, alone)
-    with engine_of(folder, max_rows=5, cache_bytes=2_000_000) as (_, engine):
+    with engine_of(folder, threads=3, max_rows=5, cache_bytes=2_000_000) as (_, engine):
         # Memory for three or four rows and a cache that has to evict; callers come at times of
         # their own.
         found: dict[int, Row] = {}
@@ -105,13 +110,19 @@ def test_what_was_decoded_serves_as_prefix_like_what_was_prefilled(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "shape", [(48, 96), (80, 48), (192, 768), (512, 192), (700, 33), (900, 330)]
+    "shape", [(48, 96), (80, 48), (192, 768), (512, 192), (700, 33), (1900, 330)]
 )
-def test_the_chosen_mode_is_invariant(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_the_chosen_mode_is_invariant(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(linear_module, "_LARGE_BYTES", 0)
     rng = np.random.default_rng(1)
     weight = rng.standard_normal(shape, dtype=np.float32)
     linear = Linear(weight)
-    mode = choose_mode([linear])
+    mode = choose_mode([linear], Team(2))
+    assert mode.is_large == large
     x = mode.pad(rng.standard_normal((150, shape[0]), dtype=np.float32))
     whole = linear(x)
     assert np.allclose(whole, x @ weight, rtol=1e-4, atol=1e-3)

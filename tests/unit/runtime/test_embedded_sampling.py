@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marco_search.runtime.embedded import sampling
 from marco_search.runtime.embedded.linear import Floats
 from marco_search.runtime.embedded.sampling import (
     Picks,
@@ -107,6 +108,17 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours() -> None:
         assert alone.tokens[0] == together.tokens[i]
         assert alone.logprobs[0] == together.logprobs[i]
         assert np.array_equal(alone.top_logprobs[0], together.top_logprobs[i])
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99999])
+def test_a_nucleus_is_the_same_by_the_head_of_the_vocabulary(
+    monkeypatch: pytest.MonkeyPatch, top_p: float
+) -> None:
+    logits = np.random.default_rng(4).standard_normal((50, 100)).astype(np.float32)
+    logits[::2] *= 6  # of these the head is enough
+    whole = draw(logits, 1.0, top_p)
+    monkeypatch.setattr(sampling, "_HEAD", 10)
+    assert np.array_equal(draw(logits, 1.0, top_p).tokens, whole.tokens)
 
 
 def test_a_certain_token_is_always_taken() -> None:
