@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from marco_search.errors import BranchFailed, ModelRefused, PromptTooLong
 from marco_search.runtime.base import UNKNOWN, RuntimeInfo
-from marco_search.runtime.openai.answers import Answer, grammar, read
+from marco_search.runtime.openai.answers import TEXT_IDS, Answer, grammar, read
 from marco_search.runtime.servers.calls import Call, Failure
 from marco_search.runtime.servers.server import Server, context_tokens
 from marco_search.search.branches import TOP_K, Part
@@ -212,7 +212,9 @@ class OpenAIServer(Server):
         self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
     ) -> dict[str, Any]:
         asked, began = body["sampling_params"], time.monotonic()
-        prompt = self._token_ids(parts, call) if parts and self._tokenizes else body["text"]
+        # A job may go on here that was begun where ids are made from texts.
+        usable = parts and self._tokenizes and not any(map(_made_up, parts))
+        prompt = self._token_ids(parts, call) if usable else body["text"]
         stops, most = asked["stop"] or [], asked["max_new_tokens"]
         if isinstance(prompt, list):
             # vLLM does not say how long a prompt is that leaves no room for all.
@@ -293,6 +295,10 @@ class OpenAIServer(Server):
                     raise BranchFailed("the server does not say what a token reads")
                 self._spelt[token] = text
         return [self._spelt[token] for token in ids]
+
+
+def _made_up(part: Part) -> bool:
+    return not isinstance(part, str) and any(i >= TEXT_IDS for i in part)
 
 
 def _object(value: object) -> dict[str, Any]:

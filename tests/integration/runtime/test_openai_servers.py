@@ -168,8 +168,16 @@ def test_vllm_behind_a_gateway_is_a_server_without_ids(vllm: OpenAIServer) -> No
         assert opened.info.version == "vllm 0.11.0, prefixes as text, token ids from texts"
         (branch,) = opened.branch([replace(expansion(1), parts=("Q",))])
     assert branch.error is None
-    assert all(t.id == text_id(t.text) for t in branch.segments[0].tokens)
+    (segment,) = branch.segments
+    assert all(t.id == text_id(t.text) for t in segment.tokens)
     assert vllm.calls[-1]["text"] == "Q"
+    vllm.missing = set()
+    with runtime(vllm) as opened:  # the job goes on without the gateway
+        parts = ("Q", tuple(t.id for t in segment.tokens[:2]))
+        prefix = "Q" + "".join(t.text for t in segment.tokens[:2])
+        opened.branch([replace(expansion(1, prefix=prefix), parts=parts)])
+    assert vllm.calls[-1]["text"] == prefix
+    assert "input_ids" not in vllm.calls[-1]
 
 
 def test_a_prefix_of_known_length_gets_the_room_that_is_left(with_ids: OpenAIServer) -> None:
