@@ -60,17 +60,12 @@ class Answer:
     prompt_tokens: object
     completion_tokens: object
     cached_tokens: object
+    cut: bool = False  #: whether the tokens of a stop text are left out
 
     @property
     def has_ids(self) -> bool:
         """Whether the ids are the model's own."""
         return all(type(row[1]) is int and row[1] < TEXT_IDS for row in self.tokens)
-
-    @property
-    def cut(self) -> bool:
-        """Whether tokens of a stop text are left out, as llama.cpp's server does."""
-        count = self.completion_tokens
-        return self.finish == "stop" and type(count) is int and count > len(self.tokens)
 
     def whole_tokens(self) -> Answer:
         """Only the tokens that lie within the text."""
@@ -105,20 +100,29 @@ class Answer:
         }
 
 
-def read(answer: Mapping[str, Any], spell: Spell) -> Answer:
-    """The completion in a server's answer. Raises BranchFailed for what is none."""
+def read(answer: Mapping[str, Any], spell: Spell, *, trims: bool = False) -> Answer:
+    """The completion in a server's answer. Raises BranchFailed for what is none.
+
+    `trims`: the server leaves out tokens, as llama.cpp's does. Those of a stop text, at least as
+    many as that has by itself; and those that end within a character, which come as one with the
+    token that completes it.
+    """
     try:
         if "details" in answer:
             return _read_details(answer)
         (choice,) = answer["choices"]
         logprobs, usage = choice["logprobs"], answer.get("usage") or {}
+        if logprobs is None and trims:
+            logprobs = {"content": []}
         if logprobs is None:
             raise BranchFailed("the server sent no log-probabilities")
         text = _text(choice["text"])
         rows = _from_content if "content" in logprobs else _from_lists
         tokens, tops = rows(logprobs, text, spell)
-        reason = choice["finish_reason"]
+        reason, count = choice["finish_reason"], usage.get("completion_tokens")
         details = usage.get("prompt_tokens_details") or {}
+        # The end of the sequence is sent, as a token without a text.
+        ended = bool(tokens) and not tokens[-1][2]
         return Answer(
             text=_as_tokens_have_it(text, tokens),
             finish=_ENDS.get(reason, reason),
@@ -126,8 +130,9 @@ def read(answer: Mapping[str, Any], spell: Spell) -> Answer:
             tokens=tokens,
             tops=tops,
             prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+            completion_tokens=None if trims else count,
             cached_tokens=details.get("cached_tokens"),
+            cut=trims and reason == "stop" and not ended and count != len(tokens),
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         raise BranchFailed("the server's answer is not a completion with log-probabilities") from (
@@ -157,14 +162,13 @@ def _from_content(
 ) -> tuple[list[Row], list[list[Row]]]:
     content = logprobs["content"]
     texts = _decoded(content)
-    tokens = [
-        (entry["logprob"], _id(entry.get("id"), piece), piece)
-        for entry, piece in zip(content, texts, strict=True)
-    ]
-    tops = []
-    for entry in content:
+    tokens, tops = [], []
+    for entry, piece in zip(content, texts, strict=True):
         found = [(c["logprob"], c.get("id"), _alone(c)) for c in entry["top_logprobs"]]
-        tops.append(_best([(p, _id(i, piece), piece) for p, i, piece in found]))
+        tops.append(_best([(p, _id(i, text), text) for p, i, text in found]))
+        # An id that does not spell the piece is only the last of several.
+        whole = piece.isascii() or piece in [t for _, i, t in found if i == entry.get("id")]
+        tokens.append((entry["logprob"], _id(entry.get("id") if whole else None, piece), piece))
     return tokens, tops
 
 
@@ -219,18 +223,24 @@ def _decoded(content: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         _text(entry["token"])
         if entry.get("bytes") is None
-        else decoder.decode(bytes(entry["bytes"]), last)
+        else decoder.decode(_bytes(entry["bytes"]), last)
         for entry, last in zip(content, final, strict=True)
     ]
 
 
 def _alone(entry: Mapping[str, Any]) -> str:
     given = entry.get("bytes")
-    return _text(entry["token"]) if given is None else bytes(given).decode(errors="replace")
+    return _text(entry["token"]) if given is None else _bytes(given).decode(errors="replace")
 
 
 def _id(given: object, text: str) -> object:
     return text_id(text) if given is None else given
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, list):
+        raise TypeError  # of a number Python would make as many bytes
+    return bytes(value)
 
 
 def _text(value: object) -> str:

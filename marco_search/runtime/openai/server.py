@@ -231,8 +231,8 @@ class OpenAIServer(Server):
             temperature=asked["temperature"],
             top_p=asked["top_p"],
         )
-        if self._program is LLAMA_CPP and answer.cut and stops:
-            answer = self._closed(answer, prompt, stops, call)
+        if answer.cut and stops:
+            answer = self._closed(answer, prompt, body["text"], stops, call)
         found = answer.as_sglang(stops)
         found["meta_info"]["e2e_latency"] = time.monotonic() - began
         return found
@@ -249,25 +249,30 @@ class OpenAIServer(Server):
             path, body = f"{self._api}/completions", given | {"logprobs": TOP_K}
         found = self._post(path, body, tokens, call)
         try:
-            return read(found, partial(self._spell, call))
+            return read(found, partial(self._spell, call), trims=self._program is LLAMA_CPP)
         except BranchFailed as error:
             raise Failure(kind=BranchFailed, message=str(error)) from None
 
     def _closed(
-        self, answer: Answer, prompt: str | list[int], stops: Sequence[str], call: Call
+        self,
+        answer: Answer,
+        prompt: str | list[int],
+        text: str,
+        stops: Sequence[str],
+        call: Call,
     ) -> Answer:
         """The answer with the tokens of its stop text, which the server had left out.
 
-        Asked for under a grammar that allows nothing else: their log-probabilities are the
-        model's all the same.
+        `text` is that of `prompt`. Asked for under a grammar that allows nothing else: their
+        log-probabilities are the model's all the same.
         """
         kept = answer.whole_tokens()
         done = "".join(row[2] for row in kept.tokens)
         rest = answer.text[len(done) :]
-        if isinstance(prompt, str):
-            prompt += done
-        else:
+        if isinstance(prompt, list) and kept.has_ids:
             prompt = [*prompt, *(row[1] for row in kept.tokens)]
+        else:
+            prompt = text + done
         wanted = [rest + stop for stop in stops]
         longest = max(len(text.encode()) for text in wanted)
         last = self._ask(prompt, longest, call, grammar=grammar(wanted))

@@ -83,7 +83,7 @@ def spell(numbers: Any) -> list[str]:
 
 
 def answer(found: Any) -> Answer:
-    return read(found, spell)
+    return read(found, spell, trims='"content"' in json.dumps(found))
 
 
 def completed(found: Any) -> Completion:
@@ -176,6 +176,27 @@ def test_tokens_of_a_stop_text_that_are_left_out_can_be_put_back() -> None:
     assert (got.text, got.stop, got.prompt_tokens, got.cached_tokens) == (
         "so\n4", END, 7, 5,
     )  # fmt: skip
+
+
+def test_an_answer_all_of_whose_tokens_are_left_out_is_cut() -> None:
+    found = content([], "4", left_out=2)
+    found["choices"][0]["logprobs"] = None
+    cut = read(found, spell, trims=True)
+    assert (cut.cut, cut.text, cut.tokens) == (True, "4", [])
+
+
+def test_tokens_within_a_character_come_as_one_whose_id_is_made() -> None:
+    """Then the end of the sequence is told by its token, not by the count."""
+    found = answer(content(["苹".encode(), b"4", b""], "苹4", left_out=2))
+    assert not found.cut
+    assert [row[1] for row in found.tokens] == [0, 1, 2]  # the candidates read the same
+    last = content(["苹".encode(), b"4", b""], "苹4", left_out=2)
+    for top in last["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+        top["bytes"] = [0xB9]
+    found = answer(last)
+    assert [row[1] for row in found.tokens] == [text_id("苹"), 1, 2]
+    assert not found.has_ids
+    assert [t.text for t in completed(last).tokens] == ["苹", "4", ""]
 
 
 def test_tokens_that_reach_into_the_stop_text_are_given_up() -> None:
