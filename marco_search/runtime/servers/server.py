@@ -139,11 +139,6 @@ class Server:
         ids: list[int] = []
         for i, part in enumerate(parts):
             ids += self._ids_of(part, i == 0, call) if isinstance(part, str) else part
-        if len(ids) > 1 and ids[0] == ids[1] and isinstance(parts[0], str):
-            # A template writes the beginning of the sequence, and the tokenizer adds it again.
-            plain = self._ids_of(parts[0], False, call)
-            if plain == self._ids_of(parts[0], True, call)[1:]:
-                return ids[1:]
         return ids
 
     def _ids_of(self, text: str, first: bool, call: Call) -> list[int]:
