@@ -19,6 +19,7 @@ from redis import RedisError
 
 from marco_search import broker
 from marco_search.errors import MarcoError, SchemaMismatch
+from marco_search.jobs import SearchOptions
 from marco_search.jobs.validation import nearest
 from marco_search.local import programs, state
 from marco_search.locations import database_url, redis_url
@@ -308,13 +309,18 @@ def worker(settings: Settings) -> Finding:
 
 
 def _model(settings: Settings) -> Finding:
+    from marco_search.engine import profile_of
     from marco_search.runtime import open_runtime
 
     try:
         info = open_runtime(settings).info
+        profile = profile_of(SearchOptions(), info.model)
     except MarcoError as error:
-        return Finding("model", False, str(error), "see MARCO_RUNTIME and MARCO_MODEL")
+        return Finding("model", False, str(error), "see MARCO_RUNTIME, MARCO_MODEL, MARCO_PROFILE")
     detail = f"{info.model} on {info.name} {info.version}, {info.context_tokens} tokens"
+    detail += f", profile {profile.name}"
+    if not (info.own_template or profile.fallback_template):
+        detail += ", prompts in ChatML as its chat template can't be had"
     if info.lacks:
         detail += f"; it can't do or say: {'; '.join(info.lacks)}"
     return Finding("model", True, detail)

@@ -19,7 +19,14 @@ from typing import Any, Unpack
 
 from marco_search import profiles
 from marco_search import settings as settings_module
-from marco_search.errors import ModelRefused, PromptTooLong, RuntimeUnavailable, SearchError
+from marco_search.errors import (
+    InvalidProfile,
+    InvalidSettings,
+    ModelRefused,
+    PromptTooLong,
+    RuntimeUnavailable,
+    SearchError,
+)
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
 from marco_search.kinds import ReasoningJob, kind_of
 from marco_search.profiles import Profile
@@ -83,16 +90,20 @@ class FinishedSearch:
     seconds: float
 
 
-def profile_of(job: Job, model: str) -> Profile:
+def profile_of(options: SearchOptions, model: str) -> Profile:
     """The profile that a job is searched with on a model, with what settings and job override.
 
-    Raises InvalidProfile.
+    Raises InvalidProfile, and InvalidSettings for what can't be overridden.
     """
-    settings, options = settings_module.load(), job.options
+    settings = settings_module.load()
     folder = settings.home / "profiles"
     name = options.profile or settings.profile
     found = profiles.load(name, folder) if name else profiles.chosen(model, folder)
-    return profiles.override(profiles.override(found, settings.overrides), options.overrides)
+    try:
+        found = profiles.override(found, settings.overrides)
+    except InvalidProfile as error:
+        raise InvalidSettings(f"MARCO_OVERRIDES: {error}") from None
+    return profiles.override(found, options.overrides)
 
 
 def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
@@ -101,7 +112,7 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     An option of the job at its default is one that was not given: the profile goes before it.
     """
     kind, options, info = kind_of(job), job.options, runtime.info
-    profile = profile_of(job, info.model)
+    profile = profile_of(options, info.model)
     given = {"answer_width": kind.answer_width} | profile.search_fields(options.strategy)
     if not kind.one_answer:
         # Where many answers are good there is nothing to correct.

@@ -306,5 +306,10 @@ def _queued_name(recipe: Recipe, problem: Problem) -> str:
     """As `_run_name`, as far as the one who submits can know."""
     loaded, job = settings.load(), recipe.job(problem)
     prompt = "\n".join(f"{m.role}: {m.content}" for m in kind_of(job).messages(job))
-    about = [loaded.runtime, str(loaded.model), profile_of(job, "").label, _around(job, prompt)]
+    about = [
+        loaded.runtime,
+        str(loaded.model),
+        profile_of(job.options, "").label,
+        _around(job, prompt),
+    ]
     return _digest([recipe.options.model_dump(mode="json"), about, "seeds of each problem"])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ELLIPSIS = "…"
 LINE_END = "⏎"
-TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
+TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>", "<think>", "</think>")
 STOP_REASONS = {
     "rollouts": "all rollouts done",
     "tokens": "token budget spent",

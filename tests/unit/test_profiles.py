@@ -18,7 +18,7 @@ from marco_search import settings as settings_module
 from marco_search.cli import job_input
 from marco_search.cli.main import cli
 from marco_search.engine import SearchPlan, job_result, make_plan, search_job
-from marco_search.errors import InvalidJob, InvalidProfile
+from marco_search.errors import InvalidJob, InvalidProfile, InvalidSettings
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.profiles import NEUTRAL, Profile
@@ -334,6 +334,17 @@ def test_a_job_is_refused_when_it_is_made() -> None:
         question(profile="../../etc/passwd")
     with pytest.raises(InvalidProfile, match=r"no profile 'qwen33'.*did you mean 'qwen3'"):
         plan(profile="qwen33")
+
+
+def test_what_a_setting_can_not_override_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_variable(monkeypatch, "MARCO_OVERRIDES", '{"top_p": 2}')
+    with pytest.raises(InvalidSettings, match="MARCO_OVERRIDES: top_p: must be at most 1"):
+        plan()
+    set_variable(monkeypatch, "MARCO_OVERRIDES", "{")
+    with pytest.raises(InvalidSettings, match="MARCO_OVERRIDES"):
+        settings_module.load()
 
 
 # -- the command line ----------------------------------------------------------------------
