@@ -43,6 +43,9 @@ from marco_search.search.tree import Round, Shortfalls, Tree
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 4
+"""Rollouts without a new answer after which a job that has many good ones ends."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
@@ -122,7 +125,7 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     given |= {n: v for n, v in options.overrides.items() if n in profiles.SEARCH_FIELDS}
     config = configure(options.strategy, **given)
     if not kind.one_answer:
-        config = replace(config, lead=None)
+        config = replace(config, stop=None, patience=PATIENCE if config.early_stop else None)
     if profile.steps == "sentence" and config.action == Action.STEP:
         config = replace(config, action=Action.SENTENCE)
     config = replace(

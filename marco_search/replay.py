@@ -10,7 +10,7 @@ failed, since a failure can't be generated, and an external reward is taken as s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from marco_search.engine import SearchPlan, require_model, restore_search
@@ -88,20 +88,22 @@ def replay(
     rollouts: Sequence[Rollout],
     runtime: Runtime,
     *,
+    texts: Mapping[int, str] | None = None,
     stop_reason: str | None = None,
     on_round: Callable[[int, int], None] | None = None,
 ) -> Replayed:
     """Generate a stored search again on `runtime`.
 
-    `nodes` (below the root) and `rollouts` are in id order. `stop_reason` is the stored one,
-    None if the search has not ended. `on_round` is called with (rounds done, rounds in all).
+    `nodes` (below the root) and `rollouts` are in id order, `texts` those of its candidates.
+    `stop_reason` is the stored one, None if the search has not ended. `on_round` is called with
+    (rounds done, rounds in all).
     Raises ModelRefused if the runtime has another model or revision, and what it raises.
     """
     require_model(plan, runtime)
 
     def before(number: int) -> Search:
         earlier = [n for n in nodes if n.round < number], [r for r in rollouts if r.round < number]
-        return restore_search(job, plan, Tree.restore(*earlier))
+        return restore_search(job, plan, Tree.restore(*earlier, texts))
 
     count = max((r.round for r in rollouts), default=0)
     failed = sum(r.finish is Finish.FAILED for r in rollouts)
@@ -131,11 +133,13 @@ def _generate(search: Search, stored: Round, runtime: Runtime, found: Replayed) 
     """The stored round generated again; None if this search would not have asked for it."""
     expansions = search.ask()
     asked = {
-        r.branch_id: f"node {e.node_id}, seed {r.seed}" for e in expansions for r in e.branches
+        i: f"node {child.node_id}, seed {request.seed}{_begun_with(child.forced)}"
+        for i, (child, request) in search.asked.items()
     }
     by_id = {r.rollout_id: r for r in stored.rollouts}
     for i, rollout in by_id.items():
-        then, now = f"node {rollout.start_id}, seed {rollout.seed}", asked.get(i, "none")
+        then = f"node {rollout.start_id}, seed {rollout.seed}{_begun_with(rollout.forced)}"
+        now = asked.get(i, "none")
         if then != now:
             found._differs(stored.number, i, "branch asked for", then, now)
             return None
@@ -161,6 +165,10 @@ def _generate(search: Search, stored: Round, runtime: Runtime, found: Replayed) 
             for b in generated
         ]
     return search.tell([*failed.values(), *generated])
+
+
+def _begun_with(token_id: int | None) -> str:
+    return "" if token_id is None else f", token {token_id}"
 
 
 def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tree) -> None:

@@ -258,6 +258,13 @@ ROLLOUTS = _record(
         "What a reward model said of each step, or the verifier of its answer; null: neither",
         since=3,
     ),
+    _rollout(
+        "forced",
+        "int4?",
+        "Token that it was made to begin with, passed over before: a fork; null: none",
+        since=3,
+        content=True,
+    ),
 )
 """One branch each, from the node it was forked from to where it ended."""
 

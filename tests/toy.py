@@ -26,6 +26,8 @@ from marco_search.search.branches import (
 
 PIECES = re.compile(r"</?Thought>|</?Output>|\n|[^\n<]{1,3}")
 PROMPT = "Q\n<Thought>\n"
+STEPS = 0, 4
+"""The least and one more than the most steps that it writes."""
 
 
 def answer_of(text: str) -> str | None:
@@ -54,23 +56,27 @@ def hash_of(text: str) -> int:
     return Random(text).getrandbits(31)
 
 
-def write(prefix: str, seed: int, answers: Sequence[str]) -> str:
-    """The toy model's whole continuation of `prefix`."""
+def write(prefix: str, seed: int, answers: Sequence[str], steps: tuple[int, int]) -> str:
+    """The toy model's whole continuation of `prefix`, with so many steps (least, most + 1)."""
     random = Random(f"{seed}|{len(prefix)}")
     out = ""
     if MARCO_O1.end_of_thought not in prefix:
-        for _ in range(random.randrange(0, 4)):
+        for _ in range(random.randrange(*steps)):
             out += f"step {random.choice('abc')}\n"
         out += MARCO_O1.end_of_thought
     return out + f"\n<Output>\n{random.choice(list(answers))}\n{MARCO_O1.end_of_output}"
 
 
-def generate(prefix: str, seed: int, room: int, answers: Sequence[str]) -> tuple[Token, ...]:
+def generate(
+    prefix: str, seed: int, room: int, answers: Sequence[str], steps: tuple[int, int] = STEPS
+) -> tuple[Token, ...]:
     """At most `room` tokens of what the model writes."""
-    return tokens_of(prefix, write(prefix, seed, answers))[:room]
+    return tokens_of(prefix, write(prefix, seed, answers, steps))[:room]
 
 
-def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> Branch:
+def run_branch(
+    prefix: str, request: BranchRequest, answers: Sequence[str], steps: tuple[int, int] = STEPS
+) -> Branch:
     """One branch as a runtime would answer it."""
     segments: list[Segment] = []
     phrase = Segment(MARCO_O1.reflection + "\n")
@@ -79,7 +85,7 @@ def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> B
         segments.append(phrase)
         prefix += phrase.text
     if request.reflect is ReflectionPlacement.AT_END:
-        tokens = generate(prefix, seed, room, answers)
+        tokens = generate(prefix, seed, room, answers, steps)
         texts = [t.text for t in tokens]
         if MARCO_O1.end_of_thought in texts:
             tokens = tokens[: texts.index(MARCO_O1.end_of_thought) + 1]
@@ -87,7 +93,7 @@ def run_branch(prefix: str, request: BranchRequest, answers: Sequence[str]) -> B
             segments += [Segment(text, tokens), phrase]
             prefix += text.removesuffix(MARCO_O1.end_of_thought) + phrase.text
             room, seed = room - len(tokens), seed ^ 1
-    tokens = generate(prefix, seed, room, answers)
+    tokens = generate(prefix, seed, room, answers, steps)
     segments.append(Segment("".join(t.text for t in tokens), tokens))
     ended = bool(tokens) and tokens[-1].text == MARCO_O1.end_of_output
     return Branch(
@@ -112,10 +118,12 @@ class ToyRuntime:
         self,
         answers: Sequence[str] = ("1", "2", "3"),
         failing: float = 0.0,
+        steps: tuple[int, int] = STEPS,
         model: str = "toy-marco-o1",
     ) -> None:
         self.model = model
         self.answers = answers
+        self.steps = steps
         self.failing = failing
         self.peak = 0
 
@@ -137,7 +145,7 @@ class ToyRuntime:
         return [
             Branch(branch_id=r.branch_id, finish=Finish.FAILED, error="made to fail")
             if Random(f"fail{r.seed}").random() < self.failing
-            else run_branch(prefix, r, self.answers)
+            else run_branch(prefix, r, self.answers, self.steps)
             for prefix, r in pairs
         ]
 

@@ -76,9 +76,13 @@ class LeasedJournal(Journal):
     def load(self) -> tuple[Tree, float]:
         """The rounds that earlier attempts committed."""
         self._began = time.monotonic()
-        job_id = self.lease.job_id
-        nodes, rollouts = self.retry_while_unavailable(lambda conn: trail.load(conn, job_id))
-        return Tree.restore(nodes, rollouts), self._before_s
+
+        def read(conn: Conn) -> Tree:
+            nodes, rollouts = trail.load(conn, self.lease.job_id)
+            texts = vocabulary.read(conn, *self._model, nodes)
+            return Tree.restore(nodes, rollouts, texts)
+
+        return self.retry_while_unavailable(read), self._before_s
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round. Raises LeaseLost if another worker holds the job."""

@@ -106,8 +106,8 @@ def unpack_ints(array: bytes) -> tuple[int, ...]:
     return struct.unpack_from(">" + "ii" * count, array, ARRAY_HEAD)[1::2]
 
 
-def unpack_texts(array: bytes, count: int) -> bytes:
-    """The `count` texts of a text[], joined. Raises ValueError or struct.error."""
+def unpack_texts(array: bytes, count: int) -> list[bytes]:
+    """The `count` texts of a text[]. Raises ValueError or struct.error."""
     at, parts, read = ARRAY_HEAD, [], _INT.unpack_from
     for _ in range(count):
         end = at + 4 + read(array, at)[0]
@@ -115,7 +115,7 @@ def unpack_texts(array: bytes, count: int) -> bytes:
         at = end
     if at != len(array):
         raise ValueError("not an array of that many texts")
-    return b"".join(parts)
+    return parts
 
 
 class Reader:

@@ -3,7 +3,8 @@
 A link's number says by which rules it and its proof were made, and by which they are checked.
 A format never changes: another rule (a hashed column, the default of an option, a rule of
 ranking) is a new format. Format 2 differs from 1 in that nothing is logged after a job's end,
-except that it was archived; format 3 has scores from outside with each rollout, and new options.
+except that it was archived; format 3 has scores
+from outside and the candidates of forks with each rollout, and new options.
 """
 
 from __future__ import annotations

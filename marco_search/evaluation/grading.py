@@ -17,7 +17,7 @@ from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.traces import Trace, with_vote
 from marco_search.kinds import kind_of
 from marco_search.search.rewards import voters
-from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, lead, rank
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, posterior, rank
 
 
 class Grader:
@@ -55,7 +55,7 @@ def ranked(trace: Trace, rollouts: int | None = None) -> list[RankedAnswer]:
     voting, rewarded = voters(made, trace.reward)
     candidates = [Candidate(str(made[i].answer), made[i].weight, i) for i in voting]
     choice = Aggregation(trace.choice) if rewarded else Aggregation.VOTE
-    return rank(candidates, choice, sharpness=trace.sharpness)
+    return rank(candidates, choice, trace.scale)
 
 
 def chosen(trace: Trace) -> str | None:
@@ -145,7 +145,7 @@ def _rounds(trace: Trace) -> Iterator[_Round]:
 
 
 def _sure(trace: Trace, rollouts: int) -> float:
-    return lead(ranked(trace, rollouts))
+    return posterior(ranked(trace, rollouts))
 
 
 def _end(rounds: Sequence[_Round], level: float) -> _Round:

@@ -22,6 +22,7 @@ from marco_search.search.branches import without_room
 from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import CONFIDENCE, TokenScores, token_scores
 from marco_search.search.tree import Tree, shortfall
+from marco_search.search.votes import Scale
 
 DIGITS = 5
 """Decimals of the scores in a trace."""
@@ -65,8 +66,15 @@ class Trace:
     rollouts: tuple[TracedRollout, ...]  #: in id order
     scores: tuple[TokenScores, ...] = ()  #: of each node; empty if not kept
     texts: tuple[str, ...] = ()  #: of each node; empty if not kept
+    spread: float = 1.0  #: of the weighted vote: see `votes.Scale`
+    reference: float = 0.0
     model: str = ""  #: and its revision; empty in traces of older versions
     reward: str = "confidence"  #: what a vote weighs
+
+    @property
+    def scale(self) -> Scale:
+        """How values weigh in its vote."""
+        return Scale(sharpness=self.sharpness, spread=self.spread, reference=self.reference)
 
     @property
     def tokens(self) -> int:
@@ -152,6 +160,8 @@ def traced(
         choice=str(config.choice),
         sharpness=config.sharpness,
         reward=config.reward,
+        spread=config.spread,
+        reference=config.reference,
         answers=answers,
         rollouts=tuple(rollouts),
         scores=tuple(

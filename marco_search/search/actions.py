@@ -14,10 +14,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import exp
 
 from marco_search.search.branches import Token, TurnFormat
 
-Cuts = Callable[[Sequence[Token], int], Iterator[int]]
+Cuts = Callable[[Sequence[Token], float], Iterator[int]]
 """(tokens of a thought, size) -> ascending indices of the tokens that begin the next node."""
 
 
@@ -32,6 +33,8 @@ class Action:
     STEP = "step"
     SENTENCE = "sentence"
     MINI_STEP = "mini_step"
+    #: From one token of which the model was unsure to the next.
+    SPAN = "span"
     WHOLE = "whole"
 
 
@@ -44,7 +47,7 @@ class ActionKind:
     branches_inside: bool = True  #: False: only the root and reflections are sampled again
 
 
-def _lines(tokens: Sequence[Token], _: int) -> Iterator[int]:
+def _lines(tokens: Sequence[Token], _: float) -> Iterator[int]:
     """Before each line's first token; blank lines stay with the line before them."""
     blank, line_ended = True, False
     for i, token in enumerate(tokens):
@@ -60,7 +63,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])[ ]+(?=\S)|(?<=[。！？])(?=\S)|\n\s*(?=\S)
 _LABEL = re.compile(r"\s*(?:\d{1,2}[.)]|[-*•])\s*")  # of a list: its text follows
 
 
-def _sentences(tokens: Sequence[Token], _: int) -> Iterator[int]:
+def _sentences(tokens: Sequence[Token], _: float) -> Iterator[int]:
     """Before each sentence's or line's first token; the number of a list item is none."""
     text, ends = "".join(t.text for t in tokens), _ends(tokens)
     begin, last = 0, 0
@@ -75,7 +78,7 @@ def _sentences(tokens: Sequence[Token], _: int) -> Iterator[int]:
             last = at
 
 
-def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
+def _runs(tokens: Sequence[Token], size: float) -> Iterator[int]:
     """After every `size` tokens, or later where that is inside a character."""
     start = 0
     for i in range(1, len(tokens)):
@@ -85,10 +88,26 @@ def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
             start = i
 
 
+def _spans(tokens: Sequence[Token], share: float) -> Iterator[int]:
+    """Before each token in whose place another has at least this share of the best candidates."""
+    for i, token in enumerate(tokens):
+        if i and tokens[i - 1].text and any(c >= share for _, c in passed_over(token)):
+            yield i
+
+
+def passed_over(token: Token) -> list[tuple[int, float]]:
+    """The candidates in place of this token, best first: id, and share of the best candidates."""
+    total = sum(exp(p) for _, p in token.top)
+    return [(i, exp(p) / total) for i, p in token.top if i != token.id] if total > 0.0 else []
+
+
 ACTIONS: dict[str, ActionKind] = {
     Action.STEP: ActionKind(meaning="one line of the thought", cuts=_lines),
     Action.SENTENCE: ActionKind(meaning="one sentence of the thought", cuts=_sentences),
     Action.MINI_STEP: ActionKind(meaning="a fixed number of tokens of the thought", cuts=_runs),
+    Action.SPAN: ActionKind(
+        meaning="from one token the model was unsure of to the next", cuts=_spans
+    ),
     Action.WHOLE: ActionKind(
         meaning="a whole thought", cuts=lambda _tokens, _size: iter(()), branches_inside=False
     ),
@@ -99,7 +118,7 @@ ACTIONS: dict[str, ActionKind] = {
 def cut(
     tokens: Sequence[Token],
     action: str,
-    size: int,
+    size: float,
     turn: TurnFormat,
     *,
     thought_open: bool,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from marco_search.search.branches import Finish
-from marco_search.search.config import SearchConfig
+from marco_search.search.config import SearchConfig, Selection
 from marco_search.search.rewards import VERIFIER
 from marco_search.search.tree import Rollout
-from marco_search.search.votes import Aggregation, RankedAnswer, decided, lead
+from marco_search.search.votes import Aggregation, RankedAnswer, decided, posterior
 
 MIN_BRANCH_TOKENS = 8
 """A branch with less room than this is not started: it could not hold an answer."""
@@ -26,8 +26,10 @@ class StopReason(StrEnum):
     SECONDS = "seconds"
     #: No remaining rollout can change the winner.
     DECIDED = "decided"
-    #: The winner is as far ahead as the configuration asks for.
+    #: The winner is ahead as surely as the configuration asks for.
     LEAD = "lead"
+    #: The last rollouts brought no new answer.
+    NOTHING_NEW = "nothing_new"
     #: The verifier accepted an answer.
     VERIFIED = "verified"
     #: The caller stopped it.
@@ -60,14 +62,25 @@ def spent(
         answers = ranked()
         if decided(answers, config.rollouts - len(rollouts)):
             return StopReason.DECIDED
-        if config.lead is not None and lead(answers) >= config.lead:
+        if config.stop is not None and posterior(answers) >= config.stop:
             return StopReason.LEAD
+        if config.patience is not None and _stale(rollouts, answers) >= config.patience:
+            return StopReason.NOTHING_NEW
     return None
+
+
+def _stale(rollouts: Sequence[Rollout], answers: Sequence[RankedAnswer]) -> int:
+    """The number of rollouts since the last one that brought a new answer."""
+    newest = max((min(a.rollout_ids) for a in answers), default=len(rollouts))
+    return len(rollouts) - 1 - newest
 
 
 def round_size(config: SearchConfig, rollouts: Sequence[Rollout], tokens: int) -> tuple[int, int]:
     """(branches of the next round, tokens each may generate); never more than the budget."""
     count = min(config.parallel, config.rollouts - len(rollouts))
+    if config.selection is Selection.BEST_FIRST:
+        # What is in flight can't be called off: at most a third of what was tried is at stake.
+        count = min(count, max(1, len(rollouts) // 2))
     if config.max_tokens is None:
         return count, config.max_new_tokens
     left = config.max_tokens - tokens

@@ -3,19 +3,27 @@
 Two searches with equal `SearchConfig`, prompt and model grow the same tree. `STRATEGIES` are
 the names that a job can give, each a set of defaults for it:
 
+Flat, no branch starts inside a thought:
+
 - cot: one greedy chain of thought.
 - vote: self-consistency, independent samples and a majority vote (Wang et al., 2022).
 - best-of-n: independent samples, the most confident one.
+- adaptive: the greedy thought, its reflection, then fresh thoughts until one answer is ahead.
+
+Tree searches, which fork inside thoughts:
+
+- tree: as adaptive, but it forks where the model was unsure, at the candidate that it nearly
+  took (`marco_search.search.best_first`), and draws fresh thoughts once such forks are worth
+  less.
 - step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size. mini-step-16
   and -8 are for models whose whole answers are shorter than a hundred tokens or two.
-- auto: what did best in our measurements (docs/search.md): MCTS by steps that begins with
-  the greedy thought, takes a second look at it where it is unsure, and draws fresh thoughts
-  while that has not settled it; a sharpened vote, and an end as soon as one answer is clearly
-  ahead.
+
+"auto" is the one that did best in our measurements, `AUTO`, unless a profile says otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -24,7 +32,7 @@ from marco_search.errors import SearchError
 from marco_search.search.actions import ACTIONS, Action, ActionKind
 from marco_search.search.branches import MARCO_O1, TurnFormat
 from marco_search.search.rewards import REWARDS, VERIFIER, reward_of
-from marco_search.search.votes import Aggregation
+from marco_search.search.votes import Aggregation, Scale
 
 
 class ReflectionPolicy(StrEnum):
@@ -38,20 +46,13 @@ class ReflectionPolicy(StrEnum):
 
 
 class Selection(StrEnum):
-    """The rule that picks a child on the way down."""
+    """The rule that picks what to try next."""
 
+    #: These two on the way down from the root.
     UCT = "uct"
     PUCT = "puct"
-
-
-class Backup(StrEnum):
-    """What a node's quality Q is, from the values of the rollouts through it."""
-
-    #: As in Marco-o1.
-    MEAN = "mean"
-    MAX = "max"
-    #: The mean of the two.
-    MIXED = "mixed"
+    #: Over all children that the tree could have.
+    BEST_FIRST = "best_first"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,36 +67,34 @@ class SearchConfig:
     max_seconds: float | None = None  #: no new round starts after this; None: no limit
     max_new_tokens: int = 1024  #: most tokens of one branch
     temperature: float = 1.0  #: of sampling; 0 is greedy
-    temperature_decay: float = 1.0  #: factor for each edge from the root to where a branch forks
-    #: Of the first sample at the root and after each reflection; None: as all others.
+    #: Best first: of the first thought and its reflection; None: as all others.
     first_temperature: float | None = None
+    fork_temperature: float = 0.0  #: best first: after the candidate that a fork begins with
+    fork_share: float = 0.02  #: least share of a candidate that is forked at
+    fresh_prior: float = 0.03  #: best first: prior of the first fresh thought
     top_p: float = 1.0  #: nucleus of sampling
     seed: int = 0  #: all randomness follows from it
     selection: Selection = Selection.UCT  #: rule for the way down
-    exploration: float = 0.5  #: c of UCT or PUCT, over values scaled to [0, 1] when `normalise`
-    normalise: bool = True  #: scale values by the least and greatest seen in this tree
-    virtual_loss: float = 1.0  #: lost visits per branch in flight; 0 counts them as visits only
+    exploration: float = 0.5  #: c of UCT or PUCT, over values scaled to [0, 1]
     branching: int = 2  #: k of a fork below the root
     width: int = 3  #: samples drawn at an inner node
-    #: Samples drawn at the root; for whole thoughts all of them are drawn there.
+    #: Samples drawn at the root, two at first; for whole thoughts all of them are drawn there.
     root_width: int = 4
-    widening: float = 0.0  #: share of the visits that may be fresh samples at the root as well
     answer_width: int = 1  #: samples drawn where a thought ends
-    reuse: bool = True  #: false: of a rollout only the first node is sampled again
     parallel: int = 8  #: most branches in flight
     reward: str = "confidence"  #: what is backed up, a name in `rewards.REWARDS`
     verifier: str | None = None  #: its name, for the reward "verifier"
-    backup: Backup = Backup.MEAN  #: what a node's quality is
     choice: Aggregation = Aggregation.WEIGHTED  #: how the answer is chosen
-    sharpness: float = 1.0  #: a weighted vote weighs a rollout's value to this power
+    sharpness: float = 1.0  #: a weighted vote weighs a value to this power: `votes.Scale`
+    spread: float = 1.0  #: of the log of this model's values: `votes.Scale`
+    reference: float = 0.0  #: log of a value whose vote counts in full: `votes.Scale`
     early_stop: bool = True  #: stop when the vote can't change any more
-    #: With `early_stop`: also stop when the vote is led by this weight; None: don't.
-    lead: float | None = None
+    #: With `early_stop`: also stop when the leader is ahead with this chance; None: don't.
+    stop: float | None = None
+    #: With `early_stop`: also stop after so many rollouts without a new answer; None: don't.
+    patience: int | None = None
     reflection: ReflectionPolicy = ReflectionPolicy.NEVER  #: when a finished thought reconsiders
     max_reflections: int = 1  #: most reflections on one path
-    #: Samples drawn after a reflection; None: `width`, or 1 for whole thoughts.
-    reflection_width: int | None = None
-    reflect_first: bool = False  #: with BRANCH: steps before a reflection are not sampled again
     turn: TurnFormat = MARCO_O1  #: how the model writes thoughts and answers
     profile: str = ""  #: name and hash of the profile it was made from; not read by the search
 
@@ -107,10 +106,12 @@ class SearchConfig:
                 raise SearchError(f"{name} must be at least 1, not {count}")
         for name, valid in (
             ("first_temperature", self.first_temperature is None or self.first_temperature >= 0),
-            ("temperature_decay", 0.0 < self.temperature_decay <= 1.0),
-            ("widening", 0.0 <= self.widening <= 1.0),
+            ("fork_temperature", self.fork_temperature >= 0),
+            ("fork_share", 0.0 < self.fork_share <= 1.0),
+            ("fresh_prior", self.fresh_prior >= 0),
             ("sharpness", self.sharpness >= 0),
-            ("lead", self.lead is None or self.lead > 0),
+            ("spread", self.spread > 0),
+            ("stop", self.stop is None or 0.5 < self.stop < 1.0),
         ):
             if not valid:
                 raise SearchError(f"{name} is out of range: {getattr(self, name)}")
@@ -130,14 +131,28 @@ class SearchConfig:
         """How thoughts are cut."""
         return ACTIONS[self.action]
 
+    @property
+    def cut_size(self) -> float:
+        """What `actions.cut` is given as its size."""
+        return self.fork_share if self.action == Action.SPAN else self.mini_step_tokens
+
+    @property
+    def scale(self) -> Scale:
+        """How values weigh in a vote."""
+        return Scale(sharpness=self.sharpness, spread=self.spread, reference=self.reference)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same configuration back."""
         return {k: str(v) if isinstance(v, StrEnum) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
-        """The configuration written by `to_json`: names of choices stand for them."""
-        known = {k: v for k, v in data.items() if k != "value"} | {"reward": reward_of(data)}
+        """The configuration written by `to_json`: names of choices stand for them.
+
+        Of an earlier version's, what is gone is left out (`require_current`).
+        """
+        known = {k: v for k, v in data.items() if k not in _GONE and k != "value"}
+        known["reward"] = reward_of(data)
         made: dict[str, Any] = {k: kind(data[k]) for k, kind in _CHOICES.items() if k in data}
         if isinstance(turn := data.get("turn"), dict):
             texts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in turn.items()}
@@ -147,36 +162,56 @@ class SearchConfig:
 
 _CHOICES: dict[str, type[StrEnum]] = {
     "selection": Selection,
-    "backup": Backup,
     "choice": Aggregation,
     "reflection": ReflectionPolicy,
 }
 
+_GONE: dict[str, Any] = {
+    "temperature_decay": 1.0,
+    "normalise": True,
+    "virtual_loss": 1.0,
+    "widening": 0.0,
+    "reuse": True,
+    "backup": "mean",
+    "lead": None,
+    "reflection_width": None,
+    "reflect_first": False,
+}
+"""Fields of earlier versions, with the value that means what is done now."""
+
+
+def require_current(config: Mapping[str, Any]) -> None:
+    """Raises SearchError for a stored configuration that no search of this version follows."""
+    gone = [name for name, usual in _GONE.items() if config.get(name, usual) != usual]
+    if gone:
+        raise SearchError(
+            f"the search was planned by an earlier version ({', '.join(gone)}), and only that "
+            "version can go on with it or replay it; marco requeue --restart begins it again"
+        )
+
 
 DEFAULT_STRATEGY = "auto"
+AUTO = "tree"
 WIDEST = 32
 """Independent samples that go out at once. A crash loses at most these."""
 
 _TREE: dict[str, Any] = {"choice": Aggregation.WEIGHTED}
 _FLAT: dict[str, Any] = {"action": Action.WHOLE}
+_BEST_FIRST: dict[str, Any] = {
+    "selection": Selection.BEST_FIRST,
+    "parallel": 4,
+    "first_temperature": 0.0,
+    "reflection": ReflectionPolicy.BRANCH,
+    "reward": "weakest-line",
+    "sharpness": 2.0,
+    "stop": 0.7,
+}
 _GREEDY: dict[str, Any] = {"rollouts": 1, "temperature": 0.0, "early_stop": False}
 
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "auto": _TREE
-    | {
-        "action": Action.STEP,
-        "parallel": 2,
-        "first_temperature": 0.0,
-        "root_width": 1,
-        "widening": 1.0,
-        "width": 2,
-        # A thought is redone as a whole before its steps are sampled again.
-        "reflection": ReflectionPolicy.BRANCH,
-        "reflect_first": True,
-        "reflection_width": 2,
-        "sharpness": 128.0,
-        "lead": 0.7,
-    },
+    DEFAULT_STRATEGY: _BEST_FIRST | {"action": Action.SPAN},  # AUTO's
+    "tree": _BEST_FIRST | {"action": Action.SPAN},
+    "adaptive": _BEST_FIRST | {"action": Action.WHOLE},
     "cot": _FLAT | _GREEDY | {"choice": Aggregation.BEST},
     "vote": _FLAT | {"choice": Aggregation.VOTE},
     "best-of-n": _FLAT | {"choice": Aggregation.BEST, "early_stop": False},
@@ -192,6 +227,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def configure(strategy: str, **overrides: Any) -> SearchConfig:
     """The configuration of a strategy with some fields set otherwise; None means default.
 
+    "auto" is another strategy, and the configuration has that one's name.
     Choices (`selection`, `reflection`, ...) may be given by name.
     "cot" is one rollout whatever budget is given. Samples that do not depend on each other
     go out together, up to WIDEST at once, unless `parallel` is given. Raises SearchError for
@@ -200,6 +236,7 @@ def configure(strategy: str, **overrides: Any) -> SearchConfig:
     if strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise SearchError(f"unknown strategy {strategy!r}; use one of {known}")
+    strategy = AUTO if strategy == DEFAULT_STRATEGY else strategy
     given = {k: v for k, v in overrides.items() if v is not None}
     if strategy == "cot":
         given.pop("rollouts", None)
@@ -210,6 +247,7 @@ def configure(strategy: str, **overrides: Any) -> SearchConfig:
     independent = (
         not config.action_kind.branches_inside
         and config.reflection is ReflectionPolicy.NEVER
+        and config.selection is not Selection.BEST_FIRST
         and config.verifier is None
         and (not config.early_stop or config.choice is Aggregation.BEST)
         and config.max_tokens is None

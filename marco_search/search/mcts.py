@@ -1,6 +1,6 @@
-"""Monte Carlo Tree Search as ask and tell: no clock, no I/O, no hidden randomness.
+"""Tree search as ask and tell: no clock, no I/O, no hidden randomness.
 
-`ask()` selects leaves and says which branches to fork from them. `tell()` takes the
+`ask()` selects children and says which branches to fork for them. `tell()` takes the
 branches in, in any order and any number of times; when the last branch of the round has
 come, their actions become nodes, their values are backed up in branch order, and the round
 is returned for the trail. What is in flight never touches the tree, so the tree after a
@@ -11,21 +11,25 @@ rounds that were kept goes on exactly as the interrupted one would have.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import zip_longest
 
 from marco_search.errors import SearchError
 from marco_search.search import budgets
 from marco_search.search.actions import Action, cut
+from marco_search.search.best_first import BestFirst
 from marco_search.search.branches import (
     Branch,
     BranchRequest,
     Expansion,
     Finish,
-    ReflectionPlacement,
+    Part,
+    Segment,
+    Token,
 )
 from marco_search.search.budgets import StopReason
-from marco_search.search.config import SearchConfig
+from marco_search.search.config import SearchConfig, Selection
 from marco_search.search.rewards import (
     CONFIDENCE,
     REWARDS,
@@ -36,7 +40,7 @@ from marco_search.search.rewards import (
     voters,
 )
 from marco_search.search.selection import Frontier
-from marco_search.search.tree import ROOT, Node, Rollout, Round, Tree
+from marco_search.search.tree import Child, Node, Rollout, Round, Tree
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 
 Merge = Callable[[Sequence[tuple[str, float]]], list[str]]
@@ -64,10 +68,12 @@ class Search:
         self.config = config
         self.prompt = prompt
         self.tree = tree or Tree()
-        self.frontier = Frontier(self.tree, config)
+        best_first = config.selection is Selection.BEST_FIRST
+        self.frontier = (BestFirst if best_first else Frontier)(self.tree, config)
         self._answer_of = answer_of
         self._merge = merge
-        self._asked: dict[int, tuple[int, BranchRequest]] = {}  # by branch: node and request
+        #: What is in flight, by branch.
+        self.asked: dict[int, tuple[Child, BranchRequest]] = {}
         self._arrived: dict[int, Branch] = {}  # of those
         self.stop_reason: StopReason | None = None  # why it has ended, once it has
         self.round = max((r.round for r in self.tree.rollouts), default=0)
@@ -76,12 +82,12 @@ class Search:
     # -- ask --------------------------------------------------------------------------
 
     def ask(self, elapsed_s: float = 0.0) -> list[Expansion]:
-        """The next round's branches, grouped by the node they fork from.
+        """The next round's branches, grouped by the text they fork from.
 
         `elapsed_s` is the time the search has used so far, in seconds. Empty when the search
         has ended; `stop_reason` then says why. Raises SearchError while a round is out.
         """
-        if self._asked:
+        if self.asked:
             raise SearchError("the round is not complete: tell() its branches before ask()")
         self.stop_reason = self.stop_reason or budgets.spent(
             self.config, self.tree.rollouts, self.tokens, elapsed_s, self.ranked
@@ -89,53 +95,41 @@ class Search:
         if self.stop_reason:
             return []
         count, max_new_tokens = budgets.round_size(self.config, self.tree.rollouts, self.tokens)
-        groups: dict[int, list[BranchRequest]] = {}
-        while len(self._asked) < count:
-            node_id = self.frontier.select()
-            if node_id is not None:
-                # The root's samples have nothing to wait for, others go few at a time.
-                fork = self.config.parallel if node_id == ROOT else self.config.branching
-                k = min(fork, self.frontier.room(node_id))
-            elif not self._asked:
-                # All that was open is sampled: fresh rollouts from the root use the budget.
-                node_id, k = ROOT, self.config.root_width
-            else:
-                break
-            for _ in range(min(k, count - len(self._asked))):
-                request = self._launch(node_id, max_new_tokens)
-                groups.setdefault(node_id, []).append(request)
-        return [
-            Expansion(
-                node_id=node_id,
-                prefix=self.prompt + self.tree.text(node_id),
-                parts=(self.prompt, *self.tree.parts(node_id)),
-                branches=tuple(requests),
-                turn=self.config.turn,
-            )
-            for node_id, requests in groups.items()
-        ]
+        groups: dict[tuple[int, int | None], list[BranchRequest]] = {}
+        while len(self.asked) < count and (child := self.frontier.select()):
+            request = self._launch(child, max_new_tokens)
+            groups.setdefault((child.node_id, child.forced), []).append(request)
+        return [self._expansion(*start, requests) for start, requests in groups.items()]
 
-    def _launch(self, node_id: int, max_new_tokens: int) -> BranchRequest:
-        branch_id = len(self.tree.rollouts) + len(self._asked)
-        reflect = self.frontier.reflection_for(node_id)
+    def _launch(self, child: Child, max_new_tokens: int) -> BranchRequest:
+        branch_id = len(self.tree.rollouts) + len(self.asked)
         request = BranchRequest(
             branch_id=branch_id,
             seed=branch_seed(self.config.seed, branch_id),
-            max_new_tokens=max_new_tokens,
-            temperature=self._temperature(node_id, reflect),
+            # The candidate that a fork begins with counts as generated.
+            max_new_tokens=max(1, max_new_tokens - (child.forced is not None)),
+            temperature=child.temperature,
             top_p=self.config.top_p,
-            reflect=reflect,
+            reflect=child.reflect,
         )
-        self._asked[branch_id] = node_id, request
-        self.frontier.launch(node_id, reflect)
+        self.asked[branch_id] = child, request
+        self.frontier.launch(child)
         return request
 
-    def _temperature(self, node_id: int, reflect: ReflectionPlacement) -> float:
-        config = self.config
-        first = node_id == ROOT and not self.frontier.drawn[ROOT]
-        if (first or reflect is ReflectionPlacement.FIRST) and config.first_temperature is not None:
-            return config.first_temperature
-        return config.temperature * config.temperature_decay ** self.tree.nodes[node_id].depth
+    def _expansion(
+        self, node_id: int, forced: int | None, requests: Sequence[BranchRequest]
+    ) -> Expansion:
+        parts: tuple[Part, ...] = (self.prompt, *self.tree.parts(node_id))
+        text = self.prompt + self.tree.text(node_id)
+        if forced is not None:
+            parts, text = (*parts, (forced,)), text + self.tree.texts[forced]
+        return Expansion(
+            node_id=node_id,
+            prefix=text,
+            parts=parts,
+            branches=tuple(requests),
+            turn=self.config.turn,
+        )
 
     # -- tell -------------------------------------------------------------------------
 
@@ -149,24 +143,26 @@ class Search:
             i = branch.branch_id
             if 0 <= i < len(self.tree.rollouts):
                 continue
-            if i not in self._asked:
+            if i not in self.asked:
                 raise SearchError(f"branch {i} was never asked for")
-            if branch.generated_tokens > self._asked[i][1].max_new_tokens:
+            if branch.generated_tokens > self.asked[i][1].max_new_tokens:
                 raise SearchError(f"branch {i} generated more tokens than it was given")
             if not all(0.0 <= score <= 1.0 for score in branch.scores or ()):
                 raise SearchError(f"branch {i} has scores outside [0, 1]")
             self._arrived.setdefault(i, branch)
-        if not self._asked or len(self._arrived) < len(self._asked):
+        if not self.asked or len(self._arrived) < len(self.asked):
             return None
         return self._finish_round()
 
     def _finish_round(self) -> Round:
         self.round += 1
-        asked, arrived = self._asked, self._arrived
+        asked, arrived = self.asked, self._arrived
         self.abandon()
         first_node, first_rollout = len(self.tree.nodes), len(self.tree.rollouts)
-        for i, (node_id, request) in asked.items():
-            rollout = self._grow(node_id, request, arrived[i])
+        for branch in arrived.values():
+            self.tree.texts.update(branch.texts)
+        for i, (child, request) in asked.items():
+            rollout = self._grow(child, request, arrived[i])
             self.tree.record(rollout)
             self.tokens += rollout.generated_tokens
         self.frontier.catch_up()
@@ -176,15 +172,17 @@ class Search:
             rollouts=tuple(self.tree.rollouts[first_rollout:]),
         )
 
-    def _grow(self, start_id: int, request: BranchRequest, branch: Branch) -> Rollout:
-        """Add the branch's nodes below `start_id` and return its rollout, not yet recorded.
+    def _grow(self, child: Child, request: BranchRequest, branch: Branch) -> Rollout:
+        """Add the branch's nodes and return its rollout, not yet recorded.
 
         All tokens of the branch become nodes. A rollout without an answer (cut off, or nothing
         to extract) backs up 0: a loop repeats itself with great confidence.
         """
-        tree, path = self.tree, list(self.tree.path(start_id))
+        tree, path = self.tree, list(self.tree.path(child.node_id))
         own: list[float] = []
         if branch.finish is not Finish.FAILED:
+            if child.forced is not None:
+                branch = _begun_with(tree.candidate(child.node_id, child.forced), branch)
             own = _add_nodes(tree, self.config, path, branch, self.round)
         leaf = path[-1]
         answer = self._answer_of(tree.text(leaf)) if branch.finish is Finish.STOP else None
@@ -195,12 +193,12 @@ class Search:
         elif reward in CONFIDENCE:
             value = confidence if reward == "rollout" else path_confidence
         else:
-            start = path.index(start_id)
+            start = path.index(child.node_id)
             value = REWARDS[reward](scored_rollout(tree, path, start, answer, branch.scores or ()))
         return Rollout(
             rollout_id=branch.branch_id,
             round=self.round,
-            start_id=start_id,
+            start_id=child.node_id,
             path=tuple(path),
             seed=request.seed,
             reflect=request.reflect,
@@ -215,11 +213,12 @@ class Search:
             seconds=branch.seconds,
             error=branch.error,
             scores=branch.scores,
+            forced=child.forced,
         )
 
     def abandon(self) -> None:
         """Forget the round in flight; asking again gives the same branches again."""
-        self._asked, self._arrived = {}, {}
+        self.asked, self._arrived = {}, {}
         self.frontier.land()
 
     def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
@@ -246,7 +245,14 @@ class Search:
             for key, (_, value, rollout_id) in zip(keys, found, strict=True)
         ]
         choice = self.config.choice if rewarded else Aggregation.VOTE
-        return rank(candidates, choice, sharpness=self.config.sharpness)
+        return rank(candidates, choice, self.config.scale)
+
+
+def _begun_with(forced: Token, branch: Branch) -> Branch:
+    """The branch with the candidate before what was generated after it."""
+    first, *rest = branch.segments or (Segment(""),)
+    segment = Segment(forced.text + first.text, (forced, *first.tokens))
+    return replace(branch, segments=(segment, *rest))
 
 
 def branch_seed(seed: int, branch_id: int) -> int:
@@ -292,7 +298,7 @@ def _add_nodes(
             parts = cut(
                 segment.tokens,
                 config.action,
-                config.mini_step_tokens,
+                config.cut_size,
                 config.turn,
                 thought_open=thought_open,
                 ended=ended and following is None,

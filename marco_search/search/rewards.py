@@ -21,6 +21,7 @@ only way out of [0, 1] is rounding in the log-probabilities, and that is clamped
 | group | lowest mean token confidence C over any WINDOW tokens (DeepConf), as C / (1 + C) |
 | certainty | mean C over the path: self-certainty (arXiv 2502.18581) from the top k only |
 | step | least mean c_i of a node on the path |
+| weakest-line | least product of c_i over a line, since the last reflection |
 | agreement | share of the other rollouts with the same answer |
 | prm-min, prm-mean, prm-last, prm-product | of the step scores of a process reward model |
 | verifier | what the caller's verifier said of the answer: 1 accepted, 0 rejected |
@@ -36,10 +37,10 @@ with the rollout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import exp, log, prod
+from math import exp, inf, log, prod
 from typing import Any, Protocol
 
 from marco_search.search.branches import Token
@@ -79,6 +80,7 @@ class TokenScores:
     c: tuple[float, ...]  #: confidence c_i, in [0, 1]
     logprob: tuple[float, ...]  #: of the chosen token
     mean_top: tuple[float, ...]  #: mean log-prob of the TOP_K best candidates
+    line_ends: tuple[bool, ...]  #: whether a line ends with the token
 
 
 def token_scores(tokens: Sequence[Token], c: Sequence[float]) -> TokenScores:
@@ -87,6 +89,7 @@ def token_scores(tokens: Sequence[Token], c: Sequence[float]) -> TokenScores:
         c=tuple(c),
         logprob=tuple(t.logprob for t in tokens),
         mean_top=tuple(mean([p for _, p in t.top]) for t in tokens),
+        line_ends=tuple("\n" in t.text for t in tokens),
     )
 
 
@@ -115,11 +118,37 @@ class ScoredRollout:
 Reward = Callable[[ScoredRollout], float]
 
 
-def _confidence(rollout: ScoredRollout) -> float:
+def _since_reflection(rollout: ScoredRollout) -> Sequence[TokenScores]:
     # Only a reflection, put in by the search, is a node without tokens below the root.
     forced = [i for i, scores in enumerate(rollout.path) if i and not scores.c]
-    after = rollout.path[forced[-1] if forced else 0 :]
-    return mean([c for scores in after for c in scores.c])
+    return rollout.path[forced[-1] if forced else 0 :]
+
+
+def _confidence(rollout: ScoredRollout) -> float:
+    return mean([c for scores in _since_reflection(rollout) for c in scores.c])
+
+
+def _weakest_line(rollout: ScoredRollout) -> float:
+    nodes = _since_reflection(rollout)
+    tokens = [pair for s in nodes for pair in zip(s.c, s.line_ends, strict=True)]
+    return exp(min(line_log_probs(tokens), default=-inf))
+
+
+def line_log_probs(tokens: Iterable[tuple[float, bool]]) -> Iterator[float]:
+    """The sum of log c_i over each line, from (c_i, whether a line ends with it)."""
+    total, open_line = 0.0, False
+    for c, ends in tokens:
+        total, open_line = total + log(max(c, 1e-9)), True
+        if ends:
+            yield total
+            total, open_line = 0.0, False
+    if open_line:
+        yield total
+
+
+def unsure(tokens: Iterable[tuple[Token, float]]) -> float:
+    """1 - the chance of the line that these tokens (each with its c_i) begin."""
+    return 1.0 - exp(next(line_log_probs((c, "\n" in t.text) for t, c in tokens), 0.0))
 
 
 def _log_product(rollout: ScoredRollout) -> float:
@@ -153,6 +182,7 @@ REWARDS: dict[str, Reward] = {
     "group": _group,
     "certainty": lambda r: _squeeze(mean(r.token_confidences)),
     "step": lambda r: min((mean(s.c) for s in r.path if s.c), default=0.0),
+    "weakest-line": _weakest_line,
     "agreement": lambda r: mean([float(answer == r.answer) for answer in r.others]),
     "prm-min": lambda r: min(r.scores, default=0.0),
     "prm-mean": lambda r: mean(r.scores),

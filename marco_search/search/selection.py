@@ -5,16 +5,14 @@ follow from the tree's records (`Frontier.catch_up`) and from the branches in fl
 never part of the tree.
 
 The rule is UCT or PUCT, with branches in flight counted. With n visits and o branches in flight
-at a child, N and O at its parent, Q the child's value (mean, greatest or both, `backup`) and
-w the virtual loss:
+at a child, N and O at its parent, and Q the child's mean value:
 
-    Q'   = Q * n / (n + w * o)                  (a branch in flight counts as w lost visits)
+    Q'   = Q * n / (n + o)                      (a branch in flight counts as a lost visit)
     UCT  = Q' + c * sqrt(2 ln(N + O) / (n + o))
     PUCT = Q' + c * P * sqrt(N + O) / (1 + n + o),  P = child's prior among its siblings
 
-w = 0 leaves Q alone and counts branches in flight as visits only (WU-UCT). Values of a
-confident model lie close together (.96 to .99), so Q is first scaled to [0, 1] by the
-least and greatest value seen in the tree, unless `normalise` is off.
+Values of a confident model lie close together (.96 to .99), so Q is first scaled to [0, 1] by
+the least and greatest value seen in the tree.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from math import exp, inf, log, sqrt
 
 from marco_search.search.actions import Action
 from marco_search.search.branches import Finish, ReflectionPlacement, without_room
-from marco_search.search.config import Backup, ReflectionPolicy, SearchConfig, Selection
-from marco_search.search.tree import ROOT, Node, Rollout, Tree
+from marco_search.search.config import ReflectionPolicy, SearchConfig, Selection
+from marco_search.search.tree import ROOT, Child, Node, Rollout, Tree
 
 
 class Frontier:
@@ -40,10 +38,10 @@ class Frontier:
         self.open_below: list[int] = []  # open nodes at or below the node
         self.drawn: list[int] = []  # continuations drawn at exactly this node
         self._launched: Counter[int] = Counter()  # of those, still in flight
+        self._fork = ROOT, 0  # the node that is being forked, and how many more times
         self._reflections: list[int] = []  # reflections on the path to the node
         self._reflecting: set[int] = set()  # nodes with a reflection in flight
         self._full: set[int] = set()  # nodes whose text leaves the model no room
-        self._expanded: set[int] = set()  # first nodes of rollouts
         self._children: list[set[str]] = []  # actions of the node's children
         self._rollouts_seen = 0
         self.catch_up()
@@ -78,7 +76,6 @@ class Frontier:
                 self._refresh(rollout.start_id)
             return
         start = rollout.path.index(rollout.start_id)
-        self._expanded.update(rollout.path[start + 1 : start + 2])
         for node_id in rollout.path[start:-1]:
             self.drawn[node_id] += 1
             self._refresh(node_id)
@@ -86,17 +83,19 @@ class Frontier:
 
     # -- branches in flight -------------------------------------------------------------
 
-    def launch(self, node_id: int, reflect: ReflectionPlacement) -> None:
-        """Record a branch in flight from this node."""
-        if reflect is ReflectionPlacement.FIRST:
-            self._reflecting.add(node_id)
-        self._launched[node_id] += 1
-        self._flight(node_id, +1)
+    def launch(self, child: Child) -> None:
+        """Record a branch in flight."""
+        if child.reflect is ReflectionPlacement.FIRST:
+            self._reflecting.add(child.node_id)
+        self._launched[child.node_id] += 1
+        self._flight(child.node_id, +1)
+        self._fork = child.node_id, self._fork[1] - 1
 
     def land(self) -> None:
         """Take all branches in flight back."""
         launched, self._launched = self._launched, Counter()
         self._reflecting.clear()
+        self._fork = ROOT, 0
         for node_id, branches in launched.items():
             self._flight(node_id, -branches)
 
@@ -144,24 +143,19 @@ class Frontier:
         whole = not config.action_kind.branches_inside
         branch = config.reflection is ReflectionPolicy.BRANCH
         limit = config.width
-        if node_id == ROOT and whole and not (branch and config.reflection_width):
+        if node_id == ROOT and whole:
             # Reflections need a share of the rollouts where only the root is sampled.
             limit = (config.rollouts + 1) // 2 if branch else config.rollouts
         elif node_id == ROOT:
-            limit = max(config.root_width, 1 + int(config.widening * self.tree.visits[ROOT]))
+            # However small the budget, some of it is left to fork below the root with.
+            limit = min(config.root_width, 2 + self.tree.visits[ROOT] // 2)
         elif node.action == Action.ANSWER and config.reflection is ReflectionPolicy.ALWAYS:
             # A closing that had to give way to a reflection stays closed.
             limit = config.width if self._reflections[node_id] else 0
         elif Action.ANSWER in children and children <= {Action.ANSWER, Action.REFLECTION}:
             limit = config.answer_width
-        elif node.action == Action.REFLECTION and config.reflection_width is not None:
-            limit = config.reflection_width
         elif whole:
             limit = 1 if node.action == Action.REFLECTION else 0
-        elif branch and config.reflect_first and self._may_reflect(node_id):
-            limit = 1
-        if not config.reuse and node_id != ROOT and node_id not in self._expanded:
-            limit = min(limit, 1)  # the rollout that it came with
         return limit + (branch and self._may_branch_off(node_id))
 
     def _refresh(self, node_id: int) -> None:
@@ -173,7 +167,25 @@ class Frontier:
 
     # -- the way down ---------------------------------------------------------------------
 
-    def select(self) -> int | None:
+    def select(self) -> Child | None:
+        """What to sample next; None: nothing more before the round has come back.
+
+        Once all that was open is sampled, fresh rollouts from the root use the budget.
+        """
+        node_id, left = self._fork
+        if not left:
+            found = self._descend()
+            if found is None and self._launched:
+                return None
+            node_id = ROOT if found is None else found
+            # The root's samples have nothing to wait for, others go few at a time.
+            config = self.config
+            left = config.parallel if node_id == ROOT else config.branching
+            left = config.root_width if found is None else min(left, self.room(node_id))
+            self._fork = node_id, left
+        return Child(node_id, self.config.temperature, reflect=self.reflection_for(node_id))
+
+    def _descend(self) -> int | None:
         """The open node that the rule leads to from the root; None if none is open."""
         if not self.open_below[ROOT]:
             return None
@@ -190,18 +202,13 @@ class Frontier:
         return self.tree.visits[node_id] + self.in_flight[node_id]
 
     def quality(self, node_id: int) -> float:
-        """Q', scaled if asked for, after virtual loss."""
+        """Q', scaled, after virtual loss."""
         tree, n = self.tree, self.tree.visits[node_id]
         if n == 0:
             return 0.0
-        mean, best = tree.mean_value(node_id), tree.best_value[node_id]
-        q = {Backup.MEAN: mean, Backup.MAX: best, Backup.MIXED: (mean + best) / 2}[
-            self.config.backup
-        ]
-        if self.config.normalise:
-            spread = tree.greatest - tree.least
-            q = min(1.0, max(0.0, (q - tree.least) / spread)) if spread > 0 else 0.5
-        return q * n / (n + self.config.virtual_loss * self.in_flight[node_id])
+        spread, q = tree.greatest - tree.least, tree.mean_value(node_id)
+        q = min(1.0, max(0.0, (q - tree.least) / spread)) if spread > 0 else 0.5
+        return q * n / (n + self.in_flight[node_id])
 
     def prior(self, siblings: Sequence[int]) -> dict[int, float]:
         """P: mean token probability of each sibling, normalised to sum to 1.

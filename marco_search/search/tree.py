@@ -7,7 +7,7 @@ are derived, so a tree restored from its records is the same tree (`Tree.restore
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from marco_search.search.actions import Action
@@ -32,6 +32,16 @@ class Node:
     terminal: bool = False  #: the end of the output or of the sequence was generated
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child that is not there yet: where a branch starts, and how."""
+
+    node_id: int  #: what it is a child of
+    temperature: float  #: 0 is greedy
+    forced: int | None = None  #: the candidate to begin with; None: the model chooses
+    reflect: ReflectionPlacement = ReflectionPlacement.NO
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One branch from the node it was forked from to where it ended."""
@@ -53,6 +63,8 @@ class Rollout:
     seconds: float
     error: str | None = None  #: why it failed, or why it has no scores
     scores: tuple[float, ...] | None = None  #: what an external reward was computed from
+    #: Id of the candidate that it was made to begin with, its first token; None: none
+    forced: int | None = None
 
     @property
     def leaf_id(self) -> int:
@@ -107,13 +119,12 @@ class Tree:
     """Nodes by id, with visit counts and values kept up to date as rollouts are recorded."""
 
     def __init__(self) -> None:
+        self.texts: dict[int, str] = {}  # of candidates by token id, as far as they are known
         self.nodes: list[Node] = []
         self.rollouts: list[Rollout] = []
         self.children: list[list[int]] = []
         self.visits: list[int] = []
         self.value_sum: list[float] = []
-        #: Greatest value backed up; 0.0 before the first visit.
-        self.best_value: list[float] = []
         # Sum of c_i and number of the tokens since the path's last reflection, or from the root.
         self._since_reflection: list[tuple[float, int]] = []
         self.least, self.greatest = 1.0, 0.0  # values of rollouts with an answer
@@ -123,9 +134,18 @@ class Tree:
     # -- growing ------------------------------------------------------------------
 
     @classmethod
-    def restore(cls, nodes: Iterable[Node], rollouts: Iterable[Rollout]) -> Tree:
-        """The tree that `nodes` and `rollouts` (each in id order) make up."""
+    def restore(
+        cls,
+        nodes: Iterable[Node],
+        rollouts: Iterable[Rollout],
+        texts: Mapping[int, str] | None = None,
+    ) -> Tree:
+        """The tree that `nodes` and `rollouts` (each in id order) make up.
+
+        Without the `texts` of its candidates none of them can be forked at.
+        """
         tree = cls()
+        tree.texts.update(texts or {})
         for node in nodes:
             if node.node_id != ROOT:
                 tree.add(node)
@@ -146,7 +166,6 @@ class Tree:
         self.children.append([])
         self.visits.append(0)
         self.value_sum.append(0.0)
-        self.best_value.append(0.0)
         if parent is not None:
             self.children[parent].append(i)
         restarts = parent is None or node.action == Action.REFLECTION
@@ -164,7 +183,6 @@ class Tree:
         for node_id in rollout.path:
             self.visits[node_id] += 1
             self.value_sum[node_id] += rollout.value
-            self.best_value[node_id] = max(self.best_value[node_id], rollout.value)
         if rollout.answer is not None:
             self.least = min(self.least, rollout.value)
             self.greatest = max(self.greatest, rollout.value)
@@ -190,6 +208,16 @@ class Tree:
         """The same as `text`, in parts: ids where the model generated it."""
         nodes = (self.nodes[i] for i in self.path(node_id))
         return tuple(tuple(t.id for t in n.tokens) or n.text for n in nodes if n.tokens or n.text)
+
+    def candidate(self, node_id: int, token_id: int) -> Token:
+        """A candidate for the token after this node, as a token of its own.
+
+        Raises StopIteration if it was none of them.
+        """
+        after = next(n for i in self.children[node_id] if (n := self.nodes[i]).tokens)
+        top = after.tokens[0].top
+        logprob = next(p for i, p in top if i == token_id)
+        return Token(token_id, self.texts[token_id], logprob, top)
 
     def thought_closed(self, node_id: int) -> bool:
         """True if the thought has ended at or above this node."""

@@ -51,12 +51,29 @@ class RankedAnswer:
     rollout_ids: tuple[int, ...]  #: ascending
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How a value becomes the weight of a vote: min(1, (v / e^reference)^(sharpness / spread)).
+
+    `reference` and `spread` are where the logs of a model's values lie and how far apart; with
+    the defaults a weight is v to the power of `sharpness`.
+    """
+
+    sharpness: float = 1.0  #: 0: all votes count alike
+    spread: float = 1.0  #: standard deviation of log v
+    reference: float = 0.0  #: log v of a rollout whose vote counts in full
+
+    def weight(self, value: float) -> float:
+        """The weight in [0, 1] of a vote with this value."""
+        return min(1.0, float((value / math.exp(self.reference)) ** (self.sharpness / self.spread)))
+
+
 def rank(
-    candidates: Sequence[Candidate], how: Aggregation, *, sharpness: float = 1.0
+    candidates: Sequence[Candidate], how: Aggregation, scale: Scale | None = None
 ) -> list[RankedAnswer]:
     """The distinct answers, best first. The order of `candidates` does not matter.
 
-    A weighted vote weighs a value to the power of `sharpness`: argmax_a sum_i v_i^s [a_i = a].
+    In a weighted vote the weights of `scale` are added up: argmax_a sum_i w(v_i) [a_i = a].
     Ties go to the higher best value, then to the lower rollout id.
     Raises SearchError for a value outside [0, 1] or a rollout given twice.
     """
@@ -70,7 +87,8 @@ def rank(
             )
         groups.setdefault(candidate.key, []).append(candidate)
 
-    weights = {key: _weight(group, how, sharpness) for key, group in groups.items()}
+    scale = scale or Scale()
+    weights = {key: _weight(group, how, scale) for key, group in groups.items()}
     total = math.fsum(weights.values())
     answers = []
     for key, group in groups.items():
@@ -95,11 +113,11 @@ def rank(
     return answers
 
 
-def _weight(group: Sequence[Candidate], how: Aggregation, sharpness: float) -> float:
+def _weight(group: Sequence[Candidate], how: Aggregation, scale: Scale) -> float:
     if how == Aggregation.VOTE:
         return float(len(group))
     if how == Aggregation.WEIGHTED:
-        return math.fsum(c.value**sharpness for c in group)
+        return math.fsum(scale.weight(c.value) for c in group)
     return max(c.value for c in group)
 
 
@@ -117,3 +135,31 @@ def lead(ranked: Sequence[RankedAnswer]) -> float:
     if not ranked:
         return 0.0
     return ranked[0].weight - (ranked[1].weight if len(ranked) > 1 else 0.0)
+
+
+def posterior(ranked: Sequence[RankedAnswer]) -> float:
+    """The chance that the leader is ahead of the runner-up for good; 0.0 without answers.
+
+    As in adaptive consistency (Aggarwal et al., 2023): with weights a and b of the two, the
+    share of the leader among further votes for either has the distribution Beta(1 + a, 1 + b);
+    this is how much of it lies above 1/2.
+    """
+    if not ranked:
+        return 0.0
+    return _above_half(1.0 + ranked[0].weight, 1.0 + (ranked[1].weight if ranked[1:] else 0.0))
+
+
+def _above_half(a: float, b: float) -> float:
+    """P(x > 1/2) of Beta(a, b), by the series of the incomplete beta function I(1/2; b, a).
+
+    It is 2^-(a+b) / (b B(a, b)) * sum_n of the product over i < n of
+    (a + b + i) / (2 (b + 1 + i)).
+    """
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    term = total = math.exp(-(a + b) * math.log(2.0) - log_beta) / b
+    i = 0
+    while term > 1e-12 * total:
+        term *= (a + b + i) / (2.0 * (b + 1.0 + i))
+        total += term
+        i += 1
+    return min(1.0, total)

@@ -360,7 +360,7 @@ def _distinct(problem: Problem, trace: Trace) -> list[RankedAnswer]:
     keys = kind_of(problem.job).merge([(str(r.answer), r.path_confidence) for r in rollouts])
     values = [r.path_confidence for r in rollouts]
     candidates = list(map(Candidate, keys, values, range(len(values))))
-    return rank(candidates, Aggregation.WEIGHTED, sharpness=trace.sharpness)
+    return rank(candidates, Aggregation.WEIGHTED, trace.scale)
 
 
 # -- Runs and report ----------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marco_search.errors import SearchError
-from marco_search.search.votes import Aggregation, Candidate, decided, rank
+from marco_search.search.votes import Aggregation, Candidate, Scale, decided, rank
 
 HOWS = list(Aggregation)
 
@@ -56,7 +56,7 @@ def test_no_confidence_at_all_still_shares_the_vote() -> None:
 def test_sharpness_lets_one_sure_rollout_outweigh_two_unsure_ones() -> None:
     split = candidates(("a", 0.5), ("a", 0.5), ("b", 0.9))
     assert rank(split, Aggregation.WEIGHTED)[0].key == "a"
-    sharp = rank(split, Aggregation.WEIGHTED, sharpness=4.0)
+    sharp = rank(split, Aggregation.WEIGHTED, Scale(sharpness=4.0))
     assert sharp[0].key == "b"
     assert sharp[0].weight == pytest.approx(0.9**4)
 

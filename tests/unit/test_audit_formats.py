@@ -29,7 +29,7 @@ from marco_search.audit.verify import Evidence, SealedRun, check_job
 from marco_search.jobs import SearchOptions, payload_hash
 from marco_search.kinds import KINDS, parse_job
 from marco_search.search.mcts import branch_seed
-from marco_search.search.votes import Candidate, rank
+from marco_search.search.votes import Candidate, Scale, rank
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 JOB_ID = UUID(int=1)
@@ -120,7 +120,7 @@ def test_what_a_search_ranks_fits(
         Candidate(key=k, value=r.path_confidence, rollout_id=r.rollout_id)
         for k, r in zip(keys, voters, strict=True)
     ]
-    ranked = rank(candidates, how, sharpness=2.0)[:shown]
+    ranked = rank(candidates, how, Scale(sharpness=2.0))[:shown]
     answers = [
         SimpleNamespace(
             rank=i,

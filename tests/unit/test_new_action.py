@@ -20,7 +20,7 @@ from marco_search.search.config import STRATEGIES, SearchConfig
 from tests.toy import ToyRuntime
 
 
-def words(tokens: Sequence[Token], _: int) -> Iterator[int]:
+def words(tokens: Sequence[Token], _: float) -> Iterator[int]:
     """A node ends with the token in which a word does."""
     return (i for i in range(1, len(tokens)) if " " in tokens[i - 1].text)
 

@@ -42,13 +42,15 @@ class Journal(engine.Journal):
     """Keeps rounds as the trail does, whole or not at all. Kills the nth round of an attempt."""
 
     rounds: list[Round] = field(default_factory=list)
+    texts: dict[int, str] = field(default_factory=dict)
     kill_at: int = -1
     moment: str = ""
 
     def load(self) -> tuple[Tree, float]:
         """The rounds that earlier attempts committed."""
         nodes = [n for r in self.rounds for n in r.nodes]
-        return Tree.restore(nodes, [o for r in self.rounds for o in r.rollouts]), 0.0
+        rollouts = [o for r in self.rounds for o in r.rollouts]
+        return Tree.restore(nodes, rollouts, self.texts), 0.0
 
     def append(self, kept: Round, texts: Mapping[int, str]) -> None:
         """Commit one round, unless killed before."""
@@ -58,6 +60,7 @@ class Journal(engine.Journal):
             raise Killed
         assert kept.number == len(self.rounds) + 1
         self.rounds.append(kept)
+        self.texts |= texts
         if dies:
             raise Killed
 

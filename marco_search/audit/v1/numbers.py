@@ -12,6 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from marco_search.audit.v1.tree import (
     unpack_tokens,
 )
 from marco_search.search.rewards import CONFIDENCE, EXTERNAL, VERIFIER, reward_of
+from marco_search.search.votes import Scale
 
 _UNREADABLE = (struct.error, ValueError, IndexError, TypeError)
 """What reading raises for a row that no version of marco-search can have written."""
@@ -235,7 +237,8 @@ def _weight(values: Sequence[float], how: str, config: Mapping[str, Any]) -> flo
     if how == "vote":
         return float(len(values))
     if how == "weighted":
-        return math.fsum(v ** config["sharpness"] for v in values)
+        scale = Scale(**{f.name: config[f.name] for f in fields(Scale) if f.name in config})
+        return math.fsum(map(scale.weight, values))
     if how == "best":
         return max(values)
     raise ValueError(f"answers ranked by {how!r}")

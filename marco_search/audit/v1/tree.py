@@ -67,8 +67,10 @@ def unpack_tokens(row: dict[str, Any]) -> None:
             raise ValueError("arrays of different lengths")
         row[name] = row[name][ARRAY_HEAD:]
     row["tokens"] = count
-    joined = unpack_texts(row["token_texts"], count).decode() if count else row["text"]
-    row["texts_agree"] = joined == row["text"]
+    texts = unpack_texts(row["token_texts"], count) if count else []
+    row["texts_agree"] = not count or b"".join(texts).decode() == row["text"]
+    row["line_ends"] = tuple(b"\n" in text for text in texts)
+    row["first"] = unpack_ints(row["token_ids"])[0] if count else None
 
 
 def unpack_rollout(row: dict[str, Any]) -> None:
@@ -122,7 +124,7 @@ def check_nodes(nodes: Sequence[Node]) -> tuple[list[Node], list[Finding]]:
 
 def score_tokens(tree: Sequence[Node]) -> None:
     """Set the `scores` of each node: what rewards are computed from."""
-    tree[0].scores = TokenScores(c=(), logprob=(), mean_top=())
+    tree[0].scores = TokenScores(c=(), logprob=(), mean_top=(), line_ends=())
     for node in tree[1:]:
         tops = _numbers([node], "top_logprobs", _FLOATS).reshape(-1, TOP_K)
         kept = [[float(p) for p in row if p > -np.inf] for row in tops]
@@ -130,6 +132,7 @@ def score_tokens(tree: Sequence[Node]) -> None:
             c=tuple(map(float, _numbers([node], "confidences", _DOUBLES))),
             logprob=tuple(map(float, _numbers([node], "logprobs", _FLOATS))),
             mean_top=tuple(map(mean, kept)),
+            line_ends=node.line_ends,
         )
 
 
@@ -209,6 +212,10 @@ def _wrong_path(tree: Sequence[Node], row: Rollout, expected_id: int) -> Wrong |
     ends_at_start = row.finish == "failed" and path[-1] != row.start_id
     if row.start_id not in path or ends_at_start:
         return "start_id", f"a node of the path {list(path)}", str(row.start_id)
+    forced = getattr(row, "forced", None)  # since format 3
+    below = path[path.index(row.start_id) + 1 :]
+    if forced is not None and below and tree[below[0]].first != forced:
+        return "forced", f"{tree[below[0]].first}, the first it has", str(forced)
     return None
 
 

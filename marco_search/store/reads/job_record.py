@@ -18,12 +18,13 @@ from marco_search.errors import InvalidJob
 from marco_search.jobs import Answer, Job, explained
 from marco_search.kinds import parse_job
 from marco_search.search.actions import Action
+from marco_search.search.config import require_current
 from marco_search.search.tree import Node, Rollout, Shortfalls
 from marco_search.store import views
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import not_found
 from marco_search.store.reads.queries import JobStatus, answers, select
-from marco_search.store.trail import trail
+from marco_search.store.trail import trail, vocabulary
 
 M = TypeVar("M")
 
@@ -214,6 +215,7 @@ class StoredSearch:
     engines: list[str]
     nodes: list[Node]
     rollouts: list[Rollout]
+    texts: dict[int, str]
 
 
 def stored_search(conn: Conn, job_id: UUID) -> StoredSearch:
@@ -224,14 +226,17 @@ def stored_search(conn: Conn, job_id: UUID) -> StoredSearch:
         raise not_found(job_id)
     nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
     plan, grown = row.pop("plan"), row.pop("nodes")
+    require_current(plan["config"] if plan else {})
     if plan is not None and not rollouts and grown:
         raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
     if plan is None or not rollouts:
         raise InvalidJob("JOB", f"{row['state']}, and no round of it is kept: nothing to replay")
+    model = plan["model"], plan["revision"]
     return StoredSearch(
         job_id=job_id,
         job=parse_job(row.pop("payload")),
         plan=SearchPlan.from_json(plan),
+        texts=vocabulary.read(conn, *model, nodes, schema=views.SCHEMA),
         nodes=nodes,
         rollouts=rollouts,
         **row,

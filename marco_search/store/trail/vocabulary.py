@@ -7,9 +7,12 @@ part of what is hashed: the ids are, and the model's tokenizer can spell those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from threading import Lock
 
+from psycopg.sql import SQL, Identifier
+
+from marco_search.search.tree import Node
 from marco_search.store.db import Conn
 
 
@@ -43,3 +46,14 @@ def write(conn: Conn, model: str, revision: str, texts: Mapping[int, str]) -> No
         " AS t (token_id, text) ORDER BY t.token_id ON CONFLICT DO NOTHING",
         [model, revision, list(texts), list(texts.values())],
     )
+
+
+def read(
+    conn: Conn, model: str, revision: str, nodes: Iterable[Node], *, schema: str = "public"
+) -> dict[int, str]:
+    """The texts of these nodes' candidates by token id, as far as they are stored."""
+    ids = {i for node in nodes for token in node.tokens for i, _ in token.top}
+    query = SQL(
+        "SELECT token_id, text FROM {} WHERE model = %s AND revision = %s AND token_id = ANY(%s)"
+    ).format(Identifier(schema, "vocabulary"))
+    return dict(conn.execute(query, [model, revision, sorted(ids)]).fetchall()) if ids else {}

@@ -57,8 +57,11 @@ def traced(key: str, answers: list[tuple[str | None, float]], choice: str = "vot
             for i, (a, c) in enumerate(answers)
         ),
         scores=(
-            TokenScores(c=(), logprob=(), mean_top=()),
-            *(TokenScores(c=(c, c), logprob=(-1, -1), mean_top=(-3, -5)) for _, c in answers),
+            TokenScores(c=(), logprob=(), mean_top=(), line_ends=()),
+            *(
+                TokenScores(c=(c, c), logprob=(-1, -1), mean_top=(-3, -5), line_ends=(False, True))
+                for _, c in answers
+            ),
         ),
     )
 

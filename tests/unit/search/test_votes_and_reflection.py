@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from marco_search.errors import SearchError
-from marco_search.search.actions import Action
+from marco_search.search.actions import ACTIONS, Action
 from marco_search.search.branches import ReflectionPlacement
 from marco_search.search.budgets import StopReason
-from marco_search.search.config import STRATEGIES, ReflectionPolicy, SearchConfig, configure
+from marco_search.search.config import (
+    STRATEGIES,
+    ReflectionPolicy,
+    SearchConfig,
+    configure,
+    require_current,
+)
 from marco_search.search.mcts import Merge, Search
 from marco_search.search.tree import Tree
-from marco_search.search.votes import Aggregation, Candidate, lead, rank
-from tests.toy import PROMPT, ToyRuntime, answer_of
+from marco_search.search.votes import Aggregation, Candidate, Scale, posterior, rank
+from tests.toy import PROMPT, STEPS, ToyRuntime, answer_of
 
 
-def run(config: SearchConfig, answers: tuple[str, ...] = ("1", "2", "3")) -> Search:
-    search, runtime = Search(config, PROMPT, answer_of), ToyRuntime(answers)
+def run(
+    config: SearchConfig,
+    answers: tuple[str, ...] = ("1", "2", "3"),
+    steps: tuple[int, int] = STEPS,
+) -> Search:
+    search, runtime = Search(config, PROMPT, answer_of), ToyRuntime(answers, steps=steps)
     while expansions := search.ask():
         search.tell(runtime.branch(expansions))
     return search
@@ -28,25 +39,38 @@ def run(config: SearchConfig, answers: tuple[str, ...] = ("1", "2", "3")) -> Sea
 def test_sharpness_lets_one_confident_rollout_outweigh_two_doubtful_ones() -> None:
     votes = [Candidate("a", 0.8, 0), Candidate("a", 0.8, 1), Candidate("b", 0.95, 2)]
     assert rank(votes, Aggregation.WEIGHTED)[0].key == "a"
-    sharp = rank(votes, Aggregation.WEIGHTED, sharpness=8.0)
+    sharp = rank(votes, Aggregation.WEIGHTED, Scale(sharpness=8.0))
     assert sharp[0].key == "b"
     assert sharp[0].weight == pytest.approx(0.95**8)
-    assert rank(votes, Aggregation.VOTE, sharpness=8.0)[0].key == "a"
+    assert rank(votes, Aggregation.VOTE, Scale(sharpness=8.0))[0].key == "a"
 
 
-def test_lead_is_the_distance_to_the_runner_up() -> None:
-    assert lead([]) == 0.0
-    votes = [Candidate("a", 0.5, 0), Candidate("b", 0.25, 1)]
-    assert lead(rank(votes[:1], Aggregation.WEIGHTED)) == 0.5
-    assert lead(rank(votes, Aggregation.WEIGHTED)) == 0.25
+def test_a_weight_is_relative_to_where_the_values_of_a_model_lie() -> None:
+    scale = Scale(sharpness=1.0, spread=0.5, reference=math.log(0.4))
+    assert [scale.weight(v) for v in (0.9, 0.4, 0.2, 0.0)] == pytest.approx([1, 1, 0.25, 0])
+    assert Scale(sharpness=0.0).weight(0.01) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "chance"),
+    [([], 0.0), ("a", 0.75), ("aa", 0.875), ("aaa", 0.9375), ("ab", 0.5), ("aab", 0.6875)],
+)
+def test_the_posterior_is_the_chance_that_the_leader_stays_ahead(
+    values: str, chance: float
+) -> None:
+    votes = [Candidate(key, 1.0, i) for i, key in enumerate(values)]
+    assert posterior(rank(votes, Aggregation.VOTE)) == pytest.approx(chance)
+    assert posterior(rank([Candidate("a", 0.5, 0)], Aggregation.WEIGHTED)) == pytest.approx(
+        1 - 0.5**1.5
+    )
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"cot", "best-of-n"}))
-def test_a_search_stops_at_its_lead_and_not_before(strategy: str) -> None:
-    config = configure(strategy, rollouts=64, parallel=2, lead=0.5, sharpness=1.0, seed=3)
+def test_a_search_stops_when_its_leader_is_ahead_and_not_before(strategy: str) -> None:
+    config = configure(strategy, rollouts=64, parallel=2, stop=0.7, sharpness=0.5, seed=3)
     search = run(config, ("1", "1", "2"))
     assert search.stop_reason is StopReason.LEAD
-    assert lead(search.ranked()) >= 0.5
+    assert posterior(search.ranked()) >= 0.7
     # Before its last round it was not there yet.
     last = search.round
     tree = search.tree
@@ -55,34 +79,20 @@ def test_a_search_stops_at_its_lead_and_not_before(strategy: str) -> None:
         [r for r in tree.rollouts if r.round < last],
     )
     before = Search(config, PROMPT, answer_of, tree=earlier)
-    assert lead(before.ranked()) < 0.5
+    assert posterior(before.ranked()) < 0.7
 
 
-def test_without_early_stop_a_lead_stops_nothing() -> None:
-    search = run(configure("auto", rollouts=12, lead=0.1, early_stop=False))
+def test_without_early_stop_nothing_settles_a_search() -> None:
+    search = run(configure("auto", rollouts=12, stop=0.51, patience=1, early_stop=False))
     assert search.stop_reason is StopReason.ROLLOUTS and len(search.tree.rollouts) == 12
 
 
-@pytest.mark.parametrize("action", [Action.STEP, Action.WHOLE])
-def test_so_many_samples_are_drawn_after_a_reflection(action: str) -> None:
-    config = SearchConfig(
-        strategy="test",
-        action=action,
-        rollouts=40,
-        choice=Aggregation.VOTE,
-        reflection=ReflectionPolicy.BRANCH,
-        root_width=2,
-        width=1,
-        reflection_width=5,
-        early_stop=False,
-    )
-    search = run(config)
-    tree = search.tree
-    drawn = {n.node_id: 0 for n in tree.nodes if n.action == Action.REFLECTION}
-    for r in tree.rollouts:
-        for node_id in set(r.path[r.path.index(r.start_id) : -1]) & set(drawn):
-            drawn[node_id] += 1
-    assert drawn and max(drawn.values()) == 5
+def test_a_search_ends_when_nothing_new_comes() -> None:
+    config = configure("best-of-n", rollouts=64, parallel=1, early_stop=True, patience=5)
+    search = run(replace(config, choice=Aggregation.WEIGHTED), ("1", "2", "3"))
+    assert search.stop_reason is StopReason.NOTHING_NEW
+    first = max(min(a.rollout_ids) for a in search.ranked())
+    assert len(search.tree.rollouts) == first + 1 + 5
 
 
 def test_confidence_starts_over_after_a_reflection() -> None:
@@ -100,80 +110,86 @@ def test_confidence_starts_over_after_a_reflection() -> None:
     assert seen
 
 
-def test_the_first_sample_at_the_root_and_after_each_reflection_is_greedy() -> None:
-    config = configure(
-        "auto", rollouts=12, early_stop=False, seed=4, temperature=0.9, parallel=3, widening=0.3
-    )
-    search, runtime, temperatures = Search(config, PROMPT, answer_of), ToyRuntime(), {}
+@pytest.mark.parametrize("strategy", ["tree", "adaptive"])
+@pytest.mark.parametrize(
+    "budget", [{"rollouts": 2}, {"parallel": 1}, {"parallel": 9}, {"max_tokens": 120}]
+)
+def test_no_budget_takes_the_reflection_away(strategy: str, budget: dict[str, int]) -> None:
+    config = configure(strategy, seed=2, temperature=0.9, early_stop=False, **budget)
+    search, runtime = Search(config, PROMPT, answer_of), ToyRuntime()
+    temperatures: dict[int, float] = {}
     while expansions := search.ask():
-        for expansion in expansions:
-            for request in expansion.branches:
-                temperatures[request.branch_id] = request.temperature
+        temperatures |= {r.branch_id: r.temperature for e in expansions for r in e.branches}
         search.tell(runtime.branch(expansions))
-    restarted = {
-        r.rollout_id for r in search.tree.rollouts if r.reflect is ReflectionPlacement.FIRST
-    }
-    assert len(restarted) >= 3
-    assert {i for i, t in temperatures.items() if t == 0.0} == {0} | restarted
-    assert set(temperatures.values()) == {0.0, 0.9}
+    greedy, again = search.tree.rollouts[:2]
+    assert (greedy.start_id, greedy.reflect) == (0, ReflectionPlacement.NO)
+    assert again.reflect is ReflectionPlacement.FIRST and again.start_id in greedy.path
+    assert temperatures[0] == temperatures[1] == 0.0
+    assert sum(r.reflect is ReflectionPlacement.FIRST for r in search.tree.rollouts) == 1
 
 
-def test_auto_takes_a_second_look_at_the_greedy_thought_before_it_draws_many() -> None:
-    search = run(configure("auto", rollouts=8, early_stop=False, seed=2), ("1", "2"))
-    greedy, *later = search.tree.rollouts
-    assert (greedy.round, greedy.start_id, greedy.reflect) == (1, 0, ReflectionPlacement.NO)
-    fresh, second_look = (r for r in later if r.round == 2)
-    assert (fresh.start_id, fresh.reflect) == (0, ReflectionPlacement.NO)
-    assert second_look.reflect is ReflectionPlacement.FIRST and second_look.start_id in greedy.path
-    assert sum(r.start_id == 0 for r in later if r.round > 2) >= 4
+TREES = [s for s in STRATEGIES if ACTIONS[STRATEGIES[s]["action"]].branches_inside]
 
 
-@pytest.mark.parametrize("widening", [0.25, 0.5, 1.0])
-def test_the_root_widens_with_its_visits(widening: float) -> None:
-    config = configure(
-        "step", rollouts=24, root_width=1, widening=widening, early_stop=False, parallel=1, width=9
-    )
-    fresh = 0
-    for i, rollout in enumerate(run(config).tree.rollouts):
-        fresh += rollout.start_id == 0
-        assert fresh <= 1 + widening * i
-    assert fresh >= widening * 20
+@pytest.mark.parametrize("strategy", TREES)
+@pytest.mark.parametrize("rollouts", [4, 5, 8, 16, 40])
+def test_what_is_called_a_tree_search_forks_below_the_root(strategy: str, rollouts: int) -> None:
+    search = run(configure(strategy, rollouts=rollouts, early_stop=False), steps=(60, 80))
+    inside = [
+        r.start_id
+        for r in search.tree.rollouts
+        if r.start_id and r.reflect is ReflectionPlacement.NO
+    ]
+    assert len(inside) >= rollouts // 4
+    assert {"tree", "auto", "step", "mini-step-64", "mini-step-32"} <= set(TREES)
 
 
-def test_the_temperature_falls_with_the_depth_that_a_branch_forks_at() -> None:
-    config = configure(
-        "step", rollouts=24, early_stop=False, temperature=0.8, temperature_decay=0.5
-    )
-    search, runtime, depths = Search(config, PROMPT, answer_of), ToyRuntime(), set()
+def test_a_fork_begins_with_a_candidate_that_was_passed_over() -> None:
+    search = run(configure("tree", rollouts=24, early_stop=False, parallel=3, fresh_prior=0.0))
+    tree = search.tree
+    forks = [r for r in tree.rollouts if r.forced is not None]
+    assert len(forks) == 22
+    texts = [tree.text(r.start_id) + tree.texts[r.forced or 0] for r in forks]
+    assert len(set(texts)) == len(texts)  # none is tried twice
+    for r in forks:
+        begun = tree.nodes[r.path[r.path.index(r.start_id) + 1]].tokens[0]
+        elder = tree.nodes[tree.children[r.start_id][0]].tokens[0]
+        assert begun.id == r.forced != elder.id and begun.top == elder.top
+        assert dict(elder.top)[begun.id] == begun.logprob
+        own = r.path[r.path.index(r.start_id) + 1 :]
+        assert r.generated_tokens == sum(len(tree.nodes[i].tokens) for i in own)
+
+
+def test_a_candidate_without_a_known_whole_text_is_no_fork() -> None:
+    config = configure("tree", rollouts=8, early_stop=False)
+    search, runtime = Search(config, PROMPT, answer_of), ToyRuntime()
     while expansions := search.ask():
-        for expansion in expansions:
-            depth = search.tree.nodes[expansion.node_id].depth
-            depths.add(depth)
-            assert {r.temperature for r in expansion.branches} == {0.8 * 0.5**depth}
-        search.tell(runtime.branch(expansions))
-    assert len(depths) > 2
-
-
-@pytest.mark.parametrize("reuse", [True, False])
-def test_without_reuse_branches_fork_at_the_root_and_at_first_nodes_only(reuse: bool) -> None:
-    config = configure("step", rollouts=32, early_stop=False, reuse=reuse, root_width=2, width=2)
-    rollouts = run(config).tree.rollouts
-    first = {r.path[r.path.index(r.start_id) + 1] for r in rollouts}
-    assert ({r.start_id for r in rollouts} <= {0} | first) is not reuse
-    assert len({r.start_id for r in rollouts}) > 2
+        branches = runtime.branch(expansions)
+        broken = [replace(b, texts={i: t + "\ufffd" for i, t in b.texts.items()}) for b in branches]
+        search.tell(broken)
+    assert len(search.tree.rollouts) == 8
+    assert all(r.forced is None for r in search.tree.rollouts)
 
 
 def test_values_no_search_can_run_with_are_refused() -> None:
     for wrong in (
-        {"temperature_decay": 0.0},
         {"sharpness": -1.0},
-        {"lead": 0.0},
-        {"reflection_width": 0},
-        {"widening": 1.5},
+        {"spread": 0.0},
+        {"stop": 0.5},
+        {"patience": 0},
+        {"fork_share": 0.0},
         {"first_temperature": -0.1},
     ):
         with pytest.raises(SearchError, match=next(iter(wrong))):
             configure("auto", **wrong)
+
+
+def test_a_search_that_an_earlier_version_planned_is_not_gone_on_with() -> None:
+    planned = configure("step").to_json() | {"widening": 0.0, "backup": "mean"}
+    require_current(planned)
+    assert SearchConfig.from_json(planned) == configure("step")
+    with pytest.raises(SearchError, match=r"widening.*requeue --restart"):
+        require_current(planned | {"widening": 1.0})
 
 
 @pytest.mark.parametrize("changes", [{"strategy": "best-of-n"}, {"strategy": "vote"}])

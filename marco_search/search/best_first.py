@@ -1,0 +1,178 @@
+"""The order in which `tree` and `adaptive` try the children that a tree could have, best first.
+
+Three kinds of child stand in one queue, each with a prior and with how unsure the way was that
+is known already. The product is its score, about the chance that it finds another answer that
+the model would believe:
+
+- a fork: a candidate that was passed over. Prior: its share among the best candidates at its
+  position. Unsure: 1 - the product of c_i from that position to the end of the line.
+- a reflection, where the first thought closes. Prior 1, unsure 1: it is tried first.
+- a fresh thought at the root. Prior `fresh_prior` / (1 + their number so far), unsure 1.
+
+A child is tried once. The queue follows from the tree's records (`BestFirst.catch_up`) and from
+the branches in flight, which are never part of the tree. Of forking where a model is unsure:
+arXiv 2503.21961 and 2604.00018.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from marco_search.search.actions import Action, passed_over
+from marco_search.search.branches import Finish, ReflectionPlacement, Token
+from marco_search.search.config import ReflectionPolicy, SearchConfig
+from marco_search.search.rewards import unsure
+from marco_search.search.tree import ROOT, Child, Rollout, Tree
+
+_BROKEN = "\ufffd"
+"""Stands in the text of a token that is a part of a character."""
+
+
+class _Fork(NamedTuple):
+    """An entry of the queue: the greatest score first, then the oldest."""
+
+    score: float  #: negated
+    order: int
+    node_id: int
+    token_id: int
+    text: str  #: of the path with the candidate
+
+
+class BestFirst:
+    """The children that may be tried, kept up to date in time proportional to what was added."""
+
+    def __init__(self, tree: Tree, config: SearchConfig) -> None:
+        self.tree = tree
+        self.config = config
+        self._forks: list[_Fork] = []  # a heap
+        self._order = 0
+        self._tried: set[str] = set()  # texts of paths with the candidate that was forced
+        self._closed: int | None = None  # the node at which the first thought closed
+        self._reflected = False
+        self._fresh = 0  # thoughts from the root so far, with those in flight
+        self._launched: list[Child] = []
+        self._popped: list[_Fork] = []
+        self._newest = ROOT  # the last node that was queued from
+        self._rollouts_seen = 0
+        self.catch_up()
+
+    # -- following the tree -----------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Take in the nodes and rollouts that were added to the tree since the last call."""
+        for rollout in self.tree.rollouts[self._rollouts_seen :]:
+            self._recorded(rollout)
+        self._rollouts_seen = len(self.tree.rollouts)
+
+    def _recorded(self, rollout: Rollout) -> None:
+        start = rollout.path.index(rollout.start_id)
+        if rollout.forced is not None:
+            text = self.tree.texts.get(rollout.forced, "")
+            self._tried.add(self.tree.text(rollout.start_id) + text)
+        elif rollout.reflect is ReflectionPlacement.FIRST:
+            self._reflected = True
+        else:
+            self._fresh += 1
+        if rollout.finish is Finish.FAILED:
+            return
+        own = rollout.path[start + 1 :]
+        if self._closed is None and not rollout.rollout_id:
+            answers = (i for i in own if self.tree.nodes[i].action == Action.ANSWER)
+            answer = next(answers, None)
+            self._closed = None if answer is None else self.tree.nodes[answer].parent_id
+        if self.config.action == Action.SPAN:
+            self._add_forks([i for i in own if i > self._newest])
+            self._newest = max(self._newest, *rollout.path)
+
+    def _add_forks(self, own: list[int]) -> None:
+        """Queue what was passed over where these nodes, each below the one before, begin."""
+        tree = self.tree
+        for at, node_id in enumerate(own):
+            node = tree.nodes[node_id]
+            if node.parent_id is None or not node.tokens or self._has_elder(node_id):
+                continue
+            doubt = unsure(self._line(own[at:]))
+            before = tree.text(node.parent_id)
+            for token_id, share in passed_over(node.tokens[0]):
+                text = tree.texts.get(token_id, "")
+                if share >= self.config.fork_share and text and _BROKEN not in text:
+                    self._order += 1
+                    entry = (-share * doubt, self._order, node.parent_id, token_id, before + text)
+                    heapq.heappush(self._forks, _Fork(*entry))
+
+    def _has_elder(self, node_id: int) -> bool:
+        """Whether what was passed over here is queued already, from a sibling's first token."""
+        parent = self.tree.nodes[node_id].parent_id or ROOT
+        siblings = self.tree.children[parent]
+        return any(i < node_id and self.tree.nodes[i].tokens for i in siblings)
+
+    def _line(self, own: list[int]) -> Iterator[tuple[Token, float]]:
+        """Tokens with their c_i, to the end of the line or up to a reflection."""
+        for node in map(self.tree.nodes.__getitem__, own):
+            if not node.tokens:
+                return
+            yield from zip(node.tokens, node.confidences, strict=True)
+
+    # -- branches in flight -------------------------------------------------------------
+
+    def select(self) -> Child:
+        """The best child that is not tried, and not in flight."""
+        config = self.config
+        if not self._fresh:
+            return Child(ROOT, self._first(), reflect=self._placement(ROOT))
+        if self._may_reflect():
+            return Child(self._closed or ROOT, self._first(), reflect=ReflectionPlacement.FIRST)
+        while self._forks and self._is_tried(self._forks[0]):
+            heapq.heappop(self._forks)
+        if self._forks and -self._forks[0].score >= config.fresh_prior / self._fresh:
+            fork = self._forks[0]
+            reflect = self._placement(fork.node_id)
+            return Child(fork.node_id, config.fork_temperature, fork.token_id, reflect)
+        return Child(ROOT, config.temperature, reflect=self._placement(ROOT))
+
+    def _placement(self, node_id: int) -> ReflectionPlacement:
+        """Whether a thought that goes on from this node has to reflect at its end."""
+        always = self.config.reflection is ReflectionPolicy.ALWAYS
+        actions = [self.tree.nodes[i].action for i in self.tree.up(node_id)] if always else []
+        if not always or Action.ANSWER in actions or Action.REFLECTION in actions:
+            return ReflectionPlacement.NO
+        return ReflectionPlacement.AT_END
+
+    def _first(self) -> float:
+        first = self.config.first_temperature
+        return self.config.temperature if first is None else first
+
+    def _may_reflect(self) -> bool:
+        reflects = self.config.reflection is ReflectionPolicy.BRANCH
+        return reflects and self._closed is not None and not self._reflected
+
+    def _is_tried(self, fork: _Fork) -> bool:
+        children = (self.tree.nodes[i].tokens for i in self.tree.children[fork.node_id])
+        taken = any(tokens and tokens[0].id == fork.token_id for tokens in children)
+        return taken or fork.text in self._tried
+
+    def launch(self, child: Child) -> None:
+        """Record a branch in flight: `child` is what `select` returned last."""
+        self._launched.append(child)
+        if child.forced is not None:
+            fork = heapq.heappop(self._forks)
+            self._popped.append(fork)
+            self._tried.add(fork.text)
+        elif child.reflect is ReflectionPlacement.FIRST:
+            self._reflected = True
+        else:
+            self._fresh += 1
+
+    def land(self) -> None:
+        """Take all branches in flight back."""
+        for fork in self._popped:
+            heapq.heappush(self._forks, fork)
+            self._tried.discard(fork.text)
+        for child in self._launched:
+            if child.reflect is ReflectionPlacement.FIRST:
+                self._reflected = False
+            elif child.forced is None:
+                self._fresh -= 1
+        self._launched, self._popped = [], []
