@@ -94,6 +94,7 @@ def replay(
                 stored.nodes,
                 stored.rollouts,
                 runtime,
+                texts=stored.texts,
                 stop_reason=stored.stop_reason if stored.state == "succeeded" else None,
                 on_round=lambda number, of: status.update(f"round {number} of {of}"),
             )
