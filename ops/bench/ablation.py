@@ -3,9 +3,8 @@
     python -m ops.bench.ablation [--variant NAME ...] [--problems 250]
     python -m ops.bench.ablation --tables docs/ablation.jsonl        Markdown tables, no runs
 
-ablation.json holds the studies: a base and its variants, as changes of SearchConfig. "auto" is the
-strategy as it was before its last change, which came out of this; "paper" is Marco-o1's search by
-steps with its whole budget. One JSON line a variant is printed: accuracy, tokens and the paired
+ablation.json holds the studies: a base and its variants, as changes of SearchConfig. "tree" is the
+default strategy, "paper" Marco-o1's search by steps with its whole budget. One JSON line a variant is printed: accuracy, tokens and the paired
 difference to the base, with runs cut at each of the study's cuts. Then whole runs are rescored
 under other rewards and votes. docs/ablation.jsonl holds what was printed. Traces are kept under
 MARCO_HOME/evaluation; a second run goes on from them.
@@ -61,7 +60,8 @@ def figures(
 ) -> dict[str, Any]:
     """At each cut: accuracy with its 95 % interval, tokens, and what the change gained.
 
-    A run is ended at a lead (no greater than the run's own), or after its first rollouts.
+    A run is ended at a chance of its leader (no greater than the run's own), or after its first
+    rollouts.
     """
 
     def cut(traces: Sequence[Trace], at: float) -> Point:
@@ -140,7 +140,7 @@ def measured(wanted: Iterable[str], problems: Sequence[Problem]) -> Iterator[dic
                 yield {"variant": name, **figures(study, mine, base, grader)}
         if WHOLE in wanted:
             options = SearchOptions(rollouts=WHOLE_ROLLOUTS, seed=SEED, early_stop=False)
-            whole = Recipe(options=options, changes={"widening": 0.5}, keep_tokens=True)
+            whole = Recipe(options=options, keep_tokens=True)
             yield from rescored(traces(WHOLE, whole, problems[:WHOLE_PROBLEMS]), grader)
 
 

@@ -129,9 +129,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_changes_reach_the_search(tmp_path: Path) -> None:
-    changed = Recipe(options=SearchOptions(rollouts=4), changes={"root_width": 4, "parallel": 4})
+    changed = Recipe(options=SearchOptions(rollouts=4), changes={"parallel": 1, "stop": None})
     found = run(problems(2), changed, ToyRuntime(), tmp_path / "run.jsonl")
-    assert all({r.round for r in t.rollouts} == {1} for t in found)
+    assert all([r.round for r in t.rollouts] == [1, 2, 3, 4] for t in found)
 
 
 def test_each_problem_has_a_seed_of_its_own(tmp_path: Path) -> None:
