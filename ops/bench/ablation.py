@@ -4,10 +4,10 @@
     python -m ops.bench.ablation --tables docs/ablation.jsonl        Markdown tables, no runs
 
 ablation.json holds the studies: a base and its variants, as changes of SearchConfig. "tree" is the
-default strategy, "paper" Marco-o1's search by steps with its whole budget. One JSON line a variant is printed: accuracy, tokens and the paired
-difference to the base, with runs cut at each of the study's cuts. Then whole runs are rescored
-under other rewards and votes. docs/ablation.jsonl holds what was printed. Traces are kept under
-MARCO_HOME/evaluation; a second run goes on from them.
+default strategy, "paper" Marco-o1's search by steps with its whole budget. One JSON line a variant
+is printed: accuracy, tokens and the paired difference to the base, with runs cut at each of the
+study's cuts. Then whole runs are rescored under other rewards and votes. docs/ablation.jsonl holds
+what was printed. Traces are kept under MARCO_HOME/evaluation; a second run goes on from them.
 
 The development split is made by ops.bench.splits: its questions are in no report.
 """

@@ -87,7 +87,7 @@ def test_the_tables_of_the_documentation_follow_from_what_was_printed() -> None:
     docs = paper_table.HERE.parents[1] / "docs"
     lines = [json.loads(line) for line in (docs / "ablation.jsonl").read_text().splitlines()]
     page = (docs / "search.md").read_text().replace("**", "")
-    assert all(line in page for line in ablation.tables(lines).splitlines())
+    assert all(line in page for line in ablation.tables(lines).splitlines() if lines)
 
 
 def test_every_variant_of_the_ablation_is_a_search() -> None:
