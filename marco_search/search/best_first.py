@@ -5,7 +5,7 @@ is known already. The product is its score, about the chance that it finds anoth
 the model would believe:
 
 - a fork: a candidate that was passed over. Prior: its share among the best candidates at its
-  position. Unsure: 1 - the product of c_i from that position to the end of the line.
+  position. Unsure: FLOOR + 1 - the product of c_i from that position to the end of the line.
 - a reflection, where the first thought closes. Prior 1, unsure 1: it is tried first.
 - a fresh thought at the root. Prior `fresh_prior` / (1 + their number so far), unsure 1.
 
@@ -25,6 +25,9 @@ from marco_search.search.branches import Finish, ReflectionPlacement, Token
 from marco_search.search.config import ReflectionPolicy, SearchConfig
 from marco_search.search.rewards import unsure
 from marco_search.search.tree import ROOT, Child, Rollout, Tree
+
+FLOOR = 0.2
+"""What a fork is worth where the way that was taken looks sure. Chosen on a development split."""
 
 _BROKEN = "\ufffd"
 """Stands in the text of a token that is a part of a character."""
@@ -93,7 +96,7 @@ class BestFirst:
             node = tree.nodes[node_id]
             if node.parent_id is None or not node.tokens or self._has_elder(node_id):
                 continue
-            doubt = unsure(self._line(own[at:]))
+            doubt = FLOOR + unsure(self._line(own[at:]))
             before = tree.text(node.parent_id)
             for token_id, share in passed_over(node.tokens[0]):
                 text = tree.texts.get(token_id, "")
