@@ -96,13 +96,13 @@ def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
 
 
 def test_a_run_cut_at_a_looser_stop_is_the_run_that_was_given_it(tmp_path: Path) -> None:
-    def traces(lead: float, strategy: Any = "auto") -> list[Trace]:
-        recipe = Recipe(options=SearchOptions(strategy=strategy), changes={"lead": lead})
-        return run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{lead}.jsonl")
+    def traces(stop: float, strategy: Any = "auto") -> list[Trace]:
+        recipe = Recipe(options=SearchOptions(strategy=strategy), changes={"stop": stop})
+        return run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{stop}.jsonl")
 
     stops = Stops(traces(0.9))
-    for lead in (0.2, 0.5, 0.7):
-        at, mine = stops.at(GRADER, lead), traces(lead)
+    for stop in (0.55, 0.65, 0.75):
+        at, mine = stops.at(GRADER, stop), traces(stop)
         assert list(at.tokens) == [t.tokens for t in mine]
         assert list(at.right) == list(map(GRADER.solved, mine))
 
