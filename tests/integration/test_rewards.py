@@ -139,6 +139,19 @@ def test_what_was_said_can_not_be_changed_unnoticed(
         assert {"the rollout was changed", what} <= {f.what for f in found}
 
 
+def test_an_unknown_verifier_fails_the_job_before_anything_is_generated(
+    database_url: str, asked: Path
+) -> None:
+    given = settings_for(database_url, "redis://127.0.0.1:1/0")
+    with open_database(database_url) as database:
+        (stored,) = insert(database, question(options={"verifier": "rm -rf /"}))
+        runner(given, database, ToyRuntime()).run_next()
+        with database.transaction() as conn:
+            (result,) = queries.results(conn, [stored.id])
+    assert (result.state, result.rollouts) == ("failed", 0)
+    assert result.error == "MARCO_VERIFIERS: no verifier 'rm -rf /'; known: judge"
+
+
 def test_the_command_line_names_a_verifier_and_shows_what_it_said(
     database_url: str, redis_url: str, asked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from marco_search.engine import search_job, solve
 from marco_search.errors import InvalidJob, InvalidSettings
 from marco_search.jobs import JobResult, SearchOptions
 from marco_search.kinds import ReasoningJob
+from marco_search.replay import replay
 from marco_search.scorers.exchange import NoScore, Output
 from marco_search.scorers.reward_model import RewardModel, steps_of
 from marco_search.scorers.verifier import MOST_OUTPUT, run, verdict
@@ -263,6 +264,21 @@ def test_an_accepted_answer_ends_the_search(env: Callable[..., None], tmp_path: 
     assert [a.text for a in result.answers] == ["2"]
     assert (result.stop_reason, result.rollouts < 64) == ("verified", True)
     assert sorted(asked.read_text().split()) == ["1", "2"], "each distinct answer once"
+
+
+def test_a_search_that_was_verified_can_be_replayed(env: Callable[..., None]) -> None:
+    """Without the verifier."""
+    code = READ + "print('accept' if given['answer'] == '2' else 0.5)"
+    env(verifiers={"sums": python(code)})
+    options = SearchOptions(strategy="step", rollouts=64, verifier="sums")
+    job, runtime = ReasoningJob(question="1 + 1?", options=options), ToyRuntime()
+    done = search_job(job, runtime=runtime)
+    assert done.search.stop_reason == "verified"
+    env(verifiers={})
+    tree = done.search.tree
+    nodes, rollouts = tree.nodes[1:], tree.rollouts
+    again = replay(job, done.plan, nodes, rollouts, runtime, stop_reason="verified")
+    assert again.first is None
 
 
 def test_what_is_rejected_has_no_vote(env: Callable[..., None]) -> None:
