@@ -121,8 +121,11 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
         # Where many answers are good there is nothing to correct.
         given["reflection"] = ReflectionPolicy.NEVER
     apart = {"answers", "strategy", "profile", "overrides"}
-    given |= options.model_dump(exclude=apart, exclude_defaults=True)
-    given |= {n: v for n, v in options.overrides.items() if n in profiles.SEARCH_FIELDS}
+    own = options.model_dump(exclude=apart, exclude_defaults=True)
+    for layer in (own, {n: v for n, v in options.overrides.items() if n in profiles.SEARCH_FIELDS}):
+        if "reward" in layer:
+            given.pop("verifier", None)  # the profile's
+        given |= layer
     config = configure(options.strategy, **given)
     if not kind.one_answer:
         config = replace(config, stop=None, patience=PATIENCE if config.early_stop else None)
