@@ -133,12 +133,12 @@ class Settings(BaseSettings):
     reward_timeout_s: SomeSeconds = Field(
         20.0, description="For the scores of a round, with all retries"
     )
-    reward_template: str = Field(
-        "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{steps}",
+    reward_template: str | None = Field(
+        None,
         pattern=r"\{steps\}",
-        description="What the reward model reads",
+        description="What the reward model reads, with {question} and {steps}; unset: ChatML",
     )
-    reward_separator: str = Field("\n", description="After each step in {steps}")
+    reward_separator: str | None = Field(None, description="After each step; unset: a line break")
     reward_scale: Literal["probability", "logit"] = Field(
         "probability", description="What its scores are; logits go through the sigmoid"
     )

@@ -22,6 +22,7 @@ from marco_search.runtime.base import strip_control_tokens
 from marco_search.scorers.exchange import NoScore, Outcome, Output, Scores, Server, score_all
 from marco_search.settings import Settings
 
+_CHATML = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{steps}"
 _TRIES = 3
 _PAUSE_S = 0.5  # before the second try; twice that before the third
 _LARGEST = 2**22  # bytes of an answer
@@ -42,8 +43,8 @@ class RewardModel:
             "MARCO_REWARD_URL", settings.reward_url.get_secret_value(), settings.reward_api_key
         )
         self._timeout_s = settings.reward_timeout_s
-        self._template = settings.reward_template
-        self._separator = settings.reward_separator
+        self._template = settings.reward_template or _CHATML
+        self._separator = settings.reward_separator or "\n"
         self._logits = settings.reward_scale == "logit"
         self._whole = whole
 
