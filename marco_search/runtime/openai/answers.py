@@ -68,10 +68,12 @@ class Answer:
         return all(type(row[1]) is int and row[1] < TEXT_IDS for row in self.tokens)
 
     def whole_tokens(self) -> Answer:
-        """Only the tokens that lie within the text."""
+        """Only the tokens that lie within the text; a last one without a text does not."""
         ends = accumulate(len(row[2]) for row in self.tokens)
         joined = "".join(row[2] for row in self.tokens)
         count = sum(1 for _ in takewhile(lambda end: joined[:end] == self.text[:end], ends))
+        while count and not self.tokens[count - 1][2]:
+            count -= 1
         return replace(self, tokens=self.tokens[:count], tops=self.tops[:count])
 
     def closed(self, last: Answer, stop: str) -> Answer:
@@ -121,8 +123,6 @@ def read(answer: Mapping[str, Any], spell: Spell, *, trims: bool = False) -> Ans
         tokens, tops = rows(logprobs, text, spell)
         reason, count = choice["finish_reason"], usage.get("completion_tokens")
         details = usage.get("prompt_tokens_details") or {}
-        # The end of the sequence is sent, as a token without a text.
-        ended = bool(tokens) and not tokens[-1][2]
         return Answer(
             text=_as_tokens_have_it(text, tokens),
             finish=_ENDS.get(reason, reason),
@@ -132,7 +132,7 @@ def read(answer: Mapping[str, Any], spell: Spell, *, trims: bool = False) -> Ans
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=None if trims else count,
             cached_tokens=details.get("cached_tokens"),
-            cut=trims and reason == "stop" and not ended and count != len(tokens),
+            cut=trims and reason == "stop" and count != len(tokens) and not _ended(tokens, tops),
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         raise BranchFailed("the server's answer is not a completion with log-probabilities") from (
@@ -161,14 +161,19 @@ def _from_content(
     logprobs: Mapping[str, Any], text: str, spell: Spell
 ) -> tuple[list[Row], list[list[Row]]]:
     content = logprobs["content"]
-    texts = _decoded(content)
-    tokens, tops = [], []
-    for entry, piece in zip(content, texts, strict=True):
+    given, tops, own = _decoded(content), [], []
+    for entry in content:
         found = [(c["logprob"], c.get("id"), _alone(c)) for c in entry["top_logprobs"]]
-        tops.append(_best([(p, _id(i, text), text) for p, i, text in found]))
+        tops.append(_best([(p, _id(i, piece), piece) for p, i, piece in found]))
+        own.append(next((piece for _, i, piece in found if i == entry.get("id")), None))
+    # What may become a stop text comes with a later token: its candidate tells what it reads.
+    pieces = [piece if mine is None else mine for piece, mine in zip(given, own, strict=True)]
+    pieces = pieces if "".join(pieces) == "".join(given) else given
+    tokens = []
+    for entry, piece, mine in zip(content, pieces, own, strict=True):
         # An id that does not spell the piece is only the last of several.
-        whole = piece.isascii() or piece in [t for _, i, t in found if i == entry.get("id")]
-        tokens.append((entry["logprob"], _id(entry.get("id") if whole else None, piece), piece))
+        number = entry.get("id") if piece.isascii() or piece == mine else None
+        tokens.append((entry["logprob"], _id(number, piece), piece))
     return tokens, tops
 
 
@@ -192,6 +197,13 @@ def _from_lists(
         (value, ids[name], piece) for value, name, piece in zip(values, texts, pieces, strict=True)
     ]
     return tokens, [_best([(p, ids[n], spelt[n]) for n, p in top.items()]) for top in tops]
+
+
+def _ended(tokens: Sequence[Row], tops: Sequence[Sequence[Row]]) -> bool:
+    """Whether the last token is the end of the sequence: without a text, also as a candidate."""
+    if not tokens or tokens[-1][2]:
+        return False
+    return not next((text for _, i, text in tops[-1] if i == tokens[-1][1]), "")
 
 
 def _best(rows: Sequence[Row]) -> list[Row]:

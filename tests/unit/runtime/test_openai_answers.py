@@ -199,6 +199,19 @@ def test_tokens_within_a_character_come_as_one_whose_id_is_made() -> None:
     assert [t.text for t in completed(last).tokens] == ["苹", "4", ""]
 
 
+def test_what_may_become_a_stop_text_stands_at_its_own_token() -> None:
+    """llama.cpp's server holds `</` back, and sends it with the token after it."""
+    found = content([b"4", b"", b"</Th", b"ought"], "4</Thought", "length")
+    tops = [e["top_logprobs"] for e in found["choices"][0]["logprobs"]["content"]]
+    tops[1][0]["bytes"], tops[2][0]["bytes"] = list(b"</"), list(b"Th")
+    assert [t.text for t in completed(found).tokens] == ["4", "</", "Th", "ought"]
+    held = content([b"4", b""], "4", left_out=1)
+    held["choices"][0]["logprobs"]["content"][1]["top_logprobs"][0]["bytes"] = list(b"</")
+    cut = answer(held)
+    assert cut.cut
+    assert [row[2] for row in cut.whole_tokens().tokens] == ["4"]
+
+
 def test_tokens_that_reach_into_the_stop_text_are_given_up() -> None:
     cut = answer(content([b"so", b"\n</"], "so\n", left_out=2))
     assert [row[2] for row in cut.whole_tokens().tokens] == ["so"]
