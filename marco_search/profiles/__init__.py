@@ -93,7 +93,8 @@ class Profile(Input):
         default=(), description="Texts that end a turn, beside the model's own end"
     )
     answer_starts: tuple[str, ...] = Field(
-        default=_STARTS, description="Without tags: texts in the step that an answer begins with"
+        default=_STARTS,
+        description="Without tags: texts whose sentence begins the answer",
     )
     reflection_texts: dict[str, str] = Field(
         default=_REFLECTIONS, description="What makes a thought reconsider, by language; en is "

@@ -130,7 +130,7 @@ def cut(
     `thought_open` says whether the text before them is still inside the thought, `ended`
     whether the turn ends with them, `closing` whether their end gave way to a reflection.
     """
-    end = _end_of_thought(tokens, action, turn, ended, closing) if thought_open else 0
+    end = _end_of_thought(tokens, turn, ended, closing) if thought_open else 0
     thought = tokens[:end]
     bounds = [0, *ACTIONS[action].cuts(thought, size), end] if end else []
     parts = [(action, tuple(tokens[a:b])) for a, b in pairwise(bounds)]
@@ -139,18 +139,14 @@ def cut(
     return parts
 
 
-def _end_of_thought(
-    tokens: Sequence[Token], action: str, turn: TurnFormat, ended: bool, closing: bool
-) -> int:
+def _end_of_thought(tokens: Sequence[Token], turn: TurnFormat, ended: bool, closing: bool) -> int:
     """Index of the token in which the end of the thought begins; len(tokens): not in these."""
     at = turn.end_in("".join(t.text for t in tokens))
     end = len(tokens) if at < 0 else bisect_right(_ends(tokens), at)
     if turn.end_of_thought or closing or not (ended or at >= 0):
         return end
-    # Without tags the answer is a whole step: that with the marker, else the last.
-    steps = ACTIONS[Action.SENTENCE if action == Action.SENTENCE else Action.STEP]
-    starts = [0, *steps.cuts(tokens, 0)]
-    return max(start for start in starts if start <= end)
+    # Without tags the answer begins with a sentence: that with the marker, else the last.
+    return max(start for start in (0, *_sentences(tokens, 0)) if start <= end)
 
 
 def _ends(tokens: Sequence[Token]) -> list[int]:

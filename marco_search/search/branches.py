@@ -21,8 +21,8 @@ TOP_K = 5
 class TurnFormat:
     """How a model writes its turn: a thought, then an answer. The defaults are Marco-o1's.
 
-    Where `end_of_thought` is "" thoughts have no tags. The answer then begins with the step
-    in which one of `answer_starts` stands, else with the last step of a turn that has ended.
+    Where `end_of_thought` is "" thoughts have no tags. The answer then begins with the sentence
+    in which one of `answer_starts` stands, else with the last one of a turn that has ended.
     """
 
     opening: str = "<Thought>\n"  #: put after the rendered prompt

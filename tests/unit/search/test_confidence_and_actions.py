@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marco_search import profiles
 from marco_search.search.actions import Action, cut
 from marco_search.search.branches import MARCO_O1, Token
 from marco_search.search.rewards import mean, token_confidence
@@ -96,3 +97,20 @@ def test_cutting_loses_no_token(
     cuts = cut(parts, action, size, MARCO_O1, thought_open=thought_open)
     assert [t for _, part in cuts for t in part] == parts
     assert all(part for _, part in cuts)
+
+
+@given(
+    st.lists(st.sampled_from(["a", ". ", "b.\n", "", "苹", "。", "The answer is", " 3", "1. "])),
+    st.sampled_from([Action.STEP, Action.SENTENCE, Action.MINI_STEP, Action.WHOLE]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_without_tags_no_token_is_lost_and_a_turn_that_ended_has_an_answer(
+    words: list[str], action: str, ended: bool, closing: bool
+) -> None:
+    turn, parts = profiles.load(profiles.NEUTRAL).turn("en"), tokens(*words)
+    cuts = cut(parts, action, 3, turn, thought_open=True, ended=ended, closing=closing)
+    assert [t for _, part in cuts for t in part] == parts
+    assert all(part for _, part in cuts)
+    if words and (ended or "The answer is" in words) and not closing:
+        assert [name for name, _ in cuts].index(Action.ANSWER) == len(cuts) - 1
