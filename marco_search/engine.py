@@ -126,7 +126,7 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
         if "reward" in layer:
             given.pop("verifier", None)  # the profile's
         given |= layer
-    config = configure(options.strategy, **given)
+    config = configure(**given)
     if not kind.one_answer:
         config = replace(config, stop=None, patience=PATIENCE if config.early_stop else None)
     if profile.steps == "sentence" and config.action == Action.STEP:

@@ -27,9 +27,9 @@ from pydantic import (
 )
 
 from marco_search.errors import InvalidJob, InvalidProfile, MarcoError
-from marco_search.jobs.validation import Described, Input, hint
+from marco_search.jobs.validation import Described, Input, hint, one_of
 from marco_search.search.branches import MARCO_O1, TurnFormat
-from marco_search.search.config import STRATEGIES, SearchConfig
+from marco_search.search.config import AUTO, DEFAULT_STRATEGY, STRATEGIES, SearchConfig
 
 SHIPPED = Path(__file__).resolve().parent
 NEUTRAL = "neutral"
@@ -106,6 +106,9 @@ class Profile(Input):
     temperature: float | None = Field(default=None, ge=0, le=2, description="Of sampling")
     top_p: Probability | None = Field(default=None, description="Nucleus of sampling")
     max_new_tokens: int | None = Field(default=None, ge=1, description="Most tokens of a branch")
+    strategy: Annotated[str, one_of(lambda: STRATEGIES.keys() - {DEFAULT_STRATEGY})] = Field(
+        default=AUTO, description="What the strategy auto is for it"
+    )
     search: dict[str, Any] = Field(
         default_factory=dict,
         description="Fields of SearchConfig; in a table named after a strategy, for that alone",
@@ -152,13 +155,18 @@ class Profile(Input):
         )
 
     def search_fields(self, strategy: str) -> dict[str, Any]:
-        """What it sets of SearchConfig for a strategy; of a greedy one not the temperature."""
+        """What it sets of SearchConfig for a strategy; of a greedy one not the temperature.
+
+        A job that asks for auto gets `strategy`, and what is set for either.
+        """
+        auto = strategy == DEFAULT_STRATEGY
         found = {n: v for n in _SAMPLING if (v := getattr(self, n)) is not None}
-        if STRATEGIES.get(strategy, {}).get("temperature") == 0:
+        found["strategy"] = self.strategy if auto else strategy
+        if STRATEGIES[found["strategy"]].get("temperature") == 0:
             found.pop("temperature", None)
         for table in (self.search, self.calibration):
             found |= {k: v for k, v in table.items() if k not in STRATEGIES}
-            found |= table.get(strategy, {})
+            found |= table.get(found["strategy"], {}) | (table.get(strategy, {}) if auto else {})
         return found
 
     @property

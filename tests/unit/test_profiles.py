@@ -156,6 +156,13 @@ def test_a_job_s_own_option_goes_before_the_command_line_s_assignment() -> None:
     assert (config.temperature, config.max_new_tokens) == (0.5, 7)
 
 
+def test_a_profile_says_what_auto_is() -> None:
+    table = {"sharpness": 3.0, "vote": {"sharpness": 5.0}, "auto": {"exploration": 7.0}}
+    made = plan(overrides={"strategy": "vote", "search": table}).config
+    assert (made.strategy, made.sharpness, made.exploration) == ("vote", 5.0, 7.0)
+    assert plan(strategy="step", overrides={"strategy": "vote"}).config.strategy == "step"
+
+
 def test_a_greedy_strategy_stays_greedy_unless_the_job_says_otherwise() -> None:
     assert plan(profile="qwen2", strategy="cot").config.temperature == 0
     assert plan(profile="qwen2", strategy="cot", temperature=0.4).config.temperature == 0.4
@@ -246,7 +253,8 @@ class Plain(ToyRuntime):
 def test_a_thought_without_tags_has_steps_and_reflects_where_the_answer_begins(
     text: str, asked: str, phrase: str
 ) -> None:
-    job = question(asked, strategy="auto", rollouts=4, reflection="branch", early_stop=False)
+    narrow = {"root_width": 1, "width": 1, "parallel": 1}
+    job = question(asked, strategy="step", rollouts=3, reflection="branch", overrides=narrow)
     tree = search_job(job, runtime=Plain(text)).search.tree
     assert [n.action for n in tree.nodes[1:4]] == ["step", "step", "answer"]
     assert tree.nodes[3].text == text.splitlines()[-1]
@@ -312,7 +320,7 @@ def test_rollouts_that_end_well_are_not_mentioned() -> None:
         ("top_p = 1.5", "top_p: must be at most 1, not 1.5"),
         ("[search]\nsharpnes = 1", "search: unknown field 'sharpnes'; did you mean 'sharpness'?"),
         ('[search]\nsharpness = "much"', "search: sharpness: "),
-        ("[search.auto]\nlead = -1.0", "search: lead is out of range: -1.0"),
+        ("[search.tree]\nsharpness = -1.0", "search: sharpness is out of range: -1.0"),
         ('[reflection_texts]\nzh = "x"', "reflection_texts: needs a text for en"),
         ('end_of_thought = "</t>"\nstops = ["</t>"]', "can't be among `stops`"),
         ('output = "<o>"', "output and end_of_output: give both or none"),
