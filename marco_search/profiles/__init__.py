@@ -176,7 +176,9 @@ class Profile(Input):
         return f"{self.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-_CONFIG = TypeAdapter(SearchConfig)
+@lru_cache
+def _config() -> TypeAdapter[SearchConfig]:
+    return TypeAdapter(SearchConfig)
 
 
 def check_search_fields(given: Mapping[str, Any]) -> None:
@@ -186,7 +188,7 @@ def check_search_fields(given: Mapping[str, Any]) -> None:
             known = hint(name, [*SEARCH_FIELDS, *Profile.model_fields])
             raise ValueError(f"unknown field {name!r}{known}; docs/profiles.md has them all")
     try:
-        _CONFIG.validate_python({"strategy": "auto", "action": "step", **given})
+        _config().validate_python({"strategy": "auto", "action": "step", **given})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from marco_search import models
 from marco_search.errors import InvalidSettings, ModelRefused
 from marco_search.runtime.base import Render, Runtime, RuntimeInfo
 from marco_search.runtime.chat import compile_template, read_chat_template
@@ -58,7 +59,7 @@ def _own_template(
     told = next((server.template for server in servers if server.template), None)
     if told and not settings.model:
         return compile_template(*told)
-    folder = settings.model or _tokenizer_folder(info)
+    folder = models.chosen(settings) if settings.model else _tokenizer_folder(info)
     return read_chat_template(open_files(folder)) if folder else None
 
 
