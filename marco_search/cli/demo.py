@@ -37,7 +37,6 @@ from marco_search.store.reads.queries import JobStatus
 from marco_search.store.reads.reader_sql import run_query
 
 EXAMPLES = MODEL_DIR / "demo.jsonl"
-# As right as 16 rollouts of `step` on these jobs, for a third of the tokens.
 OPTIONS = {"strategy": "auto", "rollouts": 16}
 TIMEOUT_S = 600.0
 _GRACE_S = 10.0

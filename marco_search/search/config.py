@@ -204,7 +204,7 @@ _BEST_FIRST: dict[str, Any] = {
     "reflection": ReflectionPolicy.BRANCH,
     "reward": "weakest-line",
     "sharpness": 2.0,
-    "stop": 0.7,
+    "stop": 0.65,
 }
 _GREEDY: dict[str, Any] = {"rollouts": 1, "temperature": 0.0, "early_stop": False}
 
