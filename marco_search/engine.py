@@ -109,6 +109,9 @@ def profile_of(options: SearchOptions, model: str) -> Profile:
     return profiles.override(found, options.overrides)
 
 
+_OF_REWARD = ("reward", "verifier", "sharpness", "spread", "reference")
+
+
 def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     """The plan of a job on the model behind `runtime`. Raises InvalidProfile.
 
@@ -123,8 +126,8 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     apart = {"answers", "strategy", "profile", "overrides"}
     own = options.model_dump(exclude=apart, exclude_defaults=True)
     for layer in (own, {n: v for n, v in options.overrides.items() if n in profiles.SEARCH_FIELDS}):
-        if "reward" in layer:
-            given.pop("verifier", None)  # the profile's
+        if layer.keys() & {"reward", "verifier"}:  # the profile's are those of another reward
+            given = {n: v for n, v in given.items() if n not in _OF_REWARD}
         given |= layer
     config = configure(**given)
     if not kind.one_answer:

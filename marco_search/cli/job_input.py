@@ -43,7 +43,7 @@ search_options = _together(
     click.option("--reflection", metavar="WHEN",
                  help="never, branch or always (default: as the strategy has it)."),
     click.option("--reward", metavar="NAME",
-                 help="What votes weigh: confidence (default), prm-min, ... (docs/rewards.md)."),
+                 help="What votes weigh: confidence, prm-min, ... (docs/rewards.md)."),
     click.option("--verifier", metavar="NAME",
                  help="Verifier of the worker's that accepts, rejects or rates answers."),
     click.option("--answers", type=int, metavar="N", help="Best distinct answers (default 3)."),

@@ -94,8 +94,8 @@ class SearchOptions(Input):
     )
     reward: Annotated[str, one_of(known_rewards)] | None = Field(
         default=None,
-        description="What a rollout's vote weighs and its path backs up: confidence (the default) "
-        f"or another of {', '.join(known_rewards()[1:])} (docs/rewards.md)",
+        description="What a rollout's vote weighs and its path backs up (docs/rewards.md): "
+        f"{', '.join(known_rewards())}. None: as the strategy has it",
     )
     verifier: Annotated[str, at_most(64)] | None = Field(
         default=None,

@@ -266,18 +266,23 @@ def test_an_accepted_answer_ends_the_search(env: Callable[..., None], tmp_path: 
     assert sorted(asked.read_text().split()) == ["1", "2"], "each distinct answer once"
 
 
-def test_a_search_that_was_verified_can_be_replayed(env: Callable[..., None]) -> None:
+@pytest.mark.parametrize("strategy", ["tree", "adaptive", "step", "vote"])
+def test_a_search_that_was_verified_can_be_replayed(
+    env: Callable[..., None], strategy: str
+) -> None:
     """Without the verifier."""
     code = READ + "print('accept' if given['answer'] == '2' else 0.5)"
     env(verifiers={"sums": python(code)})
-    options = SearchOptions(strategy="step", rollouts=64, verifier="sums")
-    job, runtime = ReasoningJob(question="1 + 1?", options=options), ToyRuntime()
+    options = SearchOptions(strategy=strategy, rollouts=64, verifier="sums")
+    job, runtime = ReasoningJob(question="1 + 1?", options=options), ToyRuntime(answers="1112")
     done = search_job(job, runtime=runtime)
     assert done.search.stop_reason == "verified"
     env(verifiers={})
     tree = done.search.tree
-    nodes, rollouts = tree.nodes[1:], tree.rollouts
-    again = replay(job, done.plan, nodes, rollouts, runtime, stop_reason="verified")
+    again = replay(
+        job, done.plan, tree.nodes[1:], tree.rollouts, runtime,
+        texts=tree.texts, stop_reason="verified",
+    )  # fmt: skip
     assert again.first is None
 
 
