@@ -137,6 +137,13 @@ class SearchOptions(Input):
 
             if len(json.dumps(value)) > MAX_TEXT_CHARS:
                 raise ValueError(f"more than {MAX_TEXT_CHARS:,} characters")
+            for name in ("chat_template", "fallback_template"):
+                if "{" in str(value.get(name)):
+                    # A program that would run, however long it takes, on every worker.
+                    raise ValueError(
+                        f"{name}: a job can't carry a template; put the profile into "
+                        "MARCO_HOME/profiles where searches run and name it, or set MARCO_PROFILE"
+                    )
             try:
                 profiles.override(profiles.load(profiles.NEUTRAL), value)
             except InvalidProfile as error:

@@ -211,10 +211,15 @@ def test_without_a_template_of_the_model_the_profile_s_is_used_or_it_is_said(
     assert "MARCO_MODEL" in caplog.text
 
 
-def test_a_template_of_the_profile_s_own_gets_its_options() -> None:
+def test_a_template_of_the_profile_s_own_gets_its_options_and_comes_in_no_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     template = "{{ messages[0].content }}{% if not think %}<think></think>{% endif %}"
     overrides = {"chat_template": template, "template_options": {"think": False}}
-    assert plan("x", overrides=overrides).prompt == "1+1?<think></think>"
+    with pytest.raises(InvalidJob, match="a job can't carry a template"):
+        question(overrides=overrides)
+    set_variable(monkeypatch, "MARCO_OVERRIDES", json.dumps(overrides))
+    assert plan("x").prompt == "1+1?<think></think>"
 
 
 # -- thoughts without tags -----------------------------------------------------------------
