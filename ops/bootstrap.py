@@ -22,6 +22,7 @@ SUPPORTED = ((3, 12), (3, 11), (3, 13))
 # Name, meaning, command in .venv; those that run Python need the packages of tests, too.
 TARGETS = (
     ("demo", "answer the example questions end to end and look into the database", "marco demo"),
+    ("demo-real", "the same with a weak real model (93 MB download)", "marco demo --real"),
     (
         "test",
         "run all tests; further words go to pytest",

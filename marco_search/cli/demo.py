@@ -18,6 +18,8 @@ from uuid import UUID, uuid4
 import click
 from rich.text import Text
 
+from marco_search import models
+from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
 from marco_search.cli.job_input import given_options, read_jobs, search_options
@@ -38,6 +40,13 @@ from marco_search.store.reads.reader_sql import run_query
 
 EXAMPLES = MODEL_DIR / "demo.jsonl"
 OPTIONS = {"strategy": "auto", "rollouts": 16}
+REAL_MODEL = "smollm2"
+EVERYDAY = Path(__file__).with_name("everyday.jsonl")
+REAL_OPTIONS = {"strategy": "vote", "rollouts": 5}
+WEAK = (
+    "SmolLM2-135M is a real pretrained language model, and a weak one: expect wrong answers. It "
+    "shows that the whole way works with a model that nobody made for it."
+)
 TIMEOUT_S = 600.0
 _GRACE_S = 10.0
 QUESTION = "Tom has 3 boxes with 12 eggs each. Tom loses 7 eggs. How many eggs does Tom have now?"
@@ -75,7 +84,11 @@ GROUP BY kind ORDER BY tokens DESC""",
     "-c", "--concurrency", type=click.IntRange(min=1, max=64), default=2, show_default=True,
     metavar="N", help="Jobs run at once.",
 )  # fmt: skip
-def demo(file: str | None, concurrency: int, **values: Any) -> None:
+@click.option(
+    "--real", is_flag=True,
+    help="Ten everyday questions for SmolLM2-135M, a weak real model; downloads it once (93 MB).",
+)  # fmt: skip
+def demo(file: str | None, concurrency: int, real: bool, **values: Any) -> None:
     """Answer the jobs in FILE (default: examples/demo.jsonl) end to end.
 
     Starts Postgres and Redis (or uses DATABASE_URL and REDIS_URL), brings the schema up to
@@ -83,7 +96,14 @@ def demo(file: str | None, concurrency: int, **values: Any) -> None:
     tree, and three SQL queries. Everything it started is stopped at the end; the data stays.
     """
     began, batch_id = time.monotonic(), uuid4()
-    jobs = read_jobs(file or str(EXAMPLES), OPTIONS | given_options(values))
+    defaults = REAL_OPTIONS if real else OPTIONS
+    jobs = read_jobs(file or str(EVERYDAY if real else EXAMPLES), defaults | given_options(values))
+    if real:
+        _say(WEAK)
+        path = models.get(settings_module.load(), REAL_MODEL)
+        os.environ |= {"MARCO_MODEL": str(path), "MARCO_RUNTIME": "embedded"}
+        settings_module.load.cache_clear()
+        _say(f"{path.name} is there after {time.monotonic() - began:.1f} s.")
     with session(creates=True, migrates=True) as here:
         _say(f"Postgres and Redis answer after {time.monotonic() - began:.1f} s.")
         lines = _answered(here, jobs, batch_id, concurrency)
@@ -101,6 +121,9 @@ def demo(file: str | None, concurrency: int, **values: Any) -> None:
         path.write_text(json.dumps(figures, indent=2) + "\n")
         if not output.as_json():
             _show(here, batch_id, lines, figures, path)
+        if real:
+            _say(f"\nA weak real model: {figures['correct']} of {figures['checked']} right.")
+            _say(f"`{own_name()} model use {REAL_MODEL}` makes it the default.")
     if output.as_json():
         output.print_json(figures | {"batch_id": batch_id, "results": lines})
     if figures["answered"] < figures["jobs"]:
