@@ -49,7 +49,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
     help="Write STEM-tokens and STEM-calibration as .png and .svg.",
 )  # fmt: skip
 @click.option(
-    "--max-failed", type=click.FloatRange(0, 100), default=5, show_default=True,
+    "--max-failed", type=click.FloatRange(0, 100), default=1, show_default=True,
     metavar="PERCENT", help="Report nothing if more of the rollouts failed than this.",
 )  # fmt: skip
 @search_options
