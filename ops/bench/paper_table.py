@@ -52,11 +52,10 @@ from ops.pocket.problems import Language
 from ops.pocket.texts import HOBBIES, OPEN_ENDED, gift_output
 
 HERE = Path(__file__).parent
-TREE, FLAT = "step", "auto"
 SEED = 20261
 """Of every search."""
-ROLLOUTS, LEAD = 24, 0.9
-"""Most rollouts of a run, and the lead at which it stops: past the largest budget."""
+ROLLOUTS, STOP = 24, 0.85
+"""Most rollouts of a run, and the stop that it was given: past the largest budget."""
 THREADS = 48  # searches at once
 MOST_FAILED = 0.01
 """Share of failed rollouts above which there is no report."""
@@ -84,35 +83,32 @@ ENTRIES: dict[str, tuple[str, str | None]] = {
 ENTRIES |= {name: entry for rivals in MATCHES.values() for name, entry in rivals.items()}
 
 
-def recipes() -> dict[str, Recipe]:
-    """Run name to recipe. All stop alike: at a lead of the tree's own vote, after any round."""
-    tree = configure(TREE).to_json()
-    stop = {name: tree[name] for name in ("choice", "sharpness")} | {"lead": LEAD}
-    one = stop | {"parallel": 1}
-    reflecting = {"strategy": "vote", "reflection": "always"}
-    made = {
-        "tree": ({"strategy": TREE}, stop),
-        "adaptive": ({"strategy": FLAT}, stop),
-        "samples": ({"strategy": "vote"}, one),
-        "cot-reflect": (reflecting, one | {"first_temperature": 0.0}),
-        "tree-plain": ({"strategy": TREE, "reflection": "never"}, stop),
-        "adaptive-plain": ({"strategy": FLAT, "reflection": "never"}, stop),
+def recipes(*, tuned: bool = True) -> dict[str, Recipe]:
+    """Run name to recipe. All stop alike: when the tree's own vote is sure, after any rollout."""
+    tree = configure("tree").to_json()
+    alike = {"stop": STOP, "parallel": 1}
+    vote = {name: tree[name] for name in ("reward", "choice", "sharpness")}
+    made: dict[str, tuple[str, dict[str, Any]]] = {
+        "tree": ("tree", {}),
+        "adaptive": ("adaptive", {}),
+        "samples": ("vote", vote),
+        "cot-reflect": ("adaptive", {"reflection": "always"}),
+        "tree-plain": ("tree", {"reflection": "never"}),
+        "adaptive-plain": ("adaptive", {"reflection": "never"}),
     }
     return {
         name: Recipe(
-            options=SearchOptions.model_validate(
-                {"seed": SEED, "rollouts": ROLLOUTS, "temperature": temperature(name)} | options
-            ),
-            changes=changes,
+            options=SearchOptions(strategy=strategy, seed=SEED, rollouts=ROLLOUTS),
+            changes=alike | changes | (temperature(name) if tuned else {}),
         )
-        for name, (options, changes) in made.items()
+        for name, (strategy, changes) in made.items()
     }
 
 
-def temperature(name: str) -> float | None:
-    """The best of those tried on the development split; None: as the strategy has it."""
+def temperature(name: str) -> dict[str, float]:
+    """The best of those tried on the development split; empty: as the strategy has it."""
     tried = TEMPERATURES.get(name.removesuffix("-plain"), {})
-    return float(max(tried, key=lambda t: fmean(tried[t]))) if tried else None
+    return {"temperature": float(max(tried, key=lambda t: fmean(tried[t])))} if tried else {}
 
 
 @dataclass(frozen=True)
@@ -270,7 +266,7 @@ def points(gain: Mapping[str, float]) -> str:
 
 # -- Translation and open-ended jobs ------------------------------------------------------
 
-TEXT_RUNS = {"cot": "cot", "tree": TREE}
+TEXT_RUNS = ("cot", "tree")
 
 
 def text_problems(kind: str, count: int | None = None) -> list[Problem]:
@@ -417,11 +413,11 @@ def tune(runtime: Runtime, count: int) -> None:
     for name, heats in tried.items():
         for heat in heats:
             how = recipes()[name]
-            options = how.options.model_copy(update={"temperature": heat})
+            changes = how.changes | {"temperature": heat}
             traces = list[Trace]()
             for set_name, problems in dev.sets.items():
                 file = dev.file(set_name, f"{name}-{heat}")
-                make(Recipe(options=options, changes=how.changes), problems, runtime, file)
+                make(Recipe(options=how.options, changes=changes), problems, runtime, file)
                 traces += complete(file, problems)
             stops = Stops(traces)
             at = [stops.at(dev.grader, stops.level_for(b, at_least=True)) for b in dev.budgets]
@@ -436,7 +432,7 @@ def write_report(studies: Sequence[Study], docs: Path, count: int) -> list[Path]
     main_study = studies[0]
     fields = ("text", "reached", "measured")
     found: dict[str, Any] = {"seed": main_study.seed, "search_seed": SEED, "n": count}
-    found |= {"temperatures": {name: temperature(name) for name in TEMPERATURES}}
+    found |= {"temperatures": {name: temperature(name)["temperature"] for name in TEMPERATURES}}
     found["studies"] = {}
     for one in studies:
         data = one.to_json()
@@ -481,13 +477,14 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
                 tune(opened, asked.problems)
                 return
             usual = ("tree", "samples") if asked.study == "real" else (*recipes(), "texts")
+            known = recipes(tuned=asked.study != "real")
             for name in asked.run or usual:
                 for set_name in (asked.set or one.sets) if name != "texts" else ():
-                    make(recipes()[name], one.sets[set_name], opened, one.file(set_name, name))
+                    make(known[name], one.sets[set_name], opened, one.file(set_name, name))
             for kind in ("translation", "open-ended") if "texts" in (asked.run or usual) else ():
                 problems = text_problems(kind, asked.problems)
-                for name, strategy in TEXT_RUNS.items():
-                    make(text_recipe(strategy), problems, opened, one.file(kind, name))
+                for name in TEXT_RUNS:
+                    make(text_recipe(name), problems, opened, one.file(kind, name))
     if not asked.no_report:
         others = [study(name, asked.seed, asked.problems) for name in ("second", "real")]
         studies = [study("pocket", asked.seed, asked.problems), *(s for s in others if s.traces)]

@@ -96,8 +96,8 @@ def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
 
 
 def test_a_run_cut_at_a_looser_stop_is_the_run_that_was_given_it(tmp_path: Path) -> None:
-    def traces(stop: float, strategy: Any = "auto") -> list[Trace]:
-        recipe = Recipe(options=SearchOptions(strategy=strategy), changes={"stop": stop})
+    def traces(stop: float) -> list[Trace]:
+        recipe = Recipe(options=SearchOptions(strategy="tree"), changes={"stop": stop})
         return run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{stop}.jsonl")
 
     stops = Stops(traces(0.9))
