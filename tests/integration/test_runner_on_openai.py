@@ -24,7 +24,7 @@ from tests.integration.toys import insert, open_database, question, runner, sett
 MARCO = Path(sys.executable).with_name("marco")
 ASKED = question(
     "Tom has 3 apples. Tom buys 5 more apples. How many apples does Tom have?",
-    options={"strategy": "mini-step-16", "rollouts": 8, "reflection": "branch", "seed": 3},
+    options={"strategy": "tree", "rollouts": 8, "seed": 3, "early_stop": False},
 )
 
 
@@ -46,12 +46,13 @@ def settings(database_url: str) -> Settings:
 
 
 def searched(settings: Settings, database: Database, opened: Any) -> tuple[str, list[Any]]:
-    """(job, what its rollouts say: seed, finish and answer, and the tokens of its nodes)."""
+    """(job, of its rollouts seed, finish, forced candidate and answer, of its nodes the tokens)."""
     (job,) = insert(database, ASKED)
     runner(settings, database, opened).run_next()
     with database.transaction() as conn:
         rollouts = conn.execute(
-            "SELECT seed, finish, answer FROM rollouts WHERE job_id = %s ORDER BY rollout_id",
+            "SELECT seed, finish, forced, answer FROM rollouts WHERE job_id = %s"
+            " ORDER BY rollout_id",
             [job.id],
         ).fetchall()
         nodes = conn.execute(
@@ -78,7 +79,8 @@ def test_a_job_is_searched_verified_and_replayed(
         with runtime(server) as opened:
             job, found = searched(settings, database, opened)
         rollouts = found[:8]
-        assert {finish for _, finish, _ in rollouts} <= {"stop", "length"}
+        assert {finish for _, finish, *_ in rollouts} <= {"stop", "length"}
+        assert any(forced is not None for _, _, forced, _ in rollouts)
         assert any(answer == "8" for *_, answer in rollouts)
         checked = marco(server, database_url, "verify", job, "--json")
         assert checked.returncode == 0, checked.stdout
