@@ -2,8 +2,8 @@
 
 The engine asks for them before it passes a round's branches to the search, which does no I/O and
 only has the formulas over them (`marco_search.search.rewards`). A scorer never fails: what has no
-score says why, is stored so, and has no weight in the vote. A round waits for it at most
-MARCO_REWARD_TIMEOUT_S or MARCO_VERIFIER_TIMEOUT_S.
+score says why, is stored so, and has no weight in the vote. A round waits for a reward model at
+most MARCO_REWARD_TIMEOUT_S, for a verifier MARCO_VERIFIER_TIMEOUT_S for each eight new answers.
 """
 
 from __future__ import annotations

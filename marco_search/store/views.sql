@@ -59,13 +59,12 @@ COMMENT ON COLUMN audit.jobs.paused_at IS
 
 CREATE VIEW audit.answers WITH (security_invoker = true) AS
 SELECT a.*, best.rollout_id AS best_rollout, best.path
-FROM public.answers AS a LEFT JOIN LATERAL (
+FROM public.answers AS a JOIN public.jobs AS j ON j.id = a.job_id LEFT JOIN LATERAL (
     SELECT r.rollout_id, r.path FROM public.rollouts AS r
     WHERE r.job_id = a.job_id AND r.rollout_id = ANY (a.rollout_ids)
-    ORDER BY CASE WHEN (
-        SELECT coalesce(j.plan #>> '{config,reward}', 'confidence') IN ('confidence', 'rollout')
-        FROM public.jobs AS j WHERE j.id = a.job_id
-    ) THEN r.path_confidence ELSE r.value END DESC, r.rollout_id LIMIT 1
+    ORDER BY CASE WHEN coalesce(j.plan #>> '{config,reward}', 'confidence')
+        IN ('confidence', 'rollout') THEN r.path_confidence ELSE r.value END DESC,
+        r.rollout_id LIMIT 1
 ) AS best ON true;
 COMMENT ON VIEW audit.answers IS
     'The best distinct answers of each finished job, ranked, with the way to each';
