@@ -89,7 +89,9 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
         options = {"seed": seed, "rollouts": 24, "reflection": "branch"}
         submit(f"plain{seed}", question(f"Question {seed}?", expected="1", options=options))
         run(f"plain{seed}", ToyRuntime())
-    submit("patchy", question("Half of it fails?", expected="1", options={"rollouts": 24}))
+    submit(
+        "patchy", question("Half of it fails?", expected="1", options={"rollouts": 24, "seed": 1})
+    )
     run("patchy", ToyRuntime(failing=0.3))
     submit("newer", question("With other weights?"))
     run("newer", Newer(), "two")
