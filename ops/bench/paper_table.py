@@ -54,8 +54,17 @@ from ops.pocket.texts import HOBBIES, OPEN_ENDED, gift_output
 HERE = Path(__file__).parent
 SEED = 20261
 """Of every search."""
-ROLLOUTS, STOP = 24, 0.85
-"""Most rollouts of a run, and the stop that it was given: past the largest budget."""
+STOP = 0.75
+# Most rollouts of a run. With STOP, past the largest budget: a thousand tokens or two. Without such
+# a limit a few problems that never settle take most of a rival's tokens.
+ROLLOUTS = {
+    "tree": 16,
+    "adaptive": 8,
+    "samples": 6,
+    "cot-reflect": 5,
+    "tree-plain": 16,
+    "adaptive-plain": 8,
+}
 THREADS = 48  # searches at once
 MOST_FAILED = 0.01
 """Share of failed rollouts above which there is no report."""
@@ -98,7 +107,7 @@ def recipes(*, tuned: bool = True) -> dict[str, Recipe]:
     }
     return {
         name: Recipe(
-            options=SearchOptions(strategy=strategy, seed=SEED, rollouts=ROLLOUTS),
+            options=SearchOptions(strategy=strategy, seed=SEED, rollouts=ROLLOUTS[name]),
             changes=alike | changes | (temperature(name) if tuned else {}),
         )
         for name, (strategy, changes) in made.items()
