@@ -226,7 +226,7 @@ AS_IN_0006 = """
     ALTER TABLE jobs DROP begun_on, DROP parked_at, ADD CONSTRAINT ck_jobs_kind CHECK (true);
     CREATE INDEX ix_jobs_line ON jobs (tenant, turn_at);
     ALTER TABLE chain DROP format;
-    ALTER TABLE rollouts DROP scores;
+    ALTER TABLE rollouts DROP scores, DROP forced;
     UPDATE alembic_version SET version_num = '0006'
 """
 
