@@ -67,12 +67,14 @@ def pick(logits: Floats, temperatures: Floats, top_ps: Floats, uniforms: Uniform
     nuclei = np.flatnonzero((top_ps < 1) & sampled)
     if nuclei.size:
         _keep_nucleus(weights, nuclei, top_ps[nuclei][:, None])
-    for row in nuclei:  # few candidates are left of a large vocabulary
-        left = np.flatnonzero(weights[row])
-        tokens[row] = left[_draw(weights[row, left], uniforms[row])]
-    others = np.flatnonzero(sampled & (top_ps >= 1))
-    if others.size:
-        tokens[others] = _draw(weights[others], uniforms[others])
+    rest = sampled.copy()
+    if weights.shape[1] > _HEAD:
+        for row in nuclei:  # few candidates are left of a large vocabulary
+            left = np.flatnonzero(weights[row])
+            tokens[row] = left[_draw(weights[row, left], uniforms[row])]
+        rest[nuclei] = False
+    if rest.any():
+        tokens = np.where(rest, _draw(weights, uniforms), tokens)
     return Picks(
         tokens,
         shifted[rows, tokens] - log_sum,
