@@ -97,12 +97,8 @@ class Settings(BaseSettings):
     embedded_rows: int = Field(
         64, ge=1, le=1024, description="Rows that the embedded engine decodes together"
     )
-    embedded_threads: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="Threads that decode a large model (weights over 64 MiB); "
-        "unset: the processors, shared out among MARCO_WORKER_PROCESSES",
+    embedded_threads: int = Field(
+        1, ge=1, le=256, description="Threads that decode a large model (weights over 64 MiB)"
     )
     embedded_cache_mib: Count = Field(
         256, description="Memory for keys and values: branches in flight and cached prefixes"

@@ -54,10 +54,6 @@ def run(
     """
     if refused := worker_refusal(settings):
         raise InvalidSettings(refused)
-    # What else reads how many jobs run at once sees the same number.
-    settings = settings.model_copy(
-        update={"worker_processes": processes or settings.worker_processes}
-    )
     process.check_database(settings)
     here = process.Process(settings, open_runtime, silent_s)
     process.use(here)
@@ -83,7 +79,7 @@ def run(
     worker = Worker(
         app=app,
         hostname=f"{name}@{socket.gethostname()}",
-        concurrency=settings.worker_processes,
+        concurrency=processes or settings.worker_processes,
         loglevel=settings.log_level.upper(),
         quiet=True,
         without_gossip=True,

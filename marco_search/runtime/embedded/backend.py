@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,21 +41,13 @@ def open_embedded(settings: Settings) -> Runtime:
     the whole process; then it has as many as before. Raises ModelRefused when it can't
     be used.
     """
-    threads = settings.embedded_threads or _processors() // settings.worker_processes
-    model = load_model(models.chosen(settings), max(1, threads))
+    model = load_model(models.chosen(settings), settings.embedded_threads)
     backend = EmbeddedBackend(
         model,
         max_rows=settings.embedded_rows,
         cache_bytes=settings.embedded_cache_mib << 20,
     )
     return ForkRuntime(backend, model.info, model.render, timeout_s=settings.runtime_timeout_s)
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
