@@ -61,6 +61,10 @@ class InvalidDataSet(InputError):
     """A set of problems or a file of results can't be used: the message names the place."""
 
 
+class CalibrationFailed(InputError):
+    """What a model answered can't be calibrated by: the message says what to change."""
+
+
 class InvalidAnchor(InputError):
     """An anchor, or the key to sign it with, can't be used: the message says why."""
 

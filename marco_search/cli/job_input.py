@@ -30,6 +30,15 @@ def _together(*options: Callable[[Function], Function]) -> Callable[[Function], 
     return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
 
 
+profile_options = _together(
+    click.option("--profile", metavar="NAME|FILE",
+                 help="The model's profile (default: by its name); `marco profile list`."),
+    click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE",
+                 help="Set a field of the profile or the search, as top_p=0.9; several times."),
+    click.option("--system-prompt", metavar="TEXT", help="For jobs without one of their own."),
+    click.option("--examples", metavar="FILE",
+                 help="Solved questions put before each: JSON Lines, question and answer."),
+)  # fmt: skip
 search_options = _together(
     click.option("--strategy", metavar="NAME",
                  help=f"{', '.join(STRATEGIES)} (default {DEFAULT_STRATEGY})."),
@@ -49,13 +58,7 @@ search_options = _together(
     click.option("--answers", type=int, metavar="N", help="Best distinct answers (default 3)."),
     click.option("--early-stop/--no-early-stop", default=None,
                  help="Stop when the vote can't change any more (default)."),
-    click.option("--profile", metavar="NAME|FILE",
-                 help="The model's profile (default: by its name); `marco profile list`."),
-    click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE",
-                 help="Set a field of the profile or the search, as top_p=0.9; several times."),
-    click.option("--system-prompt", metavar="TEXT", help="For jobs without one of their own."),
-    click.option("--examples", metavar="FILE",
-                 help="Solved questions put before each: JSON Lines, question and answer."),
+    profile_options,
 )  # fmt: skip
 _OWN_FIELDS = [
     (name, f"{meaning} ({kind.name}).")

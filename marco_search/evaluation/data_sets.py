@@ -2,7 +2,8 @@
 
 `load` takes a name of our held-out sets ("heldout_en"), "mgsm:zh" (from the Hugging Face
 hub: juletxara/mgsm), a TSV file as MGSM is published (question, tab, number), a JSON Lines
-file, or a folder that holds such files for each language (a clone of juletxara/mgsm).
+file, a .txt file with a question on each line, or a folder that holds such files for each
+language (a clone of juletxara/mgsm).
 
 A JSON Lines row is {"question", "answer"}, or {"text", "expected", "source", "target"} for
 a translation. "expected" and "answer" may list several accepted answers; "answer_number"
@@ -98,6 +99,8 @@ def _rows(source: str, language: str | None) -> Rows:
     if not path.is_file():
         known = ", ".join(pocket.HELD_OUT_SETS)
         raise InvalidDataSet(f"{source}: no such file; or use one of {known}, mgsm:LANGUAGE")
+    if path.suffix == ".txt":
+        return ((place, {"question": line}) for place, line in _lines(path))
     return _tsv(path) if path.suffix == ".tsv" else _json_lines(path)
 
 

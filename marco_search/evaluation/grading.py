@@ -85,7 +85,7 @@ class Point:
 
 def point(traces: Sequence[Trace], grader: Grader, rollouts: int) -> Point:
     """The run at `rollouts` rollouts."""
-    return _cut(traces, grader, [rollouts] * len(traces))
+    return _graded(cut(traces, [rollouts] * len(traces)), grader)
 
 
 def curve(traces: Sequence[Trace], grader: Grader) -> list[Point]:
@@ -108,8 +108,12 @@ class Stops:
 
     def at(self, grader: Grader, level: float, choice: str | None = None) -> Point:
         """The run at a level, with the answers chosen by `choice` (default: the run's own)."""
-        lengths = [_end(rounds, level)[2] for rounds in self._rounds]
-        return _cut(with_vote(self.traces, choice) if choice else self.traces, grader, lengths)
+        traces = with_vote(self.traces, choice) if choice else self.traces
+        return _graded(cut(traces, self.lengths(level)), grader)
+
+    def lengths(self, level: float) -> list[int]:
+        """Rollouts of each search at a level."""
+        return [_end(rounds, level)[2] for rounds in self._rounds]
 
     def tokens_per_problem(self, level: float) -> float:
         """Mean of the tokens at a level; it never falls as the level rises."""
@@ -152,13 +156,16 @@ def _end(rounds: Sequence[_Round], level: float) -> _Round:
     return next((r for r in rounds if r[0] >= level), rounds[-1])
 
 
-def _cut(traces: Sequence[Trace], grader: Grader, lengths: Sequence[int]) -> Point:
-    """The run with each search cut after so many rollouts."""
-    cut = [replace(t, rollouts=t.rollouts[:n]) for t, n in zip(traces, lengths, strict=True)]
+def cut(traces: Sequence[Trace], lengths: Sequence[int]) -> list[Trace]:
+    """Each search after so many rollouts."""
+    return [replace(t, rollouts=t.rollouts[:n]) for t, n in zip(traces, lengths, strict=True)]
+
+
+def _graded(traces: Sequence[Trace], grader: Grader) -> Point:
     return Point(
-        rollouts=max(lengths, default=0),
-        tokens=tuple(t.tokens for t in cut),
-        right=tuple(map(grader.solved, cut)),
+        rollouts=max((len(t.rollouts) for t in traces), default=0),
+        tokens=tuple(t.tokens for t in traces),
+        right=tuple(map(grader.solved, traces)),
     )
 
 

@@ -18,14 +18,14 @@ from pydantic import TypeAdapter
 from marco_search.errors import InvalidDataSet
 from marco_search.jobs import Job
 from marco_search.kinds import kind_of
-from marco_search.search.branches import without_room
+from marco_search.search.branches import ReflectionPlacement, without_room
 from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import CONFIDENCE, TokenScores, token_scores
 from marco_search.search.tree import Tree, shortfall
 from marco_search.search.votes import Scale
 
 DIGITS = 5
-"""Decimals of the scores in a trace."""
+"""Decimals of the scores in a trace; of a rollout's value, digits that count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,7 @@ class TracedRollout:
     shortfall: str | None = None  #: see search.tree.Shortfalls
     scores: tuple[float, ...] | None = None  #: from outside: see `rewards.EXTERNAL`
     value: float | None = None  #: what its vote weighs; None: its path's confidence
+    redo: bool = False  #: begins with the reflection phrase
 
     @property
     def weight(self) -> float:
@@ -149,7 +150,9 @@ def traced(
             failed=r.error is not None and not without_room(r.error),
             shortfall=shortfall(r, tree.nodes[r.leaf_id].action),
             scores=r.scores,
-            value=None if config.reward in CONFIDENCE else round(r.value, DIGITS),
+            # Digits that count: values of a weak model may be very small.
+            value=None if config.reward in CONFIDENCE else float(f"{r.value:.{DIGITS}g}"),
+            redo=r.reflect is ReflectionPlacement.FIRST,
         )
         for r in tree.rollouts
     )

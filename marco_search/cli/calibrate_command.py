@@ -1,0 +1,273 @@
+"""`marco calibrate`: measures a model on a few questions and writes a profile for it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from marco_search import profiles
+from marco_search import settings as settings_module
+from marco_search.cli import output
+from marco_search.cli.job_input import given_options, profile_options
+from marco_search.cli.options import command
+from marco_search.engine import profile_of
+from marco_search.errors import InputError
+from marco_search.evaluation.calibration import Findings, Setting, findings, recipes, require_enough
+from marco_search.evaluation.data_sets import load
+from marco_search.evaluation.report import percent, require_few_failed, table
+from marco_search.evaluation.run import Progress, run
+from marco_search.evaluation.statistics import rounded
+from marco_search.jobs import SearchOptions
+from marco_search.profiles import Profile
+from marco_search.runtime import open_runtime
+from marco_search.runtime.base import RuntimeInfo
+
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@command("calibrate")
+@click.argument("data_set", metavar="SET")
+@click.option("--language", metavar="LANG", help="Which file of a folder, or of MGSM.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="The first N questions only.",
+)
+@click.option(
+    "--rollouts",
+    type=click.IntRange(4),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Rollouts of each question's tree.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Fresh thoughts of each question at each temperature.",
+)
+@click.option(
+    "--error",
+    type=click.FloatRange(0, 50),
+    default=5,
+    show_default=True,
+    metavar="PERCENT",
+    help="Questions that stopping early may answer otherwise.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 512),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Searches at once.",
+)
+@click.option(
+    "--traces",
+    type=_file,
+    metavar="FILE",
+    help="Keep the searches here and go on from those there are. "
+    "Default: evaluation/calibrate-SET.jsonl under MARCO_HOME.",
+)
+@click.option("--name", metavar="NAME", help="Of the new profile. Default: OLD-calibrated.")
+@click.option(
+    "--out",
+    type=_file,
+    metavar="FILE",
+    help="Write the profile here. Default: profiles/NAME.toml under MARCO_HOME.",
+)
+@click.option("--force", is_flag=True, help="Replace a profile that is there.")
+@profile_options
+def calibrate(
+    data_set: str, language: str | None, limit: int, rollouts: int, samples: int, error: float,
+    threads: int, traces: Path | None, name: str | None, out: Path | None, force: bool,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Measure the model on the questions of SET and write a profile for it.
+
+    Some 20 questions like those that it will be asked; answers to them are not needed, but used.
+    SET is as for `marco eval`; in a .txt file each line is a question. Each is searched once
+    on the runtime that the settings name; a second run goes on from the searches there are.
+    From them follow the temperature, how votes weigh, when to stop and whether reflection pays.
+
+    \b
+    marco calibrate questions.txt
+    marco solve --profile pocket-calibrated "..."
+    """
+    problems = load(data_set, language=language, limit=limit)
+    require_enough(problems)
+    settings, options = settings_module.load(), SearchOptions(**given_options(values))
+    traces = traces or settings.home / "evaluation" / f"calibrate-{_stem(data_set)}.jsonl"
+    with (
+        output.console(stderr=True).status("calibrating") as status,
+        closing(open_runtime(settings)) as runtime,
+    ):
+        info, used = runtime.info, profile_of(options, runtime.info.model)
+        name = name or f"{used.name.removesuffix('-calibrated')}-calibrated"
+        out = out or settings.home / "profiles" / f"{name}.toml"
+        profiles.override(used, {"name": name})  # a bad one is refused before hours of searching
+        if out.exists() and not force:
+            raise InputError(f"{out} is there already: --force replaces it, or name another")
+        made = []
+        for i, recipe in enumerate(recipes(options, rollouts, samples), start=1):
+
+            def on_progress(progress: Progress, part: int = i) -> None:
+                done, total = progress.done, progress.total
+                status.update(f"part {part} of 4: {done} of {total}, {progress.tokens:,} tokens")
+
+            made.append(
+                run(problems, recipe, runtime, traces, threads=threads, on_progress=on_progress)
+            )
+    require_few_failed([t for traces_of_run in made for t in traces_of_run], 0.05)
+    found = findings(made[0], made[1:], problems, error / 100)
+    about = _measured_on(info, data_set, found)
+    # Named by hand only: it is for this model, and for questions like these.
+    fields = {"name": name, "models": (), "measured_on": about}
+    profile = profiles.override(used, fields | found.fields())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(profiles.dumps(profile), encoding="utf-8")
+    data = {
+        "model": info.model,
+        "revision": info.revision,
+        "set": data_set,
+        "findings": rounded(asdict(found)),
+        "fields": found.fields(),
+        "profile": name,
+        "file": str(out),
+        "traces": str(traces),
+    }
+    output.report(data, about, "", *_in_words(found), "", *_written(profile, out, settings.home))
+
+
+def _stem(data_set: str) -> str:
+    return Path(data_set).stem.replace(":", "-")
+
+
+def _measured_on(info: RuntimeInfo, data_set: str, found: Findings) -> str:
+    return (
+        f"{info.model} {info.revision[:12]}, {found.problems} questions of {Path(data_set).name}, "
+        f"{found.rollouts} rollouts, {datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def _written(profile: Profile, out: Path, home: Path) -> list[str]:
+    known = out.parent == home / "profiles"
+    how = profile.name if known and out.stem == profile.name else str(out)
+    return [f"Profile: {out}", f"Use it with --profile {how}, or MARCO_PROFILE={how} for all jobs."]
+
+
+def _in_words(found: Findings) -> list[str]:
+    parts = [_lengths, _samplings, _votes, _stop, _reflection, _labelled]
+    return [text for part in parts for text in part(found)]
+
+
+def _lengths(found: Findings) -> list[str]:
+    length = found.length
+    if not length.cut_off:
+        return [f"Length. No rollout was cut off; 95 % ended within {length.usual} tokens."]
+    share = percent(length.cut_off / length.rollouts)
+    text = f"Length. {share} % of the rollouts were cut off at {length.at} tokens; "
+    text += f"95 % of the others ended within {length.usual}. "
+    if length.suggested:
+        return [
+            text + f"Give them room: --set max_new_tokens={length.suggested}, and calibrate again."
+        ]
+    if 10 * length.cut_off > length.rollouts:
+        return [text + "They ramble: more room would not help, a lower temperature may."]
+    return [text + "That is few enough."]
+
+
+def _samplings(found: Findings) -> list[str]:
+    head = ("temperature, top_p", "with an answer %", "cut off %", "as most others %",
+            "different %", "tokens")  # fmt: skip
+    rows = [
+        (
+            f"{s.temperature:g}, {s.top_p:g}",
+            *map(percent, (s.answered, s.cut_off, s.agreement, s.distinct)),
+            f"{s.tokens:.0f}",
+        )
+        for s in found.samplings
+    ]
+    return [
+        f"Sampling. Temperature {found.temperature:g}, top_p {found.top_p:g}"
+        + (", by the labels." if found.strategy == "vote" else ": of those whose answers are "
+           "as often there, and those of most others, the most different ones."),
+        table(head, rows),
+    ]  # fmt: skip
+
+
+def _votes(found: Findings) -> list[str]:
+    votes = found.votes
+    where = f"Their logs lie {votes.spread:.2f} apart within a question; in full counts what is "
+    where += f"at {votes.reference:.2f} or above."
+    if not votes.told:
+        said = f"Only {votes.problems} questions have rollouts that agree and others that do not: "
+        return [f"Votes. {said}too few to tell what the values are worth. Plain majority. {where}"]
+    chance = f"A rollout that agrees with most others has the greater value {percent(votes.auroc)} "
+    chance += f"% of the time ({percent(votes.low)} to {percent(votes.high)}; 50 is chance)."
+    how = {0.0: "that tells nothing: plain majority", 1.0: "that is weak: sharpness 1"}
+    return [f"Votes. {chance} {where} Sharpness {votes.sharpness:g}"
+            f" ({how.get(votes.sharpness, 'that is strong')})."]  # fmt: skip
+
+
+def _stop(found: Findings) -> list[str]:
+    stop = found.stop
+    return [
+        f"Stop. At a chance of {stop.level:g} that the leader stays ahead, {stop.differing} of "
+        f"{stop.problems} questions get another answer than after all {stop.rollouts} rollouts: "
+        f"{percent(stop.differing / stop.problems)} % ({percent(stop.low)} to "
+        f"{percent(stop.high)}), for {percent(stop.saved)} % fewer tokens."
+    ]
+
+
+def _reflection(found: Findings) -> list[str]:
+    redo = found.reflection
+    verdict = "It stays (branch)" if redo.pays else "It does not pay (never)"
+    if not redo.redos:
+        return [
+            "Reflection. No thought ended, so nothing could be reflected on. It is off (never)."
+        ]
+    return [
+        f"Reflection. Of {redo.redos} redos {redo.answered} end with an answer, {redo.changed} "
+        f"with another one: {redo.towards} with that of most others, {redo.away} away from it. "
+        f"{verdict}."
+    ]
+
+
+def _labelled(found: Findings) -> list[str]:
+    labels = found.labelled
+    if labels is None:
+        return ["Labels. Too few: all of this is by agreement of the model with itself."]
+    rows = [
+        (_setting(found, s), percent(sum(s.right) / labels.problems), f"{s.tokens:.0f}")
+        for s in labels.settings
+    ]
+    redo, ahead = labels.redo, labels.ahead
+    said = "it is taken" if labels.clear else "that is not clear, so what is above stays"
+    gain = (
+        f"{100 * ahead.difference:+.1f} points ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
+    )
+    return [
+        f"Labels ({labels.problems} questions, the same tokens for each setting). Best: "
+        f"{_setting(found, labels.best)}, {gain} over the setting above; {said}.",
+        table(("Setting", "right %", "tokens"), rows),
+        f"Redos mended {redo.only_first} answers and broke {redo.only_second}.",
+    ]
+
+
+def _setting(found: Findings, setting: Setting) -> str:
+    if setting.sampling is None:
+        return f"{setting.strategy}, sharpness {setting.sharpness:g}"
+    at = found.samplings[setting.sampling]
+    return f"{setting.strategy}, temperature {at.temperature:g}, top_p {at.top_p:g}"
