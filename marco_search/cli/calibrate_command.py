@@ -185,7 +185,7 @@ def _lengths(found: Findings) -> list[str]:
         ]
     if 10 * length.cut_off > length.rollouts:
         return [text + "They ramble: more room would not help, a lower temperature may."]
-    return [text + "That is few enough."]
+    return [text + "That is little."]
 
 
 def _samplings(found: Findings) -> list[str]:
@@ -199,12 +199,18 @@ def _samplings(found: Findings) -> list[str]:
         )
         for s in found.samplings
     ]
+    why = (
+        "by the labels"
+        if found.strategy == "vote"
+        else (
+            "the most varied of those that end with an answer, and with the usual one, about as often "
+            "as any"
+        )
+    )
     return [
-        f"Sampling. Temperature {found.temperature:g}, top_p {found.top_p:g}"
-        + (", by the labels." if found.strategy == "vote" else ": of those whose answers are "
-           "as often there, and those of most others, the most different ones."),
+        f"Sampling. Temperature {found.temperature:g}, top_p {found.top_p:g}: {why}.",
         table(head, rows),
-    ]  # fmt: skip
+    ]
 
 
 def _votes(found: Findings) -> list[str]:
