@@ -203,8 +203,8 @@ def _samplings(found: Findings) -> list[str]:
         "by the labels"
         if found.strategy == "vote"
         else (
-            "the most varied of those that end with an answer, and with the usual one, about as often "
-            "as any"
+            "the most varied of those that end with an answer, and with the usual one, about as "
+            "often as any"
         )
     )
     return [
