@@ -27,7 +27,7 @@ def test_a_model_is_measured_once_and_its_profile_used(tmp_path: Path) -> None:
         "".join(f"Tom has {n} apples and buys {n + 3} more. How many apples does Tom have now?\n"
                 for n in range(3, 15))
     )  # fmt: skip
-    words = ["calibrate", file, "--rollouts", "4", "--samples", "2"]
+    words: list[str | Path] = ["calibrate", file, "--rollouts", "4", "--samples", "2"]
     first = marco(tmp_path, *words)
     assert first.returncode == 0, first.stderr
     for part in ("Length.", "Sampling.", "Votes.", "Stop.", "Reflection.", "Labels. Too few"):
