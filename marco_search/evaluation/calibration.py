@@ -38,8 +38,8 @@ SAMPLINGS = ((0.6, 1.0), (1.0, 0.95), (1.0, 1.0))
 SHARPNESS = (0.0, 1.0, 2.0)
 STRONG = 0.7
 """AUROC from which on a vote is weighed sharply."""
-LEVELS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.99)
-"""Posteriors to stop at."""
+LEVELS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.99)
+"""Posteriors to stop at. At .6, kept on 20 questions, 4 in 100 others were answered worse."""
 ALIKE = 0.9
 """A share that is so much of the greatest counts as no smaller."""
 LEAST_ANSWERED = 0.1
