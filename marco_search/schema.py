@@ -224,7 +224,7 @@ NODES = _record(
     _node("top_ids", "int4[]", "Its best candidates, five a token; -1: fewer", content=True),
     _node("top_logprobs", "float4[]", "Their log-probs, in the same order"),
     _node("token_texts", "text[]", "What each token completes; joined: the text", content=True),
-    _node("action", "text", "step, mini_step, whole, reflection or answer"),
+    _node("action", "text", "reflection, answer, or how the thought is cut: span, step, ..."),
     _node("text", "text", "What the action adds to the text of its parent", content=True),
 )
 """Nodes below the root. The root is the prompt and has no row."""

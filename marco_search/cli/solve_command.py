@@ -13,9 +13,11 @@ from marco_search.cli.job_text import result_json, result_report
 from marco_search.cli.options import command
 from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.engine import job_result, search_job
+from marco_search.search.branches import Finish
 from marco_search.search.mcts import Search
 from marco_search.search.rewards import mean
-from marco_search.store.reads.job_record import TreeRow
+from marco_search.search.tree import Tree
+from marco_search.store.reads.job_record import Fork, TreeRow
 
 
 @command()
@@ -56,7 +58,7 @@ def solve(question: str, tree: bool, thought: bool, **values: Any) -> None:
 
 def drawn_nodes(search: Search) -> list[TreeRow]:
     """The search's nodes, parents before children."""
-    tree = search.tree
+    tree, forks = search.tree, _forks(search.tree)
     return [
         TreeRow(
             node_id=node.node_id,
@@ -70,6 +72,26 @@ def drawn_nodes(search: Search) -> list[TreeRow]:
             terminal=node.terminal,
             visits=tree.visits[node.node_id],
             value=tree.mean_value(node.node_id) if tree.visits[node.node_id] else None,
+            fork=forks.get(node.node_id),
         )
         for node in tree.nodes
     ]
+
+
+def _forks(tree: Tree) -> dict[int, Fork]:
+    """What was passed over where a node begins, by its id; as the view audit.forks has it."""
+    found: dict[int, Fork] = {}
+    for rollout in tree.rollouts:
+        if rollout.forced is None or rollout.finish is Finish.FAILED:
+            continue
+        fork = tree.nodes[rollout.path[rollout.path.index(rollout.start_id) + 1]]
+        siblings = (tree.nodes[i] for i in tree.children[rollout.start_id])
+        before = next(node for node in siblings if node.tokens)
+        taken, forced = before.tokens[0], fork.tokens[0]
+        found[fork.node_id] = Fork(
+            taken=tree.texts.get(taken.id, taken.text),
+            taken_share=before.confidences[0],
+            passed_over=tree.texts.get(forced.id, forced.text),
+            passed_over_share=fork.confidences[0],
+        )
+    return found

@@ -1,15 +1,17 @@
 """A search tree as lines of text: visit count, value, and the tree with each node's text.
 
 An only child stands right below its parent, at the same indentation, so that a chain of
-steps reads as a text and only a choice moves to the right:
+steps reads as a text and only a choice moves to the right. Above the choice stands what the
+model was unsure of, where the search forked for that:
 
     visits  value
-        16   .962  * (the question)
-         9   .971  * ├─ 11*67=737.
-         9   .971  * │  737+17=754.
-         5   .980  * │  ├─ 754-81=673.
-         4   .955    │  └─ 754-81=663.
-         7   .948    └─ 11*67=727.
+         3   .962 * (the question)
+         3   .962 * 11*67=737.
+                  * 737+17
+                    here it was unsure between = (.63) and : (.37)
+         2   .980 * ├─ =754.
+                  * │  754-81=673.
+         1   .955   └─ : 737+10=747, 747+7=754.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from rich.console import Console
 from rich.text import Text
 
 from marco_search.cli import output
-from marco_search.render.layout import ELLIPSIS, children_of, label, visible_nodes
+from marco_search.render.layout import (
+    ELLIPSIS,
+    children_of,
+    label,
+    to_draw,
+    unsure,
+    visible_nodes,
+)
+from marco_search.search.actions import Action
 
 if TYPE_CHECKING:
     from marco_search.store.reads.job_record import TreeRow
@@ -50,6 +60,7 @@ def draw_tree(
     most are drawn, down to `depth` edges below the root; what is left out is counted where it
     hangs. `full` draws everything and wraps texts instead of truncating them.
     """
+    nodes, winning = to_draw(nodes, tuple(winning))
     path = frozenset(winning)
     keep = visible_nodes(nodes, path, None if full else limit, None if full else depth)
     drawing = _Drawing(
@@ -81,18 +92,19 @@ class _Drawing:
 
     def lines(self, root: TreeRow, keep: frozenset[int]) -> Iterator[Text]:
         # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
-        stack: list[tuple[TreeRow | int, str, str]] = [(root, "", "")]
+        stack: list[tuple[TreeRow | str, str, str]] = [(root, "", "")]
         while stack:
             item, lead, below = stack.pop()
-            if isinstance(item, int):
-                more = f"… {item:,} more node{'' if item == 1 else 's'}"
-                yield Text(f"{'':{_MARGIN}}{lead}{more}", style="dim")
+            if isinstance(item, str):
+                yield Text(f"{'':{_MARGIN}}{lead}{item}", style="dim")
                 continue
             yield from self._node(item, lead, below)
             children = self.children[item.node_id]
+            if note := unsure(children):
+                yield Text(f"{'':{_MARGIN}}{below}").append(note, style="italic yellow")
             hidden = sum(self._size(child) for child in children if child.node_id not in keep)
-            entries: list[TreeRow | int] = [c for c in children if c.node_id in keep]
-            entries += [hidden] if hidden else []
+            entries: list[TreeRow | str] = [c for c in children if c.node_id in keep]
+            entries += [f"… {hidden:,} more node{'' if hidden == 1 else 's'}"] if hidden else []
             for i in reversed(range(len(entries))):
                 stack.append((entries[i], *self._leads(below, i, len(entries))))
 
@@ -113,14 +125,20 @@ class _Drawing:
     def _node(self, node: TreeRow, lead: str, below: str) -> Iterator[Text]:
         wins = node.node_id in self.winning
         value = fraction(node.value) if node.visits else "-"
-        text = label(node.action, node.text, answer_sign=self.signs["answer"])
         space = max(_LEAST_TEXT, self.width - _MARGIN - len(lead))
-        texts = wrap_cells(text, space) if self.full else [truncate_cells(text, space)]
+        fit = wrap_cells if self.full else lambda text, width: [truncate_cells(text, width)]
+        # A span may begin and end anywhere: what reads well is its lines.
+        lines = (node.text.strip().splitlines() if node.action == Action.SPAN else ()) or [
+            node.text
+        ]
+        labels = [label(node.action, line, answer_sign=self.signs["answer"]) for line in lines]
+        texts = [part for text in labels for part in fit(text, space)]
         style = "bold green" if wins else "italic" if node.action == "reflection" else ""
-        first = Text(f"{node.visits:7}  {value:>5} {'*' if wins else ' '} ")
+        mark = "*" if wins else " "
+        first = Text(f"{node.visits:7}  {value:>5} {mark} ")
         yield first.append(lead, style="dim").append(texts[0], style=style)
         for text in texts[1:]:
-            yield Text(" " * _MARGIN).append(below, style="dim").append(text, style=style)
+            yield Text(f"{mark:>16} ").append(below, style="dim").append(text, style=style)
 
 
 def truncate_cells(text: str, width: int) -> str:

@@ -22,6 +22,7 @@ from marco_search.console.report import html_file
 from marco_search.errors import QueryRefused
 from marco_search.kinds import KINDS
 from marco_search.render.document import document
+from marco_search.render.layout import to_draw
 from marco_search.render.svg import svg
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.job_record import JobRecord
@@ -125,7 +126,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     @routes.get("/jobs/{job}/tree.svg")
     def drawing(job: UUID) -> Response:
         found = whole(job)
-        text = svg(found.nodes, found.winning_path, found.job.subject)
+        text = svg(*to_draw(found.nodes, found.winning_path), found.job.subject)
         return _download(text, "image/svg+xml", found, "svg")
 
     return routes

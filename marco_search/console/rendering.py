@@ -18,6 +18,8 @@ from marco_search.render.layout import (
     label,
     score,
     short_id,
+    to_draw,
+    unsure,
     weighting,
 )
 from marco_search.store.reads.job_record import TreeRow
@@ -94,6 +96,7 @@ def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict[s
     As in the terminal a chain stays on one level, so the list is as deep as there are choices.
     Before an item a list opens, or `closes` lists close.
     """
+    nodes, winning = to_draw(nodes, winning)
     on_path = frozenset(winning)
     children = children_of(nodes, on_path)
     stack = [(node, 1, False) for node in nodes[:1]]
@@ -103,6 +106,7 @@ def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict[s
         yield {
             "node": node,
             "label": label(node.action, node.text),
+            "unsure": unsure(children[node.node_id]),
             "wins": node.node_id in on_path,
             "opens": wanted > level,
             "closes": max(0, level - wanted),

@@ -22,7 +22,7 @@ from marco_search.console.reader import Reader
 from marco_search.console.rendering import STATIC, outline, page
 from marco_search.render.document import document
 from marco_search.render.dot import dot
-from marco_search.render.layout import visible_nodes
+from marco_search.render.layout import to_draw, visible_nodes
 from marco_search.render.mermaid import MAX_NODES, mermaid
 from marco_search.render.svg import svg
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
@@ -48,7 +48,7 @@ def render(
             return html_file(record, reader.tokens(job_id), verified)
         data = document(record, reader.tokens(job_id), verified)
         return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
-    winning, nodes = record.winning_path, record.nodes
+    nodes, winning = to_draw(record.nodes, record.winning_path)
     if nodes:
         most = MAX_NODES if name == "mermaid" and limit is None else limit
         keep = visible_nodes(nodes, winning, most, depth)

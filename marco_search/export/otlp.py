@@ -184,6 +184,7 @@ class _Tracer:
                 "marco.value": rollout.value,
                 "marco.answer": self._visible(rollout.answer),
                 "marco.start_node": rollout.start_id,
+                "marco.forced": rollout.forced,
                 "marco.path": list(rollout.path),
                 "marco.reflect": str(rollout.reflect),
             },

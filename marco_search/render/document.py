@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from marco_search.audit.findings import JobReport
-from marco_search.render.layout import label, places
+from marco_search.render.layout import instead, joined, label, places, to_draw
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 if TYPE_CHECKING:
@@ -54,12 +54,19 @@ def document(
 
 
 def _nodes(record: JobRecord) -> list[dict[str, Any]]:
-    """The nodes with their label and their place in the drawing."""
-    place = places(record.nodes, frozenset(record.winning_path))
+    """The nodes, each with the card of the drawing that it is on, its label and its place."""
+    place = places(*to_draw(record.nodes, record.winning_path))
+    cards = joined(record.nodes)
     return [
-        _plain(node) | {"label": label(node.action, node.text)} | _plain(place[node.node_id])
+        _plain(node)
+        | {
+            "card": card.node_id,
+            "label": label(card.action, card.text),
+            "instead": card.fork and instead(card.fork),
+        }
+        | _plain(place[card.node_id])
         for node in record.nodes
-        if node.node_id in place
+        if (card := cards[node.node_id]).node_id in place
     ]
 
 

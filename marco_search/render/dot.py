@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.layout import children_of, cut, label, score
+from marco_search.render.layout import children_of, cut, instead, label, score
 from marco_search.store.reads.job_record import TreeRow
 
 _CHARACTERS = 60  # of a node's text
@@ -30,8 +30,10 @@ def _lines(nodes: Sequence[TreeRow], winning: frozenset[int], title: str) -> Ite
         yield f"  n{node.node_id} [label={name}{look}];"
     for parent, children in children_of(nodes, winning).items():
         for child in children:
-            look = ' [color="#1d5fd0", penwidth=3]' if child.node_id in winning else ""
-            yield f"  n{parent} -> n{child.node_id}{look};"
+            edge = ['color="#1d5fd0", penwidth=3'] if child.node_id in winning else []
+            edge += [f"label={_quoted(instead(child.fork))}, fontsize=9"] if child.fork else []
+            shown = f" [{', '.join(edge)}]" if edge else ""
+            yield f"  n{parent} -> n{child.node_id}{shown};"
     yield "}"
 
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import heapq
 import unicodedata
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from marco_search.search.actions import Action
 from marco_search.text import CONTROL, escaped
 
 if TYPE_CHECKING:
-    from marco_search.store.reads.job_record import TreeRow
+    from marco_search.store.reads.job_record import Fork, TreeRow
 
 ELLIPSIS = "…"
 LINE_END = "⏎"
@@ -49,6 +50,74 @@ def children_of(nodes: Sequence[TreeRow], winning: Collection[int]) -> dict[int,
     for siblings in children.values():
         siblings.sort(key=lambda n: (n.node_id not in winning, -n.visits, -(n.value or 0.0)))
     return children
+
+
+def joined(nodes: Sequence[TreeRow]) -> dict[int, TreeRow]:
+    """The node that each is drawn in, by id: spans without a choice between them are one.
+
+    It has the id of the last of them and the parent and the fork of the first.
+    """
+    children = children_of(nodes, ())
+    drawn: dict[int, TreeRow] = {}
+    chains: dict[int, list[int]] = {}  # ids of the nodes in one, by the last
+    for node in nodes:
+        above = drawn.get(-1 if node.parent_id is None else node.parent_id)
+        chain = [node.node_id]
+        if above and _continues(node, above) and len(children[above.node_id]) == 1:
+            chain = chains.pop(above.node_id) + chain
+            node = _together(above, node)
+        chains[node.node_id] = chain
+        drawn[node.node_id] = node
+    return {i: drawn[last] for last, chain in chains.items() for i in chain}
+
+
+def _continues(node: TreeRow, above: TreeRow) -> bool:
+    return node.action == above.action == Action.SPAN and node.visits == above.visits
+
+
+def _together(above: TreeRow, node: TreeRow) -> TreeRow:
+    tokens = above.tokens + node.tokens
+    sums = ((n.confidence or 0.0) * n.tokens for n in (above, node))
+    return replace(
+        node,
+        parent_id=above.parent_id,
+        depth=above.depth,
+        text=above.text + node.text,
+        tokens=tokens,
+        confidence=sum(sums) / tokens if tokens else None,
+        fork=above.fork,
+    )
+
+
+def to_draw(
+    nodes: Sequence[TreeRow], winning: Sequence[int]
+) -> tuple[tuple[TreeRow, ...], tuple[int, ...]]:
+    """The nodes once they are `joined`, parents before children, and the winning path in those."""
+    found = joined(nodes)
+    path = dict.fromkeys(found[i].node_id for i in winning if i in found)
+    return tuple({node.node_id: node for node in found.values()}.values()), tuple(path)
+
+
+def unsure(siblings: Sequence[TreeRow]) -> str | None:
+    """What the model hesitated between where these begin, if a fork is among them."""
+    forks = [node.fork for node in siblings if node.fork]
+    if not forks:
+        return None
+    options = [_option(forks[0]["taken"], forks[0]["taken_share"])]
+    forks.sort(key=lambda fork: -fork["passed_over_share"])
+    options += [_option(fork["passed_over"], fork["passed_over_share"]) for fork in forks]
+    return f"here it was unsure between {', '.join(options[:-1])} and {options[-1]}"
+
+
+def instead(fork: Fork) -> str:
+    """A fork in short, for where it is drawn."""
+    taken = _option(fork["taken"], fork["taken_share"])
+    return f"{_option(fork['passed_over'], fork['passed_over_share'])} instead of {taken}"
+
+
+def _option(text: str, share: float) -> str:
+    read = one_line(text) or (LINE_END if "\n" in text else "a space")
+    return f"{read} ({f'{share:.2f}'.removeprefix('0')})"
 
 
 @dataclass(frozen=True, slots=True)

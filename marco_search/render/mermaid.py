@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.layout import children_of, cut, label, score
+from marco_search.render.layout import children_of, cut, instead, label, score
 from marco_search.store.reads.job_record import TreeRow
 
 MAX_NODES = 400
@@ -26,7 +26,8 @@ def _lines(nodes: Sequence[TreeRow], winning: frozenset[int]) -> Iterator[str]:
     edge, thick = 0, []
     for parent, children in children_of(nodes, winning).items():
         for child in children:
-            yield f"  n{parent} --- n{child.node_id}"
+            fork = f'|"{_entities(instead(child.fork))}"| ' if child.fork else ""
+            yield f"  n{parent} --- {fork}n{child.node_id}"
             if child.node_id in winning:
                 thick.append(str(edge))
             edge += 1

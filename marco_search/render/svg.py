@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from xml.sax.saxutils import escape
 
-from marco_search.render.layout import Place, children_of, cut, label, places, score
+from marco_search.render.layout import Place, children_of, cut, instead, label, places, score
 from marco_search.store.reads.job_record import TreeRow
 
 # Pixels. A card of the drawing, and how far apart two are.
@@ -67,13 +67,16 @@ def _card(node: TreeRow, place: Place, wins: bool) -> str:
     text = label(node.action, node.text)
     plural = "" if node.visits == 1 else "s"
     below = f"{node.visits} visit{plural} · value {score(node.value)}"
+    fork = f"fork: {instead(node.fork)}" if node.fork else ""
+    above = f'<text x="{x + 4}" y="{y - 3}" font-size="10" fill="{_MUTED}">{_xml(fork)}</text>'
     return (
         f"<g><title>{_xml(text)}</title>"
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{fill}" '
         f'stroke="{stroke}" stroke-width="{thick}"/>'
         f'<text x="{x + 10}" y="{y + 17}" font-size="12" fill="{_INK}">'
         f"{_xml(cut(text, _CHARACTERS))}</text>"
-        f'<text x="{x + 10}" y="{y + 32}" font-size="10.5" fill="{_MUTED}">{below}</text></g>'
+        f'<text x="{x + 10}" y="{y + 32}" font-size="10.5" fill="{_MUTED}">{below}</text>'
+        f"{above if fork else ''}</g>"
     )
 
 

@@ -107,7 +107,8 @@ WHERE j.rounds > 0;
 COMMENT ON VIEW audit.tree IS 'Search trees: every node with its visit count, value and path';
 COMMENT ON COLUMN audit.tree.node_id IS 'The node; 0 is the root, the prompt';
 COMMENT ON COLUMN audit.tree.parent_id IS 'The node above; null for the root';
-COMMENT ON COLUMN audit.tree.action IS 'root, step, mini_step, whole, reflection or answer';
+COMMENT ON COLUMN audit.tree.action IS
+    'root, reflection, answer, or how the thought is cut: span, step, mini_step, whole, ...';
 COMMENT ON COLUMN audit.tree.tokens IS 'Tokens generated for it';
 COMMENT ON COLUMN audit.tree.confidence IS 'Mean c_i of those tokens; null where there are none';
 COMMENT ON COLUMN audit.tree.visits IS 'Rollouts that pass through it';
@@ -120,6 +121,56 @@ SELECT *, path[cardinality(path)] AS leaf_id FROM public.rollouts;
 COMMENT ON VIEW audit.rollouts IS
     'Every branch that was generated, from the node it was forked from to where it ended';
 COMMENT ON COLUMN audit.rollouts.leaf_id IS 'The node where it ended; start_id if it failed';
+
+CREATE VIEW audit.forks WITH (security_invoker = true) AS
+SELECT r.job_id, r.rollout_id, r.round, r.start_id, f.node_id, before.position,
+    substring(before.text FROM '[^\n]*$') AS line,
+    took.token_ids[1] AS taken_id, coalesce(a.text, took.token_texts[1]) AS taken,
+    took.confidences[1] AS taken_share,
+    r.forced AS passed_over_id, coalesce(b.text, f.token_texts[1]) AS passed_over,
+    f.confidences[1] AS passed_over_share,
+    o.rollout_id AS left_rollout, o.answer AS left_answer, r.answer,
+    CASE WHEN r.finish <> 'failed' THEN r.answer IS DISTINCT FROM o.answer END AS changed
+FROM public.rollouts AS r
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(cardinality(n.token_ids)), 0)::integer AS position,
+        coalesce(string_agg(n.text, '' ORDER BY n.depth), '') AS text
+    FROM unnest(r.path[:array_position(r.path, r.start_id)]) AS p (node_id)
+    JOIN public.nodes AS n ON n.job_id = r.job_id AND n.node_id = p.node_id
+) AS before
+LEFT JOIN public.nodes AS f ON f.job_id = r.job_id
+    AND f.node_id = r.path[array_position(r.path, r.start_id) + 1]
+LEFT JOIN LATERAL (
+    SELECT n.* FROM public.nodes AS n
+    WHERE n.job_id = r.job_id AND n.parent_id = r.start_id AND cardinality(n.token_ids) > 0
+    ORDER BY n.node_id LIMIT 1
+) AS took ON true
+LEFT JOIN LATERAL (
+    SELECT e.rollout_id, e.answer FROM public.rollouts AS e
+    WHERE e.job_id = r.job_id AND took.node_id = ANY (e.path) ORDER BY e.rollout_id LIMIT 1
+) AS o ON true
+LEFT JOIN public.attempts AS w ON w.job_id = r.job_id AND w.generation = r.generation
+LEFT JOIN public.vocabulary AS a
+    ON a.model = w.model AND a.revision = w.revision AND a.token_id = took.token_ids[1]
+LEFT JOIN public.vocabulary AS b
+    ON b.model = w.model AND b.revision = w.revision AND b.token_id = r.forced
+WHERE r.forced IS NOT NULL;
+COMMENT ON VIEW audit.forks IS
+    'Rollouts that begin with a candidate that was passed over: where the model was unsure';
+COMMENT ON COLUMN audit.forks.start_id IS 'The node that it was forked from; 0: the prompt';
+COMMENT ON COLUMN audit.forks.node_id IS 'Its first node; null if it failed';
+COMMENT ON COLUMN audit.forks.position IS 'Tokens generated on the path before';
+COMMENT ON COLUMN audit.forks.line IS 'The line of the thought up to there';
+COMMENT ON COLUMN audit.forks.taken_id IS 'Token that was taken there before';
+COMMENT ON COLUMN audit.forks.taken IS 'What that reads';
+COMMENT ON COLUMN audit.forks.taken_share IS 'Its share of the best five candidates, 0 to 1';
+COMMENT ON COLUMN audit.forks.passed_over_id IS 'Token that the fork begins with';
+COMMENT ON COLUMN audit.forks.passed_over IS 'What that reads';
+COMMENT ON COLUMN audit.forks.passed_over_share IS 'Its share; null if the fork failed';
+COMMENT ON COLUMN audit.forks.left_rollout IS 'The rollout whose thought it left';
+COMMENT ON COLUMN audit.forks.left_answer IS 'The answer of that; null: none';
+COMMENT ON COLUMN audit.forks.answer IS 'The answer of the fork; null: none';
+COMMENT ON COLUMN audit.forks.changed IS 'Whether they differ; null if the fork failed';
 
 CREATE VIEW audit.rounds WITH (security_invoker = true) AS
 SELECT job_id, round, max(generation) AS generation, count(*) AS rollouts,

@@ -292,6 +292,7 @@ export class Drawing {
     const value = tree.values.get(node.node_id);
     const shown = value === undefined ? "–" : value.toFixed(3);
     context.fillText(`${visits} visit${visits === 1 ? "" : "s"} · value ${shown}`, x + 16, y + 33);
+    if (node.instead) context.fillText(this.#cut(`fork: ${node.instead}`, CARD.width), x + 4, y - 3);
   }
 
   #label(node) {

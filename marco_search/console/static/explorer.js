@@ -75,6 +75,7 @@ export class Explorer {
       `${this.tree.visits.get(node.node_id) ?? 0} visits`,
       value === undefined ? "no value" : `value ${value.toFixed(3)}`,
     ];
+    if (node.instead) parts.push(`a fork: ${node.instead}`);
     if (this.tree.winning.has(node.node_id)) parts.push("on the best path");
     this.current.textContent = parts.join(", ");
     this.current.dataset.node = node.node_id;

@@ -13,14 +13,16 @@ export class Panel {
     this.turn = 0; // of the last node asked for: an answer that comes late is dropped
   }
 
-  async #tokens(id, turn) {
-    if (!this.known.has(id)) {
+  async #tokens(parts, turn) {
+    if (!parts.every((id) => this.known.has(id))) {
       await new Promise((rested) => setTimeout(rested, REST_MS));
       if (turn !== this.turn) return [];
+    }
+    for (const id of parts.filter((one) => !this.known.has(one))) {
       const found = await this.fetchTokens(id);
       this.known.set(id, unpack(found.tokens, found.vocabulary));
     }
-    return this.known.get(id);
+    return parts.flatMap((id) => this.known.get(id));
   }
 
   async show(tree, node) {
@@ -30,6 +32,7 @@ export class Panel {
     this.place.replaceChildren(
       heading(tree, node),
       facts(tree, node, rollouts[0]),
+      ...(node.instead ? [element("p", { class: "fork" }, `A fork: ${node.instead}`)] : []),
       body,
       rolloutList(rollouts),
     );
@@ -44,7 +47,7 @@ export class Panel {
     }
     body.append(element("p", { class: "node-text muted" }, node.text));
     try {
-      const tokens = await this.#tokens(node.node_id, turn);
+      const tokens = await this.#tokens(node.parts, turn);
       if (turn === this.turn) body.replaceChildren(...withTokens(tokens));
     } catch (error) {
       if (turn === this.turn) body.append(element("p", { class: "bad" }, `No tokens: ${error.message}`));
@@ -55,7 +58,9 @@ export class Panel {
 function heading(tree, node) {
   const mark = tree.winning.has(node.node_id) ? " · on the best path" : "";
   const kind = node.action.replace("_", "-");
-  return element("h2", {}, `Node ${node.node_id}`, element("small", {}, ` ${kind}${mark}`));
+  const first = node.parts[0];
+  const name = first === node.node_id ? `Node ${first}` : `Nodes ${first} to ${node.node_id}`;
+  return element("h2", {}, name, element("small", {}, ` ${kind}${mark}`));
 }
 
 function facts(tree, node, first) {

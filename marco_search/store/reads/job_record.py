@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 from uuid import UUID
 
 from psycopg.rows import dict_row
@@ -29,6 +29,15 @@ from marco_search.store.trail import trail, vocabulary
 M = TypeVar("M")
 
 
+class Fork(TypedDict):
+    """What the model took at a position, and the candidate that a fork begins with instead."""
+
+    taken: str
+    taken_share: float  #: of the best candidates there, 0 to 1
+    passed_over: str
+    passed_over_share: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRow:
     """One node of a search tree. Node 0 is the root, the prompt."""
@@ -44,6 +53,7 @@ class TreeRow:
     terminal: bool
     visits: int
     value: float | None  #: Q; None before the first visit
+    fork: Fork | None = None  #: if a candidate was put in where the node begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +153,22 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
     return replace(record, nodes=()) if record.archived else record
 
 
+_TREE = """(
+    SELECT t.*, f.fork FROM audit.tree AS t LEFT JOIN (
+        SELECT node_id, jsonb_build_object(
+            'taken', taken, 'taken_share', taken_share,
+            'passed_over', passed_over, 'passed_over_share', passed_over_share) AS fork
+        FROM audit.forks WHERE job_id = %(job)s
+    ) AS f ON f.node_id = t.node_id WHERE t.job_id = %(job)s
+) AS tree ORDER BY node_id"""
+
+
 def tree(conn: Conn, job_id: UUID) -> list[TreeRow]:
     """The nodes of a job's tree in id order, root first; none before its first round."""
     # Before Postgres has counted the rows of a search that just ran, it expects a handful, and
     # would sum all rollouts again for each node: seconds for a large tree.
     conn.execute("SET LOCAL enable_nestloop = off")
-    rows = select(conn, TreeRow, "audit.tree WHERE job_id = %s ORDER BY node_id", [job_id])
+    rows = select(conn, TreeRow, _TREE, {"job": job_id})
     conn.execute("SET LOCAL enable_nestloop TO DEFAULT")
     return rows
 
