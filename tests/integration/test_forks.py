@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
@@ -92,7 +93,9 @@ def test_a_view_tells_what_was_taken_and_what_was_passed_over(forked: Forked) ->
         assert row["changed"] == (fork.answer != left.answer)
 
 
-def test_the_trail_draws_as_the_search_does_and_says_where_it_was_unsure(forked: Forked) -> None:
+def test_the_trail_draws_as_the_search_does_and_says_where_it_was_unsure(
+    forked: Forked, tmp_path: Path
+) -> None:
     finished = search_job(QUESTION)
     with forked.database.transaction() as conn:
         stored = job_record.tree(conn, forked.id)
@@ -108,10 +111,9 @@ def test_the_trail_draws_as_the_search_does_and_says_where_it_was_unsure(forked:
     assert [r["forced"] for r in data["rollouts"]] == [r.forced for r in forked.tree.rollouts]
     cards = {node["card"] for node in data["nodes"]}
     assert len(cards) < len(data["nodes"]) and cards <= {n["node_id"] for n in data["nodes"]}
-    out = marco(forked.url, "export", "--table", "rollouts", "--format", "jsonl").stdout
-    assert [json.loads(x)["forced"] for x in out.splitlines()] == [
-        r.forced for r in forked.tree.rollouts
-    ]
+    marco(forked.url, "export", str(tmp_path), "--table", "rollouts")
+    lines = (tmp_path / "rollouts.jsonl").read_text().splitlines()
+    assert [json.loads(x)["forced"] for x in lines] == [r.forced for r in forked.tree.rollouts]
 
 
 def test_it_is_verified_and_replayed_bit_for_bit(forked: Forked) -> None:

@@ -45,12 +45,17 @@ def given_settings(database_url: str) -> Settings:
 )
 @given(
     seed=st.integers(0, 2**31 - 1),
+    strategy=st.sampled_from(("step", "tree")),
     kills=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(MOMENTS)), max_size=5),
 )
 def test_the_tree_is_that_of_an_uninterrupted_search(
-    database: Database, given_settings: Settings, seed: int, kills: list[tuple[int, str]]
+    database: Database,
+    given_settings: Settings,
+    seed: int,
+    strategy: str,
+    kills: list[tuple[int, str]],
 ) -> None:
-    asked = question(options={"seed": seed, "rollouts": 24})
+    asked = question(options={"seed": seed, "rollouts": 24, "strategy": strategy})
     whole, cut = insert(database, asked, asked)
     runner(given_settings, database, Interrupted(-1, die)).run_next()
     rounds_asked = 0
