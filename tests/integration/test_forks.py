@@ -22,6 +22,7 @@ from marco_search.cli.solve_command import drawn_nodes
 from marco_search.console.reader import Reader
 from marco_search.console.report import render
 from marco_search.engine import search_job
+from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.local import ServiceUrls
 from marco_search.runtime import open_runtime
@@ -36,7 +37,7 @@ from tests.integration.toys import insert, marco, open_database, runner, setting
 QUESTION = ReasoningJob(
     question="Lily has 11 boxes with 43 books each. Lily gives 9 books to Tom. Lily puts the books "
     "evenly into 4 bags and keeps one bag. How many books does Lily have now?",
-    options={"rollouts": 6, "early_stop": False, "seed": 3},
+    options=SearchOptions(rollouts=6, early_stop=False, seed=3),
 )
 
 
