@@ -17,6 +17,7 @@ arXiv 2503.21961 and 2604.00018.
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ from marco_search.search.tree import ROOT, Child, Rollout, Tree
 FLOOR = 0.2
 """What a fork is worth where the way that was taken looks sure. Chosen on a development split."""
 
-_BROKEN = "\ufffd"
-"""Stands in the text of a token that is a part of a character."""
+_NO_TEXT = re.compile(r"\ufffd|<\|.*\|>|</?s>")
+"""Not to be put into a text: a part of a character, or a token that ends a turn or begins one."""
 
 
 class _Fork(NamedTuple):
@@ -100,7 +101,7 @@ class BestFirst:
             before = tree.text(node.parent_id)
             for token_id, share in passed_over(node.tokens[0]):
                 text = tree.texts.get(token_id, "")
-                if share >= self.config.fork_share and text and _BROKEN not in text:
+                if share >= self.config.fork_share and text and not _NO_TEXT.search(text):
                     self._order += 1
                     entry = (-share * doubt, self._order, node.parent_id, token_id, before + text)
                     heapq.heappush(self._forks, _Fork(*entry))

@@ -148,7 +148,8 @@ class Frontier:
             limit = (config.rollouts + 1) // 2 if branch else config.rollouts
         elif node_id == ROOT:
             # However small the budget, some of it is left to fork below the root with.
-            limit = min(config.root_width, 2 + self.tree.visits[ROOT] // 2)
+            half = (config.root_width + 1) // 2
+            limit = min(config.root_width, half + self.tree.visits[ROOT] // 2)
         elif node.action == Action.ANSWER and config.reflection is ReflectionPolicy.ALWAYS:
             # A closing that had to give way to a reflection stays closed.
             limit = config.width if self._reflections[node_id] else 0

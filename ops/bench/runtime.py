@@ -125,7 +125,7 @@ def search(
     recorder, work = Recorder(runtime), job(seed, strategy, rollouts)
     plan = engine.make_plan(work, runtime)
     if wide:
-        plan = replace(plan, config=replace(plan.config, parallel=wide, root_width=wide))
+        plan = replace(plan, config=replace(plan.config, parallel=wide, root_width=2 * wide))
     began = time.process_time()
     done = engine.run_search(work, plan, recorder, engine.Journal())
     cpu_s = time.process_time() - began

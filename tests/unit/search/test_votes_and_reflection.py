@@ -160,12 +160,15 @@ def test_a_fork_begins_with_a_candidate_that_was_passed_over() -> None:
         assert r.generated_tokens == sum(len(tree.nodes[i].tokens) for i in own)
 
 
-def test_a_candidate_without_a_known_whole_text_is_no_fork() -> None:
+@pytest.mark.parametrize("odd", ["{}\ufffd", "<|im_end|>", "</s>", ""])
+def test_a_candidate_without_a_text_of_its_own_is_no_fork(odd: str) -> None:
     config = configure("tree", rollouts=8, early_stop=False)
     search, runtime = Search(config, PROMPT, answer_of), ToyRuntime()
     while expansions := search.ask():
         branches = runtime.branch(expansions)
-        broken = [replace(b, texts={i: t + "\ufffd" for i, t in b.texts.items()}) for b in branches]
+        broken = [
+            replace(b, texts={i: odd.format(t) for i, t in b.texts.items()}) for b in branches
+        ]
         search.tell(broken)
     assert len(search.tree.rollouts) == 8
     assert all(r.forced is None for r in search.tree.rollouts)
