@@ -78,7 +78,7 @@ class SearchConfig:
     exploration: float = 0.5  #: c of UCT or PUCT, over values scaled to [0, 1]
     branching: int = 2  #: k of a fork below the root
     width: int = 3  #: samples drawn at an inner node
-    #: Samples drawn at the root, half of them at first; for whole thoughts all of them are drawn there.
+    #: Samples drawn at the root, half of them at first; of whole thoughts all of them.
     root_width: int = 4
     answer_width: int = 1  #: samples drawn where a thought ends
     parallel: int = 8  #: most branches in flight

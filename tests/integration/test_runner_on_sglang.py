@@ -162,7 +162,7 @@ def test_a_search_that_is_to_end_ends_on_the_server_as_well(
     with runtime(server) as opened:
         thread = threading.Thread(target=runner(settings, database, opened).run_next)
         thread.start()
-        until(lambda: len(server.calls) >= 3)
+        until(lambda: len(server.calls) >= 2)
         with database.transaction() as conn:
             if why == "cancelled":
                 jobs.cancel(conn, [stored.id])
