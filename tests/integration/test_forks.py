@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
@@ -62,7 +63,8 @@ def forked(services: ServiceUrls) -> Iterator[Forked]:
         with open_database(url) as database:
             (job,) = insert(database, QUESTION)
             settings = settings_for(url, "redis://127.0.0.1:1/0")
-            runner(settings, database, open_runtime(Settings())).run_next()
+            with closing(open_runtime(Settings())) as opened:
+                runner(settings, database, opened).run_next()
             with database.transaction() as conn:
                 tree = Tree.restore(*trail.load(conn, job.id))
             found = Forked(url, database, job.id, tree)
