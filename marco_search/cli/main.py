@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import cast
 
@@ -138,6 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
         if isinstance(error, UnicodeEncodeError) and re.search("[\\ud800-\\udfff]", "".join(words)):
             return report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
+        # Ctrl-C while a library is being loaded may come out of it as an error of its own.
+        if "KeyboardInterrupt" in "".join(traceback.format_exception(error)):
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
         return report_error(error, as_json, debug)
 
 
