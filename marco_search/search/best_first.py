@@ -138,11 +138,11 @@ class BestFirst:
 
     def _placement(self, node_id: int) -> ReflectionPlacement:
         """Whether a thought that goes on from this node has to reflect at its end."""
-        always = self.config.reflection is ReflectionPolicy.ALWAYS
-        actions = [self.tree.nodes[i].action for i in self.tree.up(node_id)] if always else []
-        if not always or Action.ANSWER in actions or Action.REFLECTION in actions:
+        if self.config.reflection is not ReflectionPolicy.ALWAYS:
             return ReflectionPlacement.NO
-        return ReflectionPlacement.AT_END
+        done = any(self.tree.nodes[i].action == Action.REFLECTION for i in self.tree.up(node_id))
+        open_ = not done and not self.tree.thought_closed(node_id)
+        return ReflectionPlacement.AT_END if open_ else ReflectionPlacement.NO
 
     def _first(self) -> float:
         first = self.config.first_temperature

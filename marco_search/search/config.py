@@ -208,8 +208,7 @@ _BEST_FIRST: dict[str, Any] = {
 }
 _GREEDY: dict[str, Any] = {"rollouts": 1, "temperature": 0.0, "early_stop": False}
 
-STRATEGIES: dict[str, dict[str, Any]] = {
-    DEFAULT_STRATEGY: _BEST_FIRST | {"action": Action.SPAN},  # AUTO's
+_NAMED: dict[str, dict[str, Any]] = {
     "tree": _BEST_FIRST | {"action": Action.SPAN},
     "adaptive": _BEST_FIRST | {"action": Action.WHOLE},
     "cot": _FLAT | _GREEDY | {"choice": Aggregation.BEST},
@@ -221,6 +220,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "mini-step-16": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 16},
     "mini-step-8": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 8},
 }
+STRATEGIES = {DEFAULT_STRATEGY: _NAMED[AUTO]} | _NAMED
 """Strategy to its defaults. The names of `SearchOptions.strategy` and the help texts follow."""
 
 

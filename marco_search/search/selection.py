@@ -175,14 +175,15 @@ class Frontier:
         """
         node_id, left = self._fork
         if not left:
-            found = self._descend()
-            if found is None and self._launched:
+            found, config = self._descend(), self.config
+            if found is not None:
+                # The root's samples have nothing to wait for, others go few at a time.
+                most = config.parallel if found == ROOT else config.branching
+                node_id, left = found, min(most, self.room(found))
+            elif self._launched:
                 return None
-            node_id = ROOT if found is None else found
-            # The root's samples have nothing to wait for, others go few at a time.
-            config = self.config
-            left = config.parallel if node_id == ROOT else config.branching
-            left = config.root_width if found is None else min(left, self.room(node_id))
+            else:
+                node_id, left = ROOT, config.root_width
             self._fork = node_id, left
         return Child(node_id, self.config.temperature, reflect=self.reflection_for(node_id))
 

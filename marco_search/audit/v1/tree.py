@@ -70,7 +70,6 @@ def unpack_tokens(row: dict[str, Any]) -> None:
     texts = unpack_texts(row["token_texts"], count) if count else []
     row["texts_agree"] = not count or b"".join(texts).decode() == row["text"]
     row["line_ends"] = tuple(b"\n" in text for text in texts)
-    row["first"] = unpack_ints(row["token_ids"])[0] if count else None
 
 
 def unpack_rollout(row: dict[str, Any]) -> None:
@@ -214,8 +213,10 @@ def _wrong_path(tree: Sequence[Node], row: Rollout, expected_id: int) -> Wrong |
         return "start_id", f"a node of the path {list(path)}", str(row.start_id)
     forced = getattr(row, "forced", None)  # since format 3
     below = path[path.index(row.start_id) + 1 :]
-    if forced is not None and below and tree[below[0]].first != forced:
-        return "forced", f"{tree[below[0]].first}, the first it has", str(forced)
+    if forced is not None and below:
+        first = next(iter(unpack_ints(tree[below[0]].token_ids)), None)
+        if first != forced:
+            return "forced", f"{first}, the first it has", str(forced)
     return None
 
 
