@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
 from typing import NamedTuple
 
 from marco_search.search.actions import Action, passed_over
 from marco_search.search.branches import Finish, ReflectionPlacement, Token
 from marco_search.search.config import ReflectionPolicy, SearchConfig
 from marco_search.search.rewards import unsure
-from marco_search.search.tree import ROOT, Child, Rollout, Tree
+from marco_search.search.tree import ROOT, Child, Node, Rollout, Tree
 
 FLOOR = 0.2
 """What a fork is worth where the way that was taken looks sure. Chosen on a development split."""
@@ -41,7 +43,27 @@ class _Fork(NamedTuple):
     order: int
     node_id: int
     token_id: int
-    text: str  #: of the path with the candidate
+    text: bytes  #: digest of the path's text with the candidate
+
+
+def _hash_of(text: str) -> blake2b:
+    """Texts are told apart by a digest: a queue of whole paths would fill the memory."""
+    return blake2b(text.encode(), digest_size=16)
+
+
+def _digest(before: blake2b, text: str) -> bytes:
+    """The digest of a text that goes on with this one."""
+    whole = before.copy()
+    whole.update(text.encode())
+    return whole.digest()
+
+
+def _tokens(nodes: Sequence[Node], at: int) -> Iterator[tuple[Token, float]]:
+    """The tokens of these nodes with their c_i, from the one at `at` up to a reflection."""
+    for node in islice(nodes, at, None):
+        if not node.tokens:
+            return
+        yield from zip(node.tokens, node.confidences, strict=True)
 
 
 class BestFirst:
@@ -52,7 +74,7 @@ class BestFirst:
         self.config = config
         self._forks: list[_Fork] = []  # a heap
         self._order = 0
-        self._tried: set[str] = set()  # texts of paths with the candidate that was forced
+        self._tried: set[bytes] = set()  # `_Fork.text` of those that were forced
         self._closed: int | None = None  # the node at which the first thought closed
         self._reflected = False
         self._fresh = 0  # thoughts from the root so far, with those in flight
@@ -73,8 +95,8 @@ class BestFirst:
     def _recorded(self, rollout: Rollout) -> None:
         start = rollout.path.index(rollout.start_id)
         if rollout.forced is not None:
-            text = self.tree.texts.get(rollout.forced, "")
-            self._tried.add(self.tree.text(rollout.start_id) + text)
+            candidate = self.tree.texts.get(rollout.forced, "")
+            self._tried.add(_digest(_hash_of(self.tree.text(rollout.start_id)), candidate))
         elif rollout.reflect is ReflectionPlacement.FIRST:
             self._reflected = True
         else:
@@ -92,32 +114,28 @@ class BestFirst:
 
     def _add_forks(self, own: list[int]) -> None:
         """Queue what was passed over where these nodes, each below the one before, begin."""
-        tree = self.tree
-        for at, node_id in enumerate(own):
-            node = tree.nodes[node_id]
-            if node.parent_id is None or not node.tokens or self._has_elder(node_id):
-                continue
-            doubt = FLOOR + unsure(self._line(own[at:]))
-            before = tree.text(node.parent_id)
-            for token_id, share in passed_over(node.tokens[0]):
-                text = tree.texts.get(token_id, "")
-                if share >= self.config.fork_share and text and not _NO_TEXT.search(text):
-                    self._order += 1
-                    entry = (-share * doubt, self._order, node.parent_id, token_id, before + text)
-                    heapq.heappush(self._forks, _Fork(*entry))
+        nodes = [self.tree.nodes[i] for i in own]
+        before = _hash_of(self.tree.text(nodes[0].parent_id or ROOT) if nodes else "")
+        for at, node in enumerate(nodes):
+            if node.tokens and not self._has_elder(node):
+                doubt = FLOOR + unsure(_tokens(nodes, at))
+                for token_id, share in passed_over(node.tokens[0]):
+                    self._add_fork(node.parent_id or ROOT, token_id, share, doubt, before)
+            before.update(node.text.encode())
 
-    def _has_elder(self, node_id: int) -> bool:
+    def _add_fork(
+        self, node_id: int, token_id: int, share: float, doubt: float, before: blake2b
+    ) -> None:
+        text = self.tree.texts.get(token_id, "")
+        if share >= self.config.fork_share and text and not _NO_TEXT.search(text):
+            self._order += 1
+            fork = _Fork(-share * doubt, self._order, node_id, token_id, _digest(before, text))
+            heapq.heappush(self._forks, fork)
+
+    def _has_elder(self, node: Node) -> bool:
         """Whether what was passed over here is queued already, from a sibling's first token."""
-        parent = self.tree.nodes[node_id].parent_id or ROOT
-        siblings = self.tree.children[parent]
-        return any(i < node_id and self.tree.nodes[i].tokens for i in siblings)
-
-    def _line(self, own: list[int]) -> Iterator[tuple[Token, float]]:
-        """Tokens with their c_i, to the end of the line or up to a reflection."""
-        for node in map(self.tree.nodes.__getitem__, own):
-            if not node.tokens:
-                return
-            yield from zip(node.tokens, node.confidences, strict=True)
+        siblings = self.tree.children[node.parent_id or ROOT]
+        return any(i < node.node_id and self.tree.nodes[i].tokens for i in siblings)
 
     # -- branches in flight -------------------------------------------------------------
 
