@@ -37,7 +37,7 @@ from marco_search.scorers import Outcome, Output, Scorer, open_scorer
 from marco_search.search.actions import Action
 from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.budgets import StopReason
-from marco_search.search.config import ReflectionPolicy, SearchConfig, configure
+from marco_search.search.config import ReflectionPolicy, SearchConfig, configure, gone_from
 from marco_search.search.mcts import Search
 from marco_search.search.tree import Round, Shortfalls, Tree
 
@@ -55,15 +55,19 @@ class SearchPlan:
     prompt: str  #: rendered, up to where the model goes on
     model: str
     revision: str
+    gone: tuple[str, ...] = ()  #: fields of an earlier version's plan that are not followed here
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same plan back."""
-        return asdict(self) | {"config": self.config.to_json()}
+        plain = {name: value for name, value in asdict(self).items() if name != "gone"}
+        return plain | {"config": self.config.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchPlan:
         """The plan written by `to_json`."""
-        return cls(**data | {"config": SearchConfig.from_json(data["config"])})
+        config = data["config"]
+        read = {"config": SearchConfig.from_json(config), "gone": gone_from(config)}
+        return cls(**data | read)
 
 
 class Journal:
@@ -171,8 +175,16 @@ def _warn_of_chatml(model: str, profile: str) -> None:
     )
 
 
-def require_model(plan: SearchPlan, runtime: Runtime) -> None:
-    """Raises ModelRefused unless the runtime has the model that the search was planned on."""
+def require_same(plan: SearchPlan, runtime: Runtime) -> None:
+    """Raises ModelRefused unless the runtime has the model that the search was planned on.
+
+    Raises SearchError for a plan of an earlier version that this one does not follow.
+    """
+    if plan.gone:
+        raise SearchError(
+            f"the search was planned by an earlier version ({', '.join(plan.gone)}), and only that "
+            "version can go on with it or replay it; marco requeue --restart begins it again"
+        )
     info = runtime.info
     if (info.model, info.revision) != (plan.model, plan.revision):
         raise ModelRefused(
@@ -197,7 +209,7 @@ def run_search(
     plan's, InvalidSettings when what scores its rollouts is not set up here,
     and what the runtime and the journal raise.
     """
-    require_model(plan, runtime)
+    require_same(plan, runtime)
     tree, seconds = journal.load()
     search = restore_search(job, plan, tree)
     scorer = open_scorer(plan.config, tree.rollouts)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from marco_search.engine import SearchPlan, require_model, restore_search
+from marco_search.engine import SearchPlan, require_same, restore_search
 from marco_search.jobs import Job
 from marco_search.jobs.validation import shortened
 from marco_search.runtime.base import Runtime
@@ -99,7 +99,7 @@ def replay(
     (rounds done, rounds in all).
     Raises ModelRefused if the runtime has another model or revision, and what it raises.
     """
-    require_model(plan, runtime)
+    require_same(plan, runtime)
 
     def before(number: int) -> Search:
         earlier = [n for n in nodes if n.round < number], [r for r in rollouts if r.round < number]

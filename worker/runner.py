@@ -17,7 +17,6 @@ from marco_search.jobs import Job
 from marco_search.kinds import parse_job
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
-from marco_search.search.config import require_current
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database, check_schema
 from marco_search.store.queue import leases, scheduling
@@ -115,7 +114,6 @@ class Runner:
         try:
             job = parse_job(claim.payload)
             # The plan that it was begun with, so that the same search goes on.
-            require_current(claim.plan["config"] if claim.plan else {})
             kept = claim.plan and engine.SearchPlan.from_json(claim.plan)
             plan = kept or engine.make_plan(job, runtime)
         except Exception as error:

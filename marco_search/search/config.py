@@ -149,7 +149,7 @@ class SearchConfig:
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
         """The configuration written by `to_json`: names of choices stand for them.
 
-        Of an earlier version's, what is gone is left out (`require_current`).
+        Of an earlier version's, what is gone is left out (`gone_from`).
         """
         known = {k: v for k, v in data.items() if k not in _GONE and k != "value"}
         known["reward"] = reward_of(data)
@@ -180,14 +180,9 @@ _GONE: dict[str, Any] = {
 """Fields of earlier versions, with the value that means what is done now."""
 
 
-def require_current(config: Mapping[str, Any]) -> None:
-    """Raises SearchError for a stored configuration that no search of this version follows."""
-    gone = [name for name, usual in _GONE.items() if config.get(name, usual) != usual]
-    if gone:
-        raise SearchError(
-            f"the search was planned by an earlier version ({', '.join(gone)}), and only that "
-            "version can go on with it or replay it; marco requeue --restart begins it again"
-        )
+def gone_from(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a stored configuration that no search of this version follows."""
+    return tuple(name for name, usual in _GONE.items() if config.get(name, usual) != usual)
 
 
 DEFAULT_STRATEGY = "auto"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from marco_search.engine import FinishedSearch, Journal, make_plan, run_search
-from marco_search.errors import ModelRefused
+from marco_search.engine import FinishedSearch, Journal, SearchPlan, make_plan, run_search
+from marco_search.errors import ModelRefused, SearchError
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.replay import Replayed, replay
@@ -55,6 +55,23 @@ def replayed(finished: FinishedSearch, runtime: Runtime, job: ReasoningJob) -> R
     nodes = [n for n in tree.nodes if n.node_id != ROOT]
     reason = finished.search.stop_reason
     return replay(job, finished.plan, nodes, tree.rollouts, runtime, stop_reason=reason)
+
+
+def test_a_search_that_an_earlier_version_planned_is_not_gone_on_with() -> None:
+    job, runtime = question(), ToyRuntime()
+    plan = make_plan(job, runtime)
+    planned = plan.to_json()
+    planned["config"] |= {"widening": 0.0, "backup": "mean"}  # as it is done now
+    assert SearchPlan.from_json(planned) == plan
+    planned["config"] |= {"widening": 1.0}
+    older = SearchPlan.from_json(planned)
+    assert older.config == plan.config and older.to_json() == plan.to_json()
+    for go_on in (
+        lambda: run_search(job, older, runtime, Journal()),
+        lambda: replay(job, older, [], [], runtime),
+    ):
+        with pytest.raises(SearchError, match=r"widening.*requeue --restart"):
+            go_on()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from marco_search.errors import InvalidJob
 from marco_search.jobs import Answer, Job, explained
 from marco_search.kinds import parse_job
 from marco_search.search.actions import Action
-from marco_search.search.config import require_current
 from marco_search.search.tree import Node, Rollout, Shortfalls
 from marco_search.store import views
 from marco_search.store.db import Conn
@@ -246,7 +245,6 @@ def stored_search(conn: Conn, job_id: UUID) -> StoredSearch:
         raise not_found(job_id)
     nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
     plan, grown = row.pop("plan"), row.pop("nodes")
-    require_current(plan["config"] if plan else {})
     if plan is not None and not rollouts and grown:
         raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
     if plan is None or not rollouts:
