@@ -57,7 +57,7 @@ search_options = _together(
                  help="Verifier of the worker's that accepts, rejects or rates answers."),
     click.option("--answers", type=int, metavar="N", help="Best distinct answers (default 3)."),
     click.option("--early-stop/--no-early-stop", default=None,
-                 help="Stop when the vote can't change any more (default)."),
+                 help="Stop when the vote is settled (default)."),
     profile_options,
 )  # fmt: skip
 _OWN_FIELDS = [

@@ -83,7 +83,7 @@ class SearchOptions(Input):
     answers: int = Field(
         default=3, ge=1, le=100, description="How many of the best distinct answers are returned"
     )
-    early_stop: bool = Field(default=True, description="Stop when the vote can't change any more")
+    early_stop: bool = Field(default=True, description="Stop when the vote is settled")
     exploration: float | None = Field(default=None, ge=0, le=100, description="c of UCT or PUCT")
     branching: int | None = Field(default=None, ge=1, le=256, description="Branches of one fork")
     width: int | None = Field(
@@ -350,7 +350,7 @@ class JobResult(Described):
     kind: str = Field(description="Which kind of job it was")
     state: JobState = Field(description="succeeded, failed, cancelled, expired or dead")
     answers: tuple[Answer, ...] = Field((), description="The best first")
-    strategy: str = Field(description="How it was to be searched")
+    strategy: str = Field(description="How it was searched: of auto, what that was; else as asked")
     stop_reason: str | None = Field(None, description="Why the search ended")
     vote: str | None = Field(
         None,

@@ -63,3 +63,11 @@ def test_a_result_counts_what_the_tree_shows(settings: Settings, database: Datab
     assert found.cut_off_at == max(r.generated_tokens for r in lengths)
     assert result.shortfall == record.shortfall
     assert result.max_new_tokens == 9
+
+
+def test_a_result_names_the_strategy_that_auto_was(settings: Settings, database: Database) -> None:
+    job = searched(settings, database, strategy="auto")
+    with database.transaction() as conn:
+        (result,) = queries.results(conn, [job])
+        asked = queries.statuses(conn, [job])[0].strategy
+    assert (asked, result.strategy) == ("auto", "tree")

@@ -254,7 +254,8 @@ def config(conn: Conn, job_id: UUID) -> SearchConfig:
 
 _ZERO = "ARRAY[0::float8]"
 _RESULTS = f"""
-    SELECT job_id::text, kind, state, strategy, stop_reason, rollouts, nodes, generated_tokens,
+    SELECT job_id::text, kind, state, coalesce(config ->> 'strategy', strategy) AS strategy,
+        stop_reason, rollouts, nodes, generated_tokens,
         prompt_tokens, cached_tokens, seconds, model, revision, expected, correct,
         confidence_quantile, config ->> 'choice' AS vote,
         (config ->> 'sharpness')::float8 AS sharpness,
