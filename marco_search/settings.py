@@ -35,23 +35,24 @@ def _stripped(value: object) -> object:
     return (value.strip() or None) if isinstance(value, str) else value
 
 
-def _json_object(value: object) -> object:
-    """A JSON object from text."""
-    return json.loads(value) if isinstance(value, str) else value
-
-
 Address = Annotated[SecretStr | None, BeforeValidator(_stripped)]
 
 
-def _from_json(value: object) -> object:
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        raise ValueError('not JSON, such as {"name": ["command", "word"]}') from None
+def _from_json(example: str) -> BeforeValidator:
+    """Reads a value that is given as JSON."""
+
+    def read(value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError(f"not JSON, such as {example}") from None
+
+    return BeforeValidator(read)
 
 
 Target = Annotated[str, Field(pattern="^https?://")] | Annotated[list[str], Field(min_length=1)]
-Verifiers = Annotated[dict[Name, Target], NoDecode, BeforeValidator(_from_json)]
+Overrides = Annotated[dict[str, Any], NoDecode, _from_json('{"top_p": 0.9}')]
+Verifiers = Annotated[dict[Name, Target], NoDecode, _from_json('{"name": ["command", "word"]}')]
 
 
 def _variable(name: str) -> str:
@@ -91,7 +92,7 @@ class Settings(BaseSettings):
     profile: str | None = Field(
         None, description="Name or file of the model's profile; unset: by the model's name"
     )
-    overrides: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = Field(
+    overrides: Overrides = Field(
         {}, description="Fields of the profile or of SearchConfig to set otherwise: a JSON object"
     )
     embedded_rows: int = Field(
