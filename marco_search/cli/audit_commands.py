@@ -14,7 +14,7 @@ from marco_search.audit import anchors as anchor_files
 from marco_search.audit.findings import Finding, Report
 from marco_search.cli import output
 from marco_search.cli.error_reports import DOES_NOT_FIT
-from marco_search.cli.options import command
+from marco_search.cli.options import FILE, command
 from marco_search.cli.session import Session, session
 from marco_search.errors import ArchiveRefused
 from marco_search.locations import database_url
@@ -30,7 +30,6 @@ _COUNTS = (
     "Jobs: {jobs:,} ({open_jobs:,} not ended, {archived_jobs:,} archived). Nodes: {nodes:,}."
     " Rollouts: {rollouts:,}. Links: {links:,}. {seconds:.1f} s."
 )
-_file = click.Path(dir_okay=False, path_type=Path)
 _folder = click.Path(file_okay=False, path_type=Path)
 
 
@@ -38,7 +37,7 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.argument("jobs", metavar="[JOB]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All jobs of all tenants (the default).")
 @click.option(
-    "--anchor", "anchors", multiple=True, type=_file, metavar="FILE",
+    "--anchor", "anchors", multiple=True, type=FILE, metavar="FILE",
     help="An anchor kept elsewhere that the chain must still hold; may be given again.",
 )  # fmt: skip
 @click.option(
@@ -134,9 +133,9 @@ def _finding_lines(found: Sequence[Finding]) -> list[str]:
 
 
 @command()
-@click.option("--key", type=_file, metavar="FILE", help="Ed25519 key (PEM) to sign it with.")
+@click.option("--key", type=FILE, metavar="FILE", help="Ed25519 key (PEM) to sign it with.")
 @click.option(
-    "--new-key", type=_file, metavar="FILE", help="Only make a key, and print its public part."
+    "--new-key", type=FILE, metavar="FILE", help="Only make a key, and print its public part."
 )
 def anchor(key: Path | None, new_key: Path | None) -> None:
     """Print an anchor: the head of the chain, how many links and jobs it covers, and when.

@@ -13,12 +13,13 @@ import click
 from marco_search import profiles
 from marco_search import settings as settings_module
 from marco_search.cli import output
+from marco_search.cli.evaluation import progress_text
 from marco_search.cli.job_input import given_options, profile_options
-from marco_search.cli.options import command
+from marco_search.cli.options import FILE, command, language_option, threads_option
 from marco_search.engine import profile_of
 from marco_search.errors import InputError
 from marco_search.evaluation.calibration import Findings, Setting, findings, recipes, require_enough
-from marco_search.evaluation.data_sets import load
+from marco_search.evaluation.data_sets import file_stem, load
 from marco_search.evaluation.report import percent, require_few_failed, table
 from marco_search.evaluation.run import Progress, run
 from marco_search.evaluation.statistics import rounded
@@ -27,66 +28,37 @@ from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import RuntimeInfo
 
-_file = click.Path(dir_okay=False, path_type=Path)
-
 
 @command("calibrate")
 @click.argument("data_set", metavar="SET")
-@click.option("--language", metavar="LANG", help="Which file of a folder, or of MGSM.")
+@language_option
 @click.option(
-    "--limit",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    metavar="N",
+    "--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N",
     help="The first N questions only.",
-)
+)  # fmt: skip
 @click.option(
-    "--rollouts",
-    type=click.IntRange(4),
-    default=8,
-    show_default=True,
-    metavar="N",
+    "--rollouts", type=click.IntRange(4), default=8, show_default=True, metavar="N",
     help="Rollouts of each question's tree.",
-)
+)  # fmt: skip
 @click.option(
-    "--samples",
-    type=click.IntRange(2),
-    default=4,
-    show_default=True,
-    metavar="N",
+    "--samples", type=click.IntRange(2), default=4, show_default=True, metavar="N",
     help="Fresh thoughts of each question at each temperature.",
-)
+)  # fmt: skip
 @click.option(
-    "--error",
-    type=click.FloatRange(0, 50),
-    default=5,
-    show_default=True,
-    metavar="PERCENT",
+    "--error", type=click.FloatRange(0, 50), default=5, show_default=True, metavar="PERCENT",
     help="Questions that stopping early may answer otherwise.",
-)
+)  # fmt: skip
+@threads_option("Searches at once.")
 @click.option(
-    "--threads",
-    type=click.IntRange(1, 512),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="Searches at once.",
-)
-@click.option(
-    "--traces",
-    type=_file,
-    metavar="FILE",
+    "--traces", type=FILE, metavar="FILE",
     help="Keep the searches here and go on from those there are. "
     "Default: evaluation/calibrate-SET.jsonl under MARCO_HOME.",
-)
+)  # fmt: skip
 @click.option("--name", metavar="NAME", help="Of the new profile. Default: OLD-calibrated.")
 @click.option(
-    "--out",
-    type=_file,
-    metavar="FILE",
+    "--out", type=FILE, metavar="FILE",
     help="Write the profile here. Default: profiles/NAME.toml under MARCO_HOME.",
-)
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a profile that is there.")
 @profile_options
 def calibrate(
@@ -108,7 +80,7 @@ def calibrate(
     problems = load(data_set, language=language, limit=limit)
     require_enough(problems)
     settings, options = settings_module.load(), SearchOptions(**given_options(values))
-    traces = traces or settings.home / "evaluation" / f"calibrate-{_stem(data_set)}.jsonl"
+    traces = traces or settings.home / "evaluation" / f"calibrate-{file_stem(data_set)}.jsonl"
     with (
         output.console(stderr=True).status("calibrating") as status,
         closing(open_runtime(settings)) as runtime,
@@ -119,12 +91,11 @@ def calibrate(
         profiles.override(used, {"name": name})  # a bad one is refused before hours of searching
         if out.exists() and not force:
             raise InputError(f"{out} is there already: --force replaces it, or name another")
-        made = []
-        for i, recipe in enumerate(recipes(options, rollouts, samples), start=1):
+        made, parts = [], recipes(options, rollouts, samples)
+        for i, recipe in enumerate(parts, start=1):
 
             def on_progress(progress: Progress, part: int = i) -> None:
-                done, total = progress.done, progress.total
-                status.update(f"part {part} of 4: {done} of {total}, {progress.tokens:,} tokens")
+                status.update(f"part {part} of {len(parts)}: {progress_text(progress)}")
 
             made.append(
                 run(problems, recipe, runtime, traces, threads=threads, on_progress=on_progress)
@@ -148,10 +119,6 @@ def calibrate(
         "traces": str(traces),
     }
     output.report(data, about, "", *_in_words(found), "", *_written(profile, out, settings.home))
-
-
-def _stem(data_set: str) -> str:
-    return Path(data_set).stem.replace(":", "-")
 
 
 def _measured_on(info: RuntimeInfo, data_set: str, found: Findings) -> str:

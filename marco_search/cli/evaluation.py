@@ -12,9 +12,9 @@ import click
 from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.job_input import given_options, search_options
-from marco_search.cli.options import command
+from marco_search.cli.options import FILE, command, language_option, threads_option
 from marco_search.cli.session import session
-from marco_search.evaluation.data_sets import load
+from marco_search.evaluation.data_sets import file_stem, load
 from marco_search.evaluation.grading import Grader, curve
 from marco_search.evaluation.report import bins_of, markdown_rows, require_few_failed, row
 from marco_search.evaluation.run import Progress, Recipe, run, run_queued
@@ -22,26 +22,21 @@ from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
 
-_file = click.Path(dir_okay=False, path_type=Path)
-
 
 @command("eval")
 @click.argument("data_set", metavar="SET")
-@click.option("--language", metavar="LANG", help="Which file of a folder, or of MGSM.")
+@language_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N problems only.")
 @click.option("--local", is_flag=True, help="Search in this process instead of the queue.")
 @click.option(
-    "--out", type=_file, metavar="FILE",
+    "--out", type=FILE, metavar="FILE",
     help="Keep traces here and go on from those there are. "
     "Default: evaluation/SET-STRATEGY.jsonl under MARCO_HOME.",
 )  # fmt: skip
 @click.option("--trees", is_flag=True, help="Keep token scores too, for marco replay --reward.")
+@threads_option("Searches at once (with --local).")
 @click.option(
-    "--threads", type=click.IntRange(1, 512), default=16, show_default=True, metavar="N",
-    help="Searches at once (with --local).",
-)  # fmt: skip
-@click.option(
-    "--report", type=_file, metavar="FILE",
+    "--report", type=FILE, metavar="FILE",
     help="Write the report as Markdown here, and as JSON beside it.",
 )  # fmt: skip
 @click.option(
@@ -70,7 +65,7 @@ def evaluate(
     recipe = Recipe(options=SearchOptions(**given_options(values)), keep_tokens=trees)
     strategy, settings = recipe.options.strategy, settings_module.load()
     if out is None:
-        name = f"{Path(data_set).stem.replace(':', '-')}-{language or 'all'}-{strategy}.jsonl"
+        name = f"{file_stem(data_set)}-{language or 'all'}-{strategy}.jsonl"
         out = settings.home / "evaluation" / name
     resumed: list[int] = []
     with output.console(stderr=True).status("evaluating") as status:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 JSON = "marco_search.json"
 """Key of a click context's `meta`: whether --json was given."""
+FILE = click.Path(dir_okay=False, path_type=Path)
+"""A path that is no folder's."""
 LARGEST_COUNT = 2**31 - 1  # Postgres' integer
 
 
@@ -33,6 +36,9 @@ def command(name: str | None = None) -> Callable[[Callable[..., Any]], click.Com
 
 jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1)
 all_option = click.option("--all", "everything", is_flag=True, help="All jobs of all tenants.")
+language_option = click.option(
+    "--language", metavar="LANG", help="Which file of a folder, or of MGSM."
+)
 tenant_option = click.option("--tenant", metavar="NAME", help="All jobs of this tenant.")
 
 
@@ -40,6 +46,14 @@ def require_tenant(tenant: str | None) -> None:
     """Raises UsageError for an empty name: an unset variable of a script must not mean all."""
     if tenant == "":
         raise click.UsageError("--tenant is empty: give a name, or --all.")
+
+
+def threads_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How many searches a process runs at once."""
+    return click.option(
+        "--threads", type=click.IntRange(1, 512), default=16, show_default=True, metavar="N",
+        help=help_text,
+    )  # fmt: skip
 
 
 def count(least: int = 0) -> click.IntRange:

@@ -77,6 +77,11 @@ def from_row(row: dict[str, Any], place: str) -> Problem:
     return Problem(key, job, tuple(str(a) for a in accepted))
 
 
+def file_stem(source: str) -> str:
+    """A set's name as a part of names of files about it."""
+    return Path(source).stem.replace(":", "-")
+
+
 Rows = Iterable[tuple[str, dict[str, Any]]]
 
 
