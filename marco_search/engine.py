@@ -103,9 +103,8 @@ def profile_of(options: SearchOptions, model: str) -> Profile:
     Raises InvalidProfile, and InvalidSettings for what can't be overridden.
     """
     settings = settings_module.load()
-    folder = settings.home / "profiles"
-    name = options.profile or settings.profile
-    found = profiles.load(name, folder) if name else profiles.chosen(model, folder)
+    name, own = options.profile or settings.profile, settings.profiles
+    found = profiles.load(name, own) if name else profiles.chosen(model, own)
     try:
         found = profiles.override(found, settings.overrides)
     except InvalidProfile as error:

@@ -190,6 +190,11 @@ class Settings(BaseSettings):
         "made if unset",
     )
 
+    @property
+    def profiles(self) -> Path:
+        """Folder of the user's own profiles."""
+        return self.home / "profiles"
+
 
 @cache
 def load() -> Settings:

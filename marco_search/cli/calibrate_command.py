@@ -87,7 +87,7 @@ def calibrate(
     ):
         info, used = runtime.info, profile_of(options, runtime.info.model)
         name = name or f"{used.name.removesuffix('-calibrated')}-calibrated"
-        out = out or settings.home / "profiles" / f"{name}.toml"
+        out = out or settings.profiles / f"{name}.toml"
         profiles.override(used, {"name": name})  # a bad one is refused before hours of searching
         if out.exists() and not force:
             raise InputError(f"{out} is there already: --force replaces it, or name another")
@@ -118,7 +118,9 @@ def calibrate(
         "file": str(out),
         "traces": str(traces),
     }
-    output.report(data, about, "", *_in_words(found), "", *_written(profile, out, settings.home))
+    output.report(
+        data, about, "", *_in_words(found), "", *_written(profile, out, settings.profiles)
+    )
 
 
 def _measured_on(info: RuntimeInfo, data_set: str, found: Findings) -> str:
@@ -128,9 +130,8 @@ def _measured_on(info: RuntimeInfo, data_set: str, found: Findings) -> str:
     )
 
 
-def _written(profile: Profile, out: Path, home: Path) -> list[str]:
-    known = out.parent == home / "profiles"
-    how = profile.name if known and out.stem == profile.name else str(out)
+def _written(profile: Profile, out: Path, folder: Path) -> list[str]:
+    how = profile.name if out.parent == folder and out.stem == profile.name else str(out)
     return [f"Profile: {out}", f"Use it with --profile {how}, or MARCO_PROFILE={how} for all jobs."]
 
 

@@ -22,7 +22,7 @@ def profile() -> None:
 @click.option("--model", metavar="NAME", help="Mark the one that is taken for this model.")
 def list_(model: str | None) -> None:
     """List the profiles, those of your own first, and the model names they are for."""
-    folder = settings_module.load().home / "profiles"
+    folder = settings_module.load().profiles
     taken = None if model is None else profiles.chosen(model, folder).name
     known = [profiles.read(file) for file in profiles.files(folder).values()]
     lines = [
@@ -41,7 +41,7 @@ def show(name: str) -> None:
     \b
     marco profile show qwen2 > .marco/profiles/mine.toml
     """
-    found = profiles.load(name, settings_module.load().home / "profiles")
+    found = profiles.load(name, settings_module.load().profiles)
     data = found.model_dump(mode="json") | {"label": found.label}
     output.report(data, profiles.dumps(found).rstrip())
 
