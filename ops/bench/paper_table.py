@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,23 +32,19 @@ import numpy as np
 
 from marco_search import settings
 from marco_search.cli.evaluation import progress_text
-from marco_search.evaluation import statistics
 from marco_search.evaluation.data_sets import Problem, from_row, load
-from marco_search.evaluation.grading import Grader, Point, Stops, chosen, point
+from marco_search.evaluation.grading import Grader, Point, Stops, point
 from marco_search.evaluation.plots import accuracy_over_tokens, plot
 from marco_search.evaluation.report import require_few_failed
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import accuracy, diversity, paired, ratio, rounded
+from marco_search.evaluation.statistics import accuracy, paired, ratio, rounded
 from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
-from marco_search.kinds import kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.config import configure
-from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
-from ops.bench import splits
+from ops.bench import splits, text_jobs
 from ops.pocket.problems import Language
-from ops.pocket.texts import HOBBIES, OPEN_ENDED, gift_output
 
 HERE = Path(__file__).parent
 SEED = 20261
@@ -134,12 +129,18 @@ class Study:
         home = settings.load().home / "evaluation" / "paper"
         return home / self.name / self.seed / set_name / f"{run_name}.jsonl"
 
+    def kept(self, set_name: str, run_name: str, problems: Sequence[Problem]) -> list[Trace]:
+        """The traces of all problems; none if any is missing."""
+        file = self.file(set_name, run_name)
+        found = {t.key: t for t in read(file)} if file.exists() else {}  # the newest of a problem
+        return [found[p.key] for p in problems] if all(p.key in found for p in problems) else []
+
     @cached_property
     def traces(self) -> dict[str, list[Trace]]:
         """Those of all sets in turn, of each complete run. Raises as `require_few_failed`."""
         found = {}
         for name in recipes():
-            parts = [complete(self.file(s, name), p) for s, p in self.sets.items()]
+            parts = [self.kept(s, name, p) for s, p in self.sets.items()]
             if all(parts):
                 found[name] = [trace for part in parts for trace in part]
                 require_few_failed(found[name], MOST_FAILED)
@@ -223,12 +224,6 @@ class Study:
         return asdict(ratio(mine.tokens, best.tokens)) if best and mine else None
 
 
-def complete(file: Path, problems: Sequence[Problem]) -> list[Trace]:
-    """The traces of all problems; none if any is missing."""
-    found = {t.key: t for t in read(file)} if file.exists() else {}  # the newest of a problem
-    return [found[p.key] for p in problems] if all(p.key in found for p in problems) else []
-
-
 def picked(at: Point, where: Sequence[int]) -> Point:
     """Some problems of a point."""
     tokens, right = tuple(at.tokens[i] for i in where), tuple(at.right[i] for i in where)
@@ -271,101 +266,6 @@ def points(gain: Mapping[str, float]) -> str:
     return "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(
         **{name: 100 * gain[name] for name in ("difference", "low", "high")}
     )
-
-
-# -- Translation and open-ended jobs ------------------------------------------------------
-
-TEXT_RUNS = ("cot", "tree")
-
-
-def text_problems(kind: str, count: int | None = None) -> list[Problem]:
-    """The held-out phrases, or prompts with many good answers in both languages."""
-    if kind == "translation":
-        return load("heldout_translation", limit=count)
-    return [from_row({"prompt": prompt}, kind) for prompt in list(acceptable())[:count]]
-
-
-def acceptable() -> dict[str, Callable[[str], bool]]:
-    """Open-ended prompt to whether an output is what it asks for."""
-    found: dict[str, Callable[[str], bool]] = {}
-    for hobby in HOBBIES:
-        for language, (name, gifts) in hobby.items():
-            outputs = {gift_output(gift, language) for gift in gifts}
-            found[OPEN_ENDED[language]["gift"].format(hobby=name)] = outputs.__contains__
-    for total in range(20, 200, 15):
-        prompt = OPEN_ENDED["en"]["sum"].format(total=total)
-        found[prompt] = lambda text, total=total: _adds_up_to(total, text)  # type: ignore[misc]
-    return found
-
-
-def _adds_up_to(total: int, output: str) -> bool:
-    numbers = [int(number) for number in re.findall(r"\d+", output)]
-    return len(numbers) == 2 and sum(numbers) == total
-
-
-def text_recipe(strategy: str) -> Recipe:
-    """How translation and open-ended jobs are searched."""
-    options = {"strategy": strategy, "seed": SEED, "rollouts": 8, "early_stop": False}
-    return Recipe(options=SearchOptions.model_validate(options))
-
-
-def text_results(study: Study, count: int | None) -> dict[str, Any]:
-    """The figures of translation and open-ended jobs, of the runs that are complete."""
-    found: dict[str, Any] = {}
-    for kind, figures in {"translation": _translation, "open-ended": _open_ended}.items():
-        problems = text_problems(kind, count)
-        section: dict[str, Any] = {"n": len(problems), "strategies": []}
-        for name in TEXT_RUNS:
-            if traces := complete(study.file(kind, name), problems):
-                one = figures(problems, traces)
-                for shared in {"signature", "example"} & one.keys():
-                    section[shared] = one.pop(shared)  # the last strategy's stand for all
-                tokens = round(fmean(t.tokens for t in traces), 1)
-                section["strategies"] += [{"strategy": name, **one, "tokens_per_problem": tokens}]
-        if section["strategies"]:
-            found[kind.replace("-", "_")] = section
-    return found
-
-
-def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
-    outputs = [t.answers.get(chosen(t) or "", "") for t in traces]
-    accepted = [p.expected for p in problems]
-    chrf, signature = statistics.chrf(outputs, accepted)
-    n, right = len(outputs), statistics.exact_matches(outputs, accepted)
-    found: dict[str, Any] = rounded(accuracy([True] * right + [False] * (n - right)))
-    distinct = fmean(map(len, map(_distinct, problems, traces)))
-    return found | {"chrf": round(chrf, 2), "distinct": distinct, "signature": signature}
-
-
-def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
-    ranked, right = list(map(_distinct, problems, traces)), acceptable()
-    texts = [[t.answers[a.key] for a in found] for found, t in zip(ranked, traces, strict=True)]
-    prompts = [p.job.subject for p in problems]
-    good = [sum(map(right[p], found)) for p, found in zip(prompts, texts, strict=True)]
-    spread = [diversity(outputs) for outputs in texts if len(outputs) > 1]
-    best = zip(ranked[0][:5], texts[0][:5], strict=True)
-    return {
-        "distinct": fmean(map(len, ranked)),
-        "acceptable": fmean(good),
-        "merged": fmean(len(t.answers) - len(a) for a, t in zip(ranked, traces, strict=True)),
-        "diversity": fmean(spread) if spread else 0.0,
-        "example": {
-            "prompt": prompts[0],
-            "answers": [
-                {"text": text, "confidence": answer.confidence, "votes": answer.votes}
-                for answer, text in best
-            ],
-        },
-    }
-
-
-def _distinct(problem: Problem, trace: Trace) -> list[RankedAnswer]:
-    """The distinct answers, best first, near-duplicates merged."""
-    rollouts = trace.answered
-    keys = kind_of(problem.job).merge([(str(r.answer), r.path_confidence) for r in rollouts])
-    values = [r.path_confidence for r in rollouts]
-    candidates = list(map(Candidate, keys, values, range(len(values))))
-    return rank(candidates, Aggregation.WEIGHTED, trace.scale)
 
 
 # -- Runs and report ----------------------------------------------------------------------
@@ -427,7 +327,7 @@ def tune(runtime: Runtime, count: int) -> None:
             for set_name, problems in dev.sets.items():
                 file = dev.file(set_name, f"{name}-{heat}")
                 make(Recipe(options=how.options, changes=changes), problems, runtime, file)
-                traces += complete(file, problems)
+                traces += dev.kept(set_name, f"{name}-{heat}", problems)
             stops = Stops(traces)
             at = [stops.at(dev.grader, stops.level_for(b, at_least=True)) for b in dev.budgets]
             TEMPERATURES.setdefault(name, {})[str(heat)] = [round(p.accuracy, 4) for p in at]
@@ -450,7 +350,7 @@ def write_report(studies: Sequence[Study], docs: Path, count: int) -> list[Path]
         found["studies"][one.name] = data
     # The main study's figures come first, where a reader looks for them.
     found = found["studies"].pop(main_study.name) | found
-    found["texts"] = text_results(main_study, count)
+    found["texts"] = text_jobs.results(main_study.kept, count)
     data_file, page = docs / "results.json", docs / "results.md"
     data_file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     loader = jinja2.FileSystemLoader(HERE)
@@ -490,10 +390,10 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
             for name in asked.run or usual:
                 for set_name in (asked.set or one.sets) if name != "texts" else ():
                     make(known[name], one.sets[set_name], opened, one.file(set_name, name))
-            for kind in ("translation", "open-ended") if "texts" in (asked.run or usual) else ():
-                problems = text_problems(kind, asked.problems)
-                for name in TEXT_RUNS:
-                    make(text_recipe(name), problems, opened, one.file(kind, name))
+            for kind in text_jobs.KINDS if "texts" in (asked.run or usual) else ():
+                problems = text_jobs.problems_of(kind, asked.problems)
+                for name in text_jobs.RUNS:
+                    make(text_jobs.recipe(name, SEED), problems, opened, one.file(kind, name))
     if not asked.no_report:
         others = [study(name, asked.seed, asked.problems) for name in ("second", "real")]
         studies = [study("pocket", asked.seed, asked.problems), *(s for s in others if s.traces)]
