@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +19,7 @@ from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
-from ops.pocket.texts import HOBBIES, OPEN_ENDED, gift_output
+from ops.pocket.texts import OPEN_ENDED, acceptable_gifts, adds_up_to
 
 KINDS = ("translation", "open-ended")
 RUNS = ("cot", "tree")
@@ -36,20 +36,11 @@ def problems_of(kind: str, count: int | None = None) -> list[Problem]:
 
 def acceptable() -> dict[str, Callable[[str], bool]]:
     """Open-ended prompt to whether an output is what it asks for."""
-    found: dict[str, Callable[[str], bool]] = {}
-    for hobby in HOBBIES:
-        for language, (name, gifts) in hobby.items():
-            outputs = {gift_output(gift, language) for gift in gifts}
-            found[OPEN_ENDED[language]["gift"].format(hobby=name)] = outputs.__contains__
-    for total in range(20, 200, 15):
-        prompt = OPEN_ENDED["en"]["sum"].format(total=total)
-        found[prompt] = lambda text, total=total: _adds_up_to(total, text)  # type: ignore[misc]
-    return found
-
-
-def _adds_up_to(total: int, output: str) -> bool:
-    numbers = [int(number) for number in re.findall(r"\d+", output)]
-    return len(numbers) == 2 and sum(numbers) == total
+    sums = {
+        OPEN_ENDED["en"]["sum"].format(total=total): partial(adds_up_to, total)
+        for total in range(20, 200, 15)
+    }
+    return acceptable_gifts() | sums
 
 
 def recipe(strategy: str, seed: int) -> Recipe:

@@ -31,7 +31,7 @@ from marco_search.pocket import held_out
 from ops.pocket.problems import TEXTS
 from ops.pocket.samples import is_held_out
 from ops.pocket.solutions import REFLECTION
-from ops.pocket.texts import HOBBIES, OPEN_ENDED, gift_output
+from ops.pocket.texts import OPEN_ENDED, acceptable_gifts, adds_up_to
 from ops.pocket.tokenizer import CONTEXT, END_OF_TURN, token_id, user_prompt
 
 WORD_PROBLEMS = ("heldout_en", "heldout_zh", "heldout_range_en", "heldout_range_zh")
@@ -205,18 +205,13 @@ def evaluate_open_ended(decoder: Decoder, samples: int, temperature: float) -> d
 
     A gift is acceptable if training names it for that hobby; a pair, if it adds up.
     """
-    gifts: dict[str, Callable[[str], bool]] = {}
-    for hobby in HOBBIES:
-        for language, (name, known) in hobby.items():
-            outputs = {gift_output(gift, language) for gift in known}
-            gifts[OPEN_ENDED[language]["gift"].format(hobby=name)] = outputs.__contains__
     sums: dict[str, Callable[[str], bool]] = {}
     for total in range(10, 200):
         for words in OPEN_ENDED.values():
             if is_held_out(prompt := words["sum"].format(total=total)):
-                sums[prompt] = partial(_adds_up_to, total)
+                sums[prompt] = partial(adds_up_to, total)
     found: dict[str, Any] = {"temperature": temperature}
-    for name, tasks in {"gifts": gifts, "held_out_sums": sums}.items():
+    for name, tasks in {"gifts": acceptable_gifts(), "held_out_sums": sums}.items():
         prompts = [decoder.prompt(prompt) for prompt in tasks for _ in range(samples)]
         drawn = decoder.complete(prompts, temperature, SEED)
         good = distinct = best = 0
@@ -233,11 +228,6 @@ def evaluate_open_ended(decoder: Decoder, samples: int, temperature: float) -> d
             "most_confident_acceptable": f"{best}/{len(tasks)}",
         }
     return found
-
-
-def _adds_up_to(total: int, output: str) -> bool:
-    numbers = [int(number) for number in re.findall(r"\d+", output)]
-    return len(numbers) == 2 and sum(numbers) == total
 
 
 def _right(completions: Sequence[Completion], truth: Sequence[int]) -> list[bool]:

@@ -8,7 +8,9 @@ texts.json is written for this project.
 from __future__ import annotations
 
 import random
+import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -81,6 +83,22 @@ def _inflect(base: str, plural: bool) -> str:
 def gift_output(gift: str, language: Language) -> str:
     """A gift as the Output part names it."""
     return capital(gift) + str(WORDING[language]["stop"])
+
+
+def acceptable_gifts() -> dict[str, Callable[[str], bool]]:
+    """Each "gift" prompt to whether an output names a gift that training names for that hobby."""
+    found: dict[str, Callable[[str], bool]] = {}
+    for hobby in HOBBIES:
+        for language, (name, gifts) in hobby.items():
+            outputs = {gift_output(gift, language) for gift in gifts}
+            found[OPEN_ENDED[language]["gift"].format(hobby=name)] = outputs.__contains__
+    return found
+
+
+def adds_up_to(total: int, output: str) -> bool:
+    """Whether an output for a "sum" prompt is a pair of numbers with that sum."""
+    numbers = [int(number) for number in re.findall(r"\d+", output)]
+    return len(numbers) == 2 and sum(numbers) == total
 
 
 def draw_open_ended(rng: random.Random, language: Language) -> tuple[str, str, str]:
