@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
@@ -63,19 +63,24 @@ def figures(
     A run is ended at a chance of its leader (no greater than the run's own), or after its first
     rollouts.
     """
-
-    def cut(traces: Sequence[Trace], at: float) -> Point:
-        whole = study["cut_at"] == "rollouts"
-        return point(traces, grader, int(at)) if whole else Stops(traces).at(grader, at)
-
-    found = {}
+    found, cut, cut_base = {}, _cutter(study, traces, grader), _cutter(study, base, grader)
     for at in study["cuts"]:
-        mine, other = cut(traces, at), cut(base, at)
+        mine, other = cut(at), cut_base(at)
         gain = paired(mine.right, other.right)
         gains = {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high}
         tokens = {"tokens_per_problem": round(mine.tokens_per_problem, 1)}
         found[_label(study, at)] = rounded(accuracy(mine.right) | gains) | tokens
     return found
+
+
+def _cutter(
+    study: Mapping[str, Any], traces: Sequence[Trace], grader: Grader
+) -> Callable[[float], Point]:
+    """A run at any of the study's cuts."""
+    if study["cut_at"] == "rollouts":
+        return lambda at: point(traces, grader, int(at))
+    stops = Stops(traces)
+    return lambda at: stops.at(grader, at)
 
 
 def _label(study: Mapping[str, Any], at: float) -> str:
