@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+_ONLY_WHEN_NAMED = {
+    "sglang": ("installs 1.6 GB: run make test-sglang", 1500),
+    "openai": ("compiles llama.cpp: run make test-openai", 1800),
+}
+"""Folders of tests on real servers: why they are skipped, and their limit in seconds when they are
+not, since the first of them may install the server.
+"""
 
 # Where the tests run in the background, Ctrl-C is ignored, and would be in every process that they
 # start: those that interrupt one would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests on real servers unless their folder is named on the command line."""
+    for folder, (reason, limit_s) in _ONLY_WHEN_NAMED.items():
+        asked = any(folder in str(argument) for argument in config.invocation_params.args)
+        for item in items:
+            if HERE / folder in item.path.parents:
+                item.add_marker(pytest.mark.timeout(limit_s))
+                if not asked:
+                    item.add_marker(pytest.mark.skip(reason=reason))

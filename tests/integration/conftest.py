@@ -26,7 +26,9 @@ from psycopg import sql
 from marco_search import locations
 from marco_search.local import ServiceUrls, local_services, purge
 from marco_search.settings import Settings
+from marco_search.store.db import Database
 from tests.integration.audited import Audited, audited
+from tests.integration.toys import open_database
 
 # With a REDIS_URL of the developer's the tests use this database of it, and only if it is empty.
 _FOREIGN_REDIS_DATABASE = 15
@@ -79,6 +81,13 @@ def database_url(services: ServiceUrls, template_database: str) -> Iterator[str]
     _admin(services, create.format(sql.Identifier(name), sql.Identifier(template_database)))
     yield _with_path(services.database_url, name)
     _drop(services, name)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A pool on a database of the test's own."""
+    with open_database(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

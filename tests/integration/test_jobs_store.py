@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import uuid4
 
 import psycopg
@@ -21,13 +20,7 @@ from marco_search.store.queue import jobs, leases, recovery, scheduling
 from marco_search.store.queue.scheduling import PendingWork
 from marco_search.store.queue.states import JobState
 from marco_search.store.trail import trail
-from tests.integration.toys import claim, insert, open_database, question, rounds_of, state
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
+from tests.integration.toys import claim, insert, question, rounds_of, state
 
 
 def expire(database: Database, job_id: object) -> None:

@@ -28,7 +28,6 @@ from tests.integration.toys import (
     alone,
     environment,
     insert,
-    open_database,
     question,
     runner,
     settings_for,
@@ -45,12 +44,6 @@ class Newer(ToyRuntime):
     @property
     def info(self) -> Any:
         return replace(super().info, revision="1" * 64)
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

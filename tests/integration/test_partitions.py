@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -15,15 +14,9 @@ from marco_search import schema
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
 from marco_search.store.trail import partitions, trail
-from tests.integration.toys import claim, insert, open_database, question, rounds_of
+from tests.integration.toys import claim, insert, question, rounds_of
 
 PARTITIONED = ("answers", "audit_log", "nodes", "rollouts")
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 def with_a_tree(database: Database) -> UUID:

@@ -29,7 +29,6 @@ from marco_search.errors import (
 from marco_search.store.db import Database
 from producer import EVERYONE, AsyncProducer, JobState, Producer
 from tests.integration.toys import (
-    open_database,
     question,
     run_job,
     runner,
@@ -46,12 +45,6 @@ NO_REDIS = "redis://:secret@127.0.0.1:1/0"
 def producer(database_url: str, redis_url: str) -> Iterator[Producer]:
     with Producer(database_url, redis_url) as made:
         yield made
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 def run(database: Database, *job_ids: UUID) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
@@ -13,19 +12,13 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.reads import job_record, queries
 from marco_search.store.seal.verification import verify_job
-from tests.integration.toys import insert, open_database, question, run_job, runner, settings_for
+from tests.integration.toys import insert, question, run_job, runner, settings_for
 from tests.toy import ToyRuntime
 
 
 @pytest.fixture
 def settings(database_url: str, redis_url: str) -> Settings:
     return settings_for(database_url, redis_url)
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 def searched(settings: Settings, database: Database, **options: object) -> UUID:

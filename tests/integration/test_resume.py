@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
 from marco_search.store.trail import trail
-from tests.integration.toys import Interrupted, insert, open_database, question, runner, schedule
+from tests.integration.toys import Interrupted, insert, question, runner, schedule
 from tests.integration.toys import settings_for as settings_of
 
 MOMENTS = ("generating", "copied, not committed", "committed")
@@ -25,12 +24,6 @@ class Killed(BaseException):
 def die() -> None:
     """The attempt ends here."""
     raise Killed
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -28,7 +27,6 @@ from tests.integration.toys import (
     WORKER,
     Interrupted,
     insert,
-    open_database,
     question,
     runner,
     schedule,
@@ -38,12 +36,6 @@ from tests.integration.toys import (
 from tests.toy import ToyRuntime
 from worker import finish
 from worker.runner import Runner
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from tests.integration.runtime.openai_server import Pocket, as_server
 from tests.integration.runtime.sglang_server import Server, runtime, serving
-from tests.integration.toys import insert, open_database, question, runner, settings_for
+from tests.integration.toys import insert, question, runner, settings_for
 
 MARCO = Path(sys.executable).with_name("marco")
 ASKED = question(
@@ -32,12 +32,6 @@ ASKED = question(
 def pocket() -> Iterator[Pocket]:
     with closing(Pocket()) as model:
         yield model
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -23,15 +23,9 @@ from tests.integration.runtime.sglang_server import (
     serving,
     until,
 )
-from tests.integration.toys import insert, open_database, question, runner, settings_for
+from tests.integration.toys import insert, question, runner, settings_for
 
 OTHER = Worker(name="other", host="h", pid=2)
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

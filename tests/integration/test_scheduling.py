@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
-
-import pytest
 
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs, leases
 from marco_search.store.queue.leases import Claim, Lease
 from marco_search.store.queue.states import JobState
 from tests.integration.toys import WORKER, open_database, question
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 def submit(database: Database, count: int, **more: object) -> list[UUID]:

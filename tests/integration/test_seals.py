@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
@@ -23,7 +22,6 @@ from tests.integration.toys import (
     Interrupted,
     claim,
     insert,
-    open_database,
     question,
     run_job,
     runner,
@@ -31,12 +29,6 @@ from tests.integration.toys import (
     state,
 )
 from tests.toy import ToyRuntime
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 def search(database: Database, url: str, job_id: UUID, runtime: ToyRuntime | None = None) -> None:

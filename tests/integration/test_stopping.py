@@ -23,7 +23,6 @@ from tests.integration.toys import (
     Interrupted,
     claim,
     insert,
-    open_database,
     question,
     runner,
     schedule,
@@ -35,12 +34,6 @@ from tests.toy import ToyRuntime
 from worker.shutdown import Shutdown
 
 NO_REDIS = "redis://127.0.0.1:1/0"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)

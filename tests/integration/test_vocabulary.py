@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
 from psycopg import errors
@@ -14,12 +12,6 @@ from marco_search.store.trail import vocabulary
 from marco_search.store.trail.vocabulary import KnownTokens
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with open_database(database_url) as opened:
-        yield opened
 
 
 def test_every_candidate_of_a_search_can_be_read(database: Database, database_url: str) -> None:

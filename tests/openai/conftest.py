@@ -17,19 +17,6 @@ from tests.integration.conftest import (  # noqa: F401
     template_database,
 )
 
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked = any("openai" in str(argument) for argument in config.invocation_params.args)
-    skip = pytest.mark.skip(reason="compiles llama.cpp: run make test-openai")
-    for item in items:
-        if HERE in item.path.parents:
-            # The first one may compile the server.
-            item.add_marker(pytest.mark.timeout(1800))
-            if not asked:
-                item.add_marker(skip)
-
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
