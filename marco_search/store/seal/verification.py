@@ -230,8 +230,11 @@ def _in_processes(
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _open, (url, snapshot))
     try:
         with _main_module_hidden():
-            done = pool.map(_check_in_worker, ranges)
-        yield from done
+            # Not `map`: when one fails it cancels the others while the pool's thread fails them,
+            # which may end that thread before it has ended the processes (CPython 3.11).
+            found = [pool.submit(_check_in_worker, part) for part in ranges]
+        for one in found:
+            yield one.result()
     except BrokenProcessPool:
         raise VerificationStopped(
             "a process of the verification ended before it was done: it was killed, perhaps for"
