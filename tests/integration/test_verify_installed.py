@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from marco_search import migrations
 from marco_search.local import ServiceUrls
+from marco_search.store.seal import verification
 from ops.bench import store
 from tests.databases import scratch_database
 from tests.integration.toys import (
@@ -122,6 +124,25 @@ def test_ctrl_c_while_the_processes_start(url: str) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
+
+
+def test_no_thread_of_the_parent_cuts_a_start_short() -> None:
+    """Ctrl-C that another thread receives, too, waits until the processes have been started."""
+    done, steps = threading.Event(), []
+    other = threading.Thread(target=done.wait)
+    other.start()
+    seen, write = os.pipe()
+    os.set_blocking(write, False)
+    wakeup = signal.set_wakeup_fd(write)
+    try:
+        with pytest.raises(KeyboardInterrupt), verification._main_module_hidden():
+            signal.pthread_kill(other.ident or 0, signal.SIGINT)
+            os.read(seen, 1)  # the signal has come
+            steps.append("all are started")
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        done.set()
+    assert steps
 
 
 def test_a_process_that_is_killed_is_said(url: str) -> None:

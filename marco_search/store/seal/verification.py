@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import get_context, parent_process
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from types import ModuleType
 from typing import Any
 from uuid import UUID
@@ -249,9 +249,15 @@ def _main_module_hidden() -> Iterator[None]:
     """Processes that are spawned meanwhile do not import this one's main module, nor see Ctrl-C.
 
     They need nothing of it, and a script without `if __name__ == "__main__"` would run again.
-    Ctrl-C is for the parent, which ends them: they inherit that the signal is blocked.
+    Ctrl-C is for the parent, which ends them: they inherit that the signal is blocked. Here it
+    waits until they have been started: half a start would leave a child's traceback.
     """
     main = sys.modules["__main__"]
+    interrupted: list[int] = []
+    handler = None
+    if current_thread() is main_thread():
+        # Blocking is not enough: Python acts on a signal that another of its threads receives.
+        handler = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -259,6 +265,10 @@ def _main_module_hidden() -> Iterator[None]:
     finally:
         sys.modules["__main__"] = main
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if interrupted and callable(handler):
+            handler(signal.SIGINT, None)
 
 
 _worker: Conn | None = None
