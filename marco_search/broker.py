@@ -151,6 +151,13 @@ def say_present(client: Redis, queue: str, name: str) -> None:
         pipe.execute()
 
 
+def present(client: Redis, queue: str) -> list[str]:
+    """Names of the workers that announced themselves recently. Raises RedisError."""
+    since = int(client.time()[0]) - _PRESENT_FOR_S
+    found: Any = client.zrange(_workers(queue), since, "+inf", byscore=True)
+    return sorted(name.decode(errors="replace") for name in found)
+
+
 def _workers(queue: str) -> str:
     return f"{queue}:workers"
 
@@ -199,13 +206,7 @@ class Publisher:
 
     def workers(self) -> list[str]:
         """Names of the workers that announced themselves recently. Raises BrokerUnavailable."""
-
-        def names(client: Any) -> list[str]:
-            since = client.time()[0] - _PRESENT_FOR_S
-            found = client.zrange(_workers(self._queue), since, "+inf", byscore=True)
-            return sorted(name.decode(errors="replace") for name in found)
-
-        return self._ask(names)
+        return self._ask(lambda client: present(client, self._queue))
 
     def try_acquire_tick(self, every_s: float) -> bool:
         """True for one of all callers within `every_s` seconds. Raises BrokerUnavailable."""

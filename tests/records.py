@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from marco_search.audit.findings import JobReport
-from marco_search.console.reader import Reader
+from marco_search.console.reader import Reader, Workers
 from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer
 from marco_search.search.actions import Action
@@ -55,6 +56,7 @@ def record_of(
     *,
     rounds: int | None = None,
     subject: str = "What is 1 + 1?",
+    payload: dict[str, Any] | None = None,
     **job: Any,
 ) -> JobRecord:
     """The record of the search's job as it was after `rounds` (None: at its end)."""
@@ -87,6 +89,7 @@ def record_of(
             }
             | job
         ),
+        payload=payload or {},
         answers=answers,
         winning_path=tuple(path),
         nodes=nodes,
@@ -196,7 +199,23 @@ class FakeReader(Reader):
         lines = [r.job for r in reversed(self.records.values())]
         if wanted.state:
             lines = [line for line in lines if line.state == wanted.state]
-        return JobPage(jobs=tuple(lines), newer=False, older=False)
+        counts = dict(Counter(str(r.job.state) for r in self.records.values()))
+        return JobPage(jobs=tuple(lines), newer=False, older=False, counts=counts)
+
+    def all_jobs(self, wanted: JobFilter, limit: int) -> Iterator[JobStatus]:
+        return iter(self.jobs(wanted).jobs[:limit])
+
+    def matching(self, word: str) -> list[UUID]:
+        found = [i for i in self.records if str(i).endswith(word)]
+        if not found:
+            raise JobNotFound(f"no job {word}")
+        return found[:2]
+
+    def workers(self) -> Workers:
+        return Workers(None, {}, [])
+
+    def answers(self) -> bool:
+        return True
 
     def batches(self) -> list[Totals]:
         self.reads += 1

@@ -14,7 +14,7 @@ from rich.text import Text
 from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.options import command
-from marco_search.errors import BrokerUnavailable, InvalidSettings
+from marco_search.errors import BrokerUnavailable, InvalidSettings, MarcoError
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import console_refusal, without_password
 
@@ -191,6 +191,9 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
     always asks. It speaks plain HTTP: put a proxy with TLS before it on a network that you do
     not trust.
     """
+    from redis import RedisError
+
+    from marco_search.broker import parse_address, present
     from marco_search.cli.session import session
     from marco_search.console.access import Access
     from marco_search.console.app import create_app
@@ -216,8 +219,16 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
             elif token:
                 output.show("It asks for the token of MARCO_CONSOLE_TOKEN.")
 
+        def present_workers() -> list[str] | None:
+            try:
+                address = parse_address(redis_url(here.settings))
+                with address.client(socket_timeout=3, retry=None) as client:
+                    return present(client, here.settings.queue)
+            except (MarcoError, RedisError):
+                return None  # the page says that it does not know
+
         url = database_url(here.settings)
         with closing(Database(url, application="marco-console", read_only=True)) as database:
             names = names if host in LOOPBACK else (host, *names)
-            app = create_app(Reader(database), Access(token, names))
+            app = create_app(Reader(database, present_workers), Access(token, names))
             serve(app, host, port, ready)

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marco_search.console.rendering import page
 
-LOGIN = "/login"
+LOGIN, HEALTH = "/login", "/healthz"
 SESSION_S = 12 * 3600
 WRONG_TOKENS, WINDOW_S = 10, 60.0
 """So many wrong tokens within a window lock a client's address out for the rest of it."""
@@ -176,7 +176,7 @@ class Guard:
         headers, client, path = Headers(scope=scope), _client(scope), scope["path"]
         if not self._access.knows_host(headers.get("host", "")):
             return PlainTextResponse("Host not allowed: --allow-host NAME adds one.\n", 400)
-        if path == LOGIN or _is_static(path) or self._access.allows(headers, client):
+        if path in (LOGIN, HEALTH) or _is_static(path) or self._access.allows(headers, client):
             return None
         if "text/html" in headers.get("accept", ""):
             query = scope.get("query_string", b"").decode("latin-1")

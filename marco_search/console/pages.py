@@ -8,25 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.exceptions import HTTPException
 
 from marco_search.audit.findings import JobReport
-from marco_search.console.access import Access
+from marco_search.console.access import HEALTH, Access
 from marco_search.console.reader import Cache, Reader
-from marco_search.console.rendering import outline, page
+from marco_search.console.rendering import csv_lines, outline, page
 from marco_search.console.report import html_file
-from marco_search.errors import QueryRefused
+from marco_search.errors import InputError, JobNotFound, MarcoError, QueryRefused
 from marco_search.kinds import KINDS
 from marco_search.render.document import document
 from marco_search.render.layout import to_draw
 from marco_search.render.svg import svg
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.job_record import JobRecord
-from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE, JobFilter, Totals
+from marco_search.store.reads.queries import (
+    COUNTED,
+    LOW_QUANTILE,
+    NARROW_SHARE,
+    ORDERS,
+    JobFilter,
+    Totals,
+)
 
 T = TypeVar("T")
 _TREE_FIELDS = ("nodes", "rollouts", "winning_path", "answers")
@@ -35,9 +50,11 @@ DOUBTS = {
     "low": f"lowest {LOW_QUANTILE:.0%} of the model's confidences",
     "narrow": f"less than {NARROW_SHARE:.0%} of the vote",
 }
-_FILTERS = ("state", "kind", "tenant", "batch", "text", "doubt", "before", "after")
+_FILTERS = ("state", "kind", "tenant", "batch", "text", "doubt", "order", "before", "after")
+_FIELDS = ("kind", "tenant", "batch", "doubt", "order")  # of the form, beside text and state
 NodeId = Annotated[int, Path(ge=0, lt=2**31)]
 _LONGEST = 200  # characters of a filter's value
+_MOST_LINES = 100_000  # of a download
 
 
 def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
@@ -60,10 +77,31 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     @routes.get("/jobs")
     def jobs(request: Request) -> Response:
         wanted = _job_filter(request.query_params)
-        values = {"wanted": wanted, "states": STATES, "kinds": tuple(KINDS), "doubts": DOUBTS}
-        values["link"] = lambda **other: "/jobs" + _query(wanted, **other)
+        set_fields = sum(getattr(wanted, name) != getattr(JobFilter(), name) for name in _FIELDS)
+        values = {"wanted": wanted, "kinds": tuple(KINDS), "doubts": DOUBTS, "orders": ORDERS}
+        values |= {"set_fields": set_fields, "counted": COUNTED}
+        values["link"] = lambda path="/jobs", **other: path + _query(wanted, **other)
         read = lambda: reader.jobs(wanted)  # noqa: E731  # typed by `html`
         return html(request, "jobs.html", ("jobs", wanted), read, lambda p: values | {"page": p})
+
+    @routes.get("/jobs.csv")
+    def csv(request: Request) -> Response:
+        wanted = _job_filter(request.query_params)
+        headers = {"Content-Disposition": 'attachment; filename="marco-jobs.csv"'}
+        lines = csv_lines(reader.all_jobs(wanted, _MOST_LINES))
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+
+    @routes.get("/workers")
+    def workers(request: Request) -> Response:
+        return html(request, "workers.html", "workers", reader.workers, lambda w: {"workers": w})
+
+    @routes.get(HEALTH)
+    def health() -> Response:
+        try:
+            cache.get("health", reader.answers)
+        except MarcoError:
+            return PlainTextResponse("Postgres does not answer.\n", 503)
+        return PlainTextResponse("ok\n")
 
     def totals(title: str, one: str, read: Callable[[], list[Totals]]) -> None:
         @routes.get(f"/{title.lower()}", name=title)
@@ -88,7 +126,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         read = lambda: reader.verified(job_id)  # noqa: E731  # typed by `get`
         return cache.get(("verified", job_id), read) if found.job.final else None
 
-    @routes.get("/jobs/{job}")
+    @routes.get("/jobs/{job:uuid}")
     def job(request: Request, job: UUID) -> Response:
         return html(
             request,
@@ -98,7 +136,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
             lambda found: {"record": found, "job": found.job, "verified": verified(found)},
         )
 
-    @routes.get("/jobs/{job}/tree.json")
+    @routes.get("/jobs/{job:uuid}/tree.json")
     def tree(request: Request, job: UUID) -> Response:
         found = record(job, refresh="x-refresh" in request.headers)
         if found is None:
@@ -106,28 +144,42 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         data = document(found)
         return JSONResponse({name: data[name] for name in _TREE_FIELDS})
 
-    @routes.get("/jobs/{job}/nodes/{node}.json")
+    @routes.get("/jobs/{job:uuid}/nodes/{node}.json")
     def node(job: UUID, node: NodeId) -> Response:
         return JSONResponse(reader.node_tokens(job, node))
 
-    @routes.get("/jobs/{job}/outline")
+    @routes.get("/jobs/{job:uuid}/outline")
     def as_list(job: UUID) -> Response:
         found = whole(job)
         lines = outline(found.nodes, found.winning_path)
         values = {"job": found.job, "outline": lines, "can_leave": access.has_token}
         return HTMLResponse(page("outline.html", **values))
 
-    @routes.get("/jobs/{job}/report.html")
+    @routes.get("/jobs/{job:uuid}/report.html")
     def report(job: UUID) -> Response:
         found = whole(job)
         text = html_file(found, reader.tokens(found.job.job_id), verified(found))
         return _download(text, "text/html", found, "html")
 
-    @routes.get("/jobs/{job}/tree.svg")
+    @routes.get("/jobs/{job:uuid}/tree.svg")
     def drawing(job: UUID) -> Response:
         found = whole(job)
         text = svg(*to_draw(found.nodes, found.winning_path), found.job.subject)
         return _download(text, "image/svg+xml", found, "svg")
+
+    @routes.get("/jobs/{word}")
+    @routes.get("/jobs/{word}/{rest:path}")
+    def by_part(word: str, rest: str = "") -> Response:
+        """A part of an id: to the job, or to the list of those that fit."""
+        try:
+            found = reader.matching(word)
+        except InputError:
+            raise JobNotFound(f"{word} is no job's id, nor part of one") from None
+        if str(found[0]) == word:
+            raise HTTPException(404)
+        if len(found) > 1:
+            return RedirectResponse("/jobs" + _query(JobFilter(text=word)), 303)
+        return RedirectResponse(f"/jobs/{found[0]}" + (f"/{quote(rest)}" if rest else ""), 303)
 
     return routes
 
@@ -140,7 +192,12 @@ def _job_filter(query: Mapping[str, str]) -> JobFilter:
     for name, value in given.items():
         if len(value) > _LONGEST or "\x00" in value:
             raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
-    for name, known in (("state", STATES), ("kind", tuple(KINDS)), ("doubt", tuple(DOUBTS))):
+    for name, known in (
+        ("state", STATES),
+        ("kind", tuple(KINDS)),
+        ("doubt", tuple(DOUBTS)),
+        ("order", tuple(ORDERS)),
+    ):
         if given.get(name, known[0]) not in known:
             raise QueryRefused(f"{name}: must be one of {', '.join(known)}")
     for name in {"batch", "before", "after"} & given.keys():
@@ -154,7 +211,9 @@ def _job_filter(query: Mapping[str, str]) -> JobFilter:
 def _query(wanted: JobFilter, **other: object) -> str:
     """The query string of a filter with some fields replaced; "" for none at all."""
     values = {name: other.get(name, getattr(wanted, name)) for name in _FILTERS}
-    given = {name: str(value) for name, value in values.items() if value is not None}
+    given = {
+        name: str(value) for name, value in values.items() if value != getattr(JobFilter(), name)
+    }
     return f"?{urlencode(given)}" if given else ""
 
 

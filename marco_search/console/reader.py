@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import UUID
@@ -15,18 +16,36 @@ from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
 from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
-from marco_search.store.reads.queries import JobFilter, JobPage, Totals
+from marco_search.store.reads.queries import JobFilter, JobPage, JobStatus, Totals, WorkerProcess
 from marco_search.store.seal import verification
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_AT_ONCE = 1000  # jobs read at once for a download
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers that announced themselves lately (None: unknown), how many jobs are in each
+    state, and the processes that claimed jobs.
+    """
+
+    present: list[str] | None
+    states: dict[str, int]
+    processes: list[WorkerProcess]
+
 
 class Reader:
-    """Reads from `database`, which must have been opened read-only."""
+    """Reads from `database`, which must have been opened read-only.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    `present` gives the names of the workers that Redis has heard of lately; None: unknown.
+    """
+
+    def __init__(
+        self, database: Database, present: Callable[[], list[str] | None] = lambda: None
+    ) -> None:
+        self._database, self._present = database, present
 
     def _read(
         self, query: Callable[Concatenate[Conn, P], T], *args: P.args, **given: P.kwargs
@@ -35,8 +54,34 @@ class Reader:
             return query(conn, *args, **given)
 
     def jobs(self, wanted: JobFilter) -> JobPage:
-        """A page of the list."""
-        return self._read(queries.page, wanted)
+        """A page of the list, with the sums of the states."""
+        with self._database.transaction() as conn:
+            counts = queries.counts(conn, wanted)
+            return replace(queries.page(conn, wanted), counts=counts)
+
+    def all_jobs(self, wanted: JobFilter, limit: int) -> Iterator[JobStatus]:
+        """Up to `limit` jobs that fit. No connection is held while they are sent."""
+        while limit > 0:
+            found = self._read(queries.page, wanted, limit=min(limit, _AT_ONCE))
+            yield from found.jobs
+            if not found.older:
+                return
+            limit -= len(found.jobs)
+            wanted = replace(wanted, before=found.jobs[-1].job_id, after=None)
+
+    def matching(self, word: str) -> list[UUID]:
+        """Two at most of the jobs whose id begins or ends like this. Raises JobNotFound."""
+        return self._read(queries.matching, word)
+
+    def workers(self) -> Workers:
+        """Who works, and at what."""
+        with self._database.transaction() as conn:
+            states = queries.counts(conn, JobFilter())
+            return Workers(self._present(), states, queries.workers(conn))
+
+    def answers(self) -> bool:
+        """That the database does. Raises DatabaseUnavailable."""
+        return self._read(lambda conn: conn.execute("SELECT 1").fetchone() is not None)
 
     def batches(self) -> list[Totals]:
         """Sums of the latest batches."""

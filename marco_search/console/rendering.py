@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from itertools import chain
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from marco_search import __version__
 from marco_search.render.layout import (
@@ -23,7 +29,8 @@ from marco_search.render.layout import (
     weighting,
 )
 from marco_search.store.reads.job_record import TreeRow
-from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE
+from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE, JobStatus
+from marco_search.text import escaped
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -36,6 +43,7 @@ def templates() -> Environment:
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -50,6 +58,9 @@ def templates() -> Environment:
         "why": lambda reason: STOP_REASONS.get(reason, reason),
         "pretty": lambda data: json.dumps(data, ensure_ascii=False, indent=2),
         "compact": compact,
+        "zipped": zip,
+        "combined": or_,
+        "traces": lambda detail: [v for v in detail.values() if _is_trace(v)],
     }
     found.globals |= {
         "version": __version__,
@@ -63,6 +74,48 @@ def templates() -> Environment:
 def page(name: str, **values: Any) -> str:
     """A template as HTML."""
     return templates().get_template(name).render(**values)
+
+
+def shown(value: Any) -> Any:
+    """A value as a page has it: characters that would turn the text around it are spelt out.
+
+    Markup is left as it is: its parts have been here. So has what is not text.
+    """
+    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+_CSV = (
+    "job_id", "tenant", "batch_id", "idempotency_key", "kind", "state", "subject", "answer",
+    "expected", "correct", "confidence", "share", "confidence_quantile", "strategy", "priority",
+    "rollouts", "nodes", "generated_tokens", "seconds", "stop_reason", "model", "revision", "seed",
+    "created_at", "started_at", "finished_at", "expires_at", "attempts", "error_type", "error",
+    "metadata",
+)  # fmt: skip
+
+
+def csv_lines(jobs: Iterable[JobStatus]) -> Iterator[str]:
+    """The jobs as CSV (RFC 4180), a header first."""
+    line = io.StringIO()
+    writer = csv.writer(line)
+    for row in chain([_CSV], ([_cell(getattr(job, name)) for name in _CSV] for job in jobs)):
+        writer.writerow(row)
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
+
+
+def _cell(value: Any) -> Any:
+    """What a spreadsheet shows as it is: text that it would take for a formula gets a quote
+    before it (OWASP, CSV injection). Numbers stay numbers.
+    """
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        value = json.dumps(value, ensure_ascii=False)
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+_FORMULA = re.compile(r"(?![+-]?[\d.,]+$)[=+\-@\t\r\n＝＋－＠]")
 
 
 def moment(at: datetime | None) -> str:
@@ -82,12 +135,18 @@ def duration(seconds: float | None) -> str:
 
 
 def compact(detail: dict[str, Any]) -> str:
-    """An event's detail on one line: "worker a, round 3"."""
-    shown = (
-        json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-        for value in detail.values()
-    )
-    return ", ".join(f"{name} {value}" for name, value in zip(detail, shown, strict=True))
+    """An event's detail but for tracebacks, on one line: "worker a, round 3"."""
+    texts = {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        for name, value in detail.items()
+        if not _is_trace(value)
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+def _is_trace(value: object) -> bool:
+    """Whether it has lines that must stay lines: a traceback."""
+    return isinstance(value, str) and "\n" in value.strip()
 
 
 def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict[str, Any]]:

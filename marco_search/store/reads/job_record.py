@@ -91,6 +91,7 @@ class JobRecord:
     """
 
     job: JobStatus
+    payload: dict[str, Any]  #: the request as it was submitted, without the expected answer
     answers: tuple[Answer, ...]  #: best first
     winning_path: tuple[int, ...]  #: root to leaf of the best answer's most confident rollout
     nodes: tuple[TreeRow, ...]  #: in id order: root first, parents before children
@@ -132,6 +133,7 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
     job = select(conn, JobStatus, "audit.jobs WHERE job_id = %s", [job_id])
     if not job:
         raise not_found(job_id)
+    payload = conn.execute("SELECT payload FROM audit.jobs WHERE job_id = %s", [job_id]).fetchone()
     best = conn.execute(
         "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1", [job_id]
     ).fetchone()
@@ -141,6 +143,7 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
 
     record = JobRecord(
         job=job[0],
+        payload=payload[0] if payload else {},
         answers=tuple(answers(conn, [str(job_id)])[str(job_id)]),
         winning_path=tuple(best[0] or ()) if best else (),
         nodes=tuple(tree(conn, job_id)),

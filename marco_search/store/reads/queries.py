@@ -39,9 +39,11 @@ class JobStatus(BaseModel):
     job_id: UUID
     tenant: str
     batch_id: UUID | None
+    idempotency_key: str | None = None
     kind: str
     state: JobState
     subject: str  #: the question, text or prompt
+    metadata: dict[str, Any] | None = None  #: what the caller attached
     strategy: str
     priority: int  #: 0 is high, 3 normal, 6 low
     created_at: datetime
@@ -116,19 +118,35 @@ class JobFilter:
     kind: str | None = None
     tenant: str | None = None
     batch: UUID | None = None
-    text: str | None = None  #: in the subject, in any case, or in the id
+    #: in the subject, the metadata or the idempotency key, in any case, or in the id
+    text: str | None = None
     doubt: Literal["low", "narrow"] | None = None  #: see LOW_QUANTILE, NARROW_SHARE
-    before: UUID | None = None  #: older than this job
-    after: UUID | None = None  #: newer than this job
+    order: str = "newest"  #: a name in ORDERS
+    before: UUID | None = None  #: further down the list than this job
+    after: UUID | None = None  #: further up than this job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPage:
-    """Jobs, newest first, and whether there are newer and older ones."""
+    """Jobs in the order asked for, and whether there are more above and below them."""
 
     jobs: tuple[JobStatus, ...]
     newer: bool
     older: bool
+    counts: dict[str, int] = field(default_factory=dict)  #: of all states that fit otherwise
+
+
+ORDERS = {
+    "newest": "job_id",
+    "oldest": "-extract(epoch FROM created_at), job_id",
+    "ended last": "coalesce(finished_at, '-infinity'), job_id",
+    "least confident": "-coalesce(confidence, 2), job_id",
+    "longest": "seconds, job_id",
+    "most tokens": "generated_tokens, job_id",
+}
+"""Orders of the list: the highest of these first. Ids sort by time of submission."""
+COUNTED = 100_000
+"""Jobs that are counted by state; more would make a list of millions slow."""
 
 
 _FILTERED = """audit.jobs
@@ -136,29 +154,54 @@ _FILTERED = """audit.jobs
     AND (%(kind)s::text IS NULL OR kind = %(kind)s)
     AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
     AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
-    AND (%(text)s::text IS NULL OR subject ILIKE %(text)s OR job_id::text LIKE %(text)s)
+    AND (%(text)s::text IS NULL OR subject ILIKE %(text)s OR idempotency_key ILIKE %(text)s
+        OR metadata::text ILIKE %(text)s OR replace(job_id::text, '-', '') LIKE %(part)s)
     AND (%(low)s::float8 IS NULL OR confidence_quantile < %(low)s)
     AND (%(narrow)s::float8 IS NULL OR share < %(narrow)s)
 """
-_OLDER = "AND (%(before)s::uuid IS NULL OR job_id < %(before)s) ORDER BY job_id DESC"
-_NEWER = "AND job_id > %(after)s ORDER BY job_id"
 
 
 def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
-    """The newest `limit` jobs that fit, or those next to `wanted.before` or `wanted.after`."""
-    given = asdict(wanted) | {
-        "text": None if wanted.text is None else f"%{_literal(wanted.text)}%",
-        "low": LOW_QUANTILE if wanted.doubt == "low" else None,
-        "narrow": NARROW_SHARE if wanted.doubt == "narrow" else None,
-        "limit": limit + 1,
-    }
+    """The first `limit` jobs that fit, or those next to `wanted.before` or `wanted.after`."""
+    given = _given(wanted) | {"limit": limit + 1}
     forward = wanted.after is not None
-    order = _NEWER if forward else _OLDER
-    found = select(conn, JobStatus, f"{_FILTERED} {order} LIMIT %(limit)s", given)
+    keys, way = ORDERS[wanted.order], "ASC" if forward else "DESC"
+    sql = _FILTERED
+    for name, sign in (("after", ">"), ("before", "<")):
+        if getattr(wanted, name) is not None:
+            sql += f"AND ({keys}) {sign} {_place(keys, name)} "
+    order = f"{keys.replace(', job_id', f' {way}, job_id')} {way}"
+    found = select(conn, JobStatus, f"{sql} ORDER BY {order} LIMIT %(limit)s", given)
     more, jobs = len(found) > limit, found[:limit]
     if forward:
         return JobPage(jobs=tuple(jobs[::-1]), newer=more, older=True)
     return JobPage(jobs=tuple(jobs), newer=wanted.before is not None, older=more)
+
+
+def counts(conn: Conn, wanted: JobFilter) -> dict[str, int]:
+    """How many jobs that fit are in each state, whatever `wanted.state`: of COUNTED at most."""
+    given = _given(wanted) | {"state": None, "limit": COUNTED}
+    query = f"""SELECT state, count(*) FROM (SELECT state FROM {_FILTERED} LIMIT %(limit)s) AS fit
+        GROUP BY state ORDER BY state"""  # noqa: S608  # constants
+    return dict(conn.execute(query.encode(), given).fetchall())
+
+
+def _given(wanted: JobFilter) -> dict[str, Any]:
+    """The parameters of _FILTERED."""
+    text = wanted.text
+    return asdict(wanted) | {
+        "text": None if text is None else f"%{_literal(text)}%",
+        "part": None if text is None else f"%{_literal(text.replace('-', '').lower())}%",
+        "low": LOW_QUANTILE if wanted.doubt == "low" else None,
+        "narrow": NARROW_SHARE if wanted.doubt == "narrow" else None,
+    }
+
+
+def _place(keys: str, name: str) -> str:
+    """Where the job of this parameter stands in an order."""
+    if keys == ORDERS["newest"]:  # so that the primary key is used
+        return f"%({name})s::uuid"
+    return f"(SELECT {keys} FROM audit.jobs WHERE job_id = %({name})s)"  # noqa: S608  # constants
 
 
 def _literal(text: str) -> str:
@@ -215,6 +258,57 @@ def batches(conn: Conn, *, limit: int = 200) -> list[Totals]:
     """Totals of the latest batches, newest first."""
     query = _TOTALS.format(key="batch_id", where=_LATEST_BATCHES)
     return select(conn, Totals, query + " ORDER BY last DESC, name", {"limit": limit})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerProcess:
+    """A process that claimed jobs lately, what it searched with, and what it is at."""
+
+    worker: str
+    host: str
+    pid: int
+    first_claim: datetime  #: of those looked at
+    last_claim: datetime
+    claims: int
+    model: str | None
+    revision: str | None
+    runtime: str | None
+    runtime_version: str | None
+    job_id: UUID | None  #: None: it has no job
+    tenant: str | None  #: of that job, and so on
+    subject: str | None
+    rollouts: int | None
+    rollout_budget: int | None
+
+
+# Claims of the latest jobs, and those of jobs that run however old they are.
+_WORKERS = """(
+    SELECT latest.*, j.job_id, j.tenant, j.subject, j.rollouts, j.rollout_budget
+    FROM (
+        SELECT worker, host, pid, min(started_at) AS first_claim, max(started_at) AS last_claim,
+            count(*) AS claims,
+            (array_agg(model ORDER BY started_at DESC))[1] AS model,
+            (array_agg(revision ORDER BY started_at DESC))[1] AS revision,
+            (array_agg(runtime ORDER BY started_at DESC))[1] AS runtime,
+            (array_agg(runtime_version ORDER BY started_at DESC))[1] AS runtime_version
+        FROM (
+            (SELECT {columns} FROM audit.attempts ORDER BY job_id DESC LIMIT 1000)
+            UNION
+            SELECT {columns} FROM audit.attempts
+            WHERE job_id IN (SELECT job_id FROM audit.jobs WHERE state = 'running')
+        ) AS claims GROUP BY worker, host, pid
+    ) AS latest
+    LEFT JOIN audit.jobs AS j ON j.state = 'running' AND j.lease_owner = latest.worker
+    ORDER BY j.job_id IS NULL, last_claim DESC LIMIT %(limit)s
+) AS workers""".format(  # noqa: S608  # constants
+    columns="job_id, generation, worker, host, pid, started_at, model, revision, runtime,"
+    " runtime_version"
+)
+
+
+def workers(conn: Conn, *, limit: int = 100) -> list[WorkerProcess]:
+    """The processes that claimed jobs lately, those at work first, then by their last claim."""
+    return select(conn, WorkerProcess, _WORKERS, {"limit": limit})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +417,22 @@ SELECT right(replace(job_id::text, '-', ''), %(length)s), job_id FROM audit.jobs
 WHERE tenant = %(tenant)s
     AND right(replace(job_id::text, '-', ''), %(length)s) = ANY (%(parts)s::text[])
 """
+
+
+def matching(conn: Conn, word: str, *, most: int = 2) -> list[UUID]:
+    """Up to `most` jobs of any tenant whose id begins or ends with `word`.
+
+    Raises JobNotFound if there are none, and InvalidJob for what can't be part of an id.
+    """
+    part = _hexadecimal(word)
+    query = """SELECT job_id FROM audit.jobs WHERE job_id BETWEEN %(first)s AND %(last)s
+        OR right(replace(job_id::text, '-', ''), %(length)s) = %(part)s LIMIT %(most)s"""
+    first, last = part.ljust(_WHOLE, "0"), part.ljust(_WHOLE, "f")
+    given = {"first": first, "last": last, "part": part, "length": len(part), "most": most}
+    found = [row[0] for row in conn.execute(query, given)]
+    if not found:
+        raise JobNotFound(f"no job has an id that begins or ends with {word}")
+    return found
 
 
 def find_jobs(conn: Conn, words: Sequence[str], tenant: str) -> list[UUID]:
