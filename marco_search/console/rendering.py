@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from marco_search import __version__
+from marco_search.jobs import SearchOptions
 from marco_search.render.layout import (
     STOP_REASONS,
     children_of,
@@ -58,6 +59,7 @@ def templates() -> Environment:
         "why": lambda reason: STOP_REASONS.get(reason, reason),
         "pretty": lambda data: json.dumps(data, ensure_ascii=False, indent=2),
         "compact": compact,
+        "options": given_options,
         "zipped": zip,
         "combined": or_,
         "traces": lambda detail: [v for v in detail.values() if _is_trace(v)],
@@ -132,6 +134,13 @@ def duration(seconds: float | None) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def given_options(payload: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The options of a request that are not at their defaults."""
+    usual = SearchOptions().model_dump(mode="json")
+    options = payload.get("options") or {}
+    return [(name, value) for name, value in options.items() if value != usual.get(name)]
 
 
 def compact(detail: dict[str, Any]) -> str:

@@ -277,9 +277,37 @@ def test_five_thousand_nodes_stay_usable(console: Running, open_page: OpenPage) 
     assert page.evaluate(walk) < 10_000
 
 
-def test_a_narrow_window_has_no_sideways_scroll(job: str, open_page: OpenPage) -> None:
-    page = drawn(open_page(job, viewport={"width": 400, "height": 800}))
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+@pytest.mark.parametrize("width", [390, 768])
+def test_on_a_narrow_screen_nothing_is_cut_off(
+    console: Running, job: str, open_page: OpenPage, width: int
+) -> None:
+    console.reader.put(record_of(SEARCH, 6, state="failed", error="e" * 90, subject="q" * 300), {})
+    page = drawn(open_page(job, viewport={"width": width, "height": 844}))
+    wide = (
+        "[...document.querySelectorAll('.scroll, html')].filter(e => e.scrollWidth > e.clientWidth)"
+    )
+    answer = page.locator(".best .answer").bounding_box()
+    assert answer["y"] + answer["height"] < 844  # in view before anything is scrolled
+    assert page.evaluate(f"{wide}.length") == 0
+    for path in ("jobs", "tenants", "workers", f"jobs/{job_id(6)}"):
+        page.goto(f"{console.address}/{path}")
+        assert page.evaluate(f"{wide}.length") == 0, path
+    page.goto(f"{console.address}/jobs")
+    assert not page.locator("[name=tenant]").is_visible()
+    page.click("text=Filters")
+    page.fill("[name=tenant]", "default")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**tenant=default**")
+    page.wait_for_selector("text=Filters (1)")
+
+
+def test_a_click_anywhere_in_a_row_opens_its_job(
+    console: Running, job: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{console.address}/jobs")
+    page.click(f"tr:has([href$='{job_id(1)}']) td.moment")
+    drawn(page)
+    assert page.url == job
 
 
 def test_logging_in(locked: Running, open_page: OpenPage) -> None:

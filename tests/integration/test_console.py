@@ -25,12 +25,14 @@ from marco_search.console.access import Access
 from marco_search.console.app import create_app
 from marco_search.console.reader import Reader
 from marco_search.console.report import render
+from marco_search.errors import JobNotFound
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs
+from marco_search.store.queue.leases import Worker
 from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.queries import JobFilter
 from marco_search.store.trail import trail
-from tests.integration.toys import insert, open_database, question, runner, settings_for
+from tests.integration.toys import claim, insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 
 
@@ -135,6 +137,84 @@ def test_filters_and_pages(stored: Stored) -> None:
         assert (page.older, page.newer) == (False, True)
 
 
+def test_what_the_caller_named_a_job_by_finds_it(stored: Stored) -> None:
+    named = question("Named.", idempotency_key="rq_000", metadata={"ticket": "T-1000"})
+    (made,) = insert(stored.database, named)
+    with stored.database.transaction() as conn:
+
+        def found(text: str) -> list[UUID]:
+            return [line.job_id for line in queries.page(conn, JobFilter(text=text)).jobs]
+
+        for text in ("T-1000", "RQ_0", str(made.id), str(made.id).replace("-", "")[9:20]):
+            assert found(text) == [made.id], text
+        (line,) = queries.page(conn, JobFilter(text="T-1000")).jobs
+        assert (line.idempotency_key, line.metadata) == ("rq_000", {"ticket": "T-1000"})
+        assert job_record.read(conn, made.id).payload["question"] == "Named."
+        part = str(made.id)[-12:]
+        assert queries.matching(conn, part) == queries.matching(conn, str(made.id)) == [made.id]
+        with pytest.raises(JobNotFound):
+            queries.matching(conn, "ffffffffff")
+    client = client_of(stored.database)
+    assert client.get(f"/jobs/{part}").url.path == f"/jobs/{made.id}"
+    assert "succeeded" in client.get(f"/jobs/{str(stored.ids[0])[-8:]}").text
+
+
+def test_every_order_has_all_jobs_once_in_both_directions(stored: Stored) -> None:
+    with stored.database.transaction() as conn:
+        for order in queries.ORDERS:
+            whole = queries.page(conn, JobFilter(order=order)).jobs
+            down: list[queries.JobStatus] = []
+            place = JobFilter(order=order)
+            while True:
+                part = queries.page(conn, place, limit=1)
+                down += part.jobs
+                if not part.older:
+                    break
+                place = JobFilter(order=order, before=part.jobs[-1].job_id)
+            assert down == list(whole) and {job.job_id for job in whole} == set(stored.ids), order
+            back = queries.page(conn, JobFilter(order=order, after=whole[-1].job_id), limit=2)
+            assert back.jobs == whole[1:3] and back.newer, order
+        longest = queries.page(conn, JobFilter(order="longest")).jobs
+        assert [j.seconds for j in longest] == sorted((j.seconds for j in longest), reverse=True)
+        least = queries.page(conn, JobFilter(order="least confident")).jobs
+        assert least[-1].confidence is None  # those without one come last
+        assert queries.counts(conn, JobFilter(state="queued")) == {"queued": 1, "succeeded": 3}
+        assert queries.counts(conn, JobFilter(tenant="other")) == {"succeeded": 1}
+
+
+def test_the_download_has_every_job_that_fits(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marco_search.console.reader._AT_ONCE", 2)
+    client = client_of(stored.database)
+    ids = [line.split(",")[0] for line in client.get("/jobs.csv").text.splitlines()]
+    assert ids == ["job_id", *map(str, reversed(stored.ids))]
+    assert len(client.get("/jobs.csv?tenant=other").text.splitlines()) == 2
+
+
+def test_the_workers_page_says_who_is_at_what(stored: Stored) -> None:
+    worker = Worker(name="there:7", host="there", pid=7)
+    claimed = claim(stored.database, stored.ids[3], worker=worker)
+    assert claimed is not None
+    reader = Reader(stored.database, lambda: ["celery@here"])
+    found = reader.workers()
+    assert found.states == {"running": 1, "succeeded": 3}
+    at_work, idle = found.processes
+    assert (at_work.worker, at_work.job_id, at_work.subject) == (
+        "there:7",
+        stored.ids[3],
+        "Waits.",
+    )
+    assert (idle.claims, idle.model, idle.job_id) == (3, "toy-marco-o1", None)
+    client = TestClient(create_app(reader, Access(None)), base_url="http://localhost")
+    html = client.get("/workers").text
+    assert "celery@here" in html and str(stored.ids[3]) in html
+    client = TestClient(
+        create_app(Reader(stored.database), Access(None)), base_url="http://localhost"
+    )
+    assert "unknown: Redis" in client.get("/workers").text
+
+
 def test_doubtful_jobs_are_those_below_the_lines(stored: Stored) -> None:
     with stored.database.transaction() as conn:
         low = {j.job_id for j in queries.page(conn, JobFilter(doubt="low")).jobs}
@@ -229,6 +309,9 @@ def test_an_auditor_s_login_is_enough_and_sees_its_tenants_only(stored: Stored) 
             assert client.get(f"/jobs/{stored.ids[1]}/report.html").status_code == 200
             assert client.get(f"/jobs/{stored.ids[1]}/nodes/1.json").status_code == 200
             assert client.get("/tenants").text.count("<tr>") == 2
+            assert len(client.get("/jobs.csv").text.splitlines()) == 2
+            assert client.get("/workers").status_code == client.get("/healthz").status_code == 200
+            assert client.get(f"/jobs/{str(stored.ids[0])[-8:]}").status_code == 404
             assert "Not verified here" in client.get(f"/jobs/{stored.ids[1]}").text
     finally:
         with psycopg.connect(stored.url, autocommit=True) as admin:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 from dataclasses import replace
+from typing import Any
+from uuid import UUID
 
 import pytest
 from starlette.testclient import TestClient
@@ -11,7 +16,8 @@ from starlette.testclient import TestClient
 from marco_search.console.access import Access, Expiring, local_path
 from marco_search.console.app import create_app
 from marco_search.console.reader import Cache
-from tests.records import HOSTILE, FakeReader, job_id, record_of, search_of, tokens_of
+from marco_search.errors import DatabaseUnavailable
+from tests.records import AT, HOSTILE, FakeReader, job_id, record_of, search_of, tokens_of
 
 SEARCH = search_of()
 TOKEN = "a-token-of-enough-characters"
@@ -112,6 +118,76 @@ def test_missing_pages_and_bad_queries(reader: FakeReader) -> None:
     assert bad.status_code == 400 and "must be one of" in bad.text
     assert client.get("/jobs?batch=12").status_code == 400
     assert client.post("/jobs").status_code == 405
+
+
+def test_a_part_of_an_id_leads_to_the_job(reader: FakeReader) -> None:
+    client = client_of(reader)
+    part = str(job_id(1))[-8:]
+    assert client.get(f"/jobs/{part}").headers["location"] == f"/jobs/{job_id(1)}"
+    file = client.get(f"/jobs/{part}/report.html")
+    assert file.headers["location"] == f"/jobs/{job_id(1)}/report.html"
+    other = UUID(int=job_id(1).int + (1 << 100))
+    reader.put(record_of(SEARCH, 1, job_id=other), {})
+    assert client.get(f"/jobs/{part}").headers["location"] == f"/jobs?text={part}"
+    assert client.get(f"/jobs/{job_id(1)}/nothing").status_code == 404
+
+
+def test_health_needs_no_token_and_tells_of_the_database(reader: FakeReader) -> None:
+    clock = Clock()
+    client = client_of(reader, TOKEN, clock)
+    assert (client.get("/healthz").status_code, client.get("/healthz").text) == (200, "ok\n")
+
+    def gone() -> bool:
+        raise DatabaseUnavailable("no answer from a.secret.host")
+
+    reader.answers = gone  # type: ignore[method-assign]
+    clock.now += 2
+    answer = client.get("/healthz")
+    assert answer.status_code == 503 and "secret" not in answer.text
+
+
+def test_a_download_holds_no_formula(reader: FakeReader) -> None:
+    job: dict[str, Any] = {
+        "subject": "=1+1",
+        "answer": "-5",
+        "idempotency_key": "@key",
+        "metadata": {"a": "b"},
+    }
+    reader.put(record_of(SEARCH, 3, **job, error="-x\ny", seconds=0.5), {})
+    answer = client_of(reader).get("/jobs.csv?kind=reasoning")
+    assert "attachment" in answer.headers["content-disposition"]
+    first, *_ = csv.DictReader(io.StringIO(answer.text))
+    assert first["job_id"] == str(job_id(3)) and first["seconds"] == "0.5"
+    assert (first["subject"], first["idempotency_key"]) == ("'=1+1", "'@key")
+    assert (first["answer"], first["error"]) == ("-5", "'-x\ny")  # a number stays one
+    assert json.loads(first["metadata"]) == {"a": "b"}
+
+
+def test_controls_of_direction_are_spelt_out(reader: FakeReader) -> None:
+    text = "pay \u202e54321\u202c euros"
+    record = record_of(SEARCH, 3, subject=text, metadata={"note": text}, answer=text)
+    reader.put(record, {})
+    client = client_of(reader)
+    for path in ("/jobs", f"/jobs/{job_id(3)}", f"/jobs/{job_id(3)}/outline"):
+        page = client.get(path).text
+        assert "\u202e" not in page and "pay \\u202e54321\\u202c euros" in page, path
+    assert "<title>pay \\u202e" in client.get(f"/jobs/{job_id(3)}").text
+    # Searching again with the form searches for the same.
+    assert 'value="\u202e"' in client.get("/jobs?text=%E2%80%AE").text
+
+
+def test_the_page_shows_the_request_and_tracebacks_line_by_line(reader: FakeReader) -> None:
+    payload = {"priority": "high", "system_prompt": "Be kind.", "options": {"rollouts": 7}}
+    record = record_of(SEARCH, 3, payload=payload, metadata={"ticket": 12, "ok": True},
+                       idempotency_key="rq-7", expires_at=AT)  # fmt: skip
+    detail = {"type": "KeyError", "traceback": "Traceback:\n  File <x>\nKeyError\n"}
+    event = replace(record.events[0], event="failed", detail=detail)
+    answers = (record.answers[0].model_copy(update={"output": "It is 2."}), *record.answers[1:])
+    reader.put(replace(record, events=(event,), answers=answers), {})
+    page = client_of(reader).get(f"/jobs/{job_id(3)}").text
+    for text in ("high", "Be kind.", "rq-7", "ticket", ">12<", ">true<", "2026-11-22 12:00:00",
+                 "It is 2.", ">Traceback:\n  File &lt;x&gt;\nKeyError\n</pre>"):  # fmt: skip
+        assert text in page, text
 
 
 def test_a_bug_is_a_page_without_its_details(reader: FakeReader) -> None:
