@@ -67,41 +67,47 @@ def _bar(line: JobStatus) -> str:
 _JOB, _STATE, _QUESTION, _ANSWER, _RIGHT = (
     Column("job", lambda line: short_id(line.job_id)),
     Column("state", lambda line: line.shown_state),
-    Column("question", lambda line: one_line(line.subject), flexible=True),
-    Column("answer", _outcome, flexible=True),
-    Column("right", lambda line: {True: "yes", False: "no"}.get(line.correct, ""), optional=True),
+    Column("question", lambda line: one_line(line.subject), flexible=True, least=16, drop=9),
+    Column("answer", _outcome, flexible=True, least=20, wraps=True),
+    Column("right", lambda line: {True: "yes", False: "no"}.get(line.correct, ""), drop=8),
 )
 _JOBS = (
     _JOB,
     _STATE,
     _QUESTION,
     _ANSWER,
-    Column("expected", lambda line: one_line(line.expected or ""), flexible=True, optional=True),
+    Column("expected", lambda line: one_line(line.expected or ""), flexible=True, drop=6),
     _RIGHT,
-    number("conf.", lambda line: fraction(line.confidence, none=""), optional=True),
-    number("share", lambda line: _percent(line.share), optional=True),
-    number("quant.", lambda line: _percent(line.confidence_quantile), optional=True),
-    number("tokens", lambda line: f"{line.generated_tokens:,}", optional=True),
-    number("seconds", lambda line: f"{line.seconds:.1f}", optional=True),
-    number("nodes", lambda line: str(line.nodes), optional=True),
+    number("conf.", lambda line: fraction(line.confidence, none=""), drop=7),
+    number("share", lambda line: _percent(line.share), drop=5),
+    number("quant.", lambda line: _percent(line.confidence_quantile), drop=4),
+    number("tokens", lambda line: f"{line.generated_tokens:,}", drop=3),
+    number("seconds", lambda line: f"{line.seconds:.1f}", drop=2),
+    number("nodes", lambda line: str(line.nodes), drop=1),
 )
 _LIVE = (
     _JOB,
     _STATE,
-    Column("rollouts", _bar),
+    Column("rollouts", _bar, drop=7),
     _QUESTION,
     _ANSWER,
     _RIGHT,
-    number("seconds", lambda line: f"{line.seconds:.1f}" if line.seconds else ""),
+    number("seconds", lambda line: f"{line.seconds:.1f}" if line.seconds else "", drop=6),
 )
 LETTERS = (
     _JOB,
     Column("state", lambda letter: letter.state),
     Column("error", lambda letter: one_line(str(letter.error.get("type", "")))),
-    Column("message", lambda letter: one_line(str(letter.error.get("message", ""))), flexible=True),
+    Column(
+        "message",
+        lambda letter: one_line(str(letter.error.get("message", ""))),
+        flexible=True,
+        least=12,
+        wraps=True,
+    ),
     _QUESTION,
-    number("attempts", lambda letter: str(letter.attempts)),
-    number("rounds", lambda letter: str(letter.rounds)),
+    number("attempts", lambda letter: str(letter.attempts), drop=2),
+    number("rounds", lambda letter: str(letter.rounds), drop=1),
 )
 _ANSWERS = (
     number("rank", lambda answer: str(answer.rank)),
@@ -119,7 +125,7 @@ def jobs_table(
     columns = [column for column in _JOBS if with_state or column is not _STATE]
     checked = [line.correct for line in lines if line.correct is not None]
     sums = {
-        "job": f"{len(lines)} jobs",
+        "job": f"{len(lines):,} jobs",
         "right": f"{sum(checked)}/{len(checked)}" if checked else "",
         "tokens": f"{sum(line.generated_tokens for line in lines):,}",
         "seconds": f"{sum(line.seconds for line in lines):.1f}",
@@ -152,7 +158,7 @@ def live_view(lines: Sequence[JobStatus], *, width: int, height: int) -> Rendera
         # Running, then just ended, then waiting: what ended last is most likely looked for.
         newest = sorted(shown, key=lambda line: line.finished_at or line.created_at, reverse=True)
         shown = sorted(newest, key=lambda line: _ORDER.get(line.state, 1))[:rows]
-    table = text_table(_LIVE, shown, width=width)
+    table = text_table(_LIVE, shown, width=width, lines=1)
     return Group(table, "", Text(progress(lines)))
 
 

@@ -7,9 +7,10 @@ data byte for byte, in UTF-8.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 from pydantic_core import to_jsonable_python
@@ -82,10 +83,14 @@ def note(text: str, style: str = "dim") -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on standard output (or error). NO_COLOR and TERM=dumb are honoured by rich."""
+    """A console on standard output (or error). TERM=dumb is honoured by rich."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return _EscapingConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    # With NO_COLOR rich alone would still send bold and dim.
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return _EscapingConsole(
+        file=stream, width=width, color_system=colours, highlight=False, markup=False, emoji=False
+    )
 
 
 def terminal_width() -> int:

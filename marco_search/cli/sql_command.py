@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Literal
+from uuid import UUID
 
 import click
+from rich.cells import cell_len
 from rich.console import RenderableType
+from rich.text import Text
 
 from marco_search.cli import output
 from marco_search.cli.options import Seconds, command, count
 from marco_search.cli.session import session
-from marco_search.cli.tables import Column, text_table
+from marco_search.cli.tables import Column, natural_widths, text_table
+from marco_search.cli.tree_text import wrap_cells
 from marco_search.render.layout import one_line
 from marco_search.store.reads.reader_sql import JsonText, run_query, with_values
 
 TABLE_ROWS = 1000  # a table is for reading: more is for a file
+_READABLE = 24  # cells of a text that a table at a terminal may cut it to
+_LONGEST_LINE = 200  # cells of a table's line in a pipe
+_LEAST_VALUE = 20  # cells, however long the names of the columns
 _MOST_DIGITS = 4300  # of a whole number that Python writes
 Rows = Sequence[Sequence[Any]]
 
@@ -29,6 +37,10 @@ Rows = Sequence[Sequence[Any]]
 @command()
 @click.argument("query")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option(
+    "-x/-t", "--expanded/--table", default=None,
+    help="A line for each column, or a line for each row (default: what fits the width).",
+)  # fmt: skip
 @click.option(
     "--limit", type=count(), metavar="N",
     help=f"Rows at most; 0 for all (default: {TABLE_ROWS} in a table, all in JSON and CSV).",
@@ -41,8 +53,9 @@ Rows = Sequence[Sequence[Any]]
     "--set", "given", multiple=True, metavar="NAME=VALUE", help="A value for :'NAME' in the query."
 )
 def sql(
-    query: str, as_csv: bool, limit: int | None, timeout: float, given: tuple[str, ...]
-) -> None:
+    query: str, as_csv: bool, expanded: bool | None, limit: int | None, timeout: float,
+    given: tuple[str, ...],
+) -> None:  # fmt: skip
     """Run QUERY, one SQL statement that returns rows. "-" reads it from standard input.
 
     It runs in a read-only transaction that is rolled back. Views made for reading: audit.jobs,
@@ -71,7 +84,10 @@ def sql(
         output.echo(rows_csv(columns, rows), end="")
     else:
         width = output.terminal_width() if sys.stdout.isatty() else None
-        output.show(rows_table(columns, rows, width=width))
+        if expanded or (expanded is None and too_wide(columns, rows, width)):
+            output.show(*rows_expanded(columns, rows, width=width or output.PAGE_WIDTH))
+        else:
+            output.show(rows_table(columns, rows, width=width))
         counted = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
         more = f"the first {counted}; --limit 0 prints all"
         output.note(f"({more if result.more else counted})")
@@ -79,14 +95,51 @@ def sql(
 
 def rows_table(columns: Sequence[str], rows: Rows, *, width: int | None = None) -> RenderableType:
     """Numbers to the right, text on one line, NULL as an empty cell."""
-    laid_out = []
+    return text_table(_laid_out(columns, rows), rows, width=width)
+
+
+def too_wide(columns: Sequence[str], rows: Rows, width: int | None) -> bool:
+    """Whether a table of `width` cells would cut more than the ends of long texts.
+
+    In a pipe (None) nothing is cut: it is whether lines would be too long to read.
+    """
+    if len(columns) == 1:
+        return False
+    laid_out = _laid_out(columns, rows)
+    needed = [
+        min(cells, _READABLE) if column.flexible and width is not None else cells
+        for column, cells in zip(laid_out, natural_widths(laid_out, rows), strict=True)
+    ]
+    return sum(needed) + 2 * len(needed) > (width or _LONGEST_LINE)
+
+
+def rows_expanded(columns: Sequence[str], rows: Rows, *, width: int) -> Iterator[Text]:
+    """A line for each column of each row, as \\x of psql has it; long values go on below."""
+    names = [one_line(name) for name in columns]
+    indent = max(map(cell_len, names), default=0)
+    for number, row in enumerate(rows, start=1):
+        yield Text(f"-[ {number} ]".ljust(width, "-"), style="dim")
+        for i, name in enumerate(names):
+            value = _field(row[i]) if isinstance(row[i], str) else _cell(i, row)
+            parts = [p for line in value.splitlines() for p in _wrapped(line, width - indent - 3)]
+            for part, head in zip_longest(parts, (name,), fillvalue=""):
+                cells = f"{head}{' ' * (indent - cell_len(head))} | "
+                yield Text(cells, style="dim").append(part, style="not dim")
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    return wrap_cells(one_line(line), max(_LEAST_VALUE, width))
+
+
+def _laid_out(columns: Sequence[str], rows: Rows) -> list[Column]:
+    found = []
     for i, name in enumerate(columns):
         types = {type(row[i]) for row in rows if row[i] is not None}
         numeric = bool(types) and types <= {int, float, Decimal}
         justify: Literal["left", "right"] = "right" if numeric else "left"
-        cell = partial(_cell, i)
-        laid_out.append(Column(one_line(name), cell, justify, flexible=not numeric))
-    return text_table(laid_out, rows, width=width)
+        whole = numeric or types == {UUID}  # half an id names nothing
+        found.append(Column(one_line(name), partial(_cell, i), justify, flexible=not whole))
+    return found
 
 
 def rows_csv(columns: Sequence[str], rows: Rows) -> str:
@@ -148,6 +201,8 @@ def _cell(i: int, row: Sequence[Any]) -> str:
             return "yes" if value else "no"
         case float():
             return f"{value:.6g}"
+        case Decimal() if value.is_finite() and value.as_tuple().exponent < 0:  # type: ignore[operator]
+            return f"{value:f}".rstrip("0").rstrip(".")  # averages have 16 decimals
         case datetime():
             return value.isoformat(sep=" ", timespec="seconds")
         case _:

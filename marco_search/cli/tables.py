@@ -13,8 +13,9 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
+from marco_search.cli.tree_text import truncate_cells, wrap_cells
+
 _BETWEEN = 2  # cells between two columns
-_LEAST = 8  # cells that a flexible column keeps
 _STYLES = {
     "yes": "green",
     "succeeded": "green",
@@ -31,20 +32,23 @@ _STYLES = {
 class Column:
     """A column's heading, the text of an item's cell, and how the cells are laid out.
 
-    A flexible column gives way, with an ellipsis, when the terminal is too narrow. An optional
-    one is left out where that is not enough, the last first.
+    Where a line is too narrow, columns with a `drop` are left out: those that are empty first,
+    then the lowest number first. The flexible columns share what is left of the line, each at
+    least `least` cells of it, and end in an ellipsis: after the table's `lines` if they wrap.
     """
 
     heading: str
     cell: Callable[[Any], str]
     justify: Literal["left", "right"] = "left"
     flexible: bool = False
-    optional: bool = False
+    least: int = 8
+    wraps: bool = False
+    drop: int | None = None
 
 
-def number(heading: str, cell: Callable[[Any], str], *, optional: bool = False) -> Column:
+def number(heading: str, cell: Callable[[Any], str], *, drop: int | None = None) -> Column:
     """A column of numbers."""
-    return Column(heading, cell, "right", optional=optional)
+    return Column(heading, cell, "right", drop=drop)
 
 
 def text_table(
@@ -53,6 +57,7 @@ def text_table(
     *,
     width: int | None = None,
     footer: Mapping[str, str] | None = None,
+    lines: int = 3,
 ) -> RenderableType:
     """A row for each item, below the headings and, if given, a last line set off.
 
@@ -60,35 +65,63 @@ def text_table(
     """
     rows = [[column.cell(item) for column in columns] for item in items]
     last = [(footer or {}).get(column.heading, "") for column in columns]
-    kept = _fitting(columns, [*rows, last], width)
+    widths = _widths(columns, rows, last, width)
     # A cell of padding to the right; the box adds another.
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.header_style = "dim"
-    for i, least in kept.items():
-        heading, flexible = _cell(columns[i].heading), columns[i].flexible
-        table.add_column(heading, justify=columns[i].justify, no_wrap=not flexible, min_width=least)
+    for i, cells in widths.items():
+        table.add_column(_cell(columns[i].heading), justify=columns[i].justify, width=cells)
     for row in rows:
-        table.add_row(*(_cell(row[i], _STYLES.get(row[i], "")) for i in kept))
+        texts = {i: _folded(row[i], w, lines * columns[i].wraps) for i, w in widths.items()}
+        table.add_row(*(_cell(text, _STYLES.get(row[i], "")) for i, text in texts.items()))
     if footer:
         table.add_section()
-        table.add_row(*(_cell(last[i], "bold") for i in kept))
+        table.add_row(*(_cell(last[i], "bold") for i in widths))
     return table if width is None else Constrain(table, width)
 
 
-def _fitting(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None
+def natural_widths(columns: Sequence[Column], items: Sequence[Any]) -> list[int]:
+    """The cells that each column takes if nothing is cut."""
+    return [max(map(cell_len, (c.heading, *map(c.cell, items)))) for c in columns]
+
+
+def _widths(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    last: Sequence[str],
+    width: int | None,
 ) -> dict[int, int]:
-    """Indexes of the columns that there is room for, and the cells that each needs at least."""
-    kept = {}
-    for i, column in enumerate(columns):
-        widest = max(map(cell_len, (column.heading, *(row[i] for row in rows))))
-        kept[i] = min(widest, _LEAST) if column.flexible else widest
-    optional = [i for i, column in enumerate(columns) if column.optional]
-    while width is not None and optional and sum(kept.values()) + _BETWEEN * len(kept) > width:
-        del kept[optional.pop()]
+    """The cells of each column that there is room for, by its index."""
+    most = {
+        i: max(map(cell_len, (column.heading, last[i], *(row[i] for row in rows))))
+        for i, column in enumerate(columns)
+    }
+    if width is None:
+        return most
+    kept = {i: min(most[i], c.least) if c.flexible else most[i] for i, c in enumerate(columns)}
+    empty = {i: not any(row[i] for row in rows) for i in kept}
+    order = {i: (not empty[i], c.drop) for i, c in enumerate(columns) if c.drop is not None}
+    droppable = sorted(order, key=lambda i: order[i], reverse=True)
+    room = width + _BETWEEN  # nothing comes after the last
+    while droppable and sum(kept.values()) + _BETWEEN * len(kept) > room:
+        del kept[droppable.pop()]
+    spare = room - sum(kept.values()) - _BETWEEN * len(kept)
+    while spare > 0 and (narrow := [i for i in kept if kept[i] < most[i]]):
+        kept[min(narrow, key=lambda i: kept[i])] += 1
+        spare -= 1
     return kept
 
 
+def _folded(text: str, width: int, lines: int) -> str:
+    """`text` in so many lines of `width` cells at most; 0: on one, cut."""
+    if cell_len(text) <= width or lines < 2:
+        return truncate_cells(text, width)
+    parts = wrap_cells(text, width)
+    if len(parts) > lines:
+        parts[lines - 1 :] = [truncate_cells(" ".join(parts[lines - 1 :]), width)]
+    return "\n".join(parts)
+
+
 def _cell(text: str, style: str = "") -> Text:
-    # On one line, also in a column that gives way.
+    # Its lines have been measured; where even those do not fit, what is seen ends in an ellipsis.
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")

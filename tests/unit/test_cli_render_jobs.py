@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 
 from marco_search.cli.demo import next_steps
 from marco_search.cli.job_text import (
@@ -26,7 +26,13 @@ from marco_search.cli.job_text import (
     result_report,
 )
 from marco_search.cli.service_commands import findings_text
-from marco_search.cli.sql_command import rows_csv, rows_json, rows_table
+from marco_search.cli.sql_command import (
+    rows_csv,
+    rows_expanded,
+    rows_json,
+    rows_table,
+    too_wide,
+)
 from marco_search.doctor import Finding
 from marco_search.jobs import Answer, JobResult
 from marco_search.render.layout import weighting
@@ -78,16 +84,23 @@ def test_a_table_of_jobs_fits_80_cells_without_the_states() -> None:
     lines = [DONE.model_copy(update={"subject": "小美有五十八支铅笔" * 9, "answer": "x" * 99})]
     text = printed(jobs_table(lines, width=80, with_state=False), 80)
     assert max(cell_len(line) for line in text.splitlines()) <= 80
-    for kept in ("00000007", ".987", "75%", "40%", "3,456"):
+    for kept in ("00000007", ".987", "75%", "yes"):
         assert kept in text
-    assert "nodes" not in text
+    assert "nodes" not in text and "tokens" not in text
 
 
-def test_a_narrow_table_keeps_the_questions_and_answers() -> None:
-    text = printed(jobs_table([DONE, FAILED], width=50), 50)
-    assert max(cell_len(line) for line in text.splitlines()) <= 50
-    assert "What is" in text and "the mode" in text
-    assert ".987" not in text
+def test_a_narrow_table_drops_columns_before_it_cuts_ids_states_and_answers() -> None:
+    lines = [DONE.model_copy(update={"answer": "one two three four five six"}), FAILED]
+    text = printed(jobs_table(lines, width=60), 60)
+    assert max(cell_len(line) for line in text.splitlines()) <= 60
+    assert "What is 1 + 1?" in text and ".987" not in text
+    text = printed(jobs_table(lines, width=40), 40)
+    assert max(cell_len(line) for line in text.splitlines()) <= 40
+    assert "What is" not in text and "…" not in text
+    assert text.split()[4:] == [  # below the headings and the rule
+        "00000007", "succeeded", "one", "two", "three", "four", "five", "six",
+        "00000008", "failed", "the", "model", "⏎", "fell", "over", "2", "jobs",
+    ]  # fmt: skip
 
 
 def test_counts_read_as_words() -> None:
@@ -185,6 +198,24 @@ def test_rows_are_a_table_with_safe_cells() -> None:
     assert "a\ufffd[31m, ⏎ b" in text
     assert "[1, 2.5, null]" in text
     assert "2026-01-02 03:04:05+00:00" in text
+
+
+def test_rows_that_do_not_fit_have_a_line_for_each_column() -> None:
+    columns = ["job_id", "text", "average"]
+    rows = [[UUID(int=7), "one two\n\x1b[2J" + "x" * 60, Decimal("2.5000000")]]
+    assert not too_wide(columns, rows, 80) and too_wide(columns, rows, 60)
+    assert not too_wide(columns, rows, None) and too_wide(
+        columns, [[*rows[0][:1], "x" * 999, 1]], None
+    )
+    text = printed(Group(*rows_expanded(columns, rows, width=50)), 50)
+    assert text.splitlines() == [
+        "-[ 1 ]" + "-" * 44,
+        "job_id  | 00000000-0000-0000-0000-000000000007",
+        "text    | one two",
+        "        | \ufffd[2J" + "x" * 36,
+        "        | " + "x" * 24,
+        "average | 2.5",
+    ]
 
 
 def test_rows_are_csv_that_reads_back() -> None:
