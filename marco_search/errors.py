@@ -162,7 +162,7 @@ class SchemaMismatch(MarcoError):
 class RightsMissing(MarcoError):
     """The user of DATABASE_URL may not do this; the message says who may."""
 
-    exit_code = 4
+    exit_code = 2
 
 
 class RuntimeFailure(MarcoError):

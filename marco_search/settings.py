@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasGenerator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
 from marco_search.text import HIDDEN, redacted
 
 SHORTEST_TOKEN = 16  # characters
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_MUST_BE = {
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "dict_type": "must be a JSON object",
+    "string_too_short": "must not be empty",
+}
 RENAMED = {"MARCO_WORKER_SWEEPS": "MARCO_WORKER_SCHEDULER"}
 """Old names of settings: they work for one more version, with a warning."""
 
@@ -211,8 +221,26 @@ def load() -> Settings:
         return Settings(**renamed)  # type: ignore[arg-type]
     except ValidationError as error:
         # The value is left out on purpose: it may be a secret.
-        lines = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
+        lines = dict.fromkeys(f"{e['loc'][0]}: {_reason(e)}" for e in error.errors())
         raise InvalidSettings("; ".join(lines)) from None
+
+
+def _reason(error: ErrorDetails) -> str:
+    kind, limits = error["type"], error.get("ctx", {})
+    if error["loc"][0] == "MARCO_LOG_LEVEL":
+        return "must be debug, info, warning, error or critical"
+    if error["loc"][0] == "MARCO_REWARD_TEMPLATE":
+        return "must contain {steps}"
+    if error["loc"][0] == "MARCO_VERIFIERS" and kind != "value_error":
+        return "each must be a command (a list of words) or an address (http://...), with a name"
+    for name, words in _BOUNDS.items():
+        if name in limits:
+            return f"must be {words} {limits[name]:,.12g}"
+    if kind == "string_too_long":
+        return f"must have at most {limits['max_length']} characters"
+    if kind == "literal_error":
+        return f"must be {limits['expected']}"
+    return _MUST_BE.get(kind, error["msg"].removeprefix("Value error, "))
 
 
 def worker_refusal(settings: Settings) -> str | None:

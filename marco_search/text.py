@@ -42,6 +42,11 @@ def one_line(text: str) -> str:
     return escaped(text).replace("\n", "\\n")
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 job", "1,200 jobs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def redacted(text: str) -> str:
     """`text` with passwords, keys and tokens replaced by ***."""
     known = _known(tuple(_secrets()))

@@ -236,7 +236,8 @@ def roles(as_sql: bool) -> None:
     prefix = settings.load().role_prefix
     if as_sql:
         body = (f"{statement.strip()};" for statement in statements(prefix))
-        output.echo("\n".join(["BEGIN;", *body, "COMMIT;"]))
+        text = "\n".join(["BEGIN;", *body, "COMMIT;"])
+        output.print_json({"sql": text}) if output.as_json() else output.echo(text)
         return
     names = [name(prefix, role) for role in ROLES]
     with session(creates=True, migrates=True) as here:

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
+from errno import ENOSPC
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ import click
 from marco_search.errors import Backpressure, InvalidBatch, MarcoError
 from marco_search.text import escaped, redacted
 
+BAD_INPUT = 2
 JOBS_NOT_DONE = 7
 DOES_NOT_FIT = 9
 OTHER_ENGINE = 10
@@ -22,12 +24,15 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def report_usage(error: click.ClickException, as_json: bool) -> int:
-    """Report arguments that click refused: the usage line and the reason."""
-    if as_json:
-        return _report("UsageError", error.format_message(), error.exit_code, as_json)
-    error.message = escaped(redacted(error.message))  # type: ignore[misc]  # final for subclasses
-    error.show(sys.stderr)
-    return error.exit_code
+    """Report arguments that click refused: the reason, and how the command is used."""
+    message = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
+    if message[1:2].islower():  # click's sentences, as all our messages begin
+        message = message[0].lower() + message[1:]
+    _report("UsageError", message, BAD_INPUT, as_json)
+    context = getattr(error, "ctx", None)
+    if context is not None and not as_json:
+        print(f"{context.get_usage()}\n`{context.command_path} --help` says more", file=sys.stderr)
+    return BAD_INPUT
 
 
 def report_error(error: Exception, as_json: bool, debug: bool) -> int:
@@ -36,6 +41,11 @@ def report_error(error: Exception, as_json: bool, debug: bool) -> int:
     if debug:
         print(escaped(trace), file=sys.stderr)
     name, more = type(error).__name__, dict[str, Any]()
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno == ENOSPC):
+        # What was named can't be read or written, or the disk is full.
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        code = 1 if error.errno == ENOSPC else BAD_INPUT
+        return _report(name, f"{where}{error.strerror}", code, as_json)
     if not isinstance(error, MarcoError):
         where = "is above" if debug else f"is in {_kept(trace)}; --debug prints it"
         reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]

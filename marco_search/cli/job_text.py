@@ -17,6 +17,7 @@ from marco_search.cli.tree_text import fraction
 from marco_search.jobs import JobResult
 from marco_search.render.layout import ELLIPSIS, STOP_REASONS, one_line, short_id, weighting
 from marco_search.store.reads.queries import JobStatus
+from marco_search.text import counted
 
 if TYPE_CHECKING:
     from marco_search.store.queue.dead_letters import DeadLetter
@@ -138,7 +139,7 @@ def counts(by_state: Mapping[str, int]) -> str:
     """ "16 jobs: 1 running, 15 succeeded"."""
     total = sum(by_state.values())
     parts = ", ".join(f"{count:,} {state}" for state, count in by_state.items())
-    return f"{total:,} job{'' if total == 1 else 's'}" + (f": {parts}" if parts else "")
+    return counted(total, "job") + (f": {parts}" if parts else "")
 
 
 def event(line: JobStatus) -> str:
@@ -176,8 +177,8 @@ def letter_report(letter: DeadLetter) -> list[Text]:
         one_line(letter.subject),
         "",
         f"{letter.error.get('type', 'no error')}: {one_line(str(letter.error.get('message', '')))}",
-        f"{letter.attempts} attempts, of which {letter.failures} failed and {letter.losses} lost "
-        f"their worker; {letter.rounds} rounds are kept",
+        f"{counted(letter.attempts, 'attempt')}: {letter.failures} failed, {letter.losses} lost "
+        f"their worker; rounds kept: {letter.rounds}",
     ]
     trace = str(letter.error.get("traceback", "")).splitlines()
     if trace:
@@ -222,10 +223,10 @@ def _totals(result: JobResult) -> str:
     cached = result.cached_tokens / result.prompt_tokens if result.prompt_tokens else 0.0
     parts = [
         f"{result.strategy}",
-        f"{result.rollouts} rollouts",
-        f"{result.nodes} nodes",
-        f"{result.generated_tokens:,} tokens generated",
-        f"{result.prompt_tokens:,} prompt tokens ({cached:.0%} from the prefix cache)",
+        counted(result.rollouts, "rollout"),
+        counted(result.nodes, "node"),
+        f"{counted(result.generated_tokens, 'token')} generated",
+        f"{counted(result.prompt_tokens, 'prompt token')} ({cached:.0%} from the prefix cache)",
         f"{result.seconds:.2f} s",
     ]
     if result.stop_reason:

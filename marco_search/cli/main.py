@@ -86,6 +86,16 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"marco_search.cli.{COMMANDS[cmd_name][0]}")
         return cast(click.Command, getattr(module, cmd_name))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it; what is meant is looked for among all commands."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            meant = click.exceptions.NoSuchCommand(error.command_name, None, COMMANDS, ctx)
+            raise meant from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from COMMANDS, importing none of them."""
         with formatter.section("Commands"):
@@ -116,6 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json, debug = "--json" in words, "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if words[:1] == ["--json"] and len(words) > 1:  # a command's option, wherever it is given
+        words.append(words.pop(0))
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that can't show a character gets a question mark, not a traceback.

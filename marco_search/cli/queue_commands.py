@@ -13,6 +13,7 @@ from marco_search.cli.job_text import LETTERS, letter_report
 from marco_search.cli.session import session
 from marco_search.cli.tables import text_table
 from marco_search.store.queue import tenants
+from marco_search.text import counted
 
 if TYPE_CHECKING:
     from producer import Producer
@@ -66,7 +67,7 @@ def _list_pauses() -> None:
         rows.append({"tenant": pause.tenant or None, "paused_at": since, "jobs": pause.jobs})
         parts = [f"since {pause.since:%F %T} UTC"] if pause.since else []
         if pause.jobs:
-            parts.append(f"{pause.jobs:,} job{'' if pause.jobs == 1 else 's'} by id")
+            parts.append(f"{counted(pause.jobs, 'job')} by id")
         whose = f"tenant {pause.tenant}" if pause.tenant else "all tenants"
         lines.append(f"{whose}: {', '.join(parts)}")
     output.report({"paused": rows}, "\n".join(lines) or "Nothing is paused.")

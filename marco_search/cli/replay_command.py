@@ -69,8 +69,8 @@ def replay(
         ways = product(rewards or known, votes or ("weighted",), powers or (1.0,))
         _rescore_file(path, Grader(load(data_set, language=language)), ways)
         return
-    if data_set is not None or language:
-        raise click.UsageError(f"{target}: no such file; --set and --language are for one")
+    if data_set is not None or language or path.name != target or path.suffix:
+        raise click.UsageError(f"{target}: no such file")
     with session(needs_redis=False) as here:
         (job_id,) = here.find([target])
         with here.database.transaction() as conn:

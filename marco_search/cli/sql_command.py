@@ -25,6 +25,7 @@ from marco_search.cli.tables import Column, natural_widths, text_table
 from marco_search.cli.tree_text import wrap_cells
 from marco_search.render.layout import one_line
 from marco_search.store.reads.reader_sql import JsonText, run_query, with_values
+from marco_search.text import counted
 
 TABLE_ROWS = 1000  # a table is for reading: more is for a file
 _READABLE = 24  # cells of a text that a table at a terminal may cut it to
@@ -88,9 +89,9 @@ def sql(
             output.show(*rows_expanded(columns, rows, width=width or output.PAGE_WIDTH))
         else:
             output.show(rows_table(columns, rows, width=width))
-        counted = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
-        more = f"the first {counted}; --limit 0 prints all"
-        output.note(f"({more if result.more else counted})")
+        shown = counted(len(rows), "row")
+        more = f"the first {shown}; --limit 0 prints all"
+        output.note(f"({more if result.more else shown})")
 
 
 def rows_table(columns: Sequence[str], rows: Rows, *, width: int | None = None) -> RenderableType:

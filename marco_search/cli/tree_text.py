@@ -34,6 +34,7 @@ from marco_search.render.layout import (
     visible_nodes,
 )
 from marco_search.search.actions import Action
+from marco_search.text import counted
 
 if TYPE_CHECKING:
     from marco_search.store.reads.job_record import TreeRow
@@ -104,7 +105,7 @@ class _Drawing:
                 yield Text(f"{'':{_MARGIN}}{below}").append(note, style="italic yellow")
             hidden = sum(self._size(child) for child in children if child.node_id not in keep)
             entries: list[TreeRow | str] = [c for c in children if c.node_id in keep]
-            entries += [f"… {hidden:,} more node{'' if hidden == 1 else 's'}"] if hidden else []
+            entries += [f"… {counted(hidden, 'more node')}"] if hidden else []
             for i in reversed(range(len(entries))):
                 stack.append((entries[i], *self._leads(below, i, len(entries))))
 

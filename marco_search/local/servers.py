@@ -189,7 +189,9 @@ class Postgres(Server):
         if done.returncode != 0:
             with self.log.open("a") as log:
                 log.write(done.stdout)
-            tail = " / ".join(done.stdout.strip().splitlines()[-3:])
+            said = done.stdout.strip().splitlines()
+            full = [line for line in said if "No space left on device" in line]
+            tail = " / ".join(full[:1] or said[-3:])
             raise LocalServiceFailed(f"{arguments[0]} failed: {tail} (all of it: {self.log})")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -165,6 +166,40 @@ def test_bad_arguments_exit_with_2(
     assert error_json(capsys)["type"] == "UsageError"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["statsu"], "no such command 'statsu'; did you mean 'status'?"),
+        (["dead", "lst"], "no such command 'lst'; did you mean 'list'?"),
+        (["status", "--limt", "3"], "no such option '--limt'; did you mean '--limit'?"),
+        (["replay", "none.jsonl"], "none.jsonl: no such file"),
+    ],
+)
+def test_bad_arguments_are_said_as_all_errors_are(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"marco: {said}"
+
+
+def test_help_and_json_may_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "dead", "list"]) == 0
+    assert "Usage: marco dead list" in capsys.readouterr().out
+    assert main(["--json", "roles", "--sql"]) == 0
+    assert json.loads(capsys.readouterr().out)["sql"].startswith("BEGIN;")
+
+
+def test_a_full_disk_or_a_missing_folder_is_no_bug(
+    raising: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(OSError(errno.ENOSPC, "No space left on device"))
+    assert main(["boom"]) == 1
+    assert capsys.readouterr().err == "marco: No space left on device\n"
+    raising(PermissionError(errno.EACCES, "Permission denied", "/x/report.md"))
+    assert main(["boom"]) == 2
+    assert capsys.readouterr().err == "marco: /x/report.md: Permission denied\n"
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f'"{sys.executable}" -m marco_search.cli.main --help | head -c 1'
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True)
@@ -183,9 +218,21 @@ def test_nothing_is_made_where_nothing_is_stored(
 def test_a_bad_setting_exits_with_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MARCO_LEASE_S", "soon")
+    for name, value in {
+        "LEASE_S": "soon", "EMBEDDED_ROWS": "0", "TENANT": "x" * 70, "LOG_LEVEL": "loud",
+        "REWARD_SCALE": "x", "VERIFIERS": '{"a": 3}',
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"MARCO_{name}", value)
     assert main(["status"]) == 2
-    assert "MARCO_LEASE_S" in capsys.readouterr().err
+    assert set(capsys.readouterr().err.removeprefix("marco: ").strip().split("; ")) == {
+        "MARCO_LEASE_S: must be a number",
+        "MARCO_EMBEDDED_ROWS: must be at least 1",
+        "MARCO_TENANT: must have at most 64 characters",
+        "MARCO_LOG_LEVEL: must be debug, info, warning, error or critical",
+        "MARCO_REWARD_SCALE: must be 'probability' or 'logit'",
+        "MARCO_VERIFIERS: each must be a command (a list of words) or an address (http://...), "
+        "with a name",
+    }
 
 
 def test_a_file_with_bad_lines_is_refused_before_any_service_is_touched(
