@@ -68,9 +68,9 @@ class Finding:
 
 def run_checks(settings: Settings) -> list[Finding]:
     """All findings, in the order in which one depends on another. Takes up to some seconds."""
-    machine = [_python, _settings, variables, _home, _disk]
+    machine = [_python, _settings, variables, _home]
     if settings.database_url is None or settings.redis_url is None:
-        machine.append(_programs)
+        machine += [_disk, _programs]
     services = [postgres, schema, pauses, guards, models, redis, worker, _model]
     return [_run(check, settings) for check in (*machine, *services)]
 

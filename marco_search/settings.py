@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasGenerator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasGenerator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -65,6 +75,28 @@ Overrides = Annotated[dict[str, Any], NoDecode, _from_json('{"top_p": 0.9}')]
 Verifiers = Annotated[dict[Name, Target], NoDecode, _from_json('{"name": ["command", "word"]}')]
 
 
+def _fits_a_url(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[A-Za-z0-9._~-]+", value.get_secret_value()):
+        raise ValueError("a password needs letters, digits, - . _ and ~ only: URLs hold it")
+    return value
+
+
+class Login(BaseModel):
+    """A login of the database: its password, and the roles that it is a member of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    password: Annotated[SecretStr, AfterValidator(_fits_a_url)]
+    roles: list[Name] = []
+
+
+Logins = Annotated[
+    dict[Name, Login],
+    NoDecode,
+    _from_json('{"marco_worker": {"password": "...", "roles": ["marco_app"]}}'),
+]
+
+
 def _variable(name: str) -> str:
     return f"MARCO_{name.upper()}"
 
@@ -85,6 +117,11 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".marco"), description="Folder of the embedded services")
     role_prefix: str = Field(
         "marco", description="The database roles are PREFIX_owner, _app, _auditor, _auditor_all"
+    )
+    logins: Logins = Field(
+        {},
+        description="Logins that `marco migrate`, run by a superuser, makes or gives a new "
+        "password, as JSON: name to password and roles",
     )
 
     # Runtime
@@ -192,6 +229,9 @@ class Settings(BaseSettings):
     tenant_max_queued: Count | None = Field(
         None, description="Most queued jobs of a tenant without a quota of its own; unset: any"
     )
+    health_file: Path | None = Field(
+        None, description="Touched every few seconds by a worker or scheduler that does its work"
+    )
     log_level: str = Field("INFO", pattern="(?i)^(debug|info|warning|error|critical)$")
 
     console_token: SecretStr | None = Field(
@@ -233,6 +273,8 @@ def _reason(error: ErrorDetails) -> str:
         return "must contain {steps}"
     if error["loc"][0] == "MARCO_VERIFIERS" and kind != "value_error":
         return "each must be a command (a list of words) or an address (http://...), with a name"
+    if error["loc"][0] == "MARCO_LOGINS" and kind != "value_error":
+        return "each must have a password, and may have roles"
     for name, words in _BOUNDS.items():
         if name in limits:
             return f"must be {words} {limits[name]:,.12g}"

@@ -24,6 +24,7 @@ from pydantic import Base64Bytes, BaseModel, Field, TypeAdapter, ValidationError
 from redis import Redis, RedisError
 
 from marco_search.broker import PRESENT_EVERY_S, TASK, say_present
+from worker import process
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         try:
             with self.connection.default_channel.conn_or_acquire() as client:
                 say_present(client, self.app.conf.task_default_queue, self.hostname)
+            process.healthy(process.current().settings)
         except (RedisError, OSError) as error:
             log.debug("presence not noted: %s", error)
         else:

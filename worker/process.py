@@ -117,6 +117,12 @@ def check_database(settings: Settings) -> None:
         pass
 
 
+def healthy(settings: Settings) -> None:
+    """Touch MARCO_HEALTH_FILE, if there is one. Raises OSError."""
+    if settings.health_file is not None:
+        settings.health_file.touch()
+
+
 def this_worker(prefix: str = "") -> Worker:
     """This process as one that claims jobs."""
     host, pid = socket.gethostname(), os.getpid()

@@ -100,6 +100,7 @@ class Scheduler:
             raise
         if turn:
             self.tick()
+        process.healthy(self._settings)
         if self._failure:
             log.info("scheduling again")
             self._failure = ""

@@ -73,16 +73,20 @@ def migrate() -> None:
     """Bring the database to this version's schema. Safe to run again, and by several at once.
 
     Views, partitions and roles are brought up to date too. DATABASE_URL must name a member of
-    the owner's role, or a superuser; workers and producers need no more than the app's.
+    the owner's role, or a superuser; workers and producers need no more than the app's. A
+    superuser first makes the database and the logins of MARCO_LOGINS, and sets their passwords.
     """
     from marco_search.local import local_services
     from marco_search.migrations import current, upgrade
+    from marco_search.migrations.logins import make_logins
 
     settings = settings_module.load()
     with ExitStack() as stack:
         if settings.database_url is None:
             stack.enter_context(local_services(settings.home))
         url = database_url(settings)
+        if settings.logins:
+            make_logins(url, settings)
         before = current(url)
         refused = upgrade(url)
         after = current(url)

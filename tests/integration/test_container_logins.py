@@ -1,33 +1,37 @@
-"""The logins of the containers, made by psql as the image does, are enough for what each does."""
+"""The logins that `marco migrate` makes for the containers are enough for what each does."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import json
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 from psycopg import errors, sql
+from pydantic import ValidationError
 
 from marco_search import migrations
 from marco_search import settings as settings_module
-from marco_search.local import ServiceUrls, programs
+from marco_search.errors import RightsMissing
+from marco_search.local import ServiceUrls
+from marco_search.migrations.logins import make_logins
+from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.reads import job_record
 from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import partitions
-from tests.databases import scratch_database
 from tests.integration.logins import as_user
 from tests.integration.toys import insert, question, runner, settings_for, state
 from tests.toy import ToyRuntime
 
-LOGINS = Path(__file__).resolve().parents[2] / "ops" / "docker" / "logins.sql"
-PASSWORDS = dict.fromkeys(("OWNER_PASSWORD", "APP_PASSWORD", "AUDITOR_PASSWORD"), "secret")
+ROLES = {
+    "migrator": ["owner"],
+    "worker": ["app"],
+    "reader": ["auditor_all"],
+}
 
 
 @pytest.fixture
@@ -40,29 +44,34 @@ def prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     settings_module.load.cache_clear()
 
 
+def wanted(prefix: str, password: str) -> Settings:
+    logins = {
+        f"{prefix}_{login}": {"password": password, "roles": [f"{prefix}_{role}" for role in roles]}
+        for login, roles in ROLES.items()
+    }
+    variables = {"MARCO_ROLE_PREFIX": prefix, "MARCO_LOGINS": json.dumps(logins)}
+    return Settings.model_validate(variables)
+
+
 @pytest.fixture
-def made(services: ServiceUrls, prefix: str, tmp_path: Path) -> Iterator[str]:
-    """The superuser's URL of a database that the script was run on, and nothing else."""
-    script = tmp_path / "logins.sql"
-    script.write_text(LOGINS.read_text().replace("marco_", f"{prefix}_"))
-    with scratch_database(services.database_url) as url:
-        command = [str(programs.installed().postgres / "psql"), "-qX", "-v", "ON_ERROR_STOP=1"]
-        done = subprocess.run(
-            [*command, "-f", str(script), url],
-            env=os.environ | PASSWORDS, capture_output=True, text=True,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, "")
-        yield url
-        with psycopg.connect(url, autocommit=True) as conn:
-            roles = conn.execute(
-                "SELECT rolname FROM pg_roles WHERE rolname LIKE %s", [f"{prefix}%"]
-            ).fetchall()
-            database = sql.Identifier(urlsplit(url).path[1:])
-            conn.execute(sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(database))
-            for (name,) in roles:
-                conn.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
-            for (name,) in roles:
-                conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+def made(services: ServiceUrls, prefix: str) -> Iterator[str]:
+    """The superuser's URL of a database that had to be made, with the logins."""
+    url = urlunsplit(urlsplit(services.database_url)._replace(path=f"/{prefix}"))
+    make_logins(url, wanted(prefix, "secret"))
+    yield url
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(
+            sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(sql.Identifier(prefix))
+        )
+        roles = conn.execute(
+            "SELECT rolname FROM pg_roles WHERE rolname LIKE %s", [f"{prefix}%"]
+        ).fetchall()
+        for (name,) in roles:
+            conn.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
+        for (name,) in roles:
+            conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    with psycopg.connect(services.database_url, autocommit=True) as conn:
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(prefix)))
 
 
 def test_a_job_from_migration_to_verification_without_the_superuser(made: str, prefix: str) -> None:
@@ -83,3 +92,21 @@ def test_a_job_from_migration_to_verification_without_the_superuser(made: str, p
     assert verify_all(reader).ok
     with psycopg.connect(reader) as conn, pytest.raises(errors.InsufficientPrivilege):
         conn.execute("UPDATE public.jobs SET answer = 'x'")
+
+
+def test_the_passwords_are_those_of_the_last_run(made: str, prefix: str) -> None:
+    make_logins(made, wanted(prefix, "another"))
+    worker = as_user(made, f"{prefix}_worker")
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(worker)
+    psycopg.connect(worker.replace(":secret@", ":another@")).close()
+
+
+def test_only_a_superuser_makes_logins(made: str, prefix: str) -> None:
+    with pytest.raises(RightsMissing, match="superuser"):
+        make_logins(as_user(made, f"{prefix}_worker"), wanted(prefix, "secret"))
+
+
+def test_a_password_that_fits_no_url_is_refused(prefix: str) -> None:
+    with pytest.raises(ValidationError, match="letters, digits"):
+        wanted(prefix, "p@ss/word")

