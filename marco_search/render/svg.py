@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 from marco_search.render.layout import Place, children_of, cut, instead, label, places, score
 from marco_search.store.reads.job_record import TreeRow
+from marco_search.text import escaped
 
 # Pixels. A card of the drawing, and how far apart two are.
 WIDTH, HEIGHT = 196, 40
@@ -85,5 +86,5 @@ def _corner(place: Place) -> tuple[int, int]:
 
 
 def _xml(text: str) -> str:
-    """Escaped, without what XML does not allow (control characters, half surrogates)."""
-    return escape(re.sub("[\x00-\x1f\ud800-\udfff\ufffe\uffff]", " ", text))
+    """Escaped; control characters and half surrogates, which XML does not allow, spelt out."""
+    return escape(re.sub("[\t\n\ufffe\uffff]", " ", escaped(text)))

@@ -237,6 +237,24 @@ def test_hostile_text_stays_text(console: Running, open_page: OpenPage, tmp_path
         assert page.title() != "owned"
 
 
+def test_no_text_of_a_node_turns_the_page_around(console: Running, open_page: OpenPage) -> None:
+    text = "pay \u202e54321\u202c"
+    record = record_of(SEARCH, 7, subject=text)
+    nodes = tuple(replace(node, text=text) for node in record.nodes)
+    tokens = {
+        i: replace(row, token_texts=[text] * len(row.token_ids))
+        for i, row in tokens_of(SEARCH).items()
+    }
+    console.reader.put(replace(record, nodes=nodes), tokens)
+    page = drawn(open_page(f"{console.address}/jobs/{job_id(7)}"))
+    page.focus("#frame")
+    page.keyboard.press("End")
+    page.wait_for_selector(".token")
+    assert "pay \\u202e54321\\u202c" in page.inner_text(".tokens")
+    assert "\u202e" not in page.evaluate("document.documentElement.outerHTML")
+    assert "\u202e" not in page.title()
+
+
 def test_the_file_works_from_disk(
     console: Running, job: str, open_page: OpenPage, tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_controls_of_direction_are_spelt_out(reader: FakeReader) -> None:
         page = client.get(path).text
         assert "\u202e" not in page and "pay \\u202e54321\\u202c euros" in page, path
     assert "<title>pay \\u202e" in client.get(f"/jobs/{job_id(3)}").text
+    assert "\u202e" not in client.get(f"/jobs/{job_id(3)}/tree.svg").text
     # Searching again with the form searches for the same.
     assert 'value="\u202e"' in client.get("/jobs?text=%E2%80%AE").text
 

@@ -30,12 +30,20 @@ export function unpack({ ids, texts, logprobs, confidences, ...top }, vocabulary
   });
 }
 
+// As on the server (marco_search.text): what would turn the text around it is spelt out.
+const CONTROL = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+function spelled(value) {
+  if (typeof value !== "string") return value;
+  return value.replace(CONTROL, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined) made.setAttribute(key, value);
+    if (value !== null && value !== undefined) made.setAttribute(key, spelled(value));
   }
-  made.append(...children);
+  made.append(...children.map(spelled));
   return made;
 }
 
@@ -51,16 +59,16 @@ export function tokenRow(tokens, onChoose) {
   const row = element("div", { class: "tokens", role: "listbox", "aria-label": "Tokens" });
   const items = tokens.map((token, index) => {
     const caption = `${visible(token.text)}, confidence ${token.confidence.toFixed(3)}`;
-    const item = element("span", {
+    const attributes = {
       class: `token ${confidenceClass(token.confidence)}`,
       role: "option",
       tabindex: index ? "-1" : "0",
       title: `confidence ${token.confidence.toFixed(3)}`,
       "aria-label": caption,
       "aria-selected": "false",
-    });
-    item.textContent = token.text === "" ? "∅" : token.text.replaceAll("\n", "⏎\n");
-    return item;
+    };
+    const text = token.text === "" ? "∅" : token.text.replaceAll("\n", "⏎\n");
+    return element("span", attributes, text);
   });
   row.append(...items);
 
