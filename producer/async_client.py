@@ -50,6 +50,7 @@ class AsyncProducer:
     submit = _awaited(Producer.submit)
     submit_many = _awaited(Producer.submit_many)
     ended = _awaited(Producer.ended)
+    standstill = _awaited(Producer.standstill)
     status = _awaited(Producer.status)
     states = _awaited(Producer.states)
     tree = _awaited(Producer.tree)

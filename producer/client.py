@@ -28,6 +28,7 @@ from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import DEAD_LETTER, JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
+from producer import standstill
 from producer.handles import (
     Everyone,
     JobId,
@@ -158,7 +159,8 @@ class Producer:
     ) -> JobResult | list[JobResult]:
         """The result of a job, or of several in their order, once all have ended.
 
-        A job that failed gives a result too: look at its `state`.
+        A job that failed gives a result too: look at its `state`. That no worker answers, or that
+        jobs are paused, is logged once as a warning after a few seconds.
         Raises JobNotFound, and WaitTimeout after `timeout_s`; the jobs go on then.
         """
         ids = job_uuids(jobs)
@@ -201,12 +203,13 @@ class Producer:
         """What a wait waits for, and what it reads each time."""
         ids = job_uuids(jobs)
         self.states(ids)
-        pending = Pending(ids, timeout_s, self._poll_s)
+        pending, watch = Pending(ids, timeout_s, self._poll_s), standstill.Watch()
 
         def read() -> list[JobResult]:
             ended = self.ended(pending.to_read)
             for result in ended:
                 pending.done(UUID(result.job_id))
+            watch.look(pending.ids, self.standstill)
             return ended
 
         return pending, read
@@ -216,6 +219,7 @@ class Producer:
     ) -> tuple[Pending, Callable[[], list[list[JobStatus]]]]:
         ids = job_uuids(jobs)
         pending, found = Pending(ids, timeout_s, every_s), dict[UUID, JobStatus]()
+        watch = standstill.Watch()
 
         def read() -> list[list[JobStatus]]:
             with pending.seldom(), self._database.transaction() as conn:
@@ -224,9 +228,19 @@ class Producer:
                 found[line.job_id] = line
                 if line.final:
                     pending.done(line.job_id)
+            watch.look(pending.ids, self.standstill)
             return [[found[job_id] for job_id in ids]]
 
         return pending, read
+
+    def standstill(self, jobs: Iterable[JobId] | None = None) -> dict[str, str]:
+        """Why some of the jobs, or of all that have not ended, do not go on.
+
+        A sentence by each reason: "paused", "no_model", "no_worker". Waits log these as warnings.
+        """
+        ids = None if jobs is None else job_uuids(jobs)
+        waiting = self._call(queries.unfinished, self._tenant, ids)
+        return standstill.reasons(waiting, self._settings)
 
     def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:
         """The results of those of the jobs that have ended, in any order; others are left out."""

@@ -69,7 +69,10 @@ def verify(
             require_tables(conn, "`marco verify`")
             found = [f for anchor in kept for f in stored_anchors.check(conn, anchor)]
         if jobs:
-            reports = [verify_job(here.database, i) for i in dict.fromkeys(here.find(jobs))]
+            reports = [
+                verify_job(here.database, i)
+                for i in dict.fromkeys(here.find(jobs, everywhere=True))
+            ]
             counted: dict[str, Any] = {"jobs": [asdict(report) for report in reports]}
             lines = []
             for job in counted["jobs"]:

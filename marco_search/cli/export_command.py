@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from marco_search.cli import output
-from marco_search.cli.options import command
+from marco_search.cli.options import command, tenants
 from marco_search.cli.session import session
 from marco_search.errors import InvalidSettings
 from marco_search.export.tables import TABLES, Filter, write
@@ -33,14 +33,13 @@ _moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"
 )  # fmt: skip
 @click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
 @click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch.")
-@click.option("--tenant", metavar="NAME", help="Whose jobs (default: MARCO_TENANT's).")
-@click.option("--all-tenants", is_flag=True, help="The jobs of all tenants.")
+@tenants
 @click.option("--since", type=_moment, metavar="TIME", help="Submitted at or after, UTC.")
 @click.option("--until", type=_moment, metavar="TIME", help="Submitted before, UTC.")
 @click.option("--no-text", is_flag=True, help="Leave out what people and the model wrote.")
 def export(
     folder: Path | None, file_format: str, otlp: str | None, tables: tuple[str, ...],
-    jobs: tuple[str, ...], batch: Any, tenant: str | None, all_tenants: bool,
+    jobs: tuple[str, ...], batch: Any,
     since: datetime | None, until: datetime | None, no_text: bool,
 ) -> None:  # fmt: skip
     """Write jobs with their trees to files in FOLDER, one for each table.
@@ -57,14 +56,11 @@ def export(
         raise click.UsageError("give a FOLDER to write to, or --otlp URL to send to")
     if no_text and "vocabulary" in tables:
         raise click.UsageError("--table vocabulary is nothing but text: not with --no-text")
-    if tenant and all_tenants:
-        raise click.UsageError("--tenant and --all-tenants exclude each other")
     with session(needs_redis=False) as here, here.database.snapshot() as conn:
-        whose = tenant or here.tenant
         chosen = Filter(
-            jobs=queries.find_jobs(conn, jobs, whose),
+            jobs=queries.find_jobs(conn, jobs, here.tenant),
             batch=batch,
-            tenant=None if all_tenants else whose,
+            tenant=here.tenant,
             since=_utc(since),
             until=_utc(until),
         )

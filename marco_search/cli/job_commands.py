@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
@@ -128,6 +128,7 @@ def submit_jobs(
 
 @options.command()
 @options.jobs_argument
+@options.tenants
 @click.option(
     "--state", type=click.Choice([s.value for s in JobState]), help="Only jobs in this state."
 )
@@ -152,22 +153,42 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
                 newest = queries.page(conn, wanted, limit=limit or options.LARGEST_COUNT).jobs
                 lines = list(newest[::-1])
             by_state = queries.state_counts(conn, here.tenant)
+            others = {} if jobs else queries.other_tenants(conn, here.tenant)
             missing = queries.missing_models(conn, tenant=here.tenant)
+        notices = here.producer(here.tenant).standstill(named if jobs else None)
     table = [jobs_table(lines, width=output.terminal_width()), ""] if lines else []
     output.report(
         {
             "counts": by_state,
             "jobs": lines,
             "missing_models": missing,
+            "other_tenants": others,
+            "notices": notices,
         },
         *table,
         job_text.counts(by_state),
         *(f"{model}: `marco requeue --restart` restarts them" for model in missing),
     )
+    if not output.as_json():
+        for notice in notices.values():
+            output.notice(notice)
+        _say_not_shown(others)
+
+
+def _say_not_shown(others: Mapping[str, int]) -> None:
+    """Say that other tenants have jobs, and how to see them."""
+    if others:
+        count = sum(others.values())
+        one = next(iter(others)) if len(others) == 1 else None
+        whose = f"tenant {one}" if one else f"{len(others)} other tenants"
+        shown = f"--tenant {one}" if one else "--all-tenants"
+        what = "1 job of {} is" if count == 1 else f"{count:,} jobs of {{}} are"
+        output.notice(f"{what.format(whose)} not shown: {shown}")
 
 
 @options.command()
 @options.jobs_argument
+@options.tenants
 @timeout_option
 def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Follow jobs live until they end: those named, or all that have not ended.
@@ -183,6 +204,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
 
 @options.command()
 @options.jobs_argument
+@options.tenants
 @timeout_option
 def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Wait quietly until jobs end, those named or all, then print where they stand.
@@ -203,6 +225,7 @@ def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> list
         else:
             with here.database.transaction() as conn:
                 ids = queries.jobs_of(conn, here.tenant, finished=False)
+                _say_not_shown(queries.other_tenants(conn, here.tenant, finished=False))
         every_s = 2.0 if quiet else 0.3
         followed = here.producer().follow(dict.fromkeys(ids), timeout, every_s=every_s)
         return show_following(followed, quiet=quiet)
@@ -215,6 +238,7 @@ def _exit(lines: Sequence[JobStatus]) -> None:
 
 @options.command()
 @click.argument("job")
+@options.tenants
 @click.option("--thought", is_flag=True, help="Print the best answer's Thought as well.")
 @click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Edges below the root.")
 @click.option(
@@ -285,6 +309,7 @@ def show(
 
 @options.command()
 @options.jobs_argument
+@options.tenants
 @click.option("--jsonl", is_flag=True, help="One JSON object on each line.")
 @click.option("--thought", is_flag=True, help="With the answers' Thoughts (JSON).")
 def results(jobs: tuple[str, ...], jsonl: bool, thought: bool) -> None:
@@ -292,7 +317,9 @@ def results(jobs: tuple[str, ...], jsonl: bool, thought: bool) -> None:
     with session(needs_redis=False) as here:
         ids = here.find(jobs)
         with here.database.transaction() as conn:
-            ids = ids if jobs else queries.jobs_of(conn, here.tenant, finished=True)
+            if not jobs:
+                ids = queries.jobs_of(conn, here.tenant, finished=True)
+                _say_not_shown(queries.other_tenants(conn, here.tenant, finished=True))
             found = (result_json(result, thought=thought) for result in _results(conn, ids))
             if jsonl:
                 for result in found:
@@ -332,9 +359,10 @@ def cancel(
     any is cancelled. --batch and --state look among the jobs of --tenant, else of MARCO_TENANT,
     or with --all of all tenants.
     """
-    if bool(jobs) == (everything or (batch, tenant, state) != (None, None, None)):
+    if jobs and (everything or batch or state):
+        raise click.UsageError("Give jobs, or --batch, --state or --all.")
+    if not (jobs or everything or (batch, tenant, state) != (None, None, None)):
         raise click.UsageError("Give jobs, or --batch, --tenant, --state or --all.")
-    options.require_tenant(tenant)
     if tenant is not None and everything:
         raise click.UsageError("Give either --tenant or --all.")
     if everything and not yes and sys.stdin.isatty():

@@ -34,10 +34,16 @@ def heading(line: JobStatus) -> list[Text]:
         state += f", attempt {line.attempts}"
     if not line.final:
         state += f", {line.rollouts} of {line.rollout_budget or '?'} rollouts"
-    subject = one_line(line.subject)
-    if len(subject) > LONGEST_SUBJECT:  # it would push the answer off the screen
-        subject = f"{subject[:LONGEST_SUBJECT]}{ELLIPSIS} ({len(subject):,} characters)"
+    subject = _shortened(line.subject)
     return [Text(f"job {line.job_id}  {line.kind}, {state}", style="dim"), Text(subject)]
+
+
+def _shortened(subject: str) -> str:
+    """On one line, and not so long that it pushes what follows off the screen."""
+    text = one_line(subject)
+    if len(text) <= LONGEST_SUBJECT:
+        return text
+    return f"{text[:LONGEST_SUBJECT]}{ELLIPSIS} ({len(text):,} characters; --json has them all)"
 
 
 def archived(line: JobStatus, month: str) -> list[Text]:
@@ -144,7 +150,7 @@ def counts(by_state: Mapping[str, int]) -> str:
 
 def event(line: JobStatus) -> str:
     """One line of a log: a job and the state it has come to."""
-    text = f"{short_id(line.job_id)}  {line.state:9}  {_outcome(line)}"
+    text = f"{short_id(line.job_id)}  {line.shown_state:9}  {_outcome(line)}"
     if line.answer is not None and line.confidence is not None:
         share = "" if line.share is None else f", {line.share:.0%} of the vote"
         text += f"  ({fraction(line.confidence)}{share})"
@@ -165,7 +171,7 @@ def live_view(lines: Sequence[JobStatus], *, width: int, height: int) -> Rendera
 
 def progress(lines: Sequence[JobStatus]) -> str:
     """ "16 jobs: 1 running, 15 succeeded; 1,204 tokens"."""
-    by_state = Counter(str(line.state) for line in lines)
+    by_state = Counter(line.shown_state for line in lines)
     tokens = sum(line.generated_tokens for line in lines)
     return f"{counts(dict(sorted(by_state.items())))}; {tokens:,} tokens"
 
@@ -174,7 +180,7 @@ def letter_report(letter: DeadLetter) -> list[Text]:
     """Why a job is dead or failed, what it cost, and the traceback of a bug."""
     lines = [
         f"job {letter.job_id}  {letter.kind}, {letter.state} since {letter.finished_at:%F %T} UTC",
-        one_line(letter.subject),
+        _shortened(letter.subject),
         "",
         f"{letter.error.get('type', 'no error')}: {one_line(str(letter.error.get('message', '')))}",
         f"{counted(letter.attempts, 'attempt')}: {letter.failures} failed, {letter.losses} lost "
@@ -273,5 +279,5 @@ def show_following(
 
 def changed(before: Sequence[JobStatus], now: Sequence[JobStatus]) -> list[JobStatus]:
     """The jobs whose state is not what it was; at first, those that are no longer queued."""
-    states = {line.job_id: line.state for line in before}
-    return [line for line in now if line.state != states.get(line.job_id, "queued")]
+    states = {line.job_id: line.shown_state for line in before}
+    return [line for line in now if line.shown_state != states.get(line.job_id, "queued")]

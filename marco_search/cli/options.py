@@ -11,9 +11,21 @@ import click
 
 JSON = "marco_search.json"
 """Key of a click context's `meta`: whether --json was given."""
+_TENANT = "marco_search.tenant"
+_ALL_TENANTS = "marco_search.all_tenants"
 FILE = click.Path(dir_okay=False, path_type=Path)
 """A path that is no folder's."""
 LARGEST_COUNT = 2**31 - 1  # Postgres' integer
+
+
+def _kept_as(key: str) -> dict[str, Any]:
+    """Of an option whose value goes into the context's `meta`, not to the function."""
+
+    def keep(context: click.Context, _: click.Parameter, given: Any) -> Any:
+        context.meta[key] = given
+        return given
+
+    return {"expose_value": False, "callback": keep}
 
 
 class JsonCommand(click.Command):
@@ -21,12 +33,8 @@ class JsonCommand(click.Command):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.params.append(
-            click.Option(
-                ["--json"], is_flag=True, expose_value=False, help="Print JSON.",
-                callback=lambda context, _, given: context.meta.__setitem__(JSON, given),
-            )
-        )  # fmt: skip
+        given = _kept_as(JSON)
+        self.params.append(click.Option(["--json"], is_flag=True, help="Print JSON.", **given))
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
@@ -39,7 +47,32 @@ all_option = click.option("--all", "everything", is_flag=True, help="All jobs of
 language_option = click.option(
     "--language", metavar="LANG", help="Which file of a folder, or of MGSM."
 )
-tenant_option = click.option("--tenant", metavar="NAME", help="All jobs of this tenant.")
+tenant_option = click.option(
+    "--tenant", metavar="NAME", help="All jobs of this tenant; with ids, whose they are.",
+    callback=_kept_as(_TENANT)["callback"],
+)  # fmt: skip
+
+
+def tenants(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--tenant and --all-tenants of a command that reads: its `session` has what they say."""
+    one = click.option(
+        "--tenant", metavar="NAME", help="Jobs of this tenant, not of MARCO_TENANT.",
+        **_kept_as(_TENANT),
+    )  # fmt: skip
+    every = click.option(
+        "--all-tenants", is_flag=True, help="Jobs of all tenants.", **_kept_as(_ALL_TENANTS)
+    )
+    return one(every(function))
+
+
+def chosen_tenant(default: str) -> str | None:
+    """Whose jobs the command sees, `default` if it was not said; None: all tenants'."""
+    meta = click.get_current_context().meta
+    name, every = meta.get(_TENANT), meta.get(_ALL_TENANTS)
+    require_tenant(name)
+    if name and every:
+        raise click.UsageError("--tenant and --all-tenants exclude each other.")
+    return None if every else name or default
 
 
 def require_tenant(tenant: str | None) -> None:

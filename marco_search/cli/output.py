@@ -82,6 +82,12 @@ def note(text: str, style: str = "dim") -> None:
     console(stderr=True).print(text, style=style)
 
 
+def notice(text: str) -> None:
+    """Print what a user or a program should know to standard error, with --json as JSON."""
+    line = json.dumps({"notice": text}, ensure_ascii=False) if as_json() else f"marco: {text}"
+    print(escaped(line), file=sys.stderr, flush=True)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console on standard output (or error). TERM=dumb is honoured by rich."""
     stream = sys.stderr if stderr else sys.stdout

@@ -76,9 +76,8 @@ def _list_pauses() -> None:
 def _set_paused(
     jobs: tuple[str, ...], tenant: str | None, everything: bool, *, paused: bool
 ) -> None:
-    if sum([bool(jobs), tenant is not None, everything]) != 1:
+    if everything is (bool(jobs) or tenant is not None):
         raise click.UsageError("Give jobs, or --tenant NAME, or --all.")
-    options.require_tenant(tenant)
     from producer import EVERYONE
 
     done = "paused" if paused else "resumed"
@@ -142,6 +141,7 @@ def dead() -> None:
 
 
 @dead.command("list", cls=options.JsonCommand, short_help="List them.")
+@options.tenants
 @state_option
 @error_option
 @click.option("--limit", type=options.count(least=1), default=100, show_default=True, metavar="N")
@@ -158,6 +158,7 @@ def list_dead(state: str | None, error: str | None, limit: int) -> None:
 
 
 @dead.command("show", cls=options.JsonCommand, short_help="Show why one is dead or failed.")
+@options.tenants
 @click.argument("job", metavar="JOB")
 def show_dead(job: str) -> None:
     """Show why a job is dead or failed: its last error, of a bug with the traceback."""
@@ -168,6 +169,7 @@ def show_dead(job: str) -> None:
 
 @dead.command("requeue", cls=options.JsonCommand, short_help="Queue them again.")
 @options.jobs_argument
+@options.tenants
 @click.option("--all", "everything", is_flag=True, help="All, or those of --state and --error.")
 @state_option
 @error_option
@@ -205,6 +207,7 @@ def _letters(producer: Producer, state: str | None, error: str | None) -> Iterat
 
 @options.command()
 @options.jobs_argument
+@options.tenants
 @click.option("--all", "everything", is_flag=True, help="All that wait for a model.")
 @click.option("--restart", is_flag=True, help="Start over. Must be given.")
 def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:

@@ -12,7 +12,7 @@ import click
 
 from marco_search.cli import output
 from marco_search.cli.error_reports import DOES_NOT_FIT, OTHER_ENGINE
-from marco_search.cli.options import command
+from marco_search.cli.options import command, tenants
 from marco_search.cli.session import session
 from marco_search.evaluation.data_sets import load
 from marco_search.evaluation.grading import Grader
@@ -31,6 +31,7 @@ from marco_search.store.reads.job_record import StoredSearch
 
 @command()
 @click.argument("target", metavar="JOB|TRACES")
+@tenants
 @click.option("--set", "data_set", metavar="SET", help="TRACES: where the labels are.")
 @click.option("--language", metavar="LANG", help="TRACES: which file of a folder, or of MGSM.")
 @click.option(

@@ -6,6 +6,7 @@ The schema of an embedded database is brought up to date on the way; a real one'
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import click
+
 from marco_search import settings as settings_module
+from marco_search.cli import options, output
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
 from marco_search.local import local_services, read_state
 from marco_search.locations import database_url
@@ -25,33 +29,43 @@ if TYPE_CHECKING:
     from producer import Producer
 
 
+class _Notices(logging.Handler):
+    """Shows a producer's warnings, from any of its threads, as notices of the command."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._command = click.get_current_context()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message."""
+        with self._command.scope(cleanup=False):
+            output.notice(record.getMessage())
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """Settings, and the database they point to."""
 
     settings: Settings
     database: Database
+    tenant: str | None  #: whose jobs are seen; None: all tenants'
     _stack: ExitStack
-
-    @property
-    def tenant(self) -> str:
-        """Whose jobs are seen."""
-        return self.settings.tenant
 
     def producer(self, tenant: str | None = None) -> Producer:
         """A producer, of one tenant or of all, that is closed with the session."""
         from producer import Producer
 
+        logging.getLogger("producer").handlers = [_Notices()]
         return self._stack.enter_context(Producer(settings=self.settings, tenant=tenant))
 
-    def find(self, words: Sequence[str]) -> list[UUID]:
-        """The jobs that these words name; the single word "-" reads them from standard input.
+    def find(self, words: Sequence[str], *, everywhere: bool = False) -> list[UUID]:
+        """The jobs, of the tenant or `everywhere`, that these words name; "-" reads the words.
 
         Raises what `queries.find_jobs` does.
         """
         words = sys.stdin.read().split() if list(words) == ["-"] else words
         with self.database.transaction() as conn:
-            return queries.find_jobs(conn, words, self.tenant)
+            return queries.find_jobs(conn, words, None if everywhere else self.tenant)
 
 
 @contextmanager
@@ -64,18 +78,24 @@ def session(
     embedded database is made if there is none. `migrates` brings the schema of a real database
     up to date as well. Without `needs_redis` a real database is enough, and none is started for
     it. Raises DatabaseUnavailable where nothing is stored, and what the database raises.
+
+    Whose jobs are seen is what the options of `options.tenants` say, else MARCO_TENANT.
     """
     settings = settings_module.load()
+    tenant = options.chosen_tenant(settings.tenant)
     with ExitStack() as stack:
         if settings.database_url is None or (needs_redis and settings.redis_url is None):
             home = settings.home.absolute()
-            if not creates and settings.database_url is None and read_state(home) is None:
+            made = settings.database_url is None and read_state(home) is None
+            if made and not creates:
                 raise DatabaseUnavailable(
                     f"nothing is stored under {home}: go to the folder where jobs were "
                     "submitted, or set MARCO_HOME or DATABASE_URL (`marco demo` gives you "
                     "something to look at)"
                 )
             stack.enter_context(local_services(settings.home))
+            if made:
+                output.notice(f"made a new database in {home}")
         url = database_url(settings)
         database = stack.enter_context(closing(Database(url, application="marco")))
         if migrates or settings.database_url is None:
@@ -86,4 +106,4 @@ def session(
                 from marco_search.migrations import upgrade
 
                 upgrade(url)
-        yield Session(settings, database, stack)
+        yield Session(settings, database, tenant, stack)

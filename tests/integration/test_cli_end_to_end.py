@@ -166,8 +166,9 @@ def test_the_next_command_starts_the_services_for_itself(
 
 
 def test_the_demo_runs_again_beside_what_is_there(cli: Cli, demo: tuple[int, str, str]) -> None:
+    assert f"made a new database in {cli.home}" in demo[2]
     code, out, err = cli.run("demo", str(cli.file), "--rollouts", "2", "--json")
-    assert code == 0, err
+    assert (code, err) == (0, "")
     data = json.loads(out)
     assert data["answered"] == 2
     assert [job["state"] for job in data["results"]] == ["succeeded", "succeeded"]

@@ -96,7 +96,8 @@ def select(conn: Conn, model: type[M], source: str, given: Any = ()) -> list[M]:
         return cursor.execute(query.encode(), given).fetchall()
 
 
-_WANTED = "job_id = ANY (%(ids)s) AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+_IN = "(%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+_WANTED = f"job_id = ANY (%(ids)s) AND {_IN}"
 
 
 def statuses(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobStatus]:
@@ -171,10 +172,7 @@ def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
         if getattr(wanted, name) is not None:
             sql += f"AND ({keys}) {sign} {_place(keys, name)} "
     order = f"{keys.replace(', job_id', f' {way}, job_id')} {way}"
-    # Which, before all of their columns: else Postgres has those made for every job that fits.
-    ids = f"SELECT job_id FROM {sql} ORDER BY {order} LIMIT %(limit)s"  # noqa: S608  # constants
-    source = f"audit.jobs WHERE job_id = ANY (ARRAY({ids})) ORDER BY {order}"
-    found = select(conn, JobStatus, source, given)
+    found = select(conn, JobStatus, f"{sql} ORDER BY {order} LIMIT %(limit)s", given)
     more, jobs = len(found) > limit, found[:limit]
     if forward:
         return JobPage(jobs=tuple(jobs[::-1]), newer=more, older=True)
@@ -410,14 +408,15 @@ SELECT given.part, found.job_id
 FROM unnest(%(parts)s::text[], %(first)s::uuid[], %(last)s::uuid[]) AS given (part, first, last),
 LATERAL (
     SELECT job_id FROM audit.jobs
-    WHERE job_id BETWEEN given.first AND given.last AND tenant = %(tenant)s
+    WHERE job_id BETWEEN given.first AND given.last
+        AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
     ORDER BY job_id LIMIT 2
 ) AS found
 """
 # Looked up in a hash of them: a join would go through all of them for each job.
 _ENDS = """
 SELECT right(replace(job_id::text, '-', ''), %(length)s), job_id FROM audit.jobs
-WHERE tenant = %(tenant)s
+WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
     AND right(replace(job_id::text, '-', ''), %(length)s) = ANY (%(parts)s::text[])
 """
 
@@ -434,12 +433,12 @@ def matching(conn: Conn, word: str, *, most: int = 2) -> list[UUID]:
     given = {"first": first, "last": last, "part": part, "length": len(part), "most": most}
     found = [row[0] for row in conn.execute(query, given)]
     if not found:
-        raise JobNotFound(f"no job has an id that begins or ends with {word}")
+        raise JobNotFound(f"no job {word}; see `marco status --all-tenants`")
     return found
 
 
-def find_jobs(conn: Conn, words: Sequence[str], tenant: str) -> list[UUID]:
-    """The jobs that these words name: ids, or the beginning or end of an id.
+def find_jobs(conn: Conn, words: Sequence[str], tenant: str | None) -> list[UUID]:
+    """The tenant's jobs that these words name: ids, or the beginning or end of an id.
 
     Ids begin with the time of submission, so jobs of one batch differ at the end first. However
     many there are, ids and their beginnings take one statement on the primary key; ends of one
@@ -461,7 +460,16 @@ def find_jobs(conn: Conn, words: Sequence[str], tenant: str) -> list[UUID]:
         given = {"tenant": tenant, "parts": ends, "length": length}
         for part, job_id in conn.execute(_ENDS, given):
             found[part].add(job_id)
-    return [_only(word, found[part], tenant) for word, part in zip(words, parts, strict=True)]
+    return [_only(conn, word, found[part], tenant) for word, part in zip(words, parts, strict=True)]
+
+
+def _only(conn: Conn, word: str, found: set[UUID], tenant: str | None) -> UUID:
+    if len(found) > 1:
+        raise AmbiguousJob(f"{word} fits several jobs: give more of the id")
+    if found:
+        return next(iter(found))
+    (job,) = statuses(conn, matching(conn, word, most=1))  # raises if no tenant has it
+    raise JobNotFound(f"job {word} is of tenant {job.tenant!r}, not {tenant!r}: give --tenant")
 
 
 def _hexadecimal(word: str) -> str:
@@ -477,25 +485,56 @@ def _hexadecimal(word: str) -> str:
     return part
 
 
-def _only(word: str, found: set[UUID], tenant: str) -> UUID:
-    if not found:
-        raise JobNotFound(f"no job {word} of tenant {tenant!r}; `marco status` lists the latest")
-    if len(found) > 1:
-        raise AmbiguousJob(f"{word} fits several jobs: give more of the id")
-    return next(iter(found))
+_ENDED = "(%(finished)s::boolean IS NULL OR (finished_at IS NOT NULL) = %(finished)s)"
 
 
-def jobs_of(conn: Conn, tenant: str, *, finished: bool) -> list[UUID]:
+def jobs_of(conn: Conn, tenant: str | None, *, finished: bool) -> list[UUID]:
     """The tenant's jobs that have ended, or those that have not, oldest first."""
-    ended = "IS NOT NULL" if finished else "IS NULL"
-    query = (
-        f"SELECT job_id FROM audit.jobs WHERE tenant = %s AND finished_at {ended}"  # noqa: S608
-        " ORDER BY created_at, job_id"
-    )
-    return [row[0] for row in conn.execute(query, [tenant])]
+    query = f"SELECT job_id FROM audit.jobs WHERE {_IN} AND {_ENDED} ORDER BY created_at, job_id"  # noqa: S608
+    return [row[0] for row in conn.execute(query, {"tenant": tenant, "finished": finished})]
 
 
-def state_counts(conn: Conn, tenant: str) -> dict[str, int]:
-    """How many jobs of a tenant are in each state."""
-    query = "SELECT state, count(*) FROM audit.jobs WHERE tenant = %s GROUP BY state ORDER BY state"
-    return dict(conn.execute(query, [tenant]).fetchall())
+def other_tenants(
+    conn: Conn, tenant: str | None, *, finished: bool | None = None
+) -> dict[str, int]:
+    """How many jobs each other tenant has, only ended or unended ones if given; None has none."""
+    query = f"""
+        SELECT tenant, count(*) FROM audit.jobs WHERE tenant <> %(tenant)s AND {_ENDED}
+        GROUP BY tenant ORDER BY tenant
+    """  # noqa: S608
+    return dict(conn.execute(query, {"tenant": tenant, "finished": finished}).fetchall())
+
+
+def state_counts(conn: Conn, tenant: str | None) -> dict[str, int]:
+    """How many of the tenant's jobs are in each state, "paused" among them."""
+    query = f"""
+        SELECT CASE WHEN state = 'queued' AND paused_at IS NOT NULL THEN 'paused' ELSE state END,
+            count(*)
+        FROM audit.jobs WHERE {_IN} GROUP BY 1 ORDER BY 1
+    """  # noqa: S608
+    return dict(conn.execute(query, {"tenant": tenant}).fetchall())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """Jobs that have not ended, by what they wait for."""
+
+    worker: int  #: running, or any worker may begin them
+    pause: int  #: their own, their tenant's or everyone's ends
+    model: int  #: a worker that has the model they were begun on
+
+
+_UNFINISHED = f"""(
+    SELECT count(*) FILTER (WHERE NOT paused AND parked_at IS NULL) AS worker,
+        count(*) FILTER (WHERE paused) AS pause,
+        count(*) FILTER (WHERE NOT paused AND parked_at IS NOT NULL) AS model
+    FROM (SELECT state = 'queued' AND paused_at IS NOT NULL AS paused, parked_at FROM audit.jobs
+        WHERE finished_at IS NULL AND {_IN}
+        AND (%(ids)s::uuid[] IS NULL OR job_id = ANY (%(ids)s))) AS unfinished
+) AS counted"""  # noqa: S608
+
+
+def unfinished(conn: Conn, tenant: str | None, job_ids: Iterable[UUID] | None = None) -> Unfinished:
+    """How many of the tenant's jobs, or of those given, wait for what."""
+    given = {"tenant": tenant, "ids": None if job_ids is None else list(job_ids)}
+    return select(conn, Unfinished, _UNFINISHED, given)[0]
