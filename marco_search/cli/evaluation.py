@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from marco_search import __version__
 from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.job_input import given_options, search_options
@@ -16,11 +19,30 @@ from marco_search.cli.options import FILE, command, language_option, threads_opt
 from marco_search.cli.session import session
 from marco_search.evaluation.data_sets import file_stem, load
 from marco_search.evaluation.grading import Grader, curve
-from marco_search.evaluation.report import bins_of, markdown_rows, require_few_failed, row
+from marco_search.evaluation.report import (
+    LEGEND,
+    Row,
+    bins_of,
+    compare,
+    compared,
+    markdown_rows,
+    require_few_failed,
+    row,
+    samples,
+)
 from marco_search.evaluation.run import Progress, Recipe, run, run_queued
-from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
+from marco_search.text import counted
+
+_BUDGET = ("rollouts", "max_new_tokens", "max_tokens", "max_seconds")
+_SHORTFALLS = {
+    "failed": "failed",
+    "cut_off": "cut off",
+    "untagged": "without the end of a thought",
+    "unanswered": "without an answer",
+}
 
 
 @command("eval")
@@ -40,6 +62,15 @@ from marco_search.runtime import open_runtime
     help="Write the report as Markdown here, and as JSON beside it.",
 )  # fmt: skip
 @click.option(
+    "--samples", "samples_file", type=FILE, metavar="FILE",
+    help="Write a JSON line for each problem: question, expected, answer, right, tokens, "
+    "confidence, rollouts and the hash of its trace.",
+)  # fmt: skip
+@click.option(
+    "--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Compare with the traces of another run of SET, problem by problem.",
+)  # fmt: skip
+@click.option(
     "--plots", type=click.Path(path_type=Path), metavar="STEM",
     help="Write STEM-tokens and STEM-calibration as .png and .svg.",
 )  # fmt: skip
@@ -50,8 +81,8 @@ from marco_search.runtime import open_runtime
 @search_options
 def evaluate(
     data_set: str, language: str | None, limit: int | None, local: bool, out: Path | None,
-    trees: bool, threads: int, report: Path | None, plots: Path | None, max_failed: float,
-    **values: Any,
+    trees: bool, threads: int, report: Path | None, samples_file: Path | None,
+    against: Path | None, plots: Path | None, max_failed: float, **values: Any,
 ) -> None:  # fmt: skip
     """Answer the problems of SET, grade them, and report accuracy and cost.
 
@@ -91,45 +122,75 @@ def evaluate(
                 traces = run_queued(problems, recipe, out, producer, on_progress=on_progress)
     require_few_failed(traces, max_failed / 100)
     grader = Grader(problems)
-    found = row(strategy, traces, grader)
-    about = [
-        f"{found.n} problems, {max(resumed, default=0)} of them searched by an earlier run",
-        f"model {', '.join(sorted({t.model for t in traces if t.model})) or 'unknown'}",
-        f"seed {recipe.options.seed}",
-        *(
-            f"{round(share * found.rollouts * found.n)} rollouts {how}"
-            for share, how in (
-                (found.failed, "failed"),
-                (found.cut_off, "cut off"),
-                (found.untagged, "without the end of a thought"),
-                (found.unanswered, "without an answer"),
-            )
-        ),
-        f"traces in {out}",
-    ]
-    title = f"# {data_set}: {strategy}\n\n{'; '.join(about)}. Test@N: see docs/results.md.\n\n"
-    text = title + markdown_rows([found])
-    data = {
+    found, stored = row(strategy, traces, grader), max(resumed, default=0)
+    about = {
+        "set": f"{data_set}, {counted(found.n, 'problem')}",
+        "model": _of_all(traces, "model"),
+        "profile": _of_all(traces, "profile"),
+        "strategy": strategy,
+        "budget": _budget(recipe.options),
+        "seed": str(recipe.options.seed),
+        "date": f"{datetime.now(UTC):%F %R} UTC, marco-search {__version__}",
+        "searched": f"{found.n - stored} now, {stored} by an earlier run",
+        "rollouts": ", ".join(_rollouts(found)),
+        "traces": str(out),
+    }
+    lines = [f"# {file_stem(data_set)}: {strategy}", ""]
+    lines += [*(f"- {name}: {value}" for name, value in about.items()), ""]
+    lines += [markdown_rows([found]), "", LEGEND]
+    data: dict[str, Any] = {
         "set": data_set,
         "language": language,
         "options": recipe.options.model_dump(mode="json", exclude_defaults=True),
         "results": {strategy: found.to_json()},
         "traces": str(out),
         "model": next((t.model for t in traces if t.model), None),
+        "profile": next((t.profile for t in traces if t.profile), None),
+        "budget": {name: getattr(recipe.options, name) for name in _BUDGET},
         "seed": recipe.options.seed,
-        "resumed": max(resumed, default=0),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "resumed": stored,
     }
+    if against:
+        data["against"] = difference = compare(traces, read(against), grader)
+        lines += ["", compared(difference, str(against))]
+    text = "\n".join(lines)
+    if samples_file:
+        written = (json.dumps(s, ensure_ascii=False) for s in samples(traces, problems, grader))
+        _write(samples_file, "".join(f"{line}\n" for line in written))
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(f"{text}\n", encoding="utf-8")
+        _write(report, f"{text}\n")
         beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-        report.with_suffix(".json").write_text(beside, encoding="utf-8")
+        _write(report.with_suffix(".json"), beside)
     if plots:
         _plot(data_set, strategy, traces, grader, plots)
     output.report(data, text)
 
 
 eval = evaluate  # the group finds a command by its name
+
+
+def _of_all(traces: Sequence[Trace], name: str) -> str:
+    return ", ".join(sorted({getattr(t, name) for t in traces} - {""})) or "unknown"
+
+
+def _budget(options: SearchOptions) -> str:
+    """The limits of each search."""
+    given = {name: getattr(options, name) for name in _BUDGET}
+    return ", ".join(f"{name} {value:,}" for name, value in given.items() if value is not None)
+
+
+def _rollouts(found: Row) -> Iterator[str]:
+    total = found.rollouts * found.n
+    yield f"{total:,.0f}"
+    for name, how in _SHORTFALLS.items():
+        yield f"{getattr(found, name) * total:,.0f} {how}"
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
 
 
 def progress_text(progress: Progress) -> str:

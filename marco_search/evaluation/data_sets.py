@@ -112,14 +112,25 @@ def _rows(source: str, language: str | None) -> Rows:
 def _from_hub(language: str) -> Path:
     if language not in MGSM_LANGUAGES:
         raise InvalidDataSet(f"MGSM has no {language!r}; it has {', '.join(MGSM_LANGUAGES)}")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
+    name = f"mgsm_{language}.tsv"
+    cached = try_to_load_from_cache(MGSM_REPOSITORY, name, repo_type="dataset")
+    if isinstance(cached, str):
+        return Path(cached)
     try:
-        found = hf_hub_download(MGSM_REPOSITORY, f"mgsm_{language}.tsv", repo_type="dataset")
+        # The download tries again for half a minute; this does not, and says so at once.
+        get_hf_file_metadata(hf_hub_url(MGSM_REPOSITORY, name, repo_type="dataset"), timeout=10)
+        found = hf_hub_download(MGSM_REPOSITORY, name, repo_type="dataset")
     except Exception as error:
         raise InvalidDataSet(
             f"{MGSM_REPOSITORY} can't be fetched ({type(error).__name__}); "
-            f"give the path of mgsm_{language}.tsv instead"
+            f"give the path of {name} instead"
         ) from error
     return Path(found)
 

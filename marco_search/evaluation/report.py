@@ -7,25 +7,36 @@ a tree its first N rollouts, which share prefixes and so are not separate guesse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from marco_search.errors import RuntimeUnavailable
-from marco_search.evaluation.grading import Grader, coverage, point, ranked
+from marco_search.errors import InvalidDataSet, RuntimeUnavailable
+from marco_search.evaluation.data_sets import Problem
+from marco_search.evaluation.grading import Grader, chosen, coverage, point, ranked
 from marco_search.evaluation.statistics import (
     Bin,
     accuracy,
     auroc,
     calibration,
     calibration_error,
+    paired,
     pass_at_k,
+    ratio,
     rounded,
 )
-from marco_search.evaluation.traces import Trace
+from marco_search.evaluation.traces import Trace, digest
 from marco_search.search.tree import ROOT
+from marco_search.text import counted
 
 TEST_AT = (8, 16, 32)
+LEGEND = (
+    "Test@1: share of the problems whose chosen answer is right, and its 95 % interval (Wilson). "
+    "Test@N: solved at least once in N guesses. Means of a problem: tokens generated, prefilled "
+    "(prompt tokens computed) and cached (prompt tokens from the prefix cache), seconds from the "
+    "first round to the last with other searches beside it. AUROC: the chance that a right "
+    "answer has more confidence than a wrong one."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +158,56 @@ def _rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float
 def bins_of(traces: Sequence[Trace], grader: Grader) -> list[Bin]:
     """Calibration of single rollouts."""
     return calibration(*_rollout_scores(traces, grader))
+
+
+def samples(
+    traces: Sequence[Trace], problems: Sequence[Problem], grader: Grader
+) -> Iterator[dict[str, Any]]:
+    """What became of each problem. `right` is None where there is no label."""
+    by_key = {p.key: p for p in problems}
+    for trace in traces:
+        problem, answer = by_key[trace.key], chosen(trace)
+        yield {
+            "question": problem.job.subject,
+            "expected": problem.expected,
+            "answer": None if answer is None else trace.answers[answer],
+            "right": grader.solved(trace) if problem.expected else None,
+            "tokens": trace.tokens,
+            "confidence": rounded(_confidence(trace, len(trace.rollouts))),
+            "rollouts": len(trace.rollouts),
+            "trace": digest(trace),
+        }
+
+
+def compare(
+    traces: Sequence[Trace], others: Sequence[Trace], grader: Grader
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and tokens of a run against those of another, on the problems that both have.
+
+    Raises InvalidDataSet if there is none.
+    """
+    theirs = {trace.key: trace for trace in others}
+    pairs = [(trace, theirs[trace.key]) for trace in traces if trace.key in theirs]
+    if not pairs:
+        raise InvalidDataSet("the two runs have no problem in common")
+    mine, other = zip(*pairs, strict=True)
+    right = paired(list(map(grader.solved, mine)), list(map(grader.solved, other)))
+    tokens = ratio([t.tokens for t in mine], [t.tokens for t in other])
+    return {"accuracy": rounded(asdict(right)), "tokens": rounded(asdict(tokens))}
+
+
+def compared(found: dict[str, dict[str, Any]], other: str) -> str:
+    """What `compare` found, as a sentence."""
+    right, tokens = found["accuracy"], found["tokens"]
+    points = "{difference:+.1f} points ({low:+.1f} to {high:+.1f})".format(
+        **{name: 100 * right[name] for name in ("difference", "low", "high")}
+    )
+    return (
+        f"Against {other}, on {counted(right['n'], 'problem')} of both: {points}, right only "
+        f"here: {right['only_first']}, only there: {right['only_second']} (McNemar p = "
+        f"{right['p']:.2g}); {tokens['ratio']:.2f} times the tokens ({tokens['low']:.2f} to "
+        f"{tokens['high']:.2f}). Intervals: 95 %, paired bootstrap."
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

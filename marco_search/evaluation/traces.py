@@ -7,6 +7,7 @@ and votes (`rescoring`) and what the search would have answered at a smaller bud
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -71,6 +72,7 @@ class Trace:
     reference: float = 0.0
     model: str = ""  #: and its revision; empty in traces of older versions
     reward: str = "confidence"  #: what a vote weighs
+    profile: str = ""  #: its label; empty in traces of older versions
 
     @property
     def scale(self) -> Scale:
@@ -122,8 +124,17 @@ def read(file: Path) -> list[Trace]:
 
 def write(out: TextIO, trace: Trace) -> None:
     """Append one trace as a line."""
-    out.write(json.dumps(asdict(trace), ensure_ascii=False) + "\n")
+    out.write(_line(trace) + "\n")
     out.flush()
+
+
+def digest(trace: Trace) -> str:
+    """SHA-256 of a trace's line, without the line end, in hexadecimal."""
+    return hashlib.sha256(_line(trace).encode()).hexdigest()
+
+
+def _line(trace: Trace) -> str:
+    return json.dumps(asdict(trace), ensure_ascii=False)
 
 
 def traced(
@@ -163,6 +174,7 @@ def traced(
         choice=str(config.choice),
         sharpness=config.sharpness,
         reward=config.reward,
+        profile=config.profile,
         spread=config.spread,
         reference=config.reference,
         answers=answers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -33,6 +34,19 @@ def test_a_second_run_reports_what_it_resumes(tmp_path: Path) -> None:
     assert second.returncode == 0 and "1 of 2 problems are in" in second.stderr
     report = json.loads(second.stdout)
     assert (report["resumed"], report["results"]["cot"]["failed"]) == (1, 0)
+    samples, written = tmp_path / "samples.jsonl", tmp_path / "report.md"
+    compared = marco(*words, "--samples", samples, "--report", written, "--against", out)
+    assert json.loads(compared.stdout)["against"]["accuracy"]["difference"] == 0
+    for named in ("model: pocket ", "profile: pocket ", "seed: 0", "strategy: cot", "UTC"):
+        assert named in written.read_text()
+    answered = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [(line["question"], line["expected"]) for line in answered] == [
+        (question, [str(n)]) for n, question in enumerate(questions, start=5)
+    ]
+    for line, trace in zip(answered, out.read_bytes().splitlines(), strict=True):
+        assert line["right"] in (True, False)
+        assert line["trace"] == hashlib.sha256(trace).hexdigest()
+        assert line["tokens"] > 0 and 0 <= line["confidence"] <= 1
     # Problems with failed rollouts are searched again.
     lines = out.read_text().replace('"failed": false', '"failed": true')
     out.write_text(lines)
