@@ -73,6 +73,10 @@ class ArchiveRefused(InputError):
     """A month can't be archived, or a folder is not an archive: the message says why."""
 
 
+class RedactionRefused(InputError):
+    """A job's texts can't be replaced now: the message says what to do first."""
+
+
 class AccessDenied(InputError):
     """The login in DATABASE_URL may not do that: an auditor reads the views only."""
 

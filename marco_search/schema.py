@@ -45,13 +45,14 @@ def column(
     leaves: tuple[str, ...] = (),
     since: int = 1,
     content: bool = False,
+    redacted: bool | None = None,
 ) -> sa.Column[Any]:
     """A column; what is to be known of it beside its type and comment is in its `info`.
 
     `kind` is its type as Postgres names it internally: [] ends an array, ? what may be null.
     `leaves` are the kinds of leaf of a job's Merkle tree that hold it, `since` the first audit
     format that does. `content` is what people or models wrote, or tells it: left out of some
-    exports.
+    exports. `redacted` is what `marco redact` replaces: content, and what may quote it.
     """
     base = kind.removesuffix("?")
     made = _TYPES[base.removesuffix("[]")]
@@ -64,17 +65,38 @@ def column(
         server_default=default,
         comment=comment,
         autoincrement="auto" if any(isinstance(c, sa.Identity) for c in constraints) else False,
-        info={"type": base, "leaves": leaves, "since": since, "content": content},
+        info={
+            "type": base,
+            "leaves": leaves,
+            "since": since,
+            "content": content,
+            "redacted": content if redacted is None else redacted,
+        },
     )
 
 
 def hashed_columns(table: str, leaf: str, number: int) -> dict[str, str]:
-    """Name to type of what audit format `number` hashes as a leaf of this kind, in order."""
-    return {
-        c.name: c.info["type"]
+    """Name to type of what audit format `number` hashes as a leaf of this kind, in order.
+
+    Since format 4 what may be redacted stands last.
+    """
+    found = [
+        c
         for c in metadata.tables[table].columns
         if leaf in c.info["leaves"] and c.info["since"] <= number
-    }
+    ]
+    if number >= 4:
+        found.sort(key=lambda c: bool(c.info["redacted"]))
+    return {c.name: c.info["type"] for c in found}
+
+
+def redacted_columns(table: str, leaf: str | None = None) -> list[str]:
+    """The columns of a table that `marco redact` replaces, or those hashed as `leaf`."""
+    return [
+        c.name
+        for c in metadata.tables[table].columns
+        if c.info["redacted"] and c.info["leaves"] and (leaf is None or leaf in c.info["leaves"])
+    ]
 
 
 def insert_only() -> list[str]:
@@ -108,8 +130,13 @@ JOBS = _table(
     _request("priority", "int2", "0 is high, 3 normal, 6 low"),
     _request("payload", "jsonb", "The request, without the expected answer", content=True),
     _request("expected", "text?", "The answer the caller expects; not searched with", content=True),
-    _request("payload_hash", "text", "SHA-256 of the canonical request, hex"),
-    _request("idempotency_key", "text?", "The caller's name for the request, unique per tenant"),
+    _request("payload_hash", "text", "SHA-256 of the canonical request, hex", redacted=True),
+    _request(
+        "idempotency_key",
+        "text?",
+        "The caller's name for the request, unique per tenant",
+        redacted=True,
+    ),
     _request("batch_id", "uuid?", "The batch it was submitted in"),
     _request("created_at", "timestamptz", "When submitted", default=NOW),
     # Fixed when it ends.
@@ -120,7 +147,12 @@ JOBS = _table(
         default="queued",
     ),
     _outcome("attempts", "int4", "Times a worker claimed it", default=ZERO),
-    _outcome("plan", "jsonb?", "Configuration, prompt, model and revision, fixed when it begins"),
+    _outcome(
+        "plan",
+        "jsonb?",
+        "Configuration, prompt, model and revision, fixed when it begins",
+        redacted=True,
+    ),
     _outcome("rounds", "int4", "Rounds in the trail", default=ZERO),
     _outcome("rollouts", "int4", "Rollouts in the trail", default=ZERO),
     _outcome("nodes", "int4", "Nodes in the trail", default=ZERO),
@@ -132,7 +164,9 @@ JOBS = _table(
     _outcome("confidence", "float8?", "Its mean confidence, 0 to 1"),
     _outcome("correct", "bool?", "Whether the best answer is the expected one"),
     _outcome("stop_reason", "text?", "Why the search ended"),
-    _outcome("last_error", "jsonb?", "type, message and traceback of the last error"),
+    _outcome(
+        "last_error", "jsonb?", "type, message and traceback of the last error", redacted=True
+    ),
     _outcome("expires_at", "timestamptz?", "Deadline: not searched any more from this time on"),
     _outcome("started_at", "timestamptz?", "When first claimed"),
     _outcome("finished_at", "timestamptz?", "When it reached a final state"),
@@ -149,6 +183,14 @@ JOBS = _table(
     column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
     column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=""),
     column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
+    # How its texts are proved without being told.
+    column(
+        "salt",
+        "uuid?",
+        "Random: enters the hashes of its texts; null: destroyed when it was redacted",
+        default=sa.text("gen_random_uuid()"),
+    ),
+    column("redacted_at", "timestamptz?", "When its texts were replaced; null: they are there"),
     changes=True,
 )
 """The truth about each job."""
@@ -189,7 +231,7 @@ AUDIT_LOG = _table(
     _event("id", "int8", "In order of writing", sa.Identity(always=True), key=True),
     _event("generation", "int8?", "Lease generation of the worker that did it; null: none"),
     _event("event", "text", "submitted, published, claimed, round, retried, ... or a final state"),
-    _event("detail", "jsonb", "Details of the event", default="{}"),
+    _event("detail", "jsonb", "Details of the event", default="{}", redacted=True),
     _event("at", "timestamptz", "When the transaction that wrote it began", default=NOW),
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -302,8 +344,8 @@ CHAIN = _table(
     "chain",
     "Chain of hashes: a link for each end of a job. Insert only",
     column("seq", "int8", "0, 1, ... without a gap", key=True),
-    column("kind", "text", "first, job (one that ended) or archive"),
-    column("job_id", "uuid?", "The job that ended", sa.ForeignKey("jobs.id")),
+    column("kind", "text", "first, job (one that ended), redaction or archive"),
+    column("job_id", "uuid?", "The job that ended or was redacted", sa.ForeignKey("jobs.id")),
     column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
     column("previous", "bytea", "Head of the link before"),
     column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
@@ -329,6 +371,26 @@ PROOFS = _table(
     column("answers", "int4[]", "Ranks of the answers covered"),
     column("hashes", "bytea", "SHA-256 of request, outcome and every row covered, in this order"),
 )
+
+REDACTIONS = _table(
+    "redactions",
+    "Jobs whose texts were replaced, with what still proves the rest. Insert only",
+    column("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
+    column("by", "text", "The login that did it", default=sa.text("session_user")),
+    column("at", "timestamptz", "When", default=NOW),
+    column(
+        "commitments",
+        "bytea",
+        "Salted SHA-256 of the texts of each row that its proof covers, in the proof's order",
+    ),
+    column(
+        "transaction",
+        "int8",
+        "The transaction that may replace texts",
+        default=sa.text("(pg_current_xact_id()::text)::bigint"),
+    ),
+)
+"""The right to insert here is the right to redact: triggers look for this row."""
 
 ARCHIVES = _table(
     "archives",

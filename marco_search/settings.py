@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     redis_url: Address = Field(None, validation_alias="REDIS_URL", description="Redis")
     home: Path = Field(Path(".marco"), description="Folder of the embedded services")
     role_prefix: str = Field(
-        "marco", description="The database roles are PREFIX_owner, _app, _auditor, _auditor_all"
+        "marco", description="The database roles are PREFIX_owner, _app, _redactor, ..."
     )
     logins: Logins = Field(
         {},

@@ -226,7 +226,7 @@ def _policies(catalog: Catalog, prefix: str) -> Iterator[str]:
 
 def _rights(catalog: Catalog, prefix: str) -> Iterator[str]:
     """Rights and owners; our roles and their members have no power beside these."""
-    owner, _, auditor, auditor_all = catalog.roles
+    owner, app, redactor, auditor, auditor_all = catalog.roles
     there: set[roles.Right] = set()
     for name, who, right, holder in catalog.rows("rights"):
         # Others may read what a database's holder lets them.
@@ -247,5 +247,5 @@ def _rights(catalog: Catalog, prefix: str) -> Iterator[str]:
     for (name,) in catalog.rows("superusers"):
         yield f"role {name}: has attributes of a superuser"
     for member, group in catalog.rows("memberships"):
-        if (member, group) != (auditor_all, auditor):
+        if (member, group) not in ((auditor_all, auditor), (redactor, app)):
             yield f"role {member}: is a member of {group}"

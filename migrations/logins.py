@@ -36,6 +36,7 @@ def make_logins(url: str, settings: Settings) -> None:
             for role in names.values():
                 _make_role(conn, role, "NOLOGIN")
             _run(conn, "GRANT {} TO {}", names["auditor"], names["auditor_all"])
+            _run(conn, "GRANT {} TO {}", names["app"], names["redactor"])
             # Who owns the database may make schemas in it.
             _run(conn, "ALTER DATABASE {} OWNER TO {}", database, names["owner"])
             for login, wanted in settings.logins.items():

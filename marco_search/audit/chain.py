@@ -1,12 +1,13 @@
 """The chain: one link for each end of a job, each with the hash of the one before.
 
-    head = H("marco-chain 3" || 0x00 || previous || seq || kind || 0x00 || job || root || at)
+    head = H("marco-chain 4" || 0x00 || previous || seq || kind || 0x00 || job || root || at)
 
 The number is the link's format (marco_search.audit.formats); in format 1 no zero byte follows
 it. seq is 8 bytes, job 16 (zeros: none), at 8 (microseconds since 2000-01-01 UTC), all
 big-endian. Link 0, written when the database is made, has a random root: its head is the
 database's id. A job that ends twice (it was dead and put back) has two links; the later one
-stands, and verification checks that what the earlier one covered is still there.
+stands, and verification checks that what the earlier one covered is still there. A job that was
+redacted has one more, of kind redaction, over its rows as they are since.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from marco_search.audit.findings import Finding
 
 FIRST: Final = "first"
 JOB: Final = "job"
+REDACTION: Final = "redaction"
 ARCHIVE: Final = "archive"
-LinkKind = Literal["first", "job", "archive"]
+LinkKind = Literal["first", "job", "redaction", "archive"]
 NO_HEAD = b"\x00" * 32
 _PREFIXES = {
     1: b"marco-chain 1", 2: b"marco-chain 2\x00", 3: b"marco-chain 3\x00",
+    4: b"marco-chain 4\x00",
 }  # fmt: skip
 
 

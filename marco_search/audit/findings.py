@@ -41,6 +41,8 @@ class Status(StrEnum):
     """It has not ended: its numbers agree, nothing vouches for its rows yet."""
     ARCHIVED = "archived"
     """Its tree is in an archive; what is left is as it was."""
+    REDACTED = "redacted"
+    """Its texts were replaced; everything else is as it was."""
     BROKEN = "broken"
     """Some row is wrong."""
     UNKNOWN = "unknown"
@@ -57,6 +59,8 @@ class JobReport:
     root: str | None  #: the root in the chain, hex
     nodes: int  #: nodes that were checked
     rollouts: int  #: rollouts that were checked
+    redacted: bool = False  #: whether its texts were replaced, as the chain says
+    proved: bool = True  #: whether the proof of its end still holds for all that is no text
     external: int = 0  #: of those, with scores from outside: in 0 to 1, but not computed again
     findings: tuple[Finding, ...] = ()  #: in order; the first is the row to look at
 
@@ -68,6 +72,7 @@ class Report:
     jobs: int = 0
     open_jobs: int = 0
     archived_jobs: int = 0
+    redacted_jobs: int = 0
     nodes: int = 0
     rollouts: int = 0
     links: int = 0
@@ -84,22 +89,27 @@ class Report:
         self.jobs += 1
         self.open_jobs += job.status is Status.OPEN
         self.archived_jobs += job.status is Status.ARCHIVED
+        self.redacted_jobs += job.redacted
         self.nodes += job.nodes
         self.rollouts += job.rollouts
         self.findings += job.findings[:MOST_FINDINGS]
 
     def merge(self, part: Report) -> None:
         """Count what another report has."""
-        for name in ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts"):
+        for name in ("jobs", "open_jobs", "archived_jobs", "redacted_jobs", "nodes", "rollouts"):
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.findings += part.findings
 
 
-def status_of(findings: Sequence[Finding], *, ended: bool, archived: bool) -> Status:
+def status_of(
+    findings: Sequence[Finding], *, ended: bool, archived: bool, redacted: bool
+) -> Status:
     """The status of a job with these findings."""
     if findings:
         unknown = all(finding.unknown for finding in findings)
         return Status.UNKNOWN if unknown else Status.BROKEN
     if archived:
         return Status.ARCHIVED
+    if redacted:
+        return Status.REDACTED
     return Status.VALID if ended else Status.OPEN

@@ -4,7 +4,8 @@ A link's number says by which rules it and its proof were made, and by which the
 A format never changes: another rule (a hashed column, the default of an option, a rule of
 ranking) is a new format. Format 2 differs from 1 in that nothing is logged after a job's end,
 except that it was archived; format 3 has scores
-from outside and the candidates of forks with each rollout, and new options.
+from outside and the candidates of forks with each rollout, and new options; in format 4 texts
+enter the hashes through salted commitments (marco_search.audit.proofs), and a job may be redacted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _LEAVES = (
 """Kinds of leaf, in the order of the tree: where each is, and the columns of job and key."""
 
 
+COMMITS = 4
+"""The first format that commits to texts rather than hashing them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """The rules of a format, beside those of `marco_search.audit.v1` that all have."""
@@ -39,7 +44,13 @@ class Format:
 def kinds_of(number: int) -> dict[str, Kind]:
     """The rows that a proof of this format covers."""
     return {
-        name: Kind(table, job, key, schema.hashed_columns(table, name, number))
+        name: Kind(
+            table,
+            job,
+            key,
+            schema.hashed_columns(table, name, number),
+            len(schema.redacted_columns(table, name)) if number >= COMMITS else 0,
+        )
         for name, table, job, key in _LEAVES
     }
 
@@ -48,6 +59,7 @@ FORMATS = {
     1: Format(kinds_of(1), ("published",)),  # a scheduler noted it a moment late
     2: Format(kinds_of(2)),
     3: Format(kinds_of(3), payload=payload.DEFAULTS_3),
+    4: Format(kinds_of(4), payload=payload.DEFAULTS_3),
 }
 NEWEST = max(FORMATS)
 """What is written now."""

@@ -10,18 +10,28 @@ SHA-256:
 
 The two prefixes keep a leaf from passing for an inner node; the kind keeps a row of one
 table from passing for one of another.
+
+Since format 4 the columns that may hold texts stand last and enter a leaf through a commitment,
+so that the proof still holds for all others once the texts and the job's salt are gone:
+
+    leaf       = H(0x00 || kind || 0x00 || other columns || commitment)
+    commitment = H(0x02 || salt || kind || 0x00 || key || texts)       key: 8 bytes, big-endian
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 
 from marco_search.audit.canonical import Reader
 
 HASH_BYTES = 32
+NO_SALT = bytes(16)
+"""Of rows without texts: those of a job that was redacted."""
+_SIZE = struct.Struct(">i").unpack_from
 
 Row = tuple[int, bytes]
 """A row's key within its job, and its canonical form."""
@@ -37,11 +47,20 @@ class Kind:
     job: str  #: the column that holds the job's id
     key: str | None  #: the column that is its key within the job; None: one row for each job
     columns: Mapping[str, str]  #: its canonical columns, name to type
+    texts: int = 0  #: how many of them, the last, are committed to and may be redacted
 
     @cached_property
     def reader(self) -> Reader:
         """Reads its rows."""
         return Reader(self.columns)
+
+    def split(self, row: bytes) -> tuple[bytes, bytes]:
+        """A row's other columns, and its texts. Raises struct.error for no such row."""
+        at = 2
+        for _ in range(len(self.columns) - self.texts):
+            size = _SIZE(row, at)[0]
+            at += 4 + size if size > 0 else 4
+        return row[:at], row[at:]
 
 
 Kinds = Mapping[str, Kind]
@@ -74,11 +93,16 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
     return level[0]
 
 
+Hashes = Mapping[str, Mapping[int, bytes]]
+"""Of a job's rows, by kind (in the format's order) and key."""
+_Commit = Callable[[str, int, bytes], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """The hashes of a job's rows, by kind (in the format's order) and key."""
 
-    hashes: Mapping[str, Mapping[int, bytes]]
+    hashes: Hashes
 
     @property
     def leaves(self) -> list[bytes]:
@@ -90,17 +114,51 @@ class Proof:
         """The Merkle root."""
         return merkle_root(self.leaves)
 
+    def like(self, packed: bytes) -> Proof | None:
+        """Other hashes in the places of these; None if there are more or fewer."""
+        keys = {kind: list(hashes) for kind, hashes in self.hashes.items()}
+        return _placed(keys, packed)
+
     def packed(self) -> bytes:
         """All hashes in order, one after the other."""
         return b"".join(self.leaves)
 
 
-def prove(rows: Rows, kinds: Kinds) -> Proof:
-    """The proof of a job with these rows; each kind's in key order."""
+def commitment(salt: bytes, name: str, key: int, texts: bytes) -> bytes:
+    """What stands for the texts of a row."""
+    return sha256(
+        b"\x02%b%b\x00%b%b" % (salt, name.encode(), struct.pack(">q", key), texts)
+    ).digest()
+
+
+def prove(rows: Rows, kinds: Kinds, salt: bytes) -> Proof:
+    """The proof of a job with these rows, each kind's in key order, and this salt."""
+    return _proof(rows, kinds, partial(commitment, salt))
+
+
+def prove_without_texts(rows: Rows, kinds: Kinds, commitments: Hashes) -> Proof:
+    """The same, whatever the texts read now; a row that has no commitment has none that fits."""
+    return _proof(rows, kinds, lambda name, key, _: commitments.get(name, {}).get(key, b""))
+
+
+def _proof(rows: Rows, kinds: Kinds, commit: _Commit) -> Proof:
+    hashes = {}
+    for name, kind in kinds.items():
+        code, found = name.encode(), rows.get(name, ())
+        if kind.texts:
+            parts = [(key, *kind.split(row)) for key, row in found]
+            found = [(key, plain + commit(name, key, texts)) for key, plain, texts in parts]
+        hashes[name] = {key: leaf_hash(code, row) for key, row in found}
+    return Proof(hashes)
+
+
+def commitments(rows: Rows, kinds: Kinds, salt: bytes) -> Proof:
+    """The commitments to the texts of these rows, in the place of their hashes."""
     return Proof(
         {
-            kind: {key: leaf_hash(kind.encode(), data) for key, data in rows.get(kind, ())}
-            for kind in kinds
+            name: {key: commitment(salt, name, key, kind.split(row)[1]) for key, row in found}
+            for name, kind in kinds.items()
+            for found in [rows.get(name, ())]
         }
     )
 
@@ -110,7 +168,10 @@ def unpack(keys: Mapping[str, Sequence[int]], packed: bytes, kinds: Kinds) -> Pr
 
     `keys`: of the kinds that have some.
     """
-    all_keys = {name: keys[name] if kind.key else (0,) for name, kind in kinds.items()}
+    return _placed({name: keys[name] if kind.key else (0,) for name, kind in kinds.items()}, packed)
+
+
+def _placed(all_keys: Mapping[str, Sequence[int]], packed: bytes) -> Proof | None:
     if len(packed) != HASH_BYTES * sum(map(len, all_keys.values())):
         return None
     parts = iter([packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES)])

@@ -2,8 +2,11 @@
 
 Each proof is checked by the rules of its own format (marco_search.audit.formats). No proof covers
 the events after a job's end yet. A dead or failed job may be put back; its next end covers what
-was logged until then. Of a job whose last end stands, only one event is accepted: that it was
-archived, which must agree with the chained list of the archive.
+was logged until then. Of a job whose last end stands, two events are accepted: that it was
+archived, which must agree with the chained list of the archive, and that it was redacted.
+
+A redacted job has a link of its own over its rows as they are since. The proof of its end is
+checked on all columns but the texts, if its format commits to these (4 and later).
 """
 
 from __future__ import annotations
@@ -13,15 +16,25 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+from marco_search.audit import redaction
 from marco_search.audit.canonical import microseconds
-from marco_search.audit.chain import Link, unknown_format
+from marco_search.audit.chain import REDACTION, Link, unknown_format
 from marco_search.audit.findings import Finding, JobReport, status_of
-from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.proofs import BULK, Kinds, Proof, Rows, prove
+from marco_search.audit.formats import COMMITS, FORMATS, NEWEST
+from marco_search.audit.proofs import (
+    BULK,
+    NO_SALT,
+    Kinds,
+    Proof,
+    Rows,
+    prove,
+    prove_without_texts,
+)
 from marco_search.audit.v1.payload import hashes
 from marco_search.search.rewards import EXTERNAL, reward_of
 
@@ -53,15 +66,35 @@ class Archived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redaction:
+    """A row of redactions."""
+
+    by: str  #: the login
+    commitments: bytes  #: of the rows that the proof of the last end covers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """All that is stored about one job."""
 
     job_id: UUID
     rows: Mapping[int, Rows]  #: by format, those of each of its links and the newest
-    sealed: Sequence[SealedRun] = ()  #: its ends, in the chain's order
+    sealed: Sequence[SealedRun] = ()  #: its links, in the chain's order
+    salt: bytes | None = None  #: null: destroyed
+    redaction: Redaction | None = None
     archives: Sequence[Archived] = ()  #: those that cover it
     visits: Mapping[int, tuple[int, float]] | None = None
     """Visit count and value by node, as the view node_stats shows them."""
+
+    @property
+    def ends(self) -> list[SealedRun]:
+        """The links of its ends."""
+        return [one for one in self.sealed if one.link.kind != REDACTION]
+
+    @property
+    def redactions(self) -> list[SealedRun]:
+        """The links of its redactions: one at most."""
+        return [one for one in self.sealed if one.link.kind == REDACTION]
 
 
 def check_job(evidence: Evidence) -> JobReport:
@@ -92,11 +125,14 @@ def check_job(evidence: Evidence) -> JobReport:
         known = last is None or last.format == number
         if not archived and known:
             findings += _check_numbers(evidence, job, rules)
-        if known:
+        if known and not evidence.redactions:
             findings += _check_payload(job_id, job, rules)
+    redacted = bool(evidence.redactions)
     return JobReport(
         job_id=job_id,
-        status=status_of(findings, ended=ended, archived=archived),
+        status=status_of(findings, ended=ended, archived=archived, redacted=redacted),
+        redacted=redacted,
+        proved=not redacted or all(end.link.format >= COMMITS for end in evidence.ends),
         seq=last.seq if last else None,
         root=last.root.hex() if last else None,
         nodes=len(rows.get("node", ())),
@@ -148,8 +184,9 @@ def _check_payload(job_id: UUID, job: dict[str, Any], number: int) -> Iterator[F
 
 
 def _check_seals(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator[Finding]:
-    job_id, sealed = evidence.job_id, evidence.sealed
+    job_id, sealed, redacted = evidence.job_id, evidence.ends, bool(evidence.redactions)
     key = f"job {job_id}"
+    yield from _check_redaction(evidence, ended=ended, archived=archived)
     if ended and not sealed:
         yield Finding("chain", key, "no link for a job that ended", "a link", "none", job_id)
         return
@@ -166,7 +203,9 @@ def _check_seals(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator
         if unknown := unknown_format(one.link):
             yield unknown
             continue
-        there = prove(evidence.rows[one.link.format], FORMATS[one.link.format].kinds)
+        if redacted and one.link.format < COMMITS:
+            continue  # its hashes told the texts, and are gone with them
+        there = _proof_there(evidence, one.link.format)
         at = f"seq {one.link.seq}, {key}"
         if one.proof is None:
             yield Finding("proofs", at, "the proof is gone or cut", "its hashes", "none", job_id)
@@ -179,6 +218,83 @@ def _check_seals(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator
         if one.proof.root != one.link.root:
             intact = stands and there.root == one.link.root
             yield _other_root("proofs" if intact else "chain", at, one.link, one.proof, job_id)
+
+
+def _proof_there(evidence: Evidence, number: int) -> Proof:
+    """The proof of the rows as they are, by the rules of this format."""
+    rows, kinds = evidence.rows[number], FORMATS[number].kinds
+    last = evidence.ends[-1].proof if evidence.ends else None
+    if evidence.redactions and evidence.redaction and last:
+        kept = last.like(evidence.redaction.commitments)
+        return prove_without_texts(rows, kinds, kept.hashes if kept else {})
+    return prove(rows, kinds, evidence.salt or NO_SALT)
+
+
+def _check_redaction(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator[Finding]:
+    """Whether texts are gone by a redaction that somebody had the right to, and only texts."""
+    job_id, links, row = evidence.job_id, evidence.redactions, evidence.redaction
+    key = f"job {job_id}"
+    committed = any(COMMITS <= one.link.format <= NEWEST for one in evidence.ends)
+    if not links:
+        if row is not None:
+            what = "redacted, and the chain does not say so"
+            yield Finding("redactions", key, what, "a link", "none", job_id)
+        elif evidence.salt is None and committed:
+            what = "the salt is gone, and the job was not redacted"
+            yield Finding("jobs", f"id {job_id}", what, "a salt", "none", job_id)
+        return
+    one, at = links[-1], f"seq {links[-1].link.seq}, {key}"
+    if one.finding is not None:
+        yield one.finding
+    if unknown := unknown_format(one.link):
+        yield unknown
+        return
+    number = one.link.format
+    for wrong in _wrong_redaction(evidence, one.link, ended=ended):
+        yield Finding("redactions", at, *wrong, job_id)
+    if one.proof is None:
+        yield Finding("proofs", at, "the proof is gone or cut", "its hashes", "none", job_id)
+        return
+    there = prove(evidence.rows[number], FORMATS[number].kinds, NO_SALT)
+    yield from _compare(evidence, one.link, one.proof, there, stands=True, archived=archived)
+    yield from _check_late(evidence, one.link, one.proof)
+    if one.proof.root != one.link.root:
+        yield _other_root("chain", at, one.link, one.proof, job_id)
+    for name, kind in FORMATS[number].kinds.items():
+        for row_key, data in evidence.rows[number].get(name, ()):
+            if column := redaction.left(kind, data):
+                where, what = _name(job_id, kind.key, row_key), f"{column} of a redacted job"
+                yield Finding(kind.table, where, what, "what a redaction leaves", "a text", job_id)
+
+
+def _wrong_redaction(
+    evidence: Evidence, link: Link, *, ended: bool
+) -> Iterator[tuple[str, str, str]]:
+    """What, expected and found, where link, row and event of a redaction do not agree."""
+    row, ends = evidence.redaction, evidence.ends
+    if len(evidence.redactions) > 1:
+        yield "redacted again", "once", "twice"
+    if not ended or not ends or ends[-1].link.seq > link.seq:
+        yield "redacted before it had ended", "an end before", "none"
+        return
+    if row is None:
+        yield "a redaction that nobody had the right to", "a row", "none"
+        return
+    if evidence.salt is not None:
+        yield "the salt was not destroyed", "none", "a salt"
+    wanted = {
+        "by": row.by,
+        "root": ends[-1].link.root.hex(),
+        "commitments": sha256(row.commitments).hexdigest(),
+    }
+    found = [
+        {name: detail.get(name) for name in wanted}
+        for event in _events(evidence, link.format)
+        if event.event == redaction.EVENT
+        for detail in [_detail(event)]
+    ]
+    if found != [wanted]:
+        yield "its event", "what the row says", f"{len(found)} with another" if found else "none"
 
 
 def _other_root(table: str, key: str, link: Link, proof: Proof, job_id: UUID) -> Finding:
@@ -228,13 +344,21 @@ def _events(evidence: Evidence, number: int = NEWEST) -> list[SimpleNamespace]:
     return [SimpleNamespace(**reader.read(row)) for _, row in rows]
 
 
+def _detail(event: SimpleNamespace) -> dict[str, Any]:
+    try:
+        read = json.loads(event.detail)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
 def _put_back(evidence: Evidence, end: int) -> bool:
     """Whether what followed this end could: it was failed or dead, and then requeued.
 
     A proof that is gone is a finding of its own, not of this check.
     """
-    later = evidence.sealed[end + 1] if end + 1 < len(evidence.sealed) else None
-    before, after = evidence.sealed[end].proof, later.proof if later else None
+    later = evidence.ends[end + 1] if end + 1 < len(evidence.ends) else None
+    before, after = evidence.ends[end].proof, later.proof if later else None
     if before is None or (later is not None and after is None):
         return True
     known, log = before.hashes["event"], _events(evidence)
@@ -256,6 +380,8 @@ def _check_late(evidence: Evidence, link: Link, proof: Proof) -> Iterator[Findin
         if event.id in proof.hashes["event"]:
             continue
         what = "an event after the job had ended"
+        if event.event == redaction.EVENT and evidence.redactions and link.kind != REDACTION:
+            continue  # checked with its link
         if event.event == "archived":
             archived += 1
             wrong = _wrong_archived(evidence, link, event, archived)
@@ -276,10 +402,7 @@ def _wrong_archived(
         return "none, since the month is not archived", "archived"
     if count > 1:
         return "archived once", "again"
-    try:
-        detail = json.loads(event.detail or "{}")
-    except RecursionError:
-        detail = None
+    detail = _detail(event)
     end = microseconds(link.at)
     for archive in evidence.archives:
         wanted = {"month": archive.month, "manifest": archive.root.hex()}

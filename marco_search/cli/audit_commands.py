@@ -1,4 +1,4 @@
-"""Commands for auditors and owners: verify, anchor, archive, roles."""
+"""Commands for auditors and owners: verify, anchor, archive, redact, roles."""
 
 from __future__ import annotations
 
@@ -20,14 +20,24 @@ from marco_search.errors import ArchiveRefused
 from marco_search.locations import database_url
 from marco_search.store.db import allow, require_tables
 from marco_search.store.seal import anchors as stored_anchors
-from marco_search.store.seal import archives
+from marco_search.store.seal import archives, redactions
 from marco_search.store.seal.archives import Month
 from marco_search.store.seal.verification import check_month, verify_all, verify_job
 
 _SHOWN = 20
-_COUNTED = ("jobs", "open_jobs", "archived_jobs", "nodes", "rollouts", "links", "seconds")
+_COUNTED = (
+    "jobs",
+    "open_jobs",
+    "archived_jobs",
+    "redacted_jobs",
+    "nodes",
+    "rollouts",
+    "links",
+    "seconds",
+)
 _COUNTS = (
-    "Jobs: {jobs:,} ({open_jobs:,} not ended, {archived_jobs:,} archived). Nodes: {nodes:,}."
+    "Jobs: {jobs:,} ({open_jobs:,} not ended, {archived_jobs:,} archived,"
+    " {redacted_jobs:,} redacted). Nodes: {nodes:,}."
     " Rollouts: {rollouts:,}. Links: {links:,}. {seconds:.1f} s."
 )
 _folder = click.Path(file_okay=False, path_type=Path)
@@ -79,6 +89,8 @@ def verify(
                 del job["findings"]
                 link = "not in the chain yet" if job["seq"] is None else f"link {job['seq']}"
                 numbers = f"nodes: {job['nodes']:,}, rollouts: {job['rollouts']:,}, {link}"
+                if job["redacted"]:
+                    numbers += "" if job["proved"] else "; proved since its redaction only"
                 if job["external"]:
                     numbers += f"; external scores: {job['external']:,} (in 0 to 1, not recomputed)"
                 lines.append(f"{job['job_id']}  {job['status']}  {numbers}")
@@ -222,9 +234,63 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
 
 
 @command()
+@click.argument("jobs", metavar="[JOB]...", nargs=-1)
+@click.option(
+    "--metadata", "entries", multiple=True, metavar="KEY=VALUE",
+    help="All jobs with this entry in their metadata; given again: and this one.",
+)  # fmt: skip
+@click.option("--tenant", help="With --metadata: jobs of this tenant only.")
+@click.option("--reason", metavar="TEXT", help="Kept in the log, such as the number of a request.")
+@click.option("--yes", is_flag=True, help="Do not ask: it can't be undone.")
+def redact(
+    jobs: tuple[str, ...], entries: tuple[str, ...], tenant: str | None, reason: str | None,
+    yes: bool,
+) -> None:  # fmt: skip
+    """Replace every text of JOBs that have ended by salted hashes, for good.
+
+    Question, system prompt, metadata, answers, thoughts, tokens and error messages go; numbers,
+    times and the shape of the tree stay and still verify. It takes a login of the role
+    ..._redactor. docs/audit.md says what is left, and what is not reached: backups, exports.
+
+    \b
+    marco redact 4c5b12e0 --reason "request 17 of 2026-11-28"
+    marco redact --metadata customer=4711
+    """
+    wanted = dict(_entry(text) for text in entries)
+    if bool(jobs) == bool(wanted):
+        raise click.UsageError("name jobs, or --metadata, one of both")
+    done: list[dict[str, Any]] = []
+    with session(needs_redis=False) as here:
+        if jobs:
+            ids = list(dict.fromkeys(here.find(jobs)))
+        else:
+            with here.database.transaction() as conn:
+                ids = redactions.chosen(conn, tenant=tenant, metadata=wanted)
+        if ids and not yes:
+            click.confirm(f"Replace all texts of {len(ids):,} jobs, for good?", abort=True)
+        for job_id in ids:
+            with here.database.transaction() as conn:
+                link = redactions.redact(conn, job_id, reason=reason)
+            done.append({"job_id": str(job_id), "link": link and link.seq})
+    lines = [
+        f"{one['job_id']}  "
+        + (f"redacted, link {one['link']}" if one["link"] else "was redacted before")
+        for one in done
+    ]
+    output.report({"jobs": done}, *(lines or ["No job has that metadata."]))
+
+
+def _entry(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--metadata {text!r}: write KEY=VALUE")
+    return name, value
+
+
+@command()
 @click.option("--sql", "as_sql", is_flag=True, help="Print the SQL instead of running it.")
 def roles(as_sql: bool) -> None:
-    """Create the roles owner, app, auditor and auditor_all, and give each its rights.
+    """Create the roles owner, app, redactor, auditor and auditor_all, and give each its rights.
 
     `marco migrate` does the same where its user may. Where it may not, a superuser runs this
     once (DATABASE_URL names it), or runs the SQL that --sql prints. docs/sql.md says who may

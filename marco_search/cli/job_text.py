@@ -34,6 +34,8 @@ def heading(line: JobStatus) -> list[Text]:
         state += f", attempt {line.attempts}"
     if not line.final:
         state += f", {line.rollouts} of {line.rollout_budget or '?'} rollouts"
+    if line.redacted_at is not None:
+        state += f", redacted {line.redacted_at:%Y-%m-%d}: its texts are gone"
     subject = _shortened(line.subject)
     return [Text(f"job {line.job_id}  {line.kind}, {state}", style="dim"), Text(subject)]
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "verify": ("audit_commands", "Check that nothing stored was changed; else name the row."),
     "anchor": ("audit_commands", "Print the head of the chain of hashes, signed, to keep."),
     "export": ("export_command", "Write jobs, trees and tokens to files, or send traces."),
+    "redact": ("audit_commands", "Replace the texts of jobs by salted hashes, for good."),
     "archive": ("audit_commands", "Move months of trees to Parquet files with their proofs."),
     "model": ("model_commands", "Models for the embedded engine: list, get, use, remove."),
     "eval": ("evaluation", "Run a set of problems and report accuracy and cost."),

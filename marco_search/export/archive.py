@@ -28,7 +28,7 @@ from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Kinds, Rows
-from marco_search.audit.verify import Evidence, SealedRun, check_job
+from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
 from marco_search.export import parquet
 from marco_search.export.files import whole
@@ -44,9 +44,15 @@ KINDS = FORMATS[NEWEST].kinds
 LINKS = {
     "job_id": "uuid", "seq": "int8", "kind": "text", "root": "bytea", "previous": "bytea",
     "head": "bytea", "at": "timestamptz", "format": "int2",
-    **{f"{kind}s": "int8[]" for kind in KEYED}, "hashes": "bytea",
+    **{f"{kind}s": "int8[]" for kind in KEYED}, "hashes": "bytea", "salt": "uuid",
+    "commitments": "bytea", "by": "text",
 }  # fmt: skip
 """Columns of link.parquet, and their Postgres types."""
+_LINKED = (
+    "chain JOIN public.proofs USING (seq)"
+    " JOIN (SELECT id AS job_id, salt FROM public.jobs) AS j USING (job_id)"
+    " LEFT JOIN (SELECT job_id, commitments, by FROM public.redactions) AS r USING (job_id)"
+)
 FILES = frozenset(f"{name}.parquet" for name in (*KINDS, "link"))
 
 
@@ -73,7 +79,7 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
 def _source(name: str) -> str:
     """Table, condition on the month and order of a file's rows."""
     if name == "link":
-        table, job, order = "chain JOIN public.proofs USING (seq)", "job_id", "job_id, seq"
+        table, job, order = _LINKED, "job_id", "job_id, seq"
     else:
         kind = KINDS[name]
         table, job = kind.table, kind.job
@@ -155,10 +161,14 @@ def _rows(folder: Path, name: str, job: str) -> Iterator[tuple[str, str, dict[st
 def _evidence(job_id: UUID, rows: Mapping[str, Sequence[dict[str, Any]]]) -> Evidence:
     sealed = tuple(map(_sealed, rows["link"]))
     wanted = {one.link.format for one in sealed} & FORMATS.keys() | {NEWEST}
+    link = rows["link"][-1] if rows["link"] else {}
+    salt, kept = link.get("salt"), link.get("commitments")
     return Evidence(
         job_id=job_id,
         rows={number: _canonical(rows, FORMATS[number].kinds) for number in wanted},
         sealed=sealed,
+        salt=salt and UUID(salt).bytes,
+        redaction=None if kept is None else Redaction(by=link["by"], commitments=kept),
     )
 
 

@@ -2,6 +2,7 @@
 
     PREFIX_owner        owns everything; migrations and archiving run as a member of it
     PREFIX_app          producers, workers, console: adds to the trail, changes jobs, no more
+    PREFIX_redactor     an app that may also replace the texts of jobs that have ended
     PREFIX_auditor      reads the views, of the tenants that `auditors` lists for its login
     PREFIX_auditor_all  reads the views, of all tenants, and what `marco verify` takes: all rows
 
@@ -25,8 +26,10 @@ from marco_search import schema
 from marco_search.errors import InvalidSettings
 from marco_search.store import views
 
-ROLES = ("owner", "app", "auditor", "auditor_all")
+ROLES = ("owner", "app", "redactor", "auditor", "auditor_all")
 _SQL = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+_REDACTORS = ("salt", "redacted_at")
+"""Columns of jobs that only a redaction changes."""
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
 
 Right = tuple[str, str, str]
@@ -69,7 +72,7 @@ def statements(prefix: str) -> Iterator[str]:
 
 def rights(prefix: str) -> Iterator[Right]:
     """What the migrations grant to others than the owner; each object's rights in a row."""
-    _, app, auditor, auditor_all = (name(prefix, role) for role in ROLES)
+    _, app, redactor, auditor, auditor_all = (name(prefix, role) for role in ROLES)
     for role in (app, auditor):
         yield role, "USAGE", f"schema {views.SCHEMA}"
         for view in views.CREATE:
@@ -81,14 +84,22 @@ def rights(prefix: str) -> Iterator[Right]:
     yield app, "UPDATE", "table public.chain_lock"  # the right to lock it
     for table in ("jobs", "tenants", *schema.insert_only()):
         yield app, "SELECT", f"table public.{table}"
-        yield app, "INSERT", f"table public.{table}"
+        if table != "redactions":
+            yield app, "INSERT", f"table public.{table}"
         if table == "tenants":
             yield app, "UPDATE", "table public.tenants"
             yield app, "DELETE", "table public.tenants"
         yield auditor, "SELECT", f"table public.{table}"
     for column in schema.JOBS.columns:
-        if "request" not in column.info["leaves"]:
+        if "request" not in column.info["leaves"] and column.name not in _REDACTORS:
             yield app, "UPDATE", f"column public.jobs.{column.name}"
+    yield redactor, "INSERT", "table public.redactions"
+    for table in ("jobs", *schema.insert_only()):
+        for column_name in schema.redacted_columns(table):
+            yield redactor, "UPDATE", f"column public.{table}.{column_name}"
+    for column_name in _REDACTORS:
+        yield redactor, "UPDATE", f"column public.jobs.{column_name}"
+    yield redactor, "UPDATE", "column public.proofs.hashes"
     yield auditor, "SELECT", "table public.auditors"
 
 

@@ -1,6 +1,6 @@
 DO $$ DECLARE role text; BEGIN
     -- Roles belong to the server, not to the database: another one may be making them.
-    FOREACH role IN ARRAY ARRAY['{owner}', '{app}', '{auditor}', '{auditor_all}'] LOOP
+    FOREACH role IN ARRAY ARRAY['{owner}', '{app}', '{redactor}', '{auditor}', '{auditor_all}'] LOOP
         BEGIN
             IF to_regrole(role) IS NULL THEN EXECUTE format('CREATE ROLE %I NOLOGIN', role); END IF;
         EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
@@ -12,6 +12,9 @@ DO $$ DECLARE role text; BEGIN
     BEGIN
         IF NOT pg_has_role('{auditor_all}', '{auditor}', 'USAGE') THEN
             GRANT {auditor} TO {auditor_all};
+        END IF;
+        IF NOT pg_has_role('{redactor}', '{app}', 'USAGE') THEN
+            GRANT {app} TO {redactor};
         END IF;
     EXCEPTION WHEN unique_violation THEN NULL;
     END;

@@ -34,7 +34,7 @@ SELECT id AS job_id, tenant, batch_id, kind, state, priority, {subject} AS subje
     CASE WHEN finished_at IS NULL THEN least(paused_at, (
         SELECT min(t.paused_at) FROM public.tenants AS t WHERE t.name IN ('', jobs.tenant)
     )) END AS paused_at,
-    parked_at, run_after, cancel_requested_at, lease_owner
+    parked_at, run_after, cancel_requested_at, lease_owner, redacted_at
 FROM public.jobs;
 COMMENT ON VIEW audit.jobs IS 'One line for each job: what was asked, what came out, what it cost';
 COMMENT ON COLUMN audit.jobs.job_id IS 'The job';

@@ -17,9 +17,10 @@ from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
 from marco_search.cli.audit_commands import archive, verify
 from marco_search.cli.job_commands import show
-from marco_search.errors import ArchiveRefused, RuntimeUnavailable
+from marco_search.errors import ArchiveRefused, RedactionRefused, RuntimeUnavailable
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters, jobs
+from marco_search.store.seal import redactions
 from marco_search.store.seal.verification import verify_all, verify_job
 from marco_search.store.trail import partitions
 from tests.integration.toys import (
@@ -111,6 +112,21 @@ def test_a_month_moves_out_and_all_that_remains_still_fits(
     shown = CliRunner().invoke(show, [str(august[0])])
     assert "are in the archive of 2026-08" in shown.output
     assert "no answer" not in shown.output
+
+
+def test_a_redacted_job_moves_out_with_the_others(
+    database: Database, database_url: str, august: list[UUID], tmp_path: Path
+) -> None:
+    with database.transaction() as conn:
+        redactions.redact(conn, august[0])
+    month = done(tmp_path)
+    result = CliRunner().invoke(verify, ["--archive", str(month), "--json"])
+    report = json.loads(result.output)
+    assert (report["fits"], report["jobs"], report["redacted_jobs"]) == (True, 3, 1)
+    after = verify_all(database_url)
+    assert (after.findings, after.redacted_jobs, after.archived_jobs) == ((), 1, 3)
+    with pytest.raises(RedactionRefused, match="archive"), database.transaction() as conn:
+        redactions.redact(conn, august[1])
 
 
 def test_tampering_with_an_archive_is_found(

@@ -22,7 +22,9 @@ from marco_search.audit.findings import Status
 from marco_search.audit.formats import NEWEST
 from marco_search.cli.error_reports import OTHER_ENGINE
 from marco_search.cli.main import cli
+from marco_search.errors import RedactionRefused
 from marco_search.local import ServiceUrls
+from marco_search.store.seal import redactions
 from marco_search.store.seal.verification import check_range, verify_all, verify_job
 from tests.databases import scratch_database
 from tests.integration.toys import open_database, run_job, runner, settings_for
@@ -106,6 +108,25 @@ def test_what_it_began_is_ended_by_this_version_and_fits(url: str) -> None:
         ).fetchone()
     assert formats == ([1, NEWEST],)
     assert verify_all(url).findings == ()
+
+
+def test_a_job_of_an_older_format_is_proved_anew_when_it_is_redacted(url: str) -> None:
+    """The hashes that 0.1.0 made would let its texts be guessed: they go as well."""
+    with open_database(url) as database:
+        for name in ("weighted", "dead", "translation"):
+            with database.transaction() as conn:
+                assert redactions.redact(conn, JOBS[name]) is not None
+            report = verify_job(database, JOBS[name])
+            assert (report.status, report.proved, report.findings) == (Status.REDACTED, False, ())
+        with pytest.raises(RedactionRefused, match="archive"), database.transaction() as conn:
+            redactions.redact(conn, JOBS["archived"])
+    whole = verify_all(url)
+    assert (whole.findings, whole.redacted_jobs) == ((), 3)
+    assert "proved since its redaction only" in marco("verify", str(JOBS["weighted"])).output
+    with psycopg.connect(url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        conn.execute("UPDATE rollouts SET value = value / 2 WHERE job_id = %s", [JOBS["weighted"]])
+    assert verify_all(url).findings != ()
 
 
 LATE = "INSERT INTO audit_log (job_id, event, detail, at) VALUES (%(job)s, "

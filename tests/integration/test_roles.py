@@ -234,7 +234,7 @@ def test_statistics_show_an_auditor_no_values(filled: Audited, auditor: Conn) ->
 
 @pytest.mark.parametrize("table", schema.insert_only())
 def test_the_app_changes_nothing_in_the_trail(app: Conn, table: str) -> None:
-    some = table != "archives"  # nothing was archived here
+    some = table not in ("archives", "redactions")  # nothing was archived or redacted here
     assert app.execute(f"SELECT count(*) > 0 FROM {table}".encode()).fetchone() == (some,)
     for statement in (
         update(table),
@@ -254,11 +254,13 @@ def test_the_owner_changes_nothing_in_the_trail_by_mistake(login: Login, table: 
 
 
 def test_the_app_changes_of_a_job_only_what_moves(app: Conn) -> None:
-    for column in ("id", "tenant", "kind", "payload", "expected", "payload_hash", "batch_id"):
+    request = ("id", "tenant", "kind", "payload", "expected", "payload_hash", "batch_id")
+    for column in (*request, "salt", "redacted_at"):
         refused(app, f"UPDATE jobs SET {column} = {column}")
     for statement in (
         "DELETE FROM jobs",
         "TRUNCATE jobs CASCADE",
+        "INSERT INTO redactions (job_id, commitments) SELECT id, '' FROM jobs LIMIT 1",
         "INSERT INTO auditors VALUES ('x', 'acme')",
         "SELECT * FROM auditors",
         "UPDATE alembic_version SET version_num = '0'",

@@ -131,7 +131,9 @@ def edit_and_prove(conn: Connection, ids: list[UUID]) -> bytes:
     """Edit a node and write its hash anew; the root of all hashes is then another."""
     conn.execute(EDIT.encode(), {"job": ids[1]})
     kinds = FORMATS[NEWEST].kinds
-    proof = prove(rows.read(conn, kinds, rows.of_jobs([ids[1]]))[ids[1]], kinds)
+    where = rows.of_jobs([ids[1]])
+    salt = rows.salts(conn, where)[ids[1]] or b""
+    proof = prove(rows.read(conn, kinds, where)[ids[1]], kinds, salt)
     conn.execute(
         "UPDATE proofs SET hashes = %s FROM chain AS c WHERE c.seq = proofs.seq AND job_id = %s",
         [proof.packed(), ids[1]],

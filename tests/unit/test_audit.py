@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from marco_search.audit import anchors
 from marco_search.audit.chain import FIRST, JOB, Link, check_links, follow
 from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.proofs import leaf_hash, merkle_root, prove, unpack
+from marco_search.audit.proofs import NO_SALT, leaf_hash, merkle_root, prove, unpack
 from marco_search.audit.v1.tree import vector_confidences
 from marco_search.errors import ArchiveRefused, InvalidAnchor
 from marco_search.search.rewards import token_confidence
 from marco_search.store.seal import archives
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-KINDS = FORMATS[NEWEST].kinds
+KINDS = FORMATS[1].kinds
 JOBS = [UUID(int=i) for i in range(1, 5)]
 
 ANCHOR = {
@@ -64,9 +64,8 @@ def test_a_row_of_one_kind_does_not_pass_for_one_of_another() -> None:
 
 
 def test_a_proof_comes_back_as_it_was_kept() -> None:
-    proof = prove(
-        {"request": [(0, b"q")], "outcome": [(0, b"o")], "node": [(1, b"a"), (2, b"b")]}, KINDS
-    )
+    rows = {"request": [(0, b"q")], "outcome": [(0, b"o")], "node": [(1, b"a"), (2, b"b")]}
+    proof = prove(rows, KINDS, NO_SALT)
     keys = {kind: list(proof.hashes[kind]) for kind in KINDS}
     assert unpack(keys, proof.packed(), KINDS) == proof
     assert unpack(keys, proof.packed()[:-1], KINDS) is None
@@ -161,7 +160,7 @@ def test_a_text_that_is_no_manifest_is_refused(text: str) -> None:
 
 def test_an_archive_of_a_newer_version_is_said_to_be_one() -> None:
     with pytest.raises(ArchiveRefused, match="newer"):
-        archives.parse('{"format": "marco-archive 3"}')
+        archives.parse('{"format": "marco-archive 4"}')
 
 
 float32 = st.floats(-80, 0, width=32)

@@ -21,7 +21,7 @@ from marco_search.audit import canonical
 from marco_search.audit.chain import JOB, Link, check_link, follow
 from marco_search.audit.findings import Status
 from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.proofs import prove
+from marco_search.audit.proofs import NO_SALT, prove
 from marco_search.audit.v1 import tree as rules
 from marco_search.audit.v1.numbers import check_answers
 from marco_search.audit.v1.payload import hashes
@@ -200,7 +200,7 @@ def test_format_1_is_what_version_0_1_0_hashed() -> None:
         name: [(1, canonical.encode(kind.columns, [samples[t] for t in kind.columns.values()]))]
         for name, kind in FORMATS[1].kinds.items()
     }
-    root = prove(rows, FORMATS[1].kinds).root.hex()
+    root = prove(rows, FORMATS[1].kinds, NO_SALT).root.hex()
     assert root == "c1e7b15b534e9ece3bea7797bdf9377edcf1b2496dcbb00b8295821897e4574b"
 
 

@@ -81,6 +81,7 @@ def requeue(
                 expires_at = CASE WHEN expires_at > now() THEN expires_at END
             WHERE id = ANY (%(ids)s) AND state IN ('failed', 'dead')
                 AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+                AND redacted_at IS NULL
                 -- One that was archived has no rounds left to go on from.
                 AND NOT EXISTS (SELECT FROM archives WHERE first <= jobs.id AND jobs.id < before)
             RETURNING id, lease_generation, last_error ->> 'type' AS error

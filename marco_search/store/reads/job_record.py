@@ -208,7 +208,7 @@ def tokens(conn: Conn, job_id: UUID, node_id: int | None = None) -> dict[int, No
 
 
 _SEARCH = """
-SELECT j.state, j.payload, j.stop_reason, j.nodes, a.attempts, a.engines,
+SELECT j.state, j.redacted_at, j.payload, j.stop_reason, j.nodes, a.attempts, a.engines,
     CASE WHEN j.config IS NOT NULL THEN jsonb_build_object('config', j.config,
         'prompt', a.prompt, 'model', j.model, 'revision', j.revision) END AS plan
 FROM audit.jobs AS j CROSS JOIN LATERAL (
@@ -248,6 +248,8 @@ def stored_search(conn: Conn, job_id: UUID) -> StoredSearch:
         raise not_found(job_id)
     nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
     plan, grown = row.pop("plan"), row.pop("nodes")
+    if (redacted := row.pop("redacted_at")) is not None:
+        raise InvalidJob("JOB", f"redacted at {redacted:%Y-%m-%d %H:%M}: its texts are gone")
     if plan is not None and not rollouts and grown:
         raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
     if plan is None or not rollouts:

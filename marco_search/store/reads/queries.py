@@ -73,6 +73,7 @@ class JobStatus(BaseModel):
     seed: int | None = None
     error_type: str | None
     error: str | None
+    redacted_at: datetime | None = None  #: when its texts were replaced
 
     @property
     def final(self) -> bool:

@@ -22,8 +22,9 @@ from marco_search.store.db import Conn, insert
 from marco_search.store.seal import seals
 from marco_search.store.trail import partitions
 
-FORMAT = 2
-"""Of the manifest and files that are written now: since 2, links have a column for their format."""
+FORMAT = 3
+"""Of the manifest and files that are written now: since 2, links have a column for their format,
+since 3 for the salt of their job and what is left of one that was redacted."""
 TABLES = ("nodes", "rollouts", "answers")
 """Whose partitions are dropped. Jobs, attempts and the log stay: they are small."""
 
@@ -88,21 +89,20 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
     Raises ArchiveRefused if a job of the month runs again or has ended once more since the files
     were written, or this user may not drop them.
     """
-    # No job can be requeued until this is committed.
+    # No job can be requeued or redacted until this is committed.
     conn.execute(
-        "SELECT FROM public.jobs WHERE id >= %s AND id < %s AND state IN ('failed', 'dead')"
-        " FOR UPDATE",
+        "SELECT FROM public.jobs WHERE id >= %s AND id < %s FOR NO KEY UPDATE",
         [month.first, month.before],
     )
     require_ended(conn, month)
     written = parse(manifest).files["link.parquet"].rows
     links = conn.execute(
-        "SELECT count(*) FROM public.chain WHERE kind = 'job' AND job_id >= %s AND job_id < %s",
+        "SELECT count(*) FROM public.chain WHERE job_id >= %s AND job_id < %s",
         [month.first, month.before],
     ).fetchone()
     if links != (written,):
         raise ArchiveRefused(
-            f"{month.name}: a job was requeued and ended again while the files were written; "
+            f"{month.name}: a job ended again or was redacted while the files were written; "
             "nothing was dropped: run it again"
         )
     try:

@@ -16,9 +16,9 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.sql import SQL
 
-from marco_search.audit.chain import JOB, Link, LinkKind, follow
+from marco_search.audit.chain import JOB, REDACTION, Link, LinkKind, follow
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
-from marco_search.audit.proofs import Proof, prove
+from marco_search.audit.proofs import NO_SALT, Proof, prove
 from marco_search.store.db import Conn, insert
 from marco_search.store.trail import rows
 
@@ -42,17 +42,27 @@ def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
 
     Call it once for all jobs that a transaction ends, as the last thing in it.
     """
+    return _seal(conn, job_ids, JOB)
+
+
+def seal_redacted(conn: Conn, job_id: UUID) -> Link:
+    """Chain a job once more, whose texts and salt are gone."""
+    return _seal(conn, [job_id], REDACTION)[0]
+
+
+def _seal(conn: Conn, job_ids: Iterable[UUID], as_kind: LinkKind) -> list[Link]:
     wanted = list(dict.fromkeys(job_ids))
     proofs: list[tuple[UUID, Proof]] = []
     kinds = FORMATS[NEWEST].kinds
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
         found = rows.read(conn, kinds, rows.of_jobs(part), ended=True)
-        proofs += [(i, prove(found[i], kinds)) for i in part if i in found]
+        known = rows.salts(conn, rows.of_jobs(part))
+        proofs += [(i, prove(found[i], kinds, known[i] or NO_SALT)) for i in part if i in found]
     if not proofs:
         return []
     # All that takes time is done before the lock.
-    entries: list[Entry] = [(JOB, job_id, proof.root) for job_id, proof in proofs]
+    entries: list[Entry] = [(as_kind, job_id, proof.root) for job_id, proof in proofs]
     kept = [
         {f"{kind}s": list(proof.hashes[kind]) for kind in KEYED} | {"hashes": proof.packed()}
         for _, proof in proofs

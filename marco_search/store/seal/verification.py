@@ -25,11 +25,11 @@ from uuid import UUID
 from psycopg.rows import class_row, dict_row
 from psycopg.sql import SQL, Literal
 
-from marco_search.audit.chain import JOB, Link, check_link, check_links
+from marco_search.audit.chain import Link, check_link, check_links
 from marco_search.audit.findings import MOST_FINDINGS, Finding, JobReport, Report
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Proof, unpack
-from marco_search.audit.verify import Evidence, SealedRun, check_job
+from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import JobNotFound, VerificationStopped
 from marco_search.store.db import Conn, Database, allow
 from marco_search.store.seal import archives
@@ -57,6 +57,12 @@ def verify_job(database: Database, job_id: UUID) -> JobReport:
     raise JobNotFound(f"no job {job_id}")
 
 
+def check_one(conn: Conn, job_id: UUID) -> tuple[JobReport, list[SealedRun]]:
+    """The report on a job of the table, and its links."""
+    where = rows.of_jobs([job_id])
+    return next(_check(conn, where)), list(_sealed_runs(conn, [job_id])[job_id])
+
+
 def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[JobReport]:
     """Check all jobs with after < id <= last that the tables know, in order of id."""
     return _check(conn, rows.between(after, last))
@@ -74,6 +80,14 @@ def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterat
         for kinds in [FORMATS[number].kinds]
     }
     visits = _shown_visits(conn, found)
+    salts = rows.salts(conn, where)
+    redactions = {
+        job_id: Redaction(by=by, commitments=kept)
+        for job_id, by, kept in conn.execute(
+            "SELECT job_id, by, commitments FROM public.redactions WHERE job_id = ANY (%s)",
+            [list(found)],
+        )
+    }
     archived = archives.listed(conn)
     for job_id in sorted(found.keys() | sealed.keys()):
         yield check_job(
@@ -81,6 +95,8 @@ def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterat
                 job_id=job_id,
                 rows={number: its.get(job_id, {}) for number, its in by_format.items()},
                 sealed=sealed.get(job_id, ()),
+                salt=salts.get(job_id),
+                redaction=redactions.get(job_id),
                 archives=[a for a in archived if a.first <= job_id < a.before],
                 visits=visits.get(job_id, {}),
             )
@@ -184,7 +200,7 @@ def _check_chain(conn: Conn, total: Report) -> tuple[set[UUID], list[Finding]]:
             cursor.itersize = 2000
             for link in cursor.execute("SELECT * FROM public.chain ORDER BY seq"):
                 total.links += 1
-                if link.kind == JOB and link.job_id is not None:
+                if link.job_id is not None:
                     chained.add(link.job_id)
                 yield link
 

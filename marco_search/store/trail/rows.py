@@ -56,6 +56,12 @@ def read(conn: Conn, kinds: Kinds, where: Where, *, ended: bool = False) -> dict
     }
 
 
+def salts(conn: Conn, where: Where) -> dict[UUID, bytes | None]:
+    """The salt of each job; None: it was destroyed."""
+    query = SQL("SELECT id, salt FROM public.jobs WHERE {}").format(where(Identifier("id")))
+    return {job_id: salt and salt.bytes for job_id, salt in conn.execute(query)}
+
+
 def _copy(conn: Conn, kind: Kind, condition: Composable) -> Iterator[bytes]:
     order = [kind.job, kind.key] if kind.key else [kind.job]
     statement = SQL(

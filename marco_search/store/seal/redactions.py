@@ -1,0 +1,168 @@
+"""Redaction: texts of a job that has ended give way to salted hashes, and all else stays proved.
+
+One transaction a job: verify it, log the event, keep the commitments to its texts, replace the
+texts, destroy the salt, seal what is left. Hashes that were made without a salt (formats 1 to 3)
+would let a text be guessed and tried: they are erased with the texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from psycopg import errors
+from psycopg.rows import dict_row
+from psycopg.sql import SQL, Identifier, Placeholder
+from psycopg.types.json import Jsonb
+
+from marco_search import schema
+from marco_search.audit import redaction
+from marco_search.audit.chain import Link
+from marco_search.audit.formats import COMMITS, FORMATS
+from marco_search.audit.proofs import Proof, commitments
+from marco_search.errors import RedactionRefused, RightsMissing
+from marco_search.store.db import Conn, allow, insert
+from marco_search.store.queue.states import not_found
+from marco_search.store.seal import seals, verification
+from marco_search.store.trail import rows
+
+_KEYS = {
+    "jobs": ("id",),
+    "attempts": ("job_id", "generation"),
+    "audit_log": ("job_id", "id"),
+    "nodes": ("job_id", "node_id"),
+    "rollouts": ("job_id", "rollout_id"),
+    "answers": ("job_id", "rank"),
+}
+"""Tables with texts, and the columns that name a row."""
+
+
+def chosen(conn: Conn, *, tenant: str | None, metadata: dict[str, str]) -> list[UUID]:
+    """The jobs whose metadata has all of these entries, as text; the oldest first."""
+    return [
+        row[0]
+        for row in conn.execute(
+            "SELECT id FROM public.jobs WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+            " AND redacted_at IS NULL AND NOT EXISTS ("
+            " SELECT FROM unnest(%(names)s::text[], %(values)s::text[]) AS w (name, value)"
+            " WHERE payload -> 'metadata' ->> w.name IS DISTINCT FROM w.value) ORDER BY id",
+            {"tenant": tenant, "names": list(metadata), "values": list(metadata.values())},
+        )
+    ]
+
+
+def redact(conn: Conn, job_id: UUID, *, reason: str | None = None) -> Link | None:
+    """Replace the texts of a job; its new link. None: it was redacted before.
+
+    To be called in a transaction of its own. Raises JobNotFound, RightsMissing, and
+    RedactionRefused for a job that has not ended, was archived, or does not verify.
+    """
+    allow(conn, None)
+    try:
+        salt = _lock(conn, job_id)
+        return None if salt is None else _redact(conn, job_id, salt, reason)
+    except errors.InsufficientPrivilege as error:
+        raise RightsMissing(
+            f"this login may not redact ({error.diag.message_primary}): set DATABASE_URL to a"
+            " member of the role ..._redactor, or to the owner's login (docs/audit.md)"
+        ) from None
+
+
+def _lock(conn: Conn, job_id: UUID) -> bytes | None:
+    """The job's salt, with its row locked; None: it was redacted before."""
+    row = conn.execute(
+        "SELECT state, finished_at IS NOT NULL, redacted_at IS NOT NULL, salt,"
+        " EXISTS (SELECT FROM public.archives WHERE first <= jobs.id AND jobs.id < before)"
+        " FROM public.jobs WHERE id = %s FOR UPDATE",
+        [job_id],
+    ).fetchone()
+    if row is None:
+        raise not_found(job_id)
+    state, ended, redacted, salt, archived = row
+    if redacted:
+        return None
+    if not ended:
+        raise RedactionRefused(f"job {job_id} is {state}: cancel it first, or wait for its end")
+    if archived:
+        raise RedactionRefused(
+            f"job {job_id}: its tree is in an archive, which still has its texts: they can't be"
+            " redacted there"
+        )
+    return bytes(salt.bytes)
+
+
+def _redact(conn: Conn, job_id: UUID, salt: bytes, reason: str | None) -> Link:
+    ends = _verified(conn, job_id)
+    link, proof = ends[-1]
+    kept = b""
+    if link.format >= COMMITS:
+        kinds = FORMATS[link.format].kinds
+        found = commitments(rows.read(conn, kinds, rows.of_jobs([job_id]))[job_id], kinds, salt)
+        kept = b"".join(
+            found.hashes[kind][key] for kind in proof.hashes for key in proof.hashes[kind]
+        )
+    insert(conn, "redactions", [{"job_id": job_id, "commitments": kept}])
+    who = conn.execute("SELECT session_user::text").fetchone()
+    detail = {
+        "by": who and who[0],
+        "root": link.root.hex(),
+        "commitments": hashlib.sha256(kept).hexdigest(),
+        "reason": reason,
+    }
+    event = {"job_id": job_id, "event": redaction.EVENT, "detail": Jsonb(detail)}
+    insert(conn, "audit_log", [event])
+    for table, keys in _KEYS.items():
+        _replace(conn, table, keys, job_id, salt)
+    conn.execute("UPDATE public.jobs SET salt = NULL, redacted_at = now() WHERE id = %s", [job_id])
+    unsalted = [one.seq for one, _ in ends if one.format < COMMITS]
+    if unsalted:
+        conn.execute("UPDATE public.proofs SET hashes = '' WHERE seq = ANY (%s)", [unsalted])
+    return seals.seal_redacted(conn, job_id)
+
+
+def _verified(conn: Conn, job_id: UUID) -> list[tuple[Link, Proof]]:
+    """The job's ends, once everything about it has been checked. Raises RedactionRefused."""
+    report, sealed = verification.check_one(conn, job_id)
+    if report.findings:
+        raise RedactionRefused(
+            f"job {job_id} does not verify, and redacting it would hide that: {report.findings[0]}"
+        )
+    return [(one.link, one.proof) for one in sealed if one.proof is not None]
+
+
+def _replace(conn: Conn, table: str, keys: tuple[str, ...], job_id: UUID, salt: bytes) -> None:
+    """Replace the texts in the job's rows of a table."""
+    names = schema.redacted_columns(table)
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: _row(row, salt)  # noqa: E731
+    parts = {
+        "table": Identifier("public", table),
+        "names": SQL(", ").join(map(Identifier, (*keys, *names))),
+        "job": Identifier(keys[0]),
+        "changes": SQL(", ").join(
+            SQL("{} = {}").format(Identifier(name), Placeholder(name)) for name in names
+        ),
+        "row": SQL(" AND ").join(
+            SQL("{} = {}").format(Identifier(key), Placeholder(key)) for key in keys
+        ),
+    }
+    with conn.cursor(row_factory=dict_row) as cursor:
+        select = SQL("SELECT {names} FROM {table} WHERE {job} = %s").format(**parts)
+        found = cursor.execute(select, [job_id]).fetchall()
+        update = SQL("UPDATE {table} SET {changes} WHERE {row}").format(**parts)
+        cursor.executemany(update, [row | change(row) for row in found])
+
+
+def _row(row: dict[str, Any], salt: bytes) -> dict[str, Any]:
+    """The texts of a row, replaced."""
+    changed = {
+        name: redaction.replaced(name, value, salt) for name, value in row.items() if name in _NAMES
+    }
+    if "token_texts" in changed:
+        texts = redaction.replaced_node(row["token_texts"], row["text"], salt)
+        changed["token_texts"], changed["text"] = texts
+    return {k: Jsonb(v) if isinstance(v, dict) else v for k, v in changed.items()}
+
+
+_NAMES = {name for table in _KEYS for name in schema.redacted_columns(table)}

@@ -1,0 +1,236 @@
+"""Redaction: texts are gone for good, everything else is still proved, and so is the redaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from marco_search import settings as settings_module
+from marco_search.audit.findings import Status
+from marco_search.cli.main import cli
+from marco_search.errors import InvalidJob, RedactionRefused, RightsMissing, RuntimeUnavailable
+from marco_search.store.db import Database
+from marco_search.store.queue import dead_letters
+from marco_search.store.reads import job_record
+from marco_search.store.seal import redactions
+from marco_search.store.seal.verification import verify_all, verify_job
+from tests.integration.logins import logins
+from tests.integration.toys import (
+    Interrupted,
+    insert,
+    open_database,
+    question,
+    run_job,
+    runner,
+    settings_for,
+)
+from tests.toy import ToyRuntime
+
+SECRET = "Zaphod"
+ABOUT = {
+    "expected": "2",
+    "metadata": {"customer": SECRET, "number": 4711},
+    "system_prompt": f"You help {SECRET}.",
+    "idempotency_key": f"key of {SECRET}",
+    "options": {"rollouts": 16, "reflection": "branch"},
+}
+TEXT = f"{SECRET} has 1 and 1 more: how many?"
+TABLES = ("jobs", "attempts", "audit_log", "nodes", "rollouts", "answers", "proofs", "redactions")
+
+
+@pytest.fixture
+def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    settings_module.load.cache_clear()
+    with open_database(database_url) as opened:
+        yield opened
+    settings_module.load.cache_clear()
+
+
+@pytest.fixture
+def ended(database: Database, database_url: str) -> UUID:
+    """A job with a secret in every text, which has ended; and another."""
+    (job,) = insert(database, question(TEXT, **ABOUT))
+    (other,) = insert(database, question("Another?"))
+    run(database, database_url, job.id, ToyRuntime((SECRET, "2", "3"), failing=0.1))
+    run(database, database_url, other.id, ToyRuntime())
+    return job.id
+
+
+def run(database: Database, url: str, job_id: UUID, runtime: ToyRuntime) -> None:
+    settings = settings_for(url, "redis://127.0.0.1:1/0", max_attempts=1)
+    run_job(runner(settings, database, runtime), database, job_id)
+
+
+def redact(database: Database, job_id: UUID) -> None:
+    with database.transaction() as conn:
+        assert redactions.redact(conn, job_id, reason="asked for") is not None
+
+
+def marco(*words: str) -> Result:
+    result = CliRunner().invoke(cli, words)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def everything(url: str, job_id: UUID) -> str:
+    """All that the tables have, as text."""
+    with psycopg.connect(url) as conn:
+        parts = []
+        for table in TABLES:
+            query = f"SELECT t::text FROM {table} AS t"  # noqa: S608  # constants
+            parts += conn.execute(query.encode()).fetchall()
+    return "\n".join(str(part) for part in parts)
+
+
+def test_texts_are_gone_and_the_rest_is_proved_as_before(
+    database: Database, database_url: str, ended: UUID
+) -> None:
+    before = verify_all(database_url)
+    assert before.findings == ()
+    assert SECRET in everything(database_url, ended)
+    report = verify_job(database, ended)
+    redact(database, ended)
+    assert SECRET not in everything(database_url, ended)
+    after = verify_all(database_url)
+    assert after.findings == ()
+    assert (after.redacted_jobs, after.links) == (1, before.links + 1)
+    assert (after.nodes, after.rollouts) == (before.nodes, before.rollouts)
+    found = verify_job(database, ended)
+    assert (found.status, found.proved, found.nodes) == (Status.REDACTED, True, report.nodes)
+    with database.transaction() as conn:
+        assert redactions.redact(conn, ended) is None  # once is enough
+
+
+def test_whoever_reads_it_is_told(database: Database, ended: UUID, tmp_path: object) -> None:
+    assert marco("redact", str(ended), "--yes", "--reason", "request 17").exit_code == 0
+    assert "1 redacted" in marco("verify").output
+    assert "redacted" in marco("show", str(ended)).output
+    for words in (("show", str(ended), "--json"), ("results", str(ended)), ("status", str(ended))):
+        result = marco(*words)
+        assert result.exit_code == 0, result.output
+        assert SECRET not in result.output
+    assert marco("export", f"{tmp_path}/out").exit_code == 0
+    with pytest.raises(InvalidJob, match="redacted"), database.transaction() as conn:
+        job_record.stored_search(conn, ended)
+    assert "was redacted before" in marco("redact", str(ended), "--yes").output
+
+
+def test_jobs_are_chosen_by_their_metadata(database: Database, ended: UUID) -> None:
+    words = ("redact", "--metadata", f"customer={SECRET}", "--metadata", "number=4711", "--yes")
+    found = json.loads(marco(*words, "--json").output)
+    assert [one["job_id"] for one in found["jobs"]] == [str(ended)]
+    assert "No job" in marco(*words).output
+
+
+def test_its_idempotency_key_may_name_another_request(database: Database, ended: UUID) -> None:
+    redact(database, ended)
+    (again,) = insert(database, question("Something else?", idempotency_key=f"key of {SECRET}"))
+    assert again.created
+
+
+def test_a_job_that_may_still_run_is_refused(database: Database, database_url: str) -> None:
+    queued, dead = insert(database, question(), question(TEXT))
+    with pytest.raises(RedactionRefused, match="cancel it first"), database.transaction() as conn:
+        redactions.redact(conn, queued.id)
+
+    def gone() -> None:
+        raise RuntimeUnavailable(f"{SECRET} is gone")
+
+    run(database, database_url, dead.id, Interrupted(1, gone))
+    redact(database, dead.id)
+    with database.transaction() as conn:
+        assert dead_letters.requeue(conn, [dead.id]) == []
+    assert SECRET not in everything(database_url, dead.id)
+    assert verify_all(database_url).findings == ()
+
+
+def test_only_a_redactor_may(database: Database, database_url: str, ended: UUID) -> None:
+    with logins(database_url) as login:
+        for role in ("marco_app", "marco_auditor_all"):
+            with open_database(login(role)) as theirs, pytest.raises(RightsMissing, match="redact"):
+                redact(theirs, ended)
+        assert verify_job(database, ended).status is Status.VALID
+        with open_database(login("marco_redactor")) as theirs:
+            redact(theirs, ended)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), theirs.connect() as conn:
+                conn.execute("UPDATE rollouts SET value = 1")
+            with pytest.raises(psycopg.errors.RestrictViolation), theirs.connect() as conn:
+                conn.execute("UPDATE nodes SET text = ''")
+        assert verify_job(database, ended).status is Status.REDACTED
+
+
+def test_what_was_changed_before_is_not_hidden(
+    database: Database, database_url: str, ended: UUID
+) -> None:
+    tamper(database_url, "UPDATE nodes SET text = 'x' WHERE node_id = 1", ended)
+    with pytest.raises(RedactionRefused, match="does not verify"):
+        redact(database, ended)
+    assert SECRET in everything(database_url, ended)
+
+
+def tamper(url: str, statement: str, job_id: UUID) -> None:
+    with psycopg.connect(url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        assert conn.execute(statement.encode(), {"job": job_id}).rowcount > 0, statement
+
+
+EARLIER = [
+    "UPDATE nodes SET text = '[redacted 0123456789abcdef]' WHERE job_id = %(job)s AND node_id = 1",
+    "UPDATE jobs SET salt = NULL WHERE id = %(job)s",
+    "INSERT INTO redactions (job_id, commitments) VALUES (%(job)s, '')",
+    "INSERT INTO audit_log (job_id, event) VALUES (%(job)s, 'redacted')",
+    "INSERT INTO chain SELECT seq + 1, 'redaction', job_id, root, head, head, at, format FROM chain"
+    " ORDER BY seq DESC LIMIT 1",
+]
+LATER = [
+    "UPDATE nodes SET text = 'x' WHERE job_id = %(job)s AND node_id = 1",
+    "UPDATE nodes SET logprobs[1] = logprobs[1] - 1e-6 WHERE job_id = %(job)s AND node_id = 2",
+    "UPDATE answers SET votes = votes + 1 WHERE job_id = %(job)s AND rank = 1",
+    'UPDATE jobs SET payload = payload || \'{"question": "x"}\' WHERE id = %(job)s',
+    "UPDATE jobs SET salt = gen_random_uuid() WHERE id = %(job)s",
+    "UPDATE redactions SET by = 'another' WHERE job_id = %(job)s",
+    "UPDATE redactions SET commitments = '' WHERE job_id = %(job)s",
+    "DELETE FROM redactions WHERE job_id = %(job)s",
+    "DELETE FROM audit_log WHERE job_id = %(job)s AND event = 'redacted'",
+    "DELETE FROM chain WHERE job_id = %(job)s AND kind = 'redaction'",
+    "DELETE FROM proofs USING chain AS c WHERE c.seq = proofs.seq AND kind = 'job'"
+    " AND c.job_id = %(job)s",
+    "DELETE FROM nodes WHERE job_id = %(job)s AND node_id = 1",
+    "INSERT INTO audit_log (job_id, event) VALUES (%(job)s, 'redacted')",
+]
+
+
+@pytest.mark.parametrize(
+    ("statement", "redacted"),
+    [*((statement, False) for statement in EARLIER), *((statement, True) for statement in LATER)],
+)
+def test_a_forged_redaction_is_found(
+    database: Database, database_url: str, ended: UUID, statement: str, redacted: bool
+) -> None:
+    if redacted:
+        redact(database, ended)
+    tamper(database_url, statement, ended)
+    assert verify_all(database_url).findings != ()
+
+
+def test_texts_that_a_redactor_wrote_are_found(
+    database: Database, database_url: str, ended: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sealed properly, and by somebody who may."""
+    texts = redactions._row
+
+    def false(row: dict[str, Any], salt: bytes) -> dict[str, Any]:
+        return texts(row, salt) | ({"thought": "They said 3."} if "thought" in row else {})
+
+    monkeypatch.setattr(redactions, "_row", false)
+    redact(database, ended)
+    found = verify_all(database_url).findings
+    assert any("what a redaction leaves" in finding.expected for finding in found)
