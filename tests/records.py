@@ -212,7 +212,7 @@ class FakeReader(Reader):
         return found[:2]
 
     def workers(self) -> Workers:
-        return Workers(None, {}, [])
+        return Workers(None, {}, [], [])
 
     def answers(self) -> bool:
         return True

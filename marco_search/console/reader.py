@@ -16,7 +16,14 @@ from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
 from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
-from marco_search.store.reads.queries import JobFilter, JobPage, JobStatus, Totals, WorkerProcess
+from marco_search.store.reads.queries import (
+    JobFilter,
+    JobPage,
+    JobStatus,
+    MissingModel,
+    Totals,
+    WorkerProcess,
+)
 from marco_search.store.seal import verification
 
 P = ParamSpec("P")
@@ -28,11 +35,12 @@ _AT_ONCE = 1000  # jobs read at once for a download
 @dataclass(frozen=True, slots=True)
 class Workers:
     """The workers that announced themselves lately (None: unknown), how many jobs are in each
-    state, and the processes that claimed jobs.
+    state, "paused" among them, the models that jobs wait for, and the processes that claimed jobs.
     """
 
     present: list[str] | None
     states: dict[str, int]
+    missing: list[MissingModel]
     processes: list[WorkerProcess]
 
 
@@ -76,8 +84,8 @@ class Reader:
     def workers(self) -> Workers:
         """Who works, and at what."""
         with self._database.transaction() as conn:
-            states = queries.counts(conn, JobFilter())
-            return Workers(self._present(), states, queries.workers(conn))
+            states, missing = queries.state_counts(conn, None), queries.missing_models(conn)
+            return Workers(self._present(), states, missing, queries.workers(conn))
 
     def answers(self) -> bool:
         """That the database does. Raises DatabaseUnavailable."""

@@ -198,7 +198,7 @@ def test_the_workers_page_says_who_is_at_what(stored: Stored) -> None:
     assert claimed is not None
     reader = Reader(stored.database, lambda: ["celery@here"])
     found = reader.workers()
-    assert found.states == {"running": 1, "succeeded": 3}
+    assert found.states == {"running": 1, "succeeded": 3} and found.missing == []
     at_work, idle = found.processes
     assert (at_work.worker, at_work.job_id, at_work.subject) == (
         "there:7",
