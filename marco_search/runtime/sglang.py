@@ -84,4 +84,12 @@ class SGLangServer(Server):
         except Failure as failure:
             if not failure.not_found:
                 raise
-        return self._connections.request(newer, call, accept=accept)
+        try:
+            return self._connections.request(newer, call, accept=accept)
+        except Failure as failure:
+            if failure.not_found:
+                failure.message += (
+                    "; this is no SGLang server: an OpenAI-compatible one is named as "
+                    "MARCO_RUNTIME=openai+http://HOST:PORT/v1"
+                )
+            raise

@@ -47,7 +47,8 @@ def open_files(path: Path) -> ModelFiles:
     if not path.is_dir():
         raise ModelRefused(
             f"{path} is neither a folder nor a .gguf file: MARCO_MODEL names a Hugging Face model "
-            "folder or a GGUF file"
+            "folder or a GGUF file (`hf download NAME --local-dir FOLDER` makes one), or an "
+            "installed model (`marco model list`)"
         )
     return Folder(path)
 

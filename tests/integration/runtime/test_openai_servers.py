@@ -57,6 +57,15 @@ def started(shape: str) -> Iterator[OpenAIServer]:
         yield running
 
 
+def test_the_address_of_another_server_than_sglang_says_how_to_name_it(
+    vllm: OpenAIServer,
+) -> None:
+    address = vllm.url.removeprefix("openai+").removesuffix("/v1")
+    wanted = pytest.raises(RuntimeUnavailable, match=r"no SGLang server: .*openai\+http://HOST")
+    with wanted, runtime(address):
+        pass
+
+
 def texts(branches: list[Branch]) -> list[list[str]]:
     return [[s.text for s in b.segments] for b in branches]
 
