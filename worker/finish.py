@@ -121,11 +121,11 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """The error as the job row and the audit log keep it, with its traceback."""
+    """The error as the job row and the audit log keep it, of a bug with the traceback."""
     message = _storable(str(error)) or type(error).__name__
     about: dict[str, Any] = {"type": type(error).__name__, "message": message}
     about["retryable"] = is_retryable(error)
-    if error.__traceback__ is not None:
+    if error.__traceback__ is not None and not isinstance(error, MarcoError):
         trace = _storable("".join(traceback.format_exception(error)))
         about["traceback"] = trace[-_MAX_TRACEBACK_CHARS:]
     return about

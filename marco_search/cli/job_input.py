@@ -161,7 +161,8 @@ def _another_format(data: bytes) -> str | None:
     """What the file is if it is not JSON Lines at all, and what to do; None: it may be."""
     if data.startswith(b"\x1f\x8b"):
         return "compressed by gzip: `gzip -dc FILE | marco submit -`"
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    # Without a mark every other byte of ASCII is a zero.
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
         return "UTF-16: save the file as UTF-8"
     begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].rstrip()
     if begin.startswith(b"["):

@@ -37,6 +37,7 @@ COMMANDS = {
     "requeue": ("queue_commands", "Restart jobs whose model no worker has any more."),
     "quota": ("queue_commands", "Limit how many jobs a tenant may have queued."),
     "sql": ("sql_command", "Run a read-only SQL query on the jobs and their trees."),
+    "psql": ("service_commands", "Open psql on the database, or print its URL."),
     "verify": ("audit_commands", "Check that nothing stored was changed; else name the row."),
     "anchor": ("audit_commands", "Print the head of the chain of hashes, signed, to keep."),
     "export": ("export_command", "Write jobs, trees and tokens to files, or send traces."),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
+import signal
 import socket
+import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
 import click
+from psycopg.conninfo import make_conninfo
 from rich.text import Text
 
 from marco_search import settings as settings_module
 from marco_search.cli import output
-from marco_search.cli.options import command
-from marco_search.errors import BrokerUnavailable, InvalidSettings, MarcoError
+from marco_search.cli.options import JsonCommand, command
+from marco_search.errors import BrokerUnavailable, InvalidSettings, LocalServiceFailed, MarcoError
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import console_refusal, without_password
 
@@ -66,6 +71,51 @@ def down() -> None:
 
     stopped = stop(settings_module.load().home)
     output.report({"stopped": stopped}, "Stopped." if stopped else "Nothing was running.")
+
+
+@click.command(
+    "psql", cls=JsonCommand, context_settings={"ignore_unknown_options": True},
+)  # fmt: skip
+@click.option("--print-url", is_flag=True, help="Print the URL with its password instead.")
+@click.argument("arguments", metavar="[PSQL ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
+def psql(print_url: bool, arguments: tuple[str, ...]) -> None:
+    """Open psql on the database, as DATABASE_URL or the embedded one has it.
+
+    The password is not on psql's command line. --print-url is for other programs (DBeaver,
+    Grafana); an embedded database answers them as long as `marco up` keeps it running.
+
+    \b
+    marco psql -c "SELECT state, count(*) FROM audit.jobs GROUP BY state"
+    """
+    from marco_search.cli.session import session
+    from marco_search.store import address
+
+    with session(needs_redis=False) as here:
+        url = database_url(here.settings)
+        if print_url:
+            output.report({"url": url}, url)
+            return
+        given = address.parameters(address.conninfo(url, "marco psql"))
+        environment = os.environ | {"PGPASSWORD": given.pop("password", "")}
+        given.pop("sslpassword", None)  # psql asks for it
+        program = [_psql(), "-d", make_conninfo(**given), *arguments]
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's
+        code = subprocess.run(program, env=environment, check=False).returncode
+    click.get_current_context().exit(code)
+
+
+def _psql() -> str:
+    """The path of psql: of this machine, else of the embedded Postgres."""
+    from marco_search.local import programs
+
+    if found := shutil.which("psql"):
+        return found
+    with suppress(LocalServiceFailed):
+        return str(programs.installed().postgres / "psql")
+    raise MarcoError(
+        "psql is not installed: install the package postgresql-client, use `marco sql`, or give "
+        "another program the URL that `marco psql --print-url` prints"
+    )
 
 
 @command()

@@ -111,3 +111,20 @@ def test_what_ends_a_query_is_said(stored: str, database_url: str) -> None:
     assert "the connection ended" in refused(kill, 4)
     with psycopg.connect(database_url) as conn:
         assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_psql_gets_the_password_out_of_sight(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    query = ("psql", "-At", "-c", "SELECT 2")
+    monkeypatch.setenv("PATH", str(tmp_path))  # then it is the embedded Postgres' own
+    assert piped(*query) == b"2\n"
+    fake = tmp_path / "psql"
+    fake.write_text('#!/bin/sh\necho "$PGPASSWORD" "$@"\n')
+    fake.chmod(0o755)
+    password, _, line = piped(*query).decode().partition(" ")
+    assert password in database_url
+    assert password not in line
+    assert line.endswith("-At -c SELECT 2\n")
+    assert piped("psql", "--print-url").decode() == f"{database_url}\n"

@@ -22,13 +22,13 @@ def test_which_errors_are_tried_again() -> None:
     assert not finish.is_retryable(OSError("ours"))
 
 
-def test_a_traceback_is_kept() -> None:
+def test_the_traceback_of_a_bug_is_kept() -> None:
     bug = finish.described(raised(KeyError("x")))
     assert (bug["type"], bug["retryable"]) == ("KeyError", False)
     assert "in raised" in bug["traceback"]
     away = finish.described(raised(RuntimeUnavailable("busy")))
     assert away["retryable"]
-    assert "in raised" in away["traceback"]
+    assert "traceback" not in away  # its message says what to do
 
 
 def test_an_error_can_be_stored_whatever_it_says() -> None:
