@@ -40,6 +40,8 @@ TARGETS = (
     ("test-faults", "500 jobs under a storm of faults", "python -m tests.faults.run"),
     ("paper-table", "measure all strategies: docs/results.md", "python -m ops.bench.paper_table"),
     ("docs", "build the site into site/", "python -m mkdocs build -q -f ops/docs/mkdocs.yml"),
+    ("stack", "start the containers, with passwords of their own", "ops/stack.py"),
+    ("test-containers", "tests on a Docker engine", "python -m pytest tests/containers"),
     ("up", "start the embedded Postgres and Redis", "marco up"),
     ("down", "stop them", "marco down"),
     ("doctor", "report what is reachable, what is wrong and how to fix it", "marco doctor"),
@@ -209,7 +211,7 @@ def main(arguments):
     if target in ("help", "-h", "--help"):
         print("usage: make TARGET, or python3 ops/bootstrap.py TARGET [WORD ...]\n")
         for name, meaning, _ in TARGETS:
-            print("  %-13s %s" % (name, meaning))
+            print("  %-15s %s" % (name, meaning))
         return
     if target not in commands:
         print("No target %r. `python3 ops/bootstrap.py help` lists them." % target, file=sys.stderr)
@@ -222,6 +224,8 @@ def main(arguments):
         os.execvp(python, [python, os.path.abspath(__file__)] + arguments)
     venv = os.path.join(ROOT, ".venv")
     command = commands[target]
+    if command[:1] == ["ops/stack.py"]:  # it needs no packages
+        os.execv(sys.executable, [sys.executable, os.path.join(ROOT, command[0])])
     try:
         make_environment(venv, locks(command[:1] != ["marco"]), editable=ROOT)
     except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""The containers on a real Docker engine (make test-containers)."""
