@@ -5,8 +5,8 @@ for, but the worker that receives it claims the job that is next. A lost message
 again by the scheduler, a surplus one finds nothing to do, so nothing here needs to be exact.
 
 Publishers, workers, schedulers and the doctor connect with what `parse_address` returns, so that
-all of them check the same certificate. Celery is imported when it is needed: most commands only
-want the address.
+all of them check the same certificate. Celery and redis-py, which takes half a second, are imported
+when they are needed: most commands only want the address.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from uuid import UUID
 
-from redis import Redis
-from redis.exceptions import RedisError
-
 from marco_search.errors import BrokerUnavailable, InvalidSettings
 from marco_search.settings import is_host, without_password
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 TASK = "marco.run_job"
 T = TypeVar("T")
@@ -65,6 +65,8 @@ class RedisAddress:
 
     def client(self, **options: Any) -> Redis:
         """A client of redis-py with these options. Connects when first used."""
+        from redis import Redis
+
         return Redis.from_url(self.url, **(self.tls or {}), **options)
 
 
@@ -231,6 +233,7 @@ class Publisher:
     def _with_reconnect(self, step: Callable[[Any], T]) -> T:
         """`step`, and once more on a new connection if the one that was kept is broken."""
         from kombu.exceptions import KombuError
+        from redis.exceptions import RedisError
 
         failures = (KombuError, RedisError, OSError)
         with self._lock:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
 from marco_search.broker import parse_address, present
 from marco_search.errors import MarcoError
 from marco_search.locations import redis_url
@@ -38,6 +36,8 @@ def reasons(waiting: Unfinished, settings: Settings) -> dict[str, str]:
 
 def _is_served(settings: Settings) -> bool:
     """Whether a worker announced itself lately, or nobody can tell: a reader may have no Redis."""
+    from redis.exceptions import RedisError
+
     try:
         address = parse_address(redis_url(settings))
         options = {"socket_timeout": _ANSWER_S, "socket_connect_timeout": _ANSWER_S, "retry": None}
