@@ -82,9 +82,15 @@ class Evidence:
     sealed: Sequence[SealedRun] = ()  #: its links, in the chain's order
     salt: bytes | None = None  #: null: destroyed
     redaction: Redaction | None = None
+    apart: bool = False  #: from an archive's files, which a redaction writes before it is chained
     archives: Sequence[Archived] = ()  #: those that cover it
     visits: Mapping[int, tuple[int, float]] | None = None
     """Visit count and value by node, as the view node_stats shows them."""
+
+    @property
+    def redacted(self) -> bool:
+        """Whether its texts were replaced."""
+        return bool(self.redactions) or (self.apart and self.redaction is not None)
 
     @property
     def ends(self) -> list[SealedRun]:
@@ -125,9 +131,9 @@ def check_job(evidence: Evidence) -> JobReport:
         known = last is None or last.format == number
         if not archived and known:
             findings += _check_numbers(evidence, job, rules)
-        if known and not evidence.redactions:
+        if known and not evidence.redacted:
             findings += _check_payload(job_id, job, rules)
-    redacted = bool(evidence.redactions)
+    redacted = evidence.redacted
     return JobReport(
         job_id=job_id,
         status=status_of(findings, ended=ended, archived=archived, redacted=redacted),
@@ -184,7 +190,7 @@ def _check_payload(job_id: UUID, job: dict[str, Any], number: int) -> Iterator[F
 
 
 def _check_seals(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator[Finding]:
-    job_id, sealed, redacted = evidence.job_id, evidence.ends, bool(evidence.redactions)
+    job_id, sealed, redacted = evidence.job_id, evidence.ends, evidence.redacted
     key = f"job {job_id}"
     yield from _check_redaction(evidence, ended=ended, archived=archived)
     if ended and not sealed:
@@ -224,7 +230,7 @@ def _proof_there(evidence: Evidence, number: int) -> Proof:
     """The proof of the rows as they are, by the rules of this format."""
     rows, kinds = evidence.rows[number], FORMATS[number].kinds
     last = evidence.ends[-1].proof if evidence.ends else None
-    if evidence.redactions and evidence.redaction and last:
+    if evidence.redacted and evidence.redaction and last:
         kept = last.like(evidence.redaction.commitments)
         return prove_without_texts(rows, kinds, kept.hashes if kept else {})
     return prove(rows, kinds, evidence.salt or NO_SALT)
@@ -235,6 +241,11 @@ def _check_redaction(evidence: Evidence, *, ended: bool, archived: bool) -> Iter
     job_id, links, row = evidence.job_id, evidence.redactions, evidence.redaction
     key = f"job {job_id}"
     committed = any(COMMITS <= one.link.format <= NEWEST for one in evidence.ends)
+    if not links and evidence.redacted:
+        if evidence.salt is not None:
+            yield Finding("jobs", f"id {job_id}", "the salt is there", "none", "a salt", job_id)
+        yield from _texts_left(evidence, NEWEST)
+        return
     if not links:
         if row is not None:
             what = "redacted, and the chain does not say so"
@@ -260,6 +271,11 @@ def _check_redaction(evidence: Evidence, *, ended: bool, archived: bool) -> Iter
     yield from _check_late(evidence, one.link, one.proof)
     if one.proof.root != one.link.root:
         yield _other_root("chain", at, one.link, one.proof, job_id)
+    yield from _texts_left(evidence, number)
+
+
+def _texts_left(evidence: Evidence, number: int) -> Iterator[Finding]:
+    job_id = evidence.job_id
     for name, kind in FORMATS[number].kinds.items():
         for row_key, data in evidence.rows[number].get(name, ()):
             if column := redaction.left(kind, data):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -241,10 +242,14 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
 )  # fmt: skip
 @click.option("--tenant", help="With --metadata: jobs of this tenant only.")
 @click.option("--reason", metavar="TEXT", help="Kept in the log, such as the number of a request.")
+@click.option(
+    "--archive", "months", type=_folder, metavar="FOLDER",
+    help="Where the archived months are: jobs that were archived are redacted there, too.",
+)  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask: it can't be undone.")
 def redact(
     jobs: tuple[str, ...], entries: tuple[str, ...], tenant: str | None, reason: str | None,
-    yes: bool,
+    months: Path | None, yes: bool,
 ) -> None:  # fmt: skip
     """Replace every text of JOBs that have ended by salted hashes, for good.
 
@@ -259,7 +264,7 @@ def redact(
     wanted = dict(_entry(text) for text in entries)
     if bool(jobs) == bool(wanted):
         raise click.UsageError("name jobs, or --metadata, one of both")
-    done: list[dict[str, Any]] = []
+    done: dict[UUID, int | None] = {}
     with session(needs_redis=False) as here:
         if jobs:
             ids = list(dict.fromkeys(here.find(jobs)))
@@ -268,16 +273,47 @@ def redact(
                 ids = redactions.chosen(conn, tenant=tenant, metadata=wanted)
         if ids and not yes:
             click.confirm(f"Replace all texts of {len(ids):,} jobs, for good?", abort=True)
+        archived = _by_folder(here, ids, months) if months else {}
+        for folder, those in archived.items():
+            done |= _redact_month(here, folder, those, reason)
         for job_id in ids:
-            with here.database.transaction() as conn:
-                link = redactions.redact(conn, job_id, reason=reason)
-            done.append({"job_id": str(job_id), "link": link and link.seq})
+            if job_id not in done:
+                with here.database.transaction() as conn:
+                    link = redactions.redact(conn, job_id, reason=reason)
+                done[job_id] = None if link is None else link.seq
     lines = [
-        f"{one['job_id']}  "
-        + (f"redacted, link {one['link']}" if one["link"] else "was redacted before")
-        for one in done
+        f"{job_id}  "
+        + (f"redacted, link {done[job_id]}" if done[job_id] else "was redacted before")
+        for job_id in ids
     ]
-    output.report({"jobs": done}, *(lines or ["No job has that metadata."]))
+    found = [{"job_id": str(job_id), "link": done[job_id]} for job_id in ids]
+    output.report({"jobs": found}, *(lines or ["No job has that metadata."]))
+
+
+def _by_folder(here: Session, ids: Sequence[UUID], months: Path) -> dict[Path, list[UUID]]:
+    """Those of the jobs that were archived, by the folder of their month."""
+    with here.database.transaction() as conn:
+        listed = archives.listed(conn)
+    found: dict[Path, list[UUID]] = {}
+    for job_id in ids:
+        month = next((one.month for one in listed if one.first <= job_id < one.before), None)
+        if month is not None:
+            found.setdefault(months / month, []).append(job_id)
+    return found
+
+
+def _redact_month(
+    here: Session, folder: Path, ids: Sequence[UUID], reason: str | None
+) -> dict[UUID, int | None]:
+    from marco_search.export import archive as files
+
+    with here.database.transaction() as conn:
+        files.put_in_place(conn, folder)  # if an earlier run was killed before it did
+    with here.database.transaction() as conn:
+        done = files.redact(conn, folder, ids, reason=reason)
+    with here.database.transaction() as conn:
+        files.put_in_place(conn, folder)
+    return done
 
 
 def _entry(text: str) -> tuple[str, str]:

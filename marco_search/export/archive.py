@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import shutil
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from itertools import groupby
+from functools import partial
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import pyarrow.parquet as pq
 from marco_search.audit import canonical
 from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding, JobReport, Report
-from marco_search.audit.formats import FORMATS, KEYED, NEWEST
+from marco_search.audit.formats import COMMITS, FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Kinds, Rows
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
@@ -34,7 +36,7 @@ from marco_search.export import parquet
 from marco_search.export.files import whole
 from marco_search.export.tables import stream
 from marco_search.store.db import Conn
-from marco_search.store.seal import archives, verification
+from marco_search.store.seal import archives, redactions, verification
 from marco_search.store.seal.archives import Month
 
 _ROWS_AT_ONCE = 500
@@ -66,9 +68,13 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
         path = folder / f"{name}.parquet"
         count = parquet.write(path, types, rows)
         files[path.name] = {"rows": count, "sha256": digest(path)}
-    first = conn.execute("SELECT encode(head, 'hex') FROM public.chain WHERE seq = 0").fetchone()
     about = asdict(month) | {"first": str(month.first), "before": str(month.before)}
     about["end"] = month.end.isoformat()
+    return _list(conn, folder, about, files)
+
+
+def _list(conn: Conn, folder: Path, about: dict[str, Any], files: dict[str, Any]) -> str:
+    first = conn.execute("SELECT encode(head, 'hex') FROM public.chain WHERE seq = 0").fetchone()
     made = {"format": f"marco-archive {archives.FORMAT}", "database": first and first[0]}
     manifest = json.dumps(made | about | {"files": files}, indent=2)
     with whole(folder / "manifest.json") as part:
@@ -141,13 +147,19 @@ def _check_files(folder: Path, files: Mapping[str, archives.File]) -> Iterator[F
 
 
 def _check_jobs(folder: Path) -> Iterator[JobReport]:
+    for job_id, rows in _jobs(folder):
+        yield check_job(_evidence(UUID(job_id), rows))
+
+
+def _jobs(folder: Path) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
+    """The rows of each job, in order of its id."""
     kinds = {name: kind.job for name, kind in KINDS.items()} | {"link": "job_id"}
     files = [_rows(folder, name, job) for name, job in kinds.items()]
     for job_id, group in groupby(heapq.merge(*files, key=itemgetter(0)), itemgetter(0)):
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
         for _, name, row in group:
             rows[name].append(row)
-        yield check_job(_evidence(UUID(job_id), rows))
+        yield job_id, rows
 
 
 def _rows(folder: Path, name: str, job: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -168,6 +180,7 @@ def _evidence(job_id: UUID, rows: Mapping[str, Sequence[dict[str, Any]]]) -> Evi
         rows={number: _canonical(rows, FORMATS[number].kinds) for number in wanted},
         sealed=sealed,
         salt=salt and UUID(salt).bytes,
+        apart=True,
         redaction=None if kept is None else Redaction(by=link["by"], commitments=kept),
     )
 
@@ -195,3 +208,104 @@ def _sealed(row: dict[str, Any]) -> SealedRun:
         head = link.expected_head.hex()[:16]
         finding = Finding("link.parquet", f"seq {link.seq}", "head", head, link.head.hex()[:16])
     return SealedRun(link=link, proof=verification.proof_from(row, link.format), finding=finding)
+
+
+def beside(folder: Path) -> Path:
+    """Where a month is written without some texts, until the chain knows it."""
+    return folder.with_name(f"{folder.name}.redacted")
+
+
+def put_in_place(conn: Conn, folder: Path) -> None:
+    """Put what a redaction wrote into the place of a month, if its transaction was committed."""
+    new = beside(folder)
+    if not new.is_dir():
+        return
+    if archives.chained_root(conn, read_manifest(new)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    else:
+        shutil.rmtree(new)
+
+
+def redact(
+    conn: Conn, folder: Path, job_ids: Sequence[UUID], *, reason: str | None
+) -> dict[UUID, int | None]:
+    """Replace the texts of jobs of an archived month, here and in files beside it; their links.
+
+    None for one that was redacted before. Once this transaction is committed, `put_in_place` is to
+    be called; before, nothing has changed. Raises ArchiveRefused, and as `redactions.redact` does.
+    """
+    conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    locked = {job_id: redactions.lock(conn, job_id, archived=True) for job_id in job_ids}
+    salts = {job_id: salt for job_id, salt in locked.items() if salt is not None}
+    links: dict[UUID, int | None] = dict.fromkeys(locked)
+    if not salts:
+        return links
+    if archives.chained_root(conn, read_manifest(folder)) is None:
+        raise ArchiveRefused(f"{folder}: the chain knows no archive with this list")
+    _refuse(folder, check_archive(folder).findings)
+    stored = {UUID(job_id): rows for job_id, rows in _jobs(folder) if UUID(job_id) in salts}
+    manifest = _rewrite(conn, folder, salts, stored)
+    _refuse(beside(folder), check_archive(beside(folder)).findings)
+    for job_id in salts:
+        archived = partial(_canonical, stored[job_id])
+        link = redactions.redact(conn, job_id, reason=reason, archived=archived)
+        links[job_id] = None if link is None else link.seq
+    archives.chain(conn, manifest)
+    return links
+
+
+def _refuse(folder: Path, found: Sequence[Finding]) -> None:
+    if found:
+        raise ArchiveRefused(f"{folder} does not verify: {found[0]}")
+
+
+def _rewrite(
+    conn: Conn,
+    folder: Path,
+    salts: Mapping[UUID, bytes],
+    stored: Mapping[UUID, Mapping[str, Sequence[dict[str, Any]]]],
+) -> str:
+    """Write the month without the texts of these jobs beside it; the manifest."""
+    who = conn.execute("SELECT session_user::text").fetchone()
+    left = {}
+    for job_id, salt in salts.items():
+        if job_id not in stored:
+            raise ArchiveRefused(f"{folder}: it has no job {job_id}")
+        one, rows = _sealed(stored[job_id]["link"][-1]), partial(_canonical, stored[job_id])
+        assert one.proof is not None, "it was verified"
+        kept = redactions.committed(one.link, one.proof, rows, salt)
+        left[job_id] = {"salt": None, "commitments": kept, "by": who and who[0]}
+    files, new = {}, beside(folder)
+    for name in (*KINDS, "link"):
+        types = LINKS if name == "link" else dict(KINDS[name].columns)
+        job = "job_id" if name == "link" else KINDS[name].job
+
+        def changed(row: dict[str, Any], job: str = job, name: str = name) -> dict[str, Any]:
+            job_id = UUID(row[job])
+            if job_id not in salts:
+                return row
+            if name != "link":
+                return row | _without_texts(row, KINDS[name].columns, salts[job_id])
+            told = row.get("format", 1) < COMMITS
+            return row | left[job_id] | ({"hashes": b""} if told else {})
+
+        read = (changed(row) for _, _, row in _rows(folder, name, job))
+        batches = _batches(read, types)
+        path = new / f"{name}.parquet"
+        files[path.name] = {"rows": parquet.write(path, types, batches), "sha256": digest(path)}
+    about = json.loads(read_manifest(folder))
+    return _list(conn, new, {n: about[n] for n in ("name", "first", "before", "end")}, files)
+
+
+def _batches(rows: Iterator[dict[str, Any]], names: Iterable[str]) -> Iterator[list[Any]]:
+    while part := [tuple(map(row.get, names)) for row in islice(rows, _ROWS_AT_ONCE)]:
+        yield part
+
+
+def _without_texts(row: dict[str, Any], columns: Mapping[str, str], salt: bytes) -> dict[str, Any]:
+    """The columns with texts, replaced. JSON is text here."""
+    as_json = [n for n, kind in columns.items() if kind == "jsonb" and row.get(n) is not None]
+    known = {name: row.get(name) for name in columns} | {n: json.loads(row[n]) for n in as_json}
+    new = redactions.row_without_texts(known, salt)
+    return {n: json.dumps(v) if isinstance(v, dict) else v for n, v in new.items()}

@@ -15,12 +15,13 @@ from click.testing import CliRunner, Result
 
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
-from marco_search.cli.audit_commands import archive, verify
+from marco_search.cli.audit_commands import archive, redact, verify
 from marco_search.cli.job_commands import show
 from marco_search.errors import ArchiveRefused, RedactionRefused, RuntimeUnavailable
+from marco_search.export import archive as files
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters, jobs
-from marco_search.store.seal import redactions
+from marco_search.store.seal import archives, redactions
 from marco_search.store.seal.verification import verify_all, verify_job
 from marco_search.store.trail import partitions
 from tests.integration.toys import (
@@ -71,6 +72,10 @@ def august(database: Database, database_url: str, monkeypatch: pytest.MonkeyPatc
 
 
 def gone() -> None:
+    raise RuntimeUnavailable("gone")
+
+
+def gone_too(*_: object) -> None:
     raise RuntimeUnavailable("gone")
 
 
@@ -125,8 +130,43 @@ def test_a_redacted_job_moves_out_with_the_others(
     assert (report["fits"], report["jobs"], report["redacted_jobs"]) == (True, 3, 1)
     after = verify_all(database_url)
     assert (after.findings, after.redacted_jobs, after.archived_jobs) == ((), 1, 3)
-    with pytest.raises(RedactionRefused, match="archive"), database.transaction() as conn:
+    with pytest.raises(RedactionRefused, match="--archive"), database.transaction() as conn:
         redactions.redact(conn, august[1])
+
+
+def test_jobs_of_an_archived_month_are_redacted_in_its_files(
+    database: Database,
+    database_url: str,
+    august: list[UUID],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    month = done(tmp_path)
+    words = [str(august[0]), str(august[2]), "--yes", "--archive", str(tmp_path), "--json"]
+    with monkeypatch.context() as patch:  # killed before the transaction is committed
+        patch.setattr(archives, "chain", gone_too)
+        assert CliRunner().invoke(redact, words).exit_code != 0
+    assert verify_all(database_url).redacted_jobs == 0
+    with monkeypatch.context() as patch:  # and right after
+        patch.setattr(Path, "rename", gone_too)
+        assert CliRunner().invoke(redact, words).exit_code != 0
+    assert verify_all(database_url).redacted_jobs == 2
+    result = CliRunner().invoke(redact, words)
+    assert result.exit_code == 0, result.output
+    assert [one["link"] for one in json.loads(result.output)["jobs"]] == [None, None]
+    assert not files.beside(month).exists()
+    for name in ("node", "request", "rollout", "answer", "outcome", "attempt"):
+        found = {
+            row["id" if "id" in row else "job_id"]
+            for row in pq.read_table(month / f"{name}.parquet").to_pylist()
+            if "[redacted " in str(row)
+        }
+        assert found <= {str(august[0]), str(august[2])}
+        assert found
+    report = json.loads(CliRunner().invoke(verify, ["--archive", str(month), "--json"]).output)
+    assert (report["fits"], report["jobs"], report["redacted_jobs"]) == (True, 3, 2)
+    after = verify_all(database_url)
+    assert (after.findings, after.redacted_jobs, after.archived_jobs) == ((), 2, 3)
 
 
 def test_tampering_with_an_archive_is_found(

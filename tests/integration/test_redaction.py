@@ -225,12 +225,12 @@ def test_texts_that_a_redactor_wrote_are_found(
     database: Database, database_url: str, ended: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sealed properly, and by somebody who may."""
-    texts = redactions._row
+    texts = redactions.row_without_texts
 
     def false(row: dict[str, Any], salt: bytes) -> dict[str, Any]:
         return texts(row, salt) | ({"thought": "They said 3."} if "thought" in row else {})
 
-    monkeypatch.setattr(redactions, "_row", false)
+    monkeypatch.setattr(redactions, "row_without_texts", false)
     redact(database, ended)
     found = verify_all(database_url).findings
     assert any("what a redaction leaves" in finding.expected for finding in found)

@@ -113,15 +113,20 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
         raise ArchiveRefused(
             "only the owner of the tables may drop a month: use the owner's DATABASE_URL"
         ) from None
-    digest = root_of(manifest)
     conn.execute(
         "INSERT INTO public.audit_log (job_id, event, detail)"
         " SELECT id, 'archived', jsonb_build_object('month', %s::text, 'manifest', %s::text)"
         " FROM public.jobs WHERE id >= %s AND id < %s ORDER BY id",
-        [month.name, digest.hex(), month.first, month.before],
+        [month.name, root_of(manifest).hex(), month.first, month.before],
     )
-    link = seals.append(conn, [(ARCHIVE, None, digest)])[0]
-    row = {"seq": link.seq, "first": month.first, "before": month.before, "files": manifest}
+    return chain(conn, manifest)
+
+
+def chain(conn: Conn, manifest: str) -> int:
+    """Chain an archive's list; the link's seq."""
+    listed = parse(manifest)
+    link = seals.append(conn, [(ARCHIVE, None, root_of(manifest))])[0]
+    row = {"seq": link.seq, "first": listed.first, "before": listed.before, "files": manifest}
     insert(conn, "archives", [row])
     return link.seq
 

@@ -21,13 +21,15 @@ from marco_search import schema
 from marco_search.audit import redaction
 from marco_search.audit.chain import Link
 from marco_search.audit.formats import COMMITS, FORMATS
-from marco_search.audit.proofs import Proof, commitments
+from marco_search.audit.proofs import Kinds, Proof, Rows, commitments
 from marco_search.errors import RedactionRefused, RightsMissing
 from marco_search.store.db import Conn, allow, insert
 from marco_search.store.queue.states import not_found
 from marco_search.store.seal import seals, verification
 from marco_search.store.trail import rows
 
+Stored = Callable[[Kinds], Rows]
+"""A job's rows, as kinds of a format have them."""
 _KEYS = {
     "jobs": ("id",),
     "attempts": ("job_id", "generation"),
@@ -53,16 +55,19 @@ def chosen(conn: Conn, *, tenant: str | None, metadata: dict[str, str]) -> list[
     ]
 
 
-def redact(conn: Conn, job_id: UUID, *, reason: str | None = None) -> Link | None:
+def redact(
+    conn: Conn, job_id: UUID, *, reason: str | None = None, archived: Stored | None = None
+) -> Link | None:
     """Replace the texts of a job; its new link. None: it was redacted before.
 
-    To be called in a transaction of its own. Raises JobNotFound, RightsMissing, and
+    To be called in a transaction of its own. `archived`: the rows of one that was archived, from
+    files that were verified. Raises JobNotFound, RightsMissing, and
     RedactionRefused for a job that has not ended, was archived, or does not verify.
     """
     allow(conn, None)
     try:
-        salt = _lock(conn, job_id)
-        return None if salt is None else _redact(conn, job_id, salt, reason)
+        salt = lock(conn, job_id, archived=archived is not None)
+        return None if salt is None else _redact(conn, job_id, salt, reason, archived)
     except errors.InsufficientPrivilege as error:
         raise RightsMissing(
             f"this login may not redact ({error.diag.message_primary}): set DATABASE_URL to a"
@@ -70,8 +75,11 @@ def redact(conn: Conn, job_id: UUID, *, reason: str | None = None) -> Link | Non
         ) from None
 
 
-def _lock(conn: Conn, job_id: UUID) -> bytes | None:
-    """The job's salt, with its row locked; None: it was redacted before."""
+def lock(conn: Conn, job_id: UUID, *, archived: bool) -> bytes | None:
+    """The job's salt, with its row locked; None: it was redacted before.
+
+    Raises RedactionRefused for one that has not ended, or was archived and should not have been.
+    """
     row = conn.execute(
         "SELECT state, finished_at IS NOT NULL, redacted_at IS NOT NULL, salt,"
         " EXISTS (SELECT FROM public.archives WHERE first <= jobs.id AND jobs.id < before)"
@@ -80,29 +88,36 @@ def _lock(conn: Conn, job_id: UUID) -> bytes | None:
     ).fetchone()
     if row is None:
         raise not_found(job_id)
-    state, ended, redacted, salt, archived = row
+    state, ended, redacted, salt, moved = row
     if redacted:
         return None
     if not ended:
         raise RedactionRefused(f"job {job_id} is {state}: cancel it first, or wait for its end")
-    if archived:
+    if moved and not archived:
         raise RedactionRefused(
-            f"job {job_id}: its tree is in an archive, which still has its texts: they can't be"
-            " redacted there"
+            f"job {job_id}: its tree is in an archive, which has its texts as well: name the folder"
+            " of the archived months with --archive"
         )
     return bytes(salt.bytes)
 
 
-def _redact(conn: Conn, job_id: UUID, salt: bytes, reason: str | None) -> Link:
+def committed(link: Link, proof: Proof, stored: Stored, salt: bytes) -> bytes:
+    """The commitments of a job's last end, in the order of its proof; empty: it has none."""
+    if link.format < COMMITS:
+        return b""
+    kinds = FORMATS[link.format].kinds
+    found = commitments(stored(kinds), kinds, salt).hashes
+    return b"".join(found[kind][key] for kind, keys in proof.hashes.items() for key in keys)
+
+
+def _redact(
+    conn: Conn, job_id: UUID, salt: bytes, reason: str | None, archived: Stored | None
+) -> Link:
     ends = _verified(conn, job_id)
     link, proof = ends[-1]
-    kept = b""
-    if link.format >= COMMITS:
-        kinds = FORMATS[link.format].kinds
-        found = commitments(rows.read(conn, kinds, rows.of_jobs([job_id]))[job_id], kinds, salt)
-        kept = b"".join(
-            found.hashes[kind][key] for kind in proof.hashes for key in proof.hashes[kind]
-        )
+    where = rows.of_jobs([job_id])
+    stored = archived or (lambda kinds: rows.read(conn, kinds, where)[job_id])
+    kept = committed(link, proof, stored, salt)
     insert(conn, "redactions", [{"job_id": job_id, "commitments": kept}])
     who = conn.execute("SELECT session_user::text").fetchone()
     detail = {
@@ -135,7 +150,6 @@ def _verified(conn: Conn, job_id: UUID) -> list[tuple[Link, Proof]]:
 def _replace(conn: Conn, table: str, keys: tuple[str, ...], job_id: UUID, salt: bytes) -> None:
     """Replace the texts in the job's rows of a table."""
     names = schema.redacted_columns(table)
-    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: _row(row, salt)  # noqa: E731
     parts = {
         "table": Identifier("public", table),
         "names": SQL(", ").join(map(Identifier, (*keys, *names))),
@@ -151,10 +165,15 @@ def _replace(conn: Conn, table: str, keys: tuple[str, ...], job_id: UUID, salt: 
         select = SQL("SELECT {names} FROM {table} WHERE {job} = %s").format(**parts)
         found = cursor.execute(select, [job_id]).fetchall()
         update = SQL("UPDATE {table} SET {changes} WHERE {row}").format(**parts)
-        cursor.executemany(update, [row | change(row) for row in found])
+        changed = [row | row_without_texts(row, salt) for row in found]
+        cursor.executemany(update, [_adapted(row) for row in changed])
 
 
-def _row(row: dict[str, Any], salt: bytes) -> dict[str, Any]:
+def _adapted(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: Jsonb(v) if isinstance(v, dict) else v for k, v in row.items()}
+
+
+def row_without_texts(row: dict[str, Any], salt: bytes) -> dict[str, Any]:
     """The texts of a row, replaced."""
     changed = {
         name: redaction.replaced(name, value, salt) for name, value in row.items() if name in _NAMES
@@ -162,7 +181,7 @@ def _row(row: dict[str, Any], salt: bytes) -> dict[str, Any]:
     if "token_texts" in changed:
         texts = redaction.replaced_node(row["token_texts"], row["text"], salt)
         changed["token_texts"], changed["text"] = texts
-    return {k: Jsonb(v) if isinstance(v, dict) else v for k, v in changed.items()}
+    return changed
 
 
 _NAMES = {name for table in _KEYS for name in schema.redacted_columns(table)}
