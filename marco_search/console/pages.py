@@ -175,7 +175,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
             found = reader.matching(word)
         except InputError:
             raise JobNotFound(f"{word} is no job's id, nor part of one") from None
-        if str(found[0]) == word:
+        if str(found[0]) == word and rest:
             raise HTTPException(404)
         if len(found) > 1:
             return RedirectResponse("/jobs" + _query(JobFilter(text=word)), 303)

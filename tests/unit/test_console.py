@@ -130,6 +130,7 @@ def test_a_part_of_an_id_leads_to_the_job(reader: FakeReader) -> None:
     reader.put(record_of(SEARCH, 1, job_id=other), {})
     assert client.get(f"/jobs/{part}").headers["location"] == f"/jobs?text={part}"
     assert client.get(f"/jobs/{job_id(1)}/nothing").status_code == 404
+    assert client.get(f"/jobs/{job_id(1)}/").headers["location"] == f"/jobs/{job_id(1)}"
 
 
 def test_health_needs_no_token_and_tells_of_the_database(reader: FakeReader) -> None:
