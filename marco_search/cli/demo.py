@@ -139,7 +139,7 @@ def _answered(
     here: Session, jobs: Sequence[Job], batch_id: UUID, concurrency: int
 ) -> list[JobStatus]:
     """Submit the jobs and follow them until a worker has answered them."""
-    producer = here.producer()
+    producer = here.producer(notices=False)  # its own worker is starting
     with worker_process(concurrency, here.settings.home) as check_worker:
         ids = [handle.id for handle in producer.submit_many(jobs, batch_id=batch_id)]
         _say(f"{len(ids)} jobs submitted; a worker with {concurrency} processes runs.")

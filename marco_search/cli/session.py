@@ -51,11 +51,14 @@ class Session:
     tenant: str | None  #: whose jobs are seen; None: all tenants'
     _stack: ExitStack
 
-    def producer(self, tenant: str | None = None) -> Producer:
-        """A producer, of one tenant or of all, that is closed with the session."""
+    def producer(self, tenant: str | None = None, *, notices: bool = True) -> Producer:
+        """A producer, of one tenant or of all, that is closed with the session.
+
+        Without `notices` it is not said that jobs do not go on.
+        """
         from producer import Producer
 
-        logging.getLogger("producer").handlers = [_Notices()]
+        logging.getLogger("producer").handlers = [_Notices() if notices else logging.NullHandler()]
         return self._stack.enter_context(Producer(settings=self.settings, tenant=tenant))
 
     def find(self, words: Sequence[str], *, everywhere: bool = False) -> list[UUID]:
