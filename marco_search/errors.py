@@ -27,11 +27,15 @@ class InputError(MarcoError):
 
 
 class InvalidJob(InputError):
-    """A job can't be accepted: the message names the field and the reason."""
+    """A job can't be accepted: the message names the field and the reason.
 
-    def __init__(self, field: str, reason: str) -> None:
+    `index` says which of several jobs, where only the database could tell.
+    """
+
+    def __init__(self, field: str, reason: str, index: int | None = None) -> None:
         self.field = field
         self.reason = reason
+        self.index = index
         super().__init__(f"{field}: {reason}")
 
 
@@ -90,7 +94,14 @@ class InvalidProfile(InputError):
 
 
 class IdempotencyConflict(InputError):
-    """The idempotency key already belongs to a job with another payload."""
+    """The idempotency key already belongs to a job with another payload.
+
+    `index` says which of the jobs submitted has the key.
+    """
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        self.index = index
+        super().__init__(message)
 
 
 class JobNotFound(MarcoError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from marco_search.cli.error_reports import JOBS_NOT_DONE
 from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.session import session
 from marco_search.cli.tree_text import draw_tree, tree_json
-from marco_search.errors import Backpressure
+from marco_search.errors import Backpressure, IdempotencyConflict, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, JobResult
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState
@@ -65,33 +65,51 @@ def submit(file: str | None, question: str | None, waits: bool, **values: Any) -
     {"kind": "translation", "text": "...", "source": "zh", "target": "en"}
     {"kind": "open_ended", "prompt": "...", "options": {"rollouts": 8}}
     """
-    jobs = [_with_terms(job, values) for job in _jobs_to_submit(file, question, values)]
-    with session(creates=True) as here:
+    given = _jobs_to_submit(file, question, values)
+    jobs = [_with_terms(job, values) for job in given.values()]
+    with session(creates=True) as here, _naming_lines(file, list(given)):
         handles = submit_jobs(here.producer(), jobs, waits=waits)
     ids = [str(handle.id) for handle in handles]
     known = [str(handle.id) for handle in handles if not handle.created]
     new = len(ids) - len(known)
     output.report({"ids": ids, "submitted": new, "known": known}, "\n".join(ids))
     text = f"{new:,} new, {len(known):,} known"
-    now = datetime.now(UTC)
-    if past := sum(1 for job in jobs if job.deadline is not None and job.deadline < now):
-        text += f"; {past:,} with a deadline that has passed, which only expire"
     if new and sys.stderr.isatty():
         text += ". `marco worker` answers them, `marco watch` follows"
     if not output.as_json():
         output.note(f"{text}.")
 
 
-def _jobs_to_submit(file: str | None, question: str | None, values: dict[str, Any]) -> list[Job]:
+def _jobs_to_submit(
+    file: str | None, question: str | None, values: dict[str, Any]
+) -> dict[int, Job]:
+    """By line of the file."""
     if (question is None) is (file is None):
         raise click.UsageError("Give a FILE, or a question with --question.")
     if file is None:
-        return [job_input.job_from_options(str(question), values)]
+        return {1: job_input.job_from_options(str(question), values)}
     context = click.get_current_context()
     for name in job_input.KIND_OPTIONS:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} goes with --question: a file's lines carry it.")
-    return job_input.read_jobs(file, job_input.given_options(values))
+    return job_input.read_lines(file, job_input.given_options(values))
+
+
+@contextmanager
+def _naming_lines(file: str | None, lines: Sequence[int]) -> Iterator[None]:
+    """What the database refuses is said with its line of the file."""
+    source = "standard input" if file == "-" else str(file)
+    try:
+        yield
+    except IdempotencyConflict as error:
+        if file is None or error.index is None:
+            raise
+        raise IdempotencyConflict(f"{source}, line {lines[error.index]}, {error}") from None
+    except InvalidJob as error:
+        if file is None or error.index is None:
+            raise
+        place = f"line {lines[error.index]}, {error.field}"
+        raise InvalidBatch(source, [InvalidJob(place, error.reason)]) from None
 
 
 def _with_terms(job: Job, values: dict[str, Any]) -> Job:

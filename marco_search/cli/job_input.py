@@ -142,7 +142,12 @@ def job_from_options(text: str, values: dict[str, Any]) -> Job:
 
 
 def read_jobs(path: str, options: dict[str, Any] | None = None) -> list[Job]:
-    """The jobs in a file, in order; "-" is standard input. Blank lines are skipped.
+    """The jobs in a file, see `read_lines`."""
+    return list(read_lines(path, options).values())
+
+
+def read_lines(path: str, options: dict[str, Any] | None = None) -> dict[int, Job]:
+    """The jobs in a file by line, in order; "-" is standard input. Blank lines are skipped.
 
     `options` fill in what a line's own options leave open. Raises InvalidBatch naming every
     bad line with its number, InputError if the file can't be read or holds no job.
@@ -172,17 +177,17 @@ def _another_format(data: bytes) -> str | None:
     return None
 
 
-def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> list[Job]:
-    """The jobs in these lines. Raises InvalidBatch if any line is wrong."""
+def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> dict[int, Job]:
+    """The jobs in these lines, by number. Raises InvalidBatch if any line is wrong."""
     SearchOptions(**options)  # raises InvalidJob once, not for every line
-    jobs: list[Job] = []
+    jobs: dict[int, Job] = {}
     errors: list[InvalidJob] = []
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip():
                 job = job_from_json_line(line, number)
                 filled = SearchOptions(**_filled(options, job.options))
-                jobs.append(job.model_copy(update={"options": filled}))
+                jobs[number] = job.model_copy(update={"options": filled})
         except InvalidJob as error:
             errors.append(error)
     if errors:

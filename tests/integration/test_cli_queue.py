@@ -138,16 +138,26 @@ def test_arguments_that_nothing_takes_are_refused(marco: Marco, words: tuple[str
     marco(*words, code=2)
 
 
-def test_jobs_that_were_known_are_counted(
+def test_jobs_that_were_known_are_counted_and_refused_ones_have_lines(
     marco: Marco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "jobs.jsonl"
     job = {"kind": "open_ended", "prompt": "Go on.", "idempotency_key": "one"}
-    file.write_text(json.dumps(job | {"deadline": "2020-01-01T00:00:00Z"}))
-    past = "; 1 with a deadline that has passed"
-    for note in (f"1 new, 0 known{past}", f"0 new, 1 known{past}"):
+    file.write_text(json.dumps(job))
+    for note in ("1 new, 0 known", "0 new, 1 known"):
         assert main(["submit", str(file)]) == 0
         assert note in capsys.readouterr().err
+    lines = [{**job, "idempotency_key": "two"}, {**job, "prompt": "Stop."}]
+    file.write_text("\n\n".join(map(json.dumps, lines)))
+    error = marco("submit", str(file), code=2)["error"]
+    assert error["type"] == "IdempotencyConflict"
+    assert "line 3, idempotency_key: 'one'" in error["message"]
+    late = {"kind": "open_ended", "prompt": "Go.", "deadline": "2020-01-01T00:00:00Z"}
+    file.write_text("\n".join(map(json.dumps, (job, late))))
+    (bad,) = marco("submit", str(file), code=2)["error"]["errors"]
+    assert (bad["line"], bad["field"]) == (2, "deadline")
+    assert "has passed" in bad["reason"]
+    assert marco("status")["counts"] == {"queued": 1}
 
 
 def test_many_ids_are_looked_up_at_once(

@@ -59,7 +59,8 @@ def test_a_file_of_another_format_does_not_fill_the_screen() -> None:
 
 def test_command_line_options_fill_in_what_a_line_leaves_open() -> None:
     line = b'{"kind": "reasoning", "question": "1+1?", "options": {"rollouts": 4}}'
-    own, none = parse_lines([line, GOOD], "f", {"rollouts": 9, "strategy": "vote"})
+    jobs = parse_lines([line, GOOD], "f", {"rollouts": 9, "strategy": "vote"})
+    own, none = jobs.values()
     assert (own.options.rollouts, own.options.strategy) == (4, "vote")
     assert (none.options.rollouts, none.options.strategy) == (9, "vote")
 
@@ -102,6 +103,6 @@ def test_a_file_of_another_format_is_named(tmp_path: Path, data: bytes, words: s
 def test_an_expected_number_is_its_text() -> None:
     line = b'{"kind": "reasoning", "question": "1+1?", "expected": %s}'
     jobs = parse_lines([line % b"391", line % b"2.5", line % b'"4"'], "jobs", {})
-    assert [job.expected for job in jobs] == ["391", "2.5", "4"]
+    assert [job.expected for job in jobs.values()] == ["391", "2.5", "4"]
     with pytest.raises(InvalidBatch, match="expected"):
         parse_lines([line % b"true"], "jobs", {})

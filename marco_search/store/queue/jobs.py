@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from marco_search.errors import IdempotencyConflict
+from marco_search.errors import IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, payload_hash
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import CHANNEL, PRIORITIES, JobState, not_found
@@ -46,20 +47,32 @@ def insert(
     """Store the jobs, in order, marked as published. `tenant` is for those that name none.
 
     A job is placed `aging_s` later for each level of priority below high (see `scheduling`).
-    Raises IdempotencyConflict if a key belongs to another payload, and QueueFull or QuotaExceeded
-    if more than `gate` allows would be queued; the transaction must then be rolled back, so that
-    none is stored. Jobs that a key names already are never refused.
+    Raises IdempotencyConflict if a key belongs to another payload, InvalidJob if the deadline of
+    a new job has passed, and QueueFull or QuotaExceeded if more than `gate` allows would be
+    queued; the transaction must then be rolled back, so that none is stored. Jobs that a key names
+    already are never refused.
     """
     stored: list[JobHandle] = []
     created: Counter[str] = Counter()
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
-        rows = [_row(job, tenant, batch_id) for job in jobs[start : start + _ROWS_A_STATEMENT]]
+        some = jobs[start : start + _ROWS_A_STATEMENT]
+        rows = [_row(job, tenant, batch_id) | {"index": i} for i, job in enumerate(some, start)]
         done = insert_rows(conn, rows, aging_s)
+        _check_deadlines(some, done, start)
         created.update(r["tenant"] for r, job in zip(rows, done, strict=True) if job.created)
         stored += done
     if gate is not None:
         gate.check(conn, created)
     return stored
+
+
+def _check_deadlines(jobs: Sequence[Job], stored: Sequence[JobHandle], start: int) -> None:
+    now = datetime.now(UTC)
+    for index, (job, handle) in enumerate(zip(jobs, stored, strict=True), start):
+        if handle.created and job.deadline is not None and job.deadline <= now:
+            raise InvalidJob(
+                "deadline", f"{job.deadline:%F %T%z} has passed; give a later one", index
+            )
 
 
 def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
@@ -136,7 +149,8 @@ def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], JobH
         if payload != row["payload_hash"]:
             raise IdempotencyConflict(
                 f"idempotency_key: {key[1]!r} belongs to job {job_id}, which has another "
-                "payload; send the same payload or use another key"
+                "payload; send the same payload or use another key",
+                row.get("index"),
             )
     return {
         key: JobHandle(id=job_id, state=JobState(state), created=False)
