@@ -113,7 +113,15 @@ def test_whoever_reads_it_is_told(database: Database, ended: UUID, tmp_path: obj
     assert marco("redact", str(ended), "--yes", "--reason", "request 17").exit_code == 0
     assert "1 redacted" in marco("verify").output
     assert "redacted" in marco("show", str(ended)).output
-    for words in (("show", str(ended), "--json"), ("results", str(ended)), ("status", str(ended))):
+    shown = [("show", str(ended), "--format", form) for form in ("html", "svg", "json", "mermaid")]
+    for words in (
+        ("show", str(ended), "--json"),
+        ("results", str(ended)),
+        ("status", str(ended)),
+        ("sql", "select * from audit.forks"),
+        ("export", f"{tmp_path}/otlp", "--format", "otlp-json"),
+        *shown,
+    ):
         result = marco(*words)
         assert result.exit_code == 0, result.output
         assert SECRET not in result.output
