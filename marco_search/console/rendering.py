@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from marco_search import __version__
 from marco_search.jobs import SearchOptions
+from marco_search.kinds import subject_fields
 from marco_search.render.layout import (
     STOP_REASONS,
     children_of,
@@ -59,7 +60,7 @@ def templates() -> Environment:
         "why": lambda reason: STOP_REASONS.get(reason, reason),
         "pretty": lambda data: json.dumps(data, ensure_ascii=False, indent=2),
         "compact": compact,
-        "options": given_options,
+        "given": given,
         "zipped": zip,
         "combined": or_,
         "traces": lambda detail: [v for v in detail.values() if _is_trace(v)],
@@ -136,11 +137,20 @@ def duration(seconds: float | None) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
-def given_options(payload: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The options of a request that are not at their defaults."""
+_ELSEWHERE = {"kind", "options", "metadata", "system_prompt", "priority", *subject_fields()}
+
+
+def given(payload: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What a request says that has no place of its own on the page: fields of its kind (the
+    languages of a translation), and the options that are not at their defaults.
+    """
     usual = SearchOptions().model_dump(mode="json")
-    options = payload.get("options") or {}
-    return [(name, value) for name, value in options.items() if value != usual.get(name)]
+    options = (payload.get("options") or {}).items()
+    own = ((name, value) for name, value in payload.items() if name not in _ELSEWHERE)
+    return [
+        *((name, value) for name, value in own if value is not None),
+        *((name, value) for name, value in options if value != usual.get(name)),
+    ]
 
 
 def compact(detail: dict[str, Any]) -> str:
