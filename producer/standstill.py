@@ -73,4 +73,4 @@ class Watch:
                 log.warning("%s", sentence)
         self._seen = found
         now = self._clock()
-        self._look_at = now + max(_EVERY_S, 10 * (now - began))
+        self._look_at = now + max(_EVERY_S, 3 * (now - began))
