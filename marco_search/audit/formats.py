@@ -11,8 +11,10 @@ enter the hashes through salted commitments (marco_search.audit.proofs), and a j
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from marco_search import schema
+from marco_search.audit.canonical import FIXED
 from marco_search.audit.proofs import Kind, Kinds
 from marco_search.audit.v1 import payload
 
@@ -43,16 +45,24 @@ class Format:
 
 def kinds_of(number: int) -> dict[str, Kind]:
     """The rows that a proof of this format covers."""
+    commits = number >= COMMITS
     return {
         name: Kind(
             table,
             job,
             key,
-            schema.hashed_columns(table, name, number),
-            len(schema.redacted_columns(table, name)) if number >= COMMITS else 0,
+            columns,
+            texts=len(schema.redacted_columns(table, name)) if commits else 0,
+            fixed=len(list(takewhile(_is_fixed, [(table, c, t) for c, t in columns.items()]))),
         )
         for name, table, job, key in _LEAVES
+        for columns in [schema.hashed_columns(table, name, number)]
     }
+
+
+def _is_fixed(column: tuple[str, str, str]) -> bool:
+    table, name, of_type = column
+    return of_type in FIXED and not schema.metadata.tables[table].columns[name].nullable
 
 
 FORMATS = {
