@@ -61,7 +61,7 @@ EXIT_CODES = """\b
 Exit codes:
   0    done
   1    another error
-  2    bad input: arguments, a job, a file, a setting, a query
+  2    bad input: arguments, a job, a file, a setting, a query, a login without the right
   3    no such job
   4    Postgres, Redis or a download fails, or the database has another schema
   5    the model or its server failed
