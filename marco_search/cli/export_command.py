@@ -14,7 +14,6 @@ from marco_search.cli.options import command, tenants
 from marco_search.cli.session import session
 from marco_search.errors import InvalidSettings
 from marco_search.export.tables import TABLES, Filter, write
-from marco_search.store.reads import queries
 
 FORMATS = ("jsonl", "parquet", "otlp-json")
 _moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
@@ -58,7 +57,7 @@ def export(
         raise click.UsageError("--table vocabulary is nothing but text: not with --no-text")
     with session(needs_redis=False) as here, here.database.snapshot() as conn:
         chosen = Filter(
-            jobs=queries.find_jobs(conn, jobs, here.tenant),
+            jobs=here.find(jobs),
             batch=batch,
             tenant=here.tenant,
             since=_utc(since),
