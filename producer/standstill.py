@@ -29,22 +29,22 @@ def reasons(waiting: Unfinished, settings: Settings) -> dict[str, str]:
         found["no_model"] = (
             f"{waiting.model:,} begun on a model that no worker has: `marco status` says which"
         )
-    if waiting.worker and not _is_served(settings):
+    if waiting.worker and workers(settings) == []:
         found["no_worker"] = "no worker answers: run `marco worker`"
     return found
 
 
-def _is_served(settings: Settings) -> bool:
-    """Whether a worker announced itself lately, or nobody can tell: a reader may have no Redis."""
+def workers(settings: Settings) -> list[str] | None:
+    """The workers that announced themselves lately; None: not known, a reader may have no Redis."""
     from redis.exceptions import RedisError
 
     try:
         address = parse_address(redis_url(settings))
         options = {"socket_timeout": _ANSWER_S, "socket_connect_timeout": _ANSWER_S, "retry": None}
         with address.client(**options) as client:
-            return bool(present(client, settings.queue))
+            return present(client, settings.queue)
     except (MarcoError, RedisError):
-        return True
+        return None
 
 
 class Watch:

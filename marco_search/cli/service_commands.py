@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -245,15 +246,13 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
     always asks. It speaks plain HTTP: put a proxy with TLS before it on a network that you do
     not trust.
     """
-    from redis import RedisError
-
-    from marco_search.broker import parse_address, present
     from marco_search.cli.session import session
     from marco_search.console.access import Access
     from marco_search.console.app import create_app
     from marco_search.console.reader import Reader
     from marco_search.console.server import LOOPBACK, serve
     from marco_search.store.db import Database
+    from producer.standstill import workers
 
     with session(needs_redis=False) as here:
         given = here.settings.console_token
@@ -273,16 +272,10 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
             elif token:
                 output.show("It asks for the token of MARCO_CONSOLE_TOKEN.")
 
-        def present_workers() -> list[str] | None:
-            try:
-                address = parse_address(redis_url(here.settings))
-                with address.client(socket_timeout=3, retry=None) as client:
-                    return present(client, here.settings.queue)
-            except (MarcoError, RedisError):
-                return None  # the page says that it does not know
-
         url = database_url(here.settings)
         with closing(Database(url, application="marco-console", read_only=True)) as database:
             names = names if host in LOOPBACK else (host, *names)
-            app = create_app(Reader(database, present_workers), Access(token, names))
+            app = create_app(
+                Reader(database, partial(workers, here.settings)), Access(token, names)
+            )
             serve(app, host, port, ready)
