@@ -138,6 +138,8 @@ JOBS = _table(
         redacted=True,
     ),
     _request("batch_id", "uuid?", "The batch it was submitted in"),
+    _request("batch_line", "int4?", "Its line in the batch's input, from 1", since=4),
+    _request("custom_id", "text?", "The caller's name for the line", since=4, content=True),
     _request("created_at", "timestamptz", "When submitted", default=NOW),
     # Fixed when it ends.
     _outcome(
@@ -201,6 +203,32 @@ TENANTS = _table(
     column("name", "text", "The tenant; empty: all of them", key=True),
     column("paused_at", "timestamptz?", "When its jobs were paused; null: they are not"),
     column("max_queued", "int4?", "Most queued jobs; null: as the settings have it"),
+    changes=True,
+)
+
+BATCHES = _table(
+    "batches",
+    "Files and lists of jobs that were submitted together",
+    column("id", "uuid", "The batch", key=True),
+    column("tenant", "text", "Who submitted it"),
+    column("source", "text?", "Where its lines came from: a path"),
+    column("metadata", "jsonb", "What the caller attached to it", default="{}"),
+    column("created_at", "timestamptz", "When its upload began", default=NOW),
+    column("completed_at", "timestamptz?", "When all its lines were stored; null: not yet"),
+    column("lines", "int4", "Lines taken so far, empty and refused ones too", default=ZERO),
+    column("refused", "int4", "Of those, the refused ones", default=ZERO),
+    column("digest", "text?", "SHA-256, hex, of the search options and the lines taken so far"),
+    changes=True,
+)
+BATCH_LINES = _table(
+    "batch_lines",
+    "Lines of batches that made no job: refused, or known by their idempotency key",
+    column("batch_id", "uuid", "The batch", sa.ForeignKey("batches.id"), key=True),
+    column("line", "int4", "The line, from 1", key=True),
+    column("custom_id", "text?", "The caller's name for it", content=True),
+    column("known_id", "uuid?", "The job that its idempotency key names already"),
+    column("field", "text?", "The field that is wrong"),
+    column("reason", "text?", "Why it was refused; null: it was not", content=True),
     changes=True,
 )
 

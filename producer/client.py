@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from threading import Event
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
@@ -21,7 +22,7 @@ from marco_search.search.config import SearchConfig
 from marco_search.search.tree import Tree
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
-from marco_search.store.queue import dead_letters, scheduling, tenants
+from marco_search.store.queue import batches, dead_letters, scheduling, tenants
 from marco_search.store.queue import jobs as store
 from marco_search.store.queue.dead_letters import DeadLetter
 from marco_search.store.queue.jobs import JobHandle
@@ -99,6 +100,7 @@ class Producer:
     ) -> list[JobHandle]:
         """Store all of the jobs or none, and put them into the queue; handles in order.
 
+        They are a batch, whose id each handle has, or are added to that of `batch_id`.
         Raises as `submit` does; a field of a wrong job is named `jobs[N].field`.
         """
         if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
@@ -110,7 +112,7 @@ class Producer:
                 checked.append(self._checked(job))
             except InvalidJob as error:
                 raise InvalidJob(f"jobs[{i}].{error.field}", error.reason) from None
-        return self._submit(checked, batch_id)
+        return self._submit(checked, batch_id, batch=bool(checked))
 
     def _checked(self, job: Job | Mapping[str, Any]) -> Job:
         checked = job if isinstance(job, Job) else parse_job(job)
@@ -120,14 +122,26 @@ class Producer:
             )
         return checked
 
-    def _submit(self, checked: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
+    def _submit(
+        self, checked: Sequence[Job], batch_id: UUID | None, *, batch: bool = False
+    ) -> list[JobHandle]:
         with contextlib.suppress(BrokerUnavailable):
             self._broker()  # before anything is stored: a bad address is no outage
         with self._database.transaction() as conn:
+            lines: Sequence[int] = ()
+            if batch:
+                batch_id = batches.begin(conn, tenant=self._own(None), batch_id=batch_id).id
+                count = len(checked)
+                first = batches.take(conn, batch_id, before=None, lines=count, complete=True) + 1
+                lines = range(first, first + count)
             stored = store.insert(
-                conn, checked, tenant=self._own(None), batch_id=batch_id, gate=self._gate,
-                aging_s=self._settings.aging_s,
+                conn, checked, tenant=self._own(None), batch_id=batch_id, lines=lines or None,
+                gate=self._gate, aging_s=self._settings.aging_s,
             )  # fmt: skip
+            if batch_id is not None:
+                known = zip(lines, (job.custom_id for job in checked), stored, strict=True)
+                batches.note_known(conn, batch_id, list(known))
+                stored = [replace(handle, batch_id=batch_id) for handle in stored]
         # A scheduler publishes jobs that were there before, if need be.
         self._publish([job.id for job in stored if job.created])
         return stored

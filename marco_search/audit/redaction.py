@@ -24,7 +24,10 @@ NO_TOKEN = -1
 _DROPPED = ("idempotency_key",)
 """Null afterwards: the key may name another request."""
 _KEPT: Mapping[str, frozenset[str]] = {
-    "payload": frozenset(("kind", "options", "priority", "deadline", "source", "target", "style")),
+    "payload": frozenset((
+        "kind", "options", "priority", "deadline", "source", "target", "style",
+        "endpoint",
+    )),
     "plan": frozenset(("config", "model", "revision", "profile")),
     "last_error": frozenset(("type",)),
     "detail": frozenset((

@@ -18,7 +18,7 @@ import click
 
 from marco_search import profiles
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
-from marco_search.jobs import Job, SearchOptions
+from marco_search.jobs import Job, SearchOptions, fill_options
 from marco_search.kinds import KINDS, job_from_json_line, own_fields, parse_job
 from marco_search.search.config import DEFAULT_STRATEGY, STRATEGIES
 
@@ -186,18 +186,10 @@ def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) ->
         try:
             if line.strip():
                 job = job_from_json_line(line, number)
-                filled = SearchOptions(**_filled(options, job.options))
+                filled = fill_options(options, job.options)
                 jobs[number] = job.model_copy(update={"options": filled})
         except InvalidJob as error:
             errors.append(error)
     if errors:
         raise InvalidBatch(source, errors)
     return jobs
-
-
-def _filled(options: dict[str, Any], own: SearchOptions) -> dict[str, Any]:
-    """A job's own options, and `options` where it leaves them open."""
-    given = own.model_dump(exclude_unset=True)
-    overrides = {k: v for k, v in options.get("overrides", {}).items() if k not in given}
-    overrides |= given.get("overrides", {})
-    return options | given | ({"overrides": overrides} if overrides else {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from math import isfinite
@@ -151,6 +152,14 @@ class SearchOptions(Input):
         return value
 
 
+def fill_options(options: Mapping[str, Any], own: SearchOptions) -> SearchOptions:
+    """A job's own options, and `options` where it leaves them open. Raises InvalidJob."""
+    given = own.model_dump(exclude_unset=True)
+    overrides = {k: v for k, v in options.get("overrides", {}).items() if k not in given}
+    overrides |= given.get("overrides", {})
+    return SearchOptions(**{**options, **given, **({"overrides": overrides} if overrides else {})})
+
+
 class SearchOptionsDict(TypedDict, total=False):
     """The fields of SearchOptions as keyword arguments."""
 
@@ -208,6 +217,13 @@ class Job(Input):
     idempotency_key: Annotated[str, at_most(200)] | None = Field(
         default=None,
         description="Your name for the request, unique per tenant: submitted twice, it is one",
+    )
+    custom_id: Annotated[str, at_most(256)] | None = Field(
+        default=None, description="Your name for it, repeated in its result; need not be unique"
+    )
+    endpoint: Literal["/v1/chat/completions"] | None = Field(
+        default=None,
+        description="Of a request in OpenAI's shape: a batch's results have the same shape",
     )
     priority: Literal["low", "normal", "high"] = Field(
         default="normal", description="Order among the tenant's own jobs: low, normal or high"
@@ -296,10 +312,10 @@ def _metadata_flaw(name: object, value: object) -> str | None:
 def payload_hash(job: Job) -> str:
     """SHA-256 (hex) of the job's canonical JSON.
 
-    Tenant and idempotency key are left out: they name the payload. Fields at their default
-    are left out too, so that a field added later does not change the hash of old payloads.
+    Tenant, idempotency key and custom_id are left out: they name the payload. Fields at their
+    default are left out too, so that a field added later does not change the hash of old ones.
     """
-    named = {"tenant", "idempotency_key"}
+    named = {"tenant", "idempotency_key", "custom_id"}
     payload = job.model_dump(mode="json", exclude=named, exclude_defaults=True)
     payload["kind"] = job.kind
     # An `options` that was spelt out with defaults is the same as none.
@@ -347,6 +363,14 @@ class JobResult(Described):
     model_config = ConfigDict(frozen=True)
 
     job_id: str | None = Field(None, description="None for a search that was never stored")
+    tenant: str | None = Field(None, description="Who it belongs to")
+    batch_id: str | None = Field(None, description="The batch it was submitted in")
+    batch_line: int | None = Field(None, description="Its line there, from 1")
+    custom_id: str | None = Field(None, description="The caller's name for the line")
+    idempotency_key: str | None = Field(None, description="The caller's name for the request")
+    metadata: dict[str, Any] | None = Field(None, description="What the caller attached to it")
+    endpoint: str | None = Field(None, exclude=True, description="Of a request in OpenAI's shape")
+    subject: str | None = Field(None, exclude=True, description="The question, text or prompt")
     kind: str = Field(description="Which kind of job it was")
     state: JobState = Field(description="succeeded, failed, cancelled, expired or dead")
     answers: tuple[Answer, ...] = Field((), description="The best first")

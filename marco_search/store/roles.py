@@ -31,6 +31,7 @@ _SQL = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
 _REDACTORS = ("salt", "redacted_at")
 """Columns of jobs that only a redaction changes."""
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
+_BATCHES = ("batches", "batch_lines")
 
 Right = tuple[str, str, str]
 """A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
@@ -90,6 +91,10 @@ def rights(prefix: str) -> Iterator[Right]:
             yield app, "UPDATE", "table public.tenants"
             yield app, "DELETE", "table public.tenants"
         yield auditor, "SELECT", f"table public.{table}"
+    for table in _BATCHES:
+        for right in ("SELECT", "INSERT", *(["UPDATE"] if table == "batches" else [])):
+            yield app, right, f"table public.{table}"
+        yield auditor, "SELECT", f"table public.{table}"
     for column in schema.JOBS.columns:
         if "request" not in column.info["leaves"] and column.name not in _REDACTORS:
             yield app, "UPDATE", f"column public.jobs.{column.name}"
@@ -105,7 +110,7 @@ def rights(prefix: str) -> Iterator[Right]:
 
 def secured() -> list[str]:
     """The tables with row-level security."""
-    return ["jobs", "tenants", "auditors", *schema.insert_only()]
+    return ["jobs", "tenants", "auditors", *_BATCHES, *schema.insert_only()]
 
 
 def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tuple[str, str, str]]:
@@ -114,10 +119,12 @@ def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tu
     visible = {
         "jobs": f"tenant IN {tenants}",
         "tenants": f"name = '' OR name IN {tenants}",
+        "batches": f"tenant IN {tenants}",
+        "batch_lines": "EXISTS (SELECT FROM public.batches AS b WHERE b.id = batch_id)",
     }
     yield "own_rows", "auditors", f"TO {auditor} USING (role_name = current_user)"
     yield "all_texts", "vocabulary", f"FOR SELECT TO {auditor} USING (true)"
-    for table in ("jobs", "tenants", *schema.insert_only()):
+    for table in ("jobs", "tenants", *_BATCHES, *schema.insert_only()):
         yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
         yield "all_tenants", table, f"FOR SELECT TO {auditor_all} USING (true)"
         rule = visible.get(table)

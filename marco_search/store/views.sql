@@ -6,7 +6,7 @@
 -- that its cost is bounded; the list is sorted once a query, and not at all where the column is
 -- not selected. Negated, because width_bucket counts what is at most its operand.
 CREATE VIEW audit.jobs WITH (security_invoker = true) AS
-SELECT id AS job_id, tenant, batch_id, kind, state, priority, {subject} AS subject,
+SELECT id AS job_id, tenant, batch_id, batch_line, custom_id, kind, state, priority, {subject} AS subject,
     payload, payload_hash, idempotency_key,
     payload #>> '{options,strategy}' AS strategy, payload -> 'metadata' AS metadata,
     answer, confidence,

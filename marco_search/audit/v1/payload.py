@@ -16,7 +16,7 @@ MISSING: Final = object()
 FIELDS: Mapping[str, Any] = {
     "priority": "normal", "deadline": None, "expires_in_s": None, "metadata": {},
     "system_prompt": None, "expected": None, "source": "zh", "target": "en",
-    "style": "colloquial",
+    "style": "colloquial", "endpoint": None,
 }  # fmt: skip
 OPTIONS: Mapping[str, Any] = {
     "strategy": "auto", "rollouts": 16, "max_tokens": None, "max_seconds": None,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs
-from marco_search.store.queue.jobs import AGING_S, new_job_id
+from marco_search.store.queue.jobs import AGING_S, REQUEST, new_job_id
 from marco_search.store.queue.states import SUBJECT
 
 
@@ -107,16 +107,13 @@ def restart(
     """
     requeue(conn, job_ids, tenant=tenant, aging_s=aging_s)
     begun = conn.execute(
-        """
-        SELECT id, jsonb_build_object('tenant', tenant, 'kind', kind, 'priority', priority,
-            'payload', payload, 'expected', expected, 'payload_hash', payload_hash,
-            'batch_id', batch_id, 'deadline', CASE WHEN expires_at > now() THEN expires_at END,
-            'detail', jsonb_build_object('restart_of', id))
+        f"""
+        SELECT id, {REQUEST}
         FROM jobs WHERE id = ANY (%(ids)s) AND state = 'queued' AND cancel_requested_at IS NULL
             AND (begun_on <> '' OR attempts > 0)
             AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
         ORDER BY id FOR NO KEY UPDATE
-        """,
+        """.encode(),  # noqa: S608  # constants
         {"ids": list(job_ids), "tenant": tenant},
     ).fetchall()
     copies = {old: new_job_id() for old, _ in begun}

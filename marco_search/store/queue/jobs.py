@@ -23,6 +23,14 @@ _ROWS_A_STATEMENT = 1000
 """A submitted text may have 64 Ki characters: this keeps one statement within reason."""
 
 
+REQUEST = """jsonb_build_object('tenant', tenant, 'kind', kind, 'priority', priority,
+    'payload', payload, 'expected', expected, 'payload_hash', payload_hash,
+    'batch_id', batch_id, 'batch_line', batch_line, 'custom_id', custom_id,
+    'deadline', CASE WHEN expires_at > now() THEN expires_at END,
+    'detail', jsonb_build_object('restart_of', id))"""
+"""A stored job as a row of `insert_rows`, to start it over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHandle:
     """A job that is stored."""
@@ -30,6 +38,7 @@ class JobHandle:
     id: UUID
     state: JobState  #: when it was submitted
     created: bool  #: False: its idempotency key named an existing job
+    batch_id: UUID | None = None  #: that it was submitted in
 
     def __str__(self) -> str:
         return str(self.id)
@@ -41,10 +50,13 @@ def insert(
     *,
     tenant: str,
     batch_id: UUID | None = None,
+    lines: Sequence[int] | None = None,
     gate: Gate | None = None,
     aging_s: float = AGING_S,
 ) -> list[JobHandle]:
     """Store the jobs, in order, marked as published. `tenant` is for those that name none.
+
+    `lines` are their lines in the batch; as they come if not given.
 
     A job is placed `aging_s` later for each level of priority below high (see `scheduling`).
     Raises IdempotencyConflict if a key belongs to another payload, InvalidJob if the deadline of
@@ -55,8 +67,13 @@ def insert(
     stored: list[JobHandle] = []
     created: Counter[str] = Counter()
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
-        some = jobs[start : start + _ROWS_A_STATEMENT]
-        rows = [_row(job, tenant, batch_id) | {"index": i} for i, job in enumerate(some, start)]
+        end = start + _ROWS_A_STATEMENT
+        some = jobs[start:end]
+        places = lines[start:end] if lines is not None else range(start + 1, end + 1)
+        rows = [
+            _row(job, tenant, batch_id, line) | {"index": i}
+            for i, (job, line) in enumerate(zip(some, places, strict=False), start)
+        ]
         done = insert_rows(conn, rows, aging_s)
         _check_deadlines(some, done, start)
         created.update(r["tenant"] for r, job in zip(rows, done, strict=True) if job.created)
@@ -75,8 +92,8 @@ def _check_deadlines(jobs: Sequence[Job], stored: Sequence[JobHandle], start: in
             )
 
 
-def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
-    apart = {"tenant", "idempotency_key", "expected"}
+def _row(job: Job, tenant: str, batch_id: UUID | None, line: int) -> dict[str, Any]:
+    apart = {"tenant", "idempotency_key", "expected", "custom_id"}
     deadline = job.deadline
     return {
         "id": str(new_job_id()),
@@ -88,6 +105,8 @@ def _row(job: Job, tenant: str, batch_id: UUID | None) -> dict[str, Any]:
         "payload_hash": payload_hash(job),
         "idempotency_key": job.idempotency_key,
         "batch_id": None if batch_id is None else str(batch_id),
+        "batch_line": None if batch_id is None else line,
+        "custom_id": job.custom_id,
         "deadline": None if deadline is None else deadline.isoformat(),
         "expires_in_s": job.expires_in_s,
     }
@@ -100,13 +119,13 @@ def insert_rows(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[
         WITH given AS (
             SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS r (id uuid, tenant text, kind text,
                 priority smallint, payload jsonb, expected text, payload_hash text,
-                idempotency_key text, batch_id uuid, deadline timestamptz, expires_in_s float8,
-                detail jsonb)
+                idempotency_key text, batch_id uuid, batch_line int, custom_id text,
+                deadline timestamptz, expires_in_s float8, detail jsonb)
         ), created AS (
             INSERT INTO jobs (id, tenant, kind, priority, payload, expected, payload_hash,
-                idempotency_key, batch_id, turn_at, expires_at, published_at)
+                idempotency_key, batch_id, batch_line, custom_id, turn_at, expires_at, published_at)
             SELECT id, tenant, kind, priority, payload, expected, payload_hash,
-                idempotency_key, batch_id,
+                idempotency_key, batch_id, batch_line, custom_id,
                 now() + make_interval(secs => priority / 3.0 * %(aging_s)s),
                 coalesce(deadline, now() + make_interval(secs => expires_in_s)), now()
             FROM given

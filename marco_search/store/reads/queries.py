@@ -39,6 +39,8 @@ class JobStatus(BaseModel):
     job_id: UUID
     tenant: str
     batch_id: UUID | None
+    batch_line: int | None = None
+    custom_id: str | None = None
     idempotency_key: str | None = None
     kind: str
     state: JobState
@@ -353,7 +355,9 @@ def config(conn: Conn, job_id: UUID) -> SearchConfig:
 
 _ZERO = "ARRAY[0::float8]"
 _RESULTS = f"""
-    SELECT job_id::text, kind, state, coalesce(config ->> 'strategy', strategy) AS strategy,
+    SELECT job_id::text, tenant, batch_id::text, batch_line, custom_id, idempotency_key, metadata,
+        payload ->> 'endpoint' AS endpoint, subject, kind, state,
+        coalesce(config ->> 'strategy', strategy) AS strategy,
         stop_reason, rollouts, nodes, generated_tokens,
         prompt_tokens, cached_tokens, seconds, model, revision, expected, correct,
         confidence_quantile, config ->> 'choice' AS vote,

@@ -1,0 +1,236 @@
+"""Batches: what was submitted together, line by line, and what became of each line.
+
+A batch is uploaded in parts, each in one transaction with the count of the lines taken and the
+hash of them, so that an upload that was cut off goes on where it stopped. A line's job is the
+latest with its number: starting one over makes a new job in the same place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from marco_search.errors import InvalidJob, JobNotFound
+from marco_search.store.db import Conn
+from marco_search.store.queue import jobs
+from marco_search.store.queue.jobs import AGING_S, REQUEST, JobHandle, new_job_id
+
+AGAIN = ("cancelled", "expired", "failed", "dead")
+"""States of jobs that `restart` starts over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch, and where its jobs stand."""
+
+    id: UUID
+    tenant: str
+    source: str | None  #: a path; None: a list of jobs
+    metadata: dict[str, Any]
+    created_at: datetime
+    completed_at: datetime | None  #: when all its lines were stored
+    lines: int  #: taken so far, empty and refused ones too
+    refused: int
+    digest: str | None  #: SHA-256 (hex) of the search options and the lines taken so far
+    states: dict[str, int]  #: jobs in each state; of each line the latest
+
+    @property
+    def left(self) -> int:
+        """Jobs that have not ended."""
+        return self.states.get("queued", 0) + self.states.get("running", 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLine:
+    """A line of a batch that is not empty."""
+
+    line: int  #: from 1
+    job_id: UUID | None  #: None: it was refused
+    custom_id: str | None
+    field: str | None  #: the wrong one
+    reason: str | None  #: why it was refused
+
+
+# Of each line the latest job; a condition on the line goes into the index scan.
+_LATEST = """(
+    SELECT DISTINCT ON (batch_line) * FROM jobs
+    WHERE batch_id = %(id)s AND batch_line > %(after)s AND batch_line <= %(last)s
+        AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+    ORDER BY batch_line, id DESC
+) AS latest"""
+_ALL = {"after": 0, "last": 2**31 - 1, "tenant": None}
+_BATCH = f"""
+    SELECT b.id, b.tenant, b.source, b.metadata, b.created_at, b.completed_at, b.lines, b.refused,
+        b.digest, coalesce((
+            SELECT jsonb_object_agg(state, count) FROM (
+                SELECT state, count(*) FROM (
+                    SELECT state FROM {_LATEST.replace("%(id)s", "b.id")}
+                    UNION ALL SELECT j.state FROM batch_lines AS l JOIN jobs AS j
+                        ON j.id = l.known_id WHERE l.batch_id = b.id
+                ) AS each GROUP BY state
+            ) AS counted), '{{}}') AS states
+    FROM batches AS b WHERE (%(tenant)s::text IS NULL OR b.tenant = %(tenant)s)
+"""  # noqa: S608  # constants
+
+
+def find(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> Batch:
+    """A batch. Raises JobNotFound."""
+    given = _ALL | {"tenant": tenant, "batch": batch_id}
+    with conn.cursor(row_factory=class_row(Batch)) as cursor:
+        found = cursor.execute(f"{_BATCH} AND b.id = %(batch)s".encode(), given).fetchone()
+    if found is None:
+        raise JobNotFound(f"no batch {batch_id}; `marco batch status` lists the latest")
+    return found
+
+
+def latest(conn: Conn, *, tenant: str | None = None, limit: int = 20) -> list[Batch]:
+    """The latest batches, newest first."""
+    given = _ALL | {"tenant": tenant, "limit": limit}
+    with conn.cursor(row_factory=class_row(Batch)) as cursor:
+        query = f"{_BATCH} ORDER BY b.created_at DESC, b.id LIMIT %(limit)s"
+        return cursor.execute(query.encode(), given).fetchall()
+
+
+def begin(
+    conn: Conn,
+    *,
+    tenant: str,
+    source: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    batch_id: UUID | None = None,
+) -> Batch:
+    """The batch to upload to: that of the id, an incomplete one of this source, or a new one.
+
+    Raises InvalidJob for the id of another tenant's batch.
+    """
+    if batch_id is None and source is not None:
+        found = conn.execute(
+            "SELECT id FROM batches WHERE tenant = %s AND source = %s AND completed_at IS NULL"
+            " ORDER BY created_at DESC LIMIT 1",
+            [tenant, source],
+        ).fetchone()
+        batch_id = found[0] if found else None
+    batch_id = batch_id or new_job_id()
+    conn.execute(
+        "INSERT INTO batches (id, tenant, source, metadata) VALUES (%s, %s, %s, %s)"
+        " ON CONFLICT DO NOTHING",
+        [batch_id, tenant, source, json.dumps(dict(metadata or {}))],
+    )
+    batch = find(conn, batch_id)
+    if batch.tenant != tenant:
+        raise InvalidJob("batch_id", f"{batch_id} is a batch of another tenant's")
+    return batch
+
+
+def take(
+    conn: Conn,
+    batch_id: UUID,
+    *,
+    before: int | None,
+    lines: int,
+    digest: str | None = None,
+    complete: bool = False,
+) -> int:
+    """Count `lines` more lines as taken; how many there were before.
+
+    `before` is how many there must have been. Raises InvalidJob if another upload of the same
+    batch was faster.
+    """
+    row = conn.execute(
+        """
+        UPDATE batches SET lines = lines + %(lines)s, digest = coalesce(%(digest)s, digest),
+            completed_at = coalesce(completed_at, CASE WHEN %(complete)s THEN now() END)
+        WHERE id = %(id)s AND (%(before)s::int IS NULL OR lines = %(before)s)
+        RETURNING lines - %(lines)s
+        """,
+        {"id": batch_id, "before": before, "lines": lines, "digest": digest, "complete": complete},
+    ).fetchone()
+    if row is None:
+        raise InvalidJob("batch_id", f"batch {batch_id} is being uploaded by another process")
+    return int(row[0])
+
+
+def refuse(conn: Conn, batch_id: UUID, lines: Iterable[BatchLine]) -> None:
+    """Note lines that can't be jobs."""
+    rows = [[batch_id, each.line, each.custom_id, each.field, each.reason] for each in lines]
+    if not rows:
+        return
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO batch_lines (batch_id, line, custom_id, field, reason)"
+            " VALUES (%s, %s, %s, %s, %s)",
+            rows,
+        )
+    conn.execute("UPDATE batches SET refused = refused + %s WHERE id = %s", [len(rows), batch_id])
+
+
+def note_known(
+    conn: Conn, batch_id: UUID, stored: Sequence[tuple[int, str | None, JobHandle]]
+) -> None:
+    """Note the lines (number, custom_id, job) whose idempotency key names a job already."""
+    rows = [[batch_id, line, name, job.id] for line, name, job in stored if not job.created]
+    if rows:
+        with conn.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO batch_lines (batch_id, line, custom_id, known_id)"
+                " VALUES (%s, %s, %s, %s)",
+                rows,
+            )
+
+
+def lines(
+    conn: Conn, batch_id: UUID, *, after: int, last: int, tenant: str | None = None
+) -> list[BatchLine]:
+    """The lines after one up to another, in order."""
+    with conn.cursor(row_factory=class_row(BatchLine)) as cursor:
+        return cursor.execute(
+            f"""
+            SELECT batch_line AS line, id AS job_id, custom_id, NULL AS field, NULL AS reason
+            FROM {_LATEST}
+            UNION ALL SELECT line, known_id, custom_id, field, reason FROM batch_lines
+            WHERE batch_id = %(id)s AND line > %(after)s AND line <= %(last)s
+            ORDER BY line
+            """.encode(),  # noqa: S608  # constants
+            {"id": batch_id, "after": after, "last": last, "tenant": tenant},
+        ).fetchall()
+
+
+def refused(conn: Conn, batch_id: UUID) -> list[BatchLine]:
+    """The lines that were refused, in order."""
+    with conn.cursor(row_factory=class_row(BatchLine)) as cursor:
+        return cursor.execute(
+            "SELECT line, known_id AS job_id, custom_id, field, reason FROM batch_lines"
+            " WHERE batch_id = %s AND reason IS NOT NULL ORDER BY line",
+            [batch_id],
+        ).fetchall()
+
+
+def restart(
+    conn: Conn,
+    batch_id: UUID,
+    *,
+    tenant: str | None = None,
+    limit: int,
+    aging_s: float = AGING_S,
+) -> list[UUID]:
+    """Start over the batch's jobs that ended without success: the new ones, `limit` at most.
+
+    The caller publishes them. The old ones keep their trail; a deadline that has passed is dropped.
+    """
+    # One restart at a time: two would make two jobs of one.
+    conn.execute("SELECT FROM batches WHERE id = %s FOR UPDATE", [batch_id])
+    rows = conn.execute(
+        f"""
+        SELECT {REQUEST} FROM {_LATEST}
+        WHERE state = ANY (%(states)s) AND redacted_at IS NULL ORDER BY batch_line LIMIT %(limit)s
+        """.encode(),  # noqa: S608  # constants
+        _ALL | {"id": batch_id, "tenant": tenant, "states": list(AGAIN), "limit": limit},
+    ).fetchall()
+    made = [row | {"id": str(new_job_id())} for (row,) in rows]
+    return [handle.id for handle in jobs.insert_rows(conn, made, aging_s)] if made else []
