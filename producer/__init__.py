@@ -12,6 +12,7 @@ be run, whatever becomes of this process, of Redis or of the workers.
 
 from marco_search.jobs import Answer, Job, JobResult, SearchOptions
 from marco_search.kinds import OpenEndedJob, ReasoningJob, TranslationJob
+from marco_search.store.queue.batches import Batch, BatchLine
 from marco_search.store.queue.dead_letters import DeadLetter
 from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import JobState
@@ -24,6 +25,8 @@ __all__ = [
     "EVERYONE",
     "Answer",
     "AsyncProducer",
+    "Batch",
+    "BatchLine",
     "DeadLetter",
     "Job",
     "JobHandle",

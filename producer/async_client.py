@@ -49,6 +49,11 @@ class AsyncProducer:
 
     submit = _awaited(Producer.submit)
     submit_many = _awaited(Producer.submit_many)
+    submit_batch = _awaited(Producer.submit_batch)
+    batch = _awaited(Producer.batch)
+    batches = _awaited(Producer.batches)
+    refused_lines = _awaited(Producer.refused_lines)
+    restart_batch = _awaited(Producer.restart_batch)
     ended = _awaited(Producer.ended)
     standstill = _awaited(Producer.standstill)
     status = _awaited(Producer.status)

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from marco_search import settings as settings_module
 from marco_search.broker import Publisher
-from marco_search.errors import BrokerUnavailable, InvalidJob, JobNotFound
+from marco_search.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, JobNotFound
 from marco_search.jobs import Job, JobResult
 from marco_search.jobs.validation import shown
 from marco_search.kinds import parse_job
@@ -24,12 +24,13 @@ from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import batches, dead_letters, scheduling, tenants
 from marco_search.store.queue import jobs as store
+from marco_search.store.queue.batches import Batch, BatchLine
 from marco_search.store.queue.dead_letters import DeadLetter
 from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import DEAD_LETTER, JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
-from producer import standstill
+from producer import standstill, uploads
 from producer.handles import (
     Everyone,
     JobId,
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_LINES_AT_ONCE = 500  # results held in memory
 _AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
 
 
@@ -113,6 +115,114 @@ class Producer:
             except InvalidJob as error:
                 raise InvalidJob(f"jobs[{i}].{error.field}", error.reason) from None
         return self._submit(checked, batch_id, batch=bool(checked))
+
+    def submit_batch(
+        self,
+        lines: Iterable[bytes],
+        *,
+        source: str | None = None,
+        batch_id: UUID | None = None,
+        options: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        waits: bool = False,
+        begun: Callable[[Batch], None] = lambda _: None,
+    ) -> Batch:
+        """Store the jobs in these lines of JSON, ours or OpenAI's, and queue them; the batch.
+
+        They are stored in parts, so memory does not grow with their number. A line that can't be
+        a job is refused (see `refused_lines`) and the rest goes on. `options` fill in what a line
+        leaves open. Cut off and called again with the same lines and the same `source` or
+        `batch_id`, it goes on where it stopped; `begun` is told the batch at the start.
+        Raises InvalidJob if the lines are not the same, and QueueFull or QuotaExceeded unless it
+        `waits`: the parts that are stored stay.
+        """
+        whose = self._own(None)
+        with self._database.transaction() as conn:
+            batch = batches.begin(
+                conn, tenant=whose, source=source, metadata=metadata, batch_id=batch_id
+            )
+        begun(batch)
+        uploads.upload(batch, lines, options or {}, self._store_part, waits=waits)
+        return self.batch(batch.id)
+
+    def _store_part(self, batch: Batch, part: uploads.Part, *, one_by_one: bool) -> None:
+        with self._database.transaction() as conn:
+            batches.take(
+                conn, batch.id, before=part.before, lines=part.lines, digest=part.digest,
+                complete=part.complete,
+            )  # fmt: skip
+            stored, refused = list[tuple[int, str | None, JobHandle]](), list(part.refused)
+            step = 1 if one_by_one else len(part.jobs) or 1
+            for start in range(0, len(part.jobs), step):
+                some = part.jobs[start : start + step]
+                try:
+                    with conn.transaction():
+                        handles = store.insert(
+                            conn, [self._checked(job) for _, job in some], tenant=batch.tenant,
+                            batch_id=batch.id, lines=[line for line, _ in some], gate=self._gate,
+                            aging_s=self._settings.aging_s,
+                        )  # fmt: skip
+                except (IdempotencyConflict, InvalidJob) as error:
+                    if not one_by_one:
+                        raise IdempotencyConflict(str(error)) from None
+                    wrong = InvalidJob(f"line {some[0][0]}", str(error))
+                    refused.append(uploads.refusal(some[0][0], wrong, some[0][1].custom_id))
+                else:
+                    pairs = zip(some, handles, strict=True)
+                    stored += [(line, job.custom_id, handle) for (line, job), handle in pairs]
+            batches.note_known(conn, batch.id, stored)
+            batches.refuse(conn, batch.id, refused)
+        self._publish([handle.id for _, _, handle in stored if handle.created])
+
+    def batch(self, batch_id: UUID) -> Batch:
+        """A batch, and how many of its jobs are in each state. Raises JobNotFound."""
+        return self._call(batches.find, batch_id, tenant=self._tenant)
+
+    def batches(self, *, limit: int = 20) -> list[Batch]:
+        """The latest batches, newest first."""
+        check_number("limit", limit)
+        return self._call(batches.latest, tenant=self._tenant, limit=limit)
+
+    def batch_results(self, batch_id: UUID) -> Iterator[JobResult]:
+        """The results of those of a batch's jobs that have ended, in the order of its lines.
+
+        Of each line that of the latest job. May be called at any time; memory does not grow with
+        the batch. Raises JobNotFound.
+        """
+        last = self.batch(batch_id).lines
+        for after in range(0, last, _LINES_AT_ONCE):
+            with self._database.transaction() as conn:
+                lines = batches.lines(conn, batch_id, after=after, last=after + _LINES_AT_ONCE)
+                ids = [line.job_id for line in lines if line.job_id is not None]
+                ended = {r.job_id: r for r in queries.results(conn, ids, tenant=self._tenant)}
+            for line in lines:
+                if (found := ended.get(str(line.job_id))) is not None:
+                    place = {
+                        "batch_id": str(batch_id),
+                        "batch_line": line.line,
+                        "custom_id": line.custom_id,
+                    }
+                    yield found.model_copy(update=place)
+
+    def refused_lines(self, batch_id: UUID) -> list[BatchLine]:
+        """The lines of a batch that were refused, with the reasons. Raises JobNotFound."""
+        self.batch(batch_id)
+        return self._call(batches.refused, batch_id)
+
+    def restart_batch(self, batch_id: UUID) -> int:
+        """Start over a batch's jobs that were cancelled, expired, failed or died: how many.
+
+        New jobs take their lines; the old ones keep their answers and their trail.
+        Raises JobNotFound.
+        """
+        self.batch(batch_id)
+        count, aging_s = 0, self._settings.aging_s
+        while made := self._call(
+            batches.restart, batch_id, tenant=self._tenant, limit=_AT_ONCE, aging_s=aging_s
+        ):
+            self._publish(made)
+            count += len(made)
+        return count
 
     def _checked(self, job: Job | Mapping[str, Any]) -> Job:
         checked = job if isinstance(job, Job) else parse_job(job)

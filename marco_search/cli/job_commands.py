@@ -72,8 +72,10 @@ def submit(file: str | None, question: str | None, waits: bool, **values: Any) -
     ids = [str(handle.id) for handle in handles]
     known = [str(handle.id) for handle in handles if not handle.created]
     new = len(ids) - len(known)
-    output.report({"ids": ids, "submitted": new, "known": known}, "\n".join(ids))
-    text = f"{new:,} new, {len(known):,} known"
+    batch = handles[0].batch_id
+    data = {"ids": ids, "submitted": new, "known": known, "batch_id": batch}
+    output.report(data, "\n".join(ids))
+    text = f"batch {batch}: {new:,} new, {len(known):,} known"
     if new and sys.stderr.isatty():
         text += ". `marco worker` answers them, `marco watch` follows"
     if not output.as_json():

@@ -217,9 +217,13 @@ def result_report(result: JobResult, *, thought: bool = False) -> Group:
     return Group(*parts, Text(_totals(result), style="dim"))
 
 
-def result_json(result: JobResult, *, thought: bool = False) -> dict[str, Any]:
+def result_json(
+    result: JobResult, *, thought: bool = False, question: bool = False
+) -> dict[str, Any]:
     """The result as values that JSON has, the answers' Thoughts only if wanted."""
     data = result.model_dump(mode="json")
+    if question:
+        data["question"] = result.subject
     if not thought:
         for answer in data["answers"]:
             del answer["thought"]

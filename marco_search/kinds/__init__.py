@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from marco_search.errors import InvalidJob
 from marco_search.jobs import Job
 from marco_search.jobs.validation import decode_utf8, hint, shortened, shown
+from marco_search.kinds import completions
 from marco_search.kinds.base import ExtractedAnswer, Kind
 from marco_search.kinds.open_ended import OpenEnded, OpenEndedJob
 from marco_search.kinds.reasoning import Reasoning, ReasoningJob
@@ -72,8 +73,13 @@ def parse_job(data: Mapping[str, Any]) -> Job:
     return job
 
 
+def _requested(data: Mapping[str, Any]) -> Job:
+    subjects = {name: kind.model.subject_field for name, kind in KINDS.items()}
+    return parse_job(completions.job_fields(data, subjects))
+
+
 def job_from_json_line(line: bytes | str, line_number: int) -> Job:
-    """The job in one line of a JSON Lines file. `line_number` counts from 1.
+    """The job in one line of a JSON Lines file, ours or OpenAI's. `line_number` counts from 1.
 
     Raises InvalidJob whose field begins with "line N".
     """
@@ -82,7 +88,7 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
     try:
         data = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
         if isinstance(data, dict):
-            return parse_job(data)
+            return parse_job(data) if not completions.is_request(data) else _requested(data)
     except InvalidJob as error:
         raise InvalidJob(f"{place}, {error.field}", error.reason) from None
     except json.JSONDecodeError as error:

@@ -1,0 +1,253 @@
+"""`marco batch`: a file of requests as one piece of work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from uuid import UUID
+
+import click
+
+from marco_search.cli import job_input, options, output
+from marco_search.cli.error_reports import JOBS_NOT_DONE
+from marco_search.cli.job_text import counts, result_json
+from marco_search.cli.session import session
+from marco_search.errors import InputError, InvalidBatch, InvalidJob, WaitTimeout
+from marco_search.kinds import completions
+
+if TYPE_CHECKING:
+    from marco_search.store.queue.batches import Batch, BatchLine
+    from producer import Producer
+
+EVERY_S = 1.0
+file_option = click.option(
+    "-o", "--output", "file", type=options.FILE, metavar="FILE",
+    help="Write to FILE, which appears whole or not at all.",
+)  # fmt: skip
+
+
+@click.group()
+def batch() -> None:
+    """Files of requests: submit one, and pick up the results line by line."""
+
+
+@batch.command("submit", cls=options.JsonCommand, short_help="Submit a file.")
+@click.argument("file")
+@click.option("--batch", "batch_id", type=click.UUID, metavar="ID", help="Go on with this one.")
+@click.option("--strict", is_flag=True, help="If a line is wrong, submit nothing.")
+@click.option("--wait", "waits", is_flag=True, help="If too much is queued, wait and go on.")
+@click.option("--errors", type=options.FILE, metavar="FILE",
+              help="Where refused lines are written [default: FILE.errors.jsonl]")  # fmt: skip
+@job_input.search_options
+def submit_batch(
+    file: str, batch_id: UUID | None, strict: bool, waits: bool, errors: Path | None, **values: Any
+) -> None:
+    """Submit FILE ("-": standard input) as a batch and print its id.
+
+    Lines are jobs of ours (as in `marco submit`) or requests in OpenAI's batch format, told apart
+    by what they hold. A wrong line is refused, with its number and the reason in the file of
+    errors; the rest goes on. An upload that was cut off goes on when the same file is given again.
+
+    \b
+    {"custom_id": "a", "kind": "reasoning", "question": "What is 17 x 23?"}
+    {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
+    """
+    given = job_input.given_options(values)
+    source = None if file == "-" else str(Path(file).absolute())
+    if source is None and strict:
+        raise click.UsageError("--strict reads the file twice: not with standard input.")
+    with session(creates=True) as here:
+        if strict:
+            with _opened(file) as lines:
+                _check(file, lines, given)
+        with _opened(file) as lines:
+            producer = here.producer()
+            done = producer.submit_batch(
+                lines, source=source, batch_id=batch_id, options=given, waits=waits, begun=_begun
+            )
+        refused = producer.refused_lines(done.id)
+        where = errors or Path(f"{source or done.id}.errors.jsonl")
+        if refused:
+            _write(where, map(_refusal, refused))
+    output.report(_as_json(done), str(done.id))
+    if refused and not output.as_json():
+        output.notice(f"{len(refused):,} of {done.lines:,} lines were refused: {where}")
+
+
+def _begun(found: Batch) -> None:
+    if not output.as_json() and found.lines:
+        output.note(f"Batch {found.id}: goes on after line {found.lines:,}.")
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Iterator[bytes]]:
+    from producer.uploads import lines_of
+
+    if file == "-":
+        yield lines_of(sys.stdin.buffer)
+        return
+    try:
+        opened: BinaryIO = Path(file).open("rb")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}") from None
+    with opened:
+        yield lines_of(opened)
+
+
+def _check(file: str, lines: Iterable[bytes], given: dict[str, Any]) -> None:
+    from producer.uploads import job_in
+
+    errors = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            job_in(line, number, given)
+        except InvalidJob as error:
+            errors.append(error)
+    if errors:
+        raise InvalidBatch(file, errors)
+
+
+@batch.command("status", cls=options.JsonCommand, short_help="Show where batches stand.")
+@click.argument("batch_id", metavar="[ID]", type=click.UUID, required=False)
+@click.option("--limit", type=options.count(least=1), default=20, show_default=True, metavar="N")
+def show_status(batch_id: UUID | None, limit: int) -> None:
+    """Show where a batch stands, or the latest ones."""
+    with session(needs_redis=False) as here:
+        producer = here.producer()
+        found = [producer.batch(batch_id)] if batch_id else producer.batches(limit=limit)
+    output.report(
+        _as_json(found[0]) if batch_id else {"batches": [_as_json(each) for each in found]},
+        "\n".join(map(_line, found)) or "No batch was submitted.",
+    )
+
+
+@batch.command("watch", cls=options.JsonCommand, short_help="Follow one until its jobs have ended.")
+@click.argument("batch_id", metavar="ID", type=click.UUID)
+@click.option("--timeout", type=options.Seconds(min=0), metavar="S", help="Give up after S s.")
+def watch_batch(batch_id: UUID, timeout: float | None) -> None:
+    """Print a line whenever a batch has come further; exits with 7 if a job did not succeed."""
+    until = None if timeout is None else time.monotonic() + timeout
+    said, shown, began = dict[str, int](), set[str](), time.monotonic()
+    with session(needs_redis=False) as here:
+        producer = here.producer()
+        while True:
+            found = producer.batch(batch_id)
+            if found.states != said:
+                said = found.states
+                output.report(_as_json(found), _line(found))
+            if not found.left:
+                break
+            if until is not None and time.monotonic() >= until:
+                raise WaitTimeout(f"{found.left:,} jobs of batch {batch_id} have not ended")
+            if time.monotonic() - began > 3 * EVERY_S:
+                for reason, notice in producer.standstill().items():
+                    if reason not in shown and not output.as_json():
+                        output.notice(notice)
+                    shown.add(reason)
+            time.sleep(EVERY_S)
+    if said.keys() - {"succeeded"}:
+        click.get_current_context().exit(JOBS_NOT_DONE)
+
+
+@batch.command("results", cls=options.JsonCommand, short_help="Print the results, line by line.")
+@click.argument("batch_id", metavar="ID", type=click.UUID)
+@file_option
+@click.option("--errors", is_flag=True, help="The refused lines instead, with the reasons.")
+@click.option("--thought", is_flag=True, help="With the answers' Thoughts.")
+@click.option("--question", is_flag=True, help="With the question, text or prompt.")
+def print_results(
+    batch_id: UUID, file: Path | None, errors: bool, thought: bool, question: bool
+) -> None:
+    """Print the results of those jobs of a batch that have ended, in the order of its lines.
+
+    A JSON object a line: in OpenAI's format for a request that was, else ours.
+    """
+    with session(needs_redis=False) as here:
+        producer = here.producer()
+        lines: Iterable[dict[str, Any]]
+        if errors:
+            lines = map(_refusal, producer.refused_lines(batch_id))
+        else:
+            lines = _results(producer, batch_id, thought=thought, question=question)
+        if file is None:
+            for line in lines:
+                output.print_json_line(line)
+        else:
+            count = _write(file, lines)
+            output.note(f"{file}: {count:,} lines.")
+
+
+def _results(
+    producer: Producer, batch_id: UUID, *, thought: bool, question: bool
+) -> Iterator[dict[str, Any]]:
+    for result in producer.batch_results(batch_id):
+        if result.endpoint == completions.ENDPOINT:
+            yield completions.response(result)
+        else:
+            yield result_json(result, thought=thought, question=question)
+
+
+@batch.command("cancel", cls=options.JsonCommand, short_help="Cancel what has not ended.")
+@click.argument("batch_id", metavar="ID", type=click.UUID)
+def cancel_batch(batch_id: UUID) -> None:
+    """Cancel the jobs of a batch that have not ended; `marco batch restart` takes them up again."""
+    with session() as here:
+        producer = here.producer()
+        whose = producer.batch(batch_id).tenant
+        count = len(producer.cancel_all(tenant=whose, batch_id=batch_id))
+    output.report({"cancelled": count}, f"{count:,} cancelled")
+
+
+@batch.command("restart", cls=options.JsonCommand, short_help="Start over what did not succeed.")
+@click.argument("batch_id", metavar="ID", type=click.UUID)
+def restart_batch(batch_id: UUID) -> None:
+    """Start over the jobs of a batch that were cancelled, expired, failed or died.
+
+    New jobs take their lines: results are those of the latest. The old ones keep their trail.
+    """
+    with session() as here:
+        count = here.producer().restart_batch(batch_id)
+    output.report({"restarted": count}, f"{count:,} restarted")
+
+
+def _as_json(found: Batch) -> dict[str, Any]:
+    names = ("id", "tenant", "source", "metadata", "created_at", "completed_at", "lines", "refused")
+    return {name: getattr(found, name) for name in names} | {"states": found.states}
+
+
+def _line(found: Batch) -> str:
+    refused = f"; {found.refused:,} lines refused" if found.refused else ""
+    upload = "" if found.completed_at else f"; upload stopped after line {found.lines:,}"
+    return f"{found.id}  {counts(found.states)}{refused}{upload}"
+
+
+def _refusal(line: BatchLine) -> dict[str, Any]:
+    return {n: getattr(line, n) for n in ("line", "custom_id", "field", "reason")}
+
+
+def _write(file: Path, lines: Iterable[dict[str, Any]]) -> int:
+    """Write JSON Lines to a file that appears whole or not at all; how many."""
+    count, part = 0, None
+    try:
+        handle, part = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
+            for line in lines:
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(part).chmod(0o666 & ~mask)
+        Path(part).replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}") from None
+    finally:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)
+    return count

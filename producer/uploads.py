@@ -1,0 +1,151 @@
+"""Uploading a file of requests as a batch: in parts, and again from where it was cut off."""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
+
+from marco_search.errors import Backpressure, IdempotencyConflict, InvalidJob
+from marco_search.jobs import Job, SearchOptions, fill_options
+from marco_search.kinds import job_from_json_line
+from marco_search.store.queue.batches import Batch, BatchLine
+
+LONGEST_LINE = 4 * 2**20  # bytes
+PART_LINES = 500
+PART_BYTES = 4 * 2**20
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, however long: of one beyond LONGEST_LINE only the beginning."""
+    while line := file.readline(LONGEST_LINE + 1):
+        yield line
+        while not line.endswith(b"\n") and len(line) > LONGEST_LINE:
+            line = file.readline(LONGEST_LINE + 1)
+
+
+def job_in(line: bytes, number: int, options: Mapping[str, Any]) -> Job | None:
+    """The job in a line; None if it is empty. Raises InvalidJob."""
+    if not line.strip():
+        return None
+    if len(line) > LONGEST_LINE:
+        raise InvalidJob(f"line {number}", f"longer than {LONGEST_LINE:,} bytes")
+    job = job_from_json_line(line, number)
+    if not options:
+        return job
+    return job.model_copy(update={"options": fill_options(options, job.options)})
+
+
+@dataclass(slots=True)
+class Part:
+    """Some lines that are stored in one transaction."""
+
+    before: int  #: lines taken before it
+    jobs: list[tuple[int, Job]] = field(default_factory=list)
+    refused: list[BatchLine] = field(default_factory=list)
+    lines: int = 0
+    size: int = 0  #: bytes
+    digest: str = ""
+    complete: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to be stored before the next line is read."""
+        return self.lines >= PART_LINES or self.size >= PART_BYTES
+
+    def add(self, number: int, line: bytes, options: Mapping[str, Any]) -> None:
+        """Take a line."""
+        self.lines += 1
+        self.size += len(line)
+        try:
+            if (job := job_in(line, number, options)) is not None:
+                self.jobs.append((number, job))
+        except InvalidJob as error:
+            self.refused.append(refusal(number, error, _custom_id(line)))
+
+
+def refusal(number: int, error: InvalidJob, custom_id: str | None) -> BatchLine:
+    """A line that can't be a job."""
+    name = error.field.partition(", ")[2] or None
+    return BatchLine(line=number, job_id=None, custom_id=custom_id, field=name, reason=error.reason)
+
+
+def _custom_id(line: bytes) -> str | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        data = json.loads(line)
+        name = data.get("custom_id") if isinstance(data, dict) else None
+        return (
+            name[:256].replace("\0", "") if isinstance(name, str) and name.isprintable() else None
+        )
+    return None
+
+
+class Store(Protocol):
+    """Stores a part. With `one_by_one` lines whose idempotency key does not fit are refused."""
+
+    def __call__(self, batch: Batch, part: Part, *, one_by_one: bool) -> None:
+        """Raises IdempotencyConflict, Backpressure."""
+
+
+def upload(
+    batch: Batch,
+    lines: Iterable[bytes],
+    options: Mapping[str, Any],
+    store: Store,
+    *,
+    waits: bool,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Store the lines that the batch does not have yet.
+
+    Raises InvalidJob if those that it has are others, and Backpressure, unless it `waits`, if too
+    much is queued: what was stored stays, and the same upload goes on from there.
+    """
+    SearchOptions(**options)  # raises InvalidJob once, not for every line
+    digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode())
+    number, part = 0, Part(batch.lines)
+    for number, line in enumerate(lines, start=1):
+        digest.update(line)
+        if number < batch.lines:
+            continue
+        if number == batch.lines:
+            if digest.hexdigest() != batch.digest:
+                raise _changed(batch)
+            continue
+        if batch.completed_at is not None:
+            raise _changed(batch)
+        part.add(number, line, options)
+        if part.full:
+            part.digest = digest.hexdigest()
+            _store(batch, part, store, waits, sleep)
+            part = Part(number)
+    if number < batch.lines:
+        raise _changed(batch)
+    if batch.completed_at is None:
+        part.digest, part.complete = digest.hexdigest(), True
+        _store(batch, part, store, waits, sleep)
+
+
+def _store(
+    batch: Batch, part: Part, store: Store, waits: bool, sleep: Callable[[float], None]
+) -> None:
+    one_by_one = False
+    while True:
+        try:
+            return store(batch, part, one_by_one=one_by_one)
+        except IdempotencyConflict:
+            one_by_one = True
+        except Backpressure as error:
+            if not waits or error.retry_after_s is None:
+                raise
+            sleep(error.retry_after_s)
+
+
+def _changed(batch: Batch) -> InvalidJob:
+    return InvalidJob(
+        "file",
+        f"not what was uploaded as batch {batch.id} so far ({batch.lines:,} lines): the file or "
+        "the search options have changed. Give the same again to go on, or begin a new batch",
+    )

@@ -1,0 +1,147 @@
+"""A file is a batch: uploaded in parts, answered line by line, cancelled and taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marco_search import settings
+from marco_search.cli.main import main
+from marco_search.errors import InvalidJob, QueueFull
+from marco_search.store.db import Database
+from producer import Producer
+from tests.integration.toys import question
+from tests.integration.toys import runner as toy_runner
+from tests.toy import ToyRuntime
+
+Marco = Callable[..., str]
+QUICK = {"strategy": "cot", "max_new_tokens": 64}
+LINES = [
+    {"custom_id": "a", "kind": "reasoning", "question": "1?", "options": QUICK,
+     "metadata": {"ticket": 7}},
+    {"custom_id": "wrong", "kind": "reasoning", "question": "2?", "colour": "red"},
+    {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": {
+        "model": "any", "max_completion_tokens": 64, "marco": {"options": {"strategy": "cot"}},
+        "messages": [{"role": "system", "content": "Be brief."},
+                     {"role": "user", "content": "3?"}]}},
+    {"custom_id": "c", "url": "/v1/chat/completions", "body": {"messages": [], "tools": []}},
+]  # fmt: skip
+
+
+@pytest.fixture
+def marco(
+    database_url: str,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Marco]:
+    """Runs a command; what it printed."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    settings.load.cache_clear()
+
+    def run(*words: str, code: int = 0) -> str:
+        assert main(list(words)) == code
+        printed = capsys.readouterr()
+        return printed.err if code else printed.out
+
+    yield run
+    settings.load.cache_clear()
+
+
+def lines(count: int) -> list[bytes]:
+    texts = ({"custom_id": f"n{i}", "kind": "reasoning", "question": f"{i}?"} for i in range(count))
+    return [json.dumps(text).encode() + b"\n" for text in texts]
+
+
+def test_a_file_of_both_shapes_is_answered_in_its_own(
+    marco: Marco, tmp_path: Path, database: Database
+) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, LINES)))
+    assert "2 bad lines, nothing was submitted" in marco(
+        "batch", "submit", str(file), "--strict", code=2
+    )
+    batch = marco("batch", "submit", str(file)).strip()
+    errors = list(map(json.loads, Path(f"{file}.errors.jsonl").read_text().splitlines()))
+    assert [(e["line"], e["custom_id"], e["field"]) for e in errors] == [
+        (3, "wrong", "colour"), (7, "c", "body.tools"),
+    ]  # fmt: skip
+    marco("batch", "cancel", batch)
+    assert "2 cancelled; 2 lines refused" in marco("batch", "status", batch)
+    assert "2 restarted" in marco("batch", "restart", batch)
+    work = toy_runner(settings.load(), database, ToyRuntime())
+    for _ in range(2):
+        work.run_next()
+    assert "2 succeeded" in marco("batch", "watch", batch)
+    marco("batch", "results", batch, "-o", str(out), "--question")
+    ours, theirs = map(json.loads, out.read_text().splitlines())
+    assert (ours["custom_id"], ours["batch_line"], ours["batch_id"]) == ("a", 1, batch)
+    assert (ours["metadata"], ours["question"]) == ({"ticket": 7}, "1?")
+    assert (theirs["custom_id"], theirs["error"]) == ("b", None)
+    body = theirs["response"]["body"]
+    assert body["choices"][0]["message"]["content"]
+    assert body["object"] == "chat.completion"
+
+
+def test_an_upload_that_was_cut_off_goes_on(database_url: str, redis_url: str) -> None:
+    given = lines(1200)
+
+    def cut_off() -> Iterator[bytes]:
+        yield from given[:700]
+        raise KeyboardInterrupt
+
+    with Producer(database_url, redis_url) as producer:
+        with pytest.raises(KeyboardInterrupt):
+            producer.submit_batch(cut_off(), source="file")
+        (half,) = producer.batches()
+        assert (half.lines, half.completed_at) == (500, None)
+        with pytest.raises(InvalidJob, match="have changed"):
+            producer.submit_batch(given[1:], source="file")
+        with pytest.raises(InvalidJob, match="have changed"):
+            producer.submit_batch(given[:100], source="file")
+        whole = producer.submit_batch(given, source="file")
+        assert (whole.id, whole.lines, whole.states) == (half.id, 1200, {"queued": 1200})
+        assert producer.submit_batch(given, batch_id=half.id) == whole
+        assert producer.submit_batch(given[:1], source="file").id != half.id
+
+
+def test_what_is_full_or_known_stops_no_batch(
+    database_url: str, redis_url: str, database: Database
+) -> None:
+    limited = settings.load().model_copy(update={"max_queued": 600})
+    with Producer(database_url, redis_url, settings=limited) as producer:
+        with pytest.raises(QueueFull):
+            producer.submit_batch(lines(1200), source="file")
+        (half,) = producer.batches()
+        assert half.states == {"queued": 500}
+    with Producer(database_url, redis_url) as producer:
+        job = {"kind": "reasoning", "idempotency_key": "k", "custom_id": "again"}
+        first = producer.submit(job | {"question": "x?"})
+        jobs: list[dict[str, Any]] = [job | {"question": "x?"}, job | {"question": "y?"}]
+        texts = [json.dumps(job).encode() for job in jobs]
+        done = producer.submit_batch(b + b"\n" for b in texts)
+        assert (done.lines, done.refused, sum(done.states.values())) == (2, 1, 1)
+        (wrong,) = producer.refused_lines(done.id)
+        assert (wrong.line, wrong.custom_id) == (2, "again")
+        assert wrong.reason
+        assert "belongs to job" in wrong.reason
+        producer.cancel(first)
+        (result,) = producer.batch_results(done.id)
+        assert (result.job_id, result.batch_line, result.custom_id) == (str(first), 1, "again")
+
+
+def test_several_jobs_are_a_batch(database_url: str, redis_url: str) -> None:
+    with Producer(database_url, redis_url) as producer:
+        handles = producer.submit_many([question("1?"), question("2?")])
+        batch = handles[0].batch_id
+        assert batch is not None
+        more = producer.submit_many([question("3?")], batch_id=batch)
+        assert producer.batch(batch).lines == 3
+        producer.cancel_all(batch_id=batch)
+        found = [(r.job_id, r.batch_line) for r in producer.batch_results(batch)]
+        assert found == [(str(h), i) for i, h in enumerate([*handles, *more], start=1)]
