@@ -186,13 +186,13 @@ def test_the_page_shows_the_request_and_tracebacks_line_by_line(reader: FakeRead
         "target": "Basque",
     }
     record = record_of(SEARCH, 3, payload=payload, metadata={"ticket": 12, "ok": True},
-                       idempotency_key="rq-7", expires_at=AT)  # fmt: skip
+                       idempotency_key="rq-7", custom_id="c-9", expires_at=AT)  # fmt: skip
     detail = {"type": "KeyError", "traceback": "Traceback:\n  File <x>\nKeyError\n"}
     event = replace(record.events[0], event="failed", detail=detail)
     answers = (record.answers[0].model_copy(update={"output": "It is 2."}), *record.answers[1:])
     reader.put(replace(record, events=(event,), answers=answers), {})
     page = client_of(reader).get(f"/jobs/{job_id(3)}").text
-    for text in ("high", "Be kind.", "Basque", ">7<", "rq-7", "ticket",
+    for text in ("high", "Be kind.", "Basque", ">7<", "rq-7", "c-9", "ticket",
                  ">12<", ">true<", "2026-11-22 12:00:00",
                  "It is 2.", ">Traceback:\n  File &lt;x&gt;\nKeyError\n</pre>"):  # fmt: skip
         assert text in page, text

@@ -122,7 +122,7 @@ class JobFilter:
     kind: str | None = None
     tenant: str | None = None
     batch: UUID | None = None
-    #: in the subject, the metadata or the idempotency key, in any case, or in the id
+    #: in the subject, metadata, idempotency key or custom id, in any case, or in the id
     text: str | None = None
     doubt: Literal["low", "narrow"] | None = None  #: see LOW_QUANTILE, NARROW_SHARE
     order: str = "newest"  #: a name in ORDERS
@@ -159,6 +159,7 @@ _FILTERED = """audit.jobs
     AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
     AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
     AND (%(text)s::text IS NULL OR subject ILIKE %(text)s OR idempotency_key ILIKE %(text)s
+        OR custom_id ILIKE %(text)s
         OR metadata::text ILIKE %(text)s OR replace(job_id::text, '-', '') LIKE %(part)s)
     AND (%(low)s::float8 IS NULL OR confidence_quantile < %(low)s)
     AND (%(narrow)s::float8 IS NULL OR share < %(narrow)s)
