@@ -91,8 +91,8 @@ _CSV = (
     "job_id", "tenant", "batch_id", "batch_line", "custom_id", "idempotency_key", "kind", "state",
     "subject", "answer", "expected", "correct", "confidence", "share", "confidence_quantile",
     "strategy", "priority", "rollouts", "nodes", "generated_tokens", "seconds", "stop_reason",
-    "model", "revision", "seed", "created_at", "started_at", "finished_at", "expires_at", "attempts", "error_type", "error",
-    "metadata",
+    "model", "revision", "seed", "created_at", "started_at", "finished_at", "expires_at",
+    "attempts", "error_type", "error", "metadata",
 )  # fmt: skip
 
 
