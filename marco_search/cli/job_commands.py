@@ -156,6 +156,7 @@ def submit_jobs(
     "--limit", type=options.count(), default=LATEST, show_default=True, metavar="N",
     help="Latest jobs listed where none is named; 0 for all.",
 )  # fmt: skip
+@options.of_batch
 def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
     """Show where jobs stand: those named, or the latest.
 
@@ -210,6 +211,7 @@ def _say_not_shown(others: Mapping[str, int]) -> None:
 @options.jobs_argument
 @options.tenants
 @timeout_option
+@options.of_batch
 def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Follow jobs live until they end: those named, or all that have not ended.
 
@@ -226,6 +228,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
 @options.jobs_argument
 @options.tenants
 @timeout_option
+@options.of_batch
 def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Wait quietly until jobs end, those named or all, then print where they stand.
 
@@ -332,6 +335,7 @@ def show(
 @options.tenants
 @click.option("--jsonl", is_flag=True, help="One JSON object on each line.")
 @click.option("--thought", is_flag=True, help="With the answers' Thoughts (JSON).")
+@options.of_batch
 def results(jobs: tuple[str, ...], jsonl: bool, thought: bool) -> None:
     """Print the results of jobs that have ended: of those named, or of all, oldest first."""
     with session(needs_redis=False) as here:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -63,6 +65,23 @@ def tenants(function: Callable[..., Any]) -> Callable[..., Any]:
         "--all-tenants", is_flag=True, help="Jobs of all tenants.", **_kept_as(_ALL_TENANTS)
     )
     return one(every(function))
+
+
+BATCH = "batch:"
+"""What the word begins with that names all jobs of a batch."""
+
+
+def of_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--batch in place of jobs, of a command that takes `jobs`."""
+
+    @wraps(function)
+    def command(*given: Any, batch: UUID | None, jobs: tuple[str, ...], **more: Any) -> Any:
+        if batch is not None and jobs:
+            raise click.UsageError("Give jobs, or --batch.")
+        return function(*given, jobs=(f"{BATCH}{batch}",) if batch else jobs, **more)
+
+    option = click.option("--batch", type=click.UUID, metavar="ID", help="The jobs of this batch.")
+    return option(command)
 
 
 def chosen_tenant(default: str) -> str | None:

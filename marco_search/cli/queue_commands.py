@@ -31,6 +31,7 @@ error_option = click.option(
 @options.jobs_argument
 @options.tenant_option
 @options.all_option
+@options.of_batch
 def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: bool) -> None:
     """Pause jobs: those named, a tenant's, or all, also those submitted later.
 
@@ -49,6 +50,7 @@ def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: b
 @options.jobs_argument
 @options.tenant_option
 @options.all_option
+@options.of_batch
 def resume(jobs: tuple[str, ...], tenant: str | None, everything: bool) -> None:
     """Resume paused jobs: those named, a tenant's, or all.
 

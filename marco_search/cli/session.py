@@ -68,7 +68,11 @@ class Session:
         """
         words = sys.stdin.read().split() if list(words) == ["-"] else words
         with self.database.transaction() as conn:
-            return queries.find_jobs(conn, words, None if everywhere else self.tenant)
+            whose = None if everywhere else self.tenant
+            if words and words[0].startswith(options.BATCH):
+                batch_id = UUID(words[0].removeprefix(options.BATCH))
+                return queries.jobs_of_batch(conn, batch_id, whose)
+            return queries.find_jobs(conn, words, whose)
 
 
 @contextmanager

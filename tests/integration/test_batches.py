@@ -71,6 +71,10 @@ def test_a_file_of_both_shapes_is_answered_in_its_own(
     assert [(e["line"], e["custom_id"], e["field"]) for e in errors] == [
         (3, "wrong", "colour"), (7, "c", "body.tools"),
     ]  # fmt: skip
+    assert "2 queued" in marco("status", "--batch", batch)
+    marco("pause", "--batch", batch)
+    assert "paused" in marco("status", "--batch", batch)
+    marco("resume", "--batch", batch)
     marco("batch", "cancel", batch)
     assert "2 cancelled; 2 lines refused" in marco("batch", "status", batch)
     assert "2 restarted" in marco("batch", "restart", batch)
@@ -78,6 +82,9 @@ def test_a_file_of_both_shapes_is_answered_in_its_own(
     for _ in range(2):
         work.run_next()
     assert "2 succeeded" in marco("batch", "watch", batch)
+    marco("wait", "--batch", batch)
+    plain = map(json.loads, marco("results", "--batch", batch, "--jsonl").splitlines())
+    assert [line["custom_id"] for line in plain] == ["a", "b"]
     marco("batch", "results", batch, "-o", str(out), "--question")
     ours, theirs = map(json.loads, out.read_text().splitlines())
     assert (ours["custom_id"], ours["batch_line"], ours["batch_id"]) == ("a", 1, batch)

@@ -503,6 +503,21 @@ def jobs_of(conn: Conn, tenant: str | None, *, finished: bool) -> list[UUID]:
     return [row[0] for row in conn.execute(query, {"tenant": tenant, "finished": finished})]
 
 
+def jobs_of_batch(conn: Conn, batch_id: UUID, tenant: str | None) -> list[UUID]:
+    """The tenant's jobs in a batch, in the order of its lines; of each line the latest.
+
+    Raises JobNotFound if there are none.
+    """
+    query = f"""
+        SELECT DISTINCT ON (batch_line) job_id FROM audit.jobs
+        WHERE batch_id = %(batch)s AND {_IN} ORDER BY batch_line, job_id DESC
+    """  # noqa: S608
+    found = [row[0] for row in conn.execute(query, {"batch": batch_id, "tenant": tenant})]
+    if not found:
+        raise JobNotFound(f"no job of batch {batch_id}; `marco batch status` lists the latest")
+    return found
+
+
 def other_tenants(
     conn: Conn, tenant: str | None, *, finished: bool | None = None
 ) -> dict[str, int]:
