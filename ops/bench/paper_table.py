@@ -9,7 +9,8 @@
 Every run keeps its traces under MARCO_HOME/evaluation/paper, and goes on where it was stopped.
 Nothing is generated twice: a search has the same rollouts under a looser stop, only fewer, and
 independent samples serve every vote. A budget is met by one stop for all sets: the one at which
-the tree spends no more than the budget, and a rival no less. That looks at tokens, at no label.
+the tree spends no more than the budget, and a rival no less. That looks at tokens, at no label. A
+rival that can't do with a budget is met by a tree that spends as much as it.
 """
 
 from __future__ import annotations
@@ -177,6 +178,13 @@ class Study:
                 found[name] = stops.at(self.grader, level, choice)
         return found
 
+    def beside(self, rival: Point, tree: str, budget: int) -> Point:
+        """The tree that meets a rival at a budget, or at its tokens if it can't do with less."""
+        stops = self.stops[ENTRIES[tree][0]]
+        tokens = rival.tokens_per_problem
+        least = tokens if tokens > 1.1 * budget else budget
+        return stops.at(self.grader, stops.level_for(least), None)
+
     def curve(self, name: str, most: int = 30) -> list[Point]:
         """An entry at budgets from the least to the greatest that its run allows."""
         run_name, choice = ENTRIES[name]
@@ -192,19 +200,20 @@ class Study:
         pairs: dict[str, Any] = {}
         for budget in self.budgets:
             at = self.points(budget)
+            mates = {
+                (tree, rival): self.beside(at[rival], tree, budget)
+                for tree, rivals in MATCHES.items()
+                for rival in rivals
+                if tree in at and rival in at
+            }
             for group, where in self.groups.items():
                 results.setdefault(str(budget), {})[group] = {
                     name: self._figures(name, picked(p, where)) for name, p in at.items()
                 }
-                pairs.setdefault(str(budget), {})[group] = {
-                    tree: {
-                        rival: compared(picked(at[tree], where), picked(at[rival], where))
-                        for rival in rivals
-                        if rival in at
-                    }
-                    for tree, rivals in MATCHES.items()
-                    if tree in at
-                }
+                found: dict[str, Any] = {tree: {} for tree in MATCHES if tree in at}
+                for (tree, rival), mine in mates.items():
+                    found[tree][rival] = compared(picked(mine, where), picked(at[rival], where))
+                pairs.setdefault(str(budget), {})[group] = found
         missing = [name for name in recipes() if name not in self.traces]
         return {"results": results, "pairs": pairs, "missing": missing}
 
@@ -231,10 +240,10 @@ def picked(at: Point, where: Sequence[int]) -> Point:
 
 
 def compared(mine: Point, theirs: Point) -> dict[str, Any]:
-    """Accuracy of the first less the second, and tokens of the first as a share of the second's."""
+    """Accuracy of the first less the second, and its tokens as a share of the second's (`at`)."""
     tokens = asdict(ratio(mine.tokens, theirs.tokens))
     found: dict[str, Any] = rounded(asdict(paired(mine.right, theirs.right)) | {"tokens": tokens})
-    return found
+    return found | {"at": round(theirs.tokens_per_problem)}
 
 
 def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
@@ -249,7 +258,9 @@ def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tupl
             clear = any(gain["low"] > 0 for gain in mine.values())
             behind = any(gain["high"] < 0 for gain in mine.values())
             text = f"`{tree}` ahead of `{rival}` at each budget, clear of 0 at one, behind at none"
-            measured = "; ".join(f"{b}: {points(gain)}" for b, gain in mine.items())
+            measured = "; ".join(
+                f"{max(int(b), gain['at'])}: {points(gain)}" for b, gain in mine.items()
+            )
             yield text, ahead and clear and not behind, measured
         if share := cheaper.get(tree):
             text = f"`{tree}` needs at most 65 % of the tokens for the flat cascade's best accuracy"
