@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from uuid import UUID
 
 from marco_search.jobs import JobResult
 from marco_search.settings import Settings
@@ -98,6 +99,12 @@ class AsyncProducer:
         """See `Producer.results`."""
         start = self._sync._for_results
         async for result in self._wait(*await asyncio.to_thread(start, jobs, timeout_s)):
+            yield result
+
+    async def batch_results(self, batch_id: UUID) -> AsyncIterator[JobResult]:
+        """See `Producer.batch_results`."""
+        found = self._sync.batch_results(batch_id)
+        while (result := await asyncio.to_thread(next, found, None)) is not None:
             yield result
 
     async def follow(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,10 +24,6 @@ if TYPE_CHECKING:
     from producer import Producer
 
 EVERY_S = 1.0
-file_option = click.option(
-    "-o", "--output", "file", type=options.FILE, metavar="FILE",
-    help="Write to FILE, which appears whole or not at all.",
-)  # fmt: skip
 
 
 @click.group()
@@ -75,7 +68,7 @@ def submit_batch(
         refused = producer.refused_lines(done.id)
         where = errors or Path(f"{source or done.id}.errors.jsonl")
         if refused:
-            _write(where, map(_refusal, refused))
+            output.write_json_lines(where, map(_refusal, refused))
     output.report(_as_json(done), str(done.id))
     if refused and not output.as_json():
         output.notice(f"{len(refused):,} of {done.lines:,} lines were refused: {where}")
@@ -158,10 +151,10 @@ def watch_batch(batch_id: UUID, timeout: float | None) -> None:
 
 @batch.command("results", cls=options.JsonCommand, short_help="Print the results, line by line.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
-@file_option
+@options.file_option
 @click.option("--errors", is_flag=True, help="The refused lines instead, with the reasons.")
 @click.option("--thought", is_flag=True, help="With the answers' Thoughts.")
-@click.option("--question", is_flag=True, help="With the question, text or prompt.")
+@options.question_option
 def print_results(
     batch_id: UUID, file: Path | None, errors: bool, thought: bool, question: bool
 ) -> None:
@@ -180,7 +173,7 @@ def print_results(
             for line in lines:
                 output.print_json_line(line)
         else:
-            count = _write(file, lines)
+            count = output.write_json_lines(file, lines)
             output.note(f"{file}: {count:,} lines.")
 
 
@@ -230,24 +223,3 @@ def _line(found: Batch) -> str:
 
 def _refusal(line: BatchLine) -> dict[str, Any]:
     return {n: getattr(line, n) for n in ("line", "custom_id", "field", "reason")}
-
-
-def _write(file: Path, lines: Iterable[dict[str, Any]]) -> int:
-    """Write JSON Lines to a file that appears whole or not at all; how many."""
-    count, part = 0, None
-    try:
-        handle, part = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
-            for line in lines:
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(part).chmod(0o666 & ~mask)
-        Path(part).replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from None
-    finally:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
-    return count

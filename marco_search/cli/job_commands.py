@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
 
@@ -334,18 +335,30 @@ def show(
 @options.jobs_argument
 @options.tenants
 @click.option("--jsonl", is_flag=True, help="One JSON object on each line.")
+@options.file_option
 @click.option("--thought", is_flag=True, help="With the answers' Thoughts (JSON).")
+@options.question_option
 @options.of_batch
-def results(jobs: tuple[str, ...], jsonl: bool, thought: bool) -> None:
-    """Print the results of jobs that have ended: of those named, or of all, oldest first."""
+def results(
+    jobs: tuple[str, ...], jsonl: bool, file: Path | None, thought: bool, question: bool
+) -> None:
+    """Print the results of jobs that have ended: of those named, or of all, oldest first.
+
+    A file gets JSON Lines.
+    """
     with session(needs_redis=False) as here:
         ids = here.find(jobs)
         with here.database.transaction() as conn:
             if not jobs:
                 ids = queries.jobs_of(conn, here.tenant, finished=True)
                 _say_not_shown(queries.other_tenants(conn, here.tenant, finished=True))
-            found = (result_json(result, thought=thought) for result in _results(conn, ids))
-            if jsonl:
+            found = (
+                result_json(result, thought=thought, question=question)
+                for result in _results(conn, ids)
+            )
+            if file is not None:
+                output.note(f"{file}: {output.write_json_lines(file, found):,} lines.")
+            elif jsonl:
                 for result in found:
                     output.print_json_line(result)
             elif output.as_json():

@@ -17,6 +17,13 @@ _TENANT = "marco_search.tenant"
 _ALL_TENANTS = "marco_search.all_tenants"
 FILE = click.Path(dir_okay=False, path_type=Path)
 """A path that is no folder's."""
+file_option = click.option(
+    "-o", "--output", "file", type=FILE, metavar="FILE",
+    help="Write to FILE, which appears whole or not at all.",
+)  # fmt: skip
+question_option = click.option(
+    "--question", is_flag=True, help="With the question, text or prompt."
+)
 LARGEST_COUNT = 2**31 - 1  # Postgres' integer
 
 

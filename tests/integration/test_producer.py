@@ -135,17 +135,21 @@ def test_no_method_touches_or_shows_a_job_of_another_tenant(
         )
         conn.execute("UPDATE jobs SET begun_on = 'x', parked_at = now() WHERE id = %s", [waiting])
     stored = "SELECT row_to_json(j)::text FROM jobs j UNION ALL SELECT row_to_json(t)::text"
-    stored += " FROM tenants t UNION ALL SELECT row_to_json(l)::text FROM audit_log l ORDER BY 1"
+    stored += " FROM tenants t UNION ALL SELECT row_to_json(l)::text FROM audit_log l"
+    stored += " UNION ALL SELECT row_to_json(b)::text FROM batches b ORDER BY 1"
+    with Producer(database_url, redis_url, tenant="other") as other:
+        theirs = other.submit_batch([b'{"kind": "reasoning", "question": "Mine?"}']).id
 
     def everything() -> list[Any]:
         with database.transaction() as conn:
             return conn.execute(stored.encode()).fetchall()
 
     given = {"job": waiting, "jobs": [ended, waiting, failed], "max_queued": 1, "tenant": "other"}
+    given["batch_id"] = theirs
     before = everything()
     with Producer(database_url, redis_url, tenant="acme") as acme:
         for name, method in public(Producer).items():
-            if name in ("submit", "submit_many", "close"):
+            if name in ("submit", "submit_many", "submit_batch", "close"):
                 continue
             names = [n for n in inspect.signature(method).parameters if n in given]
             try:
