@@ -85,6 +85,8 @@ def test_a_file_of_both_shapes_is_answered_in_its_own(
     marco("wait", "--batch", batch)
     plain = map(json.loads, marco("results", "--batch", batch, "--jsonl").splitlines())
     assert [line["custom_id"] for line in plain] == ["a", "b"]
+    marco("results", "--batch", batch, "-o", str(out), "--question")
+    assert all("question" in json.loads(line) for line in out.read_text().splitlines())
     marco("batch", "results", batch, "-o", str(out), "--question")
     ours, theirs = map(json.loads, out.read_text().splitlines())
     assert (ours["custom_id"], ours["batch_line"], ours["batch_id"]) == ("a", 1, batch)
