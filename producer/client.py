@@ -333,7 +333,7 @@ class Producer:
             ended = self.ended(pending.to_read)
             for result in ended:
                 pending.done(UUID(result.job_id))
-            watch.look(pending.ids, self.standstill)
+            watch.look(lambda: self.standstill(pending.ids))
             return ended
 
         return pending, read
@@ -352,7 +352,7 @@ class Producer:
                 found[line.job_id] = line
                 if line.final:
                     pending.done(line.job_id)
-            watch.look(pending.ids, self.standstill)
+            watch.look(lambda: self.standstill(pending.ids))
             return [[found[job_id] for job_id in ids]]
 
         return pending, read

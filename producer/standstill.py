@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
-from uuid import UUID
+from collections.abc import Callable, Mapping
 
 from marco_search.broker import parse_address, present
 from marco_search.errors import MarcoError
@@ -59,14 +58,12 @@ class Watch:
         self._seen: Mapping[str, str] = {}
         self._said: set[str] = set()
 
-    def look(
-        self, job_ids: Collection[UUID], find: Callable[[Collection[UUID]], Mapping[str, str]]
-    ) -> None:
-        """Find the reasons why these jobs do not go on, if it is time to."""
+    def look(self, find: Callable[[], Mapping[str, str]]) -> None:
+        """Find the reasons why what is waited for does not go on, if it is time to."""
         began = self._clock()
-        if not job_ids or began < self._look_at:
+        if began < self._look_at:
             return
-        found = find(job_ids)
+        found = find()
         for reason, sentence in found.items():
             if reason in self._seen and reason not in self._said:
                 self._said.add(reason)

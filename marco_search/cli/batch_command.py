@@ -126,8 +126,10 @@ def show_status(batch_id: UUID | None, limit: int) -> None:
 @click.option("--timeout", type=options.Seconds(min=0), metavar="S", help="Give up after S s.")
 def watch_batch(batch_id: UUID, timeout: float | None) -> None:
     """Print a line whenever a batch has come further; exits with 7 if a job did not succeed."""
+    from producer.standstill import Watch
+
     until = None if timeout is None else time.monotonic() + timeout
-    said, shown, began = dict[str, int](), set[str](), time.monotonic()
+    said, watch = dict[str, int](), Watch()
     with session(needs_redis=False) as here:
         producer = here.producer()
         while True:
@@ -139,11 +141,7 @@ def watch_batch(batch_id: UUID, timeout: float | None) -> None:
                 break
             if until is not None and time.monotonic() >= until:
                 raise WaitTimeout(f"{found.left:,} jobs of batch {batch_id} have not ended")
-            if time.monotonic() - began > 3 * EVERY_S:
-                for reason, notice in producer.standstill().items():
-                    if reason not in shown and not output.as_json():
-                        output.notice(notice)
-                    shown.add(reason)
+            watch.look(producer.standstill)
             time.sleep(EVERY_S)
     if said.keys() - {"succeeded"}:
         click.get_current_context().exit(JOBS_NOT_DONE)

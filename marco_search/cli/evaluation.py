@@ -157,8 +157,7 @@ def evaluate(
         lines += ["", compared(difference, str(against))]
     text = "\n".join(lines)
     if samples_file:
-        written = (json.dumps(s, ensure_ascii=False) for s in samples(traces, problems, grader))
-        _write(samples_file, "".join(f"{line}\n" for line in written))
+        output.write_json_lines(samples_file, samples(traces, problems, grader))
     if report:
         _write(report, f"{text}\n")
         beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from marco_search.cli.options import JSON
-from marco_search.errors import InputError
+from marco_search.export.files import whole
 from marco_search.text import escaped
 
 PAGE_WIDTH = 100  # cells: of what is laid out for a reader
@@ -53,22 +52,11 @@ def print_json_line(data: Any) -> None:
 
 def write_json_lines(file: Path, lines: Iterable[dict[str, Any]]) -> int:
     """Write JSON Lines to a file that appears whole or not at all; how many."""
-    count, part = 0, None
-    try:
-        handle, part = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
-            for line in lines:
-                out.write(_json(line) + "\n")
-                count += 1
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(part).chmod(0o666 & ~mask)
-        Path(part).replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from None
-    finally:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
+    count = 0
+    with whole(file) as part, part.open("w", encoding="utf-8", errors="replace") as out:
+        for line in lines:
+            out.write(_json(line) + "\n")
+            count += 1
     return count
 
 

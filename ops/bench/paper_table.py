@@ -178,12 +178,12 @@ class Study:
                 found[name] = stops.at(self.grader, level, choice)
         return found
 
-    def beside(self, rival: Point, tree: str, budget: int) -> Point:
-        """The tree that meets a rival at a budget, or at its tokens if it can't do with less."""
+    def beside(self, rival: Point, tree: str, budget: int, mine: Point) -> Point:
+        """The tree that meets a rival at a budget: `mine`, or one at the tokens that it needs."""
+        if (tokens := rival.tokens_per_problem) <= 1.1 * budget:
+            return mine
         stops = self.stops[ENTRIES[tree][0]]
-        tokens = rival.tokens_per_problem
-        least = tokens if tokens > 1.1 * budget else budget
-        return stops.at(self.grader, stops.level_for(least), None)
+        return stops.at(self.grader, stops.level_for(tokens), None)
 
     def curve(self, name: str, most: int = 30) -> list[Point]:
         """An entry at budgets from the least to the greatest that its run allows."""
@@ -201,7 +201,7 @@ class Study:
         for budget in self.budgets:
             at = self.points(budget)
             mates = {
-                (tree, rival): self.beside(at[rival], tree, budget)
+                (tree, rival): self.beside(at[rival], tree, budget, at[tree])
                 for tree, rivals in MATCHES.items()
                 for rival in rivals
                 if tree in at and rival in at

@@ -3,6 +3,7 @@
     services      object with database_url and redis_url, the same for the whole run
     database_url  a fresh, migrated database for this test
     redis_url     an empty Redis database for this test
+    command_line  commands that are called in this process use both
     filled        a database with jobs that went well and badly, the same for the whole run
 
 `services` starts Postgres and Redis in a home of their own, once, when the first test asks.
@@ -26,6 +27,7 @@ from psycopg import sql
 from marco_search import locations
 from marco_search.local import ServiceUrls, local_services, purge
 from marco_search.settings import Settings
+from marco_search.settings import load as load_settings
 from marco_search.store.db import Database
 from tests.integration.audited import Audited, audited
 from tests.integration.toys import open_database
@@ -132,3 +134,15 @@ def _admin(services: ServiceUrls, statement: sql.Composed) -> None:
 
 def _drop(services: ServiceUrls, name: str) -> None:
     _admin(services, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def command_line(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Commands that are called in this process use the database and broker of this test."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    load_settings.cache_clear()
+    yield
+    load_settings.cache_clear()

@@ -33,24 +33,15 @@ LINES = [
 
 
 @pytest.fixture
-def marco(
-    database_url: str,
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Marco]:
+def marco(command_line: None, capsys: pytest.CaptureFixture[str]) -> Marco:
     """Runs a command; what it printed."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    settings.load.cache_clear()
 
     def run(*words: str, code: int = 0) -> str:
         assert main(list(words)) == code
         printed = capsys.readouterr()
         return printed.err if code else printed.out
 
-    yield run
-    settings.load.cache_clear()
+    return run
 
 
 def lines(count: int) -> list[bytes]:

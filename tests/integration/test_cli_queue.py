@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,24 +24,17 @@ Marco = Callable[..., Any]
 
 @pytest.fixture
 def marco(
-    database_url: str,
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Marco]:
+    command_line: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Marco:
     """Runs a command with --json; what it printed, and its exit code if that is not as given."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("MARCO_MAX_QUEUED", "2")
-    settings.load.cache_clear()
 
     def run(*words: str, code: int = 0) -> Any:
         assert main([*words, "--json"]) == code
         printed = capsys.readouterr()
         return json.loads(printed.err if code else printed.out)
 
-    yield run
-    settings.load.cache_clear()
+    return run
 
 
 def test_a_full_queue_has_an_exit_code_and_a_hint(marco: Marco) -> None:
