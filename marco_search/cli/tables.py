@@ -13,7 +13,8 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
-from marco_search.cli.tree_text import truncate_cells, wrap_cells
+from marco_search.cli.tree_text import wrap_cells
+from marco_search.render.layout import cut
 
 _BETWEEN = 2  # cells between two columns
 _STYLES = {
@@ -115,10 +116,10 @@ def _widths(
 def _folded(text: str, width: int, lines: int) -> str:
     """`text` in so many lines of `width` cells at most; 0: on one, cut."""
     if cell_len(text) <= width or lines < 2:
-        return truncate_cells(text, width)
+        return cut(text, width)
     parts = wrap_cells(text, width)
     if len(parts) > lines:
-        parts[lines - 1 :] = [truncate_cells(" ".join(parts[lines - 1 :]), width)]
+        parts[lines - 1 :] = [cut(" ".join(parts[lines - 1 :]), width)]
     return "\n".join(parts)
 
 

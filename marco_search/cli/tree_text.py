@@ -20,15 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
 from marco_search.cli import output
 from marco_search.render.layout import (
-    ELLIPSIS,
+    LINE_END,
+    Label,
     children_of,
-    label,
+    labels,
     to_draw,
     unsure,
     visible_nodes,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _UTF8 = {"fork": "├─ ", "last": "└─ ", "bar": "│  ", "gap": "   ", "answer": "→ "}
 _ASCII = {"fork": "|- ", "last": "`- ", "bar": "|  ", "gap": "   ", "answer": "-> "}
+_BREAK = f" {LINE_END} "  # between lines that are on one
 _MARGIN = 17  # cells before the tree: counts, values and the winner's mark
 _LEAST_TEXT = 24  # cells that a node's text gets however deep it stands
 
@@ -64,12 +65,15 @@ def draw_tree(
     nodes, winning = to_draw(nodes, tuple(winning))
     path = frozenset(winning)
     keep = visible_nodes(nodes, path, None if full else limit, None if full else depth)
+    children = children_of(nodes, path)
+    signs = _ASCII if (output.ascii_only() if ascii_only is None else ascii_only) else _UTF8
     drawing = _Drawing(
-        children=children_of(nodes, path),
+        children=children,
+        labels=labels(nodes, children, answer_sign=signs["answer"]),
         winning=path,
         width=output.terminal_width() if width is None else width,
         full=full,
-        signs=_ASCII if (output.ascii_only() if ascii_only is None else ascii_only) else _UTF8,
+        signs=signs,
     )
     heading = Text(" visits  value", style="dim")
     lines = drawing.lines(nodes[0], keep)
@@ -86,6 +90,7 @@ def tree_json(nodes: Sequence[TreeRow], winning: Iterable[int]) -> dict[str, obj
 @dataclass(frozen=True, slots=True)
 class _Drawing:
     children: Mapping[int, Sequence[TreeRow]]
+    labels: Mapping[int, Label]
     winning: frozenset[int]
     width: int
     full: bool
@@ -127,13 +132,7 @@ class _Drawing:
         wins = node.node_id in self.winning
         value = fraction(node.value) if node.visits else "-"
         space = max(_LEAST_TEXT, self.width - _MARGIN - len(lead))
-        fit = wrap_cells if self.full else lambda text, width: [truncate_cells(text, width)]
-        # A span may begin and end anywhere: what reads well is its lines.
-        lines = (node.text.strip().splitlines() if node.action == Action.SPAN else ()) or [
-            node.text
-        ]
-        labels = [label(node.action, line, answer_sign=self.signs["answer"]) for line in lines]
-        texts = [part for text in labels for part in fit(text, space)]
+        texts = self._texts(node, space)
         style = "bold green" if wins else "italic" if node.action == "reflection" else ""
         mark = "*" if wins else " "
         first = Text(f"{node.visits:7}  {value:>5} {mark} ")
@@ -141,12 +140,18 @@ class _Drawing:
         for text in texts[1:]:
             yield Text(f"{mark:>16} ").append(below, style="dim").append(text, style=style)
 
-
-def truncate_cells(text: str, width: int) -> str:
-    """`text` cut to `width` terminal cells (a Chinese character takes two), with an ellipsis."""
-    if cell_len(text) <= width:
-        return text
-    return set_cell_size(text, max(0, width - 1)).rstrip() + ELLIPSIS
+    def _texts(self, node: TreeRow, space: int) -> list[str]:
+        """The node's label in lines of at most `space` cells."""
+        label = self.labels[node.node_id]
+        lines = [label]
+        if node.action == Action.SPAN:  # it begins and ends anywhere: what reads well is its lines
+            *before, shared = label.shared.split(_BREAK)
+            own, *after = label.own.split(_BREAK)
+            lines = [Label("", text) for text in before] + [Label(shared, own)]
+            lines += [Label("", text) for text in after]
+        if self.full:
+            return [part for line in lines for part in wrap_cells(line.whole, space)]
+        return [line.fitting(space) for line in lines]
 
 
 def wrap_cells(text: str, width: int) -> list[str]:

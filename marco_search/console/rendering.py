@@ -24,6 +24,7 @@ from marco_search.render.layout import (
     STOP_REASONS,
     children_of,
     label,
+    places,
     score,
     short_id,
     to_draw,
@@ -175,22 +176,19 @@ def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict[s
     Before an item a list opens, or `closes` lists close.
     """
     nodes, winning = to_draw(nodes, winning)
-    on_path = frozenset(winning)
-    children = children_of(nodes, on_path)
-    stack = [(node, 1, False) for node in nodes[:1]]
+    children = children_of(nodes, winning)
+    drawn = {node.node_id: node for node in nodes}
+    choices = {n.node_id for below in children.values() if len(below) > 1 for n in below}
     level = 0
-    while stack:
-        node, wanted, choice = stack.pop()
+    for node_id, place in places(nodes, winning).items():
+        wanted = place.column + 1
         yield {
-            "node": node,
-            "label": label(node.action, node.text),
-            "unsure": unsure(children[node.node_id]),
-            "wins": node.node_id in on_path,
+            "node": drawn[node_id],
+            "label": label(drawn[node_id].action, drawn[node_id].text),
+            "unsure": unsure(children[node_id]),
+            "wins": node_id in winning,
             "opens": wanted > level,
             "closes": max(0, level - wanted),
-            "choice": choice,
+            "choice": node_id in choices,
         }
         level = wanted
-        below = children[node.node_id]
-        several = len(below) > 1
-        stack += [(child, wanted + several, several) for child in reversed(below)]

@@ -12,7 +12,15 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from marco_search.audit.findings import JobReport
-from marco_search.render.layout import instead, joined, label, places, to_draw
+from marco_search.render.layout import (
+    children_of,
+    instead,
+    joined,
+    labels,
+    places,
+    to_draw,
+    unsure,
+)
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 if TYPE_CHECKING:
@@ -55,14 +63,18 @@ def document(
 
 def _nodes(record: JobRecord) -> list[dict[str, Any]]:
     """The nodes, each with the card of the drawing that it is on, its label and its place."""
-    place = places(*to_draw(record.nodes, record.winning_path))
+    drawn, winning = to_draw(record.nodes, record.winning_path)
+    place, children = places(drawn, winning), children_of(drawn, winning)
+    name_of = labels(drawn, children)
     cards = joined(record.nodes)
     return [
         _plain(node)
         | {
             "card": card.node_id,
-            "label": label(card.action, card.text),
+            "label": name_of[card.node_id].whole,
+            "shared": name_of[card.node_id].shared,
             "instead": card.fork and instead(card.fork),
+            "unsure": unsure(children[card.node_id]),
         }
         | _plain(place[card.node_id])
         for node in record.nodes

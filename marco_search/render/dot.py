@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.layout import children_of, cut, instead, label, score
+from marco_search.render.layout import children_of, cut, flow, instead, labels, score
 from marco_search.store.reads.job_record import TreeRow
 
-_CHARACTERS = 60  # of a node's text
+_CELLS = 60  # of a node's text
 
 
 def dot(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
@@ -16,20 +16,23 @@ def dot(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
 
 
 def _lines(nodes: Sequence[TreeRow], winning: frozenset[int], title: str) -> Iterator[str]:
+    children = children_of(nodes, winning)
+    name_of = labels(nodes, children)
     yield "digraph tree {"
-    yield f"  label={_quoted(cut(title, 200))}; labelloc=t; rankdir=LR; ordering=out;"
+    look = f"labelloc=t; rankdir={flow(children)}; ordering=out;"
+    yield f"  label={_quoted(cut(title, 200))}; {look}"
     yield '  node [shape=box, style="rounded,filled", fillcolor="#f6f7f9", color="#b4bccb",'
     yield '        fontname="sans-serif", fontsize=11];'
     yield '  edge [color="#b4bccb", arrowhead=none];'
     for node in nodes:
-        text = cut(label(node.action, node.text), _CHARACTERS)
+        text = name_of[node.node_id].fitting(_CELLS)
         visits = f"{node.visits} visit{'' if node.visits == 1 else 's'}"
         name = _quoted(f"{text}\n{visits}, value {score(node.value)}")
         wins = node.node_id in winning
         look = ', color="#1d5fd0", fillcolor="#e8f0fe", penwidth=2' if wins else ""
         yield f"  n{node.node_id} [label={name}{look}];"
-    for parent, children in children_of(nodes, winning).items():
-        for child in children:
+    for parent, below in children.items():
+        for child in below:
             edge = ['color="#1d5fd0", penwidth=3'] if child.node_id in winning else []
             edge += [f"label={_quoted(instead(child.fork))}, fontsize=9"] if child.fork else []
             shown = f" [{', '.join(edge)}]" if edge else ""

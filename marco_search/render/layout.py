@@ -1,20 +1,29 @@
 """What all drawings of a tree share: the order of siblings, each node's place and its label.
 
-The winning path comes first, then the most visited. The best child stands in its parent's row,
-so the winning path is a straight line along the top and only a choice goes down:
+The winning path comes first, then the most visited. An only child stands right below its parent,
+so that a chain reads as a text; where the ways part, each begins one column to the right:
 
-    root ── a ── b ── answer
-         │    └─ c ── answer
-         └─ d ── answer
+    root
+    a
+    ├─ b
+    │  answer
+    └─ c
+       ├─ answer
+       └─ answer
 """
 
 from __future__ import annotations
 
 import heapq
+import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from os.path import commonprefix
 from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
 
 from marco_search.search.actions import Action
 from marco_search.text import CONTROL, escaped
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 
 ELLIPSIS = "…"
 LINE_END = "⏎"
+ANSWER_SIGN = "→ "
 TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>", "<think>", "</think>")
 STOP_REASONS = {
     "rollouts": "all rollouts done",
@@ -122,27 +132,31 @@ def _option(text: str, share: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A cell of the grid: a column for each depth, a row for each leaf; the root is in (0, 0)."""
+    """A cell of the grid: a row for each node, a column for each choice above it."""
 
     column: int
     row: int
 
 
 def places(nodes: Sequence[TreeRow], winning: Collection[int]) -> dict[int, Place]:
-    """The place of each node by its id. `nodes` has parents before children."""
+    """The place of each node by its id, by rows. `nodes` has parents before children."""
     children = children_of(nodes, winning)
     found: dict[int, Place] = {}
-    last_row = -1
     # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
-    stack: list[tuple[int, int, int | None]] = [(n.node_id, 0, None) for n in nodes[:1]]
+    stack = [(node.node_id, 0) for node in nodes[:1]]
     while stack:
-        node_id, column, row = stack.pop()
-        if row is None:
-            row = last_row = last_row + 1
-        found[node_id] = Place(column, row)
-        for i, child in reversed(list(enumerate(children[node_id]))):
-            stack.append((child.node_id, column + 1, None if i else row))
+        node_id, column = stack.pop()
+        found[node_id] = Place(column, len(found))
+        below = children[node_id]
+        column += len(below) > 1
+        stack += [(child.node_id, column) for child in reversed(below)]
     return found
+
+
+def flow(children: Mapping[int, Sequence[TreeRow]]) -> str:
+    """The direction that Graphviz and Mermaid draw in: down for chains, else to the right."""
+    leaves = sum(not below for below in children.values())
+    return "TB" if len(children) > 4 * leaves else "LR"
 
 
 def visible_nodes(
@@ -154,7 +168,9 @@ def visible_nodes(
     `depth` edges below the root. None: no limit.
     """
     children = children_of(nodes, winning)
-    depths = {node_id: place.column for node_id, place in places(nodes, winning).items()}
+    depths = {nodes[0].node_id: 0}
+    for parent, below in children.items():
+        depths |= {child.node_id: depths[parent] + 1 for child in below}
     deepest = len(nodes) if depth is None else depth
     shown = {i for i in winning if depths.get(i, deepest + 1) <= deepest} | {nodes[0].node_id}
     frontier: list[tuple[int, int, int]] = []
@@ -192,7 +208,7 @@ def _visible(character: str) -> str:
     return "\ufffd" if category in ("Cc", "Cs") else character
 
 
-def label(action: str, text: str, *, answer_sign: str = "→ ") -> str:
+def label(action: str, text: str, *, answer_sign: str = ANSWER_SIGN) -> str:
     """A node's text on one line, without the prompt's tags, never empty; answers get a sign."""
     if action == "root":
         return one_line(text) or "(the question)"
@@ -203,9 +219,71 @@ def label(action: str, text: str, *, answer_sign: str = "→ ") -> str:
     return one_line(text) or "(nothing but a line end)"
 
 
-def cut(text: str, characters: int) -> str:
-    """`text` with an ellipsis where it is longer than that."""
-    return text if len(text) <= characters else text[: characters - 1].rstrip() + ELLIPSIS
+def cut(text: str, cells: int) -> str:
+    """`text` cut to so many terminal cells (a Chinese character takes two), with an ellipsis."""
+    if cell_len(text) <= cells:
+        return text
+    return set_cell_size(text, max(0, cells - 1)).rstrip() + ELLIPSIS
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A node's text on one line: how a sibling begins too, and from where on it is its own."""
+
+    shared: str
+    own: str
+
+    @property
+    def whole(self) -> str:
+        return self.shared + self.own
+
+    def fitting(self, cells: int) -> str:
+        """In at most so many terminal cells: what is shared goes before what is not."""
+        room = cells - cell_len(self.own)
+        if room < _LEAST_SHARED:
+            return cut((self.shared and ELLIPSIS + self.own) or self.own, cells)
+        return cut(self.shared, room) + self.own
+
+
+_LEAST_SHARED = 6  # cells or characters; of less it is not worth leaving something out
+_CONTEXT = 12  # characters or cells before a difference in which its word is looked for
+_WORD = re.compile(r"[^\s,;:，。；：、]*$")
+_RUN = re.compile(r"[0-9A-Za-z]*$")
+
+
+def told_apart(texts: Sequence[str]) -> list[Label]:
+    """Labels of siblings: each is split before the word in which it differs from all others."""
+    shared = dict.fromkeys(texts, 0)
+    # In this order no other text has more in common with one than those beside it.
+    for pair in pairwise(sorted(shared)):
+        common = len(commonprefix(pair))  # noqa: RUF071  # characters are what counts
+        shared |= {text: max(common, shared[text]) for text in pair}
+    return [_split(text, shared[text]) for text in texts]
+
+
+def _split(text: str, shared: int) -> Label:
+    shared = min(shared, len(text) - 1)  # something is left of the beginning of another
+    near = text[max(0, shared - _CONTEXT) : shared]
+    word = len(_WORD.search(near)[0])  # type: ignore[index]  # "" at least
+    if cell_len(near[len(near) - word :]) >= _CONTEXT:  # a long formula, or Chinese
+        word = len(_RUN.search(near)[0])  # type: ignore[index]
+    at = shared - word
+    return Label(text[:at], text[at:]) if at >= _LEAST_SHARED else Label("", text)
+
+
+def labels(
+    nodes: Sequence[TreeRow],
+    children: Mapping[int, Sequence[TreeRow]],
+    *,
+    answer_sign: str = ANSWER_SIGN,
+) -> dict[int, Label]:
+    """The label of each node by its id. `children` is of `children_of(nodes)`."""
+    found = {node.node_id: Label("", label(node.action, node.text)) for node in nodes[:1]}
+    for siblings in children.values():
+        texts = [label(node.action, node.text, answer_sign=answer_sign) for node in siblings]
+        apart = told_apart(texts)
+        found |= {node.node_id: one for node, one in zip(siblings, apart, strict=True)}
+    return found
 
 
 def score(value: float | None) -> str:

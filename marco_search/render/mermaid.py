@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from marco_search.render.layout import children_of, cut, instead, label, score
+from marco_search.render.layout import children_of, flow, instead, labels, score
 from marco_search.store.reads.job_record import TreeRow
 
 MAX_NODES = 400
 """Mermaid refuses more than 500 edges and 50,000 characters."""
-_CHARACTERS = 48  # of a node's text
+_CELLS = 48  # of a node's text
 
 
 def mermaid(nodes: Sequence[TreeRow], winning: Sequence[int]) -> str:
@@ -18,14 +18,16 @@ def mermaid(nodes: Sequence[TreeRow], winning: Sequence[int]) -> str:
 
 
 def _lines(nodes: Sequence[TreeRow], winning: frozenset[int]) -> Iterator[str]:
-    yield "flowchart LR"
+    children = children_of(nodes, winning)
+    name_of = labels(nodes, children)
+    yield f"flowchart {flow(children)}"
     for node in nodes:
-        text = _entities(cut(label(node.action, node.text), _CHARACTERS))
+        text = _entities(name_of[node.node_id].fitting(_CELLS))
         look = ":::winning" if node.node_id in winning else ""
         yield f'  n{node.node_id}["{text}<br/>{node.visits} × {score(node.value)}"]{look}'
     edge, thick = 0, []
-    for parent, children in children_of(nodes, winning).items():
-        for child in children:
+    for parent, below in children.items():
+        for child in below:
             fork = f'|"{_entities(instead(child.fork))}"| ' if child.fork else ""
             yield f"  n{parent} --- {fork}n{child.node_id}"
             if child.node_id in winning:

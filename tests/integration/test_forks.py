@@ -109,7 +109,8 @@ def test_the_trail_draws_as_the_search_does_and_says_where_it_was_unsure(
     assert not done.stderr, done.stderr
     assert "here it was unsure between = (." in shown and " and : (." in shown
     reader = Reader(forked.database)
-    assert all("instead of" in render(reader, forked.id, n) for n in ("dot", "svg", "html"))
+    assert all("instead of" in render(reader, forked.id, name) for name in ("dot", "mermaid"))
+    assert all("unsure between" in render(reader, forked.id, name) for name in ("svg", "html"))
     data = json.loads(render(reader, forked.id, "json"))
     assert [r["forced"] for r in data["rollouts"]] == [r.forced for r in forked.tree.rollouts]
     cards = {node["card"] for node in data["nodes"]}

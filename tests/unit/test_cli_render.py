@@ -13,10 +13,9 @@ from marco_search.cli.tree_text import (
     draw_tree,
     fraction,
     tree_json,
-    truncate_cells,
     wrap_cells,
 )
-from marco_search.render.layout import one_line
+from marco_search.render.layout import cut, one_line
 from marco_search.store.reads.job_record import TreeRow
 
 
@@ -127,9 +126,9 @@ def test_control_characters_of_a_model_never_reach_the_terminal() -> None:
 
 
 def test_fold_and_wrap_count_terminal_cells() -> None:
-    assert truncate_cells("abcdef", 6) == "abcdef"
-    assert truncate_cells("abcdefg", 6) == "abcde…"
-    assert cell_len(truncate_cells("铅笔" * 10, 9)) <= 9
+    assert cut("abcdef", 6) == "abcdef"
+    assert cut("abcdefg", 6) == "abcde…"
+    assert cell_len(cut("铅笔" * 10, 9)) <= 9
     assert wrap_cells("one two three", 8) == ["one two", "three"]
     assert wrap_cells("铅笔铅笔", 5) == ["铅笔", "铅笔"]
     assert wrap_cells("", 5) == [""]

@@ -15,7 +15,7 @@ from marco_search.console.rendering import STATIC, outline
 from marco_search.console.report import html_file
 from marco_search.render.document import document, vocabulary_json
 from marco_search.render.dot import dot
-from marco_search.render.layout import places
+from marco_search.render.layout import children_of, places, told_apart
 from marco_search.render.mermaid import mermaid
 from marco_search.render.svg import svg
 from marco_search.store.reads.job_record import NodeTokens
@@ -30,24 +30,41 @@ def hostile_nodes() -> tuple:  # type: ignore[type-arg]
     return tuple(replace(node, text=HOSTILE + "\x00\x1b\ufffe") for node in RECORD.nodes)
 
 
-def test_no_two_nodes_share_a_place_and_the_winning_path_is_the_first_row() -> None:
+def test_the_winning_path_comes_first_and_only_a_choice_moves_to_the_right() -> None:
     place = places(RECORD.nodes, RECORD.winning_path)
-    assert len(set(place.values())) == len(RECORD.nodes)
+    assert [p.row for p in place.values()] == list(range(len(RECORD.nodes)))
     assert RECORD.winning_path
-    assert {place[i].row for i in RECORD.winning_path} == {0}
-    for node in RECORD.nodes[1:]:
-        assert node.parent_id is not None
-        parent = place[node.parent_id]
-        assert place[node.node_id].column == parent.column + 1
-        assert place[node.node_id].row >= parent.row
+    assert [place[i].row for i in RECORD.winning_path] == list(range(len(RECORD.winning_path)))
+    children = children_of(RECORD.nodes, RECORD.winning_path)
+    for parent, below in children.items():
+        for child in below:
+            step = place[child.node_id].column - place[parent].column
+            assert step == (len(below) > 1)
 
 
-def test_a_subtree_lies_in_rows_of_its_own() -> None:
-    place = places(RECORD.nodes, RECORD.winning_path)
-    rows = sorted({p.row for p in place.values()})
-    assert rows == list(range(len(rows)))
-    leaves = {n.node_id for n in RECORD.nodes} - {n.parent_id for n in RECORD.nodes}
-    assert len(leaves) == len(rows)
+BOXES = "Step 1: Tom has 6 boxes with 67 books each, so 67*6="
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        ([f"{BOXES}402.", f"{BOXES}492."], ["Step 1: Tom…67*6=402.", "Step 1: Tom…67*6=492."]),
+        # As another begins, so it ends; what differs early needs nothing left out.
+        ([f"{BOXES}402", f"{BOXES}402, and"], ["Step 1: Tom h…67*6=402", "Step 1:…67*6=402, and"]),
+        ([f"{BOXES}1", "Mary has 7 boxes with 9 books"], ["Step 1: Tom has 6 box…"] * 1
+         + ["Mary has 7 boxes with…"]),
+        ([f"{BOXES}1 pen", f"{BOXES}1 pen", "a"], ["Step 1: Tom has 6 box…"] * 2 + ["a"]),
+        (["→ 402", "→ 492"], ["→ 402", "→ 492"]),
+        (["小美有五十八支铅笔，小明给了她七支", "小美有五十八支铅笔，小明拿走了七支"],
+         ["小美有…小明给了她七支", "小美有…小明拿走了七支"]),
+        (["2" * 40 + "5", "2" * 40 + "6"], ["22222222…2222222222225", "22222222…2222222222226"]),
+    ],
+)  # fmt: skip
+def test_siblings_are_told_apart(texts: list[str], shown: list[str]) -> None:
+    found = told_apart(texts)
+    assert [label.whole for label in found] == texts
+    assert [label.fitting(22) for label in found] == shown
+    assert [label.fitting(200) for label in found] == texts
 
 
 def test_the_svg_is_well_formed_and_marks_the_winning_path() -> None:
