@@ -170,7 +170,8 @@ def visible_nodes(
     children = children_of(nodes, winning)
     depths = {nodes[0].node_id: 0}
     for parent, below in children.items():
-        depths |= {child.node_id: depths[parent] + 1 for child in below}
+        if parent in depths:  # no path leads to a ring of nodes in a tree that was tampered with
+            depths |= {child.node_id: depths[parent] + 1 for child in below}
     deepest = len(nodes) if depth is None else depth
     shown = {i for i in winning if depths.get(i, deepest + 1) <= deepest} | {nodes[0].node_id}
     frontier: list[tuple[int, int, int]] = []

@@ -94,7 +94,7 @@ def test_a_click_on_the_drawing_selects_a_node(job: str, open_page: OpenPage) ->
         """() => {
             const { tree, drawing } = explorer;
             const node = tree.children.get(0)[0];
-            const [x, y] = drawing.transform.apply([node.column * 266 + 20, node.row * 56 + 20]);
+            const [x, y] = drawing.transform.apply([node.column * 28 + 20, node.row * 42 + 14]);
             return { id: node.node_id, x, y };
         }"""
     )

@@ -1,6 +1,10 @@
 // The tree on a canvas: thousands of nodes stay smooth, since only those in view are drawn.
 
-const CARD = { width: 226, height: 42, column: 266, row: 56, radius: 7 };
+const CARD = { height: 28, column: 28, row: 42, radius: 6 };
+const WIDTHS = [320, 640]; // of the cards, which are as wide as the longest label
+const COUNTS = 140; // of a card's width, for visits and value
+const LEAST_SHARED = 40; // of less it is not worth leaving something out
+const RAIL = 12; // from a card's left edge to the line that leads down from it
 const TEXT_FROM = 0.5; // below this scale a card is only a block of colour
 const OVERVIEW = 0.45; // largest scale at which rows may be pressed together
 const SCALES = [0.02, 2.5];
@@ -18,7 +22,6 @@ export class Drawing {
     this.frame = frame;
     this.canvas = frame.querySelector("canvas");
     this.context = this.canvas.getContext("2d");
-    this.tree = tree;
     this.selected = null;
     this.marked = new Set(); // nodes on the paths of the answer that was chosen
     this.labels = new Map();
@@ -51,6 +54,7 @@ export class Drawing {
         this.canvas.classList.toggle("over", over !== null);
       });
     this.readColours();
+    this.setTree(tree);
     new ResizeObserver(() => this.#resize()).observe(frame);
     this.#resize();
   }
@@ -74,19 +78,25 @@ export class Drawing {
   setTree(tree) {
     this.tree = tree;
     this.labels.clear();
+    this.context.font = this.#labelFont;
+    const widths = tree.nodes.map((node) => this.context.measureText(node.label.slice(0, 160)).width);
+    const longest = widths.reduce((most, width) => Math.max(most, width), 0);
+    this.cardWidth = Math.min(WIDTHS[1], Math.max(WIDTHS[0], longest + COUNTS + 26));
     this.redraw();
+  }
+
+  get #labelFont() {
+    return `12.5px ${this.font}`;
   }
 
   nodeAt(x, y) {
     const [at, down] = this.transform.invert([x, y]);
-    const column = Math.floor(at / CARD.column);
-    const row = Math.floor(down / this.step);
-    const node = this.tree.atCell.get(`${column}:${row}`);
+    const node = this.tree.atRow.get(Math.floor(down / this.step));
     if (!node || !this.tree.has(node)) return null;
-    const inside =
-      at - column * CARD.column <= CARD.width && down - row * this.step <= this.cardHeight;
+    const [left, top] = this.#corner(node);
+    if (at < left || at > left + this.cardWidth) return null;
     // At a small scale the gaps are too small to click.
-    return inside || this.transform.k < TEXT_FROM ? node : null;
+    return down - top <= this.cardHeight || this.transform.k < TEXT_FROM ? node : null;
   }
 
   get pressed() {
@@ -106,11 +116,11 @@ export class Drawing {
     d3.select(this.canvas).call(this.zoom.transform, moved.scale(transform.k));
   }
 
-  // Fit the whole tree; `least` is the smallest scale.
-  fit(least = SCALES[0]) {
+  // Fit the whole tree; `least` is the smallest scale, and `node` is in view whatever that is.
+  fit(least = SCALES[0], node = null) {
     const { columns, rows } = this.tree;
     const margin = 24;
-    const width = columns * CARD.column + CARD.width;
+    const width = columns * CARD.column + this.cardWidth;
     const across = (this.width - 2 * margin) / width;
     const room = this.height - 2 * margin;
     let k = Math.max(least, Math.min(1.1, across, room / (rows * CARD.row + CARD.height)));
@@ -122,7 +132,8 @@ export class Drawing {
     const height = (rows + 1) * this.step;
     const x = width * k < this.width ? (this.width - width * k) / 2 : margin;
     const y = height * k < this.height ? (this.height - height * k) / 2 : margin;
-    this.#go(d3.zoomIdentity.translate(x, y).scale(k));
+    const below = node ? push(y + this.#corner(node)[1] * k, CARD.height * k, this.height) : 0;
+    this.#go(d3.zoomIdentity.translate(x, y + Math.min(0, below)).scale(k));
   }
 
   zoomBy(factor) {
@@ -135,13 +146,13 @@ export class Drawing {
     const [left, top] = this.#corner(node);
     const k = Math.max(this.transform.k, TEXT_FROM * 1.2);
     if (middle || k !== this.transform.k) {
-      const [x, y] = [left + CARD.width / 2, top + CARD.height / 2];
+      const [x, y] = [left + this.cardWidth / 2, top + CARD.height / 2];
       const centred = d3.zoomIdentity.translate(this.width / 2, this.height / 2).scale(k);
       this.#go(centred.translate(-x, -y));
       return;
     }
     const [x, y] = this.transform.apply([left, top]);
-    const right = push(x, CARD.width * k, this.width);
+    const right = push(x, Math.min(this.cardWidth * k, this.width - 16), this.width);
     const down = push(y, CARD.height * k, this.height);
     if (right || down) this.#go(this.transform.translate(right / k, down / k));
   }
@@ -191,7 +202,7 @@ export class Drawing {
     for (const node of tree.nodes) {
       if (!tree.has(node)) continue;
       const [x, y] = this.#corner(node);
-      const inColumns = x <= right && x + CARD.width >= left;
+      const inColumns = x <= right && x + this.cardWidth >= left;
       if (inColumns && y <= bottom && y + this.cardHeight >= top) shown.push(node);
       if (!this.pressed) this.#edge(node, left, top, right, bottom);
     }
@@ -212,7 +223,8 @@ export class Drawing {
       if (!parent) continue;
       const [x1, y1] = this.#corner(parent);
       const [x2, y2] = this.#corner(node);
-      context.moveTo(x1 + CARD.width, y1 + this.cardHeight / 2);
+      context.moveTo(x1 + RAIL, y1 + this.cardHeight);
+      context.lineTo(x1 + RAIL, y2 + this.cardHeight / 2);
       context.lineTo(x2, y2 + this.cardHeight / 2);
     }
     context.stroke();
@@ -223,9 +235,10 @@ export class Drawing {
     if (!parent) return;
     const [fromX, fromY] = this.#corner(parent);
     const [x2, toY] = this.#corner(node);
-    const middle = this.cardHeight / 2;
-    const [x1, y1, y2] = [fromX + CARD.width, fromY + middle, toY + middle];
-    if (x2 < left || x1 > right || Math.max(y1, y2) < top || Math.min(y1, y2) > bottom) return;
+    const turns = x2 > fromX;
+    const [x1, y1] = [fromX + RAIL, fromY + this.cardHeight];
+    const y2 = turns ? toY + this.cardHeight / 2 : toY;
+    if (Math.max(x1, x2) < left || x1 > right || y2 < top || y1 > bottom) return;
     const { context } = this;
     const strong = this.marked.size
       ? this.marked.has(node.node_id)
@@ -236,10 +249,10 @@ export class Drawing {
     // A line stays thick enough to be seen.
     const thick = strong ? 3 : 1 + Math.min(visits, 12) / 6;
     context.lineWidth = Math.max(thick, 0.6 / this.transform.k);
-    const bend = (x1 + x2) / 2;
     context.beginPath();
     context.moveTo(x1, y1);
-    context.bezierCurveTo(bend, y1, bend, y2, x2, y2);
+    if (turns) context.arcTo(x1, y2, x2, y2, CARD.radius);
+    context.lineTo(turns ? x2 : x1, y2);
     context.stroke();
   }
 
@@ -254,8 +267,8 @@ export class Drawing {
     const block = this.pressed || k < TEXT_FROM;
     const height = Math.max(this.cardHeight, (strong ? 2 : 0.7) / k); // never too thin to be seen
     context.beginPath();
-    if (block) context.rect(x, y, CARD.width, height);
-    else context.roundRect(x, y, CARD.width, height, CARD.radius);
+    if (block) context.rect(x, y, this.cardWidth, height);
+    else context.roundRect(x, y, this.cardWidth, height, CARD.radius);
     if (block) {
       context.fillStyle = strong ? colours.accent : value;
       context.fill();
@@ -275,7 +288,7 @@ export class Drawing {
       context.strokeStyle = colours.ink;
       context.lineWidth = Math.max(2.5, 2 / k);
       context.beginPath();
-      context.roundRect(x - 4, y - 4, CARD.width + 8, height + 8, CARD.radius + 3);
+      context.roundRect(x - 4, y - 4, this.cardWidth + 8, height + 8, CARD.radius + 3);
       context.stroke();
     }
   }
@@ -284,28 +297,41 @@ export class Drawing {
     const { context, colours, tree } = this;
     context.textBaseline = "alphabetic";
     context.fillStyle = colours.ink;
-    context.font = `12.5px ${this.font}`;
+    context.font = this.#labelFont;
     context.fillText(this.#label(node), x + 16, y + 18);
     context.fillStyle = colours.muted;
     context.font = `11px ${this.font}`;
     const visits = tree.visits.get(node.node_id) ?? 0;
     const value = tree.values.get(node.node_id);
     const shown = value === undefined ? "–" : value.toFixed(3);
-    context.fillText(`${visits} visit${visits === 1 ? "" : "s"} · value ${shown}`, x + 16, y + 33);
-    if (node.instead) context.fillText(this.#cut(`fork: ${node.instead}`, CARD.width), x + 4, y - 3);
+    const counts = `${visits} visit${visits === 1 ? "" : "s"} · value ${shown}`;
+    context.textAlign = "right";
+    context.fillText(counts, x + this.cardWidth - 10, y + 18);
+    context.textAlign = "left";
+    if (!node.unsure || !tree.shownChildren(node).some((child) => child.instead)) return;
+    context.font = `italic 11px ${this.font}`;
+    context.fillText(this.#cut(node.unsure, this.cardWidth), x + CARD.column, y + CARD.row - 4);
   }
 
   #label(node) {
     let label = this.labels.get(node.node_id);
     if (label === undefined) {
-      label = this.#cut(node.label, CARD.width - 26);
+      label = this.#fitted(node, this.cardWidth - COUNTS - 26);
       this.labels.set(node.node_id, label);
     }
     return label;
   }
 
+  // What a sibling's label begins with too goes before what tells them apart.
+  #fitted({ label, shared }, width) {
+    const own = label.slice(shared.length);
+    const room = width - this.context.measureText(own).width;
+    if (room >= LEAST_SHARED) return this.#cut(shared, room) + own;
+    return this.#cut(shared ? `…${own}` : own, width);
+  }
+
   #cut(text, width) {
-    const characters = [...text.slice(0, 80)];
+    const characters = [...text.slice(0, 160)];
     if (characters.length === [...text].length && this.#fits(text, width)) return text;
     while (characters.length && !this.#fits(`${characters.join("")}…`, width)) characters.pop();
     return `${characters.join("").trimEnd()}…`;

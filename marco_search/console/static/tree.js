@@ -36,7 +36,7 @@ export class Tree {
     this.rounds = this.rollouts.reduce((most, rollout) => Math.max(most, rollout.round), 0);
     this.columns = this.nodes.reduce((most, node) => Math.max(most, node.column), 0);
     this.rows = this.nodes.reduce((most, node) => Math.max(most, node.row), 0);
-    this.atCell = new Map(this.nodes.map((node) => [`${node.column}:${node.row}`, node]));
+    this.atRow = new Map(this.nodes.map((node) => [node.row, node]));
     this.setRound(this.rounds);
   }
 
