@@ -7,6 +7,8 @@ const LEAST_SHARED = 40; // of less it is not worth leaving something out
 const RAIL = 12; // from a card's left edge to the line that leads down from it
 const TEXT_FROM = 0.5; // below this scale a card is only a block of colour
 const OVERVIEW = 0.45; // largest scale at which rows may be pressed together
+const READABLE = [0.65, 0.8]; // least scales at which a long and a short path are first shown
+const MARGIN = 24;
 const SCALES = [0.02, 2.5];
 
 // How far something `size` long at `from` must move to lie well within `room`, in pixels.
@@ -116,13 +118,18 @@ export class Drawing {
     d3.select(this.canvas).call(this.zoom.transform, moved.scale(transform.k));
   }
 
+  // The first view: all of it if it stays readable, else the best path; `node` is its end.
+  open(node) {
+    const whole = (this.height - 2 * MARGIN) / (((node?.row ?? 0) + 1) * CARD.row);
+    this.fit(Math.max(READABLE[0], Math.min(READABLE[1], whole)), node);
+  }
+
   // Fit the whole tree; `least` is the smallest scale, and `node` is in view whatever that is.
   fit(least = SCALES[0], node = null) {
     const { columns, rows } = this.tree;
-    const margin = 24;
     const width = columns * CARD.column + this.cardWidth;
-    const across = (this.width - 2 * margin) / width;
-    const room = this.height - 2 * margin;
+    const across = (this.width - 2 * MARGIN) / width;
+    const room = this.height - 2 * MARGIN;
     let k = Math.max(least, Math.min(1.1, across, room / (rows * CARD.row + CARD.height)));
     this.step = CARD.row;
     if (k < OVERVIEW && across > k) {
@@ -130,10 +137,10 @@ export class Drawing {
       this.step = Math.min(CARD.row, room / k / (rows + 1));
     }
     const height = (rows + 1) * this.step;
-    const x = width * k < this.width ? (this.width - width * k) / 2 : margin;
-    const y = height * k < this.height ? (this.height - height * k) / 2 : margin;
-    const below = node ? push(y + this.#corner(node)[1] * k, CARD.height * k, this.height) : 0;
-    this.#go(d3.zoomIdentity.translate(x, y + Math.min(0, below)).scale(k));
+    const x = width * k < this.width ? (this.width - width * k) / 2 : MARGIN;
+    const y = height * k < this.height ? (this.height - height * k) / 2 : MARGIN;
+    const end = node ? this.height - MARGIN - (node.row * this.step + CARD.height) * k : y;
+    this.#go(d3.zoomIdentity.translate(x, Math.min(y, end)).scale(k));
   }
 
   zoomBy(factor) {

@@ -4,8 +4,6 @@ import { Panel } from "./panel.js";
 import { Playback } from "./playback.js";
 import { Tree } from "./tree.js";
 
-const READABLE = 0.8; // least scale at which a tree is first shown
-
 export class Explorer {
   constructor(root, data, fetchTokens) {
     root.hidden = false;
@@ -18,7 +16,7 @@ export class Explorer {
     this.panel = new Panel(root.querySelector("#panel"), fetchTokens);
     this.playback = new Playback(root, this.tree.rounds, (round) => this.#showRound(round));
     this.select(this.tree.nodes[0], false);
-    this.drawing.fit(READABLE, this.#winner());
+    this.drawing.open(this.#winner());
     this.#listen();
   }
 
