@@ -15,7 +15,7 @@ from marco_search.console.rendering import STATIC, outline
 from marco_search.console.report import html_file
 from marco_search.render.document import document, vocabulary_json
 from marco_search.render.dot import dot
-from marco_search.render.layout import children_of, places, told_apart
+from marco_search.render.layout import children_of, places, told_apart, visible_nodes
 from marco_search.render.mermaid import mermaid
 from marco_search.render.svg import svg
 from marco_search.store.reads.job_record import NodeTokens
@@ -85,6 +85,13 @@ def test_hostile_text_stays_text_in_every_drawing() -> None:
     assert "<script" not in chart and "{{" not in chart
     for line in dot(nodes, winning, 'a "quote" and \\').splitlines():
         assert re.sub(r"\\.", "", line).count('"') % 2 == 0
+
+
+def test_a_ring_of_nodes_in_a_tree_that_was_tampered_with_stops_no_drawing() -> None:
+    last, above = RECORD.nodes[-1].node_id, RECORD.nodes[-1].parent_id
+    nodes = [replace(n, parent_id=last) if n.node_id == above else n for n in RECORD.nodes]
+    assert nodes[0].node_id in visible_nodes(nodes, (), None, None)
+    assert svg(nodes, (), "ring").count("<g>") < len(nodes)
 
 
 def test_dot_and_mermaid_have_every_node_and_edge() -> None:

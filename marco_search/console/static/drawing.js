@@ -1,7 +1,7 @@
 // The tree on a canvas: thousands of nodes stay smooth, since only those in view are drawn.
 
 const CARD = { height: 28, column: 28, row: 42, radius: 6 };
-const WIDTHS = [320, 640]; // of the cards, which are as wide as the longest label
+const WIDTHS = [320, 640]; // of the cards, which are as wide as the longest label and the frame allow
 const COUNTS = 140; // of a card's width, for visits and value
 const LEAST_SHARED = 40; // of less it is not worth leaving something out
 const RAIL = 12; // from a card's left edge to the line that leads down from it
@@ -56,9 +56,9 @@ export class Drawing {
         this.canvas.classList.toggle("over", over !== null);
       });
     this.readColours();
+    this.#resize();
     this.setTree(tree);
     new ResizeObserver(() => this.#resize()).observe(frame);
-    this.#resize();
   }
 
   #wants(event) {
@@ -83,7 +83,8 @@ export class Drawing {
     this.context.font = this.#labelFont;
     const widths = tree.nodes.map((node) => this.context.measureText(node.label.slice(0, 160)).width);
     const longest = widths.reduce((most, width) => Math.max(most, width), 0);
-    this.cardWidth = Math.min(WIDTHS[1], Math.max(WIDTHS[0], longest + COUNTS + 26));
+    const most = Math.min(WIDTHS[1], this.width / READABLE[1] - 3 * MARGIN);
+    this.cardWidth = Math.max(WIDTHS[0], Math.min(most, longest + COUNTS + 26));
     this.redraw();
   }
 
@@ -211,7 +212,13 @@ export class Drawing {
       const [x, y] = this.#corner(node);
       const inColumns = x <= right && x + this.cardWidth >= left;
       if (inColumns && y <= bottom && y + this.cardHeight >= top) shown.push(node);
-      if (!this.pressed) this.#edge(node, left, top, right, bottom);
+    }
+    // Those that stand out last: they lie above the others.
+    const edges = this.pressed ? [] : tree.nodes.filter((node) => tree.has(node));
+    for (const strong of [false, true]) {
+      for (const node of edges) {
+        if (this.#standsOut(node) === strong) this.#edge(node, strong, left, top, right, bottom);
+      }
     }
     if (this.pressed) this.#threads();
     for (const node of shown) this.#card(node, k);
@@ -237,7 +244,11 @@ export class Drawing {
     context.stroke();
   }
 
-  #edge(node, left, top, right, bottom) {
+  #standsOut(node) {
+    return (this.marked.size ? this.marked : this.tree.winning).has(node.node_id);
+  }
+
+  #edge(node, strong, left, top, right, bottom) {
     const parent = this.tree.parent(node);
     if (!parent) return;
     const [fromX, fromY] = this.#corner(parent);
@@ -247,9 +258,6 @@ export class Drawing {
     const y2 = turns ? toY + this.cardHeight / 2 : toY;
     if (Math.max(x1, x2) < left || x1 > right || y2 < top || y1 > bottom) return;
     const { context } = this;
-    const strong = this.marked.size
-      ? this.marked.has(node.node_id)
-      : this.tree.winning.has(node.node_id);
     const visits = this.tree.visits.get(node.node_id) ?? 0;
     context.globalAlpha = this.marked.size && !strong ? 0.3 : 1;
     context.strokeStyle = strong ? this.colours.accent : this.colours.edge;
@@ -266,8 +274,7 @@ export class Drawing {
   #card(node, k) {
     const { context, colours, tree } = this;
     const [x, y] = this.#corner(node);
-    const wins = tree.winning.has(node.node_id);
-    const strong = this.marked.size ? this.marked.has(node.node_id) : wins;
+    const strong = this.#standsOut(node);
     const relative = tree.relativeValue(node);
     const value = relative === null ? colours.line : this.ramp(relative);
     context.globalAlpha = this.marked.size && !strong ? 0.35 : 1;
