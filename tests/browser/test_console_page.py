@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from marco_search.console.report import render
+from marco_search.store.reads.job_record import Fork
 from tests.browser.conftest import Running, until
 from tests.records import HOSTILE, job_id, record_of, search_of, times, tokens_of
 
@@ -179,6 +180,40 @@ CONTRAST = """([ink, ground]) => {
     const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
     return (a + 0.05) / (b + 0.05);
 }"""
+
+
+# What is written on the canvas when it is drawn again.
+DRAWN_TEXT = """() => new Promise((done) => {
+    const { context } = explorer.drawing, texts = [];
+    context.fillText = (text) => texts.push(text);
+    explorer.drawing.redraw();
+    requestAnimationFrame(() => { delete context.fillText; done(texts); });
+})"""
+
+
+def test_a_fork_shows_what_the_model_was_unsure_between(
+    console: Running, open_page: OpenPage, tmp_path: Path
+) -> None:
+    record = record_of(SEARCH, 7)
+    parent = record.nodes[0].node_id
+    _, second, third, *_ = (node.node_id for node in record.nodes if node.parent_id == parent)
+    forks = {
+        second: Fork(taken=" =", taken_share=0.65, passed_over=":", passed_over_share=0.3),
+        third: Fork(taken=" =", taken_share=0.65, passed_over="\n", passed_over_share=0.05),
+    }
+    nodes = tuple(replace(node, fork=forks.get(node.node_id)) for node in record.nodes)
+    console.reader.put(replace(record, nodes=nodes), tokens_of(SEARCH))
+    file = tmp_path / "job.html"
+    file.write_text(render(console.reader, job_id(7), "html"), encoding="utf-8")
+    for url in (f"{console.address}/jobs/{job_id(7)}", file.as_uri()):
+        page = drawn(open_page(url))
+        note = "here it was unsure between = (.65), : (.30) and ⏎ (.05)"
+        assert note in page.evaluate(DRAWN_TEXT)
+        page.evaluate(f"explorer.select(explorer.tree.byId.get({second}))")
+        assert ": (.30) instead of = (.65)" in page.inner_text("#panel")
+        assert ": (.30) instead of = (.65)" in page.inner_text("#current")
+        page.evaluate("explorer.playback.go(0)")  # before there was anything to choose from
+        assert note not in page.evaluate(DRAWN_TEXT)
 
 
 def test_a_running_job_grows_before_the_reader_s_eyes(
