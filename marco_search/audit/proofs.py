@@ -21,7 +21,7 @@ so that the proof still holds for all others once the texts and the job's salt a
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
@@ -32,11 +32,14 @@ HASH_BYTES = 32
 NO_SALT = bytes(16)
 """Of rows without texts: those of a job that was redacted."""
 _SIZE = struct.Struct(">i").unpack_from
+_KEY = struct.Struct(">q").pack
 
 Row = tuple[int, bytes]
 """A row's key within its job, and its canonical form."""
 Rows = Mapping[str, Sequence[Row]]
 """A job's rows by kind, each in key order."""
+Part = tuple[int, bytes, bytes]
+"""A row's key, and its canonical form in two parts: the texts apart."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,17 @@ class Kind:
         sizes = [struct.calcsize(f">{FIXED[t]}") for t in list(self.columns.values())[: self.fixed]]
         return 2 + sum(4 + size for size in sizes)
 
-    def split(self, row: bytes) -> tuple[bytes, bytes]:
-        """A row's other columns, and its texts. Raises struct.error for no such row."""
-        at = self._after_fixed
-        for _ in range(len(self.columns) - self.texts - self.fixed):
-            size = _SIZE(row, at)[0]
-            at += 4 + size if size > 0 else 4
-        return row[:at], row[at:]
+    def split(self, rows: Sequence[Row]) -> list[Part]:
+        """Each row's key, other columns, and texts. Raises struct.error for no such row."""
+        parts = []
+        others = range(len(self.columns) - self.texts - self.fixed)
+        for key, row in rows:
+            at = self._after_fixed
+            for _ in others:
+                (size,) = _SIZE(row, at)
+                at += 4 + size if size > 0 else 4
+            parts.append((key, row[:at], row[at:]))
+        return parts
 
 
 Kinds = Mapping[str, Kind]
@@ -74,11 +81,6 @@ Kinds = Mapping[str, Kind]
 
 BULK = ("node", "rollout", "answer")
 """Kinds whose rows an archive takes out of the database."""
-
-
-def leaf_hash(kind: bytes, row: bytes) -> bytes:
-    """The hash of one row; `kind` names what it is a row of, such as b"node"."""
-    return sha256(b"\x00%b\x00%b" % (kind, row)).digest()
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
@@ -101,7 +103,7 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
 
 Hashes = Mapping[str, Mapping[int, bytes]]
 """Of a job's rows, by kind (in the format's order) and key."""
-_Commit = Callable[[str, int, bytes], bytes]
+_Commit = Callable[[str, Sequence[Part]], Iterable[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,43 +132,47 @@ class Proof:
         return b"".join(self.leaves)
 
 
-def commitment(salt: bytes, name: str, key: int, texts: bytes) -> bytes:
-    """What stands for the texts of a row."""
-    return sha256(
-        b"\x02%b%b\x00%b%b" % (salt, name.encode(), struct.pack(">q", key), texts)
-    ).digest()
+def _committed(salt: bytes, name: str, parts: Sequence[Part]) -> list[bytes]:
+    """What stands for the texts of each row."""
+    start = b"\x02%b%b\x00" % (salt, name.encode())
+    return [sha256(start + _KEY(key) + texts).digest() for key, _, texts in parts]
 
 
 def prove(rows: Rows, kinds: Kinds, salt: bytes) -> Proof:
     """The proof of a job with these rows, each kind's in key order, and this salt."""
-    return _proof(rows, kinds, partial(commitment, salt))
+    return _proof(rows, kinds, partial(_committed, salt))
 
 
 def prove_without_texts(rows: Rows, kinds: Kinds, commitments: Hashes) -> Proof:
     """The same, whatever the texts read now; a row that has no commitment has none that fits."""
-    return _proof(rows, kinds, lambda name, key, _: commitments.get(name, {}).get(key, b""))
+
+    def known(name: str, parts: Sequence[Part]) -> list[bytes]:
+        return [commitments.get(name, {}).get(key, b"") for key, *_ in parts]
+
+    return _proof(rows, kinds, known)
 
 
 def _proof(rows: Rows, kinds: Kinds, commit: _Commit) -> Proof:
     hashes = {}
     for name, kind in kinds.items():
-        code, found = name.encode(), rows.get(name, ())
+        found = rows.get(name, ())
         if kind.texts:
-            parts = [(key, *kind.split(row)) for key, row in found]
-            found = [(key, plain + commit(name, key, texts)) for key, plain, texts in parts]
-        hashes[name] = {key: leaf_hash(code, row) for key, row in found}
+            parts = kind.split(found)
+            both = zip(parts, commit(name, parts), strict=True)
+            found = [(key, other + committed) for (key, other, _), committed in both]
+        start = b"\x00%b\x00" % name.encode()
+        hashes[name] = {key: sha256(start + row).digest() for key, row in found}
     return Proof(hashes)
 
 
 def commitments(rows: Rows, kinds: Kinds, salt: bytes) -> Proof:
     """The commitments to the texts of these rows, in the place of their hashes."""
-    return Proof(
-        {
-            name: {key: commitment(salt, name, key, kind.split(row)[1]) for key, row in found}
-            for name, kind in kinds.items()
-            for found in [rows.get(name, ())]
-        }
-    )
+    hashes = {}
+    for name, kind in kinds.items():
+        parts = kind.split(rows.get(name, ()))
+        keys = [key for key, *_ in parts]
+        hashes[name] = dict(zip(keys, _committed(salt, name, parts), strict=True))
+    return Proof(hashes)
 
 
 def unpack(keys: Mapping[str, Sequence[int]], packed: bytes, kinds: Kinds) -> Proof | None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from marco_search.audit import anchors
 from marco_search.audit.chain import FIRST, JOB, Link, check_links, follow
 from marco_search.audit.formats import FORMATS, NEWEST
-from marco_search.audit.proofs import NO_SALT, leaf_hash, merkle_root, prove, unpack
+from marco_search.audit.proofs import NO_SALT, Kind, merkle_root, prove, unpack
 from marco_search.audit.v1.tree import vector_confidences
 from marco_search.errors import ArchiveRefused, InvalidAnchor
 from marco_search.search.rewards import token_confidence
@@ -55,12 +55,14 @@ def test_the_merkle_tree_is_that_of_rfc_6962() -> None:
 
     assert merkle_root([]) == sha256(b"").digest()
     for count in range(1, 40):
-        leaves = [leaf_hash(b"node", bytes([i])) for i in range(count)]
+        leaves = [sha256(bytes([i])).digest() for i in range(count)]
         assert merkle_root(leaves) == recursive(leaves)
 
 
 def test_a_row_of_one_kind_does_not_pass_for_one_of_another() -> None:
-    assert leaf_hash(b"node", b"x") != leaf_hash(b"answer", b"x")
+    kinds = {name: Kind("", "", "", {}) for name in ("node", "answer")}
+    proof = prove({"node": [(1, b"x")], "answer": [(1, b"x")]}, kinds, NO_SALT)
+    assert proof.hashes["node"] != proof.hashes["answer"]
 
 
 def test_a_proof_comes_back_as_it_was_kept() -> None:

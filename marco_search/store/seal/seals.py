@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from uuid import UUID
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 from psycopg.sql import SQL
 
 from marco_search.audit.chain import JOB, REDACTION, Link, LinkKind, follow
@@ -94,13 +94,16 @@ def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[
     longest = _LONGEST_MS + _A_LINK_MS * len(entries) + also_rows // _ROWS_A_MS
     conn.execute(SQL(_LOCK).format(longest))
     # A statement of its own: it must see what the lock's last holder committed.
-    last = link_at(conn)
-    now = conn.execute("SELECT clock_timestamp()").fetchone()
-    assert now is not None
-    assert last is not None, "the migration writes the first link"
+    with conn.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(
+            "SELECT *, clock_timestamp() AS now FROM public.chain ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+    assert row is not None, "the migration writes the first link"
+    now = row.pop("now")
+    last = Link(**row)
     links = []
     for kind, job_id, root in entries:
-        last = follow(last, kind=kind, job_id=job_id, root=root, at=now[0], format=NEWEST)
+        last = follow(last, kind=kind, job_id=job_id, root=root, at=now, format=NEWEST)
         links.append(last)
     insert(conn, "chain", [asdict(link) for link in links])
     return links
