@@ -13,7 +13,7 @@ import click
 
 from marco_search.audit import anchors as anchor_files
 from marco_search.audit.findings import Finding, Report
-from marco_search.cli import output
+from marco_search.cli import options, output
 from marco_search.cli.error_reports import DOES_NOT_FIT
 from marco_search.cli.options import FILE, command
 from marco_search.cli.session import Session, session
@@ -24,6 +24,7 @@ from marco_search.store.seal import anchors as stored_anchors
 from marco_search.store.seal import archives, redactions
 from marco_search.store.seal.archives import Month
 from marco_search.store.seal.verification import check_month, verify_all, verify_job
+from marco_search.text import counted
 
 _SHOWN = 20
 _COUNTED = (
@@ -240,7 +241,12 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
     "--metadata", "entries", multiple=True, metavar="KEY=VALUE",
     help="All jobs with this entry in their metadata; given again: and this one.",
 )  # fmt: skip
-@click.option("--tenant", help="With --metadata: jobs of this tenant only.")
+@click.option("--custom-id", metavar="ID", help="All jobs of lines with this custom_id.")
+@click.option(
+    "--batch", type=click.UUID, metavar="ID",
+    help="All jobs of this batch, also those started over, and its refused lines.",
+)  # fmt: skip
+@options.tenants
 @click.option("--reason", metavar="TEXT", help="Kept in the log, such as the number of a request.")
 @click.option(
     "--archive", "months", type=_folder, metavar="FOLDER",
@@ -248,8 +254,8 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask: it can't be undone.")
 def redact(
-    jobs: tuple[str, ...], entries: tuple[str, ...], tenant: str | None, reason: str | None,
-    months: Path | None, yes: bool,
+    jobs: tuple[str, ...], entries: tuple[str, ...], custom_id: str | None, batch: UUID | None,
+    reason: str | None, months: Path | None, yes: bool,
 ) -> None:  # fmt: skip
     """Replace every text of JOBs that have ended by salted hashes, for good.
 
@@ -260,17 +266,21 @@ def redact(
     \b
     marco redact 4c5b12e0 --reason "request 17 of 2026-11-28"
     marco redact --metadata customer=4711
+    marco redact --custom-id case-17 --all-tenants
     """
-    wanted = dict(_entry(text) for text in entries)
-    if bool(jobs) == bool(wanted):
-        raise click.UsageError("name jobs, or --metadata, one of both")
+    if bool(jobs) == bool(entries or custom_id or batch):
+        raise click.UsageError("Give jobs, or --metadata, --custom-id or --batch.")
     done: dict[UUID, int | None] = {}
     with session(needs_redis=False) as here:
+        wanted = redactions.Choice(
+            tenant=here.tenant, batch_id=batch, custom_id=custom_id,
+            metadata=dict(_entry(text) for text in entries),
+        )  # fmt: skip
         if jobs:
             ids = list(dict.fromkeys(here.find(jobs)))
         else:
             with here.database.transaction() as conn:
-                ids = redactions.chosen(conn, tenant=tenant, metadata=wanted)
+                ids = redactions.chosen(conn, wanted)
         if ids and not yes:
             click.confirm(f"Replace all texts of {len(ids):,} jobs, for good?", abort=True)
         archived = _by_folder(here, ids, months) if months else {}
@@ -281,13 +291,16 @@ def redact(
                 with here.database.transaction() as conn:
                     link = redactions.redact(conn, job_id, reason=reason)
                 done[job_id] = None if link is None else link.seq
+        with here.database.transaction() as conn:
+            erased = 0 if jobs else redactions.erase_lines(conn, wanted)
     lines = [
         f"{job_id}  "
         + (f"redacted, link {done[job_id]}" if done[job_id] else "was redacted before")
         for job_id in ids
     ]
     found = [{"job_id": str(job_id), "link": done[job_id]} for job_id in ids]
-    output.report({"jobs": found}, *(lines or ["No job has that metadata."]))
+    lines += [f"{counted(erased, 'line')} without a job: erased"] if erased else []
+    output.report({"jobs": found, "lines": erased}, *(lines or ["Nothing fits."]))
 
 
 def _by_folder(here: Session, ids: Sequence[UUID], months: Path) -> dict[Path, list[UUID]]:

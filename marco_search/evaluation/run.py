@@ -271,7 +271,7 @@ def run_queued(
         by_id = {str(h.id): p for h, p in zip(handles, todo, strict=True)}
         failed: list[JobResult] = []
         for result in producer.results(handles):
-            if result.state != "succeeded":
+            if result.state != "succeeded" or result.redacted_at:
                 failed.append(result)
                 continue
             problem = by_id[str(result.job_id)]
@@ -287,9 +287,11 @@ def run_queued(
                 model=f"{result.model} {result.revision}",
             )
         if failed:
+            first = failed[0]
+            what = "redacted" if first.redacted_at else f"{first.state}: {first.error}"
             raise RuntimeUnavailable(
-                f"{len(failed)} of {len(problems)} jobs did not succeed; the first, "
-                f"{failed[0].job_id}, is {failed[0].state}: {failed[0].error}"
+                f"{len(failed)} of {len(problems)} jobs have no answer to grade; the first, "
+                f"{first.job_id}, is {what}"
             )
 
     found = _run(problems, names, file, on_progress, searches)

@@ -406,6 +406,9 @@ class JobResult(Described):
     revision: str | None = Field(None, description="Revision of its weights")
     error_type: str | None = Field(None, description="Class name from marco_search.errors")
     error: str | None = Field(None, description="Its message")
+    redacted_at: datetime | None = Field(
+        None, description="When its texts were replaced; what stands there is no answer"
+    )
     expected: str | None = Field(None, description="As the caller gave it")
     correct: bool | None = Field(
         None, description="Best answer against `expected`; None where there is none"

@@ -32,6 +32,7 @@ _REDACTORS = ("salt", "redacted_at")
 """Columns of jobs that only a redaction changes."""
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
 _BATCHES = ("batches", "batch_lines")
+_LINE_TEXTS = ("custom_id", "field", "reason")
 
 Right = tuple[str, str, str]
 """A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
@@ -105,6 +106,8 @@ def rights(prefix: str) -> Iterator[Right]:
     for column_name in _REDACTORS:
         yield redactor, "UPDATE", f"column public.jobs.{column_name}"
     yield redactor, "UPDATE", "column public.proofs.hashes"
+    for column_name in _LINE_TEXTS:
+        yield redactor, "UPDATE", f"column public.batch_lines.{column_name}"
     yield auditor, "SELECT", "table public.auditors"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -10,16 +11,21 @@ from uuid import UUID
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from starlette.testclient import TestClient
 
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
 from marco_search.cli.main import cli
+from marco_search.console.access import Access
+from marco_search.console.app import create_app
+from marco_search.console.reader import Reader
 from marco_search.errors import InvalidJob, RedactionRefused, RightsMissing, RuntimeUnavailable
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters
 from marco_search.store.reads import job_record
 from marco_search.store.seal import redactions
 from marco_search.store.seal.verification import verify_all, verify_job
+from producer import Producer
 from tests.integration.logins import logins
 from tests.integration.toys import (
     Interrupted,
@@ -131,11 +137,60 @@ def test_whoever_reads_it_is_told(database: Database, ended: UUID, tmp_path: obj
     assert "was redacted before" in marco("redact", str(ended), "--yes").output
 
 
+def test_its_page_says_who_redacted_it_and_shows_no_placeholder_as_its_answer(
+    database: Database, ended: UUID
+) -> None:
+    assert marco("redact", str(ended), "--yes", "--reason", "request 17").exit_code == 0
+    client = TestClient(create_app(Reader(database), Access(None)), base_url="http://localhost")
+    page = client.get(f"/jobs/{ended}")
+    assert page.status_code == 200
+    with database.transaction() as conn:
+        (who,) = conn.execute("SELECT by FROM redactions").fetchone() or ("nobody",)
+    assert re.search(rf"Redacted [^<]+ by {who}: request 17", page.text)
+    assert SECRET not in page.text
+    assert '<p class="answer"' not in page.text
+    assert client.get(f"/jobs/{ended}/tree.json").status_code == 200
+
+
+def test_jobs_and_refused_lines_are_chosen_by_batch_and_custom_id(
+    database: Database, database_url: str
+) -> None:
+    line = {"kind": "reasoning", "custom_id": f"case {SECRET}", "question": TEXT}
+    wrong = [line | {SECRET: 1}, line | {"custom_id": "other", SECRET: 1}]
+    with Producer(settings=settings_for(database_url, "redis://127.0.0.1:1/0")) as producer:
+        lines = [json.dumps(each).encode() for each in (line, *wrong)]
+        batch = producer.submit_batch(lines, metadata={"for": SECRET}, source=f"{SECRET}.jsonl")
+    run(database, database_url, producer_jobs(database)[0], ToyRuntime())
+    words = ("redact", "--yes", "--json")
+
+    def texts() -> str:
+        with database.transaction() as conn:
+            query = "SELECT (SELECT b::text FROM batches AS b), array_agg(l) FROM batch_lines AS l"
+            return str(conn.execute(query).fetchone())
+
+    by_name = ("--custom-id", f"case {SECRET}")
+    assert json.loads(marco(*words, *by_name, "--tenant", "another").output)["jobs"] == []
+    done = json.loads(marco(*words, *by_name).output)
+    assert (len(done["jobs"]), done["lines"]) == (1, 1)
+    assert f"case {SECRET}" not in texts()
+    assert SECRET in texts()
+    done = json.loads(marco(*words, "--batch", str(batch.id)).output)
+    assert (done["jobs"], done["lines"]) == ([], 1)
+    assert SECRET not in texts()
+    assert json.loads(marco(*words, "--batch", str(batch.id)).output)["lines"] == 0
+    assert verify_all(database_url).findings == ()
+
+
+def producer_jobs(database: Database) -> list[UUID]:
+    with database.transaction() as conn:
+        return [row[0] for row in conn.execute("SELECT id FROM jobs")]
+
+
 def test_jobs_are_chosen_by_their_metadata(database: Database, ended: UUID) -> None:
     words = ("redact", "--metadata", f"customer={SECRET}", "--metadata", "number=4711", "--yes")
     found = json.loads(marco(*words, "--json").output)
     assert [one["job_id"] for one in found["jobs"]] == [str(ended)]
-    assert "No job" in marco(*words).output
+    assert "Nothing fits" in marco(*words).output
 
 
 def test_its_idempotency_key_may_name_another_request(database: Database, ended: UUID) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from psycopg.rows import dict_row
 
+from marco_search.audit import redaction
 from marco_search.engine import SearchPlan
 from marco_search.errors import InvalidJob
 from marco_search.jobs import Answer, Job, explained
@@ -115,6 +116,11 @@ class JobRecord:
     def archived(self) -> str | None:
         """The month whose archive has the tree and the answers, if they were archived."""
         return next((e.detail["month"] for e in self.events if e.event == "archived"), None)
+
+    @property
+    def redacted(self) -> EventRow | None:
+        """When and by whom its texts were replaced, if they were."""
+        return next((e for e in self.events if e.event == redaction.EVENT), None)
 
     @property
     def vote(self) -> tuple[str | None, float | None, str | None]:

@@ -359,7 +359,7 @@ _RESULTS = f"""
     SELECT job_id::text, tenant, batch_id::text, batch_line, custom_id, idempotency_key, metadata,
         payload ->> 'endpoint' AS endpoint, subject, kind, state,
         coalesce(config ->> 'strategy', strategy) AS strategy,
-        stop_reason, rollouts, nodes, generated_tokens,
+        stop_reason, redacted_at, rollouts, nodes, generated_tokens,
         prompt_tokens, cached_tokens, seconds, model, revision, expected, correct,
         confidence_quantile, config ->> 'choice' AS vote,
         (config ->> 'sharpness')::float8 AS sharpness,

@@ -8,7 +8,9 @@ would let a text be guessed and tried: they are erased with the texts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -39,20 +41,82 @@ _KEYS = {
     "answers": ("job_id", "rank"),
 }
 """Tables with texts, and the columns that name a row."""
+REDACTED = "redacted"
+"""Why a line was refused, once its texts are erased."""
 
 
-def chosen(conn: Conn, *, tenant: str | None, metadata: dict[str, str]) -> list[UUID]:
-    """The jobs whose metadata has all of these entries, as text; the oldest first."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is to be redacted: all that fits everything given."""
+
+    tenant: str | None = None
+    batch_id: UUID | None = None
+    custom_id: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)  #: values as text
+
+
+_IN = "(%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+_BATCH = "(%(batch)s::uuid IS NULL OR {} = %(batch)s)"
+_NAMED = "(%(custom_id)s::text IS NULL OR custom_id = %(custom_id)s)"
+
+
+def chosen(conn: Conn, choice: Choice) -> list[UUID]:
+    """The jobs that are not redacted yet, those that were started over too; the oldest first."""
+    metadata = choice.metadata
     return [
         row[0]
         for row in conn.execute(
-            "SELECT id FROM public.jobs WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+            f"SELECT id FROM public.jobs WHERE {_IN} AND {_BATCH.format('batch_id')} AND {_NAMED}"  # noqa: S608
             " AND redacted_at IS NULL AND NOT EXISTS ("
             " SELECT FROM unnest(%(names)s::text[], %(values)s::text[]) AS w (name, value)"
-            " WHERE payload -> 'metadata' ->> w.name IS DISTINCT FROM w.value) ORDER BY id",
-            {"tenant": tenant, "names": list(metadata), "values": list(metadata.values())},
+            " WHERE payload -> 'metadata' ->> w.name IS DISTINCT FROM w.value)"
+            " ORDER BY id".encode(),
+            _given(choice) | {"names": list(metadata), "values": list(metadata.values())},
         )
     ]
+
+
+def erase_lines(conn: Conn, choice: Choice) -> int:
+    """Erase the texts of lines that made no job, and of a whole batch what was said of it.
+
+    They are in no proof. Returns how many lines had some. Raises RightsMissing.
+    """
+    if choice.metadata or not (choice.batch_id or choice.custom_id):
+        return 0  # such a line has no metadata
+    given = _given(choice)
+    own = f"SELECT id FROM public.batches WHERE {_IN} AND {_BATCH.format('id')}"  # noqa: S608
+    with _as_redactor():
+        if choice.custom_id is None:
+            # The digest is that of the lines: one could be guessed and tried.
+            conn.execute(
+                "UPDATE public.batches SET metadata = '{}', source = NULL, digest = NULL"  # noqa: S608
+                f" WHERE id IN ({own})".encode(),
+                given,
+            )
+        return conn.execute(
+            "UPDATE public.batch_lines SET custom_id = NULL, field = NULL,"  # noqa: S608
+            f" reason = CASE WHEN reason IS NOT NULL THEN '{REDACTED}' END"
+            f" WHERE batch_id IN ({own}) AND {_NAMED}"
+            f" AND (custom_id IS NOT NULL OR reason <> '{REDACTED}')".encode(),
+            given,
+        ).rowcount
+
+
+def _given(choice: Choice) -> dict[str, Any]:
+    return {
+        "tenant": choice.tenant, "batch": choice.batch_id, "custom_id": choice.custom_id,
+    }  # fmt: skip
+
+
+@contextmanager
+def _as_redactor() -> Iterator[None]:
+    try:
+        yield
+    except errors.InsufficientPrivilege as error:
+        raise RightsMissing(
+            f"this login may not redact ({error.diag.message_primary}): set DATABASE_URL to a"
+            " member of the role ..._redactor, or to the owner's login (docs/audit.md)"
+        ) from None
 
 
 def redact(
@@ -65,14 +129,9 @@ def redact(
     RedactionRefused for a job that has not ended, was archived, or does not verify.
     """
     allow(conn, None)
-    try:
+    with _as_redactor():
         salt = lock(conn, job_id, archived=archived is not None)
         return None if salt is None else _redact(conn, job_id, salt, reason, archived)
-    except errors.InsufficientPrivilege as error:
-        raise RightsMissing(
-            f"this login may not redact ({error.diag.message_primary}): set DATABASE_URL to a"
-            " member of the role ..._redactor, or to the owner's login (docs/audit.md)"
-        ) from None
 
 
 def lock(conn: Conn, job_id: UUID, *, archived: bool) -> bytes | None:
@@ -131,6 +190,7 @@ def _redact(
     for table, keys in _KEYS.items():
         _replace(conn, table, keys, job_id, salt)
     conn.execute("UPDATE public.jobs SET salt = NULL, redacted_at = now() WHERE id = %s", [job_id])
+    conn.execute("UPDATE public.batch_lines SET custom_id = NULL WHERE known_id = %s", [job_id])
     unsalted = [one.seq for one, _ in ends if one.format < COMMITS]
     if unsalted:
         conn.execute("UPDATE public.proofs SET hashes = '' WHERE seq = ANY (%s)", [unsalted])
