@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,8 @@ from marco_search.console.access import Access
 from marco_search.console.app import create_app
 from marco_search.console.reader import Reader
 from marco_search.errors import InvalidJob, RedactionRefused, RightsMissing, RuntimeUnavailable
+from marco_search.evaluation.data_sets import from_row
+from marco_search.evaluation.run import Recipe, run_queued
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters
 from marco_search.store.reads import job_record
@@ -191,6 +194,26 @@ def test_jobs_are_chosen_by_their_metadata(database: Database, ended: UUID) -> N
     found = json.loads(marco(*words, "--json").output)
     assert [one["job_id"] for one in found["jobs"]] == [str(ended)]
     assert "Nothing fits" in marco(*words).output
+
+
+def test_an_evaluation_does_not_grade_what_stands_in_the_place_of_an_answer(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    class RedactedMeanwhile(Producer):
+        def results(self, jobs: Any, **more: Any) -> Any:
+            for job in jobs:
+                run(database, database_url, job.id, ToyRuntime())
+                redact(database, job.id)
+            return super().results(jobs, **more)
+
+    problem = from_row({"question": TEXT, "answer": "2"}, "row")
+    settings = settings_for(database_url, "redis://127.0.0.1:1/0")
+    with (
+        RedactedMeanwhile(settings=settings) as producer,
+        pytest.raises(RuntimeUnavailable, match="redacted"),
+    ):
+        run_queued([problem], Recipe(), tmp_path / "traces.jsonl", producer)
+    assert (tmp_path / "traces.jsonl").read_text() == ""
 
 
 def test_its_idempotency_key_may_name_another_request(database: Database, ended: UUID) -> None:
