@@ -104,6 +104,14 @@ class IdempotencyConflict(InputError):
         super().__init__(message)
 
 
+class InvalidApiKey(InputError):
+    """A request has no API key, or one that is unknown, revoked or expired."""
+
+
+class ModelNotFound(InvalidJob):
+    """The `model` of a chat completion names neither a strategy nor a profile."""
+
+
 class JobNotFound(MarcoError):
     """No job with this id is visible to this tenant."""
 
@@ -137,6 +145,10 @@ class QuotaExceeded(Backpressure):
     """This tenant has as many queued jobs as it may have."""
 
 
+class RateLimitExceeded(Backpressure):
+    """This API key has sent as many requests as it may in a minute."""
+
+
 class ServiceError(MarcoError):
     """A service that marco-search needs does not answer as it must."""
 
@@ -165,7 +177,7 @@ class LocalServiceFailed(ServiceError):
 
 
 class AddressTaken(ServiceError):
-    """The console can't listen at the host and port it was given."""
+    """The console or the API can't listen at the host and port it was given."""
 
 
 class SchemaMismatch(MarcoError):
@@ -175,7 +187,7 @@ class SchemaMismatch(MarcoError):
 
 
 class RightsMissing(MarcoError):
-    """The user of DATABASE_URL may not do this; the message says who may."""
+    """The user of DATABASE_URL, or the API key, may not do this; the message says who may."""
 
     exit_code = 2
 

@@ -232,6 +232,22 @@ BATCH_LINES = _table(
     changes=True,
 )
 
+API_KEYS = _table(
+    "api_keys",
+    "Keys of the HTTP API; a key itself is stored nowhere",
+    column("id", "text", "Its public part, as lists show it", key=True),
+    column("hash", "bytea", "SHA-256 of the key"),
+    column("tenant", "text", "Whose jobs it submits and sees"),
+    column("name", "text", "What its maker called it", default=""),
+    column("rights", "text[]", "What it may do: submit, read, cancel"),
+    column("per_minute", "int4?", "Most requests a minute; null: any"),
+    column("created_at", "timestamptz", "When it was made", default=NOW),
+    column("expires_at", "timestamptz?", "Not taken from this time on; null: it does not expire"),
+    column("revoked_at", "timestamptz?", "When it was revoked; null: it was not"),
+    column("due_at", "timestamptz", "When its requests so far are worked off", default=NOW),
+    changes=True,
+)
+
 _attempt = partial(column, leaves=("attempt",))
 ATTEMPTS = _table(
     "attempts",

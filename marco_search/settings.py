@@ -240,6 +240,10 @@ class Settings(BaseSettings):
         "made if unset",
     )
 
+    api_wait_s: SomeSeconds = Field(
+        600.0, description="Longest that a request to `marco serve` waits for its job"
+    )
+
     @property
     def profiles(self) -> Path:
         """Folder of the user's own profiles."""

@@ -7,6 +7,7 @@ connection listens for all waits.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from copy import copy
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
@@ -47,6 +48,12 @@ class AsyncProducer:
         poll_s: float = POLL_S,
     ) -> None:
         self._sync = Producer(database_url, redis_url, tenant, settings, poll_s=poll_s)
+
+    def for_tenant(self, tenant: str) -> Self:
+        """See `Producer.for_tenant`."""
+        bound = copy(self)
+        bound._sync = self._sync.for_tenant(tenant)
+        return bound
 
     submit = _awaited(Producer.submit)
     submit_many = _awaited(Producer.submit_many)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from threading import Event
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
@@ -85,6 +86,14 @@ class Producer:
         self._listener = Listener(self._database)
         self._poll_s = poll_s
         self._publisher: Publisher | None = None
+
+    def for_tenant(self, tenant: str) -> Self:
+        """This producer bound to a tenant. It has the same connections: close the first only."""
+        with contextlib.suppress(BrokerUnavailable):
+            self._broker()
+        bound = copy(self)
+        bound._tenant = self._own(tenant)
+        return bound
 
     def submit(self, job: Job | Mapping[str, Any]) -> JobHandle:
         """Store one job and put it into the queue.

@@ -29,6 +29,8 @@ COMMANDS = {
     "wait": ("job_commands", "Wait quietly until jobs end."),
     "show": ("job_commands", "Show a job's ranked answers, its totals and its search tree."),
     "console": ("service_commands", "Show jobs and their trees in a browser."),
+    "serve": ("service_commands", "Serve the HTTP API, which OpenAI's clients can call."),
+    "keys": ("key_commands", "Keys of the HTTP API: create, list, revoke."),
     "results": ("job_commands", "Print the results of jobs that have ended."),
     "cancel": ("job_commands", "Cancel jobs."),
     "pause": ("queue_commands", "Pause jobs: some, a tenant's, or all."),

@@ -1,17 +1,18 @@
-"""Commands about what runs: up, down, migrate, doctor, worker, scheduler, console."""
+"""Commands about what runs: up, down, migrate, doctor, worker, scheduler, console, serve."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from psycopg.conninfo import make_conninfo
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from marco_search.local import ServiceUrls
 
 UNREACHABLE = 4  # as for a service that does not answer
-CONSOLE_PORT = 8780
+CONSOLE_PORT, API_PORT = 8780, 8781
 ROLES_HINT = "a superuser can run `marco roles`, or the SQL that `marco roles --sql` prints"
 
 
@@ -228,12 +229,61 @@ def scheduler() -> None:
         click.get_current_context().exit(run(here.settings))
 
 
+def _listens(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--host and --port of a command that serves."""
+    host = click.option(
+        "--host", default="127.0.0.1", show_default=True, help="Address to listen at."
+    )
+    number = click.option(
+        "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
+        help="Port; 0 takes a free one.",
+    )  # fmt: skip
+    return lambda function: host(number(function))
+
+
 @command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=CONSOLE_PORT, show_default=True,
-    help="Port; 0 takes a free one.",
-)  # fmt: skip
+@_listens(API_PORT)
+def serve(host: str, port: int) -> None:
+    """Serve the HTTP API, which OpenAI's clients can call, until Ctrl-C.
+
+    Every request carries a key that `marco keys create` made. As long as there is none, one for
+    MARCO_TENANT is made and printed, which holds until the server stops; then it listens on this
+    machine only. It speaks plain HTTP: put a proxy with TLS before it on a network that you do
+    not trust.
+    """
+    from marco_search.api.access import Service
+    from marco_search.api.app import create_app
+    from marco_search.cli.session import session
+    from marco_search.http_server import LOOPBACK
+    from marco_search.http_server import serve as serve_http
+    from marco_search.store import api_keys
+    from producer import AsyncProducer
+
+    with session(creates=True) as here:
+        with here.database.transaction() as conn:
+            local_key = None if api_keys.any_usable(conn) else api_keys.new_key()[0]
+        if local_key and host not in LOOPBACK:
+            raise InvalidSettings(f"--host {host}: no API key: `marco keys create` makes one")
+
+        def ready(address: str) -> None:
+            if output.as_json():
+                made = {"key": local_key} if local_key else {}
+                output.print_json_line({"address": address} | made)
+                return
+            output.show(f"API at {address}  (Ctrl-C stops it)")
+            if local_key:
+                output.show(f"Key, until it stops: {local_key}")
+
+        producer = AsyncProducer(settings=here.settings, poll_s=10.0)
+        app = create_app(Service(here.settings, here.database, producer, local_key))
+        try:
+            serve_http(app, host, port, ready, answer_s=here.settings.api_wait_s + 60.0)
+        finally:
+            asyncio.run(producer.close())
+
+
+@command()
+@_listens(CONSOLE_PORT)
 @click.option(
     "--allow-host", "names", metavar="NAME", multiple=True,
     help="A name by which browsers reach it (behind a proxy, say); may be given again.",
@@ -250,7 +300,7 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
     from marco_search.console.access import Access
     from marco_search.console.app import create_app
     from marco_search.console.reader import Reader
-    from marco_search.console.server import LOOPBACK, serve
+    from marco_search.http_server import LOOPBACK, serve
     from marco_search.store.db import Database
     from producer.standstill import workers
 

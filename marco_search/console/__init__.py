@@ -1,6 +1,6 @@
 """The web console: jobs and their trees in a browser, read-only.
 
-- server, app: listening, and the application; access: who is let in
+- app: the application (marco_search.http_server listens); access: who is let in
 - pages: the routes; reader: what they read from Postgres, and how often
 - rendering, templates/, static/: HTML; report: one job as a file of its own
 

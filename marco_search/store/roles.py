@@ -33,6 +33,7 @@ _REDACTORS = ("salt", "redacted_at")
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
 _BATCHES = ("batches", "batch_lines")
 _LINE_TEXTS = ("custom_id", "field", "reason")
+_API_KEYS = "api_keys"  # no auditor sees these
 
 Right = tuple[str, str, str]
 """A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
@@ -96,6 +97,8 @@ def rights(prefix: str) -> Iterator[Right]:
         for right in ("SELECT", "INSERT", *(["UPDATE"] if table == "batches" else [])):
             yield app, right, f"table public.{table}"
         yield auditor, "SELECT", f"table public.{table}"
+    for right in ("SELECT", "INSERT", "UPDATE"):
+        yield app, right, f"table public.{_API_KEYS}"
     for column in schema.JOBS.columns:
         if "request" not in column.info["leaves"] and column.name not in _REDACTORS:
             yield app, "UPDATE", f"column public.jobs.{column.name}"
@@ -113,7 +116,7 @@ def rights(prefix: str) -> Iterator[Right]:
 
 def secured() -> list[str]:
     """The tables with row-level security."""
-    return ["jobs", "tenants", "auditors", *_BATCHES, *schema.insert_only()]
+    return ["jobs", "tenants", "auditors", _API_KEYS, *_BATCHES, *schema.insert_only()]
 
 
 def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tuple[str, str, str]]:
@@ -127,6 +130,7 @@ def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tu
     }
     yield "own_rows", "auditors", f"TO {auditor} USING (role_name = current_user)"
     yield "all_texts", "vocabulary", f"FOR SELECT TO {auditor} USING (true)"
+    yield "all_rows", _API_KEYS, f"TO {app} USING (true) WITH CHECK (true)"
     for table in ("jobs", "tenants", *_BATCHES, *schema.insert_only()):
         yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
         yield "all_tenants", table, f"FOR SELECT TO {auditor_all} USING (true)"

@@ -20,7 +20,7 @@ import uvicorn
 
 from marco_search.console.access import Access
 from marco_search.console.app import create_app
-from marco_search.console.server import bound
+from marco_search.http_server import bound
 from tests.records import FakeReader
 
 FLAGS = (

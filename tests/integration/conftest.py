@@ -69,7 +69,7 @@ def template_database(services: ServiceUrls) -> Iterator[str]:
     name = f"marco_template_{uuid.uuid4().hex[:12]}"
     _admin(services, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
-        migrations.upgrade(_with_path(services.database_url, name))
+        migrations.upgrade(with_path(services.database_url, name))
         yield name
     finally:
         _drop(services, name)
@@ -81,7 +81,7 @@ def database_url(services: ServiceUrls, template_database: str) -> Iterator[str]
     name = f"marco_test_{uuid.uuid4().hex[:12]}"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
     _admin(services, create.format(sql.Identifier(name), sql.Identifier(template_database)))
-    yield _with_path(services.database_url, name)
+    yield with_path(services.database_url, name)
     _drop(services, name)
 
 
@@ -104,7 +104,7 @@ def redis_url(services: ServiceUrls) -> Iterator[str]:
     """URL of an empty Redis database, emptied again after the test."""
     url = services.redis_url
     if os.environ.get("REDIS_URL"):
-        url = _with_path(url, str(_FOREIGN_REDIS_DATABASE))
+        url = with_path(url, str(_FOREIGN_REDIS_DATABASE))
     with redis.Redis.from_url(url) as client:
         if os.environ.get("REDIS_URL") and client.dbsize():
             pytest.fail(f"REDIS_URL: tests use database {_FOREIGN_REDIS_DATABASE}: empty it first")
@@ -123,7 +123,7 @@ def _spare_the_disk(urls: ServiceUrls) -> None:
         session.execute("SELECT pg_reload_conf()")
 
 
-def _with_path(url: str, name: str) -> str:
+def with_path(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 

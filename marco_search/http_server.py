@@ -1,4 +1,4 @@
-"""The HTTP server: one process.
+"""The HTTP server of the console and the API: one process.
 
 Connections that send half a request, or read nothing, must not keep others out: each has a
 deadline, and where there are too many the one whose deadline is next gives way.
@@ -13,6 +13,8 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,20 +25,29 @@ from marco_search.errors import AddressTaken
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 HEAD_S = 5.0  # for a request's head to arrive
-ANSWER_S = 120.0  # for a request to be answered and its answer to be read
+ANSWER_S = 120.0
 MOST_CONNECTIONS, _BACKLOG = 512, 100
 
 
-def serve(app: ASGIApp, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    *,
+    answer_s: float = ANSWER_S,
+) -> None:
     """Answer until SIGINT or SIGTERM. `ready` gets the address; port 0 takes a free one.
 
+    A request has `answer_s` seconds to be answered and its answer to be read.
     Raises AddressTaken.
     """
+    connection: Any = partial(_Connection, answer_s=answer_s)
     with closing(bound(host, port)) as listening:
         ready(f"http://{_reachable(host)}:{listening.getsockname()[1]}/")
         config = uvicorn.Config(
             app,
-            http=_Connection,
+            http=connection,
             backlog=_BACKLOG,
             # Not warnings: a client decides how many there are.
             log_level="error",
@@ -73,6 +84,10 @@ class _Connection(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
     _seconds = 0.0
 
+    def __init__(self, *given: Any, answer_s: float, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._answer_s = answer_s
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._follow()
@@ -101,7 +116,7 @@ class _Connection(H11Protocol):
 
     def _follow(self) -> None:
         """Begin the deadline of what it does now, unless that has begun."""
-        seconds = HEAD_S if self._waits else ANSWER_S
+        seconds = HEAD_S if self._waits else self._answer_s
         if self._deadline is None or seconds != self._seconds:
             self._cancel()
             self._seconds = seconds

@@ -1,0 +1,1 @@
+"""The HTTP API: chat completions in OpenAI's shape, and jobs in ours."""

@@ -1,0 +1,106 @@
+"""Who may call: API keys, and what each may do.
+
+A key is looked up before a byte of the body is read. Routes say what right they need by the type
+of their parameter `caller`: Submits, Reads or Cancels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from marco_search.errors import InvalidApiKey, MarcoError, RightsMissing
+from marco_search.settings import Settings
+from marco_search.store import api_keys
+from marco_search.store.api_keys import RIGHTS, ApiKey, Right
+from marco_search.store.db import Database
+from producer import AsyncProducer
+
+OPEN = ("/healthz", "/docs", "/openapi.json")
+"""Paths that take no key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What all requests share. `local_key`: one that is stored nowhere, for MARCO_TENANT."""
+
+    settings: Settings
+    database: Database
+    producer: AsyncProducer
+    local_key: str | None = None
+
+    def key(self, given: str) -> ApiKey:
+        """What is known of this key. Raises InvalidApiKey, RateLimitExceeded."""
+        if self.local_key and hmac.compare_digest(given.encode(), self.local_key.encode()):
+            return ApiKey(
+                id="local", name="", tenant=self.settings.tenant, rights=RIGHTS, per_minute=None,
+                created_at=None, expires_at=None, revoked_at=None,
+            )  # fmt: skip
+        with self.database.transaction() as conn:
+            return api_keys.taken(conn, given)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is. `producer` submits for, and sees, the key's tenant only."""
+
+    service: Service
+    key: ApiKey
+    producer: AsyncProducer
+
+
+def needs(*rights: Right) -> Callable[[Request], Caller]:
+    """A dependency: the caller, if the key has these rights. Raises RightsMissing."""
+
+    def caller(request: Request) -> Caller:
+        found: Caller = request.state.caller
+        for right in rights:
+            if right not in found.key.rights:
+                raise RightsMissing(
+                    f"API key {found.key.id} may not {right}; it may {', '.join(found.key.rights)}"
+                )
+        return found
+
+    return caller
+
+
+Submits = Annotated[Caller, Depends(needs("submit"))]
+Reads = Annotated[Caller, Depends(needs("read"))]
+Asks = Annotated[Caller, Depends(needs("submit", "read"))]
+Cancels = Annotated[Caller, Depends(needs("cancel"))]
+# Only for the OpenAPI page: Guard has looked at the header.
+BEARER = HTTPBearer(auto_error=False, description="A key that `marco keys create` made")
+
+
+class Guard:
+    """ASGI middleware that finds out whose request it is."""
+
+    def __init__(
+        self, app: ASGIApp, service: Service, refusal: Callable[[MarcoError], ASGIApp]
+    ) -> None:
+        """`refusal` is the answer to a request that is not let in."""
+        self._app, self._service, self._refusal = app, service, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._app
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            try:
+                scope.setdefault("state", {})["caller"] = await self._caller(Headers(scope=scope))
+            except MarcoError as error:
+                answer = self._refusal(error)
+        await answer(scope, receive, send)
+
+    async def _caller(self, headers: Headers) -> Caller:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            raise InvalidApiKey(f"no API key; {api_keys.HINT}")
+        key = await asyncio.to_thread(self._service.key, given.strip())
+        return Caller(self._service, key, self._service.producer.for_tenant(key.tenant))

@@ -1,0 +1,134 @@
+"""Keys of the HTTP API: made, listed, revoked, and looked up with their rate limit."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from marco_search.errors import InvalidApiKey, JobNotFound, RateLimitExceeded
+from marco_search.store.db import Conn
+from marco_search.store.reads.queries import select
+
+Right = Literal["submit", "read", "cancel"]
+RIGHTS: Final[tuple[Right, ...]] = ("submit", "read", "cancel")
+_FORM = re.compile(r"marco_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+HINT = "make one with `marco keys create` and send it as Authorization: Bearer KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """What is known of a key."""
+
+    id: str
+    name: str
+    tenant: str
+    rights: Collection[str]
+    per_minute: int | None  #: most requests a minute
+    created_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+def new_key() -> tuple[str, str]:
+    """A random key, and its public id: marco_ID_SECRET."""
+    public = secrets.token_hex(6)
+    return f"marco_{public}_{secrets.token_urlsafe(32)}", public
+
+
+def digest(key: str) -> bytes:
+    """What is stored of a key. It has 256 random bits, so a plain hash will do."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def create(
+    conn: Conn,
+    *,
+    tenant: str,
+    name: str = "",
+    rights: Collection[str] = RIGHTS,
+    per_minute: int | None = None,
+    expires_in_s: float | None = None,
+) -> tuple[str, str]:
+    """Store a new key; the key, which can't be read again, and its id."""
+    key, public = new_key()
+    conn.execute(
+        """
+        INSERT INTO api_keys (id, hash, tenant, name, rights, per_minute, expires_at)
+        VALUES (%s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s))
+        """,
+        [public, digest(key), tenant, name, list(rights), per_minute, expires_in_s],
+    )
+    return key, public
+
+
+def listed(conn: Conn, tenant: str | None = None) -> list[ApiKey]:
+    """All keys, or those of a tenant, the oldest first."""
+    where = "api_keys WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s ORDER BY created_at, id"
+    return select(conn, ApiKey, where, {"tenant": tenant})
+
+
+def any_usable(conn: Conn) -> bool:
+    """Whether there is a key that is taken now."""
+    query = f"SELECT EXISTS (SELECT FROM api_keys WHERE {_USABLE})"  # noqa: S608  # constants
+    return conn.execute(query.encode()).fetchone() == (True,)
+
+
+def revoke(conn: Conn, public: str, tenant: str | None = None) -> None:
+    """Take a key no more. Raises JobNotFound for an unknown id."""
+    found = conn.execute(
+        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())"
+        " WHERE id = %(id)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)",
+        {"id": public, "tenant": tenant},
+    )
+    if not found.rowcount:
+        raise JobNotFound(f"no API key {public!r}; see `marco keys list`")
+
+
+_USABLE = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+# The generic cell rate algorithm: each request puts `due_at` off by a minute's part, and may do
+# so to a minute from now at most.
+_DUE = "greatest(due_at, clock_timestamp()) + make_interval(secs => 60.0 / per_minute)"
+_COUNT = f"""
+    UPDATE api_keys SET due_at = {_DUE}
+    WHERE id = %s AND {_DUE} <= clock_timestamp() + interval '60.0005 s'
+"""  # noqa: S608  # constants
+_LEFT = f"""
+    SELECT ceil(extract(epoch FROM {_DUE} - clock_timestamp()) - 60) FROM api_keys WHERE id = %s
+"""  # noqa: S608  # constants
+
+
+def taken(conn: Conn, key: str) -> ApiKey:
+    """The key that a request carries, which counts against its rate limit.
+
+    Raises InvalidApiKey and RateLimitExceeded.
+    """
+    form = _FORM.fullmatch(key)
+    found = (
+        form
+        and conn.execute(
+            f"SELECT hash, {_USABLE} FROM api_keys WHERE id = %s".encode(),  # noqa: S608  # constants
+            [form[1]],
+        ).fetchone()
+    )
+    if not form or not found or not hmac.compare_digest(found[0], digest(key)):
+        raise InvalidApiKey(f"this API key is not known; {HINT}")
+    if not found[1]:
+        raise InvalidApiKey(f"API key {form[1]} was revoked or has expired; {HINT}")
+    (known,) = select(conn, ApiKey, "api_keys WHERE id = %s", [form[1]])
+    if known.per_minute is not None:
+        _count(conn, known.id, known.per_minute)
+    return known
+
+
+def _count(conn: Conn, public: str, per_minute: int) -> None:
+    conn.execute("SET LOCAL synchronous_commit = off")  # a crash may forget some requests
+    if not conn.execute(_COUNT.encode(), [public]).rowcount:
+        row = conn.execute(_LEFT.encode(), [public]).fetchone()
+        said = f"API key {public} may send {per_minute:,} requests a minute"
+        raise RateLimitExceeded(said, max(1.0, float(row[0] if row else 1)))
