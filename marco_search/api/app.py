@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any, Final
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -33,7 +33,7 @@ from marco_search.errors import (
 
 BODY_LIMIT = 4 * 2**20
 """Bytes of a body; a route may have a `max_body_size` of its own."""
-ROUTERS: Final = ()
+ROUTERS: Final[tuple[APIRouter, ...]] = ()
 STATUS: dict[type[MarcoError], tuple[int, str]] = {
     InvalidApiKey: (401, "authentication_error"),
     RightsMissing: (403, "permission_error"),

@@ -118,7 +118,7 @@ def test_who_is_not_let_in(api: Api) -> None:
     with api.http() as client:
         wrong = client.headers["Authorization"][:-1] + "~"
         for given in (wrong, "Bearer marco_" + "0" * 12 + "_" + "a" * 43, "Basic abc", "Bearer é"):
-            head = {"Authorization": given.encode()}
+            head = {b"Authorization": given.encode()}
             answer = client.get("/v1/models", headers=head)
             refused(answer, 401, "invalid_api_key")
             assert answer.headers["WWW-Authenticate"] == "Bearer"
