@@ -177,7 +177,7 @@ class LocalServiceFailed(ServiceError):
 
 
 class AddressTaken(ServiceError):
-    """The console or the API can't listen at the host and port it was given."""
+    """A server of ours can't listen at the host and port it was given."""
 
 
 class SchemaMismatch(MarcoError):

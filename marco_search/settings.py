@@ -232,6 +232,13 @@ class Settings(BaseSettings):
     health_file: Path | None = Field(
         None, description="Touched every few seconds by a worker or scheduler that does its work"
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Where a worker or scheduler serves its metrics; unset: it does not",
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="And the address")
     log_level: str = Field("INFO", pattern="(?i)^(debug|info|warning|error|critical)$")
 
     console_token: SecretStr | None = Field(

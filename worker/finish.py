@@ -15,8 +15,9 @@ from typing import Any
 
 from marco_search import engine
 from marco_search.errors import MarcoError
-from marco_search.jobs import Job
+from marco_search.jobs import Job, JobResult
 from marco_search.kinds import parse_job
+from marco_search.metrics import ATTEMPTS, record
 from marco_search.search.budgets import StopReason
 from marco_search.search.tree import Tree
 from marco_search.store.db import Conn, Database
@@ -40,23 +41,22 @@ _STATES = {
 }
 
 
-def finish(conn: Conn, claim: Claim, job: Job, finished: engine.FinishedSearch) -> JobState:
-    """End the job with what its search has found; its state. Raises LeaseLost.
+def finish(conn: Conn, claim: Claim, job: Job, finished: engine.FinishedSearch) -> JobResult:
+    """End the job with what its search has found. Raises LeaseLost.
 
-    Does nothing if it has ended already: a commit whose acknowledgement was lost is tried again.
+    Writes nothing if it has ended already: a commit whose acknowledgement was lost is tried again.
     """
     ended = leases.ended(conn, claim.lease)
-    if ended is not None:
-        return ended
     # Only now: no search may see the expected answer.
     job = job.model_copy(update={"expected": claim.expected})
     reason = finished.search.stop_reason
     state = _STATES.get(reason, JobState.SUCCEEDED) if reason else JobState.SUCCEEDED
-    result = engine.job_result(job, finished, job_id=str(claim.job_id), state=state)
-    trail.write_answers(conn, claim.lease, result.answers)
-    # Last: it seals the job's rows.
-    leases.end(conn, claim.lease, state, result=result)
-    return state
+    result = engine.job_result(job, finished, job_id=str(claim.job_id), state=ended or state)
+    if ended is None:
+        trail.write_answers(conn, claim.lease, result.answers)
+        # Last: it seals the job's rows.
+        leases.end(conn, claim.lease, state, result=result)
+    return result
 
 
 def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> None:
@@ -76,6 +76,7 @@ def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> None:
         search.stop(reason)
         ended = engine.FinishedSearch(plan=plan, search=search, seconds=claim.seconds)
         finish(conn, claim, job, ended)
+    record(ATTEMPTS, 1, _STATES[reason])
     log.info("job %s: %s after %d rounds", claim.job_id, _STATES[reason], claim.rounds)
 
 
@@ -96,8 +97,8 @@ def finish_one_queued(database: Database, worker: Worker) -> bool:
         return True
 
 
-def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_attempts: int) -> None:
-    """Store the error with the job: retry it later, or end it as dead or failed."""
+def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_attempts: int) -> str:
+    """Store the error with the job: retry it later, or end it; retried, dead or failed."""
     about, retryable = described(error), is_retryable(error)
     log.log(
         logging.WARNING if retryable else logging.ERROR,
@@ -110,9 +111,10 @@ def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_atte
     if retryable and failures < max_attempts:
         delay = delay_s(failures)
         leases.retry(conn, claim.lease, delay_s=delay, error=about, seconds=seconds)
-    else:
-        state = JobState.DEAD if retryable else JobState.FAILED
-        leases.end(conn, claim.lease, state, error=about)
+        return "retried"
+    state = JobState.DEAD if retryable else JobState.FAILED
+    leases.end(conn, claim.lease, state, error=about)
+    return state
 
 
 def is_retryable(error: BaseException) -> bool:

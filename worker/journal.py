@@ -7,6 +7,7 @@ from dataclasses import replace
 from threading import Event, Thread
 from typing import Self, TypeVar
 
+from marco_search import metrics
 from marco_search.engine import Journal
 from marco_search.errors import DatabaseUnavailable, LeaseLost
 from marco_search.search.budgets import StopReason
@@ -95,6 +96,7 @@ class LeasedJournal(Journal):
             return stop
 
         stop = self.retry_while_unavailable(write)
+        _count(kept)
         self._known_tokens.add(*self._model, missing)
         if stop:
             self.signals = replace(self.signals, cancelled=True)
@@ -189,3 +191,14 @@ class LeasedJournal(Journal):
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def _count(kept: Round) -> None:
+    metrics.record(metrics.ROUNDS)
+    metrics.record(metrics.NODES, len(kept.nodes))
+    for rollout in kept.rollouts:
+        metrics.record(metrics.ROLLOUTS, 1, rollout.finish)
+        metrics.record(metrics.BRANCH, rollout.seconds)
+        metrics.record(metrics.GENERATED, rollout.generated_tokens, rollout.finish)
+        metrics.record(metrics.PROMPT, rollout.prompt_tokens)
+        metrics.record(metrics.CACHED, rollout.cached_tokens)

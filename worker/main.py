@@ -21,6 +21,7 @@ from celery.apps import worker as celery_program
 from celery.worker import state
 
 from marco_search.errors import InvalidSettings, MarcoError
+from marco_search.metrics import SCHEDULER, WORKER, measured
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings, worker_refusal
@@ -48,9 +49,9 @@ def run(
 
     `name` tells workers on one machine apart: the Celery node is `name@host`. `open_runtime` and
     `silent_s` are for tests and benchmarks, see `process.Process`.
-    Raises InvalidSettings, ModelRefused, DatabaseUnavailable or SchemaMismatch before anything is
-    started; Redis and a model's server may be down, the worker waits for them. Stopped by Ctrl-C
-    it raises KeyboardInterrupt when all is done that SIGTERM does.
+    Raises InvalidSettings, ModelRefused, AddressTaken, DatabaseUnavailable or SchemaMismatch before
+    anything is started; Redis and a model's server may be down, the worker waits for them. Stopped
+    by Ctrl-C it raises KeyboardInterrupt when all is done that SIGTERM does.
     """
     if refused := worker_refusal(settings):
         raise InvalidSettings(refused)
@@ -91,7 +92,8 @@ def run(
     # each gets a copy of it.
     gc.collect()
     gc.freeze()
-    worker.start()
+    with measured(settings, [WORKER, SCHEDULER], forks=True):
+        worker.start()
     if interrupt.seen:
         raise KeyboardInterrupt
     return int(worker.exitcode or 0)

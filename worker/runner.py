@@ -13,8 +13,17 @@ from marco_search.errors import (
     RuntimeUnavailable,
     SchemaMismatch,
 )
-from marco_search.jobs import Job
+from marco_search.jobs import Job, JobResult
 from marco_search.kinds import parse_job
+from marco_search.metrics import (
+    ATTEMPTS,
+    CLAIM,
+    CONFIDENCE,
+    SEARCH_SECONDS,
+    SEARCHES,
+    WAIT,
+    record,
+)
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings
@@ -72,8 +81,10 @@ class Runner:
         try:
             self._run()
         except LeaseLost as error:
+            record(ATTEMPTS, 1, "lease_lost")
             log.warning("%s", error)
         except DatabaseUnavailable as error:
+            record(ATTEMPTS, 1, "left")
             log.error("the job is left to a later attempt: %s", error)
 
     def close(self) -> None:
@@ -97,10 +108,13 @@ class Runner:
 
     def _claim(self, conn: Conn, runtime: Runtime) -> Claim | None:
         begun_on = scheduling.key(runtime.info.model, runtime.info.revision)
-        lease_s = self._settings.lease_s
+        lease_s, began = self._settings.lease_s, time.monotonic()
         claim = leases.claim_next(conn, self._worker, lease_s=lease_s, begun_on=begun_on)
         if claim is None:
             scheduling.park(conn, begun_on)
+        else:
+            record(CLAIM, time.monotonic() - began)
+            record(WAIT, claim.waited_s)
         scheduling.unpark(conn, begun_on)
         return claim
 
@@ -125,7 +139,8 @@ class Runner:
 
     def _fail(self, conn: Conn, claim: Claim, error: Exception, seconds: float) -> None:
         attempts = self._settings.max_attempts
-        finish.fail(conn, claim, error, seconds=seconds, max_attempts=attempts)
+        outcome = finish.fail(conn, claim, error, seconds=seconds, max_attempts=attempts)
+        record(ATTEMPTS, 1, outcome)
 
     def _ready_runtime(self) -> Runtime | None:
         """The runtime; None if it can't be opened now. Tried again after a growing pause."""
@@ -165,7 +180,7 @@ class Runner:
                 if finished.search.stop_reason is StopReason.RELEASED:
                     self._release(journal, finished)
                     return
-                state = journal.retry_while_unavailable(
+                result = journal.retry_while_unavailable(
                     lambda conn: finish.finish(conn, claim, job, finished)
                 )
             except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
@@ -180,8 +195,9 @@ class Runner:
                     # It must answer again before another job is charged with its absence.
                     self.close()
                 return
-        nodes, seconds = len(finished.search.tree.nodes) - 1, finished.seconds
-        log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, state, nodes, seconds)
+        _count(result)
+        about = result.state, result.nodes, result.seconds
+        log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, *about)
 
     def _release(self, journal: LeasedJournal, finished: engine.FinishedSearch) -> None:
         """Release the job, so that another worker goes on from the last stored round at once."""
@@ -201,7 +217,16 @@ class Runner:
                 aging_s=self._settings.aging_s if yields else None,
             )
         )
+        record(ATTEMPTS, 1, "released")
         job_id = journal.lease.job_id
         log.info("job %s: released after round %d", job_id, finished.search.round)
         if publish is not None:
             publish(job_id)
+
+
+def _count(result: JobResult) -> None:
+    record(ATTEMPTS, 1, result.state)
+    record(SEARCHES, 1, result.strategy, result.stop_reason or "")
+    record(SEARCH_SECONDS, result.seconds)
+    if result.answer is not None:
+        record(CONFIDENCE, result.answer.confidence)

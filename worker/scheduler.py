@@ -10,6 +10,8 @@ and one that dies leaves nothing half done. Redis lets only one tick each second
 database a tick is two statements.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import random
@@ -19,8 +21,10 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from threading import Event
 from types import FrameType
+from typing import TYPE_CHECKING
 from uuid import UUID
 
+from marco_search import metrics
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
@@ -30,6 +34,9 @@ from marco_search.store.queue import recovery, scheduling
 from marco_search.store.queue.leases import Worker
 from marco_search.store.trail import partitions
 from worker import finish, process
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +137,13 @@ class Scheduler:
             self._publisher.publish(parked)
         return published
 
+    def workers(self) -> list[str] | None:
+        """Names of the workers that announced themselves lately; None: Redis does not answer."""
+        try:
+            return self._publisher.workers()
+        except BrokerUnavailable:
+            return None
+
     def close(self) -> None:
         """Close the connections."""
         self._publisher.close()
@@ -143,6 +157,7 @@ class Scheduler:
                 # Time for workers to extend their leases after Postgres was down.
                 grace_s=self._settings.lease_s / 3,
             )
+        metrics.record(metrics.RECLAIMED, len(found.queued) + len(found.quarantined))
         for job_id in found.queued:
             log.warning("job %s: its worker was lost, another goes on", job_id)
         for job_id in found.quarantined:
@@ -169,6 +184,7 @@ class Scheduler:
             with self._database.transaction() as conn:
                 scheduling.unpublished(conn, job_ids)
             raise
+        metrics.record(metrics.PUBLISHED, len(job_ids))
         with self._database.transaction() as conn:
             scheduling.log_published(conn, job_ids)
         return len(job_ids)
@@ -178,7 +194,8 @@ def run(settings: Settings) -> int:
     """The entry of `marco scheduler`: tick until SIGTERM or Ctrl-C; the exit code.
 
     Raises DatabaseUnavailable before anything is done; Redis may be down. Raises SchemaMismatch
-    then, and when the database was migrated.
+    then, and when the database was migrated,
+    and AddressTaken for the port of the metrics.
     """
     process.check_database(settings)
     process.set_up_logging(settings.log_level)
@@ -192,8 +209,18 @@ def run(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGALRM):
         signal.signal(number, leave)
-    log.info("scheduler: started, lease %g s", settings.lease_s)
-    scheduler.run()
-    signal.alarm(0)
+    database = Database(
+        database_url(settings), application="marco metrics", connections=1, read_only=True
+    )
+
+    def exporter() -> Collector:
+        from marco_search.store.reads.exporter import Exporter
+
+        return Exporter(database, scheduler.workers)
+
+    with closing(database), metrics.measured(settings, [metrics.SCHEDULER], exporter):
+        log.info("scheduler: started, lease %g s", settings.lease_s)
+        scheduler.run()
+        signal.alarm(0)
     log.info("scheduler: stopped")
     return 0

@@ -23,7 +23,7 @@ from marco_search.cli import output
 from marco_search.cli.options import JsonCommand, command
 from marco_search.errors import BrokerUnavailable, InvalidSettings, LocalServiceFailed, MarcoError
 from marco_search.locations import database_url, redis_url
-from marco_search.settings import console_refusal, without_password
+from marco_search.settings import Settings, console_refusal, without_password
 
 if TYPE_CHECKING:
     from marco_search.doctor import Finding
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 UNREACHABLE = 4  # as for a service that does not answer
 CONSOLE_PORT, API_PORT = 8780, 8781
+METRICS_PORT = click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
+    help="Serve metrics for Prometheus there (default: MARCO_METRICS_PORT, else none).",
+)  # fmt: skip
 ROLES_HINT = "a superuser can run `marco roles`, or the SQL that `marco roles --sql` prints"
 
 
@@ -187,7 +191,8 @@ def findings_text(found: Sequence[Finding]) -> Text:
     help="Tells workers on one machine apart.",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="Only see whether this worker takes messages.")
-def worker(concurrency: int | None, name: str, check: bool) -> None:
+@METRICS_PORT
+def worker(concurrency: int | None, name: str, check: bool, metrics_port: int | None) -> None:
     """Run a worker that answers submitted jobs, until Ctrl-C or SIGTERM.
 
     It then takes no more jobs, finishes and keeps the rounds it is at (for MARCO_STOP_S seconds
@@ -211,11 +216,13 @@ def worker(concurrency: int | None, name: str, check: bool) -> None:
 
     # The session keeps embedded services alive as long as the worker runs.
     with session(creates=True) as here:
-        click.get_current_context().exit(run(here.settings, processes=concurrency, name=name))
+        settings = _with_metrics(here.settings, metrics_port)
+        click.get_current_context().exit(run(settings, processes=concurrency, name=name))
 
 
 @command()
-def scheduler() -> None:
+@METRICS_PORT
+def scheduler(metrics_port: int | None) -> None:
     """Run the scheduler until Ctrl-C or SIGTERM.
 
     Publishes jobs that became due, takes jobs back from workers that are gone, and ends jobs
@@ -226,7 +233,11 @@ def scheduler() -> None:
     from worker.scheduler import run
 
     with session(creates=True) as here:
-        click.get_current_context().exit(run(here.settings))
+        click.get_current_context().exit(run(_with_metrics(here.settings, metrics_port)))
+
+
+def _with_metrics(settings: Settings, port: int | None) -> Settings:
+    return settings if port is None else settings.model_copy(update={"metrics_port": port})
 
 
 def _listens(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -23,6 +23,7 @@ from typing import Any
 import sglang as sgl
 
 from marco_search.errors import BranchFailed, PromptTooLong
+from marco_search.metrics import in_flight
 from marco_search.runtime.base import Render, RuntimeInfo, quoting
 from marco_search.runtime.chat import render_chatml
 from marco_search.runtime.reply import Completion, read_completion
@@ -101,7 +102,8 @@ class ForkRuntime:
         """All branches of all expansions at once (see `Runtime.branch`)."""
         # A single one needs no thread of its own.
         run = map if len(expansions) == 1 else self._threads.map
-        branches = [b for found in run(self._run, expansions) for b in found]
+        with in_flight(sum(len(expansion.branches) for expansion in expansions)):
+            branches = [b for found in run(self._run, expansions) for b in found]
         if branches and all(without_room(b.error) for b in branches):
             raise PromptTooLong(str(branches[0].error).removeprefix("PromptTooLong: "))
         return branches

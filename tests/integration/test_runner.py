@@ -353,11 +353,11 @@ def test_an_end_whose_acknowledgement_is_lost_is_not_written_twice(
     """The connection is cut after the commit and before the worker learns of it."""
     (stored,) = insert(database, question(expected="2"))
     original = finish.finish
-    tries: list[JobState] = []
+    tries: list[str] = []
 
-    def cut(conn: Conn, *given: Any) -> JobState:
+    def cut(conn: Conn, *given: Any) -> JobResult:
         ended = original(conn, *given)
-        tries.append(ended)
+        tries.append(ended.state)
         if len(tries) == 1:
             conn.commit()
             with database.connect() as other:

@@ -54,6 +54,7 @@ class Claim:
     failures: int  #: attempts that an error ended
     seconds: float  #: searched so far
     rounds: int  #: stored so far
+    waited_s: float  #: since it was due
     cancel_requested: bool
     expired: bool  #: its deadline has passed
     lease_s: float
@@ -85,7 +86,9 @@ _CLAIM = SQL("""
         SELECT id, lease_generation, 'claimed', %(detail)s FROM claimed
     )
     SELECT id AS job_id, lease_generation AS generation, kind, payload, expected, plan,
-        attempts, failures, seconds, rounds, cancel_requested_at IS NOT NULL AS cancel_requested,
+        attempts, failures, seconds, rounds,
+        extract(epoch FROM now() - run_after)::float8 AS waited_s,
+        cancel_requested_at IS NOT NULL AS cancel_requested,
         coalesce(expires_at <= now(), false) AS expired, %(lease_s)s::float8 AS lease_s
     FROM claimed
 """)

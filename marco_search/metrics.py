@@ -1,0 +1,263 @@
+"""Metrics for Prometheus: what there is, and how a process counts and serves its own.
+
+Counting costs next to nothing unless MARCO_METRICS_PORT is set: prometheus_client is not even
+loaded. What Postgres and Redis know is not counted but read when asked (`store.reads.exporter`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from marco_search.errors import AddressTaken
+from marco_search.settings import Settings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's: where forked processes write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric. Units are those of its name: seconds, bytes, ratio (0 to 1)."""
+
+    name: str  #: as a query names it
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...]
+    source: str  #: who has it
+
+
+METRICS: Final[list[Metric]] = []
+"""All of them, in the order of docs/metrics.md."""
+
+
+def _metric(
+    source: str,
+    kind: Literal["counter", "gauge", "histogram"],
+    name: str,
+    help: str,
+    *labels: str,
+    buckets: Sequence[float] = (),
+) -> Metric:
+    made = Metric(
+        name=name, kind=kind, help=help, labels=labels, buckets=tuple(buckets), source=source
+    )
+    METRICS.append(made)
+    return made
+
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SLOW = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_TENTHS = tuple(i / 10 for i in range(1, 11))
+WORKER, SCHEDULER, _P = "worker", "scheduler", "Postgres"
+_W, _S = WORKER, SCHEDULER
+
+DATABASE_UP = _metric(_P, "gauge", "marco_database_up", "1: Postgres could be read; 0: not")
+BROKER_UP = _metric(_P, "gauge", "marco_broker_up", "1: Redis answers; 0: not")
+JOBS = _metric(
+    _P, "gauge", "marco_jobs", "Jobs that have not ended, and dead letters (failed, dead)",
+    "tenant", "state",
+)  # fmt: skip
+OLDEST = _metric(
+    _P, "gauge", "marco_oldest_due_job_age_seconds",
+    "How long the oldest job has been due that any worker may claim; 0: none is", "tenant",
+)  # fmt: skip
+MISSING_MODEL = _metric(
+    _P, "gauge", "marco_jobs_waiting_for_model",
+    "Begun jobs that wait for a worker with their model", "model", "revision",
+)  # fmt: skip
+ENDED = _metric(
+    _P, "counter", "marco_jobs_ended_total", "Jobs that ended since the exporter started",
+    "tenant", "state",
+)  # fmt: skip
+RETRIES = _metric(
+    _P, "counter", "marco_job_retries_total",
+    "Attempts that an error ended which may pass, of the jobs that ended", "tenant",
+)  # fmt: skip
+LOSSES = _metric(
+    _P, "counter", "marco_job_losses_total",
+    "Attempts that the loss of a worker ended, of the jobs that ended", "tenant",
+)  # fmt: skip
+WORKERS = _metric(_P, "gauge", "marco_workers", "Workers that announced themselves in Redis lately")
+LINKS = _metric(_P, "counter", "marco_chain_links_total", "Links of the audit chain")
+SEALING = _metric(
+    _P, "gauge", "marco_seal_waiting", "Transactions that end jobs and wait for the chain's lock"
+)
+SEAL_LAG = _metric(
+    _P, "gauge", "marco_seal_lag_seconds", "How long the first of them has waited; 0: none does"
+)
+TRAIL = _metric(
+    _P, "gauge", "marco_trail_bytes", "Size of a table with its indexes, on disk", "table"
+)
+READ = _metric(
+    _P, "gauge", "marco_exporter_read_seconds", "Time that it took to read all of the above"
+)
+
+WAIT = _metric(
+    _W, "histogram", "marco_job_wait_seconds", "From when a job was due to its claim", buckets=_SLOW
+)
+CLAIM = _metric(
+    _W, "histogram", "marco_claim_seconds", "Time that a claim took in Postgres", buckets=_FAST
+)
+ATTEMPTS = _metric(
+    _W, "counter", "marco_attempts_total",
+    "Claims by how they ended: a final state, retried, released, lease_lost or left "
+    "(Postgres was away)", "outcome",
+)  # fmt: skip
+SEARCHES = _metric(
+    _W, "counter", "marco_searches_total",
+    "Searches that ended; decided, lead, nothing_new and verified are early stops",
+    "strategy", "stop_reason",
+)  # fmt: skip
+SEARCH_SECONDS = _metric(
+    _W, "histogram", "marco_search_seconds", "Time that searches took over all attempts",
+    buckets=_SLOW,
+)  # fmt: skip
+CONFIDENCE = _metric(
+    _W, "histogram", "marco_answer_confidence_ratio", "Mean confidence of the best answers",
+    buckets=_TENTHS,
+)  # fmt: skip
+ROUNDS = _metric(_W, "counter", "marco_rounds_total", "Rounds stored")
+NODES = _metric(_W, "counter", "marco_nodes_total", "Nodes stored")
+ROLLOUTS = _metric(
+    _W, "counter", "marco_rollouts_total", "Rollouts stored: stop, length or failed", "finish"
+)
+GENERATED = _metric(
+    _W, "counter", "marco_generated_tokens_total",
+    "Tokens generated, by how their rollout ended", "finish",
+)  # fmt: skip
+PROMPT = _metric(_W, "counter", "marco_prompt_tokens_total", "Tokens of prefixes that were forked")
+CACHED = _metric(
+    _W, "counter", "marco_cached_tokens_total", "Of those, served from the prefix cache"
+)
+BRANCH = _metric(
+    _W, "histogram", "marco_branch_seconds", "Time that the runtime took for a branch",
+    buckets=_SLOW,
+)  # fmt: skip
+IN_FLIGHT = _metric(
+    _W, "gauge", "marco_branches_in_flight", "Branches that the runtime was asked for"
+)
+
+RECLAIMED = _metric(
+    _S, "counter", "marco_jobs_reclaimed_total", "Jobs taken back from workers that were lost"
+)
+PUBLISHED = _metric(
+    _S, "counter", "marco_messages_published_total",
+    "Messages sent for jobs that became due or whose message was lost",
+)  # fmt: skip
+
+_counting: dict[str, Any] = {}  # prometheus_client's objects by name, once there are any
+
+
+def record(metric: Metric, amount: float = 1.0, *labels: str) -> None:
+    """Add `amount`; of a histogram, observe it. Does nothing unless this process is `measured`."""
+    found = _counting.get(metric.name)
+    if found is not None:
+        found = found.labels(*labels) if labels else found
+        (found.observe if metric.kind == "histogram" else found.inc)(amount)
+
+
+@contextmanager
+def in_flight(branches: int) -> Iterator[None]:
+    """So many branches are asked for inside the block."""
+    record(IN_FLIGHT, branches)
+    try:
+        yield
+    finally:
+        record(IN_FLIGHT, -branches)
+
+
+@contextmanager
+def measured(
+    settings: Settings,
+    sources: Sequence[str],
+    exporter: Callable[[], Collector] | None = None,
+    *,
+    forks: bool = False,
+) -> Iterator[None]:
+    """Inside the block this process counts the metrics of `sources`, and serves them.
+
+    And what `exporter` has; all of it only if MARCO_METRICS_PORT is set. With `forks` the
+    processes that it forks count too, in files of a temporary folder. Raises AddressTaken.
+    """
+    if settings.metrics_port is None:
+        yield
+        return
+    with ExitStack() as stack:
+        folder = tempfile.mkdtemp(prefix="marco-metrics-") if forks else None
+        if folder is not None:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            os.environ[_FOLDER] = folder  # before prometheus_client is loaded
+        registry = _registry(sources, folder)
+        if exporter is not None:
+            registry.register(exporter())
+        _listen(settings.metrics_host, settings.metrics_port, registry)
+        yield
+
+
+def _registry(sources: Sequence[str], folder: str | None) -> CollectorRegistry:
+    """Begin to count; a registry with what is counted."""
+    import prometheus_client
+
+    registry = prometheus_client.CollectorRegistry()
+    # Each forked process writes a file of its own: only what adds them all up is registered.
+    own = None if folder else registry
+    for metric in METRICS:
+        if metric.source in sources:
+            more: dict[str, Any] = {}
+            if metric.kind == "histogram":
+                more = {"buckets": metric.buckets}
+            elif metric.kind == "gauge":
+                more = {"multiprocess_mode": "livesum"}
+            make = getattr(prometheus_client, metric.kind.capitalize())
+            about = metric.name, metric.help, metric.labels
+            _counting[metric.name] = make(*about, registry=own, **more)
+    if folder is not None:
+        registry.register(_forked(folder))
+    return registry
+
+
+def _forked(folder: str) -> Collector:
+    """Adds up what this process and those it forked have counted."""
+    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+    class Sums(MultiProcessCollector):
+        def collect(self) -> Any:
+            for file in Path(folder).glob("gauge_live*.db"):
+                pid = int(file.stem.rpartition("_")[2])
+                try:
+                    os.kill(pid, 0)
+                except ProcessLookupError:
+                    # What it had in flight is gone; what it has counted stays.
+                    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+            return super().collect()  # type: ignore[no-untyped-call]
+
+    return Sums(None, folder)  # type: ignore[no-untyped-call]
+
+
+def _listen(host: str, port: int, registry: CollectorRegistry) -> None:
+    """Answer in a thread. Raises AddressTaken."""
+    from prometheus_client import start_http_server
+
+    try:
+        server, _ = start_http_server(port, host, registry)
+    except (OSError, OverflowError) as error:
+        raise AddressTaken(
+            f"can't serve metrics at {host}, port {port}: {error}; set MARCO_METRICS_PORT to a "
+            "port of this process's own"
+        ) from None
+    # Else a child would hold the port after this process has died.
+    os.register_at_fork(after_in_child=server.socket.close)

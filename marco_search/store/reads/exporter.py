@@ -1,0 +1,180 @@
+"""What Postgres and Redis know, for Prometheus: read when asked, at a bounded cost.
+
+A read takes part of a second at most on a large database: it goes by indexes, and ends are
+counted from the chain, of which each has a link, from where the last read stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import Lock
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from marco_search import metrics
+from marco_search.errors import MarcoError
+from marco_search.metrics import Metric
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue.states import FINAL
+from marco_search.store.reads import queries
+
+EVERY_S = 5.0
+"""What was read is given again for so long, and for `_SPARING` times what reading it took."""
+_SPARING = 50.0
+MOST_TENANTS = 50
+"""So many tenants, the first seen, have a label of their own; the others are OTHERS."""
+OTHERS = "(others)"
+_MOST_LINKS = 20_000  # of the chain, in one read
+_TABLES = ("jobs", "attempts", "audit_log", "nodes", "rollouts", "answers", "chain", "proofs")
+
+_OPEN = "SELECT tenant, state, paused_at, parked_at, run_after FROM jobs WHERE"
+_QUEUE = f"""
+    SELECT tenant,
+        CASE WHEN state = 'queued' AND paused_at IS NOT NULL THEN 'paused' ELSE state END, count(*),
+        coalesce(extract(epoch FROM now() - min(run_after) FILTER (
+            WHERE state = 'queued' AND paused_at IS NULL AND parked_at IS NULL
+                AND run_after <= now()
+                AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
+                AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
+        )), 0)::float8
+    FROM ({_OPEN} state = 'queued' AND published_at IS NULL
+        UNION ALL {_OPEN} state = 'queued' AND published_at IS NOT NULL
+        UNION ALL {_OPEN} state = 'running'
+        UNION ALL {_OPEN} state IN ('failed', 'dead')) AS open
+    GROUP BY 1, 2
+"""  # noqa: S608  # constants
+# A link is visible only when all before it are: they are appended under a lock.
+_HEAD = "SELECT seq FROM chain ORDER BY seq DESC LIMIT 1"
+_ENDED = """
+    SELECT tenant, state, count(*), sum(failures)::float8, sum(losses)::float8
+    FROM chain JOIN jobs ON jobs.id = chain.job_id
+    WHERE seq > %s AND seq <= %s AND chain.kind = 'job' AND finished_at IS NOT NULL
+    GROUP BY tenant, state
+"""
+_SEALING = """
+    SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(waitstart)), 0)::float8
+    FROM pg_locks WHERE relation = 'public.chain_lock'::regclass AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_SIZES = """
+    SELECT name, (pg_total_relation_size(name::regclass) + coalesce((
+        SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(name::regclass)
+        WHERE isleaf AND relid <> name::regclass), 0))::float8
+    FROM unnest(%s::text[]) AS name
+"""
+
+Values = Mapping[tuple[str, ...], float]
+
+
+class Exporter(Collector):
+    """A collector of prometheus_client's. Shared by threads."""
+
+    def __init__(
+        self,
+        database: Database,
+        present: Callable[[], Sequence[str] | None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`present` gives the names of the workers that Redis has heard of; None: it is away."""
+        self._database, self._present, self._clock = database, present, clock
+        self._lock = Lock()
+        self._next = float("-inf")
+        self._families: list[Family] = []
+        self._tenants: set[str] = set()
+        self._seen: int | None = None  # the last link whose job was counted
+        self._ended: Counter[tuple[str, ...]] = Counter()
+        self._retries: Counter[tuple[str, ...]] = Counter()
+        self._losses: Counter[tuple[str, ...]] = Counter()
+
+    def collect(self) -> Iterable[Family]:
+        """All of it, as it is now or was a moment ago."""
+        with self._lock:
+            began = self._clock()
+            if began >= self._next:
+                self._families = self._read()
+                took = self._clock() - began
+                self._families.append(family(metrics.READ, {(): took}))
+                self._next = began + max(EVERY_S, _SPARING * took)
+            return self._families
+
+    def _read(self) -> list[Family]:
+        try:
+            with self._database.transaction() as conn:
+                found = [*self._queue(conn), *self._chain(conn), *self._trail(conn)]
+        except MarcoError:
+            return [family(metrics.DATABASE_UP, {(): 0})]
+        present = self._present()
+        found += [
+            family(metrics.DATABASE_UP, {(): 1}),
+            family(metrics.BROKER_UP, {(): present is not None}),
+        ]
+        return found if present is None else [*found, family(metrics.WORKERS, {(): len(present)})]
+
+    def _tenant(self, name: str) -> str:
+        if len(self._tenants) < MOST_TENANTS:
+            self._tenants.add(name)
+        return name if name in self._tenants else OTHERS
+
+    def _queue(self, conn: Conn) -> list[Family]:
+        jobs: Counter[tuple[str, ...]] = Counter()
+        oldest: dict[tuple[str, ...], float] = defaultdict(float)
+        for name, state, count, age_s in conn.execute(_QUEUE.encode()):
+            tenant = self._tenant(name)
+            jobs[tenant, state] += count
+            oldest[tenant,] = max(oldest[tenant,], age_s)
+        # Zero, not absent, once there was one: a graph and an alert see it fall.
+        for tenant in self._tenants:
+            oldest[tenant,] += 0
+            for state in ("queued", "running", "paused", "failed", "dead"):
+                jobs[tenant, state] += 0
+        missing = queries.missing_models(conn)
+        return [
+            family(metrics.JOBS, jobs),
+            family(metrics.OLDEST, oldest),
+            family(metrics.MISSING_MODEL, {(m.model, m.revision): m.jobs for m in missing}),
+        ]
+
+    def _chain(self, conn: Conn) -> list[Family]:
+        (head,) = conn.execute(_HEAD).fetchone() or (-1,)
+        seen = head if self._seen is None else self._seen
+        upto = min(head, seen + _MOST_LINKS)
+        for name, state, count, failures, losses in conn.execute(_ENDED, [seen, upto]).fetchall():
+            tenant = self._tenant(name)
+            self._ended[tenant, state] += count
+            self._retries[tenant,] += failures
+            self._losses[tenant,] += losses
+        self._seen = upto
+        for tenant in self._tenants:
+            self._retries[tenant,] += 0
+            self._losses[tenant,] += 0
+            for state in FINAL:
+                self._ended[tenant, str(state)] += 0
+        return [
+            family(metrics.ENDED, self._ended),
+            family(metrics.RETRIES, self._retries),
+            family(metrics.LOSSES, self._losses),
+            family(metrics.LINKS, {(): head + 1}),
+        ]
+
+    def _trail(self, conn: Conn) -> list[Family]:
+        waiting, lag_s = conn.execute(_SEALING).fetchone() or (0, 0.0)
+        sizes: Values = {(name,): size for name, size in conn.execute(_SIZES, [list(_TABLES)])}
+        return [
+            family(metrics.SEALING, {(): waiting}),
+            family(metrics.SEAL_LAG, {(): lag_s}),
+            family(metrics.TRAIL, sizes),
+        ]
+
+
+def family(metric: Metric, values: Values) -> Family:
+    """A metric with its values by labels."""
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    made = kind(metric.name, metric.help, labels=metric.labels)
+    for labels, value in values.items():
+        made.add_metric(labels, value)
+    return made

@@ -1,0 +1,200 @@
+"""What Prometheus gets from a worker and a scheduler after jobs that went well and badly."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from marco_search.metrics import METRICS
+from marco_search.store.db import Database
+from marco_search.store.reads.exporter import MOST_TENANTS, OTHERS, Exporter
+from producer import Producer
+from tests.integration.toy_worker import DEADLY
+from tests.integration.toys import (
+    environment,
+    insert,
+    open_database,
+    question,
+    settings_for,
+    wait_until,
+)
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60
+MARCO = [sys.executable, "-m", "marco_search.cli.main"]
+
+
+@dataclass
+class Scraped:
+    """What an address answers."""
+
+    text: str
+
+    def value(self, name: str, **labels: str) -> float:
+        """The sum of the samples of this name with these labels."""
+        found = [
+            sample.value
+            for family in text_string_to_metric_families(self.text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        assert found, f"no {name} {labels}"
+        return sum(found)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def scrape(port: int) -> Scraped:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        return Scraped(answer.read().decode())
+
+
+def answers(port: int) -> bool:
+    try:
+        scrape(port)
+    except URLError:
+        return False
+    return True
+
+
+@contextmanager
+def running(command: list[str], env: dict[str, str]) -> Iterator[None]:
+    child = subprocess.Popen(command, cwd=ROOT, env=env)
+    try:
+        yield
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(30)
+        finally:
+            child.kill()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with open_database(database_url) as opened:
+        yield opened
+
+
+def test_what_a_worker_and_a_scheduler_serve(
+    database: Database, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    here, there = free_port(), free_port()
+    settings = settings_for(
+        database_url, redis_url, lease_s=3.0, heartbeat_s=0.5, worker_scheduler=False,
+        quarantine_after=2, metrics_port=here,
+    )  # fmt: skip
+    env = environment(settings) | {"TMPDIR": str(tmp_path)}
+    toy = [sys.executable, "-m", "tests.integration.toy_worker", "2", "0.0"]
+    with ExitStack() as stack:
+        producer = stack.enter_context(Producer(database_url, redis_url))
+        stack.enter_context(running(toy, env))
+        stack.enter_context(running([*MARCO, "scheduler", "--metrics-port", str(there)], env))
+        wait_until(lambda: answers(there), "the scheduler serves metrics", PATIENCE_S)
+        scrape(there)  # it counts what ends from now on
+        jobs = producer.submit_many([question(f"What is {i} + {i}?") for i in range(6)])
+        deadly = producer.submit(question(DEADLY))
+        producer.wait([*jobs, deadly], timeout_s=PATIENCE_S)
+
+        def counted() -> bool:
+            ended = "marco_jobs_ended_total"
+            found = scrape(there)
+            return ended + "{" in found.text and found.value(ended) == 7
+
+        wait_until(counted, "the ends are counted", PATIENCE_S)
+        worker, queue = scrape(here), scrape(there)
+    with database.transaction() as conn:
+        totals = conn.execute(
+            "SELECT sum(rounds), sum(nodes), sum(rollouts), sum(generated_tokens),"
+            " sum(prompt_tokens), sum(cached_tokens), max(lease_generation) FROM jobs"
+        ).fetchone()
+        assert totals is not None
+    names = ("rounds", "nodes", "rollouts", "generated_tokens", "prompt_tokens", "cached_tokens")
+    for name, total in zip(names, totals, strict=False):
+        assert worker.value(f"marco_{name}_total") == total, name
+    # Killed children have counted what they did before; the parent adds it up.
+    assert worker.value("marco_attempts_total", outcome="succeeded") == 6
+    assert worker.value("marco_searches_total") == 6
+    assert worker.value("marco_claim_seconds_count") == 8
+    assert worker.value("marco_job_wait_seconds_count") == 8
+    assert worker.value("marco_answer_confidence_ratio_count") == 6
+    assert queue.value("marco_jobs", tenant="default", state="dead") == 1
+    assert queue.value("marco_jobs", state="queued") == queue.value("marco_jobs", state="running")
+    assert queue.value("marco_jobs_ended_total", state="succeeded") == 6
+    assert queue.value("marco_job_losses_total", tenant="default") == 2
+    assert queue.value("marco_jobs_reclaimed_total") == 2
+    assert queue.value("marco_workers") == queue.value("marco_broker_up") == 1
+    assert queue.value("marco_chain_links_total") == 8  # with the first
+    assert queue.value("marco_trail_bytes", table="nodes") > 8192
+    assert queue.value("marco_oldest_due_job_age_seconds") == 0
+    described = set(re.findall(r"^# TYPE (marco_\w+)", worker.text + queue.text, re.MULTILINE))
+    # Only what never happened is missing: a metric with labels has no sample before.
+    assert described == {metric.name for metric in METRICS}
+    assert not list(tmp_path.iterdir()), "the worker has left files"
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(
+    database_url: str, redis_url: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = settings_for(database_url, redis_url)
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [*MARCO, "worker", "--metrics-port", port], env=environment(settings), check=False,
+            capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "MARCO_METRICS_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_exporter_asks_seldom_and_names_few_tenants(database: Database) -> None:
+    now = 100.0
+    exporter = Exporter(database, lambda: None, clock=lambda: now)
+
+    def values(name: str) -> dict[Any, float]:
+        families = {family.name: family for family in exporter.collect()}
+        return {tuple(s.labels.values()): s.value for s in families[name].samples}
+
+    many = MOST_TENANTS + 5
+    insert(database, *(question(tenant=f"tenant-{i:02}") for i in range(many)))
+    assert values("marco_broker_up") == {(): 0}
+    jobs = values("marco_jobs")
+    queued = {tenant: count for (tenant, state), count in jobs.items() if state == "queued"}
+    assert len(queued) == MOST_TENANTS + 1
+    assert queued[OTHERS] == 5
+    insert(database, question(tenant="tenant-00"))
+    assert values("marco_jobs")["tenant-00", "queued"] == 1, "read again too soon"
+    now += 3600
+    assert values("marco_jobs")["tenant-00", "queued"] == 2
+    with database.transaction() as conn:
+        conn.execute("UPDATE jobs SET paused_at = now() WHERE tenant = 'tenant-00'")
+        conn.execute(
+            "UPDATE jobs SET run_after = now() - interval '1 h' WHERE tenant = 'tenant-01'"
+        )
+    now += 3600
+    assert values("marco_oldest_due_job_age_seconds")["tenant-00",] == 0
+    assert values("marco_oldest_due_job_age_seconds")["tenant-01",] >= 3600
+
+
+def test_an_exporter_without_postgres_says_so() -> None:
+    with open_database("postgresql://nobody:none@127.0.0.1:1/none") as away:
+        families = {family.name: family for family in Exporter(away, lambda: []).collect()}
+    assert families["marco_database_up"].samples[0].value == 0
