@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's: where forked processes write
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
@@ -196,25 +194,34 @@ def measured(
     if settings.metrics_port is None:
         yield
         return
+    from prometheus_client import CollectorRegistry
+
+    registry = CollectorRegistry()
     with ExitStack() as stack:
+        _listen(settings.metrics_host, settings.metrics_port, registry)
         folder = tempfile.mkdtemp(prefix="marco-metrics-") if forks else None
         if folder is not None:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            os.environ[_FOLDER] = folder  # before prometheus_client is loaded
-        registry = _registry(sources, folder)
+        count(sources, registry, folder)
         if exporter is not None:
             registry.register(exporter())
-        _listen(settings.metrics_host, settings.metrics_port, registry)
         yield
 
 
-def _registry(sources: Sequence[str], folder: str | None) -> CollectorRegistry:
-    """Begin to count; a registry with what is counted."""
-    import prometheus_client
+def count(sources: Sequence[str], registry: CollectorRegistry, folder: str | None = None) -> None:
+    """Count the metrics of `sources` from now on; `registry` gets what collects them.
 
-    registry = prometheus_client.CollectorRegistry()
-    # Each forked process writes a file of its own: only what adds them all up is registered.
-    own = None if folder else registry
+    With a `folder` each process that is forked from this one counts in a file of its own there.
+    """
+    import prometheus_client
+    from prometheus_client import values
+
+    # Else each counter has a series more.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    own = None if folder else registry  # else what adds the files up is registered
+    if folder is not None:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
     for metric in METRICS:
         if metric.source in sources:
             more: dict[str, Any] = {}
@@ -227,7 +234,6 @@ def _registry(sources: Sequence[str], folder: str | None) -> CollectorRegistry:
             _counting[metric.name] = make(*about, registry=own, **more)
     if folder is not None:
         registry.register(_forked(folder))
-    return registry
 
 
 def _forked(folder: str) -> Collector:

@@ -55,8 +55,13 @@ def run(
     """
     if refused := worker_refusal(settings):
         raise InvalidSettings(refused)
+    with measured(settings, [WORKER, SCHEDULER], forks=True):
+        return _run(process.Process(settings, open_runtime, silent_s), processes, name)
+
+
+def _run(here: process.Process, processes: int | None, name: str) -> int:
+    settings = here.settings
     process.check_database(settings)
-    here = process.Process(settings, open_runtime, silent_s)
     process.use(here)
     _check_runtime(here)
     from worker.app import app
@@ -92,8 +97,7 @@ def run(
     # each gets a copy of it.
     gc.collect()
     gc.freeze()
-    with measured(settings, [WORKER, SCHEDULER], forks=True):
-        worker.start()
+    worker.start()
     if interrupt.seen:
         raise KeyboardInterrupt
     return int(worker.exitcode or 0)

@@ -20,6 +20,7 @@ from fastapi.responses import (
     Response,
     StreamingResponse,
 )
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from marco_search.audit.findings import JobReport
@@ -94,6 +95,10 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     @routes.get("/workers")
     def workers(request: Request) -> Response:
         return html(request, "workers.html", "workers", reader.workers, lambda w: {"workers": w})
+
+    @routes.get("/metrics")
+    def metrics() -> Response:
+        return Response(reader.metrics(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.get(HEALTH)
     def health() -> Response:

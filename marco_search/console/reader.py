@@ -10,11 +10,14 @@ from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import UUID
 
+from prometheus_client import CollectorRegistry, generate_latest
+
 from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
 from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
 from marco_search.store.reads import job_record, queries
+from marco_search.store.reads.exporter import Exporter
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 from marco_search.store.reads.queries import (
     JobFilter,
@@ -54,6 +57,8 @@ class Reader:
         self, database: Database, present: Callable[[], list[str] | None] = lambda: None
     ) -> None:
         self._database, self._present = database, present
+        self._metrics = CollectorRegistry()
+        self._metrics.register(Exporter(database, present))
 
     def _read(
         self, query: Callable[Concatenate[Conn, P], T], *args: P.args, **given: P.kwargs
@@ -86,6 +91,10 @@ class Reader:
         with self._database.transaction() as conn:
             states, missing = queries.state_counts(conn, None), queries.missing_models(conn)
             return Workers(self._present(), states, missing, queries.workers(conn))
+
+    def metrics(self) -> bytes:
+        """What Prometheus reads."""
+        return generate_latest(self._metrics)
 
     def answers(self) -> bool:
         """That the database does. Raises DatabaseUnavailable."""

@@ -209,6 +209,9 @@ def test_the_workers_page_says_who_is_at_what(stored: Stored) -> None:
     client = TestClient(create_app(reader, Access(None)), base_url="http://localhost")
     html = client.get("/workers").text
     assert "celery@here" in html and str(stored.ids[3]) in html
+    metrics = client.get("/metrics").text
+    assert 'marco_jobs{state="running",tenant="default"} 1.0' in metrics
+    assert "marco_workers 1.0" in metrics
     client = TestClient(
         create_app(Reader(stored.database), Access(None)), base_url="http://localhost"
     )

@@ -11,6 +11,7 @@ import pytest
 
 from marco_search.cli import main as main_module
 from marco_search.cli.main import COMMANDS
+from marco_search.metrics import METRICS
 from marco_search.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,14 @@ def test_the_settings_table_is_that_of_the_code() -> None:
         default = "" if field.default is None else f"`{field.default}`"
         expected.append((str(field.validation_alias), default))
     assert rows == expected
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(marco_\w+)` \| (.*) \| (.*) \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    labels = [", ".join(f"`{label}`" for label in metric.labels) for metric in METRICS]
+    expected = zip(METRICS, labels, strict=True)
+    assert rows == [(m.name, m.kind, text, m.source, m.help) for m, text in expected]
 
 
 @pytest.mark.parametrize("text", [README, CLI_PAGE])

@@ -23,8 +23,8 @@ from marco_search.store.queue.states import FINAL
 from marco_search.store.reads import queries
 
 EVERY_S = 5.0
-"""What was read is given again for so long, and for `_SPARING` times what reading it took."""
-_SPARING = 50.0
+"""What was read is given again for so long, or for ten times what reading it took."""
+_SPARING, _LONGEST_S = 10.0, 60.0
 MOST_TENANTS = 50
 """So many tenants, the first seen, have a label of their own; the others are OTHERS."""
 OTHERS = "(others)"
@@ -99,7 +99,7 @@ class Exporter(Collector):
                 self._families = self._read()
                 took = self._clock() - began
                 self._families.append(family(metrics.READ, {(): took}))
-                self._next = began + max(EVERY_S, _SPARING * took)
+                self._next = began + min(max(EVERY_S, _SPARING * took), _LONGEST_S)
             return self._families
 
     def _read(self) -> list[Family]:
