@@ -200,7 +200,7 @@ def test_an_evaluation_does_not_grade_what_stands_in_the_place_of_an_answer(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:
     class RedactedMeanwhile(Producer):
-        def results(self, jobs: Any, **more: Any) -> Any:
+        def results(self, jobs: Any, **more: Any) -> Any:  # type: ignore[override]
             for job in jobs:
                 run(database, database_url, job.id, ToyRuntime())
                 redact(database, job.id)
