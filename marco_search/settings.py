@@ -241,6 +241,10 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", min_length=1, description="And the address")
     log_level: str = Field("INFO", pattern="(?i)^(debug|info|warning|error|critical)$")
 
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Of the logs of workers, scheduler, console and API"
+    )
+
     console_token: SecretStr | None = Field(
         None,
         description="What the web console asks for. Where it listens on more than loopback one is "

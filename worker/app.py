@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from marco_search import logs
 from marco_search.broker import TASK, celery_config
 from marco_search.errors import SchemaMismatch
 from marco_search.locations import redis_url
@@ -67,7 +68,7 @@ def run_job(job_id: str) -> None:
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _set_up_logging(**_: Any) -> None:
-    process.set_up_logging(process.current().settings.log_level)
+    logs.set_up(process.current().settings)
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]

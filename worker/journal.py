@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import replace
 from threading import Event, Thread
 from typing import Self, TypeVar
 
-from marco_search import metrics
+from marco_search import logs, metrics
 from marco_search.engine import Journal
 from marco_search.errors import DatabaseUnavailable, LeaseLost
 from marco_search.search.budgets import StopReason
@@ -70,7 +71,9 @@ class LeasedJournal(Journal):
         self._lost = False
         self._failing = False
         self._stop = Event()
-        self._thread = Thread(target=self._beat, name=f"lease-{lease.job_id}", daemon=True)
+        self._thread = Thread(
+            target=copy_context().run, args=[self._beat], name=f"lease-{lease.job_id}", daemon=True
+        )
 
     # -- engine.Journal -------------------------------------------------------------------
 
@@ -97,6 +100,7 @@ class LeasedJournal(Journal):
 
         stop = self.retry_while_unavailable(write)
         _count(kept)
+        logs.now_about(round=kept.number)
         self._known_tokens.add(*self._model, missing)
         if stop:
             self.signals = replace(self.signals, cancelled=True)

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
-from typing import Any
 from uuid import UUID
 
 from marco_search import settings as settings_module
@@ -22,15 +21,11 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import scheduling
 from marco_search.store.queue.leases import Worker
-from marco_search.text import one_line, redacted
 from worker import watchdog
 from worker.runner import Runner
 from worker.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
-
-_FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
-_TRACE = "    | "  # before each line of a traceback: none looks like an event of its own
 
 
 class Process:
@@ -127,33 +122,3 @@ def this_worker(prefix: str = "") -> Worker:
     """This process as one that claims jobs."""
     host, pid = socket.gethostname(), os.getpid()
     return Worker(name=f"{prefix}{host}:{pid}", host=host, pid=pid)
-
-
-class Lines(logging.Formatter):
-    """Escapes control characters and hides secrets: no text can look like another event."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """The event's own line."""
-        return one_line(redacted(super().formatMessage(record)))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        """A traceback, each line set off."""
-        return _set_off(super().formatException(ei))
-
-    def formatStack(self, stack_info: str) -> str:  # noqa: N802
-        """A stack, each line set off."""
-        return _set_off(super().formatStack(stack_info))
-
-
-def _set_off(text: str) -> str:
-    return "\n".join(_TRACE + one_line(line) for line in redacted(text).split("\n"))
-
-
-def set_up_logging(level: str) -> None:
-    """Log to standard error, one line an event, from `level` on ("INFO", ...)."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Lines(_FORMAT))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Each message in and each acknowledgement out: our own lines say what happened to the job.
-    for noisy in ("celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

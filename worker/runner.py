@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from marco_search import engine
+from marco_search import engine, logs, tracing
 from marco_search.errors import (
     DatabaseUnavailable,
     LeaseLost,
@@ -162,6 +162,15 @@ class Runner:
         return self._runtime
 
     def _search(self, claim: Claim, job: Job, plan: engine.SearchPlan, runtime: Runtime) -> None:
+        trace = tracing.traceparent(claim.job_id, claim.traceparent, f"attempt {claim.generation}")
+        tracing.REQUESTS.set(trace)
+        fields = {"job": claim.job_id, "attempt": claim.attempts, "round": claim.rounds}
+        with logs.about(**fields, trace_id=trace.split("-")[1]):
+            self._search_claimed(claim, job, plan, runtime)
+
+    def _search_claimed(
+        self, claim: Claim, job: Job, plan: engine.SearchPlan, runtime: Runtime
+    ) -> None:
         log.info("job %s: attempt %d, from round %d", claim.job_id, claim.attempts, claim.rounds)
         journal = LeasedJournal(
             self._database,

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from marco_search import metrics
+from marco_search import logs, metrics
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
@@ -198,7 +198,7 @@ def run(settings: Settings) -> int:
     and AddressTaken for the port of the metrics.
     """
     process.check_database(settings)
-    process.set_up_logging(settings.log_level)
+    logs.set_up(settings)
     scheduler = Scheduler(settings, process.this_worker("scheduler "))
 
     def leave(number: int, frame: FrameType | None) -> None:

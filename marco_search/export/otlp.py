@@ -1,15 +1,14 @@
 """Stored searches as OpenTelemetry traces: job, attempts, rounds, branches; to a file or collector.
 
 Names are those of OpenInference (for Phoenix) and of the GenAI conventions (for Langfuse). The
-trace's id is the job's, and a span's id follows from its place, so exporting twice gives the
-same trace. Times are those of the log: a round ends when it was written, a branch began as
-long before as it took.
+trace is that of whoever submitted the job, or one whose id is the job's; a span's id follows from
+its place, so exporting twice gives the same trace. Times are those of the log: a round ends when it
+was written, a branch began as long before as it took.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
 import math
@@ -39,7 +38,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.re import parse_env_headers
 
-from marco_search import __version__
+from marco_search import __version__, tracing
 from marco_search.errors import CollectorUnavailable, InvalidSettings
 from marco_search.export.files import whole
 from marco_search.export.tables import Filter
@@ -76,7 +75,9 @@ class _Tracer:
 
     def __init__(self, record: JobRecord, tree: Tree, text: bool) -> None:
         self.record, self.tree, self.text = record, tree, text
-        self.trace_id = record.job.job_id.int
+        self.caller = next(
+            (e.detail.get("traceparent") for e in record.events if e.event == "submitted"), None
+        )
         # Prompt and configuration are the same for all attempts.
         self.prompt = next((a.prompt for a in record.attempts if a.prompt is not None), "")
         self.config = next((a.config for a in record.attempts if a.config is not None), {})
@@ -199,7 +200,7 @@ class _Tracer:
         return ReadableSpan(
             name=name,
             context=self._context(place),
-            parent=None if parent is None else self._context(parent),
+            parent=self._caller() if parent is None else self._context(parent),
             resource=_RESOURCE,
             attributes={k: v for k, v in attributes.items() if _known(v)},
             kind=SpanKind.CLIENT if attributes[_KIND] == _LLM else SpanKind.INTERNAL,
@@ -210,9 +211,16 @@ class _Tracer:
         )
 
     def _context(self, place: str) -> SpanContext:
-        digest = hashlib.sha256(f"{self.trace_id:032x} {place}".encode()).digest()
-        span_id = int.from_bytes(digest[:8], "big") or 1
-        return SpanContext(self.trace_id, span_id, is_remote=False, trace_flags=TraceFlags(1))
+        job_id = self.record.job.job_id
+        ids = tracing.trace_id(job_id, self.caller), tracing.span_id(job_id, place)
+        return SpanContext(*ids, is_remote=False, trace_flags=TraceFlags(1))
+
+    def _caller(self) -> SpanContext | None:
+        """The span that the job was submitted in."""
+        if self.caller is None:
+            return None
+        _, trace_id, span_id, _ = (int(part, 16) for part in self.caller.split("-"))
+        return SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(1))
 
     def _visible(self, text: str | None) -> str | None:
         """Text that people or the model wrote, if it may be shown."""

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
 from typing import Any
@@ -100,10 +101,12 @@ class ForkRuntime:
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         """All branches of all expansions at once (see `Runtime.branch`)."""
-        # A single one needs no thread of its own.
+        # A single one needs no thread of its own. The context has the trace of the search.
         run = map if len(expansions) == 1 else self._threads.map
+        runs = [self._run] * len(expansions)
+        contexts = [copy_context() for _ in expansions]
         with in_flight(sum(len(expansion.branches) for expansion in expansions)):
-            branches = [b for found in run(self._run, expansions) for b in found]
+            branches = [b for found in run(Context.run, contexts, runs, expansions) for b in found]
         if branches and all(without_room(b.error) for b in branches):
             raise PromptTooLong(str(branches[0].error).removeprefix("PromptTooLong: "))
         return branches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -77,8 +78,9 @@ def answers(port: int) -> bool:
 
 
 @contextmanager
-def running(command: list[str], env: dict[str, str]) -> Iterator[None]:
-    child = subprocess.Popen(command, cwd=ROOT, env=env)
+def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
+    with log.open("wb") as stderr:
+        child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=stderr)
     try:
         yield
     finally:
@@ -101,14 +103,20 @@ def test_what_a_worker_and_a_scheduler_serve(
     here, there = free_port(), free_port()
     settings = settings_for(
         database_url, redis_url, lease_s=2.0, heartbeat_s=0.5, worker_scheduler=False,
-        quarantine_after=2, metrics_port=here,
+        quarantine_after=2, log_format="json", metrics_port=here,
     )  # fmt: skip
-    env = environment(settings) | {"TMPDIR": str(tmp_path)}
+    folder, log = tmp_path / "temporary", tmp_path / "worker"
+    folder.mkdir()
+    env = environment(settings) | {"TMPDIR": str(folder)}
     toy = [sys.executable, "-m", "tests.integration.toy_worker", "2", "0.0"]
     with ExitStack() as stack:
         producer = stack.enter_context(Producer(database_url, redis_url))
-        stack.enter_context(running(toy, env))
-        stack.enter_context(running([*MARCO, "scheduler", "--metrics-port", str(there)], env))
+        stack.enter_context(running(toy, env, log))
+        stack.enter_context(
+            running(
+                [*MARCO, "scheduler", "--metrics-port", str(there)], env, tmp_path / "scheduler"
+            )
+        )
         wait_until(lambda: answers(there), "the scheduler serves metrics", PATIENCE_S)
         scrape(there)  # it counts what ends from now on
         jobs = producer.submit_many([question(f"What is {i} + {i}?") for i in range(6)])
@@ -149,7 +157,14 @@ def test_what_a_worker_and_a_scheduler_serve(
     described = set(re.findall(r"^# TYPE (marco_\w+)", worker.text + queue.text, re.MULTILINE))
     # Only what never happened is missing: a metric with labels has no sample before.
     assert described == {metric.name for metric in METRICS}
-    assert not list(tmp_path.iterdir()), "the worker has left files"
+    assert not list(folder.iterdir()), "the worker has left files"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    (ended,) = (
+        e for e in events if e.get("job") == str(jobs[0].id) and "succeeded" in e["message"]
+    )
+    assert ended["trace_id"] == jobs[0].id.hex
+    assert (ended["attempt"], ended["level"]) == (1, "info") and ended["round"] > 1
+    assert all(json.loads(line)["time"] for line in (tmp_path / "scheduler").open())
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:

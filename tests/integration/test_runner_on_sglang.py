@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from opentelemetry import context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
+from marco_search.export import otlp
+from marco_search.export.tables import Filter
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import jobs, leases, recovery, scheduling
@@ -68,6 +72,39 @@ def test_the_trail_says_which_branches_failed_and_why(
         (outcome,) = queries.results(conn, [stored.id])
     assert outcome.state == "succeeded"
     assert outcome.answer is not None
+
+
+def test_servers_hear_of_the_trace_that_the_job_was_submitted_in(
+    settings: Settings, database: Database, server: Server
+) -> None:
+    """And the spans that are exported later fit in between."""
+    heard: set[str | None] = set()
+
+    def note(handler: Handler, body: dict[str, Any]) -> bool:
+        heard.add(handler.headers["traceparent"])
+        return False
+
+    server.act = note
+    caller = SpanContext(7, 9, is_remote=False, trace_flags=TraceFlags(1))
+    token = context.attach(set_span_in_context(NonRecordingSpan(caller)))
+    (inside,) = insert(database, question())
+    context.detach(token)
+    (outside,) = insert(database, question("What is 2 + 2?"))
+    with runtime(server) as opened:
+        one = runner(settings, database, opened)
+        one.run_next()
+        one.run_next()
+    with database.transaction() as conn:
+        first, second = otlp.traces(conn, Filter())
+    for spans, job, trace in ((first, inside, 7), (second, outside, outside.id.int)):
+        by_name = {span.name: span.context for span in spans}
+        assert {found.trace_id for found in by_name.values()} == {trace}
+        place = by_name["attempt 1"]
+        heard.remove(f"00-{trace:032x}-{place.span_id:016x}-01")
+        assert sql(database, "SELECT state FROM jobs WHERE id = %s", job.id) == [("succeeded",)]
+    assert not heard
+    assert first[0].parent is not None and first[0].parent.span_id == caller.span_id
+    assert second[0].parent is None
 
 
 def test_no_answer_is_odd_enough_to_end_a_job(

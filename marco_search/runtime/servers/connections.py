@@ -31,6 +31,7 @@ from marco_search.runtime.servers.calls import (
     unavailable,
 )
 from marco_search.settings import Settings
+from marco_search.tracing import REQUESTS
 
 LARGEST_ANSWER = 2**20  # bytes, where nothing better is known
 _LARGEST_ERROR = 2**16  # bytes that are read of it
@@ -200,7 +201,8 @@ class Connections:
             sock.settimeout(max(call.left_s, 0.001))
             method = "GET" if wanted.data is None else "POST"
             connection.response_class = answer  # type: ignore[assignment]
-            connection.request(method, self._path + wanted.path, wanted.data, self._headers)
+            headers = self._headers | ({"traceparent": trace} if (trace := REQUESTS.get()) else {})
+            connection.request(method, self._path + wanted.path, wanted.data, headers)
             self._await_answer(sock, call)
             with connection.getresponse() as response:
                 if response.status != 200:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from marco_search import tracing
 from marco_search.errors import IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, payload_hash
 from marco_search.store.db import Conn
@@ -66,12 +67,14 @@ def insert(
     """
     stored: list[JobHandle] = []
     created: Counter[str] = Counter()
+    context = tracing.current()
+    about = {"detail": {"traceparent": context}} if context else {}
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
         end = start + _ROWS_A_STATEMENT
         some = jobs[start:end]
         places = lines[start:end] if lines is not None else range(start + 1, end + 1)
         rows = [
-            _row(job, tenant, batch_id, line) | {"index": i}
+            _row(job, tenant, batch_id, line) | {"index": i} | about
             for i, (job, line) in enumerate(zip(some, places, strict=False), start)
         ]
         done = insert_rows(conn, rows, aging_s)

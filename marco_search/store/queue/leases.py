@@ -55,6 +55,7 @@ class Claim:
     seconds: float  #: searched so far
     rounds: int  #: stored so far
     waited_s: float  #: since it was due
+    traceparent: str | None  #: of its caller (see `tracing`)
     cancel_requested: bool
     expired: bool  #: its deadline has passed
     lease_s: float
@@ -88,6 +89,8 @@ _CLAIM = SQL("""
     SELECT id AS job_id, lease_generation AS generation, kind, payload, expected, plan,
         attempts, failures, seconds, rounds,
         extract(epoch FROM now() - run_after)::float8 AS waited_s,
+        (SELECT detail ->> 'traceparent' FROM audit_log
+            WHERE job_id = claimed.id AND event = 'submitted' LIMIT 1) AS traceparent,
         cancel_requested_at IS NOT NULL AS cancel_requested,
         coalesce(expires_at <= now(), false) AS expired, %(lease_s)s::float8 AS lease_s
     FROM claimed

@@ -1,0 +1,45 @@
+"""W3C trace context: from whoever submits a job, through its row, to the servers that generate.
+
+A job is part of its caller's trace; one that was submitted outside of any has a trace of its own,
+whose id is the job's. Ids of spans follow from their places, so that what a server records while a
+job runs hangs below the spans that `marco export --format otlp` makes of it later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from contextvars import ContextVar
+from uuid import UUID
+
+REQUESTS: ContextVar[str | None] = ContextVar("REQUESTS", default=None)
+"""The traceparent header of requests to servers of models."""
+
+
+def current() -> str | None:
+    """The traceparent of what this thread or task is in, as OpenTelemetry knows it, if anything."""
+    # A caller that is in a span has loaded it; others need not wait for that.
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent")
+
+
+def trace_id(job_id: UUID, caller: str | None) -> int:
+    """The id of a job's trace; `caller` is the traceparent that it was submitted in."""
+    return int(caller.split("-")[1], 16) if caller else job_id.int
+
+
+def span_id(job_id: UUID, place: str) -> int:
+    """The id of the span of a job that `place` names, such as "attempt 1"."""
+    digest = hashlib.sha256(f"{job_id.int:032x} {place}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") or 1
+
+
+def traceparent(job_id: UUID, caller: str | None, place: str) -> str:
+    """The header of a request that is part of that span; sampled, unless the caller is not."""
+    flags = caller.split("-")[3] if caller else "01"
+    return f"00-{trace_id(job_id, caller):032x}-{span_id(job_id, place):016x}-{flags}"
