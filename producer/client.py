@@ -366,13 +366,15 @@ class Producer:
 
         return pending, read
 
-    def standstill(self, jobs: Iterable[JobId] | None = None) -> dict[str, str]:
-        """Why some of the jobs, or of all that have not ended, do not go on.
+    def standstill(
+        self, jobs: Iterable[JobId] | None = None, *, batch_id: UUID | None = None
+    ) -> dict[str, str]:
+        """Why some of the jobs, of a batch's, or of all that have not ended, do not go on.
 
         A sentence by each reason: "paused", "no_model", "no_worker". Waits log these as warnings.
         """
         ids = None if jobs is None else job_uuids(jobs)
-        waiting = self._call(queries.unfinished, self._tenant, ids)
+        waiting = self._call(queries.unfinished, self._tenant, ids, batch_id)
         return standstill.reasons(waiting, self._settings)
 
     def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:

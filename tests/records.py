@@ -17,6 +17,7 @@ from marco_search.search.actions import Action
 from marco_search.search.branches import TOP_K
 from marco_search.search.config import SearchConfig
 from marco_search.search.mcts import Search
+from marco_search.store.queue.batches import Batch
 from marco_search.store.reads.job_record import (
     AttemptRow,
     EventRow,
@@ -217,14 +218,14 @@ class FakeReader(Reader):
     def answers(self) -> bool:
         return True
 
-    def batches(self) -> list[Totals]:
+    def batches(self) -> list[tuple[Batch, Totals]]:
         self.reads += 1
         return []
 
-    def tenants(self) -> list[Totals]:
+    def tenants(self) -> list[tuple[None, Totals]]:
         self.reads += 1
         states = {"running": 1, "succeeded": 2}
-        return [Totals(name="default", states=states, jobs=3, first=AT, last=AT)]
+        return [(None, Totals(name="default", states=states, jobs=3, first=AT, last=AT))]
 
     def record(self, job_id: UUID) -> JobRecord:
         self.reads += 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import click
@@ -80,18 +81,19 @@ def _begun(found: Batch) -> None:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Iterator[bytes]]:
+def _opened(name: str) -> Iterator[Iterator[bytes]]:
     from producer.uploads import lines_of
 
-    if file == "-":
-        yield lines_of(sys.stdin.buffer)
-        return
-    try:
-        opened: BinaryIO = Path(file).open("rb")  # noqa: SIM115  # closed below
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from None
-    with opened:
-        yield lines_of(opened)
+    with ExitStack() as stack:
+        file = cast("BufferedReader", sys.stdin.buffer)
+        if name != "-":
+            try:
+                file = stack.enter_context(Path(name).open("rb"))
+            except OSError as error:
+                raise InputError(f"{name}: {error.strerror or error}") from None
+        if wrong := job_input.another_format(file.peek(), "marco batch submit"):
+            raise InputError(f"{'standard input' if name == '-' else name}: {wrong}")
+        yield lines_of(file)
 
 
 def _check(file: str, lines: Iterable[bytes], given: dict[str, Any]) -> None:
@@ -109,46 +111,65 @@ def _check(file: str, lines: Iterable[bytes], given: dict[str, Any]) -> None:
 
 @batch.command("status", cls=options.JsonCommand, short_help="Show where batches stand.")
 @click.argument("batch_id", metavar="[ID]", type=click.UUID, required=False)
+@options.tenants
 @click.option("--limit", type=options.count(least=1), default=20, show_default=True, metavar="N")
 def show_status(batch_id: UUID | None, limit: int) -> None:
     """Show where a batch stands, or the latest ones."""
     with session(needs_redis=False) as here:
-        producer = here.producer()
+        producer = here.producer(here.tenant)
         found = [producer.batch(batch_id)] if batch_id else producer.batches(limit=limit)
+        notices = producer.standstill(batch_id=batch_id) if batch_id else {}
     output.report(
-        _as_json(found[0]) if batch_id else {"batches": [_as_json(each) for each in found]},
+        _as_json(found[0]) | {"notices": notices}
+        if batch_id
+        else {"batches": [_as_json(each) for each in found]},
         "\n".join(map(_line, found)) or "No batch was submitted.",
     )
+    if not output.as_json():
+        for notice in notices.values():
+            output.notice(notice)
 
 
 @batch.command("watch", cls=options.JsonCommand, short_help="Follow one until its jobs have ended.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
+@options.tenants
 @click.option("--timeout", type=options.Seconds(min=0), metavar="S", help="Give up after S s.")
 def watch_batch(batch_id: UUID, timeout: float | None) -> None:
     """Print a line whenever a batch has come further; exits with 7 if a job did not succeed."""
+    follow(batch_id, timeout, quiet=False)
+
+
+def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
+    """Follow a batch until its jobs have ended; `quiet`: print only where it stands then.
+
+    Exits with 7 if a job did not succeed. Raises WaitTimeout.
+    """
     from producer.standstill import Watch
 
     until = None if timeout is None else time.monotonic() + timeout
     said, watch = dict[str, int](), Watch()
     with session(needs_redis=False) as here:
-        producer = here.producer()
+        producer = here.producer(here.tenant)
         while True:
+            began = time.monotonic()
             found = producer.batch(batch_id)
-            if found.states != said:
-                said = found.states
+            if found.states != said and not (quiet and found.left):
                 output.report(_as_json(found), _line(found))
+            said = found.states
             if not found.left:
                 break
             if until is not None and time.monotonic() >= until:
                 raise WaitTimeout(f"{found.left:,} jobs of batch {batch_id} have not ended")
-            watch.look(producer.standstill)
-            time.sleep(EVERY_S)
+            watch.look(lambda: producer.standstill(batch_id=batch_id))
+            # Counting a large batch takes a while: not more than a quarter of the time.
+            time.sleep(max(EVERY_S, 3 * (time.monotonic() - began)))
     if said.keys() - {"succeeded"}:
         click.get_current_context().exit(JOBS_NOT_DONE)
 
 
 @batch.command("results", cls=options.JsonCommand, short_help="Print the results, line by line.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
+@options.tenants
 @options.file_option
 @click.option("--errors", is_flag=True, help="The refused lines instead, with the reasons.")
 @click.option("--thought", is_flag=True, help="With the answers' Thoughts.")
@@ -161,7 +182,7 @@ def print_results(
     A JSON object a line: in OpenAI's format for a request that was, else ours.
     """
     with session(needs_redis=False) as here:
-        producer = here.producer()
+        producer = here.producer(here.tenant)
         lines: Iterable[dict[str, Any]]
         if errors:
             lines = map(_refusal, producer.refused_lines(batch_id))

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import click
 
-from marco_search.cli import job_input, job_text, options, output
+from marco_search.cli import batch_command, job_input, job_text, options, output
 from marco_search.cli.error_reports import JOBS_NOT_DONE
 from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.session import session
@@ -174,7 +174,7 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
                 wanted = queries.JobFilter(tenant=here.tenant, state=state)
                 newest = queries.page(conn, wanted, limit=limit or options.LARGEST_COUNT).jobs
                 lines = list(newest[::-1])
-            by_state = queries.state_counts(conn, here.tenant)
+            by_state = queries.state_counts(conn, here.tenant, options.batch_of(jobs))
             others = {} if jobs else queries.other_tenants(conn, here.tenant)
             missing = queries.missing_models(conn, tenant=here.tenant)
         notices = here.producer(here.tenant).standstill(named if jobs else None)
@@ -216,9 +216,12 @@ def _say_not_shown(others: Mapping[str, int]) -> None:
 def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Follow jobs live until they end: those named, or all that have not ended.
 
-    Without a terminal each change of a job's state is a line; with --json, a JSON line.
+    Without a terminal each change of a job's state is a line; with --json, a JSON line. Of a batch
+    the counts are followed, as by `marco batch watch`.
     Exits with 7 if a job did not succeed.
     """
+    if _followed_batch(jobs, timeout, quiet=False):
+        return
     lines = _follow(jobs, timeout, quiet=False)
     if not output.as_json():
         output.show(job_text.progress(lines) if lines else NONE_LEFT)
@@ -235,10 +238,20 @@ def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
 
     Exits with 7 if a job did not succeed, with 6 after --timeout.
     """
+    if _followed_batch(jobs, timeout, quiet=True):
+        return
     lines = _follow(jobs, timeout, quiet=True)
     table = jobs_table(lines, width=output.terminal_width())
     output.report({"jobs": lines}, table if lines else NONE_LEFT)
     _exit(lines)
+
+
+def _followed_batch(words: Sequence[str], timeout: float | None, *, quiet: bool) -> bool:
+    """Follow the batch that the words name; False: they name jobs."""
+    if (batch_id := options.batch_of(words)) is None:
+        return False
+    batch_command.follow(batch_id, timeout, quiet=quiet)
+    return True
 
 
 def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> list[JobStatus]:

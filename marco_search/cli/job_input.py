@@ -154,7 +154,7 @@ def read_lines(path: str, options: dict[str, Any] | None = None) -> dict[int, Jo
     """
     source = "standard input" if path == "-" else path
     data = sys.stdin.buffer.read() if path == "-" else _read(Path(path))
-    if wrong := _another_format(data):
+    if wrong := another_format(data):
         raise InputError(f"{source}: {wrong}")
     jobs = parse_lines(data.split(b"\n"), source, options or {})
     if not jobs:
@@ -162,18 +162,33 @@ def read_lines(path: str, options: dict[str, Any] | None = None) -> dict[int, Jo
     return jobs
 
 
-def _another_format(data: bytes) -> str | None:
-    """What the file is if it is not JSON Lines at all, and what to do; None: it may be."""
-    if data.startswith(b"\x1f\x8b"):
-        return "compressed by gzip: `gzip -dc FILE | marco submit -`"
+_PACKED = {
+    b"\x1f\x8b": "gzip -dc",
+    b"\x28\xb5\x2f\xfd": "zstd -dc",
+    b"PK\x03\x04": "unzip -p",
+    b"BZh": "bzip2 -dc",
+    b"\xfd7zXZ\0": "xz -dc",
+}
+"""What compressed files begin with, and what unpacks them."""
+
+
+def another_format(data: bytes, command: str = "marco submit") -> str | None:
+    """What a file that begins like this is, if not JSON Lines, and what to do; None: it may be."""
+    for begin, unpack in _PACKED.items():
+        if data.startswith(begin):
+            name = unpack.split()[0].removeprefix("un")
+            return f"compressed by {name}: `{unpack} FILE | {command} -`"
     # Without a mark every other byte of ASCII is a zero.
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
         return "UTF-16: save the file as UTF-8"
+    if b"\0" in data[:4096]:
+        return "a binary file; write one JSON object on each line"
     begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].rstrip()
     if begin.startswith(b"["):
-        return "a JSON array: `jq -c '.[]' FILE | marco submit -` writes an object on each line"
-    if begin == b"{" and not data.split(b"\n", 1)[0].rstrip().endswith(b"}"):
-        return "an object over several lines: `jq -c . FILE | marco submit -` writes one on each"
+        return f"a JSON array: `jq -c '.[]' FILE | {command} -` writes an object on each line"
+    first, ended, _ = data.partition(b"\n")
+    if begin == b"{" and ended and not first.rstrip().endswith(b"}"):
+        return f"an object over several lines: `jq -c . FILE | {command} -` writes one on each"
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,16 @@ def of_batch(function: Callable[..., Any]) -> Callable[..., Any]:
 
     option = click.option("--batch", type=click.UUID, metavar="ID", help="The jobs of this batch.")
     return option(command)
+
+
+def batch_of(words: Sequence[str]) -> UUID | None:
+    """The batch whose jobs these words name. Raises UsageError for what is no id."""
+    if not words or not words[0].startswith(BATCH):
+        return None
+    try:
+        return UUID(words[0].removeprefix(BATCH))
+    except ValueError:
+        raise click.UsageError(f"{words[0]!r} is not a batch's id.") from None
 
 
 def chosen_tenant(default: str) -> str | None:

@@ -69,8 +69,7 @@ class Session:
         words = sys.stdin.read().split() if list(words) == ["-"] else words
         with self.database.transaction() as conn:
             whose = None if everywhere else self.tenant
-            if words and words[0].startswith(options.BATCH):
-                batch_id = UUID(words[0].removeprefix(options.BATCH))
+            if batch_id := options.batch_of(words):
                 return queries.jobs_of_batch(conn, batch_id, whose)
             return queries.find_jobs(conn, words, whose)
 

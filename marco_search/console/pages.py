@@ -6,7 +6,7 @@ where it has to wait its turn (see Cache).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 from uuid import UUID
@@ -41,7 +41,6 @@ from marco_search.store.reads.queries import (
     NARROW_SHARE,
     ORDERS,
     JobFilter,
-    Totals,
 )
 
 T = TypeVar("T")
@@ -108,7 +107,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
             return PlainTextResponse("Postgres does not answer.\n", 503)
         return PlainTextResponse("ok\n")
 
-    def totals(title: str, one: str, read: Callable[[], list[Totals]]) -> None:
+    def totals(title: str, one: str, read: Callable[[], Sequence[Any]]) -> None:
         @routes.get(f"/{title.lower()}", name=title)
         def sums(request: Request) -> Response:
             values = {"title": title, "one": one}

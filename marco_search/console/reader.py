@@ -16,6 +16,7 @@ from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
 from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
+from marco_search.store.queue.batches import Batch
 from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.exporter import Exporter
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
@@ -100,13 +101,13 @@ class Reader:
         """That the database does. Raises DatabaseUnavailable."""
         return self._read(lambda conn: conn.execute("SELECT 1").fetchone() is not None)
 
-    def batches(self) -> list[Totals]:
-        """Sums of the latest batches."""
+    def batches(self) -> list[tuple[Batch, Totals]]:
+        """The latest batches and their sums."""
         return self._read(queries.batches)
 
-    def tenants(self) -> list[Totals]:
+    def tenants(self) -> list[tuple[None, Totals]]:
         """Sums of the tenants."""
-        return self._read(queries.tenants)
+        return [(None, totals) for totals in self._read(queries.tenants)]
 
     def record(self, job_id: UUID) -> JobRecord:
         """All about a job but its tokens. Raises JobNotFound."""

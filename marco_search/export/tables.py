@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from marco_search import schema
 from marco_search.export.files import write_jsonl
 from marco_search.store.db import Conn
+from marco_search.store.queue.jobs import OF_BATCH
 
 _ROWS_AT_ONCE = 1000
 """Some 3 MB of nodes: what is held in memory at a time."""
@@ -40,7 +41,7 @@ class Filter:
 
 _CONDITIONS = {
     "jobs": "j.job_id = ANY (%(jobs)s)",
-    "batch": "j.batch_id = %(batch)s",
+    "batch": f"j.job_id = {OF_BATCH}",
     "tenant": "j.tenant = %(tenant)s",
     "since": "j.created_at >= %(since)s",
     "until": "j.created_at < %(until)s",
@@ -83,10 +84,10 @@ TABLES = {
     "jobs": Table(
         "audit.jobs AS j CROSS JOIN LATERAL (SELECT j.*) AS t",
         "j.job_id",
-        "job_id batch_id tenant kind state priority payload config subject expected answer"
-        " error strategy model revision error_type idempotency_key payload_hash confidence"
-        " correct stop_reason attempts rounds rollouts nodes generated_tokens prompt_tokens"
-        " cached_tokens seconds created_at started_at finished_at root",
+        "job_id batch_id batch_line custom_id tenant kind state priority payload config subject"
+        " expected answer error strategy model revision error_type idempotency_key payload_hash"
+        " confidence correct stop_reason attempts rounds rollouts nodes generated_tokens"
+        " prompt_tokens cached_tokens seconds created_at started_at finished_at root",
         root="(SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id"
         " ORDER BY c.seq DESC LIMIT 1)",
     ),

@@ -57,6 +57,38 @@ COMMENT ON COLUMN audit.jobs.error IS 'The last error''s message';
 COMMENT ON COLUMN audit.jobs.paused_at IS
     'Since when it has been paused, it or its tenant; null: it is not';
 
+-- What "the jobs of a batch" are, everywhere: of each line the latest, since starting one over
+-- makes a new one in its place. A condition on batch or line goes into the scan of the index.
+CREATE VIEW audit.batch_lines WITH (security_invoker = true) AS
+(
+    SELECT DISTINCT ON (batch_id, batch_line) batch_id, batch_line AS line, id AS job_id,
+        custom_id, tenant, state, NULL AS field, NULL AS reason
+    FROM public.jobs WHERE batch_id IS NOT NULL ORDER BY batch_id, batch_line, id DESC
+)
+UNION ALL
+SELECT l.batch_id, l.line, l.known_id, l.custom_id, coalesce(j.tenant, b.tenant), j.state,
+    l.field, l.reason
+FROM public.batch_lines AS l JOIN public.batches AS b ON b.id = l.batch_id
+LEFT JOIN public.jobs AS j ON j.id = l.known_id;
+COMMENT ON VIEW audit.batch_lines IS
+    'Lines of each batch that are not empty, with the latest job of each, or why it was refused';
+COMMENT ON COLUMN audit.batch_lines.job_id IS
+    'Its latest job, or the one that its idempotency key names; null: it was refused';
+COMMENT ON COLUMN audit.batch_lines.tenant IS 'Who that job belongs to, else the batch';
+COMMENT ON COLUMN audit.batch_lines.state IS 'State of that job';
+
+CREATE VIEW audit.batches WITH (security_invoker = true) AS
+SELECT id AS batch_id, tenant, source, metadata, created_at, completed_at, lines, refused, digest,
+    (SELECT coalesce(jsonb_object_agg(state, count), '{}') FROM (
+        SELECT l.state, count(*) FROM audit.batch_lines AS l
+        WHERE l.batch_id = batches.id AND l.state IS NOT NULL GROUP BY l.state
+    ) AS counted) AS states
+FROM public.batches;
+COMMENT ON VIEW audit.batches IS 'Files and lists of jobs that were submitted together';
+COMMENT ON COLUMN audit.batches.batch_id IS 'The batch';
+COMMENT ON COLUMN audit.batches.states IS
+    'Jobs in each state, of each line the latest, those of idempotency keys among them';
+
 CREATE VIEW audit.answers WITH (security_invoker = true) AS
 SELECT a.*, best.rollout_id AS best_rollout, best.path
 FROM public.answers AS a JOIN public.jobs AS j ON j.id = a.job_id LEFT JOIN LATERAL (

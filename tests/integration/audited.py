@@ -17,7 +17,8 @@ from marco_search.jobs import Job
 from marco_search.kinds import OpenEndedJob
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.store.db import Database
-from marco_search.store.queue import jobs
+from marco_search.store.queue import batches, jobs
+from marco_search.store.queue.batches import BatchLine
 from tests.databases import scratch_database
 from tests.integration.toys import (
     Interrupted,
@@ -65,11 +66,18 @@ def audited(server_url: str) -> Iterator[Audited]:
 
 def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
     settings = settings_for(url, "redis://nobody", max_attempts=2)
-    batch, ids = uuid4(), {}
+    batch, ids = uuid4(), dict[str, UUID]()
+    with database.transaction() as conn:
+        batches.begin(conn, tenant="default", source="questions.jsonl", batch_id=batch)
+        wrong = {"custom_id": "q99", "field": "question", "reason": "is missing"}
+        batches.refuse(conn, batch, [BatchLine(line=99, job_id=None, **wrong)])
+        batches.take(conn, batch, before=0, lines=99, complete=True)
 
     def submit(name: str, job: Job, *, batch_id: UUID | None = batch) -> UUID:
         with database.transaction() as conn:
-            (stored,) = jobs.insert(conn, [job], tenant="default", batch_id=batch_id)
+            (stored,) = jobs.insert(
+                conn, [job], tenant="default", batch_id=batch_id, lines=[len(ids) + 1]
+            )
         ids[name] = stored.id
         return stored.id
 

@@ -44,6 +44,12 @@ def marco(command_line: None, capsys: pytest.CaptureFixture[str]) -> Marco:
     return run
 
 
+@pytest.fixture
+def producer(database_url: str, redis_url: str) -> Iterator[Producer]:
+    with Producer(database_url, redis_url) as made:
+        yield made
+
+
 def lines(count: int) -> list[bytes]:
     texts = ({"custom_id": f"n{i}", "kind": "reasoning", "question": f"{i}?"} for i in range(count))
     return [json.dumps(text).encode() + b"\n" for text in texts]
@@ -133,6 +139,61 @@ def test_what_is_full_or_known_stops_no_batch(
         producer.cancel(first)
         (result,) = producer.batch_results(done.id)
         assert (result.job_id, result.batch_line, result.custom_id) == (str(first), 1, "again")
+
+
+def test_the_jobs_of_a_batch_are_the_same_everywhere(
+    marco: Marco, producer: Producer, tmp_path: Path
+) -> None:
+    """Of each line the latest, and those that idempotency keys name already."""
+    known = {"kind": "reasoning", "question": "known?", "idempotency_key": "k"}
+    first = producer.submit(known)
+    ended = producer.submit({"kind": "reasoning", "question": "elsewhere?"})
+    given = [known, {"kind": "reasoning", "question": "own?"}, {"kind": "nonsense"}]
+    batch = producer.submit_batch(json.dumps(line).encode() + b"\n" for line in given).id
+    marco("cancel", "--batch", str(batch))
+    assert producer.restart_batch(batch) == 1  # the known job was submitted elsewhere
+    own = next(j for j in map(json.loads, [marco("status", "--batch", str(batch), "--json")]))
+    ids = [job["job_id"] for job in own["jobs"]]
+    assert (ids[0], own["counts"]) == (str(first), {"cancelled": 1, "queued": 1})
+    assert set(own["notices"]) == {"no_worker"}
+    assert "paused" not in json.loads(marco("batch", "status", str(batch), "--json"))["notices"]
+    marco("pause", str(ended))  # is none of the batch's
+    for pause in ("pause", "resume", "pause"):
+        changed = json.loads(marco(pause, "--batch", str(batch), "--json"))["jobs"]
+        assert [job["job_id"] for job in changed] == ids
+    notices = json.loads(marco("batch", "status", str(batch), "--json"))["notices"]
+    assert list(notices) == ["paused"]
+    assert "paused: 1 queued" in notices["paused"]
+    cancelled = json.loads(marco("cancel", "--batch", str(batch), "--json"))["jobs"]
+    assert [job["job_id"] for job in cancelled] == [ids[1]]
+    for words in (["watch"], ["wait"], ["batch", "watch"]):
+        marco(*words, *([] if words[0] == "batch" else ["--batch"]), str(batch), code=7)
+    for words in (["results", "--batch"], ["batch", "results"]):
+        file = tmp_path / words[0]
+        marco(*words, str(batch), "-o", str(file))
+        assert [json.loads(line)["job_id"] for line in file.read_text().splitlines()] == ids
+    marco("export", str(tmp_path / "out"), "--table", "jobs", "--batch", str(batch))
+    jobs = (tmp_path / "out" / "jobs.jsonl").read_text().splitlines()
+    assert {json.loads(line)["job_id"] for line in jobs} == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x1f\x8b\x08", "compressed by gzip: `gzip -dc FILE | marco"),
+        (b"\x28\xb5\x2f\xfd\x04", "compressed by zstd: `zstd -dc FILE | marco"),
+        (b"PK\x03\x04", "compressed by zip: `unzip -p FILE | marco"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "a binary file"),
+        (b"[{}]", "a JSON array"),
+    ],
+)
+def test_a_file_that_is_no_json_lines_is_refused_at_once(
+    marco: Marco, tmp_path: Path, data: bytes, said: str
+) -> None:
+    file = tmp_path / "in"
+    file.write_bytes(data * 3)
+    for command in (["batch", "submit"], ["submit"]):
+        assert f"{file}: {said}" in marco(*command, str(file), code=2)
 
 
 def test_several_jobs_are_a_batch(database_url: str, redis_url: str) -> None:

@@ -24,10 +24,12 @@ from starlette.testclient import TestClient
 from marco_search.console.access import Access
 from marco_search.console.app import create_app
 from marco_search.console.reader import Reader
+from marco_search.console.rendering import page
 from marco_search.console.report import render
 from marco_search.errors import JobNotFound
 from marco_search.store.db import Database
-from marco_search.store.queue import jobs
+from marco_search.store.queue import batches, jobs
+from marco_search.store.queue.batches import BatchLine
 from marco_search.store.queue.leases import Worker
 from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.queries import JobFilter
@@ -251,8 +253,14 @@ def test_a_batch_has_sums_of_its_own(stored: Stored) -> None:
     batch = uuid4()
     with stored.database.transaction() as conn:
         assert queries.batches(conn) == []
+        batches.begin(conn, tenant="default", source="/tmp/in.jsonl", batch_id=batch)
         jobs.insert(conn, [question("In a batch.")] * 2, tenant="default", batch_id=batch)
-        (total,) = queries.batches(conn)
+        wrong = BatchLine(line=3, job_id=None, custom_id="c", field="text", reason="is missing")
+        batches.refuse(conn, batch, [wrong])
+        ((upload, total),) = queries.batches(conn)
+    assert (upload.id, upload.refused, upload.states) == (batch, 1, {"queued": 2})
+    shown = page("totals.html", title="Batches", one="batch", totals=[(upload, total)])
+    assert ">in.jsonl</span>, <strong>upload stopped" in shown
     assert (total.name, total.jobs, total.confidence) == (str(batch), 2, None)
 
 

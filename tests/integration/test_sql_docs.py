@@ -350,13 +350,19 @@ def failures(asked: Asked) -> None:
     }
 
 
+def refused_lines(asked: Asked) -> None:
+    (row,) = asked(25)
+    assert (row["batch_id"], row["source"]) == (asked.filled.batch, "questions.jsonl")
+    assert (row["line"], row["custom_id"], row["field"]) == (99, "q99", "question")
+
+
 CHECKS: dict[int, Callable[[Asked], None]] = dict(
     enumerate(
         (
             *(answers, turning_points, least_sure, candidates, reflections, winning_path),
             *(most_visited, leads, broken_branches, attempts, time_line, cache, cost),
             *(narrow_votes, outvoted, retries, resumed, models, waiting, by_day, batches),
-            *(calibration, duplicates, failures),
+            *(calibration, duplicates, failures, refused_lines),
         ),
         start=1,
     )

@@ -19,7 +19,7 @@ from psycopg.rows import class_row
 from marco_search.errors import InvalidJob, JobNotFound
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs
-from marco_search.store.queue.jobs import AGING_S, REQUEST, JobHandle, new_job_id
+from marco_search.store.queue.jobs import AGING_S, OF_BATCH, REQUEST, JobHandle, new_job_id
 
 AGAIN = ("cancelled", "expired", "failed", "dead")
 """States of jobs that `restart` starts over."""
@@ -57,33 +57,21 @@ class BatchLine:
     reason: str | None  #: why it was refused
 
 
-# Of each line the latest job; a condition on the line goes into the index scan.
-_LATEST = """(
-    SELECT DISTINCT ON (batch_line) * FROM jobs
-    WHERE batch_id = %(id)s AND batch_line > %(after)s AND batch_line <= %(last)s
-        AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-    ORDER BY batch_line, id DESC
-) AS latest"""
-_ALL = {"after": 0, "last": 2**31 - 1, "tenant": None}
-_BATCH = f"""
-    SELECT b.id, b.tenant, b.source, b.metadata, b.created_at, b.completed_at, b.lines, b.refused,
-        b.digest, coalesce((
-            SELECT jsonb_object_agg(state, count) FROM (
-                SELECT state, count(*) FROM (
-                    SELECT state FROM {_LATEST.replace("%(id)s", "b.id")}
-                    UNION ALL SELECT j.state FROM batch_lines AS l JOIN jobs AS j
-                        ON j.id = l.known_id WHERE l.batch_id = b.id
-                ) AS each GROUP BY state
-            ) AS counted), '{{}}') AS states
-    FROM batches AS b WHERE (%(tenant)s::text IS NULL OR b.tenant = %(tenant)s)
-"""  # noqa: S608  # constants
+_BATCH = """
+    SELECT batch_id AS id, tenant, source, metadata, created_at, completed_at, lines, refused,
+        digest, states
+    FROM audit.batches WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+"""
+_LINES = """
+    SELECT line, job_id, custom_id, field, reason FROM audit.batch_lines WHERE batch_id = %(id)s
+"""
 
 
 def find(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> Batch:
     """A batch. Raises JobNotFound."""
-    given = _ALL | {"tenant": tenant, "batch": batch_id}
+    given = {"tenant": tenant, "batch": batch_id}
     with conn.cursor(row_factory=class_row(Batch)) as cursor:
-        found = cursor.execute(f"{_BATCH} AND b.id = %(batch)s".encode(), given).fetchone()
+        found = cursor.execute(f"{_BATCH} AND batch_id = %(batch)s", given).fetchone()
     if found is None:
         raise JobNotFound(f"no batch {batch_id}; `marco batch status` lists the latest")
     return found
@@ -91,10 +79,10 @@ def find(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> Batch:
 
 def latest(conn: Conn, *, tenant: str | None = None, limit: int = 20) -> list[Batch]:
     """The latest batches, newest first."""
-    given = _ALL | {"tenant": tenant, "limit": limit}
+    given = {"tenant": tenant, "limit": limit}
     with conn.cursor(row_factory=class_row(Batch)) as cursor:
-        query = f"{_BATCH} ORDER BY b.created_at DESC, b.id LIMIT %(limit)s"
-        return cursor.execute(query.encode(), given).fetchall()
+        query = f"{_BATCH} ORDER BY created_at DESC, batch_id LIMIT %(limit)s"
+        return cursor.execute(query, given).fetchall()
 
 
 def begin(
@@ -184,31 +172,19 @@ def note_known(
             )
 
 
-def lines(
-    conn: Conn, batch_id: UUID, *, after: int, last: int, tenant: str | None = None
-) -> list[BatchLine]:
+def lines(conn: Conn, batch_id: UUID, *, after: int, last: int) -> list[BatchLine]:
     """The lines after one up to another, in order."""
+    given = {"id": batch_id, "after": after, "last": last}
     with conn.cursor(row_factory=class_row(BatchLine)) as cursor:
-        return cursor.execute(
-            f"""
-            SELECT batch_line AS line, id AS job_id, custom_id, NULL AS field, NULL AS reason
-            FROM {_LATEST}
-            UNION ALL SELECT line, known_id, custom_id, field, reason FROM batch_lines
-            WHERE batch_id = %(id)s AND line > %(after)s AND line <= %(last)s
-            ORDER BY line
-            """.encode(),  # noqa: S608  # constants
-            {"id": batch_id, "after": after, "last": last, "tenant": tenant},
-        ).fetchall()
+        query = f"{_LINES} AND line > %(after)s AND line <= %(last)s ORDER BY line"
+        return cursor.execute(query, given).fetchall()
 
 
 def refused(conn: Conn, batch_id: UUID) -> list[BatchLine]:
     """The lines that were refused, in order."""
     with conn.cursor(row_factory=class_row(BatchLine)) as cursor:
-        return cursor.execute(
-            "SELECT line, known_id AS job_id, custom_id, field, reason FROM batch_lines"
-            " WHERE batch_id = %s AND reason IS NOT NULL ORDER BY line",
-            [batch_id],
-        ).fetchall()
+        query = f"{_LINES} AND reason IS NOT NULL ORDER BY line"
+        return cursor.execute(query, {"id": batch_id}).fetchall()
 
 
 def restart(
@@ -222,15 +198,18 @@ def restart(
     """Start over the batch's jobs that ended without success: the new ones, `limit` at most.
 
     The caller publishes them. The old ones keep their trail; a deadline that has passed is dropped.
+    Jobs that were submitted elsewhere, which a key of the batch names, stay as they are.
     """
     # One restart at a time: two would make two jobs of one.
     conn.execute("SELECT FROM batches WHERE id = %s FOR UPDATE", [batch_id])
     rows = conn.execute(
         f"""
-        SELECT {REQUEST} FROM {_LATEST}
-        WHERE state = ANY (%(states)s) AND redacted_at IS NULL ORDER BY batch_line LIMIT %(limit)s
+        SELECT {REQUEST} FROM jobs
+        WHERE id = {OF_BATCH} AND batch_id = %(batch)s AND state = ANY (%(states)s)
+            AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND redacted_at IS NULL
+        ORDER BY batch_line LIMIT %(limit)s
         """.encode(),  # noqa: S608  # constants
-        _ALL | {"id": batch_id, "tenant": tenant, "states": list(AGAIN), "limit": limit},
+        {"batch": batch_id, "tenant": tenant, "states": list(AGAIN), "limit": limit},
     ).fetchall()
     made = [row | {"id": str(new_job_id())} for (row,) in rows]
     return [handle.id for handle in jobs.insert_rows(conn, made, aging_s)] if made else []

@@ -21,6 +21,8 @@ from marco_search.jobs import Answer, JobResult
 from marco_search.jobs.validation import shown
 from marco_search.search.config import SearchConfig
 from marco_search.store.db import Conn
+from marco_search.store.queue.batches import Batch, latest
+from marco_search.store.queue.jobs import OF_BATCH
 from marco_search.store.queue.states import JobState, not_found
 
 LOW_QUANTILE = 0.1
@@ -153,17 +155,17 @@ COUNTED = 100_000
 """Jobs that are counted by state; more would make a list of millions slow."""
 
 
-_FILTERED = """audit.jobs
+_FILTERED = f"""audit.jobs
     WHERE (%(state)s::text IS NULL OR state = %(state)s)
     AND (%(kind)s::text IS NULL OR kind = %(kind)s)
     AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-    AND (%(batch)s::uuid IS NULL OR batch_id = %(batch)s)
+    AND (%(batch)s::uuid IS NULL OR job_id = {OF_BATCH})
     AND (%(text)s::text IS NULL OR subject ILIKE %(text)s OR idempotency_key ILIKE %(text)s
         OR custom_id ILIKE %(text)s
         OR metadata::text ILIKE %(text)s OR replace(job_id::text, '-', '') LIKE %(part)s)
     AND (%(low)s::float8 IS NULL OR confidence_quantile < %(low)s)
     AND (%(narrow)s::float8 IS NULL OR share < %(narrow)s)
-"""
+"""  # constants
 
 
 def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
@@ -248,24 +250,32 @@ _TOTALS = """(
             sum(generated_tokens) AS generated_tokens, sum(seconds) AS seconds,
             sum(confidence) AS confidence, count(confidence) AS scored,
             min(created_at) AS first, max(created_at) AS last
-        FROM audit.jobs {where} GROUP BY {key}, state
+        FROM {jobs} GROUP BY {key}, state
     ) AS by_state GROUP BY 1
 ) AS totals"""
-_LATEST_BATCHES = """
-    WHERE batch_id IN (SELECT batch_id FROM audit.jobs WHERE batch_id IS NOT NULL
-        GROUP BY batch_id ORDER BY max(created_at) DESC LIMIT %(limit)s)
-"""
+_TENANTS = _TOTALS.format(key="tenant", jobs="audit.jobs")
+_BATCHES = _TOTALS.format(
+    key="batch",
+    jobs="""(
+        SELECT l.batch_id AS batch, j.* FROM unnest(%(batches)s::uuid[]) AS given (batch_id)
+        CROSS JOIN LATERAL (
+            SELECT batch_id, job_id FROM audit.batch_lines WHERE batch_id = given.batch_id
+        ) AS l JOIN audit.jobs AS j ON j.job_id = l.job_id
+    ) AS jobs""",
+)
 
 
 def tenants(conn: Conn) -> list[Totals]:
     """Totals of every tenant, by name."""
-    return select(conn, Totals, _TOTALS.format(key="tenant", where="") + " ORDER BY name")
+    return select(conn, Totals, f"{_TENANTS} ORDER BY name")
 
 
-def batches(conn: Conn, *, limit: int = 200) -> list[Totals]:
-    """Totals of the latest batches, newest first."""
-    query = _TOTALS.format(key="batch_id", where=_LATEST_BATCHES)
-    return select(conn, Totals, query + " ORDER BY last DESC, name", {"limit": limit})
+def batches(conn: Conn, *, limit: int = 200) -> list[tuple[Batch, Totals]]:
+    """The latest batches with their totals, newest first."""
+    found = latest(conn, limit=limit)
+    totals = select(conn, Totals, _BATCHES, {"batches": [batch.id for batch in found]})
+    named = {one.name: one for one in totals}
+    return [(batch, named.get(str(batch.id), Totals(name=str(batch.id)))) for batch in found]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -508,10 +518,8 @@ def jobs_of_batch(conn: Conn, batch_id: UUID, tenant: str | None) -> list[UUID]:
 
     Raises JobNotFound if there are none.
     """
-    query = f"""
-        SELECT DISTINCT ON (batch_line) job_id FROM audit.jobs
-        WHERE batch_id = %(batch)s AND {_IN} ORDER BY batch_line, job_id DESC
-    """  # noqa: S608
+    query = f"""SELECT job_id FROM audit.batch_lines
+        WHERE batch_id = %(batch)s AND job_id IS NOT NULL AND {_IN} ORDER BY line"""  # noqa: S608
     found = [row[0] for row in conn.execute(query, {"batch": batch_id, "tenant": tenant})]
     if not found:
         raise JobNotFound(f"no job of batch {batch_id}; `marco batch status` lists the latest")
@@ -529,14 +537,15 @@ def other_tenants(
     return dict(conn.execute(query, {"tenant": tenant, "finished": finished}).fetchall())
 
 
-def state_counts(conn: Conn, tenant: str | None) -> dict[str, int]:
-    """How many of the tenant's jobs are in each state, "paused" among them."""
+def state_counts(conn: Conn, tenant: str | None, batch: UUID | None = None) -> dict[str, int]:
+    """How many of the tenant's jobs, or of its batch, are in each state, "paused" among them."""
     query = f"""
         SELECT CASE WHEN state = 'queued' AND paused_at IS NOT NULL THEN 'paused' ELSE state END,
             count(*)
-        FROM audit.jobs WHERE {_IN} GROUP BY 1 ORDER BY 1
+        FROM audit.jobs WHERE {_IN} AND (%(batch)s::uuid IS NULL OR job_id = {OF_BATCH})
+        GROUP BY 1 ORDER BY 1
     """  # noqa: S608
-    return dict(conn.execute(query, {"tenant": tenant}).fetchall())
+    return dict(conn.execute(query, {"tenant": tenant, "batch": batch}).fetchall())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -554,11 +563,18 @@ _UNFINISHED = f"""(
         count(*) FILTER (WHERE NOT paused AND parked_at IS NOT NULL) AS model
     FROM (SELECT state = 'queued' AND paused_at IS NOT NULL AS paused, parked_at FROM audit.jobs
         WHERE finished_at IS NULL AND {_IN}
+        AND (%(batch)s::uuid IS NULL OR job_id = {OF_BATCH})
         AND (%(ids)s::uuid[] IS NULL OR job_id = ANY (%(ids)s))) AS unfinished
 ) AS counted"""  # noqa: S608
 
 
-def unfinished(conn: Conn, tenant: str | None, job_ids: Iterable[UUID] | None = None) -> Unfinished:
-    """How many of the tenant's jobs, or of those given, wait for what."""
-    given = {"tenant": tenant, "ids": None if job_ids is None else list(job_ids)}
+def unfinished(
+    conn: Conn,
+    tenant: str | None,
+    job_ids: Iterable[UUID] | None = None,
+    batch: UUID | None = None,
+) -> Unfinished:
+    """How many of the tenant's jobs, of those given or of its batch, wait for what."""
+    ids = None if job_ids is None else list(job_ids)
+    given = {"tenant": tenant, "ids": ids, "batch": batch}
     return select(conn, Unfinished, _UNFINISHED, given)[0]
