@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from marco_search.audit.findings import JobReport
 from marco_search.console.access import HEALTH, Access
 from marco_search.console.reader import Cache, Reader
-from marco_search.console.rendering import csv_lines, outline, page
+from marco_search.console.rendering import csv_lines, page, tree_rows
 from marco_search.console.report import html_file
 from marco_search.errors import InputError, JobNotFound, MarcoError, QueryRefused
 from marco_search.kinds import KINDS
@@ -137,7 +137,12 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
             "job.html",
             ("job", job),
             lambda: reader.record(job),
-            lambda found: {"record": found, "job": found.job, "verified": verified(found)},
+            lambda found: {
+                "record": found,
+                "job": found.job,
+                "verified": verified(found),
+                "rows": tree_rows(found.nodes, found.winning_path),
+            },
         )
 
     @routes.get("/jobs/{job:uuid}/tree.json")
@@ -151,13 +156,6 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     @routes.get("/jobs/{job:uuid}/nodes/{node}.json")
     def node(job: UUID, node: NodeId) -> Response:
         return JSONResponse(reader.node_tokens(job, node))
-
-    @routes.get("/jobs/{job:uuid}/outline")
-    def as_list(job: UUID) -> Response:
-        found = whole(job)
-        lines = outline(found.nodes, found.winning_path)
-        values = {"job": found.job, "outline": lines, "can_leave": access.has_token}
-        return HTMLResponse(page("outline.html", **values))
 
     @routes.get("/jobs/{job:uuid}/report.html")
     def report(job: UUID) -> Response:

@@ -23,7 +23,8 @@ from marco_search.kinds import subject_fields
 from marco_search.render.layout import (
     STOP_REASONS,
     children_of,
-    label,
+    instead,
+    labels,
     places,
     score,
     short_id,
@@ -169,26 +170,28 @@ def _is_trace(value: object) -> bool:
     return isinstance(value, str) and "\n" in value.strip()
 
 
-def outline(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The tree as a nested list, best first: for screen readers, print, and without scripts.
+def tree_rows(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The tree as a nested list, best first.
 
     As in the terminal a chain stays on one level, so the list is as deep as there are choices.
-    Before an item a list opens, or `closes` lists close.
+    Before a row lists open, or `closes` lists close; `note` is what the model was unsure of there.
     """
     nodes, winning = to_draw(nodes, winning)
     children = children_of(nodes, winning)
     drawn = {node.node_id: node for node in nodes}
-    choices = {n.node_id for below in children.values() if len(below) > 1 for n in below}
+    siblings = {node.node_id: below for below in children.values() for node in below}
+    label_of = labels(nodes, children)
     level = 0
     for node_id, place in places(nodes, winning).items():
-        wanted = place.column + 1
+        beside = siblings.get(node_id, nodes[:1])
         yield {
             "node": drawn[node_id],
-            "label": label(drawn[node_id].action, drawn[node_id].text),
-            "unsure": unsure(children[node_id]),
+            "label": label_of[node_id],
+            "note": unsure(beside) if beside[0].node_id == node_id else None,
+            "fork": (fork := drawn[node_id].fork) and instead(fork),
             "wins": node_id in winning,
-            "opens": wanted > level,
-            "closes": max(0, level - wanted),
-            "choice": node_id in choices,
+            "opens": place.column + 1 > level,
+            "closes": max(0, level - place.column - 1),
+            "choice": len(beside) > 1,
         }
-        level = wanted
+        level = place.column + 1

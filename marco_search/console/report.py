@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from marco_search.audit.findings import JobReport
 from marco_search.console.reader import Reader
-from marco_search.console.rendering import STATIC, outline, page
+from marco_search.console.rendering import STATIC, page, tree_rows
 from marco_search.render.document import document
 from marco_search.render.dot import dot
 from marco_search.render.layout import to_draw, visible_nodes
@@ -28,7 +28,7 @@ from marco_search.render.svg import svg
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 # In the order in which they are needed: joined they are one module.
-_MODULES = ("tree", "drawing", "tokens", "panel", "playback", "explorer", "file")
+_MODULES = ("tree", "tokens", "panel", "playback", "explorer", "file")
 _IMPORT = re.compile(r"^import\s[^;]*?;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|class|const)", re.MULTILINE)
 
@@ -66,7 +66,6 @@ def html_file(
     style = (STATIC / "console.css").read_text()
     scripts = {
         "theme": (STATIC / "theme.js").read_text(),
-        "library": (STATIC / "vendor" / "d3.min.js").read_text(),
         "module": bundle(),
     }
     allowed = " ".join(_hash(text) for text in scripts.values())
@@ -79,7 +78,7 @@ def html_file(
         record=record,
         job=record.job,
         verified=verified,
-        outline=outline(record.nodes, record.winning_path),
+        rows=tree_rows(record.nodes, record.winning_path),
         policy=policy,
         style=Markup(style),
         scripts={name: Markup(text) for name, text in scripts.items()},

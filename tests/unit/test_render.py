@@ -1,8 +1,7 @@
-"""One job as SVG, dot, Mermaid, JSON, HTML file and outline."""
+"""One job as SVG, dot, Mermaid, JSON, HTML file and list of rows."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import replace
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from marco_search.cli.tree_text import draw_tree
-from marco_search.console.rendering import STATIC, outline
+from marco_search.console.rendering import tree_rows
 from marco_search.console.report import html_file
 from marco_search.render.document import document, vocabulary_json
 from marco_search.render.dot import dot
@@ -126,8 +125,8 @@ def test_candidates_read_as_the_runtime_spelled_them() -> None:
     assert vocabulary_json([row]) == {"5": "é", "6": "six"}
 
 
-def test_an_outline_has_every_node_and_closes_what_it_opens() -> None:
-    items = list(outline(RECORD.nodes, RECORD.winning_path))
+def test_the_list_of_a_tree_has_every_node_and_closes_what_it_opens() -> None:
+    items = list(tree_rows(RECORD.nodes, RECORD.winning_path))
     assert sorted(item["node"].node_id for item in items) == [n.node_id for n in RECORD.nodes]
     level = 0
     for item in items:
@@ -152,15 +151,6 @@ def test_the_file_allows_exactly_its_own_scripts_and_names_no_host() -> None:
     assert HOSTILE not in html and "<img" not in html
     assert not re.search(r'(?:src|href)\s*=\s*"(?!/jobs)[^"#]', html)
     assert "unsafe" not in html.partition("</head>")[0].partition("<style>")[0]
-
-
-def test_the_vendored_library_is_the_one_that_its_readme_names() -> None:
-    stated = (STATIC / "vendor" / "README.md").read_text()
-    library = (STATIC / "vendor" / "d3.min.js").read_bytes()
-    assert hashlib.sha256(library).hexdigest() in stated
-    parts = re.findall(r"// https://d3js.org/(\S+)/ v(\S+)", library.decode())
-    assert parts == re.findall(r"(d3-\w+) (\d[\d.]+\d)", stated)
-    assert "Mike Bostock" in (STATIC / "vendor" / "d3.LICENSE").read_text()
 
 
 def test_thousands_of_nodes_are_drawn_everywhere() -> None:

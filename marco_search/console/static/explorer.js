@@ -1,90 +1,111 @@
-// Drawing, panel, playback and keyboard together.
-import { Drawing } from "./drawing.js";
+// The tree's rows, panel, playback and keyboard together.
 import { Panel } from "./panel.js";
 import { Playback } from "./playback.js";
 import { Tree } from "./tree.js";
 
+const MARGIN = 90; // pixels kept above and below a row that is scrolled to
+
 export class Explorer {
   constructor(root, data, fetchTokens) {
-    root.hidden = false;
     this.root = root;
     this.frame = root.querySelector(".frame");
-    this.current = root.querySelector("#current");
-    this.tree = new Tree(data);
-    this.answers = data.answers;
-    this.drawing = new Drawing(this.frame, this.tree, (node) => this.select(node));
+    this.marked = null; // rank of the answer whose paths are marked
+    this.#read(data);
     this.panel = new Panel(root.querySelector("#panel"), fetchTokens);
     this.playback = new Playback(root, this.tree.rounds, (round) => this.#showRound(round));
     this.select(this.tree.nodes[0], false);
-    this.drawing.open(this.#winner());
+    this.#reveal(this.#winner());
     this.#listen();
   }
 
   // The same job after more rounds.
   update(data) {
     const id = this.selected.node_id;
-    this.tree = new Tree(data);
-    this.answers = data.answers;
-    this.drawing.setTree(this.tree);
+    this.#read(data);
     this.playback.setRounds(this.tree.rounds);
+    this.#mark();
     this.select(this.tree.byId.get(id), false);
   }
 
+  #read(data) {
+    this.tree = new Tree(data);
+    this.answers = data.answers;
+    // In the order of the page.
+    this.rows = new Map();
+    for (const row of this.frame.querySelectorAll(".node")) {
+      const node = this.tree.byId.get(Number(row.id.slice("node-".length)));
+      if (node) this.rows.set(node, row);
+    }
+  }
+
   select(node, move = true) {
-    if (!node) return;
+    if (!this.rows.has(node)) return;
+    this.rows.get(this.selected)?.setAttribute("aria-selected", "false");
     this.selected = node;
-    this.drawing.selected = node;
-    this.drawing.redraw();
-    if (move) this.drawing.show(node);
-    this.#announce(node);
+    const row = this.rows.get(node);
+    row.setAttribute("aria-selected", "true");
+    this.frame.setAttribute("aria-activedescendant", row.id);
+    if (move) this.#reveal(node);
     this.panel.show(this.tree, node);
   }
 
+  // Scrolls the frame, not the page.
+  #reveal(node) {
+    const row = this.rows.get(node)?.getBoundingClientRect();
+    if (!row) return;
+    const { top, bottom } = this.frame.getBoundingClientRect();
+    const margin = Math.min(MARGIN, (bottom - top) / 3);
+    this.frame.scrollTop += Math.min(0, row.top - top - margin) + Math.max(0, row.bottom - bottom + margin);
+  }
+
   markAnswer(rank) {
-    const same = this.marked === rank;
-    this.marked = same ? null : rank;
-    const answer = this.answers.find((one) => one.rank === this.marked);
-    this.drawing.marked = answer ? this.tree.on(answer.rollouts) : new Set();
-    for (const button of document.querySelectorAll("[data-answer]")) {
-      button.setAttribute("aria-pressed", String(Number(button.dataset.answer) === this.marked));
-    }
-    this.drawing.redraw();
+    this.marked = this.marked === rank ? null : rank;
+    const answer = this.#mark();
     if (!answer) return;
     const paths = this.tree.rollouts.filter((one) => answer.rollouts.includes(one.rollout_id));
     const best = paths.reduce((a, b) => (b.path_confidence > a.path_confidence ? b : a));
     this.select(this.tree.byId.get(best.path.at(-1)));
   }
 
+  #mark() {
+    const answer = this.answers.find((one) => one.rank === this.marked);
+    const marked = this.tree.on(answer?.rollouts ?? []);
+    this.frame.classList.toggle("marking", answer !== undefined);
+    for (const [node, row] of this.rows) row.classList.toggle("marked", marked.has(node.node_id));
+    for (const button of document.querySelectorAll("[data-answer]")) {
+      button.setAttribute("aria-pressed", String(Number(button.dataset.answer) === this.marked));
+    }
+    return answer;
+  }
+
   #showRound(round) {
     this.tree.setRound(round);
+    for (const [node, row] of this.rows) {
+      row.parentElement.hidden = !this.tree.has(node);
+      const [counts] = row.children;
+      const visits = this.tree.visits.get(node.node_id) ?? 0;
+      const text = `${visits} ${this.tree.values.get(node.node_id)?.toFixed(3) ?? "–"}`;
+      if (counts.textContent !== text) counts.textContent = text; // else thousands are laid out again
+      counts.style.setProperty("--value", this.tree.relativeValue(node) ?? 0);
+    }
     // The selected node may not exist in this round.
     let node = this.selected;
     while (node && !this.tree.has(node)) node = this.tree.parent(node);
     if (node) this.select(node, false);
-    this.drawing.redraw();
   }
 
-  // For screen readers: the selected node, its position and its content.
-  #announce(node) {
-    const siblings = this.tree.siblings(node);
-    const value = this.tree.values.get(node.node_id);
-    const parts = [
-      node.label,
-      `${this.tree.visits.get(node.node_id) ?? 0} visits`,
-      value === undefined ? "no value" : `value ${value.toFixed(3)}`,
-    ];
-    if (node.instead) parts.push(`a fork: ${node.instead}`);
-    if (this.tree.winning.has(node.node_id)) parts.push("on the best path");
-    this.current.textContent = parts.join(", ");
-    this.current.dataset.node = node.node_id;
-    this.current.setAttribute("aria-level", node.depth + 1);
-    this.current.setAttribute("aria-setsize", siblings.length);
-    this.current.setAttribute("aria-posinset", siblings.indexOf(node) + 1);
+  #shown() {
+    return [...this.rows.keys()].filter((node) => this.tree.has(node));
   }
 
   #winner() {
     const path = this.tree.winningPath.map((id) => this.tree.byId.get(id));
     return path.filter((node) => node && this.tree.has(node)).at(-1);
+  }
+
+  #step(by) {
+    const shown = this.#shown();
+    this.select(shown[shown.indexOf(this.selected) + by]);
   }
 
   #listen() {
@@ -95,9 +116,6 @@ export class Explorer {
       play: () => playback.toggle(),
       next: () => playback.step(1),
       last: () => playback.step(playback.rounds),
-      fit: () => this.drawing.fit(),
-      in: () => this.drawing.zoomBy(1.4),
-      out: () => this.drawing.zoomBy(1 / 1.4),
       winner: () => this.select(this.#winner()),
     };
     this.root.addEventListener("click", (event) => {
@@ -105,17 +123,12 @@ export class Explorer {
       if (name) actions[name]();
     });
     const keys = {
-      ArrowRight: () => this.select(this.tree.shownChildren(this.selected)[0]),
+      ArrowRight: () => this.select(this.#shown().find((node) => this.tree.parent(node) === this.selected)),
       ArrowLeft: () => this.select(this.tree.parent(this.selected)),
-      ArrowUp: () => this.select(this.tree.beside(this.selected, -1)),
-      ArrowDown: () => this.select(this.tree.beside(this.selected, 1)),
+      ArrowUp: () => this.#step(-1),
+      ArrowDown: () => this.#step(1),
       Home: () => this.select(this.tree.nodes[0]),
       End: actions.winner,
-      Enter: () => this.drawing.show(this.selected, true),
-      "+": actions.in,
-      "=": actions.in,
-      "-": actions.out,
-      0: actions.fit,
       "[": actions.previous,
       "]": actions.next,
       " ": actions.play,
@@ -125,11 +138,13 @@ export class Explorer {
       event.preventDefault();
       keys[event.key]();
     });
-    this.frame.addEventListener("pointerdown", () => this.frame.focus({ preventScroll: true }));
+    this.frame.addEventListener("click", (event) => {
+      const row = event.target.closest(".node");
+      if (row) this.select(this.tree.byId.get(Number(row.id.slice("node-".length))), false);
+    });
     document.addEventListener("click", (event) => {
       const button = event.target.closest("[data-answer]");
       if (button) this.markAnswer(Number(button.dataset.answer));
     });
-    document.addEventListener("themechange", () => this.drawing.readColours());
   }
 }

@@ -5,8 +5,8 @@ import { follow } from "./live.js";
 const address = location.pathname.replace(/\/$/, "");
 const place = document.getElementById("explorer");
 let explorer = null;
-let drawn = -1; // rounds in the drawing
-let settled = false; // the drawing is of the job's end
+let drawn = -1; // rounds in the tree
+let settled = false; // the tree is that of the job's end
 
 const heading = () => document.getElementById("heading").dataset;
 
@@ -17,13 +17,17 @@ async function get(url, headers = {}) {
   return answer.json();
 }
 
-async function draw(refresh) {
+// `fresh`: the page as it is now, which has the rows.
+async function draw(fresh = document) {
   const { rounds, final } = heading();
   if (settled || (Number(rounds) === drawn && final === "no")) return;
-  const data = await get(`${address}/tree.json`, refresh ? { "X-Refresh": "1" } : {});
+  const data = await get(`${address}/tree.json`, fresh === document ? {} : { "X-Refresh": "1" });
   if (data === null) return;
   if (data.nodes.length) {
     document.getElementById("no-tree")?.remove();
+    place.hidden = false;
+    const rows = [...fresh.getElementById("frame").children];
+    if (fresh !== document) document.getElementById("frame").replaceChildren(...rows);
     if (explorer) explorer.update(data);
     else explorer = new Explorer(place, data, (id) => get(`${address}/nodes/${id}.json`));
     globalThis.explorer = explorer;
@@ -32,5 +36,5 @@ async function draw(refresh) {
   settled = final === "yes";
 }
 
-await draw(false);
-follow(() => !settled, () => draw(true));
+await draw();
+follow(() => !settled, draw);

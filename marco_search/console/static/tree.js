@@ -28,15 +28,7 @@ export class Tree {
     this.winning = new Set(data.winning_path);
     this.winningPath = data.winning_path;
     this.byId = new Map(this.nodes.map((node) => [node.node_id, node]));
-    this.children = new Map(this.nodes.map((node) => [node.node_id, []]));
-    for (const node of this.nodes) {
-      if (node.parent_id !== null) this.children.get(this.parent(node).node_id).push(node);
-    }
-    for (const siblings of this.children.values()) siblings.sort((a, b) => a.row - b.row);
     this.rounds = this.rollouts.reduce((most, rollout) => Math.max(most, rollout.round), 0);
-    this.columns = this.nodes.reduce((most, node) => Math.max(most, node.column), 0);
-    this.rows = this.nodes.reduce((most, node) => Math.max(most, node.row), 0);
-    this.atRow = new Map(this.nodes.map((node) => [node.row, node]));
     this.setRound(this.rounds);
   }
 
@@ -70,33 +62,10 @@ export class Tree {
     return range > 0 ? (value - this.lowest) / range : 1;
   }
 
-  shownChildren(node) {
-    return this.children.get(node.node_id).filter((child) => this.has(child));
-  }
-
   parent(node) {
     if (node.parent_id === null) return null;
     // A tree that was tampered with may lack it: its children hang from the root.
     return this.byId.get(node.parent_id) ?? this.nodes[0];
-  }
-
-  siblings(node) {
-    const parent = this.parent(node);
-    return parent ? this.shownChildren(parent) : [node];
-  }
-
-  // The node above (-1) or below (1): a sibling, else the nearest in the same column.
-  beside(node, direction) {
-    const siblings = this.siblings(node);
-    const sibling = siblings[siblings.indexOf(node) + direction];
-    if (sibling) return sibling;
-    let nearest = null;
-    for (const other of this.nodes) {
-      const away = (other.row - node.row) * direction;
-      if (other.column !== node.column || away <= 0 || !this.has(other)) continue;
-      if (!nearest || away < (nearest.row - node.row) * direction) nearest = other;
-    }
-    return nearest;
   }
 
   // Ids of all nodes on the paths of these rollouts.
