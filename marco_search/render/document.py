@@ -12,21 +12,13 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from marco_search.audit.findings import JobReport
-from marco_search.render.layout import (
-    children_of,
-    instead,
-    joined,
-    labels,
-    places,
-    to_draw,
-    unsure,
-)
+from marco_search.render.layout import instead, joined, label
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FORMAT, VERSION = "marco-search/job", 1
+FORMAT, VERSION = "marco-search/job", 2
 _DIGITS = 5  # of a confidence; more would only make the file longer
 
 
@@ -62,23 +54,17 @@ def document(
 
 
 def _nodes(record: JobRecord) -> list[dict[str, Any]]:
-    """The nodes, each with the card of the drawing that it is on, its label and its place."""
-    drawn, winning = to_draw(record.nodes, record.winning_path)
-    place, children = places(drawn, winning), children_of(drawn, winning)
-    name_of = labels(drawn, children)
+    """The nodes, each with the card of the drawing that it is on and its label."""
     cards = joined(record.nodes)
     return [
         _plain(node)
         | {
             "card": card.node_id,
-            "label": name_of[card.node_id].whole,
-            "shared": name_of[card.node_id].shared,
+            "label": label(card.action, card.text),
             "instead": card.fork and instead(card.fork),
-            "unsure": unsure(children[card.node_id]),
         }
-        | _plain(place[card.node_id])
         for node in record.nodes
-        if (card := cards[node.node_id]).node_id in place
+        if (card := cards[node.node_id])
     ]
 
 

@@ -97,6 +97,12 @@ def test_a_click_selects_a_node(job: str, open_page: OpenPage) -> None:
     assert page.evaluate("document.activeElement.id") == "frame"
 
 
+def test_without_scripts_the_tree_is_there(job: str, open_page: OpenPage) -> None:
+    page = open_page(job, java_script_enabled=False)
+    assert page.locator(".node:visible").count() == len(record_of(SEARCH).nodes)
+    assert not page.locator("#round").is_visible()
+
+
 def test_rounds_play_back_to_what_the_database_says(job: str, open_page: OpenPage) -> None:
     page = drawn(open_page(job))
     record = record_of(SEARCH)
@@ -315,9 +321,8 @@ def test_on_a_narrow_screen_nothing_is_cut_off(
 ) -> None:
     console.reader.put(record_of(SEARCH, 6, state="failed", error="e" * 90, subject="q" * 300), {})
     page = drawn(open_page(job, viewport={"width": width, "height": 844}))
-    wide = (
-        "[...document.querySelectorAll('.scroll, html')].filter(e => e.scrollWidth > e.clientWidth)"
-    )
+    places = "[...document.querySelectorAll('.scroll, .frame, html')]"
+    wide = f"{places}.filter(e => e.scrollWidth > e.clientWidth)"
     answer = page.locator(".best .answer").bounding_box()
     assert answer["y"] + answer["height"] < 844  # in view before anything is scrolled
     assert page.evaluate(f"{wide}.length") == 0
