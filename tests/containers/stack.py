@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MARCO = Path(sys.executable).with_name("marco")
@@ -143,6 +146,27 @@ def stack(folder: Path) -> Iterator[Stack]:
     finally:
         here.compose("--profile", "*", "down", "-v", "--remove-orphans")
         here.run("docker", "image", "rm", "-f", here.image)
+
+
+@contextmanager
+def older(here: Stack, folder: Path) -> Iterator[Stack]:
+    """The same project in a clone of what was there before the newest migration."""
+    newest = max(path.name for path in (ROOT / "migrations" / "versions").glob("v*.py"))
+    git = ("git", "-C", str(ROOT))
+    words = ("log", "-1", "--diff-filter=A", "--format=%H^", "--", f":(glob)**/{newest}")
+    commit = subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
+    archive = subprocess.run([*git, "archive", commit or "none"], capture_output=True)
+    if archive.returncode:
+        pytest.skip(f"the clone does not reach back to before {newest}")
+    old = copy(here)
+    old.folder, old.image = folder, f"{here.image}-old"
+    old.environment = here.environment | {"STACK_IMAGE": old.image}
+    old.run("tar", "-x", stdin=archive.stdout)
+    shutil.copy2(here.folder / ".env", folder)
+    try:
+        yield old
+    finally:
+        here.run("docker", "image", "rm", "-f", old.image)
 
 
 def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
