@@ -111,7 +111,7 @@ class Stack:
 
     def ended(self, ids: list[str]) -> list[dict[str, Any]]:
         """The results of these jobs, in their order, when all have ended."""
-        self.marco("watch", "--timeout", "150", *ids)
+        self.marco("watch", "--timeout", "600", *ids)
         lines = map(json.loads, self.marco("results", "--jsonl", *ids).splitlines())
         found = {line["job_id"]: line for line in lines}
         return [found[job_id] for job_id in ids]
@@ -169,7 +169,7 @@ def older(here: Stack, folder: Path) -> Iterator[Stack]:
         here.run("docker", "image", "rm", "-f", old.image)
 
 
-def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(what: Callable[[], bool], seconds: float = 300.0) -> None:
     """Wait until `what` is true; AssertionError after so many seconds."""
     ends = time.monotonic() + seconds
     while not what():
