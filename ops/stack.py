@@ -68,6 +68,8 @@ def where_to_go(services: dict[str, Any]) -> str:
             "",
             f"Console:  http://127.0.0.1:{ports['console']}/",
             f"Token:    {services['console']['environment']['MARCO_CONSOLE_TOKEN']}",
+            f"API:      http://127.0.0.1:{ports['api']}/v1",
+            "Its key:  docker compose run --rm cli keys create",
             "Submit:   docker compose run --rm -T cli submit - < examples/demo.jsonl",
             "or with `marco` on this machine, after",
             "",

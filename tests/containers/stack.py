@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -44,7 +45,7 @@ class Stack:
         self.folder = folder
         self.project = f"marco-test-{uuid4().hex[:8]}"
         self.image = f"marco-search:{self.project}"
-        self.ports = dict(zip(("POSTGRES", "REDIS", "CONSOLE"), free_ports(), strict=False))
+        self.ports = dict(zip(("POSTGRES", "REDIS", "CONSOLE", "API"), free_ports(), strict=False))
         ours = ("MARCO_", "COMPOSE_", "DATABASE_URL", "REDIS_URL")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
@@ -105,9 +106,9 @@ class Stack:
             REDIS_URL=f"redis://:{self.secret('REDIS_PASSWORD')}@127.0.0.1:{self.ports['REDIS']}/0",
         )  # fmt: skip
 
-    def submit(self, *words: str) -> list[str]:
-        """The ids of the demo's jobs, submitted through the published port."""
-        return self.marco("submit", str(ROOT / "examples" / "demo.jsonl"), *words).split()
+    def submit(self, *words: str, jobs: int = 4) -> list[str]:
+        """The ids of so many of the demo's jobs, submitted through the published port."""
+        return self.marco("submit", "-", *words, stdin=demo(jobs)).split()
 
     def ended(self, ids: list[str]) -> list[dict[str, Any]]:
         """The results of these jobs, in their order, when all have ended."""
@@ -175,6 +176,12 @@ def until(what: Callable[[], bool], seconds: float = 300.0) -> None:
     while not what():
         assert time.monotonic() < ends, f"not so after {seconds:g} s"
         time.sleep(0.2)
+
+
+def demo(jobs: int) -> str:
+    """The first lines of the demo."""
+    with (ROOT / "examples" / "demo.jsonl").open() as lines:
+        return "".join(islice(lines, jobs))
 
 
 def free_ports() -> Iterator[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,16 +13,15 @@ import pytest
 
 from tests.containers.stack import (
     CONNECTIONS,
-    ROOT,
     SHORT_LEASE,
     Stack,
+    demo,
     engine_is_missing,
     older,
     stack,
     until,
 )
 
-DEMO = (ROOT / "examples" / "demo.jsonl").read_text()
 LONG = ("--strategy", "tree", "--rollouts", "200", "--seed", "5")
 KILLED_INITDB = """
 install -d -o postgres "$PGDATA"
@@ -56,12 +54,12 @@ def test_a_bare_clone_comes_up(here: Stack) -> None:
 
 
 def test_the_demo_through_the_published_ports(here: Stack) -> None:
-    results = here.ended(here.submit())
+    results = here.ended(here.submit(jobs=16))
     assert [result["state"] for result in results] == ["succeeded"] * 16
 
 
 def test_the_demo_and_its_files_through_the_cli_service(here: Stack) -> None:
-    ids = here.cli("submit", "-", stdin=DEMO).split()
+    ids = here.cli("submit", "-", stdin=demo(16)).split()
     here.cli("watch", *ids)
     assert len(set(ids)) == 16
     here.cli("export", "out")
@@ -103,7 +101,7 @@ def test_a_service_that_dies_costs_no_job(here: Stack, service: str) -> None:
         subprocess.run(["docker", "exec", container, "bash", "-c", "kill -9 -1"], check=False)
         restarts = ("docker", "inspect", "-f", "{{.RestartCount}}", container)
         until(lambda: here.run(*restarts).strip() != "0")
-    assert [result["state"] for result in here.ended(ids)] == ["succeeded"] * 16
+    assert {result["state"] for result in here.ended(ids)} == {"succeeded"}
     here.up()
 
 
@@ -128,20 +126,12 @@ def test_make_stack_gives_it_passwords_and_says_where_to_go(here: Stack) -> None
     assert f"http://127.0.0.1:{here.ports['CONSOLE']}/" in said
     assert here.secret("MARCO_CONSOLE_TOKEN") in said
     assert here.url("marco_producer", here.secret("APP_PASSWORD")) in said
-    with pytest.raises(psycopg.OperationalError, match="password"):
-        psycopg.connect(here.url("marco_producer", "local-only"))
-
-
-@pytest.mark.parametrize("variable", [*PASSWORDS, "REDIS_PASSWORD"])
-def test_a_password_that_is_changed(here: Stack, variable: str) -> None:
-    env, old = here.folder / ".env", here.secret(variable)
-    env.write_text(env.read_text().replace(old, f"changed.{time.time_ns()}"))
-    here.up()
-    if login := PASSWORDS.get(variable):
+    for variable, login in PASSWORDS.items():
         psycopg.connect(here.url(login, here.secret(variable))).close()
         with pytest.raises(psycopg.OperationalError, match="password"):
-            psycopg.connect(here.url(login, old))
-    ids = here.marco("submit", "--question", "Tom has 2 boxes with 3 eggs each.").split()
+            psycopg.connect(here.url(login, "local-only"))
+    assert here.secret("REDIS_PASSWORD") != "local-only"
+    ids = here.submit(jobs=1)
     assert here.ended(ids)[0]["state"] == "succeeded"
 
 
@@ -161,7 +151,7 @@ def test_a_dump_restored_into_a_new_stack_verifies(here: Stack) -> None:
     here.compose(*exec_, "pg_restore", "-U", "postgres", "-d", "marco", stdin=dump.read_bytes())
     here.up()
     assert {result["state"] for result in here.ended(ids)} == {"succeeded"}
-    assert int(here.psql("SELECT count(*) FROM jobs")) == int(jobs) + 16
+    assert int(here.psql("SELECT count(*) FROM jobs")) == int(jobs) + len(ids)
     here.cli("verify", "--all")  # exits with 9 if anything does not fit
 
 
@@ -176,7 +166,7 @@ def test_down_leaves_nothing_but_the_data(here: Stack) -> None:
 def test_update_in_the_middle_of_jobs_and_back(here: Stack, tmp_path: Path) -> None:
     with older(here, tmp_path) as old:
         old.up("--build")
-        ids = old.cli("submit", "-", *LONG, stdin=DEMO).split()
+        ids = old.cli("submit", "-", *LONG, stdin=demo(4)).split()
         until(lambda: int(old.psql("SELECT count(*) FROM audit_log WHERE event = 'round'")) > 8)
         here.up()
         assert {result["state"] for result in here.ended(ids)} == {"succeeded"}
