@@ -257,10 +257,10 @@ def _listens(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def serve(host: str, port: int) -> None:
     """Serve the HTTP API, which OpenAI's clients can call, until Ctrl-C.
 
-    Every request carries a key that `marco keys create` made. As long as there is none, one for
-    MARCO_TENANT is made and printed, which holds until the server stops; then it listens on this
-    machine only. It speaks plain HTTP: put a proxy with TLS before it on a network that you do
-    not trust.
+    Every request carries a key that `marco keys create` made. As long as there is none, a server
+    that listens on this machine only makes one for MARCO_TENANT, which holds until it stops, and
+    prints it; others refuse all requests. It speaks plain HTTP: put a proxy with TLS before it on
+    a network that you do not trust.
     """
     from marco_search.api.access import Service
     from marco_search.api.app import create_app
@@ -272,9 +272,8 @@ def serve(host: str, port: int) -> None:
 
     with session(creates=True) as here:
         with here.database.transaction() as conn:
-            local_key = None if api_keys.any_usable(conn) else api_keys.new_key()[0]
-        if local_key and host not in LOOPBACK:
-            raise InvalidSettings(f"--host {host}: no API key: `marco keys create` makes one")
+            keyless = not api_keys.any_usable(conn)
+        local_key = api_keys.new_key()[0] if keyless and host in LOOPBACK else None
 
         def ready(address: str) -> None:
             if output.as_json():
@@ -284,6 +283,8 @@ def serve(host: str, port: int) -> None:
             output.show(f"API at {address}  (Ctrl-C stops it)")
             if local_key:
                 output.show(f"Key, until it stops: {local_key}")
+            elif keyless:
+                output.show("No key yet, it refuses all requests: `marco keys create` makes one")
 
         producer = AsyncProducer(settings=here.settings, poll_s=10.0)
         app = create_app(Service(here.settings, here.database, producer, local_key))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
@@ -66,6 +68,20 @@ def test_the_demo_and_its_files_through_the_cli_service(here: Stack) -> None:
     jobs = here.folder / "exports" / "out" / "jobs.jsonl"
     assert all(job_id in jobs.read_text() for job_id in ids)
     assert (jobs.stat().st_uid, jobs.stat().st_gid) == (os.getuid(), os.getgid())
+
+
+def test_the_api_takes_a_key(here: Stack) -> None:
+    key = json.loads(here.cli("keys", "create", "--json"))["key"]
+    models = f"http://127.0.0.1:{here.ports['API']}/v1/models"
+    assert httpx.get(models).status_code == 401
+    answer = httpx.get(models, headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code != 401
+
+
+@pytest.mark.parametrize("service", ["worker", "scheduler"])
+def test_metrics_in_the_network_of_the_stack(here: Stack, service: str) -> None:
+    code = f"import urllib.request as u; print(u.urlopen('http://{service}:9464/metrics').read())"
+    assert "marco_" in here.compose("exec", "-T", "console", "python", "-c", code)
 
 
 def test_an_unchanged_up_recreates_nothing(here: Stack) -> None:

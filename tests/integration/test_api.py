@@ -134,11 +134,15 @@ def test_a_key_has_a_rate_limit(api: Api) -> None:
         assert 0 < int(answer.headers["Retry-After"]) <= 30
 
 
-def test_without_a_key_it_listens_on_this_machine_only(
+def test_without_a_key_only_this_machine_gets_one(
     services: ServiceUrls, template_database: str, api: Api
 ) -> None:
     template = with_path(services.database_url, template_database)
-    with scratch_database(services.database_url, template=template) as url:
-        keyless = Api("", api.database, api.env | {"DATABASE_URL": url})
-        failed = keyless.marco("serve", "--host", "0.0.0.0", "--port", "0")
-        assert failed.returncode == 2 and "marco keys create" in failed.stderr
+    with (
+        scratch_database(services.database_url, template=template) as url,
+        serving(api.env | {"DATABASE_URL": url}, "--host", "0.0.0.0") as printed,
+    ):
+        port = printed["address"].rpartition(":")[2]
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/models")
+        assert "marco keys create" in refused(answer, 401, "invalid_api_key")
+        assert "key" not in printed
