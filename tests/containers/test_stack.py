@@ -161,7 +161,7 @@ def test_a_dump_restored_into_a_new_stack_verifies(here: Stack) -> None:
     here.compose("down", "-v")
     here.compose("run", "--rm", "-T", "--entrypoint", "bash", "postgres", "-c", KILLED_INITDB)
     here.up()
-    here.compose("stop", "worker", "scheduler", "console")
+    here.compose("stop", "worker", "scheduler", "console", "api")
     here.compose(*exec_, "dropdb", "-U", "postgres", "--force", "marco")
     here.compose(*exec_, "createdb", "-U", "postgres", "marco")
     here.compose(*exec_, "pg_restore", "-U", "postgres", "-d", "marco", stdin=dump.read_bytes())
