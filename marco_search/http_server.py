@@ -11,18 +11,23 @@ import ipaddress
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from marco_search import logs, tracing
 from marco_search.errors import AddressTaken
+from marco_search.metrics import REQUEST, REQUESTS, record
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 HEAD_S = 5.0  # for a request's head to arrive
 ANSWER_S = 120.0
@@ -46,7 +51,8 @@ def serve(
     with closing(bound(host, port)) as listening:
         ready(f"http://{_reachable(host)}:{listening.getsockname()[1]}/")
         config = uvicorn.Config(
-            app,
+            _Observed(app),
+            log_config=None,  # theirs go where ours go
             http=connection,
             backlog=_BACKLOG,
             # Not warnings: a client decides how many there are.
@@ -58,6 +64,35 @@ def serve(
         )
         with _signals_end_quietly():
             uvicorn.Server(config).run(sockets=[listening])
+
+
+class _Observed:
+    """ASGI middleware: counts requests, and puts each into the trace that its client names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            given = Headers(scope=scope).get("traceparent")
+            with tracing.within(given) as trace_id, logs.about(trace_id=trace_id):
+                await self._app(scope, receive, noting)
+        finally:
+            # Not what the client wrote: there would be no end of labels.
+            route = getattr(scope.get("route"), "path", "(none)")
+            method = scope["method"] if scope["method"] in _METHODS else "(other)"
+            record(REQUESTS, 1, method, route, str(status))
+            record(REQUEST, time.monotonic() - began, route)
 
 
 def _reachable(host: str) -> str:

@@ -22,7 +22,8 @@ _fields: ContextVar[dict[str, Any] | None] = ContextVar("fields", default=None)
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
     """What is logged inside the block is about this: in JSON every event has these fields."""
-    token = _fields.set({**(_fields.get() or {}), **fields})
+    known = {name: value for name, value in fields.items() if value is not None}
+    token = _fields.set({**(_fields.get() or {}), **known})
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ def _metric(
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _TENTHS = tuple(i / 10 for i in range(1, 11))
-WORKER, SCHEDULER, _P = "worker", "scheduler", "Postgres"
+WORKER, SCHEDULER, API, _P = "worker", "scheduler", "API", "Postgres"
 _W, _S = WORKER, SCHEDULER
 
 DATABASE_UP = _metric(_P, "gauge", "marco_database_up", "1: Postgres could be read; 0: not")
@@ -155,6 +155,14 @@ RECLAIMED = _metric(
 PUBLISHED = _metric(
     _S, "counter", "marco_messages_published_total",
     "Messages sent for jobs that became due or whose message was lost",
+)  # fmt: skip
+
+REQUESTS = _metric(
+    API, "counter", "marco_http_requests_total", "Requests answered", "method", "route", "status"
+)
+REQUEST = _metric(
+    API, "histogram", "marco_http_request_seconds",
+    "Time to answer a request; of a stream, to its end", "route", buckets=_SLOW,
 )  # fmt: skip
 
 _counting: dict[str, Any] = {}  # prometheus_client's objects by name, once there are any

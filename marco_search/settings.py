@@ -236,7 +236,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=65535,
-        description="Where a worker or scheduler serves its metrics; unset: it does not",
+        description="Where a worker, scheduler or API serves its metrics; unset: it does not",
     )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="And the address")
     log_level: str = Field("INFO", pattern="(?i)^(debug|info|warning|error|critical)$")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from uuid import UUID
 
@@ -26,6 +28,24 @@ def current() -> str | None:
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier)
     return carrier.get("traceparent")
+
+
+@contextmanager
+def within(traceparent: str | None) -> Iterator[str | None]:
+    """Inside the block this task is part of that trace; its id. One that can't be read is none."""
+    if traceparent is None:
+        yield None
+        return
+    from opentelemetry import context, trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    there = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    caller = trace.get_current_span(there).get_span_context()
+    token = context.attach(there)
+    try:
+        yield f"{caller.trace_id:032x}" if caller.is_valid else None
+    finally:
+        context.detach(token)
 
 
 def trace_id(job_id: UUID, caller: str | None) -> int:

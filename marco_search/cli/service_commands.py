@@ -18,11 +18,13 @@ import click
 from psycopg.conninfo import make_conninfo
 from rich.text import Text
 
+from marco_search import logs
 from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.options import JsonCommand, command
 from marco_search.errors import BrokerUnavailable, InvalidSettings, LocalServiceFailed, MarcoError
 from marco_search.locations import database_url, redis_url
+from marco_search.metrics import API, measured
 from marco_search.settings import Settings, console_refusal, without_password
 
 if TYPE_CHECKING:
@@ -288,8 +290,10 @@ def serve(host: str, port: int) -> None:
 
         producer = AsyncProducer(settings=here.settings, poll_s=10.0)
         app = create_app(Service(here.settings, here.database, producer, local_key))
+        logs.set_up(here.settings)
         try:
-            serve_http(app, host, port, ready, answer_s=here.settings.api_wait_s + 60.0)
+            with measured(here.settings, [API]):
+                serve_http(app, host, port, ready, answer_s=here.settings.api_wait_s + 60.0)
         finally:
             asyncio.run(producer.close())
 
@@ -337,6 +341,7 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
         url = database_url(here.settings)
         with closing(Database(url, application="marco-console", read_only=True)) as database:
             names = names if host in LOOPBACK else (host, *names)
+            logs.set_up(here.settings)
             app = create_app(
                 Reader(database, partial(workers, here.settings)), Access(token, names)
             )

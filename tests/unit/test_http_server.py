@@ -1,0 +1,40 @@
+"""What the server of console and API notes about each request."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.testclient import TestClient
+
+from marco_search import metrics, tracing
+from marco_search.http_server import _Observed
+
+SPAN = "00-0000000000000000000000000000002a-0000000000000007-01"
+
+
+def test_requests_are_counted_by_route_and_belong_to_their_client_s_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "_counting", {})
+    registry = CollectorRegistry()
+    metrics.count([metrics.API], registry)
+    app = FastAPI()
+
+    @app.get("/jobs/{job}")
+    def job(job: str) -> str | None:
+        return tracing.current()
+
+    client = TestClient(_Observed(app))
+    assert client.get("/jobs/1", headers={"traceparent": SPAN}).json() == SPAN
+    assert client.get("/jobs/2", headers={"traceparent": "nonsense"}).json() is None
+    assert client.get("/jobs/3").json() is None
+    client.request("SCAN", "/etc/passwd")
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    counted = "marco_http_requests_total"
+    assert value(counted, method="GET", route="/jobs/{job}", status="200") == 3
+    assert value(counted, method="(other)", route="(none)", status="404") == 1
+    assert value("marco_http_request_seconds_count", route="/jobs/{job}") == 3
