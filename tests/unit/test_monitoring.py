@@ -1,0 +1,57 @@
+"""The alerts and the dashboard of ops/monitoring ask for metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from marco_search.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "ops" / "monitoring"
+RULES = [
+    rule
+    for group in YAML(typ="safe").load(FOLDER / "alerts.yml")["groups"]
+    for rule in group["rules"]
+]
+PANELS = json.loads((FOLDER / "grafana" / "dashboards" / "marco.json").read_text())["panels"]
+
+
+def test_every_metric_that_is_asked_for_exists_and_every_metric_is_shown() -> None:
+    shown = {t["expr"] for panel in PANELS for t in panel.get("targets", ())}
+    expressions = " ".join([*shown, *(rule["expr"] for rule in RULES)])
+    names = set(re.findall(r"\bmarco_\w+", expressions))
+    # A histogram is asked for by the names of its samples.
+    samples = {f"{m.name}_bucket" if m.kind == "histogram" else m.name for m in METRICS}
+    assert names == samples
+
+
+def test_the_labels_that_are_asked_for_exist() -> None:
+    known = {metric.name: set(metric.labels) for metric in METRICS}
+    for rule in RULES:
+        for name, asked in re.findall(r"\b(marco_\w+)\{([^}]*)\}", rule["expr"]):
+            assert set(re.findall(r"(\w+)\s*[=!]", asked)) <= known[name], rule["alert"]
+
+
+def test_the_runbook_has_every_alert_in_their_order() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    sections = re.findall(r"^### (\w+)\n(Page|Ticket)\. ", runbook, re.MULTILINE)
+    alerts = [(rule["alert"], rule["labels"]["severity"].capitalize()) for rule in RULES]
+    assert sections == alerts
+
+
+def test_alerts_fire_when_they_should() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs promtool, which comes with Prometheus")
+    done = subprocess.run(
+        [promtool, "test", "rules", "alerts_test.yml"], cwd=FOLDER, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
