@@ -35,8 +35,8 @@ def settings_variables() -> set[str]:
     return {str(field.validation_alias) for field in Settings.model_fields.values()}
 
 
-def with_defaults(text: str) -> str:
-    return VARIABLE.sub(lambda found: found[3], text)
+def with_defaults(text: object) -> str:
+    return VARIABLE.sub(lambda found: found[3], str(text))
 
 
 @pytest.mark.parametrize("service", [name for name in OURS if name != "cli"])
