@@ -241,6 +241,12 @@ class DeadlinePassed(MarcoError):
     """The job's deadline passed before a worker began it: there is no answer."""
 
 
+class JobFailed(MarcoError):
+    """A job that was waited for did not succeed; the message says what became of it."""
+
+    exit_code = 7
+
+
 class WaitTimeout(MarcoError):
     """The wait ended before the job did. The job itself goes on."""
 

@@ -15,8 +15,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from marco_search.api.refusals import refusal, too_large
 from marco_search.errors import InvalidApiKey, MarcoError, RightsMissing
 from marco_search.settings import Settings
 from marco_search.store import api_keys
@@ -83,20 +84,17 @@ BEARER = HTTPBearer(auto_error=False, description="A key that `marco keys create
 class Guard:
     """ASGI middleware that finds out whose request it is."""
 
-    def __init__(
-        self, app: ASGIApp, service: Service, refusal: Callable[[MarcoError], ASGIApp]
-    ) -> None:
-        """`refusal` is the answer to a request that is not let in."""
-        self._app, self._service, self._refusal = app, service, refusal
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._app
+        answer: ASGIApp = self._app
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
                 scope.setdefault("state", {})["caller"] = await self._caller(Headers(scope=scope))
             except MarcoError as error:
-                answer = self._refusal(error)
-        await answer(scope, receive, send)
+                answer = refusal(error)
+        await answer(scope, receive, _in_our_shape(scope, receive, send))
 
     async def _caller(self, headers: Headers) -> Caller:
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -104,3 +102,18 @@ class Guard:
             raise InvalidApiKey(f"no API key; {api_keys.HINT}")
         key = await asyncio.to_thread(self._service.key, given.strip())
         return Caller(self._service, key, self._service.producer.for_tenant(key.tenant))
+
+
+def _in_our_shape(scope: Scope, receive: Receive, send: Send) -> Send:
+    """`send`, with an answer of ours in place of Starlette's own to a body that is too large."""
+    replaced = False
+
+    async def shaped(message: Message) -> None:
+        nonlocal replaced
+        if message.get("status") == 413 and not replaced:
+            replaced = True
+            await too_large()(scope, receive, send)
+        elif not replaced:
+            await send(message)
+
+    return shaped

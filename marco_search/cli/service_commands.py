@@ -282,7 +282,7 @@ def serve(host: str, port: int) -> None:
                 made = {"key": local_key} if local_key else {}
                 output.print_json_line({"address": address} | made)
                 return
-            output.show(f"API at {address}  (Ctrl-C stops it)")
+            output.show(f"API at {address}, described at {address}docs  (Ctrl-C stops it)")
             if local_key:
                 output.show(f"Key, until it stops: {local_key}")
             elif keyless:

@@ -73,9 +73,16 @@ def parse_job(data: Mapping[str, Any]) -> Job:
     return job
 
 
-def _requested(data: Mapping[str, Any]) -> Job:
-    subjects = {name: kind.model.subject_field for name, kind in KINDS.items()}
-    return parse_job(completions.job_fields(data, subjects))
+def _subjects() -> dict[str, str]:
+    return {name: kind.model.subject_field for name, kind in KINDS.items()}
+
+
+def parse_completion(body: Mapping[str, Any], **more: Any) -> Job:
+    """The job that the body of a chat completion asks for, with `more` fields.
+
+    Raises InvalidJob naming the field, ModelNotFound.
+    """
+    return parse_job(completions.body_fields(body, _subjects()) | more)
 
 
 def job_from_json_line(line: bytes | str, line_number: int) -> Job:
@@ -88,7 +95,9 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
     try:
         data = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
         if isinstance(data, dict):
-            return parse_job(data) if not completions.is_request(data) else _requested(data)
+            if completions.is_request(data):
+                data = completions.job_fields(data, _subjects())
+            return parse_job(data)
     except InvalidJob as error:
         raise InvalidJob(f"{place}, {error.field}", error.reason) from None
     except json.JSONDecodeError as error:

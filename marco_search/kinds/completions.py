@@ -1,24 +1,35 @@
 """Chat completions: a request in OpenAI's shape as the fields of a job, and the other way round.
 
-`model` is not looked at: the workers' model answers, and the response names it. A member `marco`
-of the body sets fields of the job: {"kind": "open_ended", "options": {"rollouts": 8}}.
+`model` names how it is searched: a strategy, a profile, or both as "tree:qwen3"; "marco-search" is
+the default of both. Which model answers is the workers' matter, and the response names it. A member
+`marco` of the body sets fields of the job: {"kind": "open_ended", "options": {"rollouts": 8}}.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
-from marco_search.errors import InvalidJob
+from marco_search import profiles
+from marco_search.errors import InvalidJob, ModelNotFound
 from marco_search.jobs import JobResult
 from marco_search.jobs.validation import shown
+from marco_search.search.config import STRATEGIES
 
+DEFAULT_MODEL = "marco-search"
 ENDPOINT = "/v1/chat/completions"
 _OPTIONS = {
-    "max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_tokens", "max_tokens": "max_new_tokens",
     "temperature": "temperature", "seed": "seed", "n": "answers",
 }  # fmt: skip
-_BODY = {"model", "messages", "metadata", "top_p", "stream", "user", "marco", *_OPTIONS}
+_BODY = {"model", "messages", "metadata", "top_p", "stream", "stream_options", "marco", *_OPTIONS}
+_IGNORED = {"user", "safety_identifier", "prompt_cache_key", "service_tier", "store"}
+# Asked for like this they change nothing.
+_IDLE: dict[str, Any] = {
+    "logprobs": False, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {},
+    "response_format": {"type": "text"}, "modalities": ["text"], "tools": [],
+}  # fmt: skip
 _LINE = {"custom_id", "method", "url", "body"}
 
 
@@ -39,16 +50,35 @@ def job_fields(line: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str
     body = line["body"]
     if not isinstance(body, dict):
         raise InvalidJob("body", f"must be an object, not {shown(body)}")
-    _refuse_others("body.", body, _BODY)
     if body.get("stream"):
         raise InvalidJob("body.stream", "a batch is not streamed; leave it out")
+    try:
+        fields = body_fields(body, subjects, any_model=True)
+    except InvalidJob as error:
+        raise InvalidJob(f"body.{error.field}", error.reason) from None
+    return fields | {n: line[n] for n in ("custom_id",) if n in line}
+
+
+def body_fields(
+    body: Mapping[str, Any], subjects: Mapping[str, str], *, any_model: bool = False
+) -> dict[str, Any]:
+    """The fields of the job that a chat completion asks for. `any_model`: also with a `model`
+    that is not known here, as in files made for other servers.
+
+    Raises InvalidJob naming the field of the body, ModelNotFound for an unknown `model`.
+    """
+    idle = {n for n, v in body.items() if n in _IGNORED or (n in _IDLE and v == _IDLE[n])}
+    _refuse_others("", body, _BODY | idle)
     own = body.get("marco", {})
     if not isinstance(own, dict):
-        raise InvalidJob("body.marco", f"must be an object, not {shown(own)}")
+        raise InvalidJob("marco", f"must be an object, not {shown(own)}")
+    given = own.get("options", {})
+    if not isinstance(given, dict):
+        raise InvalidJob("marco.options", f"must be an object, not {shown(given)}")
     fields = {"kind": "reasoning", "endpoint": ENDPOINT, **own}
-    fields |= {n: line[n] for n in ("custom_id",) if n in line}
     fields |= {n: body[n] for n in ("metadata",) if body.get(n) is not None}
-    options = {ours: body[n] for n, ours in _OPTIONS.items() if body.get(n) is not None}
+    options: dict[str, Any] = {"answers": 1} | named_options(body.get("model"), any_model)
+    options |= {ours: body[n] for n, ours in _OPTIONS.items() if body.get(n) is not None}
     overrides = {} if body.get("top_p") is None else {"top_p": body["top_p"]}
     system, examples, text = _turns(body.get("messages"))
     fields[subjects.get(str(fields["kind"]), "question")] = text
@@ -56,12 +86,28 @@ def job_fields(line: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str
         fields["system_prompt"] = system
     if examples:
         overrides["examples"] = examples
-    given = own.get("options", {})
-    if not isinstance(given, dict):
-        raise InvalidJob("body.marco.options", f"must be an object, not {shown(given)}")
     if overrides:
         options["overrides"] = overrides
-    return fields | ({"options": options | given} if options or given else {})
+    return fields | {"options": options | given}
+
+
+def models() -> list[str]:
+    """What `model` may be, besides a strategy and a profile together."""
+    return [DEFAULT_MODEL, *STRATEGIES, *profiles.files()]
+
+
+def named_options(model: object, any_model: bool = False) -> dict[str, str]:
+    """The strategy and the profile that `model` names. Raises ModelNotFound, unless any will do."""
+    words = model.split(":") if isinstance(model, str) and model != DEFAULT_MODEL else []
+    found = {"strategy" if word in STRATEGIES else "profile": word for word in words}
+    known = found.get("profile") in (None, *profiles.files()) and len(found) == len(words)
+    if known and (words or model in (None, DEFAULT_MODEL)):
+        return found
+    if any_model:
+        return {}
+    names = ", ".join(models())
+    reason = f"there is no {shown(model)}; use one of {names}, or two of them as tree:marco-o1"
+    raise ModelNotFound("model", reason)
 
 
 def _refuse_others(where: str, data: Mapping[str, Any], known: set[str]) -> None:
@@ -72,7 +118,7 @@ def _refuse_others(where: str, data: Mapping[str, Any], known: set[str]) -> None
 
 def _turns(messages: object) -> tuple[str | None, list[dict[str, str]], str]:
     """System prompt, solved examples, and the last user's turn."""
-    place = "body.messages"
+    place = "messages"
     if not isinstance(messages, list) or not messages:
         raise InvalidJob(place, "must be a list of messages, the last one the user's")
     turns = [_turn(f"{place}[{i}]", message) for i, message in enumerate(messages)]
@@ -113,17 +159,21 @@ def response(result: JobResult) -> dict[str, Any]:
 def completion(result: JobResult) -> dict[str, Any]:
     """The result as a chat completion: a choice for each answer, the best first.
 
-    `marco` has how sure each is. Tokens of the prompt are those of all prefixes.
+    `marco` has how sure each is, and where the tree is. Tokens of the prompt are those of all
+    prefixes.
     """
     choices = [
         {
             "index": i,
             "message": {"role": "assistant", "content": a.output, "reasoning_content": a.thought},
             "finish_reason": "stop",
-            "marco": {"answer": a.text, "confidence": a.confidence, "share": a.share},
+            "marco": {"answer": a.text, **a.model_dump(include={"confidence", "votes", "share"})},
         }
         for i, a in enumerate(result.answers)
     ]
+    if not choices:  # clients read the first without looking
+        message = {"role": "assistant", "content": ""}
+        choices = [{"index": 0, "message": message, "finish_reason": "length"}]
     prompt, generated = result.prompt_tokens, result.generated_tokens
     usage = {
         "prompt_tokens": prompt,
@@ -131,7 +181,17 @@ def completion(result: JobResult) -> dict[str, Any]:
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
     }
+    names = {"job_id", "strategy", "stop_reason", "rollouts", "nodes", "seconds", "revision"}
+    own = result.model_dump(include=names) | {
+        "tree": f"/jobs/{result.job_id}/tree",
+        "shortfall": result.shortfall,
+    }
     return {
-        "id": result.job_id, "object": "chat.completion", "model": result.model,
-        "choices": choices, "usage": usage,
+        "id": result.job_id, "object": "chat.completion", "created": created(result.job_id),
+        "model": result.model, "choices": choices, "usage": usage, "marco": own,
     }  # fmt: skip
+
+
+def created(job_id: str | None) -> int:
+    """When a job was submitted, in seconds of Unix time: its id, a UUID version 7, says so."""
+    return (UUID(job_id).int >> 80) // 1000 if job_id else 0

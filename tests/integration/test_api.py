@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from marco_search.local import ServiceUrls
@@ -39,6 +40,9 @@ class Api:
         """A client with a key of its own, made with what is `given`."""
         head = {"Authorization": f"Bearer {self.key(**given)}"}
         return httpx.Client(base_url=self.address, headers=head, timeout=60)
+
+    def openai(self, **given: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}v1", api_key=self.key(**given), timeout=60)
 
     def marco(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "marco_search.cli.main", *words]
@@ -69,8 +73,11 @@ def api(services: ServiceUrls, template_database: str) -> Iterator[Api]:
             yield Api(printed["address"], database, env)
 
 
+Work = Callable[[], None]
+
+
 @pytest.fixture
-def work(api: Api, services: ServiceUrls) -> Iterator[Callable[[], None]]:
+def work(api: Api, services: ServiceUrls) -> Iterator[Work]:
     """Answers jobs in the background with the toy model."""
     settings = settings_for(api.env["DATABASE_URL"], services.redis_url)
     ended = threading.Event()
@@ -86,6 +93,16 @@ def work(api: Api, services: ServiceUrls) -> Iterator[Callable[[], None]]:
         yield worker.run_next
         ended.set()
         thread.join()
+
+
+ASKED: dict[str, Any] = {
+    "model": "step",
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 1 + 1?"},
+    ],
+    "max_completion_tokens": 1000,
+}
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> str:
@@ -146,3 +163,148 @@ def test_without_a_key_only_this_machine_gets_one(
         answer = httpx.get(f"http://127.0.0.1:{port}/v1/models")
         assert "marco keys create" in refused(answer, 401, "invalid_api_key")
         assert "key" not in printed
+
+
+def test_the_openai_client_gets_the_best_answers(api: Api, work: Work) -> None:
+    with api.openai() as client:
+        extra = {"marco": {"options": {"rollouts": 12, "early_stop": False}}}
+        raw = client.chat.completions.with_raw_response.create(**ASKED, n=2, extra_body=extra)
+        found = raw.parse()
+        assert raw.headers["Marco-Job-Id"] == found.id and found.model == "toy-marco-o1"
+        first, second = found.choices
+        assert first.message.role == "assistant" and first.finish_reason == "stop"
+        assert first.marco["share"] >= second.marco["share"] and first.marco["votes"] >= 1
+        assert first.marco["answer"] != second.marco["answer"] and 0 < first.marco["confidence"] < 1
+        usage = found.usage
+        assert 0 < usage.completion_tokens <= 1000
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+        assert usage.prompt_tokens_details.cached_tokens >= 0
+        tree = client.get(f"{api.address.rstrip('/')}{found.marco['tree']}", cast_to=object)
+        assert tree["job"]["strategy"] == "step" and len(tree["nodes"]) > 2
+        assert tree["job"]["subject"] == "What is 1 + 1?"
+        with pytest.raises(openai.NotFoundError, match="marco-search, auto"):
+            client.chat.completions.create(**ASKED | {"model": "gpt-4o"})
+        with pytest.raises(openai.UnprocessableEntityError) as wrong:
+            client.chat.completions.create(**ASKED | {"temperature": -1})
+        assert wrong.value.param == "options.temperature"
+        with pytest.raises(openai.UnprocessableEntityError, match="tools: not supported"):
+            client.chat.completions.create(**ASKED, tools=[{"type": "function"}])
+
+
+def test_a_stream_tells_progress_and_then_the_answer(api: Api, work: Work) -> None:
+    with api.openai() as client:
+        stream = client.chat.completions.create(
+            **ASKED, n=2, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = list(stream)
+        assert {"state", "rounds", "job_id"} <= set(chunks[0].marco)
+        assert len({chunk.id for chunk in chunks}) == 1 and chunks[-1].usage.completion_tokens > 0
+        texts = [(c.choices[0].index, c.choices[0].delta.content) for c in chunks if c.choices]
+        assert [index for index, text in texts if text] == [0, 1]
+        with client.chat.completions.stream(**ASKED) as events:
+            final = events.get_final_completion()
+        assert final.choices[0].message.content and final.choices[0].finish_reason == "stop"
+
+
+def test_the_example_runs(api: Api, work: Work) -> None:
+    env = api.env | {"OPENAI_BASE_URL": f"{api.address}v1", "OPENAI_API_KEY": api.key()}
+    command = [sys.executable, "examples/openai_client.py"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert "answer 1: " in done.stdout and done.stdout.endswith("tokens generated\n")
+
+
+def test_a_key_of_the_caller_names_the_request(api: Api, work: Work) -> None:
+    with api.openai() as client:
+        head = {"Idempotency-Key": "order-1"}
+        ids = {client.chat.completions.create(**ASKED, extra_headers=head).id for _ in range(2)}
+        assert len(ids) == 1
+        with pytest.raises(openai.ConflictError) as conflict:
+            client.chat.completions.create(**ASKED, n=3, extra_headers=head)
+        assert conflict.value.code == "idempotency_conflict"
+
+
+def test_a_job_outlives_the_request(api: Api) -> None:
+    """Nobody works: the client gives up, and finds its job under the same key."""
+    with api.openai(tenant="patient") as client:
+        asked = {**ASKED, "extra_headers": {"Idempotency-Key": "slow"}}
+        hasty = client.with_options(timeout=3, max_retries=0)
+        with pytest.raises(openai.APITimeoutError):
+            hasty.chat.completions.create(**asked)
+    with api.http(tenant="patient") as client:
+        body = {"kind": "reasoning", "question": "Other?"}
+        refused(client.post("jobs", json=body | {"idempotency_key": "slow"}), 409,
+                "idempotency_conflict")  # fmt: skip
+    listed = json.loads(api.marco("status", "--tenant", "patient", "--json").stdout)
+    (job,) = listed["jobs"]
+    assert job["state"] == "queued" and job["idempotency_key"] == "slow"
+    api.marco("cancel", job["job_id"], "--tenant", "patient")
+    with api.openai(tenant="patient") as client:
+        with pytest.raises(openai.InternalServerError, match="job cancelled") as failed:
+            client.chat.completions.create(**asked)
+        assert failed.value.response.headers["X-Should-Retry"] == "false"
+        told = list[str]()
+        with pytest.raises(openai.APIError, match="job cancelled"):
+            told += (chunk.id for chunk in client.chat.completions.create(**asked, stream=True))
+
+
+def test_models_are_strategies_and_profiles(api: Api) -> None:
+    with api.openai() as client:
+        names = [model.id for model in client.models.list()]
+        assert {"marco-search", "tree", "marco-o1"} <= set(names)
+        assert client.models.retrieve("tree:pocket").id == "tree:pocket"
+        for wrong in ("tree:step", "tree:", "x"):
+            with pytest.raises(openai.NotFoundError):
+                client.models.retrieve(wrong)
+
+
+def test_jobs_over_http(api: Api, work: Work) -> None:
+    with api.http() as client, api.http(tenant="other") as stranger:
+        made = client.post("jobs", json={"kind": "reasoning", "question": "What is 2 + 2?"})
+        job = made.json()["job_id"]
+        assert made.status_code == 202 and made.headers["Location"] == f"/jobs/{job}"
+        with client.stream("GET", f"jobs/{job}/events") as events:
+            lines = list(events.iter_lines())
+        names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+        assert names[-2:] == ["status", "result"] and '"state": "succeeded"' in lines[-2]
+        found = client.get(f"jobs/{job}/result").json()
+        assert found["answers"][0]["rank"] == 1 and found["job_id"] == job
+        assert client.get(f"jobs/{job}").json()["state"] == "succeeded"
+        assert client.post(f"jobs/{job}/cancel").json()["state"] == "succeeded"
+        for path in ("", "/result", "/tree", "/events"):
+            refused(stranger.get(f"jobs/{job}{path}"), 404, "job_not_found")
+        refused(stranger.post(f"jobs/{job}/cancel"), 404, "job_not_found")
+
+
+def test_what_is_refused(api: Api) -> None:
+    with api.http() as client:
+        refused(client.get("jobs/x"), 404, "job_not_found")
+        refused(client.put("jobs"), 405, "method_not_allowed")
+        said = refused(client.post("jobs", content=b"{}"), 422, "invalid_job")
+        assert "Content-Type: application/json" in said
+        client.headers["Content-Type"] = "application/json"
+        refused(client.post("jobs", content=b"{"), 400, "input_error")
+        refused(client.post("jobs", content=b"[" * 100_000), 400, "bad_request")
+        refused(client.post("jobs", json=[]), 422, "invalid_job")
+        refused(client.post("jobs", json={"kind": "reasoning"}), 422, "invalid_job")
+        wrong = {"kind": "reasoning", "question": "?", "tenant": "other"}
+        assert "'acme'" in refused(client.post("jobs", json=wrong), 422, "invalid_job")
+        refused(client.post("jobs", json={"question": "x" * 5_000_000}), 413, "body_too_large")
+        refused(client.post("jobs", content=iter([b"x" * 5_000_000])), 413, "body_too_large")
+        job = client.post("jobs", json={"kind": "reasoning", "question": "1?"}).json()["job_id"]
+        refused(client.get(f"jobs/{job}/result"), 404, "job_not_found")
+        assert client.post(f"jobs/{job}/cancel").json()["state"] == "cancelled"
+    with api.http(rights=["read"]) as client:
+        refused(client.post("jobs", json={}), 403, "rights_missing")
+        refused(client.post(f"jobs/{job}/cancel"), 403, "rights_missing")
+        refused(client.post("v1/chat/completions", json=ASKED), 403, "rights_missing")
+    api.marco("quota", "small", "1")
+    with api.http(tenant="small") as client:
+        answers = [client.post("jobs", json=wrong | {"tenant": "small"}) for _ in range(2)]
+        refused(answers[1], 429, "quota_exceeded")
+        assert answers[0].status_code == 202 and int(answers[1].headers["Retry-After"]) > 0
+
+
+def test_its_description_is_complete(api: Api) -> None:
+    page = httpx.get(f"{api.address}openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/models", "/jobs/{job_id}/events"} <= set(page["paths"])
+    assert "What is 17 x 23?" in httpx.get(f"{api.address}docs").text

@@ -28,7 +28,7 @@ LINES = [
         "model": "any", "max_completion_tokens": 64, "marco": {"options": {"strategy": "cot"}},
         "messages": [{"role": "system", "content": "Be brief."},
                      {"role": "user", "content": "3?"}]}},
-    {"custom_id": "c", "url": "/v1/chat/completions", "body": {"messages": [], "tools": []}},
+    {"custom_id": "c", "url": "/v1/chat/completions", "body": {"messages": [], "tools": [{}]}},
 ]  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""POST /v1/chat/completions and /v1/models: a search in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.sse import format_sse_event
+
+from marco_search.api.access import Asks, Caller, Reads
+from marco_search.api.refusals import error_body
+from marco_search.errors import InvalidJob, JobFailed, MarcoError, PromptTooLong, WaitTimeout
+from marco_search.jobs import JobResult
+from marco_search.kinds import completions, parse_completion
+from marco_search.store.queue.jobs import JobHandle
+from marco_search.store.reads.queries import JobStatus
+from producer import JobId
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="Your name for the request: sent again, it is not searched again"),
+]
+_EXAMPLE = {
+    "model": "tree",
+    "messages": [{"role": "user", "content": "What is 17 x 23?"}],
+    "max_completion_tokens": 4096,
+    "n": 3,
+}
+EVERY_S, QUIET_S = 1.0, 15.0
+"""Between two looks at a job, and the longest silence of a stream."""
+
+
+@router.post("/chat/completions", response_model=None, summary="Search for the best answers")
+async def create(
+    caller: Asks,
+    body: Annotated[dict[str, Any], Body(examples=[_EXAMPLE])],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Submits a job, waits for it, and gives its n best distinct answers.
+
+    The job outlives the request: whoever hangs up finds it at /jobs/{id}. Its id is in the
+    header Marco-Job-Id, in every part of a stream, and in an error.
+    """
+    named = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
+    job = parse_completion(body, **named)
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise InvalidJob("stream_options", "must be an object")
+    handle = await caller.producer.submit(job)
+    headers = {"Marco-Job-Id": str(handle.id)}
+    if body.get("stream"):
+        parts = _stream(caller, handle, usage=options.get("include_usage") is True)
+        return StreamingResponse(parts, media_type="text/event-stream", headers=headers)
+    result = await _result(caller, handle)
+    return JSONResponse(completions.completion(result), headers=headers)
+
+
+async def _result(caller: Caller, handle: JobHandle) -> JobResult:
+    """The result of a job that succeeded. Raises JobFailed, WaitTimeout."""
+    where = f"/jobs/{handle.id}"
+    try:
+        result = await caller.producer.wait(handle, caller.service.settings.api_wait_s)
+    except WaitTimeout:
+        raise WaitTimeout(
+            f"the job goes on: GET {where}, or send the same Idempotency-Key"
+        ) from None
+    if result.state != "succeeded":
+        why = f"{result.error_type}: {result.error}; " if result.error else ""
+        kind = PromptTooLong if result.error_type == PromptTooLong.__name__ else JobFailed
+        raise kind(f"job {result.state}: {why}GET {where}/result has what it found")
+    return result
+
+
+async def _stream(caller: Caller, handle: JobHandle, *, usage: bool) -> AsyncIterator[bytes]:
+    """Chunks as server-sent events: progress in `marco`, then the answers, then [DONE]."""
+    try:
+        async for status in changes(caller, handle):
+            yield _event(_chunk(str(handle.id), marco=progress(status))) if status else KEEP_ALIVE
+        whole = completions.completion(await _result(caller, handle))
+        for choice in whole["choices"]:
+            yield _event(_chunk(str(handle.id), choice, model=whole["model"]))
+            yield _event(_end(str(handle.id), choice, whole))
+        if usage:
+            last = _chunk(str(handle.id), model=whole["model"])
+            yield _event(last | {"choices": [], "usage": whole["usage"]})
+    except MarcoError as error:
+        yield _event(error_body(error))
+    yield format_sse_event(data_str="[DONE]")
+
+
+KEEP_ALIVE = format_sse_event(comment="waiting")
+
+
+async def changes(caller: Caller, job: JobId) -> AsyncIterator[JobStatus | None]:
+    """Where a job stands, now and whenever it has come further; None after QUIET_S of silence.
+
+    Ends with the job, or when a request may wait no longer. Raises WaitTimeout then.
+    """
+    said, quiet = None, 0.0
+    follow = caller.producer.follow(job, caller.service.settings.api_wait_s, every_s=EVERY_S)
+    async for (status,) in follow:
+        now = progress(status)
+        quiet += EVERY_S
+        if now != said:
+            said, quiet = now, 0.0
+            yield status
+        elif quiet >= QUIET_S:
+            quiet = 0.0
+            yield None
+
+
+def progress(status: JobStatus) -> dict[str, Any]:
+    """How far a job has come."""
+    names = {"job_id", "rounds", "rollouts", "rollout_budget", "nodes", "generated_tokens"}
+    return {"state": status.shown_state, **status.model_dump(mode="json", include=names)}
+
+
+def _chunk(
+    job_id: str, choice: Mapping[str, Any] | None = None, *, model: str | None = None, **more: Any
+) -> dict[str, Any]:
+    delta = choice["message"] if choice else {}
+    index = choice["index"] if choice else 0
+    return {
+        "id": job_id, "object": "chat.completion.chunk", "created": completions.created(job_id),
+        "model": model or completions.DEFAULT_MODEL,
+        "choices": [{"index": index, "delta": delta, "finish_reason": None}], **more,
+    }  # fmt: skip
+
+
+def _end(job_id: str, choice: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    last = {n: choice[n] for n in ("index", "finish_reason", "marco") if n in choice}
+    chunk = _chunk(job_id, model=whole["model"], marco=whole["marco"])
+    return chunk | {"choices": [last | {"delta": {}}]}
+
+
+def _event(data: Mapping[str, Any]) -> bytes:
+    return format_sse_event(data_str=json.dumps(data))
+
+
+@router.get("/models", summary="What `model` may be")
+def list_models(caller: Reads) -> dict[str, Any]:
+    """The default, the strategies and the profiles; one of each go together as tree:marco-o1."""
+    return {"object": "list", "data": [_model(name) for name in completions.models()]}
+
+
+@router.get("/models/{name}", summary="One of them")
+def retrieve_model(caller: Reads, name: str) -> dict[str, Any]:
+    """404 if there is none of this name."""
+    completions.named_options(name)
+    return _model(name)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "marco-search"}

@@ -1,0 +1,92 @@
+"""/jobs: what the Python producer does, over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+
+from marco_search.api.access import Cancels, Reads, Submits
+from marco_search.api.chat_completions import KEEP_ALIVE, IdempotencyKey, changes
+from marco_search.errors import InvalidJob, JobNotFound, WaitTimeout
+from marco_search.jobs import JobResult
+from marco_search.render.document import document
+from marco_search.store.reads import job_record, queries
+from marco_search.store.reads.queries import JobStatus
+from producer.handles import job_uuid
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+_EXAMPLE = {"kind": "reasoning", "question": "What is 17 x 23?", "options": {"strategy": "tree"}}
+
+
+@router.post("", status_code=202, summary="Submit a job")
+async def submit(
+    caller: Submits,
+    response: Response,
+    body: Annotated[dict[str, Any], Body(examples=[_EXAMPLE])],
+    idempotency_key: IdempotencyKey = None,
+) -> dict[str, Any]:
+    """The body is a line of `marco submit`. 200 if the idempotency key is known already."""
+    if idempotency_key is not None:
+        if body.get("idempotency_key", idempotency_key) != idempotency_key:
+            raise InvalidJob("idempotency_key", "the header Idempotency-Key says another")
+        body = body | {"idempotency_key": idempotency_key}
+    job = await caller.producer.submit(body)
+    response.status_code = 202 if job.created else 200
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return {"job_id": job.id, "created": job.created}
+
+
+@router.get("/{job_id}", summary="Where a job stands")
+async def status(caller: Reads, job_id: str) -> JobStatus:
+    """A row of the view audit.jobs."""
+    return await caller.producer.status(job_id)
+
+
+@router.get("/{job_id}/result", summary="The result of a job that has ended")
+async def result(caller: Reads, job_id: str) -> JobResult:
+    """404 before it has ended."""
+    await caller.producer.states([job_id])
+    for found in await caller.producer.ended([job_id]):
+        return found
+    raise JobNotFound(f"job {job_id} has not ended: GET /jobs/{job_id}/events tells when it has")
+
+
+@router.get("/{job_id}/tree", summary="Its search tree, as far as it is stored")
+def tree(caller: Reads, job_id: str) -> dict[str, Any]:
+    """As `marco show --format json` prints it: nodes, rollouts, answers, audit log; no tokens."""
+    wanted = job_uuid(job_id)
+    with caller.service.database.transaction() as conn:
+        queries.statuses(conn, [wanted], tenant=caller.key.tenant)
+        return document(job_record.read(conn, wanted))
+
+
+@router.post("/{job_id}/cancel", summary="Cancel it")
+async def cancel(caller: Cancels, job_id: str) -> dict[str, Any]:
+    """What it found so far stays. A running one goes on for up to two seconds."""
+    return {"job_id": job_id, "state": await caller.producer.cancel(job_id)}
+
+
+@router.get("/{job_id}/events", summary="Follow it", response_class=StreamingResponse)
+async def events(caller: Reads, job_id: str) -> StreamingResponse:
+    """Server-sent events: `status` when it has come further, and at the end `result`."""
+    await caller.producer.states([job_id])
+    return StreamingResponse(_events(caller, job_id), media_type="text/event-stream")
+
+
+async def _events(caller: Reads, job_id: str) -> AsyncIterator[bytes]:
+    try:
+        async for now in changes(caller, job_id):
+            yield _event("status", now) if now else KEEP_ALIVE
+    except WaitTimeout:
+        return  # clients of server-sent events connect again
+    for found in await caller.producer.ended([job_id]):
+        yield _event("result", found)
+
+
+def _event(name: str, data: JobStatus | JobResult) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(data.model_dump(mode="json")))
