@@ -215,6 +215,7 @@ BATCHES = _table(
     column("metadata", "jsonb", "What the caller attached to it", default="{}"),
     column("created_at", "timestamptz", "When its upload began", default=NOW),
     column("completed_at", "timestamptz?", "When all its lines were stored; null: not yet"),
+    column("finished_at", "timestamptz?", "When all its jobs were seen to have ended; null: never"),
     column("lines", "int4", "Lines taken so far, empty and refused ones too", default=ZERO),
     column("refused", "int4", "Of those, the refused ones", default=ZERO),
     column("digest", "text?", "SHA-256, hex, of the search options and the lines taken so far"),
@@ -245,6 +246,36 @@ API_KEYS = _table(
     column("expires_at", "timestamptz?", "Not taken from this time on; null: it does not expire"),
     column("revoked_at", "timestamptz?", "When it was revoked; null: it was not"),
     column("due_at", "timestamptz", "When its requests so far are worked off", default=NOW),
+    changes=True,
+)
+
+WEBHOOKS = _table(
+    "webhooks",
+    "Addresses that are told of ends of jobs and batches. Holds secrets: for no auditor",
+    column("id", "uuid", "The webhook", key=True, default=sa.text("gen_random_uuid()")),
+    column("tenant", "text", "Whose jobs and batches it is told of"),
+    column("url", "text", "Where deliveries are posted"),
+    column("events", "text[]", "job.finished, batch.finished"),
+    column("secret", "text", "whsec_ and the key that deliveries are signed with, in base64"),
+    column("old_secret", "text?", "The one before: they are signed with both for a while"),
+    column("old_until", "timestamptz?", "Until when"),
+    column("created_at", "timestamptz", "When added", default=NOW),
+    changes=True,
+)
+WEBHOOK_DELIVERIES = _table(
+    "webhook_deliveries",
+    "What webhooks are told, and what became of it; bodies are made when they are sent",
+    column("id", "uuid", "The header webhook-id", key=True, default=sa.text("gen_random_uuid()")),
+    column("webhook_id", "uuid", "The webhook", sa.ForeignKey("webhooks.id")),
+    column("event", "text", "job.finished, batch.finished or test"),
+    column("job_id", "uuid?", "The job that ended"),
+    column("batch_id", "uuid?", "The batch that ended"),
+    column("created_at", "timestamptz", "When it ended", default=NOW),
+    column("state", "text", "pending, delivered or failed (given up)", default="pending"),
+    column("attempts", "int4", "Times it was sent", default=ZERO),
+    column("next_at", "timestamptz", "Not sent before this time", default=NOW),
+    column("tried_at", "timestamptz?", "When last sent"),
+    column("error", "text?", "Why that did not arrive"),
     changes=True,
 )
 

@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     ValidationError,
 )
@@ -70,6 +71,11 @@ def _from_json(example: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _networks(value: object) -> object:
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_networks)]
 Target = Annotated[str, Field(pattern="^https?://")] | Annotated[list[str], Field(min_length=1)]
 Overrides = Annotated[dict[str, Any], NoDecode, _from_json('{"top_p": 0.9}')]
 Verifiers = Annotated[dict[Name, Target], NoDecode, _from_json('{"name": ["command", "word"]}')]
@@ -229,6 +235,23 @@ class Settings(BaseSettings):
     tenant_max_queued: Count | None = Field(
         None, description="Most queued jobs of a tenant without a quota of its own; unset: any"
     )
+    # Webhooks (docs/webhooks.md)
+    webhook_networks: Networks = Field(
+        (),
+        description="Networks that webhooks may reach though they are not public, separated by "
+        "commas: 10.1.0.0/16,127.0.0.1",
+    )
+    webhook_http: bool = Field(False, description="Whether webhooks may do without TLS")
+    webhook_attempts: int = Field(
+        16, ge=1, le=100, description="Attempts after which a delivery is given up"
+    )
+    webhook_delay_s: SomeSeconds = Field(
+        5.0, description="Until the second attempt; doubled with each, up to six hours"
+    )
+    webhook_timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
+        10.0, description="For a receiver to answer"
+    )
+
     health_file: Path | None = Field(
         None, description="Touched every few seconds by a worker or scheduler that does its work"
     )

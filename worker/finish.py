@@ -138,11 +138,17 @@ def _storable(text: str) -> str:
     return redacted(text).replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
-def delay_s(attempts: int, chance: random.Random | None = None) -> float:
+def delay_s(
+    attempts: int,
+    chance: random.Random | None = None,
+    *,
+    first_s: float = FIRST_DELAY_S,
+    longest_s: float = LONGEST_DELAY_S,
+) -> float:
     """Seconds until the next attempt: doubling, within half and one and a half times that.
 
     `attempts` counts those made. The spread keeps jobs that failed together from coming
     back together.
     """
-    delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempts - 1, 30))
+    delay = min(longest_s, first_s * 2.0 ** min(attempts - 1, 30))
     return delay * (chance or random).uniform(0.5, 1.5)

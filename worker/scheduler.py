@@ -4,10 +4,11 @@
 - takes jobs back from workers that are gone (store.queue.recovery)
 - ends jobs whose deadline has passed, and queued ones with answers that were cancelled
 - makes the trail's next months (store.trail.partitions)
+- marks batches that have ended, and sends what webhooks are told (worker.sender, in threads)
 
 Each step is a transaction that skips rows others hold: any number of schedulers may run at once,
 and one that dies leaves nothing half done. Redis lets only one tick each second; on an idle
-database a tick is two statements.
+database a tick is three statements.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
-from marco_search.store.queue import recovery, scheduling
+from marco_search.store.queue import batches, recovery, scheduling, webhooks
 from marco_search.store.queue.leases import Worker
 from marco_search.store.trail import partitions
 from worker import finish, process
+from worker.sender import Sender
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -62,6 +64,10 @@ class Scheduler:
         )
         self._publisher = Publisher(redis_url(settings), settings.queue)
         self._worker = worker
+        self._sender = Sender(
+            settings,
+            Database(database_url(settings), application="marco webhooks", connections=2),
+        )
         self._stale_s = stale_s
         self._next_parked = time.monotonic() + _PARKED_EVERY_S
         self._next_partitions = time.monotonic()
@@ -98,6 +104,7 @@ class Scheduler:
             self._next_partitions += PARTITIONS_EVERY_S
             with self._database.transaction() as conn:
                 made = partitions.ensure(conn)  # long before they begin
+                webhooks.forget(conn)
             if made:
                 log.info("made partitions: %s", ", ".join(made))
         try:
@@ -120,6 +127,10 @@ class Scheduler:
         """
         with self._database.transaction() as conn:
             pending = scheduling.poll_pending(conn, self._stale_s)
+            if pending.batches:
+                batches.mark_finished(conn)
+            due = webhooks.due(conn)
+        self._sender.send(due)
         if pending.lost:
             self._reclaim()
         if pending.ending:
@@ -146,6 +157,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Close the connections."""
+        self._sender.close()
         self._publisher.close()
         self._database.close()
 

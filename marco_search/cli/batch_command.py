@@ -230,7 +230,10 @@ def restart_batch(batch_id: UUID) -> None:
 
 
 def _as_json(found: Batch) -> dict[str, Any]:
-    names = ("id", "tenant", "source", "metadata", "created_at", "completed_at", "lines", "refused")
+    names = (
+        "id", "tenant", "source", "metadata", "created_at", "completed_at", "finished_at", "lines",
+        "refused",
+    )  # fmt: skip
     return {name: getattr(found, name) for name in names} | {"states": found.states}
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "pause": ("queue_commands", "Pause jobs: some, a tenant's, or all."),
     "resume": ("queue_commands", "Resume paused jobs."),
     "batch": ("batch_command", "Files of requests as batches: submit, status, watch, results."),
+    "webhooks": ("webhook_commands", "Tell addresses of ends of jobs: add, list, test, resend."),
     "dead": ("queue_commands", "Dead and failed jobs: list, show, requeue."),
     "requeue": ("queue_commands", "Restart jobs whose model no worker has any more."),
     "quota": ("queue_commands", "Limit how many jobs a tenant may have queued."),

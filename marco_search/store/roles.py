@@ -99,6 +99,9 @@ def rights(prefix: str) -> Iterator[Right]:
         yield auditor, "SELECT", f"table public.{table}"
     for right in ("SELECT", "INSERT", "UPDATE"):
         yield app, right, f"table public.{_API_KEYS}"
+    for table in ("webhooks", "webhook_deliveries"):
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            yield app, right, f"table public.{table}"
     for column in schema.JOBS.columns:
         if "request" not in column.info["leaves"] and column.name not in _REDACTORS:
             yield app, "UPDATE", f"column public.jobs.{column.name}"

@@ -167,6 +167,8 @@ def environment(settings: Settings) -> dict[str, str]:
         secret = isinstance(value, SecretStr)
         variable = str(Settings.model_fields[name].validation_alias)
         text = json.dumps(value) if isinstance(value, dict) else str(value)
+        if isinstance(value, tuple):
+            text = ",".join(map(str, value))
         plain[variable] = value.get_secret_value() if secret else text
     return os.environ | plain
 

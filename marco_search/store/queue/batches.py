@@ -20,6 +20,7 @@ from marco_search.errors import InvalidJob, JobNotFound
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S, OF_BATCH, REQUEST, JobHandle, new_job_id
+from marco_search.store.queue.states import BATCH_FINISHED, outbox
 
 AGAIN = ("cancelled", "expired", "failed", "dead")
 """States of jobs that `restart` starts over."""
@@ -35,6 +36,7 @@ class Batch:
     metadata: dict[str, Any]
     created_at: datetime
     completed_at: datetime | None  #: when all its lines were stored
+    finished_at: datetime | None  #: when all its jobs were seen to have ended
     lines: int  #: taken so far, empty and refused ones too
     refused: int
     digest: str | None  #: SHA-256 (hex) of the search options and the lines taken so far
@@ -58,8 +60,8 @@ class BatchLine:
 
 
 _BATCH = """
-    SELECT batch_id AS id, tenant, source, metadata, created_at, completed_at, lines, refused,
-        digest, states
+    SELECT batch_id AS id, tenant, source, metadata, created_at, completed_at, finished_at,
+        lines, refused, digest, states
     FROM audit.batches WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 """
 _LINES = """
@@ -114,6 +116,33 @@ def begin(
     if batch.tenant != tenant:
         raise InvalidJob("batch_id", f"{batch_id} is a batch of another tenant's")
     return batch
+
+
+ENDED = """completed_at IS NOT NULL AND finished_at IS NULL AND coalesce(
+    (SELECT 1 FROM jobs WHERE batch_id = batches.id AND finished_at IS NULL LIMIT 1),
+    (SELECT 1 FROM batch_lines AS l JOIN jobs AS j ON j.id = l.known_id
+        WHERE l.batch_id = batches.id AND j.finished_at IS NULL LIMIT 1)
+) IS NULL"""
+"""Condition on a batch: it has ended, and was not marked yet."""
+
+
+def mark_finished(conn: Conn, limit: int = 100) -> int:
+    """Mark batches that have ended, and hold what their webhooks are told; how many they were."""
+    found = conn.execute(
+        f"SELECT id FROM batches WHERE {ENDED} LIMIT %s FOR NO KEY UPDATE SKIP LOCKED".encode(),  # noqa: S608
+        [limit],
+    ).fetchall()
+    # Again, now that they are locked: what restarts one has been committed, or waits for us.
+    return conn.execute(
+        f"""
+        WITH ended AS (
+            UPDATE batches SET finished_at = now() WHERE id = ANY (%s) AND {ENDED}
+            RETURNING id, tenant
+        ), {outbox(BATCH_FINISHED, "SELECT id, tenant FROM ended")}
+        SELECT FROM ended
+        """.encode(),  # noqa: S608  # constants
+        [[row[0] for row in found]],
+    ).rowcount
 
 
 def take(
@@ -212,4 +241,7 @@ def restart(
         {"batch": batch_id, "tenant": tenant, "states": list(AGAIN), "limit": limit},
     ).fetchall()
     made = [row | {"id": str(new_job_id())} for (row,) in rows]
-    return [handle.id for handle in jobs.insert_rows(conn, made, aging_s)] if made else []
+    if not made:
+        return []
+    conn.execute("UPDATE batches SET finished_at = NULL WHERE id = %s", [batch_id])
+    return [handle.id for handle in jobs.insert_rows(conn, made, aging_s)]

@@ -84,10 +84,12 @@ def requeue(
                 AND redacted_at IS NULL
                 -- One that was archived has no rounds left to go on from.
                 AND NOT EXISTS (SELECT FROM archives WHERE first <= jobs.id AND jobs.id < before)
-            RETURNING id, lease_generation, last_error ->> 'type' AS error
+            RETURNING id, batch_id, last_error ->> 'type' AS error
         ), logged AS (
             INSERT INTO audit_log (job_id, generation, event, detail)
             SELECT id, NULL, 'requeued', jsonb_build_object('after', error) FROM requeued
+        ), reopened AS (
+            UPDATE batches SET finished_at = NULL WHERE id IN (SELECT batch_id FROM requeued)
         )
         SELECT id FROM requeued
         """,

@@ -14,7 +14,14 @@ from marco_search import tracing
 from marco_search.errors import IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, payload_hash
 from marco_search.store.db import Conn
-from marco_search.store.queue.states import CHANNEL, PRIORITIES, JobState, not_found
+from marco_search.store.queue.states import (
+    CHANNEL,
+    JOB_FINISHED,
+    PRIORITIES,
+    JobState,
+    not_found,
+    outbox,
+)
 from marco_search.store.queue.tenants import Gate
 
 AGING_S = 600.0
@@ -202,7 +209,7 @@ def cancel(
     wanted = list(dict.fromkeys(job_ids))
     details = {str(job_id): about for job_id, about in (detail or {}).items()}
     ended = conn.execute(
-        """
+        f"""
         WITH wanted AS (
             SELECT id, state = 'queued' AND rounds = 0 AS ends, cancel_requested_at IS NULL AS asks
             FROM jobs WHERE id = ANY (%(ids)s) AND state IN ('queued', 'running')
@@ -213,15 +220,15 @@ def cancel(
                 finished_at = CASE WHEN ends THEN now() END, parked_at = NULL,
                 cancel_requested_at = coalesce(cancel_requested_at, now())
             FROM wanted WHERE jobs.id = wanted.id
-            RETURNING jobs.id, ends, asks
+            RETURNING jobs.id, tenant, ends, asks
         ), logged AS (
             INSERT INTO audit_log (job_id, event, detail)
             SELECT id, CASE WHEN ends THEN 'cancelled' ELSE 'cancel_requested' END,
-                coalesce(%(details)s::jsonb -> id::text, '{}')
+                coalesce(%(details)s::jsonb -> id::text, '{{}}')
             FROM changed WHERE ends OR asks
-        )
+        ), {outbox(JOB_FINISHED, "SELECT id, tenant FROM changed WHERE ends")}
         SELECT id, pg_notify(%(channel)s, id::text) FROM changed WHERE ends ORDER BY id
-        """,
+        """.encode(),  # noqa: S608  # constants
         {"ids": wanted, "tenant": tenant, "details": json.dumps(details), "channel": CHANNEL},
     ).fetchall()
     found = states(conn, wanted, tenant=tenant)

@@ -18,7 +18,7 @@ from marco_search.jobs import JobResult
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs, scheduling
-from marco_search.store.queue.states import CHANNEL, JobState
+from marco_search.store.queue.states import CHANNEL, JOB_FINISHED, JobState, outbox
 from marco_search.store.seal import seals
 
 
@@ -238,7 +238,7 @@ def end(
     result: JobResult | None = None,
     error: dict[str, Any] | None = None,
 ) -> None:
-    """Put the job into a final state, seal it, and notify waiting producers. Raises LeaseLost.
+    """Put the job into a final state, seal it, and notify producers and webhooks. Raises LeaseLost.
 
     The trail's totals and the answers are stored already; `result` gives the best answer,
     `error` (type, message, traceback) what went wrong. Must come last in its transaction.
@@ -274,11 +274,12 @@ def _let_go(
         WITH changed AS (
             UPDATE jobs SET lease_owner = NULL, lease_expires_at = NULL,
                 seconds = greatest(seconds, %(seconds)s), {changes}
-            WHERE {_HELD} RETURNING id, finished_at IS NOT NULL AS ended, cancel_requested_at
+            WHERE {_HELD} RETURNING id, tenant, finished_at IS NOT NULL AS ended,
+                cancel_requested_at
         ), logged AS (
             INSERT INTO audit_log (job_id, generation, event, detail)
             SELECT id, %(generation)s, %(event)s, %(detail)s FROM changed
-        )
+        ), {outbox(JOB_FINISHED, "SELECT id, tenant FROM changed WHERE ended")}
         SELECT cancel_requested_at IS NOT NULL AND NOT ended,
             CASE WHEN ended THEN pg_notify(%(channel)s, id::text) END
         FROM changed

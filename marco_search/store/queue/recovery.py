@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from marco_search.errors import WorkerLost
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs
-from marco_search.store.queue.states import CHANNEL
+from marco_search.store.queue.states import CHANNEL, JOB_FINISHED, outbox
 from marco_search.store.seal import seals
 
 NEVER_BEGUN = {
@@ -114,12 +114,12 @@ def _end(conn: Conn, which: str, given: dict[str, Any], error: dict[str, Any]) -
         WITH chosen AS (SELECT id FROM jobs WHERE {which} FOR NO KEY UPDATE SKIP LOCKED), ended AS (
             UPDATE jobs SET state = %(state)s, finished_at = now(), stop_reason = %(reason)s,
                 parked_at = NULL, last_error = %(error)s
-            FROM chosen WHERE jobs.id = chosen.id RETURNING jobs.id, lease_generation
+            FROM chosen WHERE jobs.id = chosen.id RETURNING jobs.id, tenant, lease_generation
         ), logged AS (
             INSERT INTO audit_log (job_id, generation, event, detail)
             SELECT id, CASE WHEN %(state)s = 'dead' THEN lease_generation END, %(state)s, %(error)s
             FROM ended
-        )
+        ), {outbox(JOB_FINISHED, "SELECT id, tenant FROM ended")}
         SELECT id, pg_notify(%(channel)s, id::text) FROM ended
         """.encode(),  # noqa: S608  # constants
         given | {"error": Jsonb(error), "channel": CHANNEL},

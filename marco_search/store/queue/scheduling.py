@@ -20,6 +20,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from marco_search.store.db import Conn
+from marco_search.store.queue.batches import ENDED
 
 _CLAIMABLE = "state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL"
 # From tenant to tenant, not job by job. ORDER BY names the columns of the index, so that no
@@ -127,6 +128,7 @@ class PendingWork:
     lost: bool = False  #: leases that ran out
     ending: bool = False  #: deadlines that passed, and begun jobs cancelled while queued
     stale: bool = False  #: jobs published a while ago and not claimed since
+    batches: bool = False  #: those that have ended and are not marked yet
 
 
 def poll_pending(conn: Conn, stale_s: float) -> PendingWork:
@@ -142,7 +144,8 @@ def poll_pending(conn: Conn, stale_s: float) -> PendingWork:
                     AND state = 'queued')
                 OR EXISTS (SELECT FROM jobs WHERE state = 'queued'
                     AND cancel_requested_at IS NOT NULL) AS ending,
-                ({_STALE} LIMIT 1) IS NOT NULL AS stale
+                ({_STALE} LIMIT 1) IS NOT NULL AS stale,
+                EXISTS (SELECT FROM batches WHERE {ENDED}) AS batches
             """,  # noqa: S608
             {"stale_s": stale_s},
         ).fetchone()

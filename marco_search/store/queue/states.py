@@ -34,6 +34,18 @@ SUBJECT = f"coalesce({_SUBJECTS})"
 CHANNEL = "marco_jobs"
 """NOTIFY channel: the id of each job that reached a final state."""
 
+JOB_FINISHED, BATCH_FINISHED = "job.finished", "batch.finished"
+"""Events that webhooks are told of."""
+
+
+def outbox(event: str, ended: str) -> str:
+    """Part of WITH: holds a delivery for each webhook of what `ended`, a query of id and tenant."""
+    return f"""held AS (
+        INSERT INTO webhook_deliveries (webhook_id, event, {event.partition(".")[0]}_id)
+        SELECT w.id, '{event}', ended.id FROM ({ended}) AS ended JOIN webhooks AS w
+            ON w.tenant = ended.tenant AND '{event}' = ANY (w.events)
+    )"""  # noqa: S608  # constants
+
 
 def not_found(job_id: UUID, tenant: str | None = None) -> JobNotFound:
     """The error for a job that does not exist, or not for this tenant."""

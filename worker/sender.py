@@ -1,0 +1,191 @@
+"""Sends what webhooks are told, in threads of a scheduler's: a slow receiver holds up no other.
+
+Signed by the Standard Webhooks specification (https://www.standardwebhooks.com). A host name is
+looked up once, and the connection made to an address that was checked: no second answer of a name
+server's counts, and redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from threading import Event, Thread, Timer
+from typing import Final
+from uuid import UUID
+
+from marco_search import __version__
+from marco_search.errors import InputError, MarcoError
+from marco_search.settings import Settings
+from marco_search.store.db import Database
+from marco_search.store.queue import webhooks
+from marco_search.store.queue.webhooks import Claimed
+from worker import finish
+
+log = logging.getLogger(__name__)
+
+LONGEST_DELAY_S: Final = 21_600.0
+_AT_ONCE: Final = 16  # webhooks; of each one delivery at a time
+_TURN_S: Final = 10.0  # then others may have the thread
+_CLAIM_S: Final = 30.0  # beyond the receiver's time: until a delivery is sent again
+_MOST_READ: Final = 2**16  # bytes of an answer; they are not kept
+_GONE: Final = 410
+
+
+class Sender:
+    """Sends due deliveries. `database` is for its threads."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._threads: dict[UUID, Thread] = {}
+        self._stop = Event()
+
+    def send(self, webhook_ids: Sequence[UUID]) -> None:
+        """Begin to send what is due to these webhooks, where that is not in progress."""
+        self._threads = {i: t for i, t in self._threads.items() if t.is_alive()}
+        for webhook_id in webhook_ids:
+            if webhook_id not in self._threads and len(self._threads) < _AT_ONCE:
+                # A daemon: one that waits for a receiver keeps no process from ending.
+                thread = Thread(target=self._take_turn, args=[webhook_id], daemon=True)
+                self._threads[webhook_id] = thread
+                thread.start()
+
+    def close(self, wait_s: float = 1.0) -> None:
+        """Send no more, and wait so long for what is in progress; the rest is sent again."""
+        self._stop.set()
+        until = time.monotonic() + wait_s
+        for thread in self._threads.values():
+            thread.join(max(0.0, until - time.monotonic()))
+        self._database.close()
+
+    def _take_turn(self, webhook_id: UUID) -> None:
+        until = time.monotonic() + _TURN_S
+        try:
+            while not self._stop.is_set() and time.monotonic() < until:
+                if not self._send_next(webhook_id):
+                    break
+        except MarcoError as error:
+            log.warning("webhook %s: %s", webhook_id, error)
+        except Exception:
+            log.exception("webhook %s", webhook_id)
+
+    def _send_next(self, webhook_id: UUID) -> bool:
+        """Send one; whether the next may follow: there was one, and it arrived."""
+        settings = self._settings
+        with self._database.transaction() as conn:
+            lease_s = settings.webhook_timeout_s + _CLAIM_S
+            claimed = webhooks.claim(conn, webhook_id, lease_s=lease_s)
+            if claimed is None:
+                return False
+            body = webhooks.body(conn, claimed)
+        retry_s: float | None = None
+        if body is None:
+            error: str | None = "not sent: it was started again first"
+        else:
+            status, error = _deliver(claimed, json.dumps(body).encode(), settings)
+            if status != _GONE and claimed.attempts < settings.webhook_attempts:
+                first_s, longest_s = settings.webhook_delay_s, LONGEST_DELAY_S
+                retry_s = finish.delay_s(claimed.attempts, first_s=first_s, longest_s=longest_s)
+        if error is not None:
+            what = "given up" if retry_s is None else f"again in {retry_s:.0f} s"
+            log.warning("webhook %s: delivery %s: %s; %s", webhook_id, claimed.id, error, what)
+        with self._database.transaction() as conn:
+            webhooks.report(conn, claimed, error, retry_s=retry_s)
+        return error is None
+
+
+def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """One entry of the header webhook-signature."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> tuple[int | None, str | None]:
+    """The receiver's status, if it gave one, and why the delivery did not arrive; None: it did."""
+    now = int(time.time())
+    signatures = [signature(each, str(claimed.id), now, body) for each in claimed.secrets]
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": f"marco-search/{__version__}",
+        "Connection": "close",
+        "webhook-id": str(claimed.id),
+        "webhook-timestamp": str(now),
+        "webhook-signature": " ".join(signatures),
+    }
+    try:
+        status = _post(claimed.url, body, headers, settings)
+    except InputError as error:
+        return None, str(error)
+    except TimeoutError:
+        return None, f"no answer within {settings.webhook_timeout_s:g} s"
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return None, f"no answer: {error or type(error).__name__}"
+    if 300 <= status < 400:
+        return status, f"HTTP {status}: redirects are not followed"
+    return status, None if status < 300 else f"HTTP {status}"
+
+
+def _post(url: str, body: bytes, headers: dict[str, str], settings: Settings) -> int:
+    """The status. Raises InputError for an address that is not allowed, OSError, HTTPException."""
+    parts = webhooks.checked_url(url, settings)
+    host, tls = parts.hostname or "", parts.scheme == "https"
+    until = time.monotonic() + settings.webhook_timeout_s
+    sock = _connected(host, parts.port or (443 if tls else 80), until, settings)
+    with _cut_off(sock, until):
+        if tls:
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        connection = http.client.HTTPConnection(host)
+        connection.sock = sock
+        with contextlib.closing(connection):
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("POST", target, body, {"Host": parts.netloc, **headers})
+            answer = connection.getresponse()
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answer.read(_MOST_READ)  # else some servers report a broken connection
+            return answer.status
+
+
+def _connected(host: str, port: int, until: float, settings: Settings) -> socket.socket:
+    """A connection to an address of the host's that is allowed, the first that answers."""
+    failure: Exception | None = None
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for address in dict.fromkeys(str(where[0]) for *_, where in found):
+        try:
+            webhooks.check_address(address, settings)
+            return socket.create_connection((address, port), max(0.1, until - time.monotonic()))
+        except (OSError, InputError) as error:
+            failure = failure or error
+    raise failure or OSError(f"{host} has no address")
+
+
+@contextlib.contextmanager
+def _cut_off(sock: socket.socket, until: float) -> Iterator[None]:
+    """Inside the block the connection ends at that time: single bytes would go on for ever."""
+    late = Event()
+    twin = sock.dup()  # TLS takes the socket itself over
+
+    def cut() -> None:
+        late.set()
+        with contextlib.suppress(OSError):
+            twin.shutdown(socket.SHUT_RDWR)
+
+    timer = Timer(max(0.0, until - time.monotonic()), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        with sock, twin:
+            yield
+    except (OSError, http.client.HTTPException) as error:
+        raise TimeoutError if late.is_set() else error from None
+    finally:
+        timer.cancel()
