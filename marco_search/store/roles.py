@@ -33,7 +33,8 @@ _REDACTORS = ("salt", "redacted_at")
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
 _BATCHES = ("batches", "batch_lines")
 _LINE_TEXTS = ("custom_id", "field", "reason")
-_API_KEYS = "api_keys"  # no auditor sees these
+_WEBHOOKS = ("webhooks", "webhook_deliveries")
+_UNSEEN = ("api_keys", *_WEBHOOKS)  # by auditors
 
 Right = tuple[str, str, str]
 """A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
@@ -97,10 +98,8 @@ def rights(prefix: str) -> Iterator[Right]:
         for right in ("SELECT", "INSERT", *(["UPDATE"] if table == "batches" else [])):
             yield app, right, f"table public.{table}"
         yield auditor, "SELECT", f"table public.{table}"
-    for right in ("SELECT", "INSERT", "UPDATE"):
-        yield app, right, f"table public.{_API_KEYS}"
-    for table in ("webhooks", "webhook_deliveries"):
-        for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+    for table in _UNSEEN:
+        for right in ("SELECT", "INSERT", "UPDATE", *(["DELETE"] if table in _WEBHOOKS else [])):
             yield app, right, f"table public.{table}"
     for column in schema.JOBS.columns:
         if "request" not in column.info["leaves"] and column.name not in _REDACTORS:
@@ -119,7 +118,7 @@ def rights(prefix: str) -> Iterator[Right]:
 
 def secured() -> list[str]:
     """The tables with row-level security."""
-    return ["jobs", "tenants", "auditors", _API_KEYS, *_BATCHES, *schema.insert_only()]
+    return ["jobs", "tenants", "auditors", *_UNSEEN, *_BATCHES, *schema.insert_only()]
 
 
 def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tuple[str, str, str]]:
@@ -133,7 +132,8 @@ def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tu
     }
     yield "own_rows", "auditors", f"TO {auditor} USING (role_name = current_user)"
     yield "all_texts", "vocabulary", f"FOR SELECT TO {auditor} USING (true)"
-    yield "all_rows", _API_KEYS, f"TO {app} USING (true) WITH CHECK (true)"
+    for table in _UNSEEN:
+        yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
     for table in ("jobs", "tenants", *_BATCHES, *schema.insert_only()):
         yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
         yield "all_tenants", table, f"FOR SELECT TO {auditor_all} USING (true)"

@@ -215,12 +215,12 @@ def test_the_commands_say_it_and_start_them_over(
 
 AS_IN_0006 = """
     DROP SCHEMA audit CASCADE;
-    DROP INDEX ix_jobs_begun, ix_jobs_parked, ix_jobs_to_cancel, ix_jobs_line;
+    DROP INDEX ix_jobs_begun, ix_jobs_parked, ix_jobs_to_cancel, ix_jobs_line, ix_jobs_unfinished;
     ALTER TABLE jobs DROP begun_on, DROP parked_at, ADD CONSTRAINT ck_jobs_kind CHECK (true);
     CREATE INDEX ix_jobs_line ON jobs (tenant, turn_at);
     ALTER TABLE chain DROP format;
     ALTER TABLE rollouts DROP scores, DROP forced;
-    DROP TABLE webhook_deliveries, webhooks, redactions, batch_lines, batches;
+    DROP TABLE api_keys, webhook_deliveries, webhooks, redactions, batch_lines, batches;
     ALTER TABLE jobs DROP salt, DROP redacted_at, DROP batch_line, DROP custom_id;
     CREATE INDEX ix_jobs_batch_id ON jobs (batch_id) WHERE batch_id IS NOT NULL;
     UPDATE alembic_version SET version_num = '0006'
