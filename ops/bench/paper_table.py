@@ -112,7 +112,7 @@ def recipes(*, tuned: bool = True) -> dict[str, Recipe]:
 
 def temperature(name: str) -> dict[str, float]:
     """The best of those tried on the development split; empty: as the strategy has it."""
-    tried = TEMPERATURES.get(name.removesuffix("-plain"), {})
+    tried = TEMPERATURES.get(name, {})
     return {"temperature": float(max(tried, key=lambda t: fmean(tried[t])))} if tried else {}
 
 
@@ -326,6 +326,7 @@ def tune(runtime: Runtime, count: int) -> None:
     """Try the rivals' temperatures on the development split and write temperatures.json."""
     tried = {
         "adaptive": (0.6, 0.8, 1.0),
+        "adaptive-plain": (0.6, 0.8, 1.0),
         "samples": (0.6, 0.8, 1.0),
         "cot-reflect": (0.4, 0.7, 1.0),
     }
