@@ -62,6 +62,8 @@ ROLLOUTS = {
     "adaptive-plain": 8,
 }
 THREADS = 48  # searches at once
+PROBLEMS = {"pocket": 1000, "second": 250, "real": 300}
+"""Of each set of a study."""
 MOST_FAILED = 0.01
 """Share of failed rollouts above which there is no report."""
 TEMPERATURES: dict[str, Any] = json.loads((HERE / "temperatures.json").read_text())
@@ -347,22 +349,23 @@ def tune(runtime: Runtime, count: int) -> None:
             (HERE / "temperatures.json").write_text(text)
 
 
-def write_report(studies: Sequence[Study], docs: Path, count: int) -> list[Path]:
+def write_report(studies: Sequence[Study], docs: Path) -> list[Path]:
     """Write results.md, results.json and the plot. Incomplete runs are left out and named."""
     docs.mkdir(parents=True, exist_ok=True)
     main_study = studies[0]
     fields = ("text", "reached", "measured")
-    found: dict[str, Any] = {"seed": main_study.seed, "search_seed": SEED, "n": count}
+    found: dict[str, Any] = {"seed": main_study.seed, "search_seed": SEED}
     found |= {"temperatures": {name: temperature(name)["temperature"] for name in TEMPERATURES}}
     found["studies"] = {}
     for one in studies:
         data = one.to_json()
+        data["n"] = max(map(len, one.sets.values()))
         data["cheaper"] = {tree: one.cheaper(tree) for tree in MATCHES}
         data["goals"] = [dict(zip(fields, g, strict=True)) for g in goals(data, data["cheaper"])]
         found["studies"][one.name] = data
     # The main study's figures come first, where a reader looks for them.
     found = found["studies"].pop(main_study.name) | found
-    found["texts"] = text_jobs.results(main_study.kept, count)
+    found["texts"] = text_jobs.results(main_study.kept, found["n"])
     data_file, page = docs / "results.json", docs / "results.md"
     data_file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     loader = jinja2.FileSystemLoader(HERE)
@@ -383,19 +386,20 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
     parser.add_argument("--model", type=Path, help="folder or file; default: the settings'")
     parser.add_argument("--set", action="append", help="by default all of the study")
     parser.add_argument("--run", choices=[*recipes(), "texts"], action="append")
-    parser.add_argument("--problems", type=int, default=250, help="a set")
+    parser.add_argument("--problems", type=int, help=f"a set; by default {PROBLEMS}")
     parser.add_argument("--tune", action="store_true", help="the rivals' temperatures only")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--no-report", action="store_true", help="write nothing")
     parser.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs")
     asked = parser.parse_args(words)
-    one, loaded = study(asked.study, asked.seed, asked.problems), settings.load()
+    count = asked.problems or PROBLEMS[asked.study]
+    one, loaded = study(asked.study, asked.seed, count), settings.load()
     if asked.model:
         loaded = loaded.model_copy(update={"model": asked.model})
     if not asked.report:
         with closing(runtime or open_runtime(loaded)) as opened:
             if asked.tune:
-                tune(opened, asked.problems)
+                tune(opened, count)
                 return
             usual = ("tree", "samples") if asked.study == "real" else (*recipes(), "texts")
             known = recipes(tuned=asked.study != "real")
@@ -403,13 +407,14 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
                 for set_name in (asked.set or one.sets) if name != "texts" else ():
                     make(known[name], one.sets[set_name], opened, one.file(set_name, name))
             for kind in text_jobs.KINDS if "texts" in (asked.run or usual) else ():
-                problems = text_jobs.problems_of(kind, asked.problems)
+                problems = text_jobs.problems_of(kind, count)
                 for name in text_jobs.RUNS:
                     make(text_jobs.recipe(name, SEED), problems, opened, one.file(kind, name))
     if not asked.no_report:
-        others = [study(name, asked.seed, asked.problems) for name in ("second", "real")]
-        studies = [study("pocket", asked.seed, asked.problems), *(s for s in others if s.traces)]
-        print(*write_report(studies, asked.docs, asked.problems), sep="\n")
+        counts = PROBLEMS | {asked.study: count}
+        main_study, *others = (study(name, asked.seed, n) for name, n in counts.items())
+        studies = [main_study, *(s for s in others if s.traces)]
+        print(*write_report(studies, asked.docs), sep="\n")
 
 
 if __name__ == "__main__":
