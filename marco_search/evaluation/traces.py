@@ -108,7 +108,10 @@ def read(file: Path) -> list[Trace]:
 
     Raises InvalidDataSet for any other line that is not a trace.
     """
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidDataSet(f"{file}: not UTF-8, so no file of traces") from None
     *lines, last = text.split("\n")  # not splitlines: an answer may hold U+2028
     if last:
         # What is appended next must begin on a line of its own.
@@ -117,7 +120,7 @@ def read(file: Path) -> list[Trace]:
     for i, line in enumerate(lines, start=1):
         try:
             traces.append(_TRACE.validate_python(json.loads(line)))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidDataSet(f"{file}, line {i}: not a trace of an evaluation") from None
     return traces
 

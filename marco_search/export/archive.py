@@ -122,7 +122,8 @@ def check_archive(folder: Path) -> Report:
     try:
         for report in () if total.findings else _check_jobs(folder):
             total.add(report)
-    except (pa.ArrowException, LookupError, TypeError, ValueError, struct.error) as error:
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, struct.error) as error:
+        # Arrow raises OSError for pages that can't be read.
         wrong = Finding("archive", str(folder), "not readable", "its rows", str(error))
         total.findings += (wrong,)
     for name in sorted({path.name for path in folder.iterdir()} - FILES - {"manifest.json"}):

@@ -83,7 +83,7 @@ class RewardModel:
         try:
             rows = json.loads(data)
             scores = tuple(self._score(row["embedding"]) for row in rows)
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
             raise NoScore("its answer is no list of objects with an embedding") from None
         if len(scores) != count:
             raise NoScore(f"it gave {len(scores)} scores for {count} texts")

@@ -79,7 +79,8 @@ def template_database(services: ServiceUrls) -> Iterator[str]:
 def database_url(services: ServiceUrls, template_database: str) -> Iterator[str]:
     """URL of a fresh database with the current schema, dropped after the test."""
     name = f"marco_test_{uuid.uuid4().hex[:12]}"
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+    # Nothing is flushed: copying files takes half the time of copying through the log.
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
     _admin(services, create.format(sql.Identifier(name), sql.Identifier(template_database)))
     yield with_path(services.database_url, name)
     _drop(services, name)

@@ -19,7 +19,7 @@ from sglang.lang.backend.base_backend import BaseBackend
 
 import marco_search
 from marco_search import models
-from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure
+from marco_search.errors import BranchFailed, ModelRefused, PromptTooLong, RuntimeFailure
 from marco_search.runtime.base import Render, Runtime, RuntimeInfo
 from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
@@ -32,6 +32,7 @@ from marco_search.runtime.embedded.linear import Team, blas_name, one_blas_threa
 from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 from marco_search.runtime.program import ForkRuntime, error_value, params_of
 from marco_search.settings import Settings
+from marco_search.text import one_line
 
 
 def open_embedded(settings: Settings) -> Runtime:
@@ -67,6 +68,15 @@ def load_model(path: Path, threads: int = 1) -> LoadedModel:
     `threads` decode a large model together; the bits are the same with any number of them.
     Raises ModelRefused, which says what was found and what is accepted.
     """
+    try:
+        return _load(path, threads)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # What no check foresaw: a value of another type or size in any of the files.
+        reason = one_line(f"{type(error).__name__}: {error}")[:200]
+        raise ModelRefused(f"{path}: the model's files are malformed: {reason}") from error
+
+
+def _load(path: Path, threads: int) -> LoadedModel:
     files = open_files(path)
     config = read_config(files)
     tokenizer = Tokenizer(files, config.vocab)

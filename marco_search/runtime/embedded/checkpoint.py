@@ -22,6 +22,10 @@ from marco_search.runtime.embedded.files import ModelFiles
 from marco_search.runtime.embedded.linear import Floats, Linear, MatmulMode, Team, choose_mode
 
 
+_LARGEST = 2**24
+"""What any size in a config may be: tables are made of some before the weights are looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """What tells the supported decoders apart.
@@ -72,8 +76,9 @@ def read_config(files: ModelFiles) -> ModelConfig:
 
     def count(key: str, default: int | None = None) -> int:
         value = default if raw.get(key) is None else raw[key]
-        if not isinstance(value, int) or value < 1:
-            raise ModelRefused(f"{path}: config.json: {key} is {value!r}, not a positive number")
+        if not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            what = f"{repr(value)[:80]}, not a number from 1 to {_LARGEST:,}"
+            raise ModelRefused(f"{path}: config.json: {key} is {what}")
         return value
 
     heads, hidden = count("num_attention_heads"), count("hidden_size")

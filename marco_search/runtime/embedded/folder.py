@@ -94,7 +94,7 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
         raise ModelRefused(
             f"no {path.name} in {path.parent}: a Hugging Face model folder has one"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelRefused(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ModelRefused(f"{path} holds no JSON object")
@@ -111,7 +111,7 @@ def read_tensors(path: Path) -> dict[str, Floats]:
         header = json.loads(data[8 : 8 + size].tobytes())
         header.pop("__metadata__", None)
         return {name: _tensor(name, entry, data[8 + size :]) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelRefused(f"{path} is a damaged safetensors file: {error}") from None
 
 

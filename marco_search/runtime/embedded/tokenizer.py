@@ -42,12 +42,13 @@ class Tokenizer:
         if inside != raw:
             self._inside = _library_tokenizer(files.path, inside)
         added = raw.get("added_tokens") or []
-        self.token_bytes = _token_bytes(self._tokenizer, added, byte_level)
-        if len(self.token_bytes) > vocab:
+        count = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        if count > vocab:
             raise ModelRefused(
-                f"{files.path}: the tokenizer has {len(self.token_bytes)} tokens, the model only "
+                f"{files.path}: the tokenizer has {count} tokens, the model only "
                 f"{vocab}: tokenizer and weights belong to different models"
             )
+        self.token_bytes = _token_bytes(self._tokenizer, added, byte_level)
         self._texts = [b.decode("utf-8", "replace") for b in self.token_bytes]
         for entry in added:
             self._texts[entry["id"]] = entry["content"]

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads input from outside: `make fuzz SECONDS=600`."""
