@@ -38,6 +38,8 @@ TARGETS = (
     ("bench-runtime", "how well searches keep an engine busy", "python -m ops.bench.runtime"),
     ("bench-queue", "the queue beside plain Celery", "python -m ops.bench.queue"),
     ("test-faults", "500 jobs under a storm of faults", "python -m tests.faults.run"),
+    ("fuzz", "feed every reader of outside input with odd input", "python -m tests.fuzz"),
+    ("audit", "look for known vulnerabilities in the locked packages", "python -m ops.audit"),
     ("paper-table", "measure all strategies: docs/results.md", "python -m ops.bench.paper_table"),
     ("docs", "build the site into site/", "python -m mkdocs build -q -f ops/docs/mkdocs.yml"),
     ("stack", "start the containers, with passwords of their own", "ops/stack.py"),

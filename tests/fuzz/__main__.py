@@ -23,7 +23,7 @@ from tests.fuzz.targets import TARGETS, check, leave_nothing, seeds
 
 _INPUT_S = 10.0
 _MEMORY = 4 * 2**30
-_BATCH = 200  # examples between two looks at the clock
+_BATCH = 50  # examples between two looks at the clock
 
 
 def main() -> int:

@@ -15,8 +15,8 @@ _ODD: list[Any] = [
     {"": None}, [None] * 100,
 ]  # fmt: skip
 _PIECES = [
-    b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\\", b'"', b"'", b"{", b"}", b"[", b"(", b",",
-    b"1e999", b"NaN", b"9" * 5_000, b"[" * 3_000, b"((((" * 200, b"\\frac{" * 200, b"^" * 300,
+    b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\\", b'"', b"'", b"{", b"}", b"[", b"(",
+    b",", b"1e999", b"NaN", b"9" * 5_000, b"[" * 3_000, b"((((" * 200, b"\\frac{" * 200, b"^" * 300,
     b"{{", b"{%", "一亿".encode() * 100, b"1/0", b"\xe2\x80\xae", b"\xed\xa0\x80",
 ]  # fmt: skip
 Path = tuple[Any, ...]

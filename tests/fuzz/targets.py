@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import rmtree
 from typing import Any
 from unittest import mock
 
@@ -155,10 +155,11 @@ def _sglang(data: bytes) -> None:
 
 def _openai(data: bytes) -> None:
     reply = _object(data)
-    words = {i: f"w{i}" for i in range(100)}
     for trims in (False, True):
         with contextlib.suppress(MarcoError):
-            found = openai.read(reply, words.__getitem__, trims=trims).as_sglang(())
+            found = openai.read(reply, lambda ids: [f"w{i}" for i in ids], trims=trims).as_sglang(
+                ()
+            )
             _storable(read_completion(found["text"], found["meta_info"]))
 
 
@@ -193,6 +194,15 @@ def _file(name: str, data: bytes) -> Iterator[Path]:
         yield path
 
 
+def _beside(valid: Path, folder: Path, name: str, data: bytes) -> Path:
+    """A folder with this file and links to the others of a valid folder."""
+    for file in valid.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / name).unlink()
+    (folder / name).write_bytes(data)
+    return folder
+
+
 def _anchor(data: bytes) -> None:
     with _file("anchor.json", data) as path:
         anchors.read(path)
@@ -220,10 +230,9 @@ def _archived(name: str) -> Target:
 
     def read(data: bytes) -> None:
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary, "archive")
-            copytree(_month(), folder)
-            (folder / name).write_bytes(data)
+            folder = _beside(_month(), Path(temporary), name, data)
             manifest = json.loads((folder / "manifest.json").read_text())
+            (folder / "manifest.json").unlink()
             manifest["files"][name]["sha256"] = archive.digest(folder / name)
             (folder / "manifest.json").write_text(json.dumps(manifest))
             archive.check_archive(folder)
@@ -245,10 +254,7 @@ def _model_file(name: str) -> Target:
 
     def read(data: bytes) -> None:
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary, "model")
-            copytree(_model(), folder)
-            (folder / name).write_bytes(data)
-            _load(folder)
+            _load(_beside(_model(), Path(temporary), name, data))
 
     return Target(read=read, built=lambda: [(_model() / name).read_bytes()])
 

@@ -21,7 +21,6 @@ from marco_search.errors import ModelRefused
 from marco_search.runtime.embedded.files import ModelFiles
 from marco_search.runtime.embedded.linear import Floats, Linear, MatmulMode, Team, choose_mode
 
-
 _LARGEST = 2**24
 """What any size in a config may be: tables are made of some before the weights are looked at."""
 
