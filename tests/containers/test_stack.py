@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import openai
 import psycopg
 import pytest
 
@@ -70,15 +71,17 @@ def test_the_demo_and_its_files_through_the_cli_service(here: Stack) -> None:
     assert (jobs.stat().st_uid, jobs.stat().st_gid) == (os.getuid(), os.getgid())
 
 
-def test_the_api_takes_a_key(here: Stack) -> None:
+def test_the_api_answers_openais_client(here: Stack) -> None:
+    address = f"http://127.0.0.1:{here.ports['API']}/v1"
+    assert httpx.get(f"{address}/models").status_code == 401
     key = json.loads(here.cli("keys", "create", "--json"))["key"]
-    models = f"http://127.0.0.1:{here.ports['API']}/v1/models"
-    assert httpx.get(models).status_code == 401
-    answer = httpx.get(models, headers={"Authorization": f"Bearer {key}"})
-    assert answer.status_code != 401
+    with openai.OpenAI(base_url=address, api_key=key, timeout=300) as client:
+        question = {"role": "user", "content": "Tom has 2 boxes with 3 eggs each. How many eggs?"}
+        answer = client.chat.completions.create(model="marco-search", messages=[question])
+    assert answer.choices[0].message.content
 
 
-@pytest.mark.parametrize("service", ["worker", "scheduler"])
+@pytest.mark.parametrize("service", ["worker", "scheduler", "api"])
 def test_metrics_in_the_network_of_the_stack(here: Stack, service: str) -> None:
     code = f"import urllib.request as u; print(u.urlopen('http://{service}:9464/metrics').read())"
     assert "marco_" in here.compose("exec", "-T", "console", "python", "-c", code)
