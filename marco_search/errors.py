@@ -118,6 +118,14 @@ class JobNotFound(MarcoError):
     exit_code = 3
 
 
+class BatchNotFound(JobNotFound):
+    """No batch with this id is visible to this tenant."""
+
+
+class FileNotFound(JobNotFound):
+    """No file with this id was uploaded by this tenant, or it has expired."""
+
+
 class Backpressure(MarcoError):
     """Too much is queued already. Nothing was stored; the same call may succeed later.
 

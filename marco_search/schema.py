@@ -211,7 +211,8 @@ BATCHES = _table(
     "Files and lists of jobs that were submitted together",
     column("id", "uuid", "The batch", key=True),
     column("tenant", "text", "Who submitted it"),
-    column("source", "text?", "Where its lines came from: a path"),
+    column("source", "text?", "Where its lines came from: a path, or an uploaded file's name"),
+    column("file_id", "uuid?", "The uploaded file"),
     column("metadata", "jsonb", "What the caller attached to it", default="{}"),
     column("created_at", "timestamptz", "When its upload began", default=NOW),
     column("completed_at", "timestamptz?", "When all its lines were stored; null: not yet"),
@@ -219,6 +220,8 @@ BATCHES = _table(
     column("lines", "int4", "Lines taken so far, empty and refused ones too", default=ZERO),
     column("refused", "int4", "Of those, the refused ones", default=ZERO),
     column("digest", "text?", "SHA-256, hex, of the search options and the lines taken so far"),
+    column("expires_at", "timestamptz?", "Deadline of its jobs that have none of their own"),
+    column("cancelled_at", "timestamptz?", "When it was cancelled before it had ended"),
     changes=True,
 )
 BATCH_LINES = _table(
@@ -276,6 +279,25 @@ WEBHOOK_DELIVERIES = _table(
     column("next_at", "timestamptz", "Not sent before this time", default=NOW),
     column("tried_at", "timestamptz?", "When last sent"),
     column("error", "text?", "Why that did not arrive"),
+    changes=True,
+)
+FILES = _table(
+    "files",
+    "Files that clients of the HTTP API uploaded",
+    column("id", "uuid", "The file", key=True),
+    column("tenant", "text", "Whose it is"),
+    column("name", "text", "What its uploader called it"),
+    column("bytes", "int8", "Its size"),
+    column("created_at", "timestamptz", "When it was uploaded", default=NOW),
+    column("expires_at", "timestamptz?", "When it is deleted; null: it is kept"),
+    changes=True,
+)
+FILE_PARTS = _table(
+    "file_parts",
+    "What is in those files, a MiB a row",
+    column("file_id", "uuid", "The file", sa.ForeignKey("files.id", ondelete="CASCADE"), key=True),
+    column("number", "int4", "From 0", key=True),
+    column("data", "bytea", "The bytes", content=True),
     changes=True,
 )
 

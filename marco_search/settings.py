@@ -277,6 +277,9 @@ class Settings(BaseSettings):
     api_wait_s: SomeSeconds = Field(
         600.0, description="Longest that a request to `marco serve` waits for its job"
     )
+    api_files_mb: Count = Field(
+        1000, description="Most that a tenant's uploaded files may have together, in MiB"
+    )
 
     @property
     def profiles(self) -> Path:

@@ -187,10 +187,10 @@ class Producer:
         """A batch, and how many of its jobs are in each state. Raises JobNotFound."""
         return self._call(batches.find, batch_id, tenant=self._tenant)
 
-    def batches(self, *, limit: int = 20) -> list[Batch]:
-        """The latest batches, newest first."""
+    def batches(self, *, limit: int = 20, after: UUID | None = None) -> list[Batch]:
+        """The latest batches, newest first; those that come `after` one, if given."""
         check_number("limit", limit)
-        return self._call(batches.latest, tenant=self._tenant, limit=limit)
+        return self._call(batches.latest, tenant=self._tenant, limit=limit, after=after)
 
     def batch_results(self, batch_id: UUID) -> Iterator[JobResult]:
         """The results of those of a batch's jobs that have ended, in the order of its lines.
@@ -447,6 +447,8 @@ class Producer:
         require(state in (None, "queued", "running"), "state", "one of queued, running", state)
         require(isinstance(batch_id, UUID | None), "batch_id", "a uuid.UUID", batch_id)
         cancelled: dict[UUID, JobState] = {}
+        if batch_id is not None and state is None:
+            self._call(batches.mark_cancelled, batch_id, tenant=whose)
         while True:
             with self._database.transaction() as conn:
                 found = store.unfinished(

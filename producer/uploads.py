@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
 from marco_search.errors import Backpressure, IdempotencyConflict, InvalidJob
@@ -43,6 +44,7 @@ class Part:
     """Some lines that are stored in one transaction."""
 
     before: int  #: lines taken before it
+    deadline: datetime | None  #: of jobs that have none
     jobs: list[tuple[int, Job]] = field(default_factory=list)
     refused: list[BatchLine] = field(default_factory=list)
     lines: int = 0
@@ -61,6 +63,8 @@ class Part:
         self.size += len(line)
         try:
             if (job := job_in(line, number, options)) is not None:
+                if self.deadline and job.deadline is None and job.expires_in_s is None:
+                    job = job.model_copy(update={"deadline": self.deadline})
                 self.jobs.append((number, job))
         except InvalidJob as error:
             self.refused.append(refusal(number, error, _custom_id(line)))
@@ -105,7 +109,7 @@ def upload(
     """
     SearchOptions(**options)  # raises InvalidJob once, not for every line
     digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode())
-    number, part = 0, Part(batch.lines)
+    number, part = 0, Part(batch.lines, batch.expires_at)
     for number, line in enumerate(lines, start=1):
         digest.update(line)
         if number < batch.lines:
@@ -120,7 +124,7 @@ def upload(
         if part.full:
             part.digest = digest.hexdigest()
             _store(batch, part, store, waits, sleep)
-            part = Part(number)
+            part = Part(number, batch.expires_at)
     if number < batch.lines:
         raise _changed(batch)
     if batch.completed_at is None:

@@ -91,8 +91,8 @@ def _opened(name: str) -> Iterator[Iterator[bytes]]:
                 file = stack.enter_context(Path(name).open("rb"))
             except OSError as error:
                 raise InputError(f"{name}: {error.strerror or error}") from None
-        if wrong := job_input.another_format(file.peek(), "marco batch submit"):
-            raise InputError(f"{'standard input' if name == '-' else name}: {wrong}")
+        source = "standard input" if name == "-" else name
+        job_input.refuse_other_formats(file.peek(), source, "marco batch submit")
         yield lines_of(file)
 
 

@@ -19,6 +19,7 @@ import click
 from marco_search import profiles
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
+from marco_search.jobs.validation import another_format
 from marco_search.kinds import KINDS, job_from_json_line, own_fields, parse_job
 from marco_search.search.config import DEFAULT_STRATEGY, STRATEGIES
 
@@ -154,42 +155,21 @@ def read_lines(path: str, options: dict[str, Any] | None = None) -> dict[int, Jo
     """
     source = "standard input" if path == "-" else path
     data = sys.stdin.buffer.read() if path == "-" else _read(Path(path))
-    if wrong := another_format(data):
-        raise InputError(f"{source}: {wrong}")
+    refuse_other_formats(data, source)
     jobs = parse_lines(data.split(b"\n"), source, options or {})
     if not jobs:
         raise InputError(f"{source}: no job in it; write one JSON object on each line")
     return jobs
 
 
-_PACKED = {
-    b"\x1f\x8b": "gzip -dc",
-    b"\x28\xb5\x2f\xfd": "zstd -dc",
-    b"PK\x03\x04": "unzip -p",
-    b"BZh": "bzip2 -dc",
-    b"\xfd7zXZ\0": "xz -dc",
-}
-"""What compressed files begin with, and what unpacks them."""
-
-
-def another_format(data: bytes, command: str = "marco submit") -> str | None:
-    """What a file that begins like this is, if not JSON Lines, and what to do; None: it may be."""
-    for begin, unpack in _PACKED.items():
-        if data.startswith(begin):
-            name = unpack.split()[0].removeprefix("un")
-            return f"compressed by {name}: `{unpack} FILE | {command} -`"
-    # Without a mark every other byte of ASCII is a zero.
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
-        return "UTF-16: save the file as UTF-8"
-    if b"\0" in data[:4096]:
-        return "a binary file; write one JSON object on each line"
-    begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].rstrip()
-    if begin.startswith(b"["):
-        return f"a JSON array: `jq -c '.[]' FILE | {command} -` writes an object on each line"
-    first, ended, _ = data.partition(b"\n")
-    if begin == b"{" and ended and not first.rstrip().endswith(b"}"):
-        return f"an object over several lines: `jq -c . FILE | {command} -` writes one on each"
-    return None
+def refuse_other_formats(begin: bytes, source: str, command: str = "marco submit") -> None:
+    """Raises InputError for a file that begins as no JSON Lines file does."""
+    if (found := another_format(begin)) is not None:
+        name, convert = found
+        advice = (
+            f"`{convert} FILE | {command} -`" if convert else "write a JSON object on each line"
+        )
+        raise InputError(f"{source}: {name}: {advice}")
 
 
 def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> dict[int, Job]:

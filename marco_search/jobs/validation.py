@@ -194,3 +194,34 @@ def shown(value: object) -> str:
 def shortened(name: str) -> str:
     """`name` for a message: cut short if it is longer than any of ours."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+_FORMATS = {
+    b"\x1f\x8b": ("compressed by gzip", "gzip -dc"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "zstd -dc"),
+    b"PK\x03\x04": ("a zip archive", "unzip -p"),
+    b"BZh": ("compressed by bzip2", "bzip2 -dc"),
+    b"\xfd7zXZ\0": ("compressed by xz", "xz -dc"),
+    b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
+}
+"""What files that are not JSON Lines begin with."""
+
+
+def another_format(begin: bytes) -> tuple[str, str | None] | None:
+    """What a file that begins like this is, if not JSON Lines, and what converts it."""
+    for mark, found in _FORMATS.items():
+        if begin.startswith(mark):
+            return found
+    # Without a mark every other byte of ASCII is a zero.
+    if b"\0" in begin[:2]:
+        return "UTF-16", "iconv -f UTF-16 -t UTF-8"
+    if b"\0" in begin[:4096]:
+        return "a binary file", None
+    text = begin.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].rstrip()
+    if text.startswith(b"["):
+        return "a JSON array", "jq -c '.[]'"
+    first, ended, _ = begin.partition(b"\n")
+    if text == b"{" and ended and not first.rstrip().endswith(b"}"):
+        return "an object over several lines", "jq -c ."
+    return None

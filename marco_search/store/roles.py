@@ -33,8 +33,8 @@ _REDACTORS = ("salt", "redacted_at")
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
 _BATCHES = ("batches", "batch_lines")
 _LINE_TEXTS = ("custom_id", "field", "reason")
-_WEBHOOKS = ("webhooks", "webhook_deliveries")
-_UNSEEN = ("api_keys", *_WEBHOOKS)  # by auditors
+_DELETED = ("webhooks", "webhook_deliveries", "files", "file_parts")
+_UNSEEN = ("api_keys", *_DELETED)  # by auditors
 
 Right = tuple[str, str, str]
 """A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
@@ -99,7 +99,7 @@ def rights(prefix: str) -> Iterator[Right]:
             yield app, right, f"table public.{table}"
         yield auditor, "SELECT", f"table public.{table}"
     for table in _UNSEEN:
-        for right in ("SELECT", "INSERT", "UPDATE", *(["DELETE"] if table in _WEBHOOKS else [])):
+        for right in ("SELECT", "INSERT", "UPDATE", *(["DELETE"] if table in _DELETED else [])):
             yield app, right, f"table public.{table}"
     for column in schema.JOBS.columns:
         if "request" not in column.info["leaves"] and column.name not in _REDACTORS:

@@ -78,8 +78,8 @@ COMMENT ON COLUMN audit.batch_lines.tenant IS 'Who that job belongs to, else the
 COMMENT ON COLUMN audit.batch_lines.state IS 'State of that job';
 
 CREATE VIEW audit.batches WITH (security_invoker = true) AS
-SELECT id AS batch_id, tenant, source, metadata, created_at, completed_at, finished_at,
-    lines, refused, digest,
+SELECT id AS batch_id, tenant, source, file_id, metadata, created_at, completed_at, finished_at,
+    expires_at, cancelled_at, lines, refused, digest,
     (SELECT coalesce(jsonb_object_agg(state, count), '{}') FROM (
         SELECT l.state, count(*) FROM audit.batch_lines AS l
         WHERE l.batch_id = batches.id AND l.state IS NOT NULL GROUP BY l.state

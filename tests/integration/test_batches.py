@@ -182,7 +182,7 @@ def test_the_jobs_of_a_batch_are_the_same_everywhere(
     [
         (b"\x1f\x8b\x08", "compressed by gzip: `gzip -dc FILE | marco"),
         (b"\x28\xb5\x2f\xfd\x04", "compressed by zstd: `zstd -dc FILE | marco"),
-        (b"PK\x03\x04", "compressed by zip: `unzip -p FILE | marco"),
+        (b"PK\x03\x04", "a zip archive: `unzip -p FILE | marco"),
         (b"\x89PNG\r\n\x1a\n\0\0", "a binary file"),
         (b"[{}]", "a JSON array"),
     ],

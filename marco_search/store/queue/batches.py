@@ -16,7 +16,7 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from marco_search.errors import InvalidJob, JobNotFound
+from marco_search.errors import BatchNotFound, InvalidJob
 from marco_search.store.db import Conn
 from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S, OF_BATCH, REQUEST, JobHandle, new_job_id
@@ -32,11 +32,14 @@ class Batch:
 
     id: UUID
     tenant: str
-    source: str | None  #: a path; None: a list of jobs
+    source: str | None  #: a path, or an uploaded file's name; None: a list of jobs
+    file_id: UUID | None  #: the uploaded file
     metadata: dict[str, Any]
     created_at: datetime
     completed_at: datetime | None  #: when all its lines were stored
     finished_at: datetime | None  #: when all its jobs were seen to have ended
+    expires_at: datetime | None  #: deadline of those of its jobs that have none of their own
+    cancelled_at: datetime | None  #: when it was cancelled before it had ended
     lines: int  #: taken so far, empty and refused ones too
     refused: int
     digest: str | None  #: SHA-256 (hex) of the search options and the lines taken so far
@@ -60,8 +63,8 @@ class BatchLine:
 
 
 _BATCH = """
-    SELECT batch_id AS id, tenant, source, metadata, created_at, completed_at, finished_at,
-        lines, refused, digest, states
+    SELECT batch_id AS id, tenant, source, file_id, metadata, created_at, completed_at, finished_at,
+        expires_at, cancelled_at, lines, refused, digest, states
     FROM audit.batches WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 """
 _LINES = """
@@ -70,20 +73,24 @@ _LINES = """
 
 
 def find(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> Batch:
-    """A batch. Raises JobNotFound."""
+    """A batch. Raises BatchNotFound."""
     given = {"tenant": tenant, "batch": batch_id}
     with conn.cursor(row_factory=class_row(Batch)) as cursor:
         found = cursor.execute(f"{_BATCH} AND batch_id = %(batch)s", given).fetchone()
     if found is None:
-        raise JobNotFound(f"no batch {batch_id}; `marco batch status` lists the latest")
+        raise BatchNotFound(f"no batch {batch_id}; `marco batch status` lists the latest")
     return found
 
 
-def latest(conn: Conn, *, tenant: str | None = None, limit: int = 20) -> list[Batch]:
-    """The latest batches, newest first."""
-    given = {"tenant": tenant, "limit": limit}
+def latest(
+    conn: Conn, *, tenant: str | None = None, limit: int = 20, after: UUID | None = None
+) -> list[Batch]:
+    """The latest batches, newest first; those that come `after` one, if given."""
+    given = {"tenant": tenant, "limit": limit, "after": after}
     with conn.cursor(row_factory=class_row(Batch)) as cursor:
-        query = f"{_BATCH} ORDER BY created_at DESC, batch_id LIMIT %(limit)s"
+        query = f"""{_BATCH} AND (%(after)s::uuid IS NULL OR (created_at, batch_id) <
+            (SELECT created_at, batch_id FROM audit.batches WHERE batch_id = %(after)s))
+            ORDER BY created_at DESC, batch_id DESC LIMIT %(limit)s"""  # noqa: S608  # constants
         return cursor.execute(query, given).fetchall()
 
 
@@ -94,6 +101,8 @@ def begin(
     source: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     batch_id: UUID | None = None,
+    file_id: UUID | None = None,
+    expires_in_s: float | None = None,
 ) -> Batch:
     """The batch to upload to: that of the id, an incomplete one of this source, or a new one.
 
@@ -102,15 +111,15 @@ def begin(
     if batch_id is None and source is not None:
         found = conn.execute(
             "SELECT id FROM batches WHERE tenant = %s AND source = %s AND completed_at IS NULL"
-            " ORDER BY created_at DESC LIMIT 1",
+            " AND cancelled_at IS NULL AND file_id IS NULL ORDER BY created_at DESC LIMIT 1",
             [tenant, source],
         ).fetchone()
         batch_id = found[0] if found else None
     batch_id = batch_id or new_job_id()
     conn.execute(
-        "INSERT INTO batches (id, tenant, source, metadata) VALUES (%s, %s, %s, %s)"
-        " ON CONFLICT DO NOTHING",
-        [batch_id, tenant, source, json.dumps(dict(metadata or {}))],
+        "INSERT INTO batches (id, tenant, source, metadata, file_id, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, now() + make_interval(secs => %s)) ON CONFLICT DO NOTHING",
+        [batch_id, tenant, source, json.dumps(dict(metadata or {})), file_id, expires_in_s],
     )
     batch = find(conn, batch_id)
     if batch.tenant != tenant:
@@ -157,19 +166,22 @@ def take(
     """Count `lines` more lines as taken; how many there were before.
 
     `before` is how many there must have been. Raises InvalidJob if another upload of the same
-    batch was faster.
+    batch was faster, or if it was cancelled.
     """
     row = conn.execute(
         """
         UPDATE batches SET lines = lines + %(lines)s, digest = coalesce(%(digest)s, digest),
             completed_at = coalesce(completed_at, CASE WHEN %(complete)s THEN now() END)
         WHERE id = %(id)s AND (%(before)s::int IS NULL OR lines = %(before)s)
+            AND cancelled_at IS NULL
         RETURNING lines - %(lines)s
         """,
         {"id": batch_id, "before": before, "lines": lines, "digest": digest, "complete": complete},
     ).fetchone()
     if row is None:
-        raise InvalidJob("batch_id", f"batch {batch_id} is being uploaded by another process")
+        raise InvalidJob(
+            "batch_id", f"batch {batch_id} was cancelled, or is being uploaded by another process"
+        )
     return int(row[0])
 
 
@@ -216,6 +228,19 @@ def refused(conn: Conn, batch_id: UUID) -> list[BatchLine]:
         return cursor.execute(query, {"id": batch_id}).fetchall()
 
 
+def mark_cancelled(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> None:
+    """Note that a batch that has not ended is cancelled: no more of its lines are taken."""
+    conn.execute(
+        f"""
+        UPDATE batches SET cancelled_at = now()
+        WHERE id = %(batch)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+            AND cancelled_at IS NULL AND (completed_at IS NULL OR EXISTS
+                (SELECT FROM jobs WHERE id = {OF_BATCH} AND finished_at IS NULL))
+        """.encode(),  # noqa: S608  # constants
+        {"batch": batch_id, "tenant": tenant},
+    )
+
+
 def restart(
     conn: Conn,
     batch_id: UUID,
@@ -230,7 +255,7 @@ def restart(
     Jobs that were submitted elsewhere, which a key of the batch names, stay as they are.
     """
     # One restart at a time: two would make two jobs of one.
-    conn.execute("SELECT FROM batches WHERE id = %s FOR UPDATE", [batch_id])
+    conn.execute("UPDATE batches SET cancelled_at = NULL WHERE id = %s", [batch_id])
     rows = conn.execute(
         f"""
         SELECT {REQUEST} FROM jobs

@@ -1,0 +1,105 @@
+"""Files that clients of the HTTP API uploaded: in Postgres, in parts of a MiB each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO
+from uuid import UUID
+
+from marco_search.errors import FileNotFound, InputError
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue.jobs import new_job_id
+from marco_search.store.reads.queries import select
+
+_PART = 2**20
+# Batches that were not uploaded to the end read their file again.
+_UNUSED = """NOT EXISTS (SELECT FROM batches AS b WHERE b.file_id = files.id
+    AND b.completed_at IS NULL AND b.cancelled_at IS NULL)"""
+
+_ALIVE = "(expires_at IS NULL OR expires_at >= now())"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadedFile:
+    """What is known of a file."""
+
+    id: UUID
+    tenant: str
+    name: str
+    bytes: int
+    created_at: datetime
+    expires_at: datetime | None  #: when it is deleted
+
+
+def store(
+    conn: Conn, data: BinaryIO, *, tenant: str, name: str, expires_in_s: float, most: int
+) -> UploadedFile:
+    """Store a file, and delete those that have expired.
+
+    Raises InputError if the tenant's files would have more than `most` bytes; the transaction
+    must then be rolled back.
+    """
+    expired = f"DELETE FROM files WHERE expires_at < now() AND {_UNUSED}"  # noqa: S608  # constants
+    conn.execute(expired.encode())
+    file_id = new_job_id()
+    conn.execute(
+        "INSERT INTO files (id, tenant, name, bytes, expires_at)"
+        " VALUES (%s, %s, %s, 0, now() + make_interval(secs => %s))",
+        [file_id, tenant, name, expires_in_s],
+    )
+    size, number = 0, 0
+    while part := data.read(_PART):
+        conn.execute("INSERT INTO file_parts VALUES (%s, %s, %s)", [file_id, number, part])
+        size, number = size + len(part), number + 1
+    conn.execute("UPDATE files SET bytes = %s WHERE id = %s", [size, file_id])
+    held = conn.execute("SELECT sum(bytes) FROM files WHERE tenant = %s", [tenant]).fetchone()
+    if held is not None and held[0] > most:
+        raise InputError(
+            f"tenant {tenant} may have files of {most:,} bytes, and would have {held[0]:,}: "
+            "delete some, or raise MARCO_API_FILES_MB"
+        )
+    return find(conn, file_id, tenant=tenant)
+
+
+def find(conn: Conn, file_id: UUID, *, tenant: str) -> UploadedFile:
+    """A tenant's file. Raises FileNotFound."""
+    found = select(
+        conn, UploadedFile, f"files WHERE id = %s AND tenant = %s AND {_ALIVE}", [file_id, tenant]
+    )
+    if not found:
+        raise FileNotFound(f"no file file-{file_id.hex}")
+    return found[0]
+
+
+def page(
+    conn: Conn, *, tenant: str, after: UUID | None, newest_first: bool, limit: int
+) -> list[UploadedFile]:
+    """The files of a tenant that come after one, in order of their upload."""
+    sign, way = ("<", "DESC") if newest_first else (">", "ASC")
+    where = f"""files WHERE tenant = %(tenant)s AND {_ALIVE}
+        AND (%(after)s::uuid IS NULL OR id {sign} %(after)s) ORDER BY id {way} LIMIT %(limit)s"""
+    return select(conn, UploadedFile, where, {"tenant": tenant, "after": after, "limit": limit})
+
+
+def delete(conn: Conn, file_id: UUID, *, tenant: str) -> None:
+    """Delete a tenant's file. Raises FileNotFound, InputError while a batch still reads it."""
+    find(conn, file_id, tenant=tenant)
+    query = f"DELETE FROM files WHERE id = %s AND {_UNUSED}"  # noqa: S608  # constants
+    if not conn.execute(query.encode(), [file_id]).rowcount:
+        raise InputError(f"a batch is being made from file-{file_id.hex}: wait, or cancel it")
+
+
+def content(database: Database, file: UploadedFile) -> Iterator[bytes]:
+    """A file's parts, each read in a transaction of its own. Raises FileNotFound half-way."""
+    left, number = file.bytes, 0
+    while left:
+        with database.transaction() as conn:
+            row = conn.execute(
+                "SELECT data FROM file_parts WHERE file_id = %s AND number = %s", [file.id, number]
+            ).fetchone()
+        if row is None:
+            raise FileNotFound(f"no file file-{file.id.hex} any more")
+        yield row[0]
+        left, number = left - len(row[0]), number + 1

@@ -1,0 +1,162 @@
+"""Files and batches over HTTP, as OpenAI's own client uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types import Batch
+
+from marco_search.store.queue import recovery
+from ops.bench.harness import wait_until
+from producer import Producer
+from tests.integration.test_api import Api, api, serving, work  # noqa: F401  # fixtures
+
+ENDPOINT = "/v1/chat/completions"
+LINES: list[dict[str, Any]] = [
+    {"custom_id": f"q{i}", "method": "POST", "url": ENDPOINT, "body": {
+        "model": "any", "max_completion_tokens": 64, "marco": {"options": {"strategy": "cot"}},
+        "messages": [{"role": "user", "content": f"{i} + 1?"}]}} for i in range(3)
+]  # fmt: skip
+WRONG = {"custom_id": "wrong", "method": "POST", "url": "/v1/embeddings", "body": {}}
+
+
+def client(api: Api, **key: Any) -> OpenAI:  # noqa: F811
+    return OpenAI(base_url=f"{api.address}v1", api_key=api.key(**key), max_retries=0)
+
+
+def submitted(given: OpenAI, lines: list[dict[str, Any]], window: Any = "24h") -> Batch:
+    text = "\n".join(map(json.dumps, lines)).encode()
+    file = given.files.create(file=("in.jsonl", text), purpose="batch")
+    return given.batches.create(
+        input_file_id=file.id, endpoint=ENDPOINT, completion_window=window, metadata={"ticket": "7"}
+    )
+
+
+def reached(given: OpenAI, batch: Batch, *states: str) -> Batch:
+    found = [batch]
+
+    def there() -> bool:
+        found[0] = given.batches.retrieve(batch.id)
+        return found[0].status in states
+
+    wait_until(there, every_s=0.1)
+    return found[0]
+
+
+def content(given: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
+    assert file_id is not None
+    return [json.loads(line) for line in given.files.content(file_id).text.splitlines()]
+
+
+def test_a_file_becomes_a_batch_and_its_results_files(
+    api: Api, work: Callable[[], None]  # noqa: F811
+) -> None:  # fmt: skip
+    acme = client(api)
+    made = submitted(acme, [LINES[0], WRONG, *LINES[1:]])
+    assert (made.status, made.completion_window, made.metadata) == (
+        "validating", "24h", {"ticket": "7"},
+    )  # fmt: skip
+    assert made.expires_at == made.created_at + 86400
+    done = reached(acme, made, "completed")
+    assert done.request_counts is not None
+    assert done.request_counts.to_dict() == {"total": 4, "completed": 3, "failed": 1}
+    assert done.created_at <= (done.in_progress_at or 0) <= (done.completed_at or 0)
+    output = content(acme, done.output_file_id)
+    assert [line["custom_id"] for line in output] == ["q0", "q1", "q2"]
+    assert all(o["response"]["body"]["choices"][0]["message"]["content"] for o in output)
+    (error,) = content(acme, done.error_file_id)
+    assert (error["custom_id"], error["error"]["code"]) == ("wrong", "invalid_request")
+    assert "line 2: url" in error["error"]["message"]
+    shown = acme.files.retrieve(str(done.output_file_id))
+    assert (shown.purpose, shown.bytes) == (
+        "batch_output", len(acme.files.content(shown.id).content),
+    )  # fmt: skip
+    with pytest.raises(openai.UnprocessableEntityError, match="it stays"):
+        acme.files.delete(shown.id)
+    given = acme.files.retrieve(done.input_file_id)
+    assert (given.filename, given.purpose) == ("in.jsonl", "batch")
+    assert len(acme.files.content(given.id).content) == given.bytes
+    assert [file.id for file in acme.files.list()] == [given.id]
+    assert acme.files.delete(given.id).deleted and not list(acme.files.list())
+    more = [submitted(acme, [WRONG]) for _ in range(2)]
+    failed = reached(acme, more[0], "failed")
+    assert failed.errors and failed.errors.data and failed.errors.data[0].line == 1
+    listed = [batch.id for batch in acme.batches.list(limit=1)]  # goes on from page to page
+    assert listed == [more[1].id, more[0].id, made.id]
+    other = client(api, tenant="other")
+    assert not list(other.batches.list()) and not list(other.files.list())
+    for call in (
+        lambda: other.batches.retrieve(made.id),
+        lambda: other.batches.cancel(made.id),
+        lambda: other.files.content(str(done.output_file_id)),
+        lambda: other.files.retrieve(str(done.error_file_id)),
+        lambda: other.files.retrieve(more[0].input_file_id),
+        lambda: other.files.delete(more[0].input_file_id),
+        lambda: other.batches.create(
+            input_file_id=more[0].input_file_id, endpoint=ENDPOINT, completion_window="24h"),
+        lambda: acme.files.retrieve("file-1"),
+        lambda: acme.batches.retrieve("batch_1"),
+    ):  # fmt: skip
+        with pytest.raises(openai.NotFoundError):
+            call()
+    with pytest.raises(openai.PermissionDeniedError):
+        client(api, rights=["read"]).batches.cancel(made.id)
+
+
+def test_a_batch_is_cancelled_or_expires(api: Api) -> None:  # noqa: F811
+    acme = client(api, tenant="slow")
+    cancelled = reached(acme, submitted(acme, LINES), "in_progress")
+    assert acme.batches.cancel(cancelled.id).status == "cancelled"
+    codes = {line["error"]["code"] for line in content(acme, f"file-error-{cancelled.id[6:]}")}
+    assert codes == {"batch_cancelled"}
+    late = reached(acme, submitted(acme, LINES, "1h"), "in_progress")
+    assert late.expires_at == late.created_at + 3600
+    with api.database.transaction() as conn:
+        conn.execute("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE tenant = 'slow'")
+        assert recovery.expire_unbegun(conn) == 3
+    expired = reached(acme, late, "expired")
+    assert {line["error"]["code"] for line in content(acme, expired.error_file_id)} == {
+        "batch_expired"
+    }
+    assert expired.output_file_id is None and expired.expired_at is not None
+
+
+def test_what_can_t_be_a_file_or_a_batch(api: Api) -> None:  # noqa: F811
+    acme = client(api, tenant="wrong")
+    for data, purpose in ((b"{}", "assistants"), (b"", "batch"), (b"\x1f\x8b\x08", "batch")):
+        with pytest.raises(openai.UnprocessableEntityError):
+            acme.files.create(file=("in.jsonl", data), purpose=purpose)  # type: ignore[arg-type]
+    file = acme.files.create(file=("in.jsonl", b"{}\n"), purpose="batch")
+    for window, endpoint in (("soon", ENDPOINT), ("24h", "/v1/embeddings")):
+        with pytest.raises(openai.UnprocessableEntityError):
+            acme.batches.create(
+                input_file_id=file.id, endpoint=endpoint, completion_window=window,  # type: ignore[arg-type]
+            )  # fmt: skip
+    small = api.env | {"MARCO_API_FILES_MB": "1"}
+    with serving(small) as printed:
+        full = acme.with_options(base_url=f"{printed['address']}v1")
+        text = b'{"custom_id": "long"}\n' * 60_000
+        with pytest.raises(openai.BadRequestError, match="may have files of 1,048,576 bytes"):
+            full.files.create(file=("in.jsonl", text), purpose="batch")
+
+
+def test_an_upload_goes_on_at_another_process(api: Api) -> None:  # noqa: F811
+    """What one process left half-way, because too much was queued, another finishes."""
+    acme = client(api, tenant="many")
+    lines = [line | {"custom_id": f"m{i}"} for i, line in enumerate(LINES * 400)]
+    with serving(api.env | {"MARCO_TENANT_MAX_QUEUED": "600"}) as printed:
+        full = acme.with_options(base_url=f"{printed['address']}v1")
+        made = submitted(full, lines)
+        with closing(Producer(api.env["DATABASE_URL"], os.devnull, tenant="many")) as producer:
+            wait_until(lambda: sum(producer.batches()[0].states.values()) == 500)
+        with pytest.raises(openai.BadRequestError, match="a batch is being made from"):
+            full.files.delete(made.input_file_id)
+    whole = reached(acme, made, "in_progress")
+    assert whole.request_counts is not None and whole.request_counts.total == 1200
