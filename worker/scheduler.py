@@ -30,6 +30,7 @@ from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, MarcoError, SchemaMismatch
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings
+from marco_search.store import uploaded_files
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import batches, recovery, scheduling, webhooks
 from marco_search.store.queue.leases import Worker
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-PARTITIONS_EVERY_S = 3600.0
+SELDOM_S = 3600.0
 STALE_S = 5.0
 """A job published this long ago whose queue is empty has lost its message."""
 _PARKED_EVERY_S = 30.0  # a message for each model that jobs wait for: a worker may have it again
@@ -70,7 +71,7 @@ class Scheduler:
         )
         self._stale_s = stale_s
         self._next_parked = time.monotonic() + _PARKED_EVERY_S
-        self._next_partitions = time.monotonic()
+        self._next_seldom = time.monotonic()
         self._stop = Event()
         self._failure = ""
 
@@ -100,11 +101,12 @@ class Scheduler:
                     log.exception("scheduler")
 
     def _tick_in_turn(self) -> None:
-        if time.monotonic() >= self._next_partitions:
-            self._next_partitions += PARTITIONS_EVERY_S
+        if time.monotonic() >= self._next_seldom:
+            self._next_seldom += SELDOM_S
             with self._database.transaction() as conn:
                 made = partitions.ensure(conn)  # long before they begin
                 webhooks.forget(conn)
+                uploaded_files.delete_expired(conn)
             if made:
                 log.info("made partitions: %s", ", ".join(made))
         try:

@@ -36,13 +36,11 @@ class UploadedFile:
 def store(
     conn: Conn, data: BinaryIO, *, tenant: str, name: str, expires_in_s: float, most: int
 ) -> UploadedFile:
-    """Store a file, and delete those that have expired.
+    """Store a file.
 
     Raises InputError if the tenant's files would have more than `most` bytes; the transaction
     must then be rolled back.
     """
-    expired = f"DELETE FROM files WHERE expires_at < now() AND {_UNUSED}"  # noqa: S608  # constants
-    conn.execute(expired.encode())
     file_id = new_job_id()
     conn.execute(
         "INSERT INTO files (id, tenant, name, bytes, expires_at)"
@@ -89,6 +87,12 @@ def delete(conn: Conn, file_id: UUID, *, tenant: str) -> None:
     query = f"DELETE FROM files WHERE id = %s AND {_UNUSED}"  # noqa: S608  # constants
     if not conn.execute(query.encode(), [file_id]).rowcount:
         raise InputError(f"a batch is being made from file-{file_id.hex}: wait, or cancel it")
+
+
+def delete_expired(conn: Conn) -> int:
+    """Delete the files whose time is over and that no batch still reads; how many."""
+    query = f"DELETE FROM files WHERE expires_at < now() AND {_UNUSED}"  # noqa: S608  # constants
+    return conn.execute(query.encode()).rowcount
 
 
 def content(database: Database, file: UploadedFile) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from marco_search.store import uploaded_files
 from marco_search.store.queue import recovery
 from ops.bench.harness import wait_until
 from producer import Producer
@@ -139,6 +140,12 @@ def test_what_can_t_be_a_file_or_a_batch(api: Api) -> None:  # noqa: F811
             acme.batches.create(
                 input_file_id=file.id, endpoint=endpoint, completion_window=window,  # type: ignore[arg-type]
             )  # fmt: skip
+    with api.database.transaction() as conn:
+        conn.execute("UPDATE files SET expires_at = now() - interval '1 s' WHERE tenant = 'wrong'")
+    with pytest.raises(openai.NotFoundError):
+        acme.files.retrieve(file.id)
+    with api.database.transaction() as conn:
+        assert uploaded_files.delete_expired(conn) == 1
     small = api.env | {"MARCO_API_FILES_MB": "1"}
     with serving(small) as printed:
         full = acme.with_options(base_url=f"{printed['address']}v1")
