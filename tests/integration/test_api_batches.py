@@ -14,7 +14,7 @@ from openai import OpenAI
 from openai.types import Batch
 
 from marco_search.store import uploaded_files
-from marco_search.store.queue import recovery
+from marco_search.store.queue import batches, recovery
 from ops.bench.harness import wait_until
 from producer import Producer
 from tests.integration.test_api import Api, api, serving, work  # noqa: F401  # fixtures
@@ -65,7 +65,10 @@ def test_a_file_becomes_a_batch_and_its_results_files(
         "validating", "24h", {"ticket": "7"},
     )  # fmt: skip
     assert made.expires_at == made.created_at + 86400
-    done = reached(acme, made, "completed")
+    reached(acme, made, "completed")
+    with api.database.transaction() as conn:
+        batches.mark_finished(conn)  # as a scheduler does every second
+    done = acme.batches.retrieve(made.id)
     assert done.request_counts is not None
     assert done.request_counts.to_dict() == {"total": 4, "completed": 3, "failed": 1}
     assert done.created_at <= (done.in_progress_at or 0) <= (done.completed_at or 0)
@@ -122,6 +125,7 @@ def test_a_batch_is_cancelled_or_expires(api: Api) -> None:  # noqa: F811
     with api.database.transaction() as conn:
         conn.execute("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE tenant = 'slow'")
         assert recovery.expire_unbegun(conn) == 3
+        batches.mark_finished(conn)
     expired = reached(acme, late, "expired")
     assert {line["error"]["code"] for line in content(acme, expired.error_file_id)} == {
         "batch_expired"
