@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from typing import Any
@@ -29,6 +30,7 @@ from marco_search.errors import (
     WaitTimeout,
 )
 
+log = logging.getLogger(__name__)
 BODY_LIMIT = 4 * 2**20
 """Bytes of a body; a route may have a `max_body_size` of its own."""
 STATUS: dict[type[MarcoError], tuple[int, str]] = {
@@ -74,10 +76,17 @@ def refusal(error: MarcoError) -> JSONResponse:
 
 
 def error_body(error: MarcoError) -> dict[str, Any]:
-    """An error of ours in OpenAI's shape. Its code is its class: queue_full, job_not_found."""
-    _, kind = _kind(error)
+    """An error of ours in OpenAI's shape. Its code is its class: queue_full, job_not_found.
+
+    Where the services are is the operator's to know: it is logged, not told.
+    """
+    status, kind = _kind(error)
+    message = str(error)
+    if status == 503:
+        log.error("%s", error)
+        message = "a service that the API needs does not answer; the log of `marco serve` says more"
     code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
-    return _body(str(error), kind, code, getattr(error, "field", None))
+    return _body(message, kind, code, getattr(error, "field", None))
 
 
 def _kind(error: MarcoError) -> tuple[int, str]:
@@ -85,7 +94,11 @@ def _kind(error: MarcoError) -> tuple[int, str]:
 
 
 def _body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    # A field's name is the caller's, and may hold what is no Unicode.
+    return {
+        "error": {n: v and v.encode(errors="backslashreplace").decode() for n, v in error.items()}
+    }
 
 
 def too_large() -> JSONResponse:

@@ -82,13 +82,14 @@ def body_fields(
     overrides = {} if body.get("top_p") is None else {"top_p": body["top_p"]}
     system, examples, text = _turns(body.get("messages"))
     fields[subjects.get(str(fields["kind"]), "question")] = text
-    if system is not None:
+    if system:
         fields["system_prompt"] = system
     if examples:
         overrides["examples"] = examples
-    if overrides:
-        options["overrides"] = overrides
-    return fields | {"options": options | given}
+    options |= given
+    if overrides and isinstance(options.get("overrides", {}), dict):
+        options["overrides"] = overrides | options.get("overrides", {})
+    return fields | {"options": options}
 
 
 def models() -> list[str]:

@@ -16,10 +16,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.testclient import TestClient
 
+from marco_search.api.access import Service
+from marco_search.api.app import create_app
 from marco_search.local import ServiceUrls
 from marco_search.store import api_keys
+from marco_search.store.api_keys import new_key
 from marco_search.store.db import Database
+from producer import AsyncProducer
 from tests.databases import scratch_database
 from tests.integration.conftest import with_path
 from tests.integration.toys import open_database, runner, settings_for
@@ -285,6 +290,8 @@ def test_what_is_refused(api: Api) -> None:
         refused(client.post("jobs", content=b"{"), 400, "input_error")
         refused(client.post("jobs", content=b"[" * 100_000), 400, "bad_request")
         refused(client.post("jobs", json=[]), 422, "invalid_job")
+        odd = client.post("v1/chat/completions", json=ASKED | {"\ud800": 1})
+        assert "\\ud800: not supported" in refused(odd, 422, "invalid_job")
         refused(client.post("jobs", json={"kind": "reasoning"}), 422, "invalid_job")
         wrong = {"kind": "reasoning", "question": "?", "tenant": "other"}
         assert "'acme'" in refused(client.post("jobs", json=wrong), 422, "invalid_job")
@@ -308,3 +315,19 @@ def test_its_description_is_complete(api: Api) -> None:
     page = httpx.get(f"{api.address}openapi.json").json()
     assert {"/v1/chat/completions", "/v1/models", "/jobs/{job_id}/events"} <= set(page["paths"])
     assert "What is 17 x 23?" in httpx.get(f"{api.address}docs").text
+
+
+def test_where_the_services_are_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    url = "postgresql://marco:secret@127.0.0.1:1/hidden"
+    settings = settings_for(url, "redis://127.0.0.1:1/0")
+    with open_database(url) as database:
+        service = Service(settings, database, AsyncProducer(settings=settings))
+        client = TestClient(
+            create_app(service), headers={"Authorization": f"Bearer {new_key()[0]}"}
+        )
+        for path in ("/healthz", "/jobs"):
+            answer: Any = client.get(path)
+            said = refused(answer, 503, "database_unavailable")
+            assert (
+                "hidden" not in said and "hidden" in caplog.text and answer.headers["Retry-After"]
+            )

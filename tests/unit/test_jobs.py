@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from marco_search.errors import InvalidJob
+from marco_search.errors import InvalidJob, ModelNotFound
 from marco_search.jobs import (
     MAX_TEXT_CHARS,
     Answer,
@@ -26,6 +26,7 @@ from marco_search.kinds import (
     ReasoningJob,
     TranslationJob,
     job_from_json_line,
+    parse_completion,
     parse_job,
 )
 from marco_search.kinds.translation import LANGUAGES
@@ -383,3 +384,26 @@ def test_a_label_may_be_a_number(given: object, kept: str) -> None:
 def test_a_label_is_text_or_a_number(given: object) -> None:
     with pytest.raises(InvalidJob, match="expected: "):
         ReasoningJob(question="q", expected=given)  # type: ignore[arg-type]
+
+
+def test_a_chat_completion_is_a_job() -> None:
+    turns = [("system", ""), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?")]
+    body: dict[str, Any] = {
+        "model": "step:pocket", "n": 4, "max_completion_tokens": 900, "max_tokens": 90, "tools": [],
+        "messages": [{"role": role, "content": text} for role, text in turns], "top_p": 0.5,
+        "marco": {"options": {"rollouts": 3, "overrides": {"top_p": 0.9}}}, "user": "u",
+    }  # fmt: skip
+    job = parse_completion(body, idempotency_key="k")
+    examples = [{"user": "1+1?", "assistant": "2"}]
+    assert job == ReasoningJob(
+        question="2+2?", endpoint="/v1/chat/completions", idempotency_key="k",
+        options=SearchOptions(
+            strategy="step", profile="pocket", answers=4, max_tokens=900, max_new_tokens=90,
+            rollouts=3, overrides={"top_p": 0.9, "examples": examples},
+        ),
+    )  # fmt: skip
+    other = body | {"model": "gpt-4o"}
+    with pytest.raises(ModelNotFound, match="marco-search, auto"):
+        parse_completion(other)
+    line = json.dumps({"custom_id": "a", "url": "/v1/chat/completions", "body": other})
+    assert job_from_json_line(line, 1).options.strategy == "auto"
