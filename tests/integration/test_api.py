@@ -127,7 +127,7 @@ def test_keys_are_made_listed_and_revoked(api: Api) -> None:
     with api.database.transaction() as conn:
         assert key not in str(conn.execute("SELECT * FROM api_keys").fetchall())
     head = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=api.address, headers=head) as client:
+    with httpx.Client(base_url=api.address, headers=head, timeout=60) as client:
         assert client.get("/nowhere").status_code == 404
         assert "revoked" in api.marco("keys", "revoke", listed["id"], "--tenant", "acme").stdout
         assert "was revoked" in refused(client.get("/nowhere"), 401, "invalid_api_key")
@@ -135,8 +135,10 @@ def test_keys_are_made_listed_and_revoked(api: Api) -> None:
 
 
 def test_who_is_not_let_in(api: Api) -> None:
-    assert httpx.get(f"{api.address}healthz").json() == {"status": "ok"}
-    assert "marco keys create" in refused(httpx.get(f"{api.address}x"), 401, "invalid_api_key")
+    assert httpx.get(f"{api.address}healthz", timeout=60).json() == {"status": "ok"}
+    assert "marco keys create" in refused(
+        httpx.get(f"{api.address}x", timeout=60), 401, "invalid_api_key"
+    )
     with api.http() as client:
         wrong = client.headers["Authorization"][:-1] + "~"
         for given in (wrong, "Bearer marco_" + "0" * 12 + "_" + "a" * 43, "Basic abc", "Bearer é"):
@@ -165,7 +167,7 @@ def test_without_a_key_only_this_machine_gets_one(
         serving(api.env | {"DATABASE_URL": url}, "--host", "0.0.0.0") as printed,
     ):
         port = printed["address"].rpartition(":")[2]
-        answer = httpx.get(f"http://127.0.0.1:{port}/v1/models")
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60)
         assert "marco keys create" in refused(answer, 401, "invalid_api_key")
         assert "key" not in printed
 
@@ -290,7 +292,7 @@ def test_what_is_refused(api: Api) -> None:
         refused(client.post("jobs", content=b"{"), 400, "input_error")
         refused(client.post("jobs", content=b"[" * 100_000), 400, "bad_request")
         refused(client.post("jobs", json=[]), 422, "invalid_job")
-        odd = client.post("v1/chat/completions", json=ASKED | {"\ud800": 1})
+        odd = client.post("v1/chat/completions", content=json.dumps(ASKED | {"\ud800": 1}))
         assert "\\ud800: not supported" in refused(odd, 422, "invalid_job")
         refused(client.post("jobs", json={"kind": "reasoning"}), 422, "invalid_job")
         wrong = {"kind": "reasoning", "question": "?", "tenant": "other"}
@@ -312,9 +314,9 @@ def test_what_is_refused(api: Api) -> None:
 
 
 def test_its_description_is_complete(api: Api) -> None:
-    page = httpx.get(f"{api.address}openapi.json").json()
+    page = httpx.get(f"{api.address}openapi.json", timeout=60).json()
     assert {"/v1/chat/completions", "/v1/models", "/jobs/{job_id}/events"} <= set(page["paths"])
-    assert "What is 17 x 23?" in httpx.get(f"{api.address}docs").text
+    assert "What is 17 x 23?" in httpx.get(f"{api.address}docs", timeout=60).text
 
 
 def test_where_the_services_are_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
