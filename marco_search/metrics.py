@@ -34,6 +34,7 @@ class Metric:
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
+    values: tuple[str, ...]  #: of its one label that are there, at 0, from the start
     buckets: tuple[float, ...]
     source: str  #: who has it
 
@@ -48,17 +49,20 @@ def _metric(
     name: str,
     help: str,
     *labels: str,
-    buckets: Sequence[float] = (),
+    values: tuple[str, ...] = (),
+    buckets: tuple[float, ...] = (),
 ) -> Metric:
     made = Metric(
-        name=name, kind=kind, help=help, labels=labels, buckets=tuple(buckets), source=source
-    )
+        name=name, kind=kind, help=help, labels=labels, values=values, buckets=buckets,
+        source=source,
+    )  # fmt: skip
     METRICS.append(made)
     return made
 
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_FINISHES = ("stop", "length", "failed")
 _TENTHS = tuple(i / 10 for i in range(1, 11))
 WORKER, SCHEDULER, API, _P = "worker", "scheduler", "API", "Postgres"
 _W, _S = WORKER, SCHEDULER
@@ -114,6 +118,8 @@ ATTEMPTS = _metric(
     _W, "counter", "marco_attempts_total",
     "Claims by how they ended: a final state, retried, released, lease_lost or left "
     "(Postgres was away)", "outcome",
+    values=("succeeded", "cancelled", "expired", "failed", "dead", "retried", "released",
+            "lease_lost", "left"),
 )  # fmt: skip
 SEARCHES = _metric(
     _W, "counter", "marco_searches_total",
@@ -131,11 +137,12 @@ CONFIDENCE = _metric(
 ROUNDS = _metric(_W, "counter", "marco_rounds_total", "Rounds stored")
 NODES = _metric(_W, "counter", "marco_nodes_total", "Nodes stored")
 ROLLOUTS = _metric(
-    _W, "counter", "marco_rollouts_total", "Rollouts stored: stop, length or failed", "finish"
-)
+    _W, "counter", "marco_rollouts_total", "Rollouts stored: stop, length or failed", "finish",
+    values=_FINISHES,
+)  # fmt: skip
 GENERATED = _metric(
     _W, "counter", "marco_generated_tokens_total",
-    "Tokens generated, by how their rollout ended", "finish",
+    "Tokens generated, by how their rollout ended", "finish", values=_FINISHES,
 )  # fmt: skip
 PROMPT = _metric(_W, "counter", "marco_prompt_tokens_total", "Tokens of prefixes that were forked")
 CACHED = _metric(
@@ -239,7 +246,9 @@ def count(sources: Sequence[str], registry: CollectorRegistry, folder: str | Non
                 more = {"multiprocess_mode": "livesum"}
             make = getattr(prometheus_client, metric.kind.capitalize())
             about = metric.name, metric.help, metric.labels
-            _counting[metric.name] = make(*about, registry=own, **more)
+            made = _counting[metric.name] = make(*about, registry=own, **more)
+            for value in metric.values:  # `increase` does not see the first of a new series
+                made.labels(value)
     if folder is not None:
         registry.register(_forked(folder))
 

@@ -87,6 +87,7 @@ class Exporter(Collector):
         self._families: list[Family] = []
         self._tenants: set[str] = set()
         self._seen: int | None = None  # the last link whose job was counted
+        self._counted: set[str] = set()  # tenants whose ends were told, if only as 0
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._retries: Counter[tuple[str, ...]] = Counter()
         self._losses: Counter[tuple[str, ...]] = Counter()
@@ -142,6 +143,7 @@ class Exporter(Collector):
     def _chain(self, conn: Conn) -> list[Family]:
         (head,) = conn.execute(_HEAD).fetchone() or (-1,)
         seen = head if self._seen is None else self._seen
+        known = frozenset(self._counted)
         upto = min(head, seen + _MOST_LINKS)
         for name, state, count, failures, losses in conn.execute(_ENDED, [seen, upto]).fetchall():
             tenant = self._tenant(name)
@@ -149,15 +151,21 @@ class Exporter(Collector):
             self._retries[tenant,] += failures
             self._losses[tenant,] += losses
         self._seen = upto
-        for tenant in self._tenants:
+        self._counted |= self._tenants | {tenant for tenant, _ in self._ended}
+        for tenant in self._counted:
             self._retries[tenant,] += 0
             self._losses[tenant,] += 0
             for state in FINAL:
                 self._ended[tenant, str(state)] += 0
+
+        def shown(counts: Values) -> Values:
+            # A new tenant begins at 0: `increase` does not see the first value of a series.
+            return {labels: n if labels[0] in known else 0 for labels, n in counts.items()}
+
         return [
-            family(metrics.ENDED, self._ended),
-            family(metrics.RETRIES, self._retries),
-            family(metrics.LOSSES, self._losses),
+            family(metrics.ENDED, shown(self._ended)),
+            family(metrics.RETRIES, shown(self._retries)),
+            family(metrics.LOSSES, shown(self._losses)),
             family(metrics.LINKS, {(): head + 1}),
         ]
 
