@@ -67,7 +67,7 @@ _TENTHS = tuple(i / 10 for i in range(1, 11))
 WORKER, SCHEDULER, API, _P = "worker", "scheduler", "API", "Postgres"
 _W, _S = WORKER, SCHEDULER
 
-DATABASE_UP = _metric(_P, "gauge", "marco_database_up", "1: Postgres could be read; 0: not")
+DATABASE_UP = _metric(_P, "gauge", "marco_database_up", "1: Postgres could be read in time; 0: not")
 BROKER_UP = _metric(_P, "gauge", "marco_broker_up", "1: Redis answers; 0: not")
 JOBS = _metric(
     _P, "gauge", "marco_jobs", "Jobs that have not ended, and dead letters (failed, dead)",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
@@ -25,6 +26,7 @@ from marco_search.store.reads import queries
 EVERY_S = 5.0
 """What was read is given again for so long, or for ten times what reading it took."""
 _SPARING, _LONGEST_S = 10.0, 60.0
+_WAIT_S = 8.0  # Prometheus gives up after 10
 MOST_TENANTS = 50
 """So many tenants, the first seen, have a label of their own; the others are OTHERS."""
 OTHERS = "(others)"
@@ -85,6 +87,8 @@ class Exporter(Collector):
         self._lock = Lock()
         self._next = float("-inf")
         self._families: list[Family] = []
+        self._reader = ThreadPoolExecutor(1, "metrics")
+        self._reading: Future[tuple[list[Family], float]] | None = None
         self._tenants: set[str] = set()
         self._seen: int | None = None  # the last link whose job was counted
         self._counted: set[str] = set()  # tenants whose ends were told, if only as 0
@@ -93,15 +97,24 @@ class Exporter(Collector):
         self._losses: Counter[tuple[str, ...]] = Counter()
 
     def collect(self) -> Iterable[Family]:
-        """All of it, as it is now or was a moment ago."""
+        """All of it, as it is now or was a moment ago; little, if Postgres does not answer."""
         with self._lock:
-            began = self._clock()
-            if began >= self._next:
-                self._families = self._read()
-                took = self._clock() - began
-                self._families.append(family(metrics.READ, {(): took}))
-                self._next = began + min(max(EVERY_S, _SPARING * took), _LONGEST_S)
+            if self._clock() >= self._next:
+                # A frozen server is noticed later than Prometheus waits: read on without it.
+                self._reading = self._reading or self._reader.submit(self._timed)
+                try:
+                    self._families, took = self._reading.result(_WAIT_S)
+                except TimeoutError:
+                    return [family(metrics.DATABASE_UP, {(): 0})]
+                self._reading = None
+                self._next = self._clock() + min(max(EVERY_S, _SPARING * took), _LONGEST_S)
             return self._families
+
+    def _timed(self) -> tuple[list[Family], float]:
+        began = self._clock()
+        found = self._read()
+        took = self._clock() - began
+        return [*found, family(metrics.READ, {(): took})], took
 
     def _read(self) -> list[Family]:
         try:
