@@ -24,7 +24,7 @@ from typing import Any
 import sglang as sgl
 
 from marco_search.errors import BranchFailed, PromptTooLong
-from marco_search.metrics import in_flight
+from marco_search.metrics import FAILED_TOKENS, in_flight, record
 from marco_search.runtime.base import Render, RuntimeInfo, quoting
 from marco_search.runtime.chat import render_chatml
 from marco_search.runtime.reply import Completion, read_completion
@@ -206,6 +206,8 @@ class _Child:
         if self._error is None and len(self._done) < len(self._calls):
             self._collect()
         finish, ok = Finish.FAILED, self._error is None
+        if not ok:
+            record(FAILED_TOKENS, sum(len(c.tokens) for c in self._done))
         if ok:
             last = self._done[-1]
             terminal = last.stopped and last.stop not in self._turn.thought_ends

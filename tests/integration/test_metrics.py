@@ -11,19 +11,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from marco_search.errors import AddressTaken
 from marco_search.metrics import API, METRICS
+from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.reads.exporter import MOST_TENANTS, OTHERS, Exporter
 from producer import Producer
+from producer.standstill import workers
 from tests.integration.toy_worker import DEADLY
 from tests.integration.toys import (
     environment,
@@ -56,6 +60,20 @@ class Scraped:
         ]
         assert found, f"no {name} {labels}"
         return sum(found)
+
+
+class Queue:
+    """What an exporter has, read anew each time."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._now = 0.0
+        self._registry = CollectorRegistry()
+        present = partial(workers, settings)
+        self._registry.register(Exporter(database, present, clock=lambda: self._now))
+
+    def read(self) -> Scraped:
+        self._now += 3600
+        return Scraped(generate_latest(self._registry).decode())
 
 
 def free_port() -> int:
@@ -112,24 +130,21 @@ def test_what_a_worker_and_a_scheduler_serve(
     with ExitStack() as stack:
         producer = stack.enter_context(Producer(database_url, redis_url))
         stack.enter_context(running(toy, env, log))
-        stack.enter_context(
-            running(
-                [*MARCO, "scheduler", "--metrics-port", str(there)], env, tmp_path / "scheduler"
-            )
-        )
-        wait_until(lambda: answers(there), "the scheduler serves metrics", PATIENCE_S)
-        scrape(there)  # it counts what ends from now on
+        scheduler = [*MARCO, "scheduler", "--metrics-port", str(there)]
+        stack.enter_context(running(scheduler, env, tmp_path / "scheduler"))
+        queue = Queue(database, settings)
+        queue.read()  # it counts what ends from now on
         jobs = producer.submit_many([question(f"What is {i} + {i}?") for i in range(6)])
+        queue.read()
         deadly = producer.submit(question(DEADLY))
         producer.wait([*jobs, deadly], timeout_s=PATIENCE_S)
 
         def counted() -> bool:
-            ended = "marco_jobs_ended_total"
-            found = scrape(there)
-            return ended + "{" in found.text and found.value(ended) == 7
+            return scrape(here).value("marco_attempts_total", outcome="succeeded") == 6
 
-        wait_until(counted, "the ends are counted", PATIENCE_S)
-        worker, queue = scrape(here), scrape(there)
+        wait_until(counted, "the worker has counted its last job", PATIENCE_S)
+        wait_until(lambda: answers(there), "the scheduler serves metrics", PATIENCE_S)
+        worker, scheduled, known = scrape(here), scrape(there), queue.read()
     with database.transaction() as conn:
         totals = conn.execute(
             "SELECT sum(rounds), sum(nodes), sum(rollouts), sum(generated_tokens),"
@@ -140,28 +155,27 @@ def test_what_a_worker_and_a_scheduler_serve(
     for name, total in zip(names, totals, strict=False):
         assert worker.value(f"marco_{name}_total") == total, name
     # Killed children have counted what they did before; the parent adds it up.
-    assert worker.value("marco_attempts_total", outcome="succeeded") == 6
     assert worker.value("marco_searches_total") == 6
     assert worker.value("marco_claim_seconds_count") == 8
     assert worker.value("marco_job_wait_seconds_count") == 8
     assert worker.value("marco_answer_confidence_ratio_count") == 6
-    assert queue.value("marco_jobs", tenant="default", state="dead") == 1
-    assert queue.value("marco_jobs", state="queued") == queue.value("marco_jobs", state="running")
-    assert queue.value("marco_jobs_ended_total", state="succeeded") == 6
-    assert queue.value("marco_job_losses_total", tenant="default") == 2
-    assert queue.value("marco_jobs_reclaimed_total") == 2
-    assert queue.value("marco_workers") == queue.value("marco_broker_up") == 1
-    assert queue.value("marco_chain_links_total") == 8  # with the first
-    assert queue.value("marco_trail_bytes", table="nodes") > 8192
-    assert queue.value("marco_oldest_due_job_age_seconds") == 0
-    described = set(re.findall(r"^# TYPE (marco_\w+)", worker.text + queue.text, re.MULTILINE))
+    assert known.value("marco_jobs", tenant="default", state="dead") == 1
+    assert known.value("marco_jobs", state="queued") == known.value("marco_jobs", state="running")
+    assert known.value("marco_jobs_ended_total", state="succeeded") == 6
+    assert known.value("marco_job_losses_total", tenant="default") == 2
+    assert scheduled.value("marco_jobs_reclaimed_total") == 2
+    assert "marco_database_up" in scheduled.text
+    assert known.value("marco_workers") == known.value("marco_broker_up") == 1
+    assert known.value("marco_chain_links_total") == 8  # with the first
+    assert known.value("marco_trail_bytes", table="nodes") > 8192
+    assert known.value("marco_oldest_due_job_age_seconds") == 0
+    described = set(re.findall(r"^# TYPE (marco_\w+)", worker.text + known.text, re.MULTILINE))
     # Only what never happened is missing: a metric with labels has no sample before.
     assert described == {metric.name for metric in METRICS if metric.source != API}
     assert not list(folder.iterdir()), "the worker has left files"
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    (ended,) = (
-        e for e in events if e.get("job") == str(jobs[0].id) and "succeeded" in e["message"]
-    )
+    about = [event for event in events if event.get("job") == str(jobs[0].id)]
+    (ended,) = (event for event in about if "succeeded" in event["message"])
     assert ended["trace_id"] == jobs[0].id.hex
     assert (ended["attempt"], ended["level"]) == (1, "info") and ended["round"] > 1
     assert all(json.loads(line)["time"] for line in (tmp_path / "scheduler").open())
