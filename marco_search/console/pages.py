@@ -30,7 +30,7 @@ from marco_search.console.rendering import csv_lines, page, tree_rows
 from marco_search.console.report import html_file
 from marco_search.errors import InputError, JobNotFound, MarcoError, QueryRefused
 from marco_search.kinds import KINDS
-from marco_search.render.document import document
+from marco_search.render.document import cards, document
 from marco_search.render.layout import to_draw
 from marco_search.render.svg import svg
 from marco_search.store.queue.states import JobState
@@ -150,7 +150,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         found = record(job, refresh="x-refresh" in request.headers)
         if found is None:
             return Response(status_code=204)
-        data = document(found)
+        data = document(found) | {"nodes": cards(found)}
         return JSONResponse({name: data[name] for name in _TREE_FIELDS})
 
     @routes.get("/jobs/{job:uuid}/nodes/{node}.json")

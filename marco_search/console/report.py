@@ -20,7 +20,7 @@ from markupsafe import Markup
 from marco_search.audit.findings import JobReport
 from marco_search.console.reader import Reader
 from marco_search.console.rendering import STATIC, page, tree_rows
-from marco_search.render.document import document
+from marco_search.render.document import cards, document
 from marco_search.render.dot import dot
 from marco_search.render.layout import to_draw, visible_nodes
 from marco_search.render.mermaid import MAX_NODES, mermaid
@@ -73,6 +73,7 @@ def html_file(
         f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
+    data = document(record, tokens, verified) | {"nodes": cards(record)}
     return page(
         "file.html",
         record=record,
@@ -82,7 +83,7 @@ def html_file(
         policy=policy,
         style=Markup(style),
         scripts={name: Markup(text) for name, text in scripts.items()},
-        island=htmlsafe_json_dumps(document(record, tokens, verified), separators=(",", ":")),
+        island=htmlsafe_json_dumps(data, separators=(",", ":")),
         written_at=datetime.now(UTC),
     )
 

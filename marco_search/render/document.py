@@ -1,7 +1,7 @@
 """One job as a JSON document: what `marco show --format json` prints.
 
 The shape is described in docs/console.md. The console's page and the self-contained file
-read the same document; the page leaves `tokens` out and asks for those of one node.
+read it with the nodes as they are drawn; the page asks for the tokens of one node.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from marco_search.audit.findings import JobReport
-from marco_search.render.layout import instead, joined, label
+from marco_search.render.layout import instead, joined
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def document(
             for answer in record.answers
         ],
         "winning_path": list(record.winning_path),
-        "nodes": _nodes(record),
+        "nodes": [_plain(node) for node in record.nodes],
         "rollouts": [_plain(rollout) for rollout in record.rollouts],
         "attempts": [
             _plain(attempt) | {"started_at": attempt.started_at.isoformat()}
@@ -53,18 +53,15 @@ def document(
     return data
 
 
-def _nodes(record: JobRecord) -> list[dict[str, Any]]:
-    """The nodes, each with the card of the drawing that it is on and its label."""
-    cards = joined(record.nodes)
+def cards(record: JobRecord) -> list[dict[str, Any]]:
+    """The nodes as they are drawn: joined, with the ids in each (`parts`) and its fork in words."""
+    found = joined(record.nodes)
+    parts: dict[int, list[int]] = {}
+    for node_id, card in found.items():
+        parts.setdefault(card.node_id, []).append(node_id)
     return [
-        _plain(node)
-        | {
-            "card": card.node_id,
-            "label": label(card.action, card.text),
-            "instead": card.fork and instead(card.fork),
-        }
-        for node in record.nodes
-        if (card := cards[node.node_id])
+        _plain(card := found[last]) | {"parts": ids, "instead": card.fork and instead(card.fork)}
+        for last, ids in sorted(parts.items())
     ]
 
 

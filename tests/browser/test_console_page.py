@@ -165,11 +165,10 @@ def test_light_and_dark(job: str, open_page: OpenPage) -> None:
 
 
 CONTRAST = """([ink, ground]) => {
-    const style = getComputedStyle(document.documentElement);
     const light = (name) => {
-        const digits = style.getPropertyValue(`--${name}`).match(/[0-9a-f]{2}/g);
-        const linear = digits.map((two) => {
-            const share = parseInt(two, 16) / 255;
+        document.head.style.color = `var(--${name})`;
+        const linear = getComputedStyle(document.head).color.match(/[0-9.]+/g).map((c) => {
+            const share = c / 255;
             return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
         });
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];

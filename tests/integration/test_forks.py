@@ -26,6 +26,7 @@ from marco_search.engine import search_job
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.local import ServiceUrls
+from marco_search.render.document import cards
 from marco_search.runtime import open_runtime
 from marco_search.search.tree import Rollout, Tree
 from marco_search.settings import Settings
@@ -113,8 +114,9 @@ def test_the_trail_draws_as_the_search_does_and_says_where_it_was_unsure(
     assert all("unsure between" in render(reader, forked.id, name) for name in ("svg", "html"))
     data = json.loads(render(reader, forked.id, "json"))
     assert [r["forced"] for r in data["rollouts"]] == [r.forced for r in forked.tree.rollouts]
-    cards = {node["card"] for node in data["nodes"]}
-    assert len(cards) < len(data["nodes"]) and cards <= {n["node_id"] for n in data["nodes"]}
+    drawn = cards(reader.record(forked.id))
+    assert len(drawn) < len(stored)
+    assert sorted(i for card in drawn for i in card["parts"]) == [row.node_id for row in stored]
     marco(forked.url, "export", str(tmp_path), "--table", "rollouts")
     lines = (tmp_path / "rollouts.jsonl").read_text().splitlines()
     assert [json.loads(x)["forced"] for x in lines] == [r.forced for r in forked.tree.rollouts]

@@ -106,7 +106,7 @@ def test_the_document_is_json_with_tokens_and_the_candidates_it_can_spell() -> N
     data = json.loads(json.dumps(document(RECORD, TOKENS)))
     assert data["format"] == "marco-search/job"
     assert len(data["nodes"]) == len(RECORD.nodes)
-    assert {"card", "label", "visits", "value"} <= set(data["nodes"][0])
+    assert {"parent_id", "text", "visits", "value"} <= set(data["nodes"][0])
     node = next(iter(data["tokens"].values()))
     assert len(node["top_ids"]) == 5 * len(node["ids"])
     assert all(0 <= p <= 1 for p in node["top_probabilities"])

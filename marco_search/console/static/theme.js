@@ -19,7 +19,6 @@
       button.textContent = isDark() ? "Light" : "Dark";
       button.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
     }
-    document.dispatchEvent(new Event("themechange"));
   };
 
   const chosen = stored();

@@ -3,7 +3,7 @@
 // Least confidence of each class but the last; the same words stand in the legend.
 const CONFIDENCE_CLASSES = [0.95, 0.8, 0.6, 0.35];
 
-export function confidenceClass(confidence) {
+function confidenceClass(confidence) {
   const index = CONFIDENCE_CLASSES.findIndex((least) => confidence >= least);
   return `conf-${index < 0 ? CONFIDENCE_CLASSES.length : index}`;
 }

@@ -1,29 +1,9 @@
 // The tree as it stood after each round. No drawing here, and no page.
 
-// The nodes of each card as one: it has the id of its last node, and the parent of its first.
-function joined(nodes) {
-  const cards = new Map();
-  for (const node of nodes) {
-    const above = cards.get(node.card);
-    const known = above ?? { ...node, parts: [], text: "", tokens: 0, confidence: null };
-    const tokens = known.tokens + node.tokens;
-    const sum = (known.confidence ?? 0) * known.tokens + (node.confidence ?? 0) * node.tokens;
-    cards.set(node.card, {
-      ...known,
-      node_id: node.node_id,
-      text: known.text + node.text,
-      parts: [...known.parts, node.node_id],
-      confidence: tokens ? sum / tokens : null,
-      tokens,
-    });
-  }
-  return [...cards.values()].sort((a, b) => a.node_id - b.node_id);
-}
-
 export class Tree {
-  // `data` has nodes (parents before children), rollouts and winning_path, as in docs/console.md.
+  // `data` has nodes as they are drawn (the root first), rollouts and winning_path.
   constructor(data) {
-    this.nodes = joined(data.nodes);
+    this.nodes = data.nodes;
     this.rollouts = data.rollouts;
     this.winning = new Set(data.winning_path);
     this.winningPath = data.winning_path;
