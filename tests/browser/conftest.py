@@ -133,7 +133,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def open_one(url: str, **options: Any) -> Any:
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         watched = Watched(context.new_page())
         made.append((context, watched))
         watched.page.goto(url)
