@@ -1,6 +1,7 @@
 """The queue beside plain Celery on the same Redis: `make bench-queue`. See docs/durability.md.
 
     python -m ops.bench.queue worker PROCESSES      a real worker whose model answers at once
+    python -m ops.bench.queue fleet WORKERS SECONDS_A_JOB...     see `fleet` and docs/scaling.md
 
 The Celery app here is Celery as most use it: late acknowledgement, one message at a time. Its task
 notes its number and the time in a Redis list. The broker is that of REDIS_URL.
@@ -12,9 +13,16 @@ import contextlib
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from heapq import heappop, heappush
+from operator import itemgetter
+from pathlib import Path
+from random import Random
 from statistics import fmean
 from typing import Any
 
@@ -34,6 +42,7 @@ from ops.bench.harness import WORKER, Services, percentile, seconds, wait_until,
 from ops.bench.simulator import InstantRuntime, job
 from producer import Producer
 from worker import main as worker_main
+from worker.finish import finish
 
 SUBMITTED, ONE_BY_ONE, CLAIMED, COMMITS = 1000, 150, 300, 50
 PROCESSES, IDLE_S = 2, 10.0
@@ -41,7 +50,13 @@ ROLLOUTS, SEARCHES = 256, 6  # of the rounds that are written
 QUEUE, DONE = "plain", "plain:done"
 WORKER_COMMAND = (sys.executable, "-m", "ops.bench.queue", "worker")
 
+FLEET_S, POOL = 30.0, 32
+POLL_S, HEARTBEAT_S = 1.0, 10.0  # as a worker's
+AS_MOST = ("auto", 16)  # strategy and rollouts of the jobs of a fleet
+
 Figures = dict[str, float]
+Due = tuple[float, int, str, Callable[[], object]]
+"""When, in seconds from the begin, which worker does what, and how."""
 
 
 def measure() -> Figures:
@@ -215,11 +230,11 @@ class RoundsJournal(engine.Journal):
         self.kept.append(kept)
 
 
-def rounds(seed: int) -> list[Round]:
-    """The rounds of a search with texts as long as a word problem's."""
-    runtime, journal, work = InstantRuntime(), RoundsJournal(), job(seed, "step", ROLLOUTS)
-    engine.run_search(work, engine.make_plan(work, runtime), runtime, journal)
-    return journal.kept
+def searched(work: ReasoningJob) -> tuple[list[Round], engine.FinishedSearch]:
+    """A search with texts as long as a word problem's."""
+    runtime, journal = InstantRuntime(), RoundsJournal()
+    found = engine.run_search(work, engine.make_plan(work, runtime), runtime, journal)
+    return journal.kept, found
 
 
 def writing(database: Database) -> Figures:
@@ -227,7 +242,8 @@ def writing(database: Database) -> Figures:
 
     By the clock the best search counts, by this process's processor time their sum.
     """
-    searches, whole = [rounds(seed) for seed in range(SEARCHES)], []
+    searches = [searched(job(seed, "step", ROLLOUTS))[0] for seed in range(SEARCHES)]
+    whole = []
     for kept in searches:
         nodes = tuple(node for r in kept for node in r.nodes)
         rollouts = tuple(rollout for r in kept for rollout in r.rollouts)
@@ -261,7 +277,127 @@ def _copy(conn: psycopg.Connection[Any], lease: Lease, kept: Round) -> None:
     trail.copy_nodes(conn, lease, kept.nodes)
 
 
+# -- A fleet of workers -----------------------------------------------------------------
+
+
+def fleet(workers: int, job_s: float) -> Figures:
+    """What so many workers ask of one Postgres, each of them searching a job in `job_s` seconds.
+
+    Their transactions are the real ones, the model's time passes by the clock. POOL connections
+    serve all of them, as a pooler would. A latency counts from when the transaction was due.
+    """
+    work = [job(seed, *AS_MOST) for seed in range(SEARCHES)]
+    templates = [(each, *searched(each)) for each in work]
+    late, lock = defaultdict[str, list[float]](list), threading.Lock()
+    with harness.scratch_services() as services, contextlib.ExitStack() as stack:
+        url = services.urls.database_url
+        database = stack.enter_context(
+            contextlib.closing(Database(url, application="marco fleet", connections=POOL))
+        )
+        for _ in range(1 + int(FLEET_S / job_s)):
+            _insert(database, [work[i % SEARCHES] for i in range(workers)])
+        random, due = Random(0), list[Due]()
+        all_workers = [
+            _worker(database, i, *templates[i % SEARCHES], random.uniform(0, job_s), job_s)
+            for i in range(workers)
+        ]
+        for one in all_workers:
+            heappush(due, next(one))
+        conn = stack.enter_context(psycopg.connect(url, autocommit=True))
+        postgres, own, began = _postgres_cpu_s(conn), time.process_time(), time.monotonic()
+
+        def serve() -> None:
+            while True:
+                with lock:
+                    at, number, name, act = heappop(due)
+                if at > FLEET_S or time.monotonic() - began > 2 * FLEET_S:
+                    return
+                time.sleep(max(0.0, at - (time.monotonic() - began)))
+                act()
+                with lock:
+                    late[name].append(time.monotonic() - began - at)
+                    heappush(due, next(all_workers[number]))
+
+        with ThreadPoolExecutor(POOL) as pool:
+            for done in [pool.submit(serve) for _ in range(POOL)]:
+                done.result()
+        spent = time.monotonic() - began
+        cpu_s = _postgres_cpu_s(conn) - postgres
+    kept = templates[0][1]
+    found = {"workers": workers, "seconds_a_job": job_s, "rounds_a_job": len(kept)}
+    found["nodes_a_job"] = sum(len(each.nodes) for each in kept)
+    for name, times in sorted(late.items()):
+        found[f"{name}s_per_s"] = len(times) / spent
+        found[f"{name}_p50_ms"] = 1000 * percentile(times, 0.5)
+        found[f"{name}_p99_ms"] = 1000 * percentile(times, 0.99)
+    found["postgres_ms_a_job"] = 1000 * cpu_s / len(late["end"])
+    found |= {"postgres_cores": cpu_s / spent, "own_cores": (time.process_time() - own) / spent}
+    return found | {"seconds": spent, "load_average": os.getloadavg()[0]}
+
+
+def _worker(
+    database: Database, number: int, work: ReasoningJob, kept: Sequence[Round],
+    found: engine.FinishedSearch, begin: float, job_s: float,
+) -> Iterator[Due]:  # fmt: skip
+    """All that a worker asks of Postgres, for ever."""
+
+    def do(act: Callable[[psycopg.Connection[Any]], object]) -> object:
+        with database.transaction() as conn:
+            return act(conn)
+
+    claims = list[leases.Claim]()
+
+    def claim(conn: psycopg.Connection[Any]) -> None:
+        claimed = leases.claim_next(conn, WORKER, lease_s=600)
+        assert claimed is not None, "there are as many jobs"
+        leases.begin(conn, claimed.lease, WORKER, None, found.plan.to_json())
+        claims[:] = [claimed]
+
+    def last(conn: psycopg.Connection[Any]) -> None:
+        finish(conn, claims[0], work, found)
+
+    while True:
+        yield begin, number, "claim", partial(do, claim)
+        lease, step = claims[0].lease, job_s / (len(kept) + 1)
+        appends: list[tuple[float, str, Any]] = [
+            (step * i, "commit", partial(trail.append, lease=lease, kept=each, seconds=0.0))
+            for i, each in enumerate(kept, 1)
+        ]
+        beats: list[tuple[float, str, Any]] = [
+            (POLL_S * i, "heartbeat", partial(leases.heartbeat, lease=lease))
+            if POLL_S * i % HEARTBEAT_S == 0
+            else (POLL_S * i, "poll", partial(leases.poll, lease=lease))
+            for i in range(1, int(job_s / POLL_S))
+        ]
+        for after, name, act in sorted([*appends, *beats], key=itemgetter(0)):
+            yield begin + after, number, name, partial(do, act)
+        begin += job_s
+        yield begin, number, "end", partial(do, last)
+
+
+def _postgres_cpu_s(conn: psycopg.Connection[Any]) -> float:
+    """Processor seconds of all of Postgres' processes: the ended ones count for their parent."""
+
+    def fields(pid: int) -> list[int]:
+        text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        return [int(field) for field in text.split()[1:15]]
+
+    parent, ticks = fields(conn.info.backend_pid)[0], 0
+    for file in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found = fields(int(file.name))
+            if int(file.name) == parent:
+                ticks += sum(found[10:14])
+            elif found[0] == parent:
+                ticks += sum(found[10:12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["fleet"]:
+        for each in sys.argv[3:]:
+            harness.report(f"fleet-{each}", fleet(int(sys.argv[2]), float(each)))
+        sys.exit()
     if sys.argv[1:2] == ["worker"]:
         code = worker_main.run(
             settings.load(),
