@@ -1,0 +1,36 @@
+"""The manifests in ops/kubernetes fit the program: settings, commands, the time to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml  # type: ignore[import-untyped]
+
+from marco_search.cli.main import cli
+from marco_search.settings import Settings
+
+FOLDER = Path(__file__).parents[2] / "ops" / "kubernetes"
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+def test_settings_and_commands_exist_and_a_worker_has_time_to_stop() -> None:
+    (kustomization,) = documents("kustomization.yaml")
+    given = dict(each.split("=", 1) for each in kustomization["configMapGenerator"][0]["literals"])
+    settings = Settings.model_validate(given | {"DATABASE_URL": "postgresql://h/d"})
+    assert settings.model_fields_set >= {"stop_s", "worker_processes", "runtime_model"}
+    assert len(settings.model_fields_set) == len(given) + 1
+    patch = yaml.safe_load(kustomization["patches"][0]["patch"])
+    grace = patch["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > 2 * settings.stop_s
+    for each in documents("marco.yaml"):
+        if each["kind"] in ("Deployment", "Job"):
+            (container,) = each["spec"]["template"]["spec"]["containers"]
+            assert container["args"][0] in cli.list_commands(click.Context(cli))
+    (scaled, _) = documents("scaling.yaml")
+    target = scaled["spec"]["triggers"][0]["metadata"]["targetQueryValue"]
+    assert int(target) == settings.worker_processes
