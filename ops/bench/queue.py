@@ -52,7 +52,7 @@ WORKER_COMMAND = (sys.executable, "-m", "ops.bench.queue", "worker")
 
 POOL = 32
 POLL_S, HEARTBEAT_S = 1.0, 10.0  # as a worker's
-AS_MOST = ("auto", 16)  # strategy and rollouts of the jobs of a fleet
+AS_MOST = ("step", 16)  # strategy and rollouts of a fleet: 100 nodes of 17 tokens
 
 Figures = dict[str, float]
 Due = tuple[float, int, str, Callable[[], object]]
