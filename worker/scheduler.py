@@ -105,10 +105,11 @@ class Scheduler:
             self._next_seldom += SELDOM_S
             with self._database.transaction() as conn:
                 made = partitions.ensure(conn)  # long before they begin
-                webhooks.forget(conn)
                 uploaded_files.delete_expired(conn)
             if made:
                 log.info("made partitions: %s", ", ".join(made))
+            with self._database.transaction() as conn:
+                webhooks.forget(conn)
         try:
             turn = self._publisher.try_acquire_tick(EVERY_S)
         except BrokerUnavailable:

@@ -18,7 +18,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
-from threading import Event, Thread, Timer
+from threading import Event, Lock, Thread, Timer
 from typing import Final
 from uuid import UUID
 
@@ -47,23 +47,26 @@ class Sender:
         self._settings = settings
         self._database = database
         self._threads: dict[UUID, Thread] = {}
+        self._lock = Lock()
         self._stop = Event()
 
     def send(self, webhook_ids: Sequence[UUID]) -> None:
         """Begin to send what is due to these webhooks, where that is not in progress."""
-        self._threads = {i: t for i, t in self._threads.items() if t.is_alive()}
-        for webhook_id in webhook_ids:
-            if webhook_id not in self._threads and len(self._threads) < _AT_ONCE:
-                # A daemon: one that waits for a receiver keeps no process from ending.
-                thread = Thread(target=self._take_turn, args=[webhook_id], daemon=True)
-                self._threads[webhook_id] = thread
-                thread.start()
+        with self._lock:
+            for webhook_id in webhook_ids:
+                if webhook_id not in self._threads and len(self._threads) < _AT_ONCE:
+                    # A daemon: one that waits for a receiver keeps no process from ending.
+                    thread = Thread(target=self._take_turn, args=[webhook_id], daemon=True)
+                    self._threads[webhook_id] = thread
+                    thread.start()
 
     def close(self, wait_s: float = 1.0) -> None:
         """Send no more, and wait so long for what is in progress; the rest is sent again."""
         self._stop.set()
         until = time.monotonic() + wait_s
-        for thread in self._threads.values():
+        with self._lock:
+            threads = list(self._threads.values())
+        for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
         self._database.close()
 
@@ -77,6 +80,12 @@ class Sender:
             log.warning("webhook %s: %s", webhook_id, error)
         except Exception:
             log.exception("webhook %s", webhook_id)
+        finally:
+            with self._lock:
+                del self._threads[webhook_id]
+                if not self._threads:
+                    # Each of a thousand workers may have had a turn.
+                    self._database.close()
 
     def _send_next(self, webhook_id: UUID) -> bool:
         """Send one; whether the next may follow: there was one, and it arrived."""

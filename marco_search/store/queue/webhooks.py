@@ -297,8 +297,8 @@ def report(conn: Conn, claimed: Claimed, error: str | None, *, retry_s: float | 
 def forget(conn: Conn) -> None:
     """Delete deliveries of long ago that are done with."""
     conn.execute(
-        "DELETE FROM webhook_deliveries WHERE state <> 'pending'"
-        " AND created_at < now() - make_interval(days => %s)",
+        "DELETE FROM webhook_deliveries AS d USING webhooks AS w WHERE d.webhook_id = w.id"
+        " AND d.state <> 'pending' AND d.created_at < now() - make_interval(days => %s)",
         [_KEEP_DAYS],
     )
 
