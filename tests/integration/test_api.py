@@ -266,8 +266,13 @@ def test_models_are_strategies_and_profiles(api: Api) -> None:
 
 def test_jobs_over_http(api: Api, work: Work) -> None:
     with api.http() as client, api.http(tenant="other") as stranger:
-        made = client.post("jobs", json={"kind": "reasoning", "question": "What is 2 + 2?"})
+        span = "00-0000000000000000000000000000002a-0000000000000007-01"
+        asked = {"kind": "reasoning", "question": "What is 2 + 2?"}
+        made = client.post("jobs", json=asked, headers={"traceparent": span})
         job = made.json()["job_id"]
+        with api.database.transaction() as conn:
+            of = "SELECT detail ->> 'traceparent' FROM audit_log WHERE job_id = %s LIMIT 1"
+            assert conn.execute(of, [job]).fetchone() == (span,)
         assert made.status_code == 202 and made.headers["Location"] == f"/jobs/{job}"
         with client.stream("GET", f"jobs/{job}/events") as events:
             lines = list(events.iter_lines())
