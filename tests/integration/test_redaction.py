@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from marco_search.console.reader import Reader
 from marco_search.errors import InvalidJob, RedactionRefused, RightsMissing, RuntimeUnavailable
 from marco_search.evaluation.data_sets import from_row
 from marco_search.evaluation.run import Recipe, run_queued
+from marco_search.store import uploaded_files
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters
 from marco_search.store.reads import job_record
@@ -163,12 +165,21 @@ def test_jobs_and_refused_lines_are_chosen_by_batch_and_custom_id(
     with Producer(settings=settings_for(database_url, "redis://127.0.0.1:1/0")) as producer:
         lines = [json.dumps(each).encode() for each in (line, *wrong)]
         batch = producer.submit_batch(lines, metadata={"for": SECRET}, source=f"{SECRET}.jsonl")
+    with database.transaction() as conn:
+        data = io.BytesIO(b"".join(lines))
+        file = uploaded_files.store(
+            conn, data, tenant=batch.tenant, name=SECRET, expires_in_s=3600, most=9999
+        )
+        conn.execute("UPDATE batches SET file_id = %s", [file.id])
     run(database, database_url, producer_jobs(database)[0], ToyRuntime())
     words = ("redact", "--yes", "--json")
 
     def texts() -> str:
         with database.transaction() as conn:
-            query = "SELECT (SELECT b::text FROM batches AS b), array_agg(l) FROM batch_lines AS l"
+            query = (
+                "SELECT (SELECT b::text FROM batches AS b), (SELECT f::text FROM files AS f),"
+                " (SELECT count(*) FROM file_parts), array_agg(l) FROM batch_lines AS l"
+            )
             return str(conn.execute(query).fetchone())
 
     by_name = ("--custom-id", f"case {SECRET}")

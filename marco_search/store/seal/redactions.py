@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -24,7 +24,8 @@ from marco_search.audit import redaction
 from marco_search.audit.chain import Link
 from marco_search.audit.formats import COMMITS, FORMATS
 from marco_search.audit.proofs import Kinds, Proof, Rows, commitments
-from marco_search.errors import RedactionRefused, RightsMissing
+from marco_search.errors import FileNotFound, RedactionRefused, RightsMissing
+from marco_search.store import uploaded_files
 from marco_search.store.db import Conn, allow, insert
 from marco_search.store.queue.states import not_found
 from marco_search.store.seal import seals, verification
@@ -79,7 +80,8 @@ def chosen(conn: Conn, choice: Choice) -> list[UUID]:
 def erase_lines(conn: Conn, choice: Choice) -> int:
     """Erase the texts of lines that made no job, and of a whole batch what was said of it.
 
-    They are in no proof. Returns how many lines had some. Raises RightsMissing.
+    They are in no proof. Its uploaded file is deleted. Returns how many lines had some. Raises
+    RightsMissing, and InputError while the batch is still being made from the file.
     """
     if choice.metadata or not (choice.batch_id or choice.custom_id):
         return 0  # such a line has no metadata
@@ -88,11 +90,14 @@ def erase_lines(conn: Conn, choice: Choice) -> int:
     with _as_redactor():
         if choice.custom_id is None:
             # The digest is that of the lines: one could be guessed and tried.
-            conn.execute(
+            erased = conn.execute(
                 "UPDATE public.batches SET metadata = '{}', source = NULL, digest = NULL"  # noqa: S608
-                f" WHERE id IN ({own})".encode(),
+                f" WHERE id IN ({own}) RETURNING file_id, tenant".encode(),
                 given,
             )
+            for file_id, tenant in erased.fetchall():
+                with suppress(FileNotFound):  # a path, or deleted already
+                    uploaded_files.delete(conn, file_id, tenant=tenant)
         return conn.execute(
             "UPDATE public.batch_lines SET custom_id = NULL, field = NULL,"  # noqa: S608
             f" reason = CASE WHEN reason IS NOT NULL THEN '{REDACTED}' END"
