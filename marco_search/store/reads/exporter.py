@@ -89,6 +89,8 @@ class Exporter(Collector):
         self._families: list[Family] = []
         self._reader = ThreadPoolExecutor(1, "metrics")
         self._reading: Future[tuple[list[Family], float]] | None = None
+        self._asker = ThreadPoolExecutor(1, "metrics")
+        self._asking: Future[list[Family]] | None = None
         self._tenants: set[str] = set()
         self._seen: int | None = None  # the last link whose job was counted
         self._counted: set[str] = set()  # tenants whose ends were told, if only as 0
@@ -102,32 +104,35 @@ class Exporter(Collector):
             if self._clock() >= self._next:
                 # A frozen server is noticed later than Prometheus waits: read on without it.
                 self._reading = self._reading or self._reader.submit(self._timed)
+                self._asking = self._asking or self._asker.submit(self._broker)
                 try:
-                    self._families, took = self._reading.result(_WAIT_S)
+                    found, took = self._reading.result(_WAIT_S)
                 except TimeoutError:
                     return [family(metrics.DATABASE_UP, {(): 0})]
                 self._reading = None
+                try:
+                    self._families = [*found, *self._asking.result(0.5)]
+                    self._asking = None
+                except TimeoutError:
+                    self._families = [*found, family(metrics.BROKER_UP, {(): 0})]
                 self._next = self._clock() + min(max(EVERY_S, _SPARING * took), _LONGEST_S)
             return self._families
 
     def _timed(self) -> tuple[list[Family], float]:
         began = self._clock()
-        found = self._read()
-        took = self._clock() - began
-        return [*found, family(metrics.READ, {(): took})], took
-
-    def _read(self) -> list[Family]:
         try:
             with self._database.transaction() as conn:
                 found = [*self._queue(conn), *self._chain(conn), *self._trail(conn)]
         except MarcoError:
-            return [family(metrics.DATABASE_UP, {(): 0})]
+            return [family(metrics.DATABASE_UP, {(): 0})], 0.0  # asked again soon
+        took = self._clock() - began
+        own = family(metrics.DATABASE_UP, {(): 1}), family(metrics.READ, {(): took})
+        return [*found, *own], took
+
+    def _broker(self) -> list[Family]:
         present = self._present()
-        found += [
-            family(metrics.DATABASE_UP, {(): 1}),
-            family(metrics.BROKER_UP, {(): present is not None}),
-        ]
-        return found if present is None else [*found, family(metrics.WORKERS, {(): len(present)})]
+        up = family(metrics.BROKER_UP, {(): present is not None})
+        return [up] if present is None else [up, family(metrics.WORKERS, {(): len(present)})]
 
     def _tenant(self, name: str) -> str:
         if len(self._tenants) < MOST_TENANTS:
