@@ -18,8 +18,10 @@ from math import exp
 
 from marco_search.search.branches import Token, TurnFormat
 
-Cuts = Callable[[Sequence[Token], float], Iterator[int]]
+Cuts = Callable[[Sequence[Token], int], Iterator[int]]
 """(tokens of a thought, size) -> ascending indices of the tokens that begin the next node."""
+LEAST_SHARE = 0.02
+"""Of a candidate that is forked at, among the best candidates. .005 and .1 were no better."""
 
 
 class Action:
@@ -78,7 +80,7 @@ def _sentences(tokens: Sequence[Token], _: float) -> Iterator[int]:
             last = at
 
 
-def _runs(tokens: Sequence[Token], size: float) -> Iterator[int]:
+def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
     """After every `size` tokens, or later where that is inside a character."""
     start = 0
     for i in range(1, len(tokens)):
@@ -88,10 +90,10 @@ def _runs(tokens: Sequence[Token], size: float) -> Iterator[int]:
             start = i
 
 
-def _spans(tokens: Sequence[Token], share: float) -> Iterator[int]:
-    """Before each token in whose place another has at least this share of the best candidates."""
+def _spans(tokens: Sequence[Token], _size: int) -> Iterator[int]:
+    """Before each token in whose place another could be forked at."""
     for i, token in enumerate(tokens):
-        if i and tokens[i - 1].text and any(c >= share for _, c in passed_over(token)):
+        if i and tokens[i - 1].text and any(c >= LEAST_SHARE for _, c in passed_over(token)):
             yield i
 
 
@@ -118,7 +120,7 @@ ACTIONS: dict[str, ActionKind] = {
 def cut(
     tokens: Sequence[Token],
     action: str,
-    size: float,
+    size: int,
     turn: TurnFormat,
     *,
     thought_open: bool,

@@ -7,7 +7,7 @@ the model would believe:
 - a fork: a candidate that was passed over. Prior: its share among the best candidates at its
   position. Unsure: FLOOR + 1 - the product of c_i from that position to the end of the line.
 - a reflection, where the first thought closes. Prior 1, unsure 1: it is tried first.
-- a fresh thought at the root. Prior `fresh_prior` / (1 + their number so far), unsure 1.
+- a fresh thought at the root. Prior FRESH / (1 + their number so far), unsure 1.
 
 A child is tried once. The queue follows from the tree's records (`BestFirst.catch_up`) and from
 the branches in flight, which are never part of the tree. Of forking where a model is unsure:
@@ -23,7 +23,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import NamedTuple
 
-from marco_search.search.actions import Action, passed_over
+from marco_search.search.actions import LEAST_SHARE, Action, passed_over
 from marco_search.search.branches import Finish, ReflectionPlacement, Token
 from marco_search.search.config import ReflectionPolicy, SearchConfig
 from marco_search.search.rewards import unsure
@@ -31,6 +31,8 @@ from marco_search.search.tree import ROOT, Child, Node, Rollout, Tree
 
 FLOOR = 0.2
 """What a fork is worth where the way that was taken looks sure. Chosen on a development split."""
+FRESH = 0.03
+"""Prior of the first fresh thought. Ten times as much made no difference (docs/search.md)."""
 
 _NO_TEXT = re.compile(r"\ufffd|<\|.*\|>|</?s>")
 """Not to be put into a text: a part of a character, or a token that ends a turn or begins one."""
@@ -127,7 +129,7 @@ class BestFirst:
         self, node_id: int, token_id: int, share: float, doubt: float, before: blake2b
     ) -> None:
         text = self.tree.texts.get(token_id, "")
-        if share >= self.config.fork_share and text and not _NO_TEXT.search(text):
+        if share >= LEAST_SHARE and text and not _NO_TEXT.search(text):
             self._order += 1
             fork = _Fork(-share * doubt, self._order, node_id, token_id, _digest(before, text))
             heapq.heappush(self._forks, fork)
@@ -148,10 +150,10 @@ class BestFirst:
             return Child(self._closed or ROOT, self._first(), reflect=ReflectionPlacement.FIRST)
         while self._forks and self._is_tried(self._forks[0]):
             heapq.heappop(self._forks)
-        if self._forks and -self._forks[0].score >= config.fresh_prior / self._fresh:
+        if self._forks and -self._forks[0].score >= FRESH / self._fresh:
             fork = self._forks[0]
             reflect = self._placement(fork.node_id)
-            return Child(fork.node_id, config.fork_temperature, fork.token_id, reflect)
+            return Child(fork.node_id, 0.0, fork.token_id, reflect)
         return Child(ROOT, config.temperature, reflect=self._placement(ROOT))
 
     def _placement(self, node_id: int) -> ReflectionPlacement:

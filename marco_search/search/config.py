@@ -69,9 +69,6 @@ class SearchConfig:
     temperature: float = 1.0  #: of sampling; 0 is greedy
     #: Best first: of the first thought and its reflection; None: as all others.
     first_temperature: float | None = None
-    fork_temperature: float = 0.0  #: best first: after the candidate that a fork begins with
-    fork_share: float = 0.02  #: least share of a candidate that is forked at
-    fresh_prior: float = 0.03  #: best first: prior of the first fresh thought
     top_p: float = 1.0  #: nucleus of sampling
     seed: int = 0  #: all randomness follows from it
     selection: Selection = Selection.UCT  #: rule for the way down
@@ -106,9 +103,6 @@ class SearchConfig:
                 raise SearchError(f"{name} must be at least 1, not {count}")
         for name, valid in (
             ("first_temperature", self.first_temperature is None or self.first_temperature >= 0),
-            ("fork_temperature", self.fork_temperature >= 0),
-            ("fork_share", 0.0 < self.fork_share <= 1.0),
-            ("fresh_prior", self.fresh_prior >= 0),
             ("sharpness", self.sharpness >= 0),
             ("spread", self.spread > 0),
             ("stop", self.stop is None or 0.5 < self.stop < 1.0),
@@ -130,11 +124,6 @@ class SearchConfig:
     def action_kind(self) -> ActionKind:
         """How thoughts are cut."""
         return ACTIONS[self.action]
-
-    @property
-    def cut_size(self) -> float:
-        """What `actions.cut` is given as its size."""
-        return self.fork_share if self.action == Action.SPAN else self.mini_step_tokens
 
     @property
     def scale(self) -> Scale:

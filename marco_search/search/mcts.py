@@ -298,7 +298,7 @@ def _add_nodes(
             parts = cut(
                 segment.tokens,
                 config.action,
-                config.cut_size,
+                config.mini_step_tokens,
                 config.turn,
                 thought_open=thought_open,
                 ended=ended and following is None,

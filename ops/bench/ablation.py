@@ -3,11 +3,12 @@
     python -m ops.bench.ablation [--variant NAME ...] [--problems 250]
     python -m ops.bench.ablation --tables docs/ablation.jsonl        Markdown tables, no runs
 
-ablation.json holds the studies: a base and its variants, as changes of SearchConfig. "tree" is the
-default strategy, "paper" Marco-o1's search by steps with its whole budget. One JSON line a variant
-is printed: accuracy, tokens and the paired difference to the base, with runs cut at each of the
-study's cuts. Then whole runs are rescored under other rewards and votes. docs/ablation.jsonl holds
-what was printed. Traces are kept under MARCO_HOME/evaluation; a second run goes on from them.
+ablation.json holds the studies: a base and its variants, as changes of SearchConfig. "gone" names
+those of fields that are gone since they made no difference (commit a064bd3 had them). "tree" is
+the default strategy, "paper" Marco-o1's search by steps with its whole budget. One JSON line a
+variant is printed: accuracy, tokens and the paired difference to the base, with runs cut at each
+of the study's cuts. Then whole runs are rescored under other rewards and votes. docs/ablation.jsonl
+holds what was printed. Traces are kept under MARCO_HOME/evaluation; a second run goes on from them.
 
 The development split is made by ops.bench.splits: its questions are in no report.
 """
@@ -101,7 +102,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
     made = []
     for study in STUDIES.values():
         labels = [_label(study, at) for at in study["cuts"]]
-        names = [study["base"], *study["variants"]]
+        names = [study["base"], *study["variants"], *study.get("gone", ())]
         rows = [
             (line["variant"], str(line[labels[0]]["n"]), *(_cell(line[at]) for at in labels))
             for line in lines
