@@ -121,7 +121,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
         if "reward" in line
     ]
     head = ("Reward, vote", "n", "accuracy %", "AUROC", "AUROC within a problem")
-    return "\n\n".join([*made, table(head, rows)])
+    return "\n\n".join([*made, *([table(head, rows)] if rows else [])])
 
 
 def _cell(at: Mapping[str, Any]) -> str:
