@@ -165,6 +165,9 @@ _GONE: dict[str, Any] = {
     "lead": None,
     "reflection_width": None,
     "reflect_first": False,
+    "fork_temperature": 0.0,
+    "fork_share": 0.02,
+    "fresh_prior": 0.03,
 }
 """Fields of earlier versions, with the value that means what is done now."""
 

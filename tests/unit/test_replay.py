@@ -61,7 +61,11 @@ def test_a_search_that_an_earlier_version_planned_is_not_gone_on_with() -> None:
     job, runtime = question(), ToyRuntime()
     plan = make_plan(job, runtime)
     planned = plan.to_json()
-    planned["config"] |= {"widening": 0.0, "backup": "mean"}  # as it is done now
+    planned["config"] |= {
+        "widening": 0.0,
+        "backup": "mean",
+        "fork_share": 0.02,
+    }  # as it is done now
     assert SearchPlan.from_json(planned) == plan
     planned["config"] |= {"widening": 1.0}
     older = SearchPlan.from_json(planned)
