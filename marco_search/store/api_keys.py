@@ -7,7 +7,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
 
@@ -33,6 +33,12 @@ class ApiKey:
     created_at: datetime | None
     expires_at: datetime | None
     revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored(ApiKey):
+    hash: bytes = field(repr=False)
+    usable: bool
 
 
 def new_key() -> tuple[str, str]:
@@ -109,18 +115,13 @@ def taken(conn: Conn, key: str) -> ApiKey:
     Raises InvalidApiKey and RateLimitExceeded.
     """
     form = _FORM.fullmatch(key)
-    found = (
-        form
-        and conn.execute(
-            f"SELECT hash, {_USABLE} FROM api_keys WHERE id = %s".encode(),  # noqa: S608  # constants
-            [form[1]],
-        ).fetchone()
-    )
-    if not form or not found or not hmac.compare_digest(found[0], digest(key)):
+    source = f"(SELECT *, {_USABLE} AS usable FROM api_keys) AS key WHERE id = %s"  # noqa: S608
+    found = select(conn, _Stored, source, [form[1]]) if form else []
+    known = found[0] if found else None
+    if known is None or not hmac.compare_digest(known.hash, digest(key)):
         raise InvalidApiKey(f"this API key is not known; {HINT}")
-    if not found[1]:
-        raise InvalidApiKey(f"API key {form[1]} was revoked or has expired; {HINT}")
-    (known,) = select(conn, ApiKey, "api_keys WHERE id = %s", [form[1]])
+    if not known.usable:
+        raise InvalidApiKey(f"API key {known.id} was revoked or has expired; {HINT}")
     if known.per_minute is not None:
         _count(conn, known.id, known.per_minute)
     return known
