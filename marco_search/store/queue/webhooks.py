@@ -48,33 +48,30 @@ class Webhook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """An event that a webhook is told of."""
-
+class _Told:
     id: UUID
     webhook_id: UUID
     event: str
     job_id: UUID | None
     batch_id: UUID | None
     created_at: datetime
+    attempts: int  #: one in progress included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery(_Told):
+    """An event that a webhook is told of."""
+
     state: str  #: pending, delivered or failed
-    attempts: int
     next_at: datetime  #: if pending
     tried_at: datetime | None
     error: str | None  #: of the last attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class Claimed(_Told):
     """A delivery to be sent now."""
 
-    id: UUID
-    webhook_id: UUID
-    event: str
-    job_id: UUID | None
-    batch_id: UUID | None
-    created_at: datetime
-    attempts: int  #: this one included
     url: str
     secrets: list[str] = field(repr=False)  #: one, or two during a rotation
 
