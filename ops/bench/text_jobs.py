@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -62,6 +63,10 @@ def results(kept: Kept, count: int | None) -> dict[str, Any]:
                     section[shared] = one.pop(shared)  # the last strategy's stand for all
                 tokens = round(fmean(t.tokens for t in traces), 1)
                 section["strategies"] += [{"strategy": name, **one, "tokens_per_problem": tokens}]
+        exact = [s.pop("exact") for s in section["strategies"] if "exact" in s]
+        if len(exact) == len(RUNS):
+            greedy, tree = exact
+            section["gain"] = rounded(asdict(statistics.paired(tree, greedy)))
         if section["strategies"]:
             found[kind.replace("-", "_")] = section
     return found
@@ -71,10 +76,15 @@ def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[s
     outputs = [t.answers.get(chosen(t) or "", "") for t in traces]
     accepted = [p.expected for p in problems]
     chrf, signature = statistics.chrf(outputs, accepted)
-    n, right = len(outputs), statistics.exact_matches(outputs, accepted)
-    found: dict[str, Any] = rounded(accuracy([True] * right + [False] * (n - right)))
+    exact = statistics.exact_matches(outputs, accepted)
+    found: dict[str, Any] = rounded(accuracy(exact))
     distinct = fmean(map(len, map(_distinct, problems, traces)))
-    return found | {"chrf": round(chrf, 2), "distinct": distinct, "signature": signature}
+    return found | {
+        "chrf": round(chrf, 2),
+        "distinct": distinct,
+        "signature": signature,
+        "exact": exact,
+    }
 
 
 def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
