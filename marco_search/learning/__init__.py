@@ -1,0 +1,1 @@
+"""Data sets for training: made from stored trees and files, filtered, mixed, traced back."""

@@ -1,0 +1,223 @@
+"""Samples and preference pairs, and the files that hold them in a data set's folder.
+
+`samples.jsonl` has one Sample a line: `messages` as TRL, LLaMA-Factory and axolotl read them.
+`pairs.jsonl` has one Pair a line: TRL's conversational preference format. The Parquet file has
+the same columns, with `provenance` as JSON text: its shape differs from one source to another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from marco_search.errors import InvalidDataSet
+
+Message = Mapping[str, str]
+"""{"role": "system", "user" or "assistant", "content": text}."""
+ROLES = ("system", "user", "assistant")
+_ROWS = 500  # of Parquet that are held: texts are some kilobytes each
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_ABOUT: list[tuple[str, Any]] = [(name, pa.string()) for name in ("language", "tenant")]
+
+
+def canonical(value: Any) -> bytes:
+    """JSON in one spelling, to be hashed: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What samples and pairs share."""
+
+    NAME: ClassVar[str]
+    """Of the files, without ending."""
+    TEXTS: ClassVar[tuple[str, ...]]
+    """Fields that are lists of messages. The id is their hash."""
+    SCHEMA: ClassVar[Any]
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits: equal texts have equal ids."""
+        texts = [getattr(self, name) for name in self.TEXTS]
+        return hashlib.sha256(canonical(texts)).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of the file."""
+        return {"id": self.id, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, line: Any) -> Self:
+        """Raises ValueError saying what is wrong with the line."""
+        if not isinstance(line, dict):
+            raise ValueError("not a JSON object")
+        try:
+            row = cls(**{f.name: line[f.name] for f in fields(cls)})
+        except KeyError as error:
+            raise ValueError(f"no field {error}") from None
+        for name in cls.TEXTS:
+            check_messages(getattr(row, name), name)
+        if line.get("id", row.id) != row.id:
+            raise ValueError(f"its id is not that of its text, which is {row.id}")
+        return row
+
+
+@dataclass(frozen=True)
+class Sample(_Row):
+    """A conversation whose last message is learned."""
+
+    NAME = "samples"
+    TEXTS = ("messages",)
+    SCHEMA = pa.schema([
+        ("id", pa.string()), ("messages", _MESSAGES), ("source", pa.string()), *_ABOUT,
+        ("provenance", pa.string()),
+    ])  # fmt: skip
+
+    messages: Sequence[Message]
+    source: str
+    language: str
+    tenant: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> Sequence[Message]:
+        """What the model is given."""
+        return self.messages[:-1]
+
+    @property
+    def response(self) -> str:
+        """What it learns to write."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Pair(_Row):
+    """Two turns of the assistant after the same prompt: the chosen one is preferred."""
+
+    NAME = "pairs"
+    TEXTS = ("prompt", "chosen", "rejected")
+    SCHEMA = pa.schema([
+        ("id", pa.string()), *((name, _MESSAGES) for name in TEXTS),
+        ("shared_prefix", pa.int32()), *_ABOUT, ("provenance", pa.string()),
+    ])  # fmt: skip
+
+    prompt: Sequence[Message]
+    chosen: Sequence[Message]
+    rejected: Sequence[Message]
+    shared_prefix: int
+    """Characters that both begin with."""
+    language: str
+    tenant: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+KINDS: dict[str, type[Sample] | type[Pair]] = {"sft": Sample, "preference": Pair}
+"""Kinds of data sets."""
+
+
+def check_messages(messages: Any, name: str = "messages") -> None:
+    """Raises ValueError unless it is a list of messages; all but a prompt end in an assistant's."""
+    if not isinstance(messages, list | tuple) or not messages:
+        raise ValueError(f"{name}: must be a list of messages")
+    for number, message in enumerate(messages, start=1):
+        role, content = (
+            (message.get("role"), message.get("content"))
+            if isinstance(message, Mapping)
+            else (None, None)
+        )
+        if role not in ROLES or not isinstance(content, str):
+            raise ValueError(
+                f"{name}: message {number} needs a role ({', '.join(ROLES)}) and a content of text"
+            )
+    if name != "prompt" and messages[-1]["role"] != "assistant":
+        raise ValueError(f"{name}: the last message must be the assistant's")
+
+
+_Kind = TypeVar("_Kind", Sample, Pair)
+
+
+def read(path: Path) -> Iterator[Sample]:
+    """The samples of a data set's folder, or of one such file, one at a time.
+
+    Raises InvalidDataSet naming file and line.
+    """
+    return _read(path, Sample)
+
+
+def read_pairs(path: Path) -> Iterator[Pair]:
+    """The pairs, like `read`."""
+    return _read(path, Pair)
+
+
+def _read(path: Path, kind: type[_Kind]) -> Iterator[_Kind]:
+    file = path / f"{kind.NAME}.jsonl" if path.is_dir() else path
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield kind.from_json(json.loads(line))
+                except ValueError as error:
+                    raise InvalidDataSet(f"{file}, line {number}: {error}") from None
+    except OSError as error:
+        raise InvalidDataSet(f"{file}: {error.strerror}") from None
+
+
+class Writer:
+    """Writes a data set's files into a folder, a row at a time."""
+
+    def __init__(self, folder: Path, kind: str = "sft", *, parquet: bool = True) -> None:
+        """`kind`: one of KINDS."""
+        self.count = 0
+        self._kind = KINDS[kind]
+        self._rows: list[dict[str, Any]] = []
+        name, schema = self._kind.NAME, self._kind.SCHEMA
+        self._jsonl = (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n")
+        file = folder / f"{name}.parquet"
+        self._parquet = pq.ParquetWriter(file, schema, compression="zstd") if parquet else None
+        info = json.dumps(_info(self._kind), indent=1)
+        (folder / "dataset_info.json").write_text(info + "\n", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, row: Sample | Pair) -> None:
+        """Write a row to every file."""
+        line = row.to_json()
+        self._jsonl.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self.count += 1
+        if self._parquet:
+            provenance = json.dumps(line["provenance"], ensure_ascii=False)
+            self._rows.append({**line, "provenance": provenance})
+            if len(self._rows) == _ROWS:
+                self._flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._jsonl.close()
+        if self._parquet:
+            self._parquet.close()
+
+    def _flush(self) -> None:
+        if self._parquet and self._rows:
+            self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=self._kind.SCHEMA))
+            self._rows = []
+
+
+def _info(kind: type[Sample | Pair]) -> dict[str, Any]:
+    """How LLaMA-Factory reads the file; it asks for a file of this name in the folder."""
+    tags = {f"{role}_tag": role for role in ROLES} | {"role_tag": "role", "content_tag": "content"}
+    columns = {"messages": "messages"}
+    if kind is Pair:
+        columns = {"messages": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    entry = {"file_name": f"{kind.NAME}.jsonl", "formatting": "sharegpt", "columns": columns}
+    return {kind.NAME: {**entry, "tags": tags, **({"ranking": True} if kind is Pair else {})}}
