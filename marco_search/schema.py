@@ -498,6 +498,30 @@ ARCHIVES = _table(
     column("files", "text", "The list: manifest.json, word for word"),
 )
 
+DATASETS = _table(
+    "datasets",
+    "Data sets for training that were made from stored trees. Insert only",
+    column("id", "uuid", "The data set", key=True),
+    column("tenant", "text?", "Whose jobs it was made from; null: those of all tenants"),
+    column("name", "text", "What its maker called it"),
+    column("kind", "text", "sft (samples) or preference (pairs)"),
+    column("manifest", "jsonb", "Its manifest.json: rules, counts, hashes of files and inputs"),
+    column("manifest_sha256", "text", "SHA-256 of the manifest without this, canonical, hex"),
+    column("samples", "int8", "Samples or pairs in it"),
+    column("created_at", "timestamptz", "When it was made", default=NOW),
+)
+DATASET_SAMPLES = _table(
+    "dataset_samples",
+    "The paths of stored trees that data sets consist of. Insert only",
+    column("dataset_id", "uuid", "The data set", sa.ForeignKey("datasets.id"), key=True),
+    column("sample_id", "text", "The id of its line there", key=True),
+    column("role", "text", "sample, or of a pair: chosen, rejected", key=True),
+    column("job_id", "uuid", "The job", sa.ForeignKey("jobs.id")),
+    column("rollout_id", "int4", "The rollout whose text it is"),
+    column("node_ids", "int4[]", "Nodes whose texts, joined, are that text"),
+)
+"""No texts: a redaction has nothing to replace here."""
+
 AUDITORS = _table(
     "auditors",
     "Which auditor sees which tenant's jobs through the views",

@@ -7,7 +7,6 @@ can be computed again from the files; `link.parquet` has the chain's links with 
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 import shutil
@@ -33,7 +32,7 @@ from marco_search.audit.proofs import Kinds, Rows
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
 from marco_search.export import parquet
-from marco_search.export.files import whole
+from marco_search.export.files import digest, whole
 from marco_search.export.tables import stream
 from marco_search.store.db import Conn
 from marco_search.store.seal import archives, redactions, verification
@@ -91,12 +90,6 @@ def _source(name: str) -> str:
         table, job = kind.table, kind.job
         order = f"{job}, {kind.key}" if kind.key else job
     return f"public.{table} WHERE {job} >= %s AND {job} < %s ORDER BY {order}"
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> str:

@@ -128,6 +128,7 @@ def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tu
         "jobs": f"tenant IN {tenants}",
         "tenants": f"name = '' OR name IN {tenants}",
         "batches": f"tenant IN {tenants}",
+        "datasets": f"tenant IN {tenants}",
         "batch_lines": "EXISTS (SELECT FROM public.batches AS b WHERE b.id = batch_id)",
     }
     yield "own_rows", "auditors", f"TO {auditor} USING (role_name = current_user)"

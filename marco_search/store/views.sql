@@ -378,6 +378,27 @@ FROM public.chain;
 COMMENT ON VIEW audit.chain IS
     'The chain of hashes that `marco verify` checks: a link for each end of a job';
 
+CREATE VIEW audit.datasets WITH (security_invoker = true) AS
+SELECT id AS dataset_id, tenant, name, kind, manifest, manifest_sha256, samples, created_at
+FROM public.datasets;
+COMMENT ON VIEW audit.datasets IS 'Data sets for training that were made from stored trees';
+COMMENT ON COLUMN audit.datasets.dataset_id IS 'The data set';
+
+CREATE VIEW audit.dataset_samples WITH (security_invoker = true) AS
+SELECT s.dataset_id, d.name, d.manifest_sha256, s.sample_id, s.role, j.tenant, s.job_id,
+    s.rollout_id, s.node_ids, r.answer, coalesce(j.plan #>> '{config,turn,opening}', '') || (
+        SELECT string_agg(n.text, '' ORDER BY n.depth) FROM public.nodes AS n
+        WHERE n.job_id = s.job_id AND n.node_id = ANY (s.node_ids)
+    ) AS text
+FROM public.dataset_samples AS s JOIN public.datasets AS d ON d.id = s.dataset_id
+JOIN public.jobs AS j ON j.id = s.job_id
+LEFT JOIN public.rollouts AS r ON r.job_id = s.job_id AND r.rollout_id = s.rollout_id;
+COMMENT ON VIEW audit.dataset_samples IS
+    'The paths of stored trees that data sets consist of, with their texts as the trees have them';
+COMMENT ON COLUMN audit.dataset_samples.name IS 'What the data set is called';
+COMMENT ON COLUMN audit.dataset_samples.text IS
+    'The model''s turn along these nodes; null: the tree is archived';
+
 DO $$ DECLARE stored record; BEGIN
     FOR stored IN
         SELECT DISTINCT ON (v.oid, shown.attnum) v.relname, shown.attname,

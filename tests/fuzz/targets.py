@@ -23,6 +23,7 @@ from marco_search.cli.job_input import read_lines
 from marco_search.errors import MarcoError
 from marco_search.evaluation import data_sets, traces
 from marco_search.export import archive
+from marco_search.export.files import digest
 from marco_search.jobs import payload_hash
 from marco_search.kinds import KINDS, completions, job_from_json_line
 from marco_search.runtime.embedded.backend import load_model
@@ -233,7 +234,7 @@ def _archived(name: str) -> Target:
             folder = _beside(_month(), Path(temporary), name, data)
             manifest = json.loads((folder / "manifest.json").read_text())
             (folder / "manifest.json").unlink()
-            manifest["files"][name]["sha256"] = archive.digest(folder / name)
+            manifest["files"][name]["sha256"] = digest(folder / name)
             (folder / "manifest.json").write_text(json.dumps(manifest))
             archive.check_archive(folder)
 

@@ -15,6 +15,7 @@ from marco_search import migrations
 from marco_search.errors import ModelRefused, RuntimeUnavailable
 from marco_search.jobs import Job
 from marco_search.kinds import OpenEndedJob
+from marco_search.learning.manifest import Source, register
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.store.db import Database
 from marco_search.store.queue import batches, jobs
@@ -128,6 +129,15 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
         }
         submit(f"acme{i}", OpenEndedJob(prompt="A name for a bakery?", **about), batch_id=None)
         run(f"acme{i}", ToyRuntime(("Crumbs", "Loaf")))
+    with database.transaction() as conn:
+        about = {"name": "names", "kind": "sft", "manifest_sha256": "0" * 64, "counts": {"out": 1}}
+        paths = conn.execute(
+            "SELECT j.tenant, a.job_id, a.best_rollout, a.path FROM audit.answers AS a"
+            " JOIN jobs AS j ON j.id = a.job_id WHERE rank = 1"
+        ).fetchall()
+        for tenant in ("acme", "default"):
+            own = (Source(str(i), "sample", *p) for i, (t, *p) in enumerate(paths) if t == tenant)
+            register(conn, about, tenant, own)
     return batch, ids
 
 

@@ -220,6 +220,7 @@ AS_IN_0006 = """
     CREATE INDEX ix_jobs_line ON jobs (tenant, turn_at);
     ALTER TABLE chain DROP format;
     ALTER TABLE rollouts DROP scores, DROP forced;
+    DROP TABLE dataset_samples, datasets;
     DROP TABLE file_parts, files, api_keys, webhook_deliveries, webhooks, redactions, batch_lines;
     DROP TABLE batches;
     ALTER TABLE jobs DROP salt, DROP redacted_at, DROP batch_line, DROP custom_id;
