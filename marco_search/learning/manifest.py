@@ -24,6 +24,7 @@ from psycopg.types.json import Jsonb
 from marco_search import __version__
 from marco_search.errors import InputError, InvalidDataSet
 from marco_search.export.files import digest
+from marco_search.learning.samples import canonical
 from marco_search.store.db import Conn, insert
 
 FORMAT = 1
@@ -128,8 +129,7 @@ def write(
 def sha256(manifest: Mapping[str, Any]) -> str:
     """SHA-256, hex, of a manifest's canonical JSON without its own hash."""
     rest = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
-    canonical = json.dumps(rest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical(rest)).hexdigest()
 
 
 def read(folder: Path) -> dict[str, Any]:
