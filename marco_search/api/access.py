@@ -10,18 +10,19 @@ import asyncio
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marco_search.api.refusals import refusal, too_large
-from marco_search.errors import InvalidApiKey, MarcoError, RightsMissing
+from marco_search.errors import InvalidApiKey, MarcoError, RateLimitExceeded, RightsMissing
 from marco_search.settings import Settings
 from marco_search.store import api_keys
-from marco_search.store.api_keys import RIGHTS, ApiKey, Right
+from marco_search.store.api_keys import RIGHTS, ApiKey, Rate, Right
 from marco_search.store.db import Database
 from producer import AsyncProducer
 
@@ -38,13 +39,14 @@ class Service:
     producer: AsyncProducer
     local_key: str | None = None
 
-    def key(self, given: str) -> ApiKey:
-        """What is known of this key. Raises InvalidApiKey, RateLimitExceeded."""
+    def key(self, given: str) -> tuple[ApiKey, Rate | None]:
+        """What is known of this key, and of its rate limit. Raises InvalidApiKey."""
         if self.local_key and hmac.compare_digest(given.encode(), self.local_key.encode()):
-            return ApiKey(
+            local = ApiKey(
                 id="local", name="", tenant=self.settings.tenant, rights=RIGHTS, per_minute=None,
                 created_at=None, expires_at=None, revoked_at=None,
             )  # fmt: skip
+            return local, None
         with self.database.transaction() as conn:
             return api_keys.taken(conn, given)
 
@@ -88,28 +90,38 @@ class Guard:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: ASGIApp = self._app
+        answer, rate = self._app, None
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
-                scope.setdefault("state", {})["caller"] = await self._caller(Headers(scope=scope))
+                key, rate = await self._key(Headers(scope=scope))
+                if rate and rate.exceeded:
+                    said = f"API key {key.id} may send {rate.per_minute:,} requests a minute"
+                    raise RateLimitExceeded(said, max(1.0, ceil(rate.retry_s)))
+                caller = Caller(self._service, key, self._service.producer.for_tenant(key.tenant))
+                scope.setdefault("state", {})["caller"] = caller
             except MarcoError as error:
                 answer = refusal(error)
-        await answer(scope, receive, _in_our_shape(scope, receive, send))
+        await answer(scope, receive, _in_our_shape(scope, receive, send, rate))
 
-    async def _caller(self, headers: Headers) -> Caller:
+    async def _key(self, headers: Headers) -> tuple[ApiKey, Rate | None]:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given:
             raise InvalidApiKey(f"no API key; {api_keys.HINT}")
-        key = await asyncio.to_thread(self._service.key, given.strip())
-        return Caller(self._service, key, self._service.producer.for_tenant(key.tenant))
+        return await asyncio.to_thread(self._service.key, given.strip())
 
 
-def _in_our_shape(scope: Scope, receive: Receive, send: Send) -> Send:
-    """`send`, with an answer of ours in place of Starlette's own to a body that is too large."""
+def _in_our_shape(scope: Scope, receive: Receive, send: Send, rate: Rate | None) -> Send:
+    """`send`, with the headers of the rate limit, and an answer of ours in place of Starlette's
+    own to a body that is too large."""
     replaced = False
 
     async def shaped(message: Message) -> None:
         nonlocal replaced
+        if rate and message["type"] == "http.response.start" and not replaced:
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            headers["x-ratelimit-limit-requests"] = str(rate.per_minute)
+            headers["x-ratelimit-remaining-requests"] = str(rate.left)
+            headers["x-ratelimit-reset-requests"] = f"{rate.busy_s:.3f}s"
         if message.get("status") == 413 and not replaced:
             replaced = True
             await too_large()(scope, receive, send)

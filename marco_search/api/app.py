@@ -10,12 +10,13 @@ from jinja2 import Environment, PackageLoader
 from starlette.types import ASGIApp
 
 from marco_search import __version__
-from marco_search.api import batch_routes, chat_completions, job_routes, refusals
+from marco_search.api import batch_routes, chat_completions, file_routes, job_routes, refusals
 from marco_search.api.access import BEARER, Guard, Service
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     chat_completions.router,
     job_routes.router,
+    file_routes.router,
     batch_routes.router,
 )
 

@@ -1,136 +1,52 @@
-"""Files and batches in OpenAI's shape: a file is uploaded, made a batch, and its results read.
+"""/v1/batches: a file that was uploaded becomes a batch.
 
-The lines are stored in the background by the producer. If this process ends half-way, the upload
-goes on when somebody next asks for the batch, at whichever process. The files of results are made
-from the results each time that they are asked for.
+Its lines are stored in the background by the producer. If this process ends half-way, the upload
+goes on when somebody next asks for the batch, at whichever process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from datetime import datetime
+from datetime import timedelta
 from io import BufferedReader, RawIOBase
-from typing import Annotated, Any, Final, Literal
-from uuid import UUID
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid5
 
-from fastapi import APIRouter, Form, Query, UploadFile
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from marco_search.api.access import Caller, Cancels, Reads, Submits
-from marco_search.errors import Backpressure, FileNotFound, InvalidJob, JobNotFound, MarcoError
-from marco_search.jobs.validation import another_format, flaw
+from marco_search.api.chat_completions import IdempotencyKey
+from marco_search.api.file_routes import stored_file
+from marco_search.api.objects import batch_uuid, page, unix, uploaded_id
+from marco_search.errors import (
+    Backpressure,
+    BatchNotFound,
+    IdempotencyConflict,
+    InvalidJob,
+    MarcoError,
+)
+from marco_search.jobs.validation import flaw
 from marco_search.kinds import completions
 from marco_search.store import uploaded_files
 from marco_search.store.queue import batches
 from marco_search.store.queue.batches import Batch, BatchLine
 from marco_search.store.queue.jobs import new_job_id
-from marco_search.store.uploaded_files import UploadedFile
+from marco_search.store.reads import queries
 from producer.uploads import lines_of
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["files and batches"])
 
-FILE_LIMIT: Final = 200 * 2**20
-"""Bytes of a file, as OpenAI has it."""
-KEPT_S = 30 * 86400
-"""Seconds that a file is kept where the upload does not say."""
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 _RETRY_S = 5.0  # while too much is queued
+_KEYED = UUID("6d0c1a52-5d0b-4b5e-9c57-0c1d5fb9d3a4")  # ids of batches with an idempotency key
 Limit = Annotated[int, Query(ge=1, le=100)]
 _FEEDS: dict[UUID, asyncio.Task[None]] = {}  # batches that this process stores lines of
-
-
-@router.post("/files", summary="Upload a JSON Lines file for a batch", max_body_size=FILE_LIMIT)
-def create_file(
-    caller: Submits,
-    file: UploadFile,
-    purpose: Annotated[str, Form()],
-    anchor: Annotated[Literal["created_at"], Form(alias="expires_after[anchor]")] = "created_at",
-    seconds: Annotated[int, Form(alias="expires_after[seconds]", ge=3600, le=KEPT_S)] = KEPT_S,
-) -> dict[str, Any]:
-    """A file is kept for 30 days, or as `expires_after` says, or until it is deleted."""
-    if purpose != "batch":
-        raise InvalidJob("purpose", "must be batch: files serve batches only")
-    name = file.filename or "file.jsonl"
-    if (reason := flaw(name, 255)) is not None:
-        raise InvalidJob("file", f"its name {reason}")
-    begin = file.file.read(4096)
-    file.file.seek(0)
-    if not begin:
-        raise InvalidJob("file", "is empty")
-    if (found := another_format(begin)) is not None:
-        raise InvalidJob("file", f"must be JSON Lines; it is {found[0]}")
-    with caller.service.database.transaction() as conn:
-        stored = uploaded_files.store(
-            conn, file.file, tenant=caller.key.tenant, name=name, expires_in_s=seconds,
-            most=caller.service.settings.api_files_mb * 2**20,
-        )  # fmt: skip
-    return _file(stored)
-
-
-@router.get("/files", summary="List the files that were uploaded")
-def list_files(
-    caller: Reads,
-    after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    order: Literal["asc", "desc"] = "desc",
-    purpose: str = "batch",
-) -> dict[str, Any]:
-    """Without the files of results, which the batches name."""
-    if purpose != "batch":
-        return _page([], limit)
-    with caller.service.database.transaction() as conn:
-        found = uploaded_files.page(
-            conn, tenant=caller.key.tenant, after=_uploaded_id(after) if after else None,
-            newest_first=order == "desc", limit=limit + 1,
-        )  # fmt: skip
-    return _page([_file(one) for one in found], limit)
-
-
-@router.get("/files/{file_id}", summary="A file's name and size")
-async def retrieve_file(caller: Reads, file_id: str) -> dict[str, Any]:
-    """Of a file of results the size is found out by making it."""
-    if (results := _results_id(file_id)) is None:
-        return _file(await asyncio.to_thread(_stored, caller, file_id))
-    batch = await caller.producer.batch(results[0])
-    size = 0
-    async for line in _lines(caller, *results):
-        size += len(line)
-    return {
-        "id": file_id, "object": "file", "bytes": size, "created_at": _unix(batch.created_at),
-        "expires_at": None, "filename": f"{file_id}.jsonl", "purpose": "batch_output",
-        "status": "processed",
-    }  # fmt: skip
-
-
-@router.get("/files/{file_id}/content", summary="What is in a file")
-async def file_content(caller: Reads, file_id: str) -> StreamingResponse:
-    """Of a file of results: the lines of those requests that have ended, in the batch's order."""
-    parts: AsyncIterator[bytes] | Iterator[bytes]
-    if (results := _results_id(file_id)) is None:
-        stored = await asyncio.to_thread(_stored, caller, file_id)
-        parts = uploaded_files.content(caller.service.database, stored)
-    else:
-        await caller.producer.batch(results[0])  # is it there?
-        parts = _lines(caller, *results)
-    return StreamingResponse(parts, media_type="application/jsonl")
-
-
-@router.delete("/files/{file_id}", summary="Delete a file")
-def delete_file(caller: Submits, file_id: str) -> dict[str, Any]:
-    """The jobs of its batches stay, and so do the files of results."""
-    if _results_id(file_id) is not None:
-        raise InvalidJob("file_id", "a file of results is made from a batch's jobs: it stays")
-    with caller.service.database.transaction() as conn:
-        uploaded_files.delete(conn, _uploaded_id(file_id), tenant=caller.key.tenant)
-    return {"id": file_id, "object": "file", "deleted": True}
 
 
 class BatchRequest(BaseModel):
@@ -150,13 +66,16 @@ class BatchRequest(BaseModel):
 
 
 @router.post("/batches", summary="Make a file a batch")
-async def create_batch(caller: Submits, request: BatchRequest) -> dict[str, Any]:
+async def create_batch(
+    caller: Submits, request: BatchRequest, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
     """Its lines are stored in the background. A wrong one goes to the file of errors, no more."""
+    if idempotency_key is not None and (reason := flaw(idempotency_key, 200)) is not None:
+        raise InvalidJob("Idempotency-Key", reason)
     for name, value in (request.metadata or {}).items():
         if (reason := flaw(name, 64) or (value and flaw(value, 512))) is not None:
             raise InvalidJob("metadata", str(reason))
-    window = request.completion_window
-    made = await asyncio.to_thread(_begin, caller, request, int(window[:-1]) * _UNITS[window[-1]])
+    made = await asyncio.to_thread(_begin, caller, request, idempotency_key)
     _feed_on(caller, made)
     return _batch(made)
 
@@ -166,36 +85,69 @@ async def list_batches(
     caller: Reads, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """Those too that came from the command line or from Python."""
-    place = _batch_id(after) if after else None
+    place = batch_uuid(after) if after else None
     found = await caller.producer.batches(limit=limit + 1, after=place)
-    return _page([_batch(one) for one in found], limit)
+    return page([_batch(one) for one in found], limit)
 
 
 @router.get("/batches/{batch_id}", summary="Where a batch stands")
 async def retrieve_batch(caller: Reads, batch_id: str) -> dict[str, Any]:
-    """`output_file_id` and `error_file_id` name its results at any time, as far as they are."""
-    found = await caller.producer.batch(_batch_id(batch_id))
+    """`output_file_id` and `error_file_id` name its results at any time, as far as they are.
+
+    `model` and `usage` are there once it has ended, and not in lists.
+    """
+    found = await caller.producer.batch(batch_uuid(batch_id))
     _feed_on(caller, found)
     refused = await caller.producer.refused_lines(found.id) if _status(found) == "failed" else ()
-    return _batch(found, refused)
+    ended = found.completed_at and found.states and not found.left
+    return _batch(found, refused) | (
+        await asyncio.to_thread(_usage, caller, found) if ended else {}
+    )
 
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel what has not ended")
 async def cancel_batch(caller: Cancels, batch_id: str) -> dict[str, Any]:
     """Results that are there stay."""
-    found = await caller.producer.batch(_batch_id(batch_id))
+    found = await caller.producer.batch(batch_uuid(batch_id))
     await caller.producer.cancel_all(batch_id=found.id)
     return _batch(await caller.producer.batch(found.id))
 
 
-def _begin(caller: Caller, request: BatchRequest, window_s: int) -> Batch:
+def _begin(caller: Caller, request: BatchRequest, key: str | None) -> Batch:
+    """A new batch, or the one that was made with this idempotency key."""
+    tenant, file_id = caller.key.tenant, uploaded_id(request.input_file_id)
+    batch_id = new_job_id() if key is None else uuid5(_KEYED, f"{tenant}\0{key}")
+    seconds = int(request.completion_window[:-1]) * _UNITS[request.completion_window[-1]]
     with caller.service.database.transaction() as conn:
-        file_id = _uploaded_id(request.input_file_id)
-        file = uploaded_files.find(conn, file_id, tenant=caller.key.tenant)
-        return batches.begin(
-            conn, tenant=caller.key.tenant, source=file.name, metadata=request.metadata,
-            batch_id=new_job_id(), file_id=file_id, expires_in_s=window_s,
-        )  # fmt: skip
+        try:
+            made = batches.find(conn, batch_id, tenant=tenant)
+        except BatchNotFound:
+            file = uploaded_files.find(conn, file_id, tenant=tenant)
+            made = batches.begin(
+                conn, tenant=tenant, source=file.name, metadata=request.metadata,
+                batch_id=batch_id, file_id=file_id, expires_in_s=seconds,
+            )  # fmt: skip
+    window = made.expires_at and made.expires_at - made.created_at
+    if (made.file_id, made.metadata, window) != (
+        file_id, request.metadata or {}, timedelta(seconds=seconds),
+    ):  # fmt: skip
+        raise IdempotencyConflict("the Idempotency-Key belongs to a batch made otherwise")
+    return made
+
+
+def _usage(caller: Caller, batch: Batch) -> dict[str, Any]:
+    with caller.service.database.transaction() as conn:
+        sums = queries.batch_totals(conn, [batch.id])[0]
+    return {
+        "model": sums.model,
+        "usage": {
+            "input_tokens": sums.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": sums.cached_tokens},
+            "output_tokens": sums.generated_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},  # not counted apart
+            "total_tokens": sums.prompt_tokens + sums.generated_tokens,
+        },
+    }
 
 
 def _feed_on(caller: Caller, batch: Batch) -> None:
@@ -210,7 +162,7 @@ def _feed_on(caller: Caller, batch: Batch) -> None:
 async def _feed(caller: Caller, batch: Batch) -> None:
     stopped = threading.Event()
     try:
-        file = await asyncio.to_thread(_stored, caller, f"file-{(batch.file_id or batch.id).hex}")
+        file = await asyncio.to_thread(stored_file, caller, batch.file_id or batch.id)
         while True:
             parts = uploaded_files.content(caller.service.database, file)
             with closing(BufferedReader(_Parts(parts, stopped))) as data:
@@ -245,59 +197,6 @@ class _Parts(RawIOBase):
         return count
 
 
-async def _lines(caller: Caller, batch_id: UUID, errors: bool) -> AsyncIterator[bytes]:
-    """The output file of a batch, or its file of errors."""
-    async for result in caller.producer.batch_results(batch_id):
-        if (result.state == "succeeded") is not errors:
-            yield _json(completions.response(result))
-    for line in await caller.producer.refused_lines(batch_id) if errors else ():
-        reason = {"code": "invalid_request", "message": _reason(line)}
-        name = f"{batch_id}-{line.line}"
-        yield _json({"id": name, "custom_id": line.custom_id, "response": None, "error": reason})
-
-
-def _reason(line: BatchLine) -> str:
-    return f"line {line.line}: " + (f"{line.field}: " if line.field else "") + str(line.reason)
-
-
-def _json(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _stored(caller: Caller, file_id: str) -> UploadedFile:
-    with caller.service.database.transaction() as conn:
-        return uploaded_files.find(conn, _uploaded_id(file_id), tenant=caller.key.tenant)
-
-
-def _results_id(file_id: str) -> tuple[UUID, bool] | None:
-    """The batch whose results a file has, and whether it is that of the errors."""
-    found = re.fullmatch("file-(output|error)-([0-9a-f]{32})", file_id)
-    return None if found is None else (UUID(found[2]), found[1] == "error")
-
-
-def _uploaded_id(file_id: str) -> UUID:
-    if not re.fullmatch("file-[0-9a-f]{32}", file_id):
-        raise FileNotFound(f"no file {file_id[:60]!r}; an id looks like file-{UUID(int=0).hex}")
-    return UUID(file_id.removeprefix("file-"))
-
-
-def _batch_id(batch_id: str) -> UUID:
-    try:
-        return UUID(batch_id.removeprefix("batch_"))
-    except ValueError:
-        raise JobNotFound(
-            f"no batch {batch_id[:60]!r}; an id looks like batch_{UUID(int=0).hex}"
-        ) from None
-
-
-def _file(file: UploadedFile) -> dict[str, Any]:
-    return {
-        "id": f"file-{file.id.hex}", "object": "file", "bytes": file.bytes,
-        "created_at": _unix(file.created_at), "expires_at": _unix(file.expires_at),
-        "filename": file.name, "purpose": "batch", "status": "processed",
-    }  # fmt: skip
-
-
 def _status(batch: Batch) -> str:
     if batch.cancelled_at is not None:
         return "cancelling" if batch.left else "cancelled"
@@ -311,7 +210,7 @@ def _status(batch: Batch) -> str:
 
 
 def _batch(batch: Batch, refused: Iterable[BatchLine] = ()) -> dict[str, Any]:
-    status, ended = _status(batch), _unix(batch.finished_at)
+    status, ended = _status(batch), unix(batch.finished_at)
     jobs, succeeded = sum(batch.states.values()), batch.states.get("succeeded", 0)
     failed = jobs - succeeded - batch.left + batch.refused
     window_s = (batch.expires_at - batch.created_at).total_seconds() if batch.expires_at else 0
@@ -329,27 +228,17 @@ def _batch(batch: Batch, refused: Iterable[BatchLine] = ()) -> dict[str, Any]:
         "status": status,
         "output_file_id": f"file-output-{batch.id.hex}" if succeeded else None,
         "error_file_id": f"file-error-{batch.id.hex}" if failed else None,
-        "created_at": _unix(batch.created_at),
-        "in_progress_at": _unix(batch.completed_at),
-        "expires_at": _unix(batch.expires_at),
+        "created_at": unix(batch.created_at),
+        "in_progress_at": unix(batch.completed_at),
+        "expires_at": unix(batch.expires_at),
         "finalizing_at": ended,
         "completed_at": ended if status == "completed" else None,
-        "failed_at": _unix(batch.completed_at) if status == "failed" else None,
+        "failed_at": unix(batch.completed_at) if status == "failed" else None,
         "expired_at": ended if status == "expired" else None,
-        "cancelling_at": _unix(batch.cancelled_at),
-        "cancelled_at": ended or _unix(batch.cancelled_at) if status == "cancelled" else None,
+        "cancelling_at": unix(batch.cancelled_at),
+        "cancelled_at": ended or unix(batch.cancelled_at) if status == "cancelled" else None,
         "request_counts": {
             "total": jobs + batch.refused, "completed": succeeded, "failed": failed,
         },
         "metadata": batch.metadata,
     }  # fmt: skip
-
-
-def _unix(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())
-
-
-def _page(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    data = found[:limit]
-    ids = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-    return {"object": "list", "data": data, "has_more": len(found) > limit} | ids

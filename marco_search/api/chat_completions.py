@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header
+from fastapi import APIRouter, Body, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import format_sse_event
 
@@ -30,6 +31,8 @@ _EXAMPLE = {
     "max_completion_tokens": 4096,
     "n": 3,
 }
+HUNG_UP = 499
+"""Status of a request whose client did not wait, as metrics count it; nobody gets to see it."""
 EVERY_S, QUIET_S = 1.0, 15.0
 """Between two looks at a job, and the longest silence of a stream."""
 
@@ -37,12 +40,13 @@ EVERY_S, QUIET_S = 1.0, 15.0
 @router.post("/chat/completions", response_model=None, summary="Search for the best answers")
 async def create(
     caller: Asks,
+    request: Request,
     body: Annotated[dict[str, Any], Body(examples=[_EXAMPLE])],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submits a job, waits for it, and gives its n best distinct answers.
 
-    The job outlives the request: whoever hangs up finds it at /jobs/{id}. Its id is in the
+    The job outlives the request: whoever hangs up, or waits too long, finds it at /jobs/{id}. Its id is in the
     header Marco-Job-Id, in every part of a stream, and in an error.
     """
     named = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
@@ -55,8 +59,28 @@ async def create(
     if body.get("stream"):
         parts = _stream(caller, handle, usage=options.get("include_usage") is True)
         return StreamingResponse(parts, media_type="text/event-stream", headers=headers)
-    result = await _result(caller, handle)
+    result = await _unless_gone(request, _result(caller, handle))
+    if result is None:
+        return Response(status_code=HUNG_UP)
     return JSONResponse(completions.completion(result), headers=headers)
+
+
+async def _unless_gone(
+    request: Request, result: Coroutine[Any, Any, JobResult]
+) -> JobResult | None:
+    """The result; None as soon as the client has hung up."""
+    tasks = gone, found = asyncio.create_task(_gone(request)), asyncio.create_task(result)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return await found if found.done() else None
+    finally:
+        gone.cancel()
+        found.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _result(caller: Caller, handle: JobHandle) -> JobResult:

@@ -6,17 +6,19 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Query, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from marco_search.api.access import Cancels, Reads, Submits
 from marco_search.api.chat_completions import KEEP_ALIVE, IdempotencyKey, changes
+from marco_search.api.objects import batch_uuid, page
 from marco_search.errors import InvalidJob, JobNotFound, WaitTimeout
 from marco_search.jobs import JobResult
 from marco_search.render.document import document
+from marco_search.store.queue.states import JobState
 from marco_search.store.reads import job_record, queries
-from marco_search.store.reads.queries import JobStatus
+from marco_search.store.reads.queries import JobFilter, JobStatus
 from producer.handles import job_uuid
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -39,6 +41,24 @@ async def submit(
     response.status_code = 202 if job.created else 200
     response.headers["Location"] = f"/jobs/{job.id}"
     return {"job_id": job.id, "created": job.created}
+
+
+@router.get("", summary="List jobs, the newest first")
+def list_jobs(
+    caller: Reads,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    state: JobState | None = None,
+    batch_id: str | None = None,
+) -> dict[str, Any]:
+    """The jobs that come `after` one in the list: of a page's `last_id`, the next page."""
+    wanted = JobFilter(
+        tenant=caller.key.tenant, state=state, batch=batch_uuid(batch_id) if batch_id else None,
+        before=job_uuid(after) if after else None,
+    )  # fmt: skip
+    with caller.service.database.transaction() as conn:
+        found = queries.page(conn, wanted, limit=limit + 1).jobs
+    return page([job.model_dump(mode="json") for job in found], limit, "job_id")
 
 
 @router.get("/{job_id}", summary="Where a job stands")

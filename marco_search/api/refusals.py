@@ -114,6 +114,8 @@ async def _marco_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, MarcoError):  # raised while the body was read
+        return refusal(error.__cause__)
     message = str(error.detail)
     if error.status_code == 404:
         message = f"there is no {request.url.path}; /docs lists what there is"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
 
-from marco_search.errors import InvalidApiKey, JobNotFound, RateLimitExceeded
+from marco_search.errors import InvalidApiKey, JobNotFound
 from marco_search.store.db import Conn
 from marco_search.store.reads.queries import select
 
@@ -33,6 +33,25 @@ class ApiKey:
     created_at: datetime | None
     expires_at: datetime | None
     revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Where a key stands with its rate limit, a request that is counted included."""
+
+    per_minute: int
+    busy_s: float  #: until as many as ever may be sent at once
+    exceeded: bool
+
+    @property
+    def left(self) -> int:
+        """Requests that may be sent at once now."""
+        return max(0, int((_WINDOW_S - self.busy_s) * self.per_minute / 60))
+
+    @property
+    def retry_s(self) -> float:
+        """Until the next request may be sent."""
+        return max(0.0, self.busy_s + 60 / self.per_minute - 60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,20 +118,20 @@ def revoke(conn: Conn, public: str, tenant: str | None = None) -> None:
 _USABLE = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 # The generic cell rate algorithm: each request puts `due_at` off by a minute's part, and may do
 # so to a minute from now at most.
+_WINDOW_S = 60.0005
 _DUE = "greatest(due_at, clock_timestamp()) + make_interval(secs => 60.0 / per_minute)"
+_BUSY = "greatest(0, extract(epoch FROM due_at - clock_timestamp()))::float8"
 _COUNT = f"""
     UPDATE api_keys SET due_at = {_DUE}
-    WHERE id = %s AND {_DUE} <= clock_timestamp() + interval '60.0005 s'
-"""  # noqa: S608  # constants
-_LEFT = f"""
-    SELECT ceil(extract(epoch FROM {_DUE} - clock_timestamp()) - 60) FROM api_keys WHERE id = %s
+    WHERE id = %s AND {_DUE} <= clock_timestamp() + interval '{_WINDOW_S} s'
+    RETURNING {_BUSY}
 """  # noqa: S608  # constants
 
 
-def taken(conn: Conn, key: str) -> ApiKey:
-    """The key that a request carries, which counts against its rate limit.
+def taken(conn: Conn, key: str) -> tuple[ApiKey, Rate | None]:
+    """The key that a request carries, which counts against its rate limit if it has one.
 
-    Raises InvalidApiKey and RateLimitExceeded.
+    Raises InvalidApiKey.
     """
     form = _FORM.fullmatch(key)
     source = f"(SELECT *, {_USABLE} AS usable FROM api_keys) AS key WHERE id = %s"  # noqa: S608
@@ -122,14 +141,13 @@ def taken(conn: Conn, key: str) -> ApiKey:
         raise InvalidApiKey(f"this API key is not known; {HINT}")
     if not known.usable:
         raise InvalidApiKey(f"API key {known.id} was revoked or has expired; {HINT}")
-    if known.per_minute is not None:
-        _count(conn, known.id, known.per_minute)
-    return known
+    return known, _count(conn, known.id, known.per_minute) if known.per_minute else None
 
 
-def _count(conn: Conn, public: str, per_minute: int) -> None:
+def _count(conn: Conn, public: str, per_minute: int) -> Rate:
     conn.execute("SET LOCAL synchronous_commit = off")  # a crash may forget some requests
-    if not conn.execute(_COUNT.encode(), [public]).rowcount:
-        row = conn.execute(_LEFT.encode(), [public]).fetchone()
-        said = f"API key {public} may send {per_minute:,} requests a minute"
-        raise RateLimitExceeded(said, max(1.0, float(row[0] if row else 1)))
+    if row := conn.execute(_COUNT.encode(), [public]).fetchone():
+        return Rate(per_minute, row[0], exceeded=False)
+    query = f"SELECT {_BUSY} FROM api_keys WHERE id = %s"  # noqa: S608  # constants
+    row = conn.execute(query.encode(), [public]).fetchone()
+    return Rate(per_minute, row[0] if row else 60.0, exceeded=True)

@@ -52,13 +52,31 @@ def store(
         conn.execute("INSERT INTO file_parts VALUES (%s, %s, %s)", [file_id, number, part])
         size, number = size + len(part), number + 1
     conn.execute("UPDATE files SET bytes = %s WHERE id = %s", [size, file_id])
-    held = conn.execute("SELECT sum(bytes) FROM files WHERE tenant = %s", [tenant]).fetchone()
-    if held is not None and held[0] > most:
-        raise InputError(
-            f"tenant {tenant} may have files of {most:,} bytes, and would have {held[0]:,}: "
-            "delete some, or raise MARCO_API_FILES_MB"
-        )
+    # One upload of a tenant's at a time from here on: two that both fit alone may not together.
+    conn.execute(
+        "INSERT INTO tenants (name) VALUES (%s) ON CONFLICT (name) DO UPDATE"
+        " SET name = excluded.name",
+        [tenant],
+    )
+    if (whole := held(conn, tenant=tenant)) > most:
+        raise too_much(tenant, whole, most)
     return find(conn, file_id, tenant=tenant)
+
+
+def held(conn: Conn, *, tenant: str) -> int:
+    """Bytes of all files of a tenant."""
+    query = "SELECT coalesce(sum(bytes), 0)::bigint FROM files WHERE tenant = %s"
+    row = conn.execute(query, [tenant]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def too_much(tenant: str, whole: int, most: int) -> InputError:
+    """What is raised when a tenant's files would have more bytes than they may."""
+    return InputError(
+        f"tenant {tenant} may have files of {most:,} bytes, and would have {whole:,}: "
+        "delete some, or raise MARCO_API_FILES_MB"
+    )
 
 
 def find(conn: Conn, file_id: UUID, *, tenant: str) -> UploadedFile:

@@ -231,7 +231,10 @@ class Totals:
     rollouts: int = 0
     nodes: int = 0
     generated_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     seconds: float = 0.0
+    model: str | None = None  #: that they were searched with, if it is one
     confidence: float | None = None  #: mean of the best answers'
     first: datetime | None = None  #: submission
     last: datetime | None = None
@@ -242,13 +245,16 @@ _TOTALS = """(
         sum(jobs)::bigint AS jobs, sum("right")::bigint AS "right",
         sum(compared)::bigint AS compared, sum(rollouts)::bigint AS rollouts,
         sum(nodes)::bigint AS nodes, sum(generated_tokens)::bigint AS generated_tokens,
+        sum(prompt_tokens)::bigint AS prompt_tokens, sum(cached_tokens)::bigint AS cached_tokens,
+        CASE WHEN min(one) = max(other) THEN min(one) END AS model,
         sum(seconds) AS seconds, sum(confidence) / nullif(sum(scored), 0) AS confidence,
         min(first) AS first, max(last) AS last
     FROM (
         SELECT {key}, state, count(*) AS jobs, count(*) FILTER (WHERE correct) AS "right",
             count(correct) AS compared, sum(rollouts) AS rollouts, sum(nodes) AS nodes,
             sum(generated_tokens) AS generated_tokens, sum(seconds) AS seconds,
-            sum(confidence) AS confidence, count(confidence) AS scored,
+            sum(prompt_tokens) AS prompt_tokens, sum(cached_tokens) AS cached_tokens,
+            min(model) AS one, max(model) AS other, sum(confidence) AS confidence, count(confidence) AS scored,
             min(created_at) AS first, max(created_at) AS last
         FROM {jobs} GROUP BY {key}, state
     ) AS by_state GROUP BY 1
@@ -273,9 +279,13 @@ def tenants(conn: Conn) -> list[Totals]:
 def batches(conn: Conn, *, limit: int = 200) -> list[tuple[Batch, Totals]]:
     """The latest batches with their totals, newest first."""
     found = latest(conn, limit=limit)
-    totals = select(conn, Totals, _BATCHES, {"batches": [batch.id for batch in found]})
-    named = {one.name: one for one in totals}
+    named = {one.name: one for one in batch_totals(conn, [batch.id for batch in found])}
     return [(batch, named.get(str(batch.id), Totals(name=str(batch.id)))) for batch in found]
+
+
+def batch_totals(conn: Conn, batch_ids: Sequence[UUID]) -> list[Totals]:
+    """Totals of those of the batches that have jobs, in any order."""
+    return select(conn, Totals, _BATCHES, {"batches": list(batch_ids)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
