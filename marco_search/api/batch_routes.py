@@ -99,10 +99,10 @@ async def retrieve_batch(caller: Reads, batch_id: str) -> dict[str, Any]:
     found = await caller.producer.batch(batch_uuid(batch_id))
     _feed_on(caller, found)
     refused = await caller.producer.refused_lines(found.id) if _status(found) == "failed" else ()
-    ended = found.completed_at and found.states and not found.left
-    return _batch(found, refused) | (
-        await asyncio.to_thread(_usage, caller, found) if ended else {}
-    )
+    shown = _batch(found, refused)
+    if found.completed_at and found.states and not found.left:
+        shown |= await asyncio.to_thread(_usage, caller, found)
+    return shown
 
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel what has not ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import httpx
 import openai
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from marco_search.api.access import Service
 from marco_search.api.app import create_app
@@ -24,7 +26,7 @@ from marco_search.local import ServiceUrls
 from marco_search.store import api_keys
 from marco_search.store.api_keys import new_key
 from marco_search.store.db import Database
-from producer import AsyncProducer
+from producer import AsyncProducer, Producer
 from tests.databases import scratch_database
 from tests.integration.conftest import with_path
 from tests.integration.toys import open_database, runner, settings_for
@@ -152,10 +154,14 @@ def test_who_is_not_let_in(api: Api) -> None:
 
 def test_a_key_has_a_rate_limit(api: Api) -> None:
     with api.http(per_minute=2) as client:
-        assert [client.get("/nowhere").status_code for _ in range(2)] == [404, 404]
-        answer = client.get("/nowhere")
-        assert "2 requests a minute" in refused(answer, 429, "rate_limit_exceeded")
-        assert 0 < int(answer.headers["Retry-After"]) <= 30
+        answers = [client.get("/nowhere") for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [404, 404, 429]
+        assert "2 requests a minute" in refused(answers[2], 429, "rate_limit_exceeded")
+        assert 0 < int(answers[2].headers["Retry-After"]) <= 30
+        name = "x-ratelimit-{}-requests".format
+        assert {answer.headers[name("limit")] for answer in answers} == {"2"}
+        assert [answer.headers[name("remaining")] for answer in answers] == ["1", "0", "0"]
+        assert 30 < float(answers[2].headers[name("reset")].removesuffix("s")) <= 60
 
 
 def test_without_a_key_only_this_machine_gets_one(
@@ -254,6 +260,45 @@ def test_a_job_outlives_the_request(api: Api) -> None:
             told += (chunk.id for chunk in client.chat.completions.create(**asked, stream=True))
 
 
+def test_a_request_ends_with_its_client_or_its_time_and_the_job_goes_on(api: Api) -> None:
+    settings = settings_for(api.env["DATABASE_URL"], api.env["REDIS_URL"])
+    head = {"Authorization": "Bearer k", "Content-Type": "application/json"}
+    body, sent = json.dumps(ASKED).encode(), list[Any]()
+
+    async def hang_up(app: ASGIApp) -> None:
+        messages = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
+        raw = [(name.lower().encode(), value.encode()) for name, value in head.items()]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": raw}
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope | {"query_string": b""}, receive, send)
+
+    with (
+        open_database(api.env["DATABASE_URL"]) as database,
+        closing(Producer(settings=settings, tenant=settings.tenant)) as producer,
+    ):
+        for wait_s in (3600.0, 0.01):
+            given = settings.model_copy(update={"api_wait_s": wait_s})
+            service = Service(given, database, AsyncProducer(settings=given), local_key="k")
+            app = create_app(service)
+            if wait_s > 1:
+                asyncio.run(hang_up(app))
+                assert sent[0]["status"] == 499
+            else:
+                answer: Any = TestClient(app).post(
+                    "/v1/chat/completions", content=body, headers=head
+                )
+                said = refused(answer, 504, "wait_timeout")
+                assert "GET /jobs/" in said and answer.headers["X-Should-Retry"] == "false"
+            asyncio.run(service.producer.close())
+        assert {str(state) for state in producer.cancel_all().values()} == {"cancelled"}
+
+
 def test_models_are_strategies_and_profiles(api: Api) -> None:
     with api.openai() as client:
         names = [model.id for model in client.models.list()]
@@ -282,6 +327,15 @@ def test_jobs_over_http(api: Api, work: Work) -> None:
         assert found["answers"][0]["rank"] == 1 and found["job_id"] == job
         assert client.get(f"jobs/{job}").json()["state"] == "succeeded"
         assert client.post(f"jobs/{job}/cancel").json()["state"] == "succeeded"
+        more = [client.post("jobs", json=asked).json()["job_id"] for _ in range(2)]
+        page = client.get("jobs", params={"limit": 2}).json()
+        assert [one["job_id"] for one in page["data"]] == more[::-1] and page["has_more"]
+        rest = client.get("jobs", params={"after": page["last_id"], "state": "succeeded"}).json()
+        assert rest["first_id"] == job and "cancelled" not in {x["state"] for x in rest["data"]}
+        none = {"object": "list", "data": [], "has_more": False}
+        assert client.get("jobs", params={"batch_id": f"batch_{'0' * 32}"}).json() == none
+        assert stranger.get("jobs").json() == none
+        refused(client.get("jobs", params={"state": "done"}), 422, "invalid_job")
         for path in ("", "/result", "/tree", "/events"):
             refused(stranger.get(f"jobs/{job}{path}"), 404, "job_not_found")
         refused(stranger.post(f"jobs/{job}/cancel"), 404, "job_not_found")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from marco_search.errors import InputError
 from marco_search.store import uploaded_files
+from marco_search.store.db import Database
 from marco_search.store.queue import batches, recovery
 from ops.bench.harness import wait_until
 from producer import Producer
@@ -72,6 +79,10 @@ def test_a_file_becomes_a_batch_and_its_results_files(
     assert done.request_counts is not None
     assert done.request_counts.to_dict() == {"total": 4, "completed": 3, "failed": 1}
     assert done.created_at <= (done.in_progress_at or 0) <= (done.completed_at or 0)
+    assert done.usage is not None and done.model == "toy-marco-o1"
+    assert 0 < done.usage.output_tokens < done.usage.total_tokens
+    listed_jobs = acme.get(f"{api.address}jobs?batch_id={made.id}&state=succeeded", cast_to=object)
+    assert len(listed_jobs["data"]) == 3
     output = content(acme, done.output_file_id)
     assert [line["custom_id"] for line in output] == ["q0", "q1", "q2"]
     assert all(o["response"]["body"]["choices"][0]["message"]["content"] for o in output)
@@ -90,10 +101,16 @@ def test_a_file_becomes_a_batch_and_its_results_files(
     assert [file.id for file in acme.files.list()] == [given.id]
     assert acme.files.delete(given.id).deleted and not list(acme.files.list())
     more = [submitted(acme, [WRONG]) for _ in range(2)]
+    asked: dict[str, Any] = {"endpoint": ENDPOINT, "extra_headers": {"Idempotency-Key": "nightly"}}
+    asked |= {"input_file_id": more[1].input_file_id}
+    again = [acme.batches.create(**asked, completion_window="24h").id for _ in range(2)]
+    assert len(set(again)) == 1
+    with pytest.raises(openai.ConflictError, match="made otherwise"):
+        acme.batches.create(**asked, completion_window="1h")  # type: ignore[arg-type]
     failed = reached(acme, more[0], "failed")
     assert failed.errors and failed.errors.data and failed.errors.data[0].line == 1
     listed = [batch.id for batch in acme.batches.list(limit=1)]  # goes on from page to page
-    assert listed == [more[1].id, more[0].id, made.id]
+    assert listed == [again[0], more[1].id, more[0].id, made.id]
     other = client(api, tenant="other")
     assert not list(other.batches.list()) and not list(other.files.list())
     for call in (
@@ -156,6 +173,58 @@ def test_what_can_t_be_a_file_or_a_batch(api: Api) -> None:  # noqa: F811
         text = b'{"custom_id": "long"}\n' * 60_000
         with pytest.raises(openai.BadRequestError, match="may have files of 1,048,576 bytes"):
             full.files.create(file=("in.jsonl", text), purpose="batch")
+        some = text[: 700 * 1024]
+        first = slow_upload(printed["address"], full.api_key, some)
+        assert next(first) == 100
+        with pytest.raises(openai.BadRequestError, match="may have files of 1,048,576 bytes"):
+            full.files.create(file=("in.jsonl", some), purpose="batch")
+        assert next(first) == 200
+        assert [file.bytes for file in full.files.list()] == [len(some)]
+
+
+def slow_upload(address: str, key: str, data: bytes) -> Iterator[int]:
+    """Yields once the server asks for the body, and then with the status of the answer."""
+    url = urlsplit(address)
+    form = httpx.Request("POST", address, files={"file": data}, data={"purpose": "batch"})
+    body = form.read()
+    with closing(http.client.HTTPConnection(str(url.hostname), url.port or 80)) as connection:
+        head = {"Content-Type": form.headers["Content-Type"], "Authorization": f"Bearer {key}"}
+        head["Expect"] = "100-continue"
+        connection.putrequest("POST", "/v1/files")
+        for name, value in (head | {"Content-Length": str(len(body))}).items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert b"100 Continue" in connection.sock.recv(100)
+        yield 100
+        connection.send(body)
+        yield connection.getresponse().status
+
+
+def test_both_of_two_uploads_fit_alone(api: Api) -> None:  # noqa: F811
+    """Two processes store at once: the one that is second is refused."""
+    given: dict[str, Any] = {"tenant": "two", "name": "a", "expires_in_s": 60, "most": 15}
+    with api.database.transaction() as first:
+        uploaded_files.store(first, io.BytesIO(b"0123456789"), **given)
+        outcome: list[BaseException | None] = []
+
+        def second() -> None:
+            try:
+                with api.database.transaction() as conn:
+                    uploaded_files.store(conn, io.BytesIO(b"0123456789"), **given)
+            except InputError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        wait_until(lambda: waits_for_a_lock(api.database))
+    thread.join()
+    assert "would have 20" in str(outcome[0])
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    with database.transaction() as conn:
+        return conn.execute(query).fetchone() != (0,)
 
 
 def test_an_upload_goes_on_at_another_process(api: Api) -> None:  # noqa: F811

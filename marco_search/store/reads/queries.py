@@ -254,7 +254,8 @@ _TOTALS = """(
             count(correct) AS compared, sum(rollouts) AS rollouts, sum(nodes) AS nodes,
             sum(generated_tokens) AS generated_tokens, sum(seconds) AS seconds,
             sum(prompt_tokens) AS prompt_tokens, sum(cached_tokens) AS cached_tokens,
-            min(model) AS one, max(model) AS other, sum(confidence) AS confidence, count(confidence) AS scored,
+            min(model) AS one, max(model) AS other,
+            sum(confidence) AS confidence, count(confidence) AS scored,
             min(created_at) AS first, max(created_at) AS last
         FROM {jobs} GROUP BY {key}, state
     ) AS by_state GROUP BY 1
