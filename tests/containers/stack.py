@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MARCO = Path(sys.executable).with_name("marco")
 OLDER = "97080d7e27d5"  # its stack started; its newest migration is 0015
+PORTS = ("POSTGRES", "REDIS", "CONSOLE", "API", "FLOWER")
 CONNECTIONS = 40  # few, so that a test can take all of them
 SHORT_LEASE = "MARCO_LEASE_S=12\nMARCO_HEARTBEAT_S=4\n"
 """In marco.env: jobs of a worker that died are soon another's."""
@@ -46,7 +47,7 @@ class Stack:
         self.folder = folder
         self.project = f"marco-test-{uuid4().hex[:8]}"
         self.image = f"marco-search:{self.project}"
-        self.ports = dict(zip(("POSTGRES", "REDIS", "CONSOLE", "API"), free_ports(), strict=False))
+        self.ports = dict(zip(PORTS, free_ports(), strict=False))
         ours = ("MARCO_", "COMPOSE_", "DATABASE_URL", "REDIS_URL")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(ours)},

@@ -103,6 +103,21 @@ def test_status_gets_in_when_workers_have_all_connections(here: Stack) -> None:
         here.marco("status")
 
 
+def test_flower_shows_the_worker(here: Stack) -> None:
+    if "mher/flower" not in here.run("docker", "image", "ls", "--format", "{{.Repository}}"):
+        pytest.skip("the image of the flower profile is not here; tests pull none")
+    (here.folder / "marco.env").write_text("MARCO_WORKER_REMOTE_CONTROL=true\n")
+    here.up("worker", "flower")
+    host = here.compose("exec", "-T", "worker", "hostname").strip()
+    address = f"http://127.0.0.1:{here.ports['FLOWER']}"
+    workers = {"json": "1", "refresh": "1"}
+    until(lambda: host in httpx.get(f"{address}/workers", params=workers).text, 30)
+    here.ended(here.submit(jobs=1))
+    assert "marco.run_job" in httpx.get(f"{address}/metrics").text
+    assert httpx.post(f"{address}/api/worker/shutdown/celery@{host}").status_code == 401
+    here.compose("rm", "-sfv", "flower")
+
+
 def test_settings_of_marco_search_come_from_marco_env(here: Stack) -> None:
     (here.folder / "marco.env").write_text(SHORT_LEASE)
     here.up()
