@@ -1,8 +1,12 @@
 """Samples and preference pairs, and the files that hold them in a data set's folder.
 
 `samples.jsonl` has one Sample a line: `messages` as TRL, LLaMA-Factory and axolotl read them.
-`pairs.jsonl` has one Pair a line: TRL's conversational preference format. The Parquet file has
-the same columns, with `provenance` as JSON text: its shape differs from one source to another.
+`pairs.jsonl` has one Pair a line: TRL's conversational preference format; LLaMA-Factory gets a
+file of its own, for it wants messages where TRL wants lists of one. Parquet has the same columns.
+
+Each column has one type on every line and no nulls: Hugging Face's loader takes the types from
+the first megabytes and fails at a line that differs. So `provenance`, whose shape depends on the
+source, is JSON text in the files, and no tenant is "".
 """
 
 from __future__ import annotations
@@ -10,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +59,9 @@ class _Row:
 
     def to_json(self) -> dict[str, Any]:
         """The line of the file."""
-        return {"id": self.id, **asdict(self)}
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        text = {"tenant": row["tenant"] or "", "provenance": _dumps(row["provenance"])}
+        return {"id": self.id, **row, **text}
 
     @classmethod
     def from_json(cls, line: Any) -> Self:
@@ -62,9 +69,11 @@ class _Row:
         if not isinstance(line, dict):
             raise ValueError("not a JSON object")
         try:
-            row = cls(**{f.name: line[f.name] for f in fields(cls)})
-        except KeyError as error:
+            values = {f.name: line[f.name] for f in fields(cls)}
+            values["provenance"] = json.loads(values["provenance"])
+        except (KeyError, TypeError) as error:
             raise ValueError(f"no field {error}") from None
+        row = cls(**{**values, "tenant": values["tenant"] or None})
         for name in cls.TEXTS:
             check_messages(getattr(row, name), name)
         if line.get("id", row.id) != row.id:
@@ -175,17 +184,29 @@ def _read(path: Path, kind: type[_Kind]) -> Iterator[_Kind]:
 class Writer:
     """Writes a data set's files into a folder, a row at a time."""
 
-    def __init__(self, folder: Path, kind: str = "sft", *, parquet: bool = True) -> None:
-        """`kind`: one of KINDS."""
+    def __init__(
+        self, folder: Path, kind: str = "sft", *, split: str = "", parquet: bool = True
+    ) -> None:
+        """`kind`: one of KINDS. `split` names the files of a part that is kept apart."""
         self.count = 0
         self._kind = KINDS[kind]
         self._rows: list[dict[str, Any]] = []
-        name, schema = self._kind.NAME, self._kind.SCHEMA
-        self._jsonl = (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n")
-        file = folder / f"{name}.parquet"
-        self._parquet = pq.ParquetWriter(file, schema, compression="zstd") if parquet else None
-        info = json.dumps(_info(self._kind), indent=1)
-        (folder / "dataset_info.json").write_text(info + "\n", encoding="utf-8")
+        name = split or self._kind.NAME
+        with ExitStack() as files:
+            self._lines = _lines(folder / f"{name}.jsonl", files)
+            self._single = None  # the file with messages where others have lists of one
+            read_by_llama_factory = f"{name}.jsonl"
+            if self._kind is Pair:
+                read_by_llama_factory = f"{name}_llamafactory.jsonl"
+                self._single = _lines(folder / read_by_llama_factory, files)
+            self._parquet: Any = None
+            if parquet:
+                file = pq.ParquetWriter(
+                    folder / f"{name}.parquet", self._kind.SCHEMA, compression="zstd"
+                )
+                self._parquet = files.enter_context(file)
+            self._files = files.pop_all()
+        _describe(folder, name, read_by_llama_factory, self._kind)
 
     def __enter__(self) -> Self:
         return self
@@ -193,31 +214,47 @@ class Writer:
     def write(self, row: Sample | Pair) -> None:
         """Write a row to every file."""
         line = row.to_json()
-        self._jsonl.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self.count += 1
+        self._lines.write(_dumps(line) + "\n")
+        if self._single and isinstance(row, Pair):
+            single = {"chosen": row.chosen[0], "rejected": row.rejected[0]}
+            self._single.write(_dumps(line | single) + "\n")
         if self._parquet:
-            provenance = json.dumps(line["provenance"], ensure_ascii=False)
-            self._rows.append({**line, "provenance": provenance})
+            self._rows.append(line)
             if len(self._rows) == _ROWS:
                 self._flush()
+        self.count += 1
 
     def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._jsonl.close()
-        if self._parquet:
-            self._parquet.close()
+        with self._files:
+            self._flush()
 
     def _flush(self) -> None:
-        if self._parquet and self._rows:
+        if self._rows:
             self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=self._kind.SCHEMA))
             self._rows = []
 
 
-def _info(kind: type[Sample | Pair]) -> dict[str, Any]:
-    """How LLaMA-Factory reads the file; it asks for a file of this name in the folder."""
-    tags = {f"{role}_tag": role for role in ROLES} | {"role_tag": "role", "content_tag": "content"}
-    columns = {"messages": "messages"}
+def _lines(path: Path, files: ExitStack) -> TextIO:
+    return files.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _describe(folder: Path, name: str, file: str, kind: type[Sample | Pair]) -> None:
+    """Add a file to what LLaMA-Factory asks a folder for."""
+    entry: dict[str, Any] = {
+        "file_name": file,
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {f"{role}_tag": role for role in ROLES}
+        | {"role_tag": "role", "content_tag": "content"},
+    }
     if kind is Pair:
         columns = {"messages": "prompt", "chosen": "chosen", "rejected": "rejected"}
-    entry = {"file_name": f"{kind.NAME}.jsonl", "formatting": "sharegpt", "columns": columns}
-    return {kind.NAME: {**entry, "tags": tags, **({"ranking": True} if kind is Pair else {})}}
+        entry |= {"ranking": True, "columns": columns}
+    info = folder / "dataset_info.json"
+    others = json.loads(info.read_text(encoding="utf-8")) if info.exists() else {}
+    text = json.dumps(others | {name: entry}, indent=1)
+    info.write_text(text + "\n", encoding="utf-8")

@@ -33,6 +33,9 @@ def test_a_data_set_reads_back_as_it_was_written(tmp_path):
     with Writer(tmp_path, "preference") as out:
         out.write(pair)
     assert list(read_pairs(tmp_path)) == [pair]
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    single = json.loads((tmp_path / info["pairs"]["file_name"]).read_text())
+    assert single["chosen"] == SAID[1]  # LLaMA-Factory wants a message there, TRL a list of one
 
 
 @pytest.mark.parametrize(
