@@ -20,6 +20,8 @@ from typing import Any, Unpack
 from marco_search import profiles
 from marco_search import settings as settings_module
 from marco_search.errors import (
+    AnotherVersion,
+    InvalidJob,
     InvalidProfile,
     InvalidSettings,
     ModelRefused,
@@ -28,7 +30,7 @@ from marco_search.errors import (
     SearchError,
 )
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
-from marco_search.kinds import ReasoningJob, kind_of
+from marco_search.kinds import ReasoningJob, kind_of, parse_job
 from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
@@ -68,6 +70,21 @@ class SearchPlan:
         config = data["config"]
         read = {"config": SearchConfig.from_json(config), "gone": gone_from(config)}
         return cls(**data | read)
+
+
+def stored(
+    payload: Mapping[str, Any], plan: dict[str, Any] | None
+) -> tuple[Job, SearchPlan | None]:
+    """A job and its plan as Postgres has them. Raises AnotherVersion.
+
+    Both were valid when they were stored.
+    """
+    try:
+        return parse_job(payload), SearchPlan.from_json(plan) if plan else None
+    except (InvalidJob, SearchError, TypeError, ValueError, KeyError) as error:
+        raise AnotherVersion(
+            f"another version of marco-search wrote this job, and this one can't read it: {error}"
+        ) from None
 
 
 class Journal:

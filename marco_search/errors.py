@@ -230,6 +230,10 @@ class SearchError(MarcoError):
     """The search core was used against its protocol (a bug in the caller)."""
 
 
+class AnotherVersion(MarcoError):
+    """A stored job has fields or values that this version does not know: another one wrote it."""
+
+
 class LeaseLost(MarcoError):
     """Another worker holds this job now. Stop at once and write nothing more."""
 

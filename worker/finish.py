@@ -16,7 +16,6 @@ from typing import Any
 from marco_search import engine
 from marco_search.errors import MarcoError
 from marco_search.jobs import Job, JobResult
-from marco_search.kinds import parse_job
 from marco_search.metrics import ATTEMPTS, record
 from marco_search.search.budgets import StopReason
 from marco_search.search.tree import Tree
@@ -70,7 +69,8 @@ def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> None:
         error = None if claim.cancel_requested else recovery.NEVER_BEGUN
         leases.end(conn, claim.lease, _STATES[reason], error=error)
     else:
-        job, plan = parse_job(claim.payload), engine.SearchPlan.from_json(claim.plan)
+        job, plan = engine.stored(claim.payload, claim.plan)
+        assert plan is not None
         tree = Tree.restore(*trail.load(conn, claim.job_id))
         search = engine.restore_search(job, plan, tree)
         search.stop(reason)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from marco_search import engine, logs, tracing
 from marco_search.errors import (
+    AnotherVersion,
     DatabaseUnavailable,
     LeaseLost,
     MarcoError,
@@ -14,7 +15,6 @@ from marco_search.errors import (
     SchemaMismatch,
 )
 from marco_search.jobs import Job, JobResult
-from marco_search.kinds import parse_job
 from marco_search.metrics import (
     ATTEMPTS,
     CLAIM,
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 30.0
 """Between two tries to open the runtime."""
+_ELSEWHERE_S = 10.0
+"""Until a job that this version can't read may be claimed again."""
 
 
 class Runner:
@@ -126,10 +128,19 @@ class Runner:
             finish.finish_unsearched(conn, claim, self._worker)
             return None
         try:
-            job = parse_job(claim.payload)
             # The plan that it was begun with, so that the same search goes on.
-            kept = claim.plan and engine.SearchPlan.from_json(claim.plan)
+            job, kept = engine.stored(claim.payload, claim.plan)
             plan = kept or engine.make_plan(job, runtime)
+        except AnotherVersion as error:
+            # In a rolling update: a worker of that version will have it.
+            leases.begin(conn, claim.lease, self._worker, runtime.info, None)
+            leases.release(
+                conn, claim.lease, why=str(error), seconds=claim.seconds, published=False,
+                delay_s=_ELSEWHERE_S,
+            )  # fmt: skip
+            record(ATTEMPTS, 1, "released")
+            log.warning("job %s: left to another worker: %s", claim.job_id, error)
+            return None
         except Exception as error:
             leases.begin(conn, claim.lease, self._worker, runtime.info, None)
             self._fail(conn, claim, error, claim.seconds)

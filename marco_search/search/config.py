@@ -138,9 +138,12 @@ class SearchConfig:
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
         """The configuration written by `to_json`: names of choices stand for them.
 
-        Of an earlier version's, what is gone is left out (`gone_from`).
+        Of an earlier version's, what is gone is left out (`gone_from`). Raises SearchError for
+        fields that this version does not know.
         """
         known = {k: v for k, v in data.items() if k not in _GONE and k != "value"}
+        if unknown := sorted(known.keys() - {field.name for field in fields(cls)}):
+            raise SearchError(f"unknown fields of a search: {', '.join(unknown)}")
         known["reward"] = reward_of(data)
         made: dict[str, Any] = {k: kind(data[k]) for k, kind in _CHOICES.items() if k in data}
         if isinstance(turn := data.get("turn"), dict):

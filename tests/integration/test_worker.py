@@ -243,6 +243,37 @@ def test_a_job_waits_while_workers_have_another_model(
     assert ended.rollouts > 0
 
 
+def test_a_job_that_another_version_wrote_is_left_to_its_workers(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    """As in a rolling update that changes no table."""
+    asked, begun = producer.submit(question()), producer.submit(question(options={"rollouts": 64}))
+
+    def change(query: str) -> int:
+        with producer._database.transaction() as conn:
+            return conn.execute(query.encode()).rowcount
+
+    producer.pause(asked)
+    with worker(database_url, redis_url, delay_s=0.1):
+        running(producer, begun)
+        producer.pause(begun)
+        wait_until(lambda: producer.status(begun).state == "queued", "it pauses", PATIENCE_S)
+        change("""UPDATE jobs SET payload = payload || '{"newer": 1}' WHERE plan IS NULL""")
+        change("""UPDATE jobs SET plan = jsonb_set(plan, '{config,newer}', '1')""")
+        for job in (asked, begun):
+            producer.resume(job)
+        left = """SELECT DISTINCT job_id FROM audit_log
+            WHERE event = 'released' AND detail ->> 'why' ~ 'version'"""
+        wait_until(lambda: change(left) == 2, "both are left", PATIENCE_S)
+        for job in (asked, begun):
+            found = producer.status(job)
+            assert (found.state, found.error) == ("queued", None)
+        change("UPDATE jobs SET run_after = now(), plan = plan #- '{config,newer}',"
+               " payload = payload - 'newer'")  # fmt: skip
+        ended = producer.wait([asked, begun], timeout_s=PATIENCE_S)
+    assert [result.state for result in ended] == ["succeeded", "succeeded"]
+
+
 def test_a_running_job_is_cancelled(producer: Producer, database_url: str, redis_url: str) -> None:
     job = producer.submit(question(options={"rollouts": 2000}))
     with worker(database_url, redis_url, delay_s=0.1):

@@ -206,17 +206,18 @@ def release(
     seconds: float,
     published: bool,
     aging_s: float | None = None,
+    delay_s: float = 0.0,
 ) -> None:
-    """Put the job back as it is, due at once; no failure is counted. Raises LeaseLost.
+    """Put the job back as it is, due in `delay_s`; no failure is counted. Raises LeaseLost.
 
     `seconds` is the time searched so far. `published` says that the caller publishes it. The
     job keeps its place in the order; with `aging_s` it is placed as if submitted now.
     """
-    changes = """state = 'queued', run_after = now(),
+    changes = """state = 'queued', run_after = now() + make_interval(secs => %(delay_s)s),
         published_at = CASE WHEN %(published)s THEN now() END,
         turn_at = coalesce(
             now() + make_interval(secs => priority / 3.0 * %(aging_s)s::float8), turn_at)"""
-    given = {"seconds": seconds, "published": published, "aging_s": aging_s}
+    given = {"seconds": seconds, "published": published, "aging_s": aging_s, "delay_s": delay_s}
     _let_go(conn, lease, "released", {"why": why}, changes, given)
 
 
