@@ -318,6 +318,12 @@ ATTEMPTS = _table(
     _attempt("prompt", "text?", "The prompt, as the model was given it", content=True),
     _attempt("seed", "int4?", "Seed that all randomness flows from"),
     _attempt("started_at", "timestamptz", "When claimed", default=NOW),
+    _attempt(
+        "training",
+        "jsonb?",
+        "What the model was fine-tuned from and on, as its folder says; null: it does not",
+        since=4,
+    ),
 )
 
 _event = partial(column, leaves=("event",))

@@ -172,6 +172,11 @@ class Settings(BaseSettings):
     runtime_revision: str | None = Field(
         None, description="The weight_version they must serve; unset: any"
     )
+    runtime_training: Path | None = Field(
+        None,
+        description="What their model was fine-tuned from and on: its marco_training.json, or the "
+        "folder with it; unset: the model's own folder, if it is on this machine",
+    )
 
     # Scores from outside (docs/rewards.md)
     reward_url: Address = Field(

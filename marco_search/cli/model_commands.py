@@ -1,13 +1,22 @@
-"""`marco model`: which models are installed, and which one is the default."""
+"""`marco model`: which models are installed, which is the default, and how two compare."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from marco_search import models
 from marco_search import settings as settings_module
 from marco_search.cli import options, output
-from marco_search.cli.tables import Column, text_table
+from marco_search.cli.tables import Column, number, text_table
+from marco_search.errors import QueryRefused
+from marco_search.render.layout import score, short_id
+from marco_search.text import counted
+
+if TYPE_CHECKING:
+    from marco_search.evaluation.comparison import Side
 
 COLUMNS = [
     Column("model", lambda row: row["name"]),
@@ -15,12 +24,51 @@ COLUMNS = [
     Column("default", lambda row: "yes" if row["default"] else ""),
     Column("", lambda row: row["about"]),
 ]
+COMPARED = [
+    Column("strategy", lambda c: c.strategy),
+    number("questions", lambda c: f"{c.questions:,}"),
+    number("labelled", lambda c: f"{c.old.n:,}"),
+    number("old right", lambda c: _share(c.old)),
+    number("new right", lambda c: _share(c.new)),
+    Column("difference", lambda c: str(c.accuracy or "")),
+    number("McNemar p", lambda c: f"{c.accuracy.p:.2g}" if c.accuracy else ""),
+    Column("tokens, new to old", lambda c: str(c.tokens)),
+    Column("confidence", lambda c: f"{score(c.old.confidence)} to {score(c.new.confidence)}"),
+    number("changed", lambda c: f"{c.changed:,}"),
+]
+CHANGED = [
+    Column("old job", lambda p: short_id(p.old_job)),
+    Column("new job", lambda p: short_id(p.new_job)),
+    Column("question", lambda p: p.subject, flexible=True, wraps=True),
+    Column("old answer", lambda p: _answer(p.old_answer, p.old_correct), flexible=True),
+    Column("new answer", lambda p: _answer(p.new_answer, p.new_correct), flexible=True),
+]
 name_argument = click.argument("name", metavar="NAME")
+
+
+def _share(side: Side) -> str:
+    return f"{100 * side.accuracy:.1f} %" if side.n else ""
+
+
+def _answer(answer: str | None, correct: bool | None) -> str:
+    return f"{answer or '–'}{'' if correct is None else ' (right)' if correct else ' (wrong)'}"
+
+
+def _origin(one: dict[str, Any]) -> str:
+    """A revision, and what it was trained from and on."""
+    text = f"{one['model']} {one['revision'][:12]}, {counted(one['jobs'], 'job')}"
+    if one["method"] is None:
+        return text
+    return (
+        f"{text}, {one['method']} of {one['parent_model']} {one['parent_revision'][:12]} on "
+        f"{counted(len(one['manifests']), 'data set')} "
+        f"({', '.join(manifest[:12] for manifest in one['manifests'])})"
+    )
 
 
 @click.group()
 def model() -> None:
-    """Models for the embedded engine: list, get, use, remove.
+    """Models for the embedded engine: list, get, use, remove; and two of them compared.
 
     They are kept under MARCO_HOME (.marco). MARCO_MODEL, where it is set, comes before the
     default: a path, or the name of an installed model.
@@ -83,3 +131,40 @@ def remove(name: str) -> None:
     """Delete an installed model."""
     models.remove(settings_module.load(), name)
     output.report({"removed": name}, f"{name} is removed.")
+
+
+@model.command(cls=options.JsonCommand)
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@options.tenants
+@click.option("--changed", type=click.IntRange(0), default=20, show_default=True, metavar="N",
+              help="List so many of the questions with another best answer.")  # fmt: skip
+def compare(old: str, new: str, changed: int) -> None:
+    """Compare two revisions of models on the questions that both searched.
+
+    OLD and NEW are a model's name or the beginning of a revision. Of each question the latest
+    job with each counts, searched with the same options but for the seed. Intervals are 95 %,
+    by the paired bootstrap.
+    """
+    from marco_search.cli.session import session
+    from marco_search.evaluation import comparison
+    from marco_search.store.reads import revisions
+
+    with session(needs_redis=False) as opened, opened.database.transaction() as conn:
+        known = revisions.revisions(conn)
+        sides = [revisions.named(known, word) for word in (old, new)]
+        pairs = revisions.pairs(conn, *sides, tenant=opened.tenant)
+    if not pairs:
+        raise QueryRefused("the two revisions have no question in common")
+    found, other = comparison.compare(pairs), [pair for pair in pairs if pair.changed][:changed]
+    origins = [asdict(side) for side in sides]
+    data = {
+        "old": origins[0],
+        "new": origins[1],
+        "compared": [one.to_json() for one in found],
+        "changed": [asdict(pair) for pair in other],
+    }
+    shown = [text_table(COMPARED, found)]
+    if other:
+        shown.append(text_table(CHANGED, other, width=output.terminal_width()))
+    output.report(data, f"old: {_origin(origins[0])}", f"new: {_origin(origins[1])}", *shown)

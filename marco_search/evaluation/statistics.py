@@ -55,6 +55,10 @@ class Paired:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
+    def __str__(self) -> str:
+        difference, low, high = (100 * x for x in (self.difference, self.low, self.high))
+        return f"{difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+
 
 def paired(
     first: Sequence[bool], second: Sequence[bool], *, seed: int = 0, rounds: int = 10_000
@@ -89,6 +93,9 @@ class Ratio:
     low: float  #: 95 % percentile interval of the paired bootstrap
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
+
 
 def ratio(
     first: Sequence[float], second: Sequence[float], *, seed: int = 0, rounds: int = 1000
@@ -96,8 +103,8 @@ def ratio(
     """The ratio of the sums, problem by problem. Raises ValueError if the lengths differ."""
     pairs, random = np.array([first, second], dtype=float), np.random.default_rng(seed)
     n = pairs.shape[1]
-    drawn = pairs[:, random.integers(n, size=(rounds, n))].sum(axis=2)
-    low, high = np.percentile(drawn[0] / drawn[1], [2.5, 97.5])
+    drawn = np.array([pairs[:, random.integers(n, size=n)].sum(axis=1) for _ in range(rounds)])
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     mine, theirs = pairs.sum(axis=1)
     return Ratio(ratio=float(mine / theirs), low=float(low), high=float(high))
 

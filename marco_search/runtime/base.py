@@ -6,14 +6,33 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from marco_search.search.branches import Branch, Expansion, Message
 from marco_search.text import HIDDEN, one_line, redacted
 
 UNKNOWN = "unknown"
 """A version, model or revision that the server does not tell."""
+
+
+_Text = Annotated[str, Field(max_length=1024)]
+
+
+class Training(BaseModel):
+    """What a model was fine-tuned from and on: marco_training.json of its folder."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    parent_model: _Text
+    parent_revision: _Text
+    #: manifest_sha256 of each data set
+    manifests: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = Field(max_length=1000)
+    config_sha256: _Text | None = None
+    method: _Text  #: sft or dpo
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +48,7 @@ class RuntimeInfo:
     #: What it can't do or say, in words for people. Not stored.
     lacks: tuple[str, ...] = ()
     tokenizer: str = ""  #: folder or Hub name of a server's tokenizer, if it says
+    training: Training | None = None  #: None: it is not told, or was not trained by us
     own_template: bool = True  #: False: prompts are in ChatML, as no chat template was found
 
 

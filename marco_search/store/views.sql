@@ -296,6 +296,74 @@ COMMENT ON COLUMN audit.attempts.ended IS
 COMMENT ON COLUMN audit.attempts.ended_at IS 'When that was';
 COMMENT ON COLUMN audit.attempts.error IS 'The error it ended with';
 
+CREATE VIEW audit.models WITH (security_invoker = true) AS
+SELECT model, revision, training ->> 'method' AS method,
+    training ->> 'parent_model' AS parent_model,
+    training ->> 'parent_revision' AS parent_revision,
+    ARRAY(SELECT jsonb_array_elements_text(training -> 'manifests')) AS manifests,
+    training ->> 'config_sha256' AS config_sha256, (training ->> 'seed')::bigint AS seed,
+    count(DISTINCT job_id) AS jobs, min(started_at) AS first_used, max(started_at) AS last_used
+FROM public.attempts WHERE model IS NOT NULL GROUP BY model, revision, training;
+COMMENT ON VIEW audit.models IS
+    'Revisions of models that jobs were searched with, and what each was fine-tuned from and on';
+COMMENT ON COLUMN audit.models.method IS
+    'How it was trained: sft, dpo; null, as below: its folder does not say';
+COMMENT ON COLUMN audit.models.parent_model IS 'Model that it was fine-tuned from';
+COMMENT ON COLUMN audit.models.parent_revision IS 'Revision of that';
+COMMENT ON COLUMN audit.models.manifests IS 'SHA-256 of the manifest of each data set';
+COMMENT ON COLUMN audit.models.config_sha256 IS 'SHA-256 of the configuration of the training';
+COMMENT ON COLUMN audit.models.seed IS 'Seed of the training';
+COMMENT ON COLUMN audit.models.jobs IS 'Jobs searched with it';
+COMMENT ON COLUMN audit.models.first_used IS 'First claim of a job with it';
+COMMENT ON COLUMN audit.models.last_used IS 'Last claim';
+
+-- The same question: the same request, but for what has no part in the search, and the seed.
+-- Of each revision the latest job with it. A condition on a revision goes into the scans.
+CREATE VIEW audit.revision_pairs WITH (security_invoker = true) AS
+WITH latest AS NOT MATERIALIZED (
+    SELECT DISTINCT ON (model, revision, tenant, request) plan ->> 'model' AS model,
+        plan ->> 'revision' AS revision, tenant, request, id, kind, {subject} AS subject,
+        payload #>> '{options,strategy}' AS strategy, expected, answer, correct, confidence,
+        generated_tokens
+    FROM public.jobs CROSS JOIN LATERAL (
+        SELECT payload - ARRAY['priority', 'deadline', 'expires_in_s', 'metadata', 'endpoint']
+            #- '{options,seed}' AS request
+    ) AS asked
+    WHERE state = 'succeeded' AND redacted_at IS NULL
+    ORDER BY model, revision, tenant, request, id DESC
+)
+SELECT o.tenant, o.kind, o.subject, o.strategy,
+    o.model AS old_model, o.revision AS old_revision, o.id AS old_job, o.answer AS old_answer,
+    o.correct AS old_correct, o.confidence AS old_confidence, o.generated_tokens AS old_tokens,
+    n.model AS new_model, n.revision AS new_revision, n.id AS new_job, n.answer AS new_answer,
+    n.correct AS new_correct, n.confidence AS new_confidence, n.generated_tokens AS new_tokens,
+    coalesce(a.key, o.answer) IS DISTINCT FROM coalesce(b.key, n.answer) AS changed
+FROM latest AS o
+JOIN latest AS n USING (tenant, request)
+LEFT JOIN public.answers AS a ON a.job_id = o.id AND a.rank = 1
+LEFT JOIN public.answers AS b ON b.job_id = n.id AND b.rank = 1
+WHERE (o.model, o.revision) <> (n.model, n.revision);
+COMMENT ON VIEW audit.revision_pairs IS
+    'The same question searched with two revisions of models, in both directions: give both';
+COMMENT ON COLUMN audit.revision_pairs.subject IS 'The question, text or prompt';
+COMMENT ON COLUMN audit.revision_pairs.strategy IS 'How it is searched: the same with both';
+COMMENT ON COLUMN audit.revision_pairs.old_job IS 'The latest job that it searched';
+COMMENT ON COLUMN audit.revision_pairs.new_job IS 'The latest job that it searched';
+COMMENT ON COLUMN audit.revision_pairs.changed IS 'Whether the best answers differ';
+
+DO $$ DECLARE about text[]; BEGIN
+    FOREACH about SLICE 1 IN ARRAY ARRAY[
+        ['model', 'Name of the %s model'], ['revision', 'Revision of its weights'],
+        ['answer', 'Its best answer'], ['correct', 'Whether that is the expected one'],
+        ['confidence', 'Its mean confidence, 0 to 1'], ['tokens', 'Tokens it generated']
+    ] LOOP
+        EXECUTE format('COMMENT ON COLUMN audit.revision_pairs.%I IS %L',
+            'old_' || about[1], format(about[2], 'one'));
+        EXECUTE format('COMMENT ON COLUMN audit.revision_pairs.%I IS %L',
+            'new_' || about[1], format(about[2], 'other'));
+    END LOOP;
+END $$;
+
 CREATE VIEW audit.events WITH (security_invoker = true) AS
 SELECT job_id, id AS event_id, at, generation, event, detail FROM public.audit_log;
 COMMENT ON VIEW audit.events IS 'What happened to each job, in order';

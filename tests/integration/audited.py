@@ -16,7 +16,7 @@ from marco_search.errors import ModelRefused, RuntimeUnavailable
 from marco_search.jobs import Job
 from marco_search.kinds import OpenEndedJob
 from marco_search.learning.manifest import Source, register
-from marco_search.runtime.base import RuntimeInfo
+from marco_search.runtime.base import RuntimeInfo, Training
 from marco_search.store.db import Database
 from marco_search.store.queue import batches, jobs
 from marco_search.store.queue.batches import BatchLine
@@ -37,13 +37,17 @@ class Killed(BaseException):
 
 
 class Newer(ToyRuntime):
-    """The same model with other weights."""
+    """The same model, fine-tuned."""
 
     @property
     def info(self) -> RuntimeInfo:
         return RuntimeInfo(
-            name="toy", version="1", model="toy-marco-o1", revision="1" * 64, context_tokens=4096
-        )
+            name="toy", version="1", model="toy-marco-o1", revision="1" * 64, context_tokens=4096,
+            training=Training(
+                parent_model="toy-marco-o1", parent_revision="0" * 64, manifests=["d" * 64],
+                config_sha256="c" * 64, method="sft", seed=3,
+            ),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +106,9 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
         "patchy", question("Half of it fails?", expected="1", options={"rollouts": 24, "seed": 1})
     )
     run("patchy", ToyRuntime(failing=0.3))
-    submit("newer", question("With other weights?"))
-    run("newer", Newer(), "two")
+    options = {"seed": 9, "rollouts": 24, "reflection": "branch"}
+    submit("newer", question("Question 1?", expected="1", options=options))
+    run("newer", Newer(("5", "1")), "two")
     submit("resumed", question("Went on elsewhere?", options={"rollouts": 24}))
     run("resumed", Interrupted(1, _raising(Killed())), "one")
     again()

@@ -219,6 +219,7 @@ AS_IN_0006 = """
     ALTER TABLE jobs DROP begun_on, DROP parked_at, ADD CONSTRAINT ck_jobs_kind CHECK (true);
     CREATE INDEX ix_jobs_line ON jobs (tenant, turn_at);
     ALTER TABLE chain DROP format;
+    ALTER TABLE attempts DROP training;
     ALTER TABLE rollouts DROP scores, DROP forced;
     DROP TABLE dataset_samples, datasets;
     DROP TABLE file_parts, files, api_keys, webhook_deliveries, webhooks, redactions, batch_lines;

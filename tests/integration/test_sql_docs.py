@@ -335,10 +335,16 @@ def calibration(asked: Asked) -> None:
 
 
 def duplicates(asked: Asked) -> None:
-    (row,) = asked(23)
-    given = {asked.jobs()[f"acme{i}"].answer for i in range(3)}
-    assert (row["subject"], row["jobs"]) == ("A name for a bakery?", 3)
-    assert (row["answers"], set(row["given"])) == (len(given), given)
+    jobs = asked.jobs()
+    found = {row["subject"]: (row["jobs"], row["answers"], set(row["given"])) for row in asked(23)}
+    names = {
+        "A name for a bakery?": ["acme0", "acme1", "acme2"],
+        "Question 1?": ["plain1", "newer"],
+    }
+    for subject, asked_as in names.items():
+        given = {jobs[name].answer for name in asked_as}
+        assert found.pop(subject) == (len(asked_as), len(given), given)
+    assert not found
 
 
 def failures(asked: Asked) -> None:
@@ -356,13 +362,32 @@ def refused_lines(asked: Asked) -> None:
     assert (row["line"], row["custom_id"], row["field"]) == (99, "q99", "question")
 
 
+def lineage(asked: Asked) -> None:
+    trained, base = sorted(asked(26), key=lambda row: row["method"] is None)
+    assert (base["revision"], base["manifests"]) == ("0" * 64, [])
+    assert (trained["revision"], trained["parent_revision"]) == ("1" * 64, base["revision"])
+    assert (trained["method"], trained["manifests"], trained["jobs"]) == ("sft", ["d" * 64], 1)
+
+
+def fine_tuned(asked: Asked) -> None:
+    (row,) = asked(27)
+    old, new = asked.jobs()["plain1"], asked.jobs()["newer"]
+    assert (row["revision"], row["parent_revision"]) == (new.revision, old.revision)
+    assert (row["questions"], row["changed"]) == (1, int(old.answer != new.answer))
+    assert (row["mended"], row["broken"]) == (
+        int(bool(new.correct and not old.correct)),
+        int(bool(old.correct and not new.correct)),
+    )
+    assert row["tokens"] == pytest.approx(new.generated_tokens / old.generated_tokens)
+
+
 CHECKS: dict[int, Callable[[Asked], None]] = dict(
     enumerate(
         (
             *(answers, turning_points, least_sure, candidates, reflections, winning_path),
             *(most_visited, leads, broken_branches, attempts, time_line, cache, cost),
             *(narrow_votes, outvoted, retries, resumed, models, waiting, by_day, batches),
-            *(calibration, duplicates, failures, refused_lines),
+            *(calibration, duplicates, failures, refused_lines, lineage, fine_tuned),
         ),
         start=1,
     )

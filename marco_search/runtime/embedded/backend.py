@@ -27,7 +27,7 @@ from marco_search.runtime.embedded.cache import RadixCache
 from marco_search.runtime.embedded.checkpoint import ModelConfig, read_config, read_weights
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.engine import Engine
-from marco_search.runtime.embedded.files import fingerprint, open_files
+from marco_search.runtime.embedded.files import fingerprint, open_files, training_of
 from marco_search.runtime.embedded.linear import Team, blas_name, one_blas_thread
 from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 from marco_search.runtime.program import ForkRuntime, error_value, params_of
@@ -92,6 +92,7 @@ def _load(path: Path, threads: int) -> LoadedModel:
         revision=fingerprint(files),
         context_tokens=config.context_tokens,
         exact=True,
+        training=training_of(files.path),
     )
     return LoadedModel(config, tokenizer, read_chat_template(files), decoder, info)
 

@@ -6,10 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from marco_search.errors import ModelRefused
-from marco_search.runtime.embedded.folder import Folder
+from marco_search.runtime.base import Training
+from marco_search.runtime.embedded.folder import Folder, read_json
 from marco_search.runtime.embedded.gguf_file import GgufFile
 from marco_search.runtime.embedded.linear import Floats
+from marco_search.text import one_line
 
 
 class ModelFiles(Protocol):
@@ -61,3 +65,24 @@ def fingerprint(files: ModelFiles) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+TRAINING = "marco_training.json"
+
+
+def training_of(path: Path) -> Training | None:
+    """What the model in this folder was trained from, or what such a file says; None: nothing.
+
+    Raises ModelRefused for a file that can't be read: the trail would say less than is known.
+    """
+    file = path / TRAINING if path.is_dir() else path
+    if file.suffix != ".json" or not (data := read_json(file, required=False)):
+        return None
+    try:
+        return Training.model_validate(data)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ModelRefused(
+            f"{file} does not say what the model was trained from ({one_line(wrong)[:300]}): "
+            "correct it, or remove it"
+        ) from None

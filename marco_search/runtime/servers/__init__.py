@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from marco_search import models
 from marco_search.errors import InvalidSettings, ModelRefused
-from marco_search.runtime.base import Render, Runtime, RuntimeInfo
+from marco_search.runtime.base import Render, Runtime, RuntimeInfo, Training
 from marco_search.runtime.chat import compile_template, read_chat_template
-from marco_search.runtime.embedded.files import open_files
+from marco_search.runtime.embedded.files import TRAINING, open_files, training_of
 from marco_search.runtime.program import ForkRuntime
 from marco_search.runtime.servers.backend import ServersBackend
 from marco_search.runtime.servers.connections import api_key_of
@@ -37,12 +38,13 @@ def open_servers(
     try:
         _check_model(settings, backend.info)
         render = _own_template(settings, backend.info, servers)
+        info = replace(backend.info, training=_training(settings, backend.info))
     except ModelRefused:
         backend.shutdown()
         raise
     return ForkRuntime(
         backend,
-        backend.info,
+        info,
         render,
         timeout_s=settings.runtime_timeout_s,
         api_key=api_key_of(settings),
@@ -61,6 +63,22 @@ def _own_template(
         return compile_template(*told)
     folder = models.chosen(settings) if settings.model else _tokenizer_folder(info)
     return read_chat_template(open_files(folder)) if folder else None
+
+
+def _training(settings: Settings, info: RuntimeInfo) -> Training | None:
+    """What the served model was trained from: as set, or as its folder on this machine says.
+
+    Raises InvalidSettings if what is set is not there, ModelRefused for a malformed file.
+    """
+    if settings.runtime_training is None:
+        return training_of(Path(info.model)) if Path(info.model).is_absolute() else None
+    found = training_of(settings.runtime_training)
+    if found is None:
+        raise InvalidSettings(
+            f"MARCO_RUNTIME_TRAINING: {settings.runtime_training} is neither a {TRAINING} nor a "
+            "folder with one"
+        )
+    return found
 
 
 def _tokenizer_folder(info: RuntimeInfo) -> Path | None:

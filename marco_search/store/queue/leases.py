@@ -154,13 +154,15 @@ def begin(
     conn.execute(
         """
         INSERT INTO attempts (job_id, generation, worker, host, pid, runtime, runtime_version,
-            model, revision, config, prompt, seed)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+            model, revision, training, config, prompt, seed)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
         """,
         [
             lease.job_id, lease.generation, worker.name, worker.host, worker.pid,
             info and info.name, info and info.version, info and info.model,
-            info and info.revision, plan and Jsonb(plan["config"]), plan and plan["prompt"],
+            info and info.revision,
+            info and info.training and Jsonb(info.training.model_dump()),
+            plan and Jsonb(plan["config"]), plan and plan["prompt"],
             plan and plan["config"]["seed"],
         ],
     )  # fmt: skip

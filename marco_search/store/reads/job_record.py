@@ -72,6 +72,7 @@ class AttemptRow:
     config: dict[str, Any] | None
     prompt: str | None
     started_at: datetime
+    training: dict[str, Any] | None = None  #: see runtime.base.Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
