@@ -15,6 +15,7 @@ from marco_search import doctor
 from marco_search import settings as settings_module
 from marco_search.cli.main import main
 from marco_search.errors import RuntimeUnavailable
+from marco_search.runtime.base import Training
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import scheduling
@@ -29,6 +30,7 @@ from tests.integration.toys import (
     environment,
     insert,
     question,
+    run_job,
     runner,
     settings_for,
     tick,
@@ -211,6 +213,47 @@ def test_the_commands_say_it_and_start_them_over(
     assert list(marco("requeue", "--restart", "--all")["restarted"]) == [str(jobs[1])]
     assert marco("status")["missing_models"] == []
     assert marco("dead", "requeue", "--restart", "--all")["restarted"] == {}
+
+
+class FineTuned(Newer):
+    """Trained by us on a data set."""
+
+    @property
+    def info(self) -> Any:
+        return replace(super().info, training=TRAINING)
+
+
+TRAINING = Training(
+    parent_model="toy-marco-o1", parent_revision="0" * 64, manifests=["d" * 64], method="sft"
+)
+
+
+def test_two_revisions_compare_on_the_questions_of_both(
+    settings: Settings, database: Database, database_url: str, marco: Marco
+) -> None:
+    for runtime in (ToyRuntime(("1", "2")), FineTuned(("2",))):
+        asked = [question(f"Question {i}?", expected="2", options={"seed": i}) for i in range(4)]
+        for stored in insert(database, *asked, question("Other?", tenant="other")):
+            run_job(runner(settings, database, runtime), database, stored.id)
+    found = marco("model", "compare", "0000", "toy-marco-o1 1111", "--changed", "1")
+    assert (found["old"]["method"], found["new"]["method"]) == (None, "sft")
+    assert (found["new"]["parent_revision"], found["new"]["manifests"]) == ("0" * 64, ["d" * 64])
+    (compared,) = found["compared"]
+    assert (compared["questions"], compared["new"]["accuracy"]) == (4, 1.0)
+    wrong = round(4 * (1 - compared["old"]["accuracy"]))
+    assert (compared["changed"], compared["accuracy"]["only_first"]) == (wrong, wrong)
+    assert [pair["new_answer"] for pair in found["changed"]] == ["2"] * min(1, wrong)
+    assert (
+        marco("model", "compare", "0000", "1111", "--all-tenants")["compared"][0]["questions"] == 5
+    )
+    marco("model", "compare", "toy-marco-o1", "1111", code=2)  # both are called so
+
+    # What it was trained on is part of the proof.
+    assert verify_all(database_url).ok
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        conn.execute("UPDATE attempts SET training = NULL WHERE job_id = %s", [stored.id])
+    assert "attempts" in str(verify_all(database_url).findings)
 
 
 AS_IN_0006 = """

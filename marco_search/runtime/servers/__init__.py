@@ -39,7 +39,7 @@ def open_servers(
         _check_model(settings, backend.info)
         render = _own_template(settings, backend.info, servers)
         info = replace(backend.info, training=_training(settings, backend.info))
-    except ModelRefused:
+    except (InvalidSettings, ModelRefused):
         backend.shutdown()
         raise
     return ForkRuntime(

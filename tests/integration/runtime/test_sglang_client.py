@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +155,19 @@ def test_a_server_with_another_model_is_refused(server: Server) -> None:
         runtime(server, MARCO_RUNTIME_REVISION="v2"),
     ):
         pass
+
+
+def test_what_a_served_model_was_trained_on_may_be_set(server: Server, tmp_path: Path) -> None:
+    with (
+        pytest.raises(InvalidSettings, match="MARCO_RUNTIME_TRAINING"),
+        runtime(server, MARCO_RUNTIME_TRAINING=str(tmp_path)),
+    ):
+        pass
+    training = {"parent_model": "m", "parent_revision": "v0", "manifests": [], "method": "dpo"}
+    (tmp_path / "marco_training.json").write_text(json.dumps(training))
+    with runtime(server, MARCO_RUNTIME_TRAINING=str(tmp_path)) as opened:
+        assert opened.info.training is not None
+        assert opened.info.training.method == "dpo"
 
 
 def test_a_server_that_has_only_the_newer_paths_will_do(server: Server) -> None:

@@ -94,6 +94,25 @@ def test_the_same_weights_have_the_same_revision(tmp_path: Path) -> None:
     assert infos[0].context_tokens == 512
 
 
+def test_a_folder_says_what_its_model_was_trained_from(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    base = load_model(folder).info
+    assert base.training is None
+    training = {
+        "parent_model": "pocket", "parent_revision": "a" * 64, "manifests": ["b" * 64],
+        "config_sha256": "c" * 64, "method": "sft", "seed": 3,
+    }  # fmt: skip
+    file = folder / "marco_training.json"
+    file.write_text(json.dumps(training | {"more": "is left out"}))
+    info = load_model(folder).info
+    assert info.training is not None
+    assert (info.revision, info.training.model_dump()) == (base.revision, training)
+    for wrong in ({"manifests": ["b"]}, {"parent_model": None}, {"seed": "3"}):
+        file.write_text(json.dumps(training | wrong))
+        with pytest.raises(ModelRefused, match=rf"marco_training.json .*{next(iter(wrong))}"):
+            load_model(folder)
+
+
 def test_bf16_is_written_to_the_nearest(tmp_path: Path) -> None:
     values = np.array([1.0, 1.00390625, -2.5, 3.1415927, 1e-3], np.float32)
     write_file(tmp_path / "x.safetensors", {"x": values}, dtype="BF16")
