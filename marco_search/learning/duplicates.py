@@ -1,0 +1,148 @@
+"""Exact and near duplicates, found in constant memory: MinHash bands in a temporary SQLite file.
+
+A text is the set of its shingles, runs of SHINGLE tokens. The share of shingles that two texts
+have in common (Jaccard) is that of equal places in their signatures, give or take 0.05. Texts
+with one of BANDS bands of a signature in common are compared, the others never: at a share of 0.9
+that finds 99 in 100, at 0.8 three in four (Leskovec et al., Mining of Massive Datasets, 3.4).
+
+Two questions that differ in a number are two questions, however alike their words: samples
+count as near duplicates only if the numbers of their prompts are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+import tempfile
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marco_search.learning.filters import Rule
+from marco_search.learning.samples import Message, Pair, Sample
+
+THRESHOLD = 0.8
+"""From this share of common shingles on, two texts are near duplicates."""
+SHINGLE = 3
+BANDS, _ROWS = 8, 8
+_HASHES = BANDS * _ROWS
+_TABLES = """
+PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-32768;
+CREATE TABLE ids (id INTEGER PRIMARY KEY);
+CREATE TABLE signatures (number INTEGER PRIMARY KEY, id TEXT, signature BLOB);
+CREATE TABLE bands (band INTEGER PRIMARY KEY, number INTEGER);
+BEGIN;
+"""
+_CANDIDATES = (
+    "SELECT DISTINCT id, signature FROM bands JOIN signatures USING (number)"
+    " WHERE band IN (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_TOKEN = re.compile(rf"[{_CJK}]|\d+(?:[.,]\d+)*|[^\W\d_{_CJK}]+|[-+*/=^<>]")
+_MULTIPLIERS, _OFFSETS = (
+    np.random.default_rng(seed).integers(1, 2**63, _HASHES, dtype=np.uint64) | np.uint64(1)
+    for seed in (1, 2)
+)
+
+
+def tokens(text: str) -> list[str]:
+    """Words, numbers, signs of arithmetic and single Chinese, Japanese or Korean characters.
+
+    In lower case and compatibility form (NFKC): full-width digits are digits.
+    """
+    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def numbers(words: Sequence[str]) -> list[str]:
+    """Those of the tokens that are numbers."""
+    return [word for word in words if word[0].isdigit()]
+
+
+@lru_cache(maxsize=1 << 16)
+def _token_hash(token: str) -> int:
+    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "big")
+
+
+def ngram_hashes(words: Sequence[str], n: int) -> Any:
+    """Hashes (uint64) of the distinct runs of `n` tokens; of all, where there are fewer."""
+    n = max(1, min(n, len(words)))
+    hashes = np.fromiter(map(_token_hash, words), dtype=np.uint64, count=len(words))
+    found = hashes[: len(hashes) - n + 1].copy()
+    for i in range(1, n):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - n + 1 + i]
+    return np.unique(found)
+
+
+def signature(words: Sequence[str]) -> Any:
+    """MinHash of a text: _HASHES numbers (uint32). Empty texts have equal ones."""
+    shingles = ngram_hashes(words, SHINGLE)
+    if not len(shingles):
+        return np.zeros(_HASHES, dtype=np.uint32)
+    # Multiply-add-shift (Dietzfelbinger): the high half of a 64-bit word.
+    mixed = (shingles[:, None] * _MULTIPLIERS + _OFFSETS) >> np.uint64(32)
+    return mixed.min(axis=0).astype(np.uint32)
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """16 hex digits: the same for prompts whose users say the same tokens."""
+    said = [t for m in prompt if m["role"] == "user" for t in tokens(m["content"])]
+    return hashlib.sha256(" ".join(said).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def rules(threshold: float | None = THRESHOLD) -> Iterator[dict[str, Rule]]:
+    """The rules "duplicate" and "near_duplicate": of rows that are alike the first one stays.
+
+    `threshold` is the share of common shingles; None: exact duplicates only.
+    """
+    with tempfile.TemporaryDirectory(prefix="marco-duplicates-") as folder:
+        db = sqlite3.connect(Path(folder) / "index.sqlite", isolation_level=None)
+        db.executescript(_TABLES)
+        found = {"duplicate": Rule(partial(_equal, db))}
+        if threshold is not None:
+            about = {"threshold": threshold, "shingle": SHINGLE, "hashes": _HASHES, "bands": BANDS}
+            found["near_duplicate"] = Rule(partial(_near, db, threshold), about)
+        try:
+            yield found
+        finally:
+            db.close()
+
+
+def _equal(db: sqlite3.Connection, row: Sample | Pair) -> str | None:
+    key = int(row.id, 16) - (1 << 63)  # SQLite's integers have a sign
+    new = db.execute("INSERT OR IGNORE INTO ids VALUES (?)", (key,)).rowcount
+    return None if new else f"the same text as {row.id}"
+
+
+def _near(db: sqlite3.Connection, threshold: float, row: Sample | Pair) -> str | None:
+    prompt = [word for message in row.prompt for word in tokens(message["content"])]
+    texts = (row.response,) if isinstance(row, Sample) else _sides(row)
+    ours = signature(prompt + [word for text in texts for word in tokens(text)])
+    bands = _bands(ours, prompt)
+    for other, theirs in db.execute(_CANDIDATES, bands):
+        share = float(np.mean(np.frombuffer(theirs, dtype=np.uint32) == ours))
+        if share >= threshold:
+            return f"about {share:.0%} of its runs of {SHINGLE} words are in {other}"
+    number = db.execute(
+        "INSERT INTO signatures (id, signature) VALUES (?, ?)", (row.id, ours.tobytes())
+    ).lastrowid
+    db.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(b, number) for b in bands])
+    return None
+
+
+def _sides(pair: Pair) -> tuple[str, ...]:
+    return tuple(m["content"] for side in (pair.chosen, pair.rejected) for m in side)
+
+
+def _bands(signature: Any, words: Sequence[str]) -> list[int]:
+    """Keys of the bands; those of prompts with other numbers all differ."""
+    key = _token_hash(" ".join(numbers(words)))
+    keys = (signature.astype(np.uint64) * _MULTIPLIERS).reshape(BANDS, _ROWS).sum(axis=1)
+    keys = (keys + np.uint64(key)) * _MULTIPLIERS[:BANDS]
+    return list(keys.view(np.int64).tolist())
