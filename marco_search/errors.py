@@ -269,3 +269,9 @@ class VerificationStopped(MarcoError):
     """A process of the verification was killed: its part was not checked."""
 
     retryable = True
+
+
+class TrailBroken(MarcoError):
+    """Jobs that something was to be made from do not verify: nothing was made."""
+
+    exit_code = 9

@@ -16,7 +16,7 @@ from marco_search.errors import InvalidSettings
 from marco_search.export.tables import TABLES, Filter, write
 
 FORMATS = ("jsonl", "parquet", "otlp-json")
-_moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
+moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
 
 @command()
@@ -33,8 +33,8 @@ _moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"
 @click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
 @click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch.")
 @tenants
-@click.option("--since", type=_moment, metavar="TIME", help="Submitted at or after, UTC.")
-@click.option("--until", type=_moment, metavar="TIME", help="Submitted before, UTC.")
+@click.option("--since", type=moment, metavar="TIME", help="Submitted at or after, UTC.")
+@click.option("--until", type=moment, metavar="TIME", help="Submitted before, UTC.")
 @click.option("--no-text", is_flag=True, help="Leave out what people and the model wrote.")
 def export(
     folder: Path | None, file_format: str, otlp: str | None, tables: tuple[str, ...],
@@ -60,8 +60,8 @@ def export(
             jobs=here.find(jobs),
             batch=batch,
             tenant=here.tenant,
-            since=_utc(since),
-            until=_utc(until),
+            since=utc(since),
+            until=utc(until),
         )
         written: dict[str, int] = {}
         if folder is None or file_format == "otlp-json":
@@ -81,7 +81,7 @@ def export(
     output.report(written, *(f"{what}: {count:,}" for what, count in written.items()))
 
 
-def _utc(moment: datetime | None) -> datetime | None:
+def utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 

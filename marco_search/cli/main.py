@@ -45,6 +45,7 @@ COMMANDS = {
     "verify": ("audit_commands", "Check that nothing stored was changed; else name the row."),
     "anchor": ("audit_commands", "Print the head of the chain of hashes, signed, to keep."),
     "export": ("export_command", "Write jobs, trees and tokens to files, or send traces."),
+    "dataset": ("dataset_commands", "Data sets for training: from traces, filter, mix, trace."),
     "redact": ("audit_commands", "Replace the texts of jobs by salted hashes, for good."),
     "archive": ("audit_commands", "Move months of trees to Parquet files with their proofs."),
     "model": ("model_commands", "Models for the embedded engine: list, get, use, remove."),

@@ -32,6 +32,9 @@ class Filter:
     tenant: str | None = None
     since: datetime | None = None  #: submitted at or after
     until: datetime | None = None  #: submitted before
+    strategy: str | None = None  #: how it was searched
+    model: str | None = None
+    revision: str | None = None  #: of the model, or how it begins
 
     def condition(self) -> tuple[str, dict[str, Any]]:
         """SQL about a row `j` of audit.jobs, and its parameters."""
@@ -45,6 +48,9 @@ _CONDITIONS = {
     "tenant": "j.tenant = %(tenant)s",
     "since": "j.created_at >= %(since)s",
     "until": "j.created_at < %(until)s",
+    "strategy": "j.config ->> 'strategy' = %(strategy)s",
+    "model": "j.model = %(model)s",
+    "revision": "starts_with(j.revision, %(revision)s)",
 }
 _CONTENT = {
     column.name

@@ -85,7 +85,7 @@ class Kind(ABC, Generic[JobT]):
 
     def thought(self, text: str, turn: TurnFormat = MARCO_O1) -> str:
         """The Thought part alone: up to its end, else to the output, else to the end."""
-        body = _trimmed(text, turn).lstrip()
+        body = without_end(text, turn).lstrip()
         body = body.removeprefix(turn.thought)
         # A thought that went on after it was closed runs to its last end.
         end = _last(body, turn.thought_ends)
@@ -100,7 +100,7 @@ class Kind(ABC, Generic[JobT]):
         if start >= 0:
             part = text[start + len(turn.output) : end]
         else:
-            part = _open_output(_trimmed(text, turn), turn)
+            part = _open_output(without_end(text, turn), turn)
         return part.strip() or None
 
     def answer(self, text: str, turn: TurnFormat = MARCO_O1) -> ExtractedAnswer | None:
@@ -143,8 +143,8 @@ def _last(text: str, texts: Sequence[str]) -> int:
     return max(map(text.rfind, texts), default=-1)
 
 
-def _trimmed(text: str, turn: TurnFormat) -> str:
-    """`text` without what ended it."""
+def without_end(text: str, turn: TurnFormat) -> str:
+    """A turn without what ended it: special tokens and stop texts, but an output's end tag."""
     text = text.rstrip()
     for end in (*TURN_END, *turn.stops):
         if end != turn.end_of_output:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
@@ -61,6 +61,11 @@ def check_one(conn: Conn, job_id: UUID) -> tuple[JobReport, list[SealedRun]]:
     """The report on a job of the table, and its links."""
     where = rows.of_jobs([job_id])
     return next(_check(conn, where)), list(_sealed_runs(conn, [job_id])[job_id])
+
+
+def check_jobs(conn: Conn, job_ids: Sequence[UUID]) -> Iterator[JobReport]:
+    """Check some jobs, as `verify_job` does each."""
+    return _check(conn, rows.of_jobs(job_ids), job_ids)
 
 
 def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[JobReport]:

@@ -1,0 +1,376 @@
+"""Samples from stored trees: of each job the best path to its answer, if the rules keep it.
+
+Jobs are read a few at a time from one moment of the database, and each is verified first: what a
+model learns is what the trail proves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from random import Random
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from marco_search import profiles
+from marco_search.engine import profile_of
+from marco_search.errors import InvalidProfile, TrailBroken
+from marco_search.export.tables import Filter
+from marco_search.jobs import Answer, Job, JobState
+from marco_search.kinds import kind_of, parse_job
+from marco_search.kinds.base import without_end
+from marco_search.learning.manifest import Dropped
+from marco_search.learning.samples import Message, Sample
+from marco_search.search.actions import Action
+from marco_search.search.config import SearchConfig
+from marco_search.search.rewards import CONFIDENCE, VERIFIER
+from marco_search.search.tree import Rollout
+from marco_search.store import views
+from marco_search.store.db import Conn
+from marco_search.store.reads import job_record, queries
+from marco_search.store.reads.job_record import TreeRow
+from marco_search.store.seal.verification import check_jobs
+from marco_search.store.trail import trail
+
+_JOBS_AT_ONCE, _NODES_AT_ONCE = 100, 10_000
+"""Verified together: some 50 MB."""
+_SHOWN = 5
+ACCEPTED = 0.5
+"""The least that a verifier says of an answer that counts as right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a job must come to."""
+
+    least_share: float = 0.5  #: of its answer in the vote, 0 to 1
+    least_confidence: float = 0.0  #: of its answer, 0 to 1
+    verified: bool = False  #: its answer must be known to be right
+    reflection: Literal["mended", "kept", "redo"] = "mended"  #: see REFLECTIONS
+    path: Literal["best", "any"] = "best"  #: of those to its answer; any: one at random
+    seed: int = 0  #: of the choice at random
+
+
+REFLECTIONS: Final = {
+    "mended": "a path with a reflection only if the thought before it leads to other answers only",
+    "kept": "any path",
+    "redo": "any path, of one with a reflection what was written after it only",
+}
+"""What becomes of reflections."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """What the view audit.jobs has of a job, and its root in the chain, hex."""
+
+    job_id: UUID
+    tenant: str
+    state: str
+    payload: dict[str, Any]
+    config: dict[str, Any] | None
+    answer: str | None
+    confidence: float | None
+    share: float | None
+    expected: str | None
+    correct: bool | None
+    nodes: int
+    model: str | None
+    revision: str | None
+    redacted_at: Any
+    root: str | None
+
+
+def _unfinished(job: StoredJob, _: Rules) -> str | None:
+    return None if job.state == JobState.SUCCEEDED else f"the job is {job.state}"
+
+
+def _redacted(job: StoredJob, _: Rules) -> str | None:
+    return "its texts were replaced" if job.redacted_at else None
+
+
+def _unanswered(job: StoredJob, _: Rules) -> str | None:
+    return "no rollout reached an answer" if job.answer is None else None
+
+
+def _wrong(job: StoredJob, _: Rules) -> str | None:
+    return "the answer is not the expected one" if job.correct is False else None
+
+
+def _archived(job: StoredJob, _: Rules) -> str | None:
+    return "its tree is in an archive" if job.share is None else None
+
+
+def _undecided(job: StoredJob, rules: Rules) -> str | None:
+    low = job.share is not None and job.share < rules.least_share
+    return f"the answer has {job.share:.2f} of the vote" if low else None
+
+
+def _unsure(job: StoredJob, rules: Rules) -> str | None:
+    low = job.confidence is None or job.confidence < rules.least_confidence
+    return f"the answer's confidence is {job.confidence}" if low else None
+
+
+JOB_RULES: Final[Mapping[str, Callable[[StoredJob, Rules], str | None]]] = {
+    "unfinished": _unfinished,
+    "redacted": _redacted,
+    "unanswered": _unanswered,
+    "wrong": _wrong,
+    "archived": _archived,
+    "undecided": _undecided,
+    "unsure": _unsure,
+}
+"""Rule to what is wrong with a job by it, None if nothing. The first one counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """A job's tree, its prompt, and the rollouts that reach its answer, best first."""
+
+    rules: Rules
+    stored: StoredJob
+    job: Job
+    config: SearchConfig
+    prompt: tuple[Message, ...]
+    nodes: Mapping[int, TreeRow]
+    rollouts: tuple[Rollout, ...]
+    winners: tuple[Rollout, ...]
+
+    def text(self, rollout: Rollout) -> str:
+        """The model's turn, without the special token that ended it."""
+        turn, path = self.config.turn, rollout.path
+        if self.rules.reflection == "redo":
+            path = path[self._reflection(rollout) + 1 :]
+        return without_end(turn.opening + "".join(self.nodes[i].text for i in path), turn)
+
+    def _reflection(self, rollout: Rollout) -> int:
+        """The place of the last reflection on its path; -1: there is none."""
+        places = (i for i, n in enumerate(rollout.path) if self._reflects(n))
+        return max(places, default=-1)
+
+    def _reflects(self, node_id: int) -> bool:
+        return self.nodes[node_id].action == Action.REFLECTION
+
+    def mended(self, rollout: Rollout) -> bool:
+        """Whether the thought before its last reflection leads to other answers only."""
+        at, path = self._reflection(rollout), rollout.path
+        before = {
+            r.rollout_id
+            for r in self.rollouts
+            if r.answer is not None and r.path[:at] == path[:at] and not self._reflects(r.path[at])
+        }
+        return bool(before) and before.isdisjoint(w.rollout_id for w in self.winners)
+
+    def learnable(self, reader: Reader) -> list[Rollout]:
+        """The paths to its answer that the rules keep, best first; if none, `reader` counts why."""
+        rules = self.rules
+        strict = rules.reflection == "mended"
+        good = [w for w in self.winners if not strict or not self.reflected(w) or self.mended(w)]
+        if not good:
+            reason = "no path to the answer without a reflection, and none that one mended"
+            reader.drop(self.stored, "reflection", reason)
+            return []
+        accepted = (True,) if rules.verified else (True, None)
+        known = [w for w in good if self.verified(w) in accepted]
+        if not known:
+            reader.drop(self.stored, "unverified", "neither label nor verifier says it is right")
+        return known
+
+    def reflected(self, rollout: Rollout) -> bool:
+        """Whether there is a reflection on its path."""
+        return self._reflection(rollout) >= 0
+
+    def verified(self, rollout: Rollout) -> bool | None:
+        """Whether a label or a verifier says that its answer is right; None: neither was there.
+
+        Of a rollout that reaches the job's answer.
+        """
+        if self.stored.correct is not None:
+            return self.stored.correct
+        if self.config.reward == VERIFIER and rollout.scores:
+            return rollout.scores[-1] >= ACCEPTED
+        return None
+
+    def about(self, rollout: Rollout) -> dict[str, Any]:
+        """Where its text came from."""
+        return {"rollout": rollout.rollout_id, "nodes": list(rollout.path)}
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads the trees of jobs that the rules keep, and counts what they leave out."""
+
+    conn: Conn  #: of a snapshot
+    rules: Rules = field(default_factory=Rules)
+    dropped: Dropped = field(default_factory=Dropped)
+    jobs: int = 0  #: read so far
+    used: int = 0  #: of those, whose tree was read
+    _roots: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def roots(self) -> str:
+        """SHA-256, hex, over id and root of each job whose tree was read, in order."""
+        return str(self._roots.hexdigest())
+
+    def trees(self, chosen: Filter) -> Iterator[Tree]:
+        """The trees of these jobs, by id. Raises TrailBroken naming jobs that do not verify."""
+        for part in _parts(self._kept(chosen)):
+            self._verify([job.job_id for job in part])
+            for stored in part:
+                job = parse_job(stored.payload)
+                config = SearchConfig.from_json(stored.config or {})
+                prompt = _prompt(job, str(stored.model), config.profile)
+                if prompt is None:
+                    self.drop(stored, "profile", _OTHER_PROFILE.format(config.profile))
+                    continue
+                self.used += 1
+                self._roots.update(f"{stored.job_id} {stored.root}\n".encode())
+                yield self._tree(stored, job, config, prompt)
+
+    def samples(self, chosen: Filter) -> Iterator[Sample]:
+        """A sample of each job that the rules keep, by the job's id."""
+        for tree in self.trees(chosen):
+            if good := tree.learnable(self):
+                one = Random(f"{self.rules.seed} {tree.stored.job_id}").choice
+                yield sample(tree, good[0] if self.rules.path == "best" else one(good))
+
+    def drop(self, job: StoredJob, rule: str, reason: str) -> None:
+        """Count a job that is left out."""
+        self.dropped.add(rule, reason, job=str(job.job_id))
+
+    def _kept(self, chosen: Filter) -> Iterator[StoredJob]:
+        for job in _stream(self.conn, chosen):
+            self.jobs += 1
+            found = ((rule, check(job, self.rules)) for rule, check in JOB_RULES.items())
+            rule, reason = next((one for one in found if one[1]), ("", None))
+            if reason is None:
+                yield job
+            else:
+                self.drop(job, rule, reason)
+
+    def _verify(self, job_ids: list[UUID]) -> None:
+        wrong = [report for report in check_jobs(self.conn, job_ids) if report.findings]
+        if wrong:
+            shown = "; ".join(f"{r.job_id}: {r.findings[0]}" for r in wrong[:_SHOWN])
+            raise TrailBroken(
+                f"nothing was written, {len(wrong)} of {len(job_ids)} jobs do not verify: {shown}. "
+                "`marco verify JOB` says more; a data set is made from what verifies only"
+            )
+
+    def _tree(
+        self, stored: StoredJob, job: Job, config: SearchConfig, prompt: tuple[Message, ...]
+    ) -> Tree:
+        key = str(stored.job_id)
+        answer = queries.answers(self.conn, [key])[key][0]
+        rollouts = tuple(trail.rollouts(self.conn, stored.job_id, schema=views.SCHEMA))
+        return Tree(
+            rules=self.rules,
+            stored=stored,
+            job=job,
+            config=config,
+            prompt=prompt,
+            nodes={row.node_id: row for row in job_record.tree(self.conn, stored.job_id)},
+            rollouts=rollouts,
+            winners=_best_first(rollouts, answer, config),
+        )
+
+
+def sample(tree: Tree, rollout: Rollout) -> Sample:
+    """The sample that a path makes."""
+    stored = tree.stored
+    turn = {"role": "assistant", "content": tree.text(rollout)}
+    return Sample(
+        messages=(*tree.prompt, turn),
+        source="traces",
+        language=language(tree),
+        tenant=stored.tenant,
+        provenance={
+            "job": str(stored.job_id),
+            **tree.about(rollout),
+            "answer": stored.answer,
+            "vote": stored.share,
+            "confidence": stored.confidence,
+            "reflected": tree.reflected(rollout),
+            "verified": tree.verified(rollout),
+            "model": stored.model,
+            "revision": stored.revision,
+            "root": stored.root,
+        },
+    )
+
+
+def language(tree: Tree) -> str:
+    """The language of what was asked."""
+    return profiles.language_of(kind_of(tree.job).user_turn(tree.job))
+
+
+def parameters(rules: Rules) -> dict[str, dict[str, Any]]:
+    """Every rule with what it compares with, for the manifest."""
+    compared: dict[str, dict[str, Any]] = {
+        "undecided": {"least_share": rules.least_share},
+        "unsure": {"least_confidence": rules.least_confidence},
+        "reflection": {"reflection": rules.reflection},
+        "unverified": {"accepted": ACCEPTED, "verified": rules.verified},
+        "path": {"path": rules.path, "seed": rules.seed},
+    }
+    return {rule: compared.get(rule, {}) for rule in (*JOB_RULES, "profile", *compared)}
+
+
+_COLUMNS = ", ".join(f'j."{f.name}"' for f in fields(StoredJob) if f.name != "root")
+_JOBS = f"""
+    SELECT {_COLUMNS}, (SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id
+        ORDER BY c.seq DESC LIMIT 1) AS root
+    FROM audit.jobs AS j WHERE {{}} ORDER BY j.job_id
+"""  # noqa: S608  # constants
+
+
+def _stream(conn: Conn, chosen: Filter) -> Iterator[StoredJob]:
+    condition, values = chosen.condition()
+    with conn.cursor("jobs", row_factory=class_row(StoredJob)) as cursor:
+        cursor.itersize = _JOBS_AT_ONCE
+        yield from cursor.execute(_JOBS.format(condition).encode(), values)
+
+
+def _parts(jobs: Iterable[StoredJob]) -> Iterator[list[StoredJob]]:
+    part: list[StoredJob] = []
+    for job in jobs:
+        part.append(job)
+        if len(part) == _JOBS_AT_ONCE or sum(j.nodes for j in part) >= _NODES_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+_OTHER_PROFILE = (
+    "searched with profile {}, which is not what its name stands for here: its prompt can't be "
+    "made again (MARCO_PROFILE, MARCO_PROFILES and MARCO_OVERRIDES must be as the worker had them)"
+)
+
+
+def _prompt(job: Job, model: str, label: str) -> tuple[Message, ...] | None:
+    """What the model was given; None if the profile of that label can't be had here."""
+    try:
+        profile = profile_of(job.options, model)
+    except InvalidProfile:
+        return None
+    if profile.label != label:
+        return None
+    examples = [(e.user, e.assistant) for e in profile.examples]
+    messages = kind_of(job).messages(job, profile.system_prompt, examples)
+    return tuple(asdict(message) for message in messages)
+
+
+def _best_first(
+    rollouts: Iterable[Rollout], answer: Answer, config: SearchConfig
+) -> tuple[Rollout, ...]:
+    """The rollouts that reach an answer, as the view audit.answers ranks them."""
+    confident = config.reward in CONFIDENCE
+
+    def rank(rollout: Rollout) -> tuple[float, int]:
+        return -(rollout.path_confidence if confident else rollout.value), rollout.rollout_id
+
+    found = set(answer.rollout_ids)
+    return tuple(sorted((r for r in rollouts if r.rollout_id in found), key=rank))

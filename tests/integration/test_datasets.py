@@ -1,0 +1,173 @@
+"""`marco dataset` on jobs that the pocket model answered through the queue's own runner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from marco_search import migrations, pocket
+from marco_search.export.tables import Filter
+from marco_search.jobs import SearchOptions
+from marco_search.kinds import ReasoningJob
+from marco_search.learning import samples, traces
+from marco_search.learning.manifest import broken, read
+from marco_search.learning.traces import Reader
+from marco_search.local import ServiceUrls
+from marco_search.runtime import open_runtime
+from marco_search.search.branches import MARCO_O1
+from marco_search.settings import Settings
+from marco_search.store.db import Database
+from tests.databases import scratch_database
+from tests.integration.toys import insert, marco, open_database, question, runner, settings_for
+from tests.toy import ToyRuntime
+
+PROBLEMS = 6
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A database with jobs that have ended, in the order of the problems."""
+
+    url: str
+    database: Database
+    jobs: list[UUID]
+
+
+def problems() -> Iterator[ReasoningJob]:
+    for number, row in enumerate(pocket.held_out("heldout_en")[:PROBLEMS]):
+        yield ReasoningJob(
+            question=row["question"],
+            expected=str(row["answer"]) if number else None,
+            tenant="other" if number == 1 else None,
+            options=SearchOptions(rollouts=8, early_stop=False, seed=number),
+        )
+
+
+@pytest.fixture(scope="module")
+def answered(services: ServiceUrls) -> Iterator[Answered]:
+    with scratch_database(services.database_url) as url:
+        migrations.upgrade(url)
+        with open_database(url) as database, closing(open_runtime(Settings())) as opened:
+            jobs = insert(database, *problems())
+            works = runner(settings_for(url, "redis://127.0.0.1:1/0"), database, opened)
+            for _ in jobs:
+                works.run_next()
+            yield Answered(url, database, [job.id for job in jobs])
+
+
+def made(answered: Answered, folder: Path, *more: str) -> dict[str, Any]:
+    done = marco(answered.url, "dataset", "from-traces", str(folder), "--json", *more)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_sample_is_the_best_path_of_a_right_job_as_the_trail_has_it(
+    answered: Answered, tmp_path: Path
+) -> None:
+    manifest = made(answered, tmp_path / "set", "--verified")
+    counts = manifest["counts"]
+    assert counts["in"] == PROBLEMS - 1  # of the other tenant none
+    assert counts["out"] == counts["in"] - sum(counts["dropped"].values()) > 0
+    assert counts["dropped"]["unverified"] == 1  # without a label
+    found = list(samples.read(tmp_path / "set"))
+    with psycopg.connect(answered.url) as conn:
+        rows = conn.execute(
+            "SELECT s.sample_id, s.text, s.job_id::text, s.rollout_id, a.prompt, j.correct"
+            " FROM audit.dataset_samples AS s JOIN audit.jobs AS j USING (job_id)"
+            " JOIN audit.attempts AS a USING (job_id) WHERE s.manifest_sha256 = %s"
+            " ORDER BY s.job_id",
+            [manifest["manifest_sha256"]],
+        ).fetchall()
+    assert len(found) == len(rows) == counts["out"]
+    for sample, (row_id, text, job, rollout, prompt, correct) in zip(found, rows, strict=True):
+        about = sample.provenance
+        assert (sample.id, about["job"], about["rollout"]) == (row_id, job, rollout)
+        assert sample.response == text.rstrip()
+        assert all(m["content"] in prompt for m in sample.prompt) and prompt.endswith("<Thought>\n")
+        assert sample.response.startswith("<Thought>") and sample.response.endswith("</Output>")
+        assert correct and about["verified"] and sample.tenant == "default"
+
+
+def test_a_data_set_is_what_its_manifest_says(answered: Answered, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    made(answered, folder, "--all-tenants")
+    assert {s.tenant for s in samples.read(folder)} == {"default", "other"}
+    assert broken(folder, read(folder)) == []
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write("{}")
+    assert broken(folder, read(folder)) == ["samples.jsonl"]
+    again = marco(answered.url, "dataset", "from-traces", str(folder))
+    assert again.returncode == 2 and "is there already" in again.stderr
+
+
+def test_what_becomes_of_reflections(answered: Answered, tmp_path: Path) -> None:
+    kinds = ("mended", "kept", "redo")
+    sets = {}
+    for kind in kinds:
+        made(answered, tmp_path / kind, "--reflection", kind)
+        sets[kind] = list(samples.read(tmp_path / kind))
+    phrase = MARCO_O1.reflection
+    assert any(phrase in s.response for s in sets["kept"])
+    for whole, redo in zip(sets["kept"], sets["redo"], strict=True):
+        assert whole.provenance["nodes"] == redo.provenance["nodes"]
+        assert (
+            redo.response
+            == MARCO_O1.opening
+            + (whole.response.removeprefix(MARCO_O1.opening).rpartition(f"{phrase}\n")[2])
+        )
+    for sample in sets["mended"]:
+        if sample.provenance["reflected"]:
+            first = sample.response.partition(phrase)[0].strip()
+            answer = sample.provenance["answer"]
+            assert not first.endswith(f"={answer}.")
+
+
+def test_a_pair_parts_where_the_model_was_unsure(answered: Answered, tmp_path: Path) -> None:
+    manifest = made(answered, tmp_path / "pairs", "--pairs", "--reflection", "kept")
+    found = list(samples.read_pairs(tmp_path / "pairs"))
+    assert len(found) == manifest["counts"]["out"] > 0
+    assert any(pair.provenance["fork"] for pair in found)
+    for pair in found:
+        (chosen,), (rejected,) = pair.chosen, pair.rejected
+        won, lost, shared = chosen["content"], rejected["content"], pair.shared_prefix
+        assert won[:shared] == lost[:shared] and won[shared] != lost[shared]
+        assert pair.provenance["answer"] != pair.provenance["rejected_answer"]
+        if fork := pair.provenance["fork"]:
+            assert fork["taken"] != fork["passed_over"] and fork["position"] >= 0
+
+
+def test_jobs_are_read_a_few_at_a_time(answered: Answered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "_JOBS_AT_ONCE", 2)
+    with answered.database.snapshot() as conn:
+        reader = Reader(conn)
+        next(reader.samples(Filter()))
+        assert reader.jobs <= 4 < PROBLEMS
+
+
+def test_nothing_is_made_of_a_trail_that_was_changed(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, "redis://127.0.0.1:1/0")
+    jobs = insert(database, *(question(f"What is {n} + 1?") for n in range(3)))
+    for _ in jobs:
+        runner(settings, database, ToyRuntime()).run_next()
+    assert marco(database_url, "redact", str(jobs[0].id), "--yes").returncode == 0
+    folder = tmp_path / "set"
+    words = ("dataset", "from-traces", "--min-share", "0")
+    done = marco(database_url, *words, str(folder))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "dropped.json").read_text())["redacted"]["count"] == 1
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        conn.execute("UPDATE nodes SET text = 'x' WHERE job_id = %s", [jobs[1].id])
+    done = marco(database_url, *words, str(tmp_path / "other"))
+    assert done.returncode == 9 and str(jobs[1].id) in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
