@@ -11,67 +11,70 @@ Checks and indexes stand in the migrations only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+NOW, ZERO, EMPTY = "now()", "0", "''"
+IDENTITY = "GENERATED ALWAYS AS IDENTITY"
 
-metadata = sa.MetaData()
 
-_TYPES: Final[dict[str, Any]] = {
-    "bool": sa.Boolean,
-    "int2": sa.SmallInteger,
-    "int4": sa.Integer,
-    "int8": sa.BigInteger,
-    "float4": sa.REAL,
-    "float8": sa.Double,
-    "text": sa.Text,
-    "bytea": sa.LargeBinary,
-    "jsonb": JSONB,
-    "uuid": sa.Uuid,
-    "timestamptz": sa.DateTime(timezone=True),
-}
-NOW, ZERO = sa.text("now()"), sa.text("0")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column, and what is to be known of it beside its type and comment."""
+
+    name: str
+    type: str  #: as Postgres names it internally; [] ends an array
+    nullable: bool
+    comment: str
+    references: str | None  #: `table.column` of a foreign key
+    key: bool  #: part of the primary key
+    default: str | None  #: SQL, or IDENTITY
+    leaves: tuple[str, ...]  #: the kinds of leaf of a job's Merkle tree that hold it
+    since: int  #: the first audit format that hashes it
+    content: bool  #: what people or models wrote, or tells it: left out of some exports
+    redacted: bool  #: replaced by `marco redact`: content, and what may quote it
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table. Of one that is `insert_only` no row is changed or deleted, archives apart."""
+
+    name: str
+    comment: str
+    columns: dict[str, Column]
+    insert_only: bool
+
+
+TABLES: Final[dict[str, Table]] = {}
 
 
 def column(
     name: str,
     kind: str,
     comment: str,
-    *constraints: Any,
+    references: str | None = None,
+    *,
     key: bool = False,
-    default: Any = None,
+    default: str | None = None,
     leaves: tuple[str, ...] = (),
     since: int = 1,
     content: bool = False,
     redacted: bool | None = None,
-) -> sa.Column[Any]:
-    """A column; what is to be known of it beside its type and comment is in its `info`.
-
-    `kind` is its type as Postgres names it internally: [] ends an array, ? what may be null.
-    `leaves` are the kinds of leaf of a job's Merkle tree that hold it, `since` the first audit
-    format that does. `content` is what people or models wrote, or tells it: left out of some
-    exports. `redacted` is what `marco redact` replaces: content, and what may quote it.
-    """
-    base = kind.removesuffix("?")
-    made = _TYPES[base.removesuffix("[]")]
-    return sa.Column(
-        name,
-        sa.ARRAY(made) if base.endswith("[]") else made,
-        *constraints,
-        primary_key=key,
+) -> Column:
+    """A column; `kind` is its type, with a question mark behind it if it may be null."""
+    return Column(
+        name=name,
+        type=kind.removesuffix("?"),
         nullable=kind.endswith("?"),
-        server_default=default,
         comment=comment,
-        autoincrement="auto" if any(isinstance(c, sa.Identity) for c in constraints) else False,
-        info={
-            "type": base,
-            "leaves": leaves,
-            "since": since,
-            "content": content,
-            "redacted": content if redacted is None else redacted,
-        },
+        references=references,
+        key=key,
+        default=default,
+        leaves=leaves,
+        since=since,
+        content=content,
+        redacted=content if redacted is None else redacted,
     )
 
 
@@ -80,43 +83,33 @@ def hashed_columns(table: str, leaf: str, number: int) -> dict[str, str]:
 
     Since format 4 what may be redacted stands last.
     """
-    found = [
-        c
-        for c in metadata.tables[table].columns
-        if leaf in c.info["leaves"] and c.info["since"] <= number
-    ]
+    found = [c for c in TABLES[table].columns.values() if leaf in c.leaves and c.since <= number]
     if number >= 4:
-        found.sort(key=lambda c: bool(c.info["redacted"]))
-    return {c.name: c.info["type"] for c in found}
+        found.sort(key=lambda c: c.redacted)
+    return {c.name: c.type for c in found}
 
 
 def redacted_columns(table: str, leaf: str | None = None) -> list[str]:
     """The columns of a table that `marco redact` replaces, or those hashed as `leaf`."""
     return [
         c.name
-        for c in metadata.tables[table].columns
-        if c.info["redacted"] and c.info["leaves"] and (leaf is None or leaf in c.info["leaves"])
+        for c in TABLES[table].columns.values()
+        if c.redacted and c.leaves and (leaf is None or leaf in c.leaves)
     ]
 
 
 def insert_only() -> list[str]:
     """The tables whose rows are never changed or deleted."""
-    return [table.name for table in metadata.sorted_tables if table.info["insert_only"]]
+    return [table.name for table in TABLES.values() if table.insert_only]
 
 
-def _table(name: str, comment: str, *parts: Any, changes: bool = False, **options: Any) -> sa.Table:
+def _table(name: str, comment: str, *columns: Column, changes: bool = False) -> Table:
     """A table; only of one that `changes` rows may be updated."""
-    info = {"insert_only": not changes}
-    return sa.Table(name, metadata, *parts, comment=comment, info=info, **options)
+    table = TABLES[name] = Table(name, comment, {c.name: c for c in columns}, not changes)
+    return table
 
 
-_id = partial(
-    column,
-    leaves=(
-        "request",
-        "outcome",
-    ),
-)
+_id = partial(column, leaves=("request", "outcome"))
 _request = partial(column, leaves=("request",))
 _outcome = partial(column, leaves=("outcome",))
 
@@ -146,7 +139,7 @@ JOBS = _table(
         "state",
         "text",
         "queued, running, succeeded, failed, cancelled, expired or dead",
-        default="queued",
+        default="'queued'",
     ),
     _outcome("attempts", "int4", "Times a worker claimed it", default=ZERO),
     _outcome(
@@ -183,14 +176,14 @@ JOBS = _table(
     column("lease_owner", "text?", "Worker that holds it; null: none"),
     column("lease_generation", "int8", "Fencing token: one more with each claim", default=ZERO),
     column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
-    column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=""),
+    column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=EMPTY),
     column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
     # How its texts are proved without being told.
     column(
         "salt",
         "uuid?",
         "Random: enters the hashes of its texts; null: destroyed when it was redacted",
-        default=sa.text("gen_random_uuid()"),
+        default="gen_random_uuid()",
     ),
     column("redacted_at", "timestamptz?", "When its texts were replaced; null: they are there"),
     changes=True,
@@ -213,7 +206,7 @@ BATCHES = _table(
     column("tenant", "text", "Who submitted it"),
     column("source", "text?", "Where its lines came from: a path, or an uploaded file's name"),
     column("file_id", "uuid?", "The uploaded file"),
-    column("metadata", "jsonb", "What the caller attached to it", default="{}"),
+    column("metadata", "jsonb", "What the caller attached to it", default="'{}'"),
     column("created_at", "timestamptz", "When its upload began", default=NOW),
     column("completed_at", "timestamptz?", "When all its lines were stored; null: not yet"),
     column("finished_at", "timestamptz?", "When all its jobs were seen to have ended; null: never"),
@@ -227,7 +220,7 @@ BATCHES = _table(
 BATCH_LINES = _table(
     "batch_lines",
     "Lines of batches that made no job: refused, or known by their idempotency key",
-    column("batch_id", "uuid", "The batch", sa.ForeignKey("batches.id"), key=True),
+    column("batch_id", "uuid", "The batch", "batches.id", key=True),
     column("line", "int4", "The line, from 1", key=True),
     column("custom_id", "text?", "The caller's name for it", content=True),
     column("known_id", "uuid?", "The job that its idempotency key names already"),
@@ -242,7 +235,7 @@ API_KEYS = _table(
     column("id", "text", "Its public part, as lists show it", key=True),
     column("hash", "bytea", "SHA-256 of the key"),
     column("tenant", "text", "Whose jobs it submits and sees"),
-    column("name", "text", "What its maker called it", default=""),
+    column("name", "text", "What its maker called it", default=EMPTY),
     column("rights", "text[]", "What it may do: submit, read, cancel"),
     column("per_minute", "int4?", "Most requests a minute; null: any"),
     column("created_at", "timestamptz", "When it was made", default=NOW),
@@ -255,7 +248,7 @@ API_KEYS = _table(
 WEBHOOKS = _table(
     "webhooks",
     "Addresses that are told of ends of jobs and batches. Holds secrets: for no auditor",
-    column("id", "uuid", "The webhook", key=True, default=sa.text("gen_random_uuid()")),
+    column("id", "uuid", "The webhook", key=True, default="gen_random_uuid()"),
     column("tenant", "text", "Whose jobs and batches it is told of"),
     column("url", "text", "Where deliveries are posted"),
     column("events", "text[]", "job.finished, batch.finished"),
@@ -268,13 +261,13 @@ WEBHOOKS = _table(
 WEBHOOK_DELIVERIES = _table(
     "webhook_deliveries",
     "What webhooks are told, and what became of it; bodies are made when they are sent",
-    column("id", "uuid", "The header webhook-id", key=True, default=sa.text("gen_random_uuid()")),
-    column("webhook_id", "uuid", "The webhook", sa.ForeignKey("webhooks.id")),
+    column("id", "uuid", "The header webhook-id", key=True, default="gen_random_uuid()"),
+    column("webhook_id", "uuid", "The webhook", "webhooks.id"),
     column("event", "text", "job.finished, batch.finished or test"),
     column("job_id", "uuid?", "The job that ended"),
     column("batch_id", "uuid?", "The batch that ended"),
     column("created_at", "timestamptz", "When it ended", default=NOW),
-    column("state", "text", "pending, delivered or failed (given up)", default="pending"),
+    column("state", "text", "pending, delivered or failed (given up)", default="'pending'"),
     column("attempts", "int4", "Times it was sent", default=ZERO),
     column("next_at", "timestamptz", "Not sent before this time", default=NOW),
     column("tried_at", "timestamptz?", "When last sent"),
@@ -295,7 +288,7 @@ FILES = _table(
 FILE_PARTS = _table(
     "file_parts",
     "What is in those files, a MiB a row",
-    column("file_id", "uuid", "The file", sa.ForeignKey("files.id", ondelete="CASCADE"), key=True),
+    column("file_id", "uuid", "The file", "files.id", key=True),
     column("number", "int4", "From 0", key=True),
     column("data", "bytea", "The bytes", content=True),
     changes=True,
@@ -305,7 +298,7 @@ _attempt = partial(column, leaves=("attempt",))
 ATTEMPTS = _table(
     "attempts",
     "Claims of jobs by workers, with all it takes to replay them. Insert only",
-    _attempt("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
+    _attempt("job_id", "uuid", "The job", "jobs.id", key=True),
     _attempt("generation", "int8", "Lease generation of the claim", key=True),
     _attempt("worker", "text", "Name of the worker process"),
     _attempt("host", "text", "Machine it runs on"),
@@ -330,29 +323,24 @@ _event = partial(column, leaves=("event",))
 AUDIT_LOG = _table(
     "audit_log",
     "What happened to each job, in order. Insert only",
-    _event("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
-    _event("id", "int8", "In order of writing", sa.Identity(always=True), key=True),
+    _event("job_id", "uuid", "The job", "jobs.id", key=True),
+    _event("id", "int8", "In order of writing", default=IDENTITY, key=True),
     _event("generation", "int8?", "Lease generation of the worker that did it; null: none"),
     _event("event", "text", "submitted, published, claimed, round, retried, ... or a final state"),
-    _event("detail", "jsonb", "Details of the event", default="{}", redacted=True),
+    _event("detail", "jsonb", "Details of the event", default="'{}'", redacted=True),
     _event("at", "timestamptz", "When the transaction that wrote it began", default=NOW),
-    postgresql_partition_by="RANGE (job_id)",
 )
 
-
-def _record(name: str, comment: str, *parts: Any) -> sa.Table:
-    """Records of attempts, partitioned by the month in the job's id."""
-    of_attempt = sa.ForeignKeyConstraint(
-        ["job_id", "generation"], ["attempts.job_id", "attempts.generation"]
-    )
-    return _table(name, comment, *parts, of_attempt, postgresql_partition_by="RANGE (job_id)")
-
-
-_GENERATION = ("generation", "int8", "Lease generation of the attempt that wrote it")
+_GENERATION = (
+    "generation",
+    "int8",
+    "Lease generation of the attempt that wrote it",
+    "attempts.generation",
+)
 _CREATED_AT = ("created_at", "timestamptz", "When the row was written")
 
 _node = partial(column, leaves=("node",))
-NODES = _record(
+NODES = _table(
     "nodes",
     "Nodes of the search trees, with every generated token. Insert only",
     _node("job_id", "uuid", "The job", key=True),
@@ -375,7 +363,7 @@ NODES = _record(
 """Nodes below the root. The root is the prompt and has no row."""
 
 _rollout = partial(column, leaves=("rollout",))
-ROLLOUTS = _record(
+ROLLOUTS = _table(
     "rollouts",
     "Rollouts: visit counts and values follow from them. Insert only",
     _rollout("job_id", "uuid", "The job", key=True),
@@ -414,7 +402,7 @@ ROLLOUTS = _record(
 """One branch each, from the node it was forked from to where it ended."""
 
 _answer = partial(column, leaves=("answer",))
-ANSWERS = _record(
+ANSWERS = _table(
     "answers",
     "The best distinct answers of each finished job, ranked. Insert only",
     _answer("job_id", "uuid", "The job", key=True),
@@ -448,7 +436,7 @@ CHAIN = _table(
     "Chain of hashes: a link for each end of a job. Insert only",
     column("seq", "int8", "0, 1, ... without a gap", key=True),
     column("kind", "text", "first, job (one that ended), redaction or archive"),
-    column("job_id", "uuid?", "The job that ended or was redacted", sa.ForeignKey("jobs.id")),
+    column("job_id", "uuid?", "The job that ended or was redacted", "jobs.id"),
     column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
     column("previous", "bytea", "Head of the link before"),
     column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
@@ -466,7 +454,7 @@ CHAIN_LOCK = _table(
 PROOFS = _table(
     "proofs",
     "Hash of each row of a job when it ended: names the row changed. Insert only",
-    column("seq", "int8", "The link with their root", sa.ForeignKey("chain.seq"), key=True),
+    column("seq", "int8", "The link with their root", "chain.seq", key=True),
     column("attempts", "int8[]", "Generations of the attempts covered"),
     column("events", "int8[]", "Ids of the rows of audit_log covered"),
     column("nodes", "int4[]", "Ids of the nodes covered"),
@@ -478,8 +466,8 @@ PROOFS = _table(
 REDACTIONS = _table(
     "redactions",
     "Jobs whose texts were replaced, with what still proves the rest. Insert only",
-    column("job_id", "uuid", "The job", sa.ForeignKey("jobs.id"), key=True),
-    column("by", "text", "The login that did it", default=sa.text("session_user")),
+    column("job_id", "uuid", "The job", "jobs.id", key=True),
+    column("by", "text", "The login that did it", default="session_user"),
     column("at", "timestamptz", "When", default=NOW),
     column(
         "commitments",
@@ -490,7 +478,7 @@ REDACTIONS = _table(
         "transaction",
         "int8",
         "The transaction that may replace texts",
-        default=sa.text("(pg_current_xact_id()::text)::bigint"),
+        default="(pg_current_xact_id()::text)::bigint",
     ),
 )
 """The right to insert here is the right to redact: triggers look for this row."""
@@ -498,7 +486,7 @@ REDACTIONS = _table(
 ARCHIVES = _table(
     "archives",
     "Months whose trees are in an archive, with what it holds. Insert only",
-    column("seq", "int8", "The link with the list's SHA-256", sa.ForeignKey("chain.seq"), key=True),
+    column("seq", "int8", "The link with the list's SHA-256", "chain.seq", key=True),
     column("first", "uuid", "Lowest id a job of the month can have"),
     column("before", "uuid", "Lowest id of the next month"),
     column("files", "text", "The list: manifest.json, word for word"),
@@ -519,10 +507,10 @@ DATASETS = _table(
 DATASET_SAMPLES = _table(
     "dataset_samples",
     "The paths of stored trees that data sets consist of. Insert only",
-    column("dataset_id", "uuid", "The data set", sa.ForeignKey("datasets.id"), key=True),
+    column("dataset_id", "uuid", "The data set", "datasets.id", key=True),
     column("sample_id", "text", "The id of its line there", key=True),
     column("role", "text", "sample, or of a pair: chosen, rejected", key=True),
-    column("job_id", "uuid", "The job", sa.ForeignKey("jobs.id")),
+    column("job_id", "uuid", "The job", "jobs.id"),
     column("rollout_id", "int4", "The rollout whose text it is"),
     column("node_ids", "int4[]", "Nodes whose texts, joined, are that text"),
 )

@@ -89,13 +89,13 @@ def grant(conn: Connection[Any], prefix: str) -> str | None:
 
 
 def _comments() -> Iterator[str]:
-    for table in schema.metadata.sorted_tables:
+    for table in schema.TABLES.values():
         yield _comment(f"TABLE public.{table.name}", table.comment)
-        for column in table.columns:
+        for column in table.columns.values():
             yield _comment(f"COLUMN public.{table.name}.{column.name}", column.comment)
 
 
-def _comment(on: str, text: str | None) -> str:
+def _comment(on: str, text: str) -> str:
     return f"COMMENT ON {on} IS " + Literal(text).as_string()
 
 
@@ -122,7 +122,7 @@ class Catalog:
         self.conn = conn
         self.roles = [roles.name(prefix, role) for role in roles.ROLES]
         self._values = {
-            "tables": [*schema.metadata.tables, "alembic_version"],
+            "tables": [*schema.TABLES, "alembic_version"],
             "schemas": ["public", views.SCHEMA, partitions.SCHEMA],
             "functions": list(roles.FUNCTIONS),
             "guarded": schema.insert_only(),

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import sql
+from sqlalchemy.dialects.postgresql import JSONB
 
 from marco_search import migrations, schema, settings
 from marco_search.migrations import derived
+
+_TYPES: dict[str, Any] = {
+    "bool": sa.Boolean(),
+    "int2": sa.SmallInteger(),
+    "int4": sa.Integer(),
+    "int8": sa.BigInteger(),
+    "float4": sa.REAL(),
+    "float8": sa.Double(),
+    "text": sa.Text(),
+    "bytea": sa.LargeBinary(),
+    "jsonb": JSONB(),
+    "uuid": sa.Uuid(),
+    "timestamptz": sa.DateTime(timezone=True),
+}
 
 
 @contextmanager
@@ -44,6 +61,30 @@ def differences(url: str) -> list[str]:
                 "include_object": lambda _object, _name, kind, *_: kind in ("table", "column"),
             }
             context = MigrationContext.configure(connection, opts=options)
-            found = [f"tables: {d}" for d in compare_metadata(context, schema.metadata)]
+            found = [f"tables: {d}" for d in compare_metadata(context, _metadata())]
         with psycopg.connect(scratch) as conn:
             return found + derived.differences(conn, settings.load().role_prefix)
+
+
+def _metadata() -> sa.MetaData:
+    """The schema as Alembic compares it with a database."""
+    metadata = sa.MetaData()
+    for table in schema.TABLES.values():
+        columns = [_column(column) for column in table.columns.values()]
+        sa.Table(table.name, metadata, *columns, comment=table.comment)
+    return metadata
+
+
+def _column(column: schema.Column) -> sa.Column[object]:
+    base = column.type.removesuffix("[]")
+    identity = column.default == schema.IDENTITY
+    return sa.Column(
+        column.name,
+        _TYPES[base] if base == column.type else sa.ARRAY(_TYPES[base]),
+        *([sa.Identity(always=True)] if identity else []),
+        primary_key=column.key,
+        nullable=column.nullable,
+        server_default=None if identity or column.default is None else sa.text(column.default),
+        comment=column.comment,
+        autoincrement="auto" if identity else False,
+    )

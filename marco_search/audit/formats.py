@@ -62,7 +62,7 @@ def kinds_of(number: int) -> dict[str, Kind]:
 
 def _is_fixed(column: tuple[str, str, str]) -> bool:
     table, name, of_type = column
-    return of_type in FIXED and not schema.metadata.tables[table].columns[name].nullable
+    return of_type in FIXED and not schema.TABLES[table].columns[name].nullable
 
 
 FORMATS = {

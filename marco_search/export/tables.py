@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import sqlalchemy as sa
-
 from marco_search import schema
 from marco_search.export.files import write_jsonl
 from marco_search.store.db import Conn
@@ -54,9 +52,9 @@ _CONDITIONS = {
 }
 _CONTENT = {
     column.name
-    for table in schema.metadata.tables.values()
-    for column in table.columns
-    if column.info["content"]
+    for table in schema.TABLES.values()
+    for column in table.columns.values()
+    if column.content
 } | {"subject", "token_id"}
 """Columns with what people or models wrote. Token ids count: a tokenizer can read them."""
 
@@ -77,12 +75,12 @@ class Table:
         return {n: sql for n, sql in self._columns.items() if text or n not in _CONTENT}
 
 
-def _stored(table: sa.Table) -> Table:
+def _stored(table: schema.Table) -> Table:
     """A table with all its columns."""
     return Table(
         f"audit.{table.name} AS t JOIN audit.jobs AS j ON j.job_id = t.job_id",
-        ", ".join(f"t.{column.name}" for column in table.primary_key),
-        " ".join(table.columns.keys()),
+        ", ".join(f"t.{column.name}" for column in table.columns.values() if column.key),
+        " ".join(table.columns),
     )
 
 

@@ -57,7 +57,7 @@ def statements(prefix: str) -> Iterator[str]:
     roles or finds them made.
     """
     names = {role: name(prefix, role) for role in ROLES}
-    tables = ", ".join(f"'{table}'" for table in (*schema.metadata.tables, "alembic_version"))
+    tables = ", ".join(f"'{table}'" for table in (*schema.TABLES, "alembic_version"))
     yield _SQL.format(tables=tables, **names)
     for (role, thing), given in groupby(rights(prefix), lambda right: (right[0], right[2])):
         kind, _, what = thing.partition(" ")
@@ -101,8 +101,8 @@ def rights(prefix: str) -> Iterator[Right]:
     for table in _UNSEEN:
         for right in ("SELECT", "INSERT", "UPDATE", *(["DELETE"] if table in _DELETED else [])):
             yield app, right, f"table public.{table}"
-    for column in schema.JOBS.columns:
-        if "request" not in column.info["leaves"] and column.name not in _REDACTORS:
+    for column in schema.JOBS.columns.values():
+        if "request" not in column.leaves and column.name not in _REDACTORS:
             yield app, "UPDATE", f"column public.jobs.{column.name}"
     yield redactor, "INSERT", "table public.redactions"
     for table in ("jobs", *schema.insert_only()):
@@ -139,7 +139,7 @@ def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tu
         yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
         yield "all_tenants", table, f"FOR SELECT TO {auditor_all} USING (true)"
         rule = visible.get(table)
-        if rule is None and "job_id" in schema.metadata.tables[table].columns:
+        if rule is None and "job_id" in schema.TABLES[table].columns:
             # Those of the jobs that the policy of jobs shows.
             rule = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
         if rule is not None:

@@ -200,14 +200,17 @@ def _copy_jobs(url: str, sources: Sequence[UUID], count: int) -> None:
         for table in schema.insert_only():
             if table not in _SHARED:
                 # In the order in which they were written: audit_log numbers its rows as they come.
-                keys = (f"job.{c.name}" for c in schema.metadata.tables[table].primary_key)
+                columns = schema.TABLES[table].columns.values()
+                keys = (f"job.{c.name}" for c in columns if c.key)
                 order = ", ".join(["made.id", *keys])
                 conn.execute(_copied(table, {"job_id": "made.id"}, "job.job_id", order))
         seals.seal(conn, ids)
 
 
 def _copied(table: str, other: dict[str, str], source: str, order: str) -> Composed:
-    columns = [c.name for c in schema.metadata.tables[table].columns if c.identity is None]
+    columns = [
+        c.name for c in schema.TABLES[table].columns.values() if c.default != schema.IDENTITY
+    ]
     values = [other.get(name, f'job."{name}"') for name in columns]
     return SQL(
         "INSERT INTO {table} ({names}) SELECT {values} FROM made"

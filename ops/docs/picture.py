@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from psycopg import Connection
-from sqlalchemy import Table
-from sqlalchemy.dialects import postgresql
+from psycopg import Connection, postgres
 
 from marco_search import schema
 
@@ -29,7 +27,7 @@ def _picture() -> Iterator[str]:
     yield ""
     yield "```mermaid"
     yield "erDiagram"
-    tables = schema.metadata.sorted_tables
+    tables = schema.TABLES.values()
     for table in tables:
         yield from _relations(table)
     for table in tables:
@@ -53,16 +51,19 @@ def _views(conn: Connection[Any]) -> Iterator[str]:
             yield f"| `{column}` | {comment} |"
 
 
-def _relations(table: Table) -> Iterator[str]:
-    for other in sorted({key.column.table.name for key in table.foreign_keys}):
+def _relations(table: schema.Table) -> Iterator[str]:
+    for other in sorted(
+        {c.references.split(".")[0] for c in table.columns.values() if c.references}
+    ):
         yield f"    {other} ||--o{{ {table.name} : has"
 
 
-def _entity(table: Table) -> Iterator[str]:
+def _entity(table: schema.Table) -> Iterator[str]:
     yield f"    {table.name} {{"
-    for column in table.columns:
-        kind = column.type.compile(postgresql.dialect()).lower()  # type: ignore[no-untyped-call]
+    for column in table.columns.values():
+        base = column.type.removesuffix("[]")
+        kind = postgres.types[base].regtype + column.type.removeprefix(base)
         word = kind.replace(" precision", "").replace("timestamp with time zone", "timestamptz")
-        key = " PK" if column.primary_key else " FK" if column.foreign_keys else ""
+        key = " PK" if column.key else " FK" if column.references else ""
         yield f'        {word} {column.name}{key} "{column.comment}"'
     yield "    }"

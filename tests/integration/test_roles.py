@@ -35,7 +35,7 @@ from tests.integration.toys import (
 from tests.toy import ToyRuntime
 
 Conn = psycopg.Connection[Any]
-TABLES = [*schema.metadata.tables, "alembic_version"]
+TABLES = [*schema.TABLES, "alembic_version"]
 VIEWS = list(views.CREATE)
 
 
@@ -69,7 +69,7 @@ def refused(conn: Conn, statement: str, *kinds: type[Exception]) -> None:
 
 def update(table: str) -> str:
     """A change of every row to what it was."""
-    column = next(iter(schema.metadata.tables[table].columns)).name
+    column = next(iter(schema.TABLES[table].columns))
     return f"UPDATE {table} SET {column} = {column}"
 
 

@@ -23,6 +23,7 @@ from marco_search.store.queue.states import (
     outbox,
 )
 from marco_search.store.queue.tenants import Gate
+from marco_search.store.seal import seals
 
 AGING_S = 600.0
 """Seconds of waiting that are worth one level of priority, where no setting says otherwise."""
@@ -204,8 +205,6 @@ def cancel(
     state of each after that; a job in a final state stays as it is. `tenant` restricts whose
     jobs are seen; `detail` goes into their events. Raises JobNotFound.
     """
-    from marco_search.store.seal import seals  # loads SQLAlchemy, which submitting does not need
-
     wanted = list(dict.fromkeys(job_ids))
     details = {str(job_id): about for job_id, about in (detail or {}).items()}
     ended = conn.execute(

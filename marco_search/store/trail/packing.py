@@ -18,7 +18,6 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from sqlalchemy import Table
 
 from marco_search import schema
 from marco_search.audit.canonical import ARRAY_HEAD, EMPTY_ARRAY, FIXED, NUMBERS, pack_texts
@@ -30,9 +29,9 @@ NO_CANDIDATE = -1
 """Fills `top_ids` where a token has fewer than TOP_K candidates."""
 
 
-def written(table: Table) -> dict[str, str]:
+def written(table: schema.Table) -> dict[str, str]:
     """Name to type of the columns that a search fills: all but those with a default."""
-    return {c.name: c.info["type"] for c in table.columns if c.server_default is None}
+    return {c.name: c.type for c in table.columns.values() if c.default is None}
 
 
 NODE_COLUMNS = written(schema.NODES)
