@@ -101,6 +101,15 @@ SEALING = _metric(
 SEAL_LAG = _metric(
     _P, "gauge", "marco_seal_lag_seconds", "How long the first of them has waited; 0: none does"
 )
+UNDELIVERED = _metric(
+    _P,
+    "gauge",
+    "marco_webhook_deliveries_pending",
+    "Deliveries to webhooks that did not arrive yet",
+)
+UNDELIVERED_AGE = _metric(
+    _P, "gauge", "marco_webhook_oldest_pending_age_seconds", "Age of the oldest of them; 0: none is"
+)
 TRAIL = _metric(
     _P, "gauge", "marco_trail_bytes", "Size of a table with its indexes, on disk", "table"
 )
@@ -166,6 +175,12 @@ RECLAIMED = _metric(
 PUBLISHED = _metric(
     _S, "counter", "marco_messages_published_total",
     "Messages sent for jobs that became due or whose message was lost",
+)  # fmt: skip
+
+DELIVERIES = _metric(
+    _S, "counter", "marco_webhook_deliveries_total",
+    "Attempts to deliver to a webhook: delivered, retried, or failed (given up)", "outcome",
+    values=("delivered", "retried", "failed"),
 )  # fmt: skip
 
 REQUESTS = _metric(

@@ -18,12 +18,15 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from threading import Event, Lock, Thread, Timer
 from typing import Final
 from uuid import UUID
 
 from marco_search import __version__
 from marco_search.errors import InputError, MarcoError
+from marco_search.metrics import DELIVERIES, record
+from marco_search.runtime.servers.calls import seconds_of
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import webhooks
@@ -100,13 +103,17 @@ class Sender:
         if body is None:
             error: str | None = "not sent: it was started again first"
         else:
-            status, error = _deliver(claimed, json.dumps(body).encode(), settings)
-            if status != _GONE and claimed.attempts < settings.webhook_attempts:
+            answer = _deliver(claimed, json.dumps(body).encode(), settings)
+            error = answer.error
+            if answer.status != _GONE and claimed.attempts < settings.webhook_attempts:
                 first_s, longest_s = settings.webhook_delay_s, LONGEST_DELAY_S
-                retry_s = finish.delay_s(claimed.attempts, first_s=first_s, longest_s=longest_s)
+                delay_s = finish.delay_s(claimed.attempts, first_s=first_s, longest_s=longest_s)
+                retry_s = max(delay_s, min(answer.retry_after_s or 0.0, longest_s))
         if error is not None:
             what = "given up" if retry_s is None else f"again in {retry_s:.0f} s"
             log.warning("webhook %s: delivery %s: %s; %s", webhook_id, claimed.id, error, what)
+        outcome = "delivered" if error is None else "failed" if retry_s is None else "retried"
+        record(DELIVERIES, 1, outcome)
         with self._database.transaction() as conn:
             webhooks.report(conn, claimed, error, retry_s=retry_s)
         return error is None
@@ -119,8 +126,14 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
-def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> tuple[int | None, str | None]:
-    """The receiver's status, if it gave one, and why the delivery did not arrive; None: it did."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    error: str | None  #: why the delivery did not arrive; None: it did
+    status: int | None = None  #: the receiver's, if it gave one
+    retry_after_s: float | None = None  #: how long it asks to wait
+
+
+def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
     now = int(time.time())
     signatures = [signature(each, str(claimed.id), now, body) for each in claimed.secrets]
     headers = {
@@ -132,20 +145,26 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> tuple[int | N
         "webhook-signature": " ".join(signatures),
     }
     try:
-        status = _post(claimed.url, body, headers, settings)
+        status, retry_after_s = _post(claimed.url, body, headers, settings)
     except InputError as error:
-        return None, str(error)
+        return _Answer(str(error))
     except TimeoutError:
-        return None, f"no answer within {settings.webhook_timeout_s:g} s"
+        return _Answer(f"no answer within {settings.webhook_timeout_s:g} s")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return None, f"no answer: {error or type(error).__name__}"
-    if 300 <= status < 400:
-        return status, f"HTTP {status}: redirects are not followed"
-    return status, None if status < 300 else f"HTTP {status}"
+        return _Answer(f"no answer: {error or type(error).__name__}")
+    if status < 300:
+        return _Answer(None, status)
+    why = ": redirects are not followed" if status < 400 else ""
+    return _Answer(f"HTTP {status}{why}", status, retry_after_s)
 
 
-def _post(url: str, body: bytes, headers: dict[str, str], settings: Settings) -> int:
-    """The status. Raises InputError for an address that is not allowed, OSError, HTTPException."""
+def _post(
+    url: str, body: bytes, headers: dict[str, str], settings: Settings
+) -> tuple[int, float | None]:
+    """The status, and the seconds of Retry-After if given.
+
+    Raises InputError for an address that is not allowed, OSError, HTTPException.
+    """
     parts = webhooks.checked_url(url, settings)
     host, tls = parts.hostname or "", parts.scheme == "https"
     until = time.monotonic() + settings.webhook_timeout_s
@@ -161,7 +180,7 @@ def _post(url: str, body: bytes, headers: dict[str, str], settings: Settings) ->
             answer = connection.getresponse()
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answer.read(_MOST_READ)  # else some servers report a broken connection
-            return answer.status
+            return answer.status, seconds_of(answer.headers["Retry-After"])
 
 
 def _connected(host: str, port: int, until: float, settings: Settings) -> socket.socket:

@@ -23,6 +23,7 @@ from marco_search.errors import InputError
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import batches, jobs, webhooks
+from marco_search.store.reads.exporter import Exporter
 from marco_search.store.seal import redactions
 from producer import Producer
 from tests.integration.toys import (
@@ -49,6 +50,7 @@ class Receiver:
         self.statuses: list[int] = []
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.silent = False
+        self.retry_after: str | None = None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -59,6 +61,8 @@ class Receiver:
                     time.sleep(0.02)
                 self.send_response(outer.statuses.pop(0) if outer.statuses else 204)
                 self.send_header("Location", "/elsewhere")
+                if outer.retry_after is not None:
+                    self.send_header("Retry-After", outer.retry_after)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -171,8 +175,20 @@ def test_a_delivery_is_given_up_and_sent_again_when_asked(
     marco: Marco, settings: Settings, database: Database, receiver: Receiver
 ) -> None:
     made = marco("webhooks", "add", receiver.url, "--events", "job.finished")
-    receiver.statuses = [500] * 3
+    receiver.statuses, receiver.retry_after = [503, 500, 500], "3600"
     solved(settings, database)
+    with scheduler(settings) as one:
+        tick_until(one, lambda: held(database)[0].error is not None, "it was tried")
+        (busy,) = held(database)
+        assert busy.tried_at and 3590 < (busy.next_at - busy.tried_at).total_seconds() < 3660
+    samples = {
+        f.name: f.samples[0] for f in Exporter(database, lambda: None).collect() if f.samples
+    }
+    assert samples["marco_webhook_deliveries_pending"].value == 1
+    assert samples["marco_webhook_oldest_pending_age_seconds"].value > 0
+    with database.transaction() as conn:
+        conn.execute("UPDATE webhook_deliveries SET next_at = now()")
+    receiver.retry_after = "soon"
     few = settings.model_copy(update={"webhook_attempts": 3})
     with scheduler(few) as one:
         tick_until(one, lambda: bool(held(database, state="failed")), "it was given up")
@@ -258,25 +274,30 @@ def test_a_batch_ends_once_whoever_ends_its_jobs(
             tick_until(one, lambda: len(receiver.got) == 1, "the one without a job")
             one.tick()
             assert producer.batch(batch.id).finished_at is None
+            with database.transaction() as conn:
+                half = batches.begin(conn, tenant=batch.tenant)  # cancelled before its upload
+            producer.cancel_all(batch_id=half.id)
+            tick_until(one, lambda: len(receiver.got) == 2, "the one that was cancelled")
             producer.cancel(ids[0])
             finish = runner(settings, database, ToyRuntime()).run_next
             with ThreadPoolExecutor(4) as pool, scheduler(settings) as two:
                 for each in [*[finish] * 5, one.tick, two.tick]:
                     pool.submit(each)
             wait_until(lambda: not producer.batch(batch.id).left, "all have ended")
-            tick_until(one, lambda: len(receiver.got) == 2, "the batch has ended")
+            tick_until(one, lambda: len(receiver.got) == 3, "the batch has ended")
             one.tick()
         assert producer.batch(batch.id).finished_at
         told = [m["data"] for m in receiver.messages(made["secret"])]
-        assert [m["batch_id"] for m in told] == [str(refused.id), str(batch.id)]
-        assert told[1]["states"] == {"succeeded": 5, "cancelled": 1} and told[1]["refused"] == 1
+        assert [m["batch_id"] for m in told] == [str(refused.id), str(half.id), str(batch.id)]
+        assert told[1]["cancelled_at"] and not told[1]["states"]
+        assert told[2]["states"] == {"succeeded": 5, "cancelled": 1} and told[2]["refused"] == 1
         # Restarted it goes on, and ends again.
         assert producer.restart_batch(batch.id) == 1
         assert producer.batch(batch.id).finished_at is None
         finish()
         with scheduler(settings) as one:
-            tick_until(one, lambda: len(receiver.got) == 3, "it has ended again")
-    assert len(held(database)) == 3
+            tick_until(one, lambda: len(receiver.got) == 4, "it has ended again")
+    assert len(held(database)) == 4
 
 
 def lines_of(database: Database, batch: batches.Batch) -> list[Any]:

@@ -73,7 +73,7 @@ def refused(url: str, status: int, retry_after: str | None, details: str) -> Fai
             message=message,
             retryable=True,
             overloaded=status in (429, 503),
-            retry_after_s=_retry_after(retry_after),
+            retry_after_s=seconds_of(retry_after),
         )
     if any(words in details for words in _TOO_LONG):
         return Failure(kind=PromptTooLong, message=details)
@@ -106,7 +106,7 @@ def details(body: bytes) -> str:
     return found[:_LONGEST_BODY] if isinstance(found, str) else text
 
 
-def _retry_after(value: str | None) -> float | None:
+def seconds_of(value: str | None) -> float | None:
     """Seconds from a Retry-After header, which holds seconds or a date."""
     if value is None:
         return None

@@ -127,7 +127,7 @@ def begin(
     return batch
 
 
-ENDED = """completed_at IS NOT NULL AND finished_at IS NULL AND coalesce(
+ENDED = """coalesce(completed_at, cancelled_at) IS NOT NULL AND finished_at IS NULL AND coalesce(
     (SELECT 1 FROM jobs WHERE batch_id = batches.id AND finished_at IS NULL LIMIT 1),
     (SELECT 1 FROM batch_lines AS l JOIN jobs AS j ON j.id = l.known_id
         WHERE l.batch_id = batches.id AND j.finished_at IS NULL LIMIT 1)
@@ -255,7 +255,11 @@ def restart(
     Jobs that were submitted elsewhere, which a key of the batch names, stay as they are.
     """
     # One restart at a time: two would make two jobs of one.
-    conn.execute("UPDATE batches SET cancelled_at = NULL WHERE id = %s", [batch_id])
+    conn.execute(
+        "UPDATE batches SET cancelled_at = NULL,"
+        " finished_at = CASE WHEN completed_at IS NOT NULL THEN finished_at END WHERE id = %s",
+        [batch_id],
+    )
     rows = conn.execute(
         f"""
         SELECT {REQUEST} FROM jobs

@@ -24,6 +24,7 @@ from marco_search.settings import Settings, is_host
 from marco_search.store.db import Conn
 from marco_search.store.queue import batches
 from marco_search.store.queue.states import BATCH_FINISHED, JOB_FINISHED
+from marco_search.store.reads.queries import select
 
 EVENTS: Final = (JOB_FINISHED, BATCH_FINISHED)
 TEST: Final = "test"
@@ -136,19 +137,13 @@ def add(
 
 def registered(conn: Conn, *, tenant: str | None = None) -> list[Webhook]:
     """The webhooks, of a tenant if given, the oldest first."""
-    with conn.cursor(row_factory=class_row(Webhook)) as cursor:
-        return cursor.execute(
-            """
-            SELECT id, tenant, url, events, created_at,
-                (SELECT count(*) FROM webhook_deliveries
-                    WHERE webhook_id = webhooks.id AND state = 'pending') AS pending,
-                (SELECT count(*) FROM webhook_deliveries
-                    WHERE webhook_id = webhooks.id AND state = 'failed') AS failed
-            FROM webhooks WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s
-            ORDER BY created_at, id
-            """,
-            {"tenant": tenant},
-        ).fetchall()
+    source = """webhooks CROSS JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE state = 'pending') AS pending,
+                count(*) FILTER (WHERE state = 'failed') AS failed
+            FROM webhook_deliveries WHERE webhook_id = webhooks.id
+        ) AS counted
+        WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s ORDER BY created_at, id"""
+    return select(conn, Webhook, source, {"tenant": tenant})
 
 
 def remove(conn: Conn, webhook_id: UUID, *, tenant: str | None = None) -> None:
@@ -204,23 +199,15 @@ def deliveries(
     limit: int = 100,
 ) -> list[Delivery]:
     """The latest first; of a tenant, a webhook, in `state`, or this one, if given."""
-    with conn.cursor(row_factory=class_row(Delivery)) as cursor:
-        return cursor.execute(
-            """
-            SELECT d.id, webhook_id, event, job_id, batch_id, d.created_at, state, attempts,
-                next_at, tried_at, error
-            FROM webhook_deliveries AS d JOIN webhooks AS w ON w.id = d.webhook_id
-            WHERE (%(tenant)s::text IS NULL OR w.tenant = %(tenant)s)
-                AND (%(webhook)s::uuid IS NULL OR w.id = %(webhook)s)
-                AND (%(state)s::text IS NULL OR state = %(state)s)
-                AND (%(id)s::uuid IS NULL OR d.id = %(id)s)
-            ORDER BY d.created_at DESC, d.id LIMIT %(limit)s
-            """,
-            {
-                "tenant": tenant, "webhook": webhook_id, "state": state, "id": delivery_id,
-                "limit": limit,
-            },
-        ).fetchall()  # fmt: skip
+    source = """webhook_deliveries
+        WHERE (%(tenant)s::text IS NULL OR webhook_id IN
+                (SELECT id FROM webhooks WHERE tenant = %(tenant)s))
+            AND (%(webhook)s::uuid IS NULL OR webhook_id = %(webhook)s)
+            AND (%(state)s::text IS NULL OR state = %(state)s)
+            AND (%(id)s::uuid IS NULL OR id = %(id)s)
+        ORDER BY created_at DESC, id LIMIT %(limit)s"""
+    given = {"tenant": tenant, "webhook": webhook_id, "state": state, "id": delivery_id}
+    return select(conn, Delivery, source, given | {"limit": limit})
 
 
 def resend(
@@ -341,6 +328,7 @@ def _batch(found: batches.Batch) -> dict[str, Any] | None:
         "lines": found.lines,
         "refused": found.refused,
         "states": found.states,
+        "cancelled_at": found.cancelled_at and found.cancelled_at.isoformat(),
         "created_at": found.created_at.isoformat(),
         "finished_at": found.finished_at.isoformat(),
     }

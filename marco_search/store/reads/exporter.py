@@ -62,6 +62,10 @@ _SEALING = """
     FROM pg_locks WHERE relation = 'public.chain_lock'::regclass AND NOT granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+_UNDELIVERED = """
+    SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
+    FROM webhook_deliveries WHERE state = 'pending'
+"""
 _SIZES = """
     SELECT name, (pg_total_relation_size(name::regclass) + coalesce((
         SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(name::regclass)
@@ -122,7 +126,12 @@ class Exporter(Collector):
         began = self._clock()
         try:
             with self._database.transaction() as conn:
-                found = [*self._queue(conn), *self._chain(conn), *self._trail(conn)]
+                found = [
+                    *self._queue(conn),
+                    *self._chain(conn),
+                    *_webhooks(conn),
+                    *self._trail(conn),
+                ]
         except MarcoError:
             return [family(metrics.DATABASE_UP, {(): 0})], 0.0  # asked again soon
         took = self._clock() - began
@@ -195,6 +204,18 @@ class Exporter(Collector):
             family(metrics.SEAL_LAG, {(): lag_s}),
             family(metrics.TRAIL, sizes),
         ]
+
+
+def _webhooks(conn: Conn) -> list[Family]:
+    if conn.execute("SELECT has_table_privilege('webhook_deliveries', 'SELECT')").fetchone() != (
+        True,
+    ):
+        return []  # an auditor's login, as a console may have
+    count, age_s = conn.execute(_UNDELIVERED).fetchone() or (0, 0.0)
+    return [
+        family(metrics.UNDELIVERED, {(): count}),
+        family(metrics.UNDELIVERED_AGE, {(): age_s}),
+    ]
 
 
 def family(metric: Metric, values: Values) -> Family:
