@@ -254,6 +254,21 @@ def _listens(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return lambda function: host(number(function))
 
 
+def _announced(where: str, note: str, **secret: str | None) -> Callable[[str], None]:
+    """What says where a server answers; as JSON with the secret that was made for it, if one."""
+
+    def ready(address: str) -> None:
+        if output.as_json():
+            made = {name: value for name, value in secret.items() if value}
+            output.print_json_line({"address": address} | made)
+            return
+        output.show(f"{where.format(address)}  (Ctrl-C stops it)")
+        if note:
+            output.show(note)
+
+    return ready
+
+
 @command()
 @_listens(API_PORT)
 def serve(host: str, port: int) -> None:
@@ -277,17 +292,12 @@ def serve(host: str, port: int) -> None:
             keyless = not api_keys.any_usable(conn)
         local_key = api_keys.new_key()[0] if keyless and host in LOOPBACK else None
 
-        def ready(address: str) -> None:
-            if output.as_json():
-                made = {"key": local_key} if local_key else {}
-                output.print_json_line({"address": address} | made)
-                return
-            output.show(f"API at {address}, described at {address}docs  (Ctrl-C stops it)")
-            if local_key:
-                output.show(f"Key, until it stops: {local_key}")
-            elif keyless:
-                output.show("No key yet, it refuses all requests: `marco keys create` makes one")
-
+        note = "No key yet, it refuses all requests: `marco keys create` makes one"
+        if local_key:
+            note = f"Key, until it stops: {local_key}"
+        ready = _announced(
+            "API at {0}, described at {0}docs", note if keyless else "", key=local_key
+        )
         producer = AsyncProducer(settings=here.settings, poll_s=10.0)
         app = create_app(Service(here.settings, here.database, producer, local_key))
         logs.set_up(here.settings)
@@ -328,16 +338,10 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
         made = token is None and (host not in LOOPBACK or bool(names))
         token = secrets.token_urlsafe(24) if made else token
 
-        def ready(address: str) -> None:
-            if output.as_json():
-                output.print_json_line({"address": address} | ({"token": token} if made else {}))
-                return
-            output.show(f"Console at {address}  (Ctrl-C stops it)")
-            if made:
-                output.show(f"Token, shown this once: {token}")
-            elif token:
-                output.show("It asks for the token of MARCO_CONSOLE_TOKEN.")
-
+        note = "It asks for the token of MARCO_CONSOLE_TOKEN." if token else ""
+        if made:
+            note = f"Token, shown this once: {token}"
+        ready = _announced("Console at {0}", note, token=token if made else None)
         url = database_url(here.settings)
         with closing(Database(url, application="marco-console", read_only=True)) as database:
             names = names if host in LOOPBACK else (host, *names)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,13 +31,13 @@ from tests.integration.toys import (
     environment,
     insert,
     open_database,
+    process,
     question,
     settings_for,
     wait_until,
 )
 from worker import main
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
 MARCO = [sys.executable, "-m", "marco_search.cli.main"]
 
@@ -95,20 +93,6 @@ def answers(port: int) -> bool:
     return True
 
 
-@contextmanager
-def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("wb") as stderr:
-        child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=stderr)
-    try:
-        yield
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(30)
-        finally:
-            child.kill()
-
-
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     with open_database(database_url) as opened:
@@ -129,9 +113,9 @@ def test_what_a_worker_and_a_scheduler_serve(
     toy = [sys.executable, "-m", "tests.integration.toy_worker", "2", "0.0"]
     with ExitStack() as stack:
         producer = stack.enter_context(Producer(database_url, redis_url))
-        stack.enter_context(running(toy, env, log))
+        stack.enter_context(process(toy, env, log))
         scheduler = [*MARCO, "scheduler", "--metrics-port", str(there)]
-        stack.enter_context(running(scheduler, env, tmp_path / "scheduler"))
+        stack.enter_context(process(scheduler, env, tmp_path / "scheduler"))
         queue = Queue(database, settings)
         queue.read()  # it counts what ends from now on
         jobs = producer.submit_many([question(f"What is {i} + {i}?") for i in range(6)])

@@ -18,9 +18,8 @@ from redis import Redis
 from marco_search.broker import Publisher
 from producer import JobHandle, JobState, JobStatus, Producer
 from tests.integration.toy_worker import DEADLY
-from tests.integration.toys import environment, question, settings_for, wait_until
+from tests.integration.toys import environment, process, question, settings_for, wait_until
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
 
 
@@ -30,15 +29,8 @@ def worker(
 ) -> Iterator[subprocess.Popen[bytes]]:
     settings = settings_for(database_url, redis_url, lease_s=3.0, heartbeat_s=0.5, **more)
     command = [sys.executable, "-m", "tests.integration.toy_worker", str(processes), str(delay_s)]
-    child = subprocess.Popen(command, cwd=ROOT, env=environment(settings))
-    try:
+    with process(command, environment(settings)) as child:
         yield child
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(30)
-        finally:
-            child.kill()
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.toy import PROMPT, ToyRuntime, answer_of
 from worker.runner import Runner
 from worker.scheduler import STALE_S, Scheduler
 
+ROOT = Path(__file__).parents[2]
 WORKER = Worker(name="test", host="test", pid=1)
 
 
@@ -171,6 +173,23 @@ def environment(settings: Settings) -> dict[str, str]:
             text = ",".join(map(str, value))
         plain[variable] = value.get_secret_value() if secret else text
     return os.environ | plain
+
+
+@contextmanager
+def process(
+    command: list[str], env: dict[str, str], log: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs inside the block; its log may go to a file."""
+    with log.open("wb") if log else nullcontext() as stderr:
+        child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=stderr)
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(30)
+        finally:
+            child.kill()
 
 
 def marco(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
