@@ -7,14 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from marco_search.cli import options, output
+from marco_search.cli.error_reports import DOES_NOT_FIT
 from marco_search.cli.export_command import moment, utc
 from marco_search.cli.session import session
+from marco_search.cli.tables import Column, number, text_table
 from marco_search.export.tables import Filter
+from marco_search.learning.duplicates import THRESHOLD
 from marco_search.store.db import require_tables
 
 _share = click.FloatRange(0, 1)
+
+
+_folder = click.Path(file_okay=False, path_type=Path)
+_COLUMNS = (
+    Column("id", lambda d: str(d.dataset_id), drop=1),
+    Column("name", lambda d: d.name, flexible=True),
+    Column("kind", lambda d: d.kind),
+    number("lines", lambda d: f"{d.samples:,}"),
+    Column("tenant", lambda d: d.tenant or "(all)"),
+    Column("made", lambda d: f"{d.created_at:%Y-%m-%d %H:%M}"),
+    Column("manifest", lambda d: d.manifest_sha256[:16], drop=2),
+)
 
 
 @click.group()
@@ -23,7 +39,7 @@ def dataset() -> None:
 
 
 @dataset.command("from-traces", cls=options.JsonCommand)
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=_folder)
 @click.option("--name", metavar="TEXT", help="What it is called (default: the folder's name).")
 @click.option("--pairs", is_flag=True, help="Preference pairs instead: won and lost in one tree.")
 @click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
@@ -56,12 +72,20 @@ def dataset() -> None:
     "--path", type=click.Choice(["best", "any"]), default="best", show_default=True,
     help="Which path to the answer: the best, or one at random.",
 )  # fmt: skip
+@click.option(
+    "--near-duplicate", type=_share, default=THRESHOLD, show_default=True, metavar="X",
+    help="Leave out what has this part of its runs of words from another; 1: equal texts only.",
+)  # fmt: skip
+@click.option(
+    "--held-out", "held_out", multiple=True, metavar="SET",
+    help="Leave out what holds problems of this set, as `marco eval` names it; again for more.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of --path any.")
 def from_traces(
     folder: Path, name: str | None, pairs: bool, jobs: tuple[str, ...], batch: Any,
     since: datetime | None, until: datetime | None, strategy: str | None, model: str | None,
     revision: str | None, min_share: float, min_confidence: float, verified: bool, reflection: Any,
-    path: Any, seed: int,
+    path: Any, near_duplicate: float, held_out: tuple[str, ...], seed: int,
 ) -> None:  # fmt: skip
     """Make a data set of jobs that succeeded: of each the best path to its answer.
 
@@ -73,9 +97,9 @@ def from_traces(
     marco dataset from-traces traces --batch 0199... --verified
     marco dataset from-traces pairs --pairs --since 2026-11-01
     """
-    from marco_search.learning import build, traces
+    from marco_search.learning import build, contamination, duplicates, traces
 
-    rules = traces.Rules(
+    wanted = traces.Rules(
         least_share=min_share, least_confidence=min_confidence, verified=verified,
         reflection=reflection, path=path, seed=seed,
     )  # fmt: skip
@@ -86,10 +110,52 @@ def from_traces(
             jobs=here.find(jobs), batch=batch, tenant=here.tenant, since=utc(since),
             until=utc(until), strategy=strategy, model=model, revision=revision,
         )  # fmt: skip
-        manifest = build.from_traces(
-            here.database, folder, chosen, rules, kind="preference" if pairs else "sft", name=name
-        )
+        threshold = near_duplicate if near_duplicate < 1 else None
+        with duplicates.rules(threshold) as found:
+            manifest = build.from_traces(
+                here.database, folder, chosen, wanted,
+                rules=contamination.rules(held_out) | found,
+                kind="preference" if pairs else "sft", name=name,
+            )  # fmt: skip
     _report(folder, manifest)
+
+
+@dataset.command("list", cls=options.JsonCommand)
+@options.tenants
+def list_data_sets() -> None:
+    """List the data sets that were made from stored trees, newest first."""
+    from marco_search.learning import origins
+
+    with session(needs_redis=False) as here, here.database.transaction() as conn:
+        found = origins.data_sets(conn, here.tenant)
+    table = text_table(_COLUMNS, found, width=output.terminal_width())
+    none = "No data sets: `marco dataset from-traces` makes one."
+    output.report({"datasets": found}, table if found else none)
+
+
+@dataset.command("trace", cls=options.JsonCommand)
+@click.argument("sample", metavar="SAMPLE")
+@click.option(
+    "--folder", type=_folder, help="Check the files of the data set in this folder as well."
+)
+@options.tenants
+def trace_sample(sample: str, folder: Path | None) -> None:
+    """Show the job, rollout and nodes that a line of a data set came from.
+
+    SAMPLE is the line's id, or its beginning. The job is verified, the line made again from its
+    tree, and hashes compared: exits with 9 if something does not hold any more.
+    """
+    from marco_search.learning import manifest, origins
+
+    with session(needs_redis=False) as here, here.database.snapshot() as conn:
+        found = origins.trace(conn, sample, here.tenant)
+    broken = manifest.broken(folder, manifest.read(folder)) if folder else []
+    holds = not broken and all(origin.holds for origin in found)
+    lines = [line for origin in found for line in origins.lines(origin)]
+    lines += [f"{folder}: {name} is not as the manifest says" for name in broken]
+    output.report({"origins": found, "changed_files": broken, "holds": holds}, *map(Text, lines))
+    if not holds:
+        click.get_current_context().exit(DOES_NOT_FIT)
 
 
 def _report(folder: Path, manifest: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,74 +11,58 @@ from uuid import UUID
 
 from marco_search.export.tables import Filter
 from marco_search.learning import manifest, samples, traces
+from marco_search.learning.filters import Rule, first_reason
 from marco_search.learning.manifest import Kind, Source
 from marco_search.learning.pairs import pairs_of
 from marco_search.learning.samples import Pair, Sample, Writer
 from marco_search.store.db import Database
-
-Check = Callable[[Sample | Pair], str | None]
-"""Why a line is left out; None: it is not."""
 
 
 def from_traces(
     database: Database,
     folder: Path,
     chosen: Filter,
-    rules: traces.Rules,
+    wanted: traces.Rules,
     *,
+    rules: Mapping[str, Rule],
     kind: Kind = "sft",
     name: str | None = None,
-    checks: Mapping[str, Check] | None = None,
 ) -> dict[str, Any]:
     """Make a data set of these jobs at `folder` and keep where it came from; its manifest.
 
-    `checks` are by the name of their rule. Raises InputError if there is something at `folder`,
-    TrailBroken if jobs do not verify.
+    `wanted` is what jobs and paths must be, `rules` what lines must be. Raises InputError if there
+    is something at `folder`, TrailBroken if jobs do not verify.
     """
-    checks = {"duplicate": _equal()} | dict(checks or {})
+    all_rules = traces.job_rules(wanted) | dict(rules)
     models: Counter[tuple[str, str]] = Counter()
     with manifest.whole_folder(folder) as part:
         with database.snapshot() as conn, Writer(part, kind) as writer:
-            reader = traces.Reader(conn, rules)
+            reader = traces.Reader(conn, wanted)
             rows: Iterable[Sample | Pair] = reader.samples(chosen)
             if kind == "preference":
                 rows = pairs_of(reader, chosen)
             for row in rows:
-                found = ((rule, check(row)) for rule, check in checks.items())
-                rule, reason = next((one for one in found if one[1]), ("", None))
-                if reason is None:
+                if (found := first_reason(rules, row)) is None:
                     writer.write(row)
                     models[row.provenance["model"], row.provenance["revision"]] += 1
                 else:
-                    about = {"id": row.id, "job": row.provenance["job"]}
-                    reader.dropped.add(rule, reason, **about)
+                    reader.dropped.add(*found, id=row.id, job=row.provenance["job"])
         made = manifest.write(
             part,
             name=name or folder.name,
             kind=kind,
             command="marco dataset from-traces",
-            rules=traces.parameters(rules) | {rule: {} for rule in checks},
+            rules={name: rule.parameters for name, rule in all_rules.items()}
+            | traces.path_rules(wanted),
             counts={"in": reader.jobs, "trees": reader.used, "out": writer.count},
             dropped=reader.dropped,
             inputs=[_selection(chosen) | {"jobs": reader.used, "roots_sha256": reader.roots}],
             models=[{"model": m, "revision": r, "rows": n} for (m, r), n in models.items()],
-            seed=rules.seed,
+            seed=wanted.seed,
         )
         with database.transaction() as conn:
             manifest.register(conn, made, chosen.tenant, _sources(part, kind))
     return made
-
-
-def _equal() -> Check:
-    seen: set[str] = set()
-
-    def check(row: Sample | Pair) -> str | None:
-        if row.id in seen:
-            return "the same text as another"
-        seen.add(row.id)
-        return None
-
-    return check
 
 
 def _selection(chosen: Filter) -> dict[str, Any]:

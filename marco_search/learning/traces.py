@@ -7,7 +7,7 @@ model learns is what the trail proves.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from random import Random
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from marco_search.export.tables import Filter
 from marco_search.jobs import Answer, Job, JobState
 from marco_search.kinds import kind_of, parse_job
 from marco_search.kinds.base import without_end
+from marco_search.learning.filters import Rule, first_reason
 from marco_search.learning.manifest import Dropped
 from marco_search.learning.samples import Message, Sample
 from marco_search.search.actions import Action
@@ -83,46 +84,37 @@ class StoredJob:
     root: str | None
 
 
-def _unfinished(job: StoredJob, _: Rules) -> str | None:
-    return None if job.state == JobState.SUCCEEDED else f"the job is {job.state}"
+def job_rules(rules: Rules) -> dict[str, Rule]:
+    """What a job is left out by, before its tree is read; the first one counts."""
+    return {
+        "unfinished": Rule(lambda j: None if j.state == JobState.SUCCEEDED else f"it is {j.state}"),
+        "redacted": Rule(lambda j: "its texts were replaced" if j.redacted_at else None),
+        "unanswered": Rule(lambda j: "no rollout has an answer" if j.answer is None else None),
+        "wrong": Rule(lambda j: f"the answer is not {j.expected}" if j.correct is False else None),
+        "archived": Rule(lambda j: "its tree is in an archive" if j.share is None else None),
+        "undecided": Rule(
+            lambda j: _less("part of the vote", j.share, rules.least_share),
+            {"least_share": rules.least_share},
+        ),
+        "unsure": Rule(
+            lambda j: _less("confidence", j.confidence, rules.least_confidence),
+            {"least_confidence": rules.least_confidence},
+        ),
+    }
 
 
-def _redacted(job: StoredJob, _: Rules) -> str | None:
-    return "its texts were replaced" if job.redacted_at else None
+def path_rules(rules: Rules) -> dict[str, Mapping[str, Any]]:
+    """The parameters of the rules that a tree's paths are chosen by (`Tree.learnable`)."""
+    return {
+        "profile": {},
+        "reflection": {"reflection": rules.reflection},
+        "unverified": {"verified": rules.verified, "accepted": ACCEPTED},
+        "path": {"path": rules.path, "seed": rules.seed},
+    }
 
 
-def _unanswered(job: StoredJob, _: Rules) -> str | None:
-    return "no rollout reached an answer" if job.answer is None else None
-
-
-def _wrong(job: StoredJob, _: Rules) -> str | None:
-    return "the answer is not the expected one" if job.correct is False else None
-
-
-def _archived(job: StoredJob, _: Rules) -> str | None:
-    return "its tree is in an archive" if job.share is None else None
-
-
-def _undecided(job: StoredJob, rules: Rules) -> str | None:
-    low = job.share is not None and job.share < rules.least_share
-    return f"the answer has {job.share:.2f} of the vote" if low else None
-
-
-def _unsure(job: StoredJob, rules: Rules) -> str | None:
-    low = job.confidence is None or job.confidence < rules.least_confidence
-    return f"the answer's confidence is {job.confidence}" if low else None
-
-
-JOB_RULES: Final[Mapping[str, Callable[[StoredJob, Rules], str | None]]] = {
-    "unfinished": _unfinished,
-    "redacted": _redacted,
-    "unanswered": _unanswered,
-    "wrong": _wrong,
-    "archived": _archived,
-    "undecided": _undecided,
-    "unsure": _unsure,
-}
-"""Rule to what is wrong with a job by it, None if nothing. The first one counts."""
+def _less(what: str, value: float, least: float) -> str | None:
+    return f"the answer's {what} is {value:.3g}" if value < least else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,15 +211,12 @@ class Reader:
         for part in _parts(self._kept(chosen)):
             self._verify([job.job_id for job in part])
             for stored in part:
-                job = parse_job(stored.payload)
-                config = SearchConfig.from_json(stored.config or {})
-                prompt = _prompt(job, str(stored.model), config.profile)
-                if prompt is None:
-                    self.drop(stored, "profile", _OTHER_PROFILE.format(config.profile))
+                if (tree := self.tree(stored)) is None:
+                    self.drop(stored, "profile", _OTHER_PROFILE)
                     continue
                 self.used += 1
                 self._roots.update(f"{stored.job_id} {stored.root}\n".encode())
-                yield self._tree(stored, job, config, prompt)
+                yield tree
 
     def samples(self, chosen: Filter) -> Iterator[Sample]:
         """A sample of each job that the rules keep, by the job's id."""
@@ -241,14 +230,14 @@ class Reader:
         self.dropped.add(rule, reason, job=str(job.job_id))
 
     def _kept(self, chosen: Filter) -> Iterator[StoredJob]:
-        for job in _stream(self.conn, chosen):
+        rules = job_rules(self.rules)
+        for job in stored_jobs(self.conn, chosen):
             self.jobs += 1
-            found = ((rule, check(job, self.rules)) for rule, check in JOB_RULES.items())
-            rule, reason = next((one for one in found if one[1]), ("", None))
-            if reason is None:
+            found = first_reason(rules, job)
+            if found is None:
                 yield job
             else:
-                self.drop(job, rule, reason)
+                self.drop(job, *found)
 
     def _verify(self, job_ids: list[UUID]) -> None:
         wrong = [report for report in check_jobs(self.conn, job_ids) if report.findings]
@@ -259,9 +248,12 @@ class Reader:
                 "`marco verify JOB` says more; a data set is made from what verifies only"
             )
 
-    def _tree(
-        self, stored: StoredJob, job: Job, config: SearchConfig, prompt: tuple[Message, ...]
-    ) -> Tree:
+    def tree(self, stored: StoredJob) -> Tree | None:
+        """The tree of a job with an answer; None if its profile can't be had here."""
+        job, config = parse_job(stored.payload), SearchConfig.from_json(stored.config or {})
+        prompt = _prompt(job, str(stored.model), config.profile)
+        if prompt is None:
+            return None
         key = str(stored.job_id)
         answer = queries.answers(self.conn, [key])[key][0]
         rollouts = tuple(trail.rollouts(self.conn, stored.job_id, schema=views.SCHEMA))
@@ -306,18 +298,6 @@ def language(tree: Tree) -> str:
     return profiles.language_of(kind_of(tree.job).user_turn(tree.job))
 
 
-def parameters(rules: Rules) -> dict[str, dict[str, Any]]:
-    """Every rule with what it compares with, for the manifest."""
-    compared: dict[str, dict[str, Any]] = {
-        "undecided": {"least_share": rules.least_share},
-        "unsure": {"least_confidence": rules.least_confidence},
-        "reflection": {"reflection": rules.reflection},
-        "unverified": {"accepted": ACCEPTED, "verified": rules.verified},
-        "path": {"path": rules.path, "seed": rules.seed},
-    }
-    return {rule: compared.get(rule, {}) for rule in (*JOB_RULES, "profile", *compared)}
-
-
 _COLUMNS = ", ".join(f'j."{f.name}"' for f in fields(StoredJob) if f.name != "root")
 _JOBS = f"""
     SELECT {_COLUMNS}, (SELECT c.root FROM audit.chain AS c WHERE c.job_id = j.job_id
@@ -326,7 +306,8 @@ _JOBS = f"""
 """  # noqa: S608  # constants
 
 
-def _stream(conn: Conn, chosen: Filter) -> Iterator[StoredJob]:
+def stored_jobs(conn: Conn, chosen: Filter) -> Iterator[StoredJob]:
+    """These jobs by id, a few at a time."""
     condition, values = chosen.condition()
     with conn.cursor("jobs", row_factory=class_row(StoredJob)) as cursor:
         cursor.itersize = _JOBS_AT_ONCE
@@ -345,8 +326,8 @@ def _parts(jobs: Iterable[StoredJob]) -> Iterator[list[StoredJob]]:
 
 
 _OTHER_PROFILE = (
-    "searched with profile {}, which is not what its name stands for here: its prompt can't be "
-    "made again (MARCO_PROFILE, MARCO_PROFILES and MARCO_OVERRIDES must be as the worker had them)"
+    "the profile that it was searched with is another here, so that its prompt can't be made again:"
+    " MARCO_PROFILE, MARCO_PROFILES and MARCO_OVERRIDES must be as its worker had them"
 )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +16,8 @@ import psycopg
 import pytest
 
 from marco_search import migrations, pocket
+from marco_search import settings as settings_module
+from marco_search.cli.main import main
 from marco_search.export.tables import Filter
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
@@ -26,7 +30,8 @@ from marco_search.search.branches import MARCO_O1
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from tests.databases import scratch_database
-from tests.integration.toys import insert, marco, open_database, question, runner, settings_for
+from tests.integration import toys
+from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
 
 PROBLEMS = 6
@@ -61,6 +66,22 @@ def answered(services: ServiceUrls) -> Iterator[Answered]:
             for _ in jobs:
                 works.run_next()
             yield Answered(url, database, [job.id for job in jobs])
+
+
+def marco(url: str, *words: str) -> CompletedProcess[str]:
+    """The command on the database at `url`, in this process: libraries are loaded once."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("DATABASE_URL", url)
+        settings_module.load.cache_clear()
+        code = main(words)
+    settings_module.load.cache_clear()
+    return CompletedProcess(words, code, *(_written(stream) for stream in (out, err)))
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def made(answered: Answered, folder: Path, *more: str) -> dict[str, Any]:
@@ -106,6 +127,40 @@ def test_a_data_set_is_what_its_manifest_says(answered: Answered, tmp_path: Path
     assert broken(folder, read(folder)) == ["samples.jsonl"]
     again = marco(answered.url, "dataset", "from-traces", str(folder))
     assert again.returncode == 2 and "is there already" in again.stderr
+
+
+def test_a_line_leads_back_to_its_tree(answered: Answered, tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    manifest = made(answered, folder)
+    sample = next(samples.read(folder))
+    words = ("dataset", "trace", sample.id[:10], "--folder", str(folder))
+    done = marco(answered.url, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    origin = next(
+        o
+        for o in found["origins"]
+        if o["dataset"]["manifest_sha256"] == manifest["manifest_sha256"]
+    )
+    assert (origin["job"], origin["status"]) == (sample.provenance["job"], "fits")
+    (path,) = origin["paths"]
+    assert [0, *(n["node_id"] for n in path["nodes"])] == sample.provenance["nodes"]
+    assert "".join(n["text"] for n in path["nodes"]).strip() in sample.response
+    assert found["holds"] and origin["unchanged"] and origin["manifest_holds"]
+    (folder / "samples.jsonl").write_text("")
+    done = marco(answered.url, *words)
+    assert done.returncode == 9 and "samples.jsonl is not as the manifest says" in done.stdout
+    done = marco(answered.url, "dataset", "trace", sample.id, "--tenant", "other")
+    assert done.returncode == 2 and "no data set of these jobs" in done.stderr
+    assert "named" in toys.marco(answered.url, "dataset", "list").stdout
+
+
+def test_problems_of_an_evaluation_set_are_left_out(answered: Answered, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    asked = next(problems()).question
+    held_out.write_text(json.dumps({"question": asked, "answer": 1}))
+    counts = made(answered, tmp_path / "set", "--held-out", str(held_out))["counts"]
+    assert counts["dropped"]["contaminated"] == 1
 
 
 def test_what_becomes_of_reflections(answered: Answered, tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""From a line of a data set back to the tree it came from, and whether all of it still holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import dict_row
+
+from marco_search.errors import InvalidDataSet
+from marco_search.export.tables import Filter
+from marco_search.learning import manifest
+from marco_search.learning.pairs import pair
+from marco_search.learning.traces import Reader, Rules, Tree, sample, stored_jobs
+from marco_search.store.db import Conn, reads_tables
+from marco_search.store.reads.queries import select
+from marco_search.store.seal.verification import check_jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """A data set that was made from stored trees."""
+
+    dataset_id: UUID
+    tenant: str | None  #: None: of all tenants' jobs
+    name: str
+    kind: str
+    manifest: dict[str, Any]
+    manifest_sha256: str
+    samples: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """One path of a stored tree: a sample, or one side of a pair."""
+
+    role: str  #: sample, chosen or rejected
+    rollout: int
+    answer: str | None
+    nodes: list[dict[str, Any]]  #: node_id, action, text of each, in order
+    text: str | None  #: None: the tree is archived
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a line of one data set came from."""
+
+    dataset: DataSet
+    sample_id: str
+    job: UUID
+    tenant: str
+    paths: list[Path]
+    manifest_holds: bool  #: whether the stored manifest has the hash that it had
+    status: str | None  #: of the job's verification; None: this login can't verify
+    unchanged: bool | None  #: whether the tree still makes the same line; None: it is not there
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is known to have changed."""
+        return self.manifest_holds and self.status != "broken" and self.unchanged is not False
+
+
+_SAMPLES = """
+    SELECT s.dataset_id, s.sample_id, s.job_id, s.tenant, jsonb_agg(jsonb_build_object(
+        'role', s.role, 'rollout', s.rollout_id, 'answer', s.answer, 'text', s.text,
+        'nodes', ARRAY(
+            SELECT jsonb_build_object('node_id', n.node_id, 'action', n.action, 'text', n.text)
+            FROM audit.nodes AS n WHERE n.job_id = s.job_id AND n.node_id = ANY (s.node_ids)
+            ORDER BY n.depth
+        )) ORDER BY s.role) AS paths
+    FROM audit.dataset_samples AS s JOIN audit.datasets AS d USING (dataset_id)
+    WHERE starts_with(s.sample_id, %(sample)s)
+        AND (%(tenant)s::text IS NULL OR s.tenant = %(tenant)s)
+    GROUP BY s.dataset_id, s.sample_id, s.job_id, s.tenant, d.created_at
+    ORDER BY d.created_at DESC, s.sample_id
+"""
+
+
+def data_sets(conn: Conn, tenant: str | None, dataset_id: UUID | None = None) -> list[DataSet]:
+    """The data sets made of a tenant's jobs, or all (None), newest first."""
+    where = "(%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+    where += " AND (%(id)s::uuid IS NULL OR dataset_id = %(id)s) ORDER BY created_at DESC"
+    given = {"tenant": tenant, "id": dataset_id}
+    return select(conn, DataSet, f"audit.datasets WHERE {where}", given)
+
+
+def trace(conn: Conn, sample_id: str, tenant: str | None) -> list[Origin]:
+    """Where a line came from, in each data set that has it, the newest first.
+
+    `sample_id` may be its beginning; None is all tenants. Raises InvalidDataSet if there is none,
+    or if the beginning fits several.
+    """
+    with conn.cursor(row_factory=dict_row) as cursor:
+        given = {"sample": sample_id.lower(), "tenant": tenant}
+        rows = cursor.execute(_SAMPLES.encode(), given).fetchall()
+    found = {row["sample_id"] for row in rows}
+    if not found:
+        raise InvalidDataSet(f"no data set of these jobs has a sample {sample_id}")
+    if len(found) > 1:
+        raise InvalidDataSet(f"{sample_id} fits {len(found)} samples: give more of the id")
+    return [_origin(conn, **row) for row in rows]
+
+
+def _origin(
+    conn: Conn, dataset_id: UUID, sample_id: str, job_id: UUID, tenant: str,
+    paths: Sequence[Mapping[str, Any]],
+) -> Origin:  # fmt: skip
+    (dataset,) = data_sets(conn, None, dataset_id)
+    status = None
+    if reads_tables(conn):
+        status = str(next(check_jobs(conn, [job_id])).status)
+    return Origin(
+        dataset=dataset,
+        sample_id=sample_id,
+        job=job_id,
+        tenant=tenant,
+        paths=[Path(**path) for path in paths],
+        manifest_holds=manifest.sha256(dataset.manifest) == dataset.manifest_sha256,
+        status=status,
+        unchanged=_unchanged(conn, dataset, sample_id, job_id, paths),
+    )
+
+
+def _unchanged(
+    conn: Conn, dataset: DataSet, sample_id: str, job_id: UUID, paths: Sequence[Mapping[str, Any]]
+) -> bool | None:
+    """Whether the line, made again from the tree, has the same id."""
+    (stored,) = stored_jobs(conn, Filter(jobs=[job_id]))
+    if stored.redacted_at or stored.share is None:
+        return None
+    mode = dataset.manifest["rules"]["reflection"]["reflection"]
+    tree = Reader(conn, Rules(reflection=mode)).tree(stored)
+    return None if tree is None else _line_id(tree, paths) == sample_id
+
+
+def _line_id(tree: Tree, paths: Sequence[Mapping[str, Any]]) -> str:
+    side = {path["role"]: tree.rollouts[path["rollout"]] for path in paths}
+    if "sample" in side:
+        return sample(tree, side["sample"]).id
+    return pair(tree, side["chosen"], side["rejected"]).id
+
+
+def lines(found: Origin) -> Iterator[str]:
+    """The origin for a reader."""
+    about, mark = found.dataset, {True: "holds", False: "DOES NOT HOLD", None: "not there any more"}
+    yield f"sample {found.sample_id} of {about.name} ({about.kind}, {about.samples:,} lines)"
+    yield f"  manifest {about.manifest_sha256}: {mark[found.manifest_holds]}"
+    yield f"  job      {found.job} of {found.tenant}: {found.status or 'not verified: views only'}"
+    yield f"  text     as the tree has it: {mark[found.unchanged]}"
+    for path in found.paths:
+        yield f"  {path.role}: rollout {path.rollout}, answer {path.answer}"
+        for node in path.nodes:
+            yield f"    {node['node_id']:>5} {node['action']:<10} {node['text']!r}"
