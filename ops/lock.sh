@@ -32,7 +32,7 @@ lock ops/requirements-dev.lock $leave_out --extra dev --extra docs --extra eval 
   pyproject.toml "$folder/build.in" --constraint ops/requirements.lock
 cp ops/requirements-finetune.lock "$folder/finetune.lock"
 # shellcheck disable=SC2086
-lock "$folder/finetune.lock" $leave_out --extra finetune pyproject.toml \
+lock "$folder/finetune.lock" $leave_out --extra finetune --extra gguf pyproject.toml \
   --constraint ops/requirements.lock
 # Less the 3 GB of libraries of a CUDA build: there, `pip install '.[finetune]'` brings them.
 awk '/^[a-z]/ { leave = /^(cuda|nvidia|torch|triton)[-=]/ } !leave' "$folder/finetune.lock" \
