@@ -1,6 +1,6 @@
 """The training script resumes exactly, and its batches mask what must not be learned.
 
-Runs where torch and transformers are installed (ops/pocket/requirements.txt).
+Runs where torch and transformers are installed (the extra finetune).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tiny models of every architecture and GGUF type, and what transformers computes for them.
 
 `python -m tests.unit.runtime.embedded_references` writes the references anew. It needs
-transformers and torch (ops/pocket/requirements.txt) and the package gguf; the tests do not.
+transformers and torch (the extra finetune) and the package gguf; the tests do not.
 """
 
 from __future__ import annotations

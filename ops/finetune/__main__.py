@@ -1,0 +1,69 @@
+"""`python -m ops.finetune CONFIG.toml`: see `--help`, and docs/finetune.md."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from marco_search.errors import MarcoError
+from ops.finetune.config import Config, parse_value
+from ops.finetune.run import finetune, python
+
+_FOLDER = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--model", type=_FOLDER, help="The parent.")
+@click.option("--data", type=_FOLDER, multiple=True, help="A data set's folder; several times.")
+@click.option("--out", type=_FOLDER, help="Folder of the run.")
+@click.option("--seed", type=int)
+@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="trainer.max_steps=1, ...")
+@click.option("--max-seconds", type=float, help="Stop with a checkpoint after so much training.")
+@click.option(
+    "--evaluate",
+    type=click.Choice(["none", "before", "after", "both"]),
+    default="both",
+    show_default=True,
+)
+@click.option("--environment", is_flag=True, help="Print the Python that has PyTorch, and end.")
+def main(
+    config: Path | None,
+    sets: tuple[str, ...],
+    max_seconds: float | None,
+    evaluate: str,
+    environment: bool,
+    **given: Any,
+) -> None:
+    """Fine-tune a model as CONFIG, a TOML file, says; the options go over it.
+
+    The same command goes on where it stopped. Exits with 75 when --max-seconds are over.
+    """
+    overrides: dict[str, Any] = {}
+    for key, value in given.items():
+        if value not in (None, ()):
+            overrides[key] = [*value] if isinstance(value, tuple) else value
+    for word in sets:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {word}: KEY=VALUE is needed")
+        overrides[key] = parse_value(text)
+    try:
+        if environment:
+            click.echo(python())
+        elif config is None:
+            raise click.UsageError("which CONFIG.toml?")
+        else:
+            click.echo(
+                finetune(Config.read(config, overrides), max_seconds=max_seconds, evaluate=evaluate)
+            )
+    except MarcoError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A fine-tuning from its configuration to a model's folder, which appears whole or not at all.
+
+OUT/run.json says what the run is; OUT/checkpoints lets it go on; OUT/evaluation has the traces and
+reports of `marco eval`; OUT/model is what comes out, OUT/report.json how it went.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from marco_search.errors import InvalidDataSet, InvalidSettings, LocalServiceFailed
+from marco_search.learning import manifest
+from marco_search.learning.samples import canonical
+from marco_search.runtime.embedded.files import fingerprint, open_files
+from ops import environment
+from ops.bootstrap import ROOT
+from ops.finetune import card
+from ops.finetune.config import Config
+
+LOCKS = [Path(ROOT, "ops", f"requirements-{name}.lock") for name in ("finetune", "torch")]
+STOPPED = 75
+"""Exit code: stopped with a checkpoint, run it again (sysexits' EX_TEMPFAIL)."""
+KINDS = {"sft": "sft", "dpo": "preference"}
+"""Of the data sets that a method takes."""
+_INSTALL_S = 1800.0
+
+
+class TrainingStopped(LocalServiceFailed):
+    """The training ran out of its time and has a checkpoint: the same command goes on."""
+
+    exit_code = STOPPED
+
+
+def python() -> Path:
+    """The Python with PyTorch and TRL: this one, or the environment's, made if need be."""
+    if all(map(importlib.util.find_spec, ("torch", "trl", "peft"))):
+        return Path(sys.executable)
+    return environment.ensure("finetune", *LOCKS, free_gb=4, build_s=_INSTALL_S)
+
+
+def finetune(config: Config, *, max_seconds: float | None = None, evaluate: str = "both") -> Path:
+    """Train, or go on, and evaluate ("none", "before", "after", "both"); the model's folder.
+
+    Raises InvalidDataSet, InvalidSettings, ModelRefused; TrainingStopped after `max_seconds` of
+    training; LocalServiceFailed if the training or an evaluation fails.
+    """
+    manifests = [_checked(folder, KINDS[config.method]) for folder in config.data]
+    if config.validation:
+        _checked(config.validation, KINDS[config.method])
+    out, model = config.out, config.out / "model"
+    training = _training(config, manifests)
+    begun = _begin(config, training, max_seconds)
+    if evaluate in ("before", "both"):
+        _evaluate(config, "before", config.model)
+    if not model.exists():
+        seconds = _train(config, begun.get("seconds", 0.0))
+        trained = json.loads((out / "trained.json").read_text()) | {"seconds": seconds}
+        (out / "report.json").write_text(json.dumps(trained | training, indent=1))
+        part = out / "trained"
+        (part / "marco_training.json").write_text(json.dumps(training, indent=1) + "\n")
+        (part / "README.md").write_text(card.text(config, training, manifests, trained, {}))
+        part.rename(model)
+        for name in ("checkpoints", "data", "held-out", "weights", "parent"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    if evaluate in ("after", "both"):
+        _evaluate(config, "after", model)
+    trained = json.loads((out / "report.json").read_text())
+    results = _results(config)
+    (model / "README.md").write_text(card.text(config, training, manifests, trained, results))
+    return model
+
+
+def _checked(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a data set. Raises InvalidDataSet unless its hashes hold."""
+    found = manifest.read(folder)
+    if found["kind"] != kind:
+        raise InvalidDataSet(f"{folder}: is a set of kind {found['kind']}, {kind} is needed")
+    if broken := manifest.broken(folder, found):
+        raise InvalidDataSet(f"{folder}: changed since its manifest was written: {broken}")
+    return found
+
+
+def _training(config: Config, manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The content of marco_training.json."""
+    files = open_files(config.model)
+    return {
+        "parent_model": files.name,
+        "parent_revision": fingerprint(files),
+        "manifests": [found["manifest_sha256"] for found in manifests],
+        "config_sha256": hashlib.sha256(canonical(config.decisive())).hexdigest(),
+        "method": config.method,
+        "seed": config.seed,
+    }
+
+
+def _begin(config: Config, training: dict[str, Any], max_seconds: float | None) -> dict[str, Any]:
+    """Write run.json, or find the run that goes on in it."""
+    file = config.out / "run.json"
+    had = json.loads(file.read_text()) if file.exists() else {}
+    if had and had["training"] != training:
+        changed = [name for name in training if had["training"].get(name) != training[name]]
+        raise InvalidSettings(
+            f"{config.out}: holds another run ({', '.join(changed)} differ): name another --out, "
+            "or remove it first"
+        )
+    config.out.mkdir(parents=True, exist_ok=True)
+    run: dict[str, Any] = {"config": config.model_dump(mode="json"), "training": training}
+    run |= {"max_seconds": max_seconds, "seconds": had.get("seconds", 0.0)}
+    file.write_text(json.dumps(run, indent=1))
+    return run
+
+
+def _train(config: Config, seconds: float) -> float:
+    """Run train.py; the seconds of this and earlier parts."""
+    command = [str(python()), "-m"]
+    if config.processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+        command += [str(config.processes), "-m"]
+    began = time.monotonic()
+    environ = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([*command, "ops.finetune.train", str(config.out)], env=environ)
+    seconds += time.monotonic() - began
+    file = config.out / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": seconds}, indent=1))
+    if done.returncode == STOPPED:
+        raise TrainingStopped(f"{config.out}: stopped with a checkpoint: run it again to go on")
+    if done.returncode != 0:
+        raise LocalServiceFailed(f"the training ended with exit code {done.returncode}, see above")
+    return seconds
+
+
+def _evaluate(config: Config, when: str, model: Path) -> None:
+    """`marco eval` on every set; it goes on by itself from the traces that are there."""
+    folder = config.out / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for name in config.evaluate.sets:
+        stem = folder / f"{when}-{name.replace(':', '-').replace('/', '-')}"
+        if stem.with_suffix(".json").exists():
+            continue
+        command = [str(Path(sys.executable).with_name("marco")), "eval", name, "--local", "--json"]
+        command += [*config.evaluate.options, "--out", f"{stem}.jsonl"]
+        environ = {**os.environ, "MARCO_MODEL": str(model.absolute())}
+        done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise LocalServiceFailed(f"{' '.join(command)}: exit code {done.returncode}, see above")
+        stem.with_suffix(".json").write_text(done.stdout)
+
+
+def _results(config: Config) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in config.evaluate.sets:
+        for when in ("before", "after"):
+            stem = f"{when}-{name.replace(':', '-').replace('/', '-')}"
+            file = config.out / "evaluation" / f"{stem}.json"
+            if file.exists():
+                (report,) = json.loads(file.read_text())["results"].values()
+                found.setdefault(name, {})[when] = report
+    return found

@@ -1,0 +1,228 @@
+"""One training: `python -m ops.finetune.train FOLDER`, in the environment that has PyTorch.
+
+FOLDER has run.json (what to do, see run.py). Checkpoints come into FOLDER/checkpoints, and a
+training that was stopped goes on from the last of them. At the end the weights, LoRA merged, lie
+in FOLDER/trained beside trained.json; where a text begins to count in the loss is TRL's
+prompt-completion form: neither depends on marks in the chat template.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from marco_search.errors import InvalidDataSet, InvalidSettings, MarcoError
+from marco_search.learning import samples
+from marco_search.runtime.embedded.files import open_files
+from ops.finetune.config import Config
+
+STOPPED = 75
+"""Exit code of a training that ran out of its time and has a checkpoint (sysexits' EX_TEMPFAIL)."""
+_COPIED = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model",
+)  # fmt: skip
+_TRAINERS = {"sft": (SFTConfig, SFTTrainer), "dpo": (DPOConfig, DPOTrainer)}
+
+
+class Deadline(TrainerCallback):  # type: ignore[misc]
+    """Stops with a checkpoint at the first step after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+        self.passed = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint and the end, unless this is the end anyway."""
+        if time.monotonic() > self.end and state.global_step < state.max_steps:
+            self.passed = control.should_save = control.should_training_stop = True
+
+
+class Texts:
+    """Samples as the texts that the model is given and writes, those that are too long left out."""
+
+    def __init__(self, tokenizer: Any, config: Config, limit: int | None) -> None:
+        """`limit`: tokens of prompt and answer together at most; None: any number."""
+        self.tokenizer, self.config, self.limit = tokenizer, config, limit
+
+    def rows(self, folders: list[Path]) -> Iterator[dict[str, str]]:
+        """{"prompt", "completion"} of samples, or {"prompt", "chosen", "rejected"} of pairs."""
+        for folder in folders:
+            yield from filter(self._fits, self._texts(folder))
+
+    def _texts(self, folder: Path) -> Iterator[dict[str, str]]:
+        if self.config.method == "sft":
+            for sample in samples.read(folder):
+                yield {"prompt": self._prompt(sample.prompt), "completion": sample.response}
+            return
+        for pair in samples.read_pairs(folder):
+            answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+            texts = {name: turns[-1]["content"] for name, turns in answers.items()}
+            yield {"prompt": self._prompt(pair.prompt), **texts}
+
+    def _prompt(self, messages: Any) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+        )
+        # TRL has the tokenizer add it once more.
+        bos = self.tokenizer.bos_token if self.tokenizer("").input_ids else None
+        return text.removeprefix(bos or "")
+
+    def _fits(self, row: dict[str, str]) -> bool:
+        if self.limit is None:
+            return True
+        prompt, *answers = (len(self.tokenizer(text).input_ids) for text in row.values())
+        return prompt + max(answers) + 1 <= self.limit  # the end of the turn comes to it
+
+
+def main(folder: Path) -> int:
+    """Train. Returns the exit code."""
+    job = json.loads((folder / "run.json").read_text())
+    config = Config.model_validate(job["config"])
+    parent = _unpacked(config.model, folder / "parent")
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    kind, trainer_class = _TRAINERS[config.method]
+    try:
+        arguments = kind(
+            **{
+                "logging_first_step": True,
+                "logging_steps": 10,
+                "save_total_limit": 2,
+                **config.trainer,
+                "output_dir": str(folder / "checkpoints"),
+                "seed": config.seed,
+                "data_seed": config.seed,
+                "report_to": "none",
+                "disable_tqdm": True,
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidSettings(f"trainer: {error}") from None
+    texts = Texts(tokenizer, config, arguments.max_length)
+    fitting = data = _data(texts, config.data, folder / "data")
+    if config.samples:
+        data = data.shuffle(seed=config.seed).select(range(min(config.samples, len(data))))
+    held_out = _data(texts, [config.validation], folder / "held-out") if config.validation else None
+    deadline = Deadline(job["max_seconds"] or float("inf"))
+    trainer = trainer_class(
+        model=str(parent),
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=_lora(config),
+        callbacks=[deadline],
+    )
+    losses = {"validation_before": trainer.evaluate()["eval_loss"]} if held_out else {}
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    if deadline.passed:
+        return STOPPED
+    if held_out:
+        losses["validation_after"] = trainer.evaluate()["eval_loss"]
+    trainer.save_model(str(folder / "weights"))
+    if trainer.is_world_process_zero():
+        _save(config, parent, folder)
+        about = {
+            "samples": len(data),
+            "fitting": len(fitting),
+            "steps": trainer.state.global_step,
+            "parameters": trainer.model.num_parameters(),
+            "trained_parameters": trainer.model.num_parameters(only_trainable=True),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "losses": losses,
+            "log": trainer.state.log_history,
+        }
+        (folder / "trained.json").write_text(json.dumps(about, indent=1))
+    return 0
+
+
+def _data(texts: Texts, folders: list[Path], cache: Path) -> Dataset:
+    # One process reads, the others take what it has written, as a training that goes on does: the
+    # cache is the run's own, and what was read is known to be the same.
+    with PartialState().main_process_first():
+        found = Dataset.from_generator(
+            texts.rows,
+            gen_kwargs={"folders": folders},
+            cache_dir=str(cache),
+            fingerprint=cache.name,
+        )
+    if not len(found):
+        raise InvalidDataSet(
+            f"{', '.join(map(str, folders))}: no sample of at most {texts.limit} tokens "
+            "(trainer.max_length)"
+        )
+    return found
+
+
+def _lora(config: Config) -> LoraConfig | None:
+    return config.lora and LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.modules,
+    )
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last whole one: trainer_state.json is written last."""
+    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
+
+
+def _save(config: Config, parent: Path, folder: Path) -> None:
+    """Write FOLDER/trained: the weights in the parent's type, all other files as the parent has."""
+    dtype = AutoConfig.from_pretrained(parent).dtype or torch.float32
+    source = parent if config.lora else folder / "weights"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    if config.lora:
+        model = PeftModel.from_pretrained(model, str(folder / "weights")).merge_and_unload()
+    model.to(dtype).save_pretrained(folder / "trained")
+    for path in (folder / "trained").iterdir():
+        path.chmod(0o644)  # safetensors leaves them to their owner
+    for name in _COPIED:
+        if (parent / name).exists():
+            shutil.copyfile(parent / name, folder / "trained" / name)
+
+
+def _unpacked(model: Path, folder: Path) -> Path:
+    """The folder of a model; that of a GGUF file is made, with its weights in 32 bits."""
+    if model.is_dir() or (folder / "model.safetensors").exists():
+        return model if model.is_dir() else folder
+    with PartialState().main_process_first():
+        if not (folder / "model.safetensors").exists():
+            files = open_files(model)
+            folder.mkdir(exist_ok=True)
+            parts = ("config", "generation", "tokenizer", "tokenizer_config")
+            for name in parts:
+                file = "generation_config" if name == "generation" else name
+                (folder / f"{file}.json").write_text(json.dumps(getattr(files, name)))
+            tensors = {k: torch.from_numpy(v.copy()) for k, v in files.tensors().items()}
+            save_file(tensors, folder / "part", metadata={"format": "pt"})
+            (folder / "part").rename(folder / "model.safetensors")
+    return folder
+
+
+if __name__ == "__main__":
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except MarcoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
