@@ -33,6 +33,7 @@ TARGETS = (
     ("bench", "run every benchmark; further words name some", "python -m ops.bench"),
     ("test-sglang", "tests on the real SGLang server (1.6 GB)", "python -m pytest tests/sglang"),
     ("test-openai", "tests on llama.cpp, compiled for it", "python -m pytest tests/openai"),
+    ("test-finetune", "train tiny models (installs 1.3 GB)", "python -m pytest tests/finetune"),
     ("test-tamper", "tamper with stored jobs", "pytest -q -s tests/integration/test_tamper.py"),
     ("bench-store", "SQL and verification on 10,000 stored jobs", "python -m ops.bench.store"),
     ("bench-runtime", "how well searches keep an engine busy", "python -m ops.bench.runtime"),

@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 _ONLY_WHEN_NAMED = {
     "sglang": ("installs 1.6 GB: run make test-sglang", 1500),
     "openai": ("compiles llama.cpp: run make test-openai", 1800),
+    "finetune": ("installs PyTorch: run make test-finetune", 1800),
     "containers": ("starts containers: run make test-containers", 900),
 }
 """Folders of tests on real servers: why they are skipped, and their limit in seconds when they are

@@ -38,6 +38,7 @@ _COPIED = (
     "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
+_DEFAULTS = {"logging_first_step": True, "logging_steps": 10, "save_total_limit": 2}
 _TRAINERS = {"sft": (SFTConfig, SFTTrainer), "dpo": (DPOConfig, DPOTrainer)}
 
 
@@ -96,30 +97,47 @@ def main(folder: Path) -> int:
     job = json.loads((folder / "run.json").read_text())
     config = Config.model_validate(job["config"])
     parent = _unpacked(config.model, folder / "parent")
-    tokenizer = AutoTokenizer.from_pretrained(parent)
+    trainer, fitting = make_trainer(config, parent, folder)
+    trainer.add_callback(deadline := Deadline(job["max_seconds"] or float("inf")))
+    losses = {"validation_before": _loss(trainer)} if config.validation else {}
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    if deadline.passed:
+        return STOPPED
+    if config.validation:
+        losses["validation_after"] = _loss(trainer)
+    trainer.save_model(str(folder / "weights"))
+    if trainer.is_world_process_zero():
+        _save(config, parent, folder)
+        about = {
+            "samples": min(fitting, config.samples or fitting),
+            "fitting": fitting,
+            "steps": trainer.state.global_step,
+            "parameters": trainer.model.num_parameters(),
+            "trained_parameters": trainer.model.num_parameters(only_trainable=True),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(),
+            "losses": losses,
+            "log": trainer.state.log_history,
+        }
+        (folder / "trained.json").write_text(json.dumps(about, indent=1))
+    return 0
+
+
+def make_trainer(config: Config, parent: Path, folder: Path) -> tuple[Any, int]:
+    """(TRL's trainer, how many samples are short enough). Raises InvalidSettings."""
     kind, trainer_class = _TRAINERS[config.method]
+    ours = {"output_dir": str(folder / "checkpoints"), "seed": config.seed}
+    ours |= {"data_seed": config.seed, "report_to": "none", "disable_tqdm": True}
     try:
-        arguments = kind(
-            **{
-                "logging_first_step": True,
-                "logging_steps": 10,
-                "save_total_limit": 2,
-                **config.trainer,
-                "output_dir": str(folder / "checkpoints"),
-                "seed": config.seed,
-                "data_seed": config.seed,
-                "report_to": "none",
-                "disable_tqdm": True,
-            }
-        )
+        arguments = kind(**{**_DEFAULTS, **config.trainer, **ours})
     except (TypeError, ValueError) as error:
         raise InvalidSettings(f"trainer: {error}") from None
+    tokenizer = AutoTokenizer.from_pretrained(parent)
     texts = Texts(tokenizer, config, arguments.max_length)
     fitting = data = _data(texts, config.data, folder / "data")
     if config.samples:
         data = data.shuffle(seed=config.seed).select(range(min(config.samples, len(data))))
     held_out = _data(texts, [config.validation], folder / "held-out") if config.validation else None
-    deadline = Deadline(job["max_seconds"] or float("inf"))
     trainer = trainer_class(
         model=str(parent),
         args=arguments,
@@ -127,29 +145,13 @@ def main(folder: Path) -> int:
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=_lora(config),
-        callbacks=[deadline],
     )
-    losses = {"validation_before": trainer.evaluate()["eval_loss"]} if held_out else {}
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
-    if deadline.passed:
-        return STOPPED
-    if held_out:
-        losses["validation_after"] = trainer.evaluate()["eval_loss"]
-    trainer.save_model(str(folder / "weights"))
-    if trainer.is_world_process_zero():
-        _save(config, parent, folder)
-        about = {
-            "samples": len(data),
-            "fitting": len(fitting),
-            "steps": trainer.state.global_step,
-            "parameters": trainer.model.num_parameters(),
-            "trained_parameters": trainer.model.num_parameters(only_trainable=True),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "losses": losses,
-            "log": trainer.state.log_history,
-        }
-        (folder / "trained.json").write_text(json.dumps(about, indent=1))
-    return 0
+    return trainer, len(fitting)
+
+
+def _loss(trainer: Any) -> float:
+    loss: float = trainer.evaluate()["eval_loss"]
+    return loss
 
 
 def _data(texts: Texts, folders: list[Path], cache: Path) -> Dataset:

@@ -1,0 +1,1 @@
+"""Fine-tuning with PyTorch on tiny models: make test-finetune."""
