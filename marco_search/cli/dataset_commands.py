@@ -16,7 +16,6 @@ from marco_search.cli.session import session
 from marco_search.cli.tables import Column, number, text_table
 from marco_search.export.tables import Filter
 from marco_search.learning.duplicates import THRESHOLD
-from marco_search.store.db import require_tables
 
 _share = click.FloatRange(0, 1)
 
@@ -69,6 +68,11 @@ def dataset() -> None:
     "before it.",
 )  # fmt: skip
 @click.option(
+    "--answer", type=click.Choice(["voted", "expected"]), default="voted", show_default=True,
+    help="Paths to which answer: the job's, or where there is a label the right one, even if it "
+    "lost the vote.",
+)  # fmt: skip
+@click.option(
     "--path", type=click.Choice(["best", "any"]), default="best", show_default=True,
     help="Which path to the answer: the best, or one at random.",
 )  # fmt: skip
@@ -85,7 +89,7 @@ def from_traces(
     folder: Path, name: str | None, pairs: bool, jobs: tuple[str, ...], batch: Any,
     since: datetime | None, until: datetime | None, strategy: str | None, model: str | None,
     revision: str | None, min_share: float, min_confidence: float, verified: bool, reflection: Any,
-    path: Any, near_duplicate: float, held_out: tuple[str, ...], seed: int,
+    answer: Any, path: Any, near_duplicate: float, held_out: tuple[str, ...], seed: int,
 ) -> None:  # fmt: skip
     """Make a data set of jobs that succeeded: of each the best path to its answer.
 
@@ -101,11 +105,9 @@ def from_traces(
 
     wanted = traces.Rules(
         least_share=min_share, least_confidence=min_confidence, verified=verified,
-        reflection=reflection, path=path, seed=seed,
+        reflection=reflection, answer=answer, path=path, seed=seed,
     )  # fmt: skip
     with session(needs_redis=False) as here:
-        with here.database.transaction() as conn:
-            require_tables(conn, "`marco dataset from-traces`")
         chosen = Filter(
             jobs=here.find(jobs), batch=batch, tenant=here.tenant, since=utc(since),
             until=utc(until), strategy=strategy, model=model, revision=revision,

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from marco_search.errors import RightsMissing
 from marco_search.export.tables import Filter
 from marco_search.learning import manifest, samples, traces
 from marco_search.learning.filters import Rule, first_reason
 from marco_search.learning.manifest import Kind, Source
 from marco_search.learning.pairs import pairs_of
 from marco_search.learning.samples import Pair, Sample, Writer
-from marco_search.store.db import Database
+from marco_search.store.db import Database, reads_tables
+
+_HEAD = "SELECT seq, head FROM audit.chain ORDER BY seq DESC LIMIT 1"
+_MAY = "SELECT has_table_privilege('public.datasets', 'INSERT')"
 
 
 def from_traces(
@@ -31,13 +35,19 @@ def from_traces(
     """Make a data set of these jobs at `folder` and keep where it came from; its manifest.
 
     `wanted` is what jobs and paths must be, `rules` what lines must be. Raises InputError if there
-    is something at `folder`, TrailBroken if jobs do not verify.
+    is something at `folder`, TrailBroken if jobs do not verify, RightsMissing.
     """
+    with database.transaction() as conn:
+        if not reads_tables(conn) or conn.execute(_MAY).fetchone() != (True,):
+            raise RightsMissing(
+                "this login may not keep data sets: set DATABASE_URL to one of the app's or owner's"
+            )
     all_rules = traces.job_rules(wanted) | dict(rules)
     models: Counter[tuple[str, str]] = Counter()
     with manifest.whole_folder(folder) as part:
         with database.snapshot() as conn, Writer(part, kind) as writer:
             reader = traces.Reader(conn, wanted)
+            head = conn.execute(_HEAD).fetchone() or (None, None)
             rows: Iterable[Sample | Pair] = reader.samples(chosen)
             if kind == "preference":
                 rows = pairs_of(reader, chosen)
@@ -56,7 +66,11 @@ def from_traces(
             | traces.path_rules(wanted),
             counts={"in": reader.jobs, "trees": reader.used, "out": writer.count},
             dropped=reader.dropped,
-            inputs=[_selection(chosen) | {"jobs": reader.used, "roots_sha256": reader.roots}],
+            inputs=[
+                _selection(chosen)
+                | {"jobs": reader.used, "roots_sha256": reader.roots}
+                | dict(zip(("chain_seq", "chain_head"), head, strict=True))
+            ],
             models=[{"model": m, "revision": r, "rows": n} for (m, r), n in models.items()],
             seed=wanted.seed,
         )

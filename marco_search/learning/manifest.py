@@ -76,6 +76,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                          "written to") from None  # fmt: skip
     try:
         yield part
+        for path in part.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

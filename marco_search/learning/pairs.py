@@ -12,7 +12,6 @@ from operator import eq
 from typing import Any
 
 from marco_search.export.tables import Filter
-from marco_search.kinds import kind_of
 from marco_search.learning.samples import Pair
 from marco_search.learning.traces import Reader, Tree, language
 from marco_search.search.tree import ROOT, Rollout
@@ -46,7 +45,7 @@ def pair(tree: Tree, won: Rollout, lost: Rollout) -> Pair:
             "chosen": tree.about(won),
             "rejected": tree.about(lost),
             "fork": _fork(tree, won, lost),
-            "answer": stored.answer,
+            "answer": won.answer,
             "rejected_answer": lost.answer,
             "vote": stored.share,
             "confidence": stored.confidence,
@@ -59,17 +58,10 @@ def pair(tree: Tree, won: Rollout, lost: Rollout) -> Pair:
 
 
 def _lost(tree: Tree) -> list[Rollout]:
-    """The rollouts with an answer that is neither the job's nor the expected one."""
-    kind, expected = kind_of(tree.job), tree.stored.expected
-    reached = {w.rollout_id for w in tree.winners}
-    turn = tree.config.turn
-
-    def right(rollout: Rollout) -> bool:
-        output = None if expected is None else kind.output(tree.text(rollout), turn)
-        return bool(output and expected) and kind.equal(str(output), str(expected))
-
-    others = (r for r in tree.rollouts if r.answer is not None and r.rollout_id not in reached)
-    return [r for r in others if not right(r)]
+    """The rollouts with an answer that is neither the job's nor said to be right."""
+    won = {w.rollout_id for w in tree.winners}
+    others = (r for r in tree.rollouts if r.answer is not None and r.rollout_id not in won)
+    return [r for r in others if not tree.verified(r)]
 
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:

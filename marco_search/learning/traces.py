@@ -7,8 +7,8 @@ model learns is what the trail proves.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from random import Random
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -19,7 +19,7 @@ from marco_search import profiles
 from marco_search.engine import profile_of
 from marco_search.errors import InvalidProfile, TrailBroken
 from marco_search.export.tables import Filter
-from marco_search.jobs import Answer, Job, JobState
+from marco_search.jobs import Job, JobState
 from marco_search.kinds import kind_of, parse_job
 from marco_search.kinds.base import without_end
 from marco_search.learning.filters import Rule, first_reason
@@ -51,6 +51,7 @@ class Rules:
     least_confidence: float = 0.0  #: of its answer, 0 to 1
     verified: bool = False  #: its answer must be known to be right
     reflection: Literal["mended", "kept", "redo"] = "mended"  #: see REFLECTIONS
+    answer: Literal["voted", "expected"] = "voted"  #: whose paths; expected: where there is a label
     path: Literal["best", "any"] = "best"  #: of those to its answer; any: one at random
     seed: int = 0  #: of the choice at random
 
@@ -86,18 +87,25 @@ class StoredJob:
 
 def job_rules(rules: Rules) -> dict[str, Rule]:
     """What a job is left out by, before its tree is read; the first one counts."""
+
+    def voted(rule: Callable[[StoredJob], str | None]) -> Callable[[StoredJob], str | None]:
+        """The rule where the voted answer is what counts."""
+        return lambda j: rule(j) if rules.answer == "voted" or j.expected is None else None
+
     return {
         "unfinished": Rule(lambda j: None if j.state == JobState.SUCCEEDED else f"it is {j.state}"),
         "redacted": Rule(lambda j: "its texts were replaced" if j.redacted_at else None),
         "unanswered": Rule(lambda j: "no rollout has an answer" if j.answer is None else None),
-        "wrong": Rule(lambda j: f"the answer is not {j.expected}" if j.correct is False else None),
+        "wrong": Rule(
+            voted(lambda j: f"the answer is not {j.expected}" if j.correct is False else None)
+        ),
         "archived": Rule(lambda j: "its tree is in an archive" if j.share is None else None),
         "undecided": Rule(
-            lambda j: _less("part of the vote", j.share, rules.least_share),
+            voted(lambda j: _less("part of the vote", j.share or 0.0, rules.least_share)),
             {"least_share": rules.least_share},
         ),
         "unsure": Rule(
-            lambda j: _less("confidence", j.confidence, rules.least_confidence),
+            voted(lambda j: _less("confidence", j.confidence or 0.0, rules.least_confidence)),
             {"least_confidence": rules.least_confidence},
         ),
     }
@@ -109,7 +117,7 @@ def path_rules(rules: Rules) -> dict[str, Mapping[str, Any]]:
         "profile": {},
         "reflection": {"reflection": rules.reflection},
         "unverified": {"verified": rules.verified, "accepted": ACCEPTED},
-        "path": {"path": rules.path, "seed": rules.seed},
+        "path": {"answer": rules.answer, "path": rules.path, "seed": rules.seed},
     }
 
 
@@ -158,29 +166,28 @@ class Tree:
     def learnable(self, reader: Reader) -> list[Rollout]:
         """The paths to its answer that the rules keep, best first; if none, `reader` counts why."""
         rules = self.rules
+        accepted = (True,) if rules.verified else (True, None)
+        known = [w for w in self.winners if self.verified(w) in accepted]
+        if not known:
+            reader.drop(self.stored, "unverified", "no label or verifier says that it is right")
+            return []
         strict = rules.reflection == "mended"
-        good = [w for w in self.winners if not strict or not self.reflected(w) or self.mended(w)]
+        good = [w for w in known if not strict or not self.reflected(w) or self.mended(w)]
         if not good:
             reason = "no path to the answer without a reflection, and none that one mended"
             reader.drop(self.stored, "reflection", reason)
-            return []
-        accepted = (True,) if rules.verified else (True, None)
-        known = [w for w in good if self.verified(w) in accepted]
-        if not known:
-            reader.drop(self.stored, "unverified", "neither label nor verifier says it is right")
-        return known
+        return good
 
     def reflected(self, rollout: Rollout) -> bool:
         """Whether there is a reflection on its path."""
         return self._reflection(rollout) >= 0
 
     def verified(self, rollout: Rollout) -> bool | None:
-        """Whether a label or a verifier says that its answer is right; None: neither was there.
-
-        Of a rollout that reaches the job's answer.
-        """
-        if self.stored.correct is not None:
-            return self.stored.correct
+        """Whether a label or a verifier says that its answer is right; None: neither was there."""
+        if self.stored.expected is not None:
+            kind = kind_of(self.job)
+            output = kind.output(self.text(rollout), self.config.turn)
+            return output is not None and kind.equal(output, self.stored.expected)
         if self.config.reward == VERIFIER and rollout.scores:
             return rollout.scores[-1] >= ACCEPTED
         return None
@@ -255,9 +262,9 @@ class Reader:
         if prompt is None:
             return None
         key = str(stored.job_id)
-        answer = queries.answers(self.conn, [key])[key][0]
+        reached = set(queries.answers(self.conn, [key])[key][0].rollout_ids)
         rollouts = tuple(trail.rollouts(self.conn, stored.job_id, schema=views.SCHEMA))
-        return Tree(
+        tree = Tree(
             rules=self.rules,
             stored=stored,
             job=job,
@@ -265,8 +272,12 @@ class Reader:
             prompt=prompt,
             nodes={row.node_id: row for row in job_record.tree(self.conn, stored.job_id)},
             rollouts=rollouts,
-            winners=_best_first(rollouts, answer, config),
+            winners=_best_first((r for r in rollouts if r.rollout_id in reached), config),
         )
+        if self.rules.answer == "expected" and stored.expected is not None:
+            right = (r for r in rollouts if r.answer is not None and tree.verified(r))
+            return replace(tree, winners=_best_first(right, config))
+        return tree
 
 
 def sample(tree: Tree, rollout: Rollout) -> Sample:
@@ -281,7 +292,7 @@ def sample(tree: Tree, rollout: Rollout) -> Sample:
         provenance={
             "job": str(stored.job_id),
             **tree.about(rollout),
-            "answer": stored.answer,
+            "answer": rollout.answer,
             "vote": stored.share,
             "confidence": stored.confidence,
             "reflected": tree.reflected(rollout),
@@ -344,14 +355,11 @@ def _prompt(job: Job, model: str, label: str) -> tuple[Message, ...] | None:
     return tuple(asdict(message) for message in messages)
 
 
-def _best_first(
-    rollouts: Iterable[Rollout], answer: Answer, config: SearchConfig
-) -> tuple[Rollout, ...]:
-    """The rollouts that reach an answer, as the view audit.answers ranks them."""
+def _best_first(rollouts: Iterable[Rollout], config: SearchConfig) -> tuple[Rollout, ...]:
+    """Rollouts as the view audit.answers ranks those of an answer."""
     confident = config.reward in CONFIDENCE
 
     def rank(rollout: Rollout) -> tuple[float, int]:
         return -(rollout.path_confidence if confident else rollout.value), rollout.rollout_id
 
-    found = set(answer.rollout_ids)
-    return tuple(sorted((r for r in rollouts if r.rollout_id in found), key=rank))
+    return tuple(sorted(rollouts, key=rank))

@@ -155,6 +155,21 @@ def test_a_line_leads_back_to_its_tree(answered: Answered, tmp_path: Path) -> No
     assert "named" in toys.marco(answered.url, "dataset", "list").stdout
 
 
+def test_a_right_path_counts_also_where_it_lost_the_vote(
+    answered: Answered, tmp_path: Path
+) -> None:
+    voted = made(answered, tmp_path / "voted", "--verified")["counts"]
+    right = made(answered, tmp_path / "right", "--verified", "--answer", "expected")["counts"]
+    assert "wrong" in voted["dropped"] and "wrong" not in right["dropped"]
+    found = {s.provenance["job"] for s in samples.read(tmp_path / "right")}
+    with psycopg.connect(answered.url) as conn:
+        rows = conn.execute(
+            "SELECT DISTINCT j.job_id::text FROM audit.jobs AS j JOIN audit.rollouts AS r"
+            " USING (job_id) WHERE j.tenant = 'default' AND r.answer = j.expected"
+        ).fetchall()
+    assert found == {row[0] for row in rows}
+
+
 def test_problems_of_an_evaluation_set_are_left_out(answered: Answered, tmp_path: Path) -> None:
     held_out = tmp_path / "held_out.jsonl"
     asked = next(problems()).question
