@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,26 @@ from marco_search.export.tables import Filter
 from marco_search.learning.duplicates import THRESHOLD
 
 _share = click.FloatRange(0, 1)
-
-
 _folder = click.Path(file_okay=False, path_type=Path)
+_folder_argument = click.argument("folder", type=_folder)
+_files = click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
+)
+_near = click.option(
+    "--near-duplicate", type=_share, default=THRESHOLD, show_default=True, metavar="X",
+    help="Leave out what has this part of its runs of words from another; 1: equal texts only.",
+)  # fmt: skip
+_held_out = click.option(
+    "--held-out", "held_out", multiple=True, metavar="SET",
+    help="Leave out what holds problems of this set, as `marco eval` names it; again for more.",
+)  # fmt: skip
+_limits = click.option(
+    "--set",
+    "limits",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="A limit of the rules, as most_response=20000; docs/datasets.md has them.",
+)
 _COLUMNS = (
     Column("id", lambda d: str(d.dataset_id), drop=1),
     Column("name", lambda d: d.name, flexible=True),
@@ -38,7 +57,7 @@ def dataset() -> None:
 
 
 @dataset.command("from-traces", cls=options.JsonCommand)
-@click.argument("folder", type=_folder)
+@_folder_argument
 @click.option("--name", metavar="TEXT", help="What it is called (default: the folder's name).")
 @click.option("--pairs", is_flag=True, help="Preference pairs instead: won and lost in one tree.")
 @click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
@@ -76,14 +95,8 @@ def dataset() -> None:
     "--path", type=click.Choice(["best", "any"]), default="best", show_default=True,
     help="Which path to the answer: the best, or one at random.",
 )  # fmt: skip
-@click.option(
-    "--near-duplicate", type=_share, default=THRESHOLD, show_default=True, metavar="X",
-    help="Leave out what has this part of its runs of words from another; 1: equal texts only.",
-)  # fmt: skip
-@click.option(
-    "--held-out", "held_out", multiple=True, metavar="SET",
-    help="Leave out what holds problems of this set, as `marco eval` names it; again for more.",
-)  # fmt: skip
+@_near
+@_held_out
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of --path any.")
 def from_traces(
     folder: Path, name: str | None, pairs: bool, jobs: tuple[str, ...], batch: Any,
@@ -101,7 +114,7 @@ def from_traces(
     marco dataset from-traces traces --batch 0199... --verified
     marco dataset from-traces pairs --pairs --since 2026-11-01
     """
-    from marco_search.learning import build, contamination, duplicates, traces
+    from marco_search.learning import build, traces
 
     wanted = traces.Rules(
         least_share=min_share, least_confidence=min_confidence, verified=verified,
@@ -112,11 +125,10 @@ def from_traces(
             jobs=here.find(jobs), batch=batch, tenant=here.tenant, since=utc(since),
             until=utc(until), strategy=strategy, model=model, revision=revision,
         )  # fmt: skip
-        threshold = near_duplicate if near_duplicate < 1 else None
-        with duplicates.rules(threshold) as found:
+        with _row_rules(near_duplicate, held_out) as row_rules:
             manifest = build.from_traces(
                 here.database, folder, chosen, wanted,
-                rules=contamination.rules(held_out) | found,
+                rules=row_rules,
                 kind="preference" if pairs else "sft", name=name,
             )  # fmt: skip
     _report(folder, manifest)
@@ -158,6 +170,154 @@ def trace_sample(sample: str, folder: Path | None) -> None:
     output.report({"origins": found, "changed_files": broken, "holds": holds}, *map(Text, lines))
     if not holds:
         click.get_current_context().exit(DOES_NOT_FIT)
+
+
+@dataset.command("filter", cls=options.JsonCommand)
+@_folder_argument
+@_files
+@click.option(
+    "--profile", default="marco-o1", show_default=True, metavar="NAME|FILE",
+    help="Profile whose tags a thought and an output have.",
+)  # fmt: skip
+@click.option(
+    "--tags", nargs=2, metavar="THOUGHT OUTPUT", help="These instead, as <think> <answer>."
+)
+@_limits
+@_near
+@_held_out
+def filter_command(
+    folder: Path, files: tuple[Path, ...], profile: str, tags: tuple[str, str] | None,
+    limits: tuple[str, ...], near_duplicate: float, held_out: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Make a data set of the good samples of thought in FILE: the recipe of Open-O1.
+
+    FILE is JSON Lines or a JSON array, in the shapes that `instructions` reads, or a data set's
+    folder. A sample stays if its tags are whole, it has a thought and an answer, is neither too
+    long nor a loop, is in one language and no character of it was lost. What is left out is
+    counted in dropped.json and listed in dropped.jsonl.
+
+    \b
+    marco dataset filter open-o1 OpenO1-SFT.jsonl --held-out mgsm:en
+    """
+    from marco_search import settings
+    from marco_search.learning import filters
+    from marco_search.profiles import load
+
+    turn = load(profile, settings.load().home / "profiles").turn("en")
+    if tags:
+        turn = filters.turn_of(*tags)
+    rules = filters.thoughts(turn, _given(limits))
+    _convert("filter", folder, files, rules, near_duplicate, held_out)
+
+
+@dataset.command("instructions", cls=options.JsonCommand)
+@_folder_argument
+@_files
+@_limits
+@_near
+@_held_out
+def instructions(
+    folder: Path, files: tuple[Path, ...], limits: tuple[str, ...], near_duplicate: float,
+    held_out: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Make a data set of conversations: messages, ShareGPT, Alpaca, prompt and completion.
+
+    FILE is JSON Lines or a JSON array. Rows that can't be read, and those with lost characters,
+    loops or nothing in them, are left out: counted in dropped.json, listed in dropped.jsonl.
+
+    \b
+    marco dataset instructions chat alpaca.json sharegpt.jsonl
+    """
+    from marco_search.learning import filters
+
+    _convert(
+        "instructions",
+        folder,
+        files,
+        filters.instructions(_given(limits)),
+        near_duplicate,
+        held_out,
+    )
+
+
+@dataset.command("mix", cls=options.JsonCommand)
+@_folder_argument
+@click.argument("sets", nargs=-1, required=True, metavar="SET[=WEIGHT]...")
+@click.option(
+    "--validation", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+    metavar="X", help="Part of the prompts to keep apart, in validation.jsonl.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order.")
+@click.option("--all-tenants", is_flag=True, help="Mix rows of several tenants.")
+@_held_out
+def mix(
+    folder: Path, sets: tuple[str, ...], validation: float, seed: int, all_tenants: bool,
+    held_out: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Make one data set of several: of each WEIGHT times its rows, in an order by the seed.
+
+    With weight 0.5 half of the rows are taken, with 2 each twice. Equal rows are taken once, and
+    rows with the same prompt are on the same side of the split. Equal inputs give equal files.
+
+    \b
+    marco dataset mix all traces open-o1=0.5 chat --validation 0.02
+    """
+    from marco_search.learning import mixing
+
+    inputs = dict(_weighted(text) for text in sets)
+    with _row_rules(1, held_out) as rules:
+        made = mixing.mix(
+            inputs, folder, rules, validation=validation, seed=seed, all_tenants=all_tenants
+        )
+    _report(folder, made)
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    path, separator, weight = text.rpartition("=")
+    try:
+        number = float(weight) if separator else 1.0
+    except ValueError:
+        path, number = text, 1.0  # the name has an =
+    if not 0 < number < 1000:
+        raise click.UsageError(f"{text}: a weight must be more than 0 and less than 1000")
+    return Path(path or text), number
+
+
+def _given(assignments: tuple[str, ...]) -> Any:
+    """The limits of --set."""
+    from marco_search.learning.filters import Limits
+
+    known: dict[str, Any] = dict(Limits.__dataclass_fields__)
+    given: dict[str, Any] = {}
+    for text in assignments:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = (int if isinstance(known[name].default, int) else float)(value)
+        except (KeyError, ValueError):
+            raise click.UsageError(
+                f"--set {text}: needs NAME=NUMBER; the names are {', '.join(known)}"
+            ) from None
+    return Limits(**given)
+
+
+def _convert(
+    name: str, folder: Path, files: tuple[Path, ...], rules: dict[str, Any], near_duplicate: float,
+    held_out: tuple[str, ...],
+) -> None:  # fmt: skip
+    from marco_search.learning import conversations
+
+    with _row_rules(near_duplicate, held_out) as more:
+        command = f"marco dataset {name}"
+        _report(folder, conversations.build(files, folder, {**rules, **more}, command=command))
+
+
+@contextmanager
+def _row_rules(near_duplicate: float, held_out: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rules for finished rows: held-out problems and duplicates."""
+    from marco_search.learning import contamination, duplicates
+
+    with duplicates.rules(near_duplicate if near_duplicate < 1 else None) as found:
+        yield contamination.rules(held_out) | found
 
 
 def _report(folder: Path, manifest: dict[str, Any]) -> None:

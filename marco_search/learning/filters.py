@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from marco_search.errors import InputError
 from marco_search.learning.samples import Sample
 from marco_search.profiles import language_of
 from marco_search.search.branches import MARCO_O1, TurnFormat
 from marco_search.text import CONTROL
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\\[a-zA-Z]+|\$[^$]*\$", re.DOTALL)
-_LETTERS_TO_JUDGE = 20  # below that, a text has no language: "x = 3", "B"
+_LETTERS_TO_JUDGE = 12  # below that, a text has no language: "x = 3", "B"
 # UTF-8 read as Latin-1 or Windows-1252, and the byte order mark in it.
 _MOJIBAKE = re.compile("[\u00c2-\u00c3][\u0080-\u00bf]|\u00e2[\u0080\u20ac]|\u00ef\u00bb\u00bf")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
@@ -32,7 +33,7 @@ class Limits:
 
     least_prompt: int = 1
     most_prompt: int = 16_000
-    least_thought: int = 40
+    least_thought: int = 20
     most_response: int = 32_000
     foreign: float = 0.3
     """Most letters of another script than the prompt's, of all letters of the response."""
@@ -54,6 +55,11 @@ def first_reason(rules: Mapping[str, Rule], row: Any) -> tuple[str, str] | None:
     return next(((name, reason) for name, reason in found if reason), None)
 
 
+def parameters(rules: Mapping[str, Rule]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of rules."""
+    return {name: dict(rule.parameters) for name, rule in rules.items()}
+
+
 def encoding(sample: Sample) -> str | None:
     """Characters that were lost, or are those of another encoding."""
     for number, message in enumerate(sample.messages, start=1):
@@ -61,7 +67,7 @@ def encoding(sample: Sample) -> str | None:
         for pattern, what in ((_LOST, "a lost character"), (_MOJIBAKE, "UTF-8 read as Latin-1")):
             if found := pattern.search(text):
                 around = text[max(0, found.start() - 10) : found.end() + 10]
-                return f"message {number} has {what}: {around!a}"
+                return f"message {number} has {what}: {around!r}"
     return None
 
 
@@ -99,6 +105,17 @@ def tags(sample: Sample, turn: TurnFormat = MARCO_O1) -> str | None:
         f"text after the last tag: {text[at:].strip()[:40]!r}"
         if turn.end_of_output and (text[at:].strip())
         else None
+    )
+
+
+def turn_of(thought: str, output: str) -> TurnFormat:
+    """The format with these opening tags, such as "<think>". Raises InputError for others."""
+    for tag in (thought, output):
+        if not re.fullmatch(r"<\w[\w-]*>", tag):
+            raise InputError(f"{tag}: must be an opening tag, such as <think>")
+    ends = [tag.replace("<", "</") for tag in (thought, output)]
+    return replace(
+        MARCO_O1, thought=thought, end_of_thought=ends[0], output=output, end_of_output=ends[1]
     )
 
 
@@ -156,7 +173,11 @@ def language(sample: Sample, turn: TurnFormat = MARCO_O1, limits: Limits = Limit
 
 def _scripts(text: str) -> Counter[str]:
     """How many letters of each script, by the language that has it."""
-    return Counter(language_of(c) for c in _CODE.sub(" ", text) if c.isalpha())
+    found: Counter[str] = Counter()
+    for letter, count in Counter(_CODE.sub(" ", text)).items():
+        if letter.isalpha():
+            found[language_of(letter)] += count
+    return found
 
 
 def repetition(sample: Sample, limits: Limits = Limits()) -> str | None:

@@ -152,7 +152,7 @@ def check_messages(messages: Any, name: str = "messages") -> None:
         raise ValueError(f"{name}: the last message must be the assistant's")
 
 
-_Kind = TypeVar("_Kind", Sample, Pair)
+_Kind = TypeVar("_Kind", bound=_Row)
 
 
 def read(path: Path) -> Iterator[Sample]:
@@ -160,25 +160,32 @@ def read(path: Path) -> Iterator[Sample]:
 
     Raises InvalidDataSet naming file and line.
     """
-    return _read(path, Sample)
+    return (row for _, row in places(path, Sample))
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
     """The pairs, like `read`."""
-    return _read(path, Pair)
+    return (row for _, row in places(path, Pair))
 
 
-def _read(path: Path, kind: type[_Kind]) -> Iterator[_Kind]:
-    file = path / f"{kind.NAME}.jsonl" if path.is_dir() else path
+def places(path: Path, kind: type[_Kind]) -> Iterator[tuple[int, _Kind]]:
+    """The rows, like `read`, each with the byte at which its line begins."""
+    file, place = file_of(path, kind), 0
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    yield kind.from_json(json.loads(line))
+                    yield place, kind.from_json(json.loads(line))
                 except ValueError as error:
                     raise InvalidDataSet(f"{file}, line {number}: {error}") from None
+                place += len(line)
     except OSError as error:
         raise InvalidDataSet(f"{file}: {error.strerror}") from None
+
+
+def file_of(path: Path, kind: type[_Row]) -> Path:
+    """The file with the rows of a data set's folder; a file is itself."""
+    return path / f"{kind.NAME}.jsonl" if path.is_dir() else path
 
 
 class Writer:
