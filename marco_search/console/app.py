@@ -39,7 +39,7 @@ async def _marco_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = "There is no such page." if error.status_code == 404 else str(error.detail)
+    message = "There is no such page." if error.detail == "Not Found" else str(error.detail)
     return _error(request, error.status_code, message)
 
 

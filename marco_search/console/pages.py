@@ -34,6 +34,7 @@ from marco_search.render.document import cards, document
 from marco_search.render.layout import to_draw
 from marco_search.render.svg import svg
 from marco_search.store.queue.states import JobState
+from marco_search.store.reads.datasets import SamplePage
 from marco_search.store.reads.job_record import JobRecord
 from marco_search.store.reads.queries import (
     COUNTED,
@@ -53,7 +54,8 @@ DOUBTS = {
 _FILTERS = ("state", "kind", "tenant", "batch", "text", "doubt", "order", "before", "after")
 _FIELDS = ("kind", "tenant", "batch", "doubt", "order")  # of the form, beside text and state
 NodeId = Annotated[int, Path(ge=0, lt=2**31)]
-_LONGEST = 200  # characters of a filter's value
+_LONGEST = 1200  # characters of a parameter's value: a model's name may be a path
+_PAGE = 50  # lines of a page
 _MOST_LINES = 100_000  # of a download
 
 
@@ -112,6 +114,44 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         def sums(request: Request) -> Response:
             values = {"title": title, "one": one}
             return html(request, "totals.html", one, read, lambda t: values | {"totals": t})
+
+    @routes.get("/models")
+    def models(request: Request) -> Response:
+        given = _given(request.query_params, ("old", "new"))
+        old, new = given.get("old", ""), given.get("new", "")
+        start = _start(request.query_params)
+        return html(
+            request,
+            "models.html",
+            ("models", old, new),
+            lambda: reader.models(old, new),
+            lambda found: {"found": found, "start": start, "size": _PAGE},
+        )
+
+    @routes.get("/datasets")
+    def data_sets(request: Request) -> Response:
+        start = _start(request.query_params)
+        return html(
+            request,
+            "datasets.html",
+            ("datasets", start),
+            lambda: reader.data_sets(start, _PAGE + 1),
+            lambda found: {"found": found, "start": start, "size": _PAGE},
+        )
+
+    @routes.get("/datasets/{word}")
+    def data_set(request: Request, word: str) -> Response:
+        given = _given(request.query_params, ("after", "before"))
+        after, before = given.get("after", ""), given.get("before")
+
+        def read() -> SamplePage:
+            found = reader.samples(word, after, before)
+            if found is None:
+                raise HTTPException(404, f"No data set {word} is in the database.")
+            return found
+
+        key = ("dataset", word, after, before)
+        return html(request, "dataset.html", key, read, lambda found: {"found": found})
 
     totals("Batches", "batch", reader.batches)
     totals("Tenants", "tenant", reader.tenants)
@@ -188,12 +228,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
 
 def _job_filter(query: Mapping[str, str]) -> JobFilter:
     """The filter of these parameters; empty ones do not count. Raises QueryRefused."""
-    given: dict[str, Any] = {
-        name: query[name].strip() for name in _FILTERS if query.get(name, "").strip()
-    }
-    for name, value in given.items():
-        if len(value) > _LONGEST or "\x00" in value:
-            raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
+    given: dict[str, Any] = _given(query, _FILTERS)
     for name, known in (
         ("state", STATES),
         ("kind", tuple(KINDS)),
@@ -208,6 +243,23 @@ def _job_filter(query: Mapping[str, str]) -> JobFilter:
         except ValueError:
             raise QueryRefused(f"{name}: must be a whole id") from None
     return JobFilter(**given)
+
+
+def _given(query: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """These parameters, without empty ones. Raises QueryRefused for what is none's value."""
+    given = {name: query[name].strip() for name in names if query.get(name, "").strip()}
+    for name, value in given.items():
+        if len(value) > _LONGEST or "\x00" in value:
+            raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
+    return given
+
+
+def _start(query: Mapping[str, str]) -> int:
+    """The place of the first line of a page, from 0. Raises QueryRefused."""
+    text = query.get("start", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 9):
+        raise QueryRefused("start: must be a number")
+    return int(text)
 
 
 def _query(wanted: JobFilter, **other: object) -> str:

@@ -14,10 +14,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from marco_search.audit.findings import JobReport
 from marco_search.errors import JobNotFound
+from marco_search.evaluation.comparison import Comparison, compare
 from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
 from marco_search.store.queue.batches import Batch
-from marco_search.store.reads import job_record, queries
+from marco_search.store.reads import datasets, job_record, queries, revisions
+from marco_search.store.reads.datasets import DataSet, SamplePage
 from marco_search.store.reads.exporter import Exporter
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 from marco_search.store.reads.queries import (
@@ -28,6 +30,7 @@ from marco_search.store.reads.queries import (
     Totals,
     WorkerProcess,
 )
+from marco_search.store.reads.revisions import Pair, Revision
 from marco_search.store.seal import verification
 
 P = ParamSpec("P")
@@ -46,6 +49,17 @@ class Workers:
     states: dict[str, int]
     missing: list[MissingModel]
     processes: list[WorkerProcess]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The revisions that jobs were searched with, and two of them compared, if asked for."""
+
+    revisions: list[Revision]
+    old: Revision | None = None
+    new: Revision | None = None
+    compared: tuple[Comparison, ...] = ()
+    changed: tuple[Pair, ...] = ()  #: questions with another best answer, the latest first
 
 
 class Reader:
@@ -108,6 +122,34 @@ class Reader:
     def tenants(self) -> list[tuple[None, Totals]]:
         """Sums of the tenants."""
         return [(None, totals) for totals in self._read(queries.tenants)]
+
+    def models(self, old: str = "", new: str = "") -> Models:
+        """Revisions; those named (see `revisions.named`) compared. Raises QueryRefused."""
+        with self._database.transaction() as conn:
+            known = revisions.revisions(conn)
+            if not (old and new):
+                return Models(revisions=known)
+            sides = revisions.named(known, old), revisions.named(known, new)
+            pairs = revisions.pairs(conn, *sides)
+        return Models(
+            revisions=known,
+            old=sides[0],
+            new=sides[1],
+            compared=tuple(compare(pairs)),
+            changed=tuple(pair for pair in pairs if pair.changed),
+        )
+
+    def data_sets(self, offset: int, limit: int) -> list[DataSet]:
+        """Data sets, the latest first."""
+        return self._read(datasets.data_sets, offset=offset, limit=limit)
+
+    def samples(self, word: str, after: str, before: str | None) -> SamplePage | None:
+        """Samples of the data set of this name; None: there is none."""
+        with self._database.transaction() as conn:
+            found = datasets.named(conn, word)
+            if found is None:
+                return None
+            return datasets.sample_page(conn, found, after=after, before=before)
 
     def record(self, job_id: UUID) -> JobRecord:
         """All about a job but its tokens. Raises JobNotFound."""

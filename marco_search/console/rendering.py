@@ -34,6 +34,7 @@ from marco_search.render.layout import (
 )
 from marco_search.store.reads.job_record import TreeRow
 from marco_search.store.reads.queries import LOW_QUANTILE, NARROW_SHARE, JobStatus
+from marco_search.store.reads.revisions import MOST_PAIRS
 from marco_search.text import escaped
 
 HERE = Path(__file__).resolve().parent
@@ -71,6 +72,7 @@ def templates() -> Environment:
         "version": __version__,
         "low_quantile": LOW_QUANTILE,
         "narrow_share": NARROW_SHARE,
+        "most_pairs": MOST_PAIRS,
         "can_leave": False,
     }
     return found

@@ -9,7 +9,8 @@ export class Explorer {
   constructor(root, data, fetchTokens) {
     this.root = root;
     this.frame = root.querySelector(".frame");
-    this.marked = null; // rank of the answer whose paths are marked
+    this.rank = null; // of the answer whose paths are marked
+    this.marked = []; // ids of the rollouts whose paths are
     this.#read(data);
     this.panel = new Panel(root.querySelector("#panel"), fetchTokens);
     this.playback = new Playback(root, this.tree.rounds, (round) => this.#showRound(round));
@@ -59,23 +60,28 @@ export class Explorer {
   }
 
   markAnswer(rank) {
-    this.marked = this.marked === rank ? null : rank;
-    const answer = this.#mark();
-    if (!answer) return;
-    const paths = this.tree.rollouts.filter((one) => answer.rollouts.includes(one.rollout_id));
+    this.rank = this.rank === rank ? null : rank;
+    this.mark(this.answers.find((one) => one.rank === this.rank)?.rollouts ?? []);
+  }
+
+  // Marks the paths of these rollouts, and selects where the best of them ended.
+  mark(ids) {
+    this.marked = ids;
+    this.#mark();
+    const paths = this.tree.rollouts.filter((one) => ids.includes(one.rollout_id));
+    if (!paths.length) return;
     const best = paths.reduce((a, b) => (b.path_confidence > a.path_confidence ? b : a));
     this.select(this.tree.byId.get(best.path.at(-1)));
   }
 
   #mark() {
-    const answer = this.answers.find((one) => one.rank === this.marked);
-    const marked = this.tree.on(answer?.rollouts ?? []);
-    this.frame.classList.toggle("marking", answer !== undefined);
+    const marked = this.tree.on(this.marked);
+    this.frame.classList.toggle("marking", this.marked.length > 0);
     for (const [node, row] of this.rows) row.classList.toggle("marked", marked.has(node.node_id));
     for (const button of document.querySelectorAll("[data-answer]")) {
-      button.setAttribute("aria-pressed", String(Number(button.dataset.answer) === this.marked));
+      button.setAttribute("aria-pressed", String(Number(button.dataset.answer) === this.rank));
     }
-    return answer;
+    this.root.querySelector("[data-do=unmark]").hidden = this.marked.length === 0;
   }
 
   #showRound(round) {
@@ -117,6 +123,7 @@ export class Explorer {
       next: () => playback.step(1),
       last: () => playback.step(playback.rounds),
       winner: () => this.select(this.#winner()),
+      unmark: () => this.markAnswer(this.rank),
     };
     this.root.addEventListener("click", (event) => {
       const name = event.target.closest("[data-do]")?.dataset.do;

@@ -37,4 +37,10 @@ async function draw(fresh = document) {
 }
 
 await draw();
+// A sample of a data set leads to its rollout.
+const rollout = location.hash.match(/^#rollout-(\d+)$/);
+if (rollout && explorer) {
+  explorer.mark([Number(rollout[1])]);
+  place.scrollIntoView();
+}
 follow(() => !settled, draw);
