@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from marco_search.audit.findings import JobReport
-from marco_search.console.reader import Reader, Workers
+from marco_search.console.reader import Models, Reader, Workers
 from marco_search.errors import JobNotFound
 from marco_search.jobs import Answer
 from marco_search.search.actions import Action
@@ -18,6 +18,7 @@ from marco_search.search.branches import TOP_K
 from marco_search.search.config import SearchConfig
 from marco_search.search.mcts import Search
 from marco_search.store.queue.batches import Batch
+from marco_search.store.reads.datasets import DataSet
 from marco_search.store.reads.job_record import (
     AttemptRow,
     EventRow,
@@ -214,6 +215,12 @@ class FakeReader(Reader):
 
     def workers(self) -> Workers:
         return Workers(None, {}, [], [])
+
+    def models(self, old: str = "", new: str = "") -> Models:
+        return Models(revisions=[])
+
+    def data_sets(self, offset: int, limit: int) -> list[DataSet]:
+        return []
 
     def answers(self) -> bool:
         return True

@@ -140,6 +140,15 @@ def test_an_answer_marks_its_paths(job: str, open_page: OpenPage) -> None:
     page.click("[data-answer='2']")
     assert marked.count() == 0
 
+    # A sample of a data set leads to its rollout.
+    page = drawn(open_page(f"{job}#rollout-3"))
+    marked = page.locator(".marking .marked")
+    until(marked.count)
+    path = {f"node-{i}" for i in record.rollouts[3].path}
+    assert set(marked.evaluate_all("all => all.map(one => one.id)")) == path
+    page.click("[data-do=unmark]")
+    assert marked.count() == 0
+
 
 def test_light_and_dark(job: str, open_page: OpenPage) -> None:
     def ground(page: Any) -> str:

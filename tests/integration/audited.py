@@ -16,12 +16,12 @@ from marco_search.errors import ModelRefused, RuntimeUnavailable
 from marco_search.jobs import Job
 from marco_search.kinds import OpenEndedJob
 from marco_search.learning.manifest import Source, register
-from marco_search.runtime.base import RuntimeInfo, Training
 from marco_search.store.db import Database
 from marco_search.store.queue import batches, jobs
 from marco_search.store.queue.batches import BatchLine
 from tests.databases import scratch_database
 from tests.integration.toys import (
+    FineTuned,
     Interrupted,
     open_database,
     question,
@@ -34,20 +34,6 @@ from tests.toy import ToyRuntime
 
 class Killed(BaseException):
     """As a kill: nothing is written after it."""
-
-
-class Newer(ToyRuntime):
-    """The same model, fine-tuned."""
-
-    @property
-    def info(self) -> RuntimeInfo:
-        return RuntimeInfo(
-            name="toy", version="1", model="toy-marco-o1", revision="1" * 64, context_tokens=4096,
-            training=Training(
-                parent_model="toy-marco-o1", parent_revision="0" * 64, manifests=["d" * 64],
-                config_sha256="c" * 64, method="sft", seed=3,
-            ),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +94,7 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
     run("patchy", ToyRuntime(failing=0.3))
     options = {"seed": 9, "rollouts": 24, "reflection": "branch"}
     submit("newer", question("Question 1?", expected="1", options=options))
-    run("newer", Newer(("5", "1")), "two")
+    run("newer", FineTuned(("5", "1")), "two")
     submit("resumed", question("Went on elsewhere?", options={"rollouts": 24}))
     run("resumed", Interrupted(1, _raising(Killed())), "one")
     again()

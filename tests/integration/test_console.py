@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
@@ -27,6 +28,7 @@ from marco_search.console.reader import Reader
 from marco_search.console.rendering import page
 from marco_search.console.report import render
 from marco_search.errors import JobNotFound
+from marco_search.learning.manifest import Source, register
 from marco_search.store.db import Database
 from marco_search.store.queue import batches, jobs
 from marco_search.store.queue.batches import BatchLine
@@ -34,7 +36,16 @@ from marco_search.store.queue.leases import Worker
 from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.queries import JobFilter
 from marco_search.store.trail import trail
-from tests.integration.toys import claim, insert, open_database, question, runner, settings_for
+from tests.integration.toys import (
+    FineTuned,
+    claim,
+    insert,
+    open_database,
+    question,
+    run_job,
+    runner,
+    settings_for,
+)
 from tests.toy import ToyRuntime
 
 
@@ -264,6 +275,44 @@ def test_a_batch_has_sums_of_its_own(stored: Stored) -> None:
     assert (total.name, total.jobs, total.confidence) == (str(batch), 2, None)
 
 
+def test_revisions_are_compared_and_data_sets_lead_to_their_trees(stored: Stored) -> None:
+    first, other = stored.ids[:2]
+    manifest: dict[str, Any] = {
+        "name": "round-1", "kind": "preference", "manifest_sha256": "d" * 64, "command": "marco",
+        "rules": {"vote_undecided": {"share": 0.6}}, "models": [], "seed": 1,
+        "counts": {"in": 9, "out": 2, "dropped": {"vote_undecided": 7}},
+    }  # fmt: skip
+    ids = [f"{i:016x}" for i in range(26)]
+    made = [Source(i, "chosen", first, 0, [0]) for i in ids]
+    made += [Source(i, "rejected", first, 1, [0]) for i in ids]
+    with stored.database.transaction() as conn:
+        register(conn, manifest, "default", made)
+        register(conn, manifest | {"name": "hidden"}, None, [])
+    settings = settings_for(stored.url, "redis://nobody")
+    for text, tenant in (("Add 1 and 1.", "default"), ("What is 100 % of 2_2?", "other")):
+        again = insert(stored.database, question(text, tenant=tenant, options={"seed": 5}))[0].id
+        run_job(runner(settings, stored.database, FineTuned(("9",))), stored.database, again)
+
+    client = client_of(stored.database)
+    html = client.get("/models", params={"old": "0000", "new": "1111"}).text
+    assert f"/jobs/{first}" in html and f"/jobs/{other}" in html and "/datasets/dddd" in html
+    assert client.get("/models", params={"old": "0000", "new": "none"}).status_code == 400
+    assert f'href="/datasets/{"d" * 64}"' in client.get(f"/jobs/{again}").text
+    assert "vote undecided 7" in client.get("/datasets").text
+    page = client.get(f"/datasets/{'d' * 10}").text
+    assert f"/jobs/{first}#rollout-1" in page and "Compare it with its parent" in page
+    assert page.count("rejected</span>") == 25 and f"after={24:016x}" in page
+    page = client.get(f"/datasets/{'d' * 64}?after={24:016x}").text
+    assert page.count("rejected</span>") == 1 and f"before={25:016x}" in page
+    assert client.get("/datasets/ffffffff").status_code == 404
+
+    with auditor_of(stored, "other") as client:
+        html = client.get("/models", params={"old": "0000", "new": "1111"}).text
+        assert f"/jobs/{other}" in html and f"/jobs/{first}" not in html
+        assert "No data set yet" in client.get("/datasets").text
+        assert client.get(f"/datasets/{'d' * 64}").status_code == 404
+
+
 def test_the_json_format_is_the_documented_document(stored: Stored) -> None:
     data = json.loads(render(Reader(stored.database), stored.ids[0], "json"))
     assert set(data) == {
@@ -302,31 +351,37 @@ def test_a_read_only_database_refuses_to_write(stored: Stored) -> None:
     database.close()
 
 
-def test_an_auditor_s_login_is_enough_and_sees_its_tenants_only(stored: Stored) -> None:
+@contextmanager
+def auditor_of(stored: Stored, tenant: str) -> Iterator[TestClient]:
+    """The console with the login of an auditor of this tenant."""
     login = f"auditor_{uuid4().hex[:8]}"
     with psycopg.connect(stored.url, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'secret' IN ROLE marco_auditor")
-        admin.execute("INSERT INTO auditors VALUES (%s, 'other')", [login])
+        admin.execute("INSERT INTO auditors VALUES (%s, %s)", [login, tenant])
     parts = urlsplit(stored.url)
     place = f"{login}:secret@{parts.hostname}:{parts.port}"
     url = urlunsplit(parts._replace(netloc=place))
     try:
         with open_database(url) as database:
-            client = client_of(database)
-            html = client.get("/jobs").text
-            assert str(stored.ids[1]) in html and str(stored.ids[0]) not in html
-            assert client.get(f"/jobs/{stored.ids[0]}").status_code == 404
-            assert client.get(f"/jobs/{stored.ids[1]}").status_code == 200
-            assert client.get(f"/jobs/{stored.ids[1]}/report.html").status_code == 200
-            assert client.get(f"/jobs/{stored.ids[1]}/nodes/1.json").status_code == 200
-            assert client.get("/tenants").text.count("<tr>") == 2
-            assert len(client.get("/jobs.csv").text.splitlines()) == 2
-            assert client.get("/workers").status_code == client.get("/healthz").status_code == 200
-            assert client.get(f"/jobs/{str(stored.ids[0])[-8:]}").status_code == 404
-            assert "Not verified here" in client.get(f"/jobs/{stored.ids[1]}").text
+            yield client_of(database)
     finally:
         with psycopg.connect(stored.url, autocommit=True) as admin:
             admin.execute(f"DROP ROLE {login}")
+
+
+def test_an_auditor_s_login_is_enough_and_sees_its_tenants_only(stored: Stored) -> None:
+    with auditor_of(stored, "other") as client:
+        html = client.get("/jobs").text
+        assert str(stored.ids[1]) in html and str(stored.ids[0]) not in html
+        assert client.get(f"/jobs/{stored.ids[0]}").status_code == 404
+        assert client.get(f"/jobs/{stored.ids[1]}").status_code == 200
+        assert client.get(f"/jobs/{stored.ids[1]}/report.html").status_code == 200
+        assert client.get(f"/jobs/{stored.ids[1]}/nodes/1.json").status_code == 200
+        assert client.get("/tenants").text.count("<tr>") == 2
+        assert len(client.get("/jobs.csv").text.splitlines()) == 2
+        assert client.get("/workers").status_code == client.get("/healthz").status_code == 200
+        assert client.get(f"/jobs/{str(stored.ids[0])[-8:]}").status_code == 404
+        assert "Not verified here" in client.get(f"/jobs/{stored.ids[1]}").text
 
 
 Process = subprocess.Popen[str]

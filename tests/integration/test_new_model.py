@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +14,6 @@ from marco_search import doctor
 from marco_search import settings as settings_module
 from marco_search.cli.main import main
 from marco_search.errors import RuntimeUnavailable
-from marco_search.runtime.base import Training
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import scheduling
@@ -25,6 +23,7 @@ from marco_search.store.reads.queries import JobStatus
 from marco_search.store.seal.verification import verify_all
 from producer import Producer
 from tests.integration.toys import (
+    FineTuned,
     Interrupted,
     alone,
     environment,
@@ -38,14 +37,6 @@ from tests.integration.toys import (
 from tests.toy import ToyRuntime
 
 Marco = Callable[..., Any]
-
-
-class Newer(ToyRuntime):
-    """The same model with other weights."""
-
-    @property
-    def info(self) -> Any:
-        return replace(super().info, revision="1" * 64)
 
 
 @pytest.fixture
@@ -106,7 +97,7 @@ def test_a_begun_job_waits_for_its_model_and_holds_up_no_other(
 ) -> None:
     old = begun(settings, database)
     (fresh,) = insert(database, question("What is 2 + 2?"))
-    newer = runner(settings, database, Newer())
+    newer = runner(settings, database, FineTuned())
     newer.run_next()
     assert status(database, old).attempts == 1
     newer.run_next()
@@ -136,7 +127,7 @@ def test_others_of_its_model_are_published_when_a_worker_has_it_again(
     settings: Settings, database: Database, database_url: str, redis_url: str
 ) -> None:
     jobs = [begun(settings, database, options={"seed": i}) for i in range(3)]
-    newer = runner(settings, database, Newer())
+    newer = runner(settings, database, FineTuned())
     for _ in jobs:
         newer.run_next()
     with database.transaction() as conn:
@@ -162,7 +153,7 @@ def test_waiting_and_failed_jobs_start_over_as_new_jobs(
     with alone(database, failed):
         runner(settings, database, Interrupted(0, fail)).run_next()
     assert status(database, failed).state is JobState.FAILED
-    newer = runner(settings, database, Newer())
+    newer = runner(settings, database, FineTuned())
     newer.run_next()
     newer.run_next()
     with Producer(database_url, redis_url) as producer:
@@ -199,7 +190,7 @@ def test_the_commands_say_it_and_start_them_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     jobs = [begun(settings, database, options={"seed": i}) for i in range(2)]
-    newer = runner(settings, database, Newer())
+    newer = runner(settings, database, FineTuned())
     for _ in jobs:
         newer.run_next()
     assert main(["status"]) == 0
@@ -213,19 +204,6 @@ def test_the_commands_say_it_and_start_them_over(
     assert list(marco("requeue", "--restart", "--all")["restarted"]) == [str(jobs[1])]
     assert marco("status")["missing_models"] == []
     assert marco("dead", "requeue", "--restart", "--all")["restarted"] == {}
-
-
-class FineTuned(Newer):
-    """Trained by us on a data set."""
-
-    @property
-    def info(self) -> Any:
-        return replace(super().info, training=TRAINING)
-
-
-TRAINING = Training(
-    parent_model="toy-marco-o1", parent_revision="0" * 64, manifests=["d" * 64], method="sft"
-)
 
 
 def test_two_revisions_compare_on_the_questions_of_both(
@@ -283,7 +261,7 @@ def test_a_database_of_the_version_before_knows_what_its_jobs_were_begun_on(
     with psycopg.connect(database_url) as conn:
         conn.execute(AS_IN_0006)
     migrations.upgrade(database_url)
-    runner(settings, database, Newer()).run_next()
+    runner(settings, database, FineTuned()).run_next()
     assert status(database, old).attempts == 1
     runner(settings, database, ToyRuntime()).run_next()
     assert status(database, old).state is JobState.SUCCEEDED

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import SecretStr
 
 from marco_search.jobs import Job
 from marco_search.kinds import ReasoningJob
-from marco_search.runtime.base import Runtime
+from marco_search.runtime.base import Runtime, RuntimeInfo, Training
 from marco_search.search.actions import Action
 from marco_search.search.branches import Branch, Expansion
 from marco_search.search.config import SearchConfig
@@ -34,6 +35,18 @@ from worker.scheduler import STALE_S, Scheduler
 
 ROOT = Path(__file__).parents[2]
 WORKER = Worker(name="test", host="test", pid=1)
+
+
+class FineTuned(ToyRuntime):
+    """The toy model with other weights, trained from it on a data set."""
+
+    @property
+    def info(self) -> RuntimeInfo:
+        training = Training(
+            parent_model="toy-marco-o1", parent_revision="0" * 64, manifests=["d" * 64],
+            config_sha256="c" * 64, method="sft", seed=3,
+        )  # fmt: skip
+        return replace(super().info, revision="1" * 64, training=training)
 
 
 def open_database(url: str) -> closing[Database]:

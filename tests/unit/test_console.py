@@ -55,6 +55,7 @@ def test_every_page_answers(reader: FakeReader) -> None:
     one = f"/jobs/{job_id(1)}"
     for path, text in {
         "/jobs": "What is 1 + 1?", "/batches": "No batch yet", "/tenants": "default",
+        "/models": "No job", "/datasets": "No data set yet",
         one: 'id="node-1"', f"{one}/tree.svg": "<svg",
         f"{one}/report.html": "Content-Security-Policy", "/static/console.css": "--accent",
     }.items():  # fmt: skip
