@@ -142,6 +142,7 @@ def duration(seconds: float | None) -> str:
 
 
 _ELSEWHERE = {"kind", "options", "metadata", "system_prompt", "priority", *subject_fields()}
+_ELSEWHERE |= {"deadline", "expires_in_s"}
 
 
 def given(payload: dict[str, Any]) -> list[tuple[str, Any]]:
