@@ -1,5 +1,7 @@
 """`make fuzz SECONDS=600 [ARGS="job_line answer"]`: each target for so long, or those named.
 
+The target `http` asks the API: with FUZZ_DATABASE_URL on that database, else on one that is away.
+
 Every input has 10 seconds of processor time, and a target 4 GiB of memory. What fails is shown in
 its smallest form, and found again first by the next run (.hypothesis). Exits with 1 if any failed.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import logging
 import multiprocessing
 import resource
 import signal
@@ -49,6 +52,7 @@ def main() -> int:
 
 def _fuzz(name: str, seconds: float) -> None:
     faulthandler.enable()
+    logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     signal.signal(signal.SIGVTALRM, _too_slow)
     began, count = time.monotonic(), 0

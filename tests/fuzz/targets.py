@@ -5,6 +5,7 @@ A target's seeds are the files of corpus/<its name>/: valid inputs, and those th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,7 +18,11 @@ from shutil import rmtree
 from typing import Any
 from unittest import mock
 
+import httpx
+
 from marco_search import broker, profiles, settings
+from marco_search.api.access import Service
+from marco_search.api.app import create_app
 from marco_search.audit import anchors
 from marco_search.cli.job_input import read_lines
 from marco_search.errors import MarcoError
@@ -25,7 +30,7 @@ from marco_search.evaluation import data_sets, traces
 from marco_search.export import archive
 from marco_search.export.files import digest
 from marco_search.jobs import payload_hash
-from marco_search.kinds import KINDS, completions, job_from_json_line
+from marco_search.kinds import KINDS, job_from_json_line
 from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.openai import answers as openai
 from marco_search.runtime.reply import Completion, read_completion
@@ -33,7 +38,9 @@ from marco_search.scorers.exchange import NoScore
 from marco_search.scorers.reward_model import RewardModel
 from marco_search.scorers.verifier import verdict
 from marco_search.store import address
+from marco_search.store.db import Database
 from marco_search.store.seal import archives
+from producer import AsyncProducer
 from tests.tiny_gguf import write_gguf
 from tests.tiny_model import write_model
 
@@ -78,12 +85,40 @@ def _job_line(data: bytes) -> None:
     assert KINDS[job.kind].model.model_validate_json(stored) == job
 
 
-def _chat_body(data: bytes) -> None:
-    with contextlib.suppress(ValueError, RecursionError):
-        body = json.loads(data)
-        if isinstance(body, dict):
-            subjects = {name: kind.model.subject_field for name, kind in KINDS.items()}
-            completions.job_fields({"custom_id": "1", "method": "POST", "body": body}, subjects)
+def _http(data: bytes) -> None:
+    """A request: [method, address, body], whose body may be the text of a form; else a body."""
+    try:
+        request = _request(*json.loads(data))
+    except (httpx.InvalidURL, ValueError, TypeError, AttributeError, RecursionError):
+        request = _request("POST", "/v1/chat/completions", data)
+    answer = asyncio.run(_answered(request))
+    assert answer.status_code != 500, answer.text
+    if answer.status_code >= 400:
+        assert answer.json()["error"]["message"] and answer.json()["error"]["code"]
+
+
+def _request(method: str, address: str, given: Any) -> httpx.Request:
+    kind = "multipart/form-data; boundary=x" if isinstance(given, str) else "application/json"
+    head = {"Authorization": "Bearer key", "Content-Type": kind}
+    text = given if isinstance(given, str | bytes) else json.dumps(given)
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    return httpx.Request(method, f"http://api{address}", headers=head, content=content)
+
+
+async def _answered(request: httpx.Request) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(_api())) as client:
+        return await client.send(request)
+
+
+@cache
+def _api() -> Any:
+    """The API on the database at FUZZ_DATABASE_URL, or on one that is away."""
+    url = os.environ.get("FUZZ_DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    here = settings.Settings.model_validate(
+        {"DATABASE_URL": url, "REDIS_URL": "redis://127.0.0.1:1", "MARCO_API_WAIT_S": 0.01}
+    )
+    database = Database(url, application="fuzz")
+    return create_app(Service(here, database, AsyncProducer(settings=here), local_key="key"))
 
 
 def _job_file(data: bytes) -> None:
@@ -283,7 +318,7 @@ def _load(path: Path) -> None:
 
 TARGETS = {
     "job_line": Target(read=_job_line),
-    "chat_body": Target(read=_chat_body),
+    "http": Target(read=_http),
     "job_file": Target(read=_job_file),
     "answer": Target(read=_answer, largest=2**14),
     "settings": Target(read=_settings),
