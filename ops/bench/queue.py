@@ -1,6 +1,7 @@
 """The queue beside plain Celery on the same Redis: `make bench-queue`. See docs/durability.md.
 
     python -m ops.bench.queue worker PROCESSES      a real worker whose model answers at once
+    python -m ops.bench.queue api                   a request to `marco serve`, see `api`
     python -m ops.bench.queue fleet WORKERS SECONDS_A_JOB...     see `fleet` and docs/scaling.md
 
 The Celery app here is Celery as most use it: late acknowledgement, one message at a time. Its task
@@ -10,8 +11,10 @@ notes its number and the time in a Redis list. The broker is that of REDIS_URL.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -20,11 +23,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from heapq import heappop, heappush
+from http.client import HTTPConnection
 from operator import itemgetter
 from pathlib import Path
 from random import Random
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 from celery import Celery
@@ -63,7 +68,7 @@ def measure() -> Figures:
     """All figures. On a loaded machine they mean little: its load is one of them."""
     load = os.getloadavg()[0]
     with harness.scratch_services() as services:
-        found = ours(services) | plain_celery(services) | idle(services)
+        found = ours(services) | api(services) | plain_celery(services) | idle(services)
         with contextlib.closing(services.database()) as database:
             _insert(database, [small(i) for i in range(CLAIMED)])
             claim_s = seconds(lambda: [_claim(database) for _ in range(CLAIMED)])
@@ -103,6 +108,42 @@ def ours(services: Services) -> Figures:
             [ONE_BY_ONE],
         )
         return _figures("", submit_s, drain_s, cpu_s, [wait for (wait,) in waits])
+
+
+def api(services: Services) -> Figures:
+    """A chat completion over `marco serve` beside `submit` and `wait` of the producer, in turns."""
+    urls, taken_ms = services.urls, defaultdict[str, list[float]](list)
+    env = os.environ | {"DATABASE_URL": urls.database_url, "REDIS_URL": urls.redis_url}
+    command = [sys.executable, "-m", "marco_search.cli.main", "serve", "--json", "--port", "0"]
+    with contextlib.ExitStack() as stack:
+        producer = stack.enter_context(Producer(urls.database_url, urls.redis_url))
+        stack.enter_context(worker_process(services, [*WORKER_COMMAND, "1"]))
+        server = stack.enter_context(
+            subprocess.Popen(
+                command, env=env, cwd=harness.ROOT, stdout=subprocess.PIPE, start_new_session=True
+            )
+        )
+        stack.callback(server.terminate)
+        assert server.stdout is not None
+        said = json.loads(server.stdout.readline())
+        client = HTTPConnection(urlsplit(said["address"]).netloc)
+        head = {"Authorization": f"Bearer {said['key']}", "Content-Type": "application/json"}
+
+        def ask() -> None:
+            body = {"model": "cot", "messages": [{"role": "user", "content": "1?"}]}
+            client.request("POST", "/v1/chat/completions", json.dumps(body), head)
+            assert json.loads(client.getresponse().read())["choices"]
+
+        ways = {"producer": lambda: producer.wait(producer.submit(small(0)), 60), "api": ask}
+        for number in range(ONE_BY_ONE + 10):
+            if number == 10:  # connections are open by then
+                before_s = harness.session_cpu_s(server.pid)
+            for name, way in ways.items():
+                taken_ms[name].append(1000 * seconds(way))
+        cpu_ms = 1000 * (harness.session_cpu_s(server.pid) - before_s) / ONE_BY_ONE
+        client.close()
+    figures = {f"{name}_request_p50_ms": median(ms[10:]) for name, ms in taken_ms.items()}
+    return figures | {"api_request_cpu_ms": cpu_ms}
 
 
 def plain_celery(services: Services) -> Figures:
@@ -404,6 +445,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["fleet"]:
         for each in sys.argv[3:]:
             harness.report(f"fleet-{each}", fleet(int(sys.argv[2]), float(each)))
+        sys.exit()
+    if sys.argv[1:2] == ["api"]:
+        with harness.scratch_services() as scratch:
+            harness.report("api", api(scratch))
         sys.exit()
     if sys.argv[1:2] == ["worker"]:
         code = worker_main.run(
