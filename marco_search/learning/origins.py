@@ -73,7 +73,7 @@ _SAMPLES = """
             ORDER BY n.depth
         )) ORDER BY s.role) AS paths
     FROM audit.dataset_samples AS s JOIN audit.datasets AS d USING (dataset_id)
-    WHERE starts_with(s.sample_id, %(sample)s)
+    WHERE s.sample_id BETWEEN %(sample)s AND %(sample)s || 'g'
         AND (%(tenant)s::text IS NULL OR s.tenant = %(tenant)s)
     GROUP BY s.dataset_id, s.sample_id, s.job_id, s.tenant, d.created_at
     ORDER BY d.created_at DESC, s.sample_id
@@ -150,7 +150,7 @@ def lines(found: Origin) -> Iterator[str]:
     yield f"sample {found.sample_id} of {about.name} ({about.kind}, {about.samples:,} lines)"
     yield f"  manifest {about.manifest_sha256}: {mark[found.manifest_holds]}"
     yield f"  job      {found.job} of {found.tenant}: {found.status or 'not verified: views only'}"
-    yield f"  text     as the tree has it: {mark[found.unchanged]}"
+    yield f"  line     made again from its tree: {mark[found.unchanged]}"
     for path in found.paths:
         yield f"  {path.role}: rollout {path.rollout}, answer {path.answer}"
         for node in path.nodes:

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID, uuid4
 
 from marco_search import migrations
 from marco_search.errors import ModelRefused, RuntimeUnavailable
+from marco_search.export.tables import Filter
 from marco_search.jobs import Job
 from marco_search.kinds import OpenEndedJob
-from marco_search.learning.manifest import Source, register
+from marco_search.learning import build
+from marco_search.learning.traces import Rules
 from marco_search.store.db import Database
 from marco_search.store.queue import batches, jobs
 from marco_search.store.queue.batches import BatchLine
@@ -120,15 +124,11 @@ def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:
         }
         submit(f"acme{i}", OpenEndedJob(prompt="A name for a bakery?", **about), batch_id=None)
         run(f"acme{i}", ToyRuntime(("Crumbs", "Loaf")))
-    with database.transaction() as conn:
-        about = {"name": "names", "kind": "sft", "manifest_sha256": "0" * 64, "counts": {"out": 1}}
-        paths = conn.execute(
-            "SELECT j.tenant, a.job_id, a.best_rollout, a.path FROM audit.answers AS a"
-            " JOIN jobs AS j ON j.id = a.job_id WHERE rank = 1"
-        ).fetchall()
-        for tenant in ("acme", "default"):
-            own = (Source(str(i), "sample", *p) for i, (t, *p) in enumerate(paths) if t == tenant)
-            register(conn, about, tenant, own)
+    rules = Rules(least_share=0, reflection="kept")
+    for tenant in ("acme", "default"):
+        with TemporaryDirectory() as folder:
+            chosen = Filter(tenant=tenant)
+            build.from_traces(database, Path(folder) / "names", chosen, rules, rules={})
     return batch, ids
 
 

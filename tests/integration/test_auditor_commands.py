@@ -72,6 +72,19 @@ def job(filled: Audited) -> str:
     return str(filled.ids["acme0"])
 
 
+def test_what_was_made_of_its_jobs(marco: Marco, role: str, filled: Audited, job: str) -> None:
+    (listed,) = json.loads(marco("dataset", "list", "--json"))["datasets"]
+    assert (listed["name"], listed["tenant"]) == ("names", "acme")
+    with filled.database.transaction() as conn:
+        query = "SELECT sample_id FROM dataset_samples WHERE job_id = %s"
+        (sample,) = conn.execute(query, [job]).fetchone() or ("",)
+    (origin,) = json.loads(marco("dataset", "trace", sample, "--json"))["origins"]
+    assert (origin["job"], origin["unchanged"], origin["manifest_holds"]) == (job, True, True)
+    assert origin["status"] == ("fits" if role == "marco_auditor_all" else None)
+    said = marco("dataset", "from-traces", "set", code=2)
+    assert "may not keep data sets" in said and not Path("set").exists()
+
+
 def test_where_jobs_stand(marco: Marco, job: str) -> None:
     said = json.loads(marco("status", "--json"))
     assert said["counts"] == {"succeeded": 3}
