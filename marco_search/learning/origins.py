@@ -133,7 +133,7 @@ def _unchanged(
     if stored.redacted_at or stored.share is None:
         return None
     mode = dataset.manifest["rules"]["reflection"]["reflection"]
-    tree = Reader(conn, Rules(reflection=mode)).tree(stored)
+    ((_, tree),) = Reader(conn, Rules(reflection=mode)).read([stored])
     return None if tree is None else _line_id(tree, paths) == sample_id
 
 

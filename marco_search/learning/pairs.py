@@ -7,6 +7,7 @@ of, and one token decided. Such pairs go first, then those that share most.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from operator import eq
 from typing import Any
@@ -14,7 +15,20 @@ from typing import Any
 from marco_search.export.tables import Filter
 from marco_search.learning.samples import Pair
 from marco_search.learning.traces import Reader, Tree, language
-from marco_search.search.tree import ROOT, Rollout
+from marco_search.search.tree import Rollout
+from marco_search.store.db import Conn
+from marco_search.store.reads.queries import select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """A rollout that was made to begin with a token that another had passed over."""
+
+    rollout_id: int
+    start_id: int  #: the node that both sides go on from
+    position: int  #: tokens generated before
+    taken: str | None
+    passed_over: str | None
 
 
 def pairs_of(reader: Reader, chosen: Filter) -> Iterator[Pair]:
@@ -24,12 +38,11 @@ def pairs_of(reader: Reader, chosen: Filter) -> Iterator[Pair]:
         if won and not lost:
             reader.drop(tree.stored, "unanimous", "no path leads to another answer")
         elif won:
-            yield pair(
-                tree, *max(((w, x) for w in won for x in lost), key=lambda p: _rank(tree, p))
-            )
+            best = max(((w, x) for w in won for x in lost), key=lambda sides: _rank(tree, *sides))
+            yield pair(tree, *best, fork=_fork(reader.conn, tree, *best))
 
 
-def pair(tree: Tree, won: Rollout, lost: Rollout) -> Pair:
+def pair(tree: Tree, won: Rollout, lost: Rollout, fork: Fork | None = None) -> Pair:
     """The pair that two paths make."""
     stored, texts = tree.stored, (tree.text(won), tree.text(lost))
     chosen, rejected = ([{"role": "assistant", "content": text}] for text in texts)
@@ -44,7 +57,7 @@ def pair(tree: Tree, won: Rollout, lost: Rollout) -> Pair:
             "job": str(stored.job_id),
             "chosen": tree.about(won),
             "rejected": tree.about(lost),
-            "fork": _fork(tree, won, lost),
+            "fork": fork and asdict(fork),
             "answer": won.answer,
             "rejected_answer": lost.answer,
             "vote": stored.share,
@@ -69,26 +82,22 @@ def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     return sum(takewhile(bool, map(eq, one, other)))
 
 
-def _rank(tree: Tree, sides: tuple[Rollout, Rollout]) -> tuple[Any, ...]:
+def _rank(tree: Tree, won: Rollout, lost: Rollout) -> tuple[Any, ...]:
     """Greater is better: a fork, the most nodes shared, the best winner, the first loser."""
-    won, lost = sides
-    forked = _fork(tree, won, lost) is not None
+    forked = _forked(won, lost) is not None
     return forked, _shared(won.path, lost.path), -tree.winners.index(won), -lost.rollout_id
 
 
-def _fork(tree: Tree, won: Rollout, lost: Rollout) -> dict[str, Any] | None:
-    """Where the two part, if one was made to begin there with a token passed over by the other.
+def _forked(won: Rollout, lost: Rollout) -> Rollout | None:
+    """The one that was made to begin with another token where the two part."""
+    last = won.path[_shared(won.path, lost.path) - 1]
+    return next((r for r in (won, lost) if r.forced is not None and r.start_id == last), None)
 
-    `position` is in tokens generated before.
-    """
-    at = _shared(won.path, lost.path)
-    last = won.path[at - 1]
-    for rollout, other in ((won, lost), (lost, won)):
-        if rollout.forced is None or rollout.start_id != last or len(other.path) <= at:
-            continue
-        fork = tree.nodes[rollout.path[at]].fork
-        if fork:
-            before = sum(tree.nodes[i].tokens for i in won.path[:at] if i != ROOT)
-            texts = {"taken": fork["taken"], "passed_over": fork["passed_over"]}
-            return {"node": last, "position": before, **texts}
-    return None
+
+def _fork(conn: Conn, tree: Tree, won: Rollout, lost: Rollout) -> Fork | None:
+    forked = _forked(won, lost)
+    if forked is None:
+        return None
+    where = "audit.forks WHERE job_id = %s AND rollout_id = %s"
+    (fork,) = select(conn, Fork, where, [tree.stored.job_id, forked.rollout_id])
+    return fork

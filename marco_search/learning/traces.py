@@ -7,7 +7,8 @@ model learns is what the trail proves.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from random import Random
 from typing import Any, Final, Literal
@@ -19,7 +20,7 @@ from marco_search import profiles
 from marco_search.engine import profile_of
 from marco_search.errors import InvalidProfile, TrailBroken
 from marco_search.export.tables import Filter
-from marco_search.jobs import Job, JobState
+from marco_search.jobs import Answer, Job, JobState
 from marco_search.kinds import kind_of, parse_job
 from marco_search.kinds.base import without_end
 from marco_search.learning.filters import Rule, first_reason
@@ -28,11 +29,10 @@ from marco_search.learning.samples import Message, Sample
 from marco_search.search.actions import Action
 from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import CONFIDENCE, VERIFIER
-from marco_search.search.tree import Rollout
+from marco_search.search.tree import ROOT, Rollout
 from marco_search.store import views
 from marco_search.store.db import Conn
-from marco_search.store.reads import job_record, queries
-from marco_search.store.reads.job_record import TreeRow
+from marco_search.store.reads import queries
 from marco_search.store.seal.verification import check_jobs
 from marco_search.store.trail import trail
 
@@ -126,6 +126,19 @@ def _less(what: str, value: float, least: float) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeText:
+    """What a node adds to the text."""
+
+    job_id: UUID
+    node_id: int
+    action: str
+    text: str
+
+
+_ROOT = NodeText(job_id=UUID(int=0), node_id=ROOT, action=Action.ROOT, text="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     """A job's tree, its prompt, and the rollouts that reach its answer, best first."""
 
@@ -134,9 +147,17 @@ class Tree:
     job: Job
     config: SearchConfig
     prompt: tuple[Message, ...]
-    nodes: Mapping[int, TreeRow]
+    nodes: Mapping[int, NodeText]
     rollouts: tuple[Rollout, ...]
-    winners: tuple[Rollout, ...]
+    winners: tuple[Rollout, ...] = ()
+
+    def with_winners(self, voted: Answer) -> Tree:
+        """The tree with the rollouts that reach the job's answer, or the expected one."""
+        if self.rules.answer == "expected" and self.stored.expected is not None:
+            found = [r for r in self.rollouts if r.answer is not None and self.verified(r)]
+        else:
+            found = [r for r in self.rollouts if r.rollout_id in voted.rollout_ids]
+        return replace(self, winners=_best_first(found, self.config))
 
     def text(self, rollout: Rollout) -> str:
         """The model's turn, without the special token that ended it."""
@@ -217,8 +238,8 @@ class Reader:
         """The trees of these jobs, by id. Raises TrailBroken naming jobs that do not verify."""
         for part in _parts(self._kept(chosen)):
             self._verify([job.job_id for job in part])
-            for stored in part:
-                if (tree := self.tree(stored)) is None:
+            for stored, tree in self.read(part):
+                if tree is None:
                     self.drop(stored, "profile", _OTHER_PROFILE)
                     continue
                 self.used += 1
@@ -255,29 +276,29 @@ class Reader:
                 "`marco verify JOB` says more; a data set is made from what verifies only"
             )
 
-    def tree(self, stored: StoredJob) -> Tree | None:
-        """The tree of a job with an answer; None if its profile can't be had here."""
-        job, config = parse_job(stored.payload), SearchConfig.from_json(stored.config or {})
-        prompt = _prompt(job, str(stored.model), config.profile)
-        if prompt is None:
-            return None
-        key = str(stored.job_id)
-        reached = set(queries.answers(self.conn, [key])[key][0].rollout_ids)
-        rollouts = tuple(trail.rollouts(self.conn, stored.job_id, schema=views.SCHEMA))
-        tree = Tree(
-            rules=self.rules,
-            stored=stored,
-            job=job,
-            config=config,
-            prompt=prompt,
-            nodes={row.node_id: row for row in job_record.tree(self.conn, stored.job_id)},
-            rollouts=rollouts,
-            winners=_best_first((r for r in rollouts if r.rollout_id in reached), config),
-        )
-        if self.rules.answer == "expected" and stored.expected is not None:
-            right = (r for r in rollouts if r.answer is not None and tree.verified(r))
-            return replace(tree, winners=_best_first(right, config))
-        return tree
+    def read(self, part: Sequence[StoredJob]) -> Iterator[tuple[StoredJob, Tree | None]]:
+        """The trees of jobs that have answers; None for one whose profile can't be had here."""
+        ranked = queries.answers(self.conn, [str(stored.job_id) for stored in part])
+        nodes: defaultdict[UUID, dict[int, NodeText]] = defaultdict(lambda: {ROOT: _ROOT})
+        wanted = "audit.nodes WHERE job_id = ANY (%s)"
+        for node in queries.select(self.conn, NodeText, wanted, [[j.job_id for j in part]]):
+            nodes[node.job_id][node.node_id] = node
+        for stored in part:
+            job, config = parse_job(stored.payload), SearchConfig.from_json(stored.config or {})
+            prompt = _prompt(job, str(stored.model), config.profile)
+            if prompt is None:
+                yield stored, None
+                continue
+            tree = Tree(
+                rules=self.rules,
+                stored=stored,
+                job=job,
+                config=config,
+                prompt=prompt,
+                nodes=nodes.pop(stored.job_id),
+                rollouts=tuple(trail.rollouts(self.conn, stored.job_id, schema=views.SCHEMA)),
+            )
+            yield stored, tree.with_winners(ranked[str(stored.job_id)][0])
 
 
 def sample(tree: Tree, rollout: Rollout) -> Sample:

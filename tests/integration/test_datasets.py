@@ -170,6 +170,15 @@ def test_a_right_path_counts_also_where_it_lost_the_vote(
     assert found == {row[0] for row in rows}
 
 
+def test_a_prompt_that_can_not_be_made_again_is_left_out(
+    answered: Answered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARCO_OVERRIDES", '{"system_prompt": "Think."}')
+    counts = made(answered, tmp_path / "set")["counts"]
+    assert counts["dropped"]["profile"] == counts["in"] - counts["dropped"].get("wrong", 0)
+    assert counts["out"] == 0
+
+
 def test_problems_of_an_evaluation_set_are_left_out(answered: Answered, tmp_path: Path) -> None:
     held_out = tmp_path / "held_out.jsonl"
     asked = next(problems()).question
