@@ -138,10 +138,10 @@ def from_traces(
 @options.tenants
 def list_data_sets() -> None:
     """List the data sets that were made from stored trees, newest first."""
-    from marco_search.learning import origins
+    from marco_search.store.reads import datasets
 
     with session(needs_redis=False) as here, here.database.transaction() as conn:
-        found = origins.data_sets(conn, here.tenant)
+        found = datasets.data_sets(conn, here.tenant)
     table = text_table(_COLUMNS, found, width=output.terminal_width())
     none = "No data sets: `marco dataset from-traces` makes one."
     output.report({"datasets": found}, table if found else none)

@@ -56,7 +56,7 @@ def _answer(answer: str | None, correct: bool | None) -> str:
 
 def _origin(one: dict[str, Any]) -> str:
     """A revision, and what it was trained from and on."""
-    text = f"{one['model']} {one['revision'][:12]}, {counted(one['jobs'], 'job')}"
+    text = f"{one['model']} {one['revision'][:12]}, {counted(one['claims'], 'claim')}"
     if one["method"] is None:
         return text
     return (

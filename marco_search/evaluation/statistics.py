@@ -103,7 +103,9 @@ def ratio(
     """The ratio of the sums, problem by problem. Raises ValueError if the lengths differ."""
     pairs, random = np.array([first, second], dtype=float), np.random.default_rng(seed)
     n = pairs.shape[1]
-    drawn = np.array([pairs[:, random.integers(n, size=n)].sum(axis=1) for _ in range(rounds)])
+    drawn = np.array(
+        [pairs.take(random.integers(n, size=n), axis=1).sum(axis=1) for _ in range(rounds)]
+    )
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     mine, theirs = pairs.sum(axis=1)
     return Ratio(ratio=float(mine / theirs), low=float(low), high=float(high))

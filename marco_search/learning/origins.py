@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,22 +15,8 @@ from marco_search.learning import manifest
 from marco_search.learning.pairs import pair
 from marco_search.learning.traces import Reader, Rules, Tree, sample, stored_jobs
 from marco_search.store.db import Conn, reads_tables
-from marco_search.store.reads.queries import select
+from marco_search.store.reads.datasets import DataSet, data_sets
 from marco_search.store.seal.verification import check_jobs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSet:
-    """A data set that was made from stored trees."""
-
-    dataset_id: UUID
-    tenant: str | None  #: None: of all tenants' jobs
-    name: str
-    kind: str
-    manifest: dict[str, Any]
-    manifest_sha256: str
-    samples: int
-    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +65,6 @@ _SAMPLES = """
 """
 
 
-def data_sets(conn: Conn, tenant: str | None, dataset_id: UUID | None = None) -> list[DataSet]:
-    """The data sets made of a tenant's jobs, or all (None), newest first."""
-    where = "(%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
-    where += " AND (%(id)s::uuid IS NULL OR dataset_id = %(id)s) ORDER BY created_at DESC"
-    given = {"tenant": tenant, "id": dataset_id}
-    return select(conn, DataSet, f"audit.datasets WHERE {where}", given)
-
-
 def trace(conn: Conn, sample_id: str, tenant: str | None) -> list[Origin]:
     """Where a line came from, in each data set that has it, the newest first.
 
@@ -109,7 +86,7 @@ def _origin(
     conn: Conn, dataset_id: UUID, sample_id: str, job_id: UUID, tenant: str,
     paths: Sequence[Mapping[str, Any]],
 ) -> Origin:  # fmt: skip
-    (dataset,) = data_sets(conn, None, dataset_id)
+    (dataset,) = data_sets(conn, dataset_id=dataset_id)
     status = None
     if reads_tables(conn):
         status = str(next(check_jobs(conn, [job_id])).status)

@@ -302,7 +302,7 @@ SELECT model, revision, training ->> 'method' AS method,
     training ->> 'parent_revision' AS parent_revision,
     ARRAY(SELECT jsonb_array_elements_text(training -> 'manifests')) AS manifests,
     training ->> 'config_sha256' AS config_sha256, (training ->> 'seed')::bigint AS seed,
-    count(DISTINCT job_id) AS jobs, min(started_at) AS first_used, max(started_at) AS last_used
+    count(*) AS claims, min(started_at) AS first_used, max(started_at) AS last_used
 FROM public.attempts WHERE model IS NOT NULL GROUP BY model, revision, training;
 COMMENT ON VIEW audit.models IS
     'Revisions of models that jobs were searched with, and what each was fine-tuned from and on';
@@ -313,7 +313,7 @@ COMMENT ON COLUMN audit.models.parent_revision IS 'Revision of that';
 COMMENT ON COLUMN audit.models.manifests IS 'SHA-256 of the manifest of each data set';
 COMMENT ON COLUMN audit.models.config_sha256 IS 'SHA-256 of the configuration of the training';
 COMMENT ON COLUMN audit.models.seed IS 'Seed of the training';
-COMMENT ON COLUMN audit.models.jobs IS 'Jobs searched with it';
+COMMENT ON COLUMN audit.models.claims IS 'Claims of jobs by workers with it';
 COMMENT ON COLUMN audit.models.first_used IS 'First claim of a job with it';
 COMMENT ON COLUMN audit.models.last_used IS 'Last claim';
 

@@ -366,7 +366,7 @@ def lineage(asked: Asked) -> None:
     trained, base = sorted(asked(26), key=lambda row: row["method"] is None)
     assert (base["revision"], base["manifests"]) == ("0" * 64, [])
     assert (trained["revision"], trained["parent_revision"]) == ("1" * 64, base["revision"])
-    assert (trained["method"], trained["manifests"], trained["jobs"]) == ("sft", ["d" * 64], 1)
+    assert (trained["method"], trained["manifests"], trained["claims"]) == ("sft", ["d" * 64], 1)
 
 
 def fine_tuned(asked: Asked) -> None:

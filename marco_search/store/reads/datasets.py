@@ -58,10 +58,21 @@ class SamplePage:
     trained: list[Revision]
 
 
-def data_sets(conn: Conn, *, offset: int = 0, limit: int = 50) -> list[DataSet]:
-    """The latest first."""
-    source = "audit.datasets ORDER BY created_at DESC, dataset_id LIMIT %s OFFSET %s"
-    return select(conn, DataSet, source, [limit, offset])
+def data_sets(
+    conn: Conn,
+    tenant: str | None = None,
+    *,
+    dataset_id: UUID | None = None,
+    offset: int = 0,
+    limit: int | None = None,
+) -> list[DataSet]:
+    """The data sets made of a tenant's jobs, or all (None), the latest first."""
+    source = """audit.datasets
+        WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+        AND (%(id)s::uuid IS NULL OR dataset_id = %(id)s)
+        ORDER BY created_at DESC, dataset_id LIMIT %(limit)s OFFSET %(offset)s"""
+    given = {"tenant": tenant, "id": dataset_id, "limit": limit, "offset": offset}
+    return select(conn, DataSet, source, given)
 
 
 def named(conn: Conn, word: str) -> DataSet | None:

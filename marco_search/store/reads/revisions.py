@@ -29,7 +29,7 @@ class Revision:
     manifests: list[str]  #: SHA-256 of each data set's manifest
     config_sha256: str | None
     seed: int | None
-    jobs: int
+    claims: int
     first_used: datetime
     last_used: datetime
 
