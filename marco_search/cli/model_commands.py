@@ -27,13 +27,17 @@ COLUMNS = [
 COMPARED = [
     Column("strategy", lambda c: c.strategy),
     number("questions", lambda c: f"{c.questions:,}"),
-    number("labelled", lambda c: f"{c.old.n:,}"),
+    number("labelled", lambda c: f"{c.old.n:,}", drop=2),
     number("old right", lambda c: _share(c.old)),
     number("new right", lambda c: _share(c.new)),
     Column("difference", lambda c: str(c.accuracy or "")),
-    number("McNemar p", lambda c: f"{c.accuracy.p:.2g}" if c.accuracy else ""),
+    number("McNemar p", lambda c: f"{c.accuracy.p:.2g}" if c.accuracy else "", drop=3),
     Column("tokens, new to old", lambda c: str(c.tokens)),
-    Column("confidence", lambda c: f"{score(c.old.confidence)} to {score(c.new.confidence)}"),
+    Column(
+        "confidence",
+        lambda c: f"{score(c.old.confidence)} to {score(c.new.confidence)}",
+        drop=1,
+    ),
     number("changed", lambda c: f"{c.changed:,}"),
 ]
 CHANGED = [
@@ -164,7 +168,7 @@ def compare(old: str, new: str, changed: int) -> None:
         "compared": [one.to_json() for one in found],
         "changed": [asdict(pair) for pair in other],
     }
-    shown = [text_table(COMPARED, found)]
+    shown = [text_table(COMPARED, found, width=output.terminal_width())]
     if other:
         shown.append(text_table(CHANGED, other, width=output.terminal_width()))
     output.report(data, f"old: {_origin(origins[0])}", f"new: {_origin(origins[1])}", *shown)
