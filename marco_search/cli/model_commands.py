@@ -32,7 +32,7 @@ COMPARED = [
     number("new right", lambda c: _share(c.new)),
     Column("difference", lambda c: str(c.accuracy or "")),
     number("McNemar p", lambda c: f"{c.accuracy.p:.2g}" if c.accuracy else "", drop=3),
-    Column("tokens, new to old", lambda c: str(c.tokens)),
+    Column("tokens, new to old", lambda c: str(c.tokens), drop=4),
     Column(
         "confidence",
         lambda c: f"{score(c.old.confidence)} to {score(c.new.confidence)}",
