@@ -34,8 +34,9 @@ def from_traces(
 ) -> dict[str, Any]:
     """Make a data set of these jobs at `folder` and keep where it came from; its manifest.
 
-    `wanted` is what jobs and paths must be, `rules` what lines must be. Raises InputError if there
-    is something at `folder`, TrailBroken if jobs do not verify, RightsMissing.
+    `wanted` is what jobs and paths must be, `rules` what lines must be, among it that no two are
+    equal (`duplicates.rules`). Raises InputError if there is something at `folder`, TrailBroken if
+    jobs do not verify, RightsMissing.
     """
     with database.transaction() as conn:
         if not reads_tables(conn) or conn.execute(_MAY).fetchone() != (True,):

@@ -19,6 +19,9 @@ from marco_search.cli.audit_commands import archive, redact, verify
 from marco_search.cli.job_commands import show
 from marco_search.errors import ArchiveRefused, RedactionRefused, RuntimeUnavailable
 from marco_search.export import archive as files
+from marco_search.export.tables import Filter
+from marco_search.learning import build, duplicates, origins, samples
+from marco_search.learning.traces import Rules
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters, jobs
 from marco_search.store.seal import archives, redactions
@@ -117,6 +120,24 @@ def test_a_month_moves_out_and_all_that_remains_still_fits(
     shown = CliRunner().invoke(show, [str(august[0])])
     assert "are in the archive of 2026-08" in shown.output
     assert "no answer" not in shown.output
+
+
+def test_what_was_made_of_an_archived_tree_is_known_and_nothing_new_is_made_of_it(
+    database: Database, august: list[UUID], tmp_path: Path
+) -> None:
+    wanted = Rules(least_share=0, reflection="kept")
+    with duplicates.rules(None) as rules:
+        build.from_traces(database, tmp_path / "before", Filter(), wanted, rules=rules)
+    done(tmp_path / "archive")
+    sample = next(samples.read(tmp_path / "before"))
+    assert sample.provenance["job"] in map(str, august)
+    with database.snapshot() as conn:
+        (origin,) = origins.trace(conn, sample.id, None)
+    assert (str(origin.job), origin.status) == (sample.provenance["job"], "archived")
+    assert (origin.manifest_holds, origin.unchanged, origin.holds) == (True, None, True)
+    manifest = build.from_traces(database, tmp_path / "after", Filter(), wanted, rules={})
+    assert manifest["counts"]["dropped"] == {"archived": 2, "unfinished": 1}
+    assert manifest["counts"]["out"] == 1
 
 
 def test_a_redacted_job_moves_out_with_the_others(

@@ -238,15 +238,18 @@ def test_nothing_is_made_of_a_trail_that_was_changed(
     jobs = insert(database, *(question(f"What is {n} + 1?") for n in range(3)))
     for _ in jobs:
         runner(settings, database, ToyRuntime()).run_next()
-    assert marco(database_url, "redact", str(jobs[0].id), "--yes").returncode == 0
     folder = tmp_path / "set"
-    words = ("dataset", "from-traces", "--min-share", "0")
-    done = marco(database_url, *words, str(folder))
-    assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "dropped.json").read_text())["redacted"]["count"] == 1
+    words = ("dataset", "from-traces", "--min-share", "0", "--name", "toys")
+    assert marco(database_url, *words, str(folder)).returncode == 0
+    sample = next(s for s in samples.read(folder) if s.provenance["job"] == str(jobs[0].id))
+    assert marco(database_url, "redact", str(jobs[0].id), "--yes").returncode == 0
+    done = marco(database_url, "dataset", "trace", sample.id)
+    assert done.returncode == 0 and "default: redacted" in done.stdout, done.stdout + done.stderr
+    done = marco(database_url, *words, str(tmp_path / "again"))
+    assert "left out, redacted: 1" in done.stdout, done.stderr
     with psycopg.connect(database_url) as conn:
         conn.execute("SET session_replication_role = replica")
         conn.execute("UPDATE nodes SET text = 'x' WHERE job_id = %s", [jobs[1].id])
     done = marco(database_url, *words, str(tmp_path / "other"))
     assert done.returncode == 9 and str(jobs[1].id) in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "again"}
