@@ -508,13 +508,13 @@ DATASET_SAMPLES = _table(
     "dataset_samples",
     "The paths of stored trees that data sets consist of. Insert only",
     column("dataset_id", "uuid", "The data set", "datasets.id", key=True),
-    column("sample_id", "text", "The id of its line there", key=True),
+    column("sample_id", "text", "The id of its line there; of a redacted job salted", key=True),
     column("role", "text", "sample, or of a pair: chosen, rejected", key=True),
     column("job_id", "uuid", "The job", "jobs.id"),
     column("rollout_id", "int4", "The rollout whose text it is"),
     column("node_ids", "int4[]", "Nodes whose texts, joined, are that text"),
 )
-"""No texts: a redaction has nothing to replace here."""
+"""The id is a hash of texts: a redaction replaces it."""
 
 AUDITORS = _table(
     "auditors",

@@ -76,7 +76,9 @@ def trace(conn: Conn, sample_id: str, tenant: str | None) -> list[Origin]:
         rows = cursor.execute(_SAMPLES.encode(), given).fetchall()
     found = {row["sample_id"] for row in rows}
     if not found:
-        raise InvalidDataSet(f"no data set of these jobs has a sample {sample_id}")
+        raise InvalidDataSet(
+            f"no data set of these jobs has a sample {sample_id}, or its job was redacted since"
+        )
     if len(found) > 1:
         raise InvalidDataSet(f"{sample_id} fits {len(found)} samples: give more of the id")
     return [_origin(conn, **row) for row in rows]

@@ -113,6 +113,7 @@ def rights(prefix: str) -> Iterator[Right]:
     yield redactor, "UPDATE", "column public.proofs.hashes"
     for column_name in _LINE_TEXTS:
         yield redactor, "UPDATE", f"column public.batch_lines.{column_name}"
+    yield redactor, "UPDATE", "column public.dataset_samples.sample_id"
     yield auditor, "SELECT", "table public.auditors"
 
 

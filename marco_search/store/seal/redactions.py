@@ -196,6 +196,13 @@ def _redact(
         _replace(conn, table, keys, job_id, salt)
     conn.execute("UPDATE public.jobs SET salt = NULL, redacted_at = now() WHERE id = %s", [job_id])
     conn.execute("UPDATE public.batch_lines SET custom_id = NULL WHERE known_id = %s", [job_id])
+    # The id of a line is a hash of its texts: a text could be guessed and tried.
+    conn.execute(
+        "UPDATE public.dataset_samples SET sample_id = 'redacted '"
+        " || left(encode(sha256(%s || convert_to(sample_id, 'UTF8')), 'hex'), 16)"
+        " WHERE job_id = %s",
+        [salt, job_id],
+    )
     unsalted = [one.seq for one, _ in ends if one.format < COMMITS]
     if unsalted:
         conn.execute("UPDATE public.proofs SET hashes = '' WHERE seq = ANY (%s)", [unsalted])
