@@ -33,7 +33,7 @@ SHINGLE = 3
 BANDS, _ROWS = 8, 8
 _HASHES = BANDS * _ROWS
 _TABLES = """
-PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-32768;
+PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;
 CREATE TABLE ids (id INTEGER PRIMARY KEY);
 CREATE TABLE signatures (number INTEGER PRIMARY KEY, id TEXT, signature BLOB);
 CREATE TABLE bands (band INTEGER PRIMARY KEY, number INTEGER);
@@ -64,7 +64,7 @@ def numbers(words: Sequence[str]) -> list[str]:
     return [word for word in words if word[0].isdigit()]
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _token_hash(token: str) -> int:
     return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "big")
 

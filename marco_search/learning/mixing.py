@@ -39,7 +39,7 @@ def mix(
     """Make a data set of others at `folder`; its manifest.
 
     `inputs`: folder to weight; 0.5 takes half of its rows, 2 each row twice. `validation` is the
-    share of prompts whose rows go to validation.jsonl, once each whatever their weight.
+    share of prompts whose rows go to validation.jsonl, each of them once.
 
     Raises InputError for rows of several tenants, unless they are asked for.
     """
@@ -93,9 +93,10 @@ class _Chosen:
 
     def _take(self, row: Sample | Pair, weight: float, place: int) -> int:
         apart = _share(self.seed, "split", prompt_key(row.prompt)) < self.validation
-        copies = 1 if apart else int(weight + _share(self.seed, "weight", row.id))
+        copies = int(weight + _share(self.seed, "weight", row.id))
         if not copies:
             self.dropped.add("weight", f"of its set {weight:g} is taken", id=row.id)
+        copies = min(copies, 1) if apart else copies
         self.order.executemany(
             "INSERT INTO rows VALUES (?, ?, ?, ?)",
             [(apart, _key(self.seed, n, row.id), self.inputs, place) for n in range(copies)],

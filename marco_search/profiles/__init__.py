@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from fnmatch import fnmatchcase
@@ -325,9 +326,14 @@ def language_of(text: str) -> str:
 
     Japanese is known by its kana, among Chinese characters too.
     """
-    count = {"en": sum(c.isascii() and c.isalpha() for c in text)}
+    if text.isascii():
+        return "en"
+    letters = Counter(text)
+    count = {"en": sum(n for c, n in letters.items() if c.isascii() and c.isalpha())}
     # One character of these says more than one Latin letter.
-    count |= {name: 3 * sum(a <= c <= b for c in text) for name, a, b in _SCRIPTS}
+    count |= {
+        name: 3 * sum(n for c, n in letters.items() if a <= c <= b) for name, a, b in _SCRIPTS
+    }
     if count["ja"] * 10 > count["zh"]:
         count["ja"] += count["zh"]
     return max(count, key=count.__getitem__)

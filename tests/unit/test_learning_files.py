@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -181,7 +183,7 @@ def test_mixing_weighs_splits_and_is_the_same_again(marco: Run, tmp_path: Path) 
     apart = list(samples.read(tmp_path / "a" / "validation.jsonl"))
     asked = [{row.prompt[0]["content"] for row in rows} for rows in (train, apart)]
     assert not asked[0] & asked[1]
-    assert 30 <= len(asked[1]) <= 90  # 60 of 300 prompts, by their hashes
+    assert 30 <= len(asked[1]) <= 90  # of 300 prompts a fifth, and of half of them fewer
     of_train = Counter(row.prompt[0]["content"].partition(":")[0] for row in train)
     assert 85 <= of_train["half"] <= 155 and 420 <= of_train["twice"] <= 540
     assert set(Counter(row.id for row in apart).values()) == {1}
@@ -210,3 +212,30 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
     made = json.loads(marco(*words, "--all-tenants", "--json"))
     assert made["counts"]["out"] == 2
     marco("dataset", "mix", tmp_path / "none", f"{tmp_path / 'one'}=0", code=2)
+
+
+def peak(folder: Path, count: int) -> int:
+    """KiB that reading `count` made-up conversations takes at most."""
+    file, made = folder / f"{count}.jsonl", folder / f"{count}"
+    with file.open("w") as rows:
+        rows.writelines(
+            f'{{"prompt": "What comes after {n}?", "completion": "After {n} comes {n + 1}."}}\n'
+            for n in range(count)
+        )
+    script = (
+        "import resource, sys; from marco_search.cli.main import main\n"
+        "folder, file = sys.argv[1:]\n"
+        "main(['dataset', 'instructions', folder, file, '--near-duplicate', '1'])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, made, file], capture_output=True, text=True, check=True
+    )
+    assert f"read: {count:,} in" in done.stdout
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.timeout(600)  # some ten seconds of a processor that others may want
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
+    # docs/datasets.md has what near duplicates and mixing take, which are slower.
+    assert peak(tmp_path, 200_000) < 1.3 * peak(tmp_path, 20_000)
