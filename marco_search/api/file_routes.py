@@ -19,7 +19,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.types import Message
 
-from marco_search.api.access import Caller, Reads, Submits
+from marco_search.api.access import Caller, Reads, Submits, needs
 from marco_search.api.objects import page, results_id, unix, uploaded_id
 from marco_search.errors import InvalidJob
 from marco_search.jobs.validation import another_format, flaw
@@ -45,7 +45,7 @@ class _Upload(APIRoute):
         answer = super().get_route_handler()
 
         async def limited(request: Request) -> Response:
-            caller: Caller = request.state.caller
+            caller = needs("submit")(request)  # before the body is read
             held, size = await asyncio.to_thread(_held, caller), 0
             declared = request.headers.get("content-length", "")
             with _coming(caller, held) as count:

@@ -127,8 +127,13 @@ def test_a_file_becomes_a_batch_and_its_results_files(
     ):  # fmt: skip
         with pytest.raises(openai.NotFoundError):
             call()
-    with pytest.raises(openai.PermissionDeniedError):
-        client(api, rights=["read"]).batches.cancel(made.id)
+    reader = client(api, rights=["read"])
+    for call in (
+        lambda: reader.batches.cancel(made.id),
+        lambda: reader.files.create(file=("in.jsonl", b"{}"), purpose="batch"),
+    ):
+        with pytest.raises(openai.PermissionDeniedError):
+            call()
 
 
 def test_a_batch_is_cancelled_or_expires(api: Api) -> None:  # noqa: F811
