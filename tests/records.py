@@ -219,7 +219,7 @@ class FakeReader(Reader):
     def models(self, old: str = "", new: str = "") -> Models:
         return Models(revisions=[])
 
-    def data_sets(self, offset: int, limit: int) -> list[DataSet]:
+    def data_sets(self, **_: Any) -> list[DataSet]:
         return []
 
     def answers(self) -> bool:

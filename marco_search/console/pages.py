@@ -135,7 +135,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
             request,
             "datasets.html",
             ("datasets", start),
-            lambda: reader.data_sets(start, _PAGE + 1),
+            lambda: reader.data_sets(offset=start, limit=_PAGE + 1),
             lambda found: {"found": found, "start": start, "size": _PAGE},
         )
 
@@ -181,6 +181,7 @@ def page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
                 "record": found,
                 "job": found.job,
                 "verified": verified(found),
+                "used": reader.data_sets(job_id=found.job.job_id) if found.job.final else [],
                 "rows": tree_rows(found.nodes, found.winning_path),
             },
         )

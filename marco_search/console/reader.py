@@ -139,9 +139,11 @@ class Reader:
             changed=tuple(pair for pair in pairs if pair.changed),
         )
 
-    def data_sets(self, offset: int, limit: int) -> list[DataSet]:
-        """Data sets, the latest first."""
-        return self._read(datasets.data_sets, offset=offset, limit=limit)
+    def data_sets(
+        self, *, offset: int = 0, limit: int = 50, job_id: UUID | None = None
+    ) -> list[DataSet]:
+        """Data sets, or those that have samples of a job, the latest first."""
+        return self._read(datasets.data_sets, offset=offset, limit=limit, job_id=job_id)
 
     def samples(self, word: str, after: str, before: str | None) -> SamplePage | None:
         """Samples of the data set of this name; None: there is none."""

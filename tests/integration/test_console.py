@@ -298,6 +298,7 @@ def test_revisions_are_compared_and_data_sets_lead_to_their_trees(stored: Stored
     assert f"/jobs/{first}" in html and f"/jobs/{other}" in html and "/datasets/dddd" in html
     assert client.get("/models", params={"old": "0000", "new": "none"}).status_code == 400
     assert f'href="/datasets/{"d" * 64}"' in client.get(f"/jobs/{again}").text
+    assert "Samples of it are in" in client.get(f"/jobs/{first}").text
     assert "vote undecided 7" in client.get("/datasets").text
     page = client.get(f"/datasets/{'d' * 10}").text
     assert f"/jobs/{first}#rollout-1" in page and "Compare it with its parent" in page

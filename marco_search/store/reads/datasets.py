@@ -63,15 +63,21 @@ def data_sets(
     tenant: str | None = None,
     *,
     dataset_id: UUID | None = None,
+    job_id: UUID | None = None,
     offset: int = 0,
     limit: int | None = None,
 ) -> list[DataSet]:
-    """The data sets made of a tenant's jobs, or all (None), the latest first."""
+    """The data sets made of a tenant's jobs, or all (None), the latest first.
+
+    With `job_id` only those that have samples of this job.
+    """
     source = """audit.datasets
         WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
         AND (%(id)s::uuid IS NULL OR dataset_id = %(id)s)
+        AND (%(job)s::uuid IS NULL OR dataset_id IN (
+            SELECT dataset_id FROM audit.dataset_samples WHERE job_id = %(job)s))
         ORDER BY created_at DESC, dataset_id LIMIT %(limit)s OFFSET %(offset)s"""
-    given = {"tenant": tenant, "id": dataset_id, "limit": limit, "offset": offset}
+    given = {"tenant": tenant, "id": dataset_id, "job": job_id, "limit": limit, "offset": offset}
     return select(conn, DataSet, source, given)
 
 
