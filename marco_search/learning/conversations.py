@@ -213,7 +213,8 @@ def _refused(row: Sample | str, rules: Mapping[str, Rule]) -> tuple[str, str] | 
 
 
 def source_of(path: Path) -> dict[str, Any]:
-    """What a manifest says of an input: a folder's manifest, or a file's hash."""
+    """What a manifest says of an input: of a folder its manifest's hash and inputs, else a hash."""
     if path.is_dir():
-        return {"path": str(path), "manifest_sha256": manifest.read(path)["manifest_sha256"]}
+        made = manifest.read(path)
+        return {"path": str(path)} | {name: made[name] for name in ("manifest_sha256", "inputs")}
     return {"path": str(path), "sha256": digest(path)}

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -144,6 +145,12 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InvalidDataSet(f"{folder}: its {FILE} is of another format than {FORMAT}")
     return manifest
+
+
+def lineage(manifest: Mapping[str, Any]) -> list[str]:
+    """The hash of a manifest, and of those of the data sets that it was made of, and of theirs."""
+    below = [lineage(one) for one in manifest.get("inputs", ()) if "manifest_sha256" in one]
+    return list(dict.fromkeys([manifest["manifest_sha256"], *chain.from_iterable(below)]))
 
 
 def broken(folder: Path, manifest: Mapping[str, Any]) -> list[str]:

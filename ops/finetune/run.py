@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _training(config: Config, manifests: Sequence[dict[str, Any]]) -> dict[str, 
     return {
         "parent_model": files.name,
         "parent_revision": fingerprint(files),
-        "manifests": [found["manifest_sha256"] for found in manifests],
+        "manifests": list(dict.fromkeys(chain.from_iterable(map(manifest.lineage, manifests)))),
         "config_sha256": hashlib.sha256(canonical(config.decisive())).hexdigest(),
         "method": config.method,
         "seed": config.seed,

@@ -191,6 +191,10 @@ def test_mixing_weighs_splits_and_is_the_same_again(marco: Run, tmp_path: Path) 
     assert {i["manifest_sha256"] for i in made["inputs"]} == {
         manifest.read(folder)["manifest_sha256"] for folder in (half, twice)
     }
+    of_both = manifest.lineage(
+        json.loads(marco("dataset", "mix", tmp_path / "d", tmp_path / "a", "--json"))
+    )
+    assert len(of_both) == 4  # its own, the mix's, and those of the two that were mixed
     other = json.loads(marco("dataset", "mix", tmp_path / "c", *words, "--seed", "8"))
     assert made["files"] != other["files"]
 
