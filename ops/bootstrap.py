@@ -43,6 +43,7 @@ TARGETS = (
     ("audit", "look for known vulnerabilities in the locked packages", "python -m ops.audit"),
     ("paper-table", "measure all strategies: docs/results.md", "python -m ops.bench.paper_table"),
     ("finetune", "fine-tune a model; the words name a configuration", "python -m ops.finetune"),
+    ("self-improve", "search, learn, search again", "python -m ops.finetune.self_improve"),
     ("docs", "build the site into site/", "python -m mkdocs build -q -f ops/docs/mkdocs.yml"),
     ("stack", "start the containers, with passwords of their own", "ops/stack.py"),
     ("test-containers", "tests on a Docker engine", "python -m pytest tests/containers"),

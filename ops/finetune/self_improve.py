@@ -1,0 +1,345 @@
+"""The loop, measured: search, learn what was found, search again: `make self-improve`.
+
+    python -m ops.finetune.self_improve --minutes 9      one part; exits with 75 until all is done
+
+A round searches training problems with the default search, makes a data set of the trees whose
+answer is right (`marco dataset from-traces`), fine-tunes the model on it, and evaluates greedy
+decoding and the default search on problems that training never had. The controls learn as many
+samples that no tree is needed for. docs/learning.md says why the design is as it is.
+
+Everything lies under MARCO_HOME/learning/SEED. What is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, get_args
+from uuid import UUID
+
+from pydantic import SecretStr
+
+from marco_search import pocket, settings
+from marco_search.evaluation.data_sets import Problem, from_row
+from marco_search.evaluation.grading import Grader, Point, point
+from marco_search.evaluation.plots import accuracy_over_tokens, plot
+from marco_search.evaluation.run import Progress, Recipe, run
+from marco_search.evaluation.statistics import paired, ratio, rounded
+from marco_search.evaluation.traces import read
+from marco_search.jobs import SearchOptions
+from marco_search.runtime import open_runtime
+from marco_search.settings import Settings
+from marco_search.store.db import Database
+from marco_search.store.queue import recovery
+from ops.bench import splits
+from ops.bench.harness import WORKER, report, scratch_services
+from ops.finetune.config import Config
+from ops.finetune.run import STOPPED, TrainingStopped, finetune
+from ops.pocket.problems import HELD_OUT_STARTS, Language, draw_problem
+from ops.pocket.problems import Problem as WordProblem
+from ops.pocket.samples import held_out_problems, is_held_out
+from producer import Producer
+from worker.runner import Runner
+from worker.shutdown import Shutdown
+
+DESIGN = "dev14"
+"""Of the problems that the design was chosen on."""
+SEED = DESIGN
+"""Of all problems."""
+PROBLEMS, SAMPLES, EVALUATED = 640, 1200, 600
+"""Searched of each language and round; learned of both in a round; evaluated of each language."""
+LOOKED_AT = 300
+"""Problems of each language that the design was chosen on."""
+SEARCH_SEED, THREADS = 20_140, 24
+TRAINER = {"num_train_epochs": 1, "learning_rate": 2e-4, "per_device_train_batch_size": 16}
+"""Instead of what CONFIG has."""
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+GROUPS: dict[str, tuple[Language, ...]] = {"en": ("en",), "zh": ("zh",), "pooled": LANGUAGES}
+CONFIG = Path(__file__).with_name("pocket.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A way to make samples."""
+
+    options: Mapping[str, Any]  #: of the searches
+    words: Sequence[str]  #: for `marco dataset from-traces`
+    problems: int = PROBLEMS  #: of each language; more where fewer answers are right
+    rounds: int = 1
+
+
+ARMS = {
+    "search": Arm({}, ("--reflection", "redo"), rounds=2),
+    "greedy": Arm({"strategy": "cot"}, (), problems=1000),
+    "vote": Arm(
+        {"strategy": "vote", "rollouts": 4, "early_stop": False},
+        ("--reflection", "kept", "--path", "any", "--min-share", "0"),
+        problems=800,
+    ),
+}
+"""What is measured, and its controls: greedy answers, and one right sample of four."""
+
+
+def training_problems(language: Language, count: int, seed: str) -> list[WordProblem]:
+    """Distinct problems as training has them; a larger count goes on from a smaller one."""
+    rng, found = Random(f"{seed}/train/{language}"), dict[str, WordProblem]()
+    while len(found) < count:
+        problem = draw_problem(rng, language)
+        if problem.start not in HELD_OUT_STARTS and not is_held_out(problem.question):
+            found.setdefault(problem.question, problem)
+    return list(found.values())
+
+
+def evaluated(seed: str, language: Language, count: int) -> list[Problem]:
+    """Held-out problems, none of which the design was chosen on."""
+    former = held_out_problems(
+        language, LOOKED_AT, f"{DESIGN}/{language}", without=splits.shipped()
+    )
+    seen = {problem.question for problem in former}
+    drawn = splits.draw(seed, "normal", language, count + LOOKED_AT)
+    rows = [{"question": p.question, "answer": p.answer} for p in drawn if p.question not in seen]
+    return [from_row(row, language) for row in rows[:count]]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One run of all arms. `small` divides all counts, for a trial."""
+
+    home: Path
+    seed: str
+    loaded: Settings
+    problems: Mapping[Language, list[Problem]]  #: what is evaluated
+    small: int = 1
+
+    def step(self, arm: str, number: int) -> Path:
+        """The folder of an arm's round; 0 is the model that all begin with."""
+        return self.home / (f"{arm}-{number}" if number else "before")
+
+    def model(self, arm: str, number: int) -> Path:
+        """The model after a round."""
+        return self.step(arm, number) / "trained" / "model" if number else pocket.MODEL_DIR
+
+    def traces(self, arm: str, number: int, language: Language) -> Path:
+        """Those of a model's evaluation."""
+        return self.step(arm, number) / f"{language}.jsonl"
+
+    def points(self, arm: str, number: int, language: Language) -> dict[str, Point]:
+        """A model's accuracy and tokens: greedy, and by search where that was run."""
+        problems = self.problems[language]
+        found = {t.key: t for t in read(self.traces(arm, number, language))}
+        traces, grader = [found[p.key] for p in problems], Grader(problems)
+        longest = max(len(t.rollouts) for t in traces)
+        searched = {"search": point(traces, grader, longest)} if longest > 1 else {}
+        return {"greedy": point(traces, grader, 1)} | searched
+
+    def go(self, ends: float) -> None:
+        """Do what is missing. Raises KeyboardInterrupt, TrainingStopped at the end of its time."""
+        ring_at(ends)
+        self.evaluate("search", 0)
+        for name, arm in ARMS.items():
+            for number in range(1, arm.rounds + 1):
+                folder = self.step(name, number)
+                if not self.model(name, number).exists():
+                    if not (data := folder / "data").exists():
+                        self.search(arm, number, self.model(name, number - 1), data)
+                    changes = {"model": self.model(name, number - 1), "data": [data]}
+                    changes |= {"out": folder / "trained", "samples": SAMPLES // self.small}
+                    changes |= {f"trainer.{key}": value for key, value in TRAINER.items()}
+                    config = Config.read(CONFIG, changes | {"name": f"pocket-{folder.name}"})
+                    ring_at(None)  # a training stops by itself, with a checkpoint
+                    finetune(config, max_seconds=max(1.0, ends - time.monotonic()), evaluate="none")
+                    ring_at(ends)
+                self.evaluate(name, number)
+
+    def search(self, arm: Arm, number: int, model: Path, data: Path) -> None:
+        """Search training problems through the queue's tables, and make a data set of the trees."""
+        data.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_services(self.home / "services", keep=True) as services:
+            url, redis = services.urls.database_url, services.urls.redis_url
+            urls = {"database_url": SecretStr(url), "redis_url": SecretStr(redis)}
+            loaded = self.loaded.model_copy(update={"model": model, **urls})
+            with (
+                closing(Producer(settings=loaded)) as producer,
+                closing(Database(url, application="marco", connections=2 * THREADS)) as database,
+            ):
+                batch = self.submit(producer, arm, number, data.with_name("batch"))
+                while left := producer.batch(batch).left:
+                    note(f"{data.parent.name}: {left} searches left")
+                    answer(loaded, database, left)
+            words = ["dataset", "from-traces", str(data), "--batch", str(batch), "--verified"]
+            command: list[str | Path] = [
+                Path(sys.executable).with_name("marco"),
+                *words,
+                *arm.words,
+            ]
+            environ = os.environ | {"DATABASE_URL": url, "MARCO_MODEL": str(model)}
+            subprocess.run(command, env=environ, check=True)
+
+    def submit(self, producer: Producer, arm: Arm, number: int, file: Path) -> UUID:
+        """The batch of a round's jobs, which `file` names once all are stored."""
+        if not file.exists():
+            count, name = arm.problems // self.small, f"{self.seed}/{number}"
+            problems = [p for lang in LANGUAGES for p in training_problems(lang, count, name)]
+            jobs = [{"question": p.question, "expected": str(p.answer)} for p in problems]
+            lines = (json.dumps({"kind": "reasoning", **job}).encode() for job in jobs)
+            options = {"profile": "pocket", "seed": SEARCH_SEED, **arm.options}
+            file.write_text(str(producer.submit_batch(lines, options=options, waits=True).id))
+        return UUID(file.read_text())
+
+    def evaluate(self, arm: str, number: int) -> None:
+        """Answer the held-out problems: by search, whose first rollout is greedy, or greedily."""
+        strategy = "auto" if arm == "search" else "cot"
+        options = SearchOptions(strategy=strategy, seed=SEARCH_SEED, profile="pocket")
+        loaded = self.loaded.model_copy(update={"model": self.model(arm, number)})
+        with closing(open_runtime(loaded)) as runtime:
+            for language in LANGUAGES:
+                file = self.traces(arm, number, language)
+                problems = self.problems[language]
+
+                def show(now: Progress, file: Path = file) -> None:
+                    if now.done % 50 == 0:
+                        name = f"{file.parent.name} {file.stem}"
+                        note(f"{name}: {now.done} of {now.total}, {now.right} right")
+
+                run(problems, Recipe(options=options), runtime, file, threads=48, on_progress=show)
+
+    def to_json(self) -> dict[str, Any]:
+        """Round to language ("pooled": both) to figures; differences in shares of 1."""
+        found: dict[str, Any] = {"seed": self.seed, "samples": SAMPLES // self.small, "rounds": {}}
+        for number in range(1, ARMS["search"].rounds + 1):
+            found["rounds"][str(number)] = {
+                name: self.figures(number, languages) for name, languages in GROUPS.items()
+            }
+        return found
+
+    def figures(self, number: int, languages: Sequence[Language]) -> dict[str, Any]:
+        """A round's models beside that before the first, and the controls of the round."""
+        before, after = (self.pooled("search", n, languages) for n in (0, number))
+        found: dict[str, Any] = {}
+        for way in ("greedy", "search"):
+            found[f"{way}_before"] = before[way].accuracy
+            found[f"{way}_after"] = after[way].accuracy
+            found[f"{way}_tokens_before"] = before[way].tokens_per_problem
+            found[f"{way}_tokens_after"] = after[way].tokens_per_problem
+        gain = compared(after["greedy"], before["greedy"])
+        found |= {name: gain[name] for name in ("n", "difference", "low", "high")}
+        found["search"] = compared(after["search"], before["search"])
+        found["controls"] = {}
+        for name, arm in ARMS.items():
+            if name != "search" and number <= arm.rounds:
+                control = self.pooled(name, number, languages)["greedy"]
+                found["controls"][name] = {
+                    "greedy_after": control.accuracy,
+                    "tokens": control.tokens_per_problem,
+                    "gain_over_it": compared(after["greedy"], control),
+                }
+        made: dict[str, Any] = rounded(found)
+        return made
+
+    def pooled(self, arm: str, number: int, languages: Sequence[Language]) -> dict[str, Point]:
+        """The points of several languages as one."""
+        each = [self.points(arm, number, language) for language in languages]
+        return {
+            way: Point(
+                rollouts=max(points[way].rollouts for points in each),
+                tokens=tuple(t for points in each for t in points[way].tokens),
+                right=tuple(r for points in each for r in points[way].right),
+            )
+            for way in each[0]
+        }
+
+    def plot(self, stem: Path) -> list[Path]:
+        """Accuracy over tokens of all models, a panel a language."""
+        last = ARMS["search"].rounds + 1
+        shown = {("search", n): f"round {n}" if n else "before" for n in range(last)}
+        shown |= {(name, 1): f"control: {name}" for name in ARMS if name != "search"}
+        panels: dict[str, dict[str, list[Point]]] = {
+            language: {
+                f"{label}, {way}": [at]
+                for (arm, number), label in shown.items()
+                for way, at in self.points(arm, number, language).items()
+            }
+            for language in LANGUAGES
+        }
+        return plot(accuracy_over_tokens, panels, stem)
+
+
+def compared(mine: Point, theirs: Point) -> dict[str, Any]:
+    """Accuracy of the first less the second, paired, and its tokens as a share of the second's."""
+    return {**asdict(paired(mine.right, theirs.right)), "tokens": ratio(mine.tokens, theirs.tokens)}
+
+
+def answer(loaded: Settings, database: Database, most: int) -> None:
+    """Run so many queued jobs at most, THREADS at once on one engine. Ctrl-C releases them."""
+    shutdown = Shutdown()
+    with database.transaction() as conn:  # of a part that was killed
+        recovery.reclaim(conn, quarantine_after=loaded.quarantine_after)
+    with closing(open_runtime(loaded)) as runtime, ThreadPoolExecutor(THREADS) as pool:
+        # A search that was just stored may still call this, while the others are under way.
+        runtime.abort = lambda: None  # type: ignore[method-assign]
+        runners = [
+            Runner(loaded, database, lambda: runtime, WORKER, shutdown=shutdown)
+            for _ in range(THREADS)
+        ]
+
+        def work(runner: Runner) -> None:
+            for _ in range(0, most, THREADS):
+                runner.run_next()
+
+        try:
+            wait([pool.submit(work, runner) for runner in runners])
+        except KeyboardInterrupt:
+            shutdown.request(within_s=20)
+            raise
+
+
+def ring_at(ends: float | None) -> None:
+    """Have SIGALRM do what Ctrl-C does at this time.monotonic(); None: never."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, max(0.1, ends - time.monotonic()) if ends else 0)
+
+
+def note(text: str) -> None:
+    """Say on standard error how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", default=SEED, help="of the problems")
+    parser.add_argument("--minutes", type=float, help="stop after so many, to go on later")
+    parser.add_argument("--small", type=int, default=1, help="divide all counts by this: a trial")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    asked = parser.parse_args(words)
+    loaded = settings.load()
+    home = (
+        loaded.home.absolute() / "learning" / f"{asked.seed}{f'-{asked.small}' * (asked.small > 1)}"
+    )
+    problems = {lang: evaluated(asked.seed, lang, EVALUATED // asked.small) for lang in LANGUAGES}
+    loop = Loop(home, asked.seed, loaded, problems, asked.small)
+    ends = time.monotonic() + 60 * (asked.minutes or 1e6)
+    try:
+        if not asked.report:
+            loop.go(ends)
+    except (KeyboardInterrupt, TrainingStopped):
+        note(f"{home}: not done yet; the same command goes on")
+        return STOPPED
+    report("learning", loop.to_json())
+    print(*loop.plot(loaded.home / "bench" / "learning"), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
