@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -43,7 +43,7 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import recovery
 from ops.bench import splits
-from ops.bench.harness import WORKER, report, scratch_services
+from ops.bench.harness import WORKER, scratch_services
 from ops.finetune.config import Config
 from ops.finetune.run import STOPPED, TrainingStopped, finetune
 from ops.pocket.problems import HELD_OUT_STARTS, Language, draw_problem
@@ -84,7 +84,7 @@ ARMS = {
     "greedy": Arm({"strategy": "cot"}, (), problems=1000),
     "vote": Arm(
         {"strategy": "vote", "rollouts": 4, "early_stop": False},
-        ("--reflection", "kept", "--path", "any", "--min-share", "0"),
+        ("--reflection", "kept", "--path", "any"),
         problems=800,
     ),
 }
@@ -177,7 +177,8 @@ class Loop:
                 while left := producer.batch(batch).left:
                     note(f"{data.parent.name}: {left} searches left")
                     answer(loaded, database, left)
-            words = ["dataset", "from-traces", str(data), "--batch", str(batch), "--verified"]
+            words = ["dataset", "from-traces", str(data), "--batch", str(batch)]
+            words += ["--verified", "--answer", "expected", "--min-share", "0"]
             command: list[str | Path] = [
                 Path(sys.executable).with_name("marco"),
                 *words,
@@ -277,7 +278,10 @@ class Loop:
 
 def compared(mine: Point, theirs: Point) -> dict[str, Any]:
     """Accuracy of the first less the second, paired, and its tokens as a share of the second's."""
-    return {**asdict(paired(mine.right, theirs.right)), "tokens": ratio(mine.tokens, theirs.tokens)}
+    return {
+        **asdict(paired(mine.right, theirs.right)),
+        "tokens": asdict(ratio(mine.tokens, theirs.tokens)),
+    }
 
 
 def answer(loaded: Settings, database: Database, most: int) -> None:
@@ -310,6 +314,34 @@ def ring_at(ends: float | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, max(0.1, ends - time.monotonic()) if ends else 0)
 
 
+def table(found: Mapping[str, Any]) -> Iterator[str]:
+    """The figures of a report in Markdown; accuracies and differences in percent."""
+
+    def points(gain: Mapping[str, float]) -> str:
+        return "{:+.1f} ({:+.1f} to {:+.1f})".format(
+            *(100 * gain[name] for name in ("difference", "low", "high"))
+        )
+
+    controls = [name for name in ARMS if name != "search"]
+    yield "| round | | n | greedy, tokens | gain | search, tokens | gain |" + "".join(
+        f" over {name} |" for name in controls
+    )
+    yield "|---|---|---|---|---|---|---|" + "---|" * len(controls)
+    for number, groups in found["rounds"].items():
+        for name, at in groups.items():
+            cells = [number, name, str(at["n"])]
+            for way, gain in (("greedy", at), ("search", at["search"])):
+                before, after = (100 * at[f"{way}_{when}"] for when in ("before", "after"))
+                spent = [at[f"{way}_tokens_{when}"] for when in ("before", "after")]
+                cells += [
+                    f"{before:.1f} to {after:.1f}, {spent[0]:.0f} to {spent[1]:.0f}",
+                    points(gain),
+                ]
+            beside = at["controls"]
+            cells += [points(beside[c]["gain_over_it"]) if c in beside else "" for c in controls]
+            yield f"| {' | '.join(cells)} |"
+
+
 def note(text: str) -> None:
     """Say on standard error how far it is."""
     print(text, file=sys.stderr, flush=True)
@@ -336,7 +368,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, TrainingStopped):
         note(f"{home}: not done yet; the same command goes on")
         return STOPPED
-    report("learning", loop.to_json())
+    found = loop.to_json()
+    (loaded.home / "bench").mkdir(parents=True, exist_ok=True)
+    (loaded.home / "bench" / "learning.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(*table(found), sep="\n")
     print(*loop.plot(loaded.home / "bench" / "learning"), sep="\n")
     return 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from marco_search import settings
 from marco_search.evaluation.data_sets import from_row
 from marco_search.evaluation.traces import Trace, TracedRollout
-from ops.finetune.self_improve import ARMS, LANGUAGES, Loop, training_problems
+from ops.finetune.self_improve import ARMS, LANGUAGES, Loop, table, training_problems
 from ops.pocket.samples import is_held_out
 
 
@@ -36,7 +36,9 @@ def test_the_report_compares_the_same_problems_with_before_and_the_controls(tmp_
                     lines.append(_trace(problem.key, problem.expected[0] if right else "0"))
                 if name == "search" or number:
                     file.write_text("".join(lines))
-    found = loop.to_json()["rounds"]["1"]
+    report = json.loads(json.dumps(loop.to_json()))
+    assert len(list(table(report))) == 2 + 2 * 3
+    found = report["rounds"]["1"]
     assert found["pooled"]["n"] == 60
     assert (found["en"]["greedy_before"], found["en"]["greedy_after"]) == (0.3333, 1.0)
     assert 0 < found["en"]["low"] < found["en"]["difference"] < found["en"]["high"]
