@@ -57,12 +57,12 @@ DESIGN = "dev14"
 """Of the problems that the design was chosen on."""
 SEED = DESIGN
 """Of all problems."""
-PROBLEMS, SAMPLES, EVALUATED = 640, 1200, 600
+PROBLEMS, SAMPLES, EVALUATED = 1250, 2400, 600
 """Searched of each language and round; learned of both in a round; evaluated of each language."""
 LOOKED_AT = 300
 """Problems of each language that the design was chosen on."""
 SEARCH_SEED, THREADS = 20_140, 24
-TRAINER = {"num_train_epochs": 1, "learning_rate": 2e-4, "per_device_train_batch_size": 16}
+TRAINER = {"num_train_epochs": 1, "learning_rate": 5e-4, "per_device_train_batch_size": 16}
 """Instead of what CONFIG has."""
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 GROUPS: dict[str, tuple[Language, ...]] = {"en": ("en",), "zh": ("zh",), "pooled": LANGUAGES}
@@ -81,11 +81,11 @@ class Arm:
 
 ARMS = {
     "search": Arm({}, ("--reflection", "redo"), rounds=2),
-    "greedy": Arm({"strategy": "cot"}, (), problems=1000),
+    "greedy": Arm({"strategy": "cot"}, (), problems=1850),
     "vote": Arm(
         {"strategy": "vote", "rollouts": 4, "early_stop": False},
         ("--reflection", "kept", "--path", "any"),
-        problems=800,
+        problems=1350,
     ),
 }
 """What is measured, and its controls: greedy answers, and one right sample of four."""
