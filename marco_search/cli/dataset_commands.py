@@ -60,6 +60,10 @@ def dataset() -> None:
 @_folder_argument
 @click.option("--name", metavar="TEXT", help="What it is called (default: the folder's name).")
 @click.option("--pairs", is_flag=True, help="Preference pairs instead: won and lost in one tree.")
+@click.option(
+    "--pairs-per-job", type=options.count(least=1), default=1, show_default=True, metavar="N",
+    help="Most pairs of one tree, each with another path that lost.",
+)  # fmt: skip
 @click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
 @click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch.")
 @options.tenants
@@ -99,7 +103,8 @@ def dataset() -> None:
 @_held_out
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of --path any.")
 def from_traces(
-    folder: Path, name: str | None, pairs: bool, jobs: tuple[str, ...], batch: Any,
+    folder: Path, name: str | None, pairs: bool, pairs_per_job: int,
+    jobs: tuple[str, ...], batch: Any,
     since: datetime | None, until: datetime | None, strategy: str | None, model: str | None,
     revision: str | None, min_share: float, min_confidence: float, verified: bool, reflection: Any,
     answer: Any, path: Any, near_duplicate: float, held_out: tuple[str, ...], seed: int,
@@ -118,7 +123,7 @@ def from_traces(
 
     wanted = traces.Rules(
         least_share=min_share, least_confidence=min_confidence, verified=verified,
-        reflection=reflection, answer=answer, path=path, seed=seed,
+        reflection=reflection, answer=answer, path=path, seed=seed, pairs_per_job=pairs_per_job,
     )  # fmt: skip
     with session(needs_redis=False) as here:
         chosen = Filter(

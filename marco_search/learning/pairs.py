@@ -32,14 +32,16 @@ class Fork:
 
 
 def pairs_of(reader: Reader, chosen: Filter) -> Iterator[Pair]:
-    """The best pair of each job that the rules keep, by the job's id."""
+    """The best pairs of each job that the rules keep, each with another loser, by the job's id."""
     for tree in reader.trees(chosen):
         won, lost = tree.learnable(reader), _lost(tree)
         if won and not lost:
             reader.drop(tree.stored, "unanimous", "no path leads to another answer")
         elif won:
-            best = max(((w, x) for w in won for x in lost), key=lambda sides: _rank(tree, *sides))
-            yield pair(tree, *best, fork=_fork(reader.conn, tree, *best))
+            best = [max(((w, x) for w in won), key=lambda sides: _rank(tree, *sides)) for x in lost]
+            best.sort(key=lambda sides: _rank(tree, *sides), reverse=True)
+            for sides in best[: reader.rules.pairs_per_job]:
+                yield pair(tree, *sides, fork=_fork(reader.conn, tree, *sides))
 
 
 def pair(tree: Tree, won: Rollout, lost: Rollout, fork: Fork | None = None) -> Pair:

@@ -54,6 +54,7 @@ class Rules:
     answer: Literal["voted", "expected"] = "voted"  #: whose paths; expected: where there is a label
     path: Literal["best", "any"] = "best"  #: of those to its answer; any: one at random
     seed: int = 0  #: of the choice at random
+    pairs_per_job: int = 1  #: at most
 
 
 REFLECTIONS: Final = {
@@ -118,6 +119,7 @@ def path_rules(rules: Rules) -> dict[str, Mapping[str, Any]]:
         "reflection": {"reflection": rules.reflection},
         "unverified": {"verified": rules.verified, "accepted": ACCEPTED},
         "path": {"answer": rules.answer, "path": rules.path, "seed": rules.seed},
+        "unanimous": {"pairs_per_job": rules.pairs_per_job},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -221,6 +222,16 @@ def test_a_pair_parts_where_the_model_was_unsure(answered: Answered, tmp_path: P
         assert pair.provenance["answer"] != pair.provenance["rejected_answer"]
         if fork := pair.provenance["fork"]:
             assert fork["taken"] != fork["passed_over"] and fork["position"] >= 0
+
+
+def test_a_tree_may_make_several_pairs(answered: Answered, tmp_path: Path) -> None:
+    words = ("--pairs", "--reflection", "kept", "--pairs-per-job", "3", "--near-duplicate", "1")
+    made(answered, tmp_path / "pairs", *words)
+    found = list(samples.read_pairs(tmp_path / "pairs"))
+    sides = Counter(p.provenance["job"] for p in found)
+    assert 1 < max(sides.values()) <= 3
+    losers = {(p.provenance["job"], p.provenance["rejected"]["rollout"]) for p in found}
+    assert len(losers) == len(found)
 
 
 def test_jobs_are_read_a_few_at_a_time(answered: Answered, monkeypatch: pytest.MonkeyPatch) -> None:
