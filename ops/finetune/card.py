@@ -39,9 +39,11 @@ def text(
     for manifest in manifests:
         made, count = manifest.get("command", ""), manifest["counts"]["out"]
         lines += [f"| {manifest['name']} | {count} | `{made}` | `{manifest['manifest_sha256']}` |"]
-    total = sum(manifest["counts"]["out"] for manifest in manifests)
-    lines += ["", f"{trained['samples']} lines were trained on; {total - trained['fitting']} of "]
-    lines[-1] += f"{total} are longer than `max_length`. Only the last turn counts in the loss."
+    lines += [
+        "",
+        f"{trained['samples']} samples were trained on; {trained['too_long']} lines were ",
+    ]
+    lines[-1] += "longer than `max_length`. Only the last turn counts in the loss."
     lines += ["", "## Training", "", "```json", json.dumps(config.decisive(), indent=1), "```", ""]
     minutes, peak = trained["seconds"] / 60, trained["peak_memory_bytes"] / 1e9
     share = f"{trained['trained_parameters']:,} of {trained['parameters']:,} parameters"

@@ -47,9 +47,8 @@ class Config(_Table):
     model: Path
     """The parent: a Hugging Face folder or a GGUF file."""
     data: list[Path] = Field(min_length=1)
-    """Folders of data sets, one after the other: samples for sft, pairs for dpo."""
-    validation: Path | None = None
-    """A data set whose loss is reported."""
+    """Folders of data sets, one after the other: samples for sft, pairs for dpo. The loss on those
+    split off as validation.jsonl is reported."""
     out: Path
     method: Literal["sft", "dpo"] = "sft"
     seed: int = Field(0, ge=0, lt=2**32)
@@ -93,7 +92,7 @@ class Config(_Table):
 
     def decisive(self) -> dict[str, Any]:
         """What, with the parent's weights and the data, decides the weights that come out."""
-        rest = {"name", "model", "data", "validation", "out", "evaluate"}
+        rest = {"name", "model", "data", "out", "evaluate"}
         return self.model_dump(mode="json", exclude=rest)
 
 

@@ -34,6 +34,14 @@ STOPPED = 75
 KINDS = {"sft": "sft", "dpo": "preference"}
 """Of the data sets that a method takes."""
 _INSTALL_S = 1800.0
+_ENVIRONMENT = {
+    "PYTHONPATH": ROOT,
+    "PYTHONUNBUFFERED": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class TrainingStopped(LocalServiceFailed):
@@ -56,8 +64,6 @@ def finetune(config: Config, *, max_seconds: float | None = None, evaluate: str 
     training; LocalServiceFailed if the training or an evaluation fails.
     """
     manifests = [_checked(folder, KINDS[config.method]) for folder in config.data]
-    if config.validation:
-        _checked(config.validation, KINDS[config.method])
     out, model = config.out, config.out / "model"
     training = _training(config, manifests)
     begun = _begin(config, training, max_seconds)
@@ -128,7 +134,7 @@ def _train(config: Config, seconds: float) -> float:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node"]
         command += [str(config.processes), "-m"]
     began = time.monotonic()
-    environ = {**os.environ, "PYTHONPATH": ROOT}
+    environ = os.environ | _ENVIRONMENT
     done = subprocess.run([*command, "ops.finetune.train", str(config.out)], env=environ)
     seconds += time.monotonic() - began
     file = config.out / "run.json"

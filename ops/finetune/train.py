@@ -9,7 +9,6 @@ prompt-completion form: neither depends on marks in the chat template.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import sys
@@ -56,23 +55,28 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
 
 
 class Texts:
-    """Samples as the texts that the model is given and writes, those that are too long left out."""
+    """The texts that a model is given and writes, of samples or pairs."""
 
-    def __init__(self, tokenizer: Any, config: Config, limit: int | None) -> None:
-        """`limit`: tokens of prompt and answer together at most; None: any number."""
-        self.tokenizer, self.config, self.limit = tokenizer, config, limit
+    def __init__(self, tokenizer: Any, method: str) -> None:
+        self.tokenizer, self.method = tokenizer, method
 
-    def rows(self, folders: list[Path]) -> Iterator[dict[str, str]]:
-        """{"prompt", "completion"} of samples, or {"prompt", "chosen", "rejected"} of pairs."""
-        for folder in folders:
-            yield from filter(self._fits, self._texts(folder))
+    def rows(self, places: list[Path]) -> Iterator[dict[str, Any]]:
+        """{"prompt", "completion"} of samples, or {"prompt", "chosen", "rejected"} of pairs.
 
-    def _texts(self, folder: Path) -> Iterator[dict[str, str]]:
-        if self.config.method == "sft":
-            for sample in samples.read(folder):
-                yield {"prompt": self._prompt(sample.prompt), "completion": sample.response}
-            return
-        for pair in samples.read_pairs(folder):
+        With "tokens", those of the prompt and the longer answer. `places`: folders of data sets,
+        or files of one.
+        """
+        for place in places:
+            for row in self._samples(place) if self.method == "sft" else self._pairs(place):
+                prompt, *answers = (len(self.tokenizer(text).input_ids) for text in row.values())
+                yield row | {"tokens": prompt + max(answers) + 1}  # the end of the turn
+
+    def _samples(self, place: Path) -> Iterator[dict[str, str]]:
+        for sample in samples.read(place):
+            yield {"prompt": self._prompt(sample.prompt), "completion": sample.response}
+
+    def _pairs(self, place: Path) -> Iterator[dict[str, str]]:
+        for pair in samples.read_pairs(place):
             answers = {"chosen": pair.chosen, "rejected": pair.rejected}
             texts = {name: turns[-1]["content"] for name, turns in answers.items()}
             yield {"prompt": self._prompt(pair.prompt), **texts}
@@ -85,32 +89,25 @@ class Texts:
         bos = self.tokenizer.bos_token if self.tokenizer("").input_ids else None
         return text.removeprefix(bos or "")
 
-    def _fits(self, row: dict[str, str]) -> bool:
-        if self.limit is None:
-            return True
-        prompt, *answers = (len(self.tokenizer(text).input_ids) for text in row.values())
-        return prompt + max(answers) + 1 <= self.limit  # the end of the turn comes to it
-
 
 def main(folder: Path) -> int:
     """Train. Returns the exit code."""
     job = json.loads((folder / "run.json").read_text())
     config = Config.model_validate(job["config"])
     parent = _unpacked(config.model, folder / "parent")
-    trainer, fitting = make_trainer(config, parent, folder)
+    trainer, counts = make_trainer(config, parent, folder)
     trainer.add_callback(deadline := Deadline(job["max_seconds"] or float("inf")))
-    losses = {"validation_before": _loss(trainer)} if config.validation else {}
+    losses = {"validation_before": _loss(trainer)} if trainer.eval_dataset else {}
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
     if deadline.passed:
         return STOPPED
-    if config.validation:
+    if losses:
         losses["validation_after"] = _loss(trainer)
     trainer.save_model(str(folder / "weights"))
     if trainer.is_world_process_zero():
         _save(config, parent, folder)
         about = {
-            "samples": min(fitting, config.samples or fitting),
-            "fitting": fitting,
+            **counts,
             "steps": trainer.state.global_step,
             "parameters": trainer.model.num_parameters(),
             "trained_parameters": trainer.model.num_parameters(only_trainable=True),
@@ -123,8 +120,11 @@ def main(folder: Path) -> int:
     return 0
 
 
-def make_trainer(config: Config, parent: Path, folder: Path) -> tuple[Any, int]:
-    """(TRL's trainer, how many samples are short enough). Raises InvalidSettings."""
+def make_trainer(config: Config, parent: Path, folder: Path) -> tuple[Any, dict[str, int]]:
+    """(TRL's trainer, how many "samples" it has and how many were "too_long").
+
+    Raises InvalidSettings, InvalidDataSet.
+    """
     kind, trainer_class = _TRAINERS[config.method]
     ours = {"output_dir": str(folder / "checkpoints"), "seed": config.seed}
     ours |= {"data_seed": config.seed, "report_to": "none", "disable_tqdm": True}
@@ -133,20 +133,22 @@ def make_trainer(config: Config, parent: Path, folder: Path) -> tuple[Any, int]:
     except (TypeError, ValueError) as error:
         raise InvalidSettings(f"trainer: {error}") from None
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    texts = Texts(tokenizer, config, arguments.max_length)
-    fitting = data = _data(texts, config.data, folder / "data")
+    texts = Texts(tokenizer, config.method)
+    lines = _data(texts, config.data, folder / "data")
+    short = data = _short(lines, arguments.max_length)
     if config.samples:
         data = data.shuffle(seed=config.seed).select(range(min(config.samples, len(data))))
-    held_out = _data(texts, [config.validation], folder / "held-out") if config.validation else None
+    split = [file for place in config.data if (file := place / "validation.jsonl").exists()]
+    held_out = _data(texts, split, folder / "held-out") if split else None
     trainer = trainer_class(
         model=str(parent),
         args=arguments,
         train_dataset=data,
-        eval_dataset=held_out,
+        eval_dataset=held_out and _short(held_out, arguments.max_length),
         processing_class=tokenizer,
         peft_config=_lora(config),
     )
-    return trainer, len(fitting)
+    return trainer, {"samples": len(data), "too_long": len(lines) - len(short)}
 
 
 def _loss(trainer: Any) -> float:
@@ -154,22 +156,24 @@ def _loss(trainer: Any) -> float:
     return loss
 
 
-def _data(texts: Texts, folders: list[Path], cache: Path) -> Dataset:
+def _data(texts: Texts, places: list[Path], cache: Path) -> Dataset:
     # One process reads, the others take what it has written, as a training that goes on does: the
     # cache is the run's own, and what was read is known to be the same.
     with PartialState().main_process_first():
-        found = Dataset.from_generator(
+        return Dataset.from_generator(
             texts.rows,
-            gen_kwargs={"folders": folders},
+            gen_kwargs={"places": places},
             cache_dir=str(cache),
             fingerprint=cache.name,
         )
+
+
+def _short(data: Dataset, limit: int | None) -> Dataset:
+    with PartialState().main_process_first():
+        found = data.filter(lambda tokens: limit is None or tokens <= limit, input_columns="tokens")
     if not len(found):
-        raise InvalidDataSet(
-            f"{', '.join(map(str, folders))}: no sample of at most {texts.limit} tokens "
-            "(trainer.max_length)"
-        )
-    return found
+        raise InvalidDataSet(f"no sample of at most {limit} tokens (trainer.max_length)")
+    return found.remove_columns("tokens")
 
 
 def _lora(config: Config) -> LoraConfig | None:
@@ -222,7 +226,6 @@ def _unpacked(model: Path, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         sys.exit(main(Path(sys.argv[1])))
     except MarcoError as error:

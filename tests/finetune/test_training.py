@@ -96,7 +96,7 @@ def check_model(folder: Path, parent: Path, manifests: list[Path]) -> None:
     assert about["parent_revision"] == fingerprint(Folder(parent))
     assert about["manifests"] == [manifest.read(data)["manifest_sha256"] for data in manifests]
     card = (folder / "README.md").read_text()
-    assert about["manifests"][0] in card and "1 of 8 are longer" in card
+    assert about["manifests"][0] in card and "1 lines were longer" in card
     assert {path.name for path in folder.parent.iterdir()} == {
         "model", "run.json", "trained.json", "report.json",
     }  # fmt: skip
@@ -158,15 +158,15 @@ from pathlib import Path
 from ops.finetune.config import Config
 from ops.finetune.train import make_trainer
 model, data, out = map(Path, sys.argv[1:])
-trainer, fitting = make_trainer(
+trainer, counts = make_trainer(
     Config(name="n", model=model, data=[data], out=out, trainer={"bf16": False}), model, out
 )
 row = trainer.train_dataset[3]
 learned = [t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label == t]
-print(fitting, repr(trainer.processing_class.decode(learned)))
+print(counts, repr(trainer.processing_class.decode(learned)))
 """
     done = subprocess.run(
         [environment, "-c", script, tiny, data["sft"], tmp_path / "out"],
         cwd=ROOT, text=True, capture_output=True, check=True,
     )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "7 '6<|im_end|>'"
+    assert done.stdout.splitlines()[-1] == "{'samples': 7, 'too_long': 1} '6<|im_end|>'"
