@@ -39,11 +39,8 @@ def text(
     for manifest in manifests:
         made, count = manifest.get("command", ""), manifest["counts"]["out"]
         lines += [f"| {manifest['name']} | {count} | `{made}` | `{manifest['manifest_sha256']}` |"]
-    lines += [
-        "",
-        f"{trained['samples']} samples were trained on; {trained['too_long']} lines were ",
-    ]
-    lines[-1] += "longer than `max_length`. Only the last turn counts in the loss."
+    lines += ["", f"{trained['samples']} samples were trained on, of which the last turn counts."]
+    lines[-1] += f" {trained['too_long']} were left out: longer than `max_length`."
     lines += ["", "## Training", "", "```json", json.dumps(config.decisive(), indent=1), "```", ""]
     minutes, peak = trained["seconds"] / 60, trained["peak_memory_bytes"] / 1e9
     share = f"{trained['trained_parameters']:,} of {trained['parameters']:,} parameters"
@@ -51,11 +48,13 @@ def text(
     lines[-1] += f" at the peak. Loss: {_losses(trained)}."
     if results:
         lines += ["", "## Evaluation", "", f"`marco eval {' '.join(config.evaluate.options)}`", ""]
-        lines += ["| set | n | before | after |", "|---|---|---|---|"]
+        lines += ["| set | before | after | difference |", "|---|---|---|---|"]
     for name, reports in results.items():
-        n = max(report["n"] for report in reports.values())
         cells = [_accuracy(reports.get(when)) for when in ("before", "after")]
-        lines += [f"| {name} | {n} | {' | '.join(cells)} |"]
+        cells += [_difference(reports.get("after", {}).get("against"))]
+        lines += [f"| {name} | {' | '.join(cells)} |"]
+    if results:
+        lines += ["", "In brackets 95 % intervals, paired for the difference."]
     return "\n".join(lines) + "\n"
 
 
@@ -69,4 +68,12 @@ def _losses(trained: Mapping[str, Any]) -> str:
 def _accuracy(report: Mapping[str, Any] | None) -> str:
     if report is None:
         return "not measured"
-    return f"{report['accuracy']:.3f} [{report['low']:.3f}, {report['high']:.3f}]"
+    (found,) = report["results"].values()
+    return f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}], n = {found['n']}"
+
+
+def _difference(against: Mapping[str, Any] | None) -> str:
+    if against is None:
+        return "not measured"
+    found = against["accuracy"]
+    return f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

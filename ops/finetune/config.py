@@ -43,7 +43,8 @@ class Evaluate(_Table):
 class Config(_Table):
     """What decides the weights is in `decisive`; the rest says where things are."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Of the model's folder. It chooses the profile: that of "pocket-1" is the pocket model's."""
     model: Path
     """The parent: a Hugging Face folder or a GGUF file."""
     data: list[Path] = Field(min_length=1)

@@ -1,7 +1,8 @@
 """A fine-tuning from its configuration to a model's folder, which appears whole or not at all.
 
 OUT/run.json says what the run is; OUT/checkpoints lets it go on; OUT/evaluation has the traces and
-reports of `marco eval`; OUT/model is what comes out, OUT/report.json how it went.
+reports of `marco eval`. What comes out lies in OUT/NAME, since a folder's name chooses the model's
+profile; OUT/model is a link to it, and OUT/report.json says how it went.
 """
 
 from __future__ import annotations
@@ -64,21 +65,24 @@ def finetune(config: Config, *, max_seconds: float | None = None, evaluate: str 
     training; LocalServiceFailed if the training or an evaluation fails.
     """
     manifests = [_checked(folder, KINDS[config.method]) for folder in config.data]
-    out, model = config.out, config.out / "model"
+    out, model, named = config.out, config.out / "model", config.out / config.name
     training = _training(config, manifests)
     begun = _begin(config, training, max_seconds)
     if evaluate in ("before", "both"):
         _evaluate(config, "before", config.model)
-    if not model.exists():
+    if not named.exists():
         seconds = _train(config, begun.get("seconds", 0.0))
         trained = json.loads((out / "trained.json").read_text()) | {"seconds": seconds}
         (out / "report.json").write_text(json.dumps(trained | training, indent=1))
         part = out / "trained"
         (part / "marco_training.json").write_text(json.dumps(training, indent=1) + "\n")
         (part / "README.md").write_text(card.text(config, training, manifests, trained, {}))
-        part.rename(model)
+        part.rename(named)
+        (out / "trained.json").unlink()
         for name in ("checkpoints", "data", "held-out", "weights", "parent"):
             shutil.rmtree(out / name, ignore_errors=True)
+    if not model.exists():
+        model.symlink_to(config.name)
     if evaluate in ("after", "both"):
         _evaluate(config, "after", model)
     trained = json.loads((out / "report.json").read_text())
@@ -151,12 +155,15 @@ def _evaluate(config: Config, when: str, model: Path) -> None:
     folder = config.out / "evaluation"
     folder.mkdir(exist_ok=True)
     for name in config.evaluate.sets:
-        stem = folder / f"{when}-{name.replace(':', '-').replace('/', '-')}"
+        stem = folder / _stem(when, name)
         if stem.with_suffix(".json").exists():
             continue
         command = [str(Path(sys.executable).with_name("marco")), "eval", name, "--local", "--json"]
         command += [*config.evaluate.options, "--out", f"{stem}.jsonl"]
-        environ = {**os.environ, "MARCO_MODEL": str(model.absolute())}
+        before = folder / f"{_stem('before', name)}.jsonl"
+        if when == "after" and before.exists():
+            command += ["--against", str(before)]
+        environ = {**os.environ, "MARCO_MODEL": str(model.resolve())}
         done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True)
         if done.returncode != 0:
             raise LocalServiceFailed(f"{' '.join(command)}: exit code {done.returncode}, see above")
@@ -167,9 +174,11 @@ def _results(config: Config) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in config.evaluate.sets:
         for when in ("before", "after"):
-            stem = f"{when}-{name.replace(':', '-').replace('/', '-')}"
-            file = config.out / "evaluation" / f"{stem}.json"
+            file = config.out / "evaluation" / f"{_stem(when, name)}.json"
             if file.exists():
-                (report,) = json.loads(file.read_text())["results"].values()
-                found.setdefault(name, {})[when] = report
+                found.setdefault(name, {})[when] = json.loads(file.read_text())
     return found
+
+
+def _stem(when: str, name: str) -> str:
+    return f"{when}-{name.replace(':', '-').replace('/', '-')}"
