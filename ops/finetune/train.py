@@ -23,6 +23,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from marco_search.errors import InvalidDataSet, InvalidSettings, MarcoError
@@ -209,19 +210,28 @@ def _save(config: Config, parent: Path, folder: Path) -> None:
 
 def _unpacked(model: Path, folder: Path) -> Path:
     """The folder of a model; that of a GGUF file is made, with its weights in 32 bits."""
-    if model.is_dir() or (folder / "model.safetensors").exists():
-        return model if model.is_dir() else folder
+    if model.is_dir():
+        return model
+    weights = folder / "model.safetensors"
     with PartialState().main_process_first():
-        if not (folder / "model.safetensors").exists():
-            files = open_files(model)
+        if not weights.exists():
             folder.mkdir(exist_ok=True)
-            parts = ("config", "generation", "tokenizer", "tokenizer_config")
-            for name in parts:
-                file = "generation_config" if name == "generation" else name
-                (folder / f"{file}.json").write_text(json.dumps(getattr(files, name)))
+            files = open_files(model)
+            # What a GGUF file does not tell, and other readers ask for.
+            architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[files.config["model_type"]]
+            contents = {
+                "config": {"architectures": [architecture], "torch_dtype": "float32"},
+                "generation_config": files.generation,
+                "tokenizer": files.tokenizer,
+                "tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"},
+            }
+            contents["config"] |= files.config
+            contents["tokenizer_config"] |= files.tokenizer_config
+            for name, content in contents.items():
+                (folder / f"{name}.json").write_text(json.dumps(content))
             tensors = {k: torch.from_numpy(v.copy()) for k, v in files.tensors().items()}
             save_file(tensors, folder / "part", metadata={"format": "pt"})
-            (folder / "part").rename(folder / "model.safetensors")
+            (folder / "part").rename(weights)
     return folder
 
 
