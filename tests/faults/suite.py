@@ -16,9 +16,10 @@ from statistics import median, quantiles
 from typing import Any
 
 from marco_search.store.seal.verification import verify_all
+from producer import JobHandle
 from tests.faults import aftermath, checks, window
 from tests.faults.kinds import FAULTS
-from tests.faults.rig import SETTINGS, Rig, rig, wait_until
+from tests.faults.rig import SETTINGS, Member, Rig, rig, wait_until
 from tests.faults.storm import Storm, job, rage
 
 Say = Callable[[str], None]
@@ -78,12 +79,12 @@ def run(scale: Scale, *, seed: int, say: Say = lambda _: None) -> dict[str, Any]
         for member in workers:
             made.dismiss(member)
         phase("the window between BRPOP and the worker's note")
-        ours = window.marco_search(made, scale.window, _WINDOW)
+        ours, fresh = window.marco_search(made, scale.window, _WINDOW)
         plain = window.plain_celery(made, scale.plain_window) if scale.plain_window else None
         phase("a stop while everything is silent")
-        _stop_in_silence(made)
+        interrupted = _stop_in_silence(made, fresh)
         phase("a poison job")
-        poison = _poison(made)
+        poison = _poison(made, interrupted)
         tokens = checks.tokens(made, made.model.ledger)
         made.model.pace_s = 0.0
         phase("trees against uninterrupted ones")
@@ -137,9 +138,8 @@ def _storm(made: Rig, scale: Scale, seed: int) -> Storm:
     )  # fmt: skip
 
 
-def _stop_in_silence(made: Rig) -> None:
-    """A worker in the middle of jobs has to stop when none of its servers answers."""
-    worker = made.start_worker("silent", 2, MARCO_STOP_S="3")
+def _stop_in_silence(made: Rig, worker: Member) -> list[JobHandle]:
+    """A worker in the middle of jobs has to stop when none of its servers answers; the jobs."""
     handles = made.producer.submit_many([job(_SILENT + i, 16) for i in range(2)])
     wait_until(lambda: any(made.running()), "a job runs")
     for proxy in made.proxies.values():
@@ -147,18 +147,20 @@ def _stop_in_silence(made: Rig) -> None:
     made.dismiss(worker)
     for proxy in made.proxies.values():
         proxy.restore()
-    after = made.start_worker("after", 2)
-    made.producer.wait(handles, timeout_s=120)
-    made.dismiss(after)
+    return handles
 
 
-def _poison(made: Rig) -> dict[str, Any]:
-    """A job that kills its worker, among others that must not suffer. As delivered: two."""
+def _poison(made: Rig, interrupted: list[JobHandle]) -> dict[str, Any]:
+    """A job that kills its worker, among others that must not suffer. As delivered: two.
+
+    Before them the worker ends those that another one was interrupted in.
+    """
     quarantine: dict[str, Any] = {"MARCO_QUARANTINE_AFTER": "2", "MARCO_WORKER_SCHEDULER": "true"}
     schedulers = [m for m in made.members if m.name.startswith("scheduler")]
     for member in schedulers:
         made.dismiss(member)
     worker = made.start_worker("poisoned", 1, **quarantine)
+    made.producer.wait(interrupted, timeout_s=120)
     wave = [job(_POISON + i, 16, poison=i == 0) for i in range(4)]
     results = made.producer.wait(made.producer.submit_many(wave), timeout_s=120)
     attempts = made.producer.status(str(results[0].job_id)).attempts

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kombu import pools
 
 from ops.bench import queue as plain
-from tests.faults.rig import ROOT, Rig, wait_until
+from tests.faults.rig import ROOT, Member, Rig, wait_until
 from tests.faults.storm import job
 
 
@@ -64,8 +64,11 @@ def _plain_worker(name: str, env: dict[str, str]) -> Iterator[subprocess.Popen[b
         _kill([process])
 
 
-def marco_search(rig: Rig, count: int, first: int) -> Window:
-    """The same with our workers and jobs (numbered from `first`). A scheduler must run."""
+def marco_search(rig: Rig, count: int, first: int) -> tuple[Window, Member]:
+    """The same with our workers and jobs (numbered from `first`). A scheduler must run.
+
+    Also the fresh worker, which goes on.
+    """
     with rig.redis() as client:
         before = _blocked(client)
         members = [rig.start_worker(f"window-{i}", 1) for i in range(count)]
@@ -77,10 +80,9 @@ def marco_search(rig: Rig, count: int, first: int) -> Window:
         for member in members:
             rig.forget(member)
         _kill([m.process for m in members])
-    rig.start_worker("window-new", 1)
+    fresh = rig.start_worker("window-new", 2, MARCO_STOP_S="3")
     results = rig.producer.wait(handles, timeout_s=120)
-    rig.dismiss(rig.members[-1])
-    return Window(count, gone, sum(result.state != "succeeded" for result in results))
+    return Window(count, gone, sum(result.state != "succeeded" for result in results)), fresh
 
 
 def _blocked(client: object) -> int:
