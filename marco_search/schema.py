@@ -11,7 +11,7 @@ Checks and indexes stand in the migrations only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Final
 
@@ -19,21 +19,36 @@ NOW, ZERO, EMPTY = "now()", "0", "''"
 IDENTITY = "GENERATED ALWAYS AS IDENTITY"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column, and what is to be known of it beside its type and comment."""
 
     name: str
-    type: str  #: as Postgres names it internally; [] ends an array
-    nullable: bool
+    kind: str  #: its type as Postgres names it internally; [] ends an array, ? what may be null
     comment: str
-    references: str | None  #: `table.column` of a foreign key
-    key: bool  #: part of the primary key
-    default: str | None  #: SQL, or IDENTITY
-    leaves: tuple[str, ...]  #: the kinds of leaf of a job's Merkle tree that hold it
-    since: int  #: the first audit format that hashes it
-    content: bool  #: what people or models wrote, or tells it: left out of some exports
-    redacted: bool  #: replaced by `marco redact`: content, and what may quote it
+    references: str | None = None  #: `table.column` of a foreign key
+    _: KW_ONLY
+    key: bool = False  #: part of the primary key
+    default: str | None = None  #: SQL, or IDENTITY
+    leaves: tuple[str, ...] = ()  #: the kinds of leaf of a job's Merkle tree that hold it
+    since: int = 1  #: the first audit format that hashes it
+    content: bool = False  #: what people or models wrote, or tells it: left out of some exports
+    quotes: bool = False  #: may quote content
+
+    @property
+    def type(self) -> str:
+        """Without the mark of what may be null."""
+        return self.kind.removesuffix("?")
+
+    @property
+    def nullable(self) -> bool:
+        """Whether it may be null."""
+        return self.kind.endswith("?")
+
+    @property
+    def redacted(self) -> bool:
+        """Whether `marco redact` replaces it."""
+        return self.content or self.quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +62,6 @@ class Table:
 
 
 TABLES: Final[dict[str, Table]] = {}
-
-
-def column(
-    name: str,
-    kind: str,
-    comment: str,
-    references: str | None = None,
-    *,
-    key: bool = False,
-    default: str | None = None,
-    leaves: tuple[str, ...] = (),
-    since: int = 1,
-    content: bool = False,
-    redacted: bool | None = None,
-) -> Column:
-    """A column; `kind` is its type, with a question mark behind it if it may be null."""
-    return Column(
-        name=name,
-        type=kind.removesuffix("?"),
-        nullable=kind.endswith("?"),
-        comment=comment,
-        references=references,
-        key=key,
-        default=default,
-        leaves=leaves,
-        since=since,
-        content=content,
-        redacted=content if redacted is None else redacted,
-    )
 
 
 def hashed_columns(table: str, leaf: str, number: int) -> dict[str, str]:
@@ -109,9 +95,9 @@ def _table(name: str, comment: str, *columns: Column, changes: bool = False) -> 
     return table
 
 
-_id = partial(column, leaves=("request", "outcome"))
-_request = partial(column, leaves=("request",))
-_outcome = partial(column, leaves=("outcome",))
+_id = partial(Column, leaves=("request", "outcome"))
+_request = partial(Column, leaves=("request",))
+_outcome = partial(Column, leaves=("outcome",))
 
 JOBS = _table(
     "jobs",
@@ -123,12 +109,12 @@ JOBS = _table(
     _request("priority", "int2", "0 is high, 3 normal, 6 low"),
     _request("payload", "jsonb", "The request, without the expected answer", content=True),
     _request("expected", "text?", "The answer the caller expects; not searched with", content=True),
-    _request("payload_hash", "text", "SHA-256 of the canonical request, hex", redacted=True),
+    _request("payload_hash", "text", "SHA-256 of the canonical request, hex", quotes=True),
     _request(
         "idempotency_key",
         "text?",
         "The caller's name for the request, unique per tenant",
-        redacted=True,
+        quotes=True,
     ),
     _request("batch_id", "uuid?", "The batch it was submitted in"),
     _request("batch_line", "int4?", "Its line in the batch's input, from 1", since=4),
@@ -146,7 +132,7 @@ JOBS = _table(
         "plan",
         "jsonb?",
         "Configuration, prompt, model and revision, fixed when it begins",
-        redacted=True,
+        quotes=True,
     ),
     _outcome("rounds", "int4", "Rounds in the trail", default=ZERO),
     _outcome("rollouts", "int4", "Rollouts in the trail", default=ZERO),
@@ -159,33 +145,31 @@ JOBS = _table(
     _outcome("confidence", "float8?", "Its mean confidence, 0 to 1"),
     _outcome("correct", "bool?", "Whether the best answer is the expected one"),
     _outcome("stop_reason", "text?", "Why the search ended"),
-    _outcome(
-        "last_error", "jsonb?", "type, message and traceback of the last error", redacted=True
-    ),
+    _outcome("last_error", "jsonb?", "type, message and traceback of the last error", quotes=True),
     _outcome("expires_at", "timestamptz?", "Deadline: not searched any more from this time on"),
     _outcome("started_at", "timestamptz?", "When first claimed"),
     _outcome("finished_at", "timestamptz?", "When it reached a final state"),
     # How the queue handles it.
-    column("turn_at", "timestamptz", "Its place in the tenant's queue, by priority", default=NOW),
-    column("run_after", "timestamptz", "Not claimed before this time (back-off)", default=NOW),
-    column("paused_at", "timestamptz?", "When it was paused; null: it is not"),
-    column("published_at", "timestamptz?", "When its message was last published; null: it must be"),
-    column("cancel_requested_at", "timestamptz?", "When it was asked to stop while running"),
-    column("failures", "int4", "Of the claims, ended by an error that may pass", default=ZERO),
-    column("losses", "int4", "Of the claims, ended by the loss of the worker", default=ZERO),
-    column("lease_owner", "text?", "Worker that holds it; null: none"),
-    column("lease_generation", "int8", "Fencing token: one more with each claim", default=ZERO),
-    column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
-    column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=EMPTY),
-    column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
+    Column("turn_at", "timestamptz", "Its place in the tenant's queue, by priority", default=NOW),
+    Column("run_after", "timestamptz", "Not claimed before this time (back-off)", default=NOW),
+    Column("paused_at", "timestamptz?", "When it was paused; null: it is not"),
+    Column("published_at", "timestamptz?", "When its message was last published; null: it must be"),
+    Column("cancel_requested_at", "timestamptz?", "When it was asked to stop while running"),
+    Column("failures", "int4", "Of the claims, ended by an error that may pass", default=ZERO),
+    Column("losses", "int4", "Of the claims, ended by the loss of the worker", default=ZERO),
+    Column("lease_owner", "text?", "Worker that holds it; null: none"),
+    Column("lease_generation", "int8", "Fencing token: one more with each claim", default=ZERO),
+    Column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
+    Column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=EMPTY),
+    Column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
     # How its texts are proved without being told.
-    column(
+    Column(
         "salt",
         "uuid?",
         "Random: enters the hashes of its texts; null: destroyed when it was redacted",
         default="gen_random_uuid()",
     ),
-    column("redacted_at", "timestamptz?", "When its texts were replaced; null: they are there"),
+    Column("redacted_at", "timestamptz?", "When its texts were replaced; null: they are there"),
     changes=True,
 )
 """The truth about each job."""
@@ -193,108 +177,108 @@ JOBS = _table(
 TENANTS = _table(
     "tenants",
     "Settings of single tenants; most need no row",
-    column("name", "text", "The tenant; empty: all of them", key=True),
-    column("paused_at", "timestamptz?", "When its jobs were paused; null: they are not"),
-    column("max_queued", "int4?", "Most queued jobs; null: as the settings have it"),
+    Column("name", "text", "The tenant; empty: all of them", key=True),
+    Column("paused_at", "timestamptz?", "When its jobs were paused; null: they are not"),
+    Column("max_queued", "int4?", "Most queued jobs; null: as the settings have it"),
     changes=True,
 )
 
 BATCHES = _table(
     "batches",
     "Files and lists of jobs that were submitted together",
-    column("id", "uuid", "The batch", key=True),
-    column("tenant", "text", "Who submitted it"),
-    column("source", "text?", "Where its lines came from: a path, or an uploaded file's name"),
-    column("file_id", "uuid?", "The uploaded file"),
-    column("metadata", "jsonb", "What the caller attached to it", default="'{}'"),
-    column("created_at", "timestamptz", "When its upload began", default=NOW),
-    column("completed_at", "timestamptz?", "When all its lines were stored; null: not yet"),
-    column("finished_at", "timestamptz?", "When all its jobs were seen to have ended; null: never"),
-    column("lines", "int4", "Lines taken so far, empty and refused ones too", default=ZERO),
-    column("refused", "int4", "Of those, the refused ones", default=ZERO),
-    column("digest", "text?", "SHA-256, hex, of the search options and the lines taken so far"),
-    column("expires_at", "timestamptz?", "Deadline of its jobs that have none of their own"),
-    column("cancelled_at", "timestamptz?", "When it was cancelled before it had ended"),
+    Column("id", "uuid", "The batch", key=True),
+    Column("tenant", "text", "Who submitted it"),
+    Column("source", "text?", "Where its lines came from: a path, or an uploaded file's name"),
+    Column("file_id", "uuid?", "The uploaded file"),
+    Column("metadata", "jsonb", "What the caller attached to it", default="'{}'"),
+    Column("created_at", "timestamptz", "When its upload began", default=NOW),
+    Column("completed_at", "timestamptz?", "When all its lines were stored; null: not yet"),
+    Column("finished_at", "timestamptz?", "When all its jobs were seen to have ended; null: never"),
+    Column("lines", "int4", "Lines taken so far, empty and refused ones too", default=ZERO),
+    Column("refused", "int4", "Of those, the refused ones", default=ZERO),
+    Column("digest", "text?", "SHA-256, hex, of the search options and the lines taken so far"),
+    Column("expires_at", "timestamptz?", "Deadline of its jobs that have none of their own"),
+    Column("cancelled_at", "timestamptz?", "When it was cancelled before it had ended"),
     changes=True,
 )
 BATCH_LINES = _table(
     "batch_lines",
     "Lines of batches that made no job: refused, or known by their idempotency key",
-    column("batch_id", "uuid", "The batch", "batches.id", key=True),
-    column("line", "int4", "The line, from 1", key=True),
-    column("custom_id", "text?", "The caller's name for it", content=True),
-    column("known_id", "uuid?", "The job that its idempotency key names already"),
-    column("field", "text?", "The field that is wrong"),
-    column("reason", "text?", "Why it was refused; null: it was not", content=True),
+    Column("batch_id", "uuid", "The batch", "batches.id", key=True),
+    Column("line", "int4", "The line, from 1", key=True),
+    Column("custom_id", "text?", "The caller's name for it", content=True),
+    Column("known_id", "uuid?", "The job that its idempotency key names already"),
+    Column("field", "text?", "The field that is wrong"),
+    Column("reason", "text?", "Why it was refused; null: it was not", content=True),
     changes=True,
 )
 
 API_KEYS = _table(
     "api_keys",
     "Keys of the HTTP API; a key itself is stored nowhere",
-    column("id", "text", "Its public part, as lists show it", key=True),
-    column("hash", "bytea", "SHA-256 of the key"),
-    column("tenant", "text", "Whose jobs it submits and sees"),
-    column("name", "text", "What its maker called it", default=EMPTY),
-    column("rights", "text[]", "What it may do: submit, read, cancel"),
-    column("per_minute", "int4?", "Most requests a minute; null: any"),
-    column("created_at", "timestamptz", "When it was made", default=NOW),
-    column("expires_at", "timestamptz?", "Not taken from this time on; null: it does not expire"),
-    column("revoked_at", "timestamptz?", "When it was revoked; null: it was not"),
-    column("due_at", "timestamptz", "When its requests so far are worked off", default=NOW),
+    Column("id", "text", "Its public part, as lists show it", key=True),
+    Column("hash", "bytea", "SHA-256 of the key"),
+    Column("tenant", "text", "Whose jobs it submits and sees"),
+    Column("name", "text", "What its maker called it", default=EMPTY),
+    Column("rights", "text[]", "What it may do: submit, read, cancel"),
+    Column("per_minute", "int4?", "Most requests a minute; null: any"),
+    Column("created_at", "timestamptz", "When it was made", default=NOW),
+    Column("expires_at", "timestamptz?", "Not taken from this time on; null: it does not expire"),
+    Column("revoked_at", "timestamptz?", "When it was revoked; null: it was not"),
+    Column("due_at", "timestamptz", "When its requests so far are worked off", default=NOW),
     changes=True,
 )
 
 WEBHOOKS = _table(
     "webhooks",
     "Addresses that are told of ends of jobs and batches. Holds secrets: for no auditor",
-    column("id", "uuid", "The webhook", key=True, default="gen_random_uuid()"),
-    column("tenant", "text", "Whose jobs and batches it is told of"),
-    column("url", "text", "Where deliveries are posted"),
-    column("events", "text[]", "job.finished, batch.finished"),
-    column("secret", "text", "whsec_ and the key that deliveries are signed with, in base64"),
-    column("old_secret", "text?", "The one before: they are signed with both for a while"),
-    column("old_until", "timestamptz?", "Until when"),
-    column("created_at", "timestamptz", "When added", default=NOW),
+    Column("id", "uuid", "The webhook", key=True, default="gen_random_uuid()"),
+    Column("tenant", "text", "Whose jobs and batches it is told of"),
+    Column("url", "text", "Where deliveries are posted"),
+    Column("events", "text[]", "job.finished, batch.finished"),
+    Column("secret", "text", "whsec_ and the key that deliveries are signed with, in base64"),
+    Column("old_secret", "text?", "The one before: they are signed with both for a while"),
+    Column("old_until", "timestamptz?", "Until when"),
+    Column("created_at", "timestamptz", "When added", default=NOW),
     changes=True,
 )
 WEBHOOK_DELIVERIES = _table(
     "webhook_deliveries",
     "What webhooks are told, and what became of it; bodies are made when they are sent",
-    column("id", "uuid", "The header webhook-id", key=True, default="gen_random_uuid()"),
-    column("webhook_id", "uuid", "The webhook", "webhooks.id"),
-    column("event", "text", "job.finished, batch.finished or test"),
-    column("job_id", "uuid?", "The job that ended"),
-    column("batch_id", "uuid?", "The batch that ended"),
-    column("created_at", "timestamptz", "When it ended", default=NOW),
-    column("state", "text", "pending, delivered or failed (given up)", default="'pending'"),
-    column("attempts", "int4", "Times it was sent", default=ZERO),
-    column("next_at", "timestamptz", "Not sent before this time", default=NOW),
-    column("tried_at", "timestamptz?", "When last sent"),
-    column("error", "text?", "Why that did not arrive"),
+    Column("id", "uuid", "The header webhook-id", key=True, default="gen_random_uuid()"),
+    Column("webhook_id", "uuid", "The webhook", "webhooks.id"),
+    Column("event", "text", "job.finished, batch.finished or test"),
+    Column("job_id", "uuid?", "The job that ended"),
+    Column("batch_id", "uuid?", "The batch that ended"),
+    Column("created_at", "timestamptz", "When it ended", default=NOW),
+    Column("state", "text", "pending, delivered or failed (given up)", default="'pending'"),
+    Column("attempts", "int4", "Times it was sent", default=ZERO),
+    Column("next_at", "timestamptz", "Not sent before this time", default=NOW),
+    Column("tried_at", "timestamptz?", "When last sent"),
+    Column("error", "text?", "Why that did not arrive"),
     changes=True,
 )
 FILES = _table(
     "files",
     "Files that clients of the HTTP API uploaded",
-    column("id", "uuid", "The file", key=True),
-    column("tenant", "text", "Whose it is"),
-    column("name", "text", "What its uploader called it"),
-    column("bytes", "int8", "Its size"),
-    column("created_at", "timestamptz", "When it was uploaded", default=NOW),
-    column("expires_at", "timestamptz?", "When it is deleted; null: it is kept"),
+    Column("id", "uuid", "The file", key=True),
+    Column("tenant", "text", "Whose it is"),
+    Column("name", "text", "What its uploader called it"),
+    Column("bytes", "int8", "Its size"),
+    Column("created_at", "timestamptz", "When it was uploaded", default=NOW),
+    Column("expires_at", "timestamptz?", "When it is deleted; null: it is kept"),
     changes=True,
 )
 FILE_PARTS = _table(
     "file_parts",
     "What is in those files, a MiB a row",
-    column("file_id", "uuid", "The file", "files.id", key=True),
-    column("number", "int4", "From 0", key=True),
-    column("data", "bytea", "The bytes", content=True),
+    Column("file_id", "uuid", "The file", "files.id", key=True),
+    Column("number", "int4", "From 0", key=True),
+    Column("data", "bytea", "The bytes", content=True),
     changes=True,
 )
 
-_attempt = partial(column, leaves=("attempt",))
+_attempt = partial(Column, leaves=("attempt",))
 ATTEMPTS = _table(
     "attempts",
     "Claims of jobs by workers, with all it takes to replay them. Insert only",
@@ -319,7 +303,7 @@ ATTEMPTS = _table(
     ),
 )
 
-_event = partial(column, leaves=("event",))
+_event = partial(Column, leaves=("event",))
 AUDIT_LOG = _table(
     "audit_log",
     "What happened to each job, in order. Insert only",
@@ -327,7 +311,7 @@ AUDIT_LOG = _table(
     _event("id", "int8", "In order of writing", default=IDENTITY, key=True),
     _event("generation", "int8?", "Lease generation of the worker that did it; null: none"),
     _event("event", "text", "submitted, published, claimed, round, retried, ... or a final state"),
-    _event("detail", "jsonb", "Details of the event", default="'{}'", redacted=True),
+    _event("detail", "jsonb", "Details of the event", default="'{}'", quotes=True),
     _event("at", "timestamptz", "When the transaction that wrote it began", default=NOW),
 )
 
@@ -339,7 +323,7 @@ _GENERATION = (
 )
 _CREATED_AT = ("created_at", "timestamptz", "When the row was written")
 
-_node = partial(column, leaves=("node",))
+_node = partial(Column, leaves=("node",))
 NODES = _table(
     "nodes",
     "Nodes of the search trees, with every generated token. Insert only",
@@ -362,7 +346,7 @@ NODES = _table(
 )
 """Nodes below the root. The root is the prompt and has no row."""
 
-_rollout = partial(column, leaves=("rollout",))
+_rollout = partial(Column, leaves=("rollout",))
 ROLLOUTS = _table(
     "rollouts",
     "Rollouts: visit counts and values follow from them. Insert only",
@@ -401,7 +385,7 @@ ROLLOUTS = _table(
 )
 """One branch each, from the node it was forked from to where it ended."""
 
-_answer = partial(column, leaves=("answer",))
+_answer = partial(Column, leaves=("answer",))
 ANSWERS = _table(
     "answers",
     "The best distinct answers of each finished job, ranked. Insert only",
@@ -422,10 +406,10 @@ ANSWERS = _table(
 VOCABULARY = _table(
     "vocabulary",
     "Texts of candidates, for readers; no part of the proofs. Insert only",
-    column("model", "text", "Name of the model", key=True),
-    column("revision", "text", "Revision of its weights", key=True),
-    column("token_id", "int4", "The token's number", key=True),
-    column("text", "text", "What it reads by itself; U+FFFD: a part of a character", content=True),
+    Column("model", "text", "Name of the model", key=True),
+    Column("revision", "text", "Revision of its weights", key=True),
+    Column("token_id", "int4", "The token's number", key=True),
+    Column("text", "text", "What it reads by itself; U+FFFD: a part of a character", content=True),
 )
 """Belongs to no tenant: every auditor may read it. It tells that some search of the model came
 across a token as a candidate, not whose and not with what before it.
@@ -434,47 +418,47 @@ across a token as a candidate, not whose and not with what before it.
 CHAIN = _table(
     "chain",
     "Chain of hashes: a link for each end of a job. Insert only",
-    column("seq", "int8", "0, 1, ... without a gap", key=True),
-    column("kind", "text", "first, job (one that ended), redaction or archive"),
-    column("job_id", "uuid?", "The job that ended or was redacted", "jobs.id"),
-    column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
-    column("previous", "bytea", "Head of the link before"),
-    column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
-    column("at", "timestamptz", "When it was chained"),
-    column("format", "int2", "Audit format: the rules of the link and its proof"),
+    Column("seq", "int8", "0, 1, ... without a gap", key=True),
+    Column("kind", "text", "first, job (one that ended), redaction or archive"),
+    Column("job_id", "uuid?", "The job that ended or was redacted", "jobs.id"),
+    Column("root", "bytea", "Merkle root over the job's rows; of an archive, the hash of its list"),
+    Column("previous", "bytea", "Head of the link before"),
+    Column("head", "bytea", "SHA-256 over all other columns: what `marco anchor` signs"),
+    Column("at", "timestamptz", "When it was chained"),
+    Column("format", "int2", "Audit format: the rules of the link and its proof"),
 )
 
 CHAIN_LOCK = _table(
     "chain_lock",
     "Always empty. Locked until the commit by each session that appends to the chain",
-    column("id", "int4", "Never written", key=True),
+    Column("id", "int4", "Never written", key=True),
     changes=True,
 )
 
 PROOFS = _table(
     "proofs",
     "Hash of each row of a job when it ended: names the row changed. Insert only",
-    column("seq", "int8", "The link with their root", "chain.seq", key=True),
-    column("attempts", "int8[]", "Generations of the attempts covered"),
-    column("events", "int8[]", "Ids of the rows of audit_log covered"),
-    column("nodes", "int4[]", "Ids of the nodes covered"),
-    column("rollouts", "int4[]", "Ids of the rollouts covered"),
-    column("answers", "int4[]", "Ranks of the answers covered"),
-    column("hashes", "bytea", "SHA-256 of request, outcome and every row covered, in this order"),
+    Column("seq", "int8", "The link with their root", "chain.seq", key=True),
+    Column("attempts", "int8[]", "Generations of the attempts covered"),
+    Column("events", "int8[]", "Ids of the rows of audit_log covered"),
+    Column("nodes", "int4[]", "Ids of the nodes covered"),
+    Column("rollouts", "int4[]", "Ids of the rollouts covered"),
+    Column("answers", "int4[]", "Ranks of the answers covered"),
+    Column("hashes", "bytea", "SHA-256 of request, outcome and every row covered, in this order"),
 )
 
 REDACTIONS = _table(
     "redactions",
     "Jobs whose texts were replaced, with what still proves the rest. Insert only",
-    column("job_id", "uuid", "The job", "jobs.id", key=True),
-    column("by", "text", "The login that did it", default="session_user"),
-    column("at", "timestamptz", "When", default=NOW),
-    column(
+    Column("job_id", "uuid", "The job", "jobs.id", key=True),
+    Column("by", "text", "The login that did it", default="session_user"),
+    Column("at", "timestamptz", "When", default=NOW),
+    Column(
         "commitments",
         "bytea",
         "Salted SHA-256 of the texts of each row that its proof covers, in the proof's order",
     ),
-    column(
+    Column(
         "transaction",
         "int8",
         "The transaction that may replace texts",
@@ -486,40 +470,40 @@ REDACTIONS = _table(
 ARCHIVES = _table(
     "archives",
     "Months whose trees are in an archive, with what it holds. Insert only",
-    column("seq", "int8", "The link with the list's SHA-256", "chain.seq", key=True),
-    column("first", "uuid", "Lowest id a job of the month can have"),
-    column("before", "uuid", "Lowest id of the next month"),
-    column("files", "text", "The list: manifest.json, word for word"),
+    Column("seq", "int8", "The link with the list's SHA-256", "chain.seq", key=True),
+    Column("first", "uuid", "Lowest id a job of the month can have"),
+    Column("before", "uuid", "Lowest id of the next month"),
+    Column("files", "text", "The list: manifest.json, word for word"),
 )
 
 DATASETS = _table(
     "datasets",
     "Data sets for training that were made from stored trees. Insert only",
-    column("id", "uuid", "The data set", key=True),
-    column("tenant", "text?", "Whose jobs it was made from; null: those of all tenants"),
-    column("name", "text", "What its maker called it"),
-    column("kind", "text", "sft (samples) or preference (pairs)"),
-    column("manifest", "jsonb", "Its manifest.json: rules, counts, hashes of files and inputs"),
-    column("manifest_sha256", "text", "SHA-256 of the manifest without this, canonical, hex"),
-    column("samples", "int8", "Samples or pairs in it"),
-    column("created_at", "timestamptz", "When it was made", default=NOW),
+    Column("id", "uuid", "The data set", key=True),
+    Column("tenant", "text?", "Whose jobs it was made from; null: those of all tenants"),
+    Column("name", "text", "What its maker called it"),
+    Column("kind", "text", "sft (samples) or preference (pairs)"),
+    Column("manifest", "jsonb", "Its manifest.json: rules, counts, hashes of files and inputs"),
+    Column("manifest_sha256", "text", "SHA-256 of the manifest without this, canonical, hex"),
+    Column("samples", "int8", "Samples or pairs in it"),
+    Column("created_at", "timestamptz", "When it was made", default=NOW),
 )
 DATASET_SAMPLES = _table(
     "dataset_samples",
     "The paths of stored trees that data sets consist of. Insert only",
-    column("dataset_id", "uuid", "The data set", "datasets.id", key=True),
-    column("sample_id", "text", "The id of its line there; of a redacted job salted", key=True),
-    column("role", "text", "sample, or of a pair: chosen, rejected", key=True),
-    column("job_id", "uuid", "The job", "jobs.id"),
-    column("rollout_id", "int4", "The rollout whose text it is"),
-    column("node_ids", "int4[]", "Nodes whose texts, joined, are that text"),
+    Column("dataset_id", "uuid", "The data set", "datasets.id", key=True),
+    Column("sample_id", "text", "The id of its line there; of a redacted job salted", key=True),
+    Column("role", "text", "sample, or of a pair: chosen, rejected", key=True),
+    Column("job_id", "uuid", "The job", "jobs.id"),
+    Column("rollout_id", "int4", "The rollout whose text it is"),
+    Column("node_ids", "int4[]", "Nodes whose texts, joined, are that text"),
 )
 """The id is a hash of texts: a redaction replaces it."""
 
 AUDITORS = _table(
     "auditors",
     "Which auditor sees which tenant's jobs through the views",
-    column("role_name", "text", "The role that the auditor logs in as", key=True),
-    column("tenant", "text", "A tenant whose jobs it sees; it sees no others", key=True),
+    Column("role_name", "text", "The role that the auditor logs in as", key=True),
+    Column("tenant", "text", "A tenant whose jobs it sees; it sees no others", key=True),
     changes=True,
 )
