@@ -208,7 +208,7 @@ def filter_command(
     from marco_search.learning import filters
     from marco_search.profiles import load
 
-    turn = load(profile, settings.load().home / "profiles").turn("en")
+    turn = load(profile, settings.load().profiles).turn("en")
     if tags:
         turn = filters.turn_of(*tags)
     rules = filters.thoughts(turn, _given(limits))
@@ -269,7 +269,9 @@ def mix(
     """
     from marco_search.learning import mixing
 
-    inputs = dict(_weighted(text) for text in sets)
+    inputs = dict(map(_weighted, sets))
+    if len(inputs) < len(sets):
+        raise click.UsageError("a set is given twice; SET=2 takes each of its rows twice")
     with _row_rules(1, held_out) as rules:
         made = mixing.mix(
             inputs, folder, rules, validation=validation, seed=seed, all_tenants=all_tenants

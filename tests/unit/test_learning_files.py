@@ -216,6 +216,8 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
     made = json.loads(marco(*words, "--all-tenants", "--json"))
     assert made["counts"]["out"] == 2
     marco("dataset", "mix", tmp_path / "none", f"{tmp_path / 'one'}=0", code=2)
+    twice = marco("dataset", "mix", tmp_path / "none", tmp_path / "one", tmp_path / "one", code=2)
+    assert "given twice" in twice
 
 
 def peak(folder: Path, count: int) -> int:
