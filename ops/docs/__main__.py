@@ -9,8 +9,7 @@ import psycopg
 
 from marco_search import migrations
 from marco_search.local import local_services
-from ops.docs.picture import updated
-from ops.docs.questions import PAGE
+from ops.docs.sql_page import PAGE, updated
 
 with tempfile.TemporaryDirectory(prefix="marco-docs-") as folder:
     Path(folder).chmod(0o711)

@@ -1,17 +1,44 @@
-"""The generated part of docs/sql.md: the schema as a picture, and the views in words."""
+"""docs/sql.md: its questions with their queries, and its generated part, the picture and views."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from psycopg import Connection, postgres
 
 from marco_search import schema
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "sql.md"
+
+_QUESTION = re.compile(r"^### (\d+)\. (.+?)\n\n(.+?)\n\n```sql\n(.+?)\n```$", re.M | re.S)
 BEGIN = "<!-- made by `python -m ops.docs`: the picture and the views -->"
 END = "<!-- end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question in words, what its answer shows, and the query that gives it."""
+
+    number: int
+    title: str
+    text: str
+    sql: str
+
+    @property
+    def about_one_job(self) -> bool:
+        """Whether the query names a job, as :'job'."""
+        return ":'job'" in self.sql
+
+
+def read(page: Path = PAGE) -> list[Question]:
+    """All questions of the page, in order."""
+    found = _QUESTION.findall(page.read_text())
+    return [Question(int(number), title, text, sql) for number, title, text, sql in found]
 
 
 def updated(page: str, conn: Connection[Any]) -> str:
