@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,7 +20,16 @@ from marco_search.cli.tables import Column, number, text_table
 from marco_search.export.tables import Filter
 from marco_search.learning.duplicates import THRESHOLD
 
-_share = click.FloatRange(0, 1)
+
+class _Share(click.FloatRange):
+    """A number from 0 to 1; unlike click's, NaN is not in every range."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        return self.fail("nan is no number", param, ctx) if number != number else number
+
+
+_share = _Share(0, 1)
 _folder = click.Path(file_okay=False, path_type=Path)
 _folder_argument = click.argument("folder", type=_folder)
 _files = click.argument(
@@ -40,6 +50,7 @@ _limits = click.option(
     metavar="NAME=NUMBER",
     help="A limit of the rules, as most_response=20000; docs/datasets.md has them.",
 )
+_all_tenants = click.option("--all-tenants", is_flag=True, help="Mix rows of several tenants.")
 _COLUMNS = (
     Column("id", lambda d: str(d.dataset_id), drop=1),
     Column("name", lambda d: d.name, flexible=True),
@@ -190,9 +201,10 @@ def trace_sample(sample: str, folder: Path | None) -> None:
 @_limits
 @_near
 @_held_out
+@_all_tenants
 def filter_command(
     folder: Path, files: tuple[Path, ...], profile: str, tags: tuple[str, str] | None,
-    limits: tuple[str, ...], near_duplicate: float, held_out: tuple[str, ...],
+    limits: tuple[str, ...], near_duplicate: float, held_out: tuple[str, ...], all_tenants: bool,
 ) -> None:  # fmt: skip
     """Make a data set of the good samples of thought in FILE: the recipe of Open-O1.
 
@@ -212,7 +224,7 @@ def filter_command(
     if tags:
         turn = filters.turn_of(*tags)
     rules = filters.thoughts(turn, _given(limits))
-    _convert("filter", folder, files, rules, near_duplicate, held_out)
+    _convert("filter", folder, files, rules, near_duplicate, held_out, all_tenants)
 
 
 @dataset.command("instructions", cls=options.JsonCommand)
@@ -221,9 +233,10 @@ def filter_command(
 @_limits
 @_near
 @_held_out
+@_all_tenants
 def instructions(
     folder: Path, files: tuple[Path, ...], limits: tuple[str, ...], near_duplicate: float,
-    held_out: tuple[str, ...],
+    held_out: tuple[str, ...], all_tenants: bool,
 ) -> None:  # fmt: skip
     """Make a data set of conversations: messages, ShareGPT, Alpaca, prompt and completion.
 
@@ -235,25 +248,19 @@ def instructions(
     """
     from marco_search.learning import filters
 
-    _convert(
-        "instructions",
-        folder,
-        files,
-        filters.instructions(_given(limits)),
-        near_duplicate,
-        held_out,
-    )
+    rules = filters.instructions(_given(limits))
+    _convert("instructions", folder, files, rules, near_duplicate, held_out, all_tenants)
 
 
 @dataset.command("mix", cls=options.JsonCommand)
 @_folder_argument
 @click.argument("sets", nargs=-1, required=True, metavar="SET[=WEIGHT]...")
 @click.option(
-    "--validation", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+    "--validation", type=_Share(0, 1, max_open=True), default=0.0, show_default=True,
     metavar="X", help="Part of the prompts to keep apart, in validation.jsonl.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order.")
-@click.option("--all-tenants", is_flag=True, help="Mix rows of several tenants.")
+@_all_tenants
 @_held_out
 def mix(
     folder: Path, sets: tuple[str, ...], validation: float, seed: int, all_tenants: bool,
@@ -300,22 +307,27 @@ def _given(assignments: tuple[str, ...]) -> Any:
         name, _, value = text.partition("=")
         try:
             given[name] = (int if isinstance(known[name].default, int) else float)(value)
+            if not 0 <= given[name] < math.inf:
+                raise ValueError
         except (KeyError, ValueError):
             raise click.UsageError(
-                f"--set {text}: needs NAME=NUMBER; the names are {', '.join(known)}"
+                f"--set {text}: needs NAME=NUMBER, not negative; the names are {', '.join(known)}"
             ) from None
     return Limits(**given)
 
 
 def _convert(
     name: str, folder: Path, files: tuple[Path, ...], rules: dict[str, Any], near_duplicate: float,
-    held_out: tuple[str, ...],
+    held_out: tuple[str, ...], all_tenants: bool,
 ) -> None:  # fmt: skip
     from marco_search.learning import conversations
 
     with _row_rules(near_duplicate, held_out) as more:
-        command = f"marco dataset {name}"
-        _report(folder, conversations.build(files, folder, {**rules, **more}, command=command))
+        made = conversations.build(
+            files, folder, {**rules, **more}, command=f"marco dataset {name}",
+            all_tenants=all_tenants,
+        )  # fmt: skip
+    _report(folder, made)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def from_traces(
             )
     all_rules = traces.job_rules(wanted) | dict(rules)
     models: Counter[tuple[str, str]] = Counter()
-    with manifest.whole_folder(folder) as part:
+    # The folder appears before what is registered is committed: if it can't, nothing is.
+    with ExitStack() as registered, manifest.whole_folder(folder) as part:
         with database.snapshot() as conn, Writer(part, kind) as writer:
             reader = traces.Reader(conn, wanted)
             head = conn.execute(_HEAD).fetchone() or (None, None)
@@ -75,8 +77,8 @@ def from_traces(
             models=[{"model": m, "revision": r, "rows": n} for (m, r), n in models.items()],
             seed=wanted.seed,
         )
-        with database.transaction() as conn:
-            manifest.register(conn, made, chosen.tenant, _sources(part, kind))
+        conn = registered.enter_context(database.transaction())
+        manifest.register(conn, made, chosen.tenant, _sources(part, kind))
     return made
 
 

@@ -21,7 +21,7 @@ from marco_search.export.files import digest
 from marco_search.jobs.validation import another_format, decode_utf8
 from marco_search.learning import manifest
 from marco_search.learning.filters import Rule, first_reason, parameters
-from marco_search.learning.samples import Sample, Writer, file_of
+from marco_search.learning.samples import Sample, Tenants, Writer, file_of
 from marco_search.profiles import language_of
 
 _CHUNK = 1 << 20  # characters of an array that are read at once
@@ -154,6 +154,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
 def _array(file: Path) -> Iterator[tuple[int, Any]]:
     """The elements of an array, decoded one at a time: it may be larger than memory."""
     decoder, number = json.JSONDecoder(), 0
+    broken = f"{file}: not valid JSON after element "
     with file.open(encoding="utf-8-sig", errors="replace") as text:
         buffer = text.read(_CHUNK).lstrip()[1:]
         while True:
@@ -162,26 +163,36 @@ def _array(file: Path) -> Iterator[tuple[int, Any]]:
                 row, end = decoder.raw_decode(buffer)
             except ValueError:
                 if buffer.startswith("]"):
+                    if (buffer[1:] + text.read(_CHUNK)).strip():
+                        raise InvalidDataSet(
+                            f"{file}: something follows its array; rows of JSON Lines are objects"
+                        ) from None
                     return
                 chunk = text.read(_CHUNK)
                 if not chunk:
-                    raise InvalidDataSet(
-                        f"{file}: not valid JSON after element {number}; is it cut short?"
-                    ) from None
+                    raise InvalidDataSet(f"{broken}{number}; is it cut short?") from None
                 buffer += chunk
                 continue
+            except RecursionError:
+                raise InvalidDataSet(f"{broken}{number}: nested too deeply") from None
             number, buffer = number + 1, buffer[end:]
             yield number, lambda row=row: row
 
 
 def build(
-    paths: Sequence[Path], folder: Path, rules: Mapping[str, Rule], *, command: str
+    paths: Sequence[Path],
+    folder: Path,
+    rules: Mapping[str, Rule],
+    *,
+    command: str,
+    all_tenants: bool = False,
 ) -> dict[str, Any]:
     """Make a data set of files at `folder`; its manifest.
 
-    What is left out is in dropped.json, and line by line in dropped.jsonl. Raises InputError.
+    What is left out is in dropped.json, and line by line in dropped.jsonl. Raises InputError, also
+    for rows of several tenants, unless they are asked for.
     """
-    dropped, count = manifest.Dropped(), 0
+    dropped, count, tenants = manifest.Dropped(), 0, Tenants(all_tenants)
     with manifest.whole_folder(folder) as part:
         with Writer(part) as writer, (part / "dropped.jsonl").open("w", encoding="utf-8") as log:
             for path in paths:
@@ -195,6 +206,7 @@ def build(
                             json.dumps({"rule": found[0], "reason": found[1], **about}) + "\n"
                         )
                     elif isinstance(row, Sample):
+                        tenants.add(row.tenant)
                         writer.write(row)
         return manifest.write(
             part,
@@ -216,5 +228,10 @@ def source_of(path: Path) -> dict[str, Any]:
     """What a manifest says of an input: of a folder its manifest's hash and inputs, else a hash."""
     if path.is_dir():
         made = manifest.read(path)
+        if changed := manifest.broken(path, made):
+            raise InvalidDataSet(
+                f"{path}: not as its manifest says: {', '.join(changed)}; make it again, or name "
+                "the file to read instead of the folder"
+            )
         return {"path": str(path)} | {name: made[name] for name in ("manifest_sha256", "inputs")}
     return {"path": str(path), "sha256": digest(path)}

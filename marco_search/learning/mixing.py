@@ -48,7 +48,7 @@ def mix(
         raise InputError("samples and preference pairs can't be mixed; mix each with its like")
     (kind,) = kinds
     with manifest.whole_folder(folder) as part, _order() as order:
-        chosen = _Chosen(order, rules, validation, seed, all_tenants)
+        chosen = _Chosen(order, rules, validation, seed, samples.Tenants(all_tenants))
         about = [chosen.add(path, kind, weight) for path, weight in inputs.items()]
         splits = ["", VALIDATION] if validation else [""]
         counts = {name or "train": _write(part, order, list(inputs), kind, name) for name in splits}
@@ -73,17 +73,16 @@ class _Chosen:
     rules: Mapping[str, Rule]
     validation: float
     seed: int
-    all_tenants: bool
+    tenants: samples.Tenants
     dropped: manifest.Dropped = field(default_factory=manifest.Dropped)
     inputs: int = 0
-    tenants: set[str] = field(default_factory=set)
 
     def add(self, path: Path, kind: str, weight: float) -> dict[str, Any]:
         """Take rows of an input; what the manifest says of it."""
         about = {**source_of(path), "weight": weight, "in": 0, "out": 0}
         for place, row in samples.places(path, samples.KINDS[kind]):
             about["in"] += 1
-            self._check_tenant(row.tenant)
+            self.tenants.add(row.tenant)
             if found := first_reason(self.rules, row):
                 self.dropped.add(*found, id=row.id, input=str(path))
             else:
@@ -102,14 +101,6 @@ class _Chosen:
             [(apart, _key(self.seed, n, row.id), self.inputs, place) for n in range(copies)],
         )
         return copies
-
-    def _check_tenant(self, tenant: str | None) -> None:
-        self.tenants |= {tenant} if tenant else set()
-        if len(self.tenants) > 1 and not self.all_tenants:
-            raise InputError(
-                f"rows of several tenants ({', '.join(sorted(self.tenants))}); "
-                "--all-tenants mixes them"
-            )
 
 
 def _write(part: Path, order: sqlite3.Connection, inputs: list[Path], kind: str, split: str) -> int:

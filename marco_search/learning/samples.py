@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self, TextIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from marco_search.errors import InvalidDataSet
+from marco_search.errors import InputError, InvalidDataSet
 
 Message = Mapping[str, str]
 """{"role": "system", "user" or "assistant", "content": text}."""
@@ -70,9 +70,16 @@ class _Row:
             raise ValueError("not a JSON object")
         try:
             values = {f.name: line[f.name] for f in fields(cls)}
-            values["provenance"] = json.loads(values["provenance"])
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(f"no field {error}") from None
+        if type(values.get("shared_prefix", 0)) is not int:
+            raise ValueError("shared_prefix: must be an integer")
+        for name in ("source", "language", "tenant", "provenance"):
+            if not isinstance(values.get(name, ""), str):
+                raise ValueError(f"{name}: must be a text")
+        values["provenance"] = json.loads(values["provenance"], parse_constant=_refuse)
+        if not isinstance(values["provenance"], dict):
+            raise ValueError("provenance: must be the text of a JSON object")
         row = cls(**{**values, "tenant": values["tenant"] or None})
         for name in cls.TEXTS:
             check_messages(getattr(row, name), name)
@@ -150,6 +157,27 @@ def check_messages(messages: Any, name: str = "messages") -> None:
             )
     if name != "prompt" and messages[-1]["role"] != "assistant":
         raise ValueError(f"{name}: the last message must be the assistant's")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+@dataclass
+class Tenants:
+    """The tenants of the rows that become one data set: one, unless more are asked for."""
+
+    mixed: bool = False
+    _found: set[str] = field(default_factory=set)
+
+    def add(self, tenant: str | None) -> None:
+        """Raises InputError at a second one; rows of no tenant go with any."""
+        self._found |= {tenant} if tenant else set()
+        if len(self._found) > 1 and not self.mixed:
+            raise InputError(
+                f"rows of several tenants ({', '.join(sorted(self._found))}); "
+                "--all-tenants mixes them"
+            )
 
 
 _Kind = TypeVar("_Kind", bound=_Row)
