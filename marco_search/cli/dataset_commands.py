@@ -175,15 +175,17 @@ def trace_sample(sample: str, folder: Path | None) -> None:
     SAMPLE is the line's id, or its beginning. The job is verified, the line made again from its
     tree, and hashes compared: exits with 9 if something does not hold any more.
     """
-    from marco_search.learning import manifest, origins
+    from marco_search.learning import origins
+    from marco_search.learning.manifest import FILE
 
     with session(needs_redis=False) as here, here.database.snapshot() as conn:
         found = origins.trace(conn, sample, here.tenant)
-    broken = manifest.broken(folder, manifest.read(folder)) if folder else []
-    holds = not broken and all(origin.holds for origin in found)
+        changed = origins.changed_files(folder, found) if folder else []
+    holds = not changed and all(origin.holds for origin in found)
     lines = [line for origin in found for line in origins.lines(origin)]
-    lines += [f"{folder}: {name} is not as the manifest says" for name in broken]
-    output.report({"origins": found, "changed_files": broken, "holds": holds}, *map(Text, lines))
+    wrong = {FILE: "not that of a data set with this line"}
+    lines += [f"{folder}: {f} is {wrong.get(f, 'not as the manifest says')}" for f in changed]
+    output.report({"origins": found, "changed_files": changed, "holds": holds}, *map(Text, lines))
     if not holds:
         click.get_current_context().exit(DOES_NOT_FIT)
 

@@ -198,6 +198,7 @@ def build(
             for path in paths:
                 for number, row in read(path, command.split()[-1]):
                     count += 1
+                    tenants.add(row.tenant if isinstance(row, Sample) else None)
                     found = _refused(row, rules)
                     if found:
                         about: dict[str, Any] = {"file": str(path), "line": number}
@@ -206,7 +207,6 @@ def build(
                             json.dumps({"rule": found[0], "reason": found[1], **about}) + "\n"
                         )
                     elif isinstance(row, Sample):
-                        tenants.add(row.tenant)
                         writer.write(row)
         return manifest.write(
             part,

@@ -156,7 +156,7 @@ def lineage(manifest: Mapping[str, Any]) -> list[str]:
 def broken(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """What does not fit a manifest any more: its own hash, and files that changed or are gone."""
     found = [] if sha256(manifest) == manifest.get("manifest_sha256") else [FILE]
-    for name, about in manifest["files"].items():
+    for name, about in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file() or digest(path) != about["sha256"]:
             found.append(name)

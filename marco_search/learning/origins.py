@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path as Folder
 from typing import Any
 from uuid import UUID
 
@@ -41,7 +42,7 @@ class Origin:
     paths: list[Path]
     manifest_holds: bool  #: whether the stored manifest has the hash that it had
     status: str | None  #: of the job's verification; None: this login can't verify
-    unchanged: bool | None  #: whether the tree still makes the same line; None: it is not there
+    unchanged: bool | None  #: whether the tree still makes the same line; None: it can't be told
 
     @property
     def holds(self) -> bool:
@@ -84,12 +85,23 @@ def trace(conn: Conn, sample_id: str, tenant: str | None) -> list[Origin]:
     return [_origin(conn, **row) for row in rows]
 
 
+def changed_files(folder: Folder, found: Sequence[Origin]) -> list[str]:
+    """Files of a folder that are not as its manifest says, or the manifest if it was not kept.
+
+    The kept ones are those of the data sets found; a mix of them has them among its inputs.
+    """
+    made = manifest.read(folder)
+    kept = {origin.dataset.manifest_sha256 for origin in found}
+    broken = manifest.broken(folder, made)
+    return broken or ([] if kept & set(manifest.lineage(made)) else [manifest.FILE])
+
+
 def _origin(
     conn: Conn, dataset_id: UUID, sample_id: str, job_id: UUID, tenant: str,
     paths: Sequence[Mapping[str, Any]],
 ) -> Origin:  # fmt: skip
     (dataset,) = data_sets(conn, dataset_id=dataset_id)
-    status = None
+    holds, status = manifest.sha256(dataset.manifest) == dataset.manifest_sha256, None
     if reads_tables(conn):
         status = str(next(check_jobs(conn, [job_id])).status)
     return Origin(
@@ -98,16 +110,19 @@ def _origin(
         job=job_id,
         tenant=tenant,
         paths=[Path(**path) for path in paths],
-        manifest_holds=manifest.sha256(dataset.manifest) == dataset.manifest_sha256,
+        manifest_holds=holds,
         status=status,
-        unchanged=_unchanged(conn, dataset, sample_id, job_id, paths),
+        # What was changed may be unreadable too.
+        unchanged=_unchanged(conn, dataset, sample_id, job_id, paths)
+        if holds and status != "broken"
+        else None,
     )
 
 
 def _unchanged(
     conn: Conn, dataset: DataSet, sample_id: str, job_id: UUID, paths: Sequence[Mapping[str, Any]]
 ) -> bool | None:
-    """Whether the line, made again from the tree, has the same id."""
+    """Whether the line, made again from the tree, has the same id, and its paths these nodes."""
     (stored,) = stored_jobs(conn, Filter(jobs=[job_id]))
     if stored.redacted_at or stored.share is None:
         return None
@@ -116,16 +131,25 @@ def _unchanged(
     return None if tree is None else _line_id(tree, paths) == sample_id
 
 
-def _line_id(tree: Tree, paths: Sequence[Mapping[str, Any]]) -> str:
-    side = {path["role"]: tree.rollouts[path["rollout"]] for path in paths}
-    if "sample" in side:
+def _line_id(tree: Tree, paths: Sequence[Mapping[str, Any]]) -> str | None:
+    """The id of the line that these paths make; None if the tree does not have them."""
+    rollouts = {rollout.rollout_id: rollout for rollout in tree.rollouts}
+    side = {}
+    for path in paths:
+        rollout = rollouts.get(path["rollout"])
+        if rollout is None or [n["node_id"] for n in path["nodes"]] != list(rollout.path[1:]):
+            return None
+        side[path["role"]] = rollout
+    if side.keys() == {"sample"}:
         return sample(tree, side["sample"]).id
-    return pair(tree, side["chosen"], side["rejected"]).id
+    if side.keys() == {"chosen", "rejected"}:
+        return pair(tree, side["chosen"], side["rejected"]).id
+    return None
 
 
 def lines(found: Origin) -> Iterator[str]:
     """The origin for a reader."""
-    about, mark = found.dataset, {True: "holds", False: "DOES NOT HOLD", None: "not there any more"}
+    about, mark = found.dataset, {True: "holds", False: "DOES NOT HOLD", None: "can't be told"}
     yield f"sample {found.sample_id} of {about.name} ({about.kind}, {about.samples:,} lines)"
     yield f"  manifest {about.manifest_sha256}: {mark[found.manifest_holds]}"
     yield f"  job      {found.job} of {found.tenant}: {found.status or 'not verified: views only'}"

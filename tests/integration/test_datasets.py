@@ -23,7 +23,7 @@ from marco_search.export.tables import Filter
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.learning import samples, traces
-from marco_search.learning.manifest import broken, read
+from marco_search.learning.manifest import broken, read, sha256
 from marco_search.learning.traces import Reader
 from marco_search.local import ServiceUrls
 from marco_search.runtime import open_runtime
@@ -148,6 +148,9 @@ def test_a_line_leads_back_to_its_tree(answered: Answered, tmp_path: Path) -> No
     assert [0, *(n["node_id"] for n in path["nodes"])] == sample.provenance["nodes"]
     assert "".join(n["text"] for n in path["nodes"]).strip() in sample.response
     assert found["holds"] and origin["unchanged"] and origin["manifest_holds"]
+    forged = read(folder) | {"name": "forged"}
+    (folder / "manifest.json").write_text(json.dumps(forged | {"manifest_sha256": sha256(forged)}))
+    assert "manifest.json is not that of" in marco(answered.url, *words).stdout
     (folder / "samples.jsonl").write_text("")
     done = marco(answered.url, *words)
     assert done.returncode == 9 and "samples.jsonl is not as the manifest says" in done.stdout
@@ -263,7 +266,14 @@ def test_nothing_is_made_of_a_trail_that_was_changed(
     assert "default: redacted" in marco(database_url, "dataset", "trace", kept).stdout
     done = marco(database_url, *words, str(tmp_path / "again"))
     assert "left out, redacted: 1" in done.stdout, done.stderr
+    other = next(s for s in samples.read(folder) if s.provenance["job"] == str(jobs[1].id))
     with psycopg.connect(database_url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        query = "UPDATE dataset_samples SET node_ids = node_ids[1:1] WHERE job_id = %s"
+        conn.execute(query, [jobs[1].id])
+        conn.commit()
+        done = marco(database_url, "dataset", "trace", other.id)
+        assert done.returncode == 9 and "fits" in done.stdout
         conn.execute("SET session_replication_role = replica")
         conn.execute("UPDATE nodes SET text = 'x' WHERE job_id = %s", [jobs[1].id])
     done = marco(database_url, *words, str(tmp_path / "other"))

@@ -149,7 +149,12 @@ def test_conversations_of_every_shape(marco: Run, tmp_path: Path, array: bool) -
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"\x1f\x8b\0", "gzip"), (b'[{"prompt": "a", "answer": "b"}, {"pro', "after element 1")],
+    [
+        (b"\x1f\x8b\0", "gzip"),
+        (b'[{"prompt": "a", "answer": "b"}, {"pro', "after element 1"),
+        (b'[{"prompt": "a", "answer": "b"}]\n[{}]', "something follows its array"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
 )
 def test_a_file_that_cant_be_read_makes_no_folder(
     marco: Run, tmp_path: Path, data: bytes, message: str
@@ -210,7 +215,9 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
                 part, name=name, kind="sft", command="", rules={}, counts={"in": 1, "out": 1},
                 dropped=manifest.Dropped(), inputs=[],
             )  # fmt: skip
-    words = ["dataset", "mix", *(tmp_path / name for name in ("all", "one", "two"))]
+    words = ["dataset", "instructions", *(tmp_path / name for name in ("all", "one", "two"))]
+    assert "several tenants (one, two); --all-tenants" in marco(*words, code=2)
+    words[1] = "mix"
     assert "several tenants (one, two); --all-tenants" in marco(*words, code=2)
     assert not (tmp_path / "all").exists()
     made = json.loads(marco(*words, "--all-tenants", "--json"))
@@ -218,6 +225,11 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
     marco("dataset", "mix", tmp_path / "none", f"{tmp_path / 'one'}=0", code=2)
     twice = marco("dataset", "mix", tmp_path / "none", tmp_path / "one", tmp_path / "one", code=2)
     assert "given twice" in twice
+    marco(*words, "--validation", "nan", code=2)
+    with (tmp_path / "one" / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(row.to_json()) + "\n")
+    words = ["dataset", "mix", tmp_path / "changed", tmp_path / "one"]
+    assert "not as its manifest says: samples.jsonl" in marco(*words, code=2)
 
 
 def peak(folder: Path, count: int) -> int:

@@ -45,6 +45,8 @@ def test_a_data_set_reads_back_as_it_was_written(tmp_path):
         ('{"messages": []}', "no field 'source'"),
         (json.dumps(Sample(SAID[:1], "x", "zh").to_json()), "must be the assistant's"),
         (json.dumps(Sample(SAID, "x", "zh").to_json() | {"id": "0"}), "not that of its text"),
+        (json.dumps(Sample(SAID, "x", "zh").to_json() | {"tenant": 5}), "tenant: must be a text"),
+        (json.dumps(Sample(SAID, "x", "zh").to_json() | {"provenance": '{"a": NaN}'}), "NaN"),
         ("{", "line 1"),
     ],
 )
