@@ -80,7 +80,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in part.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        part.replace(folder)
+        try:
+            part.replace(folder)
+        except OSError as error:  # another was made meanwhile
+            raise InputError(f"{folder}: {error.strerror}; name a new folder") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -288,6 +288,8 @@ def test_revisions_are_compared_and_data_sets_lead_to_their_trees(stored: Stored
     with stored.database.transaction() as conn:
         register(conn, manifest, "default", made)
         register(conn, manifest | {"name": "hidden"}, None, [])
+        about = {"name": "edited", "kind": "sft", "manifest_sha256": "e" * 64}
+        register(conn, about | {"counts": {"out": 0}}, "default", [])
     settings = settings_for(stored.url, "redis://nobody")
     for text, tenant in (("Add 1 and 1.", "default"), ("What is 100 % of 2_2?", "other")):
         again = insert(stored.database, question(text, tenant=tenant, options={"seed": 5}))[0].id
@@ -305,6 +307,7 @@ def test_revisions_are_compared_and_data_sets_lead_to_their_trees(stored: Stored
     assert page.count("rejected</span>") == 25 and f"after={24:016x}" in page
     page = client.get(f"/datasets/{'d' * 64}?after={24:016x}").text
     assert page.count("rejected</span>") == 1 and f"before={25:016x}" in page
+    assert "0 looked at" in client.get(f"/datasets/{'e' * 64}").text  # edited by hand
     assert client.get("/datasets/ffffffff").status_code == 404
 
     with auditor_of(stored, "other") as client:
