@@ -26,7 +26,6 @@ from uuid import UUID
 from marco_search import __version__
 from marco_search.errors import InputError, MarcoError
 from marco_search.metrics import DELIVERIES, record
-from marco_search.runtime.servers.calls import seconds_of
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import webhooks
@@ -180,7 +179,15 @@ def _post(
             answer = connection.getresponse()
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answer.read(_MOST_READ)  # else some servers report a broken connection
-            return answer.status, seconds_of(answer.headers["Retry-After"])
+            wanted = answer.headers["Retry-After"]
+            return answer.status, None if wanted is None else _seconds_of(wanted)
+
+
+def _seconds_of(retry_after: str) -> float | None:
+    # Loads SGLang's client: a quarter of what starting a scheduler or a worker takes.
+    from marco_search.runtime.servers.calls import seconds_of
+
+    return seconds_of(retry_after)
 
 
 def _connected(host: str, port: int, until: float, settings: Settings) -> socket.socket:
