@@ -2,7 +2,8 @@
 
 A problem stands in a message if all its numbers do and at least SHARE of its n-grams (runs of N
 tokens; of a shorter problem the whole). So a problem that is quoted, cut short or rephrased in
-places is found, and one made from the same template with other numbers is not.
+places is found, and one made from the same template with other numbers is not. One of fewer than
+SHORT tokens ("Why?") must be the whole message.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from marco_search.learning.duplicates import ngram_hashes, numbers, tokens
 from marco_search.learning.filters import Rule
 from marco_search.learning.samples import Pair, Sample
 
-N, SHARE = 8, 0.5
+N, SHARE, SHORT = 8, 0.5, 4
 
 
 def rules(
@@ -45,10 +46,14 @@ class Problems:
         self._names: list[str] = []
         self._sizes: list[int] = []
         self._numbers: list[set[str]] = []
+        self._short: dict[tuple[str, ...], str] = {}
         # Length of the n-grams, n but for shorter problems, to n-gram to the problems that have it.
         self._indexes: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for name, text in problems:
             words = tokens(text)
+            if len(words) < SHORT:
+                self._short[tuple(words)] = name
+                continue
             grams = ngram_hashes(words, n).tolist()
             for gram in grams:
                 self._indexes[min(n, len(words))][gram].append(len(self._names))
@@ -60,6 +65,8 @@ class Problems:
         """Which problem stands in a row, and how much of it; None: none does."""
         for text in _texts(row):
             words = tokens(text)
+            if words and (name := self._short.get(tuple(words))):
+                return f"it is {name}"
             said = set(numbers(words))
             for problem, hits in self._hits(words).items():
                 share = hits / self._sizes[problem]

@@ -7,7 +7,7 @@ Mining of Massive Datasets, 3.4). Of made-up pairs that leaves out 97 in 100 at 
 at 0.8 and 2 at 0.7.
 
 Two questions that differ in a number are two questions, however alike their words: samples
-count as near duplicates only if the numbers of their prompts are the same.
+count as near duplicates only if the numbers of their prompts are the same, in digits or words.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from marco_search.kinds.answers import WORDS, worths
+from marco_search.kinds.answers.numbers import DIGIT_CHARS, UNIT_CHARS
 from marco_search.learning.filters import Rule
 from marco_search.learning.samples import Message, Pair, Sample
 
@@ -46,6 +48,7 @@ _CANDIDATES = (
 )
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|\d+(?:[.,]\d+)*|[^\W\d_{_CJK}]+|[-+*/=^<>]")
+_NUMBER_WORDS = {*worths(WORDS["ones"] | WORDS["tens"]), *DIGIT_CHARS, *UNIT_CHARS}
 _MULTIPLIERS, _OFFSETS = (
     np.random.default_rng(seed).integers(1, 2**63, _HASHES, dtype=np.uint64) | np.uint64(1)
     for seed in (1, 2)
@@ -61,7 +64,7 @@ def tokens(text: str) -> list[str]:
 
 
 def numbers(words: Sequence[str]) -> list[str]:
-    """Those of the tokens that are numbers."""
+    """Those of the tokens that are numbers in digits."""
     return [word for word in words if word[0].isdigit()]
 
 
@@ -143,7 +146,8 @@ def _sides(pair: Pair) -> tuple[str, ...]:
 
 def _bands(signature: Any, words: Sequence[str]) -> list[int]:
     """Keys of the bands; those of prompts with other numbers all differ."""
-    key = _token_hash(" ".join(numbers(words)))
+    said = (word for word in words if word[0].isdigit() or word in _NUMBER_WORDS)
+    key = _token_hash(" ".join(said))
     keys = (signature.astype(np.uint64) * _MULTIPLIERS).reshape(BANDS, _ROWS).sum(axis=1)
     keys = (keys + np.uint64(key)) * _MULTIPLIERS[:BANDS]
     return list(keys.view(np.int64).tolist())

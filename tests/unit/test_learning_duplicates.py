@@ -50,6 +50,26 @@ def test_pairs_are_compared_with_both_of_their_sides():
         assert first_reason(rules, Pair(prompt, chosen, rejected, 0, "en"))
 
 
+@pytest.mark.parametrize(
+    ("word", "other", "rest"),
+    [
+        ("three", "five", QUESTION),
+        ("三", "五", "小明有许多苹果，他给了小红一半，又买了一些，最后数了一遍。"),
+    ],
+)
+def test_other_numbers_in_words_are_another_question_too(word, other, rest):
+    with duplicates.rules() as rules:
+        for number in (word, other):
+            question = f"{number} {rest}"
+            assert first_reason(rules, sample(question, THOUGHT + question)) is None
+
+
+def test_a_held_out_problem_of_one_word_is_no_reason_to_drop_each_row_with_it():
+    problems = contamination.Problems([("problem 1", "Why?"), ("problem 2", "???")])
+    assert problems.reason(sample("Why is the sky blue?", "???")) is None
+    assert problems.reason(sample("why")) == "it is problem 1"
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_held_out_problems_are_found_and_those_of_the_same_template_are_not(language):
     rules = contamination.rules([f"heldout_{language}"])
