@@ -57,7 +57,7 @@ _OTHER = {
     **{name: f"job.{name} - made.age" for name in _TIMES},
 }
 """What a copied job has instead of its source's values."""
-_SHARED = ("vocabulary", "chain", "proofs", "archives")
+_SHARED = ("vocabulary", "chain", "proofs", "archives", "datasets", "dataset_samples")
 # As many texts as Marco-o1 has tokens; a search meets some hundreds of them.
 _VOCABULARY = """
     INSERT INTO vocabulary (model, revision, token_id, text)

@@ -41,7 +41,7 @@ from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from marco_search.store.queue import recovery
+from marco_search.store.queue import recovery, scheduling
 from ops.bench import splits
 from ops.bench.harness import WORKER, scratch_services
 from ops.finetune.config import Config
@@ -287,8 +287,9 @@ def compared(mine: Point, theirs: Point) -> dict[str, Any]:
 def answer(loaded: Settings, database: Database, most: int) -> None:
     """Run so many queued jobs at most, THREADS at once on one engine. Ctrl-C releases them."""
     shutdown = Shutdown()
-    with database.transaction() as conn:  # of a part that was killed
+    with database.transaction() as conn:  # what a part left when it ended, or was killed
         recovery.reclaim(conn, quarantine_after=loaded.quarantine_after)
+        scheduling.log_published(conn, scheduling.due(conn))
     with closing(open_runtime(loaded)) as runtime, ThreadPoolExecutor(THREADS) as pool:
         # A search that was just stored may still call this, while the others are under way.
         runtime.abort = lambda: None  # type: ignore[method-assign]
