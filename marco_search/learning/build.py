@@ -13,7 +13,7 @@ from uuid import UUID
 from marco_search.errors import RightsMissing
 from marco_search.export.tables import Filter
 from marco_search.learning import manifest, samples, traces
-from marco_search.learning.filters import Rule, first_reason
+from marco_search.learning.filters import Rule, first_reason, parameters
 from marco_search.learning.manifest import Kind, Source
 from marco_search.learning.pairs import pairs_of
 from marco_search.learning.samples import Pair, Sample, Writer
@@ -65,8 +65,7 @@ def from_traces(
             name=name or folder.name,
             kind=kind,
             command="marco dataset from-traces",
-            rules={name: rule.parameters for name, rule in all_rules.items()}
-            | traces.path_rules(wanted),
+            rules=parameters(all_rules) | traces.path_rules(wanted),
             counts={"in": reader.jobs, "trees": reader.used, "out": writer.count},
             dropped=reader.dropped,
             inputs=[

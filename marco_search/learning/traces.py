@@ -112,7 +112,7 @@ def job_rules(rules: Rules) -> dict[str, Rule]:
     }
 
 
-def path_rules(rules: Rules) -> dict[str, Mapping[str, Any]]:
+def path_rules(rules: Rules) -> dict[str, dict[str, Any]]:
     """The parameters of the rules that a tree's paths are chosen by (`Tree.learnable`)."""
     return {
         "profile": {},
