@@ -293,9 +293,9 @@ def send(url: str, traces: Iterable[Sequence[ReadableSpan]]) -> int:
         usable = False
     if not usable or parts.scheme not in ("http", "https"):
         raise InvalidSettings("--otlp: must look like http://localhost:4318")
-    _check_headers()
     # It logs every try, and headers that it can't read; the error raised here is enough.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    _check_headers()
     endpoint = url if parts.path.strip("/") else urlunsplit(parts._replace(path="/v1/traces"))
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
     count = 0
