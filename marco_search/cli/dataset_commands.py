@@ -14,7 +14,6 @@ from rich.text import Text
 
 from marco_search.cli import options, output
 from marco_search.cli.error_reports import DOES_NOT_FIT
-from marco_search.cli.export_command import moment, utc
 from marco_search.cli.session import session
 from marco_search.cli.tables import Column, number, text_table
 from marco_search.export.tables import Filter
@@ -75,11 +74,7 @@ def dataset() -> None:
     "--pairs-per-job", type=options.count(least=1), default=1, show_default=True, metavar="N",
     help="Most pairs of one tree, each with another path that lost.",
 )  # fmt: skip
-@click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
-@click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch.")
-@options.tenants
-@click.option("--since", type=moment, metavar="TIME", help="Submitted at or after, UTC.")
-@click.option("--until", type=moment, metavar="TIME", help="Submitted before, UTC.")
+@options.which_jobs
 @click.option("--strategy", metavar="NAME", help="Only jobs that were searched so.")
 @click.option("--model", metavar="NAME", help="Only jobs that were searched with this model.")
 @click.option("--revision", metavar="HEX", help="Only with this revision, or one that begins so.")
@@ -138,8 +133,8 @@ def from_traces(
     )  # fmt: skip
     with session(needs_redis=False) as here:
         chosen = Filter(
-            jobs=here.find(jobs), batch=batch, tenant=here.tenant, since=utc(since),
-            until=utc(until), strategy=strategy, model=model, revision=revision,
+            jobs=here.find(jobs), batch=batch, tenant=here.tenant, since=since,
+            until=until, strategy=strategy, model=model, revision=revision,
         )  # fmt: skip
         with _row_rules(near_duplicate, held_out) as row_rules:
             manifest = build.from_traces(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,13 +10,12 @@ from typing import Any
 import click
 
 from marco_search.cli import output
-from marco_search.cli.options import command, tenants
+from marco_search.cli.options import command, which_jobs
 from marco_search.cli.session import session
 from marco_search.errors import InvalidSettings
 from marco_search.export.tables import TABLES, Filter, write
 
 FORMATS = ("jsonl", "parquet", "otlp-json")
-moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
 
 @command()
@@ -30,11 +29,7 @@ moment = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
     "--table", "tables", multiple=True, type=click.Choice(list(TABLES)),
     help="Table to write; may be given again. All but tokens by default.",
 )  # fmt: skip
-@click.option("--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more.")
-@click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch.")
-@tenants
-@click.option("--since", type=moment, metavar="TIME", help="Submitted at or after, UTC.")
-@click.option("--until", type=moment, metavar="TIME", help="Submitted before, UTC.")
+@which_jobs
 @click.option("--no-text", is_flag=True, help="Leave out what people and the model wrote.")
 def export(
     folder: Path | None, file_format: str, otlp: str | None, tables: tuple[str, ...],
@@ -60,8 +55,8 @@ def export(
             jobs=here.find(jobs),
             batch=batch,
             tenant=here.tenant,
-            since=utc(since),
-            until=utc(until),
+            since=since,
+            until=until,
         )
         written: dict[str, int] = {}
         if folder is None or file_format == "otlp-json":
@@ -79,10 +74,6 @@ def export(
                 rows = write(conn, path, name, chosen, file_format=file_format, text=not no_text)
                 written[str(path)] = rows
     output.report(written, *(f"{what}: {count:,}" for what, count in written.items()))
-
-
-def utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
 def _tracing() -> ModuleType:

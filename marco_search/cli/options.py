@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,32 @@ def tenants(function: Callable[..., Any]) -> Callable[..., Any]:
 
 BATCH = "batch:"
 """What the word begins with that names all jobs of a batch."""
+
+
+class _Moment(click.DateTime):
+    """A date or time; UTC unless it says otherwise."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        found: datetime = super().convert(value, param, ctx)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+_moment = _Moment(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
+
+
+def which_jobs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `export.tables.Filter`: jobs, batch, since, until, and `tenants`."""
+    for option in (
+        click.option("--until", type=_moment, metavar="TIME", help="Submitted before, UTC."),
+        click.option("--since", type=_moment, metavar="TIME", help="Submitted at or after, UTC."),
+        tenants,
+        click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch."),
+        click.option(
+            "--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more."
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def of_batch(function: Callable[..., Any]) -> Callable[..., Any]:
