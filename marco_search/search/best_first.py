@@ -9,9 +9,9 @@ the model would believe:
 - a reflection, where the first thought closes. Prior 1, unsure 1: it is tried first.
 - a fresh thought at the root. Prior FRESH / (1 + their number so far), unsure 1.
 
-A child is tried once. The queue follows from the tree's records (`BestFirst.catch_up`) and from
-the branches in flight, which are never part of the tree. Of forking where a model is unsure:
-arXiv 2503.21961 and 2604.00018.
+A child is tried once. The queue follows from the tree's records (`BestFirst.catch_up`); the
+branches in flight are never part of it. Of forking where a model is unsure: arXiv 2503.21961 and
+2604.00018.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class BestFirst:
         self._tried: set[bytes] = set()  # `_Fork.text` of those that were forced
         self._closed: int | None = None  # the node at which the first thought closed
         self._reflected = False
-        self._fresh = 0  # thoughts from the root so far, with those in flight
-        self._launched: list[Child] = []
-        self._popped: list[_Fork] = []
+        self._fresh = 0  # thoughts from the root so far
         self._newest = ROOT  # the last node that was queued from
         self._rollouts_seen = 0
         self.catch_up()
@@ -99,10 +97,8 @@ class BestFirst:
         if rollout.forced is not None:
             candidate = self.tree.texts.get(rollout.forced, "")
             self._tried.add(_digest(_hash_of(self.tree.text(rollout.start_id)), candidate))
-        elif rollout.reflect is ReflectionPlacement.FIRST:
-            self._reflected = True
         else:
-            self._fresh += 1
+            self._began(rollout.reflect)
         if rollout.finish is Finish.FAILED:
             return
         own = rollout.path[start + 1 :]
@@ -113,6 +109,13 @@ class BestFirst:
         if self.config.action == Action.SPAN:
             self._add_forks([i for i in own if i > self._newest])
             self._newest = max(self._newest, *rollout.path)
+
+    def _began(self, reflect: ReflectionPlacement) -> None:
+        """Count a reflection or a fresh thought."""
+        if reflect is ReflectionPlacement.FIRST:
+            self._reflected = True
+        else:
+            self._fresh += 1
 
     def _add_forks(self, own: list[int]) -> None:
         """Queue what was passed over where these nodes, each below the one before, begin."""
@@ -139,10 +142,27 @@ class BestFirst:
         siblings = self.tree.children[node.parent_id or ROOT]
         return any(i < node.node_id and self.tree.nodes[i].tokens for i in siblings)
 
-    # -- branches in flight -------------------------------------------------------------
+    # -- what to try next -----------------------------------------------------------------
 
-    def select(self) -> Child:
-        """The best child that is not tried, and not in flight."""
+    def select(self, count: int) -> list[Child]:
+        """The `count` best children that are not tried."""
+        before, children, taken = (self._fresh, self._reflected), list[Child](), list[_Fork]()
+        while len(children) < count:
+            child = self._best()
+            children.append(child)
+            if child.forced is None:
+                self._began(child.reflect)
+            else:
+                taken.append(heapq.heappop(self._forks))
+                self._tried.add(taken[-1].text)
+        # They count once they are in the tree.
+        self._fresh, self._reflected = before
+        for fork in taken:
+            heapq.heappush(self._forks, fork)
+            self._tried.discard(fork.text)
+        return children
+
+    def _best(self) -> Child:
         config = self.config
         if not self._fresh:
             return Child(ROOT, self._first(), reflect=self._placement(ROOT))
@@ -176,27 +196,3 @@ class BestFirst:
         children = (self.tree.nodes[i].tokens for i in self.tree.children[fork.node_id])
         taken = any(tokens and tokens[0].id == fork.token_id for tokens in children)
         return taken or fork.text in self._tried
-
-    def launch(self, child: Child) -> None:
-        """Record a branch in flight: `child` is what `select` returned last."""
-        self._launched.append(child)
-        if child.forced is not None:
-            fork = heapq.heappop(self._forks)
-            self._popped.append(fork)
-            self._tried.add(fork.text)
-        elif child.reflect is ReflectionPlacement.FIRST:
-            self._reflected = True
-        else:
-            self._fresh += 1
-
-    def land(self) -> None:
-        """Take all branches in flight back."""
-        for fork in self._popped:
-            heapq.heappush(self._forks, fork)
-            self._tried.discard(fork.text)
-        for child in self._launched:
-            if child.reflect is ReflectionPlacement.FIRST:
-                self._reflected = False
-            elif child.forced is None:
-                self._fresh -= 1
-        self._launched, self._popped = [], []

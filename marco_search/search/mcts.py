@@ -96,12 +96,12 @@ class Search:
             return []
         count, max_new_tokens = budgets.round_size(self.config, self.tree.rollouts, self.tokens)
         groups: dict[tuple[int, int | None], list[BranchRequest]] = {}
-        while len(self.asked) < count and (child := self.frontier.select()):
-            request = self._launch(child, max_new_tokens)
+        for child in self.frontier.select(count):
+            request = self._request(child, max_new_tokens)
             groups.setdefault((child.node_id, child.forced), []).append(request)
         return [self._expansion(*start, requests) for start, requests in groups.items()]
 
-    def _launch(self, child: Child, max_new_tokens: int) -> BranchRequest:
+    def _request(self, child: Child, max_new_tokens: int) -> BranchRequest:
         branch_id = len(self.tree.rollouts) + len(self.asked)
         request = BranchRequest(
             branch_id=branch_id,
@@ -113,7 +113,6 @@ class Search:
             reflect=child.reflect,
         )
         self.asked[branch_id] = child, request
-        self.frontier.launch(child)
         return request
 
     def _expansion(
@@ -219,7 +218,6 @@ class Search:
     def abandon(self) -> None:
         """Forget the round in flight; asking again gives the same branches again."""
         self.asked, self._arrived = {}, {}
-        self.frontier.land()
 
     def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
         """End the search where it stands; its answers so far remain."""

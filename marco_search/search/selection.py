@@ -1,8 +1,8 @@
 """Which nodes may be sampled, and which child to follow on the way down.
 
 A node is open while fewer continuations than its limit have been drawn at it. The counts
-follow from the tree's records (`Frontier.catch_up`) and from the branches in flight, which are
-never part of the tree.
+follow from the tree's records (`Frontier.catch_up`) and, while a round is put together, from
+the branches in it so far, which are in flight and never part of the tree.
 
 The rule is UCT or PUCT, with branches in flight counted. With n visits and o branches in flight
 at a child, N and O at its parent, and Q the child's mean value:
@@ -17,8 +17,8 @@ the least and greatest value seen in the tree.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from math import exp, inf, log, sqrt
 
 from marco_search.search.actions import Action
@@ -37,8 +37,6 @@ class Frontier:
         self.is_open: list[bool] = []  # whether a branch may be forked from the node now
         self.open_below: list[int] = []  # open nodes at or below the node
         self.drawn: list[int] = []  # continuations drawn at exactly this node
-        self._launched: Counter[int] = Counter()  # of those, still in flight
-        self._fork = ROOT, 0  # the node that is being forked, and how many more times
         self._reflections: list[int] = []  # reflections on the path to the node
         self._reflecting: set[int] = set()  # nodes with a reflection in flight
         self._full: set[int] = set()  # nodes whose text leaves the model no room
@@ -80,33 +78,6 @@ class Frontier:
             self.drawn[node_id] += 1
             self._refresh(node_id)
         self._refresh(ROOT)  # its limit follows its visits
-
-    # -- branches in flight -------------------------------------------------------------
-
-    def launch(self, child: Child) -> None:
-        """Record a branch in flight."""
-        if child.reflect is ReflectionPlacement.FIRST:
-            self._reflecting.add(child.node_id)
-        self._launched[child.node_id] += 1
-        self._flight(child.node_id, +1)
-        self._fork = child.node_id, self._fork[1] - 1
-
-    def land(self) -> None:
-        """Take all branches in flight back."""
-        launched, self._launched = self._launched, Counter()
-        self._reflecting.clear()
-        self._fork = ROOT, 0
-        for node_id, branches in launched.items():
-            self._flight(node_id, -branches)
-
-    def _flight(self, node_id: int, by: int) -> None:
-        self.drawn[node_id] += by
-        self._count(self.in_flight, node_id, by)
-        self._refresh(node_id)
-
-    def _count(self, counts: list[int], node_id: int, by: int) -> None:
-        for above in self.tree.up(node_id):
-            counts[above] += by
 
     # -- what may be sampled --------------------------------------------------------------
 
@@ -166,26 +137,44 @@ class Frontier:
             self.is_open[node_id] = now
             self._count(self.open_below, node_id, +1 if now else -1)
 
+    def _count(self, counts: list[int], node_id: int, by: int) -> None:
+        for above in self.tree.up(node_id):
+            counts[above] += by
+
     # -- the way down ---------------------------------------------------------------------
 
-    def select(self) -> Child | None:
-        """What to sample next; None: nothing more before the round has come back.
+    def select(self, count: int) -> list[Child]:
+        """The children of the next round: at most `count`, fewer if nothing more is open."""
+        children = list(islice(self._choose(), count))
+        for child in children:
+            self._flight(child.node_id, -1)
+        self._reflecting.clear()
+        return children
+
+    def _choose(self) -> Iterator[Child]:
+        """One child after the other, each counted as in flight.
 
         Once all that was open is sampled, fresh rollouts from the root use the budget.
         """
-        node_id, left = self._fork
-        if not left:
-            found, config = self._descend(), self.config
-            if found is not None:
-                # The root's samples have nothing to wait for, others go few at a time.
-                most = config.parallel if found == ROOT else config.branching
-                node_id, left = found, min(most, self.room(found))
-            elif self._launched:
-                return None
+        config, chosen = self.config, False
+        while (node_id := self._descend()) is not None or not chosen:
+            if node_id is None:
+                node_id, forks = ROOT, config.root_width
             else:
-                node_id, left = ROOT, config.root_width
-            self._fork = node_id, left
-        return Child(node_id, self.config.temperature, reflect=self.reflection_for(node_id))
+                # The root's samples have nothing to wait for, others go few at a time.
+                most = config.parallel if node_id == ROOT else config.branching
+                forks = min(most, self.room(node_id))
+            for _ in range(forks):
+                chosen, reflect = True, self.reflection_for(node_id)
+                if reflect is ReflectionPlacement.FIRST:
+                    self._reflecting.add(node_id)
+                self._flight(node_id, +1)
+                yield Child(node_id, config.temperature, reflect=reflect)
+
+    def _flight(self, node_id: int, by: int) -> None:
+        self.drawn[node_id] += by
+        self._count(self.in_flight, node_id, by)
+        self._refresh(node_id)
 
     def _descend(self) -> int | None:
         """The open node that the rule leads to from the root; None if none is open."""
