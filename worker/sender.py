@@ -17,13 +17,14 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Event, Lock, Thread, Timer
+from threading import Event, Lock, Thread
 from typing import Final
 from uuid import UUID
 
 from marco_search import __version__
+from marco_search.deadlines import Call, seconds_of
 from marco_search.errors import InputError, MarcoError
 from marco_search.metrics import DELIVERIES, record
 from marco_search.settings import Settings
@@ -143,13 +144,14 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
         "webhook-timestamp": str(now),
         "webhook-signature": " ".join(signatures),
     }
+    call = Call(time.monotonic() + settings.webhook_timeout_s)
     try:
-        status, retry_after_s = _post(claimed.url, body, headers, settings)
+        status, retry_after_s = _post(claimed.url, body, headers, call, settings)
     except InputError as error:
         return _Answer(str(error))
-    except TimeoutError:
-        return _Answer(f"no answer within {settings.webhook_timeout_s:g} s")
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if call.over or isinstance(error, TimeoutError):
+            return _Answer(f"no answer within {settings.webhook_timeout_s:g} s")
         return _Answer(f"no answer: {error or type(error).__name__}")
     if status < 300:
         return _Answer(None, status)
@@ -158,7 +160,7 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
 
 
 def _post(
-    url: str, body: bytes, headers: dict[str, str], settings: Settings
+    url: str, body: bytes, headers: dict[str, str], call: Call, settings: Settings
 ) -> tuple[int, float | None]:
     """The status, and the seconds of Retry-After if given.
 
@@ -166,9 +168,8 @@ def _post(
     """
     parts = webhooks.checked_url(url, settings)
     host, tls = parts.hostname or "", parts.scheme == "https"
-    until = time.monotonic() + settings.webhook_timeout_s
-    sock = _connected(host, parts.port or (443 if tls else 80), until, settings)
-    with _cut_off(sock, until):
+    sock = _connected(host, parts.port or (443 if tls else 80), call, settings)
+    with sock, sock.dup() as twin, call.using(twin):  # TLS takes the socket itself over
         if tls:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
         connection = http.client.HTTPConnection(host)
@@ -179,48 +180,17 @@ def _post(
             answer = connection.getresponse()
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answer.read(_MOST_READ)  # else some servers report a broken connection
-            wanted = answer.headers["Retry-After"]
-            return answer.status, None if wanted is None else _seconds_of(wanted)
+            return answer.status, seconds_of(answer.headers["Retry-After"])
 
 
-def _seconds_of(retry_after: str) -> float | None:
-    # Loads SGLang's client: a quarter of what starting a scheduler or a worker takes.
-    from marco_search.runtime.servers.calls import seconds_of
-
-    return seconds_of(retry_after)
-
-
-def _connected(host: str, port: int, until: float, settings: Settings) -> socket.socket:
+def _connected(host: str, port: int, call: Call, settings: Settings) -> socket.socket:
     """A connection to an address of the host's that is allowed, the first that answers."""
     failure: Exception | None = None
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for address in dict.fromkeys(str(where[0]) for *_, where in found):
         try:
             webhooks.check_address(address, settings)
-            return socket.create_connection((address, port), max(0.1, until - time.monotonic()))
+            return socket.create_connection((address, port), call.timeout_s)
         except (OSError, InputError) as error:
             failure = failure or error
     raise failure or OSError(f"{host} has no address")
-
-
-@contextlib.contextmanager
-def _cut_off(sock: socket.socket, until: float) -> Iterator[None]:
-    """Inside the block the connection ends at that time: single bytes would go on for ever."""
-    late = Event()
-    twin = sock.dup()  # TLS takes the socket itself over
-
-    def cut() -> None:
-        late.set()
-        with contextlib.suppress(OSError):
-            twin.shutdown(socket.SHUT_RDWR)
-
-    timer = Timer(max(0.0, until - time.monotonic()), cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        with sock, twin:
-            yield
-    except (OSError, http.client.HTTPException) as error:
-        raise TimeoutError if late.is_set() else error from None
-    finally:
-        timer.cancel()

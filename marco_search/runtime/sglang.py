@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from marco_search.deadlines import Call
 from marco_search.runtime.base import UNKNOWN, Runtime, RuntimeInfo
 from marco_search.runtime.servers import open_servers
-from marco_search.runtime.servers.calls import Call, Failure
+from marco_search.runtime.servers.calls import Failure
 from marco_search.runtime.servers.server import Server, context_tokens
 from marco_search.search.branches import Part
 from marco_search.settings import Settings

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Timer
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from marco_search.deadlines import Call
 from marco_search.errors import InvalidSettings
 from marco_search.text import one_line, redacted
 
@@ -98,36 +96,19 @@ class Server:
 
         Raises NoScore.
         """
-        left = max(deadline - time.monotonic(), 0.001)
+        call = Call(deadline)
         made = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = made(str(self._host), self._port, timeout=left)
+        connection = made(str(self._host), self._port, timeout=call.timeout_s)
         try:
             with contextlib.closing(connection):
                 connection.connect()
-                with _cut_off(connection.sock, deadline):
+                with call.using(connection.sock):
                     connection.request("POST", self._path, body, self._headers)
                     with connection.getresponse() as response:
                         found = response.read(most + 1)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            late = time.monotonic() >= deadline
-            raise NoScore("no answer in time" if late else str(error) or repr(error)) from None
+            why = "no answer in time" if call.over else str(error) or repr(error)
+            raise NoScore(why) from None
         if len(found) > most:
             raise NoScore(f"the answer is larger than {most >> 10:,} KiB")
         return response.status, found
-
-
-@contextlib.contextmanager
-def _cut_off(sock: socket.socket, deadline: float) -> Iterator[None]:
-    """End the connection at the deadline: its own timeout starts again with every byte."""
-
-    def cut() -> None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    timer = Timer(max(deadline - time.monotonic(), 0.0), cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

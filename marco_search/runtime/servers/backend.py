@@ -16,10 +16,11 @@ from typing import Any
 
 from sglang.lang.backend.base_backend import BaseBackend
 
+from marco_search.deadlines import Call
 from marco_search.errors import BranchFailed, ModelRefused, RuntimeUnavailable
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.program import error_value, params_of
-from marco_search.runtime.servers.calls import Call, Failure
+from marco_search.runtime.servers.calls import Failure, cut_short
 from marco_search.runtime.servers.server import Server
 from marco_search.search.branches import Part
 
@@ -144,7 +145,7 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
                 if not failure.retryable or counted >= _TRIES:
                     raise
                 if not call.wait(retry_delay_s(failed, failure.retry_after_s)):
-                    raise call.cut_short() if call.left_s > 0 else failure from None
+                    raise cut_short(call) if call.left_s > 0 else failure from None
             # The server may still know the id of a try that broke off, and refuse it.
             body["rid"] = f"{rid}-{failed}"
 

@@ -1,21 +1,15 @@
-"""Requests in flight: each has a deadline, can be cut short, and waits for a place.
-
-And why one failed, with what may be done about it.
-"""
+"""Why a request failed, with what may be done about it; and how many may be in flight."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
+from marco_search.deadlines import Call, seconds_of
 from marco_search.errors import BranchFailed, PromptTooLong, RuntimeFailure, RuntimeUnavailable
 
 _POLL_S = 0.25
@@ -106,75 +100,11 @@ def details(body: bytes) -> str:
     return found[:_LONGEST_BODY] if isinstance(found, str) else text
 
 
-def seconds_of(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, which holds seconds or a date."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
-
-
-class Call:
-    """One request, with all its retries, until `deadline` (of time.monotonic())."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self._cancelled = threading.Event()
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-
-    @property
-    def cancelled(self) -> bool:
-        """True once it was cut short."""
-        return self._cancelled.is_set()
-
-    @property
-    def over(self) -> bool:
-        """True when it was cut short or its time is up: do no more for it."""
-        return self.cancelled or self.left_s <= 0
-
-    @property
-    def left_s(self) -> float:
-        """Seconds to the deadline; less than 0 after it."""
-        return self.deadline - time.monotonic()
-
-    def cut_short(self) -> Failure:
-        """What became of it, once it is over."""
-        late = self.left_s <= 0
-        message = "no answer before the branch's deadline" if late else "aborted"
-        return Failure(kind=BranchFailed, message=message)
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep, at most to the deadline. True if there is time for more."""
-        self._cancelled.wait(max(0.0, min(seconds, self.left_s)))
-        return not self.over
-
-    def cancel(self) -> None:
-        """Cut it short: a thread that reads from its connection sees the end of the stream."""
-        with self._lock:
-            self._cancelled.set()
-            if self._socket is not None:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
-
-    @contextlib.contextmanager
-    def using(self, connection: socket.socket) -> Iterator[None]:
-        """Let `cancel` reach this connection inside the block."""
-        with self._lock:
-            self._socket = connection
-            if self.cancelled:
-                connection.shutdown(socket.SHUT_RDWR)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._socket = None
+def cut_short(call: Call) -> Failure:
+    """What became of a call that is over."""
+    late = call.left_s <= 0
+    message = "no answer before the branch's deadline" if late else "aborted"
+    return Failure(kind=BranchFailed, message=message)
 
 
 class Limiter:
@@ -204,7 +134,7 @@ class Limiter:
         """Wait for a place. False if the call was cut short or its time was up first."""
         with self._free:
             while self.in_flight >= self.limit and not call.over:
-                self._free.wait(min(_POLL_S, max(call.left_s, 0.001)))
+                self._free.wait(min(_POLL_S, call.timeout_s))
             if call.over:
                 return False
             self.in_flight += 1

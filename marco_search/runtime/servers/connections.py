@@ -1,14 +1,12 @@
 """Kept HTTP connections to one server, each request bounded in time.
 
-Built on http.client because a request must be cut short from another thread, and because the
-usual libraries count their read timeout again with every byte.
+Built on http.client because a request must be cut short from another thread, and at its deadline.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import json
 import select
 import socket
@@ -20,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from marco_search.deadlines import Call
 from marco_search.errors import BranchFailed, InvalidSettings
 from marco_search.runtime.base import quoting
 from marco_search.runtime.servers.calls import (
-    Call,
     Failure,
+    cut_short,
     details,
     reason,
     refused,
@@ -183,7 +182,7 @@ class Connections:
     ) -> Failure:
         """If we ended the call ourselves, that is what happened, whatever it looked like."""
         if call.over:
-            return call.cut_short()
+            return cut_short(call)
         why = self.quoted(reason(error))
         return unavailable(f"{self._url} {what}: {why}", unreachable=unreachable)
 
@@ -193,18 +192,14 @@ class Connections:
         call, most = wanted.call, wanted.most
         sock = connection.sock  # the connection forgets it when the server will close
 
-        def answer(sock: Any, **options: Any) -> http.client.HTTPResponse:
-            timed: Any = _Timed(sock, call, self._stall_s)
-            return http.client.HTTPResponse(timed, **options)
-
         with call.using(sock):
-            sock.settimeout(max(call.left_s, 0.001))
+            sock.settimeout(call.timeout_s)
             method = "GET" if wanted.data is None else "POST"
-            connection.response_class = answer  # type: ignore[assignment]
             headers = self._headers | ({"traceparent": trace} if (trace := REQUESTS.get()) else {})
             connection.request(method, self._path + wanted.path, wanted.data, headers)
             self._await_answer(sock, call)
             with connection.getresponse() as response:
+                sock.settimeout(self._stall_s)
                 if response.status != 200:
                     most = _LARGEST_ERROR
                 elif (response.length or 0) > most:
@@ -259,7 +254,7 @@ class Connections:
             return False
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
-        timeout = max(min(self._connect_s, call.left_s), 0.001)
+        timeout = min(self._connect_s, call.timeout_s)
         if self._tls is None:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
         else:
@@ -280,39 +275,6 @@ class Connections:
             if connection.sock is not None and not _readable(connection.sock):
                 return connection
             connection.close()
-
-
-class _Timed(io.RawIOBase):
-    """Reads from a connection within a call's time.
-
-    The socket's own timeout starts again with every byte, so a server that sends one byte at a
-    time would hold a call for ever.
-    """
-
-    def __init__(self, sock: socket.socket, call: Call, stall_s: float) -> None:
-        self._sock, self._call, self._stall_s = sock, call, stall_s
-        self._stream = sock.makefile("rb", buffering=0)
-        self._begun = False
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """What http.client asks a socket for."""
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if self._call.over:
-            raise TimeoutError
-        left = self._call.left_s
-        self._sock.settimeout(max(min(left, self._stall_s) if self._begun else left, 0.001))
-        count = self._stream.readinto(buffer)
-        self._begun = True
-        return count
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

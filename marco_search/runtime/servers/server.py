@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from marco_search.deadlines import Call
 from marco_search.errors import ModelRefused
 from marco_search.runtime.base import UNKNOWN, RuntimeInfo
 from marco_search.runtime.reply import LARGEST_ID
-from marco_search.runtime.servers.calls import Call, Failure, Limiter, unavailable
+from marco_search.runtime.servers.calls import Failure, Limiter, cut_short, unavailable
 from marco_search.runtime.servers.connections import Connections
 from marco_search.search.branches import Part
 from marco_search.settings import Settings
@@ -91,7 +92,7 @@ class Server:
     ) -> dict[str, Any]:
         """One try of a completion, when the server's allowance has a place."""
         if not self.limiter.acquire(call):
-            raise call.cut_short()
+            raise cut_short(call)
         try:
             found = self._counted(body, parts, call)
         except Failure as failure:

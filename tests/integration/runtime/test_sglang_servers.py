@@ -7,11 +7,12 @@ from collections import Counter
 
 import pytest
 
+from marco_search.deadlines import Call
 from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import ModelRefused
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
-from marco_search.runtime.servers.calls import Call, Limiter
+from marco_search.runtime.servers.calls import Limiter
 from marco_search.runtime.servers.server import DEFAULT_CONTEXT_TOKENS
 from marco_search.search.branches import Finish
 from tests.integration.runtime.sglang_server import expansion, runtime, serving, stop, until

@@ -1,0 +1,91 @@
+"""Requests to servers, bounded in time.
+
+A socket's own timeout starts again with every byte, so a server that sends one byte at a time
+would hold a caller for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+
+
+class Call:
+    """One request, with all its retries, until `deadline` (of time.monotonic())."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """True once it was cut short."""
+        return self._cancelled.is_set()
+
+    @property
+    def over(self) -> bool:
+        """True when it was cut short or its time is up: do no more for it."""
+        return self.cancelled or self.left_s <= 0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the deadline; less than 0 after it."""
+        return self.deadline - time.monotonic()
+
+    @property
+    def timeout_s(self) -> float:
+        """The same as a socket's timeout, for which 0 has another meaning."""
+        return max(self.left_s, 0.001)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, at most to the deadline. True if there is time for more."""
+        self._cancelled.wait(max(0.0, min(seconds, self.left_s)))
+        return not self.over
+
+    def cancel(self) -> None:
+        """Cut it short."""
+        self._cancelled.set()
+        self._end()
+
+    @contextlib.contextmanager
+    def using(self, connection: socket.socket) -> Iterator[None]:
+        """Inside the block the connection ends with the call: at the deadline, or by `cancel`.
+
+        A thread that reads from it sees the end of the stream.
+        """
+        timer = threading.Timer(max(self.left_s, 0.0), self._end)
+        timer.daemon = True
+        timer.start()
+        with self._lock:
+            self._socket = connection
+        if self.over:
+            self._end()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._socket = None
+
+    def _end(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._socket is not None:
+                # Past the TLS of the socket, which the reading thread uses.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+def seconds_of(retry_after: str | None) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or a date."""
+    if retry_after is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(retry_after))
+    with contextlib.suppress(ValueError, OverflowError):
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    return None
