@@ -1,4 +1,4 @@
-"""Commands for auditors and owners: verify, anchor, archive, redact, roles."""
+"""Commands for auditors: verify, anchor, export, archive, redact."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID
 
@@ -14,10 +15,10 @@ import click
 from marco_search.audit import anchors as anchor_files
 from marco_search.audit.findings import Finding, Report
 from marco_search.cli import options, output
-from marco_search.cli.error_reports import DOES_NOT_FIT
-from marco_search.cli.options import FILE, command
+from marco_search.cli.options import FILE, command, which_jobs
 from marco_search.cli.session import Session, session
-from marco_search.errors import ArchiveRefused
+from marco_search.errors import ArchiveRefused, InvalidSettings
+from marco_search.export.tables import TABLES, Filter, write
 from marco_search.locations import database_url
 from marco_search.store.db import allow, require_tables
 from marco_search.store.seal import anchors as stored_anchors
@@ -111,7 +112,7 @@ def verify(
     data = counted | {"fits": not found, "findings": findings}
     output.report(data, *lines, *_finding_lines(found))
     if found:
-        click.get_current_context().exit(DOES_NOT_FIT)
+        click.get_current_context().exit(output.DOES_NOT_FIT)
 
 
 def _all(here: Session, processes: int) -> Report:
@@ -336,30 +337,70 @@ def _entry(text: str) -> tuple[str, str]:
     return name, value
 
 
+FORMATS = ("jsonl", "parquet", "otlp-json")
+
+
 @command()
-@click.option("--sql", "as_sql", is_flag=True, help="Print the SQL instead of running it.")
-def roles(as_sql: bool) -> None:
-    """Create the roles owner, app, redactor, auditor and auditor_all, and give each its rights.
+@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--format", "file_format", type=click.Choice(FORMATS), default="jsonl", show_default=True,
+    help="otlp-json: OpenTelemetry traces, one job a line.",
+)  # fmt: skip
+@click.option("--otlp", metavar="URL", help="Send traces to this collector instead (OTLP, HTTP).")
+@click.option(
+    "--table", "tables", multiple=True, type=click.Choice(list(TABLES)),
+    help="Table to write; may be given again. All but tokens by default.",
+)  # fmt: skip
+@which_jobs
+@click.option("--no-text", is_flag=True, help="Leave out what people and the model wrote.")
+def export(
+    folder: Path | None, file_format: str, otlp: str | None, tables: tuple[str, ...],
+    jobs: tuple[str, ...], batch: Any,
+    since: datetime | None, until: datetime | None, no_text: bool,
+) -> None:  # fmt: skip
+    """Write jobs with their trees to files in FOLDER, one for each table.
 
-    `marco migrate` does the same where its user may. Where it may not, a superuser runs this
-    once (DATABASE_URL names it), or runs the SQL that --sql prints. docs/sql.md says who may
-    do what, and how a person becomes an auditor.
+    Files appear whole or not at all, and memory does not grow with their size. All tables are
+    of one moment. With --otlp, or as otlp-json, each job is a trace: job, attempts, rounds,
+    branches, with tokens, texts and confidences, as Phoenix and Langfuse show them.
+
+    \b
+    marco export out --format parquet --since 2026-11-01
+    marco export --otlp http://localhost:6006 --batch 0199...
     """
-    from marco_search import settings
-    from marco_search.cli.service_commands import ROLES_HINT
-    from marco_search.errors import RightsMissing
-    from marco_search.migrations import grant_roles
-    from marco_search.store.roles import ROLES, name, statements
+    if (folder is None) is (otlp is None):
+        raise click.UsageError("give a FOLDER to write to, or --otlp URL to send to")
+    if no_text and "vocabulary" in tables:
+        raise click.UsageError("--table vocabulary is nothing but text: not with --no-text")
+    with session(needs_redis=False) as here, here.database.snapshot() as conn:
+        chosen = Filter(
+            jobs=here.find(jobs),
+            batch=batch,
+            tenant=here.tenant,
+            since=since,
+            until=until,
+        )
+        written: dict[str, int] = {}
+        if folder is None or file_format == "otlp-json":
+            exporter = _tracing()
+            traces = exporter.traces(conn, chosen, text=not no_text)
+            if folder is None:
+                written["sent"] = exporter.send(otlp, traces)
+            else:
+                path = folder / "traces.jsonl"
+                written[str(path)] = exporter.write(path, traces)
+        else:
+            left_out = {"tokens"} | ({"vocabulary"} if no_text else set())
+            for name in tables or [name for name in TABLES if name not in left_out]:
+                path = folder / f"{name}.{file_format}"
+                rows = write(conn, path, name, chosen, file_format=file_format, text=not no_text)
+                written[str(path)] = rows
+    output.report(written, *(f"{what}: {count:,}" for what, count in written.items()))
 
-    prefix = settings.load().role_prefix
-    if as_sql:
-        body = (f"{statement.strip()};" for statement in statements(prefix))
-        text = "\n".join(["BEGIN;", *body, "COMMIT;"])
-        output.print_json({"sql": text}) if output.as_json() else output.echo(text)
-        return
-    names = [name(prefix, role) for role in ROLES]
-    with session(creates=True, migrates=True) as here:
-        refused = grant_roles(database_url(here.settings))
-    if refused is not None:
-        raise RightsMissing(f"{refused}: {ROLES_HINT}")
-    output.report({"roles": names}, "Made, with their rights: " + ", ".join(names))
+
+def _tracing() -> ModuleType:
+    try:
+        from marco_search.export import otlp as exporter
+    except ValueError as error:  # the SDK reads the OTEL_..._LIMIT variables when it is imported
+        raise InvalidSettings(str(error)) from None
+    return exporter

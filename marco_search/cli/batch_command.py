@@ -14,7 +14,6 @@ from uuid import UUID
 import click
 
 from marco_search.cli import job_input, options, output
-from marco_search.cli.error_reports import JOBS_NOT_DONE
 from marco_search.cli.job_text import counts, result_json
 from marco_search.cli.session import session
 from marco_search.errors import InputError, InvalidBatch, InvalidJob, WaitTimeout
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 EVERY_S = 1.0
 
 
-@click.group()
+@options.group()
 def batch() -> None:
     """Files of requests: submit one, and pick up the results line by line."""
 
 
-@batch.command("submit", cls=options.JsonCommand, short_help="Submit a file.")
+@batch.command("submit", short_help="Submit a file.")
 @click.argument("file")
 @click.option("--batch", "batch_id", type=click.UUID, metavar="ID", help="Go on with this one.")
 @click.option("--strict", is_flag=True, help="If a line is wrong, submit nothing.")
@@ -70,9 +69,8 @@ def submit_batch(
         where = errors or Path(f"{source or done.id}.errors.jsonl")
         if refused:
             output.write_json_lines(where, map(_refusal, refused))
-    output.report(_as_json(done), str(done.id))
-    if refused and not output.as_json():
-        output.notice(f"{len(refused):,} of {done.lines:,} lines were refused: {where}")
+    said = f"{len(refused):,} of {done.lines:,} lines were refused: {where}"
+    output.report(_as_json(done), str(done.id), notices=[said] if refused else [])
 
 
 def _begun(found: Batch) -> None:
@@ -109,7 +107,7 @@ def _check(file: str, lines: Iterable[bytes], given: dict[str, Any]) -> None:
         raise InvalidBatch(file, errors)
 
 
-@batch.command("status", cls=options.JsonCommand, short_help="Show where batches stand.")
+@batch.command("status", short_help="Show where batches stand.")
 @click.argument("batch_id", metavar="[ID]", type=click.UUID, required=False)
 @options.tenants
 @click.option("--limit", type=options.count(least=1), default=20, show_default=True, metavar="N")
@@ -124,13 +122,11 @@ def show_status(batch_id: UUID | None, limit: int) -> None:
         if batch_id
         else {"batches": [_as_json(each) for each in found]},
         "\n".join(map(_line, found)) or "No batch was submitted.",
+        notices=notices.values(),
     )
-    if not output.as_json():
-        for notice in notices.values():
-            output.notice(notice)
 
 
-@batch.command("watch", cls=options.JsonCommand, short_help="Follow one until its jobs have ended.")
+@batch.command("watch", short_help="Follow one until its jobs have ended.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 @options.tenants
 @click.option("--timeout", type=options.Seconds(min=0), metavar="S", help="Give up after S s.")
@@ -164,10 +160,10 @@ def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
             # Counting a large batch takes a while: not more than a quarter of the time.
             time.sleep(max(EVERY_S, 3 * (time.monotonic() - began)))
     if said.keys() - {"succeeded"}:
-        click.get_current_context().exit(JOBS_NOT_DONE)
+        click.get_current_context().exit(output.JOBS_NOT_DONE)
 
 
-@batch.command("results", cls=options.JsonCommand, short_help="Print the results, line by line.")
+@batch.command("results", short_help="Print the results, line by line.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 @options.tenants
 @options.file_option
@@ -206,7 +202,7 @@ def _results(
             yield result_json(result, thought=thought, question=question)
 
 
-@batch.command("cancel", cls=options.JsonCommand, short_help="Cancel what has not ended.")
+@batch.command("cancel", short_help="Cancel what has not ended.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 def cancel_batch(batch_id: UUID) -> None:
     """Cancel the jobs of a batch that have not ended; `marco batch restart` takes them up again."""
@@ -217,7 +213,7 @@ def cancel_batch(batch_id: UUID) -> None:
     output.report({"cancelled": count}, f"{count:,} cancelled")
 
 
-@batch.command("restart", cls=options.JsonCommand, short_help="Start over what did not succeed.")
+@batch.command("restart", short_help="Start over what did not succeed.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 def restart_batch(batch_id: UUID) -> None:
     """Start over the jobs of a batch that were cancelled, expired, failed or died.

@@ -13,7 +13,7 @@ import click
 from marco_search import profiles
 from marco_search import settings as settings_module
 from marco_search.cli import output
-from marco_search.cli.evaluation import progress_text
+from marco_search.cli.evaluation_commands import progress_text
 from marco_search.cli.job_input import given_options, profile_options
 from marco_search.cli.options import FILE, command, language_option, threads_option
 from marco_search.engine import profile_of

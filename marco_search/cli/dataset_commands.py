@@ -13,9 +13,8 @@ import click
 from rich.text import Text
 
 from marco_search.cli import options, output
-from marco_search.cli.error_reports import DOES_NOT_FIT
+from marco_search.cli.output import Column, number
 from marco_search.cli.session import session
-from marco_search.cli.tables import Column, number, text_table
 from marco_search.export.tables import Filter
 from marco_search.learning.duplicates import THRESHOLD
 
@@ -61,12 +60,12 @@ _COLUMNS = (
 )
 
 
-@click.group()
+@options.group()
 def dataset() -> None:
     """Data sets for training: made from stored trees and files, filtered, mixed, traced back."""
 
 
-@dataset.command("from-traces", cls=options.JsonCommand)
+@dataset.command("from-traces")
 @_folder_argument
 @click.option("--name", metavar="TEXT", help="What it is called (default: the folder's name).")
 @click.option("--pairs", is_flag=True, help="Preference pairs instead: won and lost in one tree.")
@@ -145,7 +144,7 @@ def from_traces(
     _report(folder, manifest)
 
 
-@dataset.command("list", cls=options.JsonCommand)
+@dataset.command("list")
 @options.tenants
 def list_data_sets() -> None:
     """List the data sets that were made from stored trees, newest first."""
@@ -153,12 +152,11 @@ def list_data_sets() -> None:
 
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         found = datasets.data_sets(conn, here.tenant)
-    table = text_table(_COLUMNS, found, width=output.terminal_width())
     none = "No data sets: `marco dataset from-traces` makes one."
-    output.report({"datasets": found}, table if found else none)
+    output.report_table({"datasets": found}, _COLUMNS, found, none)
 
 
-@dataset.command("trace", cls=options.JsonCommand)
+@dataset.command("trace")
 @click.argument("sample", metavar="SAMPLE")
 @click.option(
     "--folder", type=_folder, help="Check the files of the data set in this folder as well."
@@ -182,10 +180,10 @@ def trace_sample(sample: str, folder: Path | None) -> None:
     lines += [f"{folder}: {f} is {wrong.get(f, 'not as the manifest says')}" for f in changed]
     output.report({"origins": found, "changed_files": changed, "holds": holds}, *map(Text, lines))
     if not holds:
-        click.get_current_context().exit(DOES_NOT_FIT)
+        click.get_current_context().exit(output.DOES_NOT_FIT)
 
 
-@dataset.command("filter", cls=options.JsonCommand)
+@dataset.command("filter")
 @_folder_argument
 @_files
 @click.option(
@@ -224,7 +222,7 @@ def filter_command(
     _convert("filter", folder, files, rules, near_duplicate, held_out, all_tenants)
 
 
-@dataset.command("instructions", cls=options.JsonCommand)
+@dataset.command("instructions")
 @_folder_argument
 @_files
 @_limits
@@ -249,7 +247,7 @@ def instructions(
     _convert("instructions", folder, files, rules, near_duplicate, held_out, all_tenants)
 
 
-@dataset.command("mix", cls=options.JsonCommand)
+@dataset.command("mix")
 @_folder_argument
 @click.argument("sets", nargs=-1, required=True, metavar="SET[=WEIGHT]...")
 @click.option(

@@ -13,7 +13,6 @@ from uuid import UUID
 import click
 
 from marco_search.cli import batch_command, job_input, job_text, options, output
-from marco_search.cli.error_reports import JOBS_NOT_DONE
 from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.session import session
 from marco_search.cli.tree_text import draw_tree, tree_json
@@ -75,12 +74,10 @@ def submit(file: str | None, question: str | None, waits: bool, **values: Any) -
     new = len(ids) - len(known)
     batch = handles[0].batch_id
     data = {"ids": ids, "submitted": new, "known": known, "batch_id": batch}
-    output.report(data, "\n".join(ids))
     text = f"batch {batch}: {new:,} new, {len(known):,} known"
     if new and sys.stderr.isatty():
         text += ". `marco worker` answers them, `marco watch` follows"
-    if not output.as_json():
-        output.note(f"{text}.")
+    output.report(data, "\n".join(ids), remark=f"{text}.")
 
 
 def _jobs_to_submit(
@@ -165,19 +162,20 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
     States: queued, running, succeeded, failed (will not be tried again), dead (tried too
     often, or cost several workers), cancelled, expired (its deadline came first).
     """
+    batch = options.chosen_batch(jobs)
     with session(needs_redis=False) as here:
-        named = here.find(jobs)
+        named = here.find(jobs) if jobs or batch else None
         with here.database.transaction() as conn:
-            if jobs:
+            if named is not None:
                 lines = queries.statuses(conn, named, tenant=here.tenant)
             else:
                 wanted = queries.JobFilter(tenant=here.tenant, state=state)
                 newest = queries.page(conn, wanted, limit=limit or options.LARGEST_COUNT).jobs
                 lines = list(newest[::-1])
-            by_state = queries.state_counts(conn, here.tenant, options.batch_of(jobs))
-            others = {} if jobs else queries.other_tenants(conn, here.tenant)
+            by_state = queries.state_counts(conn, here.tenant, batch)
+            others = {} if named is not None else queries.other_tenants(conn, here.tenant)
             missing = queries.missing_models(conn, tenant=here.tenant)
-        notices = here.producer(here.tenant).standstill(named if jobs else None)
+        notices = here.producer(here.tenant).standstill(named)
     table = [jobs_table(lines, width=output.terminal_width()), ""] if lines else []
     output.report(
         {
@@ -190,22 +188,19 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
         *table,
         job_text.counts(by_state),
         *(f"{model}: `marco requeue --restart` restarts them" for model in missing),
+        notices=[*notices.values(), *_not_shown(others)],
     )
-    if not output.as_json():
-        for notice in notices.values():
-            output.notice(notice)
-        _say_not_shown(others)
 
 
-def _say_not_shown(others: Mapping[str, int]) -> None:
-    """Say that other tenants have jobs, and how to see them."""
+def _not_shown(others: Mapping[str, int]) -> Iterator[str]:
+    """That other tenants have jobs, and how to see them."""
     if others:
         count = sum(others.values())
         one = next(iter(others)) if len(others) == 1 else None
         whose = f"tenant {one}" if one else f"{len(others)} other tenants"
         shown = f"--tenant {one}" if one else "--all-tenants"
         what = "1 job of {} is" if count == 1 else f"{count:,} jobs of {{}} are"
-        output.notice(f"{what.format(whose)} not shown: {shown}")
+        yield f"{what.format(whose)} not shown: {shown}"
 
 
 @options.command()
@@ -220,7 +215,8 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     the counts are followed, as by `marco batch watch`.
     Exits with 7 if a job did not succeed.
     """
-    if _followed_batch(jobs, timeout, quiet=False):
+    if batch := options.chosen_batch(jobs):
+        batch_command.follow(batch, timeout, quiet=False)
         return
     lines = _follow(jobs, timeout, quiet=False)
     if not output.as_json():
@@ -238,20 +234,13 @@ def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
 
     Exits with 7 if a job did not succeed, with 6 after --timeout.
     """
-    if _followed_batch(jobs, timeout, quiet=True):
+    if batch := options.chosen_batch(jobs):
+        batch_command.follow(batch, timeout, quiet=True)
         return
     lines = _follow(jobs, timeout, quiet=True)
     table = jobs_table(lines, width=output.terminal_width())
     output.report({"jobs": lines}, table if lines else NONE_LEFT)
     _exit(lines)
-
-
-def _followed_batch(words: Sequence[str], timeout: float | None, *, quiet: bool) -> bool:
-    """Follow the batch that the words name; False: they name jobs."""
-    if (batch_id := options.batch_of(words)) is None:
-        return False
-    batch_command.follow(batch_id, timeout, quiet=quiet)
-    return True
 
 
 def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> list[JobStatus]:
@@ -262,7 +251,7 @@ def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> list
         else:
             with here.database.transaction() as conn:
                 ids = queries.jobs_of(conn, here.tenant, finished=False)
-                _say_not_shown(queries.other_tenants(conn, here.tenant, finished=False))
+                output.notice(*_not_shown(queries.other_tenants(conn, here.tenant, finished=False)))
         every_s = 2.0 if quiet else 0.3
         followed = here.producer().follow(dict.fromkeys(ids), timeout, every_s=every_s)
         return show_following(followed, quiet=quiet)
@@ -270,7 +259,7 @@ def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> list
 
 def _exit(lines: Sequence[JobStatus]) -> None:
     if any(line.state != "succeeded" for line in lines):
-        click.get_current_context().exit(JOBS_NOT_DONE)
+        click.get_current_context().exit(output.JOBS_NOT_DONE)
 
 
 @options.command()
@@ -362,9 +351,9 @@ def results(
     with session(needs_redis=False) as here:
         ids = here.find(jobs)
         with here.database.transaction() as conn:
-            if not jobs:
+            if not (jobs or options.chosen_batch(jobs)):
                 ids = queries.jobs_of(conn, here.tenant, finished=True)
-                _say_not_shown(queries.other_tenants(conn, here.tenant, finished=True))
+                output.notice(*_not_shown(queries.other_tenants(conn, here.tenant, finished=True)))
             found = (
                 result_json(result, thought=thought, question=question)
                 for result in _results(conn, ids)

@@ -11,8 +11,15 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from marco_search.cli.output import as_json, console, print_json_line, show
-from marco_search.cli.tables import Column, number, text_table
+from marco_search.cli.output import (
+    Column,
+    as_json,
+    console,
+    number,
+    print_json_line,
+    show,
+    text_table,
+)
 from marco_search.cli.tree_text import fraction
 from marco_search.jobs import JobResult
 from marco_search.render.layout import ELLIPSIS, STOP_REASONS, one_line, short_id, weighting

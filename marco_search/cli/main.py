@@ -7,60 +7,68 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import cast
+from errno import ENOSPC
+from typing import Any, cast
 
 import click
 
 from marco_search import __version__
-from marco_search.cli.error_reports import INTERRUPTED, report_error, report_usage
+from marco_search.errors import Backpressure, InvalidBatch, MarcoError
+from marco_search.text import escaped, redacted
 
 # Command -> (module, line in the list of commands). In the order in which they are shown.
 COMMANDS = {
-    "demo": ("demo", "Answer the example jobs end to end and look into the database."),
-    "solve": ("solve_command", "Answer one question in this process, without any service."),
+    "demo": ("solve_commands", "Answer the example jobs end to end and look into the database."),
+    "solve": ("solve_commands", "Answer one question in this process, without any service."),
     "submit": ("job_commands", "Submit the jobs of a JSON Lines file, or one question."),
     "status": ("job_commands", "Show where jobs stand."),
     "watch": ("job_commands", "Follow jobs live until they end."),
     "wait": ("job_commands", "Wait quietly until jobs end."),
     "show": ("job_commands", "Show a job's ranked answers, its totals and its search tree."),
-    "console": ("service_commands", "Show jobs and their trees in a browser."),
-    "serve": ("service_commands", "Serve the HTTP API, which OpenAI's clients can call."),
-    "keys": ("key_commands", "Keys of the HTTP API: create, list, revoke."),
+    "console": ("http_commands", "Show jobs and their trees in a browser."),
+    "serve": ("http_commands", "Serve the HTTP API, which OpenAI's clients can call."),
+    "keys": ("http_commands", "Keys of the HTTP API: create, list, revoke."),
     "results": ("job_commands", "Print the results of jobs that have ended."),
     "cancel": ("job_commands", "Cancel jobs."),
     "pause": ("queue_commands", "Pause jobs: some, a tenant's, or all."),
     "resume": ("queue_commands", "Resume paused jobs."),
     "batch": ("batch_command", "Files of requests as batches: submit, status, watch, results."),
-    "webhooks": ("webhook_commands", "Tell addresses of ends of jobs: add, list, test, resend."),
+    "webhooks": ("http_commands", "Tell addresses of ends of jobs: add, list, test, resend."),
     "dead": ("queue_commands", "Dead and failed jobs: list, show, requeue."),
     "requeue": ("queue_commands", "Restart jobs whose model no worker has any more."),
     "quota": ("queue_commands", "Limit how many jobs a tenant may have queued."),
     "sql": ("sql_command", "Run a read-only SQL query on the jobs and their trees."),
-    "psql": ("service_commands", "Open psql on the database, or print its URL."),
+    "psql": ("sql_command", "Open psql on the database, or print its URL."),
     "verify": ("audit_commands", "Check that nothing stored was changed; else name the row."),
     "anchor": ("audit_commands", "Print the head of the chain of hashes, signed, to keep."),
-    "export": ("export_command", "Write jobs, trees and tokens to files, or send traces."),
+    "export": ("audit_commands", "Write jobs, trees and tokens to files, or send traces."),
     "dataset": ("dataset_commands", "Data sets for training: from traces, filter, mix, trace."),
     "redact": ("audit_commands", "Replace the texts of jobs by salted hashes, for good."),
     "archive": ("audit_commands", "Move months of trees to Parquet files with their proofs."),
     "model": ("model_commands", "Models for the embedded engine: list, get, use, remove."),
-    "eval": ("evaluation", "Run a set of problems and report accuracy and cost."),
+    "eval": ("evaluation_commands", "Run a set of problems and report accuracy and cost."),
     "calibrate": ("calibrate_command", "Measure a model on a few questions, write its profile."),
-    "profile": ("profile_command", "Model profiles: list them, show one."),
-    "replay": ("replay_command", "Generate a job again and compare, or rescore stored trees."),
+    "profile": ("model_commands", "Model profiles: list them, show one."),
+    "replay": ("evaluation_commands", "Generate a job again and compare, or rescore stored trees."),
     "worker": ("service_commands", "Run a worker that answers submitted jobs."),
     "scheduler": ("service_commands", "Publish due jobs, recover lost ones, expire late ones."),
     "up": ("service_commands", "Start the embedded Postgres and Redis."),
     "down": ("service_commands", "Stop the embedded Postgres and Redis."),
     "migrate": ("service_commands", "Bring the database to this version's schema."),
-    "roles": ("audit_commands", "Create the database's roles: owner, app, auditors."),
+    "roles": ("service_commands", "Create the database's roles: owner, app, auditors."),
     "doctor": ("service_commands", "Report what is reachable, what is wrong, and how to fix it."),
 }
+
+BAD_INPUT = 2
+BUG = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EXIT_CODES = """\b
 Exit codes:
@@ -149,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
-        return report_usage(error, as_json)
+        return _report_usage(error, as_json)
     except (KeyboardInterrupt, click.Abort):
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -160,12 +168,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
         if isinstance(error, UnicodeEncodeError) and re.search("[\\ud800-\\udfff]", "".join(words)):
-            return report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
+            return _report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
         # Ctrl-C while a library is being loaded may come out of it as an error of its own.
         if "KeyboardInterrupt" in "".join(traceback.format_exception(error)):
             print("Interrupted.", file=sys.stderr)
             return INTERRUPTED
-        return report_error(error, as_json, debug)
+        return _report_error(error, as_json, debug)
+
+
+def _report_usage(error: click.ClickException, as_json: bool) -> int:
+    """Report arguments that click refused: the reason, and how the command is used."""
+    message = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
+    if message[1:2].islower():  # click's sentences, as all our messages begin
+        message = message[0].lower() + message[1:]
+    _report("UsageError", message, BAD_INPUT, as_json)
+    context = getattr(error, "ctx", None)
+    if context is not None and not as_json:
+        print(f"{context.get_usage()}\n`{context.command_path} --help` says more", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _report_error(error: Exception, as_json: bool, debug: bool) -> int:
+    """Report an error raised on purpose, whose message says what to do, or else a bug."""
+    trace = redacted("".join(traceback.format_exception(error)))
+    if debug:
+        print(escaped(trace), file=sys.stderr)
+    name, more = type(error).__name__, dict[str, Any]()
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno == ENOSPC):
+        # What was named can't be read or written, or the disk is full.
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        code = 1 if error.errno == ENOSPC else BAD_INPUT
+        return _report(name, f"{where}{error.strerror}", code, as_json)
+    if not isinstance(error, MarcoError):
+        where = "is above" if debug else f"is in {_kept(trace)}; --debug prints it"
+        reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+        message = f"a bug in marco-search, please report it ({reason}); its traceback {where}"
+        return _report(name, message, BUG, as_json)
+    if isinstance(error, Backpressure):
+        more["retry_after_s"] = error.retry_after_s
+    if isinstance(error, InvalidBatch):
+        more["errors"] = errors = []
+        for line in error.errors:
+            place, _, field = line.field.partition(", ")
+            number = place.removeprefix("line ")
+            at = int(number) if number.isdecimal() else None
+            errors.append({"line": at, "field": field or None, "reason": redacted(line.reason)})
+    return _report(name, str(error) or name, error.exit_code, as_json, **more)
+
+
+def _report(name: str, message: str, code: int, as_json: bool, **more: Any) -> int:
+    text = f"marco: {redacted(message)}"
+    if as_json:
+        about = {"type": name, "message": redacted(message), "exit_code": code, **more}
+        text = json.dumps({"error": about}, ensure_ascii=False)
+    print(escaped(text), file=sys.stderr)
+    return code
+
+
+def _kept(trace: str) -> str:
+    # Not under MARCO_HOME: what is broken may be just that. mkstemp's file is the user's own.
+    handle, path = tempfile.mkstemp(prefix="marco-", suffix=".traceback.txt")
+    with os.fdopen(handle, "w", errors="replace") as file:
+        file.write(trace)
+    return path
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`marco model`: which models are installed, which is the default, and how two compare."""
+"""Commands about models: `marco model`, and `marco profile` for families of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from marco_search import models
+from marco_search import models, profiles
 from marco_search import settings as settings_module
 from marco_search.cli import options, output
-from marco_search.cli.tables import Column, number, text_table
+from marco_search.cli.output import Column, number, text_table
 from marco_search.errors import QueryRefused
 from marco_search.render.layout import score, short_id
 from marco_search.text import counted
@@ -70,7 +70,7 @@ def _origin(one: dict[str, Any]) -> str:
     )
 
 
-@click.group()
+@options.group()
 def model() -> None:
     """Models for the embedded engine: list, get, use, remove; and two of them compared.
 
@@ -79,7 +79,7 @@ def model() -> None:
     """
 
 
-@model.command("list", cls=options.JsonCommand)
+@model.command("list")
 def list_() -> None:
     """List the models that are installed or can be."""
     settings = settings_module.load()
@@ -101,7 +101,7 @@ def list_() -> None:
     output.report(data, text_table(COLUMNS, rows), *([asked] if asked else []))
 
 
-@model.command(cls=options.JsonCommand)
+@model.command()
 @click.argument("name", type=click.Choice(list(models.CATALOGUE)))
 def get(name: str) -> None:
     """Download a model and make it the default.
@@ -121,7 +121,7 @@ def get(name: str) -> None:
     )
 
 
-@model.command(cls=options.JsonCommand)
+@model.command()
 @name_argument
 def use(name: str) -> None:
     """Make an installed model the default."""
@@ -129,7 +129,7 @@ def use(name: str) -> None:
     output.report({"name": name, "path": str(path)}, f"{name} is the default.")
 
 
-@model.command(cls=options.JsonCommand)
+@model.command()
 @name_argument
 def remove(name: str) -> None:
     """Delete an installed model."""
@@ -137,7 +137,7 @@ def remove(name: str) -> None:
     output.report({"removed": name}, f"{name} is removed.")
 
 
-@model.command(cls=options.JsonCommand)
+@model.command()
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @options.tenants
@@ -172,3 +172,39 @@ def compare(old: str, new: str, changed: int) -> None:
     if other:
         shown.append(text_table(CHANGED, other, width=output.terminal_width()))
     output.report(data, f"old: {_origin(origins[0])}", f"new: {_origin(origins[1])}", *shown)
+
+
+@options.group()
+def profile() -> None:
+    """Profiles: format, prompts and defaults of a family of models (docs/profiles.md).
+
+    Those of your own are read from the folder `profiles` under MARCO_HOME, or by path.
+    """
+
+
+@profile.command("list")
+@click.option("--model", metavar="NAME", help="Mark the one that is taken for this model.")
+def list_profiles(model: str | None) -> None:
+    """List the profiles, those of your own first, and the model names they are for."""
+    folder = settings_module.load().profiles
+    taken = None if model is None else profiles.chosen(model, folder).name
+    known = [profiles.read(file) for file in profiles.files(folder).values()]
+    lines = [
+        f"{'* ' if p.name == taken else ''}{p.name}  {', '.join(p.models) or 'any other model'}"
+        for p in known
+    ]
+    data = [{"name": p.name, "models": p.models, "label": p.label} for p in known]
+    output.report({"profiles": data, "chosen": taken}, "\n".join(lines))
+
+
+@profile.command("show")
+@click.argument("name")
+def show_profile(name: str) -> None:
+    """Print the profile NAME (or of a file) with all its fields, as a file to change.
+
+    \b
+    marco profile show qwen2 > .marco/profiles/mine.toml
+    """
+    found = profiles.load(name, settings_module.load().profiles)
+    data = found.model_dump(mode="json") | {"label": found.label}
+    output.report(data, profiles.dumps(found).rstrip())

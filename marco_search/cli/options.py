@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,6 +15,7 @@ JSON = "marco_search.json"
 """Key of a click context's `meta`: whether --json was given."""
 _TENANT = "marco_search.tenant"
 _ALL_TENANTS = "marco_search.all_tenants"
+_BATCH = "marco_search.batch"
 FILE = click.Path(dir_okay=False, path_type=Path)
 """A path that is no folder's."""
 file_option = click.option(
@@ -47,9 +47,18 @@ class JsonCommand(click.Command):
         self.params.append(click.Option(["--json"], is_flag=True, help="Print JSON.", **given))
 
 
+class _Group(click.Group):
+    command_class = JsonCommand
+
+
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
     """Makes a function a command that takes --json."""
     return click.command(name, cls=JsonCommand)
+
+
+def group() -> Callable[[Callable[..., Any]], click.Group]:
+    """Makes a function a group of commands that take --json."""
+    return click.group(cls=_Group)
 
 
 jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1)
@@ -73,10 +82,6 @@ def tenants(function: Callable[..., Any]) -> Callable[..., Any]:
         "--all-tenants", is_flag=True, help="Jobs of all tenants.", **_kept_as(_ALL_TENANTS)
     )
     return one(every(function))
-
-
-BATCH = "batch:"
-"""What the word begins with that names all jobs of a batch."""
 
 
 class _Moment(click.DateTime):
@@ -105,27 +110,17 @@ def which_jobs(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def of_batch(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--batch in place of jobs, of a command that takes `jobs`."""
-
-    @wraps(function)
-    def command(*given: Any, batch: UUID | None, jobs: tuple[str, ...], **more: Any) -> Any:
-        if batch is not None and jobs:
-            raise click.UsageError("Give jobs, or --batch.")
-        return function(*given, jobs=(f"{BATCH}{batch}",) if batch else jobs, **more)
-
-    option = click.option("--batch", type=click.UUID, metavar="ID", help="The jobs of this batch.")
-    return option(command)
+of_batch = click.option(
+    "--batch", type=click.UUID, metavar="ID", help="The jobs of this batch.", **_kept_as(_BATCH)
+)
 
 
-def batch_of(words: Sequence[str]) -> UUID | None:
-    """The batch whose jobs these words name. Raises UsageError for what is no id."""
-    if not words or not words[0].startswith(BATCH):
-        return None
-    try:
-        return UUID(words[0].removeprefix(BATCH))
-    except ValueError:
-        raise click.UsageError(f"{words[0]!r} is not a batch's id.") from None
+def chosen_batch(jobs: Sequence[str]) -> UUID | None:
+    """The batch of `of_batch`, in place of `jobs`. Raises UsageError for both."""
+    batch: UUID | None = click.get_current_context().meta.get(_BATCH)
+    if batch is not None and jobs:
+        raise click.UsageError("Give jobs, or --batch.")
+    return batch
 
 
 def chosen_tenant(default: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Where output goes: a terminal gets colour and its own width, a pipe gets plain whole lines.
+"""Output: a terminal gets colour, tables and its own width, a pipe gets plain whole lines.
 
 A terminal never gets a control character that came with the data; a pipe or a file gets the
-data byte for byte, in UTF-8.
+data byte for byte, in UTF-8. No markup is read from a text: a model may have written it.
 """
 
 from __future__ import annotations
@@ -9,22 +9,41 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 from pydantic_core import to_jsonable_python
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.constrain import Constrain
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from marco_search.cli.options import JSON
 from marco_search.export.files import whole
+from marco_search.render.layout import cut
 from marco_search.text import escaped
 
+JOBS_NOT_DONE, DOES_NOT_FIT, OTHER_ENGINE = 7, 9, 10
+"""Exit codes of commands that did what they were asked for."""
 PAGE_WIDTH = 100  # cells: of what is laid out for a reader
 PIPE_WIDTH = 10_000  # cells: nothing is truncated for a reader that is a program
+_BETWEEN = 2  # cells between two columns
+_STYLES = {
+    "yes": "green",
+    "succeeded": "green",
+    "no": "red",
+    "failed": "red",
+    "dead": "red",
+    "cancelled": "yellow",
+    "expired": "yellow",
+    "running": "cyan",
+}
 
 
 def as_json() -> bool:
@@ -32,12 +51,25 @@ def as_json() -> bool:
     return bool(click.get_current_context().meta.get(JSON))
 
 
-def report(data: Any, *parts: RenderableType) -> None:
-    """Print `data` as JSON if the command was given --json, else each part on lines of its own."""
+def report(
+    data: Any, *parts: RenderableType, remark: str = "", notices: Iterable[str] = ()
+) -> None:
+    """Print `data` as JSON if the command was given --json, else each part on lines of its own.
+
+    Then, not with --json, to standard error: a remark, and notices.
+    """
     if as_json():
         print_json(data)
-    else:
-        show(*parts)
+        return
+    show(*parts)
+    if remark:
+        note(remark)
+    notice(*notices)
+
+
+def report_table(data: Any, columns: Sequence[Column], found: Sequence[Any], none: str) -> None:
+    """`report` data or a table of what was found; `none` says that there is nothing."""
+    report(data, text_table(columns, found, width=terminal_width()) if found else none)
 
 
 def print_json(data: Any) -> None:
@@ -94,10 +126,11 @@ def note(text: str, style: str = "dim") -> None:
     console(stderr=True).print(text, style=style)
 
 
-def notice(text: str) -> None:
+def notice(*texts: str) -> None:
     """Print what a user or a program should know to standard error, with --json as JSON."""
-    line = json.dumps({"notice": text}, ensure_ascii=False) if as_json() else f"marco: {text}"
-    print(escaped(line), file=sys.stderr, flush=True)
+    for text in texts:
+        line = json.dumps({"notice": text}, ensure_ascii=False) if as_json() else f"marco: {text}"
+        print(escaped(line), file=sys.stderr, flush=True)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -144,3 +177,107 @@ class _EscapingConsole(Console):
             # Colours are styles, not text: rich's own controls are marked as such.
             known = segment.control or segment.text.isprintable()
             yield segment if known else Segment(escaped(segment.text), segment.style)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading, the text of an item's cell, and how the cells are laid out.
+
+    Where a line is too narrow, columns with a `drop` are left out: those that are empty first,
+    then the lowest number first. The flexible columns share what is left of the line, each at
+    least `least` cells of it, and end in an ellipsis: after the table's `lines` if they wrap.
+    """
+
+    heading: str
+    cell: Callable[[Any], str]
+    justify: Literal["left", "right"] = "left"
+    flexible: bool = False
+    least: int = 8
+    wraps: bool = False
+    drop: int | None = None
+
+
+def number(heading: str, cell: Callable[[Any], str], *, drop: int | None = None) -> Column:
+    """A column of numbers."""
+    return Column(heading, cell, "right", drop=drop)
+
+
+def text_table(
+    columns: Sequence[Column],
+    items: Iterable[Any],
+    *,
+    width: int | None = None,
+    footer: Mapping[str, str] | None = None,
+    lines: int = 3,
+) -> RenderableType:
+    """A row for each item, below the headings and, if given, a last line set off.
+
+    `width` is in terminal cells; None: as wide as it takes. `footer` is by heading.
+    """
+    rows = [[column.cell(item) for column in columns] for item in items]
+    last = [(footer or {}).get(column.heading, "") for column in columns]
+    widths = _widths(columns, rows, last, width)
+    # A cell of padding to the right; the box adds another.
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.header_style = "dim"
+    for i, cells in widths.items():
+        table.add_column(_cell(columns[i].heading), justify=columns[i].justify, width=cells)
+    for row in rows:
+        texts = {i: _folded(row[i], w, lines * columns[i].wraps) for i, w in widths.items()}
+        table.add_row(*(_cell(text, _STYLES.get(row[i], "")) for i, text in texts.items()))
+    if footer:
+        table.add_section()
+        table.add_row(*(_cell(last[i], "bold") for i in widths))
+    return table if width is None else Constrain(table, width)
+
+
+def natural_widths(columns: Sequence[Column], items: Sequence[Any]) -> list[int]:
+    """The cells that each column takes if nothing is cut."""
+    return [max(map(cell_len, (c.heading, *map(c.cell, items)))) for c in columns]
+
+
+def _widths(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    last: Sequence[str],
+    width: int | None,
+) -> dict[int, int]:
+    """The cells of each column that there is room for, by its index."""
+    most = {
+        i: max(map(cell_len, (column.heading, last[i], *(row[i] for row in rows))))
+        for i, column in enumerate(columns)
+    }
+    if width is None:
+        return most
+    kept = {i: min(most[i], c.least) if c.flexible else most[i] for i, c in enumerate(columns)}
+    empty = {i: not any(row[i] for row in rows) for i in kept}
+    order = {i: (not empty[i], c.drop) for i, c in enumerate(columns) if c.drop is not None}
+    droppable = sorted(order, key=lambda i: order[i], reverse=True)
+    room = width + _BETWEEN  # nothing comes after the last
+    while droppable and sum(kept.values()) + _BETWEEN * len(kept) > room:
+        del kept[droppable.pop()]
+    spare = room - sum(kept.values()) - _BETWEEN * len(kept)
+    while spare > 0 and (narrow := [i for i in kept if kept[i] < most[i]]):
+        kept[min(narrow, key=lambda i: kept[i])] += 1
+        spare -= 1
+    return kept
+
+
+def _folded(text: str, width: int, lines: int) -> str:
+    """`text` in so many lines of `width` cells at most; 0: on one, cut."""
+    if cell_len(text) <= width or lines < 2:
+        return cut(text, width)
+    parts = wrap_cells(text, width)
+    if len(parts) > lines:
+        parts[lines - 1 :] = [cut(" ".join(parts[lines - 1 :]), width)]
+    return "\n".join(parts)
+
+
+def _cell(text: str, style: str = "") -> Text:
+    # Its lines have been measured; where even those do not fit, what is seen ends in an ellipsis.
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def wrap_cells(text: str, width: int) -> list[str]:
+    """`text` as lines of at most `width` cells; breaks at spaces where a line has one."""
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)] or [""]

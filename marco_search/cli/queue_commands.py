@@ -11,7 +11,6 @@ import click
 from marco_search.cli import options, output
 from marco_search.cli.job_text import LETTERS, letter_report
 from marco_search.cli.session import session
-from marco_search.cli.tables import text_table
 from marco_search.store.queue import tenants
 from marco_search.text import counted
 
@@ -40,7 +39,7 @@ def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: b
     """
     if not listed:
         _set_paused(jobs, tenant, everything, paused=True)
-    elif jobs or tenant is not None or everything:
+    elif jobs or options.chosen_batch(jobs) or tenant is not None or everything:
         raise click.UsageError("--list goes alone.")
     else:
         _list_pauses()
@@ -78,14 +77,15 @@ def _list_pauses() -> None:
 def _set_paused(
     jobs: tuple[str, ...], tenant: str | None, everything: bool, *, paused: bool
 ) -> None:
-    if everything is (bool(jobs) or tenant is not None):
+    named = bool(jobs or options.chosen_batch(jobs))
+    if everything is (named or tenant is not None):
         raise click.UsageError("Give jobs, or --tenant NAME, or --all.")
     from producer import EVERYONE
 
     done = "paused" if paused else "resumed"
     with session() as here:
         producer = here.producer()
-        if not jobs:
+        if not named:
             change = producer.pause_tenant if paused else producer.resume_tenant
             change(EVERYONE if everything else tenant)
             whose = "all tenants" if everything else f"tenant {tenant}"
@@ -133,7 +133,7 @@ def _list_quotas(tenant: str | None) -> None:
     output.report({"quotas": found, "default": default}, *lines)
 
 
-@click.group()
+@options.group()
 def dead() -> None:
     """Dead and failed jobs.
 
@@ -142,7 +142,7 @@ def dead() -> None:
     """
 
 
-@dead.command("list", cls=options.JsonCommand, short_help="List them.")
+@dead.command("list", short_help="List them.")
 @options.tenants
 @state_option
 @error_option
@@ -151,15 +151,10 @@ def list_dead(state: str | None, error: str | None, limit: int) -> None:
     """List dead and failed jobs, the latest first."""
     with session() as here:
         found = here.producer(here.tenant).dead_letters(state=state, error=error, limit=limit)
-    output.report(
-        {"jobs": found},
-        text_table(LETTERS, found, width=output.terminal_width())
-        if found
-        else "No dead or failed jobs.",
-    )
+    output.report_table({"jobs": found}, LETTERS, found, "No dead or failed jobs.")
 
 
-@dead.command("show", cls=options.JsonCommand, short_help="Show why one is dead or failed.")
+@dead.command("show", short_help="Show why one is dead or failed.")
 @options.tenants
 @click.argument("job", metavar="JOB")
 def show_dead(job: str) -> None:
@@ -169,7 +164,7 @@ def show_dead(job: str) -> None:
     output.report(letter, *letter_report(letter))
 
 
-@dead.command("requeue", cls=options.JsonCommand, short_help="Queue them again.")
+@dead.command("requeue", short_help="Queue them again.")
 @options.jobs_argument
 @options.tenants
 @click.option("--all", "everything", is_flag=True, help="All, or those of --state and --error.")

@@ -1,38 +1,27 @@
-"""Commands about what runs: up, down, migrate, doctor, worker, scheduler, console, serve."""
+"""Commands about what runs: up, down, migrate, roles, doctor, worker, scheduler."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import secrets
-import shutil
-import signal
 import socket
-import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
 
 import click
-from psycopg.conninfo import make_conninfo
 from rich.text import Text
 
-from marco_search import logs
 from marco_search import settings as settings_module
 from marco_search.cli import output
-from marco_search.cli.options import JsonCommand, command
-from marco_search.errors import BrokerUnavailable, InvalidSettings, LocalServiceFailed, MarcoError
+from marco_search.cli.options import command
+from marco_search.errors import BrokerUnavailable, RightsMissing
 from marco_search.locations import database_url, redis_url
-from marco_search.metrics import API, measured
-from marco_search.settings import Settings, console_refusal, without_password
+from marco_search.settings import Settings, without_password
 
 if TYPE_CHECKING:
     from marco_search.doctor import Finding
     from marco_search.local import ServiceUrls
 
 UNREACHABLE = 4  # as for a service that does not answer
-CONSOLE_PORT, API_PORT = 8780, 8781
 METRICS_PORT = click.option(
     "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
     help="Serve metrics for Prometheus there (default: MARCO_METRICS_PORT, else none).",
@@ -81,51 +70,6 @@ def down() -> None:
     output.report({"stopped": stopped}, "Stopped." if stopped else "Nothing was running.")
 
 
-@click.command(
-    "psql", cls=JsonCommand, context_settings={"ignore_unknown_options": True},
-)  # fmt: skip
-@click.option("--print-url", is_flag=True, help="Print the URL with its password instead.")
-@click.argument("arguments", metavar="[PSQL ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
-def psql(print_url: bool, arguments: tuple[str, ...]) -> None:
-    """Open psql on the database, as DATABASE_URL or the embedded one has it.
-
-    The password is not on psql's command line. --print-url is for other programs (DBeaver,
-    Grafana); an embedded database answers them as long as `marco up` keeps it running.
-
-    \b
-    marco psql -c "SELECT state, count(*) FROM audit.jobs GROUP BY state"
-    """
-    from marco_search.cli.session import session
-    from marco_search.store import address
-
-    with session(needs_redis=False) as here:
-        url = database_url(here.settings)
-        if print_url:
-            output.report({"url": url}, url)
-            return
-        given = address.parameters(address.conninfo(url, "marco psql"))
-        environment = os.environ | {"PGPASSWORD": given.pop("password", "")}
-        given.pop("sslpassword", None)  # psql asks for it
-        program = [_psql(), "-d", make_conninfo(**given), *arguments]
-        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's
-        code = subprocess.run(program, env=environment, check=False).returncode
-    click.get_current_context().exit(code)
-
-
-def _psql() -> str:
-    """The path of psql: of this machine, else of the embedded Postgres."""
-    from marco_search.local import programs
-
-    if found := shutil.which("psql"):
-        return found
-    with suppress(LocalServiceFailed):
-        return str(programs.installed().postgres / "psql")
-    raise MarcoError(
-        "psql is not installed: install the package postgresql-client, use `marco sql`, or give "
-        "another program the URL that `marco psql --print-url` prints"
-    )
-
-
 @command()
 def migrate() -> None:
     """Bring the database to this version's schema. Safe to run again, and by several at once.
@@ -153,6 +97,33 @@ def migrate() -> None:
     if refused is not None:
         text = f"The roles of the database were left as they are ({refused}): {ROLES_HINT}."
         output.note(text, "yellow")
+
+
+@command()
+@click.option("--sql", "as_sql", is_flag=True, help="Print the SQL instead of running it.")
+def roles(as_sql: bool) -> None:
+    """Create the roles owner, app, redactor, auditor and auditor_all, and give each its rights.
+
+    `marco migrate` does the same where its user may. Where it may not, a superuser runs this
+    once (DATABASE_URL names it), or runs the SQL that --sql prints. docs/sql.md says who may
+    do what, and how a person becomes an auditor.
+    """
+    from marco_search.cli.session import session
+    from marco_search.migrations import grant_roles
+    from marco_search.store.roles import ROLES, name, statements
+
+    prefix = settings_module.load().role_prefix
+    if as_sql:
+        body = (f"{statement.strip()};" for statement in statements(prefix))
+        text = "\n".join(["BEGIN;", *body, "COMMIT;"])
+        output.print_json({"sql": text}) if output.as_json() else output.echo(text)
+        return
+    names = [name(prefix, role) for role in ROLES]
+    with session(creates=True, migrates=True) as here:
+        refused = grant_roles(database_url(here.settings))
+    if refused is not None:
+        raise RightsMissing(f"{refused}: {ROLES_HINT}")
+    output.report({"roles": names}, "Made, with their rights: " + ", ".join(names))
 
 
 @command()
@@ -240,113 +211,3 @@ def scheduler(metrics_port: int | None) -> None:
 
 def _with_metrics(settings: Settings, port: int | None) -> Settings:
     return settings if port is None else settings.model_copy(update={"metrics_port": port})
-
-
-def _listens(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """--host and --port of a command that serves."""
-    host = click.option(
-        "--host", default="127.0.0.1", show_default=True, help="Address to listen at."
-    )
-    number = click.option(
-        "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
-        help="Port; 0 takes a free one.",
-    )  # fmt: skip
-    return lambda function: host(number(function))
-
-
-def _announced(where: str, note: str, **secret: str | None) -> Callable[[str], None]:
-    """What says where a server answers; as JSON with the secret that was made for it, if one."""
-
-    def ready(address: str) -> None:
-        if output.as_json():
-            made = {name: value for name, value in secret.items() if value}
-            output.print_json_line({"address": address} | made)
-            return
-        output.show(f"{where.format(address)}  (Ctrl-C stops it)")
-        if note:
-            output.show(note)
-
-    return ready
-
-
-@command()
-@_listens(API_PORT)
-def serve(host: str, port: int) -> None:
-    """Serve the HTTP API, which OpenAI's clients can call, until Ctrl-C.
-
-    Every request carries a key that `marco keys create` made. As long as there is none, a server
-    that listens on this machine only makes one for MARCO_TENANT, which holds until it stops, and
-    prints it; others refuse all requests. It speaks plain HTTP: put a proxy with TLS before it on
-    a network that you do not trust.
-    """
-    from marco_search.api.access import Service
-    from marco_search.api.app import create_app
-    from marco_search.cli.session import session
-    from marco_search.http_server import LOOPBACK
-    from marco_search.http_server import serve as serve_http
-    from marco_search.store import api_keys
-    from producer import AsyncProducer
-
-    with session(creates=True) as here:
-        with here.database.transaction() as conn:
-            keyless = not api_keys.any_usable(conn)
-        local_key = api_keys.new_key()[0] if keyless and host in LOOPBACK else None
-
-        note = "No key yet, it refuses all requests: `marco keys create` makes one"
-        if local_key:
-            note = f"Key, until it stops: {local_key}"
-        ready = _announced(
-            "API at {0}, described at {0}docs", note if keyless else "", key=local_key
-        )
-        producer = AsyncProducer(settings=here.settings, poll_s=10.0)
-        app = create_app(Service(here.settings, here.database, producer, local_key))
-        logs.set_up(here.settings)
-        try:
-            with measured(here.settings, [API]):
-                serve_http(app, host, port, ready, answer_s=here.settings.api_wait_s + 60.0)
-        finally:
-            asyncio.run(producer.close())
-
-
-@command()
-@_listens(CONSOLE_PORT)
-@click.option(
-    "--allow-host", "names", metavar="NAME", multiple=True,
-    help="A name by which browsers reach it (behind a proxy, say); may be given again.",
-)  # fmt: skip
-def console(host: str, port: int, names: tuple[str, ...]) -> None:
-    """Serve a read-only web page of jobs, their trees and their audit log, until Ctrl-C.
-
-    It listens on this machine only. At any other --host it asks for a token: that of
-    MARCO_CONSOLE_TOKEN, or one made now and printed once. With MARCO_CONSOLE_TOKEN set it
-    always asks. It speaks plain HTTP: put a proxy with TLS before it on a network that you do
-    not trust.
-    """
-    from marco_search.cli.session import session
-    from marco_search.console.access import Access
-    from marco_search.console.app import create_app
-    from marco_search.console.reader import Reader
-    from marco_search.http_server import LOOPBACK, serve
-    from marco_search.store.db import Database
-    from producer.standstill import workers
-
-    with session(needs_redis=False) as here:
-        given = here.settings.console_token
-        token = given.get_secret_value() or None if given else None
-        if refused := console_refusal(here.settings):
-            raise InvalidSettings(refused)
-        made = token is None and (host not in LOOPBACK or bool(names))
-        token = secrets.token_urlsafe(24) if made else token
-
-        note = "It asks for the token of MARCO_CONSOLE_TOKEN." if token else ""
-        if made:
-            note = f"Token, shown this once: {token}"
-        ready = _announced("Console at {0}", note, token=token if made else None)
-        url = database_url(here.settings)
-        with closing(Database(url, application="marco-console", read_only=True)) as database:
-            names = names if host in LOOPBACK else (host, *names)
-            logs.set_up(here.settings)
-            app = create_app(
-                Reader(database, partial(workers, here.settings)), Access(token, names)
-            )
-            serve(app, host, port, ready)

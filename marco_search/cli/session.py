@@ -62,14 +62,15 @@ class Session:
         return self._stack.enter_context(Producer(settings=self.settings, tenant=tenant))
 
     def find(self, words: Sequence[str], *, everywhere: bool = False) -> list[UUID]:
-        """The jobs, of the tenant or `everywhere`, that these words name; "-" reads the words.
+        """The jobs, of the tenant or `everywhere`, that these words or --batch name.
 
-        Raises what `queries.find_jobs` does.
+        "-" reads the words. Raises what `queries.find_jobs` does.
         """
+        batch_id = options.chosen_batch(words)
         words = sys.stdin.read().split() if list(words) == ["-"] else words
         with self.database.transaction() as conn:
             whose = None if everywhere else self.tenant
-            if batch_id := options.batch_of(words):
+            if batch_id is not None:
                 return queries.jobs_of_batch(conn, batch_id, whose)
             return queries.find_jobs(conn, words, whose)
 

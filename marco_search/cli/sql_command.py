@@ -1,11 +1,16 @@
-"""`marco sql`: a read-only query on the jobs and their trees, as a table, CSV or JSON."""
+"""`marco sql`: a read-only query, as a table, CSV or JSON; `marco psql`: a session."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -14,16 +19,19 @@ from typing import Any, Literal
 from uuid import UUID
 
 import click
+from psycopg.conninfo import make_conninfo
 from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 
 from marco_search.cli import output
-from marco_search.cli.options import Seconds, command, count
+from marco_search.cli.options import JsonCommand, Seconds, command, count
+from marco_search.cli.output import Column, natural_widths, text_table
 from marco_search.cli.session import session
-from marco_search.cli.tables import Column, natural_widths, text_table
-from marco_search.cli.tree_text import wrap_cells
+from marco_search.errors import LocalServiceFailed, MarcoError
+from marco_search.locations import database_url
 from marco_search.render.layout import one_line
+from marco_search.store import address
 from marco_search.store.reads.reader_sql import JsonText, run_query, with_values
 from marco_search.text import counted
 
@@ -129,7 +137,7 @@ def rows_expanded(columns: Sequence[str], rows: Rows, *, width: int) -> Iterator
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    return wrap_cells(one_line(line), max(_LEAST_VALUE, width))
+    return output.wrap_cells(one_line(line), max(_LEAST_VALUE, width))
 
 
 def _laid_out(columns: Sequence[str], rows: Rows) -> list[Column]:
@@ -219,3 +227,43 @@ def _quoted(field: str) -> str:
     # The csv module leaves a carriage return bare, where other readers end the line.
     special = not field or any(character in field for character in ',"\r\n')
     return '"' + field.replace('"', '""') + '"' if special else field
+
+
+@click.command(cls=JsonCommand, context_settings={"ignore_unknown_options": True})
+@click.option("--print-url", is_flag=True, help="Print the URL with its password instead.")
+@click.argument("arguments", metavar="[PSQL ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
+def psql(print_url: bool, arguments: tuple[str, ...]) -> None:
+    """Open psql on the database, as DATABASE_URL or the embedded one has it.
+
+    The password is not on psql's command line. --print-url is for other programs (DBeaver,
+    Grafana); an embedded database answers them as long as `marco up` keeps it running.
+
+    \b
+    marco psql -c "SELECT state, count(*) FROM audit.jobs GROUP BY state"
+    """
+    with session(needs_redis=False) as here:
+        url = database_url(here.settings)
+        if print_url:
+            output.report({"url": url}, url)
+            return
+        given = address.parameters(address.conninfo(url, "marco psql"))
+        environment = os.environ | {"PGPASSWORD": given.pop("password", "")}
+        given.pop("sslpassword", None)  # psql asks for it
+        program = [_psql(), "-d", make_conninfo(**given), *arguments]
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's
+        code = subprocess.run(program, env=environment, check=False).returncode
+    click.get_current_context().exit(code)
+
+
+def _psql() -> str:
+    """The path of psql: of this machine, else of the embedded Postgres."""
+    from marco_search.local import programs
+
+    if found := shutil.which("psql"):
+        return found
+    with suppress(LocalServiceFailed):
+        return str(programs.installed().postgres / "psql")
+    raise MarcoError(
+        "psql is not installed: install the package postgresql-client, use `marco sql`, or give "
+        "another program the URL that `marco psql --print-url` prints"
+    )

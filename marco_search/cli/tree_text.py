@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from marco_search.cli import output
@@ -150,13 +149,8 @@ class _Drawing:
             lines = [Label("", text) for text in before] + [Label(shared, own)]
             lines += [Label("", text) for text in after]
         if self.full:
-            return [part for line in lines for part in wrap_cells(line.whole, space)]
+            return [part for line in lines for part in output.wrap_cells(line.whole, space)]
         return [line.fitting(space) for line in lines]
-
-
-def wrap_cells(text: str, width: int) -> list[str]:
-    """`text` as lines of at most `width` cells; breaks at spaces where a line has one."""
-    return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)] or [""]
 
 
 def fraction(value: float | None, none: str = "-") -> str:

@@ -32,7 +32,7 @@ import jinja2
 import numpy as np
 
 from marco_search import settings
-from marco_search.cli.evaluation import progress_text
+from marco_search.cli.evaluation_commands import progress_text
 from marco_search.evaluation.data_sets import Problem, from_row, load
 from marco_search.evaluation.grading import Grader, Point, Stops, point
 from marco_search.evaluation.plots import accuracy_over_tokens, plot

@@ -20,8 +20,8 @@ from marco_search import migrations
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
 from marco_search.audit.formats import NEWEST
-from marco_search.cli.error_reports import OTHER_ENGINE
 from marco_search.cli.main import cli
+from marco_search.cli.output import OTHER_ENGINE
 from marco_search.errors import RedactionRefused
 from marco_search.local import ServiceUrls
 from marco_search.store.seal import redactions

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from marco_search import settings as settings_module
-from marco_search.cli.demo import QUERIES
 from marco_search.cli.main import main
+from marco_search.cli.solve_commands import QUERIES
 from marco_search.local import is_running, purge
 from tests.blas import seen, watched
 

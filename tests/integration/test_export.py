@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from marco_search import settings as settings_module
-from marco_search.cli.export_command import export
+from marco_search.cli.audit_commands import export
 from marco_search.errors import InvalidSettings
 from marco_search.search.tree import Node, Rollout
 from marco_search.store.db import Database

@@ -19,7 +19,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from marco_search import migrations
-from marco_search.cli.solve_command import drawn_nodes
+from marco_search.cli.solve_commands import drawn_nodes
 from marco_search.console.reader import Reader
 from marco_search.console.report import render
 from marco_search.engine import search_job

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.cli.error_reports import DOES_NOT_FIT
+from marco_search.cli.output import DOES_NOT_FIT
 from marco_search.errors import ModelRefused, PromptTooLong
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob

@@ -8,12 +8,11 @@ from operator import itemgetter
 from rich.cells import cell_len
 from rich.console import Console
 
-from marco_search.cli.tables import Column, number, text_table
+from marco_search.cli.output import Column, number, text_table, wrap_cells
 from marco_search.cli.tree_text import (
     draw_tree,
     fraction,
     tree_json,
-    wrap_cells,
 )
 from marco_search.render.layout import cut, one_line
 from marco_search.store.reads.job_record import TreeRow

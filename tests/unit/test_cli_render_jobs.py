@@ -13,7 +13,6 @@ from uuid import UUID
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 
-from marco_search.cli.demo import next_steps
 from marco_search.cli.job_text import (
     changed,
     counts,
@@ -26,6 +25,7 @@ from marco_search.cli.job_text import (
     result_report,
 )
 from marco_search.cli.service_commands import findings_text
+from marco_search.cli.solve_commands import next_steps
 from marco_search.cli.sql_command import (
     rows_csv,
     rows_expanded,

@@ -1,4 +1,4 @@
-"""`marco demo`: the whole way, once, with something to look at."""
+"""Commands that answer in one go: solve, demo."""
 
 from __future__ import annotations
 
@@ -21,22 +21,110 @@ from rich.text import Text
 from marco_search import models
 from marco_search import settings as settings_module
 from marco_search.cli import output
-from marco_search.cli.error_reports import JOBS_NOT_DONE
-from marco_search.cli.job_input import given_options, read_jobs, search_options
-from marco_search.cli.job_text import jobs_table, show_following
+from marco_search.cli.job_input import (
+    given_options,
+    job_from_options,
+    kind_options,
+    read_jobs,
+    search_options,
+)
+from marco_search.cli.job_text import jobs_table, result_json, result_report, show_following
 from marco_search.cli.options import command
 from marco_search.cli.session import Session, session
 from marco_search.cli.sql_command import rows_table
-from marco_search.cli.tree_text import draw_tree
+from marco_search.cli.tree_text import draw_tree, tree_json
+from marco_search.engine import job_result, search_job
 from marco_search.errors import LocalServiceFailed, MarcoError
 from marco_search.jobs import Job
 from marco_search.local.servers import ending_with
 from marco_search.pocket import MODEL_DIR
 from marco_search.render.layout import one_line, short_id
+from marco_search.search.branches import Finish
+from marco_search.search.mcts import Search
+from marco_search.search.rewards import mean
+from marco_search.search.tree import Tree
 from marco_search.store.reads import job_record
-from marco_search.store.reads.job_record import JobRecord
+from marco_search.store.reads.job_record import Fork, JobRecord, TreeRow
 from marco_search.store.reads.queries import JobStatus
 from marco_search.store.reads.reader_sql import run_query
+
+
+@command()
+@click.argument("question")
+@kind_options
+@search_options
+@click.option("--tree", is_flag=True, help="Draw the search tree.")
+@click.option("--thought", is_flag=True, help="Print the best answer's Thought as well.")
+def solve(question: str, tree: bool, thought: bool, **values: Any) -> None:
+    """Answer QUESTION in this process, without any service. "-" reads it from standard input.
+
+    The model is the one that MARCO_RUNTIME and MARCO_MODEL name: the pocket model by default.
+    Nothing is kept.
+    """
+    text = sys.stdin.read() if question == "-" else question
+    job = job_from_options(text, values)
+    with output.console(stderr=True).status("searching") as status:
+        finished = search_job(
+            job,
+            on_round=lambda so_far: status.update(
+                f"{len(so_far.tree.rollouts)} of {so_far.config.rollouts} rollouts"
+            ),
+        )
+    result = job_result(job, finished)
+    ranked = finished.search.ranked()
+    rollouts = finished.search.tree.rollouts
+    path = rollouts[ranked[0].best_rollout_id].path if ranked else ()
+    nodes = drawn_nodes(finished.search)
+    if output.as_json():
+        data = result_json(result, thought=thought)
+        del data["job_id"]
+        output.print_json(data | ({"tree": tree_json(nodes, path)} if tree else {}))
+        return
+    output.show(result_report(result, thought=thought))
+    if tree:
+        output.show("", draw_tree(nodes, path))
+
+
+def drawn_nodes(search: Search) -> list[TreeRow]:
+    """The search's nodes, parents before children."""
+    tree, forks = search.tree, _forks(search.tree)
+    return [
+        TreeRow(
+            node_id=node.node_id,
+            parent_id=node.parent_id,
+            depth=node.depth,
+            round=node.round,
+            action=node.action,
+            text=node.text,
+            tokens=len(node.tokens),
+            confidence=mean(node.confidences) if node.confidences else None,
+            terminal=node.terminal,
+            visits=tree.visits[node.node_id],
+            value=tree.mean_value(node.node_id) if tree.visits[node.node_id] else None,
+            fork=forks.get(node.node_id),
+        )
+        for node in tree.nodes
+    ]
+
+
+def _forks(tree: Tree) -> dict[int, Fork]:
+    """What was passed over where a node begins, by its id; as the view audit.forks has it."""
+    found: dict[int, Fork] = {}
+    for rollout in tree.rollouts:
+        if rollout.forced is None or rollout.finish is Finish.FAILED:
+            continue
+        fork = tree.nodes[rollout.path[rollout.path.index(rollout.start_id) + 1]]
+        siblings = (tree.nodes[i] for i in tree.children[rollout.start_id])
+        before = next(node for node in siblings if node.tokens)
+        taken, forced = before.tokens[0], fork.tokens[0]
+        found[fork.node_id] = Fork(
+            taken=tree.texts.get(taken.id, taken.text),
+            taken_share=before.confidences[0],
+            passed_over=tree.texts.get(forced.id, forced.text),
+            passed_over_share=fork.confidences[0],
+        )
+    return found
+
 
 EXAMPLES = MODEL_DIR / "demo.jsonl"
 OPTIONS = {"strategy": "auto", "rollouts": 16}
@@ -127,7 +215,7 @@ def demo(file: str | None, concurrency: int, real: bool, **values: Any) -> None:
     if output.as_json():
         output.print_json(figures | {"batch_id": batch_id, "results": lines})
     if figures["answered"] < figures["jobs"]:
-        click.get_current_context().exit(JOBS_NOT_DONE)
+        click.get_current_context().exit(output.JOBS_NOT_DONE)
 
 
 def _say(text: str) -> None:
