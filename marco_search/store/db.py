@@ -34,10 +34,10 @@ from marco_search.store import address
 from marco_search.store.failures import advice, words
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
-SCHEMA_REVISION = max(file.name[1:5] for file in _MIGRATIONS.glob("v*.py"))
-"""The migration this code was written for: the newest one there is."""
-BASE_REVISION = "0005"
-"""The oldest migration that can be upgraded from: that of version 0.1.0."""
+_BASE, *_, SCHEMA_REVISION = sorted(file.name[1:5] for file in _MIGRATIONS.glob("v*.py"))
+"""The migration of version 0.1.0, and the newest one: that which this code was written for."""
+_LAST_WITH_EACH = "307fa1d"
+"""The last commit with a migration for each change of the schema between versions."""
 
 OLDEST_POSTGRES = 17
 
@@ -335,10 +335,15 @@ def not_migrated(revision: str | None) -> SchemaMismatch:
             f"this database is at migration {revision}, newer than this program "
             f"({SCHEMA_REVISION}): use the version of marco-search that it was migrated with"
         )
-    elif revision < BASE_REVISION:
+    elif revision < _BASE:
         return SchemaMismatch(
-            f"this database is at migration {revision}, older than version 0.1.0 "
-            f"({BASE_REVISION}), the oldest that can be migrated: migrate it with 0.1.0 first"
+            f"this database is at migration {revision}, older than version 0.1.0 ({_BASE}), the "
+            "oldest that can be migrated: migrate it with 0.1.0 first"
+        )
+    elif not any(_MIGRATIONS.glob(f"v{revision}_*.py")):
+        return SchemaMismatch(
+            f"this database is at migration {revision}, between two versions: migrate it with "
+            f"commit {_LAST_WITH_EACH} of marco-search first"
         )
     else:
         has = f"is at migration {revision}"

@@ -111,6 +111,15 @@ def test_a_database_older_than_the_first_version_is_refused(database_url: str) -
     assert objects(database_url) == before
 
 
+def test_a_database_between_two_versions_is_refused_with_what_to_do(database_url: str) -> None:
+    at(database_url, "0015")
+    before = objects(database_url)
+    done = marco(database_url, "migrate")
+    assert done.returncode == 4
+    assert "0015, between two versions: migrate it with commit" in done.stderr
+    assert objects(database_url) == before
+
+
 def objects(url: str) -> list[tuple[str, ...]]:
     """All views, functions, policies, triggers, tables and rights of the database."""
     with psycopg.connect(url) as conn:
@@ -166,7 +175,7 @@ def test_who_reads_meanwhile_is_named_and_nothing_changes(database_url: str) -> 
     before = objects(database_url)
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT count(*) FROM audit.jobs")
-        at(database_url, "0008")
+        at(database_url, "0011")
         with pytest.raises(DatabaseUnavailable, match=f"pid {reader.info.backend_pid}"):
             migrations.upgrade(database_url)
     assert objects(database_url) == before

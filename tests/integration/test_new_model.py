@@ -234,11 +234,12 @@ def test_two_revisions_compare_on_the_questions_of_both(
     assert "attempts" in str(verify_all(database_url).findings)
 
 
-AS_IN_0006 = """
+AS_IN_0_1_0 = """
     DROP SCHEMA audit CASCADE;
     DROP INDEX ix_jobs_begun, ix_jobs_parked, ix_jobs_to_cancel, ix_jobs_line, ix_jobs_unfinished;
     ALTER TABLE jobs DROP begun_on, DROP parked_at, ADD CONSTRAINT ck_jobs_kind CHECK (true);
     CREATE INDEX ix_jobs_line ON jobs (tenant, turn_at);
+    DROP TABLE chain_lock;
     ALTER TABLE chain DROP format;
     ALTER TABLE attempts DROP training;
     ALTER TABLE rollouts DROP scores, DROP forced;
@@ -247,7 +248,7 @@ AS_IN_0006 = """
     DROP TABLE batches;
     ALTER TABLE jobs DROP salt, DROP redacted_at, DROP batch_line, DROP custom_id;
     CREATE INDEX ix_jobs_batch_id ON jobs (batch_id) WHERE batch_id IS NOT NULL;
-    UPDATE alembic_version SET version_num = '0006'
+    UPDATE alembic_version SET version_num = '0005'
 """
 
 
@@ -259,7 +260,7 @@ def test_a_database_of_the_version_before_knows_what_its_jobs_were_begun_on(
     old = begun(settings, database)
     database.close()
     with psycopg.connect(database_url) as conn:
-        conn.execute(AS_IN_0006)
+        conn.execute(AS_IN_0_1_0)
     migrations.upgrade(database_url)
     runner(settings, database, FineTuned()).run_next()
     assert status(database, old).attempts == 1
