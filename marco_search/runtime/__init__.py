@@ -21,24 +21,18 @@ def _embedded(settings: Settings) -> Runtime:
     return open_embedded(settings)
 
 
-def _sglang(settings: Settings) -> Runtime:
-    from marco_search.runtime.sglang import open_sglang
+def _servers(settings: Settings) -> Runtime:
+    from marco_search.runtime.servers import open_servers
 
-    return open_sglang(settings)
-
-
-def _openai(settings: Settings) -> Runtime:
-    from marco_search.runtime.openai import open_openai
-
-    return open_openai(settings)
+    return open_servers(settings)
 
 
 RUNTIMES: dict[str, Callable[[Settings], Runtime]] = {
     "embedded": _embedded,
-    "http": _sglang,
-    "https": _sglang,
-    "openai+http": _openai,
-    "openai+https": _openai,
+    "http": _servers,
+    "https": _servers,
+    "openai+http": _servers,
+    "openai+https": _servers,
 }
 """What opens a runtime, by the scheme of MARCO_RUNTIME: the part before the colon, if any."""
 

@@ -32,8 +32,8 @@ from marco_search.export.files import digest
 from marco_search.jobs import payload_hash
 from marco_search.kinds import KINDS, job_from_json_line
 from marco_search.runtime.embedded.backend import load_model
-from marco_search.runtime.openai import answers as openai
 from marco_search.runtime.reply import Completion, read_completion
+from marco_search.runtime.servers import openai_answers as openai
 from marco_search.scorers.exchange import NoScore
 from marco_search.scorers.reward_model import RewardModel
 from marco_search.scorers.verifier import verdict

@@ -14,7 +14,7 @@ import pytest
 
 from marco_search.errors import MarcoError
 from marco_search.runtime import open_runtime
-from marco_search.runtime.openai.answers import TEXT_IDS
+from marco_search.runtime.servers.openai_answers import TEXT_IDS
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from tests.integration.runtime.openai_server import Pocket, as_server

@@ -22,7 +22,7 @@ from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
-from marco_search.runtime.openai.answers import text_id
+from marco_search.runtime.servers.openai_answers import text_id
 from marco_search.search.branches import (
     Branch,
     BranchRequest,

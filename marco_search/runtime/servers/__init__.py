@@ -6,7 +6,7 @@ settings -> servers (connections, allowance, health) -> backend -> fork program
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,21 +19,26 @@ from marco_search.runtime.embedded.files import TRAINING, open_files, training_o
 from marco_search.runtime.program import ForkRuntime
 from marco_search.runtime.servers.backend import ServersBackend
 from marco_search.runtime.servers.connections import api_key_of
+from marco_search.runtime.servers.openai import OpenAIServer
 from marco_search.runtime.servers.server import Server
+from marco_search.runtime.servers.sglang import SGLangServer
 from marco_search.settings import Settings, is_host
 
+_OPENAI = "openai+"
+"""What addresses of OpenAI-compatible servers begin with; others are SGLang's."""
 
-def open_servers(
-    settings: Settings, connect: Callable[[str, Settings], Server], scheme: str = ""
-) -> Runtime:
+
+def open_servers(settings: Settings) -> Runtime:
     """A runtime over the servers that MARCO_RUNTIME lists, separated by commas.
 
-    `connect` makes one from its address, of which `scheme` (such as "openai+") is left out.
     Raises InvalidSettings for an address or a CA file that can't be used, RuntimeUnavailable
     if no server answers, ModelRefused if they serve another model than MARCO_RUNTIME_MODEL
     and MARCO_RUNTIME_REVISION name, or not all the same.
     """
-    servers = [connect(url, settings) for url in _urls(settings.runtime, scheme)]
+    openai = settings.runtime.strip().lower().startswith(_OPENAI)
+    connect: type[Server] = OpenAIServer if openai else SGLangServer
+    urls = _urls(settings.runtime, _OPENAI if openai else "")
+    servers = [connect(url, settings) for url in urls]
     backend = ServersBackend(servers)
     try:
         _check_model(settings, backend.info)

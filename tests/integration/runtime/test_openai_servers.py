@@ -13,7 +13,7 @@ from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import InvalidSettings, ModelRefused, PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
-from marco_search.runtime.openai.answers import text_id
+from marco_search.runtime.servers.openai_answers import text_id
 from marco_search.search.branches import (
     MARCO_O1,
     Branch,

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.openai.answers import TEXT_IDS, Answer, grammar, read, text_id
 from marco_search.runtime.reply import Completion, read_completion
+from marco_search.runtime.servers.openai_answers import TEXT_IDS, Answer, grammar, read, text_id
 from marco_search.search.branches import MARCO_O1
 
 END = MARCO_O1.end_of_output

@@ -1,4 +1,4 @@
-"""SGLang servers as a runtime, through the server's own interface (/generate)."""
+"""SGLang servers, through their own interface (/generate)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from marco_search.deadlines import Call
-from marco_search.runtime.base import UNKNOWN, Runtime, RuntimeInfo
-from marco_search.runtime.servers import open_servers
+from marco_search.runtime.base import UNKNOWN, RuntimeInfo
 from marco_search.runtime.servers.calls import Failure
 from marco_search.runtime.servers.server import Server, context_tokens
 from marco_search.search.branches import Part
-from marco_search.settings import Settings
-
-
-def open_sglang(settings: Settings) -> Runtime:
-    """A runtime over the servers that MARCO_RUNTIME lists (see `open_servers`)."""
-    return open_servers(settings, SGLangServer)
 
 
 class SGLangServer(Server):

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from marco_search.deadlines import Call
 from marco_search.errors import BranchFailed, ModelRefused, PromptTooLong
 from marco_search.runtime.base import UNKNOWN, RuntimeInfo
-from marco_search.runtime.openai.answers import TEXT_IDS, Answer, grammar, read
 from marco_search.runtime.servers.calls import Failure
+from marco_search.runtime.servers.openai_answers import TEXT_IDS, Answer, grammar, read
 from marco_search.runtime.servers.server import Server, context_tokens
 from marco_search.search.branches import TOP_K, Part
 from marco_search.settings import Settings
