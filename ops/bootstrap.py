@@ -233,13 +233,23 @@ def main(arguments):
     if not command:
         print("Installed. Next: make demo, or %s/bin/marco --help" % venv)
         return
-    scripts = os.path.join(venv, "bin")
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    env["PATH"] = scripts + os.pathsep + env.get("PATH", os.defpath)
-    env["VIRTUAL_ENV"] = venv
     os.chdir(ROOT)
-    program = os.path.join(scripts, command[0])
-    os.execve(program, [program] + command[1:] + arguments[1:], env)
+    program = os.path.join(venv, "bin", command[0])
+    os.execve(program, [program] + command[1:] + arguments[1:], target_environment(venv))
+
+
+def target_environment(venv):
+    # type: (str) -> dict[str, str]
+    """The variables that a target's command runs with.
+
+    Without PYTHONDONTWRITEBYTECODE, which some images set: packages are installed without
+    bytecode, so every process would compile them again, which takes longer than its work.
+    """
+    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    env = {name: value for name, value in os.environ.items() if name not in dropped}
+    env["PATH"] = os.path.join(venv, "bin") + os.pathsep + env.get("PATH", os.defpath)
+    env["VIRTUAL_ENV"] = venv
+    return env
 
 
 if __name__ == "__main__":

@@ -78,6 +78,16 @@ def test_without_a_python_that_will_do_it_says_what_to_set(
         bootstrap.find_python()
 
 
+def test_no_process_compiles_what_another_has_compiled(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "module.py").touch()
+    env = bootstrap.target_environment(str(tmp_path)) | {"PYTHONPYCACHEPREFIX": ""}
+    subprocess.run([sys.executable, "-c", "import module"], cwd=tmp_path, env=env, check=True)
+    assert list(tmp_path.glob("__pycache__/module.*.pyc"))
+
+
 def test_help_needs_nothing_and_names_every_target() -> None:
     done = subprocess.run(
         [sys.executable, "-I", str(SCRIPT), "help"], capture_output=True, text=True, check=True
