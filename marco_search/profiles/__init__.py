@@ -21,13 +21,12 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from marco_search.errors import InvalidJob, InvalidProfile, MarcoError
+from marco_search.errors import InvalidJob, InvalidProfile, SearchError
 from marco_search.jobs.validation import Described, Input, hint, one_of
 from marco_search.search.branches import MARCO_O1, TurnFormat
 from marco_search.search.config import AUTO, DEFAULT_STRATEGY, STRATEGIES, SearchConfig
@@ -177,11 +176,6 @@ class Profile(Input):
         return f"{self.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-@lru_cache
-def _config() -> TypeAdapter[SearchConfig]:
-    return TypeAdapter(SearchConfig)
-
-
 def check_search_fields(given: Mapping[str, Any]) -> None:
     """Raises ValueError for a name that is no field a profile may set, or a value out of range."""
     for name in given:
@@ -189,11 +183,8 @@ def check_search_fields(given: Mapping[str, Any]) -> None:
             known = hint(name, [*SEARCH_FIELDS, *Profile.model_fields])
             raise ValueError(f"unknown field {name!r}{known}; docs/profiles.md has them all")
     try:
-        _config().validate_python({"strategy": "auto", "action": "step", **given})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except MarcoError as error:
+        SearchConfig.from_json({"strategy": "auto", "action": "step", **given})
+    except SearchError as error:
         raise ValueError(str(error)) from None
 
 

@@ -26,7 +26,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from marco_search.errors import SearchError
 from marco_search.search.actions import ACTIONS, Action, ActionKind
@@ -55,60 +58,56 @@ class Selection(StrEnum):
     BEST_FIRST = "best_first"
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """All that decides how a search runs. Tokens are generated tokens unless noted otherwise."""
+    """All that decides how a search runs. Tokens are generated tokens unless noted otherwise.
+
+    `from_json` checks types and bounds.
+    """
 
     strategy: str  #: the name it was made from; not read by the search
     action: str  #: how a thought is cut into nodes, a name in `ACTIONS`
-    mini_step_tokens: int = 64  #: length of a mini-step
-    rollouts: int = 16  #: most rollouts
-    max_tokens: int | None = None  #: most tokens over the whole search; None: no limit
+    mini_step_tokens: Count = 64  #: length of a mini-step
+    rollouts: Count = 16  #: most rollouts
+    max_tokens: Count | None = None  #: most tokens over the whole search; None: no limit
     max_seconds: float | None = None  #: no new round starts after this; None: no limit
-    max_new_tokens: int = 1024  #: most tokens of one branch
+    max_new_tokens: Count = 1024  #: most tokens of one branch
     temperature: float = 1.0  #: of sampling; 0 is greedy
     #: Best first: of the first thought and its reflection; None: as all others.
-    first_temperature: float | None = None
+    first_temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: float = 1.0  #: nucleus of sampling
     seed: int = 0  #: all randomness follows from it
     selection: Selection = Selection.UCT  #: rule for the way down
     exploration: float = 0.5  #: c of UCT or PUCT, over values scaled to [0, 1]
-    branching: int = 2  #: k of a fork below the root
-    width: int = 3  #: samples drawn at an inner node
+    branching: Count = 2  #: k of a fork below the root
+    width: Count = 3  #: samples drawn at an inner node
     #: Samples drawn at the root, half of them at first; of whole thoughts all of them.
-    root_width: int = 4
-    answer_width: int = 1  #: samples drawn where a thought ends
-    parallel: int = 8  #: most branches in flight
+    root_width: Count = 4
+    answer_width: Count = 1  #: samples drawn where a thought ends
+    parallel: Count = 8  #: most branches in flight
     reward: str = "confidence"  #: what is backed up, a name in `rewards.REWARDS`
     verifier: str | None = None  #: its name, for the reward "verifier"
     choice: Aggregation = Aggregation.WEIGHTED  #: how the answer is chosen
-    sharpness: float = 1.0  #: a weighted vote weighs a value to this power: `votes.Scale`
-    spread: float = 1.0  #: of the log of this model's values: `votes.Scale`
+    #: A weighted vote weighs a value to this power: `votes.Scale`.
+    sharpness: Annotated[float, Field(ge=0)] = 1.0
+    #: Of the log of this model's values: `votes.Scale`.
+    spread: Annotated[float, Field(gt=0)] = 1.0
     reference: float = 0.0  #: log of a value whose vote counts in full: `votes.Scale`
     early_stop: bool = True  #: stop when the vote can't change any more
     #: With `early_stop`: also stop when the leader is ahead with this chance; None: don't.
-    stop: float | None = None
+    stop: Annotated[float, Field(gt=0.5, lt=1)] | None = None
     #: With `early_stop`: also stop after so many rollouts without a new answer; None: don't.
-    patience: int | None = None
+    patience: Count | None = None
     reflection: ReflectionPolicy = ReflectionPolicy.NEVER  #: when a finished thought reconsiders
-    max_reflections: int = 1  #: most reflections on one path
+    max_reflections: Count = 1  #: most reflections on one path
     turn: TurnFormat = MARCO_O1  #: how the model writes thoughts and answers
     profile: str = ""  #: name and hash of the profile it was made from; not read by the search
 
     def __post_init__(self) -> None:
-        """Raises SearchError for a value that no search can run with."""
-        for name in (f.name for f in fields(self) if f.type in ("int", "int | None")):
-            count = getattr(self, name)
-            if name != "seed" and count is not None and count < 1:
-                raise SearchError(f"{name} must be at least 1, not {count}")
-        for name, valid in (
-            ("first_temperature", self.first_temperature is None or self.first_temperature >= 0),
-            ("sharpness", self.sharpness >= 0),
-            ("spread", self.spread > 0),
-            ("stop", self.stop is None or 0.5 < self.stop < 1.0),
-        ):
-            if not valid:
-                raise SearchError(f"{name} is out of range: {getattr(self, name)}")
+        """Raises SearchError for names that no search can run with."""
         for what, name, known in (
             ("action", self.action, list(ACTIONS)),
             ("reward", self.reward, list(REWARDS)),
@@ -139,24 +138,24 @@ class SearchConfig:
         """The configuration written by `to_json`: names of choices stand for them.
 
         Of an earlier version's, what is gone is left out (`gone_from`). Raises SearchError for
-        fields that this version does not know.
+        fields that this version does not know, and values that no search can run with.
         """
         known = {k: v for k, v in data.items() if k not in _GONE and k != "value"}
         if unknown := sorted(known.keys() - {field.name for field in fields(cls)}):
             raise SearchError(f"unknown fields of a search: {', '.join(unknown)}")
         known["reward"] = reward_of(data)
-        made: dict[str, Any] = {k: kind(data[k]) for k, kind in _CHOICES.items() if k in data}
-        if isinstance(turn := data.get("turn"), dict):
-            texts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in turn.items()}
-            made["turn"] = TurnFormat(**texts)
-        return cls(**known | made)
+        try:
+            return _adapter().validate_python(known)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise SearchError(f"{place}: {first['msg']}, not {first['input']!r:.60}") from None
 
 
-_CHOICES: dict[str, type[StrEnum]] = {
-    "selection": Selection,
-    "choice": Aggregation,
-    "reflection": ReflectionPolicy,
-}
+@lru_cache
+def _adapter() -> TypeAdapter[SearchConfig]:
+    return TypeAdapter(SearchConfig)
+
 
 _GONE: dict[str, Any] = {
     "temperature_decay": 1.0,

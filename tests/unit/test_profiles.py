@@ -326,7 +326,10 @@ def test_rollouts_that_end_well_are_not_mentioned() -> None:
         ("top_p = 1.5", "top_p: must be at most 1, not 1.5"),
         ("[search]\nsharpnes = 1", "search: unknown field 'sharpnes'; did you mean 'sharpness'?"),
         ('[search]\nsharpness = "much"', "search: sharpness: "),
-        ("[search.tree]\nsharpness = -1.0", "search: sharpness is out of range: -1.0"),
+        (
+            "[search.tree]\nsharpness = -1.0",
+            "search: sharpness: Input should be greater than or equal to 0, not -1.0",
+        ),
         ('[reflection_texts]\nzh = "x"', "reflection_texts: needs a text for en"),
         ('end_of_thought = "</t>"\nstops = ["</t>"]', "can't be among `stops`"),
         ('output = "<o>"', "output and end_of_output: give both or none"),
