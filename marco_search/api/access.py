@@ -18,7 +18,7 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marco_search.api.refusals import refusal, too_large
+from marco_search.api.responses import refusal, too_large
 from marco_search.errors import InvalidApiKey, MarcoError, RateLimitExceeded, RightsMissing
 from marco_search.settings import Settings
 from marco_search.store import api_keys

@@ -10,13 +10,12 @@ from jinja2 import Environment, PackageLoader
 from starlette.types import ASGIApp
 
 from marco_search import __version__
-from marco_search.api import batch_routes, chat_completions, file_routes, job_routes, refusals
+from marco_search.api import batch_routes, chat_completions, job_routes, responses
 from marco_search.api.access import BEARER, Guard, Service
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     chat_completions.router,
     job_routes.router,
-    file_routes.router,
     batch_routes.router,
 )
 
@@ -25,7 +24,7 @@ def create_app(service: Service) -> ASGIApp:
     """The application."""
     app = FastAPI(
         title="marco-search", version=__version__, docs_url=None, redoc_url=None,
-        max_body_size=refusals.BODY_LIMIT,
+        max_body_size=responses.BODY_LIMIT,
     )  # fmt: skip
 
     @app.get("/healthz", summary="Whether the database answers; takes no key", tags=["service"])
@@ -43,5 +42,5 @@ def create_app(service: Service) -> ASGIApp:
 
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(BEARER)])
-    refusals.install(app)
+    responses.install(app)
     return Guard(app, service)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import format_sse_event
 
 from marco_search.api.access import Asks, Caller, Reads
-from marco_search.api.refusals import error_body
+from marco_search.api.responses import error_body
 from marco_search.errors import InvalidJob, JobFailed, MarcoError, PromptTooLong, WaitTimeout
 from marco_search.jobs import JobResult
 from marco_search.kinds import completions, parse_completion

@@ -12,7 +12,7 @@ from fastapi.sse import format_sse_event
 
 from marco_search.api.access import Cancels, Reads, Submits
 from marco_search.api.chat_completions import KEEP_ALIVE, IdempotencyKey, changes
-from marco_search.api.objects import batch_uuid, page
+from marco_search.api.responses import batch_uuid, page
 from marco_search.errors import InvalidJob, JobNotFound, WaitTimeout
 from marco_search.jobs import JobResult
 from marco_search.render.document import document

@@ -18,7 +18,7 @@ from marco_search.cli import options, output
 from marco_search.cli.options import FILE, command, which_jobs
 from marco_search.cli.session import Session, session
 from marco_search.errors import ArchiveRefused, InvalidSettings
-from marco_search.export.tables import TABLES, Filter, write
+from marco_search.export.tables import TABLES, write
 from marco_search.locations import database_url
 from marco_search.store.db import allow, require_tables
 from marco_search.store.seal import anchors as stored_anchors
@@ -355,8 +355,7 @@ FORMATS = ("jsonl", "parquet", "otlp-json")
 @click.option("--no-text", is_flag=True, help="Leave out what people and the model wrote.")
 def export(
     folder: Path | None, file_format: str, otlp: str | None, tables: tuple[str, ...],
-    jobs: tuple[str, ...], batch: Any,
-    since: datetime | None, until: datetime | None, no_text: bool,
+    no_text: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Write jobs with their trees to files in FOLDER, one for each table.
 
@@ -373,13 +372,7 @@ def export(
     if no_text and "vocabulary" in tables:
         raise click.UsageError("--table vocabulary is nothing but text: not with --no-text")
     with session(needs_redis=False) as here, here.database.snapshot() as conn:
-        chosen = Filter(
-            jobs=here.find(jobs),
-            batch=batch,
-            tenant=here.tenant,
-            since=since,
-            until=until,
-        )
+        chosen = here.chosen(**values)
         written: dict[str, int] = {}
         if folder is None or file_format == "otlp-json":
             exporter = _tracing()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from rich.text import Text
 from marco_search.cli import options, output
 from marco_search.cli.output import Column, number
 from marco_search.cli.session import session
-from marco_search.export.tables import Filter
 from marco_search.learning.duplicates import THRESHOLD
 
 
@@ -78,12 +76,12 @@ def dataset() -> None:
 @click.option("--model", metavar="NAME", help="Only jobs that were searched with this model.")
 @click.option("--revision", metavar="HEX", help="Only with this revision, or one that begins so.")
 @click.option(
-    "--min-share", type=_share, default=0.5, show_default=True, metavar="X",
+    "--min-share", "least_share", type=_share, default=0.5, show_default=True, metavar="X",
     help="Least part of the vote that the answer has.",
 )  # fmt: skip
 @click.option(
-    "--min-confidence", type=_share, default=0.0, show_default=True, metavar="X",
-    help="Least confidence of the answer.",
+    "--min-confidence", "least_confidence", type=_share, default=0.0, show_default=True,
+    metavar="X", help="Least confidence of the answer.",
 )  # fmt: skip
 @click.option(
     "--verified", is_flag=True,
@@ -108,11 +106,8 @@ def dataset() -> None:
 @_held_out
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of --path any.")
 def from_traces(
-    folder: Path, name: str | None, pairs: bool, pairs_per_job: int,
-    jobs: tuple[str, ...], batch: Any,
-    since: datetime | None, until: datetime | None, strategy: str | None, model: str | None,
-    revision: str | None, min_share: float, min_confidence: float, verified: bool, reflection: Any,
-    answer: Any, path: Any, near_duplicate: float, held_out: tuple[str, ...], seed: int,
+    folder: Path, name: str | None, pairs: bool, near_duplicate: float,
+    held_out: tuple[str, ...], **values: Any,
 ) -> None:  # fmt: skip
     """Make a data set of jobs that succeeded: of each the best path to its answer.
 
@@ -126,21 +121,12 @@ def from_traces(
     """
     from marco_search.learning import build, traces
 
-    wanted = traces.Rules(
-        least_share=min_share, least_confidence=min_confidence, verified=verified,
-        reflection=reflection, answer=answer, path=path, seed=seed, pairs_per_job=pairs_per_job,
-    )  # fmt: skip
-    with session(needs_redis=False) as here:
-        chosen = Filter(
-            jobs=here.find(jobs), batch=batch, tenant=here.tenant, since=since,
-            until=until, strategy=strategy, model=model, revision=revision,
+    wanted = {field: values.pop(field) for field in traces.Rules.__dataclass_fields__}
+    with session(needs_redis=False) as here, _row_rules(near_duplicate, held_out) as rules:
+        manifest = build.from_traces(
+            here.database, folder, here.chosen(**values), traces.Rules(**wanted), rules=rules,
+            kind="preference" if pairs else "sft", name=name,
         )  # fmt: skip
-        with _row_rules(near_duplicate, held_out) as row_rules:
-            manifest = build.from_traces(
-                here.database, folder, chosen, wanted,
-                rules=row_rules,
-                kind="preference" if pairs else "sft", name=name,
-            )  # fmt: skip
     _report(folder, manifest)
 
 

@@ -20,11 +20,10 @@ from marco_search.cli.job_input import given_options, search_options
 from marco_search.cli.options import FILE, command, language_option, tenants, threads_option
 from marco_search.cli.session import session
 from marco_search.evaluation.data_sets import file_stem, load
-from marco_search.evaluation.grading import Grader, curve
+from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.report import (
     LEGEND,
     Row,
-    bins_of,
     compare,
     compared,
     markdown_rows,
@@ -83,10 +82,6 @@ _SHORTFALLS = {
     help="Compare with the traces of another run of SET, problem by problem.",
 )  # fmt: skip
 @click.option(
-    "--plots", type=click.Path(path_type=Path), metavar="STEM",
-    help="Write STEM-tokens and STEM-calibration as .png and .svg.",
-)  # fmt: skip
-@click.option(
     "--max-failed", type=click.FloatRange(0, 100), default=1, show_default=True,
     metavar="PERCENT", help="Report nothing if more of the rollouts failed than this.",
 )  # fmt: skip
@@ -94,7 +89,7 @@ _SHORTFALLS = {
 def evaluate(
     data_set: str, language: str | None, limit: int | None, local: bool, out: Path | None,
     trees: bool, threads: int, report: Path | None, samples_file: Path | None,
-    against: Path | None, plots: Path | None, max_failed: float, **values: Any,
+    against: Path | None, max_failed: float, **values: Any,
 ) -> None:  # fmt: skip
     """Answer the problems of SET, grade them, and report accuracy and cost.
 
@@ -174,8 +169,6 @@ def evaluate(
         _write(report, f"{text}\n")
         beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
         _write(report.with_suffix(".json"), beside)
-    if plots:
-        _plot(data_set, strategy, traces, grader, plots)
     output.report(data, text)
 
 
@@ -217,19 +210,6 @@ def progress_text(progress: Progress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{progress.seconds_left:.0f} s left")
     return ", ".join(parts)
-
-
-def _plot(data_set: str, strategy: str, traces: list[Trace], grader: Grader, stem: Path) -> None:
-    from marco_search.evaluation.plots import (
-        accuracy_over_confidence,
-        accuracy_over_tokens,
-        plot,
-    )
-
-    points = {data_set: {strategy: curve(traces, grader)}}
-    plot(accuracy_over_tokens, points, stem.with_name(f"{stem.name}-tokens"))
-    bins = {data_set: bins_of(traces, grader)}
-    plot(accuracy_over_confidence, bins, stem.with_name(f"{stem.name}-calibration"))
 
 
 @command()

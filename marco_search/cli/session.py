@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
@@ -19,6 +19,7 @@ import click
 from marco_search import settings as settings_module
 from marco_search.cli import options, output
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
+from marco_search.export.tables import Filter
 from marco_search.local import local_services, read_state
 from marco_search.locations import database_url
 from marco_search.settings import Settings
@@ -73,6 +74,10 @@ class Session:
             if batch_id is not None:
                 return queries.jobs_of_batch(conn, batch_id, whose)
             return queries.find_jobs(conn, words, whose)
+
+    def chosen(self, jobs: Sequence[str], **conditions: Any) -> Filter:
+        """What `options.which_jobs`, and options named as other fields of Filter, choose."""
+        return Filter(jobs=self.find(jobs), tenant=self.tenant, **conditions)
 
 
 @contextmanager

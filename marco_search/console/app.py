@@ -1,20 +1,66 @@
-"""The console as an ASGI application, and what an error looks like."""
+"""The console as an ASGI application: its pages, and what an error looks like.
+
+Each page is rendered here in full; scripts only draw the tree and refresh. A page that refreshes
+itself asks for its own address with the header X-Refresh: it gets 204 where it has to wait its turn
+(see Cache).
+"""
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote, urlencode
+from uuid import UUID
+
+from fastapi import APIRouter, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from marco_search.console.access import Access, Guard, login_routes
-from marco_search.console.pages import page_routes
+from marco_search.audit.findings import JobReport
+from marco_search.console.access import HEALTH, Access, Guard, login_routes
 from marco_search.console.reader import Cache, Reader
-from marco_search.console.rendering import STATIC, page
-from marco_search.errors import InputError, JobNotFound, MarcoError
+from marco_search.console.rendering import STATIC, csv_lines, page, tree_rows
+from marco_search.console.report import html_file
+from marco_search.errors import InputError, JobNotFound, MarcoError, QueryRefused
+from marco_search.kinds import KINDS
+from marco_search.render.document import cards, document
+from marco_search.render.drawings import svg
+from marco_search.render.layout import to_draw
+from marco_search.store.queue.states import JobState
+from marco_search.store.reads.datasets import SamplePage
+from marco_search.store.reads.job_record import JobRecord
+from marco_search.store.reads.queries import (
+    COUNTED,
+    LOW_QUANTILE,
+    NARROW_SHARE,
+    ORDERS,
+    JobFilter,
+)
 
+T = TypeVar("T")
+_TREE_FIELDS = ("nodes", "rollouts", "winning_path", "answers")
+STATES = tuple(str(state) for state in JobState)
+DOUBTS = {
+    "low": f"lowest {LOW_QUANTILE:.0%} of the model's confidences",
+    "narrow": f"less than {NARROW_SHARE:.0%} of the vote",
+}
+_FILTERS = ("state", "kind", "tenant", "batch", "text", "doubt", "order", "before", "after")
+_FIELDS = ("kind", "tenant", "batch", "doubt", "order")  # of the form, beside text and state
+NodeId = Annotated[int, Path(ge=0, lt=2**31)]
+_LONGEST = 1200  # characters of a parameter's value: a model's name may be a path
+_PAGE = 50  # lines of a page
+_MOST_LINES = 100_000  # of a download
 _TITLES = {400: "Bad request", 404: "Not found", 405: "Not allowed"}
 
 
@@ -23,37 +69,251 @@ def create_app(reader: Reader, access: Access, cache: Cache | None = None) -> AS
     app = FastAPI(title="marco-search console", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.include_router(login_routes(access))
-    app.include_router(page_routes(reader, cache or Cache(), access))
-    app.add_exception_handler(MarcoError, _marco_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _invalid_path)
-    app.add_exception_handler(Exception, _bug)
+    app.include_router(_page_routes(reader, cache or Cache(), access))
+    for kind in (MarcoError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _refused)
     # Around all of it, so that the page of a bug has the headers, too.
     return Guard(app, access)
 
 
-async def _marco_error(request: Request, error: Exception) -> Response:
-    bad = 400 if isinstance(error, InputError) else 503
-    return _error(request, 404 if isinstance(error, JobNotFound) else bad, str(error))
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = "There is no such page." if error.detail == "Not Found" else str(error.detail)
-    return _error(request, error.status_code, message)
-
-
-async def _invalid_path(request: Request, error: Exception) -> Response:
-    return _error(request, 404, "There is no such page.")
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    # Starlette raises it again after this answer, and the server logs it with its traceback.
-    return _error(request, 500, "The console has a bug: its log has the traceback.")
-
-
-def _error(request: Request, status: int, message: str) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
+    status, message = _described(error)
     if request.url.path.endswith(".json"):
         return JSONResponse({"error": {"message": message}}, status)
     title = _TITLES.get(status, "Internal error" if status == 500 else "Unavailable")
     return HTMLResponse(page("error.html", title=title, status=status, message=message), status)
+
+
+def _described(error: Exception) -> tuple[int, str]:
+    """The status and the sentence for an error."""
+    match error:
+        case JobNotFound():
+            return 404, str(error)
+        case MarcoError():
+            return 400 if isinstance(error, InputError) else 503, str(error)
+        case RequestValidationError() | HTTPException(detail="Not Found"):
+            return 404, "There is no such page."
+        case HTTPException():
+            return error.status_code, str(error.detail)
+    # Starlette raises it again after this answer, and the server logs it with its traceback.
+    return 500, "The console has a bug: its log has the traceback."
+
+
+def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
+    """The routes of all pages but the login."""
+    routes = APIRouter()
+
+    def html(
+        request: Request, name: str, key: Hashable, read: Callable[[], T], shown: Callable[[T], Any]
+    ) -> Response:
+        """The page made of what `read` gives, or 204 for a refresh that has to wait."""
+        found = cache.get(key, read, refresh="x-refresh" in request.headers)
+        if found is None:
+            return Response(status_code=204)
+        return HTMLResponse(page(name, **shown(found), can_leave=access.has_token))
+
+    @routes.get("/")
+    def start() -> Response:
+        return RedirectResponse("/jobs", 303)
+
+    @routes.get("/jobs")
+    def jobs(request: Request) -> Response:
+        wanted = _job_filter(request.query_params)
+        set_fields = sum(getattr(wanted, name) != getattr(JobFilter(), name) for name in _FIELDS)
+        values = {"wanted": wanted, "kinds": tuple(KINDS), "doubts": DOUBTS, "orders": ORDERS}
+        values |= {"set_fields": set_fields, "counted": COUNTED}
+        values["link"] = lambda path="/jobs", **other: path + _query(wanted, **other)
+        read = lambda: reader.jobs(wanted)  # noqa: E731  # typed by `html`
+        return html(request, "jobs.html", ("jobs", wanted), read, lambda p: values | {"page": p})
+
+    @routes.get("/jobs.csv")
+    def csv(request: Request) -> Response:
+        wanted = _job_filter(request.query_params)
+        headers = {"Content-Disposition": 'attachment; filename="marco-jobs.csv"'}
+        lines = csv_lines(reader.all_jobs(wanted, _MOST_LINES))
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+
+    @routes.get("/workers")
+    def workers(request: Request) -> Response:
+        return html(request, "workers.html", "workers", reader.workers, lambda w: {"workers": w})
+
+    @routes.get("/metrics")
+    def metrics() -> Response:
+        return Response(reader.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    @routes.get(HEALTH)
+    def health() -> Response:
+        try:
+            cache.get("health", reader.answers)
+        except MarcoError:
+            return PlainTextResponse("Postgres does not answer.\n", 503)
+        return PlainTextResponse("ok\n")
+
+    def totals(title: str, one: str, read: Callable[[], Sequence[Any]]) -> None:
+        @routes.get(f"/{title.lower()}", name=title)
+        def sums(request: Request) -> Response:
+            values = {"title": title, "one": one}
+            return html(request, "totals.html", one, read, lambda t: values | {"totals": t})
+
+    @routes.get("/models")
+    def models(request: Request) -> Response:
+        given = _given(request.query_params, ("old", "new"))
+        old, new = given.get("old", ""), given.get("new", "")
+        start = _start(request.query_params)
+        return html(
+            request,
+            "models.html",
+            ("models", old, new),
+            lambda: reader.models(old, new),
+            lambda found: {"found": found, "start": start, "size": _PAGE},
+        )
+
+    @routes.get("/datasets")
+    def data_sets(request: Request) -> Response:
+        start = _start(request.query_params)
+        return html(
+            request,
+            "datasets.html",
+            ("datasets", start),
+            lambda: reader.data_sets(offset=start, limit=_PAGE + 1),
+            lambda found: {"found": found, "start": start, "size": _PAGE},
+        )
+
+    @routes.get("/datasets/{word}")
+    def data_set(request: Request, word: str) -> Response:
+        given = _given(request.query_params, ("after", "before"))
+        after, before = given.get("after", ""), given.get("before")
+
+        def read() -> SamplePage:
+            found = reader.samples(word, after, before)
+            if found is None:
+                raise HTTPException(404, f"No data set {word} is in the database.")
+            return found
+
+        key = ("dataset", word, after, before)
+        return html(request, "dataset.html", key, read, lambda found: {"found": found})
+
+    totals("Batches", "batch", reader.batches)
+    totals("Tenants", "tenant", reader.tenants)
+
+    def record(job: UUID, *, refresh: bool = False) -> JobRecord | None:
+        return cache.get(("job", job), lambda: reader.record(job), refresh=refresh)
+
+    def whole(job: UUID) -> JobRecord:
+        found = record(job)
+        assert found is not None, "only a refresh may have to wait"
+        return found
+
+    def verified(found: JobRecord) -> JobReport | None:
+        """The check of a job that has ended: the others are not sealed."""
+        job_id = found.job.job_id
+        read = lambda: reader.verified(job_id)  # noqa: E731  # typed by `get`
+        return cache.get(("verified", job_id), read) if found.job.final else None
+
+    @routes.get("/jobs/{job:uuid}")
+    def job(request: Request, job: UUID) -> Response:
+        return html(
+            request,
+            "job.html",
+            ("job", job),
+            lambda: reader.record(job),
+            lambda found: {
+                "record": found,
+                "job": found.job,
+                "verified": verified(found),
+                "used": reader.data_sets(job_id=found.job.job_id) if found.job.final else [],
+                "rows": tree_rows(found.nodes, found.winning_path),
+            },
+        )
+
+    @routes.get("/jobs/{job:uuid}/tree.json")
+    def tree(request: Request, job: UUID) -> Response:
+        found = record(job, refresh="x-refresh" in request.headers)
+        if found is None:
+            return Response(status_code=204)
+        data = document(found) | {"nodes": cards(found)}
+        return JSONResponse({name: data[name] for name in _TREE_FIELDS})
+
+    @routes.get("/jobs/{job:uuid}/nodes/{node}.json")
+    def node(job: UUID, node: NodeId) -> Response:
+        return JSONResponse(reader.node_tokens(job, node))
+
+    @routes.get("/jobs/{job:uuid}/report.html")
+    def report(job: UUID) -> Response:
+        found = whole(job)
+        text = html_file(found, reader.tokens(found.job.job_id), verified(found))
+        return _download(text, "text/html", found, "html")
+
+    @routes.get("/jobs/{job:uuid}/tree.svg")
+    def drawing(job: UUID) -> Response:
+        found = whole(job)
+        text = svg(*to_draw(found.nodes, found.winning_path), found.job.subject)
+        return _download(text, "image/svg+xml", found, "svg")
+
+    @routes.get("/jobs/{word}")
+    @routes.get("/jobs/{word}/{rest:path}")
+    def by_part(word: str, rest: str = "") -> Response:
+        """A part of an id: to the job, or to the list of those that fit."""
+        try:
+            found = reader.matching(word)
+        except InputError:
+            raise JobNotFound(f"{word} is no job's id, nor part of one") from None
+        if str(found[0]) == word and rest:
+            raise HTTPException(404)
+        if len(found) > 1:
+            return RedirectResponse("/jobs" + _query(JobFilter(text=word)), 303)
+        return RedirectResponse(f"/jobs/{found[0]}" + (f"/{quote(rest)}" if rest else ""), 303)
+
+    return routes
+
+
+def _job_filter(query: Mapping[str, str]) -> JobFilter:
+    """The filter of these parameters; empty ones do not count. Raises QueryRefused."""
+    given: dict[str, Any] = _given(query, _FILTERS)
+    for name, known in (
+        ("state", STATES),
+        ("kind", tuple(KINDS)),
+        ("doubt", tuple(DOUBTS)),
+        ("order", tuple(ORDERS)),
+    ):
+        if given.get(name, known[0]) not in known:
+            raise QueryRefused(f"{name}: must be one of {', '.join(known)}")
+    for name in {"batch", "before", "after"} & given.keys():
+        try:
+            given[name] = UUID(given[name])
+        except ValueError:
+            raise QueryRefused(f"{name}: must be a whole id") from None
+    return JobFilter(**given)
+
+
+def _given(query: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """These parameters, without empty ones. Raises QueryRefused for what is none's value."""
+    given = {name: query[name].strip() for name in names if query.get(name, "").strip()}
+    for name, value in given.items():
+        if len(value) > _LONGEST or "\x00" in value:
+            raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
+    return given
+
+
+def _start(query: Mapping[str, str]) -> int:
+    """The place of the first line of a page, from 0. Raises QueryRefused."""
+    text = query.get("start", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 9):
+        raise QueryRefused("start: must be a number")
+    return int(text)
+
+
+def _query(wanted: JobFilter, **other: object) -> str:
+    """The query string of a filter with some fields replaced; "" for none at all."""
+    values = {name: other.get(name, getattr(wanted, name)) for name in _FILTERS}
+    given = {
+        name: str(value) for name, value in values.items() if value != getattr(JobFilter(), name)
+    }
+    return f"?{urlencode(given)}" if given else ""
+
+
+def _download(text: str, media_type: str, record: JobRecord, suffix: str) -> Response:
+    name = f"marco-{record.job.job_id}.{suffix}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    # A half surrogate can't come out of Postgres, but a page must never fail over one.
+    return Response(text.encode("utf-8", "replace"), media_type=media_type, headers=headers)

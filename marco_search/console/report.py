@@ -21,10 +21,8 @@ from marco_search.audit.findings import JobReport
 from marco_search.console.reader import Reader
 from marco_search.console.rendering import STATIC, page, tree_rows
 from marco_search.render.document import cards, document
-from marco_search.render.dot import dot
+from marco_search.render.drawings import MAX_NODES, dot, mermaid, svg
 from marco_search.render.layout import to_draw, visible_nodes
-from marco_search.render.mermaid import MAX_NODES, mermaid
-from marco_search.render.svg import svg
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
 
 # In the order in which they are needed: joined they are one module.

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from marco_search.errors import InvalidSettings
 from marco_search.evaluation.grading import Point
-from marco_search.evaluation.statistics import Bin, wilson
+from marco_search.evaluation.statistics import wilson
 
 T = TypeVar("T")
 
@@ -23,9 +23,7 @@ def plot(draw: Callable[[Any, T], None], panels: Mapping[str, T], stem: Path) ->
     try:
         import matplotlib
     except ImportError:
-        raise InvalidSettings(
-            "plots need matplotlib: run `make install`, or leave --plots out"
-        ) from None
+        raise InvalidSettings("plots need matplotlib: run `make install`") from None
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "marco"  # the same input gives the same SVG file
     from matplotlib import pyplot
@@ -64,15 +62,3 @@ def accuracy_over_tokens(axis: Any, curves: Mapping[str, Sequence[Point]]) -> No
     axis.set_xlabel("generated tokens per problem")
     axis.set_ylabel("accuracy, % (bands: 95 %)")
     axis.legend(fontsize=8, loc="lower right")
-
-
-def accuracy_over_confidence(axis: Any, bins: Sequence[Bin]) -> None:
-    """Calibration of single rollouts, in bins of equal size."""
-    x = [b.confidence for b in bins]
-    axis.plot(x, [b.accuracy for b in bins], marker="o", color=_COLOURS[0], label="rollouts")
-    least = min([*x, 0.9])
-    axis.plot([least, 1], [least, 1], "--", color="grey", label="calibrated")
-    axis.set_ylim(0, 1.02)
-    axis.set_xlabel("confidence v = mean c_i")
-    axis.set_ylabel("share of right answers")
-    axis.legend(fontsize=8)

@@ -31,8 +31,7 @@ from marco_search.audit.formats import COMMITS, FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Kinds, Rows
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
-from marco_search.export import parquet
-from marco_search.export.files import digest, whole
+from marco_search.export.files import digest, whole, write_parquet
 from marco_search.export.tables import stream
 from marco_search.store.db import Conn
 from marco_search.store.seal import archives, redactions, verification
@@ -65,7 +64,7 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
         types = LINKS if name == "link" else dict(KINDS[name].columns)
         rows = stream(conn, {n: n for n in types}, types, _source(name), bounds)
         path = folder / f"{name}.parquet"
-        count = parquet.write(path, types, rows)
+        count = write_parquet(path, types, rows)
         files[path.name] = {"rows": count, "sha256": digest(path)}
     about = asdict(month) | {"first": str(month.first), "before": str(month.before)}
     about["end"] = month.end.isoformat()
@@ -287,7 +286,7 @@ def _rewrite(
         read = (changed(row) for _, _, row in _rows(folder, name, job))
         batches = _batches(read, types)
         path = new / f"{name}.parquet"
-        files[path.name] = {"rows": parquet.write(path, types, batches), "sha256": digest(path)}
+        files[path.name] = {"rows": write_parquet(path, types, batches), "sha256": digest(path)}
     about = json.loads(read_manifest(folder))
     return _list(conn, new, {n: about[n] for n in ("name", "first", "before", "end")}, files)
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON Lines."""
+"""Files that appear whole or not at all: JSON Lines, and Parquet a group of rows at a time."""
 
 from __future__ import annotations
 
@@ -75,3 +75,33 @@ def _json_value(value: Any, kind: str) -> Any:
 def _finite(value: float) -> float | None:
     """JSON has no infinities, such as the log-prob of a missing candidate, and no NaN."""
     return value if math.isfinite(value) else None
+
+
+_ARROW = {
+    "int2": "int16", "int4": "int32", "int8": "int64", "float4": "float32", "float8": "float64",
+    "text": "string", "jsonb": "string", "uuid": "string", "bool": "bool", "bytea": "binary",
+}  # fmt: skip
+"""Arrow's names of Postgres' types."""
+
+
+def write_parquet(path: Path, columns: Mapping[str, str], batches: Rows) -> int:
+    """Write a file with these rows; how many there were. `columns`: name to Postgres type."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def arrow(kind: str) -> Any:
+        if kind.endswith("[]"):
+            return pa.list_(arrow(kind[:-2]))
+        moment = kind == "timestamptz"
+        return pa.timestamp("us", tz="UTC") if moment else pa.type_for_alias(_ARROW[kind])
+
+    shape, count = pa.schema([(name, arrow(kind)) for name, kind in columns.items()]), 0
+    with whole(path) as part, pq.ParquetWriter(part, shape, compression="zstd") as writer:
+        for rows in batches:
+            arrays = [
+                pa.array(values, type=field.type)
+                for values, field in zip(zip(*rows, strict=True), shape, strict=True)
+            ]
+            writer.write_batch(pa.record_batch(arrays, schema=shape))
+            count += len(rows)
+    return count

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from marco_search import schema
-from marco_search.export.files import write_jsonl
+from marco_search.export.files import write_jsonl, write_parquet
 from marco_search.store.db import Conn
 from marco_search.store.queue.jobs import OF_BATCH
 
@@ -132,11 +132,7 @@ def write(
     rows = stream(
         conn, columns, types, f"{table.source} WHERE {where} ORDER BY {table.order}", values
     )
-    if file_format == "jsonl":
-        return write_jsonl(path, types, rows)
-    from marco_search.export import parquet
-
-    return parquet.write(path, types, rows)
+    return (write_jsonl if file_format == "jsonl" else write_parquet)(path, types, rows)
 
 
 def _types(conn: Conn, columns: dict[str, str], source: str) -> dict[str, str]:

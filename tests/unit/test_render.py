@@ -13,10 +13,8 @@ from marco_search.cli.tree_text import draw_tree
 from marco_search.console.rendering import tree_rows
 from marco_search.console.report import html_file
 from marco_search.render.document import document, vocabulary_json
-from marco_search.render.dot import dot
+from marco_search.render.drawings import dot, mermaid, svg
 from marco_search.render.layout import children_of, places, told_apart, visible_nodes
-from marco_search.render.mermaid import mermaid
-from marco_search.render.svg import svg
 from marco_search.store.reads.job_record import NodeTokens
 from tests.records import HOSTILE, record_of, search_of, times, tokens_of
 

@@ -1,11 +1,14 @@
-"""Errors as answers, in OpenAI's shape."""
+"""Answers in OpenAI's shape: ids, times, pages of a list, and errors."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +18,7 @@ from starlette.exceptions import HTTPException
 from marco_search.errors import (
     AccessDenied,
     Backpressure,
+    FileNotFound,
     IdempotencyConflict,
     InputError,
     InvalidApiKey,
@@ -29,6 +33,42 @@ from marco_search.errors import (
     ServiceError,
     WaitTimeout,
 )
+
+
+def uploaded_id(file_id: str) -> UUID:
+    """The id of an uploaded file. Raises FileNotFound for what is none."""
+    if not re.fullmatch("file-[0-9a-f]{32}", file_id):
+        raise FileNotFound(f"no file {file_id[:60]!r}; an id looks like file-{UUID(int=0).hex}")
+    return UUID(file_id.removeprefix("file-"))
+
+
+def results_id(file_id: str) -> tuple[UUID, bool] | None:
+    """The batch whose results a file has, and whether it is that of the errors."""
+    found = re.fullmatch("file-(output|error)-([0-9a-f]{32})", file_id)
+    return None if found is None else (UUID(found[2]), found[1] == "error")
+
+
+def batch_uuid(batch_id: str) -> UUID:
+    """The id of a batch. Raises JobNotFound for what is none."""
+    try:
+        return UUID(batch_id.removeprefix("batch_"))
+    except ValueError:
+        raise JobNotFound(
+            f"no batch {batch_id[:60]!r}; an id looks like batch_{UUID(int=0).hex}"
+        ) from None
+
+
+def unix(moment: datetime | None) -> int | None:
+    """A time in seconds since 1970."""
+    return None if moment is None else int(moment.timestamp())
+
+
+def page(found: Sequence[dict[str, Any]], limit: int, name: str = "id") -> dict[str, Any]:
+    """A page of `limit` of those found, one more if there are more; their ids are at `name`."""
+    data = found[:limit]
+    ids = {"first_id": data[0][name], "last_id": data[-1][name]} if data else {}
+    return {"object": "list", "data": data, "has_more": len(found) > limit} | ids
+
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 4 * 2**20
@@ -57,10 +97,23 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 def install(app: FastAPI) -> None:
     """Let the application answer errors like this."""
-    app.add_exception_handler(MarcoError, _marco_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(Exception, _bug)
+    for kind in (MarcoError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    match error:
+        case MarcoError():
+            return refusal(error)
+        case HTTPException(__cause__=MarcoError() as cause):  # raised while the body was read
+            return refusal(cause)
+        case HTTPException():
+            return _http_error(request, error)
+        case RequestValidationError():
+            return refusal(_invalid_request(error))
+    # Starlette raises it again after this answer, and the server logs it with its traceback.
+    body = _body("marco-search has a bug: its log has the traceback", "server_error", "bug")
+    return JSONResponse(body, 500)
 
 
 def refusal(error: MarcoError) -> JSONResponse:
@@ -107,15 +160,7 @@ def too_large() -> JSONResponse:
     return JSONResponse(_body(message, "invalid_request_error", "body_too_large"), 413)
 
 
-async def _marco_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, MarcoError)
-    return refusal(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, MarcoError):  # raised while the body was read
-        return refusal(error.__cause__)
+def _http_error(request: Request, error: HTTPException) -> Response:
     message = str(error.detail)
     if error.status_code == 404:
         message = f"there is no {request.url.path}; /docs lists what there is"
@@ -124,17 +169,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _invalid_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _invalid_request(error: RequestValidationError) -> MarcoError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return refusal(InputError(f"the body is not valid JSON: {first['ctx']['error']}"))
+        return InputError(f"the body is not valid JSON: {first['ctx']['error']}")
     place = ".".join(str(part) for part in first["loc"][1:]) or "body"
     wrong = "must be a JSON object, sent with Content-Type: application/json"
-    return refusal(InvalidJob(place, wrong if first["type"] == "dict_type" else first["msg"]))
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    # Starlette raises it again after this answer, and the server logs it with its traceback.
-    body = _body("marco-search has a bug: its log has the traceback", "server_error", "bug")
-    return JSONResponse(body, 500)
+    return InvalidJob(place, wrong if first["type"] == "dict_type" else first["msg"])

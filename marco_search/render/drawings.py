@@ -1,9 +1,9 @@
-"""The tree as a static SVG: a card for each node, the winning path marked."""
+"""The tree as a drawing: SVG, Graphviz' language (`dot -Tpdf`), a Mermaid flowchart."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from xml.sax.saxutils import escape
 
@@ -14,6 +14,8 @@ from marco_search.render.layout import (
     Place,
     children_of,
     cut,
+    flow,
+    instead,
     labels,
     places,
     score,
@@ -22,6 +24,9 @@ from marco_search.render.layout import (
 from marco_search.store.reads.job_record import TreeRow
 from marco_search.text import counted, escaped
 
+_DOT_CELLS, _MERMAID_CELLS = 60, 48  # of a node's text
+MAX_NODES = 400
+"""Mermaid refuses more than 500 edges and 50,000 characters."""
 # Pixels. A card is as wide as the longest label, up to a limit.
 HEIGHT, ROW, INDENT = 28, 42, 28
 _LEAST_WIDTH, _MOST_WIDTH, _COUNTS = 320, 640, 152
@@ -107,3 +112,69 @@ def _corner(place: Place) -> tuple[int, int]:
 def _xml(text: str) -> str:
     """Escaped; control characters and half surrogates, which XML does not allow, spelt out."""
     return escape(re.sub("[\t\n\ufffe\uffff]", " ", escaped(text)))
+
+
+def dot(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
+    """A digraph of `nodes` (parents before children), the winning path in blue and thick."""
+    return "\n".join(_dot_lines(nodes, frozenset(winning), title)) + "\n"
+
+
+def _dot_lines(nodes: Sequence[TreeRow], winning: frozenset[int], title: str) -> Iterator[str]:
+    children = children_of(nodes, winning)
+    name_of = labels(nodes, children)
+    yield "digraph tree {"
+    look = f"labelloc=t; rankdir={flow(children)}; ordering=out;"
+    yield f"  label={_quoted(cut(title, 200))}; {look}"
+    yield '  node [shape=box, style="rounded,filled", fillcolor="#f6f7f9", color="#b4bccb",'
+    yield '        fontname="sans-serif", fontsize=11];'
+    yield '  edge [color="#b4bccb", arrowhead=none];'
+    for node in nodes:
+        text = name_of[node.node_id].fitting(_DOT_CELLS)
+        name = _quoted(f"{text}\n{counted(node.visits, 'visit')}, value {score(node.value)}")
+        wins = node.node_id in winning
+        look = ', color="#1d5fd0", fillcolor="#e8f0fe", penwidth=2' if wins else ""
+        yield f"  n{node.node_id} [label={name}{look}];"
+    for parent, below in children.items():
+        for child in below:
+            edge = ['color="#1d5fd0", penwidth=3'] if child.node_id in winning else []
+            edge += [f"label={_quoted(instead(child.fork))}, fontsize=9"] if child.fork else []
+            shown = f" [{', '.join(edge)}]" if edge else ""
+            yield f"  n{parent} -> n{child.node_id}{shown};"
+    yield "}"
+
+
+def _quoted(text: str) -> str:
+    """A double-quoted string; a line end in it is drawn as one."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
+
+
+def mermaid(nodes: Sequence[TreeRow], winning: Sequence[int]) -> str:
+    """A flowchart of `nodes` (parents before children), MAX_NODES at most."""
+    return "\n".join(_mermaid_lines(nodes, frozenset(winning))) + "\n"
+
+
+def _mermaid_lines(nodes: Sequence[TreeRow], winning: frozenset[int]) -> Iterator[str]:
+    children = children_of(nodes, winning)
+    name_of = labels(nodes, children)
+    yield f"flowchart {flow(children)}"
+    for node in nodes:
+        text = _entities(name_of[node.node_id].fitting(_MERMAID_CELLS))
+        look = ":::winning" if node.node_id in winning else ""
+        yield f'  n{node.node_id}["{text}<br/>{node.visits} × {score(node.value)}"]{look}'
+    edge, thick = 0, []
+    for parent, below in children.items():
+        for child in below:
+            fork = f'|"{_entities(instead(child.fork))}"| ' if child.fork else ""
+            yield f"  n{parent} --- {fork}n{child.node_id}"
+            if child.node_id in winning:
+                thick.append(str(edge))
+            edge += 1
+    yield "  classDef winning stroke:#1d5fd0,stroke-width:2px,fill:#e8f0fe,color:#1c2330"
+    if thick:
+        yield f"  linkStyle {','.join(thick)} stroke:#1d5fd0,stroke-width:3px"
+
+
+def _entities(text: str) -> str:
+    """Everything but letters, digits and spaces as a character code: no syntax and no HTML."""
+    return "".join(c if c.isalnum() or c == " " else f"#{ord(c)};" for c in text)
