@@ -248,8 +248,6 @@ def run_search(
         if scorer is not None:
             branches = _scored(scorer, job, plan, expansions, branches)
         done = search.tell(branches)
-        if done is None:
-            raise SearchError("the runtime left requests of the round unanswered")
         journal.append(done, {i: text for b in branches for i, text in b.texts.items()})
         if on_round:
             on_round(search)

@@ -1,11 +1,10 @@
 """Tree search as ask and tell: no clock, no I/O, no hidden randomness.
 
 `ask()` selects children and says which branches to fork for them. `tell()` takes the
-branches in, in any order and any number of times; when the last branch of the round has
-come, their actions become nodes, their values are backed up in branch order, and the round
-is returned for the trail. What is in flight never touches the tree, so the tree after a
-round depends only on configuration, prompt, model and seed, and a search restored from the
-rounds that were kept goes on exactly as the interrupted one would have.
+branches in, in any order: their actions become nodes, their values are backed up in branch
+order, and the round is returned for the trail. What is in flight never touches the tree, so
+the tree after a round depends only on configuration, prompt, model and seed, and a search
+restored from the rounds that were kept goes on exactly as the interrupted one would have.
 """
 
 from __future__ import annotations
@@ -74,7 +73,6 @@ class Search:
         self._merge = merge
         #: What is in flight, by branch.
         self.asked: dict[int, tuple[Child, BranchRequest]] = {}
-        self._arrived: dict[int, Branch] = {}  # of those
         self.stop_reason: StopReason | None = None  # why it has ended, once it has
         self.round = max((r.round for r in self.tree.rollouts), default=0)
         self.tokens = sum(r.generated_tokens for r in self.tree.rollouts)  # generated so far
@@ -132,31 +130,23 @@ class Search:
 
     # -- tell -------------------------------------------------------------------------
 
-    def tell(self, branches: Iterable[Branch]) -> Round | None:
-        """Take branches in; the finished round once all of it is there, else None.
+    def tell(self, branches: Iterable[Branch]) -> Round:
+        """Take in the branches of the round, in any order; returns what they added.
 
-        A branch that comes again changes nothing. Raises SearchError for a branch never asked for
-        or one that generated more tokens than it was given.
+        Raises SearchError unless they are those that were asked for, and for one that generated
+        more tokens than it was given.
         """
-        for branch in branches:
-            i = branch.branch_id
-            if 0 <= i < len(self.tree.rollouts):
-                continue
-            if i not in self.asked:
-                raise SearchError(f"branch {i} was never asked for")
-            if branch.generated_tokens > self.asked[i][1].max_new_tokens:
+        asked, arrived = self.asked, {branch.branch_id: branch for branch in branches}
+        if not asked or arrived.keys() != asked.keys():
+            names = sorted(arrived.keys() ^ asked.keys())
+            raise SearchError(f"branches were never asked for, or are missing: {names}")
+        for i, branch in arrived.items():
+            if branch.generated_tokens > asked[i][1].max_new_tokens:
                 raise SearchError(f"branch {i} generated more tokens than it was given")
             if not all(0.0 <= score <= 1.0 for score in branch.scores or ()):
                 raise SearchError(f"branch {i} has scores outside [0, 1]")
-            self._arrived.setdefault(i, branch)
-        if not self.asked or len(self._arrived) < len(self.asked):
-            return None
-        return self._finish_round()
-
-    def _finish_round(self) -> Round:
-        self.round += 1
-        asked, arrived = self.asked, self._arrived
         self.abandon()
+        self.round += 1
         first_node, first_rollout = len(self.tree.nodes), len(self.tree.rollouts)
         for branch in arrived.values():
             self.tree.texts.update(branch.texts)
@@ -217,7 +207,7 @@ class Search:
 
     def abandon(self) -> None:
         """Forget the round in flight; asking again gives the same branches again."""
-        self.asked, self._arrived = {}, {}
+        self.asked = {}
 
     def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
         """End the search where it stands; its answers so far remain."""
