@@ -237,14 +237,14 @@ def run_search(
         expansions = search.ask(time.monotonic() - began)
         if not expansions:
             return FinishedSearch(plan=plan, search=search, seconds=time.monotonic() - began)
-        branches = _branches(runtime, expansions, search)
+        branches: Sequence[Branch] = runtime.branch(expansions)
         if any(b.finish is Finish.FAILED for b in branches):
             # They may have failed because the search was to stop (`Runtime.abort`).
             reason = journal.should_stop()
             if reason:
                 search.stop(reason)
                 continue
-            _refuse_if_all_failed(branches)
+            _refuse_if_all_failed(branches, search.tree)
         if scorer is not None:
             branches = _scored(scorer, job, plan, expansions, branches)
         done = search.tell(branches)
@@ -253,28 +253,18 @@ def run_search(
             on_round(search)
 
 
-def _branches(
-    runtime: Runtime, expansions: Sequence[Expansion], search: Search
-) -> Sequence[Branch]:
-    """The round's branches. A path that has grown too long does not fail the job."""
-    try:
-        return runtime.branch(expansions)
-    except PromptTooLong as error:
-        if all(r.finish is Finish.FAILED for r in search.tree.rollouts):
-            raise
-        message = f"{PromptTooLong.__name__}: {error}"
-        return [
-            Branch(branch_id=request.branch_id, finish=Finish.FAILED, error=message)
-            for expansion in expansions
-            for request in expansion.branches
-        ]
+def _refuse_if_all_failed(branches: Sequence[Branch], tree: Tree) -> None:
+    """A round of failures only is the runtime's failure, unless no branch had room.
 
-
-def _refuse_if_all_failed(branches: Sequence[Branch]) -> None:
-    """A round of failures only is the runtime's failure, unless no branch had room."""
-    failed = all(b.finish is Finish.FAILED for b in branches)
-    if failed and not all(without_room(b.error) for b in branches):
-        raise RuntimeUnavailable(f"all {len(branches)} branches failed: {branches[0].error}")
+    A path that has grown too long does not fail the job, but its prompt does.
+    """
+    if any(b.finish is not Finish.FAILED for b in branches):
+        return
+    error = str(branches[0].error)
+    if not all(without_room(b.error) for b in branches):
+        raise RuntimeUnavailable(f"all {len(branches)} branches failed: {error}")
+    if all(r.finish is Finish.FAILED for r in tree.rollouts):
+        raise PromptTooLong(error.removeprefix(f"{PromptTooLong.__name__}: "))
 
 
 def _scored(

@@ -79,9 +79,9 @@ class Runtime(Protocol):
         """Run all branches of all expansions at once and wait for them.
 
         Returns one Branch per request, ordered by expansion, then by request. A branch that
-        failed is a Branch with `finish=FAILED`; the others stand.
-        Raises RuntimeUnavailable when nothing could be run, PromptTooLong when a prefix
-        leaves no room for an answer.
+        failed is a Branch with `finish=FAILED`; the others stand. The error of one whose prefix
+        leaves no room for an answer begins with "PromptTooLong: ".
+        Raises RuntimeUnavailable when nothing could be run.
         """
         ...
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import sglang as sgl
 
-from marco_search.errors import BranchFailed, PromptTooLong
+from marco_search.errors import BranchFailed
 from marco_search.metrics import FAILED_TOKENS, in_flight, record
 from marco_search.runtime.base import Render, RuntimeInfo, quoting
 from marco_search.runtime.chat import render_chatml
@@ -38,7 +38,6 @@ from marco_search.search.branches import (
     ReflectionPlacement,
     Segment,
     TurnFormat,
-    without_room,
 )
 
 PARAMS = "marco_branch"
@@ -106,10 +105,7 @@ class ForkRuntime:
         runs = [self._run] * len(expansions)
         contexts = [copy_context() for _ in expansions]
         with in_flight(sum(len(expansion.branches) for expansion in expansions)):
-            branches = [b for found in run(Context.run, contexts, runs, expansions) for b in found]
-        if branches and all(without_room(b.error) for b in branches):
-            raise PromptTooLong(str(branches[0].error).removeprefix("PromptTooLong: "))
-        return branches
+            return [b for found in run(Context.run, contexts, runs, expansions) for b in found]
 
     def _run(self, expansion: Expansion) -> list[Branch]:
         state = _fork_prefix.run(expansion=expansion, seconds=self._timeout_s, backend=self.backend)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from marco_search.engine import Journal, make_plan, run_search
-from marco_search.errors import InvalidSettings, ModelRefused, PromptTooLong, RuntimeUnavailable
+from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.runtime.servers.openai_answers import text_id
@@ -196,8 +196,9 @@ def test_a_prefix_of_known_length_gets_the_room_that_is_left(with_ids: OpenAISer
     with runtime(with_ids) as opened:
         assert opened.branch([asked(509)])[0].generated_tokens <= 3
         assert with_ids.calls[-1]["sampling_params"]["max_new_tokens"] == 3
-        with pytest.raises(PromptTooLong, match="512 tokens; the model takes 512 in all"):
-            opened.branch([asked(512)])
+        (branch,) = opened.branch([asked(512)])
+    said = "PromptTooLong: the prompt has 512 tokens; the model takes 512 in all"
+    assert (branch.finish, branch.error) == (Finish.FAILED, said)
 
 
 def refused(server: OpenAIServer, match: str, **given: Any) -> None:
