@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip the tests on real servers unless their folder is named on the command line."""
     for folder, (reason, limit_s) in _ONLY_WHEN_NAMED.items():
         asked = any(folder in str(argument) for argument in config.invocation_params.args)
+        inside = f"{HERE / folder}{os.sep}"
         for item in items:
-            if HERE / folder in item.path.parents:
+            if str(item.path).startswith(inside):
                 item.add_marker(pytest.mark.timeout(limit_s))
                 if not asked:
                     item.add_marker(pytest.mark.skip(reason=reason))

@@ -42,7 +42,9 @@ def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
     name = sql.Identifier(f"marco_scratch_{uuid4().hex}")
     copied = sql.Identifier(urlsplit(template).path[1:] if template else "template1")
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, copied))
+        # Nothing is flushed in tests: copying files takes half the time of copying through the log.
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+        conn.execute(create.format(name, copied))
     try:
         yield urlunsplit(urlsplit(url)._replace(path=f"/{name.as_string()[1:-1]}"))
     finally:

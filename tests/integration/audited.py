@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID, uuid4
 
-from marco_search import migrations
 from marco_search.errors import ModelRefused, RuntimeUnavailable
 from marco_search.export.tables import Filter
 from marco_search.jobs import Job
@@ -23,7 +22,6 @@ from marco_search.learning.traces import Rules
 from marco_search.store.db import Database
 from marco_search.store.queue import batches, jobs
 from marco_search.store.queue.batches import BatchLine
-from tests.databases import scratch_database
 from tests.integration.toys import (
     FineTuned,
     Interrupted,
@@ -51,12 +49,10 @@ class Audited:
 
 
 @contextmanager
-def audited(server_url: str) -> Iterator[Audited]:
-    """The database, dropped at the end."""
-    with scratch_database(server_url) as url:
-        migrations.upgrade(url)
-        with open_database(url) as database:
-            yield Audited(url, database, *_fill(url, database))
+def audited(url: str) -> Iterator[Audited]:
+    """Fills the new database at `url`."""
+    with open_database(url) as database:
+        yield Audited(url, database, *_fill(url, database))
 
 
 def _fill(url: str, database: Database) -> tuple[UUID, dict[str, UUID]]:

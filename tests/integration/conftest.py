@@ -2,6 +2,7 @@
 
     services      object with database_url and redis_url, the same for the whole run
     database_url  a fresh, migrated database for this test
+    module_database_url  the same for all tests of a module
     redis_url     an empty Redis database for this test
     command_line  commands that are called in this process use both
     filled        a database with jobs that went well and badly, the same for the whole run
@@ -14,7 +15,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -22,13 +22,13 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 import redis
-from psycopg import sql
 
-from marco_search import locations
+from marco_search import locations, migrations
 from marco_search.local import ServiceUrls, local_services, purge
 from marco_search.settings import Settings
 from marco_search.settings import load as load_settings
 from marco_search.store.db import Database
+from tests.databases import scratch_database
 from tests.integration.audited import Audited, audited
 from tests.integration.toys import open_database
 
@@ -63,27 +63,24 @@ def services(services_home: Path) -> Iterator[ServiceUrls]:
 
 @pytest.fixture(scope="session")
 def template_database(services: ServiceUrls) -> Iterator[str]:
-    """Name of a database that was migrated once and that the tests copy."""
-    from marco_search import migrations
-
-    name = f"marco_template_{uuid.uuid4().hex[:12]}"
-    _admin(services, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    try:
-        migrations.upgrade(with_path(services.database_url, name))
-        yield name
-    finally:
-        _drop(services, name)
+    """URL of a database that was migrated once and that the tests copy."""
+    with scratch_database(services.database_url) as url:
+        migrations.upgrade(url)
+        yield url
 
 
 @pytest.fixture
 def database_url(services: ServiceUrls, template_database: str) -> Iterator[str]:
     """URL of a fresh database with the current schema, dropped after the test."""
-    name = f"marco_test_{uuid.uuid4().hex[:12]}"
-    # Nothing is flushed: copying files takes half the time of copying through the log.
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
-    _admin(services, create.format(sql.Identifier(name), sql.Identifier(template_database)))
-    yield with_path(services.database_url, name)
-    _drop(services, name)
+    with scratch_database(services.database_url, template=template_database) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database_url(services: ServiceUrls, template_database: str) -> Iterator[str]:
+    """URL of a fresh database with the current schema, dropped after the module's tests."""
+    with scratch_database(services.database_url, template=template_database) as url:
+        yield url
 
 
 @pytest.fixture
@@ -94,9 +91,12 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def filled(services: ServiceUrls) -> Iterator[Audited]:
+def filled(services: ServiceUrls, template_database: str) -> Iterator[Audited]:
     """A database to read from: see tests/integration/audited.py."""
-    with audited(services.database_url) as opened:
+    with (
+        scratch_database(services.database_url, template=template_database) as url,
+        audited(url) as opened,
+    ):
         yield opened
 
 
@@ -126,15 +126,6 @@ def _spare_the_disk(urls: ServiceUrls) -> None:
 
 def with_path(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
-
-
-def _admin(services: ServiceUrls, statement: sql.Composed) -> None:
-    with psycopg.connect(services.database_url, autocommit=True) as session:
-        session.execute(statement)
-
-
-def _drop(services: ServiceUrls, name: str) -> None:
-    _admin(services, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

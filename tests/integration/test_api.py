@@ -27,8 +27,6 @@ from marco_search.store import api_keys
 from marco_search.store.api_keys import new_key
 from marco_search.store.db import Database
 from producer import AsyncProducer, Producer
-from tests.databases import scratch_database
-from tests.integration.conftest import with_path
 from tests.integration.toys import open_database, runner, settings_for
 from tests.toy import ToyRuntime
 
@@ -70,14 +68,13 @@ def serving(env: dict[str, str], *words: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def api(services: ServiceUrls, template_database: str) -> Iterator[Api]:
-    template = with_path(services.database_url, template_database)
-    with scratch_database(services.database_url, template=template) as url:
-        env = {**os.environ, "DATABASE_URL": url, "REDIS_URL": services.redis_url}
-        env |= {"PYTHONPATH": str(Path.cwd()), "MARCO_API_WAIT_S": "60"}
-        with serving(env) as printed, closing(Database(url, application="test")) as database:
-            assert printed["key"].startswith("marco_")  # there was none before
-            yield Api(printed["address"], database, env)
+def api(services: ServiceUrls, module_database_url: str) -> Iterator[Api]:
+    url = module_database_url
+    env = {**os.environ, "DATABASE_URL": url, "REDIS_URL": services.redis_url}
+    env |= {"PYTHONPATH": str(Path.cwd()), "MARCO_API_WAIT_S": "60"}
+    with serving(env) as printed, closing(Database(url, application="test")) as database:
+        assert printed["key"].startswith("marco_")  # there was none before
+        yield Api(printed["address"], database, env)
 
 
 Work = Callable[[], None]
@@ -164,14 +161,9 @@ def test_a_key_has_a_rate_limit(api: Api) -> None:
         assert 30 < float(answers[2].headers[name("reset")].removesuffix("s")) <= 60
 
 
-def test_without_a_key_only_this_machine_gets_one(
-    services: ServiceUrls, template_database: str, api: Api
-) -> None:
-    template = with_path(services.database_url, template_database)
-    with (
-        scratch_database(services.database_url, template=template) as url,
-        serving(api.env | {"DATABASE_URL": url}, "--host", "0.0.0.0") as printed,
-    ):
+def test_without_a_key_only_this_machine_gets_one(database_url: str, api: Api) -> None:
+    env = api.env | {"DATABASE_URL": database_url}
+    with serving(env, "--host", "0.0.0.0") as printed:
         port = printed["address"].rpartition(":")[2]
         answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60)
         assert "marco keys create" in refused(answer, 401, "invalid_api_key")

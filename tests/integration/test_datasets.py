@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from marco_search import migrations, pocket
+from marco_search import pocket
 from marco_search import settings as settings_module
 from marco_search.cli.main import main
 from marco_search.export.tables import Filter
@@ -25,12 +25,10 @@ from marco_search.kinds import ReasoningJob
 from marco_search.learning import samples, traces
 from marco_search.learning.manifest import broken, read, sha256
 from marco_search.learning.traces import Reader
-from marco_search.local import ServiceUrls
 from marco_search.runtime import open_runtime
 from marco_search.search.branches import MARCO_O1
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from tests.databases import scratch_database
 from tests.integration import toys
 from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.toy import ToyRuntime
@@ -58,15 +56,14 @@ def problems() -> Iterator[ReasoningJob]:
 
 
 @pytest.fixture(scope="module")
-def answered(services: ServiceUrls) -> Iterator[Answered]:
-    with scratch_database(services.database_url) as url:
-        migrations.upgrade(url)
-        with open_database(url) as database, closing(open_runtime(Settings())) as opened:
-            jobs = insert(database, *problems())
-            works = runner(settings_for(url, "redis://127.0.0.1:1/0"), database, opened)
-            for _ in jobs:
-                works.run_next()
-            yield Answered(url, database, [job.id for job in jobs])
+def answered(module_database_url: str) -> Iterator[Answered]:
+    url = module_database_url
+    with open_database(url) as database, closing(open_runtime(Settings())) as opened:
+        jobs = insert(database, *problems())
+        works = runner(settings_for(url, "redis://127.0.0.1:1/0"), database, opened)
+        for _ in jobs:
+            works.run_next()
+        yield Answered(url, database, [job.id for job in jobs])
 
 
 def marco(url: str, *words: str) -> CompletedProcess[str]:

@@ -18,14 +18,12 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from marco_search import migrations
 from marco_search.cli.solve_commands import drawn_nodes
 from marco_search.console.reader import Reader
 from marco_search.console.report import render
 from marco_search.engine import search_job
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
-from marco_search.local import ServiceUrls
 from marco_search.render.document import cards
 from marco_search.runtime import open_runtime
 from marco_search.search.tree import Rollout, Tree
@@ -33,7 +31,6 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.reads import job_record
 from marco_search.store.trail import trail
-from tests.databases import scratch_database
 from tests.integration.toys import insert, marco, open_database, runner, settings_for
 
 QUESTION = ReasoningJob(
@@ -58,19 +55,18 @@ class Forked:
 
 
 @pytest.fixture(scope="module")
-def forked(services: ServiceUrls) -> Iterator[Forked]:
-    with scratch_database(services.database_url) as url:
-        migrations.upgrade(url)
-        with open_database(url) as database:
-            (job,) = insert(database, QUESTION)
-            settings = settings_for(url, "redis://127.0.0.1:1/0")
-            with closing(open_runtime(Settings())) as opened:
-                runner(settings, database, opened).run_next()
-            with database.transaction() as conn:
-                tree = Tree.restore(*trail.load(conn, job.id))
-            found = Forked(url, database, job.id, tree)
-            assert len(found.forks) >= 2
-            yield found
+def forked(module_database_url: str) -> Iterator[Forked]:
+    url = module_database_url
+    with open_database(url) as database:
+        (job,) = insert(database, QUESTION)
+        settings = settings_for(url, "redis://127.0.0.1:1/0")
+        with closing(open_runtime(Settings())) as opened:
+            runner(settings, database, opened).run_next()
+        with database.transaction() as conn:
+            tree = Tree.restore(*trail.load(conn, job.id))
+        found = Forked(url, database, job.id, tree)
+        assert len(found.forks) >= 2
+        yield found
 
 
 def test_a_view_tells_what_was_taken_and_what_was_passed_over(forked: Forked) -> None:

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marco_search import migrations
 from marco_search.errors import LeaseLost, SearchError
-from marco_search.local import ServiceUrls
 from marco_search.search.actions import Action
 from marco_search.search.branches import Finish, ReflectionPlacement, Token
 from marco_search.search.mcts import Search
@@ -21,7 +19,6 @@ from marco_search.store.db import Database
 from marco_search.store.queue import leases
 from marco_search.store.reads import queries
 from marco_search.store.trail import trail
-from tests.databases import scratch_database
 from tests.integration.toys import claim, insert, open_database, question, rounds_of
 from tests.toy import PROMPT, ToyRuntime, answer_of
 
@@ -65,12 +62,11 @@ def rounds(draw: st.DrawFn) -> Round:
 
 
 @pytest.fixture(scope="module")
-def shared(services: ServiceUrls) -> Iterator[Database]:
+def shared(module_database_url: str) -> Iterator[Database]:
     """One database for all tests here: hypothesis would need one for each example."""
-    with scratch_database(services.database_url) as url:
-        migrations.upgrade(url)
-        with open_database(url) as opened:
-            yield opened
+    url = module_database_url
+    with open_database(url) as opened:
+        yield opened
 
 
 @given(rounds())

@@ -14,11 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from marco_search import migrations
-from marco_search.local import ServiceUrls
 from marco_search.store.seal import verification
 from ops.bench import store
-from tests.databases import scratch_database
 from tests.integration.toys import (
     insert,
     open_database,
@@ -39,17 +36,16 @@ sys.exit(main())
 
 
 @pytest.fixture(scope="module")
-def url(services: ServiceUrls) -> Iterator[str]:
+def url(module_database_url: str) -> Iterator[str]:
     """A database with 5,000 jobs that have ended."""
-    with scratch_database(services.database_url) as made:
-        migrations.upgrade(made)
-        settings = settings_for(made, "redis://127.0.0.1:1/0")
-        with open_database(made) as database:
-            asked = [question(options={"seed": i, "rollouts": ROLLOUTS}) for i in range(4)]
-            for _ in insert(database, *asked):
-                runner(settings, database, ToyRuntime()).run_next()
-        store.build(made, JOBS, processes=1, searched=len(asked), vocabulary=False)
-        yield made
+    made = module_database_url
+    settings = settings_for(made, "redis://127.0.0.1:1/0")
+    with open_database(made) as database:
+        asked = [question(options={"seed": i, "rollouts": ROLLOUTS}) for i in range(4)]
+        for _ in insert(database, *asked):
+            runner(settings, database, ToyRuntime()).run_next()
+    store.build(made, JOBS, processes=1, searched=len(asked), vocabulary=False)
+    yield made
 
 
 def start(url: str, *command: str) -> subprocess.Popen[str]:
