@@ -15,7 +15,7 @@ import click
 from marco_search.audit import anchors as anchor_files
 from marco_search.audit.findings import Finding, Report
 from marco_search.cli import options, output
-from marco_search.cli.options import FILE, command, which_jobs
+from marco_search.cli.options import FILE, FOLDER, command, which_jobs
 from marco_search.cli.session import Session, session
 from marco_search.errors import ArchiveRefused, InvalidSettings
 from marco_search.export.tables import TABLES, write
@@ -43,7 +43,6 @@ _COUNTS = (
     " {redacted_jobs:,} redacted). Nodes: {nodes:,}."
     " Rollouts: {rollouts:,}. Links: {links:,}. {seconds:.1f} s."
 )
-_folder = click.Path(file_okay=False, path_type=Path)
 
 
 @command()
@@ -54,7 +53,7 @@ _folder = click.Path(file_okay=False, path_type=Path)
     help="An anchor kept elsewhere that the chain must still hold; may be given again.",
 )  # fmt: skip
 @click.option(
-    "--archive", "archives", multiple=True, type=_folder,
+    "--archive", "archives", multiple=True, type=FOLDER,
     metavar="FOLDER", help="Check an archived month instead; may be given again.",
 )  # fmt: skip
 @click.option("--public-key", metavar="HEX", help="The key that the anchors must be signed by.")
@@ -178,7 +177,7 @@ def anchor(key: Path | None, new_key: Path | None) -> None:
 
 
 @command()
-@click.argument("folder", type=_folder)
+@click.argument("folder", type=FOLDER)
 @click.option(
     "--before", required=True, type=click.DateTime(["%Y-%m", "%Y-%m-%d"]), metavar="DATE",
     help="Months that ended by then, UTC: 2026-11 or 2026-11-01.",
@@ -239,7 +238,7 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
 @command()
 @click.argument("jobs", metavar="[JOB]...", nargs=-1)
 @click.option(
-    "--metadata", "entries", multiple=True, metavar="KEY=VALUE",
+    "--metadata", "entries", type=options.PAIR, multiple=True, metavar="KEY=VALUE",
     help="All jobs with this entry in their metadata; given again: and this one.",
 )  # fmt: skip
 @click.option("--custom-id", metavar="ID", help="All jobs of lines with this custom_id.")
@@ -250,12 +249,12 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
 @options.tenants
 @click.option("--reason", metavar="TEXT", help="Kept in the log, such as the number of a request.")
 @click.option(
-    "--archive", "months", type=_folder, metavar="FOLDER",
+    "--archive", "months", type=FOLDER, metavar="FOLDER",
     help="Where the archived months are: jobs that were archived are redacted there, too.",
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask: it can't be undone.")
 def redact(
-    jobs: tuple[str, ...], entries: tuple[str, ...], custom_id: str | None, batch: UUID | None,
+    jobs: tuple[str, ...], entries: options.Pairs, custom_id: str | None, batch: UUID | None,
     reason: str | None, months: Path | None, yes: bool,
 ) -> None:  # fmt: skip
     """Replace every text of JOBs that have ended by salted hashes, for good.
@@ -275,7 +274,7 @@ def redact(
     with session(needs_redis=False) as here:
         wanted = redactions.Choice(
             tenant=here.tenant, batch_id=batch, custom_id=custom_id,
-            metadata=dict(_entry(text) for text in entries),
+            metadata=dict(entries),
         )  # fmt: skip
         if jobs:
             ids = list(dict.fromkeys(here.find(jobs)))
@@ -330,18 +329,11 @@ def _redact_month(
     return done
 
 
-def _entry(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.UsageError(f"--metadata {text!r}: write KEY=VALUE")
-    return name, value
-
-
 FORMATS = ("jsonl", "parquet", "otlp-json")
 
 
 @command()
-@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", required=False, type=FOLDER)
 @click.option(
     "--format", "file_format", type=click.Choice(FORMATS), default="jsonl", show_default=True,
     help="otlp-json: OpenTelemetry traces, one job a line.",

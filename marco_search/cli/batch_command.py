@@ -129,7 +129,7 @@ def show_status(batch_id: UUID | None, limit: int) -> None:
 @batch.command("watch", short_help="Follow one until its jobs have ended.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 @options.tenants
-@click.option("--timeout", type=options.Seconds(min=0), metavar="S", help="Give up after S s.")
+@click.option("--timeout", type=options.Finite(min=0), metavar="S", help="Give up after S s.")
 def watch_batch(batch_id: UUID, timeout: float | None) -> None:
     """Print a line whenever a batch has come further; exits with 7 if a job did not succeed."""
     follow(batch_id, timeout, quiet=False)
@@ -184,12 +184,7 @@ def print_results(
             lines = map(_refusal, producer.refused_lines(batch_id))
         else:
             lines = _results(producer, batch_id, thought=thought, question=question)
-        if file is None:
-            for line in lines:
-                output.print_json_line(line)
-        else:
-            count = output.write_json_lines(file, lines)
-            output.note(f"{file}: {count:,} lines.")
+        output.print_or_write(file, lines)
 
 
 def _results(

@@ -16,18 +16,8 @@ from marco_search.cli.output import Column, number
 from marco_search.cli.session import session
 from marco_search.learning.duplicates import THRESHOLD
 
-
-class _Share(click.FloatRange):
-    """A number from 0 to 1; unlike click's, NaN is not in every range."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        number = super().convert(value, param, ctx)
-        return self.fail("nan is no number", param, ctx) if number != number else number
-
-
-_share = _Share(0, 1)
-_folder = click.Path(file_okay=False, path_type=Path)
-_folder_argument = click.argument("folder", type=_folder)
+_share = options.Finite(0, 1)
+_folder_argument = click.argument("folder", type=options.FOLDER)
 _files = click.argument(
     "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
 )
@@ -40,12 +30,9 @@ _held_out = click.option(
     help="Leave out what holds problems of this set, as `marco eval` names it; again for more.",
 )  # fmt: skip
 _limits = click.option(
-    "--set",
-    "limits",
-    multiple=True,
-    metavar="NAME=NUMBER",
+    "--set", "limits", type=options.PAIR, multiple=True, metavar="NAME=NUMBER",
     help="A limit of the rules, as most_response=20000; docs/datasets.md has them.",
-)
+)  # fmt: skip
 _all_tenants = click.option("--all-tenants", is_flag=True, help="Mix rows of several tenants.")
 _COLUMNS = (
     Column("id", lambda d: str(d.dataset_id), drop=1),
@@ -145,7 +132,7 @@ def list_data_sets() -> None:
 @dataset.command("trace")
 @click.argument("sample", metavar="SAMPLE")
 @click.option(
-    "--folder", type=_folder, help="Check the files of the data set in this folder as well."
+    "--folder", type=options.FOLDER, help="Check the files of the data set in this folder as well."
 )
 @options.tenants
 def trace_sample(sample: str, folder: Path | None) -> None:
@@ -184,9 +171,8 @@ def trace_sample(sample: str, folder: Path | None) -> None:
 @_held_out
 @_all_tenants
 def filter_command(
-    folder: Path, files: tuple[Path, ...], profile: str, tags: tuple[str, str] | None,
-    limits: tuple[str, ...], near_duplicate: float, held_out: tuple[str, ...], all_tenants: bool,
-) -> None:  # fmt: skip
+    profile: str, tags: tuple[str, str] | None, limits: options.Pairs, **given: Any
+) -> None:
     """Make a data set of the good samples of thought in FILE: the recipe of Open-O1.
 
     FILE is JSON Lines or a JSON array, in the shapes that `instructions` reads, or a data set's
@@ -204,8 +190,7 @@ def filter_command(
     turn = load(profile, settings.load().profiles).turn("en")
     if tags:
         turn = filters.turn_of(*tags)
-    rules = filters.thoughts(turn, _given(limits))
-    _convert("filter", folder, files, rules, near_duplicate, held_out, all_tenants)
+    _convert("filter", filters.thoughts(turn, _given(limits)), **given)
 
 
 @dataset.command("instructions")
@@ -215,10 +200,7 @@ def filter_command(
 @_near
 @_held_out
 @_all_tenants
-def instructions(
-    folder: Path, files: tuple[Path, ...], limits: tuple[str, ...], near_duplicate: float,
-    held_out: tuple[str, ...], all_tenants: bool,
-) -> None:  # fmt: skip
+def instructions(limits: options.Pairs, **given: Any) -> None:
     """Make a data set of conversations: messages, ShareGPT, Alpaca, prompt and completion.
 
     FILE is JSON Lines or a JSON array. Rows that can't be read, and those with lost characters,
@@ -229,15 +211,14 @@ def instructions(
     """
     from marco_search.learning import filters
 
-    rules = filters.instructions(_given(limits))
-    _convert("instructions", folder, files, rules, near_duplicate, held_out, all_tenants)
+    _convert("instructions", filters.instructions(_given(limits)), **given)
 
 
 @dataset.command("mix")
 @_folder_argument
 @click.argument("sets", nargs=-1, required=True, metavar="SET[=WEIGHT]...")
 @click.option(
-    "--validation", type=_Share(0, 1, max_open=True), default=0.0, show_default=True,
+    "--validation", type=options.Finite(0, 1, max_open=True), default=0.0, show_default=True,
     metavar="X", help="Part of the prompts to keep apart, in validation.jsonl.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order.")
@@ -278,28 +259,28 @@ def _weighted(text: str) -> tuple[Path, float]:
     return Path(path or text), number
 
 
-def _given(assignments: tuple[str, ...]) -> Any:
+def _given(limits: options.Pairs) -> Any:
     """The limits of --set."""
     from marco_search.learning.filters import Limits
 
     known: dict[str, Any] = dict(Limits.__dataclass_fields__)
     given: dict[str, Any] = {}
-    for text in assignments:
-        name, _, value = text.partition("=")
+    for name, value in limits:
         try:
             given[name] = (int if isinstance(known[name].default, int) else float)(value)
             if not 0 <= given[name] < math.inf:
                 raise ValueError
         except (KeyError, ValueError):
             raise click.UsageError(
-                f"--set {text}: needs NAME=NUMBER, not negative; the names are {', '.join(known)}"
+                f"--set {name}={value}: needs NAME=NUMBER, not negative; "
+                f"the names are {', '.join(known)}"
             ) from None
     return Limits(**given)
 
 
 def _convert(
-    name: str, folder: Path, files: tuple[Path, ...], rules: dict[str, Any], near_duplicate: float,
-    held_out: tuple[str, ...], all_tenants: bool,
+    name: str, rules: dict[str, Any], *, folder: Path, files: tuple[Path, ...],
+    near_duplicate: float, held_out: tuple[str, ...], all_tenants: bool,
 ) -> None:  # fmt: skip
     from marco_search.learning import conversations
 

@@ -160,7 +160,7 @@ def keys() -> None:
 
 
 @keys.command("create", short_help="Make a key and print it, once.")
-@options.tenants
+@options.one_tenant
 @click.option("--name", default="", metavar="TEXT", help="What it is for, as lists show it.")
 @click.option(
     "--right", "rights", type=click.Choice(RIGHTS), multiple=True,
@@ -170,23 +170,24 @@ def keys() -> None:
     "--rate", type=options.count(least=1), metavar="N", help="Requests a minute (default: any)."
 )
 @click.option(
-    "--expires-in", type=options.Seconds(min=0, min_open=True), metavar="S",
+    "--expires-in", type=options.Finite(min=0, min_open=True), metavar="S",
     help="Seconds until it expires (default: never).",
 )  # fmt: skip
 def create_key(
     name: str, rights: tuple[str, ...], rate: int | None, expires_in: float | None
 ) -> None:
     """Make a key for the tenant and print it. It is stored as a hash: nobody can show it again."""
-    with session(creates=True, needs_redis=False) as here:
-        if here.tenant is None:
-            raise click.UsageError("A key is one tenant's: give --tenant NAME.")
-        with here.database.transaction() as conn:
-            key, public = api_keys.create(
-                conn, tenant=here.tenant, name=name, rights=rights or RIGHTS, per_minute=rate,
-                expires_in_s=expires_in,
-            )  # fmt: skip
-    data = {"key": key, "id": public, "tenant": here.tenant}
-    output.report(data, key, remark=f"Key {public} of tenant {here.tenant!r}: shown this once.")
+    with (
+        session(creates=True, needs_redis=False) as here,
+        here.database.transaction() as conn,
+    ):
+        tenant = here.tenant or here.settings.tenant
+        key, public = api_keys.create(
+            conn, tenant=tenant, name=name, rights=rights or RIGHTS, per_minute=rate,
+            expires_in_s=expires_in,
+        )  # fmt: skip
+    data = {"key": key, "id": public, "tenant": tenant}
+    output.report(data, key, remark=f"Key {public} of tenant {tenant!r}: shown this once.")
 
 
 @keys.command("list", short_help="List the keys.")
@@ -222,18 +223,19 @@ def webhooks() -> None:
 
 
 @webhooks.command("add", short_help="Add an address.")
-@options.tenants
+@options.one_tenant
 @click.argument("url")
 @click.option("--events", metavar="EVENT,...", default=",".join(store.EVENTS), show_default=True)
 def add(url: str, events: str) -> None:
     """Add URL, and print its id and its secret, which is not shown again."""
     names = [word.strip() for word in events.split(",")]
-    with session(creates=True, needs_redis=False) as here:
-        if here.tenant is None:
-            raise click.UsageError("A webhook belongs to one tenant: not with --all-tenants.")
-        with here.database.transaction() as conn:
-            made, secret = store.add(conn, url, here.settings, tenant=here.tenant, events=names)
-    data = {"id": made, "tenant": here.tenant, "url": url, "events": names, "secret": secret}
+    with (
+        session(creates=True, needs_redis=False) as here,
+        here.database.transaction() as conn,
+    ):
+        tenant = here.tenant or here.settings.tenant
+        made, secret = store.add(conn, url, here.settings, tenant=tenant, events=names)
+    data = {"id": made, "tenant": tenant, "url": url, "events": names, "secret": secret}
     output.report(data, f"{made}\n{secret}")
 
 
@@ -264,7 +266,7 @@ def remove(named: UUID) -> None:
 @webhooks.command("rotate", short_help="Give one a new secret.")
 @options.tenants
 @_id_argument("ID")
-@click.option("--overlap", type=options.Seconds(min=0, max=366 * 86_400), metavar="S",
+@click.option("--overlap", type=options.Finite(min=0, max=366 * 86_400), metavar="S",
               default=store.OVERLAP_S, show_default=True,
               help="Seconds for which deliveries are signed with the old one too.")  # fmt: skip
 def rotate(named: UUID, overlap: float) -> None:

@@ -39,7 +39,7 @@ _DEADLINES = {"deadline", "expires_in_s"}
 _TERMS = {"priority", *_DEADLINES}
 
 timeout_option = click.option(
-    "--timeout", type=options.Seconds(min=0), metavar="S",
+    "--timeout", type=options.Finite(min=0), metavar="S",
     help="Give up after S seconds (exit code 6); the jobs go on.",
 )  # fmt: skip
 
@@ -358,11 +358,8 @@ def results(
                 result_json(result, thought=thought, question=question)
                 for result in _results(conn, ids)
             )
-            if file is not None:
-                output.note(f"{file}: {output.write_json_lines(file, found):,} lines.")
-            elif jsonl:
-                for result in found:
-                    output.print_json_line(result)
+            if file is not None or jsonl:
+                output.print_or_write(file, found)
             elif output.as_json():
                 output.print_json(list(found))
             else:

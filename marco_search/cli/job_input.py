@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from marco_search import profiles
+from marco_search.cli.options import PAIR
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
 from marco_search.jobs.validation import another_format
@@ -34,7 +35,7 @@ def _together(*options: Callable[[Function], Function]) -> Callable[[Function], 
 profile_options = _together(
     click.option("--profile", metavar="NAME|FILE",
                  help="The model's profile (default: by its name); `marco profile list`."),
-    click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE",
+    click.option("--set", "assignments", type=PAIR, multiple=True, metavar="FIELD=VALUE",
                  help="Set a field of the profile or the search, as top_p=0.9; several times."),
     click.option("--system-prompt", metavar="TEXT", help="For jobs without one of their own."),
     click.option("--examples", metavar="FILE",
@@ -88,7 +89,7 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
         read = profiles.read(Path(profile))
         overrides = read.model_dump(mode="json", exclude_unset=True, exclude={"models"})
         given["profile"] = profiles.NEUTRAL
-    overrides |= dict(map(_assigned, values.get("assignments") or ()))
+    overrides |= {n.strip(): _value(text) for n, text in values.get("assignments") or ()}
     if values.get("system_prompt") is not None:
         overrides["system_prompt"] = values["system_prompt"]
     if values.get("examples") is not None:
@@ -96,15 +97,12 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
     return given | ({"overrides": overrides} if overrides else {})
 
 
-def _assigned(text: str) -> tuple[str, Any]:
-    """FIELD=VALUE, the value as TOML has it; what is none is text."""
-    name, sign, value = text.partition("=")
-    if not sign or not name.strip():
-        raise click.UsageError(f"--set {text}: write FIELD=VALUE, as top_p=0.9.")
+def _value(text: str) -> Any:
+    """A value as TOML has it; what is none is text."""
     try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return name.strip(), value.strip()
+        return text.strip()
 
 
 def _examples(file: Path) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ _ALL_TENANTS = "marco_search.all_tenants"
 _BATCH = "marco_search.batch"
 FILE = click.Path(dir_okay=False, path_type=Path)
 """A path that is no folder's."""
+FOLDER = click.Path(file_okay=False, path_type=Path)
 file_option = click.option(
     "-o", "--output", "file", type=FILE, metavar="FILE",
     help="Write to FILE, which appears whole or not at all.",
@@ -72,16 +73,18 @@ tenant_option = click.option(
 )  # fmt: skip
 
 
+one_tenant = click.option(
+    "--tenant", metavar="NAME", help="Jobs of this tenant, not of MARCO_TENANT.",
+    **_kept_as(_TENANT),
+)  # fmt: skip
+
+
 def tenants(function: Callable[..., Any]) -> Callable[..., Any]:
     """--tenant and --all-tenants of a command that reads: its `session` has what they say."""
-    one = click.option(
-        "--tenant", metavar="NAME", help="Jobs of this tenant, not of MARCO_TENANT.",
-        **_kept_as(_TENANT),
-    )  # fmt: skip
     every = click.option(
         "--all-tenants", is_flag=True, help="Jobs of all tenants.", **_kept_as(_ALL_TENANTS)
     )
-    return one(every(function))
+    return one_tenant(every(function))
 
 
 class _Moment(click.DateTime):
@@ -152,12 +155,30 @@ def count(least: int = 0) -> click.IntRange:
     return click.IntRange(min=least, max=LARGEST_COUNT)
 
 
-class Seconds(click.FloatRange):
-    """A finite time: NaN is within every range and ends no wait."""
+class Finite(click.FloatRange):
+    """A finite number: NaN is within every range, and ends no wait."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number. Fails for one that is not finite."""
-        seconds = super().convert(value, param, ctx)
-        if not math.isfinite(seconds):
-            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
-        return seconds
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not finite.", param)
+
+
+class _Pair(click.ParamType[tuple[str, str]]):
+    """NAME=VALUE: the name, and the text of the value."""
+
+    name = "pair"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, sign, text = value.partition("=")
+        if not sign or not name.strip():
+            self.fail(f"{value!r}: write {param and param.metavar}.", param, ctx)
+        return name, text
+
+
+PAIR = _Pair()
+Pairs = tuple[tuple[str, str], ...]

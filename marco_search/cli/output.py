@@ -82,6 +82,15 @@ def print_json_line(data: Any) -> None:
     echo(_json(data))
 
 
+def print_or_write(file: Path | None, lines: Iterable[dict[str, Any]]) -> None:
+    """Print JSON Lines, or write them to a file and print how many there were as a remark."""
+    if file is not None:
+        note(f"{file}: {write_json_lines(file, lines):,} lines.")
+        return
+    for line in lines:
+        print_json_line(line)
+
+
 def write_json_lines(file: Path, lines: Iterable[dict[str, Any]]) -> int:
     """Write JSON Lines to a file that appears whole or not at all; how many."""
     count = 0

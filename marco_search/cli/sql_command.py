@@ -25,7 +25,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from marco_search.cli import output
-from marco_search.cli.options import JsonCommand, Seconds, command, count
+from marco_search.cli.options import PAIR, Finite, JsonCommand, Pairs, command, count
 from marco_search.cli.output import Column, natural_widths, text_table
 from marco_search.cli.session import session
 from marco_search.errors import LocalServiceFailed, MarcoError
@@ -55,15 +55,16 @@ Rows = Sequence[Sequence[Any]]
     help=f"Rows at most; 0 for all (default: {TABLE_ROWS} in a table, all in JSON and CSV).",
 )  # fmt: skip
 @click.option(
-    "--timeout", type=Seconds(min=0, min_open=True, max=86_400), default=30.0, show_default=True,
+    "--timeout", type=Finite(min=0, min_open=True, max=86_400), default=30.0, show_default=True,
     metavar="S", help="Seconds after which the query is stopped.",
 )  # fmt: skip
 @click.option(
-    "--set", "given", multiple=True, metavar="NAME=VALUE", help="A value for :'NAME' in the query."
-)
+    "--set", "given", type=PAIR, multiple=True, metavar="NAME=VALUE",
+    help="A value for :'NAME' in the query.",
+)  # fmt: skip
 def sql(
     query: str, as_csv: bool, expanded: bool | None, limit: int | None, timeout: float,
-    given: tuple[str, ...],
+    given: Pairs,
 ) -> None:  # fmt: skip
     """Run QUERY, one SQL statement that returns rows. "-" reads it from standard input.
 
@@ -79,9 +80,7 @@ def sql(
     if output.as_json() and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
     text = sys.stdin.read() if query == "-" else query
-    if wrong := [word for word in given if "=" not in word]:
-        raise click.UsageError(f"--set {wrong[0]}: write NAME=VALUE.")
-    text = with_values(text, dict(word.split("=", 1) for word in given))
+    text = with_values(text, dict(given))
     if limit is None:
         limit = 0 if output.as_json() or as_csv else TABLE_ROWS
     with session(needs_redis=False) as here, here.database.connect() as conn:

@@ -91,20 +91,12 @@ def shown(value: Any) -> Any:
     return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-_CSV = (
-    "job_id", "tenant", "batch_id", "batch_line", "custom_id", "idempotency_key", "kind", "state",
-    "subject", "answer", "expected", "correct", "confidence", "share", "confidence_quantile",
-    "strategy", "priority", "rollouts", "nodes", "generated_tokens", "seconds", "stop_reason",
-    "model", "revision", "seed", "created_at", "started_at", "finished_at", "expires_at",
-    "attempts", "error_type", "error", "metadata",
-)  # fmt: skip
-
-
 def csv_lines(jobs: Iterable[JobStatus]) -> Iterator[str]:
-    """The jobs as CSV (RFC 4180), a header first."""
+    """The jobs as CSV (RFC 4180), a column for each field, a header first."""
+    names = list(JobStatus.model_fields)
     line = io.StringIO()
     writer = csv.writer(line)
-    for row in chain([_CSV], ([_cell(getattr(job, name)) for name in _CSV] for job in jobs)):
+    for row in chain([names], ([_cell(getattr(job, name)) for name in names] for job in jobs)):
         writer.writerow(row)
         yield line.getvalue()
         line.seek(0)

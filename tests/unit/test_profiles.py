@@ -136,7 +136,7 @@ def test_job_command_line_setting_profile_strategy(
           "[search]\nexploration = 0.1\nbranching = 11\n[search.step]\nwidth = 11\n")  # fmt: skip
     setting = {"top_p": 0.2, "exploration": 0.2, "branching": 12}
     set_variable(monkeypatch, "MARCO_OVERRIDES", json.dumps(setting))
-    shell = job_input.given_options({"assignments": ("top_p=0.3", "exploration=0.3")})
+    shell = job_input.given_options({"assignments": (("top_p", "0.3"), ("exploration", "0.3"))})
     line = {
         "kind": "reasoning",
         "question": "1+1?",
@@ -151,7 +151,9 @@ def test_job_command_line_setting_profile_strategy(
 
 def test_a_job_s_own_option_goes_before_the_command_line_s_assignment() -> None:
     line = b'{"kind": "reasoning", "question": "1+1?", "options": {"temperature": 0.5}}'
-    shell = job_input.given_options({"assignments": ("temperature=0.9", "max_new_tokens=7")})
+    shell = job_input.given_options(
+        {"assignments": (("temperature", "0.9"), ("max_new_tokens", "7"))}
+    )
     (job,) = job_input.parse_lines([line], "jobs", shell).values()
     config = make_plan(job, ToyRuntime()).config
     assert (config.temperature, config.max_new_tokens) == (0.5, 7)
@@ -386,7 +388,7 @@ def test_examples_and_assignments_from_the_command_line(tmp_path: Path) -> None:
         {
             "examples": str(file),
             "system_prompt": "Hi",
-            "assignments": ('stops=["Q:"]', "steps=line"),
+            "assignments": (("stops", '["Q:"]'), ("steps", "line")),
         }
     )
     assert given["overrides"] == {
