@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from marco_search.errors import Backpressure, IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
@@ -19,12 +19,15 @@ PART_LINES = 500
 PART_BYTES = 4 * 2**20
 
 
-def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, however long: of one beyond LONGEST_LINE only the beginning."""
-    while line := file.readline(LONGEST_LINE + 1):
-        yield line
-        while not line.endswith(b"\n") and len(line) > LONGEST_LINE:
-            line = file.readline(LONGEST_LINE + 1)
+def lines_of(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a file that comes in parts: of one beyond LONGEST_LINE only the beginning."""
+    most, rest = LONGEST_LINE + 1, b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        rest = rest[:most]
+        yield from (line[:most] if len(line) >= most else line + b"\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def job_in(line: bytes, number: int, options: Mapping[str, Any]) -> Job | None:

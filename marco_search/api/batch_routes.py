@@ -13,9 +13,8 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
-from io import BufferedReader, RawIOBase
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID, uuid5
 
@@ -356,37 +355,24 @@ async def _feed(caller: Caller, batch: Batch) -> None:
     try:
         file = await asyncio.to_thread(stored_file, caller, batch.file_id or batch.id)
         while True:
-            parts = uploaded_files.content(caller.service.database, file)
-            with closing(BufferedReader(_Parts(parts, stopped))) as data:
-                try:
-                    await caller.producer.submit_batch(lines_of(data), batch_id=batch.id)
-                except Backpressure as full:
-                    await asyncio.sleep(full.retry_after_s or _RETRY_S)
-                else:
-                    return
+            parts = _until(stopped, uploaded_files.content(caller.service.database, file))
+            try:
+                await caller.producer.submit_batch(lines_of(parts), batch_id=batch.id)
+            except Backpressure as full:
+                await asyncio.sleep(full.retry_after_s or _RETRY_S)
+            else:
+                return
     except MarcoError as error:  # cancelled, or at it in another process
         log.warning("batch %s: %s", batch.id, error)
     finally:
         stopped.set()  # the thread that reads the lines
 
 
-class _Parts(RawIOBase):
-    """Parts of a file as a stream, until `stopped`."""
-
-    def __init__(self, parts: Iterator[bytes], stopped: threading.Event) -> None:
-        self._parts, self._stopped, self._rest = parts, stopped, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._stopped.is_set():
+def _until(stopped: threading.Event, parts: Iterable[bytes]) -> Iterator[bytes]:
+    for part in parts:
+        if stopped.is_set():
             raise MarcoError("the server is stopping")
-        if not self._rest:
-            self._rest = memoryview(next(self._parts, b""))
-        count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
-        return count
+        yield part
 
 
 def _status(batch: Batch) -> str:

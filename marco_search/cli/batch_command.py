@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -91,7 +92,7 @@ def _opened(name: str) -> Iterator[Iterator[bytes]]:
                 raise InputError(f"{name}: {error.strerror or error}") from None
         source = "standard input" if name == "-" else name
         job_input.refuse_other_formats(file.peek(), source, "marco batch submit")
-        yield lines_of(file)
+        yield lines_of(iter(partial(file.read1, 2**16), b""))
 
 
 def _check(file: str, lines: Iterable[bytes], given: dict[str, Any]) -> None:
