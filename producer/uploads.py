@@ -3,16 +3,20 @@
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from marco_search.errors import Backpressure, IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
 from marco_search.kinds import job_from_json_line
 from marco_search.store.queue.batches import Batch, BatchLine
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 LONGEST_LINE = 4 * 2**20  # bytes
 PART_LINES = 500
@@ -138,16 +142,30 @@ def upload(
 def _store(
     batch: Batch, part: Part, store: Store, waits: bool, sleep: Callable[[float], None]
 ) -> None:
-    one_by_one = False
+    try:
+        when_room(lambda: store(batch, part, one_by_one=False), waits=waits, sleep=sleep)
+    except IdempotencyConflict:
+        when_room(lambda: store(batch, part, one_by_one=True), waits=waits, sleep=sleep)
+
+
+def when_room(
+    store: Callable[[], T], *, waits: bool, sleep: Callable[[float], None] = time.sleep
+) -> T:
+    """What `store` returns; with `waits` it is called again for as long as too much is queued.
+
+    Raises Backpressure without `waits`, or if what is to be stored can never fit.
+    """
+    said = False
     while True:
         try:
-            return store(batch, part, one_by_one=one_by_one)
-        except IdempotencyConflict:
-            one_by_one = True
-        except Backpressure as error:
-            if not waits or error.retry_after_s is None:
+            return store()
+        except Backpressure as full:
+            if not waits or full.retry_after_s is None:
                 raise
-            sleep(error.retry_after_s)
+            if not said:
+                log.warning("%s; waiting", full)
+                said = True
+            sleep(full.retry_after_s)
 
 
 def _changed(batch: Batch) -> InvalidJob:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +15,7 @@ from marco_search.cli import batch_command, job_input, job_text, options, output
 from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.session import session
 from marco_search.cli.tree_text import draw_tree, tree_json
-from marco_search.errors import Backpressure, IdempotencyConflict, InvalidBatch, InvalidJob
+from marco_search.errors import IdempotencyConflict, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, JobResult
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState
@@ -24,7 +23,7 @@ from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
 
 if TYPE_CHECKING:
-    from producer import JobHandle, Producer
+    pass
 
 FORMATS = ("html", "svg", "dot", "mermaid", "json")
 DRAWN = 40  # nodes in the terminal
@@ -67,8 +66,11 @@ def submit(file: str | None, question: str | None, waits: bool, **values: Any) -
     """
     given = _jobs_to_submit(file, question, values)
     jobs = [_with_terms(job, values) for job in given.values()]
+    from producer.uploads import when_room
+
     with session(creates=True) as here, _naming_lines(file, list(given)):
-        handles = submit_jobs(here.producer(), jobs, waits=waits)
+        producer = here.producer()
+        handles = when_room(lambda: producer.submit_many(jobs), waits=waits)
     ids = [str(handle.id) for handle in handles]
     known = [str(handle.id) for handle in handles if not handle.created]
     new = len(ids) - len(known)
@@ -118,30 +120,6 @@ def _with_terms(job: Job, values: dict[str, Any]) -> Job:
     names = _TERMS if own.keys().isdisjoint(_DEADLINES) else {"priority"}
     given = {name: values[name] for name in names if values.get(name) is not None}
     return type(job).model_validate({**given, **own}) if given else job
-
-
-def submit_jobs(
-    producer: Producer,
-    jobs: Sequence[Job],
-    *,
-    waits: bool,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[JobHandle]:
-    """Submit all of the jobs or none. With `waits` again and again while too much is queued.
-
-    Raises QueueFull or QuotaExceeded without `waits`, or if they can never fit.
-    """
-    noted = False
-    while True:
-        try:
-            return producer.submit_many(jobs)
-        except Backpressure as error:
-            if not waits or error.retry_after_s is None:
-                raise
-            if not noted:
-                print(f"marco: {error}; waiting", file=sys.stderr)
-                noted = True
-            sleep(error.retry_after_s)
 
 
 @options.command()

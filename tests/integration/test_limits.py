@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from marco_search.cli.job_commands import submit_jobs
 from marco_search.errors import QueueFull, QuotaExceeded
 from producer import Producer
+from producer.uploads import when_room
 from tests.integration.toys import question, settings_for
 
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -51,7 +51,7 @@ def test_a_full_queue_takes_nothing_and_says_when_to_try_again(database_url: str
             waited.append(seconds)
             producer.cancel(first[0])
 
-        submit_jobs(producer, [question()], waits=True, sleep=sleep)
+        when_room(lambda: producer.submit_many([question()]), waits=True, sleep=sleep)
         assert waited == [5.0]
 
 
