@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from marco_search.evaluation.data_sets import Problem
+from marco_search.evaluation.statistics import paired, ratio
 from marco_search.evaluation.traces import Trace, with_vote
 from marco_search.kinds import kind_of
 from marco_search.search.rewards import voters
@@ -85,7 +87,7 @@ class Point:
 
 def point(traces: Sequence[Trace], grader: Grader, rollouts: int) -> Point:
     """The run at `rollouts` rollouts."""
-    return _graded(cut(traces, [rollouts] * len(traces)), grader)
+    return graded(cut(traces, [rollouts] * len(traces)), grader)
 
 
 def curve(traces: Sequence[Trace], grader: Grader) -> list[Point]:
@@ -109,7 +111,7 @@ class Stops:
     def at(self, grader: Grader, level: float, choice: str | None = None) -> Point:
         """The run at a level, with the answers chosen by `choice` (default: the run's own)."""
         traces = with_vote(self.traces, choice) if choice else self.traces
-        return _graded(cut(traces, self.lengths(level)), grader)
+        return graded(cut(traces, self.lengths(level)), grader)
 
     def lengths(self, level: float) -> list[int]:
         """Rollouts of each search at a level."""
@@ -161,12 +163,22 @@ def cut(traces: Sequence[Trace], lengths: Sequence[int]) -> list[Trace]:
     return [replace(t, rollouts=t.rollouts[:n]) for t, n in zip(traces, lengths, strict=True)]
 
 
-def _graded(traces: Sequence[Trace], grader: Grader) -> Point:
+def graded(traces: Sequence[Trace], grader: Grader) -> Point:
+    """The whole run."""
     return Point(
         rollouts=max((len(t.rollouts) for t in traces), default=0),
         tokens=tuple(t.tokens for t in traces),
         right=tuple(map(grader.solved, traces)),
     )
+
+
+def difference(mine: Point, theirs: Point) -> dict[str, Any]:
+    """Accuracy of the first less the second's, paired, and its tokens as a share of the second's.
+
+    The fields of `statistics.Paired`, and those of `Ratio` under "tokens".
+    """
+    tokens = asdict(ratio(mine.tokens, theirs.tokens))
+    return asdict(paired(mine.right, theirs.right)) | {"tokens": tokens}
 
 
 def coverage(traces: Sequence[Trace], grader: Grader, rollouts: int) -> tuple[bool, ...]:

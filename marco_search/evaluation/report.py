@@ -7,22 +7,20 @@ a tree its first N rollouts, which share prefixes and so are not separate guesse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from marco_search.errors import InvalidDataSet, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
-from marco_search.evaluation.grading import Grader, chosen, coverage, point, ranked
+from marco_search.evaluation.grading import Grader, chosen, coverage, difference, graded, ranked
 from marco_search.evaluation.statistics import (
     Bin,
     accuracy,
     auroc,
     calibration,
     calibration_error,
-    paired,
     pass_at_k,
-    ratio,
     rounded,
 )
 from marco_search.evaluation.traces import Trace, digest
@@ -70,20 +68,13 @@ class Row:
         return data | {"test_at": rounded({"1": self.accuracy, **self.test_at})}
 
 
-def row(
-    strategy: str, traces: Sequence[Trace], grader: Grader, *, rollouts: int | None = None
-) -> Row:
-    """The figures of a run, each search cut after `rollouts` rollouts (default: whole).
-
-    Test@N looks at all rollouts.
-    """
-    whole = rollouts or max((len(t.rollouts) for t in traces), default=1)
-    at = point(traces, grader, whole)
-    n, used = len(traces), [r for t in traces for r in t.rollouts[:whole]]
+def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
+    """The figures of a run."""
+    at = graded(traces, grader)
+    n, used = len(traces), [r for t in traces for r in t.rollouts]
     separate = all(r.start == ROOT for t in traces for r in t.rollouts)
     bins = bins_of(traces, grader)
     prompt, cached = sum(r.prompt for r in used), sum(r.cached for r in used)
-    shares = [len(t.rollouts[:whole]) / max(1, len(t.rollouts)) for t in traces]
     return Row(
         strategy=strategy,
         **accuracy(at.right),
@@ -93,10 +84,10 @@ def row(
         tokens_per_problem=at.tokens_per_problem,
         prefilled_per_problem=(prompt - cached) / n,
         cached_per_problem=cached / n,
-        seconds_per_problem=sum(t.seconds * x for t, x in zip(traces, shares, strict=True)) / n,
+        seconds_per_problem=sum(t.seconds for t in traces) / n,
         test_at=_test_at(traces, grader, separate),
         separate_guesses=separate,
-        auroc=auroc([_confidence(t, whole) for t in traces], at.right),
+        auroc=auroc(list(map(_confidence, traces)), at.right),
         auroc_rollouts=auroc(*_rollout_scores(traces, grader)),
         calibration_error=calibration_error(bins),
         right=at.right,
@@ -140,9 +131,9 @@ def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[st
     return found
 
 
-def _confidence(trace: Trace, rollouts: int) -> float:
+def _confidence(trace: Trace) -> float:
     """Share of the vote's weight behind the chosen answer; a lone path's own confidence."""
-    answers = ranked(trace, rollouts)
+    answers = ranked(trace)
     if not answers:
         return 0.0
     alone = trace.choice == "best" or sum(answer.votes for answer in answers) == 1
@@ -173,7 +164,7 @@ def samples(
             "answer": None if answer is None else trace.answers[answer],
             "right": grader.solved(trace) if problem.expected else None,
             "tokens": trace.tokens,
-            "confidence": rounded(_confidence(trace, len(trace.rollouts))),
+            "confidence": rounded(_confidence(trace)),
             "rollouts": len(trace.rollouts),
             "trace": digest(trace),
         }
@@ -191,23 +182,27 @@ def compare(
     if not pairs:
         raise InvalidDataSet("the two runs have no problem in common")
     mine, other = zip(*pairs, strict=True)
-    right = paired(list(map(grader.solved, mine)), list(map(grader.solved, other)))
-    tokens = ratio([t.tokens for t in mine], [t.tokens for t in other])
-    return {"accuracy": rounded(asdict(right)), "tokens": rounded(asdict(tokens))}
+    found = difference(graded(mine, grader), graded(other, grader))
+    tokens = found.pop("tokens")
+    return {"accuracy": rounded(found), "tokens": rounded(tokens)}
 
 
 def compared(found: dict[str, dict[str, Any]], other: str) -> str:
     """What `compare` found, as a sentence."""
     right, tokens = found["accuracy"], found["tokens"]
-    points = "{difference:+.1f} points ({low:+.1f} to {high:+.1f})".format(
-        **{name: 100 * right[name] for name in ("difference", "low", "high")}
-    )
     return (
-        f"Against {other}, on {counted(right['n'], 'problem')} of both: {points}, right only "
-        f"here: {right['only_first']}, only there: {right['only_second']} (McNemar p = "
-        f"{right['p']:.2g}); {tokens['ratio']:.2f} times the tokens ({tokens['low']:.2f} to "
+        f"Against {other}, on {counted(right['n'], 'problem')} of both: "
+        f"{points(right, ' points')}, right only here: {right['only_first']}, "
+        f"only there: {right['only_second']} (McNemar p = {right['p']:.2g}); "
+        f"{tokens['ratio']:.2f} times the tokens ({tokens['low']:.2f} to "
         f"{tokens['high']:.2f}). Intervals: 95 %, paired bootstrap."
     )
+
+
+def points(gain: Mapping[str, float], unit: str = "") -> str:
+    """A gain in percentage points with its 95 % interval."""
+    gained, low, high = (100 * gain[name] for name in ("difference", "low", "high"))
+    return f"{gained:+.1f}{unit} ({low:+.1f} to {high:+.1f})"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -95,9 +95,9 @@ class Trace:
         return [r for r in self.rollouts if r.answer is not None]
 
 
-def with_vote(traces: Sequence[Trace], choice: str, sharpness: float = 1.0) -> list[Trace]:
+def with_vote(traces: Sequence[Trace], choice: str) -> list[Trace]:
     """The same searches with their answers chosen by another vote."""
-    return [replace(t, choice=choice, sharpness=sharpness) for t in traces]
+    return [replace(t, choice=choice, sharpness=1.0) for t in traces]
 
 
 _TRACE = TypeAdapter(Trace)

@@ -19,9 +19,7 @@ from marco_search.learning.samples import Pair, Sample
 N, SHARE, SHORT = 8, 0.5, 4
 
 
-def rules(
-    sets: Sequence[str], *, language: str | None = None, n: int = N, share: float = SHARE
-) -> dict[str, Rule]:
+def rules(sets: Sequence[str]) -> dict[str, Rule]:
     """The rule "contaminated", against sets as `marco eval` names them; none without sets.
 
     Memory is in proportion to the sets, not to the samples. Raises InvalidDataSet.
@@ -31,32 +29,31 @@ def rules(
     problems = [
         (f"problem {number} of {name}", problem.job.subject)
         for name in sets
-        for number, problem in enumerate(load(name, language=language), start=1)
+        for number, problem in enumerate(load(name), start=1)
     ]
-    parameters = {"sets": list(sets), "problems": len(problems), "n": n, "share": share}
-    return {"contaminated": Rule(Problems(problems, n, share).reason, parameters)}
+    parameters = {"sets": list(sets), "problems": len(problems), "n": N, "share": SHARE}
+    return {"contaminated": Rule(Problems(problems).reason, parameters)}
 
 
 class Problems:
     """The n-grams of problems."""
 
-    def __init__(self, problems: Iterable[tuple[str, str]], n: int = N, share: float = SHARE):
+    def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
         """`problems`: what to call each, and its text."""
-        self._share = share
         self._names: list[str] = []
         self._sizes: list[int] = []
         self._numbers: list[set[str]] = []
         self._short: dict[tuple[str, ...], str] = {}
-        # Length of the n-grams, n but for shorter problems, to n-gram to the problems that have it.
+        # Length of the n-grams, N but for shorter problems, to n-gram to the problems that have it.
         self._indexes: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for name, text in problems:
             words = tokens(text)
             if len(words) < SHORT:
                 self._short[tuple(words)] = name
                 continue
-            grams = ngram_hashes(words, n).tolist()
+            grams = ngram_hashes(words, N).tolist()
             for gram in grams:
-                self._indexes[min(n, len(words))][gram].append(len(self._names))
+                self._indexes[min(N, len(words))][gram].append(len(self._names))
             self._names.append(name)
             self._sizes.append(len(grams))
             self._numbers.append(set(numbers(words)))
@@ -70,7 +67,7 @@ class Problems:
             said = set(numbers(words))
             for problem, hits in self._hits(words).items():
                 share = hits / self._sizes[problem]
-                if share >= self._share and self._numbers[problem] <= said:
+                if share >= SHARE and self._numbers[problem] <= said:
                     return f"{share:.0%} of the n-grams of {self._names[problem]}"
         return None
 

@@ -219,9 +219,7 @@ def file_of(path: Path, kind: type[_Row]) -> Path:
 class Writer:
     """Writes a data set's files into a folder, a row at a time."""
 
-    def __init__(
-        self, folder: Path, kind: str = "sft", *, split: str = "", parquet: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, kind: str = "sft", *, split: str = "") -> None:
         """`kind`: one of KINDS. `split` names the files of a part that is kept apart."""
         self.count = 0
         self._kind = KINDS[kind]
@@ -234,12 +232,10 @@ class Writer:
             if self._kind is Pair:
                 read_by_llama_factory = f"{name}_llamafactory.jsonl"
                 self._single = _lines(folder / read_by_llama_factory, files)
-            self._parquet: Any = None
-            if parquet:
-                file = pq.ParquetWriter(
-                    folder / f"{name}.parquet", self._kind.SCHEMA, compression="zstd"
-                )
-                self._parquet = files.enter_context(file)
+            file = pq.ParquetWriter(
+                folder / f"{name}.parquet", self._kind.SCHEMA, compression="zstd"
+            )
+            self._parquet: Any = files.enter_context(file)
             self._files = files.pop_all()
         _describe(folder, name, read_by_llama_factory, self._kind)
 
@@ -253,10 +249,9 @@ class Writer:
         if self._single and isinstance(row, Pair):
             single = {"chosen": row.chosen[0], "rejected": row.rejected[0]}
             self._single.write(_dumps(line | single) + "\n")
-        if self._parquet:
-            self._rows.append(line)
-            if len(self._rows) == _ROWS:
-                self._flush()
+        self._rows.append(line)
+        if len(self._rows) == _ROWS:
+            self._flush()
         self.count += 1
 
     def __exit__(self, *_: object) -> None:

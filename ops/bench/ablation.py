@@ -25,7 +25,7 @@ from typing import Any, get_args
 from marco_search import settings
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import Grader, Point, Stops, point
-from marco_search.evaluation.report import table
+from marco_search.evaluation.report import points, table
 from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.statistics import accuracy, paired, rounded
@@ -125,9 +125,8 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(at: Mapping[str, Any]) -> str:
-    shares = {name: 100 * value for name, value in at.items()}
-    gain = "{gain:+.1f} ({gain_low:+.1f} to {gain_high:+.1f})".format(**shares)
-    return f"{shares['accuracy']:.1f}, {at['tokens_per_problem']:.0f}, {gain}"
+    gain = points({"difference": at["gain"], "low": at["gain_low"], "high": at["gain_high"]})
+    return f"{100 * at['accuracy']:.1f}, {at['tokens_per_problem']:.0f}, {gain}"
 
 
 def measured(wanted: Iterable[str], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:

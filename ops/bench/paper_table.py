@@ -34,11 +34,11 @@ import numpy as np
 from marco_search import settings
 from marco_search.cli.evaluation_commands import progress_text
 from marco_search.evaluation.data_sets import Problem, from_row, load
-from marco_search.evaluation.grading import Grader, Point, Stops, point
+from marco_search.evaluation.grading import Grader, Point, Stops, difference, point
 from marco_search.evaluation.plots import accuracy_over_tokens, plot
-from marco_search.evaluation.report import require_few_failed
+from marco_search.evaluation.report import points, require_few_failed
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import accuracy, paired, ratio, rounded
+from marco_search.evaluation.statistics import accuracy, ratio, rounded
 from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
@@ -242,10 +242,8 @@ def picked(at: Point, where: Sequence[int]) -> Point:
 
 
 def compared(mine: Point, theirs: Point) -> dict[str, Any]:
-    """Accuracy of the first less the second, and its tokens as a share of the second's (`at`)."""
-    tokens = asdict(ratio(mine.tokens, theirs.tokens))
-    found: dict[str, Any] = rounded(asdict(paired(mine.right, theirs.right)) | {"tokens": tokens})
-    return found | {"at": round(theirs.tokens_per_problem)}
+    """`difference` of two points, and the tokens of the second (`at`)."""
+    return dict(rounded(difference(mine, theirs)), at=round(theirs.tokens_per_problem))
 
 
 def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
@@ -272,13 +270,6 @@ def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tupl
                 share["ratio"] <= 0.65 and share["high"] < 0.8,
                 measured,
             )
-
-
-def points(gain: Mapping[str, float]) -> str:
-    """A gain in percentage points with its interval."""
-    return "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(
-        **{name: 100 * gain[name] for name in ("difference", "low", "high")}
-    )
 
 
 # -- Runs and report ----------------------------------------------------------------------

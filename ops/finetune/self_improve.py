@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
@@ -32,10 +32,11 @@ from pydantic import SecretStr
 
 from marco_search import pocket, settings
 from marco_search.evaluation.data_sets import Problem, from_row
-from marco_search.evaluation.grading import Grader, Point, point
+from marco_search.evaluation.grading import Grader, Point, difference, point
 from marco_search.evaluation.plots import accuracy_over_tokens, plot
+from marco_search.evaluation.report import points
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import paired, ratio, rounded
+from marco_search.evaluation.statistics import rounded
 from marco_search.evaluation.traces import read
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
@@ -233,9 +234,9 @@ class Loop:
             found[f"{way}_after"] = after[way].accuracy
             found[f"{way}_tokens_before"] = before[way].tokens_per_problem
             found[f"{way}_tokens_after"] = after[way].tokens_per_problem
-        gain = compared(after["greedy"], before["greedy"])
+        gain = difference(after["greedy"], before["greedy"])
         found |= {name: gain[name] for name in ("n", "difference", "low", "high")}
-        found["search"] = compared(after["search"], before["search"])
+        found["search"] = difference(after["search"], before["search"])
         found["controls"] = {}
         for name, arm in ARMS.items():
             if name != "search" and number <= arm.rounds:
@@ -243,7 +244,7 @@ class Loop:
                 found["controls"][name] = {
                     "greedy_after": control.accuracy,
                     "tokens": control.tokens_per_problem,
-                    "gain_over_it": compared(after["greedy"], control),
+                    "gain_over_it": difference(after["greedy"], control),
                 }
         made: dict[str, Any] = rounded(found)
         return made
@@ -274,14 +275,6 @@ class Loop:
             for language in LANGUAGES
         }
         return plot(accuracy_over_tokens, panels, stem)
-
-
-def compared(mine: Point, theirs: Point) -> dict[str, Any]:
-    """Accuracy of the first less the second, paired, and its tokens as a share of the second's."""
-    return {
-        **asdict(paired(mine.right, theirs.right)),
-        "tokens": asdict(ratio(mine.tokens, theirs.tokens)),
-    }
 
 
 def answer(loaded: Settings, database: Database, most: int) -> None:
@@ -317,12 +310,6 @@ def ring_at(ends: float | None) -> None:
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:
     """The figures of a report in Markdown; accuracies and differences in percent."""
-
-    def points(gain: Mapping[str, float]) -> str:
-        return "{:+.1f} ({:+.1f} to {:+.1f})".format(
-            *(100 * gain[name] for name in ("difference", "low", "high"))
-        )
-
     controls = [name for name in ARMS if name != "search"]
     yield "| round | | n | greedy, tokens | gain | search, tokens | gain |" + "".join(
         f" over {name} |" for name in controls

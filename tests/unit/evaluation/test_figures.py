@@ -17,6 +17,7 @@ from marco_search.evaluation.grading import (
     chosen,
     coverage,
     curve,
+    cut,
 )
 from marco_search.evaluation.report import row
 from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore, score
@@ -227,8 +228,8 @@ def test_a_row_has_the_figures_of_its_run() -> None:
     assert (found.tokens_per_problem, found.rollouts) == (40, 4)
     assert (found.prefilled_per_problem, found.cached_per_problem) == (20, 60)
     assert found.separate_guesses and found.test_at == {}
-    cut = row("vote", [FOUR, FIVE], GRADER, rollouts=2)
-    assert (cut.accuracy, cut.tokens_per_problem) == (0.0, 20)
+    short = row("vote", cut([FOUR, FIVE], [2, 2]), GRADER)
+    assert (short.accuracy, short.tokens_per_problem) == (0.0, 20)
     # Right rollouts: .6 .5 .99; wrong: .9 .5 .4 .4
     assert found.auroc_rollouts == pytest.approx((3 + 2.5 + 4) / 12)
     assert found.to_json()["low"] == round(found.low, 4)
