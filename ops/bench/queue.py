@@ -3,6 +3,7 @@
     python -m ops.bench.queue worker PROCESSES      a real worker whose model answers at once
     python -m ops.bench.queue api                   a request to `marco serve`, see `api`
     python -m ops.bench.queue fleet WORKERS SECONDS_A_JOB...     see `fleet` and docs/scaling.md
+    python -m ops.bench.queue soak JOBS             see `soak` and docs/scaling.md
 
 The Celery app here is Celery as most use it: late acknowledgement, one message at a time. Its task
 notes its number and the time in a Redis list. The broker is that of REDIS_URL.
@@ -28,7 +29,7 @@ from operator import itemgetter
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
-from typing import Any
+from typing import Any, LiteralString
 from urllib.parse import urlsplit
 
 import psycopg
@@ -318,6 +319,75 @@ def _copy(conn: psycopg.Connection[Any], lease: Lease, kept: Round) -> None:
     trail.copy_nodes(conn, lease, kept.nodes)
 
 
+# -- Many jobs --------------------------------------------------------------------------
+
+
+def soak(number: int) -> Iterator[Figures]:
+    """Submit and drain so many jobs by tenths: the same figures of each, to see what grows.
+
+    `search` is from claim to end by Postgres' clock; `other` what another tenant waits for a job
+    of its own meanwhile. Memory is of the worker's and of Postgres' processes, shared pages once.
+    """
+    with harness.scratch_services() as services, contextlib.ExitStack() as stack:
+        urls = services.urls
+        producer, other = (
+            stack.enter_context(Producer(urls.database_url, urls.redis_url, tenant=tenant))
+            for tenant in ("many", "few")
+        )
+        conn = stack.enter_context(psycopg.connect(urls.database_url, autocommit=True))
+        worker = stack.enter_context(worker_process(services, [*WORKER_COMMAND, str(PROCESSES)]))
+        postmaster = _parent(conn.info.backend_pid)
+        ended, spent = 0, (harness.session_cpu_s(worker), _postgres_cpu_s(conn))
+        for part in range(1, 11):
+            more = range((part - 1) * number // 10, part * number // 10)
+            producer.submit_many([small(i) for i in more])
+            began, waits, before = time.monotonic(), list[float](), ended
+            while ended < more.stop:
+                waits.append(seconds(lambda: other.wait(other.submit(small(number)), 60)))
+                time.sleep(POLL_S)
+                ended = _all(conn, "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL")[0]
+            last, spent = spent, (harness.session_cpu_s(worker), _postgres_cpu_s(conn))
+            lengths = _all(
+                conn,
+                "SELECT extract(epoch FROM finished_at - started_at)::float8 FROM jobs"
+                " WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT %s",
+                ended - before,
+            )
+            yield {
+                "ended": ended,
+                "jobs_per_s": (ended - before) / (time.monotonic() - began),
+                "worker_cpu_ms_per_job": 1000 * (spent[0] - last[0]) / (ended - before),
+                "postgres_cpu_ms_per_job": 1000 * (spent[1] - last[1]) / (ended - before),
+                "worker_mib": _pss_mib(worker),
+                "postgres_mib": _pss_mib(postmaster),
+                "search_p50_ms": 1000 * percentile(lengths, 0.5),
+                "search_p99_ms": 1000 * percentile(lengths, 0.99),
+                "other_tenant_p50_ms": 1000 * percentile(waits, 0.5),
+                "other_tenant_p99_ms": 1000 * percentile(waits, 0.99),
+            }
+        failed = "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL AND state <> 'succeeded'"
+        assert _all(conn, failed) == [0], "every job succeeded"
+
+
+def _all(conn: psycopg.Connection[Any], query: LiteralString, *values: Any) -> list[Any]:
+    return [value for (value,) in conn.execute(query, values)]
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _pss_mib(parent: int) -> float:
+    """Proportional set size of a process and its children."""
+    kib = 0
+    for file in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(file.name) == parent or _parent(int(file.name)) == parent:
+                line = re.search(r"^Pss: +(\d+)", (file / "smaps_rollup").read_text(), re.MULTILINE)
+                kib += int(line[1]) if line else 0
+    return kib / 1024
+
+
 # -- A fleet of workers -----------------------------------------------------------------
 
 
@@ -449,6 +519,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["api"]:
         with harness.scratch_services() as scratch:
             harness.report("api", api(scratch))
+        sys.exit()
+    if sys.argv[1:2] == ["soak"]:
+        for tenth in soak(int(sys.argv[2])):
+            print(json.dumps({k: round(v, 2) for k, v in tenth.items()}), flush=True)
         sys.exit()
     if sys.argv[1:2] == ["worker"]:
         code = worker_main.run(
