@@ -11,7 +11,6 @@ when they are needed: most commands only want the address.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from uuid import UUID
 
+from marco_search.deadlines import KEEPALIVE
 from marco_search.errors import BrokerUnavailable, InvalidSettings
 from marco_search.settings import is_host, without_password
 
@@ -36,15 +36,6 @@ _PRESENT_FOR_S = 15
 # answered, and the long wait for the next message, which Redis ends once a second.
 _ANSWER_S = 5
 _HEALTH_CHECK_S = 4
-# The same for packets that nobody acknowledges (TCP_USER_TIMEOUT in milliseconds).
-_KEEPALIVE = {
-    getattr(socket, name): value
-    for name, value in (
-        ("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 8000),
-    )
-    if hasattr(socket, name)
-}  # fmt: skip
-
 
 _FORM = (
     "write redis://:password@host:port/0 (rediss:// for TLS), with the characters /?#@:% of a "
@@ -133,7 +124,7 @@ def celery_config(redis_url: str, queue: str) -> dict[str, Any]:
             "socket_timeout": _ANSWER_S,
             "socket_connect_timeout": _ANSWER_S,
             "socket_keepalive": True,
-            "socket_keepalive_options": _KEEPALIVE,
+            "socket_keepalive_options": KEEPALIVE,
             "health_check_interval": _HEALTH_CHECK_S,
         },
         "task_default_queue": queue,

@@ -1,4 +1,4 @@
-"""Requests to servers, bounded in time.
+"""Requests to servers, bounded in time: deadlines, and noticing that a machine is gone.
 
 A socket's own timeout starts again with every byte, so a server that sends one byte at a time
 would hold a caller for ever.
@@ -12,6 +12,25 @@ import threading
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+
+KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (
+        ("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 8000),
+    )
+    if hasattr(socket, name)  # macOS names the first one otherwise
+}  # fmt: skip
+"""Options of a socket, with which a machine that is gone is noticed in some ten seconds.
+
+Seconds and counts; TCP_USER_TIMEOUT, for packets that are not acknowledged, in milliseconds.
+"""
+
+
+def watch_peer(sock: socket.socket) -> None:
+    """Notice in some ten seconds that the machine at the other end is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Call:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from marco_search.deadlines import Call
+from marco_search.deadlines import Call, watch_peer
 from marco_search.errors import BranchFailed, InvalidSettings
 from marco_search.runtime.base import quoting
 from marco_search.runtime.servers.calls import (
@@ -37,10 +37,6 @@ _LARGEST_ERROR = 2**16  # bytes that are read of it
 # A server that takes a request and falls silent is asked on another connection, this often and
 # for so long, twice, whether it is there.
 _ASK_EVERY_S = 4.0
-# Seconds and counts; TCP_USER_TIMEOUT, for packets that are not acknowledged, in milliseconds.
-_KEEPALIVE = {
-    "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8000,
-}  # fmt: skip
 
 
 def api_key_of(settings: Settings) -> str | None:
@@ -226,7 +222,7 @@ class Connections:
 
         Raises TimeoutError if the server is gone: it answers nothing on another connection
         either. Not with TLS, which has bytes of its own to read; there the kernel's questions
-        (`_watch_peer`) must do.
+        (`watch_peer`) must do.
         """
         if isinstance(sock, ssl.SSLSocket):
             return
@@ -262,7 +258,7 @@ class Connections:
                 self._host, self._port, timeout=timeout, context=self._tls
             )
         connection.connect()
-        _watch_peer(connection.sock)
+        watch_peer(connection.sock)
         return connection
 
     def _take_idle(self) -> http.client.HTTPConnection | None:
@@ -289,11 +285,3 @@ def _readable(sock: socket.socket, within_s: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(within_s * 1000))
-
-
-def _watch_peer(sock: socket.socket) -> None:
-    """Notice in some ten seconds that the machine at the other end is gone."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):  # macOS names the first one otherwise
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
