@@ -35,7 +35,6 @@ from marco_search.search.rewards import (
     ScoredRollout,
     confidences,
     mean,
-    token_scores,
     voters,
 )
 from marco_search.search.selection import Frontier
@@ -257,9 +256,8 @@ def scored_rollout(
     scores: Sequence[float] = (),
 ) -> ScoredRollout:
     """The next rollout of `tree`, along `path`, as a reward sees it."""
-    nodes = [tree.nodes[i] for i in path]
     return ScoredRollout(
-        path=[token_scores(n.tokens, n.confidences) for n in nodes],
+        path=[tree.token_scores(i) for i in path],
         start=start,
         answer=answer,
         others=[r.answer for r in tree.rollouts],

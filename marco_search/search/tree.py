@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from marco_search.search.actions import Action
 from marco_search.search.branches import Finish, Part, ReflectionPlacement, Token
+from marco_search.search.rewards import TokenScores, token_scores
 
 ROOT = 0
 """Id of the root node, whose text is empty: the prompt stands before it."""
@@ -128,6 +129,7 @@ class Tree:
         # Sum of c_i and number of the tokens since the path's last reflection, or from the root.
         self._since_reflection: list[tuple[float, int]] = []
         self.least, self.greatest = 1.0, 0.0  # values of rollouts with an answer
+        self._scores: dict[int, TokenScores] = {}  # by node, once a reward has asked for them
         self._by_content: dict[tuple[object, ...], int] = {}
         self.add(Node(node_id=ROOT, parent_id=None, depth=0, round=0, action=Action.ROOT))
 
@@ -218,6 +220,13 @@ class Tree:
         top = after.tokens[0].top
         logprob = next(p for i, p in top if i == token_id)
         return Token(token_id, self.texts[token_id], logprob, top)
+
+    def token_scores(self, node_id: int) -> TokenScores:
+        """The scores of the node's tokens, as rewards see them."""
+        if node_id not in self._scores:
+            node = self.nodes[node_id]
+            self._scores[node_id] = token_scores(node.tokens, node.confidences)
+        return self._scores[node_id]
 
     def thought_closed(self, node_id: int) -> bool:
         """True if the thought has ended at or above this node."""
