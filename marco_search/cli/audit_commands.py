@@ -21,8 +21,7 @@ from marco_search.errors import ArchiveRefused, InvalidSettings
 from marco_search.export.tables import TABLES, write
 from marco_search.locations import database_url
 from marco_search.store.db import allow, require_tables
-from marco_search.store.seal import anchors as stored_anchors
-from marco_search.store.seal import archives, redactions
+from marco_search.store.seal import archives, redactions, seals
 from marco_search.store.seal.archives import Month
 from marco_search.store.seal.verification import check_month, verify_all, verify_job
 from marco_search.text import counted
@@ -79,7 +78,7 @@ def verify(
     with session(needs_redis=False) as here:
         with here.database.transaction() as conn:
             require_tables(conn, "`marco verify`")
-            found = [f for anchor in kept for f in stored_anchors.check(conn, anchor)]
+            found = [f for anchor in kept for f in seals.check_anchor(conn, anchor)]
         if jobs:
             reports = [
                 verify_job(here.database, i)
@@ -172,7 +171,7 @@ def anchor(key: Path | None, new_key: Path | None) -> None:
         return
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         require_tables(conn, "`marco anchor`")
-        taken = stored_anchors.take(conn, key=key)
+        taken = seals.anchor(conn, key=key)
     output.print_json(taken.model_dump())
 
 

@@ -16,8 +16,7 @@ from marco_search.export.tables import Filter
 from marco_search.learning.samples import Pair
 from marco_search.learning.traces import Reader, Tree, language
 from marco_search.search.tree import Rollout
-from marco_search.store.db import Conn
-from marco_search.store.reads.queries import select
+from marco_search.store.db import Conn, select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

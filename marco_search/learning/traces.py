@@ -31,7 +31,7 @@ from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import CONFIDENCE, VERIFIER
 from marco_search.search.tree import ROOT, Rollout
 from marco_search.store import views
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, select
 from marco_search.store.reads import queries
 from marco_search.store.seal.verification import check_jobs
 from marco_search.store.trail import trail
@@ -283,7 +283,7 @@ class Reader:
         ranked = queries.answers(self.conn, [str(stored.job_id) for stored in part])
         nodes: defaultdict[UUID, dict[int, NodeText]] = defaultdict(lambda: {ROOT: _ROOT})
         wanted = "audit.nodes WHERE job_id = ANY (%s)"
-        for node in queries.select(self.conn, NodeText, wanted, [[j.job_id for j in part]]):
+        for node in select(self.conn, NodeText, wanted, [[j.job_id for j in part]]):
             nodes[node.job_id][node.node_id] = node
         for stored in part:
             job, config = parse_job(stored.payload), SearchConfig.from_json(stored.config or {})

@@ -12,8 +12,7 @@ from datetime import datetime
 from typing import Final, Literal
 
 from marco_search.errors import InvalidApiKey, JobNotFound
-from marco_search.store.db import Conn
-from marco_search.store.reads.queries import select
+from marco_search.store.db import Conn, select
 
 Right = Literal["submit", "read", "cancel"]
 RIGHTS: Final[tuple[Right, ...]] = ("submit", "read", "cancel")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -21,8 +22,9 @@ import psycopg
 from psycopg import Connection, IsolationLevel, errors, sql
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, class_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from pydantic import BaseModel
 
 from marco_search.errors import (
     AccessDenied,
@@ -60,6 +62,7 @@ _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
 
 Conn = Connection[TupleRow]
 _R = TypeVar("_R")
+M = TypeVar("M")
 
 
 class _Connection(Connection[TupleRow]):
@@ -240,6 +243,16 @@ class Database:
             raise unavailable(self.shown, error) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, *_GONE) as error:
             raise unavailable(self.shown, error) from error
+
+
+def select(conn: Conn, model: type[M], source: str, given: Any = ()) -> list[M]:
+    """Rows as instances of `model`, whose fields name columns; `source` follows FROM."""
+    known: Any = model
+    names = known.model_fields if issubclass(known, BaseModel) else [f.name for f in fields(known)]
+    columns = ", ".join(f'"{name}"' for name in names)
+    query = f"SELECT {columns} FROM {source}"  # noqa: S608  # constants
+    with conn.cursor(row_factory=class_row(model)) as cursor:
+        return cursor.execute(query.encode(), given).fetchall()
 
 
 def insert(conn: Conn, table: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,9 +9,8 @@ from typing import BinaryIO
 from uuid import UUID
 
 from marco_search.errors import FileNotFound, InputError
-from marco_search.store.db import Conn, Database
+from marco_search.store.db import Conn, Database, select
 from marco_search.store.queue.jobs import new_job_id
-from marco_search.store.reads.queries import select
 
 _PART = 2**20
 # Batches that were not uploaded to the end read their file again.

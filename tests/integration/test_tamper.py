@@ -26,7 +26,7 @@ from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
 from marco_search.jobs import Job
 from marco_search.local import ServiceUrls
-from marco_search.store.seal import anchors, seals
+from marco_search.store.seal import seals
 from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import rows
 from tests.databases import scratch_database
@@ -61,7 +61,7 @@ def stored(services: ServiceUrls) -> Iterator[Stored]:
             for _ in ids:
                 one.run_next()
             with database.transaction() as conn:
-                anchor = anchors.take(conn)
+                anchor = seals.anchor(conn)
         with psycopg.connect(url) as conn:
             conn.execute("CREATE SCHEMA kept")
             for table in TABLES:
@@ -308,7 +308,7 @@ def test_it_is_found_and_the_row_is_named(
 
 def against_anchor(url: str, anchor: Anchor) -> list[Finding]:
     with open_database(url) as database, database.transaction() as conn:
-        return anchors.check(conn, anchor)
+        return seals.check_anchor(conn, anchor)
 
 
 @pytest.mark.parametrize(

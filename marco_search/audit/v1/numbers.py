@@ -12,7 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +29,9 @@ from marco_search.audit.v1.tree import (
     unpack_rollout,
     unpack_tokens,
 )
+from marco_search.errors import SearchError
 from marco_search.search.rewards import CONFIDENCE, EXTERNAL, VERIFIER, reward_of
-from marco_search.search.votes import Scale
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, Scale, rank
 
 _UNREADABLE = (struct.error, ValueError, IndexError, TypeError)
 """What reading raises for a row that no version of marco-search can have written."""
@@ -45,8 +46,6 @@ Visits = Mapping[int, tuple[int, float]]
 """Visit count and value by node."""
 _MERGED = ("open_ended",)
 """Kinds of job whose near-duplicates are one answer."""
-Ranked = SimpleNamespace
-"""An answer as the vote has it: the columns of its row, and its weight."""
 
 
 def check_numbers(
@@ -150,7 +149,7 @@ def check_answers(
             return
     try:
         ranked = _rank(voters, keys, config)
-    except (KeyError, ValueError, OverflowError) as error:
+    except (SearchError, KeyError, ValueError, OverflowError) as error:
         yield Finding("rollouts", "", "no vote", "votes", str(error))
         return
     expected = ranked[: (payload.get("options") or {}).get("answers", len(answers))]
@@ -164,7 +163,9 @@ def check_answers(
             yield Finding("answers", key, "not voted for", "no row", repr(stored.key))
         else:
             highest = _highest_share(ranked, len(expected), i) if bound else None
-            wanted.rank = i + 1
+            if stored.rank != i + 1:
+                yield Finding("answers", key, "rank", f"{i + 1} by the vote", repr(stored.rank))
+                continue
             yield from _compare(key, stored, wanted, highest)
 
 
@@ -202,56 +203,33 @@ def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, 
 
 def _rank(
     voters: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
-) -> list[Ranked]:
-    how = config["choice"]
+) -> list[RankedAnswer]:
     own = reward_of(config) in CONFIDENCE
     values = {r.rollout_id: r.path_confidence if own else r.value for r in voters}
-    groups: dict[str, list[tuple[float, Any]]] = {}
-    for row in voters:
-        if not 0.0 <= values[row.rollout_id] <= 1.0:
-            raise ValueError(f"rollout {row.rollout_id} has value {values[row.rollout_id]}")
-        groups.setdefault(keys[row.rollout_id], []).append((values[row.rollout_id], row))
-    weights = {key: _weight([v for v, _ in g], how, config) for key, g in groups.items()}
-    total = math.fsum(weights.values())
-    ranked = []
-    for key, group in groups.items():
-        highest, best = min(group, key=lambda pair: (-pair[0], pair[1].rollout_id))
-        leaders = [r for v, r in group if v == highest]
-        ids = tuple(sorted(r.rollout_id for _, r in group))
-        ranked.append(
-            Ranked(
-                # An answer has the key of its most confident rollout.
-                key=key if any(r.answer == key for r in leaders) else str(best.answer),
-                rollout_ids=ids,
-                votes=len(ids),
-                confidence=min(1.0, math.fsum(v for v, _ in group) / len(group)),
-                share=weights[key] / total if total else len(group) / len(voters),
-                weight=weights[key],
-                order=(-weights[key], -highest, best.rollout_id),
-            )
-        )
-    return sorted(ranked, key=lambda a: a.order)
+    ranked = rank(
+        [Candidate(keys[i], value, i) for i, value in values.items()],
+        Aggregation(config["choice"]),
+        Scale(**{f.name: config[f.name] for f in fields(Scale) if f.name in config}),
+    )
+    # An answer has the key of its most confident rollout.
+    said = {r.rollout_id: str(r.answer) for r in voters}
+    leading = {(key, values[i]) for i, key in said.items() if key == keys[i]}
+    return [
+        one if (one.key, one.best_value) in leading else replace(one, key=said[one.best_rollout_id])
+        for one in ranked
+    ]
 
 
-def _weight(values: Sequence[float], how: str, config: Mapping[str, Any]) -> float:
-    if how == "vote":
-        return float(len(values))
-    if how == "weighted":
-        scale = Scale(**{f.name: config[f.name] for f in fields(Scale) if f.name in config})
-        return math.fsum(map(scale.weight, values))
-    if how == "best":
-        return max(values)
-    raise ValueError(f"answers ranked by {how!r}")
-
-
-def _highest_share(ranked: Sequence[Ranked], shown: int, place: int) -> float:
+def _highest_share(ranked: Sequence[RankedAnswer], shown: int, place: int) -> float:
     """The share of an answer if all that are not shown were one."""
     least = math.fsum(a.weight for a in ranked[: shown + 1])
     return ranked[place].weight / least if least else 1.0
 
 
-def _compare(key: str, stored: Any, expected: Ranked, highest: float | None) -> Iterator[Finding]:
-    for what in ("rank", "key", "rollout_ids", "votes", "confidence", "share"):
+def _compare(
+    key: str, stored: Any, expected: RankedAnswer, highest: float | None
+) -> Iterator[Finding]:
+    for what in ("key", "rollout_ids", "votes", "confidence", "share"):
         wanted, found = getattr(expected, what), getattr(stored, what)
         near = isinstance(wanted, float) and abs(wanted - float(str(found))) <= ROUNDING
         if what == "share" and highest is not None:

@@ -14,10 +14,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from marco_search.errors import BatchNotFound, InvalidJob
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, insert, select
 from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S, OF_BATCH, REQUEST, JobHandle, new_job_id
 from marco_search.store.queue.states import BATCH_FINISHED, outbox
@@ -62,24 +60,18 @@ class BatchLine:
     reason: str | None  #: why it was refused
 
 
-_BATCH = """
-    SELECT batch_id AS id, tenant, source, file_id, metadata, created_at, completed_at, finished_at,
-        expires_at, cancelled_at, lines, refused, digest, states
-    FROM audit.batches WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-"""
-_LINES = """
-    SELECT line, job_id, custom_id, field, reason FROM audit.batch_lines WHERE batch_id = %(id)s
-"""
+_BATCH = """(SELECT *, batch_id AS id FROM audit.batches) AS batch
+    WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"""
+_LINES = "audit.batch_lines WHERE batch_id = %(id)s"
 
 
 def find(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> Batch:
     """A batch. Raises BatchNotFound."""
     given = {"tenant": tenant, "batch": batch_id}
-    with conn.cursor(row_factory=class_row(Batch)) as cursor:
-        found = cursor.execute(f"{_BATCH} AND batch_id = %(batch)s", given).fetchone()
-    if found is None:
+    found = select(conn, Batch, f"{_BATCH} AND id = %(batch)s", given)
+    if not found:
         raise BatchNotFound(f"no batch {batch_id}; `marco batch status` lists the latest")
-    return found
+    return found[0]
 
 
 def latest(
@@ -87,11 +79,10 @@ def latest(
 ) -> list[Batch]:
     """The latest batches, newest first; those that come `after` one, if given."""
     given = {"tenant": tenant, "limit": limit, "after": after}
-    with conn.cursor(row_factory=class_row(Batch)) as cursor:
-        query = f"""{_BATCH} AND (%(after)s::uuid IS NULL OR (created_at, batch_id) <
-            (SELECT created_at, batch_id FROM audit.batches WHERE batch_id = %(after)s))
-            ORDER BY created_at DESC, batch_id DESC LIMIT %(limit)s"""  # noqa: S608  # constants
-        return cursor.execute(query, given).fetchall()
+    source = f"""{_BATCH} AND (%(after)s::uuid IS NULL OR (created_at, id) <
+        (SELECT created_at, batch_id FROM audit.batches WHERE batch_id = %(after)s))
+        ORDER BY created_at DESC, id DESC LIMIT %(limit)s"""  # noqa: S608  # constants
+    return select(conn, Batch, source, given)
 
 
 def begin(
@@ -187,15 +178,9 @@ def take(
 
 def refuse(conn: Conn, batch_id: UUID, lines: Iterable[BatchLine]) -> None:
     """Note lines that can't be jobs."""
-    rows = [[batch_id, each.line, each.custom_id, each.field, each.reason] for each in lines]
-    if not rows:
-        return
-    with conn.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO batch_lines (batch_id, line, custom_id, field, reason)"
-            " VALUES (%s, %s, %s, %s, %s)",
-            rows,
-        )
+    columns = ("line", "custom_id", "field", "reason")
+    rows = [{"batch_id": batch_id} | {c: getattr(one, c) for c in columns} for one in lines]
+    insert(conn, "batch_lines", rows)
     conn.execute("UPDATE batches SET refused = refused + %s WHERE id = %s", [len(rows), batch_id])
 
 
@@ -203,29 +188,25 @@ def note_known(
     conn: Conn, batch_id: UUID, stored: Sequence[tuple[int, str | None, JobHandle]]
 ) -> None:
     """Note the lines (number, custom_id, job) whose idempotency key names a job already."""
-    rows = [[batch_id, line, name, job.id] for line, name, job in stored if not job.created]
-    if rows:
-        with conn.cursor() as cursor:
-            cursor.executemany(
-                "INSERT INTO batch_lines (batch_id, line, custom_id, known_id)"
-                " VALUES (%s, %s, %s, %s)",
-                rows,
-            )
+    known = [
+        {"batch_id": batch_id, "line": line, "custom_id": name, "known_id": job.id}
+        for line, name, job in stored
+        if not job.created
+    ]
+    insert(conn, "batch_lines", known)
 
 
 def lines(conn: Conn, batch_id: UUID, *, after: int, last: int) -> list[BatchLine]:
     """The lines after one up to another, in order."""
     given = {"id": batch_id, "after": after, "last": last}
-    with conn.cursor(row_factory=class_row(BatchLine)) as cursor:
-        query = f"{_LINES} AND line > %(after)s AND line <= %(last)s ORDER BY line"
-        return cursor.execute(query, given).fetchall()
+    source = f"{_LINES} AND line > %(after)s AND line <= %(last)s ORDER BY line"
+    return select(conn, BatchLine, source, given)
 
 
 def refused(conn: Conn, batch_id: UUID) -> list[BatchLine]:
     """The lines that were refused, in order."""
-    with conn.cursor(row_factory=class_row(BatchLine)) as cursor:
-        query = f"{_LINES} AND reason IS NOT NULL ORDER BY line"
-        return cursor.execute(query, {"id": batch_id}).fetchall()
+    source = f"{_LINES} AND reason IS NOT NULL ORDER BY line"
+    return select(conn, BatchLine, source, {"id": batch_id})
 
 
 def mark_cancelled(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> None:

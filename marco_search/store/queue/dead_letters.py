@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg.rows import class_row
 from pydantic import BaseModel, ConfigDict
 
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, select
 from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S, REQUEST, new_job_id
 from marco_search.store.queue.states import SUBJECT
@@ -47,21 +46,17 @@ def letters(
     limit: int = 100,
 ) -> list[DeadLetter]:
     """The latest first; of a tenant, in `state`, with this type of error, or this job, if given."""
-    with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
-        return cursor.execute(
-            f"""
-            SELECT id AS job_id, tenant, kind, state, {SUBJECT} AS subject,
-                created_at, finished_at, attempts, failures, losses, rounds,
-                coalesce(last_error, '{{}}') AS error
-            FROM jobs WHERE state IN ('failed', 'dead')
-                AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-                AND (%(state)s::text IS NULL OR state = %(state)s)
-                AND (%(error)s::text IS NULL OR last_error ->> 'type' = %(error)s)
-                AND (%(job)s::uuid IS NULL OR id = %(job)s)
-            ORDER BY finished_at DESC, id DESC LIMIT %(limit)s
-            """.encode(),  # noqa: S608  # constants
-            {"tenant": tenant, "state": state, "error": error, "job": job_id, "limit": limit},
-        ).fetchall()
+    source = f"""(
+        SELECT *, id AS job_id, {SUBJECT} AS subject, coalesce(last_error, '{{}}') AS error
+        FROM jobs WHERE state IN ('failed', 'dead')
+    ) AS letter
+    WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+        AND (%(state)s::text IS NULL OR state = %(state)s)
+        AND (%(error)s::text IS NULL OR error ->> 'type' = %(error)s)
+        AND (%(job)s::uuid IS NULL OR id = %(job)s)
+    ORDER BY finished_at DESC, id DESC LIMIT %(limit)s"""  # noqa: S608  # constants
+    given = {"tenant": tenant, "state": state, "error": error, "job": job_id, "limit": limit}
+    return select(conn, DeadLetter, source, given)
 
 
 def requeue(

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
 
-from psycopg.rows import class_row
-
 from marco_search.errors import Backpressure, QueueFull, QuotaExceeded
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, select
 
 EVERYONE = ""
 """In place of a tenant's name: all tenants. No tenant has this name."""
@@ -134,14 +132,11 @@ class Pause:
 
 def pauses(conn: Conn) -> list[Pause]:
     """All that is paused, by tenant; EVERYONE first."""
-    with conn.cursor(row_factory=class_row(Pause)) as cursor:
-        return cursor.execute(
-            """
-            SELECT tenant, max(since) AS since, sum(jobs)::bigint AS jobs FROM (
-                SELECT name AS tenant, paused_at AS since, 0 AS jobs FROM tenants
-                WHERE paused_at IS NOT NULL
-                UNION ALL SELECT tenant, NULL, count(*) FROM jobs
-                WHERE paused_at IS NOT NULL AND finished_at IS NULL GROUP BY tenant
-            ) AS paused GROUP BY tenant ORDER BY tenant
-            """
-        ).fetchall()
+    source = """(
+        SELECT coalesce(name, tenant) AS tenant, paused_at AS since, coalesce(jobs, 0) AS jobs
+        FROM (SELECT name, paused_at FROM tenants WHERE paused_at IS NOT NULL) AS whole FULL JOIN (
+            SELECT tenant, count(*) AS jobs FROM jobs
+            WHERE paused_at IS NOT NULL AND finished_at IS NULL GROUP BY tenant
+        ) AS single ON tenant = name
+    ) AS paused ORDER BY tenant"""
+    return select(conn, Pause, source)

@@ -21,10 +21,9 @@ from psycopg.rows import class_row
 
 from marco_search.errors import InputError, JobNotFound
 from marco_search.settings import Settings, is_host
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, select
 from marco_search.store.queue import batches
 from marco_search.store.queue.states import BATCH_FINISHED, JOB_FINISHED
-from marco_search.store.reads.queries import select
 
 EVENTS: Final = (JOB_FINISHED, BATCH_FINISHED)
 TEST: Final = "test"

@@ -13,8 +13,7 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
-from marco_search.store.db import Conn
-from marco_search.store.reads.queries import select
+from marco_search.store.db import Conn, select
 from marco_search.store.reads.revisions import Revision
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 from uuid import UUID
 
 from psycopg.rows import dict_row
@@ -21,12 +21,10 @@ from marco_search.kinds import parse_job
 from marco_search.search.actions import Action
 from marco_search.search.tree import Node, Rollout, Shortfalls
 from marco_search.store import views
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, M, select
 from marco_search.store.queue.states import not_found
-from marco_search.store.reads.queries import JobStatus, answers, select
+from marco_search.store.reads.queries import JobStatus, answers
 from marco_search.store.trail import trail, vocabulary
-
-M = TypeVar("M")
 
 
 class Fork(TypedDict):

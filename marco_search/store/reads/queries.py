@@ -8,19 +8,19 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from uuid import UUID
 
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict
 
 from marco_search.errors import AmbiguousJob, InvalidJob, JobNotFound
 from marco_search.jobs import Answer, JobResult
 from marco_search.jobs.validation import shown
 from marco_search.search.config import SearchConfig
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, select
 from marco_search.store.queue.batches import Batch, latest
 from marco_search.store.queue.jobs import OF_BATCH
 from marco_search.store.queue.states import JobState, not_found
@@ -29,8 +29,6 @@ LOW_QUANTILE = 0.1
 """A confidence is low if it is in this part of its model's own."""
 NARROW_SHARE = 0.6
 """An answer won narrowly if its share of the vote is less than this."""
-
-M = TypeVar("M")
 
 
 class JobStatus(BaseModel):
@@ -89,16 +87,6 @@ class JobStatus(BaseModel):
         """The state, or "paused" for a queued job that is paused."""
         waits = self.state is JobState.QUEUED and self.paused_at is not None
         return "paused" if waits else str(self.state)
-
-
-def select(conn: Conn, model: type[M], source: str, given: Any = ()) -> list[M]:
-    """Rows as instances of `model`, whose fields name columns; `source` follows FROM."""
-    known: Any = model
-    names = known.model_fields if issubclass(known, BaseModel) else [f.name for f in fields(known)]
-    columns = ", ".join(f'"{name}"' for name in names)
-    query = f"SELECT {columns} FROM {source}"  # noqa: S608  # constants
-    with conn.cursor(row_factory=class_row(model)) as cursor:
-        return cursor.execute(query.encode(), given).fetchall()
 
 
 _IN = "(%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
@@ -451,17 +439,12 @@ WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 """
 
 
-def matching(conn: Conn, word: str, *, most: int = 2) -> list[UUID]:
-    """Up to `most` jobs of any tenant whose id begins or ends with `word`.
+def matching(conn: Conn, word: str) -> list[UUID]:
+    """The jobs of any tenant whose id begins or ends with `word`, at least two if several do.
 
     Raises JobNotFound if there are none, and InvalidJob for what can't be part of an id.
     """
-    part = _hexadecimal(word)
-    query = """SELECT job_id FROM audit.jobs WHERE job_id BETWEEN %(first)s AND %(last)s
-        OR right(replace(job_id::text, '-', ''), %(length)s) = %(part)s LIMIT %(most)s"""
-    first, last = part.ljust(_WHOLE, "0"), part.ljust(_WHOLE, "f")
-    given = {"first": first, "last": last, "part": part, "length": len(part), "most": most}
-    found = [row[0] for row in conn.execute(query, given)]
+    found = sorted(_matching(conn, [_hexadecimal(word)], None)[0])
     if not found:
         raise JobNotFound(f"no job {word}; see `marco status --all-tenants`")
     return found
@@ -470,12 +453,19 @@ def matching(conn: Conn, word: str, *, most: int = 2) -> list[UUID]:
 def find_jobs(conn: Conn, words: Sequence[str], tenant: str | None) -> list[UUID]:
     """The tenant's jobs that these words name: ids, or the beginning or end of an id.
 
-    Ids begin with the time of submission, so jobs of one batch differ at the end first. However
-    many there are, ids and their beginnings take one statement on the primary key; ends of one
-    length take one pass over the jobs. Raises JobNotFound, AmbiguousJob, or InvalidJob for what
-    can't be part of an id.
+    Ids begin with the time of submission, so jobs of one batch differ at the end first. Raises
+    JobNotFound, AmbiguousJob, or InvalidJob for what can't be part of an id.
     """
-    parts = [_hexadecimal(word) for word in words]
+    found = _matching(conn, [_hexadecimal(word) for word in words], tenant)
+    return [_only(conn, word, ids, tenant) for word, ids in zip(words, found, strict=True)]
+
+
+def _matching(conn: Conn, parts: Sequence[str], tenant: str | None) -> list[set[UUID]]:
+    """The jobs whose id begins or ends with each part.
+
+    However many there are, ids and their beginnings take one statement on the primary key; ends
+    of one length take one pass over the jobs.
+    """
     distinct = list(set(parts))
     found: defaultdict[str, set[UUID]] = defaultdict(set)
     ranges = {
@@ -490,7 +480,7 @@ def find_jobs(conn: Conn, words: Sequence[str], tenant: str | None) -> list[UUID
         given = {"tenant": tenant, "parts": ends, "length": length}
         for part, job_id in conn.execute(_ENDS, given):
             found[part].add(job_id)
-    return [_only(conn, word, found[part], tenant) for word, part in zip(words, parts, strict=True)]
+    return [found[part] for part in parts]
 
 
 def _only(conn: Conn, word: str, found: set[UUID], tenant: str | None) -> UUID:
@@ -498,7 +488,7 @@ def _only(conn: Conn, word: str, found: set[UUID], tenant: str | None) -> UUID:
         raise AmbiguousJob(f"{word} fits several jobs: give more of the id")
     if found:
         return next(iter(found))
-    (job,) = statuses(conn, matching(conn, word, most=1))  # raises if no tenant has it
+    job = statuses(conn, matching(conn, word))[0]  # raises if no tenant has it
     raise JobNotFound(f"job {word} is of tenant {job.tenant!r}, not {tenant!r}: give --tenant")
 
 

@@ -10,8 +10,7 @@ from datetime import datetime
 from uuid import UUID
 
 from marco_search.errors import QueryRefused
-from marco_search.store.db import Conn
-from marco_search.store.reads.queries import select
+from marco_search.store.db import Conn, select
 
 MOST_PAIRS = 10_000
 """Questions that two revisions are compared on at most: the latest."""

@@ -1,4 +1,4 @@
-"""Seals jobs that end: hashes their rows, keeps the hashes, and chains the root.
+"""Seals jobs that end: hashes their rows, keeps the hashes, and chains the root; anchors.
 
 In the transaction that ends the job, after its last row is written. The rows are read back
 from Postgres, so what is hashed is what is stored. Links are appended one at a time, under
@@ -11,15 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from uuid import UUID
 
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 from psycopg.sql import SQL
 
+from marco_search.audit import anchors
+from marco_search.audit.anchors import Anchor
 from marco_search.audit.chain import JOB, REDACTION, Link, LinkKind, follow
+from marco_search.audit.findings import Finding
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import NO_SALT, Proof, prove
-from marco_search.store.db import Conn, insert
+from marco_search.errors import InvalidAnchor
+from marco_search.store.db import Conn, insert, select
 from marco_search.store.trail import rows
 
 # A session that stalls with the lock is ended after 5 s, between two statements or within one.
@@ -32,6 +37,7 @@ _LOCK = """
 _LONGEST_MS = 5000
 _A_LINK_MS, _ROWS_A_MS = 5, 100  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
+_LAST_SEQ = 2**62  # what is beyond is no bigint
 
 Entry = tuple[LinkKind, UUID | None, bytes]
 """What a link is made of: its kind, the job if there is one, and the root."""
@@ -78,12 +84,9 @@ def _seal(conn: Conn, job_ids: Iterable[UUID], as_kind: LinkKind) -> list[Link]:
 
 def link_at(conn: Conn, seq: int | None = None) -> Link | None:
     """A link of the chain; the last one without a number."""
-    with conn.cursor(row_factory=class_row(Link)) as cursor:
-        return cursor.execute(
-            "SELECT * FROM public.chain WHERE %(seq)s::bigint IS NULL OR seq = %(seq)s"
-            " ORDER BY seq DESC LIMIT 1",
-            {"seq": seq},
-        ).fetchone()
+    source = """public.chain WHERE %(seq)s::bigint IS NULL OR seq = %(seq)s
+        ORDER BY seq DESC LIMIT 1"""
+    return next(iter(select(conn, Link, source, {"seq": seq})), None)
 
 
 def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[Link]:
@@ -107,3 +110,30 @@ def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[
         links.append(last)
     insert(conn, "chain", [asdict(link) for link in links])
     return links
+
+
+def anchor(conn: Conn, *, key: Path | None = None) -> Anchor:
+    """An anchor of the chain as it stands, signed if the file of a key is given.
+
+    Raises InvalidAnchor for a key that can't be used, or a chain that was emptied.
+    """
+    first, last = link_at(conn, 0), link_at(conn)
+    if first is None or last is None:
+        raise InvalidAnchor("the chain is empty or has lost its first link: run `marco verify`")
+    return anchors.make(first, last, jobs=_jobs(conn, last.seq), key=key)
+
+
+def check_anchor(conn: Conn, anchor: Anchor) -> list[Finding]:
+    """What the stored chain says against an anchor."""
+    seq = min(anchor.seq, _LAST_SEQ)
+    first, link, after, last = (link_at(conn, at) for at in (0, seq, seq + 1, None))
+    jobs = _jobs(conn, seq)
+    return list(anchors.check_anchor(anchor, first, link, last, jobs=jobs, after=after))
+
+
+def _jobs(conn: Conn, seq: int) -> int:
+    """Jobs chained up to this link."""
+    row = conn.execute(
+        "SELECT count(DISTINCT job_id) FROM public.chain WHERE seq <= %s", [seq]
+    ).fetchone()
+    return row[0] if row else 0

@@ -31,7 +31,7 @@ from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Proof, unpack
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import JobNotFound, VerificationStopped
-from marco_search.store.db import Conn, Database, allow
+from marco_search.store.db import Conn, Database, allow, select
 from marco_search.store.seal import archives
 from marco_search.store.trail import rows
 
@@ -110,13 +110,14 @@ def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterat
 
 def _sealed_runs(conn: Conn, job_ids: Collection[UUID]) -> Mapping[UUID, list[SealedRun]]:
     """The links of each job with their proofs, each checked against the link before it."""
-    with conn.cursor(row_factory=class_row(Link)) as cursor:
-        links = cursor.execute(
-            "SELECT * FROM public.chain WHERE seq IN ("
-            " SELECT unnest(ARRAY[seq, seq - 1]) FROM public.chain WHERE job_id = ANY (%s)"
-            ") ORDER BY seq",
-            [list(job_ids)],
-        ).fetchall()
+    links = select(
+        conn,
+        Link,
+        "public.chain WHERE seq IN ("
+        " SELECT unnest(ARRAY[seq, seq - 1]) FROM public.chain WHERE job_id = ANY (%s)"
+        ") ORDER BY seq",
+        [list(job_ids)],
+    )
     with conn.cursor(row_factory=dict_row, binary=True) as kept:
         seqs = [link.seq for link in links]
         kept.execute("SELECT * FROM public.proofs WHERE seq = ANY (%s)", [seqs])
