@@ -31,10 +31,20 @@ _SQL = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
 _REDACTORS = ("salt", "redacted_at")
 """Columns of jobs that only a redaction changes."""
 FUNCTIONS = ("refuse_change", "ensure_partitions", "make_partition")
-_BATCHES = ("batches", "batch_lines")
 _LINE_TEXTS = ("custom_id", "field", "reason")
-_DELETED = ("webhooks", "webhook_deliveries", "files", "file_parts")
-_UNSEEN = ("api_keys", *_DELETED)  # by auditors
+_ALL = "SELECT, INSERT, UPDATE, DELETE"
+_MAY = {
+    "chain_lock": "UPDATE",  # the right to lock it
+    "redactions": "SELECT",
+    "tenants": _ALL,
+    "batches": "SELECT, INSERT, UPDATE",
+    "api_keys": "SELECT, INSERT, UPDATE",
+    **dict.fromkeys(("webhooks", "webhook_deliveries", "files", "file_parts"), _ALL),
+    "auditors": "",
+}
+"""What an app may do with whole tables; with others it may select and insert."""
+_UNSEEN = ("chain_lock", "api_keys", "webhooks", "webhook_deliveries", "files", "file_parts")
+"""By auditors."""
 
 Right = tuple[str, str, str]
 """A role, what it may do, and to what: ("marco_app", "INSERT", "table public.nodes")."""
@@ -85,22 +95,11 @@ def rights(prefix: str) -> Iterator[Right]:
         yield role, "USAGE", "schema public"
         yield role, "SELECT", "table public.alembic_version"
     yield app, "EXECUTE", "function public.ensure_partitions(ahead integer)"
-    yield app, "UPDATE", "table public.chain_lock"  # the right to lock it
-    for table in ("jobs", "tenants", *schema.insert_only()):
-        yield app, "SELECT", f"table public.{table}"
-        if table != "redactions":
-            yield app, "INSERT", f"table public.{table}"
-        if table == "tenants":
-            yield app, "UPDATE", "table public.tenants"
-            yield app, "DELETE", "table public.tenants"
-        yield auditor, "SELECT", f"table public.{table}"
-    for table in _BATCHES:
-        for right in ("SELECT", "INSERT", *(["UPDATE"] if table == "batches" else [])):
+    for table in schema.TABLES:
+        for right in filter(None, _MAY.get(table, "SELECT, INSERT").split(", ")):
             yield app, right, f"table public.{table}"
-        yield auditor, "SELECT", f"table public.{table}"
-    for table in _UNSEEN:
-        for right in ("SELECT", "INSERT", "UPDATE", *(["DELETE"] if table in _DELETED else [])):
-            yield app, right, f"table public.{table}"
+        if table not in _UNSEEN:
+            yield auditor, "SELECT", f"table public.{table}"
     for column in schema.JOBS.columns.values():
         if "request" not in column.leaves and column.name not in _REDACTORS:
             yield app, "UPDATE", f"column public.jobs.{column.name}"
@@ -114,33 +113,31 @@ def rights(prefix: str) -> Iterator[Right]:
     for column_name in _LINE_TEXTS:
         yield redactor, "UPDATE", f"column public.batch_lines.{column_name}"
     yield redactor, "UPDATE", "column public.dataset_samples.sample_id"
-    yield auditor, "SELECT", "table public.auditors"
 
 
 def secured() -> list[str]:
     """The tables with row-level security."""
-    return ["jobs", "tenants", "auditors", *_UNSEEN, *_BATCHES, *schema.insert_only()]
+    return [table for table in schema.TABLES if table != "chain_lock"]
 
 
 def _policies(app: str, auditor: str, auditor_all: str, **_: str) -> Iterator[tuple[str, str, str]]:
     """Name, table and rule of each policy."""
     tenants = "(SELECT a.tenant FROM public.auditors AS a WHERE a.role_name = current_user)"
     visible = {
-        "jobs": f"tenant IN {tenants}",
         "tenants": f"name = '' OR name IN {tenants}",
-        "batches": f"tenant IN {tenants}",
-        "datasets": f"tenant IN {tenants}",
         "batch_lines": "EXISTS (SELECT FROM public.batches AS b WHERE b.id = batch_id)",
     }
-    yield "own_rows", "auditors", f"TO {auditor} USING (role_name = current_user)"
     yield "all_texts", "vocabulary", f"FOR SELECT TO {auditor} USING (true)"
-    for table in _UNSEEN:
+    yield "own_rows", "auditors", f"TO {auditor} USING (role_name = current_user)"
+    for table in (table for table in secured() if table != "auditors"):
         yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
-    for table in ("jobs", "tenants", *_BATCHES, *schema.insert_only()):
-        yield "all_rows", table, f"TO {app} USING (true) WITH CHECK (true)"
+        if table in _UNSEEN:
+            continue
         yield "all_tenants", table, f"FOR SELECT TO {auditor_all} USING (true)"
         rule = visible.get(table)
-        if rule is None and "job_id" in schema.TABLES[table].columns:
+        if rule is None and "tenant" in schema.TABLES[table].columns:
+            rule = f"tenant IN {tenants}"
+        elif rule is None and "job_id" in schema.TABLES[table].columns:
             # Those of the jobs that the policy of jobs shows.
             rule = f"EXISTS (SELECT FROM public.jobs AS j WHERE j.id = {table}.job_id)"
         if rule is not None:
