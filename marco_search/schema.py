@@ -11,6 +11,7 @@ Checks and indexes stand in the migrations only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Final
@@ -73,6 +74,16 @@ def hashed_columns(table: str, leaf: str, number: int) -> dict[str, str]:
     if number >= 4:
         found.sort(key=lambda c: c.redacted)
     return {c.name: c.type for c in found}
+
+
+def leaves() -> Iterator[tuple[str, str, list[str]]]:
+    """Each kind of leaf of a job's Merkle tree in its order, its table, and the columns of its key:
+    that of the job, and that of the row where a job has several.
+    """
+    for table in TABLES.values():
+        keys = [column.name for column in table.columns.values() if column.key]
+        for leaf in dict.fromkeys(k for column in table.columns.values() for k in column.leaves):
+            yield leaf, table.name, keys
 
 
 def redacted_columns(table: str, leaf: str | None = None) -> list[str]:

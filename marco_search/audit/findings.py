@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -99,17 +98,3 @@ class Report:
         for name in ("jobs", "open_jobs", "archived_jobs", "redacted_jobs", "nodes", "rollouts"):
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.findings += part.findings
-
-
-def status_of(
-    findings: Sequence[Finding], *, ended: bool, archived: bool, redacted: bool
-) -> Status:
-    """The status of a job with these findings."""
-    if findings:
-        unknown = all(finding.unknown for finding in findings)
-        return Status.UNKNOWN if unknown else Status.BROKEN
-    if archived:
-        return Status.ARCHIVED
-    if redacted:
-        return Status.REDACTED
-    return Status.VALID if ended else Status.OPEN

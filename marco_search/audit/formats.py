@@ -18,18 +18,6 @@ from marco_search.audit.canonical import FIXED
 from marco_search.audit.proofs import Kind, Kinds
 from marco_search.audit.v1 import payload
 
-_LEAVES = (
-    ("request", "jobs", "id", None),
-    ("outcome", "jobs", "id", None),
-    ("attempt", "attempts", "job_id", "generation"),
-    ("event", "audit_log", "job_id", "id"),
-    ("node", "nodes", "job_id", "node_id"),
-    ("rollout", "rollouts", "job_id", "rollout_id"),
-    ("answer", "answers", "job_id", "rank"),
-)
-"""Kinds of leaf, in the order of the tree: where each is, and the columns of job and key."""
-
-
 COMMITS = 4
 """The first format that commits to texts rather than hashing them."""
 
@@ -50,12 +38,12 @@ def kinds_of(number: int) -> dict[str, Kind]:
         name: Kind(
             table,
             job,
-            key,
+            rest[0] if rest else None,
             columns,
             texts=len(schema.redacted_columns(table, name)) if commits else 0,
             fixed=len(list(takewhile(_is_fixed, [(table, c, t) for c, t in columns.items()]))),
         )
-        for name, table, job, key in _LEAVES
+        for name, table, (job, *rest) in schema.leaves()
         for columns in [schema.hashed_columns(table, name, number)]
     }
 

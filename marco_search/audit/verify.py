@@ -24,7 +24,7 @@ from uuid import UUID
 from marco_search.audit import redaction
 from marco_search.audit.canonical import microseconds
 from marco_search.audit.chain import REDACTION, Link, unknown_format
-from marco_search.audit.findings import Finding, JobReport, status_of
+from marco_search.audit.findings import Finding, JobReport, Status
 from marco_search.audit.formats import COMMITS, FORMATS, NEWEST
 from marco_search.audit.proofs import (
     BULK,
@@ -134,9 +134,16 @@ def check_job(evidence: Evidence) -> JobReport:
         if known and not evidence.redacted:
             findings += _check_payload(job_id, job, rules)
     redacted = evidence.redacted
+    if findings:
+        unknown = all(finding.unknown for finding in findings)
+        status = Status.UNKNOWN if unknown else Status.BROKEN
+    elif archived or redacted:
+        status = Status.ARCHIVED if archived else Status.REDACTED
+    else:
+        status = Status.VALID if ended else Status.OPEN
     return JobReport(
         job_id=job_id,
-        status=status_of(findings, ended=ended, archived=archived, redacted=redacted),
+        status=status,
         redacted=redacted,
         proved=not redacted or all(end.link.format >= COMMITS for end in evidence.ends),
         seq=last.seq if last else None,

@@ -140,12 +140,18 @@ class Database:
             return conn
 
     @contextmanager
-    def snapshot(self) -> Iterator[Conn]:
-        """A connection in a read-only transaction that sees one moment, however long it takes."""
-        with self.connect() as conn:
+    def snapshot(self, of: str | None = None) -> Iterator[Conn]:
+        """A connection in a read-only transaction that sees one moment, however long it takes.
+
+        `of`: that of another, as pg_export_snapshot() named it. Raises SchemaMismatch.
+        """
+        with self._errors(), self.connect() as conn:
             conn.isolation_level = IsolationLevel.REPEATABLE_READ
             conn.read_only = True
             with conn.transaction():
+                if of is not None:
+                    conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(of))
+                check_schema(conn)
                 allow(conn, None)
                 conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 yield conn

@@ -17,7 +17,7 @@ from uuid import UUID
 from marco_search.errors import BatchNotFound, InvalidJob
 from marco_search.store.db import Conn, insert, select
 from marco_search.store.queue import jobs
-from marco_search.store.queue.jobs import AGING_S, OF_BATCH, REQUEST, JobHandle, new_job_id
+from marco_search.store.queue.jobs import AGING_S, OF_BATCH, JobHandle, new_job_id
 from marco_search.store.queue.states import BATCH_FINISHED, outbox
 
 AGAIN = ("cancelled", "expired", "failed", "dead")
@@ -232,8 +232,8 @@ def restart(
 ) -> list[UUID]:
     """Start over the batch's jobs that ended without success: the new ones, `limit` at most.
 
-    The caller publishes them. The old ones keep their trail; a deadline that has passed is dropped.
-    Jobs that were submitted elsewhere, which a key of the batch names, stay as they are.
+    The caller publishes them (see `jobs.copy`). The old ones keep their trail. Jobs that were
+    submitted elsewhere, which a key of the batch names, stay as they are.
     """
     # One restart at a time: two would make two jobs of one.
     conn.execute(
@@ -241,17 +241,11 @@ def restart(
         " finished_at = CASE WHEN completed_at IS NOT NULL THEN finished_at END WHERE id = %s",
         [batch_id],
     )
-    rows = conn.execute(
-        f"""
-        SELECT {REQUEST} FROM jobs
-        WHERE id = {OF_BATCH} AND batch_id = %(batch)s AND state = ANY (%(states)s)
-            AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND redacted_at IS NULL
-        ORDER BY batch_line LIMIT %(limit)s
-        """.encode(),  # noqa: S608  # constants
-        {"batch": batch_id, "tenant": tenant, "states": list(AGAIN), "limit": limit},
-    ).fetchall()
-    made = [row | {"id": str(new_job_id())} for (row,) in rows]
-    if not made:
-        return []
-    conn.execute("UPDATE batches SET finished_at = NULL WHERE id = %s", [batch_id])
-    return [handle.id for handle in jobs.insert_rows(conn, made, aging_s)]
+    which = f"""id = {OF_BATCH} AND batch_id = %(batch)s AND state = ANY (%(states)s)
+        AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND redacted_at IS NULL
+        ORDER BY batch_line LIMIT %(limit)s"""
+    given = {"batch": batch_id, "tenant": tenant, "states": list(AGAIN), "limit": limit}
+    made = jobs.copy(conn, which, given, aging_s)
+    if made:
+        conn.execute("UPDATE batches SET finished_at = NULL WHERE id = %s", [batch_id])
+    return list(made.values())

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from marco_search.store.db import Conn, select
 from marco_search.store.queue import jobs
-from marco_search.store.queue.jobs import AGING_S, REQUEST, new_job_id
+from marco_search.store.queue.jobs import AGING_S
 from marco_search.store.queue.states import SUBJECT
 
 
@@ -98,23 +98,13 @@ def restart(
 ) -> dict[UUID, UUID]:
     """Start jobs over that are dead or failed, or are queued and begun: old id to new id.
 
-    Others are left out. The caller publishes the new jobs. A new job has the old one's request,
-    tenant, priority, batch and expected answer; a deadline that has passed is dropped, and the
-    idempotency key stays with the old job.
+    Others are left out. The caller publishes the new jobs (see `jobs.copy`).
     """
     requeue(conn, job_ids, tenant=tenant, aging_s=aging_s)
-    begun = conn.execute(
-        f"""
-        SELECT id, {REQUEST}
-        FROM jobs WHERE id = ANY (%(ids)s) AND state = 'queued' AND cancel_requested_at IS NULL
-            AND (begun_on <> '' OR attempts > 0)
-            AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-        ORDER BY id FOR NO KEY UPDATE
-        """.encode(),  # noqa: S608  # constants
-        {"ids": list(job_ids), "tenant": tenant},
-    ).fetchall()
-    copies = {old: new_job_id() for old, _ in begun}
-    jobs.insert_rows(conn, [row | {"id": str(copies[old])} for old, row in begun], aging_s)
+    begun = """id = ANY (%(ids)s) AND state = 'queued' AND cancel_requested_at IS NULL
+        AND (begun_on <> '' OR attempts > 0)
+        AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) ORDER BY id FOR NO KEY UPDATE"""
+    copies = jobs.copy(conn, begun, {"ids": list(job_ids), "tenant": tenant}, aging_s)
     # Last: it seals those that end.
     events = {old: {"restarted_as": str(new)} for old, new in copies.items()}
     jobs.cancel(conn, copies, detail=events)

@@ -32,14 +32,6 @@ _ROWS_A_STATEMENT = 1000
 """A submitted text may have 64 Ki characters: this keeps one statement within reason."""
 
 
-REQUEST = """jsonb_build_object('tenant', tenant, 'kind', kind, 'priority', priority,
-    'payload', payload, 'expected', expected, 'payload_hash', payload_hash,
-    'batch_id', batch_id, 'batch_line', batch_line, 'custom_id', custom_id,
-    'deadline', CASE WHEN expires_at > now() THEN expires_at END,
-    'detail', jsonb_build_object('restart_of', id))"""
-"""A stored job as a row of `insert_rows`, to start it over."""
-
-
 OF_BATCH = "ANY (ARRAY(SELECT job_id FROM audit.batch_lines WHERE batch_id = %(batch)s))"
 """What the id of a job of this batch equals. (As an array, else the primary key goes unused.)"""
 
@@ -162,6 +154,28 @@ def insert_rows(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[
         else known[row["tenant"], row["idempotency_key"]]
         for row in rows
     ]
+
+
+def copy(conn: Conn, which: str, given: Mapping[str, object], aging_s: float) -> dict[UUID, UUID]:
+    """Start over the jobs that the condition `which` names: old id to new id.
+
+    A new job has the old one's request, tenant, priority, batch and expected answer; a deadline
+    that has passed is dropped, and the idempotency key stays with the old job.
+    """
+    stored = conn.execute(
+        f"""
+        SELECT id, jsonb_build_object('tenant', tenant, 'kind', kind, 'priority', priority,
+            'payload', payload, 'expected', expected, 'payload_hash', payload_hash,
+            'batch_id', batch_id, 'batch_line', batch_line, 'custom_id', custom_id,
+            'deadline', CASE WHEN expires_at > now() THEN expires_at END,
+            'detail', jsonb_build_object('restart_of', id))
+        FROM jobs WHERE {which}
+        """.encode(),  # noqa: S608  # constants
+        given,
+    ).fetchall()
+    copies = {old: new_job_id() for old, _ in stored}
+    insert_rows(conn, [row | {"id": str(copies[old])} for old, row in stored], aging_s)
+    return copies
 
 
 def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], JobHandle]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -33,14 +33,7 @@ from marco_search.store.trail import rows
 
 Stored = Callable[[Kinds], Rows]
 """A job's rows, as kinds of a format have them."""
-_KEYS = {
-    "jobs": ("id",),
-    "attempts": ("job_id", "generation"),
-    "audit_log": ("job_id", "id"),
-    "nodes": ("job_id", "node_id"),
-    "rollouts": ("job_id", "rollout_id"),
-    "answers": ("job_id", "rank"),
-}
+_KEYS = {table: keys for _, table, keys in schema.leaves()}
 """Tables with texts, and the columns that name a row."""
 REDACTED = "redacted"
 """Why a line was refused, once its texts are erased."""
@@ -57,7 +50,7 @@ class Choice:
 
 
 _IN = "(%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
-_BATCH = "(%(batch)s::uuid IS NULL OR {} = %(batch)s)"
+_BATCH = "(%(batch_id)s::uuid IS NULL OR {} = %(batch_id)s)"
 _NAMED = "(%(custom_id)s::text IS NULL OR custom_id = %(custom_id)s)"
 
 
@@ -72,7 +65,7 @@ def chosen(conn: Conn, choice: Choice) -> list[UUID]:
             " SELECT FROM unnest(%(names)s::text[], %(values)s::text[]) AS w (name, value)"
             " WHERE payload -> 'metadata' ->> w.name IS DISTINCT FROM w.value)"
             " ORDER BY id".encode(),
-            _given(choice) | {"names": list(metadata), "values": list(metadata.values())},
+            asdict(choice) | {"names": list(metadata), "values": list(metadata.values())},
         )
     ]
 
@@ -85,7 +78,7 @@ def erase_lines(conn: Conn, choice: Choice) -> int:
     """
     if choice.metadata or not (choice.batch_id or choice.custom_id):
         return 0  # such a line has no metadata
-    given = _given(choice)
+    given = asdict(choice)
     own = f"SELECT id FROM public.batches WHERE {_IN} AND {_BATCH.format('id')}"  # noqa: S608
     with _as_redactor():
         if choice.custom_id is None:
@@ -105,12 +98,6 @@ def erase_lines(conn: Conn, choice: Choice) -> int:
             f" AND (custom_id IS NOT NULL OR reason <> '{REDACTED}')".encode(),
             given,
         ).rowcount
-
-
-def _given(choice: Choice) -> dict[str, Any]:
-    return {
-        "tenant": choice.tenant, "batch": choice.batch_id, "custom_id": choice.custom_id,
-    }  # fmt: skip
 
 
 @contextmanager
@@ -219,7 +206,7 @@ def _verified(conn: Conn, job_id: UUID) -> list[tuple[Link, Proof]]:
     return [(one.link, one.proof) for one in sealed if one.proof is not None]
 
 
-def _replace(conn: Conn, table: str, keys: tuple[str, ...], job_id: UUID, salt: bytes) -> None:
+def _replace(conn: Conn, table: str, keys: list[str], job_id: UUID, salt: bytes) -> None:
     """Replace the texts in the job's rows of a table."""
     names = schema.redacted_columns(table)
     parts = {

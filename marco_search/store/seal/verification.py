@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread, current_thread, main_thread
 from types import ModuleType
@@ -23,7 +23,6 @@ from typing import Any
 from uuid import UUID
 
 from psycopg.rows import class_row, dict_row
-from psycopg.sql import SQL, Literal
 
 from marco_search.audit.chain import Link, check_link, check_links
 from marco_search.audit.findings import MOST_FINDINGS, Finding, JobReport, Report
@@ -31,7 +30,7 @@ from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Proof, unpack
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import JobNotFound, VerificationStopped
-from marco_search.store.db import Conn, Database, allow, select
+from marco_search.store.db import Conn, Database, select
 from marco_search.store.seal import archives
 from marco_search.store.trail import rows
 
@@ -164,11 +163,11 @@ def verify_all(
     """
     began = time.perf_counter()
     total = Report()
-    with _snapshot(url) as (conn, snapshot):
+    with _database(url).snapshot() as conn:
         chained, findings = _check_chain(conn, total)
         findings += archives.check(conn)
         jobs = conn.execute("SELECT id, nodes FROM public.jobs ORDER BY id").fetchall()
-        for part in _in_processes(url, conn, snapshot, ranges_of(jobs), processes):
+        for part in _in_processes(url, conn, ranges_of(jobs), processes):
             total.merge(part)
             if on_progress:
                 on_progress(total.jobs, len(jobs))
@@ -182,19 +181,8 @@ def verify_all(
     return total
 
 
-@contextmanager
-def _snapshot(url: str, name: str | None = None) -> Iterator[tuple[Conn, str]]:
-    """A read-only transaction that sees one moment; the one that `name` stands for, if given."""
-    database = Database(url, application="marco verify", connections=1)
-    with closing(database), database.transaction() as conn:
-        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        if name is not None:
-            conn.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(name)))
-        conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        allow(conn, None)
-        row = conn.execute("SELECT pg_export_snapshot()").fetchone()
-        assert row is not None
-        yield conn, row[0]
+def _database(url: str) -> Database:
+    return Database(url, application="marco verify")
 
 
 def _check_chain(conn: Conn, total: Report) -> tuple[set[UUID], list[Finding]]:
@@ -242,12 +230,11 @@ def ranges_of(
     return [*ranges, (after, last)]
 
 
-def _in_processes(
-    url: str, conn: Conn, snapshot: str, ranges: list[Range], processes: int
-) -> Iterator[Report]:
+def _in_processes(url: str, conn: Conn, ranges: list[Range], processes: int) -> Iterator[Report]:
     if processes < 2 or len(ranges) * _NODES_A_RANGE <= _ALONE_BELOW:
         yield from (_report(conn, part) for part in ranges)
         return
+    (snapshot,) = conn.execute("SELECT pg_export_snapshot()").fetchone() or ("",)
     # Spawned: a forked process would share connections and threads.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _open, (url, snapshot))
     try:
@@ -300,7 +287,7 @@ _kept = ExitStack()
 def _open(url: str, snapshot: str) -> None:
     global _worker
     Thread(target=_exit_with_parent, daemon=True).start()
-    _worker, _ = _kept.enter_context(_snapshot(url, snapshot))  # closed by the process's end
+    _worker = _kept.enter_context(_database(url).snapshot(snapshot))  # closed by the process's end
 
 
 def _exit_with_parent() -> None:
