@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
@@ -17,7 +13,7 @@ import click
 from marco_search.cli import job_input, options, output
 from marco_search.cli.job_text import counts, result_json
 from marco_search.cli.session import session
-from marco_search.errors import InputError, InvalidBatch, InvalidJob, WaitTimeout
+from marco_search.errors import InvalidBatch, InvalidJob, WaitTimeout
 from marco_search.kinds import completions
 
 if TYPE_CHECKING:
@@ -25,6 +21,7 @@ if TYPE_CHECKING:
     from producer import Producer
 
 EVERY_S = 1.0
+_SUBMIT = "marco batch submit"
 
 
 @options.group()
@@ -59,9 +56,9 @@ def submit_batch(
         raise click.UsageError("--strict reads the file twice: not with standard input.")
     with session(creates=True) as here:
         if strict:
-            with _opened(file) as lines:
+            with job_input.opened(file, _SUBMIT) as lines:
                 _check(file, lines, given)
-        with _opened(file) as lines:
+        with job_input.opened(file, _SUBMIT) as lines:
             producer = here.producer()
             done = producer.submit_batch(
                 lines, source=source, batch_id=batch_id, options=given, waits=waits, begun=_begun
@@ -77,22 +74,6 @@ def submit_batch(
 def _begun(found: Batch) -> None:
     if not output.as_json() and found.lines:
         output.note(f"Batch {found.id}: goes on after line {found.lines:,}.")
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[Iterator[bytes]]:
-    from producer.uploads import lines_of
-
-    with ExitStack() as stack:
-        file = cast("BufferedReader", sys.stdin.buffer)
-        if name != "-":
-            try:
-                file = stack.enter_context(Path(name).open("rb"))
-            except OSError as error:
-                raise InputError(f"{name}: {error.strerror or error}") from None
-        source = "standard input" if name == "-" else name
-        job_input.refuse_other_formats(file.peek(), source, "marco batch submit")
-        yield lines_of(iter(partial(file.read1, 2**16), b""))
 
 
 def _check(file: str, lines: Iterable[bytes], given: dict[str, Any]) -> None:

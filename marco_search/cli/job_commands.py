@@ -100,7 +100,7 @@ def _jobs_to_submit(
 @contextmanager
 def _naming_lines(file: str | None, lines: Sequence[int]) -> Iterator[None]:
     """What the database refuses is said with its line of the file."""
-    source = "standard input" if file == "-" else str(file)
+    source = job_input.source_of(str(file))
     try:
         yield
     except IdempotencyConflict as error:

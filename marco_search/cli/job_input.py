@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -108,7 +110,11 @@ def _value(text: str) -> Any:
 def _examples(file: Path) -> list[dict[str, str]]:
     """The solved questions of a JSON Lines file, as a profile has them."""
     examples = []
-    for number, line in enumerate(_read(file).split(b"\n"), start=1):
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}") from None
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -118,13 +124,6 @@ def _examples(file: Path) -> list[dict[str, str]]:
                     f"{file}, line {number}: needs an object with question and answer"
                 ) from None
     return examples
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from None
 
 
 def job_from_options(text: str, values: dict[str, Any]) -> Job:
@@ -151,23 +150,40 @@ def read_lines(path: str, options: dict[str, Any] | None = None) -> dict[int, Jo
     `options` fill in what a line's own options leave open. Raises InvalidBatch naming every
     bad line with its number, InputError if the file can't be read or holds no job.
     """
-    source = "standard input" if path == "-" else path
-    data = sys.stdin.buffer.read() if path == "-" else _read(Path(path))
-    refuse_other_formats(data, source)
-    jobs = parse_lines(data.split(b"\n"), source, options or {})
+    with opened(path, "marco submit") as lines:
+        jobs = parse_lines(lines, source_of(path), options or {})
     if not jobs:
-        raise InputError(f"{source}: no job in it; write one JSON object on each line")
+        raise InputError(f"{source_of(path)}: no job in it; write one JSON object on each line")
     return jobs
 
 
-def refuse_other_formats(begin: bytes, source: str, command: str = "marco submit") -> None:
-    """Raises InputError for a file that begins as no JSON Lines file does."""
-    if (found := another_format(begin)) is not None:
-        name, convert = found
-        advice = (
-            f"`{convert} FILE | {command} -`" if convert else "write a JSON object on each line"
-        )
-        raise InputError(f"{source}: {name}: {advice}")
+def source_of(path: str) -> str:
+    """How messages name a file of jobs."""
+    return "standard input" if path == "-" else path
+
+
+@contextmanager
+def opened(path: str, command: str) -> Iterator[Iterator[bytes]]:
+    """The lines of a file of jobs for this command; "-" is standard input.
+
+    Raises InputError if it can't be read, or begins as no JSON Lines file does.
+    """
+    from producer.uploads import lines_of
+
+    with ExitStack() as stack:
+        file = cast("BufferedReader", sys.stdin.buffer)
+        if path != "-":
+            try:
+                file = stack.enter_context(Path(path).open("rb"))
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror or error}") from None
+        if (found := another_format(file.peek())) is not None:
+            name, convert = found
+            advice = (
+                f"`{convert} FILE | {command} -`" if convert else "write a JSON object on each line"
+            )
+            raise InputError(f"{source_of(path)}: {name}: {advice}")
+        yield lines_of(iter(partial(file.read1, 2**16), b""))
 
 
 def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> dict[int, Job]:

@@ -80,7 +80,7 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_standard_input_can_be_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(GOOD)))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(GOOD))))
     assert len(read_jobs("-")) == 1
 
 
