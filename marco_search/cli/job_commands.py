@@ -294,10 +294,9 @@ def show(
         from marco_search.store.reads import job_record
 
         with here.database.transaction() as conn:
-            (line,) = queries.statuses(conn, [job_id])
             record = job_record.read(conn, job_id)
             results = queries.results(conn, [job_id])
-    tree, path = record.nodes, record.winning_path
+    line, tree, path = record.job, record.nodes, record.winning_path
     if output.as_json():
         result = result_json(results[0], thought=thought) if results else None
         output.print_json({"job": line, "result": result, "tree": tree_json(tree, path)})

@@ -130,16 +130,12 @@ def chosen_tenant(default: str) -> str | None:
     """Whose jobs the command sees, `default` if it was not said; None: all tenants'."""
     meta = click.get_current_context().meta
     name, every = meta.get(_TENANT), meta.get(_ALL_TENANTS)
-    require_tenant(name)
+    # An unset variable of a script must not mean all.
+    if name == "":
+        raise click.UsageError("--tenant is empty: give a name, or --all.")
     if name and every:
         raise click.UsageError("--tenant and --all-tenants exclude each other.")
     return None if every else name or default
-
-
-def require_tenant(tenant: str | None) -> None:
-    """Raises UsageError for an empty name: an unset variable of a script must not mean all."""
-    if tenant == "":
-        raise click.UsageError("--tenant is empty: give a name, or --all.")
 
 
 def threads_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
