@@ -15,30 +15,40 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from marco_search.errors import (
-    AccessDenied,
-    Backpressure,
-    FileNotFound,
-    IdempotencyConflict,
-    InputError,
-    InvalidApiKey,
-    InvalidJob,
-    InvalidSettings,
-    JobNotFound,
-    MarcoError,
-    ModelNotFound,
-    PromptTooLong,
-    RightsMissing,
-    SchemaMismatch,
-    ServiceError,
-    WaitTimeout,
-)
+from marco_search import errors
+from marco_search.errors import InputError, InvalidJob, MarcoError
+
+log = logging.getLogger(__name__)
+BODY_LIMIT = 4 * 2**20
+"""Bytes of a body; a route may have a `max_body_size` of its own."""
+STATUS: dict[type[MarcoError], tuple[int, str]] = {
+    errors.InvalidApiKey: (401, "authentication_error"),
+    errors.RightsMissing: (403, "permission_error"),
+    errors.JobNotFound: (404, "invalid_request_error"),
+    errors.ModelNotFound: (404, "invalid_request_error"),
+    errors.IdempotencyConflict: (409, "invalid_request_error"),
+    errors.InvalidJob: (422, "invalid_request_error"),
+    errors.InputError: (400, "invalid_request_error"),
+    errors.Backpressure: (429, "rate_limit_error"),
+    errors.PromptTooLong: (400, "invalid_request_error"),
+    errors.WaitTimeout: (504, "timeout_error"),
+    errors.ServiceError: (503, "server_error"),
+    errors.SchemaMismatch: (503, "server_error"),
+    errors.AccessDenied: (503, "server_error"),
+    errors.InvalidSettings: (503, "server_error"),
+    MarcoError: (500, "server_error"),
+}
+"""Status and OpenAI's `type` of each error; of a class that is not here, those of its base."""
+_RETRY_S = 5.0  # after a service failed
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def uploaded_id(file_id: str) -> UUID:
     """The id of an uploaded file. Raises FileNotFound for what is none."""
     if not re.fullmatch("file-[0-9a-f]{32}", file_id):
-        raise FileNotFound(f"no file {file_id[:60]!r}; an id looks like file-{UUID(int=0).hex}")
+        raise errors.FileNotFound(
+            f"no file {file_id[:60]!r}; an id looks like file-{UUID(int=0).hex}"
+        )
     return UUID(file_id.removeprefix("file-"))
 
 
@@ -53,7 +63,7 @@ def batch_uuid(batch_id: str) -> UUID:
     try:
         return UUID(batch_id.removeprefix("batch_"))
     except ValueError:
-        raise JobNotFound(
+        raise errors.JobNotFound(
             f"no batch {batch_id[:60]!r}; an id looks like batch_{UUID(int=0).hex}"
         ) from None
 
@@ -68,31 +78,6 @@ def page(found: Sequence[dict[str, Any]], limit: int, name: str = "id") -> dict[
     data = found[:limit]
     ids = {"first_id": data[0][name], "last_id": data[-1][name]} if data else {}
     return {"object": "list", "data": data, "has_more": len(found) > limit} | ids
-
-
-log = logging.getLogger(__name__)
-BODY_LIMIT = 4 * 2**20
-"""Bytes of a body; a route may have a `max_body_size` of its own."""
-STATUS: dict[type[MarcoError], tuple[int, str]] = {
-    InvalidApiKey: (401, "authentication_error"),
-    RightsMissing: (403, "permission_error"),
-    JobNotFound: (404, "invalid_request_error"),
-    ModelNotFound: (404, "invalid_request_error"),
-    IdempotencyConflict: (409, "invalid_request_error"),
-    InvalidJob: (422, "invalid_request_error"),
-    InputError: (400, "invalid_request_error"),
-    Backpressure: (429, "rate_limit_error"),
-    PromptTooLong: (400, "invalid_request_error"),
-    WaitTimeout: (504, "timeout_error"),
-    ServiceError: (503, "server_error"),
-    SchemaMismatch: (503, "server_error"),
-    AccessDenied: (503, "server_error"),
-    InvalidSettings: (503, "server_error"),
-    MarcoError: (500, "server_error"),
-}
-"""Status and OpenAI's `type` of each error; of a class that is not here, those of its base."""
-_RETRY_S = 5.0  # after a service failed
-_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def install(app: FastAPI) -> None:
