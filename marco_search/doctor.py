@@ -21,7 +21,7 @@ from marco_search import broker
 from marco_search.errors import MarcoError, SchemaMismatch
 from marco_search.jobs import SearchOptions
 from marco_search.jobs.validation import nearest
-from marco_search.local import programs, state
+from marco_search.local import is_running, programs, read_urls
 from marco_search.locations import database_url, redis_url
 from marco_search.settings import (
     RENAMED,
@@ -130,7 +130,7 @@ def _home(settings: Settings) -> Finding:
     if not os.access(existing, os.W_OK | os.X_OK):
         fix = "set MARCO_HOME to a folder that you can write to"
         return Finding("home", False, f"{existing} is not writable", fix)
-    state.read(home)  # raises when it is another user's
+    read_urls(home)  # raises when it is another user's
     return Finding("home", True, str(home))
 
 
@@ -152,7 +152,7 @@ def _programs(_: Settings) -> Finding:
 
 def _is_idle(settings: Settings, url: object) -> bool:
     """Whether this server is an embedded one that nobody needs at the moment."""
-    return url is None and not state.is_running(settings.home)
+    return url is None and not is_running(settings.home)
 
 
 def _connected(url: str, **changes: str) -> Conn:

@@ -11,8 +11,7 @@ from marco_search.errors import (
     InvalidSettings,
     ServiceError,
 )
-from marco_search.local import read_state
-from marco_search.local.state import LocalState
+from marco_search.local import ServiceUrls, is_running, read_urls
 from marco_search.settings import Settings
 
 _POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -49,12 +48,12 @@ def redis_url(settings: Settings) -> str:
     return _embedded(settings, "REDIS_URL", BrokerUnavailable).redis_url
 
 
-def _embedded(settings: Settings, variable: str, error: type[ServiceError]) -> LocalState:
+def _embedded(settings: Settings, variable: str, error: type[ServiceError]) -> ServiceUrls:
     home = settings.home.absolute()
-    state = read_state(home)
-    if state is None or not state.running:
+    urls = read_urls(home)
+    if urls is None or not is_running(home):
         raise error(
             f"{variable} is not set and no embedded services run under {home}: "
             f"run `marco up`, or set {variable}"
         )
-    return state
+    return urls

@@ -3,34 +3,31 @@
 up(home)                    start them if need be; they stay until down(home)
 with local_services(home)   start them if need be; they stop with the last such block,
                             also when its process is killed, unless `up` keeps them
+
+Whoever needs the services is connected to their supervisor (supervisor.py). It tells each user
+their URLs once they answer, and hangs up when the user leaves: on the last one, when all is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from marco_search.errors import LocalServiceFailed
-from marco_search.local.state import (
-    NOT_ALONE,
-    is_running,
-    is_supervised,
-    lock_alone,
-    open_lock,
-    read,
-)
 
+URLS_NAME, SOCKET_NAME = "services.json", "supervisor.sock"
+NEED, KEEP, STOP = b"need", b"keep", b"stop"  # what users, `up` and `down` tell the supervisor
+WORD_BYTES = 4
 _START_S = 180.0  # crash recovery of a large database takes its time
-_POLL_S = 0.02
 _ROOT = Path(__file__).resolve().parents[2]
 # Supervisors that this process started, to be reaped when they end: where nothing else does it
 # (process 1 of a container), they would stay as zombies.
@@ -39,10 +36,14 @@ _children: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True, slots=True)
 class ServiceUrls:
-    """Where the running services are, passwords included: never print these."""
+    """Where the services are, passwords included: never print these."""
 
-    database_url: str
-    redis_url: str
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+
+    def to_json(self) -> str:
+        """What is stored, and told to users."""
+        return json.dumps(asdict(self), indent=2)
 
 
 def up(
@@ -55,61 +56,97 @@ def up(
     In the foreground (main thread only) this returns when they have been stopped, by `down`
     or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed.
     """
-    with local_services(home, keep=not foreground) as urls:
+    with _in_use(home) as (urls, supervisor):
         if on_ready is not None:
             on_ready(urls)
         if foreground:
-            _wait_for_stop(home)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.default_int_handler)
+            with contextlib.suppress(KeyboardInterrupt):
+                supervisor.recv(1)  # nothing more is said: until it hangs up
+        with contextlib.suppress(ConnectionError):
+            supervisor.sendall(STOP if foreground else KEEP)
     return urls
 
 
 def down(home: Path) -> bool:
     """Stop the services under `home`. False when nothing ran. Raises LocalServiceFailed."""
-    if not home.is_dir():
+    supervisor = _connected(home)
+    if supervisor is None:
         return False
-    (home / "keep").unlink(missing_ok=True)
-    state = read(home)
-    while (state is None or not state.supervised) and is_supervised(home):
-        time.sleep(_POLL_S)  # it has just started and not written its state yet
-        state = read(home)
-    if state is None or state.supervisor is None:
-        return False
-    was_alive = state.supervised
-    state.supervisor.end(signal.SIGTERM)
-    # If it was killed before, the kernel has asked these to end.
-    for server in (state.postgres, state.redis):
-        if server is not None:
-            server.end(signal.SIGINT)
-    _children[:] = [child for child in _children if child.poll() is None]
-    return was_alive
+    with contextlib.suppress(ConnectionError):
+        supervisor.sendall(STOP)
+    _leave(supervisor)
+    return True
 
 
 @contextlib.contextmanager
-def local_services(home: Path, *, keep: bool = False) -> Iterator[ServiceUrls]:
+def local_services(home: Path) -> Iterator[ServiceUrls]:
     """Services under `home` inside the block. Raises LocalServiceFailed.
 
-    The last one to leave stops them, and returns when they are gone; with `keep`, they stay
-    afterwards, unless the block fails.
+    The last one to leave stops them, and returns when they are gone.
     """
-    home = _made(home)
-    kept = home / "keep"
-    was_kept = kept.exists()
-    with open_lock(home / "users.lock") as users:
-        fcntl.flock(users, fcntl.LOCK_SH)
-        try:
-            if keep:  # with a share: nobody can take themselves for the last user now
-                kept.touch()
-            with open_lock(home / "start.lock") as start:
-                fcntl.flock(start, fcntl.LOCK_EX)
-                urls = _ensure_running(home)
-            yield urls
-        except BaseException:
-            if keep and not was_kept:
-                kept.unlink(missing_ok=True)
-            raise
-        finally:
-            if lock_alone(users) and not kept.exists():
-                down(home)
+    with _in_use(home) as (urls, _):
+        yield urls
+
+
+def read_urls(home: Path) -> ServiceUrls | None:
+    """Where the services under `home` are when they run; None when there never were any.
+
+    Raises LocalServiceFailed when the file is another user's. One that can't be parsed counts
+    as none: the next start writes it again.
+    """
+    file = home / URLS_NAME
+    try:
+        return ServiceUrls(**json.loads(file.read_text()))
+    except PermissionError:
+        raise another_users(file) from None
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return None
+
+
+def write_urls(home: Path, urls: ServiceUrls) -> None:
+    """Replace the file in one step; nobody else can read it, by the supervisor's umask."""
+    temporary = home / f"{URLS_NAME}.new"
+    with contextlib.suppress(FileNotFoundError):  # the whole home is gone
+        temporary.write_text(urls.to_json())
+        temporary.replace(home / URLS_NAME)
+
+
+def is_running(home: Path) -> bool:
+    """Whether the services under `home` run, or are being started."""
+    supervisor = _connected(home)
+    if supervisor is not None:
+        supervisor.close()
+    return supervisor is not None
+
+
+@contextlib.contextmanager
+def socket_address(home: Path) -> Iterator[str]:
+    """The address of the supervisor's socket. A path may be longer than an address."""
+    folder = os.open(home, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{SOCKET_NAME}"
+    finally:
+        os.close(folder)
+
+
+def another_users(file: Path) -> LocalServiceFailed:
+    """The error for a file that can't be opened."""
+    return LocalServiceFailed(
+        f"{file} can't be opened. If it belongs to another user: work as that user, or set "
+        "MARCO_HOME to a folder of yours"
+    )
+
+
+@contextlib.contextmanager
+def _in_use(home: Path) -> Iterator[tuple[ServiceUrls, socket.socket]]:
+    """The services inside the block, and the connection that keeps them."""
+    urls, supervisor = _ready_services(_made(home))
+    try:
+        yield urls, supervisor
+    finally:
+        _leave(supervisor)
 
 
 def _made(home: Path) -> Path:
@@ -128,47 +165,67 @@ def _made(home: Path) -> Path:
     return home
 
 
-def _ensure_running(home: Path) -> ServiceUrls:
-    """Start a supervisor unless one serves. The caller holds both locks."""
-    child: subprocess.Popen[bytes] | None = None
-    log = home / "logs" / "supervisor.log"
-    reason = "no answer"
+def _ready_services(home: Path) -> tuple[ServiceUrls, socket.socket]:
+    """The services once they answer, started if need be, and a connection that keeps them."""
+    log, reason = home / "logs" / "supervisor.log", "no answer"
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        state = read(home)
-        if state is not None and state.running:
-            return ServiceUrls(state.database_url, state.redis_url)
-        if child is not None and child.poll() not in (None, 0, NOT_ALONE):
+    while (left := deadline - time.monotonic()) > 0:
+        supervisor, child = _connected(home), None
+        if supervisor is None:
+            supervisor, child = _start(home, log)
+        with contextlib.ExitStack() as stack:
+            stack.callback(_leave, supervisor)
+            supervisor.settimeout(left)
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                supervisor.sendall(NEED)
+                if said := supervisor.recv(4096):
+                    stack.pop_all()
+                    supervisor.settimeout(None)
+                    return ServiceUrls(**json.loads(said)), supervisor
+        # Else it was on its way out, or another one was quicker.
+        if child is not None and child.wait() != 0:
             reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
             break
-        if (child is None or child.poll() is not None) and not is_supervised(home):
-            child = _spawn(home, log)
-        time.sleep(_POLL_S)
     raise LocalServiceFailed(f"embedded services: {reason} (log: {log})")
 
 
-def _spawn(home: Path, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as file:
+def _start(home: Path, log: Path) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Start a supervisor, to which this process is connected from the beginning."""
+    _children[:] = [child for child in _children if child.poll() is None]
+    ours, theirs = socket.socketpair()
+    with theirs, log.open("ab") as file:
+        module = "marco_search.local.supervisor"
         child = subprocess.Popen(
-            [sys.executable, "-m", "marco_search.local.supervisor", str(home)],
+            [sys.executable, "-m", module, str(home), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
             cwd=_ROOT,  # -m looks there first, so never into the user's folder
             start_new_session=True,
+            pass_fds=[theirs.fileno()],
         )
     _children.append(child)
-    return child
+    return ours, child
 
 
-def _wait_for_stop(home: Path) -> None:
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+def _connected(home: Path) -> socket.socket | None:
+    """A connection to the supervisor; None when there is none."""
+    supervisor = socket.socket(socket.AF_UNIX)
     try:
-        while is_running(home) and not stop.wait(0.25):
+        with socket_address(home) as address:
+            supervisor.connect(address)
+        return supervisor
+    except PermissionError:
+        raise another_users(home / SOCKET_NAME) from None
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        supervisor.close()
+    return None
+
+
+def _leave(supervisor: socket.socket) -> None:
+    """Need the services no more. Returns when they are gone, unless somebody else needs them."""
+    # Said, not only closed: a process that was forked meanwhile holds the connection, too.
+    with supervisor, contextlib.suppress(OSError):
+        supervisor.shutdown(socket.SHUT_WR)
+        while supervisor.recv(4096):
             pass
-        down(home)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,73 +5,81 @@ A server can't outlive the supervisor that starts it: the kernel stops it then.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
 
 import psycopg
 import redis
 
 from marco_search.errors import LocalServiceFailed
 from marco_search.local.account import Account
-from marco_search.local.state import LocalState, ProcessId
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: not between fork and exec
+_MOST_STARTS = 10  # of a server that has never answered
+_POLL_S = 0.02
 # No secrets, no locale, no PG* variables.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-_LARGEST_LOG = 5 * 2**20  # bytes
-_BETWEEN_STARTS_S = 0.2
 
 
 class Server:
     """One server and its process. Used from the supervisor's main thread only."""
 
+    name: ClassVar[str]
     stop_signal = signal.SIGTERM
 
-    def __init__(self, program: Path, folder: Path, log: Path, account: Account) -> None:
-        """`program` is run under `account` with its data in `folder`."""
-        self.program, self.folder, self.log, self.account = program, folder, log, account
+    def __init__(
+        self, program: Path, url: str, account: Account, lock: int, data: Path, logs: Path
+    ) -> None:
+        """`program` is run under `account`; all its processes hold the open file `lock`."""
+        self.program, self.url, self.account, self.lock = program, url, account, lock
+        self.folder, self.log = data / self.name, logs / f"{self.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.ready = False  # it has answered since it was started
-        self.starts = 0
-        self._started_at = -_BETWEEN_STARTS_S
 
     @property
     def ended(self) -> bool:
         """Whether it does not run."""
         return self.process is None or self.process.poll() is not None
 
-    @property
-    def process_id(self) -> ProcessId | None:
-        """Its process, if it runs."""
-        return ProcessId.of(self.process.pid) if self.process else None
+    def start_anew(self) -> None:
+        """Start it at a free port, that of last time if possible, and wait until it answers.
 
-    def start_if_ended(self, state: LocalState) -> bool:
-        """Start it unless it runs or was started just now."""
-        if not self.ended or time.monotonic() - self._started_at < _BETWEEN_STARTS_S:
-            return False
-        self._started_at, self.ready = time.monotonic(), False
-        self.starts += 1
-        self.start(state)
-        return True
+        Raises LocalServiceFailed.
+        """
+        for _ in range(_MOST_STARTS):  # another program may take the port first
+            port = urlsplit(self.url).port or 0
+            self.url = self.url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{free_port(port)}/")
+            self.start()
+            while not self.ended:
+                if self.answers():
+                    return
+                time.sleep(_POLL_S)
+        raise LocalServiceFailed(self.diagnosis())
 
-    def start(self, state: LocalState) -> None:
+    def start(self) -> None:
         """Start its process; does not wait until it answers."""
         raise NotImplementedError
 
-    def answers(self, state: LocalState) -> bool:
+    def answers(self) -> bool:
         """Whether it answers a query."""
         raise NotImplementedError
 
-    def stop(self, limit_s: float) -> None:
+    def signal_stop(self) -> None:
+        """Ask it to end."""
+        if self.process is not None:
+            self.process.send_signal(self.stop_signal)
+
+    def wait(self, limit_s: float) -> None:
         """Wait until it is gone; one that takes too long is killed."""
         if self.process is not None:
             try:
@@ -79,7 +87,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-            self.process = None
 
     def diagnosis(self) -> str:
         """What is known about its end, with the last lines of its log."""
@@ -87,53 +94,54 @@ class Server:
         lines = self.log.read_text(errors="replace").strip().splitlines()[-3:]
         return f"{self.log.stem} ended with status {status}; end of {self.log}: {' / '.join(lines)}"
 
-    def _spawn(self, arguments: list[str], cwd: Path, stdin: str = "") -> None:
-        if self.log.exists() and self.log.stat().st_size > _LARGEST_LOG:
-            self.log.replace(self.log.with_suffix(".log.1"))
+    def run(self, *arguments: str, stdin: str = "") -> None:
+        """Start a program as its process, with `stdin`; its output goes to the log."""
         with self.log.open("ab") as log:
-            self.log.chmod(0o600)
             self.process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                cwd=cwd,
+                cwd=self.folder.parent,
                 env=_ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C at a terminal does not reach it
                 preexec_fn=ending_with(os.getpid(), self.stop_signal),
+                pass_fds=[self.lock],
                 **self.account.popen_options,
             )
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, as its status says
             self.process.stdin.write(stdin.encode())
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass  # it has ended already, as its exit status says
 
 
 class Postgres(Server):
-    """Postgres. `program` is the folder of its programs."""
+    """Postgres."""
 
+    name = "postgres"
     stop_signal = signal.SIGINT  # sessions are ended, everything committed is on disk
 
-    def prepare(self, password: str, *, reset_password: bool) -> None:
+    def prepare(self, *, reset_password: bool) -> None:
         """Make the data folder if missing; set the password again if it got lost."""
+        password = urlsplit(self.url).password
+        set_password = f"ALTER ROLE marco PASSWORD '{password}';\n"  # hexadecimal
         if not (self.folder / "PG_VERSION").exists():
-            self._initdb(password)
-        # A crashed server's pid file whose number is now another program's stops Postgres.
-        file = self.folder / "postmaster.pid"
-        if file.exists() and not _is_postgres(file.read_text().partition("\n")[0]):
-            file.unlink()
-        if reset_password:
-            # Single-user mode needs no password; ours are hexadecimal, so nothing to quote.
-            statement = f"ALTER ROLE marco PASSWORD '{password}';\n"
-            self._run(["postgres", "--single", "-D", str(self.folder), "postgres"], statement)
+            # Under another name first: half a folder is never taken for a whole one.
+            unfinished = self.folder.with_name("postgres.new")
+            self._initdb(unfinished)
+            self._single_user(unfinished, set_password + "CREATE DATABASE marco;\n", "-F")
+            unfinished.rename(self.folder)
+        elif reset_password:
+            self._single_user(self.folder, set_password)
+        # Left by a crashed server, as the lock says: where its number is another program's now,
+        # it would stop Postgres.
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
-    def start(self, state: LocalState) -> None:
+    def start(self) -> None:
         """TCP on loopback only, a password for everyone."""
         settings = {
             "listen_addresses": "127.0.0.1",
-            "port": state.database_port,
+            "port": urlsplit(self.url).port,
             "unix_socket_directories": "",
             "max_connections": 200,
             # After kill -9: one flush of the file system instead of one of each of 1000 files.
@@ -142,80 +150,64 @@ class Postgres(Server):
             "log_timezone": "UTC",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._spawn([f"{self.program}/postgres", "-D", str(self.folder), *options], Path("/"))
+        self.run(str(self.program), "-D", str(self.folder), *options)
 
-    def answers(self, state: LocalState) -> bool:
-        """Whether it answers a query; makes the database the first time."""
-        url = state.database_url.removesuffix("/marco") + "/postgres"
-        known = "SELECT 1 FROM pg_database WHERE datname = 'marco'"
+    def answers(self) -> bool:
+        """Whether it answers a query."""
         try:
-            with psycopg.connect(url, connect_timeout=2, autocommit=True) as session:
-                if session.execute(known).fetchone() is None:
-                    session.execute("CREATE DATABASE marco")
+            psycopg.connect(self.url, connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True
 
-    def _initdb(self, password: str) -> None:
-        """Make the data folder under another name first: half a one is never taken for whole."""
-        unfinished = self.folder.with_name("postgres.new")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        self.account.own(unfinished, 0o700)
-        with tempfile.NamedTemporaryFile("w", dir=self.folder.parent) as secret:
-            secret.write(password)
-            secret.flush()
-            self.account.own(Path(secret.name), 0o600)
-            # The built-in locale needs none of the system's, and sorts the same everywhere.
-            locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-            options = ["--auth=scram-sha-256", "--encoding=UTF8", "--no-sync", *locale]
-            user = ["-U", "marco", f"--pwfile={secret.name}"]
-            self._run(["initdb", "-D", str(unfinished), *user, *options])
-        unfinished.rename(self.folder)
+    def _initdb(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self.account.own(folder, 0o700)
+        # The built-in locale needs none of the system's, and sorts the same everywhere.
+        locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        access = ["-U", "marco", "--auth-host=scram-sha-256", "--auth-local=reject"]
+        options = ["--encoding=UTF8", "--no-sync", "--no-clean", "--no-instructions"]
+        initdb = str(self.program.with_name("initdb"))
+        self._finish(initdb, "-D", str(folder), *access, *options, *locale)
 
-    def _run(self, arguments: list[str], stdin: str = "") -> None:
-        done = subprocess.run(
-            [str(self.program / arguments[0]), *arguments[1:]],
-            input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd="/",
-            env=_ENVIRONMENT,
-            preexec_fn=ending_with(os.getpid(), signal.SIGKILL),
-            check=False,
-            **self.account.popen_options,
-        )
-        if done.returncode != 0:
-            with self.log.open("a") as log:
-                log.write(done.stdout)
-            said = done.stdout.strip().splitlines()
-            full = [line for line in said if "No space left on device" in line]
-            tail = " / ".join(full[:1] or said[-3:])
-            raise LocalServiceFailed(f"{arguments[0]} failed: {tail} (all of it: {self.log})")
+    def _single_user(self, folder: Path, statements: str, *options: str) -> None:
+        """Run statements, one a line, without a server and without a password."""
+        # What fails ends it, and is not written to the log.
+        safe = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]
+        words = [str(self.program), "--single", "-D", str(folder), *safe, *options, "postgres"]
+        self._finish(*words, stdin=statements)
+
+    def _finish(self, *arguments: str, stdin: str = "") -> None:
+        self.run(*arguments, stdin=stdin)
+        assert self.process is not None
+        if self.process.wait() != 0:
+            raise LocalServiceFailed(self.diagnosis())
 
 
 class Redis(Server):
     """Redis. Its configuration goes through stdin, so that `ps` shows no password."""
 
+    name = "redis"
     # everysec: Redis hands every write to the kernel before it replies, so a killed Redis loses
     # nothing; only a power cut can lose the last second, and lost messages are published again.
     _OPTIONS = (
         "bind 127.0.0.1\nprotected-mode yes\nport {port}\nrequirepass {password}\n"
-        'daemonize no\nlogfile ""\nsave ""\nappendonly yes\nappendfsync everysec\n'
+        'daemonize no\nlogfile ""\ndir redis\nsave ""\nappendonly yes\nappendfsync everysec\n'
     )
 
-    def start(self, state: LocalState) -> None:
+    def start(self) -> None:
         """With a data folder, which is made if missing."""
         self.folder.mkdir(exist_ok=True)
         self.account.own(self.folder, 0o700)
-        options = self._OPTIONS.format(port=state.redis_port, password=state.redis_password)
-        self._spawn([str(self.program), "-"], self.folder, options)
+        parts = urlsplit(self.url)
+        options = self._OPTIONS.format(port=parts.port, password=parts.password)
+        self.run(str(self.program), "-", stdin=options)
 
-    def answers(self, state: LocalState) -> bool:
+    def answers(self) -> bool:
         """Whether it answers PING and has loaded its data."""
         timeouts = {"socket_timeout": 2, "socket_connect_timeout": 2}
-        with redis.Redis.from_url(state.redis_url, **timeouts) as client:
+        with redis.Redis.from_url(self.url, **timeouts) as client:
             try:
                 return bool(client.ping())
             except redis.RedisError:
@@ -245,10 +237,3 @@ def ending_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]
             os._exit(1)
 
     return in_child
-
-
-def _is_postgres(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{int(pid)}/comm").read_text().strip() == "postgres"
-    except (OSError, ValueError):
-        return False

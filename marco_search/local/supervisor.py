@@ -1,10 +1,16 @@
 """The supervisor: one process per MARCO_HOME that owns its Postgres and its Redis.
 
-    python -m marco_search.local.supervisor HOME
+    python -m marco_search.local.supervisor HOME CONNECTION
 
-It starts both, starts either again when it dies (same port, same data), and stops both on a
-signal or when nobody needs them. When it dies itself, even by kill -9, the kernel stops both
-(see servers.py). Why it ended is the last line that it prints.
+It starts both, starts either again when it dies (same port, same data), and stops both when it
+is told to or when no user is connected any more; CONNECTION is the first user's. When it dies
+itself, even by kill -9, the kernel stops both (servers.py). Why it ended is the last line that
+it prints. In MARCO_HOME, beside data and logs:
+
+services.json     the URLs, mode 0600: ports and passwords last as long as the home
+supervisor.sock   where users connect
+supervisor.lock   held by the supervisor and by all processes of the servers: it is free when
+                  the last of them is gone, however they ended
 """
 
 from __future__ import annotations
@@ -13,142 +19,142 @@ import contextlib
 import fcntl
 import os
 import secrets
-import signal
+import select
+import socket
 import sys
+import time
 import traceback
-from dataclasses import replace
 from pathlib import Path
 
 from marco_search.errors import LocalServiceFailed, MarcoError
-from marco_search.local import programs, state
+from marco_search.local import control, programs
 from marco_search.local.account import data_folder, server_account
-from marco_search.local.servers import Postgres, Redis, Server, free_port
-from marco_search.local.state import LocalState, ProcessId
+from marco_search.local.control import ServiceUrls
+from marco_search.local.servers import Postgres, Redis, Server
 
 _STOP_S = 20.0  # then a server is killed; its data survives that
-_MOST_STARTS = 10  # of a server that has never answered
+_EARLIER_RUN_S = 60.0  # until it must have ended
 _TICK_S = 0.25
-_STARTING_TICK_S = 0.02
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 class Supervisor:
-    """The servers of one home, and what is written down about them."""
+    """The servers of one home, and who needs them."""
 
-    def __init__(self, home: Path) -> None:
-        """Prepare both servers; nothing is started yet."""
-        found = state.read(home)
-        if found is not None:  # left by a supervisor that was killed: on their way out
-            for server in filter(None, (found.postgres, found.redis)):
-                server.end(signal.SIGINT)
-        account = server_account()
-        data, logs = data_folder(home, account), home / "logs"
-        paths = programs.usable_by(account, data)
-        self._home = home
-        self._postgres = Postgres(paths.postgres, data / "postgres", logs / "postgres.log", account)
-        self._redis = Redis(paths.redis_server, data / "redis", logs / "redis.log", account)
-        self._servers: tuple[Server, ...] = (self._postgres, self._redis)
-        passwords = found or LocalState(
-            database_password=secrets.token_hex(16), redis_password=secrets.token_hex(16)
-        )
-        # Before the state is written: were it the other way round, an interruption in between
-        # would leave a written password that Postgres does not know.
-        self._postgres.prepare(passwords.database_password, reset_password=found is None)
-        me = ProcessId.of(os.getpid())
-        self._state = replace(passwords, ready=False, supervisor=me, postgres=None, redis=None)
+    def __init__(self, home: Path, listener: socket.socket, user: socket.socket) -> None:
+        """`user` is the first to be connected."""
+        self._home, self._listener = home, listener
+        self._connected, self._users = [user], {user}
+        self._kept = self._stopped = False
 
-    def serve(self, users: int) -> None:
-        """Run until stopped, or until nobody holds the lock `users`.
+    def serve(self, lock: int) -> None:
+        """Run until told to stop, or until nobody needs the services.
 
         Raises LocalServiceFailed if a server can't be started.
         """
+        servers = self._prepared(lock)
         try:
-            while not self._stop_requested():
-                self._tick()
-                if self._is_unneeded(users):
-                    break
+            for server in servers:
+                server.start_anew()
+            urls = ServiceUrls(*(server.url for server in servers))
+            while self._needed(urls):
+                for server in servers:
+                    if server.ended:
+                        server.start()
         finally:
-            self._stop()
+            self._stop(servers)
 
-    def _stop_requested(self) -> bool:
-        """Wait for a tick or a signal. The end of a server is a signal, too."""
-        tick = _TICK_S if self._state.ready else _STARTING_TICK_S
-        received = signal.sigtimedwait({*_STOP_SIGNALS, signal.SIGCHLD}, tick)
-        return received is not None and received.si_signo in _STOP_SIGNALS
+    def _prepared(self, lock: int) -> tuple[Server, Server]:
+        account = server_account()
+        data, logs = data_folder(self._home, account), self._home / "logs"
+        paths = programs.usable_by(account, data)
+        found = control.read_urls(self._home)
+        urls = found or ServiceUrls(
+            f"postgresql://marco:{secrets.token_hex(16)}@127.0.0.1:0/marco",
+            f"redis://:{secrets.token_hex(16)}@127.0.0.1:0/0",
+        )
+        common = account, lock, data, logs
+        postgres = Postgres(paths.postgres / "postgres", urls.database_url, *common)
+        # Before the URLs are written: were it the other way round, an interruption in between
+        # would leave a written password that Postgres does not know.
+        postgres.prepare(reset_password=found is None)
+        return postgres, Redis(paths.redis_server, urls.redis_url, *common)
 
-    def _tick(self) -> None:
-        """Start what does not run, and see whether both answer."""
-        if not self._state.ready:
-            self._choose_ports()
-        for server in self._servers:
-            if not self._state.ready and server.ended and server.starts >= _MOST_STARTS:
-                raise LocalServiceFailed(server.diagnosis())
-            if server.start_if_ended(self._state):
-                self._write()
-            server.ready = server.ready or server.answers(self._state)
-        if not self._state.ready and all(server.ready for server in self._servers):
-            self._state = replace(self._state, ready=True)
-            self._write()
-        elif not (self._home / state.FILE_NAME).exists():
-            self._write()
-
-    def _choose_ports(self) -> None:
-        """Those of last time where they are free. Another program may yet take one first."""
-        if self._postgres.ended:
-            port = free_port(self._state.database_port)
-            self._state = replace(self._state, database_port=port)
-        if self._redis.ended:
-            self._state = replace(self._state, redis_port=free_port(self._state.redis_port))
-
-    def _is_unneeded(self, users: int) -> bool:
+    def _needed(self, urls: ServiceUrls) -> bool:
+        """Hear the users for a tick. Whether the services are needed afterwards."""
         if not self._home.is_dir():
-            return True
-        keep = self._home / "keep"
-        if keep.exists() or not state.lock_alone(users):
             return False
-        if keep.exists():  # made by `up` while it held a share of the lock
-            fcntl.flock(users, fcntl.LOCK_UN)
-            return False
-        return True  # the lock is kept until the end, so new users wait
+        if control.read_urls(self._home) != urls:
+            control.write_urls(self._home, urls)
+        for heard in select.select([self._listener, *self._connected], [], [], _TICK_S)[0]:
+            if heard is self._listener:
+                self._connected.append(heard.accept()[0])
+            else:
+                with contextlib.suppress(ConnectionError):
+                    self._hear(heard, urls)
+        return (bool(self._users) or self._kept) and not self._stopped
 
-    def _write(self) -> None:
-        postgres, redis = self._postgres.process_id, self._redis.process_id
-        self._state = replace(self._state, postgres=postgres, redis=redis)
-        with contextlib.suppress(FileNotFoundError):  # the home is gone: the next tick sees it
-            state.write(self._home, self._state)
+    def _hear(self, user: socket.socket, urls: ServiceUrls) -> None:
+        said = user.recv(control.WORD_BYTES)
+        if said == control.NEED:
+            self._users.add(user)
+            user.sendall(urls.to_json().encode())
+        elif said:
+            self._kept = said == control.KEEP
+            self._stopped = said == control.STOP
+        else:
+            self._connected.remove(user)
+            self._users.discard(user)
+            if self._users or self._kept:
+                user.close()
+            else:
+                user.detach()  # left open: the kernel hangs up when this process is gone
 
-    def _stop(self) -> None:
-        # A full disk must not keep the supervisor alive: a dead one's state is seen as such.
-        with contextlib.suppress(OSError):  # first, so that nobody connects any more
-            self._state = replace(self._state, ready=False)
-            self._write()
-        for server in self._servers:
-            if server.process is not None:
-                server.process.send_signal(server.stop_signal)
-        for server in self._servers:
-            server.stop(_STOP_S)
-        with contextlib.suppress(OSError):
-            self._state = replace(self._state, supervisor=None)
-            self._write()
+    def _stop(self, servers: tuple[Server, Server]) -> None:
+        self._listener.close()  # first, so that nobody connects any more
+        (self._home / control.SOCKET_NAME).unlink(missing_ok=True)
+        for server in servers:
+            server.signal_stop()
+        for server in servers:
+            server.wait(_STOP_S)
+        for user in self._connected:
+            user.detach()  # as above
 
 
 def main() -> int:
     """Supervise until stopped. Returns the exit status."""
-    home = Path(sys.argv[1])
-    with (
-        state.open_lock(home / "supervisor.lock") as alone,
-        state.open_lock(home / "users.lock") as users,
-    ):
-        if not state.lock_alone(alone):
-            return state.NOT_ALONE
-        signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOP_SIGNALS, signal.SIGCHLD})
-        try:
-            Supervisor(home).serve(users)
-        except MarcoError as error:
-            traceback.print_exc()
-            print(error, file=sys.stderr)
-            return 1
+    home, user = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
+    os.umask(0o077)
+    try:
+        lock = _acquired_lock(home)
+        if lock is not None:
+            with control.socket_address(home) as address, socket.socket(socket.AF_UNIX) as listener:
+                Path(address).unlink(missing_ok=True)
+                listener.bind(address)
+                listener.listen()
+                Supervisor(home, listener, user).serve(lock)
+    except MarcoError as error:
+        traceback.print_exc()
+        print(error, file=sys.stderr)
+        return 1
     return 0
+
+
+def _acquired_lock(home: Path) -> int | None:
+    """The lock, once an earlier run has ended; None when another supervisor is there."""
+    file = home / "supervisor.lock"
+    try:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        raise control.another_users(file) from None
+    deadline = time.monotonic() + _EARLIER_RUN_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        if control.is_running(home):
+            return None
+        time.sleep(_TICK_S)
+    raise LocalServiceFailed(f"an earlier run has not ended: its processes hold {file}")
 
 
 if __name__ == "__main__":

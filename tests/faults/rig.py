@@ -28,9 +28,9 @@ import psycopg
 import redis
 
 from marco_search import migrations
-from marco_search.local import ServiceUrls, local_services, purge, read_state
-from marco_search.local.state import LocalState, ProcessId
+from marco_search.local import ServiceUrls, local_services, purge
 from producer import Producer
+from tests import embedded
 from tests.faults.model import Model, model_server
 from tests.silent_proxy import SilentProxy
 
@@ -114,18 +114,10 @@ class Rig:
         """A connection to the broker."""
         return contextlib.closing(redis.Redis.from_url(self.urls.redis_url))
 
-    def state(self) -> LocalState:
-        """The processes of the services."""
-        found = read_state(self.home)
-        assert found is not None, "the services run"
-        return found
-
-    def server(self, name: str) -> ProcessId:
+    def server(self, name: str) -> embedded.Process:
         """Postgres or Redis as it runs now, once it answers."""
         wait_until(lambda: self.answers(name), f"{name} answers")
-        found: ProcessId | None = getattr(self.state(), name)
-        assert found is not None
-        return found
+        return embedded.services(self.home)[name]
 
     def answers(self, name: str) -> bool:
         """Whether a service is there."""
@@ -141,8 +133,7 @@ class Rig:
     @contextlib.contextmanager
     def unattended(self) -> Iterator[None]:
         """No one starts a dead service again inside the block."""
-        supervisor = self.state().supervisor
-        assert supervisor is not None
+        supervisor = embedded.services(self.home)["supervisor"]
         os.kill(supervisor.pid, signal.SIGSTOP)
         try:
             yield

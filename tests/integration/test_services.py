@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -21,10 +22,11 @@ import redis
 
 from marco_search import locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable
-from marco_search.local import ServiceUrls, down, is_running, local_services, purge, read_state, up
+from marco_search.local import ServiceUrls, down, is_running, local_services, purge, read_urls, up
 from marco_search.local.account import data_folder, server_account
-from marco_search.local.state import FILE_NAME, LocalState, ProcessId
+from marco_search.local.control import SOCKET_NAME, URLS_NAME
 from marco_search.settings import Settings
+from tests import embedded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,12 +62,6 @@ def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def _state(home: Path) -> LocalState:
-    state = read_state(home)
-    assert state is not None
-    return state
-
-
 def _write(urls: ServiceUrls) -> None:
     with psycopg.connect(urls.database_url, autocommit=True) as session:
         session.execute("CREATE TABLE kept (word text)")
@@ -86,36 +82,16 @@ def _still_there(urls: ServiceUrls) -> bool:
     return True
 
 
-def _processes(word: str) -> list[int]:
-    """Pids of processes with `word` in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and word in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def _session(pid: int) -> list[int]:
-    """Pids of `pid` and of its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
-
-
 def test_killed_servers_come_back_with_the_same_ports_and_data(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
-        before = _state(home)
-        servers = (before.postgres, before.redis)
+        running = embedded.services(home)
+        servers = (running["postgres"], running["redis"])
         for server in servers:
-            assert server
             os.kill(server.pid, signal.SIGKILL)
-        _until(lambda: not any(server and server.alive for server in servers))
+        _until(lambda: not any(server.alive for server in servers))
         _until(lambda: _still_there(urls))
-        after = _state(home)
-        assert (after.database_url, after.redis_url) == (before.database_url, before.redis_url)
+        assert read_urls(home) == urls
         assert is_running(home)
     assert not is_running(home)
 
@@ -123,15 +99,13 @@ def test_killed_servers_come_back_with_the_same_ports_and_data(home: Path) -> No
 def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
     urls = up(home)
     _write(urls)
-    state = _state(home)
-    assert state.supervisor
-    assert state.postgres
-    assert state.redis
-    family = [*_session(state.postgres.pid), *_session(state.redis.pid)]
-    os.kill(state.supervisor.pid, signal.SIGKILL)
+    running = embedded.services(home)
+    servers = [running[name].pid for name in ("postgres", "redis")]
+    family = [*servers, *(child for server in servers for child in embedded.children(server))]
+    os.kill(running["supervisor"].pid, signal.SIGKILL)
     _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
     assert not is_running(home)
-    assert _processes(str(home)) == []
+    assert embedded.processes(str(home)) == []
 
     again = up(home)  # finds the state of the dead one, and all the data
     assert _still_there(again)
@@ -140,7 +114,7 @@ def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
 
 def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
     code = "import sys; from pathlib import Path; from marco_search.local import up;"
-    code += "print(up(Path(sys.argv[1])))"
+    code += "print(up(Path(sys.argv[1])).database_url)"
 
     def start(_: int) -> str:
         command = [sys.executable, "-c", code, str(home)]
@@ -149,24 +123,19 @@ def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
     with ThreadPoolExecutor() as pool:
         first, second, third = pool.map(start, range(3))
     assert first == second == third
-    state = _state(home)
-    assert state.supervisor
-    assert _processes(str(home / "data" / "postgres")) != []
-    assert (
-        len([pid for pid in _processes("marco_search.local") if pid == state.supervisor.pid]) == 1
-    )
+    assert embedded.processes(str(home / "data" / "postgres")) != []
+    assert len(embedded.processes(f"marco_search.local.supervisor\0{home}")) == 1
     assert down(home)
 
 
 def test_down_twice_and_up_again(home: Path) -> None:
     _write(up(home))
-    assert (home / "keep").exists()
     with local_services(home) as urls:
         assert _still_there(urls)
     assert is_running(home), "what `up` started outlasts a user"
     assert down(home) is True
     assert down(home) is False
-    assert _processes(str(home)) == []
+    assert embedded.processes(str(home)) == []
     with local_services(home) as urls:
         assert _still_there(urls)
     assert not is_running(home)
@@ -185,20 +154,18 @@ def test_services_end_with_the_last_user_even_when_it_is_killed(home: Path) -> N
             other.kill()
             other.wait()
             assert psycopg.connect(urls.database_url).execute("SELECT 1").fetchone() == (1,)
-            supervisor = _state(home).supervisor
-        assert supervisor
-        assert not supervisor.alive
+            supervisor = embedded.services(home)["supervisor"]
+        _until(lambda: not supervisor.alive)
 
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout
         assert other.stdout.readline() == b"in\n"
-        supervisor = _state(home).supervisor
-        assert supervisor
+        supervisor = embedded.services(home)["supervisor"]
         other.kill()
     _until(lambda: not supervisor.alive)
-    assert _processes(str(home)) == []
+    assert embedded.processes(str(home)) == []
 
 
 def test_below_a_closed_folder(closed_home: Path) -> None:
@@ -218,61 +185,58 @@ def test_below_a_closed_folder(closed_home: Path) -> None:
 
 def test_strangers_stay_out(home: Path) -> None:
     with local_services(home) as urls:
-        state = _state(home)
-        for url in (urls.database_url, urls.database_url.replace(state.database_password, "x")):
-            wrong = url.replace(f":{state.database_password}@", "@")
+        password, broker = urlsplit(urls.database_url).password, urlsplit(urls.redis_url)
+        assert password and broker.password and broker.port
+        for url in (urls.database_url, urls.database_url.replace(password, "x")):
+            wrong = url.replace(f":{password}@", "@")
             with pytest.raises(psycopg.OperationalError):
                 psycopg.connect(wrong, connect_timeout=5, passfile="/nonexistent")
         with (
-            redis.Redis(port=state.redis_port) as client,
+            redis.Redis(port=broker.port) as client,
             pytest.raises(redis.AuthenticationError),
         ):
             client.ping()
-        assert (home / FILE_NAME).stat().st_mode & 0o777 == 0o600
-        assert _processes(state.database_password) == []
-        assert _processes(state.redis_password) == []
-        for log in (home / "logs").iterdir():
-            assert state.database_password not in log.read_text()
-            assert state.redis_password not in log.read_text()
-        assert state.database_password not in repr(state)
+        assert (home / URLS_NAME).stat().st_mode & 0o777 == 0o600
+        assert (home / SOCKET_NAME).stat().st_mode & 0o077 == 0
+        for secret in (password, broker.password):
+            assert embedded.processes(secret) == []
+            for log in (home / "logs").iterdir():
+                assert secret not in log.read_text()
+            assert secret not in repr(urls)
 
 
 def test_a_lost_state_file_costs_no_data(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
-    (home / FILE_NAME).unlink()
+    (home / URLS_NAME).unlink()
     with local_services(home) as urls:
         with psycopg.connect(urls.database_url) as session:
             assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
         # Deleted while they run, it is written again.
-        (home / FILE_NAME).unlink()
-        _until(lambda: is_running(home))
+        (home / URLS_NAME).unlink()
+        _until(lambda: read_urls(home) is not None)
 
 
 def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
-    before = _state(home)
-    # As after a reboot: the number of the supervisor now belongs to someone else.
-    text = (home / FILE_NAME).read_text()
-    boot = ProcessId.of(os.getpid())
-    assert boot
-    stale = f'{{"pid": {os.getpid()}, "started": 1, "boot": "{boot.boot}"}}'
-    (home / FILE_NAME).write_text(
-        text.replace('"ready": false', '"ready": true').replace(
-            '"supervisor": null', f'"supervisor": {stale}'
-        )
-    )
+    before = urlsplit(urls.database_url).port
+    assert before
+    # As after a crash: a socket where nobody listens, a number that is another process by now.
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / SOCKET_NAME))
+    postgres = data_folder(home, server_account()) / "postgres"
+    (postgres / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres}\n1\n{before}\n\n\n")
     settings = Settings().model_copy(update={"home": home, "database_url": None, "redis_url": None})
     with pytest.raises(DatabaseUnavailable, match="marco up"):
         locations.database_url(settings)
     with pytest.raises(BrokerUnavailable, match="marco up"):
         locations.redis_url(settings)
-    with socket.create_server(("127.0.0.1", before.database_port)), local_services(home) as urls:
+    with socket.create_server(("127.0.0.1", before)), local_services(home) as urls:
         assert _still_there(urls)
         assert locations.database_url(settings) == urls.database_url
         assert locations.redis_url(settings) == urls.redis_url
-        assert _state(home).database_port != before.database_port
+        assert urlsplit(urls.database_url).port != before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import replace
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from marco_search.errors import (
     InvalidSettings,
     LocalServiceFailed,
 )
-from marco_search.local import read_state
-from marco_search.local.state import FILE_NAME, LocalState, ProcessId, write
+from marco_search.local import ServiceUrls, read_urls
+from marco_search.local.control import SOCKET_NAME, URLS_NAME
 from marco_search.settings import Settings, without_password
 
 
@@ -34,18 +34,17 @@ def _settings(home: Path, database: str | None = None, broker: str | None = None
     )
 
 
-def _running(home: Path) -> LocalState:
-    me = ProcessId.of(os.getpid())
-    state = LocalState(
-        database_password="secret-p",
-        redis_password="secret-r",
-        database_port=5555,
-        redis_port=6666,
-        ready=True,
-        supervisor=me,
+@contextmanager
+def _running(home: Path) -> Iterator[ServiceUrls]:
+    urls = ServiceUrls(
+        database_url="postgresql://marco:secret-p@127.0.0.1:5555/marco",
+        redis_url="redis://:secret-r@127.0.0.1:6666/0",
     )
-    write(home, state)
-    return state
+    (home / URLS_NAME).write_text(urls.to_json())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / SOCKET_NAME))
+        listener.listen()
+        yield urls
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
@@ -70,12 +69,15 @@ def test_redis_with_and_without_tls(tmp_path: Path) -> None:
 
 
 def test_the_embedded_services_are_used_when_they_run(tmp_path: Path) -> None:
-    _running(tmp_path)
     settings = _settings(tmp_path)
-    assert locations.database_url(settings) == "postgresql://marco:secret-p@127.0.0.1:5555/marco"
-    assert locations.redis_url(settings) == "redis://:secret-r@127.0.0.1:6666/0"
-    real = _settings(tmp_path, database="postgresql://db/name")
-    assert locations.database_url(real) == "postgresql://db/name", "the environment comes first"
+    with _running(tmp_path) as urls:
+        assert locations.database_url(settings) == urls.database_url
+        assert locations.redis_url(settings) == urls.redis_url
+        real = _settings(tmp_path, database="postgresql://db/name")
+        assert locations.database_url(real) == "postgresql://db/name", "the environment comes first"
+    # The supervisor has gone, however it ended; its socket's file is still there.
+    with pytest.raises(DatabaseUnavailable):
+        locations.database_url(settings)
 
 
 def test_when_nothing_runs_it_says_what_to_do(tmp_path: Path) -> None:
@@ -86,30 +88,14 @@ def test_when_nothing_runs_it_says_what_to_do(tmp_path: Path) -> None:
         locations.redis_url(settings)
 
 
-@pytest.mark.parametrize("change", [{"started": 1}, {"boot": "an earlier one"}])
-def test_a_supervisor_that_was_another_process_does_not_count(
-    tmp_path: Path, change: dict[str, object]
-) -> None:
-    state = _running(tmp_path)
-    assert state.supervisor
-    file = tmp_path / FILE_NAME
-    fields = json.loads(file.read_text())
-    fields["supervisor"].update(change)
-    file.write_text(json.dumps(fields))
-    with pytest.raises(DatabaseUnavailable):
-        locations.database_url(_settings(tmp_path))
-
-
-def test_a_state_that_is_not_ready_or_not_readable_counts_as_none(tmp_path: Path) -> None:
-    state = _running(tmp_path)
-    file = tmp_path / FILE_NAME
-    assert read_state(tmp_path) == state
-    write(tmp_path, replace(state, ready=False))
-    with pytest.raises(DatabaseUnavailable):
-        locations.database_url(_settings(tmp_path))
-    for text in ("", "{}", "[]", "null", '{"supervisor": 3}'):
-        file.write_text(text)
-        assert read_state(tmp_path) is None
+def test_a_state_that_is_not_readable_counts_as_none(tmp_path: Path) -> None:
+    with _running(tmp_path) as urls:
+        assert read_urls(tmp_path) == urls
+        for text in ("", "{}", "[]", "null", '{"supervisor": 3}'):
+            (tmp_path / URLS_NAME).write_text(text)
+            assert read_urls(tmp_path) is None
+            with pytest.raises(DatabaseUnavailable):
+                locations.database_url(_settings(tmp_path))
 
 
 def test_another_users_state_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +104,12 @@ def test_another_users_state_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(LocalServiceFailed, match="another user"):
-        read_state(tmp_path)
+        read_urls(tmp_path)
 
 
 def test_passwords_do_not_show_in_what_may_be_logged(tmp_path: Path) -> None:
-    assert "secret" not in repr(_running(tmp_path))
+    with _running(tmp_path) as urls:
+        assert "secret" not in repr(urls)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""The processes of the embedded services of one MARCO_HOME, to watch them and to kill them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROGRAMS = {"postgres": "postgres", "valkey-server": "redis"}
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process, distinguished from a later one with the same number."""
+
+    pid: int
+    started: str  #: clock ticks between boot and its start
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return _process(self.pid) == self
+
+
+def services(home: Path) -> dict[str, Process]:
+    """What runs of "supervisor", "postgres" and "redis"."""
+    words = f"marco_search.local.supervisor\0{home.absolute()}\0"
+    found = {}
+    for pid in processes(words):
+        if (supervisor := _process(pid)) is not None:
+            found["supervisor"] = supervisor
+            for child in children(pid):
+                name = _PROGRAMS.get(Path(f"/proc/{child}/comm").read_text().strip())
+                if name is not None and (process := _process(child)) is not None:
+                    found[name] = process
+    return found
+
+
+def processes(words: str) -> list[int]:
+    """Pids of processes with `words` in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and words in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Pids of the children of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _process(pid: int) -> Process | None:
+    try:
+        # The name in parentheses may hold anything, so count from the last one.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else Process(pid, fields[19])
