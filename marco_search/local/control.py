@@ -106,9 +106,10 @@ def read_urls(home: Path) -> ServiceUrls | None:
 
 
 def write_urls(home: Path, urls: ServiceUrls) -> None:
-    """Replace the file in one step; nobody else can read it, by the supervisor's umask."""
+    """Replace the file in one step. Nobody else can read it at any moment."""
     temporary = home / f"{URLS_NAME}.new"
     with contextlib.suppress(FileNotFoundError):  # the whole home is gone
+        temporary.touch(0o600)
         temporary.write_text(urls.to_json())
         temporary.replace(home / URLS_NAME)
 

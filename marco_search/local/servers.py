@@ -97,6 +97,7 @@ class Server:
     def run(self, *arguments: str, stdin: str = "") -> None:
         """Start a program as its process, with `stdin`; its output goes to the log."""
         with self.log.open("ab") as log:
+            self.log.chmod(0o600)
             self.process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.PIPE,

@@ -123,13 +123,13 @@ class Supervisor:
 def main() -> int:
     """Supervise until stopped. Returns the exit status."""
     home, user = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
-    os.umask(0o077)
     try:
         lock = _acquired_lock(home)
         if lock is not None:
             with control.socket_address(home) as address, socket.socket(socket.AF_UNIX) as listener:
                 Path(address).unlink(missing_ok=True)
                 listener.bind(address)
+                Path(address).chmod(0o600)
                 listener.listen()
                 Supervisor(home, listener, user).serve(lock)
     except MarcoError as error:
