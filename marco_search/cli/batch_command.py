@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -68,7 +69,7 @@ def submit_batch(
         if refused:
             output.write_json_lines(where, map(_refusal, refused))
     said = f"{len(refused):,} of {done.lines:,} lines were refused: {where}"
-    output.report(_as_json(done), str(done.id), notices=[said] if refused else [])
+    output.report(done, str(done.id), notices=[said] if refused else [])
 
 
 def _begun(found: Batch) -> None:
@@ -100,9 +101,7 @@ def show_status(batch_id: UUID | None, limit: int) -> None:
         found = [producer.batch(batch_id)] if batch_id else producer.batches(limit=limit)
         notices = producer.standstill(batch_id=batch_id) if batch_id else {}
     output.report(
-        _as_json(found[0]) | {"notices": notices}
-        if batch_id
-        else {"batches": [_as_json(each) for each in found]},
+        asdict(found[0]) | {"notices": notices} if batch_id else {"batches": found},
         "\n".join(map(_line, found)) or "No batch was submitted.",
         notices=notices.values(),
     )
@@ -132,7 +131,7 @@ def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
             began = time.monotonic()
             found = producer.batch(batch_id)
             if found.states != said and not (quiet and found.left):
-                output.report(_as_json(found), _line(found))
+                output.report(found, _line(found))
             said = found.states
             if not found.left:
                 break
@@ -200,14 +199,6 @@ def restart_batch(batch_id: UUID) -> None:
     with session() as here:
         count = here.producer().restart_batch(batch_id)
     output.report({"restarted": count}, f"{count:,} restarted")
-
-
-def _as_json(found: Batch) -> dict[str, Any]:
-    names = (
-        "id", "tenant", "source", "metadata", "created_at", "completed_at", "finished_at", "lines",
-        "refused",
-    )  # fmt: skip
-    return {name: getattr(found, name) for name in names} | {"states": found.states}
 
 
 def _line(found: Batch) -> str:

@@ -14,9 +14,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial, reduce
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import click
+from pydantic.fields import FieldInfo
 
 from marco_search import profiles
 from marco_search.cli.options import PAIR
@@ -24,7 +25,6 @@ from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
 from marco_search.jobs.validation import another_format
 from marco_search.kinds import KINDS, job_from_json_line, own_fields, parse_job
-from marco_search.search.config import DEFAULT_STRATEGY, STRATEGIES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,25 +43,22 @@ profile_options = _together(
     click.option("--examples", metavar="FILE",
                  help="Solved questions put before each: JSON Lines, question and answer."),
 )  # fmt: skip
+
+
+def _search_option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+    """The option for a field of SearchOptions; its value is checked there."""
+    flag, kinds = f"--{name.replace('_', '-')}", (field.annotation, *get_args(field.annotation))
+    text = str(field.description).replace("; None:", ". Default:").replace(" None:", " Default:")
+    if bool in kinds:
+        return click.option(f"{flag}/--no{flag[1:]}", default=None, help=f"{text} (default).")
+    text += "." if field.default is None else f" (default {field.default})."
+    kind, metavar = next((k for k in ((int, "N"), (float, "X")) if k[0] in kinds), (str, "NAME"))
+    return click.option(flag, type=kind, metavar=metavar, help=text)
+
+
 search_options = _together(
-    click.option("--strategy", metavar="NAME",
-                 help=f"{', '.join(STRATEGIES)} (default {DEFAULT_STRATEGY})."),
-    click.option("--rollouts", type=int, metavar="N", help="Rollouts at most (default 16)."),
-    click.option("--max-tokens", type=int, metavar="N", help="Generated tokens at most."),
-    click.option("--max-seconds", type=float, metavar="S",
-                 help="Begin no round after so many seconds of searching."),
-    click.option("--max-new-tokens", type=int, metavar="N", help="Tokens of one branch at most."),
-    click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
-    click.option("--seed", type=int, metavar="N", help="The same seed gives the same tree."),
-    click.option("--reflection", metavar="WHEN",
-                 help="never, branch or always (default: as the strategy has it)."),
-    click.option("--reward", metavar="NAME",
-                 help="What votes weigh: confidence, prm-min, ... (docs/rewards.md)."),
-    click.option("--verifier", metavar="NAME",
-                 help="Verifier of the worker's that accepts, rejects or rates answers."),
-    click.option("--answers", type=int, metavar="N", help="Best distinct answers (default 3)."),
-    click.option("--early-stop/--no-early-stop", default=None,
-                 help="Stop when the vote is settled (default)."),
+    *(_search_option(name, field) for name, field in SearchOptions.model_fields.items()
+      if name not in ("profile", "overrides")),
     profile_options,
 )  # fmt: skip
 _OWN_FIELDS = [

@@ -8,6 +8,7 @@ itself asks for its own address with the header X-Refresh: it gets 204 where it 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 from uuid import UUID
@@ -55,7 +56,7 @@ DOUBTS = {
     "low": f"lowest {LOW_QUANTILE:.0%} of the model's confidences",
     "narrow": f"less than {NARROW_SHARE:.0%} of the vote",
 }
-_FILTERS = ("state", "kind", "tenant", "batch", "text", "doubt", "order", "before", "after")
+_FILTERS = tuple(field.name for field in fields(JobFilter))
 _FIELDS = ("kind", "tenant", "batch", "doubt", "order")  # of the form, beside text and state
 NodeId = Annotated[int, Path(ge=0, lt=2**31)]
 _LONGEST = 1200  # characters of a parameter's value: a model's name may be a path
