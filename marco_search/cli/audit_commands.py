@@ -13,7 +13,7 @@ from uuid import UUID
 import click
 
 from marco_search.audit import anchors as anchor_files
-from marco_search.audit.findings import Finding, Report
+from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.cli import options, output
 from marco_search.cli.options import FILE, FOLDER, command, which_jobs
 from marco_search.cli.session import Session, session
@@ -27,16 +27,6 @@ from marco_search.store.seal.verification import check_month, verify_all, verify
 from marco_search.text import counted
 
 _SHOWN = 20
-_COUNTED = (
-    "jobs",
-    "open_jobs",
-    "archived_jobs",
-    "redacted_jobs",
-    "nodes",
-    "rollouts",
-    "links",
-    "seconds",
-)
 _COUNTS = (
     "Jobs: {jobs:,} ({open_jobs:,} not ended, {archived_jobs:,} archived,"
     " {redacted_jobs:,} redacted). Nodes: {nodes:,}."
@@ -79,28 +69,18 @@ def verify(
         with here.database.transaction() as conn:
             require_tables(conn, "`marco verify`")
             found = [f for anchor in kept for f in seals.check_anchor(conn, anchor)]
+        checked: Sequence[JobReport | Report]
         if jobs:
-            reports = [
-                verify_job(here.database, i)
-                for i in dict.fromkeys(here.find(jobs, everywhere=True))
-            ]
-            counted: dict[str, Any] = {"jobs": [asdict(report) for report in reports]}
-            lines = []
-            for job in counted["jobs"]:
-                del job["findings"]
-                link = "not in the chain yet" if job["seq"] is None else f"link {job['seq']}"
-                numbers = f"nodes: {job['nodes']:,}, rollouts: {job['rollouts']:,}, {link}"
-                if job["redacted"]:
-                    numbers += "" if job["proved"] else "; proved since its redaction only"
-                if job["external"]:
-                    numbers += f"; external scores: {job['external']:,} (in 0 to 1, not recomputed)"
-                lines.append(f"{job['job_id']}  {job['status']}  {numbers}")
-            found += [finding for report in reports for finding in report.findings]
+            named = dict.fromkeys(here.find(jobs, everywhere=True))
+            checked = reports = [verify_job(here.database, job_id) for job_id in named]
+            counted: dict[str, Any] = {"jobs": list(map(_without_findings, reports))}
+            lines = list(map(_job_line, reports))
         else:
-            totals = _archives(here, archives, found) if archives else [_all(here, processes)]
-            counted = {n: round(sum(getattr(r, n) for r in totals), 3) for n in _COUNTED}
+            checked = _archives(here, archives, found) if archives else [_all(here, processes)]
+            names = _without_findings(Report())
+            counted = {n: round(sum(getattr(r, n) for r in checked), 3) for n in names}
             lines = [_COUNTS.format(**counted)]
-            found += [finding for report in totals for finding in report.findings]
+        found += [finding for report in checked for finding in report.findings]
     for anchor in kept:
         signed = f"signed by {anchor.public_key}" if anchor.public_key else "not signed"
         lines.append(f"Anchor of {anchor.made_at}: link {anchor.seq}, {signed}")
@@ -111,6 +91,20 @@ def verify(
     output.report(data, *lines, *_finding_lines(found))
     if found:
         click.get_current_context().exit(output.DOES_NOT_FIT)
+
+
+def _without_findings(report: JobReport | Report) -> dict[str, Any]:
+    return {name: value for name, value in asdict(report).items() if name != "findings"}
+
+
+def _job_line(job: JobReport) -> str:
+    link = "not in the chain yet" if job.seq is None else f"link {job.seq}"
+    text = f"{job.job_id}  {job.status}  nodes: {job.nodes:,}, rollouts: {job.rollouts:,}, {link}"
+    if job.redacted and not job.proved:
+        text += "; proved since its redaction only"
+    if job.external:
+        text += f"; external scores: {job.external:,} (in 0 to 1, not recomputed)"
+    return text
 
 
 def _all(here: Session, processes: int) -> Report:
