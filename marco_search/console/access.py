@@ -6,7 +6,6 @@ by pointing a name of its own at this machine (DNS rebinding): names must be kno
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -15,13 +14,13 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
-from urllib.parse import parse_qs, quote
+from typing import Annotated, Generic, TypeVar
+from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect, cookie_parser
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marco_search.console.rendering import page
@@ -30,7 +29,7 @@ LOGIN, HEALTH = "/login", "/healthz"
 SESSION_S = 12 * 3600
 WRONG_TOKENS, WINDOW_S = 10, 60.0
 """So many wrong tokens within a window lock a client's address out for the rest of it."""
-_LARGEST_FORM, _FORM_S = 4096, 10.0  # bytes, and seconds for all of it to arrive
+LARGEST_FORM = 2**16  # bytes
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -200,12 +199,13 @@ def login_routes(access: Access) -> APIRouter:
         return _form(next)
 
     @routes.post(LOGIN)
-    async def log_in(request: Request) -> Response:
-        fields = parse_qs((await _body(request)).decode("utf-8", "replace"))
-        token = fields.get("token", [""])[0].strip()
-        wanted = fields.get("next", ["/"])[0]
+    async def log_in(
+        request: Request,
+        token: Annotated[str, Form()] = "",
+        wanted: Annotated[str, Form(alias="next")] = "/",
+    ) -> Response:
         client = _client(request.scope)
-        if not access.is_token(token, client):
+        if not access.is_token(token.strip(), client):
             return _form(wanted, wrong=access.has_token, blocked=access.blocks(client))
         answer = RedirectResponse(local_path(wanted), 303)
         answer.set_cookie(
@@ -226,20 +226,6 @@ def login_routes(access: Access) -> APIRouter:
         return answer
 
     return routes
-
-
-async def _body(request: Request) -> bytes:
-    """The body, or nothing if it is too long or too late."""
-    body = b""
-    try:
-        async with asyncio.timeout(_FORM_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > _LARGEST_FORM:
-                    return b""
-    except (TimeoutError, ClientDisconnect):
-        return b""
-    return body
 
 
 def _form(wanted: str, *, wrong: bool = False, blocked: bool = False) -> Response:

@@ -29,7 +29,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from marco_search.audit.findings import JobReport
-from marco_search.console.access import HEALTH, Access, Guard, login_routes
+from marco_search.console.access import HEALTH, LARGEST_FORM, Access, Guard, login_routes
 from marco_search.console.reader import Cache, Reader
 from marco_search.console.rendering import STATIC, csv_lines, page, tree_rows
 from marco_search.console.report import html_file
@@ -67,7 +67,7 @@ _TITLES = {400: "Bad request", 404: "Not found", 405: "Not allowed"}
 
 def create_app(reader: Reader, access: Access, cache: Cache | None = None) -> ASGIApp:
     """The application. It only ever reads."""
-    app = FastAPI(title="marco-search console", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, max_body_size=LARGEST_FORM)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.include_router(login_routes(access))
     app.include_router(_page_routes(reader, cache or Cache(), access))
