@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, FastAPI, Path, Request
+from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import (
     HTMLResponse,
@@ -24,6 +24,7 @@ from fastapi.responses import (
     StreamingResponse,
 )
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -58,8 +59,14 @@ DOUBTS = {
 }
 _FILTERS = tuple(field.name for field in fields(JobFilter))
 _FIELDS = ("kind", "tenant", "batch", "doubt", "order")  # of the form, beside text and state
-NodeId = Annotated[int, Path(ge=0, lt=2**31)]
 _LONGEST = 1200  # characters of a parameter's value: a model's name may be a path
+NodeId = Annotated[int, Path(ge=0, lt=2**31)]
+Start = Annotated[int, Query(ge=0, lt=10**9)]
+Word = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=_LONGEST, pattern=r"^[^\x00]*$"),
+    Query(),
+]
 _PAGE = 50  # lines of a page
 _MOST_LINES = 100_000  # of a download
 _TITLES = {400: "Bad request", 404: "Not found", 405: "Not allowed"}
@@ -92,6 +99,9 @@ def _described(error: Exception) -> tuple[int, str]:
             return 404, str(error)
         case MarcoError():
             return 400 if isinstance(error, InputError) else 503, str(error)
+        case RequestValidationError() if error.errors()[0]["loc"][0] == "query":
+            first = error.errors()[0]
+            return 400, f"{first['loc'][-1]}: {first['msg']}"
         case RequestValidationError() | HTTPException(detail="Not Found"):
             return 404, "There is no such page."
         case HTTPException():
@@ -157,10 +167,7 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
             return html(request, "totals.html", one, read, lambda t: values | {"totals": t})
 
     @routes.get("/models")
-    def models(request: Request) -> Response:
-        given = _given(request.query_params, ("old", "new"))
-        old, new = given.get("old", ""), given.get("new", "")
-        start = _start(request.query_params)
+    def models(request: Request, old: Word = "", new: Word = "", start: Start = 0) -> Response:
         return html(
             request,
             "models.html",
@@ -170,8 +177,7 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         )
 
     @routes.get("/datasets")
-    def data_sets(request: Request) -> Response:
-        start = _start(request.query_params)
+    def data_sets(request: Request, start: Start = 0) -> Response:
         return html(
             request,
             "datasets.html",
@@ -181,12 +187,9 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         )
 
     @routes.get("/datasets/{word}")
-    def data_set(request: Request, word: str) -> Response:
-        given = _given(request.query_params, ("after", "before"))
-        after, before = given.get("after", ""), given.get("before")
-
+    def data_set(request: Request, word: str, after: Word = "", before: Word = "") -> Response:
         def read() -> SamplePage:
-            found = reader.samples(word, after, before)
+            found = reader.samples(word, after, before or None)
             if found is None:
                 raise HTTPException(404, f"No data set {word} is in the database.")
             return found
@@ -270,7 +273,12 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
 
 def _job_filter(query: Mapping[str, str]) -> JobFilter:
     """The filter of these parameters; empty ones do not count. Raises QueryRefused."""
-    given: dict[str, Any] = _given(query, _FILTERS)
+    given: dict[str, Any] = {
+        name: query[name].strip() for name in _FILTERS if query.get(name, "").strip()
+    }
+    for name, value in given.items():
+        if len(value) > _LONGEST or "\x00" in value:
+            raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
     for name, known in (
         ("state", STATES),
         ("kind", tuple(KINDS)),
@@ -285,23 +293,6 @@ def _job_filter(query: Mapping[str, str]) -> JobFilter:
         except ValueError:
             raise QueryRefused(f"{name}: must be a whole id") from None
     return JobFilter(**given)
-
-
-def _given(query: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """These parameters, without empty ones. Raises QueryRefused for what is none's value."""
-    given = {name: query[name].strip() for name in names if query.get(name, "").strip()}
-    for name, value in given.items():
-        if len(value) > _LONGEST or "\x00" in value:
-            raise QueryRefused(f"{name}: at most {_LONGEST} characters, none of them NUL")
-    return given
-
-
-def _start(query: Mapping[str, str]) -> int:
-    """The place of the first line of a page, from 0. Raises QueryRefused."""
-    text = query.get("start", "0")
-    if not (text.isascii() and text.isdecimal() and len(text) < 9):
-        raise QueryRefused("start: must be a number")
-    return int(text)
 
 
 def _query(wanted: JobFilter, **other: object) -> str:
