@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from marco_search.errors import LeaseLost
 from marco_search.jobs import JobResult
 from marco_search.runtime.base import RuntimeInfo
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, insert
 from marco_search.store.queue import jobs, scheduling
 from marco_search.store.queue.states import CHANNEL, JOB_FINISHED, JobState, outbox
 from marco_search.store.seal import seals
@@ -151,21 +151,16 @@ def begin(
 
     `info` and `plan` are None if the runtime could not be used.
     """
-    conn.execute(
-        """
-        INSERT INTO attempts (job_id, generation, worker, host, pid, runtime, runtime_version,
-            model, revision, training, config, prompt, seed)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-        """,
-        [
-            lease.job_id, lease.generation, worker.name, worker.host, worker.pid,
-            info and info.name, info and info.version, info and info.model,
-            info and info.revision,
-            info and info.training and Jsonb(info.training.model_dump()),
-            plan and Jsonb(plan["config"]), plan and plan["prompt"],
-            plan and plan["config"]["seed"],
-        ],
-    )  # fmt: skip
+    attempt = {"job_id": lease.job_id, "generation": lease.generation, "worker": worker.name}
+    attempt |= {"host": worker.host, "pid": worker.pid}
+    if info is not None:
+        attempt |= {"runtime": info.name, "runtime_version": info.version}
+        attempt |= {"model": info.model, "revision": info.revision}
+        attempt["training"] = info.training and Jsonb(info.training.model_dump())
+    if plan is not None:
+        config = plan["config"]
+        attempt |= {"config": Jsonb(config), "prompt": plan["prompt"], "seed": config["seed"]}
+    insert(conn, "attempts", [attempt])
     if plan is not None:
         conn.execute(
             "UPDATE jobs SET plan = %s, begun_on = %s WHERE id = %s AND plan IS NULL",

@@ -17,9 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from psycopg.rows import class_row
-
-from marco_search.store.db import Conn
+from marco_search.store.db import Conn, select
 from marco_search.store.queue.batches import ENDED
 
 _CLAIMABLE = "state = 'queued' AND paused_at IS NULL AND published_at IS NOT NULL"
@@ -133,24 +131,17 @@ class PendingWork:
 
 def poll_pending(conn: Conn, stale_s: float) -> PendingWork:
     """See whether there is anything to do, in one statement."""
-    with conn.cursor(row_factory=class_row(PendingWork)) as cursor:
-        found = cursor.execute(
-            f"""
-            SELECT
-                ({_UNPUBLISHED} LIMIT 1) IS NOT NULL AS due,
-                EXISTS (SELECT FROM jobs WHERE state = 'running'
-                    AND lease_expires_at < now()) AS lost,
-                EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()
-                    AND state = 'queued')
-                OR EXISTS (SELECT FROM jobs WHERE state = 'queued'
-                    AND cancel_requested_at IS NOT NULL) AS ending,
-                ({_STALE} LIMIT 1) IS NOT NULL AS stale,
-                EXISTS (SELECT FROM batches WHERE {ENDED}) AS batches
-            """,  # noqa: S608
-            {"stale_s": stale_s},
-        ).fetchone()
-    assert found is not None
-    return found
+    source = f"""(
+        SELECT ({_UNPUBLISHED} LIMIT 1) IS NOT NULL AS due,
+            EXISTS (SELECT FROM jobs WHERE state = 'running' AND lease_expires_at < now()) AS lost,
+            EXISTS (SELECT FROM jobs WHERE finished_at IS NULL AND expires_at <= now()
+                AND state = 'queued')
+            OR EXISTS (SELECT FROM jobs WHERE state = 'queued'
+                AND cancel_requested_at IS NOT NULL) AS ending,
+            ({_STALE} LIMIT 1) IS NOT NULL AS stale,
+            EXISTS (SELECT FROM batches WHERE {ENDED}) AS batches
+    ) AS pending"""  # noqa: S608
+    return select(conn, PendingWork, source, {"stale_s": stale_s})[0]
 
 
 def due(conn: Conn, limit: int = 500) -> list[UUID]:

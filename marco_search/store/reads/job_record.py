@@ -104,12 +104,16 @@ class JobRecord:
         return tuple(r for r in self.rollouts if r.rollout_id in answer.rollout_ids)
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The search's settings; empty: it was never begun."""
+        return next((a.config for a in reversed(self.attempts) if a.config), {})
+
+    @property
     def shortfall(self) -> str | None:
         """What became of the rollouts that did not end well; see JobResult."""
         action = {n.node_id: n.action for n in self.nodes}
         found = Shortfalls.of(self.rollouts, lambda i: action.get(i, Action.ANSWER))
-        config = next((a.config for a in reversed(self.attempts) if a.config), {})
-        return explained(found, len(self.rollouts), config.get("max_new_tokens"))
+        return explained(found, len(self.rollouts), self.config.get("max_new_tokens"))
 
     @property
     def archived(self) -> str | None:
@@ -124,8 +128,8 @@ class JobRecord:
     @property
     def vote(self) -> tuple[str | None, float | None, str | None]:
         """How the answers are ranked, the power of a weighted vote, its reward; see JobResult."""
-        config = next((a.config for a in reversed(self.attempts) if a.config), {})
-        return config.get("choice"), config.get("sharpness"), config.get("reward")
+        get = self.config.get
+        return get("choice"), get("sharpness"), get("reward")
 
     @property
     def unscored(self) -> tuple[Rollout, ...]:
