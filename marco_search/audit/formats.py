@@ -2,10 +2,14 @@
 
 A link's number says by which rules it and its proof were made, and by which they are checked.
 A format never changes: another rule (a hashed column, the default of an option, a rule of
-ranking) is a new format. Format 2 differs from 1 in that nothing is logged after a job's end,
-except that it was archived; format 3 has scores
-from outside and the candidates of forks with each rollout, and new options; in format 4 texts
-enter the hashes through salted commitments (marco_search.audit.proofs), and a job may be redacted.
+ranking) is a new format. What follows from what in a tree is written down in `tree` once more,
+apart from the search that wrote it; rewards and votes are the search's own functions, whose older
+form has to be kept here once they change.
+
+Format 2 differs from 1 in that nothing is logged after a job's end, except that it was archived;
+format 3 has scores from outside and the candidates of forks with each rollout, and new options; in
+format 4 texts enter the hashes through salted commitments (marco_search.audit.proofs), and a job
+may be redacted.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from marco_search import schema
+from marco_search.audit import payload
 from marco_search.audit.canonical import FIXED
 from marco_search.audit.proofs import Kind, Kinds
-from marco_search.audit.v1 import payload
 
 COMMITS = 4
 """The first format that commits to texts rather than hashing them."""
@@ -24,7 +28,7 @@ COMMITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """The rules of a format, beside those of `marco_search.audit.v1` that all have."""
+    """The rules of a format, beside those that all have (`numbers`, `tree`)."""
 
     kinds: Kinds  #: the rows that a proof covers
     late_events: tuple[str, ...] = ()  #: what may be logged after a job's end

@@ -26,6 +26,7 @@ from marco_search.audit.canonical import microseconds
 from marco_search.audit.chain import REDACTION, Link, unknown_format
 from marco_search.audit.findings import Finding, JobReport, Status
 from marco_search.audit.formats import COMMITS, FORMATS, NEWEST
+from marco_search.audit.payload import hashes
 from marco_search.audit.proofs import (
     BULK,
     NO_SALT,
@@ -35,7 +36,6 @@ from marco_search.audit.proofs import (
     prove,
     prove_without_texts,
 )
-from marco_search.audit.v1.payload import hashes
 from marco_search.search.rewards import EXTERNAL, reward_of
 
 FINAL = ("succeeded", "failed", "cancelled", "dead", "expired")
@@ -168,7 +168,7 @@ def _external(job: dict[str, Any], rows: Rows, kinds: Kinds) -> int:
 
 def _check_numbers(evidence: Evidence, job: dict[str, Any], number: int) -> Iterator[Finding]:
     # It loads NumPy, and each process that ends jobs loads this module.
-    from marco_search.audit.v1.numbers import check_numbers
+    from marco_search.audit.numbers import check_numbers
 
     job_id, rows = evidence.job_id, evidence.rows.get(number, {})
     try:

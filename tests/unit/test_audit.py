@@ -19,7 +19,7 @@ from marco_search.audit import anchors
 from marco_search.audit.chain import FIRST, JOB, Link, check_links, follow
 from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import NO_SALT, Kind, merkle_root, prove, unpack
-from marco_search.audit.v1.tree import vector_confidences
+from marco_search.audit.tree import vector_confidences
 from marco_search.errors import ArchiveRefused, InvalidAnchor
 from marco_search.search.rewards import token_confidence
 from marco_search.store.seal import archives

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marco_search.audit import canonical
+from marco_search.audit import tree as rules
 from marco_search.audit.chain import JOB, Link, check_link, follow
 from marco_search.audit.findings import Status
 from marco_search.audit.formats import FORMATS, NEWEST
+from marco_search.audit.numbers import check_answers
+from marco_search.audit.payload import hashes
 from marco_search.audit.proofs import NO_SALT, prove
-from marco_search.audit.v1 import tree as rules
-from marco_search.audit.v1.numbers import check_answers
-from marco_search.audit.v1.payload import hashes
 from marco_search.audit.verify import Evidence, SealedRun, check_job
 from marco_search.jobs import SearchOptions, payload_hash
 from marco_search.kinds import KINDS, parse_job

@@ -20,7 +20,7 @@ from typing import Any
 from marco_search.audit.canonical import unpack_ints
 from marco_search.audit.findings import Finding
 from marco_search.audit.proofs import Kinds, Rows
-from marco_search.audit.v1.tree import (
+from marco_search.audit.tree import (
     ROUNDING,
     backed_up,
     check_nodes,
