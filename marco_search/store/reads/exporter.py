@@ -97,7 +97,6 @@ class Exporter(Collector):
         self._asking: Future[list[Family]] | None = None
         self._tenants: set[str] = set()
         self._seen: int | None = None  # the last link whose job was counted
-        self._counted: set[str] = set()  # tenants whose ends were told, if only as 0
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._retries: Counter[tuple[str, ...]] = Counter()
         self._losses: Counter[tuple[str, ...]] = Counter()
@@ -170,7 +169,7 @@ class Exporter(Collector):
     def _chain(self, conn: Conn) -> list[Family]:
         (head,) = conn.execute(_HEAD).fetchone() or (-1,)
         seen = head if self._seen is None else self._seen
-        known = frozenset(self._counted)
+        told = frozenset(self._retries)  # tenants whose ends were told, if only as 0
         upto = min(head, seen + _MOST_LINKS)
         for name, state, count, failures, losses in conn.execute(_ENDED, [seen, upto]).fetchall():
             tenant = self._tenant(name)
@@ -178,8 +177,7 @@ class Exporter(Collector):
             self._retries[tenant,] += failures
             self._losses[tenant,] += losses
         self._seen = upto
-        self._counted |= self._tenants | {tenant for tenant, _ in self._ended}
-        for tenant in self._counted:
+        for tenant in self._tenants | {tenant for tenant, _ in self._ended}:
             self._retries[tenant,] += 0
             self._losses[tenant,] += 0
             for state in FINAL:
@@ -187,7 +185,7 @@ class Exporter(Collector):
 
         def shown(counts: Values) -> Values:
             # A new tenant begins at 0: `increase` does not see the first value of a series.
-            return {labels: n if labels[0] in known else 0 for labels, n in counts.items()}
+            return {labels: n if labels[:1] in told else 0 for labels, n in counts.items()}
 
         return [
             family(metrics.ENDED, shown(self._ended)),
