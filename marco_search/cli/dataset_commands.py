@@ -34,6 +34,7 @@ _limits = click.option(
     help="A limit of the rules, as most_response=20000; docs/datasets.md has them.",
 )  # fmt: skip
 _all_tenants = click.option("--all-tenants", is_flag=True, help="Mix rows of several tenants.")
+_of_files = options.together(_folder_argument, _files, _limits, _near, _held_out, _all_tenants)
 _COLUMNS = (
     Column("id", lambda d: str(d.dataset_id), drop=1),
     Column("name", lambda d: d.name, flexible=True),
@@ -157,8 +158,7 @@ def trace_sample(sample: str, folder: Path | None) -> None:
 
 
 @dataset.command("filter")
-@_folder_argument
-@_files
+@_of_files
 @click.option(
     "--profile", default="marco-o1", show_default=True, metavar="NAME|FILE",
     help="Profile whose tags a thought and an output have.",
@@ -166,10 +166,6 @@ def trace_sample(sample: str, folder: Path | None) -> None:
 @click.option(
     "--tags", nargs=2, metavar="THOUGHT OUTPUT", help="These instead, as <think> <answer>."
 )
-@_limits
-@_near
-@_held_out
-@_all_tenants
 def filter_command(
     profile: str, tags: tuple[str, str] | None, limits: options.Pairs, **given: Any
 ) -> None:
@@ -194,12 +190,7 @@ def filter_command(
 
 
 @dataset.command("instructions")
-@_folder_argument
-@_files
-@_limits
-@_near
-@_held_out
-@_all_tenants
+@_of_files
 def instructions(limits: options.Pairs, **given: Any) -> None:
     """Make a data set of conversations: messages, ShareGPT, Alpaca, prompt and completion.
 

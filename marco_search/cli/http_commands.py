@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 import click
@@ -31,16 +30,17 @@ from marco_search.text import counted
 CONSOLE_PORT, API_PORT = 8780, 8781
 
 
-def _listens(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _listens(port: int) -> options.Decorator:
     """--host and --port of a command that serves."""
-    host = click.option(
-        "--host", default="127.0.0.1", show_default=True, help="Address to listen at."
-    )
-    number = click.option(
-        "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
-        help="Port; 0 takes a free one.",
+    return options.together(
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, help="Address to listen at."
+        ),
+        click.option(
+            "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
+            help="Port; 0 takes a free one.",
+        ),
     )  # fmt: skip
-    return lambda function: host(number(function))
 
 
 def _announced(where: str, note: str, **secret: str | None) -> Callable[[str], None]:
@@ -213,7 +213,7 @@ def revoke_key(key_id: str) -> None:
 _TEST_S, _LOOK_EVERY_S = 15.0, 0.25
 
 
-def _id_argument(what: str) -> Callable[..., Any]:
+def _id_argument(what: str) -> options.Decorator:
     return click.argument("named", metavar=what, type=click.UUID)
 
 

@@ -123,8 +123,7 @@ def _with_terms(job: Job, values: dict[str, Any]) -> Job:
 
 
 @options.command()
-@options.jobs_argument
-@options.tenants
+@options.jobs_to_read
 @click.option(
     "--state", type=click.Choice([s.value for s in JobState]), help="Only jobs in this state."
 )
@@ -132,7 +131,6 @@ def _with_terms(job: Job, values: dict[str, Any]) -> Job:
     "--limit", type=options.count(), default=LATEST, show_default=True, metavar="N",
     help="Latest jobs listed where none is named; 0 for all.",
 )  # fmt: skip
-@options.of_batch
 def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
     """Show where jobs stand: those named, or the latest.
 
@@ -182,10 +180,8 @@ def _not_shown(others: Mapping[str, int]) -> Iterator[str]:
 
 
 @options.command()
-@options.jobs_argument
-@options.tenants
+@options.jobs_to_read
 @timeout_option
-@options.of_batch
 def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Follow jobs live until they end: those named, or all that have not ended.
 
@@ -203,10 +199,8 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
 
 
 @options.command()
-@options.jobs_argument
-@options.tenants
+@options.jobs_to_read
 @timeout_option
-@options.of_batch
 def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Wait quietly until jobs end, those named or all, then print where they stand.
 
@@ -311,13 +305,11 @@ def show(
 
 
 @options.command()
-@options.jobs_argument
-@options.tenants
+@options.jobs_to_read
 @click.option("--jsonl", is_flag=True, help="One JSON object on each line.")
 @options.file_option
 @click.option("--thought", is_flag=True, help="With the answers' Thoughts (JSON).")
 @options.question_option
-@options.of_batch
 def results(
     jobs: tuple[str, ...], jsonl: bool, file: Path | None, thought: bool, question: bool
 ) -> None:
@@ -353,18 +345,14 @@ def _results(conn: Conn, ids: Sequence[UUID]) -> Iterator[JobResult]:
 
 
 @options.command()
-@options.jobs_argument
-@click.option("--batch", type=click.UUID, metavar="ID", help="All jobs of this batch.")
-@options.tenant_option
+@options.jobs_to_change
 @click.option(
     "--state", type=click.Choice(("queued", "running")), help="All jobs in this state, or of these."
 )
-@options.all_option
 @click.option("--yes", is_flag=True, help="Do not ask before --all.")
 def cancel(
-    jobs: tuple[str, ...], batch: UUID | None, tenant: str | None, state: str | None,
-    everything: bool, yes: bool,
-) -> None:  # fmt: skip
+    jobs: tuple[str, ...], tenant: str | None, state: str | None, everything: bool, yes: bool
+) -> None:
     """Cancel jobs: those named, or all that fit the options. "-" reads ids from standard input.
 
     A queued job is cancelled at once, a running one within two seconds, with the answers of
@@ -372,8 +360,9 @@ def cancel(
     any is cancelled. --batch and --state look among the jobs of --tenant, else of MARCO_TENANT,
     or with --all of all tenants.
     """
-    if jobs and (everything or batch or state):
-        raise click.UsageError("Give jobs, or --batch, --state or --all.")
+    batch = options.chosen_batch(jobs)
+    if jobs and (everything or state):
+        raise click.UsageError("Give jobs, or --state, or --all.")
     if not (jobs or everything or (batch, tenant, state) != (None, None, None)):
         raise click.UsageError("Give jobs, or --batch, --tenant, --state or --all.")
     if tenant is not None and everything:

@@ -9,32 +9,24 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial, reduce
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, cast, get_args
 
 import click
 from pydantic.fields import FieldInfo
 
 from marco_search import profiles
-from marco_search.cli.options import PAIR
+from marco_search.cli.options import PAIR, Decorator, together
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
 from marco_search.jobs.validation import another_format
 from marco_search.kinds import KINDS, job_from_json_line, own_fields, parse_job
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """A decorator that adds all of these options."""
-    return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
-
-
-profile_options = _together(
+profile_options = together(
     click.option("--profile", metavar="NAME|FILE",
                  help="The model's profile (default: by its name); `marco profile list`."),
     click.option("--set", "assignments", type=PAIR, multiple=True, metavar="FIELD=VALUE",
@@ -45,7 +37,7 @@ profile_options = _together(
 )  # fmt: skip
 
 
-def _search_option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+def _search_option(name: str, field: FieldInfo) -> Decorator:
     """The option for a field of SearchOptions; its value is checked there."""
     flag, kinds = f"--{name.replace('_', '-')}", (field.annotation, *get_args(field.annotation))
     text = str(field.description).replace("; None:", ". Default:").replace(" None:", " Default:")
@@ -56,7 +48,7 @@ def _search_option(name: str, field: FieldInfo) -> Callable[[Function], Function
     return click.option(flag, type=kind, metavar=metavar, help=text)
 
 
-search_options = _together(
+search_options = together(
     *(_search_option(name, field) for name, field in SearchOptions.model_fields.items()
       if name not in ("profile", "overrides")),
     profile_options,
@@ -66,7 +58,7 @@ _OWN_FIELDS = [
     for kind in KINDS.values()
     for name, meaning in own_fields(kind).items()
 ]
-kind_options = _together(
+kind_options = together(
     click.option("--kind", default="reasoning", show_default=True, metavar="KIND",
                  help=f"{', '.join(KINDS)}."),
     *(click.option(f"--{name.replace('_', '-')}", metavar=name.upper(), help=meaning)

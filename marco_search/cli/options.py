@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import click
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 JSON = "marco_search.json"
 """Key of a click context's `meta`: whether --json was given."""
 _TENANT = "marco_search.tenant"
@@ -37,6 +39,11 @@ def _kept_as(key: str) -> dict[str, Any]:
         return given
 
     return {"expose_value": False, "callback": keep}
+
+
+def together(*options: Decorator) -> Decorator:
+    """A decorator that adds all of these options."""
+    return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
 
 
 class JsonCommand(click.Command):
@@ -79,12 +86,13 @@ one_tenant = click.option(
 )  # fmt: skip
 
 
-def tenants(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--tenant and --all-tenants of a command that reads: its `session` has what they say."""
-    every = click.option(
+tenants = together(
+    one_tenant,
+    click.option(
         "--all-tenants", is_flag=True, help="Jobs of all tenants.", **_kept_as(_ALL_TENANTS)
-    )
-    return one_tenant(every(function))
+    ),
+)
+"""--tenant and --all-tenants of a command that reads: its `session` has what they say."""
 
 
 class _Moment(click.DateTime):
@@ -98,24 +106,21 @@ class _Moment(click.DateTime):
 _moment = _Moment(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
 
-def which_jobs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `export.tables.Filter`: jobs, batch, since, until, and `tenants`."""
-    for option in (
-        click.option("--until", type=_moment, metavar="TIME", help="Submitted before, UTC."),
-        click.option("--since", type=_moment, metavar="TIME", help="Submitted at or after, UTC."),
-        tenants,
-        click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch."),
-        click.option(
-            "--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more."
-        ),
-    ):
-        function = option(function)
-    return function
-
-
+which_jobs = together(
+    click.option(
+        "--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more."
+    ),
+    click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch."),
+    tenants,
+    click.option("--since", type=_moment, metavar="TIME", help="Submitted at or after, UTC."),
+    click.option("--until", type=_moment, metavar="TIME", help="Submitted before, UTC."),
+)  # fmt: skip
+"""The options of `export.tables.Filter`: jobs, batch, since, until, and `tenants`."""
 of_batch = click.option(
     "--batch", type=click.UUID, metavar="ID", help="The jobs of this batch.", **_kept_as(_BATCH)
 )
+jobs_to_read = together(jobs_argument, tenants, of_batch)
+jobs_to_change = together(jobs_argument, tenant_option, all_option, of_batch)
 
 
 def chosen_batch(jobs: Sequence[str]) -> UUID | None:
@@ -138,7 +143,7 @@ def chosen_tenant(default: str) -> str | None:
     return None if every else name or default
 
 
-def threads_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def threads_option(help_text: str) -> Decorator:
     """How many searches a process runs at once."""
     return click.option(
         "--threads", type=click.IntRange(1, 512), default=16, show_default=True, metavar="N",

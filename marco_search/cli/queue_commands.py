@@ -27,10 +27,7 @@ error_option = click.option(
 
 @options.command()
 @click.option("--list", "listed", is_flag=True, help="Only list what is paused.")
-@options.jobs_argument
-@options.tenant_option
-@options.all_option
-@options.of_batch
+@options.jobs_to_change
 def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: bool) -> None:
     """Pause jobs: those named, a tenant's, or all, also those submitted later.
 
@@ -46,10 +43,7 @@ def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: b
 
 
 @options.command()
-@options.jobs_argument
-@options.tenant_option
-@options.all_option
-@options.of_batch
+@options.jobs_to_change
 def resume(jobs: tuple[str, ...], tenant: str | None, everything: bool) -> None:
     """Resume paused jobs: those named, a tenant's, or all.
 
