@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
@@ -250,7 +249,7 @@ def show_list() -> None:
         f" {w.failed:,} failed"
         for w in found
     ]
-    output.report({"webhooks": [asdict(w) for w in found]}, "\n".join(lines) or "No webhooks.")
+    output.report({"webhooks": found}, "\n".join(lines) or "No webhooks.")
 
 
 @webhooks.command("remove", short_help="Remove one.")
@@ -293,7 +292,7 @@ def send_test(named: UUID) -> None:
                 break
     if not found or not found[0].attempts:
         raise ServiceError("no scheduler sent it: start a worker, or `marco scheduler`")
-    output.report(asdict(found[0]), _line(found[0]))
+    output.report(found[0], _line(found[0]))
     if found[0].state != "delivered":
         click.get_current_context().exit(ServiceError.exit_code)
 
@@ -310,7 +309,7 @@ def show_deliveries(webhook: UUID | None, state: str | None, limit: int) -> None
             conn, tenant=here.tenant, webhook_id=webhook, state=state, limit=limit
         )
     lines = "\n".join(map(_line, found))
-    output.report({"deliveries": [asdict(d) for d in found]}, lines or "No deliveries.")
+    output.report({"deliveries": found}, lines or "No deliveries.")
 
 
 @webhooks.command("resend", short_help="Send deliveries again.")

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from marco_search.cli.options import JSON
-from marco_search.export.files import whole
+from marco_search.export.files import write_lines
 from marco_search.render.layout import cut
 from marco_search.text import escaped
 
@@ -91,14 +91,9 @@ def print_or_write(file: Path | None, lines: Iterable[dict[str, Any]]) -> None:
         print_json_line(line)
 
 
-def write_json_lines(file: Path, lines: Iterable[dict[str, Any]]) -> int:
+def write_json_lines(file: Path, lines: Iterable[Any]) -> int:
     """Write JSON Lines to a file that appears whole or not at all; how many."""
-    count = 0
-    with whole(file) as part, part.open("w", encoding="utf-8", errors="replace") as out:
-        for line in lines:
-            out.write(_json(line) + "\n")
-            count += 1
-    return count
+    return write_lines(file, map(_json, lines))
 
 
 def _json(data: Any, indent: int | None = None) -> str:

@@ -47,17 +47,25 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_lines(path: Path, lines: Iterable[str]) -> int:
+    """Write lines of text; how many there were."""
+    count = 0
+    with whole(path) as part, part.open("w", encoding="utf-8", errors="replace") as file:
+        for line in lines:
+            file.write(line + "\n")
+            count += 1
+    return count
+
+
 def write_jsonl(path: Path, columns: Mapping[str, str], batches: Rows) -> int:
     """Write one object for each row; how many there were. `columns`: name to Postgres type."""
-    count = 0
-    with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
-        for rows in batches:
-            for row in rows:
-                pairs = zip(columns.items(), row, strict=True)
-                line = {name: _json_value(value, kind) for (name, kind), value in pairs}
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            count += len(rows)
-    return count
+    return write_lines(path, (_json_line(columns, row) for rows in batches for row in rows))
+
+
+def _json_line(columns: Mapping[str, str], row: Sequence[Any]) -> str:
+    pairs = zip(columns.items(), row, strict=True)
+    line = {name: _json_value(value, kind) for (name, kind), value in pairs}
+    return json.dumps(line, ensure_ascii=False, allow_nan=False)
 
 
 def _json_value(value: Any, kind: str) -> Any:

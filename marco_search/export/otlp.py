@@ -40,7 +40,7 @@ from opentelemetry.util.re import parse_env_headers
 
 from marco_search import __version__, tracing
 from marco_search.errors import CollectorUnavailable, InvalidSettings
-from marco_search.export.files import whole
+from marco_search.export.files import write_lines
 from marco_search.export.tables import Filter
 from marco_search.search.branches import Finish
 from marco_search.search.tree import Rollout, Tree
@@ -252,12 +252,7 @@ def _ns(at: datetime) -> int:
 
 def write(path: Path, traces: Iterable[Sequence[ReadableSpan]]) -> int:
     """Write one export request a line, as OTLP's file exporter does; how many traces there were."""
-    count = 0
-    with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
-        for trace in traces:
-            file.write(json.dumps(as_json(trace), ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    return write_lines(path, (json.dumps(as_json(t), ensure_ascii=False) for t in traces))
 
 
 def as_json(trace: Sequence[ReadableSpan]) -> dict[str, Any]:
