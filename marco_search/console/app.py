@@ -40,7 +40,6 @@ from marco_search.render.document import cards, document
 from marco_search.render.drawings import svg
 from marco_search.render.layout import to_draw
 from marco_search.store.queue.states import JobState
-from marco_search.store.reads.datasets import SamplePage
 from marco_search.store.reads.job_record import JobRecord
 from marco_search.store.reads.queries import (
     COUNTED,
@@ -188,13 +187,8 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
 
     @routes.get("/datasets/{word}")
     def data_set(request: Request, word: str, after: Word = "", before: Word = "") -> Response:
-        def read() -> SamplePage:
-            found = reader.samples(word, after, before or None)
-            if found is None:
-                raise HTTPException(404, f"No data set {word} is in the database.")
-            return found
-
         key = ("dataset", word, after, before)
+        read = lambda: reader.samples(word, after, before or None)  # noqa: E731  # typed by `html`
         return html(request, "dataset.html", key, read, lambda found: {"found": found})
 
     totals("Batches", "batch", reader.batches)

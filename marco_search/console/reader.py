@@ -13,7 +13,7 @@ from uuid import UUID
 from prometheus_client import CollectorRegistry, generate_latest
 
 from marco_search.audit.findings import JobReport
-from marco_search.errors import JobNotFound
+from marco_search.errors import FileNotFound, JobNotFound
 from marco_search.evaluation.comparison import Comparison, compare
 from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
@@ -145,12 +145,12 @@ class Reader:
         """Data sets, or those that have samples of a job, the latest first."""
         return self._read(datasets.data_sets, offset=offset, limit=limit, job_id=job_id)
 
-    def samples(self, word: str, after: str, before: str | None) -> SamplePage | None:
-        """Samples of the data set of this name; None: there is none."""
+    def samples(self, word: str, after: str, before: str | None) -> SamplePage:
+        """Samples of the data set of this name. Raises FileNotFound."""
         with self._database.transaction() as conn:
             found = datasets.named(conn, word)
             if found is None:
-                return None
+                raise FileNotFound(f"no data set {word} is in the database")
             return datasets.sample_page(conn, found, after=after, before=before)
 
     def record(self, job_id: UUID) -> JobRecord:
