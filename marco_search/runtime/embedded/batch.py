@@ -18,7 +18,7 @@ from marco_search.errors import RuntimeFailure, RuntimeUnavailable
 from marco_search.runtime.embedded.cache import Match, RadixCache, chunks_of
 from marco_search.runtime.embedded.decoder import Decoder, Part
 from marco_search.runtime.embedded.linear import Floats
-from marco_search.runtime.embedded.sampling import Picks, pick, uniforms
+from marco_search.runtime.embedded.sampling import PICKED_AT_ONCE, Picks, pick, uniforms
 from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
 
 
@@ -250,12 +250,13 @@ class Batch:
         temperatures = np.array([row.request.temperature for row in rows], np.float32)
         top_ps = np.array([row.request.top_p for row in rows], np.float32)
         uniforms = np.array([row.uniforms[len(row.tokens)] for row in rows])
+        at_once = max(1, PICKED_AT_ONCE // logits.shape[1])
         picked: dict[int, Picks] = {}
 
         def work(part: slice) -> None:
-            picked[part.start] = pick(
-                logits[part], temperatures[part], top_ps[part], uniforms[part]
-            )
+            for start in range(part.start, part.stop, at_once):
+                some = slice(start, min(start + at_once, part.stop))
+                picked[start] = pick(logits[some], temperatures[some], top_ps[some], uniforms[some])
 
         self._decoder.team.share(work, len(rows))
         chosen = [entry for start in sorted(picked) for entry in picked[start].by_row()]

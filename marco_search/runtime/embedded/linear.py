@@ -15,11 +15,11 @@ SINGLE  one product per row. Always holds; slow; only where neither of the above
 
 Weights of more than 64 MiB do not stay in a processor's caches: there BLAS spends a third of
 its time on copying them into its own order, for each few rows again. So they are kept in panels
-of 64 columns, each in one piece of memory, which is multiplied with all rows while it is near:
+of a few columns, each in one piece of memory, which is multiplied with all rows while it is near:
 
-PANELS  16 rows (or fewer) x a panel, a product small enough that OpenBLAS copies nothing. As
-        ROWS, it holds on processors with AVX-512.
-LANES   the same with the rows along the vector lanes, as TILES.
+PANELS  32 rows (or fewer) x a panel of 32 columns, a product small enough that OpenBLAS copies
+        nothing; it takes 6 rows at a time. As ROWS, it holds on processors with AVX-512.
+LANES   16 rows along the vector lanes, as TILES, x a panel of 64 columns.
 
 More than one BLAS thread would sum in another order again, so BLAS has one while decoding
 (`one_blas_thread`). Panels are shared out among threads of our own (`Team`), which changes no
@@ -71,6 +71,11 @@ class MatmulMode(Enum):
         return self in (MatmulMode.PANELS, MatmulMode.LANES)
 
     @property
+    def panel(self) -> tuple[int, int]:
+        """Rows and columns of one product of a large model."""
+        return (32, 32) if self is MatmulMode.PANELS else (TILE, 64)
+
+    @property
     def counts(self) -> Sequence[int]:
         """The row counts that are multiplied."""
         return _COUNTS[self]
@@ -90,7 +95,10 @@ _COUNTS: dict[MatmulMode, Sequence[int]] = {
     ),
     MatmulMode.TILES: _TILES,
     MatmulMode.SINGLE: range(1, MAX_ROWS + 1),
-    MatmulMode.PANELS: (2, 4, 8, *_TILES),
+    MatmulMode.PANELS: (
+        *(2, 6, 8, 12, 14, 18, 20, 24, 26, 30),
+        *range(32, MAX_ROWS + 1, 32),
+    ),
     MatmulMode.LANES: _TILES,
 }
 
@@ -154,7 +162,7 @@ class Linear:
         """Multiply this way from now on. Once in panels, they take the place of `weight`."""
         self.mode, self._team = mode, team
         if mode.is_large:
-            self._panels = _in_panels(self.weight)
+            self._panels = _in_panels(self.weight, mode)
             self.weight = self.weight[:0]
 
     def __call__(self, x: Floats) -> Floats:
@@ -172,11 +180,12 @@ class Linear:
         return found if found.shape[1] == self._columns else found[:, : self._columns]
 
     def _by_panels(self, x: Floats) -> Floats:
-        tile = min(len(x), TILE)
+        count, _, columns = self._panels[0].shape
+        tile = min(len(x), self.mode.panel[0])
         rows = x.reshape(1, -1, tile, x.shape[1])
-        total = np.empty((len(x), len(self._panels[0]) * _LANES), np.float32)
+        total = np.empty((len(x), count * columns), np.float32)
         # [panels, tiles, rows of a tile, columns of a panel]: a panel meets all tiles at once.
-        view = total.reshape(-1, tile, len(self._panels[0]), _LANES).transpose(2, 0, 1, 3)
+        view = total.reshape(-1, tile, count, columns).transpose(2, 0, 1, 3)
 
         def multiply(part: slice) -> None:
             at = 0
@@ -193,7 +202,7 @@ class Linear:
                     view[part] += np.matmul(rows[..., inner], panels[part, None])
                 at = inner.stop
 
-        self._team.share(multiply, len(self._panels[0]))
+        self._team.share(multiply, count)
         return total
 
     def _in_blocks(self, x: Floats) -> Floats:
@@ -246,13 +255,14 @@ def _cut(rows: int, weight: Floats) -> list[_Block]:
     return blocks
 
 
-def _in_panels(weight: Floats) -> list[Floats]:
-    """[columns / 64, inner, 64] for each range of the inner dimension that keeps products small."""
+def _in_panels(weight: Floats, mode: MatmulMode) -> list[Floats]:
+    """[panels, inner, columns] for each range of the inner dimension that keeps products small."""
     inner, outer = weight.shape
-    count = -(-inner * TILE * _LANES // _SMALL_PRODUCT)
+    rows, columns = mode.panel
+    count = -(-inner * rows * columns // _SMALL_PRODUCT)
     cuts = [inner * i // count for i in range(count + 1)]
     return [
-        np.ascontiguousarray(weight[a:b].reshape(b - a, outer // _LANES, _LANES).swapaxes(0, 1))
+        np.ascontiguousarray(weight[a:b].reshape(b - a, outer // columns, columns).swapaxes(0, 1))
         for a, b in itertools.pairwise(cuts)
     ]
 

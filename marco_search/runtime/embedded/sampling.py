@@ -19,9 +19,12 @@ import numpy.typing as npt
 from marco_search.runtime.embedded.linear import Floats, Ints
 from marco_search.search.branches import TOP_K
 
+PICKED_AT_ONCE = 1 << 17
+"""Logits: `pick` makes copies, which of many more would not stay in cache."""
+
 Uniforms = npt.NDArray[np.float64]
 _Words = npt.NDArray[np.uint64]
-_HEAD = 4096
+_LARGE = 4096  # tokens: of more than this, few are in a nucleus
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -64,15 +67,14 @@ def pick(logits: Floats, temperatures: Floats, top_ps: Floats, uniforms: Uniform
     if (temperatures != 1).any():
         weights = np.exp(shifted / np.where(sampled, temperatures, np.float32(1))[:, None])
     tokens = top_ids[:, 0].copy()
-    nuclei = np.flatnonzero((top_ps < 1) & sampled)
-    if nuclei.size:
-        _keep_nucleus(weights, nuclei, top_ps[nuclei][:, None])
     rest = sampled.copy()
-    if weights.shape[1] > _HEAD:
-        for row in nuclei:  # few candidates are left of a large vocabulary
-            left = np.flatnonzero(weights[row])
-            tokens[row] = left[_draw(weights[row, left], uniforms[row])]
+    nuclei = np.flatnonzero((top_ps < 1) & sampled)
+    if weights.shape[1] > _LARGE:
+        for row in nuclei:
+            tokens[row] = _draw_from_nucleus(weights[row], top_ps[row], uniforms[row])
         rest[nuclei] = False
+    elif nuclei.size:
+        _keep_nucleus(weights, nuclei, top_ps[nuclei][:, None])
     if rest.any():
         tokens = np.where(rest, _draw(weights, uniforms), tokens)
     return Picks(
@@ -122,13 +124,19 @@ def _best(values: Floats) -> Ints:
 def _keep_nucleus(weights: Floats, rows: Ints, top_ps: Floats) -> None:
     """Zero, in place, what lies outside the nuclei of `rows`. Ties with the last one stay."""
     ordered = np.sort(weights[rows], axis=-1)[:, ::-1]
-    running = np.cumsum(ordered[:, :_HEAD], axis=-1)
-    total = running[:, -1:]
-    if ordered.shape[1] > _HEAD:  # the nucleus of a large vocabulary is nearly always in its head
-        total = np.add.reduce(ordered, axis=-1, keepdims=True)
-        if (running[:, -1:] < top_ps * total).any():
-            running = np.cumsum(ordered, axis=-1)
-            total = np.minimum(total, running[:, -1:])  # rounded otherwise, it may be out of reach
-    last = np.argmax(running >= top_ps * total, axis=-1)
+    running = np.cumsum(ordered, axis=-1)
+    last = np.argmax(running >= top_ps * running[:, -1:], axis=-1)
     least = ordered[np.arange(rows.size), last]
     weights[rows] = np.where(weights[rows] < least[:, None], np.float32(0), weights[rows])
+
+
+def _draw_from_nucleus(weights: Floats, top_p: Any, uniform: Any) -> Any:
+    """A token of one row's nucleus, without sorting a large vocabulary."""
+    total = np.add.reduce(weights)
+    # All weights below this together are less than what a nucleus may leave out.
+    likely = np.flatnonzero(weights >= total * (1 - top_p) / weights.size)
+    ordered = np.sort(weights[likely])[::-1]
+    last = np.searchsorted(np.cumsum(ordered), top_p * total)
+    least = ordered[min(last, ordered.size - 1)]  # rounded otherwise, it may be out of reach
+    kept = likely[weights[likely] >= least]
+    return kept[_draw(weights[kept], uniform)]

@@ -111,13 +111,13 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99999])
-def test_a_nucleus_is_the_same_by_the_head_of_the_vocabulary(
+def test_a_nucleus_of_a_large_vocabulary_is_the_same(
     monkeypatch: pytest.MonkeyPatch, top_p: float
 ) -> None:
     logits = np.random.default_rng(4).standard_normal((50, 100)).astype(np.float32)
-    logits[::2] *= 6  # of these the head is enough
+    logits[::2] *= 6  # of these few are likely
     whole = draw(logits, 1.0, top_p)
-    monkeypatch.setattr(sampling, "_HEAD", 10)
+    monkeypatch.setattr(sampling, "_LARGE", 10)
     assert np.array_equal(draw(logits, 1.0, top_p).tokens, whole.tokens)
 
 
