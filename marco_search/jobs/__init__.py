@@ -273,7 +273,7 @@ class Job(Input):
         """Data sets have numbers for answers."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value
-        return str(value) if isfinite(value) else value
+        return str(value) if isinstance(value, int) or isfinite(value) else value
 
     @field_validator("expires_in_s")
     @classmethod
@@ -303,7 +303,7 @@ def _metadata_flaw(name: object, value: object) -> str | None:
         return flaw(value, 1_024) if value else None
     if not isinstance(value, int | float):
         return f"must be text, a number, true or false, not {shown(value)}"
-    if not isfinite(value):
+    if isinstance(value, float) and not isfinite(value):
         return "must be a finite number"
     # Postgres keeps a float as a whole number, too.
     return None if -(2**63) <= value < 2**63 else "a number beyond 64 bits; give it as text"

@@ -224,8 +224,8 @@ def _best(rows: Sequence[Row]) -> list[Row]:
 
 def _order(row: Row) -> float:
     value = row[0]
-    ok = isinstance(value, int | float) and not math.isnan(value)
-    return float(value) if ok else math.inf  # kept, to be refused later
+    ok = isinstance(value, int | float) and value == value  # not NaN
+    return value if ok else math.inf  # kept, to be refused later
 
 
 def _decoded(content: Sequence[Mapping[str, Any]]) -> list[str]:
