@@ -177,23 +177,18 @@ def test_the_jobs_of_a_batch_are_the_same_everywhere(
     assert {json.loads(line)["job_id"] for line in jobs} == set(ids)
 
 
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
+def test_a_file_that_is_no_json_lines_is_refused_at_once(marco: Marco, tmp_path: Path) -> None:
+    file = tmp_path / "in"
+    for data, said in (
         (b"\x1f\x8b\x08", "compressed by gzip: `gzip -dc FILE | marco"),
         (b"\x28\xb5\x2f\xfd\x04", "compressed by zstd: `zstd -dc FILE | marco"),
         (b"PK\x03\x04", "a zip archive: `unzip -p FILE | marco"),
         (b"\x89PNG\r\n\x1a\n\0\0", "a binary file"),
         (b"[{}]", "a JSON array"),
-    ],
-)
-def test_a_file_that_is_no_json_lines_is_refused_at_once(
-    marco: Marco, tmp_path: Path, data: bytes, said: str
-) -> None:
-    file = tmp_path / "in"
-    file.write_bytes(data * 3)
-    for command in (["batch", "submit"], ["submit"]):
-        assert f"{file}: {said}" in marco(*command, str(file), code=2)
+    ):
+        file.write_bytes(data * 3)
+        for command in (["batch", "submit"], ["submit"]):
+            assert f"{file}: {said}" in marco(*command, str(file), code=2)
 
 
 def test_several_jobs_are_a_batch(database_url: str, redis_url: str) -> None:

@@ -109,9 +109,8 @@ def test_pauses_and_quotas_are_listed(marco: Marco, capsys: pytest.CaptureFixtur
     assert "research: 7\nothers: no quota" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_arguments_that_nothing_takes_are_refused(marco: Marco) -> None:
+    for words in (
         ("status", "--limit", "99999999999999999999"),
         ("dead", "list", "--limit", "2147483648"),
         ("sql", "select 1", "--limit", "99999999999999999999"),
@@ -125,10 +124,8 @@ def test_pauses_and_quotas_are_listed(marco: Marco, capsys: pytest.CaptureFixtur
         ("pause", "--tenant", "\udcff"),
         ("sql", "--set", "a=\udcff", "select :'a'"),
         ("status", "\udcff"),
-    ],
-)
-def test_arguments_that_nothing_takes_are_refused(marco: Marco, words: tuple[str, ...]) -> None:
-    marco(*words, code=2)
+    ):
+        marco(*words, code=2)
 
 
 def test_jobs_that_were_known_are_counted_and_refused_ones_have_lines(

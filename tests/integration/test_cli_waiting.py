@@ -1,4 +1,4 @@
-"""Commands that read say why nothing goes on and what they do not show. Through `marco`."""
+"""Commands that read say why nothing goes on and what they do not show."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -22,23 +23,35 @@ JOBS = [
     {"kind": "open_ended", "prompt": "Go on."},
     {"kind": "open_ended", "prompt": "Go on.", "tenant": "research"},
 ]
-Marco = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+Marco = Callable[..., Said]
 
 
 @pytest.fixture
 def marco(
-    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command_line: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Marco:
-    """Runs the installed command, with both jobs in `jobs.jsonl`."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("REDIS_URL", redis_url)
+    """Runs a command in this process, with both jobs in `jobs.jsonl`."""
     monkeypatch.chdir(tmp_path)
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, JOBS)))
 
-    def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([MARCO, *words], capture_output=True, text=True, timeout=60)
-        assert done.returncode == code, done.stderr
-        return done
+    def run(*words: str, code: int = 0) -> Said:
+        ended = main(words)
+        said = Said(*capsys.readouterr())
+        assert ended == code, said
+        return said
 
     return run
 

@@ -222,9 +222,10 @@ def test_numbers_that_are_not_finite_are_exported_as_unknown(
     run(str(tmp_path), "--format", "parquet")
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://h:99999", "http://a..b", "ftp://h", ""])
-def test_an_address_of_no_collector_is_refused(database: Database, url: str) -> None:
-    assert isinstance(CliRunner().invoke(export, ["--otlp", url]).exception, InvalidSettings)
+def test_an_address_of_no_collector_is_refused(database: Database) -> None:
+    for url in ("http://[::1", "http://h:99999", "http://a..b", "ftp://h", ""):
+        refused = CliRunner().invoke(export, ["--otlp", url]).exception
+        assert isinstance(refused, InvalidSettings), url
 
 
 def test_headers_that_can_not_be_sent_are_refused_and_not_repeated(

@@ -18,8 +18,8 @@ import pytest
 from marco_search.local import down, purge
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
-INTERRUPTIONS = 30
-IN_A_ROW = 10  # then a command must work
+INTERRUPTIONS = 18
+IN_A_ROW = 6  # then a command must work
 LIMIT_S = 120
 
 
