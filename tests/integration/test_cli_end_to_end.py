@@ -30,7 +30,7 @@ JOBS = [
     },
     {"kind": "translation", "text": "这支口红不踩雷", "source": "zh", "target": "en"},
 ]
-LIMIT_S = 150
+LIMIT_S = 300
 MARCO = ("-m", "marco_search.cli.main")
 
 

@@ -103,7 +103,7 @@ def project(environment: Path) -> Iterator[Path]:
 def _run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
     hidden = ("DATABASE_URL", "REDIS_URL", "PYTHONPATH")
     env = {k: v for k, v in os.environ.items() if k not in hidden and not k.startswith("MARCO_")}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=170)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
 def _processes_in(folder: Path) -> list[str]:
