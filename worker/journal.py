@@ -34,11 +34,11 @@ Read = Callable[[Conn, Lease], JobSignals]
 class LeasedJournal(Journal):
     """Inside its `with` block a thread extends the lease every `every_s`, and polls for signals.
 
-    `model` is its name and revision; `seconds` is the time that earlier attempts searched;
-    `known_tokens` has the texts of tokens that this process need not write again; `retry_s` is the
-    pause between tries while Postgres is unavailable. `on_abort` is called from the thread, at
-    every tick, once what is in flight has become useless: the job was cancelled or has expired,
-    the lease is lost, or the worker's time to shut down is over.
+    `model` is its name and revision; `begun`: rounds are stored already; `seconds` is the time
+    that earlier attempts searched; `known_tokens` has the texts of tokens that this process need
+    not write again; `retry_s` is the pause between tries while Postgres is unavailable. `on_abort`
+    is called from the thread, at every tick, once what is in flight has become useless: the job
+    was cancelled or has expired, the lease is lost, or the worker's time to shut down is over.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class LeasedJournal(Journal):
         *,
         every_s: float,
         model: tuple[str, str] = ("", ""),
+        begun: bool = True,
         seconds: float = 0.0,
         shutdown: Shutdown | None = None,
         on_abort: Callable[[], None] = lambda: None,
@@ -61,6 +62,7 @@ class LeasedJournal(Journal):
         self._database = database
         self._every_s = every_s
         self._model = model
+        self._begun = begun
         self._before_s = seconds
         self._began = time.monotonic()
         self._shutdown = shutdown or Shutdown()
@@ -80,6 +82,8 @@ class LeasedJournal(Journal):
     def load(self) -> tuple[Tree, float]:
         """The rounds that earlier attempts committed."""
         self._began = time.monotonic()
+        if not self._begun:
+            return Tree(), self._before_s
 
         def read(conn: Conn) -> Tree:
             nodes, rollouts = trail.load(conn, self.lease.job_id)

@@ -27,7 +27,7 @@ from marco_search.metrics import (
 from marco_search.runtime.base import Runtime
 from marco_search.search.budgets import StopReason
 from marco_search.settings import Settings
-from marco_search.store.db import Conn, Database, check_schema
+from marco_search.store.db import Conn, Database
 from marco_search.store.queue import leases, scheduling
 from marco_search.store.queue.leases import Claim, Worker
 from marco_search.store.trail.vocabulary import KnownTokens
@@ -102,7 +102,6 @@ class Runner:
         if runtime is None or self._shutdown.seconds_left is not None:
             return
         with self._database.transaction() as conn:
-            check_schema(conn)
             claim = self._claim(conn, runtime)
             begun = claim and self._begin(conn, claim, runtime)
         if claim and begun:
@@ -191,6 +190,7 @@ class Runner:
             seconds=claim.seconds,
             shutdown=self._shutdown,
             on_abort=runtime.abort,
+            begun=claim.rounds > 0,
             known_tokens=self._known_tokens,
             retry_s=self._retry_s,
         )

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -263,16 +264,20 @@ def select(conn: Conn, model: type[M], source: str, given: Any = ()) -> list[M]:
 
 def insert(conn: Conn, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, all with the same columns."""
-    if rows:
-        query = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
-            sql.Identifier("public", table),
-            sql.SQL(", ").join(map(sql.Identifier, rows[0])),
-            sql.SQL(", ").join(map(sql.Placeholder, rows[0])),
-        )
-        if len(rows) == 1:  # half the cost of a pipeline
-            conn.execute(query, rows[0])
-        else:
-            conn.cursor().executemany(query, rows)
+    if len(rows) == 1:  # half the cost of a pipeline
+        conn.execute(_insertion(table, *rows[0]), rows[0])
+    elif rows:
+        conn.cursor().executemany(_insertion(table, *rows[0]), rows)
+
+
+@cache
+def _insertion(table: str, *columns: str) -> bytes:
+    query = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+        sql.Identifier("public", table),
+        sql.SQL(", ").join(map(sql.Identifier, columns)),
+        sql.SQL(", ").join(map(sql.Placeholder, columns)),
+    )
+    return query.as_bytes()
 
 
 def is_pooled(conn: Conn) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import TypeVar
 from uuid import UUID
 
@@ -90,9 +91,9 @@ def _copy(conn: Conn, table: str, columns: Iterable[str], *, staged: bool) -> It
     """Append rows in binary form. `staged` goes by way of a temporary table: where row-level
     security applies to the user, Postgres refuses COPY into the table itself.
     """
+    into = ("pg_temp", f"staged_{table}") if staged else (table,)
     names = SQL(", ").join(map(Identifier, columns))
-    into = Identifier("pg_temp", f"staged_{table}") if staged else Identifier(table)
-    parts = {"table": Identifier(table), "into": into, "names": names}
+    parts = {"table": Identifier(table), "into": Identifier(*into), "names": names}
     if staged:
         # A session that is another program's next keeps nothing of ours.
         end = SQL("DROP" if is_pooled(conn) else "DELETE ROWS")
@@ -101,14 +102,20 @@ def _copy(conn: Conn, table: str, columns: Iterable[str], *, staged: bool) -> It
             " AS SELECT {names} FROM {table} WITH NO DATA"
         )
         conn.execute(SQL(make).format(end=end, **parts))
-    statement = SQL("COPY {into} ({names}) FROM STDIN (FORMAT binary)").format(**parts)
-    with conn.cursor() as cursor, cursor.copy(statement) as copy:
+    with conn.cursor() as cursor, cursor.copy(_copy_into(into, *columns)) as copy:
         yield copy
     if staged:
         # The commit empties the stage: a second round in this transaction would find the first
         # one there, and break the primary key.
         move = "INSERT INTO {table} ({names}) SELECT {names} FROM {into}"
         conn.execute(SQL(move).format(**parts))
+
+
+@cache
+def _copy_into(into: tuple[str, ...], *columns: str) -> bytes:
+    names = SQL(", ").join(map(Identifier, columns))
+    query = SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(Identifier(*into), names)
+    return query.as_bytes()
 
 
 def write_answers(conn: Conn, lease: Lease, answers: Sequence[Answer]) -> None:
