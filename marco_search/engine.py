@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Unpack
 
@@ -61,7 +61,7 @@ class SearchPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same plan back."""
-        plain = {name: value for name, value in asdict(self).items() if name != "gone"}
+        plain = {"prompt": self.prompt, "model": self.model, "revision": self.revision}
         return plain | {"config": self.config.to_json()}
 
     @classmethod

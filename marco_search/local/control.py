@@ -57,11 +57,12 @@ def up(
     or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed.
     """
     with _in_use(home) as (urls, supervisor):
-        if on_ready is not None:
-            on_ready(urls)
         if foreground:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.default_int_handler)
+        if on_ready is not None:
+            on_ready(urls)
+        if foreground:
             with contextlib.suppress(KeyboardInterrupt):
                 supervisor.recv(1)  # nothing more is said: until it hangs up
         with contextlib.suppress(ConnectionError):

@@ -267,6 +267,8 @@ def override(profile: Profile, given: Mapping[str, Any]) -> Profile:
 
     Raises InvalidProfile naming the field.
     """
+    if not given:
+        return profile
     own = {n: v for n, v in given.items() if n in Profile.model_fields}
     search = {n: v for n, v in given.items() if n not in own}
     data = profile.model_dump(exclude_unset=True) | own

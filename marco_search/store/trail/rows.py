@@ -24,7 +24,8 @@ Where = Callable[[Composable], Composable]
 
 def of_jobs(job_ids: Sequence[UUID]) -> Where:
     """The rows of these jobs."""
-    return lambda job: SQL("{} = ANY ({})").format(job, Literal(list(job_ids)))
+    ids = SQL(Literal(list(job_ids)).as_string())  # once: it is asked for of each kind of row
+    return lambda job: SQL("{} = ANY ({})").format(job, ids)
 
 
 def between(after: UUID | None, last: UUID | None) -> Where:
