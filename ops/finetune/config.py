@@ -59,6 +59,9 @@ class Config(_Table):
     """GPUs of this machine, one process each."""
     lora: Lora | None = None
     """None: all weights are trained."""
+    interpolate: float = Field(1.0, gt=0, le=1)
+    """How far the weights go from the parent's (0) to the trained (1), on the straight line between
+    them: WiSE-FT (Wortsman et al. 2022)."""
     trainer: dict[str, Any] = {}
     """Arguments of TRL's SFTConfig or DPOConfig, by their names there."""
     evaluate: Evaluate = Evaluate()

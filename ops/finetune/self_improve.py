@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
@@ -56,8 +57,10 @@ from worker.shutdown import Shutdown
 
 DESIGN = "dev14"
 """Of the problems that the design was chosen on."""
-SEED = "5eab6c47"
-"""Of the problems of the report, drawn at random once the design was fixed."""
+FIRST = "5eab6c47"
+"""Of the problems of the first design's report; those that were searched are searched again."""
+SEED = "00000000"
+"""Of the held-out problems of the report, drawn at random once the design was fixed."""
 PROBLEMS, SAMPLES, EVALUATED = 1250, 2400, 600
 """Searched of each language and round; learned of both in a round; evaluated of each language."""
 LOOKED_AT = 300
@@ -65,6 +68,10 @@ LOOKED_AT = 300
 SEARCH_SEED, THREADS = 20_140, 24
 TRAINER = {"num_train_epochs": 1, "learning_rate": 5e-4, "per_device_train_batch_size": 16}
 """Instead of what CONFIG has."""
+INTERPOLATE = 0.25
+"""How far the weights go from the parent's to the trained."""
+SEARCH_AFTER = {"reference": -0.6, "stop": 0.7}
+"""Of the search with a model that has learned: where its values lie (docs/learning.md)."""
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 GROUPS: dict[str, tuple[Language, ...]] = {"en": ("en",), "zh": ("zh",), "pooled": LANGUAGES}
 CONFIG = Path(__file__).with_name("pocket.toml")
@@ -90,6 +97,11 @@ ARMS = {
     ),
 }
 """What is measured, and its controls: greedy answers, and one right sample of four."""
+ROUNDS = sorted(
+    ((name, number) for name, arm in ARMS.items() for number in range(1, arm.rounds + 1)),
+    key=itemgetter(1),
+)
+"""(Arm, round) in the order in which they are done."""
 
 
 def training_problems(language: Language, count: int, seed: str) -> list[WordProblem]:
@@ -103,12 +115,12 @@ def training_problems(language: Language, count: int, seed: str) -> list[WordPro
 
 
 def evaluated(seed: str, language: Language, count: int) -> list[Problem]:
-    """Held-out problems, none of which the design was chosen on."""
+    """Held-out problems, none of which a design was chosen or reported on."""
     former = held_out_problems(
         language, LOOKED_AT, f"{DESIGN}/{language}", without=splits.shipped()
-    )
+    ) + splits.draw(FIRST, "normal", language, LOOKED_AT + EVALUATED)
     seen = {problem.question for problem in former}
-    drawn = splits.draw(seed, "normal", language, count + LOOKED_AT)
+    drawn = splits.draw(seed, "normal", language, count + len(former))
     rows = [{"question": p.question, "answer": p.answer} for p in drawn if p.question not in seen]
     return [from_row(row, language) for row in rows[:count]]
 
@@ -135,6 +147,14 @@ class Loop:
         """Those of a model's evaluation."""
         return self.step(arm, number) / f"{language}.jsonl"
 
+    def measured(self, arm: str, number: int) -> bool:
+        """Whether a model's evaluation is complete."""
+        files = {lang: self.traces(arm, number, lang) for lang in self.problems}
+        return all(
+            file.exists() and {p.key for p in self.problems[lang]} <= {t.key for t in read(file)}
+            for lang, file in files.items()
+        )
+
     def points(self, arm: str, number: int, language: Language) -> dict[str, Point]:
         """A model's accuracy and tokens: greedy, and by search where that was run."""
         problems = self.problems[language]
@@ -148,20 +168,24 @@ class Loop:
         """Do what is missing. Raises KeyboardInterrupt, TrainingStopped at the end of its time."""
         ring_at(ends)
         self.evaluate("search", 0)
-        for name, arm in ARMS.items():
-            for number in range(1, arm.rounds + 1):
-                folder = self.step(name, number)
-                if not self.model(name, number).exists():
-                    if not (data := folder / "data").exists():
-                        self.search(arm, number, self.model(name, number - 1), data)
-                    changes = {"model": self.model(name, number - 1), "data": [data]}
-                    changes |= {"out": folder / "trained", "samples": SAMPLES // self.small}
-                    changes |= {f"trainer.{key}": value for key, value in TRAINER.items()}
-                    config = Config.read(CONFIG, changes | {"name": f"pocket-{folder.name}"})
-                    ring_at(None)  # a training stops by itself, with a checkpoint
-                    finetune(config, max_seconds=max(1.0, ends - time.monotonic()), evaluate="none")
-                    ring_at(ends)
-                self.evaluate(name, number)
+        for name, number in ROUNDS:
+            if not self.model(name, number).exists():
+                if not (data := self.step(name, number) / "data").exists():
+                    self.search(ARMS[name], number, self.model(name, number - 1), data)
+                ring_at(None)  # a training stops by itself, with a checkpoint
+                seconds = max(1.0, ends - time.monotonic())
+                finetune(self.training(name, number), max_seconds=seconds, evaluate="none")
+                ring_at(ends)
+            self.evaluate(name, number)
+
+    def training(self, arm: str, number: int) -> Config:
+        """The fine-tuning of an arm's round."""
+        folder = self.step(arm, number)
+        changes = {"model": self.model(arm, number - 1), "data": [folder / "data"]}
+        changes |= {"out": folder / "trained", "samples": SAMPLES // self.small}
+        changes |= {f"trainer.{key}": value for key, value in TRAINER.items()}
+        changes |= {"name": f"pocket-{folder.name}", "interpolate": INTERPOLATE}
+        return Config.read(CONFIG, changes)
 
     def search(self, arm: Arm, number: int, model: Path, data: Path) -> None:
         """Search training problems through the queue's tables, and make a data set of the trees."""
@@ -191,7 +215,7 @@ class Loop:
     def submit(self, producer: Producer, arm: Arm, number: int, file: Path) -> UUID:
         """The batch of a round's jobs, which `file` names once all are stored."""
         if not file.exists():
-            count, name = arm.problems // self.small, f"{self.seed}/{number}"
+            count, name = arm.problems // self.small, f"{FIRST}/{number}"
             problems = [p for lang in LANGUAGES for p in training_problems(lang, count, name)]
             jobs = [{"question": p.question, "expected": str(p.answer)} for p in problems]
             lines = (json.dumps({"kind": "reasoning", **job}).encode() for job in jobs)
@@ -201,8 +225,10 @@ class Loop:
 
     def evaluate(self, arm: str, number: int) -> None:
         """Answer the held-out problems: by search, whose first rollout is greedy, or greedily."""
-        strategy = "auto" if arm == "search" else "cot"
-        options = SearchOptions(strategy=strategy, seed=SEARCH_SEED, profile="pocket")
+        how: dict[str, Any] = {"strategy": "auto" if arm == "search" else "cot"}
+        if arm == "search" and number:
+            how["overrides"] = SEARCH_AFTER
+        options = SearchOptions(**how, seed=SEARCH_SEED, profile="pocket")
         loaded = self.loaded.model_copy(update={"model": self.model(arm, number)})
         with closing(open_runtime(loaded)) as runtime:
             for language in LANGUAGES:
@@ -217,12 +243,13 @@ class Loop:
                 run(problems, Recipe(options=options), runtime, file, threads=48, on_progress=show)
 
     def to_json(self) -> dict[str, Any]:
-        """Round to language ("pooled": both) to figures; differences in shares of 1."""
+        """Rounds that are measured to language ("pooled": both) to figures, in shares of 1."""
         found: dict[str, Any] = {"seed": self.seed, "samples": SAMPLES // self.small, "rounds": {}}
-        for number in range(1, ARMS["search"].rounds + 1):
-            found["rounds"][str(number)] = {
-                name: self.figures(number, languages) for name, languages in GROUPS.items()
-            }
+        for arm, number in ROUNDS:
+            if arm == "search" and self.measured(arm, number):
+                found["rounds"][str(number)] = {
+                    name: self.figures(number, languages) for name, languages in GROUPS.items()
+                }
         return found
 
     def figures(self, number: int, languages: Sequence[Language]) -> dict[str, Any]:
@@ -239,7 +266,7 @@ class Loop:
         found["search"] = difference(after["search"], before["search"])
         found["controls"] = {}
         for name, arm in ARMS.items():
-            if name != "search" and number <= arm.rounds:
+            if name != "search" and number <= arm.rounds and self.measured(name, number):
                 control = self.pooled(name, number, languages)["greedy"]
                 found["controls"][name] = {
                     "greedy_after": control.accuracy,
@@ -263,9 +290,11 @@ class Loop:
 
     def plot(self, stem: Path) -> list[Path]:
         """Accuracy over tokens of all models, a panel a language."""
-        last = ARMS["search"].rounds + 1
-        shown = {("search", n): f"round {n}" if n else "before" for n in range(last)}
-        shown |= {(name, 1): f"control: {name}" for name in ARMS if name != "search"}
+        shown = {("search", 0): "before"}
+        for arm, number in ROUNDS:
+            if self.measured(arm, number):
+                label = f"round {number}" if arm == "search" else f"control: {arm}"
+                shown[arm, number] = label
         panels: dict[str, dict[str, list[Point]]] = {
             language: {
                 f"{label}, {way}": [at]

@@ -200,12 +200,23 @@ def _save(config: Config, parent: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     if config.lora:
         model = PeftModel.from_pretrained(model, str(folder / "weights")).merge_and_unload()
+    if config.interpolate < 1:
+        _interpolate(model, parent, config.interpolate)
     model.to(dtype).save_pretrained(folder / "trained")
     for path in (folder / "trained").iterdir():
         path.chmod(0o644)  # safetensors leaves them to their owner
     for name in _COPIED:
         if (parent / name).exists():
             shutil.copyfile(parent / name, folder / "trained" / name)
+
+
+def _interpolate(model: Any, parent: Path, share: float) -> None:
+    """Leave the weights this share of the way from the parent's to the trained."""
+    before = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
+    parameters = dict(before.named_parameters())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():  # a tied one once
+            weight.copy_(parameters[name].lerp(weight, share))
 
 
 def _unpacked(model: Path, folder: Path) -> Path:

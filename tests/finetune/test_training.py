@@ -170,3 +170,16 @@ print(counts, repr(trainer.processing_class.decode(learned)))
         cwd=ROOT, text=True, capture_output=True, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "{'samples': 7, 'too_long': 1} '6<|im_end|>'"
+
+
+def test_interpolated_weights_lie_between_the_parents_and_the_trained(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    given = {"max_steps": 1, "learning_rate": 1e-2}
+    run("pocket", "sft", out="whole", **given)
+    run("pocket", "sft", "--set", "interpolate=0.25", **given)
+    before, trained = Folder(tiny).tensors(), Folder(tmp_path / "whole" / "model").tensors()
+    for name, found in Folder(tmp_path / "out" / "model").tensors().items():
+        between = 0.75 * before[name] + 0.25 * trained[name]
+        np.testing.assert_allclose(found, between, atol=5e-3)  # weights are stored in 16 bits
+    assert "0.25 of the way" in (tmp_path / "out" / "model" / "README.md").read_text()
