@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import requests
@@ -53,32 +54,29 @@ def ensure(name: str, *locks: Path, free_gb: float, build_s: float = _BUILD_S) -
         raise LocalServiceFailed(f"{name} can't be installed: {error}") from None
 
 
-def free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
-def running(
+def serving(
     name: str,
     command: Sequence[str],
     variables: Mapping[str, str],
     log: Path,
-    ready: Callable[[], bool],
+    ready: Callable[[str], bool],
     start_s: float,
-) -> Iterator[None]:
-    """Run a server until the end of the block, from when it is `ready`.
+) -> Iterator[str]:
+    """Run a server on loopback until the end of the block: its address, once it is `ready` there.
 
-    `variables` are added to this process' environment, less what is Python's or SGLang's. What it
-    prints goes to `log`. Raises LocalServiceFailed if it is not ready within `start_s`.
+    `command` is given --host and --port. `variables` are added to this process' environment, less
+    what is Python's or SGLang's. What it prints goes to `log`. Raises LocalServiceFailed if it is
+    not ready within `start_s`.
     """
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SGLANG_"))}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         server = subprocess.Popen(
-            command,
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=kept | dict(variables),
@@ -86,8 +84,8 @@ def running(
             preexec_fn=_end_with_parent,
         )
         try:
-            _wait(name, server, log, ready, start_s)
-            yield
+            _wait(name, server, log, partial(ready, url), start_s)
+            yield url
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):  # it may have started others, too
                 with suppress(ProcessLookupError, subprocess.TimeoutExpired):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from marco_search import settings
-from marco_search.evaluation.data_sets import Problem, from_row
+from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader, Point, Stops, point
 from marco_search.evaluation.report import points, table
 from marco_search.evaluation.rescoring import rescore
@@ -45,9 +45,7 @@ WHOLE, WHOLE_ROLLOUTS, WHOLE_PROBLEMS = "whole", 12, 200
 def development_split(count: int) -> list[Problem]:
     """The first `count` problems of each language, in turn."""
     drawn = (splits.draw(splits.DEVELOPMENT, "normal", x, count) for x in get_args(Language))
-    turns = (p for pair in zip(*drawn, strict=True) for p in pair)
-    rows = [{"question": p.question, "answer": p.answer} for p in turns]
-    return [from_row(row, "development") for row in rows]
+    return splits.labelled(p for pair in zip(*drawn, strict=True) for p in pair)
 
 
 def recipe(study: Mapping[str, Any], name: str) -> Recipe:

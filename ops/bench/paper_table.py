@@ -280,10 +280,7 @@ def study(name: str, seed: str, count: int) -> Study:
     if name == "real":
         return Study(name, "", real_sets(count), (200, 400))
     sets = {
-        f"{kind}-{language}": [
-            from_row({"question": p.question, "answer": p.answer}, f"{kind}-{language}")
-            for p in splits.draw(seed, kind, language, count)
-        ]
+        f"{kind}-{language}": splits.labelled(splits.draw(seed, kind, language, count))
         for kind, language in WORDS
     }
     return Study(name, seed, sets, (250, 400, 800))

@@ -1,21 +1,17 @@
 """Draws word problems that nothing has used before, for the development or the report of a search.
 
-    python -m ops.bench.splits --seed SECRET --kind hard --language en --n 1000 --out FILE
-
 The problems come from the generator of the pocket model's training data: held out from training,
-in no shipped set, and, unless the seed is that of the development split, not in that either. The
-file is a data set of `marco eval`, one {"question", "answer"} a line.
+in no shipped set, and, unless the seed is that of the development split, not in that either.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from typing import Literal, get_args
 
 from marco_search import pocket
+from marco_search.evaluation import data_sets
 from ops.pocket.problems import Language, Problem
 from ops.pocket.samples import held_out_problems
 
@@ -54,20 +50,7 @@ def used_in_development(language: Language) -> frozenset[str]:
     return frozenset(problem.question for problem in problems)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", required=True, help="any text; keep that of a report secret")
-    parser.add_argument("--kind", choices=get_args(Kind), required=True)
-    parser.add_argument("--language", choices=get_args(Language), required=True)
-    parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    problems = draw(asked.seed, asked.kind, asked.language, asked.n)
-    rows = [{"question": p.question, "answer": p.answer} for p in problems]
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    asked.out.write_text("".join(lines), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+def labelled(problems: Iterable[Problem]) -> list[data_sets.Problem]:
+    """These problems as an evaluation takes them."""
+    rows = ({"question": p.question, "answer": p.answer} for p in problems)
+    return [data_sets.from_row(row, "a split") for row in rows]

@@ -32,7 +32,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from marco_search import pocket, settings
-from marco_search.evaluation.data_sets import Problem, from_row
+from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader, Point, difference, point
 from marco_search.evaluation.plots import accuracy_over_tokens, plot
 from marco_search.evaluation.report import points
@@ -121,8 +121,7 @@ def evaluated(seed: str, language: Language, count: int) -> list[Problem]:
     ) + splits.draw(FIRST, "normal", language, LOOKED_AT + EVALUATED)
     seen = {problem.question for problem in former}
     drawn = splits.draw(seed, "normal", language, count + len(former))
-    rows = [{"question": p.question, "answer": p.answer} for p in drawn if p.question not in seen]
-    return [from_row(row, language) for row in rows[:count]]
+    return splits.labelled([p for p in drawn if p.question not in seen][:count])
 
 
 @dataclass(frozen=True)

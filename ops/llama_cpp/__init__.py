@@ -65,13 +65,9 @@ def _weights(python: Path) -> Path:
 
 @contextmanager
 def _running(name: str, command: list[str], log: Path) -> Iterator[str]:
-    port = environment.free_port()
-    url = f"http://127.0.0.1:{port}"
-
-    def ready() -> bool:
+    def ready(url: str) -> bool:
         headers = {"Authorization": f"Bearer {KEY}"}
         return requests.get(f"{url}/v1/models", headers=headers, timeout=10).status_code == 200
 
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    with environment.running(name, command, {}, log, ready, _START_S):
+    with environment.serving(name, command, {}, log, ready, _START_S) as url:
         yield f"openai+{url}/v1"

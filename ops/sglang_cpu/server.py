@@ -34,7 +34,7 @@ _ENVIRONMENT = {
 _OPTIONS = (
     "--device cpu --attention-backend torch_native --sampling-backend pytorch "
     "--disable-overlap-schedule --dtype float32 --mem-fraction-static 0.2 "
-    "--max-total-tokens 40000 --sleep-on-idle --enable-deterministic-inference --host 127.0.0.1"
+    "--max-total-tokens 40000 --sleep-on-idle --enable-deterministic-inference"
 )
 
 
@@ -45,17 +45,15 @@ def serving(model: Path, log: Path) -> Iterator[str]:
     Raises LocalServiceFailed if its environment can't be built or it does not start.
     """
     python = ensure_environment()
-    port = environment.free_port()
-    url = f"http://127.0.0.1:{port}"
     command = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
-    command += ["--port", str(port), *_OPTIONS.split()]
 
-    def ready() -> bool:
+    def ready(url: str) -> bool:
         """Whether it generates: its ports are open long before that."""
         body: Any = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
         return requests.post(f"{url}/generate", json=body, timeout=60).status_code == 200
 
-    with environment.running("SGLang", command, _ENVIRONMENT, log, ready, _START_S):
+    command += _OPTIONS.split()
+    with environment.serving("SGLang", command, _ENVIRONMENT, log, ready, _START_S) as url:
         yield url
 
 
