@@ -12,10 +12,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
-from contextlib import closing
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event
 from typing import Any, Protocol
 
 from marco_search import settings
@@ -173,27 +175,41 @@ def run(
             model=f"{finished.plan.model} {finished.plan.revision}",
         )
 
+    # A queue and not `concurrent.futures.wait`: Ctrl-C while that takes the futures' locks leaves
+    # them taken, and every search waits for ever.
+    ended = SimpleQueue[Trace | BaseException | None]()
+    no_more = Event()
+
+    def keep(problem: Problem) -> None:
+        try:
+            ended.put(None if no_more.is_set() else search(problem))
+        except BaseException as error:
+            ended.put(error)
+
     def searches(todo: list[Problem]) -> Searches:
         failure: BaseException | None = None
+        under_way = 0
         with ThreadPoolExecutor(threads) as pool:
-            pending = {pool.submit(search, p) for p in todo}
             try:
-                while pending:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        if future.cancelled():
-                            continue
-                        if not (error := future.exception()):
-                            yield future.result()
-                            continue
-                        failure = failure or error
-                        for other in pending:
-                            other.cancel()
+                for problem in todo:
+                    pool.submit(keep, problem)
+                    under_way += 1
+                while under_way:
+                    found = ended.get()
+                    under_way -= 1
+                    if isinstance(found, Trace):
+                        yield found
+                    elif found:
+                        failure = failure or found
+                        no_more.set()
             except (KeyboardInterrupt, GeneratorExit):
+                no_more.set()
                 journal.interrupted = True
-                while pending:
+                while under_way:
                     runtime.abort()  # again: one may have begun a round in between
-                    pending = {f for f in wait(pending, timeout=0.1).not_done if not f.cancel()}
+                    with suppress(Empty):
+                        ended.get(timeout=0.1)
+                        under_way -= 1
                 raise
         if failure:
             raise failure

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from operator import itemgetter
@@ -324,7 +324,8 @@ def answer(loaded: Settings, database: Database, most: int) -> None:
                 runner.run_next()
 
         try:
-            wait([pool.submit(work, runner) for runner in runners])
+            for working in [pool.submit(work, runner) for runner in runners]:
+                working.result()
         except KeyboardInterrupt:
             shutdown.request(within_s=20)
             raise
