@@ -108,6 +108,6 @@ def _recorded(home: Path) -> Path | None:
         record = json.loads((home / "place.json").read_text())
         made_for, data = Path(record["home"]), Path(record["data"])
         # A moved home keeps its data; a copied one must not share the original's.
-        if data.is_dir() and (made_for == home or not made_for.exists()):
+        if data.is_dir() and (not made_for.exists() or made_for.samefile(home)):
             return data
     return None

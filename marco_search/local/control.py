@@ -28,6 +28,7 @@ URLS_NAME, SOCKET_NAME = "services.json", "supervisor.sock"
 NEED, KEEP, STOP = b"need", b"keep", b"stop"  # what users, `up` and `down` tell the supervisor
 WORD_BYTES = 4
 _START_S = 180.0  # crash recovery of a large database takes its time
+_STOP_S = 60.0  # two servers at 20 s each before they are killed
 _ROOT = Path(__file__).resolve().parents[2]
 # Supervisors that this process started, to be reaped when they end: where nothing else does it
 # (process 1 of a container), they would stay as zombies.
@@ -186,7 +187,8 @@ def _ready_services(home: Path) -> tuple[ServiceUrls, socket.socket]:
                     return ServiceUrls(**json.loads(said)), supervisor
         # Else it was on its way out, or another one was quicker.
         if child is not None and child.wait() != 0:
-            reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            last_line = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            reason = last_line or "the supervisor was killed"
             break
     raise LocalServiceFailed(f"embedded services: {reason} (log: {log})")
 
@@ -225,9 +227,22 @@ def _connected(home: Path) -> socket.socket | None:
 
 
 def _leave(supervisor: socket.socket) -> None:
-    """Need the services no more. Returns when they are gone, unless somebody else needs them."""
-    # Said, not only closed: a process that was forked meanwhile holds the connection, too.
-    with supervisor, contextlib.suppress(OSError):
-        supervisor.shutdown(socket.SHUT_WR)
-        while supervisor.recv(4096):
+    """Need the services no more. Returns when they are gone, unless somebody else needs them.
+
+    Raises LocalServiceFailed if the supervisor does not answer.
+    """
+    with supervisor:
+        supervisor.settimeout(_STOP_S)
+        try:
+            # Said, not only closed: a process that was forked meanwhile holds the connection, too.
+            supervisor.shutdown(socket.SHUT_WR)
+            while supervisor.recv(4096):
+                pass
+        except TimeoutError:
+            raise LocalServiceFailed(
+                "the supervisor of the embedded services does not answer. Find it with "
+                "`pgrep -af marco_search.local.supervisor` and end it with kill -9: its servers "
+                "end with it"
+            ) from None
+        except OSError:
             pass

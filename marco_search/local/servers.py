@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -27,7 +26,6 @@ from marco_search.local.account import Account
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: not between fork and exec
 _MOST_STARTS = 10  # of a server that has never answered
-_POLL_S = 0.02
 # No secrets, no locale, no PG* variables.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
@@ -51,19 +49,19 @@ class Server:
         """Whether it does not run."""
         return self.process is None or self.process.poll() is not None
 
-    def start_anew(self) -> None:
+    def start_anew(self, wanted: Callable[[], bool]) -> None:
         """Start it at a free port, that of last time if possible, and wait until it answers.
 
-        Raises LocalServiceFailed.
+        Returns without that when it is no longer `wanted`, which is asked again and again and may
+        wait a moment. Raises LocalServiceFailed.
         """
         for _ in range(_MOST_STARTS):  # another program may take the port first
             port = urlsplit(self.url).port or 0
             self.url = self.url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{free_port(port)}/")
             self.start()
             while not self.ended:
-                if self.answers():
+                if self.answers() or not wanted():
                     return
-                time.sleep(_POLL_S)
         raise LocalServiceFailed(self.diagnosis())
 
     def start(self) -> None:
@@ -154,10 +152,15 @@ class Postgres(Server):
         self.run(str(self.program), "-D", str(self.folder), *options)
 
     def answers(self) -> bool:
-        """Whether it answers a query."""
+        """Whether it answers a query. Raises LocalServiceFailed when it refuses the password."""
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
-        except psycopg.OperationalError:
+        except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise LocalServiceFailed(
+                    "Postgres refuses the password in services.json: delete that file, and the "
+                    "next start sets a new one"
+                ) from None
             return False
         return True
 

@@ -35,6 +35,7 @@ from marco_search.local.servers import Postgres, Redis, Server
 _STOP_S = 20.0  # then a server is killed; its data survives that
 _EARLIER_RUN_S = 60.0  # until it must have ended
 _TICK_S = 0.25
+_START_TICK_S = 0.02
 
 
 class Supervisor:
@@ -44,6 +45,7 @@ class Supervisor:
         """`user` is the first to be connected."""
         self._home, self._listener = home, listener
         self._connected, self._users = [user], {user}
+        self._unanswered = set[socket.socket]()
         self._kept = self._stopped = False
 
     def serve(self, lock: int) -> None:
@@ -54,7 +56,7 @@ class Supervisor:
         servers = self._prepared(lock)
         try:
             for server in servers:
-                server.start_anew()
+                server.start_anew(lambda: self._needed(None))
             urls = ServiceUrls(*(server.url for server in servers))
             while self._needed(urls):
                 for server in servers:
@@ -79,31 +81,39 @@ class Supervisor:
         postgres.prepare(reset_password=found is None)
         return postgres, Redis(paths.redis_server, urls.redis_url, *common)
 
-    def _needed(self, urls: ServiceUrls) -> bool:
-        """Hear the users for a tick. Whether the services are needed afterwards."""
+    def _needed(self, urls: ServiceUrls | None) -> bool:
+        """Hear the users for a tick. Whether the services are needed afterwards.
+
+        `urls` once both answer: those who wait for them are told.
+        """
         if not self._home.is_dir():
             return False
-        if control.read_urls(self._home) != urls:
+        if urls is not None and control.read_urls(self._home) != urls:
             control.write_urls(self._home, urls)
-        for heard in select.select([self._listener, *self._connected], [], [], _TICK_S)[0]:
+        tick_s = _START_TICK_S if urls is None else _TICK_S
+        for heard in select.select([self._listener, *self._connected], [], [], tick_s)[0]:
             if heard is self._listener:
                 self._connected.append(heard.accept()[0])
             else:
                 with contextlib.suppress(ConnectionError):
-                    self._hear(heard, urls)
+                    self._hear(heard)
+        while urls is not None and self._unanswered:
+            with contextlib.suppress(ConnectionError):
+                self._unanswered.pop().sendall(urls.to_json().encode())
         return (bool(self._users) or self._kept) and not self._stopped
 
-    def _hear(self, user: socket.socket, urls: ServiceUrls) -> None:
+    def _hear(self, user: socket.socket) -> None:
         said = user.recv(control.WORD_BYTES)
         if said == control.NEED:
             self._users.add(user)
-            user.sendall(urls.to_json().encode())
+            self._unanswered.add(user)
         elif said:
             self._kept = said == control.KEEP
             self._stopped = said == control.STOP
         else:
             self._connected.remove(user)
             self._users.discard(user)
+            self._unanswered.discard(user)
             if self._users or self._kept:
                 user.close()
             else:

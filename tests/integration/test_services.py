@@ -21,7 +21,7 @@ import pytest
 import redis
 
 from marco_search import locations
-from marco_search.errors import BrokerUnavailable, DatabaseUnavailable
+from marco_search.errors import BrokerUnavailable, DatabaseUnavailable, LocalServiceFailed
 from marco_search.local import ServiceUrls, down, is_running, local_services, purge, read_urls, up
 from marco_search.local.account import data_folder, server_account
 from marco_search.local.control import SOCKET_NAME, URLS_NAME
@@ -172,7 +172,7 @@ def test_below_a_closed_folder(closed_home: Path) -> None:
     with local_services(closed_home) as urls:
         _write(urls)
         assert closed_home.parent.stat().st_mode & 0o777 == 0o700, "no folder was opened"
-    with local_services(closed_home) as urls:
+    with local_services(closed_home.parent / ".." / closed_home.parent.name / "home") as urls:
         assert _still_there(urls)
     if os.geteuid() == 0:
         elsewhere = data_folder(closed_home, server_account())
@@ -215,6 +215,22 @@ def test_a_lost_state_file_costs_no_data(home: Path) -> None:
         # Deleted while they run, it is written again.
         (home / URLS_NAME).unlink()
         _until(lambda: read_urls(home) is not None)
+
+
+def test_a_wrong_password_is_said_and_leaves_nothing_behind(home: Path) -> None:
+    with local_services(home) as urls:
+        _write(urls)
+    password = urlsplit(urls.database_url).password
+    assert password
+    file = home / URLS_NAME
+    file.write_text(file.read_text().replace(password, "0" * 32))
+    with pytest.raises(LocalServiceFailed, match="refuses the password"):
+        up(home)
+    assert not down(home)
+    assert embedded.processes(str(home)) == []
+    file.unlink()
+    with local_services(home) as urls, psycopg.connect(urls.database_url) as session:
+        assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
 
 
 def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: Path) -> None:
