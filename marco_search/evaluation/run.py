@@ -12,11 +12,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import closing, suppress
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Event
 from typing import Any, Protocol
 
@@ -188,15 +188,13 @@ def run(
 
     def searches(todo: list[Problem]) -> Searches:
         failure: BaseException | None = None
-        under_way = 0
+        begun = list[Future[None]]()
         with ThreadPoolExecutor(threads) as pool:
             try:
                 for problem in todo:
-                    pool.submit(keep, problem)
-                    under_way += 1
-                while under_way:
+                    begun.append(pool.submit(keep, problem))
+                for _ in todo:
                     found = ended.get()
-                    under_way -= 1
                     if isinstance(found, Trace):
                         yield found
                     elif found:
@@ -205,11 +203,9 @@ def run(
             except (KeyboardInterrupt, GeneratorExit):
                 no_more.set()
                 journal.interrupted = True
-                while under_way:
+                while not all(future.done() for future in begun):
                     runtime.abort()  # again: one may have begun a round in between
-                    with suppress(Empty):
-                        ended.get(timeout=0.1)
-                        under_way -= 1
+                    time.sleep(0.1)
                 raise
         if failure:
             raise failure
