@@ -493,18 +493,29 @@ class Producer:
         self._call(tenants.set_quota, self._own(tenant), max_queued)
 
     def dead_letters(
-        self, *, state: str | None = None, error: str | None = None, limit: int = 100
+        self,
+        *,
+        state: str | None = None,
+        error: str | None = None,
+        requeueable: bool = False,
+        limit: int = 100,
     ) -> list[DeadLetter]:
         """Jobs that are dead or failed, the latest first.
 
         Only those in `state`, and with an error of this type ("WorkerLost"), if given.
+        `requeueable`: without redacted and archived ones, which nothing can go on from.
         """
         check_number("limit", limit)
         require(state in (None, *DEAD_LETTER), "state", "one of failed, dead", state)
         named = error is None or (isinstance(error, str) and "\x00" not in error)
         require(named, "error", "the name of a type", error)
         return self._call(
-            dead_letters.letters, tenant=self._tenant, state=state, error=error, limit=limit
+            dead_letters.letters,
+            tenant=self._tenant,
+            state=state,
+            error=error,
+            requeueable=requeueable,
+            limit=limit,
         )
 
     def dead_letter(self, job: JobId) -> DeadLetter:

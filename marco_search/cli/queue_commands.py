@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -192,7 +193,8 @@ def requeue_dead(
 
 def _letters(producer: Producer, state: str | None, error: str | None) -> Iterator[list[UUID]]:
     """Those that are left, until none is."""
-    while letters := producer.dead_letters(state=state, error=error, limit=500):
+    chosen = partial(producer.dead_letters, state=state, error=error, requeueable=True, limit=500)
+    while letters := chosen():
         yield [letter.job_id for letter in letters]
 
 

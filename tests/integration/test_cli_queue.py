@@ -85,6 +85,11 @@ def test_terms_pauses_and_dead_letters(
     assert marco("dead", "requeue", "--all", "--state", "dead")["requeued"] == []
     assert marco("dead", "requeue", "--all")["requeued"] == [one]
     assert marco("status", one)["jobs"][0]["state"] == "queued"
+    with Producer(database_url, redis_url) as producer, producer._database.transaction() as conn:
+        conn.execute("UPDATE jobs SET state = 'dead', finished_at = now(), redacted_at = now()")
+    assert marco("dead", "requeue", "--all") == {"requeued": []}, "and it ends"
+    assert marco("dead", "requeue", "--all", "--restart") == {"restarted": {}}
+    assert [letter["job_id"] for letter in marco("dead", "list")["jobs"]] == [one]
 
 
 def test_pauses_and_quotas_are_listed(marco: Marco, capsys: pytest.CaptureFixture[str]) -> None:

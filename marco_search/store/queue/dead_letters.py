@@ -16,6 +16,10 @@ from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S
 from marco_search.store.queue.states import SUBJECT
 
+# A job without its texts, or without its rounds, has nothing to go on from.
+_GOES_ON = """redacted_at IS NULL
+    AND NOT EXISTS (SELECT FROM archives WHERE first <= jobs.id AND jobs.id < before)"""
+
 
 class DeadLetter(BaseModel):
     """A job that is dead or failed, and why."""
@@ -43,12 +47,16 @@ def letters(
     state: str | None = None,
     error: str | None = None,
     job_id: UUID | None = None,
+    requeueable: bool = False,
     limit: int = 100,
 ) -> list[DeadLetter]:
-    """The latest first; of a tenant, in `state`, with this type of error, or this job, if given."""
+    """The latest first; of a tenant, in `state`, with this type of error, or this job, if given.
+
+    `requeueable`: without those that `requeue` leaves out.
+    """
     source = f"""(
         SELECT *, id AS job_id, {SUBJECT} AS subject, coalesce(last_error, '{{}}') AS error
-        FROM jobs WHERE state IN ('failed', 'dead')
+        FROM jobs WHERE state IN ('failed', 'dead') AND {_GOES_ON if requeueable else "true"}
     ) AS letter
     WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
         AND (%(state)s::text IS NULL OR state = %(state)s)
@@ -67,7 +75,7 @@ def requeue(
     Counters start again, and a deadline that has passed is dropped.
     """
     rows = conn.execute(
-        """
+        f"""
         WITH requeued AS (
             UPDATE jobs SET state = 'queued', failures = 0, losses = 0, finished_at = NULL,
                 cancel_requested_at = NULL, paused_at = NULL, stop_reason = NULL,
@@ -76,9 +84,7 @@ def requeue(
                 expires_at = CASE WHEN expires_at > now() THEN expires_at END
             WHERE id = ANY (%(ids)s) AND state IN ('failed', 'dead')
                 AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-                AND redacted_at IS NULL
-                -- One that was archived has no rounds left to go on from.
-                AND NOT EXISTS (SELECT FROM archives WHERE first <= jobs.id AND jobs.id < before)
+                AND {_GOES_ON}
             RETURNING id, batch_id, last_error ->> 'type' AS error
         ), logged AS (
             INSERT INTO audit_log (job_id, generation, event, detail)
@@ -87,7 +93,7 @@ def requeue(
             UPDATE batches SET finished_at = NULL WHERE id IN (SELECT batch_id FROM requeued)
         )
         SELECT id FROM requeued
-        """,
+        """,  # noqa: S608  # a constant
         {"ids": list(job_ids), "tenant": tenant, "aging_s": aging_s},
     )
     return [row[0] for row in rows]
