@@ -7,7 +7,7 @@ a tree its first N rollouts, which share prefixes and so are not separate guesse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from marco_search.evaluation.statistics import (
     calibration,
     calibration_error,
     pass_at_k,
+    points,
     rounded,
 )
 from marco_search.evaluation.traces import Trace, digest
@@ -197,12 +198,6 @@ def compared(found: dict[str, dict[str, Any]], other: str) -> str:
         f"{tokens['ratio']:.2f} times the tokens ({tokens['low']:.2f} to "
         f"{tokens['high']:.2f}). Intervals: 95 %, paired bootstrap."
     )
-
-
-def points(gain: Mapping[str, float], unit: str = "") -> str:
-    """A gain in percentage points with its 95 % interval."""
-    gained, low, high = (100 * gain[name] for name in ("difference", "low", "high"))
-    return f"{gained:+.1f}{unit} ({low:+.1f} to {high:+.1f})"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

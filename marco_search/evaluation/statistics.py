@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,13 @@ class Paired:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        difference, low, high = (100 * x for x in (self.difference, self.low, self.high))
-        return f"{difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+        return points(asdict(self), " points")
+
+
+def points(gain: Mapping[str, float], unit: str = "") -> str:
+    """The fields of a `Paired` in percentage points: the difference with its interval."""
+    difference, low, high = (100 * gain[name] for name in ("difference", "low", "high"))
+    return f"{difference:+.1f}{unit} ({low:+.1f} to {high:+.1f})"
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:

@@ -25,10 +25,10 @@ from typing import Any, get_args
 from marco_search import settings
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader, Point, Stops, point
-from marco_search.evaluation.report import points, table
+from marco_search.evaluation.report import table
 from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.run import Recipe, run
-from marco_search.evaluation.statistics import accuracy, paired, rounded
+from marco_search.evaluation.statistics import accuracy, paired, points, rounded
 from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime

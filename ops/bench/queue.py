@@ -336,7 +336,7 @@ def soak(number: int) -> Iterator[Figures]:
         )
         conn = stack.enter_context(psycopg.connect(urls.database_url, autocommit=True))
         worker = stack.enter_context(worker_process(services, [*WORKER_COMMAND, str(PROCESSES)]))
-        postmaster = _parent(conn.info.backend_pid)
+        postmaster = _stat(conn.info.backend_pid)[0]
         ended, spent = 0, (harness.session_cpu_s(worker), _postgres_cpu_s(conn))
         for part in range(1, 11):
             more = range((part - 1) * number // 10, part * number // 10)
@@ -373,19 +373,30 @@ def _all(conn: psycopg.Connection[Any], query: LiteralString, *values: Any) -> l
     return [value for (value,) in conn.execute(query, values)]
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def _pss_mib(parent: int) -> float:
     """Proportional set size of a process and its children."""
     kib = 0
+    for pid, _ in _family(parent):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            kib += sum(map(int, re.findall(r"^Pss: +(\d+)", text, re.MULTILINE)))
+    return kib / 1024
+
+
+def _stat(pid: int) -> list[int]:
+    """Of a process: [0] its parent, [10:12] its ticks, [12:14] those of its ended children."""
+    text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return [int(field) for field in text.split()[1:15]]
+
+
+def _family(parent: int) -> Iterator[tuple[int, list[int]]]:
+    """A process and its children, with their `_stat`."""
     for file in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if int(file.name) == parent or _parent(int(file.name)) == parent:
-                line = re.search(r"^Pss: +(\d+)", (file / "smaps_rollup").read_text(), re.MULTILINE)
-                kib += int(line[1]) if line else 0
-    return kib / 1024
+            pid = int(file.name)
+            stat = _stat(pid)
+            if parent in (pid, stat[0]):
+                yield pid, stat
 
 
 # -- A fleet of workers -----------------------------------------------------------------
@@ -495,19 +506,8 @@ def _worker(
 
 def _postgres_cpu_s(conn: psycopg.Connection[Any]) -> float:
     """Processor seconds of all of Postgres' processes: the ended ones count for their parent."""
-
-    def fields(pid: int) -> list[int]:
-        text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
-        return [int(field) for field in text.split()[1:15]]
-
-    parent, ticks = fields(conn.info.backend_pid)[0], 0
-    for file in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            found = fields(int(file.name))
-            if int(file.name) == parent:
-                ticks += sum(found[10:14])
-            elif found[0] == parent:
-                ticks += sum(found[10:12])
+    parent = _stat(conn.info.backend_pid)[0]
+    ticks = sum(sum(stat[10 : 14 if pid == parent else 12]) for pid, stat in _family(parent))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

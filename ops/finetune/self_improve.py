@@ -35,9 +35,8 @@ from marco_search import pocket, settings
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader, Point, difference, point
 from marco_search.evaluation.plots import accuracy_over_tokens, plot
-from marco_search.evaluation.report import points
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import rounded
+from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import read
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
