@@ -14,7 +14,7 @@ from rich.text import Text
 from marco_search.cli import options, output
 from marco_search.cli.output import Column, number
 from marco_search.cli.session import session
-from marco_search.learning.duplicates import THRESHOLD
+from marco_search.learning import NEAR_DUPLICATE
 
 _share = options.Finite(0, 1)
 _folder_argument = click.argument("folder", type=options.FOLDER)
@@ -22,7 +22,7 @@ _files = click.argument(
     "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
 )
 _near = click.option(
-    "--near-duplicate", type=_share, default=THRESHOLD, show_default=True, metavar="X",
+    "--near-duplicate", type=_share, default=NEAR_DUPLICATE, show_default=True, metavar="X",
     help="Leave out what has this part of its runs of words from another; 1: equal texts only.",
 )  # fmt: skip
 _held_out = click.option(

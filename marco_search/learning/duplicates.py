@@ -27,11 +27,10 @@ import numpy as np
 
 from marco_search.kinds.answers import WORDS, worths
 from marco_search.kinds.answers.numbers import DIGIT_CHARS, UNIT_CHARS
+from marco_search.learning import NEAR_DUPLICATE
 from marco_search.learning.filters import Rule
 from marco_search.learning.samples import Message, Pair, Sample
 
-THRESHOLD = 0.8
-"""From this share of common shingles on, two texts are near duplicates."""
 SHINGLE = 3
 BANDS, _ROWS = 8, 8
 _HASHES = BANDS * _ROWS
@@ -100,7 +99,7 @@ def prompt_key(prompt: Sequence[Message]) -> str:
 
 
 @contextmanager
-def rules(threshold: float | None = THRESHOLD) -> Iterator[dict[str, Rule]]:
+def rules(threshold: float | None = NEAR_DUPLICATE) -> Iterator[dict[str, Rule]]:
     """The rules "duplicate" and "near_duplicate": of rows that are alike the first one stays.
 
     `threshold` is the share of common shingles; None: exact duplicates only.
