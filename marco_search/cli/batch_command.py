@@ -14,7 +14,7 @@ import click
 from marco_search.cli import job_input, options, output
 from marco_search.cli.job_text import counts, result_json
 from marco_search.cli.session import session
-from marco_search.errors import InvalidBatch, InvalidJob, WaitTimeout
+from marco_search.errors import WaitTimeout
 from marco_search.kinds import completions
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def submit_batch(
     with session(creates=True) as here:
         if strict:
             with job_input.opened(file, _SUBMIT) as lines:
-                _check(file, lines, given)
+                for _ in job_input.checked(lines, file, given):
+                    pass
         with job_input.opened(file, _SUBMIT) as lines:
             producer = here.producer()
             done = producer.submit_batch(
@@ -75,19 +76,6 @@ def submit_batch(
 def _begun(found: Batch) -> None:
     if not output.as_json() and found.lines:
         output.note(f"Batch {found.id}: goes on after line {found.lines:,}.")
-
-
-def _check(file: str, lines: Iterable[bytes], given: dict[str, Any]) -> None:
-    from producer.uploads import job_in
-
-    errors = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            job_in(line, number, given)
-        except InvalidJob as error:
-            errors.append(error)
-    if errors:
-        raise InvalidBatch(file, errors)
 
 
 @batch.command("status", short_help="Show where batches stand.")

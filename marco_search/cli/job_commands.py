@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 from uuid import UUID
 
 import click
@@ -21,9 +21,6 @@ from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
-
-if TYPE_CHECKING:
-    pass
 
 FORMATS = ("html", "svg", "dot", "mermaid", "json")
 DRAWN = 40  # nodes in the terminal

@@ -22,9 +22,9 @@ from pydantic.fields import FieldInfo
 from marco_search import profiles
 from marco_search.cli.options import PAIR, Decorator, together
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
-from marco_search.jobs import Job, SearchOptions, fill_options
+from marco_search.jobs import Job, SearchOptions
 from marco_search.jobs.validation import another_format
-from marco_search.kinds import KINDS, job_from_json_line, own_fields, parse_job
+from marco_search.kinds import KINDS, own_fields, parse_job
 
 profile_options = together(
     click.option("--profile", metavar="NAME|FILE",
@@ -177,17 +177,24 @@ def opened(path: str, command: str) -> Iterator[Iterator[bytes]]:
 
 def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> dict[int, Job]:
     """The jobs in these lines, by number. Raises InvalidBatch if any line is wrong."""
+    return dict(checked(lines, source, options))
+
+
+def checked(
+    lines: Iterable[bytes], source: str, options: dict[str, Any]
+) -> Iterator[tuple[int, Job]]:
+    """The jobs in these lines with their numbers. Raises InvalidBatch after all if any is wrong."""
+    from producer.uploads import job_in
+
     SearchOptions(**options)  # raises InvalidJob once, not for every line
-    jobs: dict[int, Job] = {}
     errors: list[InvalidJob] = []
     for number, line in enumerate(lines, start=1):
         try:
-            if line.strip():
-                job = job_from_json_line(line, number)
-                filled = fill_options(options, job.options)
-                jobs[number] = job.model_copy(update={"options": filled})
+            job = job_in(line, number, options)
         except InvalidJob as error:
             errors.append(error)
+        else:
+            if job is not None:
+                yield number, job
     if errors:
         raise InvalidBatch(source, errors)
-    return jobs

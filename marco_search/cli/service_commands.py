@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from marco_search.doctor import Finding
     from marco_search.local import ServiceUrls
 
-UNREACHABLE = 4  # as for a service that does not answer
 METRICS_PORT = click.option(
     "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
     help="Serve metrics for Prometheus there (default: MARCO_METRICS_PORT, else none).",
@@ -138,7 +137,7 @@ def doctor() -> None:
     ok = all(finding.ok for finding in found)
     output.report({"ok": ok, "checks": found}, findings_text(found))
     if not ok:
-        click.get_current_context().exit(UNREACHABLE)
+        click.get_current_context().exit(BrokerUnavailable.exit_code)
 
 
 def findings_text(found: Sequence[Finding]) -> Text:

@@ -70,6 +70,11 @@ def test_a_bad_option_of_the_command_line_is_reported_once() -> None:
         parse_lines([GOOD] * 3, "f", {"rollouts": 0})
 
 
+def test_a_line_that_is_too_long_is_named_as_such() -> None:
+    with pytest.raises(InvalidBatch, match="line 2: longer than 4,194,304 bytes"):
+        parse_lines([GOOD, b'{"question": "' + b"x" * 2**22 + b'"}'], "f", {})
+
+
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_bytes(b"\n \n")
