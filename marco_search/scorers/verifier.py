@@ -23,7 +23,6 @@ from marco_search.scorers.exchange import NoScore, Outcome, Output, Scores, Serv
 
 MOST_OUTPUT = 2**16
 """Bytes that a verifier may write."""
-_LOOK_EVERY_S = 0.1  # at how much a command has written
 _WORDS = {"accept": 1.0, "reject": 0.0}
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 """All that a command gets of ours: the rest holds secrets."""
@@ -77,49 +76,69 @@ def verdict(data: bytes) -> float:
 def run(command: Sequence[str], given: bytes, deadline: float) -> bytes:
     """What a command writes, given this on its standard input. Raises NoScore.
 
-    No shell. It is killed with all of its process group, at the deadline and when it has ended: a
-    child that it leaves behind is not waited for. What it writes goes to a file, which needs no
-    reader.
+    No shell. It is killed with all of its process group, at the deadline and when it has ended.
     """
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as written:
+    with tempfile.TemporaryFile() as source:
         source.write(given)
         source.seek(0)
         try:
             process = subprocess.Popen(
                 command,
                 stdin=source,
-                stdout=written,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,
             )
         except OSError as error:
             raise NoScore(f"it can't be run: {error.strerror}") from None
-        try:
-            _wait(process, written.fileno(), deadline)
-        finally:
-            # Before it is waited for: until then no other process can have its number.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.returncode != 0:
-            raise NoScore(f"it exited with {process.returncode}")
-        written.seek(0)
-        return written.read(MOST_OUTPUT)
+    try:
+        written = _written(process, deadline)
+    finally:
+        # Before it is waited for: until then no other process can have its number.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+    if process.returncode != 0:
+        raise NoScore(f"it exited with {process.returncode}")
+    return written
 
 
-def _wait(process: subprocess.Popen[bytes], written: int, deadline: float) -> None:
-    """Until it ends. Raises NoScore at the deadline, and when it has written too much."""
+def _written(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """All that it writes until it ends; a child that it leaves behind is not waited for."""
+    assert process.stdout
+    out, written = process.stdout.fileno(), b""
+    os.set_blocking(out, False)
     ended = os.pidfd_open(process.pid)
     try:
-        poll, over = select.poll(), False
+        poll = select.poll()
         poll.register(ended, select.POLLIN)
+        poll.register(out, select.POLLIN)
+        over = False
         while not over:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise NoScore("no answer in time")
-            over = bool(poll.poll(1000 * min(left, _LOOK_EVERY_S)))
-            if os.fstat(written).st_size > MOST_OUTPUT:
+            events = [fd for fd, _ in poll.poll(left * 1000)]
+            over = ended in events
+            if out in events or over:
+                part = _read(out)
+                written += part
+                if not part and not over:
+                    poll.unregister(out)  # it closed its output and runs on
+            if len(written) > MOST_OUTPUT:
                 raise NoScore(f"it wrote more than {MOST_OUTPUT >> 10} KiB")
+        return written
     finally:
         os.close(ended)
+
+
+def _read(out: int) -> bytes:
+    """What there is, of a little more than is allowed."""
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while len(found) <= MOST_OUTPUT and (part := os.read(out, MOST_OUTPUT)):
+            found += part
+    return found
