@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 from marco_search.errors import PromptTooLong
 
@@ -24,6 +25,9 @@ class TurnFormat:
     Where `end_of_thought` is "" thoughts have no tags. The answer then begins with the sentence
     in which one of `answer_starts` stands, else with the last one of a turn that has ended.
     """
+
+    # What is checked by pydantic (see `SearchConfig.from_json`): another version's is refused.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     opening: str = "<Thought>\n"  #: put after the rendered prompt
     thought: str = "<Thought>"

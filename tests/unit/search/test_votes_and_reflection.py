@@ -185,6 +185,14 @@ def test_values_no_search_can_run_with_are_refused() -> None:
             configure("auto", **wrong)
 
 
+@pytest.mark.parametrize("place", ["", "turn"])
+def test_a_field_of_a_later_version_is_refused_not_dropped(place: str) -> None:
+    written = configure("auto").to_json()
+    (written[place] if place else written)["later"] = 1
+    with pytest.raises(SearchError, match="later"):
+        SearchConfig.from_json(written)
+
+
 @pytest.mark.parametrize("changes", [{"strategy": "best-of-n"}, {"strategy": "vote"}])
 @pytest.mark.parametrize("seed", range(5))
 def test_independent_samples_go_out_together_and_are_the_same(
