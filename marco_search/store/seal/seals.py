@@ -12,20 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from psycopg.rows import dict_row
 from psycopg.sql import SQL
 
-from marco_search.audit import anchors
-from marco_search.audit.anchors import Anchor
 from marco_search.audit.chain import JOB, REDACTION, Link, LinkKind, follow
-from marco_search.audit.findings import Finding
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import NO_SALT, Proof, prove
 from marco_search.errors import InvalidAnchor
 from marco_search.store.db import Conn, insert, select
 from marco_search.store.trail import rows
+
+if TYPE_CHECKING:
+    from marco_search.audit.anchors import Anchor
+    from marco_search.audit.findings import Finding
 
 # A session that stalls with the lock is ended after 5 s, between two statements or within one.
 # The second limit counts from its last setting.
@@ -117,6 +119,9 @@ def anchor(conn: Conn, *, key: Path | None = None) -> Anchor:
 
     Raises InvalidAnchor for a key that can't be used, or a chain that was emptied.
     """
+    # It loads cryptography, and each process that ends jobs loads this module.
+    from marco_search.audit import anchors
+
     first, last = link_at(conn, 0), link_at(conn)
     if first is None or last is None:
         raise InvalidAnchor("the chain is empty or has lost its first link: run `marco verify`")
@@ -125,6 +130,8 @@ def anchor(conn: Conn, *, key: Path | None = None) -> Anchor:
 
 def check_anchor(conn: Conn, anchor: Anchor) -> list[Finding]:
     """What the stored chain says against an anchor."""
+    from marco_search.audit import anchors
+
     seq = min(anchor.seq, _LAST_SEQ)
     first, link, after, last = (link_at(conn, at) for at in (0, seq, seq + 1, None))
     jobs = _jobs(conn, seq)
