@@ -152,6 +152,8 @@ class Database:
             with conn.transaction():
                 if of is not None:
                     conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(of))
+                if is_pooled(conn):
+                    conn.execute(_set("SET LOCAL", self._settings))
                 check_schema(conn)
                 allow(conn, None)
                 conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")

@@ -180,6 +180,8 @@ def refuse(conn: Conn, batch_id: UUID, lines: Iterable[BatchLine]) -> None:
     """Note lines that can't be jobs."""
     columns = ("line", "custom_id", "field", "reason")
     rows = [{"batch_id": batch_id} | {c: getattr(one, c) for c in columns} for one in lines]
+    if not rows:
+        return
     insert(conn, "batch_lines", rows)
     conn.execute("UPDATE batches SET refused = refused + %s WHERE id = %s", [len(rows), batch_id])
 
