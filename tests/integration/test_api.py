@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp
 
 from marco_search.api.access import Service
 from marco_search.api.app import create_app
+from marco_search.http_server import bound
 from marco_search.local import ServiceUrls
 from marco_search.store import api_keys
 from marco_search.store.api_keys import new_key
@@ -384,3 +386,12 @@ def test_where_the_services_are_is_not_told(caplog: pytest.LogCaptureFixture) ->
             assert (
                 "hidden" not in said and "hidden" in caplog.text and answer.headers["Retry-After"]
             )
+
+
+def test_an_answer_is_not_held_back_for_an_acknowledgement() -> None:
+    with (
+        closing(bound("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        closing(listening.accept()[0]) as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
