@@ -155,7 +155,7 @@ def _in_use(home: Path) -> Iterator[tuple[ServiceUrls, socket.socket]]:
 def _made(home: Path) -> Path:
     home = home.absolute()
     try:
-        if not home.exists():
+        with contextlib.suppress(FileExistsError):  # asked first, two starts could both make it
             home.mkdir(parents=True)
             if os.geteuid() == 0:  # the servers' account must pass; nothing above is opened
                 home.chmod(0o711)

@@ -156,13 +156,20 @@ class Postgres(Server):
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
         except psycopg.OperationalError as error:
-            if "password authentication failed" in str(error):
+            # Until this one has the port, another program's Postgres may answer there.
+            if self._has_port() and "password authentication failed" in str(error):
                 raise LocalServiceFailed(
                     "Postgres refuses the password in services.json: delete that file, and the "
                     "next start sets a new one"
                 ) from None
             return False
         return True
+
+    def _has_port(self) -> bool:
+        with contextlib.suppress(OSError):
+            lines = (self.folder / "postmaster.pid").read_text().splitlines()
+            return any(line.strip() == "ready" for line in lines)
+        return False
 
     def _initdb(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -23,8 +23,9 @@ import redis
 from marco_search import locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable, LocalServiceFailed
 from marco_search.local import ServiceUrls, down, is_running, local_services, purge, read_urls, up
-from marco_search.local.account import data_folder, server_account
+from marco_search.local.account import Account, data_folder, server_account
 from marco_search.local.control import SOCKET_NAME, URLS_NAME
+from marco_search.local.servers import Postgres
 from marco_search.settings import Settings
 from tests import embedded
 
@@ -68,6 +69,11 @@ def _write(urls: ServiceUrls) -> None:
         session.execute("INSERT INTO kept VALUES ('row')")
     with redis.Redis.from_url(urls.redis_url) as client:
         client.rpush("kept", "message")
+
+
+def _with_password(urls: ServiceUrls, password: str) -> str:
+    parts = urlsplit(urls.database_url)
+    return urls.database_url.replace(f":{parts.password}@", f":{password}@")
 
 
 def _still_there(urls: ServiceUrls) -> bool:
@@ -231,6 +237,10 @@ def test_a_wrong_password_is_said_and_leaves_nothing_behind(home: Path) -> None:
     file.unlink()
     with local_services(home) as urls, psycopg.connect(urls.database_url) as session:
         assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
+        # That of another program, which was quicker to take the port, is not ours.
+        folders = home / "data of another", home / "logs"
+        starting = Postgres(Path("postgres"), _with_password(urls, "0"), Account(), 0, *folders)
+        assert not starting.answers()
 
 
 def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: Path) -> None:
