@@ -25,8 +25,7 @@ from marco_search.audit import redaction
 from marco_search.audit.canonical import microseconds
 from marco_search.audit.chain import REDACTION, Link, unknown_format
 from marco_search.audit.findings import Finding, JobReport, Status
-from marco_search.audit.formats import COMMITS, FORMATS, NEWEST
-from marco_search.audit.payload import hashes
+from marco_search.audit.formats import COMMITS, FORMATS, NEWEST, payload_hashes
 from marco_search.audit.proofs import (
     BULK,
     NO_SALT,
@@ -187,7 +186,7 @@ def _check_payload(job_id: UUID, job: dict[str, Any], number: int) -> Iterator[F
     there, wanted = job["payload_hash"], "that of a valid request"
     for known in sorted((n for n in FORMATS if n <= number), reverse=True):
         try:
-            for wanted in hashes(job["payload"], job["expected"], *FORMATS[known].payload):
+            for wanted in payload_hashes(job["payload"], job["expected"], *FORMATS[known].payload):
                 if wanted == there:
                     return
         except (ValueError, RecursionError):

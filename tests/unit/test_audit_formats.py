@@ -21,9 +21,8 @@ from marco_search.audit import canonical
 from marco_search.audit import tree as rules
 from marco_search.audit.chain import JOB, Link, check_link, follow
 from marco_search.audit.findings import Status
-from marco_search.audit.formats import FORMATS, NEWEST
+from marco_search.audit.formats import FORMATS, NEWEST, payload_hashes
 from marco_search.audit.numbers import check_answers
-from marco_search.audit.payload import hashes
 from marco_search.audit.proofs import NO_SALT, prove
 from marco_search.audit.verify import Evidence, SealedRun, check_job
 from marco_search.jobs import SearchOptions, payload_hash
@@ -78,7 +77,7 @@ def test_the_newest_format_knows_the_default_of_every_field() -> None:
 def test_the_payloads_hash_follows_from_what_is_stored(data: dict[str, Any]) -> None:
     job = parse_job(data)
     stored = as_jsonb(job.model_dump(mode="json", exclude=APART))
-    found = hashes(stored, job.expected, *FORMATS[NEWEST].payload)
+    found = payload_hashes(stored, job.expected, *FORMATS[NEWEST].payload)
     numbers = [v for v in job.metadata.values() if isinstance(v, int) and abs(v) >= 10**16]
     whole = [v for v in job.metadata.values() if isinstance(v, float) and abs(v) >= 10**16]
     if not (numbers and whole):  # which of several were floats is not tried
@@ -210,7 +209,7 @@ def test_format_1_is_what_version_0_1_0_hashed() -> None:
 @pytest.mark.parametrize("payload", ["[]", "1", '{"options": 3}', "[" * 5000 + "]" * 5000])
 def test_a_payload_that_nobody_submitted_has_no_hash_that_fits(payload: str) -> None:
     try:
-        found = list(hashes(payload, None, *FORMATS[1].payload))
+        found = list(payload_hashes(payload, None, *FORMATS[1].payload))
     except (ValueError, RecursionError):
         return
     assert "0" * 64 not in found
