@@ -286,10 +286,10 @@ def _convert(
 @contextmanager
 def _row_rules(near_duplicate: float, held_out: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rules for finished rows: held-out problems and duplicates."""
-    from marco_search.learning import contamination, duplicates
+    from marco_search.learning import duplicates
 
     with duplicates.rules(near_duplicate if near_duplicate < 1 else None) as found:
-        yield contamination.rules(held_out) | found
+        yield duplicates.contamination(held_out) | found
 
 
 def _report(folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""Exact and near duplicates, found in constant memory: MinHash bands in a temporary SQLite file.
+"""Samples that are too much like others, or like problems that models are evaluated on.
 
-A text is the set of its shingles, runs of SHINGLE tokens. The share of shingles that two texts
+Exact and near duplicates are found in constant memory: MinHash bands in a temporary SQLite file. A
+text is the set of its shingles, runs of SHINGLE tokens. The share of shingles that two texts
 have in common (Jaccard) is that of equal places in their signatures, give or take 0.05. Texts
 with one of BANDS bands of a signature in common are compared, the others never (Leskovec et al.,
 Mining of Massive Datasets, 3.4). Of made-up pairs that leaves out 97 in 100 at a share of 0.9, 43
@@ -8,6 +9,11 @@ at 0.8 and 2 at 0.7.
 
 Two questions that differ in a number are two questions, however alike their words: samples
 count as near duplicates only if the numbers of their prompts are the same, in digits or words.
+
+A problem of an evaluation stands in a message if all its numbers do and at least SHARE of its
+n-grams (runs of N tokens; of a shorter problem the whole). So a problem that is quoted, cut short
+or rephrased in places is found, and one made from the same template with other numbers is not. One
+of fewer than SHORT tokens ("Why?") must be the whole message.
 """
 
 from __future__ import annotations
@@ -17,7 +23,8 @@ import re
 import sqlite3
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from marco_search.evaluation.data_sets import load
 from marco_search.kinds.answers import WORDS, worths
 from marco_search.kinds.answers.numbers import DIGIT_CHARS, UNIT_CHARS
 from marco_search.learning import NEAR_DUPLICATE
@@ -32,6 +40,7 @@ from marco_search.learning.filters import Rule
 from marco_search.learning.samples import Message, Pair, Sample
 
 SHINGLE = 3
+N, SHARE, SHORT = 8, 0.5, 4
 BANDS, _ROWS = 8, 8
 _HASHES = BANDS * _ROWS
 _TABLES = """
@@ -150,3 +159,73 @@ def _bands(signature: Any, words: Sequence[str]) -> list[int]:
     keys = (signature.astype(np.uint64) * _MULTIPLIERS).reshape(BANDS, _ROWS).sum(axis=1)
     keys = (keys + np.uint64(key)) * _MULTIPLIERS[:BANDS]
     return list(keys.view(np.int64).tolist())
+
+
+def contamination(sets: Sequence[str]) -> dict[str, Rule]:
+    """The rule "contaminated", against sets as `marco eval` names them; none without sets.
+
+    Memory is in proportion to the sets, not to the samples. Raises InvalidDataSet.
+    """
+    if not sets:
+        return {}
+    problems = [
+        (f"problem {number} of {name}", problem.job.subject)
+        for name in sets
+        for number, problem in enumerate(load(name), start=1)
+    ]
+    parameters = {"sets": list(sets), "problems": len(problems), "n": N, "share": SHARE}
+    return {"contaminated": Rule(Problems(problems).reason, parameters)}
+
+
+class Problems:
+    """The n-grams of problems."""
+
+    def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
+        """`problems`: what to call each, and its text."""
+        self._names: list[str] = []
+        self._sizes: list[int] = []
+        self._numbers: list[set[str]] = []
+        self._short: dict[tuple[str, ...], str] = {}
+        # Length of the n-grams, N but for shorter problems, to n-gram to the problems that have it.
+        self._indexes: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for name, text in problems:
+            words = tokens(text)
+            if len(words) < SHORT:
+                self._short[tuple(words)] = name
+                continue
+            grams = ngram_hashes(words, N).tolist()
+            for gram in grams:
+                self._indexes[min(N, len(words))][gram].append(len(self._names))
+            self._names.append(name)
+            self._sizes.append(len(grams))
+            self._numbers.append(set(numbers(words)))
+
+    def reason(self, row: Sample | Pair) -> str | None:
+        """Which problem stands in a row, and how much of it; None: none does."""
+        for text in _contents(row):
+            words = tokens(text)
+            if words and (name := self._short.get(tuple(words))):
+                return f"it is {name}"
+            said = set(numbers(words))
+            for problem, hits in self._hits(words).items():
+                share = hits / self._sizes[problem]
+                if share >= SHARE and self._numbers[problem] <= said:
+                    return f"{share:.0%} of the n-grams of {self._names[problem]}"
+        return None
+
+    def _hits(self, words: Sequence[str]) -> Counter[int]:
+        """How many of its n-grams stand in a text, for each problem that has any there."""
+        return Counter(
+            problem
+            for n, index in self._indexes.items()
+            if n <= len(words)
+            for gram in ngram_hashes(words, n).tolist()
+            for problem in index.get(gram, ())
+        )
+
+
+def _contents(row: Sample | Pair) -> Iterable[str]:
+    messages = (
+        row.messages if isinstance(row, Sample) else (*row.prompt, *row.chosen, *row.rejected)
+    )
+    return (message["content"] for message in messages)

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from marco_search.errors import InvalidDataSet
 from marco_search.export.tables import Filter
 from marco_search.learning import manifest
-from marco_search.learning.pairs import pair
+from marco_search.learning.build import pair
 from marco_search.learning.traces import Reader, Rules, Tree, sample, stored_jobs
 from marco_search.store.db import Conn, reads_tables
 from marco_search.store.reads.datasets import DataSet, data_sets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from marco_search import pocket
-from marco_search.learning import contamination, duplicates
+from marco_search.learning import duplicates
 from marco_search.learning.filters import first_reason
 from marco_search.learning.samples import Pair, Sample
 
@@ -65,14 +65,14 @@ def test_other_numbers_in_words_are_another_question_too(word, other, rest):
 
 
 def test_a_held_out_problem_of_one_word_is_no_reason_to_drop_each_row_with_it():
-    problems = contamination.Problems([("problem 1", "Why?"), ("problem 2", "???")])
+    problems = duplicates.Problems([("problem 1", "Why?"), ("problem 2", "???")])
     assert problems.reason(sample("Why is the sky blue?", "???")) is None
     assert problems.reason(sample("why")) == "it is problem 1"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_held_out_problems_are_found_and_those_of_the_same_template_are_not(language):
-    rules = contamination.rules([f"heldout_{language}"])
+    rules = duplicates.contamination([f"heldout_{language}"])
     problems = [row["question"] for row in pocket.held_out(f"heldout_{language}")]
     quoted = f"Please solve this step by step: {problems[7]} Thank you!"
     found = first_reason(rules, sample(quoted))
