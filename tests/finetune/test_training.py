@@ -17,8 +17,7 @@ from marco_search.errors import LocalServiceFailed
 from marco_search.learning import manifest, samples
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.embedded.backend import load_model
-from marco_search.runtime.embedded.files import fingerprint
-from marco_search.runtime.embedded.folder import Folder
+from marco_search.runtime.embedded.files import Folder, fingerprint
 from ops.finetune.run import STOPPED, python
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,7 @@ from marco_search.errors import ModelRefused
 from marco_search.runtime.chat import read_chat_template, render_chatml
 from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.embedded.decoder import Part
-from marco_search.runtime.embedded.files import open_files
-from marco_search.runtime.embedded.folder import read_tensors
+from marco_search.runtime.embedded.files import open_files, read_tensors
 from marco_search.search.branches import Message
 from tests.tiny_model import write_file, write_model
 
