@@ -20,7 +20,7 @@ from marco_search.cli.job_input import given_options, search_options
 from marco_search.cli.options import FILE, command, language_option, tenants, threads_option
 from marco_search.cli.session import session
 from marco_search.evaluation.data_sets import file_stem, load
-from marco_search.evaluation.grading import Grader
+from marco_search.evaluation.grading import Grader, answer_under, rescore
 from marco_search.evaluation.report import (
     LEGEND,
     Row,
@@ -33,7 +33,6 @@ from marco_search.evaluation.report import (
     samples,
     table,
 )
-from marco_search.evaluation.rescoring import answer_under, rescore
 from marco_search.evaluation.run import Progress, Recipe, run, run_queued
 from marco_search.evaluation.traces import Trace, read, traced
 from marco_search.jobs import SearchOptions

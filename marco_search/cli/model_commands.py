@@ -16,7 +16,7 @@ from marco_search.render.layout import score, short_id
 from marco_search.text import counted
 
 if TYPE_CHECKING:
-    from marco_search.evaluation.comparison import Side
+    from marco_search.evaluation.statistics import Side
 
 COLUMNS = [
     Column("model", lambda row: row["name"]),
@@ -151,7 +151,7 @@ def compare(old: str, new: str, changed: int) -> None:
     by the paired bootstrap.
     """
     from marco_search.cli.session import session
-    from marco_search.evaluation import comparison
+    from marco_search.evaluation import statistics
     from marco_search.store.reads import revisions
 
     with session(needs_redis=False) as opened, opened.database.transaction() as conn:
@@ -160,7 +160,7 @@ def compare(old: str, new: str, changed: int) -> None:
         pairs = revisions.pairs(conn, *sides, tenant=opened.tenant)
     if not pairs:
         raise QueryRefused("the two revisions have no question in common")
-    found, other = comparison.compare(pairs), [pair for pair in pairs if pair.changed][:changed]
+    found, other = statistics.compare(pairs), [pair for pair in pairs if pair.changed][:changed]
     origins = [asdict(side) for side in sides]
     data = {
         "old": origins[0],

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from marco_search.audit.findings import JobReport
 from marco_search.errors import FileNotFound, JobNotFound
-from marco_search.evaluation.comparison import Comparison, compare
+from marco_search.evaluation.statistics import Comparison, compare
 from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
 from marco_search.store.queue.batches import Batch

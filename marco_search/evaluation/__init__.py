@@ -1,6 +1,6 @@
 """Problems with labels, searched and graded: accuracy, cost and confidence of a strategy.
 
 - data_sets: problems; run: searches them here or through the queue; traces: what is kept
-- grading, rescoring: answers against labels, at smaller budgets and under other rewards
-- statistics, report, plots: the figures
+- grading: answers against labels, at smaller budgets and under other rewards
+- statistics, report: the figures, and plots of them
 """

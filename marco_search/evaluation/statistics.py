@@ -1,4 +1,5 @@
-"""The statistics of the reports: intervals, paired comparisons, ranking quality, Test@N, chrF.
+"""The statistics of the reports: intervals, paired comparisons, ranking quality, Test@N, chrF;
+and two revisions of a model on the same questions, paired question by question.
 
 `marco eval` works without the extra "eval", so none of these needs SciPy.
 """
@@ -7,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from marco_search.errors import InvalidSettings
 from marco_search.kinds.answers.normalization import text_key
 from marco_search.kinds.open_ended import similarity, trigrams
+
+if TYPE_CHECKING:
+    from marco_search.store.reads.revisions import Pair
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
@@ -207,3 +212,68 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     return round(value, 4) if isinstance(value, float) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """What one of the revisions made of the questions."""
+
+    n: int  #: questions with an expected answer
+    accuracy: float
+    low: float  #: 95 % Wilson interval
+    high: float
+    tokens: float  #: generated, mean of a question
+    confidence: float | None  #: mean of the best answers'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two revisions on the questions that both searched with one strategy.
+
+    `accuracy` is the new one's less the old one's, `tokens` the new one's share of the old one's.
+    """
+
+    strategy: str
+    questions: int
+    changed: int  #: questions with another best answer
+    old: Side
+    new: Side
+    accuracy: Paired | None  #: None: no answer was expected
+    tokens: Ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, rounded to what a reader needs."""
+        return dict(rounded(asdict(self)))
+
+
+def compare(pairs: Iterable[Pair]) -> list[Comparison]:
+    """A comparison for each strategy, by name."""
+    ordered = sorted(pairs, key=lambda pair: pair.strategy)
+    groups = groupby(ordered, key=lambda pair: pair.strategy)
+    return [_compared(strategy, list(group)) for strategy, group in groups]
+
+
+def _compared(strategy: str, pairs: Sequence[Pair]) -> Comparison:
+    labelled = [p for p in pairs if p.old_correct is not None and p.new_correct is not None]
+    old, new = [bool(p.old_correct) for p in labelled], [bool(p.new_correct) for p in labelled]
+    tokens = [p.old_tokens for p in pairs], [p.new_tokens for p in pairs]
+    return Comparison(
+        strategy=strategy,
+        questions=len(pairs),
+        changed=sum(pair.changed for pair in pairs),
+        old=_side(old, tokens[0], [pair.old_confidence for pair in pairs]),
+        new=_side(new, tokens[1], [pair.new_confidence for pair in pairs]),
+        accuracy=paired(new, old) if labelled else None,
+        tokens=ratio(tokens[1], tokens[0]),
+    )
+
+
+def _side(
+    right: Sequence[bool], tokens: Sequence[int], confidences: Sequence[float | None]
+) -> Side:
+    given = [value for value in confidences if value is not None]
+    return Side(
+        **accuracy(right),
+        tokens=float(np.mean(tokens)),
+        confidence=float(np.mean(given)) if given else None,
+    )

@@ -24,9 +24,8 @@ from typing import Any, get_args
 
 from marco_search import settings
 from marco_search.evaluation.data_sets import Problem
-from marco_search.evaluation.grading import Grader, Point, Stops, point
+from marco_search.evaluation.grading import Grader, Point, Stops, point, rescore
 from marco_search.evaluation.report import table
-from marco_search.evaluation.rescoring import rescore
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.statistics import accuracy, paired, points, rounded
 from marco_search.evaluation.traces import Trace

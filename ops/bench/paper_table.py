@@ -35,8 +35,7 @@ from marco_search import settings
 from marco_search.cli.evaluation_commands import progress_text
 from marco_search.evaluation.data_sets import Problem, from_row, load
 from marco_search.evaluation.grading import Grader, Point, Stops, difference, point
-from marco_search.evaluation.plots import accuracy_over_tokens, plot
-from marco_search.evaluation.report import require_few_failed
+from marco_search.evaluation.report import accuracy_over_tokens, plot, require_few_failed
 from marco_search.evaluation.run import Progress, Recipe, run
 from marco_search.evaluation.statistics import accuracy, points, ratio, rounded
 from marco_search.evaluation.traces import Trace, read

@@ -34,7 +34,7 @@ from pydantic import SecretStr
 from marco_search import pocket, settings
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader, Point, difference, point
-from marco_search.evaluation.plots import accuracy_over_tokens, plot
+from marco_search.evaluation.report import accuracy_over_tokens, plot
 from marco_search.evaluation.run import Progress, Recipe, run
 from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import read

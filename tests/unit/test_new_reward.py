@@ -13,7 +13,7 @@ import pytest
 
 from marco_search.engine import FinishedSearch, Journal, make_plan, run_search
 from marco_search.errors import InvalidJob, SearchError
-from marco_search.evaluation.rescoring import score
+from marco_search.evaluation.grading import score
 from marco_search.evaluation.traces import traced
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob

@@ -12,15 +12,18 @@ from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import (
+    VOTES,
     Grader,
     Stops,
     chosen,
     coverage,
     curve,
     cut,
+    leaf_shares,
+    rescore,
+    score,
 )
 from marco_search.evaluation.report import row
-from marco_search.evaluation.rescoring import VOTES, leaf_shares, rescore, score
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import Trace, TracedRollout, with_vote
 from marco_search.jobs import SearchOptions
