@@ -40,7 +40,7 @@ TARGETS = (
     ("bench-queue", "the queue beside plain Celery", "python -m ops.bench.queue"),
     ("test-faults", "500 jobs under a storm of faults", "python -m tests.faults.run"),
     ("fuzz", "feed every reader of outside input with odd input", "python -m tests.fuzz"),
-    ("audit", "look for known vulnerabilities in the locked packages", "python -m ops.audit"),
+    ("audit", "find known vulnerabilities in the locked packages", "python -m ops.checks audit"),
     ("paper-table", "measure all strategies: docs/results.md", "python -m ops.bench.paper_table"),
     ("finetune", "fine-tune a model; the words name a configuration", "python -m ops.finetune"),
     ("self-improve", "search, learn, search again", "python -m ops.finetune.self_improve"),

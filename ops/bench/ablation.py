@@ -10,7 +10,7 @@ variant is printed: accuracy, tokens and the paired difference to the base, with
 of the study's cuts. Then whole runs are rescored under other rewards and votes. docs/ablation.jsonl
 holds what was printed. Traces are kept under MARCO_HOME/evaluation; a second run goes on from them.
 
-The development split is made by ops.bench.splits: its questions are in no report.
+The development split is drawn by ops.pocket.samples: its questions are in no report.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
 from marco_search.search.rewards import EXTERNAL, REWARDS
-from ops.bench import splits
+from ops.pocket import samples
 from ops.pocket.problems import Language
 
 STUDIES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text())
@@ -43,8 +43,8 @@ WHOLE, WHOLE_ROLLOUTS, WHOLE_PROBLEMS = "whole", 12, 200
 
 def development_split(count: int) -> list[Problem]:
     """The first `count` problems of each language, in turn."""
-    drawn = (splits.draw(splits.DEVELOPMENT, "normal", x, count) for x in get_args(Language))
-    return splits.labelled(p for pair in zip(*drawn, strict=True) for p in pair)
+    drawn = (samples.draw(samples.DEVELOPMENT, "normal", x, count) for x in get_args(Language))
+    return samples.as_problems(p for pair in zip(*drawn, strict=True) for p in pair)
 
 
 def recipe(study: Mapping[str, Any], name: str) -> Recipe:

@@ -43,7 +43,8 @@ from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.config import configure
-from ops.bench import splits, text_jobs
+from ops.bench import text_jobs
+from ops.pocket import samples
 from ops.pocket.problems import Language
 
 HERE = Path(__file__).parent
@@ -67,7 +68,7 @@ MOST_FAILED = 0.01
 """Share of failed rollouts above which there is no report."""
 TEMPERATURES: dict[str, Any] = json.loads((HERE / "temperatures.json").read_text())
 """Run to temperature to accuracy at each budget on the development split; `--tune` writes it."""
-WORDS: list[tuple[splits.Kind, Language]] = [*product(get_args(splits.Kind), get_args(Language))]
+WORDS: list[tuple[samples.Kind, Language]] = [*product(get_args(samples.Kind), get_args(Language))]
 # Name in the report -> (run, how its answer is chosen: None as in the run).
 RIVALS: dict[str, tuple[str, str | None]] = {
     "adaptive": ("adaptive", None),
@@ -279,7 +280,7 @@ def study(name: str, seed: str, count: int) -> Study:
     if name == "real":
         return Study(name, "", real_sets(count), (200, 400))
     sets = {
-        f"{kind}-{language}": splits.labelled(splits.draw(seed, kind, language, count))
+        f"{kind}-{language}": samples.as_problems(samples.draw(seed, kind, language, count))
         for kind, language in WORDS
     }
     return Study(name, seed, sets, (250, 400, 800))
@@ -319,7 +320,7 @@ def tune(runtime: Runtime, count: int) -> None:
         "samples": (0.6, 0.8, 1.0),
         "cot-reflect": (0.4, 0.7, 1.0),
     }
-    dev = study("tuning", splits.DEVELOPMENT, count)
+    dev = study("tuning", samples.DEVELOPMENT, count)
     for name, heats in tried.items():
         for heat in heats:
             how = recipes()[name]
@@ -369,7 +370,7 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
     """The command line. `runtime` is used instead of the one that the settings name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--study", choices=("pocket", "second", "real"), default="pocket")
-    parser.add_argument("--seed", default=splits.DEVELOPMENT, help="of the splits")
+    parser.add_argument("--seed", default=samples.DEVELOPMENT, help="of the splits")
     parser.add_argument("--model", type=Path, help="folder or file; default: the settings'")
     parser.add_argument("--set", action="append", help="by default all of the study")
     parser.add_argument("--run", choices=[*recipes(), "texts"], action="append")

@@ -29,8 +29,7 @@ from marco_search.store.queue import jobs
 from ops.bench import peers
 from ops.bench.harness import WORKER, report, scratch_services
 from ops.bench.simulator import Counters, InstantRuntime, SimulatedServer, job, simulated_server
-from ops.sglang_cpu import parity
-from ops.sglang_cpu.server import VERSION, serving
+from ops.sglang_cpu import VERSION, parity, serving
 from worker.runner import Runner
 
 ROLLOUTS = 256  # of a search whose time per node is measured

@@ -32,7 +32,7 @@ from marco_search.store.seal import seals
 from marco_search.store.seal.verification import verify_all
 from ops.bench.harness import WORKER, percentile, report, scratch_services, seconds
 from ops.bench.simulator import InstantRuntime, job
-from ops.docs.sql_page import Question, read
+from ops.docs import Question, read
 from worker.runner import Runner
 
 SEARCHED, AT_ONCE = 40, 100

@@ -15,10 +15,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from marco_search.errors import InvalidDataSet, InvalidSettings, LocalServiceFailed
 from marco_search.learning import manifest
@@ -26,7 +28,6 @@ from marco_search.learning.samples import canonical
 from marco_search.runtime.embedded.files import fingerprint, open_files
 from ops import environment
 from ops.bootstrap import ROOT
-from ops.finetune import card
 from ops.finetune.config import Config
 
 LOCKS = [Path(ROOT, "ops", f"requirements-{name}.lock") for name in ("finetune", "torch")]
@@ -43,6 +44,7 @@ _ENVIRONMENT = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_METHODS = {"sft": "supervised fine-tuning", "dpo": "DPO (Rafailov et al. 2023)"}
 
 
 class TrainingStopped(LocalServiceFailed):
@@ -76,7 +78,7 @@ def finetune(config: Config, *, max_seconds: float | None = None, evaluate: str 
         (out / "report.json").write_text(json.dumps(trained | training, indent=1))
         part = out / "trained"
         (part / "marco_training.json").write_text(json.dumps(training, indent=1) + "\n")
-        (part / "README.md").write_text(card.text(config, training, manifests, trained, {}))
+        (part / "README.md").write_text(model_card(config, training, manifests, trained, {}))
         part.rename(named)
         (out / "trained.json").unlink()
         for name in ("checkpoints", "data", "held-out", "weights", "parent"):
@@ -87,7 +89,7 @@ def finetune(config: Config, *, max_seconds: float | None = None, evaluate: str 
         _evaluate(config, "after", model)
     trained = json.loads((out / "report.json").read_text())
     results = _results(config)
-    (model / "README.md").write_text(card.text(config, training, manifests, trained, results))
+    (model / "README.md").write_text(model_card(config, training, manifests, trained, results))
     return model
 
 
@@ -182,3 +184,47 @@ def _results(config: Config) -> dict[str, dict[str, Any]]:
 
 def _stem(when: str, name: str) -> str:
     return f"{when}-{name.replace(':', '-').replace('/', '-')}"
+
+
+def model_card(
+    config: Config,
+    training: Mapping[str, Any],
+    manifests: Sequence[Mapping[str, Any]],
+    trained: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """README.md of the model's folder: card.md.j2 filled in.
+
+    Args:
+        config: What was asked for.
+        training: The content of marco_training.json.
+        manifests: Of the data sets, in order.
+        trained: What train.py reports.
+        results: By set, {"before": report, "after": report} of `marco eval`; one may be missing.
+    """
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    made = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
+    made.filters["json"] = json.dumps
+    tools = {"methods": _METHODS, "accuracy": _accuracy, "difference": _difference}
+    return made.get_template("card.md.j2").render(
+        tools,
+        config=config,
+        training=training,
+        manifests=manifests,
+        trained=trained,
+        results=results,
+    )
+
+
+def _accuracy(report: Mapping[str, Any] | None) -> str:
+    if not report:
+        return "not measured"
+    (found,) = report["results"].values()
+    return f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}], n = {found['n']}"
+
+
+def _difference(report: Mapping[str, Any] | None) -> str:
+    if not report or not report.get("against"):
+        return "not measured"
+    found = report["against"]["accuracy"]
+    return f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

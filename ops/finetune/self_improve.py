@@ -43,13 +43,12 @@ from marco_search.runtime import open_runtime
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import recovery, scheduling
-from ops.bench import splits
 from ops.bench.harness import WORKER, scratch_services
 from ops.finetune.config import Config
 from ops.finetune.run import STOPPED, TrainingStopped, finetune
+from ops.pocket import samples
 from ops.pocket.problems import HELD_OUT_STARTS, Language, draw_problem
 from ops.pocket.problems import Problem as WordProblem
-from ops.pocket.samples import held_out_problems, is_held_out
 from producer import Producer
 from worker.runner import Runner
 from worker.shutdown import Shutdown
@@ -108,19 +107,19 @@ def training_problems(language: Language, count: int, seed: str) -> list[WordPro
     rng, found = Random(f"{seed}/train/{language}"), dict[str, WordProblem]()
     while len(found) < count:
         problem = draw_problem(rng, language)
-        if problem.start not in HELD_OUT_STARTS and not is_held_out(problem.question):
+        if problem.start not in HELD_OUT_STARTS and not samples.is_held_out(problem.question):
             found.setdefault(problem.question, problem)
     return list(found.values())
 
 
 def evaluated(seed: str, language: Language, count: int) -> list[Problem]:
     """Held-out problems, none of which a design was chosen or reported on."""
-    former = held_out_problems(
-        language, LOOKED_AT, f"{DESIGN}/{language}", without=splits.shipped()
-    ) + splits.draw(FIRST, "normal", language, LOOKED_AT + EVALUATED)
+    former = samples.held_out_problems(
+        language, LOOKED_AT, f"{DESIGN}/{language}", without=samples.shipped()
+    ) + samples.draw(FIRST, "normal", language, LOOKED_AT + EVALUATED)
     seen = {problem.question for problem in former}
-    drawn = splits.draw(seed, "normal", language, count + len(former))
-    return splits.labelled([p for p in drawn if p.question not in seen][:count])
+    drawn = samples.draw(seed, "normal", language, count + len(former))
+    return samples.as_problems([p for p in drawn if p.question not in seen][:count])
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from marco_search.pocket import held_out
-from ops.pocket.problems import TEXTS
-from ops.pocket.solutions import REFLECTION
+from ops.pocket.problems import REFLECTION, TEXTS
 from ops.pocket.tokenizer import END_OF_TURN, token_id, user_prompt
 
 NEW_TOKENS, TOP = 32, 5

@@ -1,19 +1,42 @@
-"""Draws training samples in the right mix and keeps the held-out ones out."""
+"""Draws training samples in the right mix and keeps the held-out ones out.
+
+For the development and the report of a search it draws word problems that nothing has used before:
+held out from training, in no shipped set, and, unless the seed is that of the development split,
+not in that either.
+"""
 
 from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, get_args
 
-from ops.pocket.problems import HELD_OUT_STARTS, Language, Problem, draw_arithmetic, draw_problem
-from ops.pocket.solutions import Segment, solve, solve_with_reflection, turn
+from marco_search import pocket
+from marco_search.evaluation import data_sets
+from ops.pocket.problems import (
+    HELD_OUT_STARTS,
+    Language,
+    Problem,
+    Segment,
+    draw_arithmetic,
+    draw_problem,
+    solve,
+    solve_with_reflection,
+    turn,
+)
 from ops.pocket.texts import PROMPT_WEIGHTS, PROMPTS, Phrase, draw_open_ended, phrases
 
 # Chances of each kind; they add up to 1.
 MIX = {"problem": 0.68, "reflection": 0.12, "arithmetic": 0.10, "translation": 0.06, "open": 0.04}
+Kind = Literal["normal", "hard"]
+DEVELOPMENT, DEVELOPMENT_PROBLEMS = "dev11", 400
+"""Seed of the development split and its size, a language and kind."""
+# Of the development split before it, and how many problems of it were looked at.
+_FORMER: dict[Language, int] = {"en": 71_001, "zh": 71_002}
+_FORMER_PROBLEMS = 600
 
 
 @dataclass(frozen=True)
@@ -99,3 +122,36 @@ def _draw(rng: random.Random) -> Sample:
         reflect = kind == "reflection"
     segments = solve_with_reflection(problem, rng) if reflect else solve(problem, rng)
     return Sample(kind, problem.question, tuple(segments), problem.start)
+
+
+def draw(seed: str, kind: Kind, language: Language, count: int) -> list[Problem]:
+    """The first `count` problems of a split; a larger count goes on from a smaller one.
+
+    Raises ValueError for more of the development split than other splits keep clear of.
+    """
+    if seed == DEVELOPMENT and count > DEVELOPMENT_PROBLEMS:
+        raise ValueError(f"the development split has {DEVELOPMENT_PROBLEMS} problems")
+    used = shipped() if seed == DEVELOPMENT else shipped() | used_in_development(language)
+    name, hard = f"{seed}/{kind}/{language}", kind == "hard"
+    return held_out_problems(language, count, name, hard=hard, without=used)
+
+
+@cache
+def shipped() -> frozenset[str]:
+    """The questions of all shipped sets."""
+    return frozenset(row["question"] for n in pocket.HELD_OUT_SETS for row in pocket.held_out(n))
+
+
+@cache
+def used_in_development(language: Language) -> frozenset[str]:
+    """All questions that were looked at while the search was being designed."""
+    problems = held_out_problems(language, _FORMER_PROBLEMS, _FORMER[language])
+    for kind in get_args(Kind):
+        problems += draw(DEVELOPMENT, kind, language, DEVELOPMENT_PROBLEMS)
+    return frozenset(problem.question for problem in problems)
+
+
+def as_problems(problems: Iterable[Problem]) -> list[data_sets.Problem]:
+    """These problems as an evaluation takes them."""
+    rows = ({"question": p.question, "answer": p.answer} for p in problems)
+    return [data_sets.from_row(row, "a split") for row in rows]

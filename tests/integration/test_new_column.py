@@ -42,7 +42,7 @@ from marco_search.export.tables import TABLES
 from marco_search.migrations import derived
 from marco_search.search.tree import Node
 from marco_search.store.trail import packing
-from ops.docs.sql_page import PAGE, updated
+from ops.docs import PAGE, updated
 
 node = Node(
     node_id=1, parent_id=0, depth=1, round=1, action="step", text="x", tokens=(), confidences=(),

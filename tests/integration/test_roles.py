@@ -21,7 +21,7 @@ from marco_search.store.queue import tenants
 from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import partitions
-from ops.docs.sql_page import Question, read
+from ops.docs import Question, read
 from tests.databases import scratch_database
 from tests.integration.audited import Audited
 from tests.integration.logins import Login, as_user, logins

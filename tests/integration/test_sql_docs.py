@@ -21,7 +21,7 @@ from marco_search.search.tree import Node, Rollout
 from marco_search.store.reads import queries
 from marco_search.store.reads.reader_sql import run_query, with_values
 from marco_search.store.trail import trail
-from ops.docs.sql_page import PAGE, read, updated
+from ops.docs import PAGE, read, updated
 from tests.integration.audited import Audited
 
 QUESTIONS = {question.number: question for question in read()}

@@ -25,8 +25,7 @@ from marco_search.search.branches import (
     ReflectionPlacement,
 )
 from ops.bench.runtime import PROMPTS, cached_share, failed, search
-from ops.sglang_cpu import parity
-from ops.sglang_cpu.server import VERSION
+from ops.sglang_cpu import VERSION, parity
 from producer import Producer
 from tests.integration.toys import wait_until
 

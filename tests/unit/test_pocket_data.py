@@ -14,13 +14,16 @@ from marco_search.pocket import HELD_OUT_SETS, MODEL_DIR, held_out
 from ops.pocket import export
 from ops.pocket.problems import (
     HELD_OUT_STARTS,
+    JUMP_CHANCE,
     MAX_VALUE,
+    REFLECTION,
     Language,
+    attempt,
     draw_arithmetic,
     draw_problem,
+    pieces,
 )
 from ops.pocket.samples import MIX, Sample, draw_sample, is_held_out
-from ops.pocket.solutions import JUMP_CHANCE, REFLECTION, attempt, pieces
 from ops.pocket.texts import HOBBIES, PROMPTS, phrases
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")

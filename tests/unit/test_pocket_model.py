@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from marco_search.pocket import MODEL_DIR
+from ops.pocket.problems import REFLECTION
 from ops.pocket.samples import draw_sample
-from ops.pocket.solutions import REFLECTION
 from ops.pocket.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, TAGS, user_prompt
 
 MEGABYTE = 1_000_000

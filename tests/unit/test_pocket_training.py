@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from ops.pocket.problems import Segment
 from ops.pocket.samples import Sample
-from ops.pocket.solutions import Segment
 from ops.pocket.tokenizer import build_tokenizer, user_prompt
 from ops.pocket.train import batches, encode_sample
 

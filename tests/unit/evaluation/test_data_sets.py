@@ -12,7 +12,7 @@ from marco_search import pocket
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import MGSM_LANGUAGES, load
 from marco_search.kinds import ReasoningJob, TranslationJob
-from ops.bench import splits
+from ops.pocket import samples
 from ops.pocket.samples import held_out_problems, is_held_out
 
 
@@ -82,15 +82,15 @@ def test_error_of_an_unknown_set_lists_the_known_ones() -> None:
 
 @pytest.mark.parametrize("kind", ["normal", "hard"])
 def test_a_split_shares_no_question_with_training_the_shipped_sets_or_development(
-    kind: splits.Kind,
+    kind: samples.Kind,
 ) -> None:
     shipped = {r["question"] for name in pocket.HELD_OUT_SETS for r in pocket.held_out(name)}
-    problems = splits.draw(splits.DEVELOPMENT, kind, "en", 30)
+    problems = samples.draw(samples.DEVELOPMENT, kind, "en", 30)
     assert len({p.question for p in problems} - shipped) == 30
     assert all(is_held_out(p.question) for p in problems)
     assert kind == "normal" or all(p.is_hard and len(p.events) in (5, 6) for p in problems)
     used = {p.question for p in problems[:10]}
-    name, hard = f"{splits.DEVELOPMENT}/{kind}/en", kind == "hard"
+    name, hard = f"{samples.DEVELOPMENT}/{kind}/en", kind == "hard"
     assert held_out_problems("en", 20, name, hard=hard, without=used) == problems[10:30]
 
 
