@@ -92,7 +92,7 @@ def _value(text: str) -> Any:
     """A value as TOML has it; what is none is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # of tomllib, also for numbers and nesting
         return text.strip()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import (
@@ -144,14 +144,32 @@ def flaw(text: str, limit: int) -> str | None:
     """
     if len(text) > limit:
         return f"too long: {len(text):,} characters, at most {limit:,} are allowed"
-    if "\x00" in text:
-        return f"holds a NUL character at position {text.index(chr(0))}; remove it"
-    lone = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-    if lone is not None:
-        return _SURROGATE.format(f" at position {lone}")
+    if problem := unstorable(text):
+        return problem
     if not any(unicodedata.category(c)[0] not in "ZC" for c in text):
         return "empty or blank; give some text"
     return None
+
+
+def unstorable(text: str) -> str | None:
+    """Why Postgres can't store `text` (NUL, lone surrogate); None if it can."""
+    if "\x00" in text:
+        return f"holds a NUL character at position {text.index(chr(0))}; remove it"
+    lone = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+    return None if lone is None else _SURROGATE.format(f" at position {lone}")
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value, names included."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            left += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            left += one
 
 
 def decode_utf8(data: bytes, field: str) -> str:

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from marco_search.errors import InvalidJob, InvalidProfile, SearchError
-from marco_search.jobs.validation import Described, Input, hint, one_of
+from marco_search.jobs.validation import Described, Input, hint, one_of, texts, unstorable
 from marco_search.search.branches import MARCO_O1, TurnFormat
 from marco_search.search.config import AUTO, DEFAULT_STRATEGY, STRATEGIES, SearchConfig
 
@@ -118,6 +118,13 @@ class Profile(Input):
     )
     measured_on: str = Field(default="", description="What its values come from")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _storable(cls, value: object) -> object:
+        if problem := next(filter(None, map(unstorable, texts(value))), None):
+            raise ValueError(problem)
+        return value
+
     @field_validator("models", "examples", "stops", "answer_starts", mode="before")
     @classmethod
     def _lists(cls, value: object) -> object:
@@ -192,10 +199,10 @@ def parse(text: str, source: str) -> Profile:
     """The profile in a TOML text. Raises InvalidProfile naming `source` and the field."""
     try:
         return _made(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidProfile(f"{source}: not valid TOML: {error}") from None
     except InvalidProfile as error:
         raise InvalidProfile(f"{source}: {error}") from None
+    except (ValueError, RecursionError) as error:  # of tomllib, also for numbers and nesting
+        raise InvalidProfile(f"{source}: not valid TOML: {error}") from None
 
 
 def _made(data: dict[str, Any]) -> Profile:

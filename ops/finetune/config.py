@@ -104,5 +104,5 @@ def parse_value(text: str) -> Any:
     """The value of KEY=VALUE: as TOML has it, or else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # of tomllib, also for numbers and nesting
         return text
