@@ -337,24 +337,33 @@ def tune(runtime: Runtime, count: int) -> None:
             (HERE / "temperatures.json").write_text(text)
 
 
-def write_report(studies: Sequence[Study], docs: Path) -> list[Path]:
-    """Write results.md, results.json and the plot. Incomplete runs are left out and named."""
-    docs.mkdir(parents=True, exist_ok=True)
-    main_study = studies[0]
+def reported(one: Study) -> dict[str, Any]:
+    """What the report has of a study."""
+    data = one.to_json()
+    data["n"] = max(map(len, one.sets.values()))
+    data["cheaper"] = {tree: one.cheaper(tree) for tree in MATCHES}
     fields = ("text", "reached", "measured")
-    found: dict[str, Any] = {"seed": main_study.seed, "search_seed": SEED}
-    found |= {"temperatures": {name: temperature(name)["temperature"] for name in TEMPERATURES}}
-    found["studies"] = {}
-    for one in studies:
-        data = one.to_json()
-        data["n"] = max(map(len, one.sets.values()))
-        data["cheaper"] = {tree: one.cheaper(tree) for tree in MATCHES}
-        data["goals"] = [dict(zip(fields, g, strict=True)) for g in goals(data, data["cheaper"])]
-        found["studies"][one.name] = data
-    # The main study's figures come first, where a reader looks for them.
-    found = found["studies"].pop(main_study.name) | found
-    found["texts"] = text_jobs.results(main_study.kept, found["n"])
+    data["goals"] = [dict(zip(fields, g, strict=True)) for g in goals(data, data["cheaper"])]
+    return data
+
+
+def write_report(studies: Sequence[Study], docs: Path) -> list[Path]:
+    """Write results.md, results.json and the plot.
+
+    A study of which there are no traces here stays as it was reported. Incomplete runs are left
+    out and named.
+    """
+    docs.mkdir(parents=True, exist_ok=True)
     data_file, page = docs / "results.json", docs / "results.md"
+    found: dict[str, Any] = json.loads(data_file.read_text()) if data_file.exists() else {}
+    main_study, *others = studies
+    if main_study.traces or not found:
+        # The main study's figures come first, where a reader looks for them.
+        found = reported(main_study) | {"studies": found.get("studies", {})}
+        found |= {"seed": main_study.seed, "search_seed": SEED}
+        found["temperatures"] = {name: temperature(name)["temperature"] for name in TEMPERATURES}
+        found["texts"] = text_jobs.results(main_study.kept, found["n"])
+    found["studies"] |= {one.name: reported(one) for one in others if one.traces}
     data_file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     loader = jinja2.FileSystemLoader(HERE)
     template = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
@@ -400,8 +409,7 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
                     make(text_jobs.recipe(name, SEED), problems, opened, one.file(kind, name))
     if not asked.no_report:
         counts = PROBLEMS | {asked.study: count}
-        main_study, *others = (study(name, asked.seed, n) for name, n in counts.items())
-        studies = [main_study, *(s for s in others if s.traces)]
+        studies = [study(name, asked.seed, n) for name, n in counts.items()]
         print(*write_report(studies, asked.docs), sep="\n")
 
 

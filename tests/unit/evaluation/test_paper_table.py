@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def test_the_report_has_every_strategy_and_pair_at_each_budget(folder: Path) -> 
     for part in ("### 400 tokens", "Goals", "Translation", "Open-ended", "stopped early", "failed"):
         assert part in text
     assert (docs / "plots" / "accuracy-over-tokens.svg").exists()
+    shutil.rmtree(folder / "home")
+    paper("--report", "--docs", str(docs))  # of what was run elsewhere
+    assert json.loads((docs / "results.json").read_text()) == data
+    assert (docs / "results.md").read_text() == text
 
 
 def test_parts_are_made_apart_and_the_report_names_what_is_missing(folder: Path) -> None:
