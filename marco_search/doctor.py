@@ -30,8 +30,18 @@ from marco_search.settings import (
     without_password,
     worker_refusal,
 )
-from marco_search.store import address, failures
 from marco_search.store.db import OLDEST_POSTGRES, SCHEMA_REVISION, Conn, check_schema, reads_tables
+from marco_search.store.postgres import (
+    ENCODING,
+    FULL,
+    READ_ONLY,
+    advice,
+    conninfo,
+    hosts,
+    parameters,
+    shown,
+    words,
+)
 from marco_search.store.queue import tenants
 from marco_search.store.reads import queries
 from marco_search.text import redacted
@@ -156,9 +166,9 @@ def _is_idle(settings: Settings, url: object) -> bool:
 
 
 def _connected(url: str, **changes: str) -> Conn:
-    known = address.conninfo(url, "marco doctor")
-    conninfo = make_conninfo(known, connect_timeout=_ANSWER_S, **changes)
-    return psycopg.connect(conninfo, autocommit=True)
+    known = conninfo(url, "marco doctor")
+    given = make_conninfo(known, connect_timeout=_ANSWER_S, **changes)
+    return psycopg.connect(given, autocommit=True)
 
 
 def postgres(settings: Settings) -> Finding:
@@ -166,7 +176,7 @@ def postgres(settings: Settings) -> Finding:
     if _is_idle(settings, settings.database_url):
         return Finding("postgres", True, _IDLE)
     url = database_url(settings)
-    detail = address.shown(url)
+    detail = shown(url)
     try:
         with _connected(url) as conn:
             troubles = _troubles(conn)
@@ -174,14 +184,14 @@ def postgres(settings: Settings) -> Finding:
             pooled = own != (conn.info.backend_pid,)
             version = conn.info.server_version
     except psycopg.Error as error:
-        fix = failures.advice(error) or "see the server's log"
+        fix = advice(error) or "see the server's log"
         fix = _RESTART if settings.database_url is None else fix
-        return Finding("postgres", False, f"{detail}: {failures.words(error)}", fix)
+        return Finding("postgres", False, f"{detail}: {words(error)}", fix)
     detail = f"{version // 10_000}.{version % 10_000} at {detail}"
     if pooled:
         detail += ", through a pooler: waiting for results polls every two seconds"
-    hosts = address.hosts(address.parameters(url))
-    for host, port in hosts if len(hosts) > 1 else []:
+    several = hosts(parameters(url))
+    for host, port in several if len(several) > 1 else []:
         try:
             _connected(url, host=host, port=port, target_session_attrs="any").close()
         except psycopg.Error:
@@ -203,9 +213,9 @@ def _troubles(conn: Conn) -> dict[str, str]:
     seen = (
         (conn.info.server_version // 10_000 < OLDEST_POSTGRES, "too old",
          f"use Postgres {OLDEST_POSTGRES} or later"),
-        (encoding != "UTF8", f"the database's encoding is {encoding}", failures.ENCODING),
-        (read_only, "read-only", failures.READ_ONLY),
-        (taken > 0.9 * most, f"{taken} of {most} connections are taken", failures.FULL),
+        (encoding != "UTF8", f"the database's encoding is {encoding}", ENCODING),
+        (read_only, "read-only", READ_ONLY),
+        (taken > 0.9 * most, f"{taken} of {most} connections are taken", FULL),
     )  # fmt: skip
     return {trouble: fix for is_so, trouble, fix in seen if is_so}
 
@@ -223,7 +233,7 @@ def _in_database(look: Callable[[Conn, Settings], Finding]) -> Callable[[Setting
                 conn.execute("SET LOCAL statement_timeout = '12s'")
                 return look(conn, settings)
         except psycopg.Error as error:
-            return Finding(name, name != "schema", f"not checked: {failures.words(error)}")
+            return Finding(name, name != "schema", f"not checked: {words(error)}")
         except SchemaMismatch as error:
             detail, _, fix = str(error).partition(": ")
             return Finding(name, name != "schema", detail, fix)

@@ -29,9 +29,9 @@ from sqlalchemy.pool import NullPool
 from marco_search import settings
 from marco_search.errors import DatabaseUnavailable, MarcoError, RightsMissing, SchemaMismatch
 from marco_search.migrations import derived
-from marco_search.store import address
+from marco_search.store import postgres
 from marco_search.store.db import OLDEST_POSTGRES, not_migrated, unavailable
-from marco_search.store.failures import ENCODING, words
+from marco_search.store.postgres import ENCODING, words
 
 _WHO = "let DATABASE_URL name a member of the owner's role, or a superuser"
 _LIMITS = """
@@ -147,7 +147,7 @@ def connected(url: str) -> Iterator[Connection]:
 
     Raises InvalidSettings for an address that can't be read, DatabaseUnavailable.
     """
-    conninfo = address.conninfo(url, "marco migrate")
+    conninfo = postgres.conninfo(url, "marco migrate")
 
     def connect() -> Any:
         # Prepared statements would outlive the transaction: a pooler gives them to others.
@@ -175,15 +175,15 @@ def _refusal(error: psycopg.Error, url: str) -> MarcoError | None:
             f"nothing was changed, {words(error)} ({detail}): drop what was added to the database"
         )
     if isinstance(error, errors.LockNotAvailable):
-        return DatabaseUnavailable(f"{address.shown(url)}: {_in_use(url)}")
+        return DatabaseUnavailable(f"{postgres.shown(url)}: {_in_use(url)}")
     if isinstance(error, psycopg.OperationalError | errors.ReadOnlySqlTransaction):
-        return unavailable(address.shown(url), error)
+        return unavailable(postgres.shown(url), error)
     return None
 
 
 def _in_use(url: str) -> str:
     """Who works with the tables and views at the moment."""
-    with psycopg.connect(address.conninfo(url, "marco migrate")) as conn:
+    with psycopg.connect(postgres.conninfo(url, "marco migrate")) as conn:
         rows = conn.execute(
             "SELECT DISTINCT usename || ' (pid ' || pid || ')' FROM pg_locks"
             " JOIN pg_stat_activity USING (pid) JOIN pg_class AS c ON c.oid = relation"

@@ -79,7 +79,7 @@ def migrate() -> None:
     """
     from marco_search.local import local_services
     from marco_search.migrations import current, upgrade
-    from marco_search.migrations.logins import make_logins
+    from marco_search.store.roles import make_logins
 
     settings = settings_module.load()
     with ExitStack() as stack:

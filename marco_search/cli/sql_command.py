@@ -31,7 +31,7 @@ from marco_search.cli.session import session
 from marco_search.errors import LocalServiceFailed, MarcoError
 from marco_search.locations import database_url
 from marco_search.render.layout import one_line
-from marco_search.store import address
+from marco_search.store import postgres
 from marco_search.store.reads.reader_sql import JsonText, run_query, with_values
 from marco_search.text import counted
 
@@ -245,7 +245,7 @@ def psql(print_url: bool, arguments: tuple[str, ...]) -> None:
         if print_url:
             output.report({"url": url}, url)
             return
-        given = address.parameters(address.conninfo(url, "marco psql"))
+        given = postgres.parameters(postgres.conninfo(url, "marco psql"))
         environment = os.environ | {"PGPASSWORD": given.pop("password", "")}
         given.pop("sslpassword", None)  # psql asks for it
         program = [_psql(), "-d", make_conninfo(**given), *arguments]

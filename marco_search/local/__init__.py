@@ -1,6 +1,5 @@
 """Postgres and Redis for a machine that has neither: started, supervised and stopped here."""
 
-from marco_search.local.account import purge
 from marco_search.local.control import (
     ServiceUrls,
     down,
@@ -9,5 +8,6 @@ from marco_search.local.control import (
     read_urls,
     up,
 )
+from marco_search.local.programs import purge
 
 __all__ = ["ServiceUrls", "down", "is_running", "local_services", "purge", "read_urls", "up"]

@@ -21,7 +21,7 @@ import psycopg
 import redis
 
 from marco_search.errors import LocalServiceFailed
-from marco_search.local.account import Account
+from marco_search.local.programs import Account
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: not between fork and exec

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from marco_search.errors import LocalServiceFailed, MarcoError
 from marco_search.local import control, programs
-from marco_search.local.account import data_folder, server_account
 from marco_search.local.control import ServiceUrls
+from marco_search.local.programs import data_folder, server_account
 from marco_search.local.servers import Postgres, Redis, Server
 
 _STOP_S = 20.0  # then a server is killed; its data survives that

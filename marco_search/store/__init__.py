@@ -1,6 +1,6 @@
 """What Postgres holds: jobs and their leases, the append-only trail, and how both are read.
 
-- db, address, failures: pooled connections with deadlines, and what their errors mean
+- db, postgres: pooled connections with deadlines, addresses, and what errors mean
 - queue: submit, claim, lease, recover; trail: rounds in, rounds out; reads: what a reader sees
 - seal: chain, anchors, archives and verification; views, roles: the public SQL, and who sees what
 

@@ -33,8 +33,8 @@ from marco_search.errors import (
     RightsMissing,
     SchemaMismatch,
 )
-from marco_search.store import address
-from marco_search.store.failures import advice, words
+from marco_search.store import postgres
+from marco_search.store.postgres import advice, words
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
 _BASE, *_, SCHEMA_REVISION = sorted(file.name[1:5] for file in _MIGRATIONS.glob("v*.py"))
@@ -103,8 +103,8 @@ class Database:
         `read_only`: every transaction is, whatever is run in it.
         Raises InvalidSettings if `url` is no Postgres URL.
         """
-        self._conninfo = address.conninfo(url, application, writes=not read_only)
-        self.shown = address.shown(url)
+        self._conninfo = postgres.conninfo(url, application, writes=not read_only)
+        self.shown = postgres.shown(url)
         self._connections = connections
         self._read_only = read_only
         self._settings = _SETTINGS | (_READ_ONLY if read_only else {})

@@ -37,7 +37,7 @@ from marco_search.runtime.servers import openai_answers as openai
 from marco_search.scorers.exchange import NoScore
 from marco_search.scorers.reward_model import RewardModel
 from marco_search.scorers.verifier import verdict
-from marco_search.store import address
+from marco_search.store import postgres
 from marco_search.store.db import Database
 from marco_search.store.seal import archives
 from producer import AsyncProducer
@@ -147,7 +147,7 @@ def _settings(data: bytes) -> None:
         finally:
             settings.load.cache_clear()
     if found.database_url:
-        address.hosts(address.parameters(found.database_url.get_secret_value()))
+        postgres.hosts(postgres.parameters(found.database_url.get_secret_value()))
     if found.redis_url:
         broker.parse_address(found.redis_url.get_secret_value())
 

@@ -17,10 +17,10 @@ from marco_search import migrations
 from marco_search import settings as settings_module
 from marco_search.errors import RightsMissing
 from marco_search.local import ServiceUrls
-from marco_search.migrations.logins import make_logins
 from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.reads import job_record
+from marco_search.store.roles import make_logins
 from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import partitions
 from tests.integration.logins import as_user

@@ -23,8 +23,8 @@ import redis
 from marco_search import locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable, LocalServiceFailed
 from marco_search.local import ServiceUrls, down, is_running, local_services, purge, read_urls, up
-from marco_search.local.account import Account, data_folder, server_account
 from marco_search.local.control import SOCKET_NAME, URLS_NAME
+from marco_search.local.programs import Account, data_folder, server_account
 from marco_search.local.servers import Postgres
 from marco_search.settings import Settings
 from tests import embedded

@@ -7,7 +7,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from marco_search.errors import InvalidSettings
 from marco_search.settings import Settings
-from marco_search.store import address
+from marco_search.store import postgres
 from marco_search.store.db import Database
 
 
@@ -40,7 +40,7 @@ from marco_search.store.db import Database
 def test_an_address_that_is_no_good_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(InvalidSettings, match="DATABASE_URL") as refused:
         Database(url, application="test")
-    told = str(refused.value) + address.shown(url)
+    told = str(refused.value) + postgres.shown(url)
     assert not any(secret in told for secret in ("hush", "hu@", "99999999"))
     assert refused.value.__cause__ is None
 
@@ -59,16 +59,16 @@ def test_an_address_that_is_no_good_is_refused_and_not_repeated(url: str) -> Non
     ],
 )
 def test_a_password_is_shown_in_no_form(url: str, shown: str) -> None:
-    assert address.shown(url) == shown
+    assert postgres.shown(url) == shown
 
 
 def test_of_several_hosts_one_that_takes_writes_is_wanted() -> None:
     wanted = "target_session_attrs"
     several = "postgresql://h1,h2/db"
-    assert conninfo_to_dict(address.conninfo(several, "t"))[wanted] == "read-write"
-    assert wanted not in conninfo_to_dict(address.conninfo(several, "t", writes=False))
-    assert wanted not in conninfo_to_dict(address.conninfo("postgresql://h1/db", "t"))
-    given = conninfo_to_dict(address.conninfo(f"{several}?{wanted}=standby", "t"))
+    assert conninfo_to_dict(postgres.conninfo(several, "t"))[wanted] == "read-write"
+    assert wanted not in conninfo_to_dict(postgres.conninfo(several, "t", writes=False))
+    assert wanted not in conninfo_to_dict(postgres.conninfo("postgresql://h1/db", "t"))
+    given = conninfo_to_dict(postgres.conninfo(f"{several}?{wanted}=standby", "t"))
     assert given[wanted] == "standby"
 
 
@@ -84,9 +84,9 @@ def test_a_line_break_at_the_end_of_an_address_is_no_part_of_it(
 
 
 def test_a_machine_that_vanished_is_noticed_unless_the_address_says_otherwise() -> None:
-    given = conninfo_to_dict(address.conninfo("postgresql://h/db", "test"))
+    given = conninfo_to_dict(postgres.conninfo("postgresql://h/db", "test"))
     assert (given["tcp_user_timeout"], given["keepalives_idle"]) == ("8000", "5")
     own = "postgresql://h,i/db?keepalives_idle=60&tcp_user_timeout=0"
-    given = conninfo_to_dict(address.conninfo(own, "test"))
+    given = conninfo_to_dict(postgres.conninfo(own, "test"))
     assert (given["tcp_user_timeout"], given["keepalives_idle"]) == ("0", "60")
     assert given["keepalives_count"] == "3"
