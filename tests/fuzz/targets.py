@@ -21,22 +21,20 @@ from unittest import mock
 import httpx
 
 from marco_search import broker, profiles, settings
+from marco_search.api import create_app
 from marco_search.api.access import Service
-from marco_search.api.app import create_app
 from marco_search.audit import anchors
 from marco_search.cli.job_input import read_lines
 from marco_search.errors import MarcoError
 from marco_search.evaluation import data_sets, traces
 from marco_search.export import archive
-from marco_search.export.files import digest
+from marco_search.export.tables import digest
 from marco_search.jobs import payload_hash
 from marco_search.kinds import KINDS, job_from_json_line
 from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.reply import Completion, read_completion
 from marco_search.runtime.servers import openai_answers as openai
-from marco_search.scorers.exchange import NoScore
-from marco_search.scorers.reward_model import RewardModel
-from marco_search.scorers.verifier import verdict
+from marco_search.scorers import NoScore, RewardModel, verdict
 from marco_search.store import postgres
 from marco_search.store.db import Database
 from marco_search.store.seal import archives

@@ -22,9 +22,15 @@ from marco_search.errors import InvalidJob, InvalidSettings
 from marco_search.jobs import JobResult, SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.replay import replay
-from marco_search.scorers.exchange import NoScore, Output
-from marco_search.scorers.reward_model import RewardModel, steps_of
-from marco_search.scorers.verifier import MOST_OUTPUT, run, verdict
+from marco_search.scorers import (
+    MOST_OUTPUT,
+    NoScore,
+    Output,
+    RewardModel,
+    run_command,
+    steps_of,
+    verdict,
+)
 from tests.integration.toys import wait_until
 from tests.toy import ToyRuntime
 
@@ -355,18 +361,18 @@ def within(seconds: float = 30.0) -> float:
 
 def test_a_command_gets_nothing_of_ours_but_its_input(env: Callable[..., None]) -> None:
     env(reward_api_key="a-secret-of-ours")
-    found = run(python("import os; print(sorted(os.environ))"), b"", within())
+    found = run_command(python("import os; print(sorted(os.environ))"), b"", within())
     assert b"PATH" in found
     assert b"MARCO" not in found
     assert b"DATABASE_URL" not in found
     # More than a pipe holds, to one that does not read it.
-    assert run(python("print('accept')"), b"x" * 2**20, within()) == b"accept\n"
+    assert run_command(python("print('accept')"), b"x" * 2**20, within()) == b"accept\n"
 
 
 def test_a_command_ends_at_its_limit_with_its_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     with pytest.raises(NoScore, match="in time"):
-        run(["sh", "-c", f"sleep 1000 & echo $$ $! >{pids}; wait"], b"", within(3.0))
+        run_command(["sh", "-c", f"sleep 1000 & echo $$ $! >{pids}; wait"], b"", within(3.0))
     for pid in map(int, pids.read_text().split()):
         wait_until(lambda pid=pid: not running(pid), "the process is gone")  # type: ignore[misc]
 
@@ -378,7 +384,7 @@ def test_a_child_that_is_left_behind_is_not_waited_for(tmp_path: Path) -> None:
         f"open({str(pids)!r}, 'w').write(str(subprocess.Popen(['sleep', '1000']).pid));"
         "print('accept')"
     )
-    assert run(python(code), b"", within()) == b"accept\n"
+    assert run_command(python(code), b"", within()) == b"accept\n"
     wait_until(lambda: not running(int(pids.read_text())), "the child is gone")
 
 
@@ -392,10 +398,10 @@ def running(pid: int) -> bool:
 
 def test_a_command_that_writes_too_much() -> None:
     with pytest.raises(NoScore, match="more than 64 KiB"):
-        run(["yes"], b"", within())
+        run_command(["yes"], b"", within())
     much = python(f"import sys; sys.stdout.write('x' * {MOST_OUTPUT + 1})")
     with pytest.raises(NoScore, match="more than 64 KiB"):
-        run(much, b"", within())
+        run_command(much, b"", within())
     assert len(
-        run(python(f"import sys; sys.stdout.write('x' * {MOST_OUTPUT})"), b"", within())
+        run_command(python(f"import sys; sys.stdout.write('x' * {MOST_OUTPUT})"), b"", within())
     ) == (MOST_OUTPUT)
