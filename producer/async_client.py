@@ -17,7 +17,7 @@ from marco_search.settings import Settings
 from marco_search.store.reads.queries import JobStatus
 from producer.client import Producer
 from producer.handles import JobId, job_uuids
-from producer.listener import POLL_S, Pending
+from producer.waits import POLL_S, Pending
 
 P = ParamSpec("P")
 R = TypeVar("R")

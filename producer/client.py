@@ -31,7 +31,7 @@ from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.queue.states import DEAD_LETTER, JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
-from producer import standstill, uploads
+from producer import uploads
 from producer.handles import (
     Everyone,
     JobId,
@@ -41,7 +41,7 @@ from producer.handles import (
     job_uuids,
     require,
 )
-from producer.listener import POLL_S, Listener, Pending
+from producer.waits import POLL_S, Listener, Pending, Watch, reasons
 
 log = logging.getLogger(__name__)
 
@@ -336,7 +336,7 @@ class Producer:
         """What a wait waits for, and what it reads each time."""
         ids = job_uuids(jobs)
         self.states(ids)
-        pending, watch = Pending(ids, timeout_s, self._poll_s), standstill.Watch()
+        pending, watch = Pending(ids, timeout_s, self._poll_s), Watch()
 
         def read() -> list[JobResult]:
             ended = self.ended(pending.to_read)
@@ -352,7 +352,7 @@ class Producer:
     ) -> tuple[Pending, Callable[[], list[list[JobStatus]]]]:
         ids = job_uuids(jobs)
         pending, found = Pending(ids, timeout_s, every_s), dict[UUID, JobStatus]()
-        watch = standstill.Watch()
+        watch = Watch()
 
         def read() -> list[list[JobStatus]]:
             with pending.seldom(), self._database.transaction() as conn:
@@ -375,7 +375,7 @@ class Producer:
         """
         ids = None if jobs is None else job_uuids(jobs)
         waiting = self._call(queries.unfinished, self._tenant, ids, batch_id)
-        return standstill.reasons(waiting, self._settings)
+        return reasons(waiting, self._settings)
 
     def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:
         """The results of those of the jobs that have ended, in any order; others are left out."""

@@ -109,7 +109,7 @@ def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
 
     Exits with 7 if a job did not succeed. Raises WaitTimeout.
     """
-    from producer.standstill import Watch
+    from producer.waits import Watch
 
     until = None if timeout is None else time.monotonic() + timeout
     said, watch = dict[str, int](), Watch()

@@ -67,8 +67,8 @@ def serve(host: str, port: int) -> None:
     prints it; others refuse all requests. It speaks plain HTTP: put a proxy with TLS before it on
     a network that you do not trust.
     """
+    from marco_search.api import create_app
     from marco_search.api.access import Service
-    from marco_search.api.app import create_app
     from marco_search.http_server import LOOPBACK
     from marco_search.http_server import serve as serve_http
     from producer import AsyncProducer
@@ -113,7 +113,7 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
     from marco_search.console.reader import Reader
     from marco_search.http_server import LOOPBACK, serve
     from marco_search.store.db import Database
-    from producer.standstill import workers
+    from producer.waits import workers
 
     with session(needs_redis=False) as here:
         given = here.settings.console_token

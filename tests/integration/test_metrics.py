@@ -25,7 +25,7 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.reads.exporter import MOST_TENANTS, OTHERS, Exporter
 from producer import Producer
-from producer.standstill import workers
+from producer.waits import workers
 from tests.integration.toy_worker import DEADLY
 from tests.integration.toys import (
     environment,

@@ -10,7 +10,7 @@ from marco_search.errors import JobNotFound, WaitTimeout
 from marco_search.store.queue.jobs import JobHandle, new_job_id
 from marco_search.store.queue.states import JobState
 from producer.handles import job_uuid, job_uuids
-from producer.listener import Pending
+from producer.waits import Pending
 
 
 def test_a_job_is_named_by_handle_uuid_or_text() -> None:

@@ -1,4 +1,6 @@
-"""Waiting for jobs to end: one connection listens for all waits of a producer.
+"""Waiting for jobs to end, and why some do not go on.
+
+One connection listens for all waits of a producer.
 
 Postgres notifies with the commit that ends a job. Notifications are lost while the connection is
 down, so every wait also reads all its jobs after a reconnect, and every two seconds.
@@ -8,16 +10,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
 from uuid import UUID
 
 import psycopg
 
+from marco_search.broker import parse_address, present
 from marco_search.errors import MarcoError, WaitTimeout
+from marco_search.locations import redis_url
+from marco_search.settings import Settings
 from marco_search.store.db import Database, is_pooled
 from marco_search.store.queue.states import CHANNEL
+from marco_search.store.reads.queries import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,8 @@ _WAKE_S = 0.25  # how long closing may take; no query is made
 _CHECK_S = 5.0  # after this much silence: whether the server is still there
 _RECONNECT_S = 1.0
 _POLLING = "no notifications of finished jobs, polling every few seconds"
+_LOOK_S = 1.5  # between looks for why nothing goes on
+_ANSWER_S = 2.0  # that Redis has
 
 
 class Listener:
@@ -160,3 +168,60 @@ class Pending:
             self._poll_at = self._clock() + self._poll_s
         else:
             self.to_read = [job_id for job_id in ended if job_id in self.ids]
+
+
+def reasons(waiting: Unfinished, settings: Settings) -> dict[str, str]:
+    """A sentence by each reason why these jobs do not go on: "paused", "no_model", "no_worker"."""
+    found = {}
+    if waiting.pause:
+        found["paused"] = (
+            f"paused: {waiting.pause:,} queued; `marco pause --list` says what is paused, "
+            "`marco resume` resumes it"
+        )
+    if waiting.model:
+        found["no_model"] = (
+            f"{waiting.model:,} begun on a model that no worker has: `marco status` says which"
+        )
+    if waiting.worker and workers(settings) == []:
+        found["no_worker"] = "no worker answers: run `marco worker`"
+    return found
+
+
+def workers(settings: Settings) -> list[str] | None:
+    """The workers that announced themselves lately; None: not known, a reader may have no Redis."""
+    from redis.exceptions import RedisError
+
+    try:
+        address = parse_address(redis_url(settings))
+        options = {"socket_timeout": _ANSWER_S, "socket_connect_timeout": _ANSWER_S, "retry": None}
+        with address.client(**options) as client:
+            return present(client, settings.queue)
+    except (MarcoError, RedisError):
+        return None
+
+
+class Watch:
+    """Logs each reason once as a warning when two looks in a row have found it.
+
+    One look is not enough: a worker may be starting, or Redis.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._look_at = clock() + _LOOK_S
+        self._seen: Mapping[str, str] = {}
+        self._said: set[str] = set()
+
+    def look(self, find: Callable[[], Mapping[str, str]]) -> None:
+        """Find the reasons why what is waited for does not go on, if it is time to."""
+        began = self._clock()
+        if began < self._look_at:
+            return
+        found = find()
+        for reason, sentence in found.items():
+            if reason in self._seen and reason not in self._said:
+                self._said.add(reason)
+                log.warning("%s", sentence)
+        self._seen = found
+        now = self._clock()
+        self._look_at = now + max(_LOOK_S, 3 * (now - began))
