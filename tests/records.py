@@ -18,7 +18,6 @@ from marco_search.search.branches import TOP_K
 from marco_search.search.config import SearchConfig
 from marco_search.search.mcts import Search
 from marco_search.store.queue.batches import Batch
-from marco_search.store.reads.datasets import DataSet
 from marco_search.store.reads.job_record import (
     AttemptRow,
     EventRow,
@@ -26,6 +25,7 @@ from marco_search.store.reads.job_record import (
     NodeTokens,
     TreeRow,
 )
+from marco_search.store.reads.lineage import DataSet
 from marco_search.store.reads.queries import JobFilter, JobPage, JobStatus, Totals
 from tests.toy import PROMPT, ToyRuntime, answer_of
 

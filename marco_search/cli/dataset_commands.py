@@ -122,10 +122,10 @@ def from_traces(
 @options.tenants
 def list_data_sets() -> None:
     """List the data sets that were made from stored trees, newest first."""
-    from marco_search.store.reads import datasets
+    from marco_search.store.reads import lineage
 
     with session(needs_redis=False) as here, here.database.transaction() as conn:
-        found = datasets.data_sets(conn, here.tenant)
+        found = lineage.data_sets(conn, here.tenant)
     none = "No data sets: `marco dataset from-traces` makes one."
     output.report_table({"datasets": found}, _COLUMNS, found, none)
 

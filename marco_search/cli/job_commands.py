@@ -271,7 +271,7 @@ def show(
         (job_id,) = here.find([job])
         if file_format is not None:
             from marco_search.console.reader import Reader
-            from marco_search.console.report import render
+            from marco_search.console.rendering import render
 
             reader = Reader(here.database)
             text = render(reader, job_id, file_format, limit=nodes, depth=depth)

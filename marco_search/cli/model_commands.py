@@ -152,12 +152,12 @@ def compare(old: str, new: str, changed: int) -> None:
     """
     from marco_search.cli.session import session
     from marco_search.evaluation import statistics
-    from marco_search.store.reads import revisions
+    from marco_search.store.reads import lineage
 
     with session(needs_redis=False) as opened, opened.database.transaction() as conn:
-        known = revisions.revisions(conn)
-        sides = [revisions.named(known, word) for word in (old, new)]
-        pairs = revisions.pairs(conn, *sides, tenant=opened.tenant)
+        known = lineage.revisions(conn)
+        sides = [lineage.named_revision(known, word) for word in (old, new)]
+        pairs = lineage.pairs(conn, *sides, tenant=opened.tenant)
     if not pairs:
         raise QueryRefused("the two revisions have no question in common")
     found, other = statistics.compare(pairs), [pair for pair in pairs if pair.changed][:changed]

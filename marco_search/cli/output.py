@@ -25,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 
 from marco_search.cli.options import JSON
-from marco_search.export.files import write_lines
 from marco_search.render.layout import cut
 from marco_search.text import escaped
 
@@ -93,6 +92,8 @@ def print_or_write(file: Path | None, lines: Iterable[dict[str, Any]]) -> None:
 
 def write_json_lines(file: Path, lines: Iterable[Any]) -> int:
     """Write JSON Lines to a file that appears whole or not at all; how many."""
+    from marco_search.export.tables import write_lines  # loads what most commands do not need
+
     return write_lines(file, map(_json, lines))
 
 

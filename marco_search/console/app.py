@@ -32,8 +32,7 @@ from starlette.types import ASGIApp
 from marco_search.audit.findings import JobReport
 from marco_search.console.access import HEALTH, LARGEST_FORM, Access, Guard, login_routes
 from marco_search.console.reader import Cache, Reader
-from marco_search.console.rendering import STATIC, csv_lines, page, tree_rows
-from marco_search.console.report import html_file
+from marco_search.console.rendering import STATIC, csv_lines, html_file, page, tree_rows
 from marco_search.errors import InputError, JobNotFound, MarcoError, QueryRefused
 from marco_search.kinds import KINDS
 from marco_search.render.document import cards, document

@@ -18,10 +18,10 @@ from marco_search.evaluation.statistics import Comparison, compare
 from marco_search.render.document import tokens_json, vocabulary_json
 from marco_search.store.db import Conn, Database, reads_tables
 from marco_search.store.queue.batches import Batch
-from marco_search.store.reads import datasets, job_record, queries, revisions
-from marco_search.store.reads.datasets import DataSet, SamplePage
+from marco_search.store.reads import job_record, lineage, queries
 from marco_search.store.reads.exporter import Exporter
 from marco_search.store.reads.job_record import JobRecord, NodeTokens
+from marco_search.store.reads.lineage import DataSet, Pair, Revision, SamplePage
 from marco_search.store.reads.queries import (
     JobFilter,
     JobPage,
@@ -30,7 +30,6 @@ from marco_search.store.reads.queries import (
     Totals,
     WorkerProcess,
 )
-from marco_search.store.reads.revisions import Pair, Revision
 from marco_search.store.seal import verification
 
 P = ParamSpec("P")
@@ -126,11 +125,11 @@ class Reader:
     def models(self, old: str = "", new: str = "") -> Models:
         """Revisions; those named (see `revisions.named`) compared. Raises QueryRefused."""
         with self._database.transaction() as conn:
-            known = revisions.revisions(conn)
+            known = lineage.revisions(conn)
             if not (old and new):
                 return Models(revisions=known)
-            sides = revisions.named(known, old), revisions.named(known, new)
-            pairs = revisions.pairs(conn, *sides)
+            sides = lineage.named_revision(known, old), lineage.named_revision(known, new)
+            pairs = lineage.pairs(conn, *sides)
         return Models(
             revisions=known,
             old=sides[0],
@@ -143,15 +142,15 @@ class Reader:
         self, *, offset: int = 0, limit: int = 50, job_id: UUID | None = None
     ) -> list[DataSet]:
         """Data sets, or those that have samples of a job, the latest first."""
-        return self._read(datasets.data_sets, offset=offset, limit=limit, job_id=job_id)
+        return self._read(lineage.data_sets, offset=offset, limit=limit, job_id=job_id)
 
     def samples(self, word: str, after: str, before: str | None) -> SamplePage:
         """Samples of the data set of this name. Raises FileNotFound."""
         with self._database.transaction() as conn:
-            found = datasets.named(conn, word)
+            found = lineage.named(conn, word)
             if found is None:
                 raise FileNotFound(f"no data set {word} is in the database")
-            return datasets.sample_page(conn, found, after=after, before=before)
+            return lineage.sample_page(conn, found, after=after, before=before)
 
     def record(self, job_id: UUID) -> JobRecord:
         """All about a job but its tokens. Raises JobNotFound."""

@@ -20,7 +20,7 @@ from marco_search.kinds.answers.normalization import text_key
 from marco_search.kinds.open_ended import similarity, trigrams
 
 if TYPE_CHECKING:
-    from marco_search.store.reads.revisions import Pair
+    from marco_search.store.reads.lineage import Pair
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""

@@ -31,8 +31,7 @@ from marco_search.audit.formats import COMMITS, FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Kinds, Rows
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
-from marco_search.export.files import digest, whole, write_parquet
-from marco_search.export.tables import stream
+from marco_search.export.tables import digest, stream, whole, write_parquet
 from marco_search.store.db import Conn
 from marco_search.store.seal import archives, redactions, verification
 from marco_search.store.seal.archives import Month

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from marco_search.errors import InvalidDataSet, InvalidJob
-from marco_search.export.files import digest
+from marco_search.export.tables import digest
 from marco_search.jobs.validation import another_format, decode_utf8
 from marco_search.learning import manifest
 from marco_search.learning.filters import Rule, first_reason, parameters

@@ -24,7 +24,7 @@ from psycopg.types.json import Jsonb
 
 from marco_search import __version__
 from marco_search.errors import InputError, InvalidDataSet
-from marco_search.export.files import digest
+from marco_search.export.tables import digest
 from marco_search.learning.samples import canonical
 from marco_search.store.db import Conn, insert
 

@@ -16,7 +16,7 @@ from marco_search.learning import manifest
 from marco_search.learning.build import pair
 from marco_search.learning.traces import Reader, Rules, Tree, sample, stored_jobs
 from marco_search.store.db import Conn, reads_tables
-from marco_search.store.reads.datasets import DataSet, data_sets
+from marco_search.store.reads.lineage import DataSet, data_sets
 from marco_search.store.seal.verification import check_jobs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from marco_search.console.report import render
+from marco_search.console.rendering import render
 from marco_search.store.reads.job_record import Fork
 from tests.browser.conftest import Running, until
 from tests.records import HOSTILE, job_id, record_of, search_of, times, tokens_of

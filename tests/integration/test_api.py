@@ -21,8 +21,8 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from marco_search.api import create_app
 from marco_search.api.access import Service
-from marco_search.api.app import create_app
 from marco_search.http_server import bound
 from marco_search.local import ServiceUrls
 from marco_search.store import api_keys

@@ -202,7 +202,7 @@ def test_tampering_with_an_archive_is_found(
     result = CliRunner().invoke(verify, ["--archive", str(month)])
     assert (result.exit_code, "node.parquet" in result.output) == (9, True)
     # Its list brought into line, the row is named; and the chain does not know the list.
-    from marco_search.export.files import digest
+    from marco_search.export.tables import digest
 
     manifest = json.loads((month / "manifest.json").read_text())
     manifest["files"]["node.parquet"]["sha256"] = digest(month / "node.parquet")

@@ -25,8 +25,7 @@ from starlette.testclient import TestClient
 from marco_search.console.access import Access
 from marco_search.console.app import create_app
 from marco_search.console.reader import Reader
-from marco_search.console.rendering import page
-from marco_search.console.report import render
+from marco_search.console.rendering import page, render
 from marco_search.errors import JobNotFound
 from marco_search.learning.manifest import Source, register
 from marco_search.store.db import Database

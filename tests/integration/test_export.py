@@ -114,7 +114,7 @@ def test_a_failed_export_leaves_the_old_file_and_no_other(
     def fail(*given: Any) -> Any:
         raise OSError("disk full")
 
-    monkeypatch.setattr("marco_search.export.files._json_value", fail)
+    monkeypatch.setattr("marco_search.export.tables._json_value", fail)
     assert isinstance(
         CliRunner().invoke(export, [str(tmp_path), "--table", "nodes"]).exception, OSError
     )

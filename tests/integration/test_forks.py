@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 
 from marco_search.cli.solve_commands import drawn_nodes
 from marco_search.console.reader import Reader
-from marco_search.console.report import render
+from marco_search.console.rendering import render
 from marco_search.engine import search_job
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob

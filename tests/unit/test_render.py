@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from marco_search.cli.tree_text import draw_tree
-from marco_search.console.rendering import tree_rows
-from marco_search.console.report import html_file
+from marco_search.console.rendering import html_file, tree_rows
 from marco_search.render.document import document, vocabulary_json
 from marco_search.render.drawings import dot, mermaid, svg
 from marco_search.render.layout import children_of, places, told_apart, visible_nodes
