@@ -206,15 +206,14 @@ class Watch:
     One look is not enough: a worker may be starting, or Redis.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._look_at = clock() + _LOOK_S
+    def __init__(self) -> None:
+        self._look_at = time.monotonic() + _LOOK_S
         self._seen: Mapping[str, str] = {}
         self._said: set[str] = set()
 
     def look(self, find: Callable[[], Mapping[str, str]]) -> None:
         """Find the reasons why what is waited for does not go on, if it is time to."""
-        began = self._clock()
+        began = time.monotonic()
         if began < self._look_at:
             return
         found = find()
@@ -223,5 +222,5 @@ class Watch:
                 self._said.add(reason)
                 log.warning("%s", sentence)
         self._seen = found
-        now = self._clock()
+        now = time.monotonic()
         self._look_at = now + max(_LOOK_S, 3 * (now - began))

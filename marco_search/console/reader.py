@@ -36,6 +36,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _AT_ONCE = 1000  # jobs read at once for a download
+_FRESH_S = 1.0
+_MOST_KEPT = 64  # answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +185,8 @@ class Cache:
     the others get what is there (or nothing, and keep what they show). Shared by threads.
     """
 
-    def __init__(
-        self,
-        *,
-        every_s: float = 1.0,
-        most: int = 64,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`most`: answers kept."""
-        self._every_s, self._most, self._clock = every_s, most, clock
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = Lock()
         self._found: OrderedDict[Hashable, tuple[float, object]] = OrderedDict()
         self._last_refresh = float("-inf")
@@ -201,7 +196,7 @@ class Cache:
         with self._lock:
             now = self._clock()
             at, value = self._found.get(key, (float("-inf"), None))
-            if now - at < self._every_s or (refresh and now - self._last_refresh < self._every_s):
+            if now - at < _FRESH_S or (refresh and now - self._last_refresh < _FRESH_S):
                 return cast("T | None", value)
             if refresh:
                 self._last_refresh = now
@@ -209,6 +204,6 @@ class Cache:
         with self._lock:
             self._found[key] = self._clock(), fresh
             self._found.move_to_end(key)
-            while len(self._found) > self._most:
+            while len(self._found) > _MOST_KEPT:
                 self._found.popitem(last=False)
         return fresh
