@@ -20,7 +20,7 @@ from marco_search.evaluation.traces import Trace
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
-from ops.pocket.texts import OPEN_ENDED, acceptable_gifts, adds_up_to
+from ops.pocket.samples import OPEN_ENDED, acceptable_gifts, adds_up_to
 
 KINDS = ("translation", "open-ended")
 RUNS = ("cot", "tree")

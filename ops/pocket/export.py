@@ -12,8 +12,7 @@ from typing import Any
 
 from marco_search.pocket import MODEL_DIR, held_out
 from ops.pocket.problems import Language
-from ops.pocket.samples import held_out_phrases, held_out_problems, is_held_out
-from ops.pocket.texts import OPEN_ENDED, PROMPTS
+from ops.pocket.samples import OPEN_ENDED, PROMPTS, held_out_phrases, held_out_problems, is_held_out
 
 HELD_OUT_COUNT, RANGE_COUNT = 500, 250
 SEEDS: dict[Language, tuple[int, int]] = {"en": (101, 103), "zh": (102, 104)}

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ops.pocket.samples import draw_sample
-from ops.pocket.texts import phrases
+from ops.pocket.samples import draw_sample, phrases
 
 VOCABULARY = 1024
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

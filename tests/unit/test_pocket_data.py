@@ -23,8 +23,7 @@ from ops.pocket.problems import (
     draw_problem,
     pieces,
 )
-from ops.pocket.samples import MIX, Sample, draw_sample, is_held_out
-from ops.pocket.texts import HOBBIES, PROMPTS, phrases
+from ops.pocket.samples import HOBBIES, MIX, PROMPTS, Sample, draw_sample, is_held_out, phrases
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
