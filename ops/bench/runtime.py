@@ -29,7 +29,7 @@ from marco_search.store.queue import jobs
 from ops.bench import peers
 from ops.bench.harness import WORKER, report, scratch_services
 from ops.bench.simulator import Counters, InstantRuntime, SimulatedServer, job, simulated_server
-from ops.sglang_cpu import VERSION, parity, serving
+from ops.sglang_cpu import VERSION, compare, prompts, serving
 from worker.runner import Runner
 
 ROLLOUTS = 256  # of a search whose time per node is measured
@@ -279,7 +279,7 @@ def real_server() -> dict[str, Any]:
             closing(open_engine("embedded", MARCO_MODEL=MODEL_DIR)) as embedded,
             closing(open_engine(url, MARCO_MODEL=MODEL_DIR)) as server,
         ):
-            found = parity.compare(embedded, server, parity.prompts(embedded, PROMPTS), TOKENS)
+            found = compare(embedded, server, prompts(embedded, PROMPTS), TOKENS)
             rollouts = search(server, "step", 32).rollouts
     except LocalServiceFailed as error:
         nothing = dict.fromkeys(("cached_prompt_share", "parity_max_logprob_delta"))

@@ -25,7 +25,7 @@ from marco_search.search.branches import (
     ReflectionPlacement,
 )
 from ops.bench.runtime import PROMPTS, cached_share, failed, search
-from ops.sglang_cpu import VERSION, parity
+from ops.sglang_cpu import VERSION, compare, prompts
 from producer import Producer
 from tests.integration.toys import wait_until
 
@@ -58,7 +58,7 @@ def test_greedy_tokens_log_probs_and_confidences_are_those_of_the_embedded_engin
     both: Both,
 ) -> None:
     embedded, real = both
-    found = parity.compare(embedded, real, parity.prompts(embedded, PROMPTS), 64)
+    found = compare(embedded, real, prompts(embedded, PROMPTS), 64)
     assert found.errors == ()
     assert found.same_tokens == found.prompts == PROMPTS
     assert found.logprob_delta < 1e-3
@@ -67,7 +67,7 @@ def test_greedy_tokens_log_probs_and_confidences_are_those_of_the_embedded_engin
 
 def test_a_fork_goes_on_from_the_tokens_that_are_kept(both: Both) -> None:
     """Also where the text would be tokenised otherwise: here a token for each character."""
-    prompt, text = parity.prompts(both[0], 2)[0], "We begin with what is known. "
+    prompt, text = prompts(both[0], 2)[0], "We begin with what is known. "
     one = both[0].backend.model.tokenizer.encode  # type: ignore[attr-defined]
     ids = tuple(int(i) for character in text for i in one(character))
     assert len(ids) > len(one(text))
@@ -81,7 +81,7 @@ def test_a_fork_goes_on_from_the_tokens_that_are_kept(both: Both) -> None:
 
 
 def test_children_of_a_fork_find_their_prefix_in_the_cache(both: Both) -> None:
-    prefix = parity.prompts(both[0], 2)[0] + "We begin with what is known. "
+    prefix = prompts(both[0], 2)[0] + "We begin with what is known. "
     branches = both[1].branch([fork(prefix, 6)])
     for branch in branches:
         assert branch.finish is not Finish.FAILED, branch.error
@@ -95,14 +95,14 @@ def test_nearly_all_prompt_tokens_of_a_search_come_from_the_cache(both: Both) ->
 
 
 def test_a_seed_gives_the_same_branch_again_and_another_seed_another(both: Both) -> None:
-    prefix = parity.prompts(both[0], 4)[1]
+    prefix = prompts(both[0], 4)[1]
     once, again = texts(both[1].branch([fork(prefix, 4)])), texts(both[1].branch([fork(prefix, 4)]))
     assert once == again
     assert len(set(once)) > 1
 
 
 def test_reflection_runs_on_the_real_server(both: Both) -> None:
-    prefix = parity.prompts(both[0], 4)[0]
+    prefix = prompts(both[0], 4)[0]
     branches = both[1].branch(
         [fork(prefix, 2, reflect=ReflectionPlacement.AT_END, max_new_tokens=300)]
     )
@@ -115,7 +115,7 @@ def test_a_prompt_that_does_not_fit_is_reported(both: Both) -> None:
 
 
 def test_aborted_branches_end_on_the_server_as_well(both: Both, server: str) -> None:
-    prefix = parity.prompts(both[0], 6)[2]
+    prefix = prompts(both[0], 6)[2]
     found: list[Branch] = []
     expansion = fork(prefix, 4, max_new_tokens=900)
     thread = threading.Thread(target=lambda: found.extend(both[1].branch([expansion] * 16)))
