@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 # A session that stalls with the lock is ended after 5 s, between two statements or within one.
 # The second limit counts from its last setting.
-_LOCK = """
-    SET LOCAL idle_in_transaction_session_timeout = '5s'; SET LOCAL transaction_timeout = 0;
-    LOCK TABLE public.chain_lock IN SHARE ROW EXCLUSIVE MODE;
-    SET LOCAL transaction_timeout = {}
-"""
+_LOCK = (
+    "SET LOCAL idle_in_transaction_session_timeout = '5s'",
+    "SET LOCAL transaction_timeout = 0",
+    "LOCK TABLE public.chain_lock IN SHARE ROW EXCLUSIVE MODE",
+    "SET LOCAL transaction_timeout = {}",
+)
 _LONGEST_MS = 5000
 _A_LINK_MS, _ROWS_A_MS = 5, 100  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
@@ -75,12 +76,13 @@ def _seal(conn: Conn, job_ids: Iterable[UUID], as_kind: LinkKind) -> list[Link]:
         {f"{kind}s": list(proof.hashes[kind]) for kind in KEYED} | {"hashes": proof.packed()}
         for _, proof in proofs
     ]
-    links = append(conn, entries, also_rows=sum(len(proof.leaves) for _, proof in proofs))
-    insert(
-        conn,
-        "proofs",
-        [{"seq": link.seq} | row for link, row in zip(links, kept, strict=True)],
-    )
+    with conn.pipeline():
+        links = append(conn, entries, also_rows=sum(len(proof.leaves) for _, proof in proofs))
+        insert(
+            conn,
+            "proofs",
+            [{"seq": link.seq} | row for link, row in zip(links, kept, strict=True)],
+        )
     return links
 
 
@@ -97,7 +99,8 @@ def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[
     `also_rows`: how many hashed rows the transaction will write keys of.
     """
     longest = _LONGEST_MS + _A_LINK_MS * len(entries) + also_rows // _ROWS_A_MS
-    conn.execute(SQL(_LOCK).format(longest))
+    for step in _LOCK:
+        conn.execute(SQL(step).format(longest))
     # A statement of its own: it must see what the lock's last holder committed.
     with conn.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(
