@@ -101,7 +101,7 @@ class Runner:
         runtime = self._ready_runtime()
         if runtime is None or self._shutdown.seconds_left is not None:
             return
-        with self._database.transaction() as conn:
+        with self._database.transaction() as conn, conn.pipeline():
             claim = self._claim(conn, runtime)
             begun = claim and self._begin(conn, claim, runtime)
         if claim and begun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from uuid import UUID
 
 from marco_search.store.db import Database
@@ -107,3 +108,30 @@ def test_a_job_that_waits_for_its_back_off_delays_no_other(database: Database) -
     assert claim is not None
     assert claim.job_id == second
     assert take(database) is None
+
+
+def test_claims_planned_for_few_jobs_read_no_whole_table_when_there_are_many(
+    database: Database,
+) -> None:
+    submit(database, 10)
+    with database.transaction() as conn:
+        conn.execute("ANALYZE jobs")
+    with closing(database.connect()) as conn:
+        planned = "SELECT custom_plans, generic_plans FROM pg_prepared_statements"
+        scans = (
+            "SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot(),"
+            " (SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'jobs')"
+        )
+        for _ in range(10):
+            with conn.transaction():
+                assert leases.claim_next(conn, WORKER, lease_s=60) is not None
+        submit(database, 1000)
+        conn.execute(scans)
+        before = conn.execute(scans).fetchone()
+        for _ in range(10):
+            with conn.transaction():
+                assert leases.claim_next(conn, WORKER, lease_s=60) is not None
+        conn.execute(scans)
+        assert conn.execute(scans).fetchone() == before
+        kinds = conn.execute(f"{planned} WHERE statement LIKE '%RECURSIVE%'").fetchall()
+        assert [custom for custom, _ in kinds] == [0]

@@ -102,6 +102,12 @@ _ENDING = SQL("""id = coalesce(
     (SELECT id FROM jobs WHERE cancel_requested_at IS NOT NULL AND state = 'queued'
         AND rounds > 0 LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 )""")
+# Planned once a session: planning takes longer than claiming. And along the indexes, however few
+# jobs there are then: the same plan must do when there are many.
+_PLANS = (
+    "SELECT set_config('plan_cache_mode', 'force_generic_plan', true),"
+    " set_config('enable_seqscan', 'off', true)"
+)
 _TRIES = 5  # while others claim the same rows at the same moment
 
 
@@ -112,6 +118,7 @@ def claim_next(
 
     None if none is due.
     """
+    conn.execute(_PLANS)
     for _ in range(_TRIES):
         tenants = scheduling.order(conn, begun_on)
         for tenant, begun in tenants:
