@@ -203,9 +203,8 @@ class Database:
         conn.commit()
 
     def _check(self, conn: _Connection) -> None:
-        """Raises if a kept connection is broken; else notes which schema it leads to."""
+        """Begin a transaction and note which schema it sees; raises if the connection is broken."""
         conn.answer_s = _CHECK_S
-        conn.autocommit = True
         try:
             if self._views_only:
                 conn.execute("SELECT")
@@ -216,8 +215,6 @@ class Database:
                 self._pool.drain()
             raise
         finally:
-            if not conn.closed:
-                conn.autocommit = False
             conn.answer_s = ANSWER_S
 
     @contextmanager

@@ -49,8 +49,7 @@ def verify_job(database: Database, job_id: UUID) -> JobReport:
     The chain as a whole is `verify_all`'s. Raises JobNotFound if neither tables nor chain
     know the job.
     """
-    with database.transaction() as conn:
-        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with database.snapshot() as conn:
         for report in _check(conn, rows.of_jobs([job_id]), [job_id]):
             return report
     raise JobNotFound(f"no job {job_id}")
