@@ -33,20 +33,29 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
     totals = {"nodes": len(kept.nodes), "rollouts": len(kept.rollouts)}
     totals |= {name: sum(getattr(r, name) for r in kept.rollouts) for name in _SUMS}
     attempt = {"job_id": lease.job_id, "generation": lease.generation}
+    detail = Jsonb({"round": kept.number} | totals)
     # Locks the row: until this transaction ends, nobody else can claim the job.
     row = conn.execute(
         """
-        UPDATE jobs SET rounds = %(round)s, seconds = %(seconds)s, nodes = nodes + %(nodes)s,
-            rollouts = rollouts + %(rollouts)s,
-            generated_tokens = generated_tokens + %(generated_tokens)s,
-            prompt_tokens = prompt_tokens + %(prompt_tokens)s,
-            cached_tokens = cached_tokens + %(cached_tokens)s,
-            lease_expires_at = now() + make_interval(secs => %(lease_s)s)
-        WHERE id = %(job_id)s AND lease_generation = %(generation)s AND state = 'running'
-            AND rounds = %(round)s - 1
-        RETURNING cancel_requested_at IS NOT NULL, row_security_active('nodes')
+        WITH changed AS (
+            UPDATE jobs SET rounds = %(round)s, seconds = %(seconds)s, nodes = nodes + %(nodes)s,
+                rollouts = rollouts + %(rollouts)s,
+                generated_tokens = generated_tokens + %(generated_tokens)s,
+                prompt_tokens = prompt_tokens + %(prompt_tokens)s,
+                cached_tokens = cached_tokens + %(cached_tokens)s,
+                lease_expires_at = now() + make_interval(secs => %(lease_s)s)
+            WHERE id = %(job_id)s AND lease_generation = %(generation)s AND state = 'running'
+                AND rounds = %(round)s - 1
+            RETURNING cancel_requested_at
+        ), logged AS (
+            INSERT INTO audit_log (job_id, generation, event, detail)
+            SELECT %(job_id)s, %(generation)s, 'round', %(detail)s FROM changed
+        )
+        SELECT cancel_requested_at IS NOT NULL, row_security_active('nodes') FROM changed
         """,
-        attempt | totals | {"round": kept.number, "seconds": seconds, "lease_s": lease.seconds},
+        attempt
+        | totals
+        | {"round": kept.number, "seconds": seconds, "lease_s": lease.seconds, "detail": detail},
     ).fetchone()
     if row is None:
         return _kept_already(conn, lease, kept.number)
@@ -60,8 +69,6 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
             known = attempt | {"path": list(rollout.path), "scores": scores}
             names = packing.ROLLOUT_COLUMNS
             copy.write_row([known[k] if k in known else getattr(rollout, k) for k in names])
-    detail = Jsonb({"round": kept.number} | totals)
-    insert(conn, "audit_log", [attempt | {"event": "round", "detail": detail}])
     return bool(row[0])
 
 
