@@ -57,7 +57,7 @@ def token_confidence(logprob: float, top_logprobs: Sequence[float]) -> float:
     """
     if not top_logprobs:
         raise ValueError("a confidence needs the log-probabilities of the best candidates")
-    total = sum(exp(p) for p in top_logprobs)
+    total = sum(map(exp, top_logprobs))
     if total <= 0.0:
         return 0.0
     return min(1.0, exp(logprob) / total)
