@@ -136,10 +136,10 @@ def unknown_names(environment: Mapping[str, str]) -> list[str]:
 
 def _home(settings: Settings) -> Finding:
     home = settings.home.absolute()
-    existing = _existing(home)
-    if not os.access(existing, os.W_OK | os.X_OK):
+    existing = home if home.is_symlink() else _existing(home)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         fix = "set MARCO_HOME to a folder that you can write to"
-        return Finding("home", False, f"{existing} is not writable", fix)
+        return Finding("home", False, f"{existing} is not a folder, or not writable", fix)
     read_urls(home)  # raises when it is another user's
     return Finding("home", True, str(home))
 

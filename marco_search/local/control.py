@@ -11,8 +11,10 @@ their URLs once they answer, and hangs up when the user leaves: on the last one,
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,11 +26,13 @@ from pathlib import Path
 
 from marco_search.errors import LocalServiceFailed
 
-URLS_NAME, SOCKET_NAME = "services.json", "supervisor.sock"
+URLS_NAME, SOCKET_NAME, LOCK_NAME = "services.json", "supervisor.sock", "supervisor.lock"
 NEED, KEEP, STOP = b"need", b"keep", b"stop"  # what users, `up` and `down` tell the supervisor
 WORD_BYTES = 4
+TICK_S = 0.25
 _START_S = 180.0  # crash recovery of a large database takes its time
 _STOP_S = 60.0  # two servers at 20 s each before they are killed
+_LEAST_SPACE = 2**25  # bytes: what Postgres needs to start
 _ROOT = Path(__file__).resolve().parents[2]
 # Supervisors that this process started, to be reaped when they end: where nothing else does it
 # (process 1 of a container), they would stay as zombies.
@@ -73,12 +77,15 @@ def up(
 
 def down(home: Path) -> bool:
     """Stop the services under `home`. False when nothing ran. Raises LocalServiceFailed."""
-    supervisor = _connected(home)
-    if supervisor is None:
-        return False
+    while (supervisor := _connected(home)) is None:
+        if not (home / LOCK_NAME).exists():
+            return False
+        if (lock := acquired_lock(home)) is not None:  # what a killed supervisor left is gone
+            os.close(lock)
+            return False
     with contextlib.suppress(ConnectionError):
         supervisor.sendall(STOP)
-    _leave(supervisor)
+    _leave(home, supervisor)
     return True
 
 
@@ -101,8 +108,8 @@ def read_urls(home: Path) -> ServiceUrls | None:
     file = home / URLS_NAME
     try:
         return ServiceUrls(**json.loads(file.read_text()))
-    except PermissionError:
-        raise another_users(file) from None
+    except PermissionError as error:
+        raise unusable(file, error) from None
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
 
@@ -118,10 +125,8 @@ def write_urls(home: Path, urls: ServiceUrls) -> None:
 
 def is_running(home: Path) -> bool:
     """Whether the services under `home` run, or are being started."""
-    supervisor = _connected(home)
-    if supervisor is not None:
-        supervisor.close()
-    return supervisor is not None
+    with _connected(home) or contextlib.nullcontext() as supervisor:
+        return supervisor is not None
 
 
 @contextlib.contextmanager
@@ -134,37 +139,60 @@ def socket_address(home: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def another_users(file: Path) -> LocalServiceFailed:
-    """The error for a file that can't be opened."""
+def acquired_lock(home: Path) -> int | None:
+    """The lock, once an earlier run has ended; None when a supervisor is there.
+
+    Raises LocalServiceFailed that names the processes which have not ended.
+    """
+    file = home / LOCK_NAME
+    try:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise unusable(file, error) from None
+    deadline = time.monotonic() + _STOP_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        if is_running(home):
+            os.close(lock)
+            return None
+        time.sleep(TICK_S)
+    raise _not_ended(home)
+
+
+def unusable(file: Path, error: OSError) -> LocalServiceFailed:
+    """The error for a file, or one that `error` names, in or of a home, that can't be used."""
+    file = Path(error.filename) if isinstance(error.filename, str) else file
+    dangling = file.is_symlink() and not file.exists()
+    reason = "it is a link to nothing" if dangling else error.strerror or error
     return LocalServiceFailed(
-        f"{file} can't be opened. If it belongs to another user: work as that user, or set "
-        "MARCO_HOME to a folder of yours"
+        f"{file} can't be used ({reason}): put that right, or set MARCO_HOME to a folder that you "
+        "can write to. If it belongs to another user, work as that user"
     )
 
 
 @contextlib.contextmanager
 def _in_use(home: Path) -> Iterator[tuple[ServiceUrls, socket.socket]]:
     """The services inside the block, and the connection that keeps them."""
-    urls, supervisor = _ready_services(_made(home))
+    try:
+        urls, supervisor = _ready_services(_made(home))
+    except OSError as error:
+        raise unusable(home, error) from None
     try:
         yield urls, supervisor
     finally:
-        _leave(supervisor)
+        _leave(home, supervisor)
 
 
 def _made(home: Path) -> Path:
     home = home.absolute()
-    try:
-        with contextlib.suppress(FileExistsError):  # asked first, two starts could both make it
-            home.mkdir(parents=True)
-            if os.geteuid() == 0:  # the servers' account must pass; nothing above is opened
-                home.chmod(0o711)
-        (home / "logs").mkdir(exist_ok=True)
-    except OSError as error:
-        raise LocalServiceFailed(
-            f"MARCO_HOME {home} can't be used ({error.strerror}): set MARCO_HOME to a folder "
-            "you can write to"
-        ) from None
+    with contextlib.suppress(FileExistsError):  # asked first, two starts could both make it
+        home.mkdir(parents=True)
+        if os.geteuid() == 0:  # the servers' account must pass; nothing above is opened
+            home.chmod(0o711)
+    next(home.iterdir(), None)  # neither a file nor a link to nothing
+    (home / "logs").mkdir(exist_ok=True)
     return home
 
 
@@ -177,7 +205,7 @@ def _ready_services(home: Path) -> tuple[ServiceUrls, socket.socket]:
         if supervisor is None:
             supervisor, child = _start(home, log)
         with contextlib.ExitStack() as stack:
-            stack.callback(_leave, supervisor)
+            stack.callback(_leave, home, supervisor)
             supervisor.settimeout(left)
             with contextlib.suppress(ConnectionError, TimeoutError):
                 supervisor.sendall(NEED)
@@ -189,6 +217,8 @@ def _ready_services(home: Path) -> tuple[ServiceUrls, socket.socket]:
         if child is not None and child.wait() != 0:
             last_line = log.read_text(errors="replace").strip().rpartition("\n")[2]
             reason = last_line or "the supervisor was killed"
+            if (free := shutil.disk_usage(home).free) < _LEAST_SPACE:  # not even logs are whole
+                reason = f"the disk is full ({free >> 20} MiB free): free 1 GiB, or move MARCO_HOME"
             break
     raise LocalServiceFailed(f"embedded services: {reason} (log: {log})")
 
@@ -219,19 +249,19 @@ def _connected(home: Path) -> socket.socket | None:
         with socket_address(home) as address:
             supervisor.connect(address)
         return supervisor
-    except PermissionError:
-        raise another_users(home / SOCKET_NAME) from None
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         supervisor.close()
-    return None
+        return None
+    except OSError as error:
+        raise unusable(home / SOCKET_NAME, error) from None
 
 
-def _leave(supervisor: socket.socket) -> None:
+def _leave(home: Path, supervisor: socket.socket) -> None:
     """Need the services no more. Returns when they are gone, unless somebody else needs them.
 
     Raises LocalServiceFailed if the supervisor does not answer.
     """
-    with supervisor:
+    with supervisor, contextlib.suppress(OSError):
         supervisor.settimeout(_STOP_S)
         try:
             # Said, not only closed: a process that was forked meanwhile holds the connection, too.
@@ -239,10 +269,18 @@ def _leave(supervisor: socket.socket) -> None:
             while supervisor.recv(4096):
                 pass
         except TimeoutError:
-            raise LocalServiceFailed(
-                "the supervisor of the embedded services does not answer. Find it with "
-                "`pgrep -af marco_search.local.supervisor` and end it with kill -9: its servers "
-                "end with it"
-            ) from None
-        except OSError:
-            pass
+            raise _not_ended(home) from None
+
+
+def _not_ended(home: Path) -> LocalServiceFailed:
+    """The error for processes that hold the lock and do not end by themselves."""
+    file, found = home / LOCK_NAME, set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # of another user, or gone
+            if link.samefile(file):
+                found.add(link.parts[2])
+    numbers = " ".join(sorted(found - {str(os.getpid())}, key=int))
+    return LocalServiceFailed(
+        f"an earlier run does not end. End its processes, which hold {file}, with `kill -9 "
+        f"{numbers}` and try again: what is stored survives that"
+    )

@@ -84,8 +84,7 @@ def server_account() -> Account:
 
 def data_folder(home: Path, account: Account) -> Path:
     """The folder for data, one that `account` can enter. Made if missing."""
-    recorded = _recorded(home)
-    if recorded is not None:
+    if (recorded := _recorded(home)) is not None:
         return recorded
     data = home / "data"
     data.mkdir(exist_ok=True)
@@ -107,8 +106,7 @@ def data_folder(home: Path, account: Account) -> Path:
 
 def purge(home: Path) -> None:
     """Delete `home` and its data elsewhere. Nothing may run there."""
-    recorded = _recorded(home.absolute())
-    if recorded is not None:
+    if (recorded := _recorded(home.absolute())) is not None:
         shutil.rmtree(recorded, ignore_errors=True)
     shutil.rmtree(home)
 

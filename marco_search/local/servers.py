@@ -218,22 +218,18 @@ class Redis(Server):
     def answers(self) -> bool:
         """Whether it answers PING and has loaded its data."""
         timeouts = {"socket_timeout": 2, "socket_connect_timeout": 2}
-        with redis.Redis.from_url(self.url, **timeouts) as client:
-            try:
-                return bool(client.ping())
-            except redis.RedisError:
-                return False
+        client = redis.Redis.from_url(self.url, **timeouts)
+        with contextlib.suppress(redis.RedisError), client:
+            return bool(client.ping())
+        return False
 
 
 def free_port(preferred: int) -> int:
     """A free loopback TCP port: `preferred` when it is one (0: any)."""
     for port in (preferred, 0):
-        with socket.socket() as probe:
+        with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+            probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise OSError("no free TCP port on 127.0.0.1")
 

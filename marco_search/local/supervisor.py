@@ -16,25 +16,20 @@ supervisor.lock   held by the supervisor and by all processes of the servers: it
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import secrets
 import select
 import socket
 import sys
-import time
 import traceback
 from pathlib import Path
 
-from marco_search.errors import LocalServiceFailed, MarcoError
+from marco_search.errors import MarcoError
 from marco_search.local import control, programs
-from marco_search.local.control import ServiceUrls
+from marco_search.local.control import ServiceUrls, unusable
 from marco_search.local.programs import data_folder, server_account
 from marco_search.local.servers import Postgres, Redis, Server
 
 _STOP_S = 20.0  # then a server is killed; its data survives that
-_EARLIER_RUN_S = 60.0  # until it must have ended
-_TICK_S = 0.25
 _START_TICK_S = 0.02
 
 
@@ -90,7 +85,7 @@ class Supervisor:
             return False
         if urls is not None and control.read_urls(self._home) != urls:
             control.write_urls(self._home, urls)
-        tick_s = _START_TICK_S if urls is None else _TICK_S
+        tick_s = _START_TICK_S if urls is None else control.TICK_S
         for heard in select.select([self._listener, *self._connected], [], [], tick_s)[0]:
             if heard is self._listener:
                 self._connected.append(heard.accept()[0])
@@ -134,37 +129,19 @@ def main() -> int:
     """Supervise until stopped. Returns the exit status."""
     home, user = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     try:
-        lock = _acquired_lock(home)
+        lock = control.acquired_lock(home)
         if lock is not None:
             with control.socket_address(home) as address, socket.socket(socket.AF_UNIX) as listener:
-                Path(address).unlink(missing_ok=True)
+                (home / control.SOCKET_NAME).unlink(missing_ok=True)
                 listener.bind(address)
                 Path(address).chmod(0o600)
                 listener.listen()
                 Supervisor(home, listener, user).serve(lock)
-    except MarcoError as error:
+    except (MarcoError, OSError) as error:
         traceback.print_exc()
-        print(error, file=sys.stderr)
+        print(unusable(home, error) if isinstance(error, OSError) else error, file=sys.stderr)
         return 1
     return 0
-
-
-def _acquired_lock(home: Path) -> int | None:
-    """The lock, once an earlier run has ended; None when another supervisor is there."""
-    file = home / "supervisor.lock"
-    try:
-        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        raise control.another_users(file) from None
-    deadline = time.monotonic() + _EARLIER_RUN_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        if control.is_running(home):
-            return None
-        time.sleep(_TICK_S)
-    raise LocalServiceFailed(f"an earlier run has not ended: its processes hold {file}")
 
 
 if __name__ == "__main__":

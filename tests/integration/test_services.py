@@ -22,7 +22,16 @@ import redis
 
 from marco_search import locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable, LocalServiceFailed
-from marco_search.local import ServiceUrls, down, is_running, local_services, purge, read_urls, up
+from marco_search.local import (
+    ServiceUrls,
+    control,
+    down,
+    is_running,
+    local_services,
+    purge,
+    read_urls,
+    up,
+)
 from marco_search.local.control import SOCKET_NAME, URLS_NAME
 from marco_search.local.programs import Account, data_folder, server_account
 from marco_search.local.servers import Postgres
@@ -265,6 +274,44 @@ def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: 
         assert urlsplit(urls.database_url).port != before
 
 
+def test_what_a_killed_supervisor_left_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up(home)
+    running = embedded.services(home)
+    os.kill(running["postgres"].pid, signal.SIGSTOP)
+    os.kill(running["supervisor"].pid, signal.SIGKILL)
+    _until(lambda: not running["supervisor"].alive and not running["redis"].alive)
+    monkeypatch.setattr(control, "_STOP_S", 0.5)
+    with pytest.raises(LocalServiceFailed, match=rf"kill -9 .*\b{running['postgres'].pid}\b"):
+        down(home)
+    os.kill(running["postgres"].pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert down(home) is False, "and it returns when they are gone"
+    assert embedded.processes(str(home)) == []
+
+
+def test_what_lies_in_the_place_of_the_socket_or_the_home_is_named(home: Path) -> None:
+    (home / SOCKET_NAME).mkdir(parents=True)
+    with pytest.raises(LocalServiceFailed, match=rf"{home / SOCKET_NAME} can't be used \(Is a dir"):
+        up(home)
+    (home / SOCKET_NAME).rmdir()
+    link = home.with_name("link")
+    link.symlink_to(home / "missing")
+    with pytest.raises(LocalServiceFailed, match=r"link can't be used \(it is a link to nothing"):
+        up(link)
+    assert not down(link)
+    link.unlink()
+
+
+def test_a_full_disk_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / SOCKET_NAME).mkdir(parents=True)  # something fails
+    usage = shutil.disk_usage(home)._replace(free=2**22)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(LocalServiceFailed, match=r"disk is full \(4 MiB free\)"):
+        up(home)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
 def test_as_an_ordinary_user(home: Path) -> None:
     nobody = server_account()
@@ -305,3 +352,10 @@ def test_as_an_ordinary_user(home: Path) -> None:
         os.chown(path, 0, 0)
     done = as_nobody(pythons[0], "-c", code, str(home))
     assert "another user" in done.stderr.splitlines()[-1]
+    for path in (*home.glob("*.lock"), home / "logs" / "redis.log"):
+        os.chown(path, *(nobody.uid, nobody.gid) if path.suffix == ".lock" else (0, 0))
+    done = as_nobody(pythons[0], "-c", code, str(home))
+    assert "redis.log can't be used (Permission denied)" in done.stderr.splitlines()[-1]
+    os.chown(home / "logs" / "supervisor.log", 0, 0)
+    done = as_nobody(pythons[0], "-c", code, str(home))
+    assert "supervisor.log can't be used (Permission denied)" in done.stderr.splitlines()[-1]
