@@ -303,3 +303,5 @@ def _report(folder: Path, manifest: dict[str, Any]) -> None:
     lines += [f"  left out, {rule}: {n:,}" for rule, n in counts["dropped"].items()]
     lines.append(f"manifest {manifest['manifest_sha256']}")
     output.report({"folder": str(folder), **manifest}, *lines)
+    if not counts["out"]:
+        output.notice(f"{folder} is empty: nothing that was read passed the rules above")

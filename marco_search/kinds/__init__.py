@@ -80,9 +80,19 @@ def _subjects() -> dict[str, str]:
 def parse_completion(body: Mapping[str, Any], **more: Any) -> Job:
     """The job that the body of a chat completion asks for, with `more` fields.
 
-    Raises InvalidJob naming the field, ModelNotFound.
+    Raises InvalidJob naming the field of the body, ModelNotFound.
     """
-    return parse_job(completions.body_fields(body, _subjects()) | more)
+    return _parse_asked(completions.body_fields(body, _subjects()) | more, body)
+
+
+def _parse_asked(fields: Mapping[str, Any], body: Mapping[str, Any], within: str = "") -> Job:
+    try:
+        return parse_job(fields)
+    except InvalidJob as error:
+        field = completions.asked_field(error.field, body, _subjects())
+        # The id is the line's, not the body's.
+        place = "" if field == "custom_id" else within
+        raise InvalidJob(f"{place}{field}", error.reason) from None
 
 
 def job_from_json_line(line: bytes | str, line_number: int) -> Job:
@@ -96,7 +106,8 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
         data = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
         if isinstance(data, dict):
             if completions.is_request(data):
-                data = completions.job_fields(data, _subjects())
+                fields = completions.job_fields(data, _subjects())
+                return _parse_asked(fields, data["body"], "body.")
             return parse_job(data)
     except InvalidJob as error:
         raise InvalidJob(f"{place}, {error.field}", error.reason) from None

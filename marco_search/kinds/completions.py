@@ -92,6 +92,21 @@ def body_fields(
     return fields | {"options": options}
 
 
+def asked_field(field: str, body: Mapping[str, Any], subjects: Mapping[str, str]) -> str:
+    """The field of a chat completion's body that gave the job's `field`; without one, `field`."""
+    own = body.get("marco") or {}
+    head, _, option = field.partition(".")
+    given = own.get("options") or {} if head == "options" else own
+    if (option.partition(".")[0] if head == "options" else head) in given:
+        return f"marco.{field}"
+    if head in (*subjects.values(), "system_prompt"):
+        return "messages"
+    if field == "options.overrides":
+        return "messages" if body.get("top_p") is None else "top_p"
+    theirs = (n for n, ours in _OPTIONS.items() if ours == option and body.get(n) is not None)
+    return next(theirs, field)
+
+
 def models() -> list[str]:
     """What `model` may be, besides a strategy and a profile together."""
     return [DEFAULT_MODEL, *STRATEGIES, *profiles.files()]

@@ -407,3 +407,25 @@ def test_a_chat_completion_is_a_job() -> None:
         parse_completion(other)
     line = json.dumps({"custom_id": "a", "url": "/v1/chat/completions", "body": other})
     assert job_from_json_line(line, 1).options.strategy == "auto"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"n": 0}, "n"), ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": 0}, "max_tokens"), ({"seed": "x"}, "seed"), ({"top_p": 3}, "top_p"),
+        ({"messages": [{"role": "user", "content": "\0"}]}, "messages"),
+        ({"metadata": {"a": []}}, "metadata"), ({"marco": {"tenant": " "}}, "marco.tenant"),
+        ({"marco": {"options": {"answers": 0}}, "n": 1}, "marco.options.answers"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_chat_completion_has_the_name_that_its_caller_wrote(
+    wrong: dict[str, Any], field: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": "1+1?"}]} | wrong
+    with pytest.raises(InvalidJob) as refused:
+        parse_completion(body)
+    assert refused.value.field == field
+    with pytest.raises(InvalidJob) as refused:
+        job_from_json_line(json.dumps({"custom_id": "a", "body": body}), 3)
+    assert refused.value.field == f"line 3, body.{field}"

@@ -33,7 +33,7 @@ def marco(capsys: pytest.CaptureFixture[str]) -> Run:
     def run(*words: str | Path, code: int = 0) -> str:
         assert main([str(word) for word in words]) == code
         printed = capsys.readouterr()
-        return printed.err if code else printed.out
+        return printed.err if code else printed.out + printed.err
 
     return run
 
@@ -163,6 +163,12 @@ def test_a_file_that_cant_be_read_makes_no_folder(
     words = ("dataset", "instructions", tmp_path / "set", tmp_path / "chat.json")
     assert message in marco(*words, code=2)
     assert [file.name for file in tmp_path.iterdir()] == ["chat.json"]
+
+
+def test_a_data_set_of_nothing_is_said_to_be_empty(marco: Run, tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text("")
+    said = marco("dataset", "instructions", tmp_path / "set", tmp_path / "chat.jsonl")
+    assert "is empty" in said
 
 
 def chats(folder: Path, marco: Run, count: int, *, name: str = "chat", each: int = 2) -> Path:
