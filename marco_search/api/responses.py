@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from marco_search import errors
 from marco_search.errors import InputError, InvalidJob, MarcoError
+from marco_search.jobs.validation import explain
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 4 * 2**20
@@ -160,4 +161,4 @@ def _invalid_request(error: RequestValidationError) -> MarcoError:
         return InputError(f"the body is not valid JSON: {first['ctx']['error']}")
     place = ".".join(str(part) for part in first["loc"][1:]) or "body"
     wrong = "must be a JSON object, sent with Content-Type: application/json"
-    return InvalidJob(place, wrong if first["type"] == "dict_type" else first["msg"])
+    return InvalidJob(place, wrong if first["type"] == "dict_type" else explain(first))

@@ -69,7 +69,7 @@ class Input(Described):
             return handler(data)
         except ValidationError as error:
             first, *rest = error.errors(include_url=False)
-            field, reason = _field(first), _reason(cls, first)
+            field, reason = _field(first), explain(first, list(cls.model_fields))
             # Further wrong fields are named after the first.
             others = [name for name in dict.fromkeys(map(_field, rest)) if name != field]
             if others:
@@ -85,7 +85,8 @@ def _field(error: ErrorDetails) -> str:
     return ".".join(shortened(str(part)) for part in error["loc"]) or WHOLE
 
 
-def _reason(model: type[BaseModel], error: ErrorDetails) -> str:
+def explain(error: ErrorDetails, fields: Sequence[str] = ()) -> str:
+    """What is wrong with a value, in our words. `fields`: the known ones of its model."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
@@ -95,12 +96,14 @@ def _reason(model: type[BaseModel], error: ErrorDetails) -> str:
     if kind in _EXPECTED:
         return f"must be {_EXPECTED[kind]}, not {shown(value)}"
     if kind == "missing":
-        unknown = [str(name) for name in value or () if name not in model.model_fields]
+        names = value if isinstance(value, Mapping) else ()
+        unknown = [str(name) for name in names if name not in fields]
         return f"missing; it is required{hint(error['loc'][-1], unknown)}"
     if kind == "extra_forbidden":
-        fields = list(model.model_fields)
         meant = hint(error["loc"][-1], fields) or "."
-        return f"unknown field{meant} Known fields: {', '.join(fields)}"
+        return f"unknown field{meant}" + (f" Known fields: {', '.join(fields)}" if fields else "")
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}, not {shown(value)}"
     if kind == "literal_error":  # its "expected" is "'a', 'b' or 'c'"
         words = context["expected"].replace(" or ", ", ")
         return _unknown(value, [word.strip(" '") for word in words.split(",")])

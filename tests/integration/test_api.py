@@ -345,6 +345,11 @@ def test_what_is_refused(api: Api) -> None:
         refused(client.post("jobs", content=b"{"), 400, "input_error")
         refused(client.post("jobs", content=b"[" * 100_000), 400, "bad_request")
         refused(client.post("jobs", json=[]), 422, "invalid_job")
+        said = refused(client.get("jobs", params={"limit": -1}), 422, "invalid_job")
+        assert "must be at least 1, not" in said
+        window = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
+        window |= {"completion_window": "a day"}
+        assert "not 'a day'" in refused(client.post("v1/batches", json=window), 422, "invalid_job")
         odd = client.post("v1/chat/completions", content=json.dumps(ASKED | {"\ud800": 1}))
         assert "\\ud800: not supported" in refused(odd, 422, "invalid_job")
         refused(client.post("jobs", json={"kind": "reasoning"}), 422, "invalid_job")
