@@ -77,7 +77,7 @@ def claim(
         conn.execute(
             "UPDATE jobs SET published_at = now() WHERE id = %s AND run_after <= now()", [job_id]
         )
-        _delay_others(conn, job_id, 1)
+        _delay_others(conn, job_id, _A_CENTURY)
         claimed = leases.claim_next(conn, worker, lease_s=lease_s)
         _delay_others(conn, job_id, -1)
         if claimed is None:
@@ -86,16 +86,19 @@ def claim(
         return claimed, claimed.lease
 
 
+_A_CENTURY = 36_525  # days: jobs of a stored database were due long ago
+
+
 @contextmanager
 def alone(database: Database, job_id: Any) -> Iterator[None]:
     """No other queued job is due inside the block."""
     with database.transaction() as conn:
-        _delay_others(conn, job_id, 1)
+        _delay_others(conn, job_id, _A_CENTURY)
     try:
         yield
     finally:
         with database.transaction() as conn:
-            _delay_others(conn, job_id, -1)
+            _delay_others(conn, job_id, -_A_CENTURY)
 
 
 def _delay_others(conn: Conn, job_id: Any, days: int) -> None:
