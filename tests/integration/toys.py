@@ -79,7 +79,7 @@ def claim(
         )
         _delay_others(conn, job_id, _A_CENTURY)
         claimed = leases.claim_next(conn, worker, lease_s=lease_s)
-        _delay_others(conn, job_id, -1)
+        _delay_others(conn, job_id, -_A_CENTURY)
         if claimed is None:
             return None
         leases.begin(conn, claimed.lease, worker, ToyRuntime().info, None)
