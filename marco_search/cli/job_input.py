@@ -80,7 +80,9 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
         read = profiles.read(Path(profile))
         overrides = read.model_dump(mode="json", exclude_unset=True, exclude={"models"})
         given["profile"] = profiles.NEUTRAL
-    overrides |= {n.strip(): _value(text) for n, text in values.get("assignments") or ()}
+    overrides |= {
+        n.strip(): parse_value(text.strip()) for n, text in values.get("assignments") or ()
+    }
     if values.get("system_prompt") is not None:
         overrides["system_prompt"] = values["system_prompt"]
     if values.get("examples") is not None:
@@ -88,12 +90,12 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
     return given | ({"overrides": overrides} if overrides else {})
 
 
-def _value(text: str) -> Any:
-    """A value as TOML has it; what is none is text."""
+def parse_value(text: str) -> Any:
+    """The value of FIELD=VALUE: as TOML has it, or else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # of tomllib, also for numbers and nesting
-        return text.strip()
+        return text
 
 
 def _examples(file: Path) -> list[dict[str, str]]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from marco_search.cli.job_input import parse_value
 from marco_search.errors import MarcoError
-from ops.finetune.config import Config, parse_value
+from ops.finetune.config import Config
 from ops.finetune.run import finetune, python
 
 _FOLDER = click.Path(path_type=Path)

@@ -74,7 +74,7 @@ class Config(_Table):
         """
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidSettings(f"{path}: {getattr(error, 'strerror', None) or error}") from None
         for key, value in (overrides or {}).items():
             *tables, last = key.split(".")
@@ -98,11 +98,3 @@ class Config(_Table):
         """What, with the parent's weights and the data, decides the weights that come out."""
         rest = {"name", "model", "data", "out", "evaluate"}
         return self.model_dump(mode="json", exclude=rest)
-
-
-def parse_value(text: str) -> Any:
-    """The value of KEY=VALUE: as TOML has it, or else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):  # of tomllib, also for numbers and nesting
-        return text
