@@ -94,10 +94,11 @@ class Journal:
         """The tree that earlier attempts have kept, and the seconds that it took them."""
         return Tree(), 0.0
 
-    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str], *, last: bool) -> None:
         """Keep one round, all of it or nothing. Raises LeaseLost if another worker has the job.
 
-        `texts` has the texts of its candidates by token id.
+        `texts` has the texts of its candidates by token id. After the `last` one the search
+        has ended: it may be kept together with how.
         """
 
     def should_stop(self) -> StopReason | None:
@@ -230,27 +231,36 @@ def run_search(
     search = restore_search(job, plan, tree)
     scorer = open_scorer(plan.config, tree.rollouts)
     began = time.monotonic() - seconds
-    while True:
+
+    def stopped() -> bool:
         reason = journal.should_stop()
         if reason:
             search.stop(reason)
-        expansions = search.ask(time.monotonic() - began)
-        if not expansions:
-            return FinishedSearch(plan=plan, search=search, seconds=time.monotonic() - began)
+        return reason is not None
+
+    def next_round() -> list[Expansion]:
+        stopped()
+        return search.ask(time.monotonic() - began)
+
+    expansions = next_round()
+    while expansions:
         branches: Sequence[Branch] = runtime.branch(expansions)
         if any(b.finish is Finish.FAILED for b in branches):
             # They may have failed because the search was to stop (`Runtime.abort`).
-            reason = journal.should_stop()
-            if reason:
-                search.stop(reason)
-                continue
+            if stopped():
+                break
             _refuse_if_all_failed(branches, search.tree)
         if scorer is not None:
             branches = _scored(scorer, job, plan, expansions, branches)
         done = search.tell(branches)
-        journal.append(done, {i: text for b in branches for i, text in b.texts.items()})
+        texts = {i: text for b in branches for i, text in b.texts.items()}
+        expansions = next_round()
+        journal.append(done, texts, last=not expansions)
         if on_round:
             on_round(search)
+        if expansions and stopped():  # as the journal has learnt meanwhile
+            break
+    return FinishedSearch(plan=plan, search=search, seconds=time.monotonic() - began)
 
 
 def _refuse_if_all_failed(branches: Sequence[Branch], tree: Tree) -> None:

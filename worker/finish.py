@@ -11,6 +11,7 @@ Everything is written in the transaction that ends the job. What an error means:
 import logging
 import random
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from marco_search import engine
@@ -40,12 +41,22 @@ _STATES = {
 }
 
 
-def finish(conn: Conn, claim: Claim, job: Job, finished: engine.FinishedSearch) -> JobResult:
+def finish(
+    conn: Conn,
+    claim: Claim,
+    job: Job,
+    finished: engine.FinishedSearch,
+    write_unstored: Callable[[Conn], bool] = lambda conn: False,
+) -> JobResult:
     """End the job with what its search has found. Raises LeaseLost.
 
-    Writes nothing if it has ended already: a commit whose acknowledgement was lost is tried again.
+    `write_unstored` writes its last round, if that is not stored, and says whether the job was
+    cancelled meanwhile. Writes nothing if it has ended already: a commit whose acknowledgement
+    was lost is tried again.
     """
     ended = leases.ended(conn, claim.lease)
+    if ended is None and write_unstored(conn):
+        finished.search.stop_reason = StopReason.CANCELLED
     # Only now: no search may see the expected answer.
     job = job.model_copy(update={"expected": claim.expected})
     reason = finished.search.stop_reason

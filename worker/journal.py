@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from threading import Event, Thread
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from marco_search import logs, metrics
 from marco_search.engine import Journal
@@ -29,6 +29,14 @@ _TICK_S = 0.2  # a shutdown of this worker, which needs no query
 
 T = TypeVar("T")
 Read = Callable[[Conn, Lease], JobSignals]
+
+
+class _Unstored(NamedTuple):
+    """A round, the token texts to write with it, and the seconds searched until then."""
+
+    kept: Round
+    texts: Mapping[int, str]
+    seconds: float
 
 
 class LeasedJournal(Journal):
@@ -70,6 +78,8 @@ class LeasedJournal(Journal):
         self._known_tokens = known_tokens or KnownTokens()
         self._retry_s = retry_s
         self._extend, self._poll = extend, poll
+        self._unstored: _Unstored | None = None
+        self._written: _Unstored | None = None  # in the transaction that is open
         self._lost = False
         self._failing = False
         self._stop = Event()
@@ -92,22 +102,34 @@ class LeasedJournal(Journal):
 
         return self.retry_while_unavailable(read), self._before_s
 
-    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
-        """Commit one round. Raises LeaseLost if another worker holds the job."""
-        seconds = self.seconds
+    def append(self, kept: Round, texts: Mapping[int, str], *, last: bool) -> None:
+        """Commit one round. Raises LeaseLost if another worker holds the job.
+
+        The `last` one is left to `write_unstored`, in the transaction that ends the job: one
+        commit less.
+        """
         missing = self._known_tokens.missing(*self._model, texts)
+        self._unstored = _Unstored(kept, missing, self.seconds)
+        if not last:
+            try:
+                self.retry_while_unavailable(self.write_unstored)
+            finally:
+                self._unstored = None
 
-        def write(conn: Conn) -> bool:
-            stop = trail.append(conn, self.lease, kept, seconds=seconds)
-            vocabulary.write(conn, *self._model, missing)
-            return stop
+    def write_unstored(self, conn: Conn) -> bool:
+        """Write the round that is not stored yet, if there is one; True if the job is cancelled.
 
-        stop = self.retry_while_unavailable(write)
-        _count(kept)
-        logs.now_about(round=kept.number)
-        self._known_tokens.add(*self._model, missing)
-        if stop:
+        For a step of `retry_while_unavailable`, which counts it as stored once that is committed.
+        """
+        self._written = self._unstored
+        if self._written is None:
+            return False
+        kept, texts, seconds = self._written
+        cancelled = trail.append(conn, self.lease, kept, seconds=seconds)
+        vocabulary.write(conn, *self._model, texts)
+        if cancelled:
             self.signals = replace(self.signals, cancelled=True)
+        return cancelled
 
     def should_stop(self) -> StopReason | None:
         """Why the search should end before its next round, if it should. Raises LeaseLost."""
@@ -138,9 +160,12 @@ class LeasedJournal(Journal):
         while True:
             if self._lost:
                 raise leases.lost(self.lease)
+            self._written = None
             try:
                 with self._database.transaction() as conn:
-                    return step(conn)
+                    found = step(conn)
+                self._stored()
+                return found
             except DatabaseUnavailable as error:
                 if self._should_abort():
                     raise
@@ -148,6 +173,15 @@ class LeasedJournal(Journal):
                     log.warning("job %s waits: %s", self.lease.job_id, error)
                 waits = True
                 time.sleep(self._retry_s)
+
+    def _stored(self) -> None:
+        """Count what was written in the transaction that is committed now."""
+        if self._written is not None:
+            kept, texts, _ = self._written
+            _count(kept)
+            logs.now_about(round=kept.number)
+            self._known_tokens.add(*self._model, texts)
+            self._unstored = None
 
     def _should_abort(self) -> bool:
         """True if a round that is not stored yet should not be waited for."""

@@ -201,13 +201,14 @@ class Runner:
                     self._release(journal, finished)
                     return
                 result = journal.retry_while_unavailable(
-                    lambda conn: finish.finish(conn, claim, job, finished)
+                    lambda conn: finish.finish(conn, claim, job, finished, journal.write_unstored)
                 )
             except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
                 raise
             except Exception as error:
                 # Else the job would be charged with the loss of a worker instead.
                 failure, seconds = error, journal.seconds
+                self._store_last_round(journal)
                 journal.retry_while_unavailable(
                     lambda conn: self._fail(conn, claim, failure, seconds)
                 )
@@ -219,6 +220,15 @@ class Runner:
         about = result.state, result.nodes, result.seconds
         log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, *about)
 
+    def _store_last_round(self, journal: LeasedJournal) -> None:
+        """Store what a search had found that could not be ended, unless that is what fails."""
+        try:
+            journal.retry_while_unavailable(journal.write_unstored)
+        except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
+            raise
+        except Exception as error:
+            log.error("job %s: its last round can't be stored: %s", journal.lease.job_id, error)
+
     def _release(self, journal: LeasedJournal, finished: engine.FinishedSearch) -> None:
         """Release the job, so that another worker goes on from the last stored round at once."""
         paused = journal.signals.paused
@@ -227,8 +237,10 @@ class Runner:
         # A paused job is published when it is resumed; one that was resumed since the last poll,
         # by a scheduler.
         publish = None if paused else self._publish
-        journal.retry_while_unavailable(
-            lambda conn: leases.release(
+
+        def release(conn: Conn) -> None:
+            journal.write_unstored(conn)
+            leases.release(
                 conn,
                 journal.lease,
                 why=why,
@@ -236,7 +248,8 @@ class Runner:
                 published=publish is not None,
                 aging_s=self._settings.aging_s if yields else None,
             )
-        )
+
+        journal.retry_while_unavailable(release)
         record(ATTEMPTS, 1, "released")
         job_id = journal.lease.job_id
         log.info("job %s: released after round %d", job_id, finished.search.round)

@@ -267,7 +267,7 @@ class RoundsJournal(engine.Journal):
     def __init__(self) -> None:
         self.kept: list[Round] = []
 
-    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str], *, last: bool) -> None:
         """Keep one round."""
         self.kept.append(kept)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -15,10 +16,11 @@ from marco_search.errors import (
 )
 from marco_search.jobs import JobResult
 from marco_search.runtime.base import Runtime
-from marco_search.search.tree import Node, Rollout
+from marco_search.search.tree import Node, Rollout, Round
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import jobs, leases
+from marco_search.store.queue.leases import Lease
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
@@ -36,6 +38,9 @@ from tests.integration.toys import (
 from tests.toy import ToyRuntime
 from worker import finish
 from worker.runner import Runner
+from worker.shutdown import Shutdown
+
+ROUNDS = 3  # of `question()`
 
 
 @pytest.fixture
@@ -376,6 +381,64 @@ def test_an_end_whose_acknowledgement_is_lost_is_not_written_twice(
         ends = "SELECT count(*) FROM audit_log WHERE event = 'succeeded'"
         assert conn.execute(ends).fetchone() == (1,)
         assert conn.execute("SELECT count(*) FROM chain WHERE kind = 'job'").fetchone() == (1,)
+
+
+def _last_round(act: Callable[[], None]) -> Interrupted:
+    """A runtime that acts before the last round of `question()`."""
+    return Interrupted(ROUNDS - 1, act)
+
+
+def test_a_cancel_during_the_last_round_counts(settings: Settings, database: Database) -> None:
+    (stored,) = insert(database, question())
+
+    def cancel() -> None:
+        with database.transaction() as conn:
+            jobs.cancel(conn, [stored.id])
+
+    runner(settings, database, _last_round(cancel)).run_next()
+    outcome = result(database, stored.id)
+    assert (outcome.state, outcome.stop_reason) == ("cancelled", "cancelled")
+    assert (outcome.rollouts, len(tree(database, stored.id)[1])) == (12, 12)
+
+
+def test_a_shutdown_during_the_last_round_loses_nothing_of_it(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question())
+    shutdown = Shutdown()
+    stopping = _last_round(lambda: shutdown.request(within_s=60))
+    runner(settings, database, stopping, shutdown=shutdown).run_next()
+    now = status(database, stored.id)
+    assert (now.state, now.rollouts) == (JobState.QUEUED, 12)
+    schedule(database)
+    second = Interrupted(-1, lambda: None)
+    runner(settings, database, second).run_next()
+    assert (result(database, stored.id).state, second.rounds) == ("succeeded", 0)
+
+
+@pytest.mark.parametrize("unstorable", [False, True])
+def test_a_search_that_cannot_be_ended_fails_and_keeps_its_rounds(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch, unstorable: bool
+) -> None:
+    """All of them; but not the last one if that is what can't be stored."""
+    (stored,) = insert(database, question())
+    append = trail.append
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        raise ValueError("a bug")
+
+    def refuse_the_last(conn: Conn, lease: Lease, kept: Round, **named: Any) -> bool:
+        return refuse() if kept.number == ROUNDS else append(conn, lease, kept, **named)
+
+    if unstorable:
+        monkeypatch.setattr(trail, "append", refuse_the_last)
+    else:
+        monkeypatch.setattr(trail, "write_answers", refuse)
+    runner(settings, database, ToyRuntime()).run_next()
+    outcome = result(database, stored.id)
+    assert (outcome.state, outcome.error_type) == ("failed", "ValueError")
+    stored_rounds = {r.round for r in tree(database, stored.id)[1]}
+    assert len(stored_rounds) == ROUNDS - unstorable
 
 
 def test_an_error_met_while_postgres_is_away_is_kept(

@@ -29,7 +29,7 @@ class StopAfter(Journal):
     def __init__(self, rounds: int) -> None:
         self.left = rounds
 
-    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str], *, last: bool) -> None:
         self.left -= 1
 
     def should_stop(self) -> StopReason | None:

@@ -52,7 +52,7 @@ class Journal(engine.Journal):
         rollouts = [o for r in self.rounds for o in r.rollouts]
         return Tree.restore(nodes, rollouts, self.texts), 0.0
 
-    def append(self, kept: Round, texts: Mapping[int, str]) -> None:
+    def append(self, kept: Round, texts: Mapping[int, str], *, last: bool) -> None:
         """Commit one round, unless killed before."""
         dies = self.kill_at == 0
         self.kill_at -= 1
