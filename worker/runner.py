@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 30.0
 """Between two tries to open the runtime."""
 _ELSEWHERE_S = 10.0
-"""Until a job that this version can't read may be claimed again."""
+"""Until a job that this version can't read may be claimed again: twice as long each time."""
 
 
 class Runner:
@@ -135,7 +135,7 @@ class Runner:
             leases.begin(conn, claim.lease, self._worker, runtime.info, None)
             leases.release(
                 conn, claim.lease, why=str(error), seconds=claim.seconds, published=False,
-                delay_s=_ELSEWHERE_S,
+                delay_s=finish.delay_s(claim.attempts, first_s=_ELSEWHERE_S),
             )  # fmt: skip
             record(ATTEMPTS, 1, "released")
             log.warning("job %s: left to another worker: %s", claim.job_id, error)

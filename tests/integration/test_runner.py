@@ -271,6 +271,26 @@ def test_permanent_errors_and_bugs_fail_at_once(
     assert row == (isinstance(error, ValueError),)  # only of a bug
 
 
+def test_a_job_of_another_version_is_left_to_its_workers_ever_longer(
+    settings: Settings, database: Database
+) -> None:
+    """A trail without end would be kept of a job that no worker can read."""
+    (stored,) = insert(database, question())
+    sql(database, """UPDATE jobs SET payload = payload || '{"kind": "of-tomorrow"}'""")
+    one = runner(settings, database, ToyRuntime())
+    waits: list[tuple[Any, ...]] = []
+    for _ in range(6):
+        one.run_next()
+        with database.transaction() as conn:
+            waits += conn.execute("SELECT extract(epoch FROM run_after - now()) FROM jobs")
+        sql(database, "UPDATE jobs SET run_after = now()")
+        schedule(database)
+    now = status(database, stored.id)
+    assert (now.state, now.attempts, now.rollouts) == (JobState.QUEUED, 6, 0)
+    first, *_, last = (float(wait) for (wait,) in waits)
+    assert first < 20 < 100 < last
+
+
 def test_a_job_whose_workers_all_died_is_dead(database: Database) -> None:
     (stored,) = insert(database, question())
     sql(
