@@ -92,6 +92,11 @@ class InvalidSettings(InputError):
 class InvalidProfile(InputError):
     """A profile can't be used, or there is none of that name: the message names the field."""
 
+    def __init__(self, reason: str, field: str | None = None) -> None:
+        self.reason = reason
+        self.field = field
+        super().__init__(f"{field}: {reason}" if field else reason)
+
 
 class IdempotencyConflict(InputError):
     """The idempotency key already belongs to a job with another payload.

@@ -387,11 +387,18 @@ def _status(batch: Batch) -> str:
     return "expired" if batch.states.get("expired") else "completed"
 
 
+def _window(seconds: int) -> str:
+    """The time as a request may have it; empty for none."""
+    if not seconds:
+        return ""
+    return f"{seconds // 60}m" if seconds % 3600 else f"{seconds // 3600}h"
+
+
 def _batch(batch: Batch, refused: Iterable[BatchLine] = ()) -> dict[str, Any]:
     status, ended = _status(batch), unix(batch.finished_at)
     jobs, succeeded = sum(batch.states.values()), batch.states.get("succeeded", 0)
     failed = jobs - succeeded - batch.left + batch.refused
-    window_s = (batch.expires_at - batch.created_at).total_seconds() if batch.expires_at else 0
+    window_s = int((batch.expires_at - batch.created_at).total_seconds()) if batch.expires_at else 0
     errors = [
         {"code": "invalid_request", "line": one.line, "message": one.reason, "param": one.field}
         for one in refused
@@ -402,7 +409,7 @@ def _batch(batch: Batch, refused: Iterable[BatchLine] = ()) -> dict[str, Any]:
         "endpoint": completions.ENDPOINT,
         "errors": {"object": "list", "data": errors[:100]} if errors else None,
         "input_file_id": f"file-{batch.file_id.hex}" if batch.file_id else "",
-        "completion_window": f"{window_s / 3600:g}h" if window_s else "",
+        "completion_window": _window(window_s),
         "status": status,
         "output_file_id": f"file-output-{batch.id.hex}" if succeeded else None,
         "error_file_id": f"file-error-{batch.id.hex}" if failed else None,

@@ -24,7 +24,16 @@ from pydantic import (
 )
 
 from marco_search.errors import InvalidProfile
-from marco_search.jobs.validation import Described, Input, at_most, flaw, nearest, one_of, shown
+from marco_search.jobs.validation import (
+    Described,
+    Input,
+    at_most,
+    flaw,
+    nearest,
+    one_of,
+    shown,
+    within,
+)
 from marco_search.search.config import STRATEGIES
 from marco_search.search.rewards import known_rewards
 from marco_search.search.tree import Shortfalls
@@ -141,14 +150,17 @@ class SearchOptions(Input):
             for name in ("chat_template", "fallback_template"):
                 if "{" in str(value.get(name)):
                     # A program that would run, however long it takes, on every worker.
-                    raise ValueError(
-                        f"{name}: a job can't carry a template; put the profile into "
-                        "MARCO_HOME/profiles where searches run and name it, or set MARCO_PROFILE"
+                    raise within(
+                        name,
+                        "a job can't carry a template; put the profile into "
+                        "MARCO_HOME/profiles where searches run and name it, or set MARCO_PROFILE",
                     )
             try:
                 profiles.override(profiles.load(profiles.NEUTRAL), value)
             except InvalidProfile as error:
-                raise ValueError(str(error)) from None
+                if error.field is None:
+                    raise ValueError(error.reason) from None
+                raise within(error.field, error.reason) from None
         return value
 
 

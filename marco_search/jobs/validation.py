@@ -37,10 +37,14 @@ _BOUNDS = {
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "string_type": "text",
+    "tuple_type": "a list",
     "dict_type": "an object of names and values",
     "model_type": "an object of names and values",
     "model_attributes_type": "an object of names and values",
@@ -82,7 +86,17 @@ class Input(Described):
 
 
 def _field(error: ErrorDetails) -> str:
-    return ".".join(shortened(str(part)) for part in error["loc"]) or WHOLE
+    within = [error["ctx"]["within"]] if error["type"] == _WITHIN else []
+    return ".".join(shortened(str(part)) for part in (*error["loc"], *within)) or WHOLE
+
+
+_WITHIN = "within"
+
+
+def within(name: str, reason: str) -> PydanticCustomError:
+    """What a validator of a field raises: what is wrong lies within it, under this name."""
+    # Braces would be read as a template.
+    return PydanticCustomError(_WITHIN, "{reason}", {"within": name, "reason": reason})
 
 
 def explain(error: ErrorDetails, fields: Sequence[str] = ()) -> str:
@@ -104,7 +118,7 @@ def explain(error: ErrorDetails, fields: Sequence[str] = ()) -> str:
         return f"unknown field{meant}" + (f" Known fields: {', '.join(fields)}" if fields else "")
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}, not {shown(value)}"
-    if kind == "literal_error":  # its "expected" is "'a', 'b' or 'c'"
+    if kind in ("literal_error", "enum"):  # its "expected" is "'a', 'b' or 'c'"
         words = context["expected"].replace(" or ", ", ")
         return _unknown(value, [word.strip(" '") for word in words.split(",")])
     if kind == "string_unicode":

@@ -69,6 +69,8 @@ def body_fields(
     """
     idle = {n for n, v in body.items() if n in _IGNORED or (n in _IDLE and v == _IDLE[n])}
     _refuse_others("", body, _BODY | idle)
+    if not isinstance(body.get("stream"), bool | None):
+        raise InvalidJob("stream", f"must be true or false, not {shown(body['stream'])}")
     own = body.get("marco", {})
     if not isinstance(own, dict):
         raise InvalidJob("marco", f"must be an object, not {shown(own)}")
@@ -94,17 +96,23 @@ def body_fields(
 
 def asked_field(field: str, body: Mapping[str, Any], subjects: Mapping[str, str]) -> str:
     """The field of a chat completion's body that gave the job's `field`; without one, `field`."""
-    own = body.get("marco") or {}
-    head, _, option = field.partition(".")
-    given = own.get("options") or {} if head == "options" else own
-    if (option.partition(".")[0] if head == "options" else head) in given:
+    if _gave(body.get("marco") or {}, field):
         return f"marco.{field}"
-    if head in (*subjects.values(), "system_prompt"):
+    head, _, option = field.partition(".")
+    if option == "overrides.top_p":
+        return "top_p"
+    if head in (*subjects.values(), "system_prompt") or option.startswith("overrides"):
         return "messages"
-    if field == "options.overrides":
-        return "messages" if body.get("top_p") is None else "top_p"
     theirs = (n for n, ours in _OPTIONS.items() if ours == option and body.get(n) is not None)
     return next(theirs, field)
+
+
+def _gave(own: Mapping[str, Any], field: str) -> bool:
+    """Whether the fields of a job that a caller set have this one."""
+    head, _, rest = field.partition(".")
+    if rest and head in ("options", "overrides") and isinstance(own.get(head), Mapping):
+        return _gave(own[head], rest)
+    return head in own
 
 
 def models() -> list[str]:
@@ -167,6 +175,8 @@ def response(result: JobResult) -> dict[str, Any]:
     if result.state != "succeeded":
         code = f"batch_{result.state}" if result.state in ("cancelled", "expired") else result.state
         reason = f"{result.error_type}: {result.error}" if result.error else f"job {result.state}"
+        if result.answers:
+            reason += f"; GET /jobs/{result.job_id}/result has the answers that it had by then"
         return line | {"response": None, "error": {"code": code, "message": reason}}
     body = {"status_code": 200, "request_id": result.job_id, "body": completion(result)}
     return line | {"response": body, "error": None}

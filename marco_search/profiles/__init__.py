@@ -27,9 +27,24 @@ from pydantic import (
 )
 
 from marco_search.errors import InvalidJob, InvalidProfile, SearchError
-from marco_search.jobs.validation import Described, Input, hint, one_of, texts, unstorable
+from marco_search.jobs.validation import (
+    Described,
+    Input,
+    explain,
+    hint,
+    one_of,
+    texts,
+    unstorable,
+    within,
+)
 from marco_search.search.branches import MARCO_O1, TurnFormat
-from marco_search.search.config import AUTO, DEFAULT_STRATEGY, STRATEGIES, SearchConfig
+from marco_search.search.config import (
+    AUTO,
+    DEFAULT_STRATEGY,
+    STRATEGIES,
+    SearchConfig,
+    config_adapter,
+)
 
 SHIPPED = Path(__file__).resolve().parent
 NEUTRAL = "neutral"
@@ -135,7 +150,7 @@ class Profile(Input):
     def _search_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
         tables = {k: v for k, v in value.items() if k in STRATEGIES and isinstance(v, dict)}
         for table in ({k: v for k, v in value.items() if k not in tables}, *tables.values()):
-            check_search_fields(table)
+            _check_search_fields(table)
         return value
 
     @model_validator(mode="after")
@@ -183,15 +198,17 @@ class Profile(Input):
         return f"{self.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def check_search_fields(given: Mapping[str, Any]) -> None:
-    """Raises ValueError for a name that is no field a profile may set, or a value out of range."""
+def _check_search_fields(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in SEARCH_FIELDS:
             known = hint(name, [*SEARCH_FIELDS, *Profile.model_fields])
-            raise ValueError(f"unknown field {name!r}{known}; docs/profiles.md has them all")
+            raise within(name, f"unknown field{known}; docs/profiles.md has them all")
     try:
-        SearchConfig.from_json({"strategy": "auto", "action": "step", **given})
-    except SearchError as error:
+        config_adapter().validate_python({"strategy": "auto", "action": "step", **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise within(".".join(map(str, first["loc"])), explain(first)) from None
+    except SearchError as error:  # names that no search knows
         raise ValueError(str(error)) from None
 
 
@@ -209,7 +226,7 @@ def _made(data: dict[str, Any]) -> Profile:
     try:
         return Profile(**data)
     except InvalidJob as error:
-        raise InvalidProfile(f"{error.field}: {error.reason}") from None
+        raise InvalidProfile(error.reason, error.field) from None
     except ValidationError as error:  # fields that do not go together
         raise InvalidProfile(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
@@ -288,7 +305,13 @@ def override(profile: Profile, given: Mapping[str, Any]) -> Profile:
             if k not in names
         }
     data["search"] |= search
-    return _made(data)
+    try:
+        return _made(data)
+    except InvalidProfile as error:
+        field = error.field or ""
+        if "search" not in own:  # the caller wrote its fields without the table
+            field = field.removeprefix("search").removeprefix(".")
+        raise InvalidProfile(error.reason, field or None) from None
 
 
 def dumps(profile: Profile) -> str:

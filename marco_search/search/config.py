@@ -145,7 +145,7 @@ class SearchConfig:
             raise SearchError(f"unknown fields of a search: {', '.join(unknown)}")
         known["reward"] = reward_of(data)
         try:
-            return _adapter().validate_python(known)
+            return config_adapter().validate_python(known)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
@@ -153,7 +153,8 @@ class SearchConfig:
 
 
 @lru_cache
-def _adapter() -> TypeAdapter[SearchConfig]:
+def config_adapter() -> TypeAdapter[SearchConfig]:
+    """Checks the fields of a SearchConfig."""
     return TypeAdapter(SearchConfig)
 
 

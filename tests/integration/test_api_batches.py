@@ -153,6 +153,8 @@ def test_a_batch_is_cancelled_or_expires(api: Api) -> None:  # noqa: F811
         "batch_expired"
     }
     assert expired.output_file_id is None and expired.expired_at is not None
+    short = submitted(acme, LINES, "90m")
+    assert acme.batches.retrieve(short.id).completion_window == "90m"
 
 
 def test_what_can_t_be_a_file_or_a_batch(api: Api) -> None:  # noqa: F811

@@ -25,6 +25,7 @@ from marco_search.kinds import (
     OpenEndedJob,
     ReasoningJob,
     TranslationJob,
+    completions,
     job_from_json_line,
     parse_completion,
     parse_job,
@@ -304,6 +305,8 @@ def test_result_round_trip() -> None:
     assert result.answer == answers[0]
     assert JobResult.model_validate_json(result.model_dump_json()) == result
     assert JobResult.model_validate(json.loads(result.model_dump_json())) == result
+    late = result.model_copy(update={"state": "expired"})
+    assert "GET /jobs/j/result has the answers" in completions.response(late)["error"]["message"]
 
 
 def test_a_result_without_answers_has_no_answer() -> None:
@@ -414,6 +417,13 @@ def test_a_chat_completion_is_a_job() -> None:
     [
         ({"n": 0}, "n"), ({"max_completion_tokens": -1}, "max_completion_tokens"),
         ({"max_tokens": 0}, "max_tokens"), ({"seed": "x"}, "seed"), ({"top_p": 3}, "top_p"),
+        ({"stream": "false"}, "stream"),
+        ({"top_p": 3, "marco": {"options": {"overrides": {"spread": 1}}}}, "top_p"),
+        (
+            {"marco": {"options": {"overrides": {"top_p": 3}}}, "top_p": 1},
+            "marco.options.overrides.top_p",
+        ),
+        ({"marco": {"options": {"overrides": {"x": 3}}}}, "marco.options.overrides.x"),
         ({"messages": [{"role": "user", "content": "\0"}]}, "messages"),
         ({"metadata": {"a": []}}, "metadata"), ({"marco": {"tenant": " "}}, "marco.tenant"),
         ({"marco": {"options": {"answers": 0}}, "n": 1}, "marco.options.answers"),
@@ -426,6 +436,7 @@ def test_what_is_wrong_with_a_chat_completion_has_the_name_that_its_caller_wrote
     with pytest.raises(InvalidJob) as refused:
         parse_completion(body)
     assert refused.value.field == field
+    assert not refused.value.reason.startswith(field.rpartition(".")[2])  # its name once
     with pytest.raises(InvalidJob) as refused:
         job_from_json_line(json.dumps({"custom_id": "a", "body": body}), 3)
     assert refused.value.field == f"line 3, body.{field}"
