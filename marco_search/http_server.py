@@ -41,17 +41,20 @@ def serve(
     ready: Callable[[str], None],
     *,
     answer_s: float = ANSWER_S,
+    stopping: asyncio.Event | None = None,
 ) -> None:
     """Answer until SIGINT or SIGTERM. `ready` gets the address; port 0 takes a free one.
 
-    A request has `answer_s` seconds to be answered and its answer to be read.
+    A request has `answer_s` seconds to be answered and its answer to be read. `stopping` is set
+    when the server is to stop: what waits then has five seconds to end.
     Raises AddressTaken.
     """
     connection: Any = partial(_Connection, answer_s=answer_s)
+    stopping = stopping or asyncio.Event()
     with closing(bound(host, port)) as listening:
         ready(f"http://{_reachable(host)}:{listening.getsockname()[1]}/")
         config = uvicorn.Config(
-            _Observed(app),
+            _Observed(app, stopping),
             log_config=None,  # theirs go where ours go
             http=connection,
             backlog=_BACKLOG,
@@ -63,14 +66,26 @@ def serve(
             timeout_graceful_shutdown=5,
         )
         with _signals_end_quietly():
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(config, stopping).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells the requests that wait for something that it is stopping."""
+
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping.set()
+        await super().shutdown(sockets)
 
 
 class _Observed:
     """ASGI middleware: counts requests, and puts each into the trace that its client names."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, stopping: asyncio.Event) -> None:
+        self._app, self._stopping = app, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,6 +102,9 @@ class _Observed:
             given = Headers(scope=scope).get("traceparent")
             with tracing.within(given) as trace_id, logs.about(trace_id=trace_id):
                 await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():  # then it had its time to end
+                raise
         finally:
             # Not what the client wrote: there would be no end of labels.
             route = getattr(scope.get("route"), "path", "(none)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Annotated
 
@@ -32,12 +32,16 @@ OPEN = ("/healthz", "/docs", "/openapi.json")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all requests share. `local_key`: one that is stored nowhere, for MARCO_TENANT."""
+    """What all requests share. `local_key`: one that is stored nowhere, for MARCO_TENANT.
+
+    `stopping` is set when the server is to stop: nobody waits for a job any longer then.
+    """
 
     settings: Settings
     database: Database
     producer: AsyncProducer
     local_key: str | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def key(self, given: str) -> tuple[ApiKey, Rate | None]:
         """What is known of this key, and of its rate limit. Raises InvalidApiKey."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Request
@@ -59,23 +59,28 @@ async def create(
     if body.get("stream"):
         parts = _stream(caller, handle, usage=options.get("include_usage") is True)
         return StreamingResponse(parts, media_type="text/event-stream", headers=headers)
-    result = await _unless_gone(request, _result(caller, handle))
+    result = await _unless_gone(request, caller, handle)
     if result is None:
         return Response(status_code=HUNG_UP)
     return JSONResponse(completions.completion(result), headers=headers)
 
 
-async def _unless_gone(
-    request: Request, result: Coroutine[Any, Any, JobResult]
-) -> JobResult | None:
-    """The result; None as soon as the client has hung up."""
-    tasks = gone, found = asyncio.create_task(_gone(request)), asyncio.create_task(result)
+async def _unless_gone(request: Request, caller: Caller, handle: JobHandle) -> JobResult | None:
+    """The result; None as soon as the client has hung up. Raises as `_result` does."""
+    found = asyncio.create_task(_result(caller, handle))
+    gone = asyncio.create_task(_gone(request))
+    stopping = asyncio.create_task(caller.service.stopping.wait())
+    tasks = (found, gone, stopping)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return await found if found.done() else None
+        if found.done():
+            return await found
+        if gone.done():
+            return None
+        raise _goes_on(handle)
     finally:
-        gone.cancel()
-        found.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 async def _gone(request: Request) -> None:
@@ -85,18 +90,20 @@ async def _gone(request: Request) -> None:
 
 async def _result(caller: Caller, handle: JobHandle) -> JobResult:
     """The result of a job that succeeded. Raises JobFailed, WaitTimeout."""
-    where = f"/jobs/{handle.id}"
     try:
         result = await caller.producer.wait(handle, caller.service.settings.api_wait_s)
     except WaitTimeout:
-        raise WaitTimeout(
-            f"the job goes on: GET {where}, or send the same Idempotency-Key"
-        ) from None
+        raise _goes_on(handle) from None
     if result.state != "succeeded":
         why = f"{result.error_type}: {result.error}; " if result.error else ""
         kind = PromptTooLong if result.error_type == PromptTooLong.__name__ else JobFailed
-        raise kind(f"job {result.state}: {why}GET {where}/result has what it found")
+        raise kind(f"job {result.state}: {why}GET /jobs/{handle.id}/result has what it found")
     return result
+
+
+def _goes_on(handle: JobHandle) -> WaitTimeout:
+    where = f"GET /jobs/{handle.id}, or send the same Idempotency-Key"
+    return WaitTimeout(f"the job goes on: {where}")
 
 
 async def _stream(caller: Caller, handle: JobHandle, *, usage: bool) -> AsyncIterator[bytes]:
@@ -122,11 +129,13 @@ KEEP_ALIVE = format_sse_event(comment="waiting")
 async def changes(caller: Caller, job: JobId) -> AsyncIterator[JobStatus | None]:
     """Where a job stands, now and whenever it has come further; None after QUIET_S of silence.
 
-    Ends with the job, or when a request may wait no longer. Raises WaitTimeout then.
+    Ends with the job. Raises WaitTimeout when a request may wait no longer, or the server stops.
     """
     said, quiet = None, 0.0
     follow = caller.producer.follow(job, caller.service.settings.api_wait_s, every_s=EVERY_S)
     async for (status,) in follow:
+        if caller.service.stopping.is_set():
+            raise WaitTimeout("the server is stopping; the job goes on")
         now = progress(status)
         quiet += EVERY_S
         if now != said:

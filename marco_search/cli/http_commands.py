@@ -85,11 +85,14 @@ def serve(host: str, port: int) -> None:
             "API at {0}, described at {0}docs", note if keyless else "", key=local_key
         )
         producer = AsyncProducer(settings=here.settings, poll_s=10.0)
-        app = create_app(Service(here.settings, here.database, producer, local_key))
+        service = Service(here.settings, here.database, producer, local_key)
         logs.set_up(here.settings)
         try:
             with measured(here.settings, [API]):
-                serve_http(app, host, port, ready, answer_s=here.settings.api_wait_s + 60.0)
+                serve_http(
+                    create_app(service), host, port, ready,
+                    answer_s=here.settings.api_wait_s + 60.0, stopping=service.stopping,
+                )  # fmt: skip
         finally:
             asyncio.run(producer.close())
 

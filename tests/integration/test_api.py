@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ from marco_search.store import api_keys
 from marco_search.store.api_keys import new_key
 from marco_search.store.db import Database
 from producer import AsyncProducer, Producer
-from tests.integration.toys import open_database, runner, settings_for
+from tests.integration.toys import open_database, runner, settings_for, wait_until
 from tests.toy import ToyRuntime
 
 
@@ -63,7 +65,7 @@ def serving(env: dict[str, str], *words: str) -> Iterator[dict[str, str]]:
     process = subprocess.Popen([*command, *words], env=env, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
+        yield json.loads(process.stdout.readline()) | {"pid": str(process.pid)}
     finally:
         process.terminate()
         assert process.wait(60) == 0
@@ -291,6 +293,32 @@ def test_a_request_ends_with_its_client_or_its_time_and_the_job_goes_on(api: Api
                 assert "GET /jobs/" in said and answer.headers["X-Should-Retry"] == "false"
             asyncio.run(service.producer.close())
         assert {str(state) for state in producer.cancel_all().values()} == {"cancelled"}
+
+
+def test_a_server_that_stops_says_to_all_who_wait_that_their_jobs_go_on(api: Api) -> None:
+    """And waits for none of them: nobody works on the jobs here."""
+    headers = {"Authorization": f"Bearer {api.key(tenant='waiting')}"}
+    with serving(api.env) as printed, httpx.Client(headers=headers, timeout=60) as client:
+        v1 = f"{printed['address']}v1/chat/completions"
+        with (
+            ThreadPoolExecutor() as pool,
+            client.stream("POST", v1, json=ASKED | {"stream": True}) as stream,
+        ):
+            job = stream.headers["Marco-Job-Id"]
+            path = f"{printed['address']}jobs/{job}/events"
+            with client.stream("GET", path) as events:
+                lines = events.iter_lines()
+                assert next(lines) == "event: status"
+                whole = pool.submit(client.post, v1, json=ASKED)
+                listed = f"{printed['address']}jobs"
+                wait_until(lambda: len(client.get(listed).json()["data"]) == 2, "both jobs")
+                os.kill(int(printed["pid"]), signal.SIGTERM)
+                assert "event: result" not in list(lines)  # whole, not cut off
+            told = [line for line in stream.iter_lines() if line]
+            assert "wait_timeout" in told[-2] and told[-1] == "data: [DONE]"
+            assert "GET /jobs/" in refused(whole.result(), 504, "wait_timeout")
+    status = json.loads(api.marco("status", "--tenant", "waiting", "--json").stdout)
+    assert status["counts"] == {"queued": 2}
 
 
 def test_models_are_strategies_and_profiles(api: Api) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -25,7 +27,7 @@ def test_requests_are_counted_by_route_and_belong_to_their_client_s_trace(
     def job(job: str) -> str | None:
         return tracing.current()
 
-    client = TestClient(_Observed(app))
+    client = TestClient(_Observed(app, asyncio.Event()))
     assert client.get("/jobs/1", headers={"traceparent": SPAN}).json() == SPAN
     assert client.get("/jobs/2", headers={"traceparent": "nonsense"}).json() is None
     assert client.get("/jobs/3").json() is None
