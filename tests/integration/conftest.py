@@ -13,8 +13,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -31,6 +29,7 @@ from marco_search.store.db import Database
 from tests.databases import scratch_database
 from tests.integration.audited import Audited, audited
 from tests.integration.toys import open_database
+from tests.memory import data_folder
 
 # With a REDIS_URL of the developer's the tests use this database of it, and only if it is empty.
 _FOREIGN_REDIS_DATABASE = 15
@@ -38,13 +37,11 @@ _FOREIGN_REDIS_DATABASE = 15
 
 @pytest.fixture(scope="session")
 def services_home() -> Iterator[Path]:
-    """A home for embedded services that root's servers can enter, deleted at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="marco-tests-"))
-    folder.chmod(0o711)
-    yield folder / "home"
-    if (folder / "home").exists():
-        purge(folder / "home")
-    shutil.rmtree(folder)
+    """A home for embedded services, deleted at the end."""
+    with data_folder() as folder:
+        yield folder / "home"
+        if (folder / "home").exists():
+            purge(folder / "home")
 
 
 @pytest.fixture(scope="session")
