@@ -24,9 +24,9 @@ from pydantic import (
     IPvAnyNetwork,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from marco_search.errors import InvalidSettings
 from marco_search.text import HIDDEN, redacted
@@ -75,10 +75,10 @@ def _networks(value: object) -> object:
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
 
-Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_networks)]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_networks)]
 Target = Annotated[str, Field(pattern="^https?://")] | Annotated[list[str], Field(min_length=1)]
-Overrides = Annotated[dict[str, Any], NoDecode, _from_json('{"top_p": 0.9}')]
-Verifiers = Annotated[dict[Name, Target], NoDecode, _from_json('{"name": ["command", "word"]}')]
+Overrides = Annotated[dict[str, Any], _from_json('{"top_p": 0.9}')]
+Verifiers = Annotated[dict[Name, Target], _from_json('{"name": ["command", "word"]}')]
 
 
 def _fits_a_url(value: SecretStr) -> SecretStr:
@@ -98,7 +98,6 @@ class Login(BaseModel):
 
 Logins = Annotated[
     dict[Name, Login],
-    NoDecode,
     _from_json('{"marco_worker": {"password": "...", "roles": ["marco_app"]}}'),
 ]
 
@@ -107,13 +106,13 @@ def _variable(name: str) -> str:
     return f"MARCO_{name.upper()}"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Frozen settings of one process. Durations are in seconds, sizes in the unit named."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         frozen=True,
         extra="ignore",
-        env_ignore_empty=True,
+        validate_default=True,
         alias_generator=AliasGenerator(validation_alias=_variable),
     )
 
@@ -286,6 +285,12 @@ class Settings(BaseSettings):
         1000, description="Most that a tenant's uploaded files may have together, in MiB"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        found = {name.upper(): value for name, value in os.environ.items() if value}
+        return found | given
+
     @property
     def profiles(self) -> Path:
         """Folder of the user's own profiles."""
@@ -304,7 +309,7 @@ def load() -> Settings:
             warnings.warn(f"{old} is now {new}", FutureWarning, stacklevel=2)
             renamed[new] = os.environ[old]
     try:
-        return Settings(**renamed)  # type: ignore[arg-type]
+        return Settings(**renamed)
     except ValidationError as error:
         # The value is left out on purpose: it may be a secret.
         lines = dict.fromkeys(f"{e['loc'][0]}: {_reason(e)}" for e in error.errors())
