@@ -184,6 +184,8 @@ def _report_usage(error: click.ClickException, as_json: bool) -> int:
     message = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
     if message[1:2].islower():  # click's sentences, as all our messages begin
         message = message[0].lower() + message[1:]
+    if isinstance(error, click.NoSuchOption) and error.option_name[1:2].isdigit():
+        message += '; a number is 0 or more, and a text that begins with "-" goes after "--"'
     _report("UsageError", message, BAD_INPUT, as_json)
     context = getattr(error, "ctx", None)
     if context is not None and not as_json:

@@ -110,7 +110,9 @@ def quota(tenant: str | None, limit: str | None) -> None:
     if not tenant:
         raise click.UsageError("TENANT is empty.")
     if limit != "default" and not (limit.isdecimal() and int(limit[:12]) <= options.LARGEST_COUNT):
-        raise click.UsageError(f'{limit!r} is not a number of jobs; give one, or "default".')
+        raise click.UsageError(
+            f'{limit!r} is not a number of jobs; give one, 0 or more, or "default".'
+        )
     max_queued = None if limit == "default" else int(limit)
     with session(creates=True) as here:
         here.producer().set_quota(max_queued, tenant)

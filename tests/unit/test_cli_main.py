@@ -173,6 +173,15 @@ def test_bad_arguments_exit_with_2(
         (["dead", "lst"], "no such command 'lst'; did you mean 'list'?"),
         (["status", "--limt", "3"], "no such option '--limt'; did you mean '--limit'?"),
         (["replay", "none.jsonl"], "none.jsonl: no such file"),
+        (
+            ["quota", "acme", "-1"],
+            "no such option '-1'; a number is 0 or more, and a text that begins with \"-\" goes "
+            'after "--"',
+        ),
+        (
+            ["quota", "acme", "--", "-1"],
+            "'-1' is not a number of jobs; give one, 0 or more, or \"default\"",
+        ),
     ],
 )
 def test_bad_arguments_are_said_as_all_errors_are(
