@@ -80,7 +80,7 @@ async def result(caller: Reads, job_id: str) -> JobResult:
 def tree(caller: Reads, job_id: str) -> dict[str, Any]:
     """As `marco show --format json` prints it: nodes, rollouts, answers, audit log; no tokens."""
     wanted = job_uuid(job_id)
-    with caller.service.database.transaction() as conn:
+    with caller.service.database.transaction(one_moment=True) as conn:
         queries.statuses(conn, [wanted], tenant=caller.key.tenant)
         return document(job_record.read(conn, wanted))
 

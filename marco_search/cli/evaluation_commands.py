@@ -256,7 +256,7 @@ def replay(
         raise click.UsageError(f"{target}: no such file")
     with session(needs_redis=False) as here:
         (job_id,) = here.find([target])
-        with here.database.transaction() as conn:
+        with here.database.transaction(one_moment=True) as conn:
             stored = job_record.stored_search(conn, job_id)
         if rewards or votes or powers:
             usual = stored.plan.config

@@ -284,7 +284,7 @@ def show(
             return
         from marco_search.store.reads import job_record
 
-        with here.database.transaction() as conn:
+        with here.database.transaction(one_moment=True) as conn:
             record = job_record.read(conn, job_id)
             results = queries.results(conn, [job_id])
     line, tree, path = record.job, record.nodes, record.winning_path

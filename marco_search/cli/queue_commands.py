@@ -12,6 +12,7 @@ import click
 from marco_search.cli import options, output
 from marco_search.cli.job_text import LETTERS, letter_report
 from marco_search.cli.session import session
+from marco_search.errors import JobNotFound
 from marco_search.store.queue import tenants
 from marco_search.text import counted
 
@@ -222,10 +223,16 @@ def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:
         raise click.UsageError("Give jobs, or --all.")
     with session() as here:
         producer = here.producer(here.tenant)
-        done = producer.restart(here.find(jobs)) if jobs else {}
+        wanted = here.find(jobs)
+        done = producer.restart(wanted) if jobs else {}
         while not jobs and (waiting := producer.waiting_for_model()):
             done |= producer.restart(waiting)
     _report_requeued(done, restarted=True)
+    if left := [str(job_id) for job_id in wanted if job_id not in done]:
+        raise JobNotFound(
+            f"{counted(len(left), 'job')} can't start over: {', '.join(left[:5])}; dead and failed "
+            "jobs can, and those that were begun and are queued again"
+        )
 
 
 def _report_requeued(done: Mapping[UUID, UUID], *, restarted: bool) -> None:

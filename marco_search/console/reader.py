@@ -156,7 +156,8 @@ class Reader:
 
     def record(self, job_id: UUID) -> JobRecord:
         """All about a job but its tokens. Raises JobNotFound."""
-        return self._read(job_record.read, job_id)
+        with self._database.transaction(one_moment=True) as conn:
+            return job_record.read(conn, job_id)
 
     def verified(self, job_id: UUID) -> JobReport | None:
         """The job checked against the chain; None if this login may not read all it takes."""

@@ -114,15 +114,20 @@ class Database:
         self._views_only = False
 
     @contextmanager
-    def transaction(self) -> Iterator[Conn]:
+    def transaction(self, *, one_moment: bool = False) -> Iterator[Conn]:
         """A connection in a transaction: committed at the end, rolled back on any error.
 
+        `one_moment`: all its queries see the database as it was at the first, which a search's
+        tree and what reaches into it must, while a worker adds to both.
         Raises DatabaseUnavailable if Postgres can't be reached or does not answer in time,
         SchemaMismatch if its tables are not those of this version.
         """
         with self._errors(), self._opened().connection() as conn:
             if conn.revision not in (None, SCHEMA_REVISION):
                 raise not_migrated(conn.revision or None)
+            if one_moment:
+                conn.rollback()  # `_check` has begun one that sees what is new all the time
+                conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             if is_pooled(conn):
                 # The next transaction may be on another session of the server's.
                 conn.execute(_set("SET LOCAL", self._settings))

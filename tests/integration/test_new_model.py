@@ -200,6 +200,7 @@ def test_the_commands_say_it_and_start_them_over(
     assert marco("status")["missing_models"][0]["jobs"] == 2
     marco("requeue", str(jobs[0]), code=2)
     (one,) = marco("requeue", "--restart", str(jobs[0]))["restarted"].items()
+    marco("requeue", "--restart", str(jobs[0]), code=3)  # cancelled now
     assert one[0] == str(jobs[0])
     assert list(marco("requeue", "--restart", "--all")["restarted"]) == [str(jobs[1])]
     assert marco("status")["missing_models"] == []

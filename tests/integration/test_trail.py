@@ -142,6 +142,21 @@ def test_the_views_agree_with_the_tree(shared: Database) -> None:
     assert status.generated_tokens == search.tokens
 
 
+def test_a_tree_is_read_whole_while_its_worker_adds_a_round(shared: Database) -> None:
+    _, (first, second, *_) = rounds_of(seed=3)
+    (job,) = insert(shared, question())
+    claimed = claim(shared, job.id)
+    assert claimed is not None
+    with shared.transaction() as conn:
+        trail.append(conn, claimed[1], first, seconds=1.0)
+    with shared.transaction(one_moment=True) as reading:
+        nodes, _ = trail.load(reading, job.id)
+        with shared.transaction() as conn:
+            trail.append(conn, claimed[1], second, seconds=1.0)
+        _, rollouts = trail.load(reading, job.id)
+        assert Tree.restore(nodes, rollouts).visits[0] == len(first.rollouts)
+
+
 def test_a_round_is_kept_once_and_rounds_are_kept_in_order(shared: Database) -> None:
     _, kept = rounds_of()
     (job,) = insert(shared, question())
