@@ -10,10 +10,10 @@ from fastapi import APIRouter, Body, Query, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from marco_search.api.access import Cancels, Reads, Submits
+from marco_search.api.access import Caller, Cancels, Reads, Submits
 from marco_search.api.chat_completions import KEEP_ALIVE, IdempotencyKey, changes
-from marco_search.api.responses import batch_uuid, page
-from marco_search.errors import InvalidJob, JobNotFound, WaitTimeout
+from marco_search.api.responses import batch_uuid, error_body, page
+from marco_search.errors import InvalidJob, JobNotFound, MarcoError, WaitTimeout
 from marco_search.jobs import JobResult
 from marco_search.render.document import document
 from marco_search.store.queue.states import JobState
@@ -93,19 +93,22 @@ async def cancel(caller: Cancels, job_id: str) -> dict[str, Any]:
 
 @router.get("/{job_id}/events", summary="Follow it", response_class=StreamingResponse)
 async def events(caller: Reads, job_id: str) -> StreamingResponse:
-    """Server-sent events: `status` when it has come further, and at the end `result`."""
+    """Server-sent events: `status` when it has come further, at the end `result`, or `error`."""
     await caller.producer.states([job_id])
-    return StreamingResponse(_events(caller, job_id), media_type="text/event-stream")
+    return StreamingResponse(parts(caller, job_id), media_type="text/event-stream")
 
 
-async def _events(caller: Reads, job_id: str) -> AsyncIterator[bytes]:
+async def parts(caller: Caller, job_id: str) -> AsyncIterator[bytes]:
+    """The events, as they are sent."""
     try:
         async for now in changes(caller, job_id):
             yield _event("status", now) if now else KEEP_ALIVE
+        for found in await caller.producer.ended([job_id]):
+            yield _event("result", found)
     except WaitTimeout:
         return  # clients of server-sent events connect again
-    for found in await caller.producer.ended([job_id]):
-        yield _event("result", found)
+    except MarcoError as error:
+        yield format_sse_event(event="error", data_str=json.dumps(error_body(error)))
 
 
 def _event(name: str, data: JobStatus | JobResult) -> bytes:

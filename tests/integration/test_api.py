@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
@@ -23,12 +24,12 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from marco_search.api import create_app
-from marco_search.api.access import Service
+from marco_search.api import create_app, job_routes
+from marco_search.api.access import Caller, Service
 from marco_search.http_server import bound
 from marco_search.local import ServiceUrls
 from marco_search.store import api_keys
-from marco_search.store.api_keys import new_key
+from marco_search.store.api_keys import RIGHTS, ApiKey, new_key
 from marco_search.store.db import Database
 from producer import AsyncProducer, Producer
 from tests.integration.toys import open_database, runner, settings_for, wait_until
@@ -419,6 +420,19 @@ def test_where_the_services_are_is_not_told(caplog: pytest.LogCaptureFixture) ->
             assert (
                 "hidden" not in said and "hidden" in caplog.text and answer.headers["Retry-After"]
             )
+        (told,) = asyncio.run(_events(service, str(UUID(int=1))))
+        assert b"event: error" in told and b"database_unavailable" in told
+        assert b"hidden" not in told
+
+
+async def _events(service: Service, job_id: str) -> list[bytes]:
+    """A stream of a job's events, once its head has been sent."""
+    key = ApiKey(
+        id="k", name="", tenant="acme", rights=RIGHTS, per_minute=None,
+        created_at=None, expires_at=None, revoked_at=None,
+    )  # fmt: skip
+    caller = Caller(service, key, service.producer.for_tenant("acme"))
+    return [part async for part in job_routes.parts(caller, job_id)]
 
 
 def test_an_answer_is_not_held_back_for_an_acknowledgement() -> None:
