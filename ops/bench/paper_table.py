@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -279,11 +279,14 @@ def study(name: str, seed: str, count: int) -> Study:
     """A study by its name."""
     if name == "real":
         return Study(name, "", real_sets(count), (200, 400))
-    sets = {
-        f"{kind}-{language}": samples.as_problems(samples.draw(seed, kind, language, count))
-        for kind, language in WORDS
-    }
+    sets = {f"{kind}-{language}": split(seed, kind, language, count) for kind, language in WORDS}
     return Study(name, seed, sets, (250, 400, 800))
+
+
+@cache  # a report takes the sets of all studies, also those that were just run
+def split(seed: str, kind: samples.Kind, language: Language, count: int) -> list[Problem]:
+    """A set of a study of a pocket model."""
+    return samples.as_problems(samples.draw(seed, kind, language, count))
 
 
 def real_sets(count: int) -> dict[str, list[Problem]]:
