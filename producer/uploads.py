@@ -1,5 +1,7 @@
 """Uploading a file of requests as a batch: in parts, and again from where it was cut off."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -54,19 +56,48 @@ class Part:
     deadline: datetime | None  #: of jobs that have none
     jobs: list[tuple[int, Job]] = field(default_factory=list)
     refused: list[BatchLine] = field(default_factory=list)
-    lines: int = 0
     size: int = 0  #: bytes
-    digest: str = ""
+    digests: list[str] = field(default_factory=list)  #: of all lines up to each of its own
+    digest: str = ""  #: of all lines up to its end
     complete: bool = False
+
+    @property
+    def lines(self) -> int:
+        """How many lines it has."""
+        return len(self.digests)
 
     @property
     def full(self) -> bool:
         """Whether it is to be stored before the next line is read."""
         return self.lines >= PART_LINES or self.size >= PART_BYTES
 
-    def add(self, number: int, line: bytes, options: Mapping[str, Any]) -> None:
-        """Take a line."""
-        self.lines += 1
+    def halves(self) -> tuple[Part, Part]:
+        """Two parts that have its lines."""
+        middle = self.lines // 2
+        last = self.before + middle
+        first = Part(
+            self.before,
+            self.deadline,
+            jobs=[pair for pair in self.jobs if pair[0] <= last],
+            refused=[line for line in self.refused if line.line <= last],
+            digests=self.digests[:middle],
+            digest=self.digests[middle - 1],
+        )
+        second = Part(
+            last,
+            self.deadline,
+            jobs=self.jobs[len(first.jobs) :],
+            refused=self.refused[len(first.refused) :],
+            digests=self.digests[middle:],
+            digest=self.digest,
+            complete=self.complete,
+        )
+        return first, second
+
+    def add(self, number: int, line: bytes, options: Mapping[str, Any], digest: str) -> None:
+        """Take a line; `digest` is that of all lines up to it."""
+        self.digests.append(digest)
+        self.digest = digest
         self.size += len(line)
         try:
             if (job := job_in(line, number, options)) is not None:
@@ -112,7 +143,8 @@ def upload(
     """Store the lines that the batch does not have yet.
 
     Raises InvalidJob if those that it has are others, and Backpressure, unless it `waits`, if too
-    much is queued: what was stored stays, and the same upload goes on from there.
+    much is queued (in any case if nothing may ever be): what was stored stays, and the same upload
+    goes on from there.
     """
     SearchOptions(**options)  # raises InvalidJob once, not for every line
     digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode())
@@ -127,9 +159,8 @@ def upload(
             continue
         if batch.completed_at is not None:
             raise _changed(batch)
-        part.add(number, line, options)
+        part.add(number, line, options, digest.hexdigest())
         if part.full:
-            part.digest = digest.hexdigest()
             _store(batch, part, store, waits, sleep)
             part = Part(number, batch.expires_at)
     if number < batch.lines:
@@ -140,12 +171,25 @@ def upload(
 
 
 def _store(
-    batch: Batch, part: Part, store: Store, waits: bool, sleep: Callable[[float], None]
+    batch: Batch,
+    part: Part,
+    store: Store,
+    waits: bool,
+    sleep: Callable[[float], None],
+    one_by_one: bool = False,
 ) -> None:
+    # One by one, the first lines may leave no room for the last: those wait by themselves.
+    waits_whole = waits and not (one_by_one and part.lines > 1)
     try:
-        when_room(lambda: store(batch, part, one_by_one=False), waits=waits, sleep=sleep)
+        when_room(lambda: store(batch, part, one_by_one=one_by_one), waits=waits_whole, sleep=sleep)
     except IdempotencyConflict:
-        when_room(lambda: store(batch, part, one_by_one=True), waits=waits, sleep=sleep)
+        _store(batch, part, store, waits, sleep, one_by_one=True)
+    except Backpressure as full:
+        if part.lines < 2 or (full.retryable and not one_by_one):
+            raise
+        # More than may ever be queued at once: in smaller parts it has room.
+        for half in part.halves():
+            _store(batch, half, store, waits, sleep, one_by_one)
 
 
 def when_room(

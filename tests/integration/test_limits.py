@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -69,6 +70,45 @@ def test_a_quota_binds_its_tenant_only(database_url: str) -> None:
         producer.set_quota(None, "b")
         producer.submit(question(tenant="b"))
         assert stored(producer) == 5
+
+
+@pytest.mark.parametrize("conflict", [False, True])
+def test_a_batch_of_more_than_may_ever_be_queued_goes_on_as_there_is_room(
+    database_url: str, conflict: bool
+) -> None:
+    """Also if its lines are stored one by one, since a key in them belongs to another job."""
+    lines = [
+        json.dumps({"kind": "reasoning", "question": f"{i}?", "idempotency_key": f"k{i}"}).encode()
+        for i in range(9)
+    ]
+    with producer_with(database_url, tenant_max_queued=3) as producer:
+        if conflict:
+            producer.cancel(producer.submit(question("another", idempotency_key="k5")))
+        counts = []
+        for _ in lines:
+            counts.append(stored(producer) - conflict)
+            try:
+                batch = producer.submit_batch(lines, source="file")
+                break
+            except QuotaExceeded as full:
+                assert full.retryable
+            with producer._database.transaction() as conn:
+                queued = conn.execute("SELECT id FROM jobs WHERE state = 'queued'").fetchall()
+            for (job_id,) in queued:
+                producer.cancel(job_id)
+        assert counts == sorted(set(counts))
+        assert batch.completed_at
+        assert stored(producer) == 9  # with the conflict: eight of the batch and the other job
+        assert batch.refused == conflict
+
+
+def test_a_batch_of_a_tenant_that_may_queue_nothing_is_refused(database_url: str) -> None:
+    with producer_with(database_url) as producer:
+        producer.set_quota(0, "default")
+        lines = [b'{"kind": "reasoning", "question": "?"}'] * 4
+        with pytest.raises(QuotaExceeded, match="more than may ever be queued") as caught:
+            producer.submit_batch(lines, waits=True)
+    assert not caught.value.retryable
 
 
 def test_one_key_submitted_at_once_is_one_job(database_url: str) -> None:
