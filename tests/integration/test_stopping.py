@@ -11,7 +11,7 @@ import pytest
 
 from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.settings import Settings
-from marco_search.store.db import Database
+from marco_search.store.db import Conn, Database
 from marco_search.store.queue import jobs, leases, recovery, tenants
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
@@ -31,6 +31,7 @@ from tests.integration.toys import (
     wait_until,
 )
 from tests.toy import ToyRuntime
+from worker.journal import LeasedJournal
 from worker.shutdown import Shutdown
 
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -212,14 +213,15 @@ def test_a_job_resumed_just_before_it_is_given_back_is_published(
         with database.transaction() as conn:
             jobs.set_paused(conn, stored.id, paused=True)
 
-    release = leases.release
+    write = LeasedJournal.write_unstored
 
-    def late(conn: Any, *given: Any, **named: Any) -> None:
-        with database.transaction() as other:
-            assert jobs.set_paused(other, stored.id, paused=False) is JobState.RUNNING
-        release(conn, *given, **named)
+    def late(self: LeasedJournal, conn: Conn) -> bool:
+        if self.signals.paused:
+            with database.transaction() as other:
+                assert jobs.set_paused(other, stored.id, paused=False) is JobState.RUNNING
+        return write(self, conn)
 
-    monkeypatch.setattr(leases, "release", late)
+    monkeypatch.setattr(LeasedJournal, "write_unstored", late)
     runtime = Interrupted(1, lambda: watched(database, stored.id, pause))
     runner(settings, database, runtime).run_next()
     assert status(database, stored.id).state is JobState.QUEUED
