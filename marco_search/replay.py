@@ -1,11 +1,11 @@
 """Generates a stored search again and compares: is it what this model generates for this prompt?
 
-Round by round: the search is restored as it stood before a round, asked for the round's
-branches, and they are generated again with the stored seeds. If every round is the same, so
-is the whole tree; and where one round differs, those after it can still be compared, since
-each goes on from what is stored. A search that was resumed by another attempt is one search;
-one that was cancelled is compared as far as it came. A branch that had failed is taken as
-failed, since a failure can't be generated, and an external reward is taken as stored.
+Round by round: the search is asked for the round's branches, and they are generated again with
+the stored seeds. If every round is the same, so is the whole tree; and where one round differs,
+those after it can still be compared, since the search is then restored from what is stored. A
+search that was resumed by another attempt is one search; one that was cancelled is compared as
+far as it came. A branch that had failed is taken as failed, since a failure can't be generated,
+and an external reward is taken as stored.
 """
 
 from __future__ import annotations
@@ -108,21 +108,19 @@ def replay(
     count = max((r.round for r in rollouts), default=0)
     failed = sum(r.finish is Finish.FAILED for r in rollouts)
     found = Replayed(rounds=count, rollouts=len(rollouts), nodes=len(nodes), failed=failed)
-    tree = Tree.restore(nodes, rollouts)
+    tree, search = Tree.restore(nodes, rollouts), before(1)
     for number in range(1, count + 1):
         stored = Round(
             number=number,
             nodes=tuple(n for n in nodes if n.round == number),
             rollouts=tuple(r for r in rollouts if r.round == number),
         )
-        search = before(number)
         again = _generate(search, stored, runtime, found)
-        if again is not None:
-            _compare(found, stored, again, tree, search.tree)
+        if again is None or not _compare(found, stored, again, tree, search.tree):
+            search = before(number + 1)
         if on_round:
             on_round(number, count)
     if stop_reason in _REPEATABLE:
-        search = before(count + 1)
         search.ask()
         if search.stop_reason != stop_reason:
             found._differs(count, None, "why it ended", stop_reason, search.stop_reason)
@@ -171,9 +169,13 @@ def _begun_with(token_id: int | None) -> str:
     return "" if token_id is None else f", token {token_id}"
 
 
-def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tree) -> None:
-    """Compare a round with the one that is stored; the trees are those that they grew."""
+def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tree) -> bool:
+    """Compare a round with the one that is stored; the trees are those that they grew.
+
+    True if they are the same, so that the search can go on from what it generated.
+    """
     generated = {r.rollout_id: r for r in again.rollouts}
+    same = len(again.nodes) == len(stored.nodes)
     for rollout in stored.rollouts:
         other = generated[rollout.rollout_id]
         found.same_answers += rollout.answer == other.answer
@@ -184,14 +186,18 @@ def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tr
             if rollout.answer != other.answer:  # how a text is read is the version's
                 found.read_otherwise += 1
                 alike = replace(alike, answer=rollout.answer, value=rollout.value)
-        _same(found, (stored.number, rollout.rollout_id), "rollout", rollout, alike)
+                same = False
+        same &= _same(found, (stored.number, rollout.rollout_id), "rollout", rollout, alike)
     nodes = {n.node_id: n for n in again.nodes}
     for node in stored.nodes:
         place, twin = (stored.number, None), nodes.get(node.node_id)
-        found.same_nodes += _same(found, place, f"node {node.node_id}", node, twin)
+        same_node = _same(found, place, f"node {node.node_id}", node, twin)
+        found.same_nodes += same_node
+        same &= same_node
     if len(nodes) != len(stored.nodes):
         then = f"{len(stored.nodes)} nodes"
         found._differs(stored.number, None, "nodes of the round", then, len(nodes))
+    return same
 
 
 def _same_tokens(found: Replayed, stored: Rollout, again: Rollout, before: Tree, now: Tree) -> bool:
