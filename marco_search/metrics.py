@@ -6,7 +6,6 @@ loaded. What Postgres and Redis know is not counted but read when asked (`store.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -23,41 +22,24 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.registry import Collector
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A metric. Units are those of its name: seconds, bytes, ratio (0 to 1)."""
-
-    name: str  #: as a query names it
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...]
-    values: tuple[str, ...]  #: of its one label that are there, at 0, from the start
-    buckets: tuple[float, ...]
-    source: str  #: who has it
-
-
 METRICS: Final[list[Metric]] = []
 """All of them, in the order of docs/metrics.md."""
 
 
-def _metric(
-    source: str,
-    kind: Literal["counter", "gauge", "histogram"],
-    name: str,
-    help: str,
-    *labels: str,
-    values: tuple[str, ...] = (),
-    buckets: tuple[float, ...] = (),
-) -> Metric:
-    made = Metric(
-        name=name, kind=kind, help=help, labels=labels, values=values, buckets=buckets,
-        source=source,
-    )  # fmt: skip
-    METRICS.append(made)
-    return made
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric. Units are those of its name: seconds, bytes, ratio (0 to 1)."""
+
+    source: str  #: who has it
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str  #: as a query names it
+    help: str
+    labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()  #: of its one label that are there, at 0, from the start
+    buckets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        METRICS.append(self)
 
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -67,128 +49,128 @@ _TENTHS = tuple(i / 10 for i in range(1, 11))
 WORKER, SCHEDULER, API, _P = "worker", "scheduler", "API", "Postgres"
 _W, _S = WORKER, SCHEDULER
 
-DATABASE_UP = _metric(_P, "gauge", "marco_database_up", "1: Postgres could be read in time; 0: not")
-BROKER_UP = _metric(_P, "gauge", "marco_broker_up", "1: Redis answers; 0: not")
-JOBS = _metric(
+DATABASE_UP = Metric(_P, "gauge", "marco_database_up", "1: Postgres could be read in time; 0: not")
+BROKER_UP = Metric(_P, "gauge", "marco_broker_up", "1: Redis answers; 0: not")
+JOBS = Metric(
     _P, "gauge", "marco_jobs", "Jobs that have not ended, and dead letters (failed, dead)",
-    "tenant", "state",
+    ("tenant", "state"),
 )  # fmt: skip
-OLDEST = _metric(
+OLDEST = Metric(
     _P, "gauge", "marco_oldest_due_job_age_seconds",
-    "How long the oldest job has been due that any worker may claim; 0: none is", "tenant",
+    "How long the oldest job has been due that any worker may claim; 0: none is", ("tenant",),
 )  # fmt: skip
-MISSING_MODEL = _metric(
+MISSING_MODEL = Metric(
     _P, "gauge", "marco_jobs_waiting_for_model",
-    "Begun jobs that wait for a worker with their model", "model", "revision",
+    "Begun jobs that wait for a worker with their model", ("model", "revision"),
 )  # fmt: skip
-ENDED = _metric(
+ENDED = Metric(
     _P, "counter", "marco_jobs_ended_total", "Jobs that ended since the exporter started",
-    "tenant", "state",
+    ("tenant", "state"),
 )  # fmt: skip
-RETRIES = _metric(
+RETRIES = Metric(
     _P, "counter", "marco_job_retries_total",
-    "Attempts that an error ended which may pass, of the jobs that ended", "tenant",
+    "Attempts that an error ended which may pass, of the jobs that ended", ("tenant",),
 )  # fmt: skip
-LOSSES = _metric(
+LOSSES = Metric(
     _P, "counter", "marco_job_losses_total",
-    "Attempts that the loss of a worker ended, of the jobs that ended", "tenant",
+    "Attempts that the loss of a worker ended, of the jobs that ended", ("tenant",),
 )  # fmt: skip
-WORKERS = _metric(_P, "gauge", "marco_workers", "Workers that announced themselves in Redis lately")
-LINKS = _metric(_P, "counter", "marco_chain_links_total", "Links of the audit chain")
-SEALING = _metric(
+WORKERS = Metric(_P, "gauge", "marco_workers", "Workers that announced themselves in Redis lately")
+LINKS = Metric(_P, "counter", "marco_chain_links_total", "Links of the audit chain")
+SEALING = Metric(
     _P, "gauge", "marco_seal_waiting", "Transactions that end jobs and wait for the chain's lock"
 )
-SEAL_LAG = _metric(
+SEAL_LAG = Metric(
     _P, "gauge", "marco_seal_lag_seconds", "How long the first of them has waited; 0: none does"
 )
-UNDELIVERED = _metric(
+UNDELIVERED = Metric(
     _P,
     "gauge",
     "marco_webhook_deliveries_pending",
     "Deliveries to webhooks that did not arrive yet",
 )
-UNDELIVERED_AGE = _metric(
+UNDELIVERED_AGE = Metric(
     _P, "gauge", "marco_webhook_oldest_pending_age_seconds", "Age of the oldest of them; 0: none is"
 )
-TRAIL = _metric(
-    _P, "gauge", "marco_trail_bytes", "Size of a table with its indexes, on disk", "table"
+TRAIL = Metric(
+    _P, "gauge", "marco_trail_bytes", "Size of a table with its indexes, on disk", ("table",)
 )
-READ = _metric(
+READ = Metric(
     _P, "gauge", "marco_exporter_read_seconds", "Time that it took to read all of the above"
 )
 
-WAIT = _metric(
+WAIT = Metric(
     _W, "histogram", "marco_job_wait_seconds", "From when a job was due to its claim", buckets=_SLOW
 )
-CLAIM = _metric(
+CLAIM = Metric(
     _W, "histogram", "marco_claim_seconds", "Time that a claim took in Postgres", buckets=_FAST
 )
-ATTEMPTS = _metric(
+ATTEMPTS = Metric(
     _W, "counter", "marco_attempts_total",
     "Claims by how they ended: a final state, retried, released, lease_lost or left "
-    "(Postgres was away)", "outcome",
+    "(Postgres was away)", ("outcome",),
     values=("succeeded", "cancelled", "expired", "failed", "dead", "retried", "released",
             "lease_lost", "left"),
 )  # fmt: skip
-SEARCHES = _metric(
+SEARCHES = Metric(
     _W, "counter", "marco_searches_total",
     "Searches that ended; decided, lead, nothing_new and verified are early stops",
-    "strategy", "stop_reason",
+    ("strategy", "stop_reason"),
 )  # fmt: skip
-SEARCH_SECONDS = _metric(
+SEARCH_SECONDS = Metric(
     _W, "histogram", "marco_search_seconds", "Time that searches took over all attempts",
     buckets=_SLOW,
 )  # fmt: skip
-CONFIDENCE = _metric(
+CONFIDENCE = Metric(
     _W, "histogram", "marco_answer_confidence_ratio", "Mean confidence of the best answers",
     buckets=_TENTHS,
 )  # fmt: skip
-ROUNDS = _metric(_W, "counter", "marco_rounds_total", "Rounds stored")
-NODES = _metric(_W, "counter", "marco_nodes_total", "Nodes stored")
-ROLLOUTS = _metric(
-    _W, "counter", "marco_rollouts_total", "Rollouts stored: stop, length or failed", "finish",
+ROUNDS = Metric(_W, "counter", "marco_rounds_total", "Rounds stored")
+NODES = Metric(_W, "counter", "marco_nodes_total", "Nodes stored")
+ROLLOUTS = Metric(
+    _W, "counter", "marco_rollouts_total", "Rollouts stored: stop, length or failed", ("finish",),
     values=_FINISHES,
 )  # fmt: skip
-GENERATED = _metric(
+GENERATED = Metric(
     _W, "counter", "marco_generated_tokens_total",
-    "Tokens generated, by how their rollout ended", "finish", values=_FINISHES,
+    "Tokens generated, by how their rollout ended", ("finish",), values=_FINISHES,
 )  # fmt: skip
-FAILED_TOKENS = _metric(
+FAILED_TOKENS = Metric(
     _W, "counter", "marco_failed_rollout_tokens_total",
     "Tokens generated by branches that then failed; they are in no rollout",
 )  # fmt: skip
-PROMPT = _metric(_W, "counter", "marco_prompt_tokens_total", "Tokens of prefixes that were forked")
-CACHED = _metric(
+PROMPT = Metric(_W, "counter", "marco_prompt_tokens_total", "Tokens of prefixes that were forked")
+CACHED = Metric(
     _W, "counter", "marco_cached_tokens_total", "Of those, served from the prefix cache"
 )
-BRANCH = _metric(
+BRANCH = Metric(
     _W, "histogram", "marco_branch_seconds", "Time that the runtime took for a branch",
     buckets=_SLOW,
 )  # fmt: skip
-IN_FLIGHT = _metric(
+IN_FLIGHT = Metric(
     _W, "gauge", "marco_branches_in_flight", "Branches that the runtime was asked for"
 )
 
-RECLAIMED = _metric(
+RECLAIMED = Metric(
     _S, "counter", "marco_jobs_reclaimed_total", "Jobs taken back from workers that were lost"
 )
-PUBLISHED = _metric(
+PUBLISHED = Metric(
     _S, "counter", "marco_messages_published_total",
     "Messages sent for jobs that became due or whose message was lost",
 )  # fmt: skip
 
-DELIVERIES = _metric(
+DELIVERIES = Metric(
     _S, "counter", "marco_webhook_deliveries_total",
-    "Attempts to deliver to a webhook: delivered, retried, or failed (given up)", "outcome",
+    "Attempts to deliver to a webhook: delivered, retried, or failed (given up)", ("outcome",),
     values=("delivered", "retried", "failed"),
 )  # fmt: skip
 
-REQUESTS = _metric(
-    API, "counter", "marco_http_requests_total", "Requests answered", "method", "route", "status"
+REQUESTS = Metric(
+    API, "counter", "marco_http_requests_total", "Requests answered", ("method", "route", "status")
 )
-REQUEST = _metric(
+REQUEST = Metric(
     API, "histogram", "marco_http_request_seconds",
-    "Time to answer a request; of a stream, to its end", "route", buckets=_SLOW,
+    "Time to answer a request; of a stream, to its end", ("route",), buckets=_SLOW,
 )  # fmt: skip
 
 _counting: dict[str, Any] = {}  # prometheus_client's objects by name, once there are any
