@@ -25,6 +25,7 @@ def create_app(service: Service) -> ASGIApp:
     app = FastAPI(
         title="marco-search", version=__version__, docs_url=None, redoc_url=None,
         max_body_size=responses.BODY_LIMIT,
+        exception_handlers=dict.fromkeys(responses.HANDLED, responses.answer),
     )  # fmt: skip
 
     @app.get("/healthz", summary="Whether the database answers; takes no key", tags=["service"])
@@ -42,5 +43,4 @@ def create_app(service: Service) -> ASGIApp:
 
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(BEARER)])
-    responses.install(app)
     return Guard(app, service)

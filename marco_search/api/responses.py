@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -40,6 +40,7 @@ STATUS: dict[type[MarcoError], tuple[int, str]] = {
     MarcoError: (500, "server_error"),
 }
 """Status and OpenAI's `type` of each error; of a class that is not here, those of its base."""
+HANDLED = (MarcoError, HTTPException, RequestValidationError, Exception)
 _RETRY_S = 5.0  # after a service failed
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -81,13 +82,8 @@ def page(found: Sequence[dict[str, Any]], limit: int, name: str = "id") -> dict[
     return {"object": "list", "data": data, "has_more": len(found) > limit} | ids
 
 
-def install(app: FastAPI) -> None:
-    """Let the application answer errors like this."""
-    for kind in (MarcoError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, _answer)
-
-
-async def _answer(request: Request, error: Exception) -> Response:
+async def answer(request: Request, error: Exception) -> Response:
+    """An error as an answer."""
     match error:
         case MarcoError():
             return refusal(error)
