@@ -102,10 +102,6 @@ Logins = Annotated[
 ]
 
 
-def _variable(name: str) -> str:
-    return f"MARCO_{name.upper()}"
-
-
 class Settings(BaseModel):
     """Frozen settings of one process. Durations are in seconds, sizes in the unit named."""
 
@@ -113,7 +109,7 @@ class Settings(BaseModel):
         frozen=True,
         extra="ignore",
         validate_default=True,
-        alias_generator=AliasGenerator(validation_alias=_variable),
+        alias_generator=AliasGenerator(validation_alias=lambda name: f"MARCO_{name.upper()}"),
     )
 
     # Services. Unset means: the embedded ones under MARCO_HOME.

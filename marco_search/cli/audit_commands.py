@@ -215,14 +215,11 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
     """Write, check and drop one month; the seq of its link. Raises ArchiveRefused."""
     from marco_search.export import archive as files
 
-    def refuse(found: Sequence[Finding]) -> None:
-        if found:
-            raise ArchiveRefused(f"{month.name} is not archived: {found[0]}")
-
+    failed = f"{month.name} is not archived"
     with here.database.snapshot() as conn:
-        refuse(list(check_month(conn, month)))
+        files.refuse(failed, list(check_month(conn, month)))
         manifest = files.write(conn, month, path)
-    refuse(files.check_archive(path).findings)
+    files.refuse(failed, files.check_archive(path).findings)
     with here.database.transaction() as conn:
         allow(conn, None)
         return archives.drop(conn, month, manifest)

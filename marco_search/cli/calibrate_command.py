@@ -26,7 +26,6 @@ from marco_search.evaluation.statistics import rounded
 from marco_search.jobs import SearchOptions
 from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
-from marco_search.runtime.base import RuntimeInfo
 
 
 @command("calibrate")
@@ -102,7 +101,10 @@ def calibrate(
             )
     require_few_failed([t for traces_of_run in made for t in traces_of_run], 0.05)
     found = findings(made[0], made[1:], problems, error / 100)
-    about = _measured_on(info, data_set, found)
+    about = (
+        f"{info.model} {info.revision[:12]}, {found.problems} questions of {Path(data_set).name}, "
+        f"{found.rollouts} rollouts, {datetime.now(UTC):%Y-%m-%d}"
+    )
     # Named by hand only: it is for this model, and for questions like these.
     fields = {"name": name, "models": (), "measured_on": about}
     profile = profiles.override(used, fields | found.fields())
@@ -120,13 +122,6 @@ def calibrate(
     }
     output.report(
         data, about, "", *_in_words(found), "", *_written(profile, out, settings.profiles)
-    )
-
-
-def _measured_on(info: RuntimeInfo, data_set: str, found: Findings) -> str:
-    return (
-        f"{info.model} {info.revision[:12]}, {found.problems} questions of {Path(data_set).name}, "
-        f"{found.rollouts} rollouts, {datetime.now(UTC):%Y-%m-%d}"
     )
 
 

@@ -101,6 +101,7 @@ def evaluate(
     problems = load(data_set, language=language, limit=limit)
     recipe = Recipe(options=SearchOptions(**given_options(values)), keep_tokens=trees)
     strategy, settings = recipe.options.strategy, settings_module.load()
+    budget = {name: getattr(recipe.options, name) for name in _BUDGET}
     if out is None:
         name = f"{file_stem(data_set)}-{language or 'all'}-{strategy}.jsonl"
         out = settings.home / "evaluation" / name
@@ -134,7 +135,7 @@ def evaluate(
         "model": _of_all(traces, "model"),
         "profile": _of_all(traces, "profile"),
         "strategy": strategy,
-        "budget": _budget(recipe.options),
+        "budget": ", ".join(f"{n} {most:,}" for n, most in budget.items() if most is not None),
         "seed": str(recipe.options.seed),
         "date": f"{datetime.now(UTC):%F %R} UTC, marco-search {__version__}",
         "searched": f"{found.n - stored} now, {stored} by an earlier run",
@@ -152,7 +153,7 @@ def evaluate(
         "traces": str(out),
         "model": next((t.model for t in traces if t.model), None),
         "profile": next((t.profile for t in traces if t.profile), None),
-        "budget": {name: getattr(recipe.options, name) for name in _BUDGET},
+        "budget": budget,
         "seed": recipe.options.seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
@@ -176,12 +177,6 @@ eval = evaluate  # the group finds a command by its name
 
 def _of_all(traces: Sequence[Trace], name: str) -> str:
     return ", ".join(sorted({getattr(t, name) for t in traces} - {""})) or "unknown"
-
-
-def _budget(options: SearchOptions) -> str:
-    """The limits of each search."""
-    given = {name: getattr(options, name) for name in _BUDGET}
-    return ", ".join(f"{name} {value:,}" for name, value in given.items() if value is not None)
 
 
 def _rollouts(found: Row) -> Iterator[str]:

@@ -179,10 +179,7 @@ def create_key(
     name: str, rights: tuple[str, ...], rate: int | None, expires_in: float | None
 ) -> None:
     """Make a key for the tenant and print it. It is stored as a hash: nobody can show it again."""
-    with (
-        session(creates=True, needs_redis=False) as here,
-        here.database.transaction() as conn,
-    ):
+    with session(creates=True, needs_redis=False) as here, here.database.transaction() as conn:
         tenant = here.tenant or here.settings.tenant
         key, public = api_keys.create(
             conn, tenant=tenant, name=name, rights=rights or RIGHTS, per_minute=rate,
@@ -213,10 +210,7 @@ def revoke_key(key_id: str) -> None:
 
 
 _TEST_S, _LOOK_EVERY_S = 15.0, 0.25
-
-
-def _id_argument(what: str) -> options.Decorator:
-    return click.argument("named", metavar=what, type=click.UUID)
+_id_argument = click.argument("named", metavar="ID", type=click.UUID)
 
 
 @options.group()
@@ -231,10 +225,7 @@ def webhooks() -> None:
 def add(url: str, events: str) -> None:
     """Add URL, and print its id and its secret, which is not shown again."""
     names = [word.strip() for word in events.split(",")]
-    with (
-        session(creates=True, needs_redis=False) as here,
-        here.database.transaction() as conn,
-    ):
+    with session(creates=True, needs_redis=False) as here, here.database.transaction() as conn:
         tenant = here.tenant or here.settings.tenant
         made, secret = store.add(conn, url, here.settings, tenant=tenant, events=names)
     data = {"id": made, "tenant": tenant, "url": url, "events": names, "secret": secret}
@@ -257,7 +248,7 @@ def show_list() -> None:
 
 @webhooks.command("remove", short_help="Remove one.")
 @options.tenants
-@_id_argument("ID")
+@_id_argument
 def remove(named: UUID) -> None:
     """Remove a webhook, and all its deliveries."""
     with session(needs_redis=False) as here, here.database.transaction() as conn:
@@ -267,7 +258,7 @@ def remove(named: UUID) -> None:
 
 @webhooks.command("rotate", short_help="Give one a new secret.")
 @options.tenants
-@_id_argument("ID")
+@_id_argument
 @click.option("--overlap", type=options.Finite(min=0, max=366 * 86_400), metavar="S",
               default=store.OVERLAP_S, show_default=True,
               help="Seconds for which deliveries are signed with the old one too.")  # fmt: skip
@@ -280,7 +271,7 @@ def rotate(named: UUID, overlap: float) -> None:
 
 @webhooks.command("test", short_help="Send a test event.")
 @options.tenants
-@_id_argument("ID")
+@_id_argument
 def send_test(named: UUID) -> None:
     """Have a scheduler send an event of type "test", and say what became of it."""
     with session() as here:
@@ -317,7 +308,7 @@ def show_deliveries(webhook: UUID | None, state: str | None, limit: int) -> None
 
 @webhooks.command("resend", short_help="Send deliveries again.")
 @options.tenants
-@_id_argument("ID")
+@_id_argument
 @click.option("--failed", is_flag=True, help="ID is a webhook's: all of its that were given up.")
 def resend(named: UUID, failed: bool) -> None:
     """Send a delivery again, whatever became of it."""

@@ -100,15 +100,14 @@ def _naming_lines(file: str | None, lines: Sequence[int]) -> Iterator[None]:
     source = job_input.source_of(str(file))
     try:
         yield
-    except IdempotencyConflict as error:
+    except (IdempotencyConflict, InvalidJob) as error:
         if file is None or error.index is None:
             raise
-        raise IdempotencyConflict(f"{source}, line {lines[error.index]}, {error}") from None
-    except InvalidJob as error:
-        if file is None or error.index is None:
-            raise
-        place = f"line {lines[error.index]}, {error.field}"
-        raise InvalidBatch(source, [InvalidJob(place, error.reason)]) from None
+        line = f"line {lines[error.index]}"
+        if isinstance(error, IdempotencyConflict):
+            raise IdempotencyConflict(f"{source}, {line}, {error}") from None
+        wrong = InvalidJob(f"{line}, {error.field}", error.reason)
+        raise InvalidBatch(source, [wrong]) from None
 
 
 def _with_terms(job: Job, values: dict[str, Any]) -> Job:

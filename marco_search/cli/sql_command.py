@@ -125,18 +125,16 @@ def rows_expanded(columns: Sequence[str], rows: Rows, *, width: int) -> Iterator
     """A line for each column of each row, as \\x of psql has it; long values go on below."""
     names = [one_line(name) for name in columns]
     indent = max(map(cell_len, names), default=0)
+    room = max(_LEAST_VALUE, width - indent - 3)
     for number, row in enumerate(rows, start=1):
         yield Text(f"-[ {number} ]".ljust(width, "-"), style="dim")
         for i, name in enumerate(names):
             value = _field(row[i]) if isinstance(row[i], str) else _cell(i, row)
-            parts = [p for line in value.splitlines() for p in _wrapped(line, width - indent - 3)]
+            lines = map(one_line, value.splitlines())
+            parts = [part for line in lines for part in output.wrap_cells(line, room)]
             for part, head in zip_longest(parts, (name,), fillvalue=""):
                 cells = f"{head}{' ' * (indent - cell_len(head))} | "
                 yield Text(cells, style="dim").append(part, style="not dim")
-
-
-def _wrapped(line: str, width: int) -> list[str]:
-    return output.wrap_cells(one_line(line), max(_LEAST_VALUE, width))
 
 
 def _laid_out(columns: Sequence[str], rows: Rows) -> list[Column]:

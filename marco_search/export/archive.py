@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from marco_search.audit import canonical
 from marco_search.audit.chain import Link
-from marco_search.audit.findings import Finding, JobReport, Report
+from marco_search.audit.findings import Finding, Report
 from marco_search.audit.formats import COMMITS, FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Kinds, Rows
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
@@ -111,8 +111,8 @@ def check_archive(folder: Path) -> Report:
     files = archives.parse(read_manifest(folder)).files
     total = Report(findings=tuple(_check_files(folder, files)))
     try:
-        for report in () if total.findings else _check_jobs(folder):
-            total.add(report)
+        for job_id, rows in () if total.findings else _jobs(folder):
+            total.add(check_job(_evidence(UUID(job_id), rows)))
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, struct.error) as error:
         # Arrow raises OSError for pages that can't be read.
         wrong = Finding("archive", str(folder), "not readable", "its rows", str(error))
@@ -136,11 +136,6 @@ def _check_files(folder: Path, files: Mapping[str, archives.File]) -> Iterator[F
         elif digest(path) != files[name].sha256:
             expected = f"SHA-256 {files[name].sha256[:16]}"
             yield Finding("archive", name, "the file was changed", expected, digest(path)[:16])
-
-
-def _check_jobs(folder: Path) -> Iterator[JobReport]:
-    for job_id, rows in _jobs(folder):
-        yield check_job(_evidence(UUID(job_id), rows))
 
 
 def _jobs(folder: Path) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
@@ -235,10 +230,10 @@ def redact(
         return links
     if archives.chained_root(conn, read_manifest(folder)) is None:
         raise ArchiveRefused(f"{folder}: the chain knows no archive with this list")
-    _refuse(folder, check_archive(folder).findings)
+    refuse(f"{folder} does not verify", check_archive(folder).findings)
     stored = {UUID(job_id): rows for job_id, rows in _jobs(folder) if UUID(job_id) in salts}
     manifest = _rewrite(conn, folder, salts, stored)
-    _refuse(beside(folder), check_archive(beside(folder)).findings)
+    refuse(f"{beside(folder)} does not verify", check_archive(beside(folder)).findings)
     for job_id in salts:
         archived = partial(_canonical, stored[job_id])
         link = redactions.redact(conn, job_id, reason=reason, archived=archived)
@@ -247,9 +242,10 @@ def redact(
     return links
 
 
-def _refuse(folder: Path, found: Sequence[Finding]) -> None:
+def refuse(what: str, found: Sequence[Finding]) -> None:
+    """Raises ArchiveRefused, saying what is wrong, if anything was found."""
     if found:
-        raise ArchiveRefused(f"{folder} does not verify: {found[0]}")
+        raise ArchiveRefused(f"{what}: {found[0]}")
 
 
 def _rewrite(

@@ -45,7 +45,13 @@ def document(
             for attempt in record.attempts
         ],
         "audit_log": [_plain(event) | {"at": event.at.isoformat()} for event in record.events],
-        "verification": verified and _verification(verified),
+        "verification": verified
+        and {
+            "status": str(verified.status),
+            "seq": verified.seq,
+            "root": verified.root,
+            "findings": [str(finding) for finding in verified.findings],
+        },
     }
     if tokens is not None:
         data["tokens"] = {str(i): tokens_json(row) for i, row in tokens.items()}
@@ -68,15 +74,6 @@ def cards(record: JobRecord) -> list[dict[str, Any]]:
 def _plain(row: DataclassInstance) -> dict[str, Any]:
     """The fields of a row: as asdict, without copying what is in them."""
     return {field.name: getattr(row, field.name) for field in fields(row)}
-
-
-def _verification(report: JobReport) -> dict[str, Any]:
-    return {
-        "status": str(report.status),
-        "seq": report.seq,
-        "root": report.root,
-        "findings": [str(finding) for finding in report.findings],
-    }
 
 
 def tokens_json(row: NodeTokens) -> dict[str, Any]:
