@@ -4,8 +4,14 @@ up(home)                    start them if need be; they stay until down(home)
 with local_services(home)   start them if need be; they stop with the last such block,
                             also when its process is killed, unless `up` keeps them
 
-Whoever needs the services is connected to their supervisor (supervisor.py). It tells each user
-their URLs once they answer, and hangs up when the user leaves: on the last one, when all is gone.
+Who needs them and whether they run is told by locks on files in the home, which the kernel takes
+from a process that is gone, however it ended:
+
+users.lock        shared by all who need the services; whoever can have it alone is the last one.
+                  Its word says what else is wanted: KEEP or STOP
+supervisor.lock   held by the supervisor (supervisor.py) and by all processes of the servers
+services.json     the URLs, mode 0600: ports and passwords last as long as the home. Held by the
+                  supervisor while both servers are there
 """
 
 from __future__ import annotations
@@ -16,20 +22,19 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
 from marco_search.errors import LocalServiceFailed
 
-URLS_NAME, SOCKET_NAME, LOCK_NAME = "services.json", "supervisor.sock", "supervisor.lock"
-NEED, KEEP, STOP = b"need", b"keep", b"stop"  # what users, `up` and `down` tell the supervisor
-WORD_BYTES = 4
-TICK_S = 0.25
+URLS_NAME, USERS_NAME, LOCK_NAME = "services.json", "users.lock", "supervisor.lock"
+KEEP, STOP = "keep", "stop"
+TICK_S = 0.05
 _START_S = 180.0  # crash recovery of a large database takes its time
 _STOP_S = 60.0  # two servers at 20 s each before they are killed
 _LEAST_SPACE = 2**25  # bytes: what Postgres needs to start
@@ -46,10 +51,6 @@ class ServiceUrls:
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
 
-    def to_json(self) -> str:
-        """What is stored, and told to users."""
-        return json.dumps(asdict(self), indent=2)
-
 
 def up(
     home: Path,
@@ -61,7 +62,7 @@ def up(
     In the foreground (main thread only) this returns when they have been stopped, by `down`
     or a signal; `on_ready` is called once both answer. Raises LocalServiceFailed.
     """
-    with _in_use(home) as (urls, supervisor):
+    with local_services(home) as urls:
         if foreground:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.default_int_handler)
@@ -69,24 +70,28 @@ def up(
             on_ready(urls)
         if foreground:
             with contextlib.suppress(KeyboardInterrupt):
-                supervisor.recv(1)  # nothing more is said: until it hangs up
-        with contextlib.suppress(ConnectionError):
-            supervisor.sendall(STOP if foreground else KEEP)
+                while is_running(home):
+                    time.sleep(TICK_S)
+            down(home)
+        else:
+            (home / USERS_NAME).write_text(KEEP)
     return urls
 
 
 def down(home: Path) -> bool:
     """Stop the services under `home`. False when nothing ran. Raises LocalServiceFailed."""
-    while (supervisor := _connected(home)) is None:
-        if not (home / LOCK_NAME).exists():
-            return False
-        if (lock := acquired_lock(home)) is not None:  # what a killed supervisor left is gone
-            os.close(lock)
-            return False
-    with contextlib.suppress(ConnectionError):
-        supervisor.sendall(STOP)
-    _leave(home, supervisor)
-    return True
+    lock, users = home / LOCK_NAME, home / USERS_NAME
+    if not lock.exists():
+        return False
+    ran = is_running(home)
+    with usable(users):
+        users.write_text(STOP)
+    for _ in _ticks(_STOP_S):
+        # What a killed supervisor left is gone then, too. Without the word another run has begun.
+        with _locked(lock, fcntl.LOCK_EX) or contextlib.nullcontext() as held:
+            if held is not None or users.read_text() != STOP:
+                return ran
+    raise _not_ended(home)
 
 
 @contextlib.contextmanager
@@ -95,8 +100,17 @@ def local_services(home: Path) -> Iterator[ServiceUrls]:
 
     The last one to leave stops them, and returns when they are gone.
     """
-    with _in_use(home) as (urls, _):
-        yield urls
+    home = _made(home)
+    with _joined(home) as users:
+        try:
+            yield _started(home)
+        finally:
+            with contextlib.suppress(BlockingIOError):  # somebody else needs them
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if users.read() != KEEP:
+                    down(home)
+                # Not only closed: a process that was forked meanwhile has the file open, too.
+                fcntl.flock(users, fcntl.LOCK_UN)
 
 
 def read_urls(home: Path) -> ServiceUrls | None:
@@ -106,170 +120,131 @@ def read_urls(home: Path) -> ServiceUrls | None:
     as none: the next start writes it again.
     """
     file = home / URLS_NAME
-    try:
+    missing_or_odd = FileNotFoundError, NotADirectoryError, ValueError, TypeError
+    with usable(file), contextlib.suppress(*missing_or_odd):
         return ServiceUrls(**json.loads(file.read_text()))
-    except PermissionError as error:
-        raise unusable(file, error) from None
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-        return None
+    return None
 
 
-def write_urls(home: Path, urls: ServiceUrls) -> None:
-    """Replace the file in one step. Nobody else can read it at any moment."""
+def write_urls(home: Path, urls: ServiceUrls) -> IO[str]:
+    """Replace the file in one step: the services run until the new one is closed.
+
+    Nobody else can read it at any moment.
+    """
     temporary = home / f"{URLS_NAME}.new"
-    with contextlib.suppress(FileNotFoundError):  # the whole home is gone
-        temporary.touch(0o600)
-        temporary.write_text(urls.to_json())
-        temporary.replace(home / URLS_NAME)
+    temporary.touch(0o600)
+    file = temporary.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    json.dump(asdict(urls), file, indent=2)
+    file.flush()
+    temporary.replace(home / URLS_NAME)
+    return file
 
 
 def is_running(home: Path) -> bool:
-    """Whether the services under `home` run, or are being started."""
-    with _connected(home) or contextlib.nullcontext() as supervisor:
-        return supervisor is not None
+    """Whether the services under `home` run. Raises LocalServiceFailed as `read_urls` does."""
+    file = home / URLS_NAME
+    if not file.exists():
+        return False
+    with _locked(file, fcntl.LOCK_SH) or contextlib.nullcontext() as held:
+        return held is None
 
 
 @contextlib.contextmanager
-def socket_address(home: Path) -> Iterator[str]:
-    """The address of the supervisor's socket. A path may be longer than an address."""
-    folder = os.open(home, os.O_PATH | os.O_DIRECTORY)
+def usable(file: Path) -> Iterator[None]:
+    """Raises LocalServiceFailed for a file, `file` if no other is named, that can't be used."""
     try:
-        yield f"/proc/self/fd/{folder}/{SOCKET_NAME}"
-    finally:
-        os.close(folder)
-
-
-def acquired_lock(home: Path) -> int | None:
-    """The lock, once an earlier run has ended; None when a supervisor is there.
-
-    Raises LocalServiceFailed that names the processes which have not ended.
-    """
-    file = home / LOCK_NAME
-    try:
-        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        yield
     except OSError as error:
-        raise unusable(file, error) from None
-    deadline = time.monotonic() + _STOP_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        if is_running(home):
-            os.close(lock)
-            return None
-        time.sleep(TICK_S)
-    raise _not_ended(home)
-
-
-def unusable(file: Path, error: OSError) -> LocalServiceFailed:
-    """The error for a file, or one that `error` names, in or of a home, that can't be used."""
-    file = Path(error.filename) if isinstance(error.filename, str) else file
-    dangling = file.is_symlink() and not file.exists()
-    reason = "it is a link to nothing" if dangling else error.strerror or error
-    return LocalServiceFailed(
-        f"{file} can't be used ({reason}): put that right, or set MARCO_HOME to a folder that you "
-        "can write to. If it belongs to another user, work as that user"
-    )
-
-
-@contextlib.contextmanager
-def _in_use(home: Path) -> Iterator[tuple[ServiceUrls, socket.socket]]:
-    """The services inside the block, and the connection that keeps them."""
-    try:
-        urls, supervisor = _ready_services(_made(home))
-    except OSError as error:
-        raise unusable(home, error) from None
-    try:
-        yield urls, supervisor
-    finally:
-        _leave(home, supervisor)
+        file = Path(error.filename) if isinstance(error.filename, str) else file
+        dangling = file.is_symlink() and not file.exists()
+        reason = "it is a link to nothing" if dangling else error.strerror or error
+        raise LocalServiceFailed(
+            f"{file} can't be used ({reason}): put that right, or set MARCO_HOME to a folder that "
+            "you can write to. If it belongs to another user, work as that user"
+        ) from error
 
 
 def _made(home: Path) -> Path:
     home = home.absolute()
-    with contextlib.suppress(FileExistsError):  # asked first, two starts could both make it
-        home.mkdir(parents=True)
-        if os.geteuid() == 0:  # the servers' account must pass; nothing above is opened
-            home.chmod(0o711)
-    next(home.iterdir(), None)  # neither a file nor a link to nothing
-    (home / "logs").mkdir(exist_ok=True)
+    with usable(home):
+        with contextlib.suppress(FileExistsError):  # asked first, two starts could both make it
+            home.mkdir(parents=True)
+            if os.geteuid() == 0:  # the servers' account must pass; nothing above is opened
+                home.chmod(0o711)
+        next(home.iterdir(), None)  # neither a file nor a link to nothing
+        (home / "logs").mkdir(exist_ok=True)
     return home
 
 
-def _ready_services(home: Path) -> tuple[ServiceUrls, socket.socket]:
-    """The services once they answer, started if need be, and a connection that keeps them."""
-    log, reason = home / "logs" / "supervisor.log", "no answer"
-    deadline = time.monotonic() + _START_S
-    while (left := deadline - time.monotonic()) > 0:
-        supervisor, child = _connected(home), None
-        if supervisor is None:
-            supervisor, child = _start(home, log)
-        with contextlib.ExitStack() as stack:
-            stack.callback(_leave, home, supervisor)
-            supervisor.settimeout(left)
-            with contextlib.suppress(ConnectionError, TimeoutError):
-                supervisor.sendall(NEED)
-                if said := supervisor.recv(4096):
-                    stack.pop_all()
-                    supervisor.settimeout(None)
-                    return ServiceUrls(**json.loads(said)), supervisor
-        # Else it was on its way out, or another one was quicker.
-        if child is not None and child.wait() != 0:
-            last_line = log.read_text(errors="replace").strip().rpartition("\n")[2]
-            reason = last_line or "the supervisor was killed"
-            if (free := shutil.disk_usage(home).free) < _LEAST_SPACE:  # not even logs are whole
-                reason = f"the disk is full ({free >> 20} MiB free): free 1 GiB, or move MARCO_HOME"
-            break
-    raise LocalServiceFailed(f"embedded services: {reason} (log: {log})")
+def _joined(home: Path) -> IO[str]:
+    """The file whose lock says that this process needs the services."""
+    for _ in _ticks(_STOP_S):  # the last one may be leaving
+        if (users := _locked(home / USERS_NAME, fcntl.LOCK_SH)) is not None:
+            return users
+    raise _not_ended(home)
 
 
-def _start(home: Path, log: Path) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """Start a supervisor, to which this process is connected from the beginning."""
+def _started(home: Path) -> ServiceUrls:
+    """The URLs once both servers answer, started if need be."""
+    child, log = None, home / "logs" / "supervisor.log"
+    for _ in _ticks(_START_S):
+        if is_running(home) and (urls := read_urls(home)) is not None:
+            return urls
+        with _locked(home / LOCK_NAME, fcntl.LOCK_EX) or contextlib.nullcontext() as lock:
+            if lock is None:
+                continue
+            if child is not None and child.wait() != 0:
+                reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
+                raise _failed(home, reason or "the supervisor was killed")
+            child = _start(home, lock)  # also if it was stopped meanwhile
+    raise _not_ended(home) if child is None else _failed(home, "no answer")
+
+
+def _start(home: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Start a supervisor, which holds the lock from the beginning."""
+    (home / USERS_NAME).write_text("")
     _children[:] = [child for child in _children if child.poll() is None]
-    ours, theirs = socket.socketpair()
-    with theirs, log.open("ab") as file:
+    log = home / "logs" / "supervisor.log"
+    with usable(log), log.open("ab") as file:
         module = "marco_search.local.supervisor"
         child = subprocess.Popen(
-            [sys.executable, "-m", module, str(home), str(theirs.fileno())],
+            [sys.executable, "-m", module, str(home), str(lock.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
             cwd=_ROOT,  # -m looks there first, so never into the user's folder
             start_new_session=True,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[lock.fileno()],
         )
     _children.append(child)
-    return ours, child
+    return child
 
 
-def _connected(home: Path) -> socket.socket | None:
-    """A connection to the supervisor; None when there is none."""
-    supervisor = socket.socket(socket.AF_UNIX)
+def _ticks(seconds: float) -> Iterator[None]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(TICK_S)
+
+
+def _locked(file: Path, operation: int) -> IO[str] | None:
+    """The file, made if missing, and locked until it is closed; None while others hold it."""
+    with usable(file):
+        opened = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+")
     try:
-        with socket_address(home) as address:
-            supervisor.connect(address)
-        return supervisor
-    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-        supervisor.close()
+        fcntl.flock(opened, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        opened.close()
         return None
-    except OSError as error:
-        raise unusable(home / SOCKET_NAME, error) from None
+    return opened
 
 
-def _leave(home: Path, supervisor: socket.socket) -> None:
-    """Need the services no more. Returns when they are gone, unless somebody else needs them.
-
-    Raises LocalServiceFailed if the supervisor does not answer.
-    """
-    with supervisor, contextlib.suppress(OSError):
-        supervisor.settimeout(_STOP_S)
-        try:
-            # Said, not only closed: a process that was forked meanwhile holds the connection, too.
-            supervisor.shutdown(socket.SHUT_WR)
-            while supervisor.recv(4096):
-                pass
-        except TimeoutError:
-            raise _not_ended(home) from None
+def _failed(home: Path, reason: str) -> LocalServiceFailed:
+    if (free := shutil.disk_usage(home).free) < _LEAST_SPACE:  # not even logs are whole
+        reason = f"the disk is full ({free >> 20} MiB free): free 1 GiB, or move MARCO_HOME"
+    log = home / "logs" / "supervisor.log"
+    return LocalServiceFailed(f"embedded services: {reason} (log: {log})")
 
 
 def _not_ended(home: Path) -> LocalServiceFailed:

@@ -26,6 +26,7 @@ from marco_search.local.programs import Account
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: not between fork and exec
 _MOST_STARTS = 10  # of a server that has never answered
+_STOP_S = 20.0
 # No secrets, no locale, no PG* variables.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
@@ -72,16 +73,12 @@ class Server:
         """Whether it answers a query."""
         raise NotImplementedError
 
-    def signal_stop(self) -> None:
-        """Ask it to end."""
+    def stop(self) -> None:
+        """End it; one that takes too long is killed, which its data survives."""
         if self.process is not None:
             self.process.send_signal(self.stop_signal)
-
-    def wait(self, limit_s: float) -> None:
-        """Wait until it is gone; one that takes too long is killed."""
-        if self.process is not None:
             try:
-                self.process.wait(limit_s)
+                self.process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -32,7 +33,7 @@ from marco_search.local import (
     read_urls,
     up,
 )
-from marco_search.local.control import SOCKET_NAME, URLS_NAME
+from marco_search.local.control import LOCK_NAME, URLS_NAME, USERS_NAME
 from marco_search.local.programs import Account, data_folder, server_account
 from marco_search.local.servers import Postgres
 from marco_search.settings import Settings
@@ -183,6 +184,39 @@ def test_services_end_with_the_last_user_even_when_it_is_killed(home: Path) -> N
     assert embedded.processes(str(home)) == []
 
 
+def test_a_process_that_was_forked_meanwhile_does_not_keep_them(home: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ends = fork.Event()
+    with local_services(home):
+        forked = fork.Process(target=ends.wait)
+        forked.start()
+    assert not is_running(home)
+    with local_services(home) as urls:
+        assert psycopg.connect(urls.database_url).execute("SELECT 1").fetchone() == (1,)
+    assert forked.is_alive()
+    ends.set()
+    forked.join()
+
+
+def test_in_the_foreground_until_down_or_a_signal(home: Path) -> None:
+    code = "import sys; from pathlib import Path; from marco_search.local import up\n"
+    code += "up(Path(sys.argv[1]), True, lambda _: print('in', flush=True))"
+    for number in (None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(home)], cwd=ROOT, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout
+            assert other.stdout.readline() == b"in\n"
+            assert is_running(home)
+            if number is None:
+                assert down(home)
+            else:
+                other.send_signal(number)
+            other.wait()
+        assert not is_running(home)
+        assert embedded.processes(str(home)) == []
+
+
 def test_below_a_closed_folder(closed_home: Path) -> None:
     with local_services(closed_home) as urls:
         _write(urls)
@@ -212,7 +246,8 @@ def test_strangers_stay_out(home: Path) -> None:
         ):
             client.ping()
         assert (home / URLS_NAME).stat().st_mode & 0o777 == 0o600
-        assert (home / SOCKET_NAME).stat().st_mode & 0o077 == 0
+        for lock in (LOCK_NAME, USERS_NAME):
+            assert (home / lock).stat().st_mode & 0o077 == 0
         for secret in (password, broker.password):
             assert embedded.processes(secret) == []
             for log in (home / "logs").iterdir():
@@ -257,9 +292,8 @@ def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: 
         _write(urls)
     before = urlsplit(urls.database_url).port
     assert before
-    # As after a crash: a socket where nobody listens, a number that is another process by now.
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(home / SOCKET_NAME))
+    # As after a crash: a word that nobody heard, a number that is another process by now.
+    (home / USERS_NAME).write_text("stop")
     postgres = data_folder(home, server_account()) / "postgres"
     (postgres / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres}\n1\n{before}\n\n\n")
     settings = Settings().model_copy(update={"home": home, "database_url": None, "redis_url": None})
@@ -291,11 +325,12 @@ def test_what_a_killed_supervisor_left_is_named(
     assert embedded.processes(str(home)) == []
 
 
-def test_what_lies_in_the_place_of_the_socket_or_the_home_is_named(home: Path) -> None:
-    (home / SOCKET_NAME).mkdir(parents=True)
-    with pytest.raises(LocalServiceFailed, match=rf"{home / SOCKET_NAME} can't be used \(Is a dir"):
-        up(home)
-    (home / SOCKET_NAME).rmdir()
+def test_what_lies_in_the_place_of_a_lock_or_the_home_is_named(home: Path) -> None:
+    for lock in (USERS_NAME, LOCK_NAME):
+        (home / lock).mkdir(parents=True)
+        with pytest.raises(LocalServiceFailed, match=rf"{home / lock} can't be used \(Is a dir"):
+            up(home)
+        (home / lock).rmdir()
     link = home.with_name("link")
     link.symlink_to(home / "missing")
     with pytest.raises(LocalServiceFailed, match=r"link can't be used \(it is a link to nothing"):
@@ -305,7 +340,7 @@ def test_what_lies_in_the_place_of_the_socket_or_the_home_is_named(home: Path) -
 
 
 def test_a_full_disk_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / SOCKET_NAME).mkdir(parents=True)  # something fails
+    (home / "logs" / "postgres.log").mkdir(parents=True)  # something fails
     usage = shutil.disk_usage(home)._replace(free=2**22)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(LocalServiceFailed, match=r"disk is full \(4 MiB free\)"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from marco_search.errors import (
     LocalServiceFailed,
 )
 from marco_search.local import ServiceUrls, read_urls
-from marco_search.local.control import SOCKET_NAME, URLS_NAME
+from marco_search.local.control import URLS_NAME, write_urls
 from marco_search.settings import Settings, without_password
 
 
@@ -40,10 +39,7 @@ def _running(home: Path) -> Iterator[ServiceUrls]:
         database_url="postgresql://marco:secret-p@127.0.0.1:5555/marco",
         redis_url="redis://:secret-r@127.0.0.1:6666/0",
     )
-    (home / URLS_NAME).write_text(urls.to_json())
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(home / SOCKET_NAME))
-        listener.listen()
+    with write_urls(home, urls):
         yield urls
 
 
@@ -75,7 +71,7 @@ def test_the_embedded_services_are_used_when_they_run(tmp_path: Path) -> None:
         assert locations.redis_url(settings) == urls.redis_url
         real = _settings(tmp_path, database="postgresql://db/name")
         assert locations.database_url(real) == "postgresql://db/name", "the environment comes first"
-    # The supervisor has gone, however it ended; its socket's file is still there.
+    # The supervisor has gone, however it ended; its file is still there.
     with pytest.raises(DatabaseUnavailable):
         locations.database_url(settings)
 
