@@ -160,10 +160,11 @@ class Producer:
                 conn, batch.id, before=part.before, lines=part.lines, digest=part.digest,
                 complete=part.complete,
             )  # fmt: skip
-            stored, refused = list[tuple[int, str | None, JobHandle]](), list(part.refused)
-            step = 1 if one_by_one else len(part.jobs) or 1
-            for start in range(0, len(part.jobs), step):
-                some = part.jobs[start : start + step]
+            stored, refused = list[tuple[int, str | None, JobHandle]](), part.refused
+            jobs = part.jobs
+            step = 1 if one_by_one else len(jobs) or 1
+            for start in range(0, len(jobs), step):
+                some = jobs[start : start + step]
                 try:
                     with conn.transaction():
                         handles = store.insert(

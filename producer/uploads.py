@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -54,17 +54,27 @@ class Part:
 
     before: int  #: lines taken before it
     deadline: datetime | None  #: of jobs that have none
-    jobs: list[tuple[int, Job]] = field(default_factory=list)
-    refused: list[BatchLine] = field(default_factory=list)
+    #: Of each line the job, what is wrong, or None; and the digest of all lines up to it.
+    taken: list[tuple[Job | BatchLine | None, str]] = field(default_factory=list)
     size: int = 0  #: bytes
-    digests: list[str] = field(default_factory=list)  #: of all lines up to each of its own
     digest: str = ""  #: of all lines up to its end
     complete: bool = False
 
     @property
     def lines(self) -> int:
         """How many lines it has."""
-        return len(self.digests)
+        return len(self.taken)
+
+    @property
+    def jobs(self) -> list[tuple[int, Job]]:
+        """Its jobs with the numbers of their lines."""
+        numbered = enumerate(self.taken, start=self.before + 1)
+        return [(number, one) for number, (one, _) in numbered if isinstance(one, Job)]
+
+    @property
+    def refused(self) -> list[BatchLine]:
+        """The lines that can't be jobs."""
+        return [one for one, _ in self.taken if isinstance(one, BatchLine)]
 
     @property
     def full(self) -> bool:
@@ -74,38 +84,22 @@ class Part:
     def halves(self) -> tuple[Part, Part]:
         """Two parts that have its lines."""
         middle = self.lines // 2
-        last = self.before + middle
-        first = Part(
-            self.before,
-            self.deadline,
-            jobs=[pair for pair in self.jobs if pair[0] <= last],
-            refused=[line for line in self.refused if line.line <= last],
-            digests=self.digests[:middle],
-            digest=self.digests[middle - 1],
-        )
-        second = Part(
-            last,
-            self.deadline,
-            jobs=self.jobs[len(first.jobs) :],
-            refused=self.refused[len(first.refused) :],
-            digests=self.digests[middle:],
-            digest=self.digest,
-            complete=self.complete,
-        )
-        return first, second
+        taken, rest = self.taken[:middle], self.taken[middle:]
+        first = replace(self, taken=taken, digest=taken[-1][1], complete=False)
+        return first, replace(self, before=self.before + middle, taken=rest)
 
     def add(self, number: int, line: bytes, options: Mapping[str, Any], digest: str) -> None:
         """Take a line; `digest` is that of all lines up to it."""
-        self.digests.append(digest)
+        found: Job | BatchLine | None
+        try:
+            found = job_in(line, number, options)
+            if self.deadline and found and found.deadline is None and found.expires_in_s is None:
+                found = found.model_copy(update={"deadline": self.deadline})
+        except InvalidJob as error:
+            found = refusal(number, error, _custom_id(line))
+        self.taken.append((found, digest))
         self.digest = digest
         self.size += len(line)
-        try:
-            if (job := job_in(line, number, options)) is not None:
-                if self.deadline and job.deadline is None and job.expires_in_s is None:
-                    job = job.model_copy(update={"deadline": self.deadline})
-                self.jobs.append((number, job))
-        except InvalidJob as error:
-            self.refused.append(refusal(number, error, _custom_id(line)))
 
 
 def refusal(number: int, error: InvalidJob, custom_id: str | None) -> BatchLine:

@@ -13,7 +13,6 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID, uuid5
@@ -69,19 +68,31 @@ class _Upload(APIRoute):
 
         async def limited(request: Request) -> Response:
             caller = needs("submit")(request)  # before the body is read
-            held, size = await asyncio.to_thread(_held, caller), 0
+            tenant, most = caller.key.tenant, _most(caller)
+            held = await asyncio.to_thread(_held, caller)
             declared = request.headers.get("content-length", "")
-            with _coming(caller, held) as count:
+            counted = size = 0
+
+            def count(size: int) -> None:
+                nonlocal counted
+                more = max(0, size - counted)
+                counted += more
+                _COMING[tenant] += more
+                if (whole := held + _COMING[tenant]) > most + _FORM:
+                    raise uploaded_files.too_much(tenant, whole, most)
+
+            async def receive() -> Message:
+                nonlocal size
+                message = await request.receive()
+                size += len(message.get("body", b""))
+                count(size)
+                return message
+
+            try:
                 count(int(declared) if declared.isdecimal() else 0)
-
-                async def receive() -> Message:
-                    nonlocal size
-                    message = await request.receive()
-                    size += len(message.get("body", b""))
-                    count(size)
-                    return message
-
                 return await answer(Request(request.scope, receive))
+            finally:
+                _COMING[tenant] -= counted
 
         return limited
 
@@ -89,27 +100,6 @@ class _Upload(APIRoute):
 def _held(caller: Caller) -> int:
     with caller.service.database.transaction() as conn:
         return uploaded_files.held(conn, tenant=caller.key.tenant)
-
-
-@contextmanager
-def _coming(caller: Caller, held: int) -> Iterator[Callable[[int], None]]:
-    """Gives what is told how many bytes an upload has so far, and raises InputError once they,
-    with `held` and what else this process is being sent, are more than the tenant may have."""
-    tenant, most = caller.key.tenant, _most(caller)
-    counted = 0
-
-    def count(size: int) -> None:
-        nonlocal counted
-        more = max(0, size - counted)
-        counted += more
-        _COMING[tenant] += more
-        if (whole := held + _COMING[tenant]) > most + _FORM:
-            raise uploaded_files.too_much(tenant, whole, most)
-
-    try:
-        yield count
-    finally:
-        _COMING[tenant] -= counted
 
 
 def _most(caller: Caller) -> int:
