@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 from uuid import UUID
@@ -113,13 +114,13 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     routes = APIRouter()
 
     def html(
-        request: Request, name: str, key: Hashable, read: Callable[[], T], shown: Callable[[T], Any]
+        request: Request, name: str, key: Hashable, read: Callable[[], T], **shown: Any
     ) -> Response:
         """The page made of what `read` gives, or 204 for a refresh that has to wait."""
         found = cache.get(key, read, refresh="x-refresh" in request.headers)
         if found is None:
             return Response(status_code=204)
-        return HTMLResponse(page(name, **shown(found), can_leave=access.has_token))
+        return HTMLResponse(page(name, found=found, **shown, can_leave=access.has_token))
 
     @routes.get("/")
     def start() -> Response:
@@ -132,8 +133,7 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         values = {"wanted": wanted, "kinds": tuple(KINDS), "doubts": DOUBTS, "orders": ORDERS}
         values |= {"set_fields": set_fields, "counted": COUNTED}
         values["link"] = lambda path="/jobs", **other: path + _query(wanted, **other)
-        read = lambda: reader.jobs(wanted)  # noqa: E731  # typed by `html`
-        return html(request, "jobs.html", ("jobs", wanted), read, lambda p: values | {"page": p})
+        return html(request, "jobs.html", ("jobs", wanted), lambda: reader.jobs(wanted), **values)
 
     @routes.get("/jobs.csv")
     def csv(request: Request) -> Response:
@@ -144,7 +144,7 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
 
     @routes.get("/workers")
     def workers(request: Request) -> Response:
-        return html(request, "workers.html", "workers", reader.workers, lambda w: {"workers": w})
+        return html(request, "workers.html", "workers", reader.workers)
 
     @routes.get("/metrics")
     def metrics() -> Response:
@@ -161,34 +161,26 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     def totals(title: str, one: str, read: Callable[[], Sequence[Any]]) -> None:
         @routes.get(f"/{title.lower()}", name=title)
         def sums(request: Request) -> Response:
-            values = {"title": title, "one": one}
-            return html(request, "totals.html", one, read, lambda t: values | {"totals": t})
+            return html(request, "totals.html", one, read, title=title, one=one)
 
     @routes.get("/models")
     def models(request: Request, old: Word = "", new: Word = "", start: Start = 0) -> Response:
         return html(
-            request,
-            "models.html",
-            ("models", old, new),
-            lambda: reader.models(old, new),
-            lambda found: {"found": found, "start": start, "size": _PAGE},
-        )
+            request, "models.html", ("models", old, new), lambda: reader.models(old, new),
+            start=start, size=_PAGE,
+        )  # fmt: skip
 
     @routes.get("/datasets")
     def data_sets(request: Request, start: Start = 0) -> Response:
-        return html(
-            request,
-            "datasets.html",
-            ("datasets", start),
-            lambda: reader.data_sets(offset=start, limit=_PAGE + 1),
-            lambda found: {"found": found, "start": start, "size": _PAGE},
-        )
+        read = partial(reader.data_sets, offset=start, limit=_PAGE + 1)
+        return html(request, "datasets.html", ("datasets", start), read, start=start, size=_PAGE)
 
     @routes.get("/datasets/{word}")
     def data_set(request: Request, word: str, after: Word = "", before: Word = "") -> Response:
         key = ("dataset", word, after, before)
-        read = lambda: reader.samples(word, after, before or None)  # noqa: E731  # typed by `html`
-        return html(request, "dataset.html", key, read, lambda found: {"found": found})
+        return html(
+            request, "dataset.html", key, lambda: reader.samples(word, after, before or None)
+        )
 
     totals("Batches", "batch", reader.batches)
     totals("Tenants", "tenant", reader.tenants)
@@ -209,19 +201,15 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
 
     @routes.get("/jobs/{job:uuid}")
     def job(request: Request, job: UUID) -> Response:
-        return html(
-            request,
-            "job.html",
-            ("job", job),
-            lambda: reader.record(job),
-            lambda found: {
-                "record": found,
-                "job": found.job,
-                "verified": verified(found),
-                "used": reader.data_sets(job_id=found.job.job_id) if found.job.final else [],
-                "rows": tree_rows(found.nodes, found.winning_path),
-            },
-        )
+        found = record(job, refresh="x-refresh" in request.headers)
+        if found is None:
+            return Response(status_code=204)
+        text = page(
+            "job.html", record=found, job=found.job, verified=verified(found),
+            used=reader.data_sets(job_id=found.job.job_id) if found.job.final else [],
+            rows=tree_rows(found.nodes, found.winning_path), can_leave=access.has_token,
+        )  # fmt: skip
+        return HTMLResponse(text)
 
     @routes.get("/jobs/{job:uuid}/tree.json")
     def tree(request: Request, job: UUID) -> Response:

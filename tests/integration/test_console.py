@@ -269,7 +269,7 @@ def test_a_batch_has_sums_of_its_own(stored: Stored) -> None:
         batches.refuse(conn, batch, [wrong])
         ((upload, total),) = queries.batches(conn)
     assert (upload.id, upload.refused, upload.states) == (batch, 1, {"queued": 2})
-    shown = page("totals.html", title="Batches", one="batch", totals=[(upload, total)])
+    shown = page("totals.html", title="Batches", one="batch", found=[(upload, total)])
     assert ">in.jsonl</span>, <strong>upload stopped" in shown
     assert (total.name, total.jobs, total.confidence) == (str(batch), 2, None)
 
