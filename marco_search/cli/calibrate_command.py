@@ -120,9 +120,8 @@ def calibrate(
         "file": str(out),
         "traces": str(traces),
     }
-    output.report(
-        data, about, "", *_in_words(found), "", *_written(profile, out, settings.profiles)
-    )
+    words = [part(found) for part in _PARTS]
+    output.report(data, about, "", *words, "", *_written(profile, out, settings.profiles))
 
 
 def _written(profile: Profile, out: Path, folder: Path) -> list[str]:
@@ -130,28 +129,23 @@ def _written(profile: Profile, out: Path, folder: Path) -> list[str]:
     return [f"Profile: {out}", f"Use it with --profile {how}, or MARCO_PROFILE={how} for all jobs."]
 
 
-def _in_words(found: Findings) -> list[str]:
-    parts = [_lengths, _samplings, _votes, _stop, _reflection, _labelled]
-    return [text for part in parts for text in part(found)]
-
-
-def _lengths(found: Findings) -> list[str]:
+def _lengths(found: Findings) -> str:
     length = found.length
     if not length.cut_off:
-        return [f"Length. No rollout was cut off; 95 % ended within {length.usual} tokens."]
+        return f"Length. No rollout was cut off; 95 % ended within {length.usual} tokens."
     share = percent(length.cut_off / length.rollouts)
     text = f"Length. {share} % of the rollouts were cut off at {length.at} tokens; "
     text += f"95 % of the others ended within {length.usual}. "
     if length.suggested:
-        return [
-            text + f"Give them room: --set max_new_tokens={length.suggested}, and calibrate again."
-        ]
+        return (
+            f"{text}Give them room: --set max_new_tokens={length.suggested}, and calibrate again."
+        )
     if 10 * length.cut_off > length.rollouts:
-        return [text + "They ramble: more room would not help, a lower temperature may."]
-    return [text + "That is little."]
+        return f"{text}They ramble: more room would not help, a lower temperature may."
+    return f"{text}That is little."
 
 
-def _samplings(found: Findings) -> list[str]:
+def _samplings(found: Findings) -> str:
     head = ("temperature, top_p", "with an answer %", "cut off %", "as most others %",
             "different %", "tokens")  # fmt: skip
     rows = [
@@ -163,61 +157,55 @@ def _samplings(found: Findings) -> list[str]:
         for s in found.samplings
     ]
     why = (
-        "by the labels"
-        if found.strategy == "vote"
-        else (
-            "the most varied of those that end with an answer, and with the usual one, about as "
-            "often as any"
-        )
+        "the most varied of those that end with an answer, and with the usual one, about as "
+        "often as any"
     )
-    return [
-        f"Sampling. Temperature {found.temperature:g}, top_p {found.top_p:g}: {why}.",
-        table(head, rows),
-    ]
+    if found.strategy == "vote":
+        why = "by the labels"
+    said = f"Sampling. Temperature {found.temperature:g}, top_p {found.top_p:g}: {why}."
+    return f"{said}\n{table(head, rows)}"
 
 
-def _votes(found: Findings) -> list[str]:
+def _votes(found: Findings) -> str:
     votes = found.votes
     where = f"Their logs lie {votes.spread:.2f} apart within a question; in full counts what is "
     where += f"at {votes.reference:.2f} or above."
     if not votes.told:
         said = f"Only {votes.problems} questions have rollouts that agree and others that do not: "
-        return [f"Votes. {said}too few to tell what the values are worth. Plain majority. {where}"]
+        return f"Votes. {said}too few to tell what the values are worth. Plain majority. {where}"
     chance = f"A rollout that agrees with most others has the greater value {percent(votes.auroc)} "
     chance += f"% of the time ({percent(votes.low)} to {percent(votes.high)}; 50 is chance)."
     how = {0.0: "that tells nothing: plain majority", 1.0: "that is weak: sharpness 1"}
-    return [f"Votes. {chance} {where} Sharpness {votes.sharpness:g}"
-            f" ({how.get(votes.sharpness, 'that is strong')})."]  # fmt: skip
+    strength = how.get(votes.sharpness, "that is strong")
+    return f"Votes. {chance} {where} Sharpness {votes.sharpness:g} ({strength})."
 
 
-def _stop(found: Findings) -> list[str]:
+def _stop(found: Findings) -> str:
     stop = found.stop
-    return [
+    return (
         f"Stop. At a chance of {stop.level:g} that the leader stays ahead, {stop.differing} of "
         f"{stop.problems} questions get another answer than after all {stop.rollouts} rollouts: "
         f"{percent(stop.differing / stop.problems)} % ({percent(stop.low)} to "
         f"{percent(stop.high)}), for {percent(stop.saved)} % fewer tokens."
-    ]
+    )
 
 
-def _reflection(found: Findings) -> list[str]:
+def _reflection(found: Findings) -> str:
     redo = found.reflection
     verdict = "It stays (branch)" if redo.pays else "It does not pay (never)"
     if not redo.redos:
-        return [
-            "Reflection. No thought ended, so nothing could be reflected on. It is off (never)."
-        ]
-    return [
+        return "Reflection. No thought ended, so nothing could be reflected on. It is off (never)."
+    return (
         f"Reflection. Of {redo.redos} redos {redo.answered} end with an answer, {redo.changed} "
         f"with another one: {redo.towards} with that of most others, {redo.away} away from it. "
         f"{verdict}."
-    ]
+    )
 
 
-def _labelled(found: Findings) -> list[str]:
+def _labelled(found: Findings) -> str:
     labels = found.labelled
     if labels is None:
-        return ["Labels. Too few: all of this is by agreement of the model with itself."]
+        return "Labels. Too few: all of this is by agreement of the model with itself."
     rows = [
         (_setting(found, s), percent(sum(s.right) / labels.problems), f"{s.tokens:.0f}")
         for s in labels.settings
@@ -227,12 +215,16 @@ def _labelled(found: Findings) -> list[str]:
     gain = (
         f"{100 * ahead.difference:+.1f} points ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
     )
-    return [
+    return (
         f"Labels ({labels.problems} questions, the same tokens for each setting). Best: "
-        f"{_setting(found, labels.best)}, {gain} over the setting above; {said}.",
-        table(("Setting", "right %", "tokens"), rows),
-        f"Redos mended {redo.only_first} answers and broke {redo.only_second}.",
-    ]
+        f"{_setting(found, labels.best)}, {gain} over the setting above; {said}.\n"
+        f"{table(('Setting', 'right %', 'tokens'), rows)}\n"
+        f"Redos mended {redo.only_first} answers and broke {redo.only_second}."
+    )
+
+
+_PARTS = (_lengths, _samplings, _votes, _stop, _reflection, _labelled)
+"""What was found, in the order in which it is told."""
 
 
 def _setting(found: Findings, setting: Setting) -> str:
