@@ -21,9 +21,9 @@ from marco_search.errors import RightsMissing
 from marco_search.export.tables import Filter
 from marco_search.learning import manifest, samples, traces
 from marco_search.learning.filters import Rule, first_reason, parameters
-from marco_search.learning.manifest import Kind, Source
+from marco_search.learning.manifest import Kind, Role, Source
 from marco_search.learning.samples import Pair, Sample, Writer
-from marco_search.learning.traces import Reader, Tree, language
+from marco_search.learning.traces import Reader, Tree
 from marco_search.search.tree import Rollout
 from marco_search.store.db import Conn, Database, reads_tables, select
 
@@ -98,17 +98,12 @@ def _selection(chosen: Filter) -> dict[str, Any]:
 
 def _sources(folder: Path, kind: Kind) -> Iterator[Source]:
     """Where each line of a folder that was just written came from."""
-    if kind == "sft":
-        for sample in samples.read(folder):
-            about = sample.provenance
-            job = UUID(about["job"])
-            yield Source(sample.id, "sample", job, about["rollout"], about["nodes"])
-        return
-    for pair in samples.read_pairs(folder):
-        job = UUID(pair.provenance["job"])
-        for role in ("chosen", "rejected"):
-            side = pair.provenance[role]
-            yield Source(pair.id, role, job, side["rollout"], side["nodes"])
+    roles: tuple[Role, ...] = ("sample",) if kind == "sft" else ("chosen", "rejected")
+    for _, row in samples.places(folder, samples.KINDS[kind]):
+        about = row.provenance
+        for role in roles:
+            side = about.get(role, about)
+            yield Source(row.id, role, UUID(about["job"]), side["rollout"], side["nodes"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,28 +132,21 @@ def pairs_of(reader: Reader, chosen: Filter) -> Iterator[Pair]:
 
 def pair(tree: Tree, won: Rollout, lost: Rollout, fork: Fork | None = None) -> Pair:
     """The pair that two paths make."""
-    stored, texts = tree.stored, (tree.text(won), tree.text(lost))
+    texts = tree.text(won), tree.text(lost)
     chosen, rejected = ([{"role": "assistant", "content": text}] for text in texts)
     return Pair(
         prompt=tree.prompt,
         chosen=chosen,
         rejected=rejected,
         shared_prefix=_shared(*texts),
-        language=language(tree),
-        tenant=stored.tenant,
-        provenance={
-            "job": str(stored.job_id),
+        language=tree.language,
+        tenant=tree.stored.tenant,
+        provenance=tree.provenance(won)
+        | {
             "chosen": tree.about(won),
             "rejected": tree.about(lost),
             "fork": fork and asdict(fork),
-            "answer": won.answer,
             "rejected_answer": lost.answer,
-            "vote": stored.share,
-            "confidence": stored.confidence,
-            "verified": tree.verified(won),
-            "model": stored.model,
-            "revision": stored.revision,
-            "root": stored.root,
         },
     )
 

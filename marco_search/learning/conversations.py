@@ -198,8 +198,11 @@ def build(
             for path in paths:
                 for number, row in read(path, command.split()[-1]):
                     count += 1
-                    tenants.add(row.tenant if isinstance(row, Sample) else None)
-                    found = _refused(row, rules)
+                    if isinstance(row, str):
+                        found: tuple[str, str] | None = ("unreadable", row)
+                    else:
+                        tenants.add(row.tenant)
+                        found = first_reason(rules, row)
                     if found:
                         about: dict[str, Any] = {"file": str(path), "line": number}
                         dropped.add(*found, **about)
@@ -218,10 +221,6 @@ def build(
             dropped=dropped,
             inputs=[source_of(path) for path in paths],
         )
-
-
-def _refused(row: Sample | str, rules: Mapping[str, Rule]) -> tuple[str, str] | None:
-    return ("unreadable", row) if isinstance(row, str) else first_reason(rules, row)
 
 
 def source_of(path: Path) -> dict[str, Any]:

@@ -25,8 +25,9 @@ import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,10 @@ N, SHARE, SHORT = 8, 0.5, 4
 BANDS, _ROWS = 8, 8
 _HASHES = BANDS * _ROWS
 _TABLES = """
-PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;
+PRAGMA cache_size=-16384;
 CREATE TABLE ids (id INTEGER PRIMARY KEY);
 CREATE TABLE signatures (number INTEGER PRIMARY KEY, id TEXT, signature BLOB);
 CREATE TABLE bands (band INTEGER PRIMARY KEY, number INTEGER);
-BEGIN;
 """
 _CANDIDATES = (
     "SELECT DISTINCT id, signature FROM bands JOIN signatures USING (number)"
@@ -108,22 +108,28 @@ def prompt_key(prompt: Sequence[Message]) -> str:
 
 
 @contextmanager
+def scratch_database(tables: str) -> Iterator[sqlite3.Connection]:
+    """A SQLite database with these tables, gone after the block: what does not fit into memory."""
+    with (
+        tempfile.TemporaryDirectory(prefix="marco-dataset-") as folder,
+        closing(sqlite3.connect(Path(folder) / "scratch.sqlite", isolation_level=None)) as db,
+    ):
+        db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {tables} BEGIN")
+        yield db
+
+
+@contextmanager
 def rules(threshold: float | None = NEAR_DUPLICATE) -> Iterator[dict[str, Rule]]:
     """The rules "duplicate" and "near_duplicate": of rows that are alike the first one stays.
 
     `threshold` is the share of common shingles; None: exact duplicates only.
     """
-    with tempfile.TemporaryDirectory(prefix="marco-duplicates-") as folder:
-        db = sqlite3.connect(Path(folder) / "index.sqlite", isolation_level=None)
-        db.executescript(_TABLES)
+    with scratch_database(_TABLES) as db:
         found = {"duplicate": Rule(partial(_equal, db))}
         if threshold is not None:
             about = {"threshold": threshold, "shingle": SHINGLE, "hashes": _HASHES, "bands": BANDS}
             found["near_duplicate"] = Rule(partial(_near, db, threshold), about)
-        try:
-            yield found
-        finally:
-            db.close()
+        yield found
 
 
 def _equal(db: sqlite3.Connection, row: Sample | Pair) -> str | None:
@@ -133,10 +139,9 @@ def _equal(db: sqlite3.Connection, row: Sample | Pair) -> str | None:
 
 
 def _near(db: sqlite3.Connection, threshold: float, row: Sample | Pair) -> str | None:
-    prompt = [word for message in row.prompt for word in tokens(message["content"])]
-    texts = (row.response,) if isinstance(row, Sample) else _sides(row)
-    ours = signature(prompt + [word for text in texts for word in tokens(text)])
-    bands = _bands(ours, prompt)
+    texts = list(map(tokens, row.contents))
+    ours = signature(list(chain.from_iterable(texts)))
+    bands = _bands(ours, chain.from_iterable(texts[: len(row.prompt)]))
     for other, theirs in db.execute(_CANDIDATES, bands):
         share = float(np.mean(np.frombuffer(theirs, dtype=np.uint32) == ours))
         if share >= threshold:
@@ -148,11 +153,7 @@ def _near(db: sqlite3.Connection, threshold: float, row: Sample | Pair) -> str |
     return None
 
 
-def _sides(pair: Pair) -> tuple[str, ...]:
-    return tuple(m["content"] for side in (pair.chosen, pair.rejected) for m in side)
-
-
-def _bands(signature: Any, words: Sequence[str]) -> list[int]:
+def _bands(signature: Any, words: Iterable[str]) -> list[int]:
     """Keys of the bands; those of prompts with other numbers all differ."""
     said = (word for word in words if word[0].isdigit() or word in _NUMBER_WORDS)
     key = _token_hash(" ".join(said))
@@ -202,7 +203,7 @@ class Problems:
 
     def reason(self, row: Sample | Pair) -> str | None:
         """Which problem stands in a row, and how much of it; None: none does."""
-        for text in _contents(row):
+        for text in row.contents:
             words = tokens(text)
             if words and (name := self._short.get(tuple(words))):
                 return f"it is {name}"
@@ -222,10 +223,3 @@ class Problems:
             for gram in ngram_hashes(words, n).tolist()
             for problem in index.get(gram, ())
         )
-
-
-def _contents(row: Sample | Pair) -> Iterable[str]:
-    messages = (
-        row.messages if isinstance(row, Sample) else (*row.prompt, *row.chosen, *row.rejected)
-    )
-    return (message["content"] for message in messages)

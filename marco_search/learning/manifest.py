@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
@@ -31,6 +31,7 @@ from marco_search.store.db import Conn, insert
 FORMAT = 1
 FILE, DROPPED_FILE = "manifest.json", "dropped.json"
 Kind = Literal["sft", "preference"]
+Role = Literal["sample", "chosen", "rejected"]
 
 _EXAMPLES = 5
 _ROWS_AT_ONCE = 1000
@@ -166,15 +167,14 @@ def broken(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Which path of a stored tree a sample, or one side of a pair, is."""
 
     sample_id: str
-    role: Literal["sample", "chosen", "rejected"]
+    role: Role
     job_id: UUID
     rollout_id: int
-    node_ids: Sequence[int]
+    node_ids: list[int]
 
 
 def register(
@@ -184,12 +184,7 @@ def register(
     dataset = {"id": uuid4(), "tenant": tenant, "manifest": Jsonb(manifest)}
     dataset |= {name: manifest[name] for name in ("name", "kind", "manifest_sha256")}
     insert(conn, "datasets", [dataset | {"samples": manifest["counts"]["out"]}])
-    rows: list[dict[str, Any]] = []
-    for source in sources:
-        row = {name: getattr(source, name) for name in Source.__slots__}
-        rows.append(row | {"dataset_id": dataset["id"], "node_ids": list(source.node_ids)})
-        if len(rows) == _ROWS_AT_ONCE:
-            insert(conn, "dataset_samples", rows)
-            rows.clear()
-    insert(conn, "dataset_samples", rows)
+    rows = ({"dataset_id": dataset["id"], **source._asdict()} for source in sources)
+    while part := list(islice(rows, _ROWS_AT_ONCE)):
+        insert(conn, "dataset_samples", part)
     return UUID(str(dataset["id"]))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from marco_search.errors import InputError
 from marco_search.learning import manifest, samples
 from marco_search.learning.conversations import source_of
-from marco_search.learning.duplicates import prompt_key
+from marco_search.learning.duplicates import prompt_key, scratch_database
 from marco_search.learning.filters import Rule, first_reason, parameters
 from marco_search.learning.samples import Pair, Sample
 
@@ -47,7 +46,7 @@ def mix(
     if len(kinds) != 1:
         raise InputError("samples and preference pairs can't be mixed; mix each with its like")
     (kind,) = kinds
-    with manifest.whole_folder(folder) as part, _order() as order:
+    with manifest.whole_folder(folder) as part, scratch_database(_ORDER) as order:
         chosen = _Chosen(order, rules, validation, seed, samples.Tenants(all_tenants))
         about = [chosen.add(path, kind, weight) for path, weight in inputs.items()]
         splits = ["", VALIDATION] if validation else [""]
@@ -116,21 +115,11 @@ def _write(part: Path, order: sqlite3.Connection, inputs: list[Path], kind: str,
         return writer.count
 
 
+_ORDER = """
+PRAGMA temp_store=FILE;
+CREATE TABLE rows (apart INT, key BLOB, input INT, place INT);
+"""
 _IN_ORDER = "SELECT input, place FROM rows WHERE apart = ? ORDER BY key"
-
-
-@contextmanager
-def _order() -> Iterator[sqlite3.Connection]:
-    with tempfile.TemporaryDirectory(prefix="marco-mix-") as folder:
-        db = sqlite3.connect(Path(folder) / "order.sqlite", isolation_level=None)
-        db.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA temp_store=FILE;"
-            "CREATE TABLE rows (apart INT, key BLOB, input INT, place INT); BEGIN"
-        )
-        try:
-            yield db
-        finally:
-            db.close()
 
 
 def _key(*parts: object) -> bytes:

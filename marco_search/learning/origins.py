@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,17 +21,6 @@ from marco_search.store.seal.verification import check_jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
-    """One path of a stored tree: a sample, or one side of a pair."""
-
-    role: str  #: sample, chosen or rejected
-    rollout: int
-    answer: str | None
-    nodes: list[dict[str, Any]]  #: node_id, action, text of each, in order
-    text: str | None  #: None: the tree is archived
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Where a line of one data set came from."""
 
@@ -39,7 +28,7 @@ class Origin:
     sample_id: str
     job: UUID
     tenant: str
-    paths: list[Path]
+    paths: Sequence[Mapping[str, Any]]  #: role, rollout, answer, nodes, text (None: archived)
     manifest_holds: bool  #: whether the stored manifest has the hash that it had
     status: str | None  #: of the job's verification; None: this login can't verify
     unchanged: bool | None  #: whether the tree still makes the same line; None: it can't be told
@@ -85,7 +74,7 @@ def trace(conn: Conn, sample_id: str, tenant: str | None) -> list[Origin]:
     return [_origin(conn, **row) for row in rows]
 
 
-def changed_files(folder: Folder, found: Sequence[Origin]) -> list[str]:
+def changed_files(folder: Path, found: Sequence[Origin]) -> list[str]:
     """Files of a folder that are not as its manifest says, or the manifest if it was not kept.
 
     The kept ones are those of the data sets found; a mix of them has them among its inputs.
@@ -109,7 +98,7 @@ def _origin(
         sample_id=sample_id,
         job=job_id,
         tenant=tenant,
-        paths=[Path(**path) for path in paths],
+        paths=paths,
         manifest_holds=holds,
         status=status,
         # What was changed may be unreadable too.
@@ -155,6 +144,6 @@ def lines(found: Origin) -> Iterator[str]:
     yield f"  job      {found.job} of {found.tenant}: {found.status or 'not verified: views only'}"
     yield f"  line     made again from its tree: {mark[found.unchanged]}"
     for path in found.paths:
-        yield f"  {path.role}: rollout {path.rollout}, answer {path.answer}"
-        for node in path.nodes:
+        yield "  {role}: rollout {rollout}, answer {answer}".format(**path)
+        for node in path["nodes"]:
             yield f"    {node['node_id']:>5} {node['action']:<10} {node['text']!r}"

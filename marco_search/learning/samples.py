@@ -54,8 +54,16 @@ class _Row:
     @cached_property
     def id(self) -> str:
         """16 hex digits: equal texts have equal ids."""
-        texts = [getattr(self, name) for name in self.TEXTS]
-        return hashlib.sha256(canonical(texts)).hexdigest()[:16]
+        return hashlib.sha256(canonical(self._texts)).hexdigest()[:16]
+
+    @property
+    def contents(self) -> Iterator[str]:
+        """What its messages say, the prompt's first."""
+        return (message["content"] for text in self._texts for message in text)
+
+    @property
+    def _texts(self) -> list[Sequence[Message]]:
+        return [getattr(self, name) for name in self.TEXTS]
 
     def to_json(self) -> dict[str, Any]:
         """The line of the file."""
@@ -146,12 +154,8 @@ def check_messages(messages: Any, name: str = "messages") -> None:
     if not isinstance(messages, list | tuple) or not messages:
         raise ValueError(f"{name}: must be a list of messages")
     for number, message in enumerate(messages, start=1):
-        role, content = (
-            (message.get("role"), message.get("content"))
-            if isinstance(message, Mapping)
-            else (None, None)
-        )
-        if role not in ROLES or not isinstance(content, str):
+        about = message if isinstance(message, Mapping) else {}
+        if about.get("role") not in ROLES or not isinstance(about.get("content"), str):
             raise ValueError(
                 f"{name}: message {number} needs a role ({', '.join(ROLES)}) and a content of text"
             )

@@ -159,7 +159,13 @@ class Tree:
             found = [r for r in self.rollouts if r.answer is not None and self.verified(r)]
         else:
             found = [r for r in self.rollouts if r.rollout_id in voted.rollout_ids]
-        return replace(self, winners=_best_first(found, self.config))
+        confident = self.config.reward in CONFIDENCE
+
+        def rank(rollout: Rollout) -> tuple[float, int]:
+            """As the view audit.answers ranks the rollouts of an answer."""
+            return -(rollout.path_confidence if confident else rollout.value), rollout.rollout_id
+
+        return replace(self, winners=tuple(sorted(found, key=rank)))
 
     def text(self, rollout: Rollout) -> str:
         """The model's turn, without the special token that ended it."""
@@ -218,6 +224,25 @@ class Tree:
     def about(self, rollout: Rollout) -> dict[str, Any]:
         """Where its text came from."""
         return {"rollout": rollout.rollout_id, "nodes": list(rollout.path)}
+
+    def provenance(self, won: Rollout) -> dict[str, Any]:
+        """Where a line that teaches this path came from."""
+        stored = self.stored
+        return {
+            "job": str(stored.job_id),
+            "answer": won.answer,
+            "vote": stored.share,
+            "confidence": stored.confidence,
+            "verified": self.verified(won),
+            "model": stored.model,
+            "revision": stored.revision,
+            "root": stored.root,
+        }
+
+    @property
+    def language(self) -> str:
+        """The language of what was asked."""
+        return profiles.language_of(kind_of(self.job).user_turn(self.job))
 
 
 @dataclass(slots=True)
@@ -305,31 +330,15 @@ class Reader:
 
 def sample(tree: Tree, rollout: Rollout) -> Sample:
     """The sample that a path makes."""
-    stored = tree.stored
     turn = {"role": "assistant", "content": tree.text(rollout)}
+    about = tree.about(rollout) | {"reflected": tree.reflected(rollout)}
     return Sample(
         messages=(*tree.prompt, turn),
         source="traces",
-        language=language(tree),
-        tenant=stored.tenant,
-        provenance={
-            "job": str(stored.job_id),
-            **tree.about(rollout),
-            "answer": rollout.answer,
-            "vote": stored.share,
-            "confidence": stored.confidence,
-            "reflected": tree.reflected(rollout),
-            "verified": tree.verified(rollout),
-            "model": stored.model,
-            "revision": stored.revision,
-            "root": stored.root,
-        },
+        language=tree.language,
+        tenant=tree.stored.tenant,
+        provenance=tree.provenance(rollout) | about,
     )
-
-
-def language(tree: Tree) -> str:
-    """The language of what was asked."""
-    return profiles.language_of(kind_of(tree.job).user_turn(tree.job))
 
 
 _COLUMNS = ", ".join(f'j."{f.name}"' for f in fields(StoredJob) if f.name != "root")
@@ -376,13 +385,3 @@ def _prompt(job: Job, model: str, label: str) -> tuple[Message, ...] | None:
     examples = [(e.user, e.assistant) for e in profile.examples]
     messages = kind_of(job).messages(job, profile.system_prompt, examples)
     return tuple(asdict(message) for message in messages)
-
-
-def _best_first(rollouts: Iterable[Rollout], config: SearchConfig) -> tuple[Rollout, ...]:
-    """Rollouts as the view audit.answers ranks those of an answer."""
-    confident = config.reward in CONFIDENCE
-
-    def rank(rollout: Rollout) -> tuple[float, int]:
-        return -(rollout.path_confidence if confident else rollout.value), rollout.rollout_id
-
-    return tuple(sorted(rollouts, key=rank))
