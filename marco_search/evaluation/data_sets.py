@@ -22,7 +22,7 @@ from typing import Any
 from marco_search import pocket
 from marco_search.errors import InvalidDataSet, InvalidJob
 from marco_search.jobs import Job
-from marco_search.jobs.validation import decode_utf8
+from marco_search.jobs.validation import decode_utf8, not_text
 from marco_search.kinds import KINDS, own_fields, subject_fields
 
 MGSM_REPOSITORY = "juletxara/mgsm"
@@ -135,36 +135,22 @@ def _from_hub(language: str) -> Path:
     return Path(found)
 
 
-_OTHER_FORMATS = {
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "packed with gzip",
-    b"PK\x03\x04": "a zip file",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-    b"(\xb5/\xfd": "packed with zstd",
-}
-"""First bytes of files that are neither TSV nor JSON Lines in UTF-8."""
-
-
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of a file in UTF-8 and their places; blank ones are left out."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InvalidDataSet(f"{path}: {error.strerror or error}") from None
-    for magic, name in _OTHER_FORMATS.items():
-        if data.startswith(magic):
-            raise InvalidDataSet(
-                f"{path}, line 1: this is {name}; a set is a TSV or a JSON Lines file in UTF-8"
-            )
+    if other := not_text(data[:4096]):
+        raise InvalidDataSet(
+            f"{path}, line 1: this is {other[0]}; a set is a TSV or a JSON Lines file in UTF-8"
+        )
     for i, line in enumerate(data.split(b"\n"), start=1):
         place = f"{path}, line {i}"
         try:
             text = decode_utf8(line, place).removesuffix("\r")
         except InvalidJob as error:
             raise InvalidDataSet(str(error)) from None
-        if "\0" in text:
-            raise InvalidDataSet(f"{place}: contains a NUL; save the file as UTF-8 text")
         if text.strip():
             yield place, text
 

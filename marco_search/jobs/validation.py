@@ -231,20 +231,21 @@ def shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 
-_FORMATS = {
+_FORMATS: dict[bytes, tuple[str, str | None]] = {
     b"\x1f\x8b": ("compressed by gzip", "gzip -dc"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "zstd -dc"),
     b"PK\x03\x04": ("a zip archive", "unzip -p"),
     b"BZh": ("compressed by bzip2", "bzip2 -dc"),
     b"\xfd7zXZ\0": ("compressed by xz", "xz -dc"),
+    b"PAR1": ("a Parquet file", None),
     b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
     b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
 }
-"""What files that are not JSON Lines begin with."""
+"""What files that are not text in UTF-8 begin with."""
 
 
-def another_format(begin: bytes) -> tuple[str, str | None] | None:
-    """What a file that begins like this is, if not JSON Lines, and what converts it."""
+def not_text(begin: bytes) -> tuple[str, str | None] | None:
+    """What a file that begins like this is, if not text in UTF-8, and what converts it."""
     for mark, found in _FORMATS.items():
         if begin.startswith(mark):
             return found
@@ -253,6 +254,13 @@ def another_format(begin: bytes) -> tuple[str, str | None] | None:
         return "UTF-16", "iconv -f UTF-16 -t UTF-8"
     if b"\0" in begin[:4096]:
         return "a binary file", None
+    return None
+
+
+def another_format(begin: bytes) -> tuple[str, str | None] | None:
+    """What a file that begins like this is, if not JSON Lines, and what converts it."""
+    if found := not_text(begin):
+        return found
     text = begin.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].rstrip()
     if text.startswith(b"["):
         return "a JSON array", "jq -c '.[]'"

@@ -11,19 +11,18 @@ notes its number and the time in a Redis list. The broker is that of REDIS_URL.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from heapq import heappop, heappush
 from http.client import HTTPConnection
 from operator import itemgetter
 from pathlib import Path
@@ -61,8 +60,8 @@ POLL_S, HEARTBEAT_S = 1.0, 10.0  # as a worker's
 AS_MOST = ("step", 16)  # strategy and rollouts of a fleet: 100 nodes of 17 tokens
 
 Figures = dict[str, float]
-Due = tuple[float, int, str, Callable[[], object]]
-"""When, in seconds from the begin, which worker does what, and how."""
+Due = tuple[float, str, Callable[[], object]]
+"""When, in seconds from the begin, a worker does what, and how."""
 
 
 def measure() -> Figures:
@@ -336,8 +335,8 @@ def soak(number: int) -> Iterator[Figures]:
         )
         conn = stack.enter_context(psycopg.connect(urls.database_url, autocommit=True))
         worker = stack.enter_context(worker_process(services, [*WORKER_COMMAND, str(PROCESSES)]))
-        postmaster = _stat(conn.info.backend_pid)[0]
-        ended, spent = 0, (harness.session_cpu_s(worker), _postgres_cpu_s(conn))
+        postmaster = _postmaster(conn)
+        ended, spent = 0, (harness.session_cpu_s(worker), _postgres_cpu_s(postmaster))
         for part in range(1, 11):
             more = range((part - 1) * number // 10, part * number // 10)
             producer.submit_many([small(i) for i in more])
@@ -346,7 +345,7 @@ def soak(number: int) -> Iterator[Figures]:
                 waits.append(seconds(lambda: other.wait(other.submit(small(number)), 60)))
                 time.sleep(POLL_S)
                 ended = _all(conn, "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL")[0]
-            last, spent = spent, (harness.session_cpu_s(worker), _postgres_cpu_s(conn))
+            last, spent = spent, (harness.session_cpu_s(worker), _postgres_cpu_s(postmaster))
             lengths = _all(
                 conn,
                 "SELECT extract(epoch FROM finished_at - started_at)::float8 FROM jobs"
@@ -376,27 +375,23 @@ def _all(conn: psycopg.Connection[Any], query: LiteralString, *values: Any) -> l
 def _pss_mib(parent: int) -> float:
     """Proportional set size of a process and its children."""
     kib = 0
-    for pid, _ in _family(parent):
-        with contextlib.suppress(OSError):
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            kib += sum(map(int, re.findall(r"^Pss: +(\d+)", text, re.MULTILINE)))
+    for pid, stat in harness.processes():
+        if parent in (pid, stat[0]):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                kib += sum(map(int, re.findall(r"^Pss: +(\d+)", text, re.MULTILINE)))
     return kib / 1024
 
 
-def _stat(pid: int) -> list[int]:
-    """Of a process: [0] its parent, [10:12] its ticks, [12:14] those of its ended children."""
-    text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
-    return [int(field) for field in text.split()[1:15]]
+def _postmaster(conn: psycopg.Connection[Any]) -> int:
+    return dict(harness.processes())[conn.info.backend_pid][0]
 
 
-def _family(parent: int) -> Iterator[tuple[int, list[int]]]:
-    """A process and its children, with their `_stat`."""
-    for file in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            pid = int(file.name)
-            stat = _stat(pid)
-            if parent in (pid, stat[0]):
-                yield pid, stat
+def _postgres_cpu_s(postmaster: int) -> float:
+    """Processor seconds of all of Postgres' processes: the ended ones count for their parent."""
+    family = ((pid, s) for pid, s in harness.processes() if postmaster in (pid, s[0]))
+    ticks = sum(sum(stat[10 : 14 if pid == postmaster else 12]) for pid, stat in family)
+    return ticks / harness.TICKS_A_SECOND
 
 
 # -- A fleet of workers -----------------------------------------------------------------
@@ -413,7 +408,7 @@ def fleet(workers: int, job_s: float) -> Figures:
     until = 1.5 * job_s
     work = [job(seed, *AS_MOST) for seed in range(SEARCHES)]
     templates = [(each, *searched(each)) for each in work]
-    late, lock = defaultdict[str, list[float]](list), threading.Lock()
+    random, late = Random(0), defaultdict[str, list[float]](list)
     with harness.scratch_services() as services, contextlib.ExitStack() as stack:
         url = services.urls.database_url
         database = stack.enter_context(
@@ -421,37 +416,35 @@ def fleet(workers: int, job_s: float) -> Figures:
         )
         for _ in range(3):
             _insert(database, [work[i % SEARCHES] for i in range(workers)])
-        random, due = Random(0), list[Due]()
         all_workers = [
-            _worker(database, i, *templates[i % SEARCHES], random.uniform(0, job_s), job_s)
+            _worker(database, *templates[i % SEARCHES], random.uniform(0, job_s), job_s)
             for i in range(workers)
         ]
-        for one in all_workers:
-            heappush(due, next(one))
-        conn = stack.enter_context(psycopg.connect(url, autocommit=True))
+        with psycopg.connect(url) as conn:
+            postmaster = _postmaster(conn)
         began = time.monotonic()
 
-        def serve() -> None:
-            while True:
-                with lock:
-                    at, number, name, act = heappop(due)
+        async def serve(worker: Iterator[Due]) -> None:
+            for at, name, act in worker:
                 if at > until or time.monotonic() - began > job_s + until:
                     return
-                time.sleep(max(0.0, at - (time.monotonic() - began)))
-                act()
-                with lock:
-                    if at > job_s:
-                        late[name].append(time.monotonic() - began - at)
-                    heappush(due, next(all_workers[number]))
+                await asyncio.sleep(at - (time.monotonic() - began))
+                await asyncio.to_thread(act)
+                if at > job_s:
+                    late[name].append(time.monotonic() - began - at)
 
-        with ThreadPoolExecutor(POOL) as pool:
-            running = [pool.submit(serve) for _ in range(POOL)]
-            time.sleep(job_s)
-            postgres, own, since = _postgres_cpu_s(conn), time.process_time(), time.monotonic()
-            for done in running:
-                done.result()
-        spent = time.monotonic() - since
-        cpu_s = _postgres_cpu_s(conn) - postgres
+        def clocks() -> tuple[float, float, float]:
+            return time.monotonic(), _postgres_cpu_s(postmaster), time.process_time()
+
+        async def serve_all() -> list[float]:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(POOL))
+            serving = [asyncio.create_task(serve(worker)) for worker in all_workers]
+            await asyncio.sleep(job_s)
+            before = clocks()
+            await asyncio.gather(*serving)
+            return [after - at for after, at in zip(clocks(), before, strict=True)]
+
+        spent, cpu_s, own_s = asyncio.run(serve_all())
     kept = templates[0][1]
     found = {"workers": workers, "seconds_a_job": job_s, "rounds_a_job": len(kept)}
     found["nodes_a_job"] = sum(len(each.nodes) for each in kept)
@@ -460,14 +453,18 @@ def fleet(workers: int, job_s: float) -> Figures:
         found[f"{name}_p50_ms"] = 1000 * percentile(times, 0.5)
         found[f"{name}_p99_ms"] = 1000 * percentile(times, 0.99)
     found["postgres_ms_a_job"] = 1000 * cpu_s / len(late["end"])
-    found |= {"postgres_cores": cpu_s / spent, "own_cores": (time.process_time() - own) / spent}
+    found |= {"postgres_cores": cpu_s / spent, "own_cores": own_s / spent}
     return found | {"seconds": spent, "load_average": os.getloadavg()[0]}
 
 
 def _worker(
-    database: Database, number: int, work: ReasoningJob, kept: Sequence[Round],
-    found: engine.FinishedSearch, begin: float, job_s: float,
-) -> Iterator[Due]:  # fmt: skip
+    database: Database,
+    work: ReasoningJob,
+    kept: Sequence[Round],
+    found: engine.FinishedSearch,
+    begin: float,
+    job_s: float,
+) -> Iterator[Due]:
     """All that a worker asks of Postgres, for ever."""
 
     def do(act: Callable[[psycopg.Connection[Any]], object]) -> object:
@@ -486,7 +483,7 @@ def _worker(
         finish(conn, claims[0], work, found)
 
     while True:
-        yield begin, number, "claim", partial(do, claim)
+        yield begin, "claim", partial(do, claim)
         lease, step = claims[0].lease, job_s / (len(kept) + 1)
         appends: list[tuple[float, str, Any]] = [
             (step * i, "commit", partial(trail.append, lease=lease, kept=each, seconds=0.0))
@@ -499,37 +496,29 @@ def _worker(
             for i in range(1, int(job_s / POLL_S))
         ]
         for after, name, act in sorted([*appends, *beats], key=itemgetter(0)):
-            yield begin + after, number, name, partial(do, act)
+            yield begin + after, name, partial(do, act)
         begin += job_s
-        yield begin, number, "end", partial(do, last)
-
-
-def _postgres_cpu_s(conn: psycopg.Connection[Any]) -> float:
-    """Processor seconds of all of Postgres' processes: the ended ones count for their parent."""
-    parent = _stat(conn.info.backend_pid)[0]
-    ticks = sum(sum(stat[10 : 14 if pid == parent else 12]) for pid, stat in _family(parent))
-    return ticks / os.sysconf("SC_CLK_TCK")
+        yield begin, "end", partial(do, last)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["fleet"]:
-        for each in sys.argv[3:]:
-            harness.report(f"fleet-{each}", fleet(int(sys.argv[2]), float(each)))
-        sys.exit()
-    if sys.argv[1:2] == ["api"]:
-        with harness.scratch_services() as scratch:
-            harness.report("api", api(scratch))
-        sys.exit()
-    if sys.argv[1:2] == ["soak"]:
-        for tenth in soak(int(sys.argv[2])):
-            print(json.dumps({k: round(v, 2) for k, v in tenth.items()}), flush=True)
-        sys.exit()
-    if sys.argv[1:2] == ["worker"]:
-        code = worker_main.run(
-            settings.load(),
-            processes=int(sys.argv[2]),
-            name="bench",
-            open_runtime=lambda _: InstantRuntime(),
-        )
-        sys.exit(code)
-    harness.report("queue", measure())
+    match sys.argv[1:]:
+        case ["fleet", workers, *lengths]:
+            for each in lengths:
+                harness.report(f"fleet-{each}", fleet(int(workers), float(each)))
+        case ["api"]:
+            with harness.scratch_services() as scratch:
+                harness.report("api", api(scratch))
+        case ["soak", number]:
+            for tenth in soak(int(number)):
+                print(json.dumps({k: round(v, 2) for k, v in tenth.items()}), flush=True)
+        case ["worker", processes]:
+            code = worker_main.run(
+                settings.load(),
+                processes=int(processes),
+                name="bench",
+                open_runtime=lambda _: InstantRuntime(),
+            )
+            sys.exit(code)
+        case _:
+            harness.report("queue", measure())
