@@ -96,12 +96,6 @@ def point(traces: Sequence[Trace], grader: Grader, rollouts: int) -> Point:
     return graded(cut(traces, [rollouts] * len(traces)), grader)
 
 
-def curve(traces: Sequence[Trace], grader: Grader) -> list[Point]:
-    """The run at 1, 2, ... rollouts; empty without traces."""
-    longest = max((len(t.rollouts) for t in traces), default=0)
-    return [point(traces, grader, i) for i in range(1, longest + 1)]
-
-
 class Stops:
     """A run whose searches can be cut where another early stop would have ended them.
 

@@ -24,7 +24,6 @@ from marco_search.evaluation.grading import (
     ranked,
 )
 from marco_search.evaluation.statistics import (
-    Bin,
     accuracy,
     auroc,
     calibration,
@@ -87,7 +86,7 @@ def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
     at = graded(traces, grader)
     n, used = len(traces), [r for t in traces for r in t.rollouts]
     separate = all(r.start == ROOT for t in traces for r in t.rollouts)
-    bins = bins_of(traces, grader)
+    scores = _rollout_scores(traces, grader)
     prompt, cached = sum(r.prompt for r in used), sum(r.cached for r in used)
     return Row(
         strategy=strategy,
@@ -102,8 +101,8 @@ def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
         test_at=_test_at(traces, grader, separate),
         separate_guesses=separate,
         auroc=auroc(list(map(_confidence, traces)), at.right),
-        auroc_rollouts=auroc(*_rollout_scores(traces, grader)),
-        calibration_error=calibration_error(bins),
+        auroc_rollouts=auroc(*scores),
+        calibration_error=calibration_error(calibration(*scores)),
         right=at.right,
     )
 
@@ -158,11 +157,6 @@ def _rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float
     """Path confidence and correctness of every rollout that has an answer."""
     scores = [r.path_confidence for t in traces for r in t.answered]
     return scores, [right for t in traces for right in grader.rollouts(t)]
-
-
-def bins_of(traces: Sequence[Trace], grader: Grader) -> list[Bin]:
-    """Calibration of single rollouts."""
-    return calibration(*_rollout_scores(traces, grader))
 
 
 def samples(

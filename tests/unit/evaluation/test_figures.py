@@ -17,9 +17,9 @@ from marco_search.evaluation.grading import (
     Stops,
     chosen,
     coverage,
-    curve,
     cut,
     leaf_shares,
+    point,
     rescore,
     score,
 )
@@ -86,8 +86,8 @@ def test_the_vote_equals_the_search(tmp_path: Path) -> None:
             assert found == (ranked[0].key if ranked else None)
 
 
-def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
-    points = curve([FOUR, FIVE], GRADER)
+def test_one_run_is_cut_into_smaller_ones() -> None:
+    points = [point([FOUR, FIVE], GRADER, n) for n in range(1, 5)]
     assert [p.tokens_per_problem for p in points] == [10, 20, 30, 40]
     assert [p.right for p in points] == [
         (True, False),
@@ -95,8 +95,8 @@ def test_a_curve_cuts_one_run_into_smaller_ones() -> None:
         (True, False),
         (True, False),
     ]
-    best = curve(with_vote([FOUR, FIVE], "best"), GRADER)
-    assert [p.accuracy for p in best] == [0.5, 0.0, 0.5, 0.5]
+    best = with_vote([FOUR, FIVE], "best")
+    assert [point(best, GRADER, n).accuracy for n in range(1, 5)] == [0.5, 0.0, 0.5, 0.5]
 
 
 def test_a_run_cut_at_a_looser_stop_is_the_run_that_was_given_it(tmp_path: Path) -> None:
