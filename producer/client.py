@@ -555,7 +555,7 @@ class Producer:
         return self._call(dead_letters.parked, tenant=self._tenant, limit=limit)
 
     def close(self) -> None:
-        """Drop all connections. Jobs go on."""
+        """Drop all connections. Waits of other threads raise WaitTimeout; jobs go on."""
         self._listener.close()
         if self._publisher is not None:
             self._publisher.close()

@@ -46,56 +46,69 @@ class Listener:
         self._lock = Lock()
         self._stop = Event()
         self._thread: Thread | None = None
+        self._closings = 0
 
     @contextmanager
     def subscribed(self, wake: Callable[[], object]) -> Iterator[Callable[[], list[UUID | None]]]:
         """Gives a function that takes the notices so far: ids of jobs that ended inside the block,
         and None for "read all of yours". `wake` is called from another thread after each.
+        The function raises WaitTimeout once `close` was called.
         """
         notices: deque[UUID | None] = deque()
         subscriber = notices, wake
         with self._lock:
             self._subscribers.append(subscriber)
+            closings = self._closings
             if self._thread is None:
-                self._stop.clear()
-                self._thread = Thread(target=self._run, name="marco-listener", daemon=True)
+                self._stop = Event()  # of its own: the thread before may not have seen its end
+                self._thread = Thread(
+                    target=self._run, args=[self._stop], name="marco-listener", daemon=True
+                )
                 self._thread.start()
+
+        def take() -> list[UUID | None]:
+            if self._closings > closings:
+                raise WaitTimeout("the producer was closed while it waited; the jobs go on")
+            return [notices.popleft() for _ in range(len(notices))]
+
         try:
-            yield lambda: [notices.popleft() for _ in range(len(notices))]
+            yield take
         finally:
             with self._lock:
                 self._subscribers.remove(subscriber)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread and all waits."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._stop.set()
+            self._closings += 1
+        self._notify(None)
         if thread is not None:
             thread.join()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
+    def _run(self, stop: Event) -> None:
+        while not stop.is_set():
             try:
-                self._listen()
+                self._listen(stop)
             except (MarcoError, psycopg.Error) as error:
                 log.warning("%s: %s", _POLLING, error)
             except Exception:
                 # Whatever it is: without this thread results would come late from now on.
                 log.exception(_POLLING)
-            self._stop.wait(_RECONNECT_S)
+            stop.wait(_RECONNECT_S)
 
-    def _listen(self) -> None:
+    def _listen(self, stop: Event) -> None:
         with self._database.connect() as conn:
             if is_pooled(conn):
                 log.info("%s: a pooler passes no NOTIFY on", _POLLING)
                 conn.close()
-                self._stop.wait()
+                stop.wait()
                 return
             conn.execute(f"LISTEN {CHANNEL}")
             self._notify(None)
             heard = time.monotonic()
-            while not self._stop.is_set():
+            while not stop.is_set():
                 for notice in conn.notifies(timeout=_WAKE_S):
                     heard = time.monotonic()
                     try:

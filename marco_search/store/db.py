@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -122,7 +122,8 @@ class Database:
         Raises DatabaseUnavailable if Postgres can't be reached or does not answer in time,
         SchemaMismatch if its tables are not those of this version.
         """
-        with self._errors(), self._opened().connection() as conn:
+        with self._errors(), ExitStack() as stack:
+            conn = self._taken(stack)
             if conn.revision not in (None, SCHEMA_REVISION):
                 raise not_migrated(conn.revision or None)
             if one_moment:
@@ -173,6 +174,11 @@ class Database:
             pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
             pool.close(wait_s)
+
+    def _taken(self, stack: ExitStack) -> _Connection:
+        while True:
+            with suppress(PoolClosed):  # by another thread: the next one is open
+                return stack.enter_context(self._opened().connection())
 
     def _opened(self) -> ConnectionPool[_Connection]:
         with self._lock:
@@ -226,7 +232,7 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (PoolTimeout, PoolClosed) as error:
+        except PoolTimeout as error:
             # The pool tries again ever more slowly; a new one tries when it is next asked.
             self.close(wait_s=0)
             # Connected to once more: the pool keeps no reason why it could not.

@@ -387,6 +387,43 @@ def test_closing_leaves_no_thread_and_no_connection(
         wait_until(lambda: conn.execute(left).fetchone() == (0,), "connections are gone")
 
 
+def test_closing_ends_waits_and_the_next_use_opens_again(
+    database_url: str, redis_url: str, database: Database
+) -> None:
+    producer, closed = Producer(database_url, redis_url, poll_s=3600.0), threading.Semaphore(0)
+    handle = producer.submit(question())
+
+    def wait_again_and_again() -> None:
+        while True:
+            try:
+                producer.wait(handle, timeout_s=600)
+            except WaitTimeout as error:
+                assert "closed" in str(error)
+                closed.release()
+            else:
+                return
+
+    waiting = threading.Thread(target=wait_again_and_again, daemon=True)
+    waiting.start()
+    for _ in range(5):
+        while not closed.acquire(timeout=0.1):  # it may not wait yet
+            producer.close()
+    run(database, handle.id)
+    waiting.join()
+    producer.close()
+
+    async def work() -> None:
+        async with AsyncProducer(database_url, redis_url, poll_s=3600.0) as producer:
+            waiting = asyncio.create_task(producer.wait(await producer.submit(question()), 600))
+            while not waiting.done():
+                await producer.close()
+                await asyncio.wait([waiting], timeout=0.1)
+            with pytest.raises(WaitTimeout, match="closed"):
+                await waiting
+
+    asyncio.run(work())
+
+
 def test_the_asynchronous_producer(database_url: str, redis_url: str, database: Database) -> None:
     async def work() -> None:
         async with AsyncProducer(database_url, redis_url) as producer:
