@@ -118,11 +118,17 @@ class FinishedSearch:
 def profile_of(options: SearchOptions, model: str) -> Profile:
     """The profile that a job is searched with on a model, with what settings and job override.
 
-    Raises InvalidProfile, and InvalidSettings for what can't be overridden.
+    Raises InvalidProfile for what the job asks for, InvalidSettings for what the settings do.
     """
     settings = settings_module.load()
     name, own = options.profile or settings.profile, settings.profiles
-    found = profiles.load(name, own) if name else profiles.chosen(model, own)
+    try:
+        found = profiles.load(name, own) if name else profiles.chosen(model, own)
+    except InvalidProfile as error:
+        if options.profile:
+            raise
+        place = "MARCO_PROFILE: " if name else ""
+        raise InvalidSettings(f"{place}{error}") from None
     try:
         found = profiles.override(found, settings.overrides)
     except InvalidProfile as error:

@@ -12,6 +12,7 @@ import signal
 import socket
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,9 @@ from celery import signals
 from celery.apps import worker as celery_program
 from celery.worker import state
 
+from marco_search.engine import profile_of
 from marco_search.errors import InvalidSettings, MarcoError
+from marco_search.jobs import SearchOptions
 from marco_search.metrics import SCHEDULER, WORKER, measured
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
@@ -121,9 +124,12 @@ class _Interrupt:
 
 
 def _check_runtime(here: process.Process) -> None:
-    """Raises what is wrong with the settings of the runtime. An unavailable one may come back."""
+    """Raises what is wrong with the settings of the runtime, or with the profile for its model:
+    every job would fail. An unavailable runtime may come back.
+    """
     try:
-        here.open_runtime().close()
+        with closing(here.open_runtime()) as runtime:
+            profile_of(SearchOptions(), runtime.info.model)
     except MarcoError as error:
         if not error.retryable:
             raise

@@ -14,6 +14,21 @@ MARCO = Path(sys.prefix) / "bin" / "marco"
 
 
 @pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("MARCO_PROFILE", "nope", "MARCO_PROFILE: no profile 'nope'"),
+        ("MARCO_OVERRIDES", '{"top_p": 7}', "MARCO_OVERRIDES: top_p: "),
+    ],
+)
+def test_a_worker_that_would_fail_every_job_does_not_start(
+    database_url: str, redis_url: str, setting: str, value: str, said: str
+) -> None:
+    env = os.environ | {"DATABASE_URL": database_url, "REDIS_URL": redis_url, setting: value}
+    ended = subprocess.run([MARCO, "worker"], env=env, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize(
     ("number", "code", "last"),
     [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 0, None), (signal.SIGQUIT, 0, None)],
 )
