@@ -13,9 +13,16 @@ from fastapi.sse import format_sse_event
 
 from marco_search.api.access import Asks, Caller, Reads
 from marco_search.api.responses import error_body
-from marco_search.errors import InvalidJob, JobFailed, MarcoError, PromptTooLong, WaitTimeout
+from marco_search.errors import (
+    InputError,
+    InvalidJob,
+    JobFailed,
+    MarcoError,
+    PromptTooLong,
+    WaitTimeout,
+)
 from marco_search.jobs import JobResult
-from marco_search.kinds import completions, parse_completion
+from marco_search.kinds import completions, named_as_asked, parse_completion
 from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.reads.queries import JobStatus
 from producer import JobId
@@ -54,7 +61,8 @@ async def create(
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise InvalidJob("stream_options", "must be an object")
-    handle = await caller.producer.submit(job)
+    with named_as_asked(body):
+        handle = await caller.producer.submit(job)
     headers = {"Marco-Job-Id": str(handle.id)}
     if body.get("stream"):
         parts = _stream(caller, handle, usage=options.get("include_usage") is True)
@@ -89,16 +97,22 @@ async def _gone(request: Request) -> None:
 
 
 async def _result(caller: Caller, handle: JobHandle) -> JobResult:
-    """The result of a job that succeeded. Raises JobFailed, WaitTimeout."""
+    """The result of a job that succeeded. Raises JobFailed, WaitTimeout, and _REFUSED_LATE."""
     try:
         result = await caller.producer.wait(handle, caller.service.settings.api_wait_s)
     except WaitTimeout:
         raise _goes_on(handle) from None
     if result.state != "succeeded":
         why = f"{result.error_type}: {result.error}; " if result.error else ""
-        kind = PromptTooLong if result.error_type == PromptTooLong.__name__ else JobFailed
+        kind = _REFUSED_LATE.get(result.error_type or "", JobFailed)
         raise kind(f"job {result.state}: {why}GET /jobs/{handle.id}/result has what it found")
     return result
+
+
+_REFUSED_LATE: dict[str, type[MarcoError]] = {
+    "PromptTooLong": PromptTooLong, "InvalidProfile": InputError,
+}  # fmt: skip
+"""What only a worker can tell of a request, and what the caller is told."""
 
 
 def _goes_on(handle: JobHandle) -> WaitTimeout:

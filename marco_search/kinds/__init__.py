@@ -7,7 +7,8 @@ where it is registered; parsing, help texts, filters and SQL follow from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from marco_search.errors import InvalidJob
@@ -82,12 +83,16 @@ def parse_completion(body: Mapping[str, Any], **more: Any) -> Job:
 
     Raises InvalidJob naming the field of the body, ModelNotFound.
     """
-    return _parse_asked(completions.body_fields(body, _subjects()) | more, body)
-
-
-def _parse_asked(fields: Mapping[str, Any], body: Mapping[str, Any], within: str = "") -> Job:
-    try:
+    fields = completions.body_fields(body, _subjects()) | more
+    with named_as_asked(body):
         return parse_job(fields)
+
+
+@contextmanager
+def named_as_asked(body: Mapping[str, Any], within: str = "") -> Iterator[None]:
+    """An InvalidJob inside the block names the field of the chat completion's body instead."""
+    try:
+        yield
     except InvalidJob as error:
         field = completions.asked_field(error.field, body, _subjects())
         # The id is the line's, not the body's.
@@ -107,7 +112,8 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
         if isinstance(data, dict):
             if completions.is_request(data):
                 fields = completions.job_fields(data, _subjects())
-                return _parse_asked(fields, data["body"], "body.")
+                with named_as_asked(data["body"], "body."):
+                    return parse_job(fields)
             return parse_job(data)
     except InvalidJob as error:
         raise InvalidJob(f"{place}, {error.field}", error.reason) from None

@@ -364,6 +364,19 @@ def test_jobs_over_http(api: Api, work: Work) -> None:
         refused(stranger.post(f"jobs/{job}/cancel"), 404, "job_not_found")
 
 
+def test_what_a_completion_asks_for_wrongly_is_named_as_it_asked(api: Api, work: Work) -> None:
+    def asked(**own: Any) -> httpx.Response:
+        return client.post("v1/chat/completions", json=ASKED | {"marco": own})
+
+    with api.http() as client:
+        unknown = asked(options={"profile": "nope"})  # which only a worker can tell
+        assert "no profile 'nope'" in refused(unknown, 400, "input_error")
+        assert unknown.headers["X-Should-Retry"] == "false"
+        foreign = asked(tenant="other")
+        assert "marco.tenant: " in refused(foreign, 422, "invalid_job")
+        assert foreign.json()["error"]["param"] == "marco.tenant"
+
+
 def test_what_is_refused(api: Api) -> None:
     with api.http() as client:
         refused(client.get("jobs/x"), 404, "job_not_found")
