@@ -52,9 +52,10 @@ def submit_batch(
     {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
     """
     given = job_input.given_options(values)
-    source = None if file == "-" else str(Path(file).absolute())
-    if source is None and strict:
-        raise click.UsageError("--strict reads the file twice: not with standard input.")
+    piped = file == "-" or Path(file).is_fifo()
+    source = None if piped else str(Path(file).absolute())
+    if piped and strict:
+        raise click.UsageError("--strict reads the file twice: not with standard input or a pipe.")
     with session(creates=True) as here:
         if strict:
             with job_input.opened(file, _SUBMIT) as lines:

@@ -240,7 +240,7 @@ def replay(
     `marco eval --trees`, the same for all its trees: how many are right.
     """
     path = Path(target)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         if data_set is None:
             raise click.UsageError("a file of traces needs --set SET, which has the labels")
         known = [name for name in REWARDS if name not in EXTERNAL]

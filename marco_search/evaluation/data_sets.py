@@ -101,7 +101,7 @@ def _rows(source: str, language: str | None) -> Rows:
         if found is None:
             raise InvalidDataSet(f"{path}: has no mgsm_{of}.tsv, .jsonl or {of}.jsonl")
         path = found
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(pocket.HELD_OUT_SETS)
         raise InvalidDataSet(f"{source}: no such file; or use one of {known}, mgsm:LANGUAGE")
     if path.suffix == ".txt":

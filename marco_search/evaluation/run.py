@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from marco_search import settings
 from marco_search.engine import Journal, SearchPlan, make_plan, profile_of, run_search
-from marco_search.errors import InvalidDataSet, MarcoError, RuntimeUnavailable
+from marco_search.errors import InputError, InvalidDataSet, MarcoError, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import wilson
@@ -102,6 +102,8 @@ def _run(
     `names` has each problem's run. A trace with failed rollouts is made again: what failed may
     succeed now.
     """
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file}: searches are kept in a file, which a later run reads")
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = {t.key: t for t in read(file) if names.get(t.key) == t.run} if file.exists() else {}
     traces = {key: trace for key, trace in kept.items() if not trace.failed}

@@ -113,7 +113,7 @@ def read(file: Path) -> list[Trace]:
     except UnicodeDecodeError:
         raise InvalidDataSet(f"{file}: not UTF-8, so no file of traces") from None
     *lines, last = text.split("\n")  # not splitlines: an answer may hold U+2028
-    if last:
+    if last and file.is_file():
         # What is appended next must begin on a line of its own.
         file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     traces = []

@@ -216,7 +216,12 @@ def places(path: Path, kind: type[_Kind]) -> Iterator[tuple[int, _Kind]]:
 
 
 def file_of(path: Path, kind: type[_Row]) -> Path:
-    """The file with the rows of a data set's folder; a file is itself."""
+    """The file with the rows of a data set's folder; a file is itself.
+
+    Raises InvalidDataSet for a pipe.
+    """
+    if path.is_fifo():
+        raise InvalidDataSet(f"{path}: a pipe; the manifest names files, with their hashes")
     return path / f"{kind.NAME}.jsonl" if path.is_dir() else path
 
 

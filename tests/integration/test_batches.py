@@ -16,6 +16,7 @@ from marco_search.store.db import Database
 from producer import Producer
 from tests.integration.toys import question
 from tests.integration.toys import runner as toy_runner
+from tests.pipes import piped
 from tests.toy import ToyRuntime
 
 Marco = Callable[..., str]
@@ -189,6 +190,22 @@ def test_a_file_that_is_no_json_lines_is_refused_at_once(marco: Marco, tmp_path:
         file.write_bytes(data * 3)
         for command in (["batch", "submit"], ["submit"]):
             assert f"{file}: {said}" in marco(*command, str(file), code=2)
+
+
+def test_a_pipe_is_a_batch_of_its_own(
+    marco: Marco, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for batch in (submitted_by_pipe(marco, LINES), submitted_by_pipe(marco, LINES[1:])):
+        errors = (tmp_path / f"{batch}.errors.jsonl").read_text().splitlines()
+        assert [json.loads(line)["custom_id"] for line in errors] == ["wrong", "c"]
+    with piped(LINES) as pipe:
+        assert "or a pipe" in marco("batch", "submit", pipe, "--strict", code=2)
+
+
+def submitted_by_pipe(marco: Marco, rows: list[Any]) -> str:
+    with piped(rows) as pipe:
+        return marco("batch", "submit", pipe).strip()
 
 
 def test_several_jobs_are_a_batch(database_url: str, redis_url: str) -> None:

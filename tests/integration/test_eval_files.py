@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.pipes import piped
+
 MARCO = str(Path(sys.executable).with_name("marco"))
 
 
 def marco(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([MARCO, *map(str, words)], capture_output=True, text=True, timeout=120)
+    command = [MARCO, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, close_fds=False)
 
 
 def test_a_file_in_latin_1_is_named_with_its_line(tmp_path: Path) -> None:
@@ -20,6 +23,25 @@ def test_a_file_in_latin_1_is_named_with_its_line(tmp_path: Path) -> None:
     done = marco("eval", tmp_path / "a.tsv", "--local")
     assert done.returncode == 2
     assert f"{tmp_path / 'a.tsv'}, line 2: not valid UTF-8" in done.stderr
+
+
+def test_sets_and_traces_may_come_out_of_pipes(tmp_path: Path) -> None:
+    rows = [{"question": f"Tom has {n} apples and gets 2. How many?"} for n in (3, 4)]
+    traces = tmp_path / "traces.jsonl"
+    words: list[str | Path] = ["--strategy", "cot", "--local", "--trees"]
+    with piped(rows) as pipe:
+        assert marco("eval", pipe, *words, "--out", traces).returncode == 0
+    labelled = [row | {"answer": 5} for row in rows]
+    kept = [json.loads(line) for line in traces.read_text().splitlines()]
+    with piped(labelled) as labels, piped(kept) as pipe:
+        replayed = marco("replay", pipe, "--set", labels, "--json")
+        assert replayed.returncode == 0, replayed.stderr
+    with piped(rows) as pipe:
+        few = marco("calibrate", pipe)
+        assert few.returncode == 2 and "too few" in few.stderr
+    with piped(kept) as pipe:
+        refused = marco("eval", "heldout_en", *words, "--out", pipe)
+        assert refused.returncode == 2 and "kept in a file" in refused.stderr
 
 
 def test_a_second_run_reports_what_it_resumes(tmp_path: Path) -> None:

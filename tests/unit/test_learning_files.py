@@ -15,6 +15,7 @@ import pytest
 from marco_search.cli.main import main
 from marco_search.learning import filters, manifest, samples
 from marco_search.learning.samples import Sample, Writer
+from tests.pipes import piped
 
 ROOT = Path(__file__).resolve().parents[2]
 COT = ROOT.parent / "shared" / "data" / "marco_cot" / "CoT_demo.json"
@@ -163,6 +164,15 @@ def test_a_file_that_cant_be_read_makes_no_folder(
     words = ("dataset", "instructions", tmp_path / "set", tmp_path / "chat.json")
     assert message in marco(*words, code=2)
     assert [file.name for file in tmp_path.iterdir()] == ["chat.json"]
+
+
+@pytest.mark.parametrize("words", [["instructions"], ["filter"]])
+def test_a_pipe_is_no_file_that_a_manifest_could_name(
+    marco: Run, tmp_path: Path, words: list[str]
+) -> None:
+    with piped([{"prompt": "a", "answer": "b"}]) as pipe:
+        assert "pipe" in marco("dataset", *words, tmp_path / "set", pipe, code=2)
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_data_set_of_nothing_is_said_to_be_empty(marco: Run, tmp_path: Path) -> None:

@@ -258,11 +258,11 @@ def stored_search(conn: Conn, job_id: UUID) -> StoredSearch:
     nodes, rollouts = trail.load(conn, job_id, schema=views.SCHEMA)
     plan, grown = row.pop("plan"), row.pop("nodes")
     if (redacted := row.pop("redacted_at")) is not None:
-        raise InvalidJob("JOB", f"redacted at {redacted:%Y-%m-%d %H:%M}: its texts are gone")
+        raise InvalidJob("job", f"redacted at {redacted:%Y-%m-%d %H:%M}: its texts are gone")
     if plan is not None and not rollouts and grown:
-        raise InvalidJob("JOB", "its tree is in an archive: there is nothing to compare with")
+        raise InvalidJob("job", "its tree is in an archive: there is nothing to compare with")
     if plan is None or not rollouts:
-        raise InvalidJob("JOB", f"{row['state']}, and no round of it is kept: nothing to replay")
+        raise InvalidJob("job", f"{row['state']}, and no round of it is kept: nothing to replay")
     model = plan["model"], plan["revision"]
     return StoredSearch(
         job_id=job_id,

@@ -359,7 +359,7 @@ def config(conn: Conn, job_id: UUID) -> SearchConfig:
     query = "SELECT config FROM audit.jobs WHERE job_id = %s AND config IS NOT NULL"
     found = conn.execute(query, [job_id]).fetchone()
     if found is None:
-        raise InvalidJob("JOB", f"{job_id} was never begun: it has no configuration")
+        raise InvalidJob("job", f"{job_id} was never begun: it has no configuration")
     return SearchConfig.from_json(found[0])
 
 
@@ -496,12 +496,12 @@ def _hexadecimal(word: str) -> str:
     """The digits of an id or of a part of one."""
     part = word.strip().lower()
     if not re.fullmatch(r"[0-9a-f-]+", part):
-        raise InvalidJob("JOB", f"invalid job id {shown(word)}: ids have digits, a to f, dashes")
+        raise InvalidJob("job", f"invalid job id {shown(word)}: ids have digits, a to f, dashes")
     part = part.replace("-", "")
     if len(part) < _SHORTEST:
-        raise InvalidJob("JOB", f"{word!r} is too short: give at least {_SHORTEST} characters")
+        raise InvalidJob("job", f"{word!r} is too short: give at least {_SHORTEST} characters")
     if len(part) > _WHOLE:
-        raise InvalidJob("JOB", f"invalid job id {shown(word)}: longer than an id")
+        raise InvalidJob("job", f"invalid job id {shown(word)}: longer than an id")
     return part
 
 
