@@ -23,12 +23,8 @@ class Finding:
     unknown: bool = False  #: whether a newer version wrote it: not wrong, but not checked either
 
     def __str__(self) -> str:
-        return f"{self.table} ({self.key}): {self.what}: expected {self.expected}, {self.actual}"
-
-    @property
-    def actual(self) -> str:
-        """What was found, in words."""
-        return f"there is {self.found}"
+        where = f"{self.table} ({self.key})"
+        return f"{where}: {self.what}: expected {self.expected}, there is {self.found}"
 
 
 class Status(StrEnum):

@@ -30,7 +30,7 @@ from marco_search.audit.tree import (
     unpack_tokens,
 )
 from marco_search.errors import SearchError
-from marco_search.search.rewards import CONFIDENCE, EXTERNAL, VERIFIER, reward_of
+from marco_search.search.rewards import CONFIDENCE, reward_of, voters
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, Scale, rank
 
 _UNREADABLE = (struct.error, ValueError, IndexError, TypeError)
@@ -138,9 +138,12 @@ def check_answers(
     """What does not follow from the votes."""
     if not answers and job["state"] != "succeeded":
         return  # ended before anything was ranked
-    voters, config = _voters(rollouts, config)
+    places, rewarded = voters(rollouts, reward_of(config))
+    voting = [rollouts[i] for i in places]
+    if not rewarded:  # their scores are all missing: votes count alike
+        config = {**config, "choice": "vote"}
     merged = job["kind"] in _MERGED
-    keys = {r.rollout_id: str(r.answer) for r in voters}
+    keys = {r.rollout_id: str(r.answer) for r in voting}
     if merged:
         keys, apart = _merged(keys, answers)
         if apart is not None:
@@ -148,7 +151,7 @@ def check_answers(
             yield Finding("answers", "", "one key", "one answer", found)
             return
     try:
-        ranked = _rank(voters, keys, config)
+        ranked = _rank(voting, keys, config)
     except (SearchError, KeyError, ValueError, OverflowError) as error:
         yield Finding("rollouts", "", "no vote", "votes", str(error))
         return
@@ -169,26 +172,6 @@ def check_answers(
             yield from _compare(key, stored, wanted, highest)
 
 
-def _voters(
-    rollouts: Sequence[Any], config: Mapping[str, Any]
-) -> tuple[list[Any], Mapping[str, Any]]:
-    """The rollouts that vote, and how their votes are weighed.
-
-    Of a reward from outside those that have it; where none has, all without one count alike. What
-    the verifier rejected has no vote; if it accepted any, nothing else has.
-    """
-    answered = [r for r in rollouts if r.answer is not None]
-    name = reward_of(config)
-    if name not in EXTERNAL:
-        return answered, config
-    scored = [r for r in answered if r.scores is not None]
-    if name == VERIFIER:
-        scored = [r for r in scored if r.value == 1.0] or [r for r in scored if r.value > 0.0]
-    if scored:
-        return scored, config
-    return [r for r in answered if r.scores is None], {**config, "choice": "vote"}
-
-
 def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, str], str | None]:
     """The key that each rollout counts under, and a key that counts under two."""
     found = dict(keys)
@@ -202,17 +185,17 @@ def _merged(keys: Mapping[int, str], answers: Sequence[Any]) -> tuple[dict[int, 
 
 
 def _rank(
-    voters: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
+    voting: Sequence[Any], keys: Mapping[int, str], config: Mapping[str, Any]
 ) -> list[RankedAnswer]:
     own = reward_of(config) in CONFIDENCE
-    values = {r.rollout_id: r.path_confidence if own else r.value for r in voters}
+    values = {r.rollout_id: r.path_confidence if own else r.value for r in voting}
     ranked = rank(
         [Candidate(keys[i], value, i) for i, value in values.items()],
         Aggregation(config["choice"]),
         Scale(**{f.name: config[f.name] for f in fields(Scale) if f.name in config}),
     )
     # An answer has the key of its most confident rollout.
-    said = {r.rollout_id: str(r.answer) for r in voters}
+    said = {r.rollout_id: str(r.answer) for r in voting}
     leading = {(key, values[i]) for i, key in said.items() if key == keys[i]}
     return [
         one if (one.key, one.best_value) in leading else replace(one, key=said[one.best_rollout_id])

@@ -311,7 +311,7 @@ def _votes(
     for tree, poll, *samples in zip(trees, polls, *drawn, strict=True):
         within = []
         for trace in (tree, *samples):
-            logs = [log_value(r) for r in trace.answered]
+            logs = [math.log(max(r.weight, LEAST_VALUE)) for r in trace.answered]
             agrees = [_agrees(r, poll, polled=trace is not tree) for r in trace.answered]
             agreeing += [x for x, agree in zip(logs, agrees, strict=True) if agree]
             if len(logs) > 1:
@@ -331,11 +331,6 @@ def _votes(
         high=high,
         sharpness=SHARPNESS[0 if low <= 0.5 else 1 if mean < STRONG else 2],
     )
-
-
-def log_value(rollout: TracedRollout) -> float:
-    """The log of what its vote weighs."""
-    return math.log(max(rollout.weight, LEAST_VALUE))
 
 
 def _interval(shares: Sequence[float]) -> tuple[float, float, float]:

@@ -110,7 +110,7 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
     try:
         data = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
         if isinstance(data, dict):
-            if completions.is_request(data):
+            if "kind" not in data and "body" in data:  # in OpenAI's shape
                 fields = completions.job_fields(data, _subjects())
                 with named_as_asked(data["body"], "body."):
                     return parse_job(fields)

@@ -33,11 +33,6 @@ _IDLE: dict[str, Any] = {
 _LINE = {"custom_id", "method", "url", "body"}
 
 
-def is_request(data: Mapping[str, Any]) -> bool:
-    """Whether a line is a request in OpenAI's shape and no job of ours."""
-    return "kind" not in data and "body" in data
-
-
 def job_fields(line: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str, Any]:
     """The fields of the job that a line of a batch asks for.
 

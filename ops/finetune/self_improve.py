@@ -35,7 +35,7 @@ from marco_search import pocket, settings
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader, Point, difference, point
 from marco_search.evaluation.report import accuracy_over_tokens, plot
-from marco_search.evaluation.run import Progress, Recipe, run
+from marco_search.evaluation.run import Recipe
 from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import read
 from marco_search.jobs import SearchOptions
@@ -44,6 +44,7 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import recovery, scheduling
 from ops.bench.harness import WORKER, scratch_services
+from ops.bench.paper_table import make
 from ops.finetune.config import Config
 from ops.finetune.run import STOPPED, TrainingStopped, finetune
 from ops.pocket import samples
@@ -152,10 +153,11 @@ class Loop:
             for lang, file in files.items()
         )
 
-    def points(self, arm: str, number: int, language: Language) -> dict[str, Point]:
+    def points(self, arm: str, number: int, *languages: Language) -> dict[str, Point]:
         """A model's accuracy and tokens: greedy, and by search where that was run."""
-        problems = self.problems[language]
-        found = {t.key: t for t in read(self.traces(arm, number, language))}
+        problems = [p for language in languages for p in self.problems[language]]
+        files = (self.traces(arm, number, language) for language in languages)
+        found = {t.key: t for file in files for t in read(file)}
         traces, grader = [found[p.key] for p in problems], Grader(problems)
         longest = max(len(t.rollouts) for t in traces)
         searched = {"search": point(traces, grader, longest)} if longest > 1 else {}
@@ -230,14 +232,7 @@ class Loop:
         with closing(open_runtime(loaded)) as runtime:
             for language in LANGUAGES:
                 file = self.traces(arm, number, language)
-                problems = self.problems[language]
-
-                def show(now: Progress, file: Path = file) -> None:
-                    if now.done % 50 == 0:
-                        name = f"{file.parent.name} {file.stem}"
-                        note(f"{name}: {now.done} of {now.total}, {now.right} right")
-
-                run(problems, Recipe(options=options), runtime, file, threads=48, on_progress=show)
+                make(Recipe(options=options), self.problems[language], runtime, file)
 
     def to_json(self) -> dict[str, Any]:
         """Rounds that are measured to language ("pooled": both) to figures, in shares of 1."""
@@ -251,7 +246,7 @@ class Loop:
 
     def figures(self, number: int, languages: Sequence[Language]) -> dict[str, Any]:
         """A round's models beside that before the first, and the controls of the round."""
-        before, after = (self.pooled("search", n, languages) for n in (0, number))
+        before, after = (self.points("search", n, *languages) for n in (0, number))
         found: dict[str, Any] = {}
         for way in ("greedy", "search"):
             found[f"{way}_before"] = before[way].accuracy
@@ -264,7 +259,7 @@ class Loop:
         found["controls"] = {}
         for name, arm in ARMS.items():
             if name != "search" and number <= arm.rounds and self.measured(name, number):
-                control = self.pooled(name, number, languages)["greedy"]
+                control = self.points(name, number, *languages)["greedy"]
                 found["controls"][name] = {
                     "greedy_after": control.accuracy,
                     "tokens": control.tokens_per_problem,
@@ -272,18 +267,6 @@ class Loop:
                 }
         made: dict[str, Any] = rounded(found)
         return made
-
-    def pooled(self, arm: str, number: int, languages: Sequence[Language]) -> dict[str, Point]:
-        """The points of several languages as one."""
-        each = [self.points(arm, number, language) for language in languages]
-        return {
-            way: Point(
-                rollouts=max(points[way].rollouts for points in each),
-                tokens=tuple(t for points in each for t in points[way].tokens),
-                right=tuple(r for points in each for r in points[way].right),
-            )
-            for way in each[0]
-        }
 
     def plot(self, stem: Path) -> list[Path]:
         """Accuracy over tokens of all models, a panel a language."""

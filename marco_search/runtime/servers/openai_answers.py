@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import accumulate, takewhile
@@ -273,10 +273,5 @@ def grammar(texts: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return '"' + "".join(_escaped(text)) + '"'
-
-
-def _escaped(text: str) -> Iterator[str]:
-    for character in text:
-        plain = character.isprintable() and character not in '"\\'
-        yield character if plain else f"\\U{ord(character):08x}"
+    plain = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(plain)}"'

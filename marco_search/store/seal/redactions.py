@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 
 from marco_search import schema
 from marco_search.audit import redaction
-from marco_search.audit.chain import Link
+from marco_search.audit.chain import REDACTION, Link
 from marco_search.audit.formats import COMMITS, FORMATS
 from marco_search.audit.proofs import Kinds, Proof, Rows, commitments
 from marco_search.errors import FileNotFound, RedactionRefused, RightsMissing
@@ -193,7 +193,7 @@ def _redact(
     unsalted = [one.seq for one, _ in ends if one.format < COMMITS]
     if unsalted:
         conn.execute("UPDATE public.proofs SET hashes = '' WHERE seq = ANY (%s)", [unsalted])
-    return seals.seal_redacted(conn, job_id)
+    return seals.seal(conn, [job_id], as_kind=REDACTION)[0]
 
 
 def _verified(conn: Conn, job_id: UUID) -> list[tuple[Link, Proof]]:
@@ -225,11 +225,10 @@ def _replace(conn: Conn, table: str, keys: list[str], job_id: UUID, salt: bytes)
         found = cursor.execute(select, [job_id]).fetchall()
         update = SQL("UPDATE {table} SET {changes} WHERE {row}").format(**parts)
         changed = [row | row_without_texts(row, salt) for row in found]
-        cursor.executemany(update, [_adapted(row) for row in changed])
-
-
-def _adapted(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: Jsonb(v) if isinstance(v, dict) else v for k, v in row.items()}
+        adapted = [
+            {k: Jsonb(v) if isinstance(v, dict) else v for k, v in row.items()} for row in changed
+        ]
+        cursor.executemany(update, adapted)
 
 
 def row_without_texts(row: dict[str, Any], salt: bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from uuid import UUID
 from psycopg.rows import dict_row
 from psycopg.sql import SQL
 
-from marco_search.audit.chain import JOB, REDACTION, Link, LinkKind, follow
+from marco_search.audit.chain import JOB, Link, LinkKind, follow
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import NO_SALT, Proof, prove
 from marco_search.errors import InvalidAnchor
@@ -46,20 +46,12 @@ Entry = tuple[LinkKind, UUID | None, bytes]
 """What a link is made of: its kind, the job if there is one, and the root."""
 
 
-def seal(conn: Conn, job_ids: Iterable[UUID]) -> list[Link]:
+def seal(conn: Conn, job_ids: Iterable[UUID], *, as_kind: LinkKind = JOB) -> list[Link]:
     """Chain those of the jobs that are in a final state, in order; their new links.
 
-    Call it once for all jobs that a transaction ends, as the last thing in it.
+    Call it once for all jobs that a transaction ends, as the last thing in it; `as_kind`
+    REDACTION once more for those whose texts and salt are gone.
     """
-    return _seal(conn, job_ids, JOB)
-
-
-def seal_redacted(conn: Conn, job_id: UUID) -> Link:
-    """Chain a job once more, whose texts and salt are gone."""
-    return _seal(conn, [job_id], REDACTION)[0]
-
-
-def _seal(conn: Conn, job_ids: Iterable[UUID], as_kind: LinkKind) -> list[Link]:
     wanted = list(dict.fromkeys(job_ids))
     proofs: list[tuple[UUID, Proof]] = []
     kinds = FORMATS[NEWEST].kinds
