@@ -39,26 +39,28 @@ _COUNTS = (
 @click.option("--all", "everything", is_flag=True, help="All jobs of all tenants (the default).")
 @click.option(
     "--anchor", "anchors", multiple=True, type=FILE, metavar="FILE",
-    help="An anchor kept elsewhere that the chain must still hold; may be given again.",
+    help="An anchor kept elsewhere that the chain must match; repeatable.",
 )  # fmt: skip
 @click.option(
     "--archive", "archives", multiple=True, type=FOLDER,
-    metavar="FOLDER", help="Check an archived month instead; may be given again.",
+    metavar="FOLDER", help="Check an archived month instead; repeatable.",
 )  # fmt: skip
-@click.option("--public-key", metavar="HEX", help="The key that the anchors must be signed by.")
+@click.option(
+    "--public-key", metavar="HEX", help="The public key that the anchors must be signed with."
+)
 @click.option(
     "--processes", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
-    help="Processes that check all jobs.",
+    help="Number of processes to check all jobs with.",
 )  # fmt: skip
 def verify(
     jobs: tuple[str, ...], everything: bool, anchors: tuple[Path, ...],
     archives: tuple[Path, ...], public_key: str | None, processes: int,
 ) -> None:  # fmt: skip
-    """Check JOBs, or all jobs and the whole chain, and name the first row that does not fit.
+    """Check JOBs, or all jobs and the whole chain, and name the first row that does not match.
 
     Every row of a job that has ended is hashed again and compared with the chain; every
     token's confidence, every path, value, visit count, vote and total is computed again.
-    Exits with 9 if anything does not fit, or can't be checked by this version.
+    Exits with 9 if anything does not match, or can't be checked by this version.
     """
     if jobs and everything:
         raise click.UsageError("name jobs, or --all, not both")
@@ -145,13 +147,13 @@ def _finding_lines(found: Sequence[Finding]) -> list[str]:
 @command()
 @click.option("--key", type=FILE, metavar="FILE", help="Ed25519 key (PEM) to sign it with.")
 @click.option(
-    "--new-key", type=FILE, metavar="FILE", help="Only make a key, and print its public part."
+    "--new-key", type=FILE, metavar="FILE", help="Only create a key, and print its public part."
 )
 def anchor(key: Path | None, new_key: Path | None) -> None:
     """Print an anchor: the head of the chain, how many links and jobs it covers, and when.
 
-    Keep it where those who hold the database can't change it: `marco verify --anchor FILE`
-    then finds a chain that was cut short or rewritten.
+    Keep it where the database's owners can't change it: `marco verify --anchor FILE` then detects a
+    truncated or rewritten chain.
 
     \b
     marco anchor > anchor-2026-11-22.json
@@ -175,13 +177,13 @@ def anchor(key: Path | None, new_key: Path | None) -> None:
     "--before", required=True, type=click.DateTime(["%Y-%m", "%Y-%m-%d"]), metavar="DATE",
     help="Months that ended by then, UTC: 2026-11 or 2026-11-01.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Only say what would be archived.")
+@click.option("--dry-run", is_flag=True, help="Only report what would be archived.")
 def archive(folder: Path, before: datetime, dry_run: bool) -> None:
     """Write whole months of jobs to FOLDER/YYYY-MM, check what was written, then drop their trees.
 
     Nodes, rollouts and answers leave the database; jobs, attempts, the log and the chain stay,
     and `marco verify` still passes. `marco verify --archive FOLDER/YYYY-MM` checks the files.
-    A month with jobs that have not ended, or with a row that does not fit, is refused.
+    A month with unfinished jobs, or with a row that does not verify, is refused.
 
     \b
     marco archive /srv/archive --before 2026-11 --dry-run
@@ -229,7 +231,7 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
 @click.argument("jobs", metavar="[JOB]...", nargs=-1)
 @click.option(
     "--metadata", "entries", type=options.PAIR, multiple=True, metavar="KEY=VALUE",
-    help="All jobs with this entry in their metadata; given again: and this one.",
+    help="All jobs with this entry in their metadata; repeatable: all must match.",
 )  # fmt: skip
 @click.option("--custom-id", metavar="ID", help="All jobs of lines with this custom_id.")
 @click.option(
@@ -237,21 +239,21 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
     help="All jobs of this batch, also those started over, and its refused lines.",
 )  # fmt: skip
 @options.tenants
-@click.option("--reason", metavar="TEXT", help="Kept in the log, such as the number of a request.")
+@click.option("--reason", metavar="TEXT", help="Stored in the audit log, such as a ticket number.")
 @click.option(
     "--archive", "months", type=FOLDER, metavar="FOLDER",
     help="Where the archived months are: jobs that were archived are redacted there, too.",
 )  # fmt: skip
-@click.option("--yes", is_flag=True, help="Do not ask: it can't be undone.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation. It can't be undone.")
 def redact(
     jobs: tuple[str, ...], entries: options.Pairs, custom_id: str | None, batch: UUID | None,
     reason: str | None, months: Path | None, yes: bool,
 ) -> None:  # fmt: skip
-    """Replace every text of JOBs that have ended by salted hashes, for good.
+    """Permanently replace every text of JOBs that have ended by salted hashes.
 
     Question, system prompt, metadata, answers, thoughts, tokens and error messages go; numbers,
-    times and the shape of the tree stay and still verify. It takes a login of the role
-    ..._redactor. docs/audit.md says what is left, and what is not reached: backups, exports.
+    times and the shape of the tree stay and still verify. It needs a login of the role
+    ..._redactor. docs/audit.md says what remains, and what is not reached: backups, exports.
 
     \b
     marco redact 4c5b12e0 --reason "request 17 of 2026-11-28"
@@ -331,19 +333,19 @@ FORMATS = ("jsonl", "parquet", "otlp-json")
 @click.option("--otlp", metavar="URL", help="Send traces to this collector instead (OTLP, HTTP).")
 @click.option(
     "--table", "tables", multiple=True, type=click.Choice(list(TABLES)),
-    help="Table to write; may be given again. All but tokens by default.",
+    help="Table to write; repeatable (default: all but tokens).",
 )  # fmt: skip
 @which_jobs
-@click.option("--no-text", is_flag=True, help="Leave out what people and the model wrote.")
+@click.option("--no-text", is_flag=True, help="Omit all texts of people and the model.")
 def export(
     folder: Path | None, file_format: str, otlp: str | None, tables: tuple[str, ...],
     no_text: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Write jobs with their trees to files in FOLDER, one for each table.
 
-    Files appear whole or not at all, and memory does not grow with their size. All tables are
-    of one moment. With --otlp, or as otlp-json, each job is a trace: job, attempts, rounds,
-    branches, with tokens, texts and confidences, as Phoenix and Langfuse show them.
+    Files are written atomically, with constant memory. All tables are of one snapshot. With --otlp,
+    or as otlp-json, each job is a trace: job, attempts, rounds, branches, with tokens, texts and
+    confidences, as Phoenix and Langfuse show them.
 
     \b
     marco export out --format parquet --since 2026-11-01

@@ -32,9 +32,9 @@ def batch() -> None:
 
 @batch.command("submit", short_help="Submit a file.")
 @click.argument("file")
-@click.option("--batch", "batch_id", type=click.UUID, metavar="ID", help="Go on with this one.")
+@click.option("--batch", "batch_id", type=click.UUID, metavar="ID", help="Resume this batch.")
 @click.option("--strict", is_flag=True, help="If a line is wrong, submit nothing.")
-@click.option("--wait", "waits", is_flag=True, help="If too much is queued, wait and go on.")
+@click.option("--wait", "waits", is_flag=True, help="If too much is queued, wait and continue.")
 @click.option("--errors", type=options.FILE, metavar="FILE",
               help="Where refused lines are written [default: FILE.errors.jsonl]")  # fmt: skip
 @job_input.search_options
@@ -43,9 +43,9 @@ def submit_batch(
 ) -> None:
     """Submit FILE ("-": standard input) as a batch and print its id.
 
-    Lines are jobs of ours (as in `marco submit`) or requests in OpenAI's batch format, told apart
-    by what they hold. A wrong line is refused, with its number and the reason in the file of
-    errors; the rest goes on. An upload that was cut off goes on when the same file is given again.
+    Each line is a job (as in `marco submit`) or a request in OpenAI's batch format, detected line
+    by line. Invalid lines are refused, with their number and the reason in the error file; the rest
+    is submitted. An interrupted upload resumes when the same file is submitted again.
 
     \b
     {"custom_id": "a", "kind": "reasoning", "question": "What is 17 x 23?"}
@@ -84,7 +84,7 @@ def _begun(found: Batch) -> None:
 @options.tenants
 @click.option("--limit", type=options.count(least=1), default=20, show_default=True, metavar="N")
 def show_status(batch_id: UUID | None, limit: int) -> None:
-    """Show where a batch stands, or the latest ones."""
+    """Show the status of a batch, or of the latest ones."""
     with session(needs_redis=False) as here:
         producer = here.producer(here.tenant)
         found = [producer.batch(batch_id)] if batch_id else producer.batches(limit=limit)
@@ -99,9 +99,9 @@ def show_status(batch_id: UUID | None, limit: int) -> None:
 @batch.command("watch", short_help="Follow one until its jobs have ended.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 @options.tenants
-@click.option("--timeout", type=options.Finite(min=0), metavar="S", help="Give up after S s.")
+@click.option("--timeout", type=options.Finite(min=0), metavar="S", help="Give up after S seconds.")
 def watch_batch(batch_id: UUID, timeout: float | None) -> None:
-    """Print a line whenever a batch has come further; exits with 7 if a job did not succeed."""
+    """Print a line whenever a batch has progressed; exits with 7 if a job did not succeed."""
     follow(batch_id, timeout, quiet=False)
 
 
@@ -137,15 +137,14 @@ def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 @options.tenants
 @options.file_option
-@click.option("--errors", is_flag=True, help="The refused lines instead, with the reasons.")
-@click.option("--thought", is_flag=True, help="With the answers' Thoughts.")
+@click.option("--errors", is_flag=True, help="Print the refused lines instead, with the reasons.")
+@click.option("--thought", is_flag=True, help="Include the answers' thoughts.")
 @options.question_option
 def print_results(
     batch_id: UUID, file: Path | None, errors: bool, thought: bool, question: bool
 ) -> None:
-    """Print the results of those jobs of a batch that have ended, in the order of its lines.
-
-    A JSON object a line: in OpenAI's format for a request that was, else ours.
+    """Print the results of the jobs of a batch that have ended, in line order. One JSON object per
+    line, in OpenAI's format for OpenAI requests, else in our own.
     """
     with session(needs_redis=False) as here:
         producer = here.producer(here.tenant)
@@ -170,7 +169,7 @@ def _results(
 @batch.command("cancel", short_help="Cancel what has not ended.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 def cancel_batch(batch_id: UUID) -> None:
-    """Cancel the jobs of a batch that have not ended; `marco batch restart` takes them up again."""
+    """Cancel the jobs of a batch that have not ended; `marco batch restart` runs them again."""
     with session() as here:
         producer = here.producer()
         whose = producer.batch(batch_id).tenant
@@ -181,9 +180,9 @@ def cancel_batch(batch_id: UUID) -> None:
 @batch.command("restart", short_help="Start over what did not succeed.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 def restart_batch(batch_id: UUID) -> None:
-    """Start over the jobs of a batch that were cancelled, expired, failed or died.
+    """Restart the jobs of a batch that were cancelled, expired, failed or are dead.
 
-    New jobs take their lines: results are those of the latest. The old ones keep their trail.
+    Each line gets a new job, whose result replaces the old one. The old jobs keep their trail.
     """
     with session() as here:
         count = here.producer().restart_batch(batch_id)

@@ -41,16 +41,16 @@ from marco_search.runtime import open_runtime
 )  # fmt: skip
 @click.option(
     "--samples", type=click.IntRange(2), default=4, show_default=True, metavar="N",
-    help="Fresh thoughts of each question at each temperature.",
+    help="Samples of each question at each temperature.",
 )  # fmt: skip
 @click.option(
     "--error", type=click.FloatRange(0, 50), default=5, show_default=True, metavar="PERCENT",
-    help="Questions that stopping early may answer otherwise.",
+    help="Questions whose answer early stopping may change.",
 )  # fmt: skip
 @threads_option("Searches at once.")
 @click.option(
     "--traces", type=FILE, metavar="FILE",
-    help="Keep the searches here and go on from those there are. "
+    help="Keep the searches here, and resume from existing ones. "
     "Default: evaluation/calibrate-SET.jsonl under MARCO_HOME.",
 )  # fmt: skip
 @click.option("--name", metavar="NAME", help="Of the new profile. Default: OLD-calibrated.")
@@ -58,7 +58,7 @@ from marco_search.runtime import open_runtime
     "--out", type=FILE, metavar="FILE",
     help="Write the profile here. Default: profiles/NAME.toml under MARCO_HOME.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a profile that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing profile.")
 @profile_options
 def calibrate(
     data_set: str, language: str | None, limit: int, rollouts: int, samples: int, error: float,
@@ -67,10 +67,10 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Measure the model on the questions of SET and write a profile for it.
 
-    Some 20 questions like those that it will be asked; answers to them are not needed, but used.
-    SET is as for `marco eval`; in a .txt file each line is a question. Each is searched once
-    on the runtime that the settings name; a second run goes on from the searches there are.
-    From them follow the temperature, how votes weigh, when to stop and whether reflection pays.
+    Some 20 questions like those it will be asked; answers are optional. SET is as for `marco eval`;
+    in a .txt file each line is a question. Each is searched once on the configured runtime; a
+    second run resumes from existing searches. From these follow the temperature, the vote's
+    weights, when to stop, and whether reflection pays off.
 
     \b
     marco calibrate questions.txt

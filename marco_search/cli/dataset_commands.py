@@ -23,15 +23,15 @@ _files = click.argument(
 )
 _near = click.option(
     "--near-duplicate", type=_share, default=NEAR_DUPLICATE, show_default=True, metavar="X",
-    help="Leave out what has this part of its runs of words from another; 1: equal texts only.",
+    help="Leave out samples sharing this part of their word n-grams with another; 1: equal texts.",
 )  # fmt: skip
 _held_out = click.option(
     "--held-out", "held_out", multiple=True, metavar="SET",
-    help="Leave out what holds problems of this set, as `marco eval` names it; again for more.",
+    help="Leave out samples with problems of this set, named as in `marco eval`; repeatable.",
 )  # fmt: skip
 _limits = click.option(
     "--set", "limits", type=options.PAIR, multiple=True, metavar="NAME=NUMBER",
-    help="A limit of the rules, as most_response=20000; docs/datasets.md has them.",
+    help="Change a limit, such as most_response=20000; see docs/datasets.md.",
 )  # fmt: skip
 _all_tenants = click.option("--all-tenants", is_flag=True, help="Mix rows of several tenants.")
 _of_files = options.together(_folder_argument, _files, _limits, _near, _held_out, _all_tenants)
@@ -54,22 +54,26 @@ def dataset() -> None:
 @dataset.command("from-traces")
 @_folder_argument
 @click.option("--name", metavar="TEXT", help="What it is called (default: the folder's name).")
-@click.option("--pairs", is_flag=True, help="Preference pairs instead: won and lost in one tree.")
+@click.option(
+    "--pairs",
+    is_flag=True,
+    help="Preference pairs instead: a winning and a losing path of one tree.",
+)
 @click.option(
     "--pairs-per-job", type=options.count(least=1), default=1, show_default=True, metavar="N",
-    help="Most pairs of one tree, each with another path that lost.",
+    help="Maximum number of pairs of one tree, each with a different losing path.",
 )  # fmt: skip
 @options.which_jobs
-@click.option("--strategy", metavar="NAME", help="Only jobs that were searched so.")
+@click.option("--strategy", metavar="NAME", help="Only jobs searched with this strategy.")
 @click.option("--model", metavar="NAME", help="Only jobs that were searched with this model.")
-@click.option("--revision", metavar="HEX", help="Only with this revision, or one that begins so.")
+@click.option("--revision", metavar="HEX", help="Only with this revision, or a prefix of it.")
 @click.option(
     "--min-share", "least_share", type=_share, default=0.5, show_default=True, metavar="X",
-    help="Least part of the vote that the answer has.",
+    help="Minimum share of the vote of the answer.",
 )  # fmt: skip
 @click.option(
     "--min-confidence", "least_confidence", type=_share, default=0.0, show_default=True,
-    metavar="X", help="Least confidence of the answer.",
+    metavar="X", help="Minimum confidence of the answer.",
 )  # fmt: skip
 @click.option(
     "--verified", is_flag=True,
@@ -139,8 +143,8 @@ def list_data_sets() -> None:
 def trace_sample(sample: str, folder: Path | None) -> None:
     """Show the job, rollout and nodes that a line of a data set came from.
 
-    SAMPLE is the line's id, or its beginning. The job is verified, the line made again from its
-    tree, and hashes compared: exits with 9 if something does not hold any more.
+    SAMPLE is the line's id, or its beginning. The job is verified, the line built again from its
+    tree, and hashes compared: exits with 9 if something no longer matches.
     """
     from marco_search.learning import origins
     from marco_search.learning.manifest import FILE
@@ -194,8 +198,8 @@ def filter_command(
 def instructions(limits: options.Pairs, **given: Any) -> None:
     """Make a data set of conversations: messages, ShareGPT, Alpaca, prompt and completion.
 
-    FILE is JSON Lines or a JSON array. Rows that can't be read, and those with lost characters,
-    loops or nothing in them, are left out: counted in dropped.json, listed in dropped.jsonl.
+    FILE is JSON Lines or a JSON array. Rows that are unreadable, empty, repetitive or have lost
+    characters are left out: counted in dropped.json, listed in dropped.jsonl.
 
     \b
     marco dataset instructions chat alpaca.json sharegpt.jsonl
@@ -210,7 +214,7 @@ def instructions(limits: options.Pairs, **given: Any) -> None:
 @click.argument("sets", nargs=-1, required=True, metavar="SET[=WEIGHT]...")
 @click.option(
     "--validation", type=options.Finite(0, 1, max_open=True), default=0.0, show_default=True,
-    metavar="X", help="Part of the prompts to keep apart, in validation.jsonl.",
+    metavar="X", help="Fraction of the prompts to hold out, in validation.jsonl.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order.")
 @_all_tenants
@@ -219,10 +223,10 @@ def mix(
     folder: Path, sets: tuple[str, ...], validation: float, seed: int, all_tenants: bool,
     held_out: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Make one data set of several: of each WEIGHT times its rows, in an order by the seed.
+    """Combine data sets into one: WEIGHT times the rows of each, shuffled by the seed.
 
-    With weight 0.5 half of the rows are taken, with 2 each twice. Equal rows are taken once, and
-    rows with the same prompt are on the same side of the split. Equal inputs give equal files.
+    With weight 0.5 half of the rows are taken, with 2 each twice. Duplicates are dropped, and rows
+    with the same prompt are on the same side of the split. Equal inputs give equal files.
 
     \b
     marco dataset mix all traces open-o1=0.5 chat --validation 0.02

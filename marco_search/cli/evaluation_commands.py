@@ -62,14 +62,14 @@ _SHORTFALLS = {
 @click.option("--local", is_flag=True, help="Search in this process instead of the queue.")
 @click.option(
     "--out", type=FILE, metavar="FILE",
-    help="Keep traces here and go on from those there are. "
+    help="Keep traces here, and resume from existing ones. "
     "Default: evaluation/SET-STRATEGY.jsonl under MARCO_HOME.",
 )  # fmt: skip
-@click.option("--trees", is_flag=True, help="Keep token scores too, for marco replay --reward.")
+@click.option("--trees", is_flag=True, help="Also keep token scores, for marco replay --reward.")
 @threads_option("Searches at once (with --local).")
 @click.option(
     "--report", type=FILE, metavar="FILE",
-    help="Write the report as Markdown here, and as JSON beside it.",
+    help="Write the report here as Markdown, and as JSON next to it.",
 )  # fmt: skip
 @click.option(
     "--samples", "samples_file", type=FILE, metavar="FILE",
@@ -82,7 +82,7 @@ _SHORTFALLS = {
 )  # fmt: skip
 @click.option(
     "--max-failed", type=click.FloatRange(0, 100), default=1, show_default=True,
-    metavar="PERCENT", help="Report nothing if more of the rollouts failed than this.",
+    metavar="PERCENT", help="Report nothing if more of the rollouts failed.",
 )  # fmt: skip
 @search_options
 def evaluate(
@@ -95,8 +95,8 @@ def evaluate(
     SET is a held-out set of the pocket model (heldout_en, heldout_zh, heldout_range_en,
     heldout_range_zh, heldout_translation), mgsm:LANG from the Hugging Face hub, a TSV file as
     MGSM is published, a JSON Lines file with question and answer, or a folder of such files.
-    The labels are used after the searches only. Run it again to go on where it stopped.
-    Without --local the jobs go through the queue: have a worker running (`marco worker`).
+    Labels are used only after the searches. Run it again to resume. Without --local the jobs go
+    through the queue: have a worker running (`marco worker`).
     """
     problems = load(data_set, language=language, limit=limit)
     recipe = Recipe(options=SearchOptions(**given_options(values)), keep_tokens=trees)
@@ -213,15 +213,15 @@ def progress_text(progress: Progress) -> str:
 @click.option("--language", metavar="LANG", help="TRACES: which file of a folder, or of MGSM.")
 @click.option(
     "--reward", "rewards", multiple=True, metavar="NAME",
-    help="Score by this reward instead of generating; several may be given.",
+    help="Score with this reward instead of generating; repeatable.",
 )  # fmt: skip
 @click.option(
     "--vote", "votes", multiple=True, metavar="NAME",
-    help="And by this vote: vote, weighted, best, borda or tree.",
+    help="And with this vote: vote, weighted, best, borda or tree.",
 )  # fmt: skip
 @click.option(
     "--sharpness", "powers", type=float, multiple=True, metavar="P",
-    help="And by weights to this power.",
+    help="And with weights to this power.",
 )  # fmt: skip
 def replay(
     target: str, data_set: str | None, language: str | None, rewards: tuple[str, ...],
@@ -229,11 +229,11 @@ def replay(
 ) -> None:  # fmt: skip
     """Generate JOB again from its stored seed, prompt, configuration and model, and compare.
 
-    Says whether the tree is the same, node by node; with the embedded engine it is, bit for
-    bit. Other engines may round otherwise: then it says how much agrees and where the first
-    difference is. Another model or revision is refused. Nothing is stored. Exits with 9 if the
-    text is another; with the embedded engine, if a single bit is. If the job was searched on
-    another engine or kind of processor, which may round otherwise, it exits with 10 instead.
+    Reports whether the tree is the same, node by node; with the embedded engine it is, bit for bit.
+    Other engines may round differently: then it reports how much agrees and where the first
+    difference is. A different model or revision is refused. Nothing is stored. Exits with 9 if the
+    text differs; with the embedded engine, if a single bit does. If the job was searched on another
+    engine or kind of processor, which may round otherwise, it exits with 10 instead.
 
     With --reward, --vote or --sharpness nothing is generated: says what the job's stored tree
     answers under them (by default with the job's own vote). With a file, TRACES of

@@ -60,12 +60,11 @@ def _announced(where: str, note: str, **secret: str | None) -> Callable[[str], N
 @options.command()
 @_listens(API_PORT)
 def serve(host: str, port: int) -> None:
-    """Serve the HTTP API, which OpenAI's clients can call, until Ctrl-C.
+    """Serve the HTTP API, compatible with OpenAI's clients, until Ctrl-C.
 
-    Every request carries a key that `marco keys create` made. As long as there is none, a server
-    that listens on this machine only makes one for MARCO_TENANT, which holds until it stops, and
-    prints it; others refuse all requests. It speaks plain HTTP: put a proxy with TLS before it on
-    a network that you do not trust.
+    Every request needs a key made by `marco keys create`. If there is none, a server on loopback
+    creates one for MARCO_TENANT, prints it, and accepts it until it stops; other servers refuse all
+    requests. It speaks plain HTTP: on an untrusted network put a TLS proxy in front.
     """
     from marco_search.api import create_app
     from marco_search.api.access import Service
@@ -101,15 +100,14 @@ def serve(host: str, port: int) -> None:
 @_listens(CONSOLE_PORT)
 @click.option(
     "--allow-host", "names", metavar="NAME", multiple=True,
-    help="A name by which browsers reach it (behind a proxy, say); may be given again.",
+    help="A host name that browsers use for it, such as a proxy's; repeatable.",
 )  # fmt: skip
 def console(host: str, port: int, names: tuple[str, ...]) -> None:
     """Serve a read-only web page of jobs, their trees and their audit log, until Ctrl-C.
 
-    It listens on this machine only. At any other --host it asks for a token: that of
-    MARCO_CONSOLE_TOKEN, or one made now and printed once. With MARCO_CONSOLE_TOKEN set it
-    always asks. It speaks plain HTTP: put a proxy with TLS before it on a network that you do
-    not trust.
+    It listens on loopback only. On any other --host it requires a token: MARCO_CONSOLE_TOKEN, or
+    one that it creates and prints once. With MARCO_CONSOLE_TOKEN set it always requires it. It
+    speaks plain HTTP: on an untrusted network put a TLS proxy in front.
     """
     from marco_search.console.access import Access
     from marco_search.console.app import create_app
@@ -158,15 +156,16 @@ _COLUMNS = (
 
 @options.group()
 def keys() -> None:
-    """Keys of the HTTP API (`marco serve`): each is one tenant's, with rights and a rate limit."""
+    """Keys of the HTTP API (`marco serve`): each belongs to one tenant and has rights and a rate
+    limit."""
 
 
 @keys.command("create", short_help="Make a key and print it, once.")
 @options.one_tenant
-@click.option("--name", default="", metavar="TEXT", help="What it is for, as lists show it.")
+@click.option("--name", default="", metavar="TEXT", help="A label, shown in lists.")
 @click.option(
     "--right", "rights", type=click.Choice(RIGHTS), multiple=True,
-    help="What it may do; may be given again (default: all).",
+    help="A right to grant; repeatable (default: all).",
 )  # fmt: skip
 @click.option(
     "--rate", type=options.count(least=1), metavar="N", help="Requests a minute (default: any)."
@@ -178,7 +177,7 @@ def keys() -> None:
 def create_key(
     name: str, rights: tuple[str, ...], rate: int | None, expires_in: float | None
 ) -> None:
-    """Make a key for the tenant and print it. It is stored as a hash: nobody can show it again."""
+    """Create a key for the tenant and print it. Only a hash is stored: it can't be shown again."""
     with session(creates=True, needs_redis=False) as here, here.database.transaction() as conn:
         tenant = here.tenant or here.settings.tenant
         key, public = api_keys.create(
@@ -192,18 +191,18 @@ def create_key(
 @keys.command("list", short_help="List the keys.")
 @options.tenants
 def list_keys() -> None:
-    """List the keys of the tenant: not the keys themselves, which are stored nowhere."""
+    """List the keys of the tenant, without their secrets, which are not stored."""
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         found = api_keys.listed(conn, here.tenant)
     none = "No keys: `marco keys create` makes one."
     output.report_table({"keys": found}, _COLUMNS, found, none)
 
 
-@keys.command("revoke", short_help="Take a key no more.")
+@keys.command("revoke", short_help="Revoke a key.")
 @options.tenants
 @click.argument("key_id", metavar="ID")
 def revoke_key(key_id: str) -> None:
-    """Take a key no more, from now on. ID is its second part, as `marco keys list` shows it."""
+    """Revoke a key, effective at once. ID is its second part, as shown by `marco keys list`."""
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         api_keys.revoke(conn, key_id, here.tenant)
     output.report({"revoked": key_id}, f"{key_id} revoked")
@@ -215,7 +214,7 @@ _id_argument = click.argument("named", metavar="ID", type=click.UUID)
 
 @options.group()
 def webhooks() -> None:
-    """Tell addresses of ends of jobs and batches, signed as Standard Webhooks has it."""
+    """Signed notifications (Standard Webhooks) to a URL when jobs and batches end."""
 
 
 @webhooks.command("add", short_help="Add an address.")
@@ -223,7 +222,7 @@ def webhooks() -> None:
 @click.argument("url")
 @click.option("--events", metavar="EVENT,...", default=",".join(store.EVENTS), show_default=True)
 def add(url: str, events: str) -> None:
-    """Add URL, and print its id and its secret, which is not shown again."""
+    """Add a webhook for URL, and print its id and its secret, which is not shown again."""
     names = [word.strip() for word in events.split(",")]
     with session(creates=True, needs_redis=False) as here, here.database.transaction() as conn:
         tenant = here.tenant or here.settings.tenant
@@ -235,7 +234,7 @@ def add(url: str, events: str) -> None:
 @webhooks.command("list", short_help="List them.")
 @options.tenants
 def show_list() -> None:
-    """List webhooks, with the deliveries that wait and those that were given up."""
+    """List webhooks, with the number of pending and failed deliveries."""
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         found = store.registered(conn, tenant=here.tenant)
     lines = [
@@ -261,7 +260,7 @@ def remove(named: UUID) -> None:
 @_id_argument
 @click.option("--overlap", type=options.Finite(min=0, max=366 * 86_400), metavar="S",
               default=store.OVERLAP_S, show_default=True,
-              help="Seconds for which deliveries are signed with the old one too.")  # fmt: skip
+              help="Seconds for which deliveries are also signed with the old secret.")  # fmt: skip
 def rotate(named: UUID, overlap: float) -> None:
     """Print a new secret, which is not shown again."""
     with session(needs_redis=False) as here, here.database.transaction() as conn:
@@ -273,7 +272,7 @@ def rotate(named: UUID, overlap: float) -> None:
 @options.tenants
 @_id_argument
 def send_test(named: UUID) -> None:
-    """Have a scheduler send an event of type "test", and say what became of it."""
+    """Have a scheduler send an event of type "test", and report the outcome."""
     with session() as here:
         with here.database.transaction() as conn:
             made = store.add_test(conn, named, tenant=here.tenant)
@@ -291,13 +290,13 @@ def send_test(named: UUID) -> None:
         click.get_current_context().exit(ServiceError.exit_code)
 
 
-@webhooks.command("deliveries", short_help="Show what became of events.")
+@webhooks.command("deliveries", short_help="Show the latest deliveries.")
 @options.tenants
 @click.option("--webhook", type=click.UUID, metavar="ID", help="Only those of this one.")
 @click.option("--state", type=click.Choice(("pending", "delivered", "failed")))
 @click.option("--limit", type=options.count(least=1), default=20, show_default=True, metavar="N")
 def show_deliveries(webhook: UUID | None, state: str | None, limit: int) -> None:
-    """Show the latest deliveries; those that are done with are kept for 30 days."""
+    """Show the latest deliveries; completed ones are kept for 30 days."""
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         found = store.deliveries(
             conn, tenant=here.tenant, webhook_id=webhook, state=state, limit=limit
@@ -309,9 +308,9 @@ def show_deliveries(webhook: UUID | None, state: str | None, limit: int) -> None
 @webhooks.command("resend", short_help="Send deliveries again.")
 @options.tenants
 @_id_argument
-@click.option("--failed", is_flag=True, help="ID is a webhook's: all of its that were given up.")
+@click.option("--failed", is_flag=True, help="ID is a webhook: send all its failed deliveries.")
 def resend(named: UUID, failed: bool) -> None:
-    """Send a delivery again, whatever became of it."""
+    """Send a delivery again, whatever its state."""
     which = {"webhook_id" if failed else "delivery_id": named}
     with session(needs_redis=False) as here, here.database.transaction() as conn:
         count = store.resend(conn, tenant=here.tenant, **which)

@@ -42,11 +42,15 @@ timeout_option = click.option(
 
 @options.command()
 @click.argument("file", required=False)
-@click.option("--question", metavar="TEXT", help="Submit this one instead of a file.")
+@click.option("--question", metavar="TEXT", help="Submit this question instead of a file.")
 @click.option("--priority", metavar="LEVEL", help="low, normal (default) or high.")
-@click.option("--deadline", metavar="TIME", help="Not searched any more after it: ISO 8601, zone.")
-@click.option("--expires-in", "expires_in_s", type=float, metavar="S", help="The same, from now.")
-@click.option("--wait", "waits", is_flag=True, help="If too much is queued, wait and try again.")
+@click.option(
+    "--deadline", metavar="TIME", help="Time after which the job expires: ISO 8601 with time zone."
+)
+@click.option(
+    "--expires-in", "expires_in_s", type=float, metavar="S", help="The same, relative to now."
+)
+@click.option("--wait", "waits", is_flag=True, help="If too much is queued, wait and retry.")
 @job_input.kind_options
 @job_input.search_options
 def submit(file: str | None, question: str | None, waits: bool, **values: Any) -> None:
@@ -128,11 +132,11 @@ def _with_terms(job: Job, values: dict[str, Any]) -> Job:
     help="Latest jobs listed where none is named; 0 for all.",
 )  # fmt: skip
 def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
-    """Show where jobs stand: those named, or the latest.
+    """Show the status of jobs: those named, or the latest.
 
     \b
-    States: queued, running, succeeded, failed (will not be tried again), dead (tried too
-    often, or cost several workers), cancelled, expired (its deadline came first).
+    States: queued, running, succeeded, failed (not retried), dead (attempts used up, or it crashed
+    several workers), cancelled, expired (past its deadline).
     """
     batch = options.chosen_batch(jobs)
     with session(needs_redis=False) as here:
@@ -181,9 +185,8 @@ def _not_shown(others: Mapping[str, int]) -> Iterator[str]:
 def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     """Follow jobs live until they end: those named, or all that have not ended.
 
-    Without a terminal each change of a job's state is a line; with --json, a JSON line. Of a batch
-    the counts are followed, as by `marco batch watch`.
-    Exits with 7 if a job did not succeed.
+    Without a terminal each state change is a line; with --json, a JSON line. For a batch the counts
+    are shown, as by `marco batch watch`. Exits with 7 if a job did not succeed.
     """
     if batch := options.chosen_batch(jobs):
         batch_command.follow(batch, timeout, quiet=False)
@@ -198,7 +201,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
 @options.jobs_to_read
 @timeout_option
 def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
-    """Wait quietly until jobs end, those named or all, then print where they stand.
+    """Wait quietly until jobs end, those named or all, then print their status.
 
     Exits with 7 if a job did not succeed, with 6 after --timeout.
     """
@@ -233,27 +236,27 @@ def _exit(lines: Sequence[JobStatus]) -> None:
 @options.command()
 @click.argument("job")
 @options.tenants
-@click.option("--thought", is_flag=True, help="Print the best answer's Thought as well.")
+@click.option("--thought", is_flag=True, help="Print the best answer's thought as well.")
 @click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Edges below the root.")
 @click.option(
     "--nodes", type=click.IntRange(min=1), metavar="N",
-    help="Nodes drawn at most: the winning path, then those visited most  "
+    help="Maximum number of nodes to draw: the winning path, then the most visited  "
     f"[default: {DRAWN}; in a file all, in Mermaid 400]",
 )  # fmt: skip
-@click.option("--full", is_flag=True, help="Draw all nodes with their whole text.")
+@click.option("--full", is_flag=True, help="Draw all nodes with their full text.")
 @click.option(
     "--format", "file_format", type=click.Choice(FORMATS),
     help="Write a document instead: html is one file that needs nothing else.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", "file", type=click.File("w", encoding="utf-8", errors="replace", lazy=True),
-    metavar="FILE", help="Where --format writes; standard output if not given.",
+    metavar="FILE", help="Output file of --format (default: standard output).",
 )  # fmt: skip
 def show(
     job: str, thought: bool, depth: int | None, nodes: int | None, full: bool,
     file_format: str | None, file: TextIO | None,
 ) -> None:  # fmt: skip
-    """Show JOB: its ranked answers, what the search took, and the tree it grew.
+    """Show JOB: its ranked answers, the cost of the search, and its tree.
 
     In the tree each node has its visit count and its value, the mean confidence of the
     rollouts through it; * marks the path to the best answer.
@@ -304,14 +307,13 @@ def show(
 @options.jobs_to_read
 @click.option("--jsonl", is_flag=True, help="One JSON object on each line.")
 @options.file_option
-@click.option("--thought", is_flag=True, help="With the answers' Thoughts (JSON).")
+@click.option("--thought", is_flag=True, help="Include the answers' thoughts (JSON).")
 @options.question_option
 def results(
     jobs: tuple[str, ...], jsonl: bool, file: Path | None, thought: bool, question: bool
 ) -> None:
-    """Print the results of jobs that have ended: of those named, or of all, oldest first.
-
-    A file gets JSON Lines.
+    """Print the results of jobs that have ended: those named, or all, oldest first. Files are JSON
+    Lines.
     """
     with session(needs_redis=False) as here:
         ids = here.find(jobs)
@@ -343,18 +345,20 @@ def _results(conn: Conn, ids: Sequence[UUID]) -> Iterator[JobResult]:
 @options.command()
 @options.jobs_to_change
 @click.option(
-    "--state", type=click.Choice(("queued", "running")), help="All jobs in this state, or of these."
+    "--state",
+    type=click.Choice(("queued", "running")),
+    help="All jobs in this state, or one of these.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask before --all.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation of --all.")
 def cancel(
     jobs: tuple[str, ...], tenant: str | None, state: str | None, everything: bool, yes: bool
 ) -> None:
-    """Cancel jobs: those named, or all that fit the options. "-" reads ids from standard input.
+    """Cancel jobs: those named, or all that match the options. "-" reads ids from standard input.
 
-    A queued job is cancelled at once, a running one within two seconds, with the answers of
-    the rounds it has kept. One that has ended stays as it is. Named jobs are all found before
-    any is cancelled. --batch and --state look among the jobs of --tenant, else of MARCO_TENANT,
-    or with --all of all tenants.
+    A queued job is cancelled at once, a running one within two seconds, keeping the answers found
+    so far. Jobs that have ended are not changed. Nothing is cancelled if a named job does not
+    exist. --batch and --state select from the jobs of --tenant (default: MARCO_TENANT), or with
+    --all of all tenants.
     """
     batch = options.chosen_batch(jobs)
     if jobs and (everything or state):

@@ -30,10 +30,10 @@ profile_options = together(
     click.option("--profile", metavar="NAME|FILE",
                  help="The model's profile (default: by its name); `marco profile list`."),
     click.option("--set", "assignments", type=PAIR, multiple=True, metavar="FIELD=VALUE",
-                 help="Set a field of the profile or the search, as top_p=0.9; several times."),
-    click.option("--system-prompt", metavar="TEXT", help="For jobs without one of their own."),
+                 help="Set a field of the profile or the search, such as top_p=0.9; repeatable."),
+    click.option("--system-prompt", metavar="TEXT", help="Used for jobs that have none."),
     click.option("--examples", metavar="FILE",
-                 help="Solved questions put before each: JSON Lines, question and answer."),
+                 help="Solved examples before each question: JSON Lines with question and answer."),
 )  # fmt: skip
 
 

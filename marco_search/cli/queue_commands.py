@@ -31,10 +31,10 @@ error_option = click.option(
 @click.option("--list", "listed", is_flag=True, help="Only list what is paused.")
 @options.jobs_to_change
 def pause(jobs: tuple[str, ...], tenant: str | None, everything: bool, listed: bool) -> None:
-    """Pause jobs: those named, a tenant's, or all, also those submitted later.
+    """Pause jobs: those named, a tenant's, or all, including those submitted later.
 
-    What is queued is not begun. A running job finishes its round, is given back by its worker
-    and waits. Deadlines go on. `marco resume` resumes them.
+    Queued jobs are not started. A running job finishes its round and is released by its worker.
+    Deadlines still apply. `marco resume` resumes them.
     """
     if not listed:
         _set_paused(jobs, tenant, everything, paused=True)
@@ -100,10 +100,10 @@ def _set_paused(
 @click.argument("tenant", metavar="[TENANT]", required=False)
 @click.argument("limit", metavar="[N|default]", required=False)
 def quota(tenant: str | None, limit: str | None) -> None:
-    """Let TENANT have at most N queued jobs; "default": as MARCO_TENANT_MAX_QUEUED has it.
+    """Limit TENANT to N queued jobs; "default": to MARCO_TENANT_MAX_QUEUED.
 
-    What is queued already stays. Further jobs are refused with a hint when to try again. Without
-    N: list the quotas, of all tenants or of TENANT.
+    Jobs already queued stay. Further jobs are refused with a hint when to retry. Without N: list
+    the quotas, of all tenants or of TENANT.
     """
     if tenant is None or limit is None:
         _list_quotas(tenant)
@@ -135,8 +135,8 @@ def _list_quotas(tenant: str | None) -> None:
 def dead() -> None:
     """Dead and failed jobs.
 
-    Dead ones used up their attempts, or cost several workers (WorkerLost). Failed ones could
-    not succeed as they were, or met a bug of ours.
+    Dead jobs used up their attempts, or crashed several workers (WorkerLost). Failed jobs had an
+    error that a retry would repeat, or met a bug in marco-search.
     """
 
 
@@ -156,7 +156,7 @@ def list_dead(state: str | None, error: str | None, limit: int) -> None:
 @options.tenants
 @click.argument("job", metavar="JOB")
 def show_dead(job: str) -> None:
-    """Show why a job is dead or failed: its last error, of a bug with the traceback."""
+    """Show why a job is dead or failed: its last error, with the traceback for a bug."""
     with session() as here:
         letter = here.producer(here.tenant).dead_letter(here.find([job])[0])
     output.report(letter, *letter_report(letter))
@@ -168,16 +168,15 @@ def show_dead(job: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="All, or those of --state and --error.")
 @state_option
 @error_option
-@click.option("--restart", is_flag=True, help="Start over, as new jobs.")
+@click.option("--restart", is_flag=True, help="Restart as new jobs.")
 def requeue_dead(
     jobs: tuple[str, ...], everything: bool, state: str | None, error: str | None, restart: bool
 ) -> None:
     """Queue dead or failed jobs again: those named, or --all.
 
-    Each goes on from its last kept round, with fresh counters. A deadline that has passed is
-    dropped. The audit log keeps what happened before.
-
-    With --restart each starts over instead, as a new job; see `marco requeue`.
+    Each continues from its last stored round, with its attempts reset. A deadline that has passed
+    is removed. The audit log keeps the history. With --restart each is restarted as a new job; see
+    `marco requeue`.
     """
     if bool(jobs) == everything:
         raise click.UsageError("Give jobs, or --all.")
@@ -204,15 +203,15 @@ def _letters(producer: Producer, state: str | None, error: str | None) -> Iterat
 @options.command()
 @options.jobs_argument
 @options.tenants
-@click.option("--all", "everything", is_flag=True, help="All that wait for a model.")
-@click.option("--restart", is_flag=True, help="Start over. Must be given.")
+@click.option("--all", "everything", is_flag=True, help="All jobs that wait for a model.")
+@click.option("--restart", is_flag=True, help="Restart. Required.")
 def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:
     """Restart jobs, with --restart: those named, or all that wait for a model.
 
-    A job goes on with the model and revision it was begun on only, and waits for a worker that
-    has it; `marco status` says how many do. Restarted it is a new job, with the same request,
-    on the model that workers have now. The old one is cancelled and keeps its answers and its
-    trail; the audit log of each names the other. Dead and failed jobs can be named, too.
+    A job continues only on the model and revision it was started on, and waits for a worker that
+    has it; `marco status` shows how many wait. A restart makes a new job, with the same request, on
+    the current model of the workers. The old one is cancelled and keeps its answers and its trail;
+    each one's audit log names the other. Dead and failed jobs can be named, too.
     """
     if not restart:
         raise click.UsageError(

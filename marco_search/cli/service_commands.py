@@ -29,11 +29,13 @@ ROLES_HINT = "a superuser can run `marco roles`, or the SQL that `marco roles --
 
 
 @command()
-@click.option("--foreground", is_flag=True, help="Stay, until Ctrl-C or `marco down`.")
+@click.option(
+    "--foreground", is_flag=True, help="Stay in the foreground until Ctrl-C or `marco down`."
+)
 def up(foreground: bool) -> None:
     """Start the embedded Postgres and Redis under MARCO_HOME (.marco).
 
-    They stay until `marco down`, come back when they die, and listen on 127.0.0.1 only. With
+    They run until `marco down`, are restarted if they crash, and listen on 127.0.0.1 only. With
     DATABASE_URL and REDIS_URL set there is nothing to start.
     """
     from marco_search.local import up as start
@@ -71,11 +73,10 @@ def down() -> None:
 
 @command()
 def migrate() -> None:
-    """Bring the database to this version's schema. Safe to run again, and by several at once.
-
-    Views, partitions and roles are brought up to date too. DATABASE_URL must name a member of
-    the owner's role, or a superuser; workers and producers need no more than the app's. A
-    superuser first makes the database and the logins of MARCO_LOGINS, and sets their passwords.
+    """Bring the database to this version's schema. Safe to repeat, and to run concurrently. Views,
+    partitions and roles are updated too. DATABASE_URL must name a member of the owner's role, or a
+    superuser; workers and producers only need the app's. A superuser first creates the database and
+    the logins of MARCO_LOGINS, and sets their passwords.
     """
     from marco_search.local import local_services
     from marco_search.migrations import current, upgrade
@@ -103,9 +104,9 @@ def migrate() -> None:
 def roles(as_sql: bool) -> None:
     """Create the roles owner, app, redactor, auditor and auditor_all, and give each its rights.
 
-    `marco migrate` does the same where its user may. Where it may not, a superuser runs this
-    once (DATABASE_URL names it), or runs the SQL that --sql prints. docs/sql.md says who may
-    do what, and how a person becomes an auditor.
+    `marco migrate` does the same if its login has the rights. Otherwise a superuser (in
+    DATABASE_URL) runs this once, or the SQL that --sql prints. docs/sql.md describes the roles, and
+    how a person becomes an auditor.
     """
     from marco_search.cli.session import session
     from marco_search.migrations import grant_roles
@@ -127,9 +128,8 @@ def roles(as_sql: bool) -> None:
 
 @command()
 def doctor() -> None:
-    """Report what is reachable, what is wrong, and how to fix it. Exits with 4 if anything is.
-
-    Nothing is started and nothing is changed.
+    """Report what is reachable, what is wrong, and how to fix it. Exits with 4 if anything is
+    wrong. Nothing is started or changed.
     """
     from marco_search.doctor import run_checks
 
@@ -160,16 +160,16 @@ def findings_text(found: Sequence[Finding]) -> Text:
 )  # fmt: skip
 @click.option(
     "--name", default="celery", show_default=True, metavar="NAME",
-    help="Tells workers on one machine apart.",
+    help="Distinguishes workers on one machine.",
 )  # fmt: skip
-@click.option("--check", is_flag=True, help="Only see whether this worker takes messages.")
+@click.option("--check", is_flag=True, help="Only check whether this worker is consuming messages.")
 @METRICS_PORT
 def worker(concurrency: int | None, name: str, check: bool, metrics_port: int | None) -> None:
     """Run a worker that answers submitted jobs, until Ctrl-C or SIGTERM.
 
-    It then takes no more jobs, finishes and keeps the rounds it is at (for MARCO_STOP_S seconds
-    at most) and gives its jobs back: another worker goes on with them at once. SIGQUIT does the
-    same in a few seconds. It logs to standard error; --json changes only how an error is shown.
+    It then takes no more jobs, finishes and stores its current rounds (within MARCO_STOP_S seconds)
+    and releases its jobs: another worker continues them at once. SIGQUIT does the same within a few
+    seconds. It logs to standard error; --json changes only how an error is shown.
 
     --check starts nothing: it fails if the worker of this name and machine has not been heard of
     for 15 seconds (for the health check of a container).
@@ -197,9 +197,9 @@ def worker(concurrency: int | None, name: str, check: bool, metrics_port: int | 
 def scheduler(metrics_port: int | None) -> None:
     """Run the scheduler until Ctrl-C or SIGTERM.
 
-    Publishes jobs that became due, takes jobs back from workers that are gone, and ends jobs
-    whose deadline has passed. Workers do the same unless MARCO_WORKER_SCHEDULER=false, so a small
-    set-up needs none. Several may run. It logs to standard error.
+    Publishes due jobs, reclaims those of lost workers, and ends jobs past their deadline. Workers
+    do the same unless MARCO_WORKER_SCHEDULER=false, so a small setup needs none. Several may run.
+    It logs to standard error.
     """
     from marco_search.cli.session import session
     from worker.scheduler import run

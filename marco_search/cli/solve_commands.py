@@ -53,7 +53,7 @@ from marco_search.store.reads.reader_sql import run_query
 @kind_options
 @search_options
 @click.option("--tree", is_flag=True, help="Draw the search tree.")
-@click.option("--thought", is_flag=True, help="Print the best answer's Thought as well.")
+@click.option("--thought", is_flag=True, help="Print the best answer's thought as well.")
 def solve(question: str, tree: bool, thought: bool, **values: Any) -> None:
     """Answer QUESTION in this process, without any service. "-" reads it from standard input.
 

@@ -52,7 +52,7 @@ Rows = Sequence[Sequence[Any]]
 )  # fmt: skip
 @click.option(
     "--limit", type=count(), metavar="N",
-    help=f"Rows at most; 0 for all (default: {TABLE_ROWS} in a table, all in JSON and CSV).",
+    help=f"Maximum rows; 0 for all (default: {TABLE_ROWS} in a table, all in JSON and CSV).",
 )  # fmt: skip
 @click.option(
     "--timeout", type=Finite(min=0, min_open=True, max=86_400), default=30.0, show_default=True,
@@ -60,7 +60,7 @@ Rows = Sequence[Sequence[Any]]
 )  # fmt: skip
 @click.option(
     "--set", "given", type=PAIR, multiple=True, metavar="NAME=VALUE",
-    help="A value for :'NAME' in the query.",
+    help="A value for :'NAME' in the query; repeatable.",
 )  # fmt: skip
 def sql(
     query: str, as_csv: bool, expanded: bool | None, limit: int | None, timeout: float,
@@ -70,7 +70,7 @@ def sql(
 
     It runs in a read-only transaction that is rolled back. Views made for reading: audit.jobs,
     audit.answers, audit.tree, audit.rollouts, audit.tokens, audit.attempts, audit.events,
-    audit.tenant_usage and more. docs/sql.md describes them, with a query for each question.
+    audit.tenant_usage and more. docs/sql.md describes them, with example queries.
 
     \b
     marco sql "select count(*) from nodes"
@@ -230,10 +230,10 @@ def _quoted(field: str) -> str:
 @click.option("--print-url", is_flag=True, help="Print the URL with its password instead.")
 @click.argument("arguments", metavar="[PSQL ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
 def psql(print_url: bool, arguments: tuple[str, ...]) -> None:
-    """Open psql on the database, as DATABASE_URL or the embedded one has it.
+    """Open psql on the database: that of DATABASE_URL, or the embedded one.
 
     The password is not on psql's command line. --print-url is for other programs (DBeaver,
-    Grafana); an embedded database answers them as long as `marco up` keeps it running.
+    Grafana); the embedded database serves them while `marco up` keeps it running.
 
     \b
     marco psql -c "SELECT state, count(*) FROM audit.jobs GROUP BY state"

@@ -61,37 +61,37 @@ class SearchOptions(Input):
         description=f"How the tree is searched (docs/search.md): {', '.join(STRATEGIES)}",
     )
     rollouts: int = Field(
-        default=16, ge=1, le=4096, description="Most rollouts (samples, for cot: one)"
+        default=16, ge=1, le=4096, description="Maximum number of rollouts (for cot: 1)"
     )
     max_tokens: int | None = Field(
-        default=None, ge=1, description="Most tokens over the whole search; None: no limit"
+        default=None,
+        ge=1,
+        description="Maximum number of tokens over the whole search; None: no limit",
     )
     max_seconds: float | None = Field(
         default=None,
         gt=0,
-        description="Most seconds of searching, queueing not counted. Checked between rounds: "
+        description="Maximum search time in seconds, without queueing. Checked between rounds: "
         "the current round is finished. None: no limit",
     )
     max_new_tokens: int = Field(
         default=1024,
         ge=1,
         le=131_072,
-        description="Most tokens of one branch; clipped to the context",
+        description="Maximum number of tokens of one branch; clipped to the context",
     )
     temperature: float | None = Field(
         default=None,
         ge=0,
         le=2,
-        description="Of sampling; 0 is greedy. None: as the strategy has it",
+        description="Sampling temperature; 0 is greedy. None: as the strategy has it",
     )
-    seed: int = Field(
-        default=0, ge=0, lt=2**31, description="All randomness of the search follows from it"
-    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of all randomness of the search")
     reflection: Literal["never", "branch", "always"] | None = Field(
         default=None, description="When a finished thought is reconsidered: never, branch or always"
     )
     answers: int = Field(
-        default=3, ge=1, le=100, description="How many of the best distinct answers are returned"
+        default=3, ge=1, le=100, description="Number of best distinct answers to return"
     )
     early_stop: bool = Field(default=True, description="Stop when the vote is settled")
     exploration: float | None = Field(default=None, ge=0, le=100, description="c of UCT or PUCT")

@@ -104,7 +104,7 @@ def any_usable(conn: Conn) -> bool:
 
 
 def revoke(conn: Conn, public: str, tenant: str | None = None) -> None:
-    """Take a key no more. Raises JobNotFound for an unknown id."""
+    """Revoke a key. Raises JobNotFound for an unknown id."""
     found = conn.execute(
         "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())"
         " WHERE id = %(id)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)",
