@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from threading import Event
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 from uuid import UUID
 
 from pydantic import SecretStr
@@ -22,7 +22,7 @@ from marco_search.locations import redis_url as redis_location
 from marco_search.search.config import SearchConfig
 from marco_search.search.tree import Tree
 from marco_search.settings import Settings
-from marco_search.store.db import Conn, Database
+from marco_search.store.db import Database
 from marco_search.store.queue import batches, dead_letters, scheduling, tenants
 from marco_search.store.queue import jobs as store
 from marco_search.store.queue.batches import Batch, BatchLine
@@ -45,7 +45,6 @@ from producer.waits import POLL_S, Listener, Pending, Watch, reasons
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _LINES_AT_ONCE = 500  # results held in memory
@@ -83,6 +82,7 @@ class Producer:
         self._tenant = tenant  # whose jobs are seen; None: everyone's
         self._gate = tenants.Gate(self._settings.max_queued, self._settings.tenant_max_queued)
         self._database = Database(database_location(self._settings), application="marco producer")
+        self._call = self._database.call
         self._listener = Listener(self._database)
         self._poll_s = poll_s
         self._publisher: Publisher | None = None
@@ -146,10 +146,9 @@ class Producer:
         `waits`: the parts that are stored stay.
         """
         whose = self._own(None)
-        with self._database.transaction() as conn:
-            batch = batches.begin(
-                conn, tenant=whose, source=source, metadata=metadata, batch_id=batch_id
-            )
+        batch = self._call(
+            batches.begin, tenant=whose, source=source, metadata=metadata, batch_id=batch_id
+        )
         begun(batch)
         uploads.upload(batch, lines, options or {}, self._store_part, waits=waits)
         return self.batch(batch.id)
@@ -279,8 +278,7 @@ class Producer:
             self._broker().publish(job_ids)
         except BrokerUnavailable as error:
             log.warning("%d jobs are stored and wait for Redis: %s", len(job_ids), error)
-            with self._database.transaction() as conn:
-                scheduling.unpublished(conn, job_ids)
+            self._call(scheduling.unpublished, job_ids)
 
     @overload
     def wait(  # type: ignore[overload-overlap]  # text is one id, not an iterable of them
@@ -356,8 +354,8 @@ class Producer:
         watch = Watch()
 
         def read() -> list[list[JobStatus]]:
-            with pending.seldom(), self._database.transaction() as conn:
-                lines = queries.statuses(conn, pending.to_read, tenant=self._tenant)
+            with pending.seldom():
+                lines = self._call(queries.statuses, pending.to_read, tenant=self._tenant)
             for line in lines:
                 found[line.job_id] = line
                 if line.final:
@@ -399,15 +397,13 @@ class Producer:
 
         job_id = job_uuid(job)
         self.states([job_id])
-        with self._database.transaction() as conn:
-            return Tree.restore(*trail.load(conn, job_id))
+        return Tree.restore(*self._call(trail.load, job_id))
 
     def config(self, job: JobId) -> SearchConfig:
         """How a job is searched. Raises JobNotFound, InvalidJob for one that was never begun."""
         job_id = job_uuid(job)
         self.states([job_id])
-        with self._database.transaction() as conn:
-            return queries.config(conn, job_id)
+        return self._call(queries.config, job_id)
 
     def cancel(self, job: JobId) -> JobState:
         """Cancel a job; its state after that. Raises JobNotFound.
@@ -428,9 +424,8 @@ class Producer:
         self.states(ids)
         cancelled: dict[UUID, JobState] = {}
         for start in range(0, len(ids), _AT_ONCE):
-            with self._database.transaction() as conn:
-                part = ids[start : start + _AT_ONCE]
-                cancelled |= store.cancel(conn, part, tenant=self._tenant)
+            part = ids[start : start + _AT_ONCE]
+            cancelled |= self._call(store.cancel, part, tenant=self._tenant)
         return cancelled
 
     def cancel_all(
@@ -566,13 +561,6 @@ class Producer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _call(
-        self, step: Callable[Concatenate[Conn, P], T], /, *given: P.args, **named: P.kwargs
-    ) -> T:
-        """`step` in a transaction of its own."""
-        with self._database.transaction() as conn:
-            return step(conn, *given, **named)
 
     def _whose(self, tenant: str | Everyone | None) -> str:
         """As `_own`; "" for everyone."""

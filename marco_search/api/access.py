@@ -51,8 +51,7 @@ class Service:
                 created_at=None, expires_at=None, revoked_at=None,
             )  # fmt: skip
             return local, None
-        with self.database.transaction() as conn:
-            return api_keys.taken(conn, given)
+        return self.database.call(api_keys.taken, given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,8 @@ class _Upload(APIRoute):
         async def limited(request: Request) -> Response:
             caller = needs("submit")(request)  # before the body is read
             tenant, most = caller.key.tenant, _most(caller)
-            held = await asyncio.to_thread(_held, caller)
+            database = caller.service.database
+            held = await asyncio.to_thread(database.call, uploaded_files.held, tenant=tenant)
             declared = request.headers.get("content-length", "")
             counted = size = 0
 
@@ -97,11 +98,6 @@ class _Upload(APIRoute):
         return limited
 
 
-def _held(caller: Caller) -> int:
-    with caller.service.database.transaction() as conn:
-        return uploaded_files.held(conn, tenant=caller.key.tenant)
-
-
 def _most(caller: Caller) -> int:
     return caller.service.settings.api_files_mb * 2**20
 
@@ -125,11 +121,10 @@ def create_file(
         raise InvalidJob("file", "is empty")
     if (found := another_format(begin)) is not None:
         raise InvalidJob("file", f"must be JSON Lines; it is {found[0]}")
-    with caller.service.database.transaction() as conn:
-        stored = uploaded_files.store(
-            conn, file.file, tenant=caller.key.tenant, name=name, expires_in_s=seconds,
-            most=_most(caller),
-        )  # fmt: skip
+    stored = caller.service.database.call(
+        uploaded_files.store, file.file, tenant=caller.key.tenant, name=name,
+        expires_in_s=seconds, most=_most(caller),
+    )  # fmt: skip
     return _file(stored)
 
 
@@ -150,11 +145,10 @@ def list_files(
     """Without the files of results, which the batches name."""
     if purpose != "batch":
         return page([], limit)
-    with caller.service.database.transaction() as conn:
-        found = uploaded_files.page(
-            conn, tenant=caller.key.tenant, after=uploaded_id(after) if after else None,
-            newest_first=order == "desc", limit=limit + 1,
-        )  # fmt: skip
+    found = caller.service.database.call(
+        uploaded_files.page, tenant=caller.key.tenant, newest_first=order == "desc",
+        after=uploaded_id(after) if after else None, limit=limit + 1,
+    )  # fmt: skip
     return page([_file(one) for one in found], limit)
 
 
@@ -192,8 +186,8 @@ def delete_file(caller: Submits, file_id: str) -> dict[str, Any]:
     """The jobs of its batches stay, and so do the files of results."""
     if results_id(file_id) is not None:
         raise InvalidJob("file_id", "a file of results is made from a batch's jobs: it stays")
-    with caller.service.database.transaction() as conn:
-        uploaded_files.delete(conn, uploaded_id(file_id), tenant=caller.key.tenant)
+    wanted = uploaded_id(file_id)
+    caller.service.database.call(uploaded_files.delete, wanted, tenant=caller.key.tenant)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -218,8 +212,7 @@ def _line(data: dict[str, Any]) -> bytes:
 
 def stored_file(caller: Caller, file_id: UUID) -> UploadedFile:
     """An uploaded file of the caller's tenant. Raises FileNotFound."""
-    with caller.service.database.transaction() as conn:
-        return uploaded_files.find(conn, file_id, tenant=caller.key.tenant)
+    return caller.service.database.call(uploaded_files.find, file_id, tenant=caller.key.tenant)
 
 
 def _file(file: UploadedFile) -> dict[str, Any]:
@@ -317,8 +310,7 @@ def _begin(caller: Caller, request: BatchRequest, key: str | None) -> Batch:
 
 
 def _usage(caller: Caller, batch: Batch) -> dict[str, Any]:
-    with caller.service.database.transaction() as conn:
-        sums = queries.batch_totals(conn, [batch.id])[0]
+    sums = caller.service.database.call(queries.batch_totals, [batch.id])[0]
     return {
         "model": sums.model,
         "usage": {

@@ -56,8 +56,7 @@ def list_jobs(
         tenant=caller.key.tenant, state=state, batch=batch_uuid(batch_id) if batch_id else None,
         before=job_uuid(after) if after else None,
     )  # fmt: skip
-    with caller.service.database.transaction() as conn:
-        found = queries.page(conn, wanted, limit=limit + 1).jobs
+    found = caller.service.database.call(queries.page, wanted, limit=limit + 1).jobs
     return page([job.model_dump(mode="json") for job in found], limit, "job_id")
 
 

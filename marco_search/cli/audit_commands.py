@@ -123,9 +123,7 @@ def _archives(here: Session, folders: Sequence[Path], found: list[Finding]) -> l
     from marco_search.export.archive import check_archive, read_manifest
 
     for folder in folders:
-        with here.database.transaction() as conn:
-            known = archives.chained_root(conn, read_manifest(folder))
-        if known is None:
+        if here.database.call(archives.chained_root, read_manifest(folder)) is None:
             what = "the chain knows no archive with this list"
             found.append(Finding("manifest.json", str(folder), what, "a link", "none"))
     return [check_archive(folder) for folder in folders]
@@ -271,8 +269,7 @@ def redact(
         if jobs:
             ids = list(dict.fromkeys(here.find(jobs)))
         else:
-            with here.database.transaction() as conn:
-                ids = redactions.chosen(conn, wanted)
+            ids = here.database.call(redactions.chosen, wanted)
         if ids and not yes:
             click.confirm(f"Replace all texts of {len(ids):,} jobs, for good?", abort=True)
         archived = _by_folder(here, ids, months) if months else {}
@@ -280,11 +277,9 @@ def redact(
             done |= _redact_month(here, folder, those, reason)
         for job_id in ids:
             if job_id not in done:
-                with here.database.transaction() as conn:
-                    link = redactions.redact(conn, job_id, reason=reason)
+                link = here.database.call(redactions.redact, job_id, reason=reason)
                 done[job_id] = None if link is None else link.seq
-        with here.database.transaction() as conn:
-            erased = 0 if jobs else redactions.erase_lines(conn, wanted)
+        erased = 0 if jobs else here.database.call(redactions.erase_lines, wanted)
     lines = [
         f"{job_id}  "
         + (f"redacted, link {done[job_id]}" if done[job_id] else "was redacted before")
@@ -297,8 +292,7 @@ def redact(
 
 def _by_folder(here: Session, ids: Sequence[UUID], months: Path) -> dict[Path, list[UUID]]:
     """Those of the jobs that were archived, by the folder of their month."""
-    with here.database.transaction() as conn:
-        listed = archives.listed(conn)
+    listed = here.database.call(archives.listed)
     found: dict[Path, list[UUID]] = {}
     for job_id in ids:
         month = next((one.month for one in listed if one.first <= job_id < one.before), None)
@@ -312,12 +306,9 @@ def _redact_month(
 ) -> dict[UUID, int | None]:
     from marco_search.export import archive as files
 
-    with here.database.transaction() as conn:
-        files.put_in_place(conn, folder)  # if an earlier run was killed before it did
-    with here.database.transaction() as conn:
-        done = files.redact(conn, folder, ids, reason=reason)
-    with here.database.transaction() as conn:
-        files.put_in_place(conn, folder)
+    here.database.call(files.put_in_place, folder)  # if an earlier run was killed before it did
+    done = here.database.call(files.redact, folder, ids, reason=reason)
+    here.database.call(files.put_in_place, folder)
     return done
 
 

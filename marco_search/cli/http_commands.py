@@ -73,8 +73,7 @@ def serve(host: str, port: int) -> None:
     from producer import AsyncProducer
 
     with session(creates=True) as here:
-        with here.database.transaction() as conn:
-            keyless = not api_keys.any_usable(conn)
+        keyless = not here.database.call(api_keys.any_usable)
         local_key = api_keys.new_key()[0] if keyless and host in LOOPBACK else None
 
         note = "No key yet, it refuses all requests: `marco keys create` makes one"
@@ -274,13 +273,11 @@ def rotate(named: UUID, overlap: float) -> None:
 def send_test(named: UUID) -> None:
     """Have a scheduler send an event of type "test", and report the outcome."""
     with session() as here:
-        with here.database.transaction() as conn:
-            made = store.add_test(conn, named, tenant=here.tenant)
+        made = here.database.call(store.add_test, named, tenant=here.tenant)
         until = time.monotonic() + here.settings.webhook_timeout_s + _TEST_S
         while time.monotonic() < until:
             time.sleep(_LOOK_EVERY_S)
-            with here.database.transaction() as conn:
-                found = store.deliveries(conn, delivery_id=made)
+            found = here.database.call(store.deliveries, delivery_id=made)
             if found and (found[0].state == "delivered" or found[0].error):
                 break
     if not found or not found[0].attempts:

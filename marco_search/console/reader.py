@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,7 +16,7 @@ from marco_search.audit.findings import JobReport
 from marco_search.errors import FileNotFound, JobNotFound
 from marco_search.evaluation.statistics import Comparison, compare
 from marco_search.render.document import tokens_json, vocabulary_json
-from marco_search.store.db import Conn, Database, reads_tables
+from marco_search.store.db import Database, reads_tables
 from marco_search.store.queue.batches import Batch
 from marco_search.store.reads import job_record, lineage, queries
 from marco_search.store.reads.exporter import Exporter
@@ -32,7 +32,6 @@ from marco_search.store.reads.queries import (
 )
 from marco_search.store.seal import verification
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _AT_ONCE = 1000  # jobs read at once for a download
@@ -72,15 +71,9 @@ class Reader:
     def __init__(
         self, database: Database, present: Callable[[], list[str] | None] = lambda: None
     ) -> None:
-        self._database, self._present = database, present
+        self._database, self._present, self._read = database, present, database.call
         self._metrics = CollectorRegistry()
         self._metrics.register(Exporter(database, present))
-
-    def _read(
-        self, query: Callable[Concatenate[Conn, P], T], *args: P.args, **given: P.kwargs
-    ) -> T:
-        with self._database.transaction() as conn:
-            return query(conn, *args, **given)
 
     def jobs(self, wanted: JobFilter) -> JobPage:
         """A page of the list, with the sums of the states."""

@@ -11,13 +11,13 @@ answers (a proxy, a frozen machine) is noticed by the time limit of `_Connection
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg import Connection, IsolationLevel, errors, sql
@@ -62,6 +62,7 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
 
 Conn = Connection[TupleRow]
+P = ParamSpec("P")
 _R = TypeVar("_R")
 M = TypeVar("M")
 
@@ -135,6 +136,13 @@ class Database:
                 if self._read_only:
                     conn.execute("SET TRANSACTION READ ONLY")
             yield conn
+
+    def call(
+        self, step: Callable[Concatenate[Conn, P], _R], /, *given: P.args, **named: P.kwargs
+    ) -> _R:
+        """`step` of a connection and what else is given, in a transaction of its own."""
+        with self.transaction() as conn:
+            return step(conn, *given, **named)
 
     def connect(self) -> Conn:
         """A connection of one's own, outside the pool, in autocommit (for LISTEN).
