@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from threading import Event
 from typing import Any, Self, TypeVar, overload
 from uuid import UUID
@@ -150,10 +151,10 @@ class Producer:
             batches.begin, tenant=whose, source=source, metadata=metadata, batch_id=batch_id
         )
         begun(batch)
-        uploads.upload(batch, lines, options or {}, self._store_part, waits=waits)
+        uploads.upload(batch, lines, options or {}, partial(self._store_part, batch), waits=waits)
         return self.batch(batch.id)
 
-    def _store_part(self, batch: Batch, part: uploads.Part, *, one_by_one: bool) -> None:
+    def _store_part(self, batch: Batch, part: uploads.Part) -> None:
         with self._database.transaction() as conn:
             batches.take(
                 conn, batch.id, before=part.before, lines=part.lines, digest=part.digest,
@@ -161,7 +162,7 @@ class Producer:
             )  # fmt: skip
             stored, refused = list[tuple[int, str | None, JobHandle]](), part.refused
             jobs = part.jobs
-            step = 1 if one_by_one else len(jobs) or 1
+            step = 1 if part.one_by_one else len(jobs) or 1
             for start in range(0, len(jobs), step):
                 some = jobs[start : start + step]
                 try:
@@ -172,7 +173,7 @@ class Producer:
                             aging_s=self._settings.aging_s,
                         )  # fmt: skip
                 except (IdempotencyConflict, InvalidJob) as error:
-                    if not one_by_one:
+                    if not part.one_by_one:
                         raise IdempotencyConflict(str(error)) from None
                     wrong = InvalidJob(f"line {some[0][0]}", str(error))
                     refused.append(uploads.refusal(some[0][0], wrong, some[0][1].custom_id))

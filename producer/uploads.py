@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from marco_search.errors import Backpressure, IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
@@ -59,6 +59,7 @@ class Part:
     size: int = 0  #: bytes
     digest: str = ""  #: of all lines up to its end
     complete: bool = False
+    one_by_one: bool = False  #: lines whose idempotency key does not fit are refused
 
     @property
     def lines(self) -> int:
@@ -118,11 +119,8 @@ def _custom_id(line: bytes) -> str | None:
     return None
 
 
-class Store(Protocol):
-    """Stores a part. With `one_by_one` lines whose idempotency key does not fit are refused."""
-
-    def __call__(self, batch: Batch, part: Part, *, one_by_one: bool) -> None:
-        """Raises IdempotencyConflict, Backpressure."""
+Store = Callable[[Part], None]
+"""Stores a part. Raises IdempotencyConflict, Backpressure."""
 
 
 def upload(
@@ -132,7 +130,6 @@ def upload(
     store: Store,
     *,
     waits: bool,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Store the lines that the batch does not have yet.
 
@@ -155,35 +152,28 @@ def upload(
             raise _changed(batch)
         part.add(number, line, options, digest.hexdigest())
         if part.full:
-            _store(batch, part, store, waits, sleep)
+            _store(part, store, waits)
             part = Part(number, batch.expires_at)
     if number < batch.lines:
         raise _changed(batch)
     if batch.completed_at is None:
         part.digest, part.complete = digest.hexdigest(), True
-        _store(batch, part, store, waits, sleep)
+        _store(part, store, waits)
 
 
-def _store(
-    batch: Batch,
-    part: Part,
-    store: Store,
-    waits: bool,
-    sleep: Callable[[float], None],
-    one_by_one: bool = False,
-) -> None:
+def _store(part: Part, store: Store, waits: bool) -> None:
     # One by one, the first lines may leave no room for the last: those wait by themselves.
-    waits_whole = waits and not (one_by_one and part.lines > 1)
+    waits_whole = waits and not (part.one_by_one and part.lines > 1)
     try:
-        when_room(lambda: store(batch, part, one_by_one=one_by_one), waits=waits_whole, sleep=sleep)
+        when_room(lambda: store(part), waits=waits_whole)
     except IdempotencyConflict:
-        _store(batch, part, store, waits, sleep, one_by_one=True)
+        _store(replace(part, one_by_one=True), store, waits)
     except Backpressure as full:
-        if part.lines < 2 or (full.retryable and not one_by_one):
+        if part.lines < 2 or (full.retryable and not part.one_by_one):
             raise
         # More than may ever be queued at once: in smaller parts it has room.
         for half in part.halves():
-            _store(batch, half, store, waits, sleep, one_by_one)
+            _store(half, store, waits)
 
 
 def when_room(
