@@ -34,7 +34,7 @@ from marco_search.errors import LocalServiceFailed
 
 URLS_NAME, USERS_NAME, LOCK_NAME = "services.json", "users.lock", "supervisor.lock"
 KEEP, STOP = "keep", "stop"
-TICK_S = 0.05
+TICK_S, _POLL_S = 0.1, 0.02  # between two looks: while they run; while something is waited for
 _START_S = 180.0  # crash recovery of a large database takes its time
 _STOP_S = 60.0  # two servers at 20 s each before they are killed
 _LEAST_SPACE = 2**25  # bytes: what Postgres needs to start
@@ -226,18 +226,18 @@ def _ticks(seconds: float) -> Iterator[None]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         yield
-        time.sleep(TICK_S)
+        time.sleep(_POLL_S)
 
 
 def _locked(file: Path, operation: int) -> IO[str] | None:
     """The file, made if missing, and locked until it is closed; None while others hold it."""
     with usable(file):
         opened = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+")
-    try:
-        fcntl.flock(opened, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        opened.close()
-        return None
+        try:
+            fcntl.flock(opened, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            opened.close()
+            return None
     return opened
 
 

@@ -67,10 +67,14 @@ class Server:
         """Whether it answers a query."""
         raise NotImplementedError
 
-    def stop(self) -> None:
-        """End it; one that takes too long is killed, which its data survives."""
+    def signal_stop(self) -> None:
+        """Ask it to end."""
         if self.process is not None:
             self.process.send_signal(self.stop_signal)
+
+    def wait(self) -> None:
+        """Wait until it is gone; one that takes too long is killed, which its data survives."""
+        if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_S)
             self.process.kill()
@@ -78,15 +82,15 @@ class Server:
 
     def diagnosis(self) -> str:
         """What is known about its end, with the last lines of its log."""
-        status = None if self.process is None else self.process.poll()
+        status = self.process and self.process.poll()
         lines = self.log.read_text(errors="replace").strip().splitlines()[-3:]
         return f"{self.log.stem} ended with status {status}; end of {self.log}: {' / '.join(lines)}"
 
-    def run(self, *arguments: str, stdin: str = "") -> None:
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.Popen[bytes]:
         """Start a program as its process, with `stdin`; its output goes to the log."""
         with self.log.open("ab") as log:
             self.log.chmod(0o600)
-            self.process = subprocess.Popen(
+            self.process = process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -98,10 +102,10 @@ class Server:
                 pass_fds=[self.lock],
                 **self.account.popen_options,
             )
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, as its status says
-            self.process.stdin.write(stdin.encode())
-            self.process.stdin.close()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # as its status says, it ended
+            process.stdin.write(stdin.encode())
+        return process
 
 
 class Postgres(Server):
@@ -178,9 +182,7 @@ class Postgres(Server):
         self._finish(*words, stdin=statements)
 
     def _finish(self, *arguments: str, stdin: str = "") -> None:
-        self.run(*arguments, stdin=stdin)
-        assert self.process is not None
-        if self.process.wait() != 0:
+        if self.run(*arguments, stdin=stdin).wait() != 0:
             raise LocalServiceFailed(self.diagnosis())
 
 

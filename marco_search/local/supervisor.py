@@ -43,7 +43,9 @@ def supervise(home: Path, lock: int) -> None:
                         running.enter_context(control.write_urls(home, urls))
         finally:
             for server in servers:
-                server.stop()
+                server.signal_stop()
+            for server in servers:
+                server.wait()
 
 
 def _prepared(home: Path, lock: int) -> tuple[Server, Server]:
