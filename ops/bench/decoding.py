@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 QUESTION = "Tom has 3 apples and buys 12 more. How many apples does he have now?"
-ROUNDS, TOKENS = 5, 32
-TEMPERATURE, TOP_P = 0.7, 0.95
+ROUNDS = 5
+SAMPLING: dict[str, Any] = {"max_new_tokens": 32, "temperature": 0.7, "top_p": 0.95}
 
 
 def serve(model: str, threads: int) -> None:
@@ -34,18 +36,8 @@ def serve(model: str, threads: int) -> None:
     ids = loaded.tokenizer.encode(QUESTION)
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
-        asked = [
-            engine.submit(
-                GenerationRequest(
-                    ids=ids,
-                    max_new_tokens=TOKENS,
-                    temperature=TEMPERATURE,
-                    top_p=TOP_P,
-                    seed=seed,
-                )
-            )
-            for seed in range(int(line))
-        ]
+        requests = (GenerationRequest(ids=ids, seed=seed, **SAMPLING) for seed in range(int(line)))
+        asked = list(map(engine.submit, requests))
         for row in asked:
             row.result()
         found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -54,29 +46,24 @@ def serve(model: str, threads: int) -> None:
     engine.close()
 
 
-def measure(specs: list[str], counts: list[int]) -> list[dict[str, Any]]:
-    """One record for each engine and number of rows: medians of tokens/s, by clock and by CPU."""
-    engines = [_start(*spec.split(",")) for spec in specs]
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for round_ in range(-1, ROUNDS):  # the first warms up
-        for rows in counts:
-            for spec, engine in zip(specs, engines, strict=True):
-                assert engine.stdin is not None and engine.stdout is not None
-                engine.stdin.write(f"{rows}\n")
-                engine.stdin.flush()
-                measured = json.loads(engine.stdout.readline())
-                if round_ >= 0:
-                    found.setdefault((spec, rows), []).append(measured)
-    for engine in engines:
+def measure(specs: list[str], counts: list[int]) -> None:
+    """Print for each engine and number of rows the medians of tokens/s, by clock and by CPU."""
+    engines = {spec: _start(*spec.split(",")) for spec in specs}
+    found = defaultdict[tuple[str, int], list[dict[str, Any]]](list)
+    for _ in range(1 + ROUNDS):
+        for rows, (spec, engine) in product(counts, engines.items()):
+            assert engine.stdin is not None and engine.stdout is not None
+            engine.stdin.write(f"{rows}\n")
+            engine.stdin.flush()
+            found[spec, rows].append(json.loads(engine.stdout.readline()))
+    for engine in engines.values():
         engine.communicate()
-    return [
-        {"engine": runs[0]["engine"], "spec": spec, "rows": rows}
-        | {
-            f"tokens_per_{key}_s": statistics.median(r["tokens"] / r[key] for r in runs)
-            for key in ("wall", "cpu")
-        }
-        for (spec, rows), runs in found.items()
-    ]
+    for (spec, rows), (warm_up, *runs) in found.items():
+        wall, cpu = (median(r["tokens"] / r[clock] for r in runs) for clock in ("wall", "cpu"))
+        print(
+            f"{warm_up['engine']} {spec} rows {rows}: {wall:.1f} tokens/s by the clock, "
+            f"{cpu:.1f} a processor second"
+        )
 
 
 def _start(checkout: str, model: str, threads: str) -> subprocess.Popen[str]:
@@ -100,11 +87,7 @@ def main() -> None:
         serve(given.serve[0], int(given.serve[1]))
         return
     print("load", os.getloadavg())
-    for record in measure(given.specs, [int(rows) for rows in given.rows.split(",")]):
-        print(
-            "{engine} {spec} rows {rows}: {tokens_per_wall_s:.1f} tokens/s by the clock, "
-            "{tokens_per_cpu_s:.1f} a processor second".format(**record)
-        )
+    measure(given.specs, [int(rows) for rows in given.rows.split(",")])
 
 
 if __name__ == "__main__":
