@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -55,6 +56,20 @@ def ensure(name: str, *locks: Path, free_gb: float, build_s: float = _BUILD_S) -
 
 
 @contextmanager
+def running(command: Sequence[str | Path], **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that is ended after the block, with all that it has started; `how`: see Popen."""
+    with subprocess.Popen(command, start_new_session=True, **how) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
 def serving(
     name: str,
     command: Sequence[str],
@@ -74,29 +89,19 @@ def serving(
     url = f"http://127.0.0.1:{port}"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SGLANG_"))}
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=kept | dict(variables),
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
-        try:
-            _wait(name, server, log, partial(ready, url), start_s)
-            yield url
-        finally:
-            for number in (signal.SIGTERM, signal.SIGKILL):  # it may have started others, too
-                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                    os.killpg(server.pid, number)
-                    server.wait(10)
-            server.wait()
+    how = {"env": kept | dict(variables), "preexec_fn": _end_with_parent}
+    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
+    with (
+        log.open("wb") as file,
+        running(command, stdout=file, stderr=subprocess.STDOUT, **how) as server,
+    ):
+        _wait(name, server, log, partial(ready, url), start_s)
+        yield url
 
 
 def _wait(
     name: str,
-    server: subprocess.Popen[bytes],
+    server: subprocess.Popen[Any],
     log: Path,
     ready: Callable[[], bool],
     start_s: float,

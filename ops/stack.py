@@ -25,8 +25,8 @@ SECRETS = (
 )
 
 
-def main() -> int:
-    """Start the stack and wait until it is healthy. Returns the exit code."""
+def main() -> None:
+    """Start the stack and wait until it is healthy; exits with a sentence if it does not start."""
     os.chdir(ROOT)
     write_env(ROOT / ".env")
     try:
@@ -34,15 +34,12 @@ def main() -> int:
             ["docker", "compose", "up", "-d", "--build", "--wait"], check=False
         )
     except FileNotFoundError:
-        return _failed("docker is not installed: see https://docs.docker.com/engine/install/", 1)
+        sys.exit("docker is not installed: see https://docs.docker.com/engine/install/")
     if started.returncode:
-        return _failed(
-            "The stack did not start: `docker compose logs` says why", started.returncode
-        )
+        sys.exit("The stack did not start: `docker compose logs` says why")
     config = ["docker", "compose", "config", "--format", "json"]
     services = json.loads(subprocess.run(config, capture_output=True, check=True).stdout)
     print(where_to_go(services["services"]))
-    return 0
 
 
 def write_env(path: Path) -> None:
@@ -82,10 +79,5 @@ def where_to_go(services: dict[str, Any]) -> str:
     )
 
 
-def _failed(why: str, status: int) -> int:
-    print(why, file=sys.stderr)
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

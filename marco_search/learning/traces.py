@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from random import Random
-from typing import Any, Final, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from psycopg.rows import class_row
@@ -50,19 +50,13 @@ class Rules:
     least_share: float = 0.5  #: of its answer in the vote, 0 to 1
     least_confidence: float = 0.0  #: of its answer, 0 to 1
     verified: bool = False  #: its answer must be known to be right
-    reflection: Literal["mended", "kept", "redo"] = "mended"  #: see REFLECTIONS
+    reflection: Literal["mended", "kept", "redo"] = "mended"
+    """Of which paths with a reflection: mended, where the thought before it leads to other answers
+    only; kept, any; redo, any, of which what was written after it only."""
     answer: Literal["voted", "expected"] = "voted"  #: whose paths; expected: where there is a label
     path: Literal["best", "any"] = "best"  #: of those to its answer; any: one at random
     seed: int = 0  #: of the choice at random
     pairs_per_job: int = 1  #: at most
-
-
-REFLECTIONS: Final = {
-    "mended": "a path with a reflection only if the thought before it leads to other answers only",
-    "kept": "any path",
-    "redo": "any path, of one with a reflection what was written after it only",
-}
-"""What becomes of reflections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from marco_search import migrations, settings
 from marco_search.local import ServiceUrls, local_services, purge
 from marco_search.store.db import Database
 from marco_search.store.queue.leases import Worker
+from ops import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300.0
@@ -71,17 +70,9 @@ def worker_process(services: Services, command: Sequence[str]) -> Iterator[int]:
             return sum(c["cmd"] == "brpop" for c in client.client_list())
 
         before = waiting()
-        process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
-        try:
+        with environment.running(command, env=env, cwd=ROOT) as process:
             wait_until(lambda: waiting() > before or process.poll() is not None)
             yield process.pid
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def wait_until(condition: Callable[[], bool], every_s: float = 0.02) -> None:

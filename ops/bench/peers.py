@@ -12,7 +12,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -140,18 +139,16 @@ def speed(counters: Counters, seconds: float, cpu_s: float) -> dict[str, Any]:
 
 def _run(python: Path, name: str, task: Task) -> Outcome:
     """One peer, in its environment. It prints its outcome last."""
+    from ops import environment
+
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "PYTHON"))}
     peer = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"{task.url}/v1"}
     command = [str(python), "-m", "ops.bench.peers", name, json.dumps(asdict(task))]
-    with tempfile.TemporaryDirectory() as home, subprocess.Popen(
+    with tempfile.TemporaryDirectory() as home, environment.running(
         command, cwd=Path(__file__).parents[2], env=kept | peer | {"HOME": home},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as script:  # fmt: skip
-        try:
-            output, _ = script.communicate(timeout=_TIMEOUT_S)
-        finally:
-            if script.poll() is None:
-                os.killpg(script.pid, signal.SIGKILL)  # with everything that it has started
+        output, _ = script.communicate(timeout=_TIMEOUT_S)
     if script.returncode:
         raise ValueError(f"{name} exited with {script.returncode}: {output.strip()[-500:]}")
     return Outcome(**json.loads(output.splitlines()[-1]))

@@ -42,6 +42,7 @@ from marco_search.store.db import Database
 from marco_search.store.queue import jobs, leases
 from marco_search.store.queue.leases import Lease
 from marco_search.store.trail import trail
+from ops import environment
 from ops.bench import harness
 from ops.bench.harness import WORKER, Services, percentile, seconds, wait_until, worker_process
 from ops.bench.simulator import InstantRuntime, job
@@ -119,11 +120,8 @@ def api(services: Services) -> Figures:
         producer = stack.enter_context(Producer(urls.database_url, urls.redis_url))
         stack.enter_context(worker_process(services, [*WORKER_COMMAND, "1"]))
         server = stack.enter_context(
-            subprocess.Popen(
-                command, env=env, cwd=harness.ROOT, stdout=subprocess.PIPE, start_new_session=True
-            )
+            environment.running(command, env=env, cwd=harness.ROOT, stdout=subprocess.PIPE)
         )
-        stack.callback(server.terminate)
         assert server.stdout is not None
         said = json.loads(server.stdout.readline())
         client = HTTPConnection(urlsplit(said["address"]).netloc)

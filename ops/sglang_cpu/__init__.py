@@ -11,8 +11,8 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,7 @@ _OPTIONS = (
 _AT_ONCE = 10
 
 
-@contextmanager
-def serving(model: Path, log: Path) -> Iterator[str]:
+def serving(model: Path, log: Path) -> AbstractContextManager[str]:
     """URL of a server of the model in this folder. What it prints goes to `log`.
 
     Raises LocalServiceFailed if its environment can't be built or it does not start.
@@ -63,8 +62,7 @@ def serving(model: Path, log: Path) -> Iterator[str]:
         return requests.post(f"{url}/generate", json=body, timeout=60).status_code == 200
 
     command += _OPTIONS.split()
-    with environment.serving("SGLang", command, _ENVIRONMENT, log, ready, _START_S) as url:
-        yield url
+    return environment.serving("SGLang", command, _ENVIRONMENT, log, ready, _START_S)
 
 
 def ensure_environment() -> Path:
