@@ -237,8 +237,7 @@ def read_weights(files: ModelFiles, config: ModelConfig, team: Team) -> Weights:
     last = Linear((head * source.norm("model.norm.weight", config.hidden)).T)
     layers = tuple(_layer(source, config, f"model.layers.{i}.") for i in range(config.layers))
     products = [p for x in layers for p in (x.qkv, x.out, x.gate_up, x.down)] + [last]
-    mode = choose_mode(products, team)
-    return Weights(embedding, layers, last, mode, team if mode.is_large else Team())
+    return Weights(embedding, layers, last, *choose_mode(products, team))
 
 
 def _layer(source: _Source, c: ModelConfig, at: str) -> Layer:

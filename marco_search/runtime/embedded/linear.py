@@ -6,24 +6,21 @@ row it takes another routine, the tail of a block runs other code, and long inne
 where it suits the shape. What does hold depends on the processor, so it is measured when a
 model is loaded, and the cheapest mode that holds is taken:
 
-ROWS    x @ w, the row count rounded up to one of a list (holds on processors with AVX-512).
-        The inner dimension is cut in blocks that are added up in order, which takes the
-        choice of where to cut away from BLAS.
-TILES   16 rows at a time along the vector lanes, (w.T @ x.T).T, so that every product has
-        the same shape (holds on AVX2 too; costs 20-30 % at 32 rows or more, more below 16)
-SINGLE  one product per row. Always holds; slow; only where neither of the above does.
+PANELS  32 rows (or fewer) x a panel of 32 columns (holds on processors with AVX-512)
+LANES   16 rows along the vector lanes x a panel of 64 columns, (w.T @ x.T).T, so that every
+        product has the same shape (holds on AVX2 too); for large models
+TILES   the same with all columns at once; for small models, of few rows
+SINGLE  one product per row. Always holds; slow; only where none of the above does.
 
-Weights of more than 64 MiB do not stay in a processor's caches: there BLAS spends a third of
-its time on copying them into its own order, for each few rows again. So they are kept in panels
-of a few columns, each in one piece of memory, which is multiplied with all rows while it is near:
-
-PANELS  32 rows (or fewer) x a panel of 32 columns, a product small enough that OpenBLAS copies
-        nothing; it takes 6 rows at a time. As ROWS, it holds on processors with AVX-512.
-LANES   16 rows along the vector lanes, as TILES, x a panel of 64 columns.
+A panel is some columns of the weights in one piece of memory, which is multiplied with all rows
+while it is near. The product is small enough that OpenBLAS copies nothing: for all but small ones
+it copies the weights into its own order, for each few rows again. It takes 6 rows at a time. The
+inner dimension is cut too, in parts that are added up in order.
 
 More than one BLAS thread would sum in another order again, so BLAS has one while decoding
 (`one_blas_thread`). Panels are shared out among threads of our own (`Team`), which changes no
-sum; for small models these gain little and cost other processes much.
+sum; for small models, whose weights stay in caches, these gain little and cost other processes
+much.
 """
 
 from __future__ import annotations
@@ -48,32 +45,19 @@ Ints = npt.NDArray[np.int64]
 
 MAX_ROWS = 256  # no more rows than this are multiplied at once
 TILE = 16
-INNER_BLOCK = 256  # no OpenBLAS kernel in use cuts inner sums shorter than this
 _PROBE_ROWS = 64
 _SMALL_PRODUCT = 1_000_000  # OpenBLAS takes other kernels for M * N * K up to this
 _LANES = 64  # columns are cut at multiples of this
-_LEAST_COLUMNS = 192  # narrower blocks are not worth their calls
 _LARGE_BYTES = 64 << 20  # of weights: more than caches hold
 
 
 class MatmulMode(Enum):
     """How a product is computed; see the module's text."""
 
-    ROWS = "rows"
-    TILES = "tiles"
-    SINGLE = "single"
     PANELS = "panels"
     LANES = "lanes"
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it is for large models, which threads decode together."""
-        return self in (MatmulMode.PANELS, MatmulMode.LANES)
-
-    @property
-    def panel(self) -> tuple[int, int]:
-        """Rows and columns of one product of a large model."""
-        return (32, 32) if self is MatmulMode.PANELS else (TILE, 64)
+    TILES = "tiles"
+    SINGLE = "single"
 
     @property
     def counts(self) -> Sequence[int]:
@@ -89,17 +73,20 @@ class MatmulMode(Enum):
 
 
 _TILES = range(TILE, MAX_ROWS + 1, TILE)
+_PANEL = {MatmulMode.PANELS: (32, 32), MatmulMode.LANES: (TILE, 64)}
+"""The most rows, and the columns, of one product."""
+_PANEL_ROWS = (2, 6, 8, 12, 14, 18, 20, 24, 26, 30, 32)
 _COUNTS: dict[MatmulMode, Sequence[int]] = {
-    MatmulMode.ROWS: (
-        *(2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, MAX_ROWS),
-    ),
+    # As few tiles as rows allow, all of one size.
+    MatmulMode.PANELS: [
+        tiles * rows
+        for tiles in range(1, MAX_ROWS // 32 + 1)
+        for rows in _PANEL_ROWS
+        if tiles * rows > (tiles - 1) * 32
+    ],
+    MatmulMode.LANES: _TILES,
     MatmulMode.TILES: _TILES,
     MatmulMode.SINGLE: range(1, MAX_ROWS + 1),
-    MatmulMode.PANELS: (
-        *(2, 6, 8, 12, 14, 18, 20, 24, 26, 30),
-        *range(32, MAX_ROWS + 1, 32),
-    ),
-    MatmulMode.LANES: _TILES,
 }
 
 
@@ -132,10 +119,6 @@ class Team:
             done.result()
 
 
-_Block = tuple[slice, list[tuple[slice, Floats]]]
-"""A range of the inner dimension, and the weights there by ranges of columns."""
-
-
 def _quietly(work: Callable[[slice], None], part: slice) -> None:
     with np.errstate(all="ignore"):  # as in the engine's thread
         work(part)
@@ -153,7 +136,6 @@ class Linear:
         padded = -(-self._columns // _LANES) * _LANES
         self.weight = np.zeros((inner, padded), np.float32)
         self.weight[:, : self._columns] = weight
-        self._blocks: dict[int, list[_Block]] = {}
         self._panels: list[Floats] = []
         self._team = Team()
         self.mode = MatmulMode.SINGLE
@@ -161,15 +143,13 @@ class Linear:
     def compute(self, mode: MatmulMode, team: Team) -> None:
         """Multiply this way from now on. Once in panels, they take the place of `weight`."""
         self.mode, self._team = mode, team
-        if mode.is_large:
-            self._panels = _in_panels(self.weight, mode)
+        if mode in _PANEL:
+            self._panels = _in_panels(self.weight, *_PANEL[mode])
             self.weight = self.weight[:0]
 
     def __call__(self, x: Floats) -> Floats:
         """The product as a new array."""
-        if self.mode is MatmulMode.ROWS:
-            found = self._in_blocks(x)
-        elif self._panels:
+        if self._panels:
             found = self._by_panels(x)
         elif self.mode is MatmulMode.TILES:
             lanes = x.reshape(len(x) // TILE, TILE, -1).transpose(0, 2, 1)
@@ -181,7 +161,7 @@ class Linear:
 
     def _by_panels(self, x: Floats) -> Floats:
         count, _, columns = self._panels[0].shape
-        tile = min(len(x), self.mode.panel[0])
+        tile = len(x) // -(-len(x) // _PANEL[self.mode][0])
         rows = x.reshape(1, -1, tile, x.shape[1])
         total = np.empty((len(x), count * columns), np.float32)
         # [panels, tiles, rows of a tile, columns of a panel]: a panel meets all tiles at once.
@@ -205,25 +185,11 @@ class Linear:
         self._team.share(multiply, count)
         return total
 
-    def _in_blocks(self, x: Floats) -> Floats:
-        blocks = self._blocks.get(len(x))
-        if blocks is None:
-            blocks = self._blocks[len(x)] = _cut(len(x), self.weight)
-        total = out = np.empty((len(x), self.weight.shape[1]), np.float32)
-        for number, (inner, pieces) in enumerate(blocks):
-            if number == 1:
-                out = np.empty_like(total)
-            for columns, weight in pieces:
-                np.matmul(x[:, inner], weight, out=out[:, columns])
-            if number:
-                total += out
-        return total
-
     def is_invariant(self, mode: MatmulMode) -> bool:
         """Whether rows are independent of each other when computed this way (measured)."""
         inner, outer = self.weight.shape
         # A slice tells how sums are made, as long as it is on the same side of small products.
-        columns = _SMALL_PRODUCT // (2 * min(inner, INNER_BLOCK)) // _LANES * _LANES + _LANES
+        columns = _SMALL_PRODUCT // inner // _LANES * _LANES + _LANES
         probe = Linear(self.weight[:, : min(outer, columns)])
         probe.compute(mode, Team())
         rng = np.random.default_rng(0)
@@ -237,28 +203,9 @@ class Linear:
         return True
 
 
-def _cut(rows: int, weight: Floats) -> list[_Block]:
-    """Blocks of the inner dimension; each in columns that keep its products small, if they can.
-
-    OpenBLAS copies the weights into another order for all but small products, which for a
-    few rows takes longer than multiplying.
-    """
-    inner, outer = weight.shape
-    blocks: list[_Block] = []
-    for start in range(0, inner, INNER_BLOCK):
-        part = slice(start, min(start + INNER_BLOCK, inner))
-        width = _SMALL_PRODUCT // (rows * (part.stop - start)) // _LANES * _LANES
-        if width < _LEAST_COLUMNS:
-            width = outer
-        columns = [slice(i, min(i + width, outer)) for i in range(0, outer, width)]
-        blocks.append((part, [(c, weight[part, c]) for c in columns]))
-    return blocks
-
-
-def _in_panels(weight: Floats, mode: MatmulMode) -> list[Floats]:
+def _in_panels(weight: Floats, rows: int, columns: int) -> list[Floats]:
     """[panels, inner, columns] for each range of the inner dimension that keeps products small."""
     inner, outer = weight.shape
-    rows, columns = mode.panel
     count = -(-inner * rows * columns // _SMALL_PRODUCT)
     cuts = [inner * i // count for i in range(count + 1)]
     return [
@@ -267,20 +214,22 @@ def _in_panels(weight: Floats, mode: MatmulMode) -> list[Floats]:
     ]
 
 
-def choose_mode(linears: Sequence[Linear], team: Team | None = None) -> MatmulMode:
-    """Give all products of a model the cheapest mode in which each is invariant; returns it.
+def choose_mode(linears: Sequence[Linear], team: Team) -> tuple[MatmulMode, Team]:
+    """Give all products of a model the cheapest mode in which each is invariant.
 
-    `team` shares out the panels of a large model.
+    Returns it, and who shares out the work: `team` for a large model, one thread for others.
     """
     of_shape = {linear.weight.shape: linear for linear in linears}.values()
-    modes = [MatmulMode.ROWS, MatmulMode.TILES]
+    modes = [MatmulMode.PANELS, MatmulMode.TILES]
     if sum(linear.weight.nbytes for linear in linears) > _LARGE_BYTES:
-        modes = [MatmulMode.PANELS, MatmulMode.LANES, *modes]
+        modes.insert(1, MatmulMode.LANES)
+    else:
+        team = Team()
     usable = (mode for mode in modes if all(x.is_invariant(mode) for x in of_shape))
     chosen = next(usable, MatmulMode.SINGLE)
     for linear in linears:
-        linear.compute(chosen, team or Team())
-    return chosen
+        linear.compute(chosen, team)
+    return chosen, team
 
 
 _lock = threading.Lock()
