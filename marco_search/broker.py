@@ -87,14 +87,14 @@ def parse_address(url: str) -> RedisAddress:
 def _database(path: str) -> int:
     number = path.removeprefix("/").removesuffix("/") or "0"
     if not (number.isascii() and number.isdigit() and len(number) < 6):
-        raise _refused("what follows the host must be the number of a database, as in host:6379/0")
+        raise _refused("the path must be a database number, as in host:6379/0")
     return int(number)
 
 
 def _tls(scheme: str, query: str) -> dict[str, Any] | None:
     given = parse_qsl(query, keep_blank_values=True)
     if any(name not in _TLS_OPTIONS for name, _ in given) or (given and scheme != "rediss"):
-        raise _refused(f"only rediss:// takes options, and only {', '.join(_TLS_OPTIONS)}")
+        raise _refused(f"only rediss:// accepts options, and only {', '.join(_TLS_OPTIONS)}")
     if scheme != "rediss":
         return None
     options: dict[str, Any] = {"ssl_cert_reqs": "required", **dict(given)}
@@ -238,8 +238,8 @@ class Publisher:
                     self._drop()
                     if not kept:
                         raise BrokerUnavailable(
-                            f"{self._shown}: {error}; see that Redis runs and REDIS_URL is right "
-                            "(marco doctor)"
+                            f"{self._shown}: {error}; check that Redis is running and REDIS_URL "
+                            "is right (marco doctor)"
                         ) from error
 
     def _drop(self) -> None:

@@ -118,7 +118,7 @@ def variables(_: Settings) -> Finding:
     for name in unknown_names(os.environ):
         meant = nearest(name, known)
         hint = f", did you mean {meant.upper()}?" if meant else ""
-        unread.append(f"{name} is read by nothing{hint}")
+        unread.append(f"{name} is not a setting{hint}")
     detail = "; ".join(unread) or "every MARCO_ name is known"
     return Finding("variables", not unread, detail, "unset them, or write them as in the README")
 
@@ -247,7 +247,7 @@ def schema(conn: Conn, settings: Settings) -> Finding:
         return Finding("schema", False, "an auditor's login, it reads views only", _WRITER)
     made = conn.execute("SELECT to_regclass('public.alembic_version')").fetchone() != (None,)
     if settings.database_url is None and not made:
-        return Finding("schema", True, "none yet: the first command that needs it makes it")
+        return Finding("schema", True, "none yet: the first command that needs it creates it")
     check_schema(conn)
     writes = conn.execute("SELECT has_table_privilege('public.jobs', 'INSERT')").fetchone()
     if writes != (True,):
@@ -311,7 +311,7 @@ def worker(settings: Settings) -> Finding:
     if _is_idle(settings, settings.redis_url):
         return Finding("worker", True, "none: Redis is not running")
     if not redis(settings).ok:  # quicker to say so than the publisher is
-        return Finding("worker", False, "unknown: Redis does not answer")
+        return Finding("worker", False, "unknown: Redis does not respond")
     with closing(broker.Publisher(redis_url(settings), settings.queue)) as publisher:
         waiting, names = publisher.length(), publisher.workers()
     # A worker in the middle of starting or of a long call may be late; no job waits then.

@@ -206,7 +206,7 @@ def require_same(plan: SearchPlan, runtime: Runtime) -> None:
     if plan.gone:
         raise SearchError(
             f"the search was planned by an earlier version ({', '.join(plan.gone)}), and only that "
-            "version can go on with it or replay it; marco requeue --restart begins it again"
+            "version can continue or replay it; marco requeue --restart starts it again"
         )
     info = runtime.info
     if (info.model, info.revision) != (plan.model, plan.revision):
@@ -400,7 +400,7 @@ def solve(
     if isinstance(job, str):
         job = ReasoningJob(question=job, options=SearchOptions(**options))
     elif options:
-        raise TypeError("options go with a question; a job carries its own")
+        raise TypeError("options are for a question given as text; a job has its own")
     return job_result(job, search_job(job, runtime=runtime))
 
 

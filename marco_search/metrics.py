@@ -161,7 +161,7 @@ PUBLISHED = Metric(
 
 DELIVERIES = Metric(
     _S, "counter", "marco_webhook_deliveries_total",
-    "Attempts to deliver to a webhook: delivered, retried, or failed (given up)", ("outcome",),
+    "Attempts to deliver to a webhook: delivered, retried, or failed for good", ("outcome",),
     values=("delivered", "retried", "failed"),
 )  # fmt: skip
 

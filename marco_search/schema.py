@@ -173,7 +173,7 @@ JOBS = _table(
     Column("lease_expires_at", "timestamptz?", "After this another worker may claim it"),
     Column("begun_on", "text", "Model and revision of its plan; empty: not begun", default=EMPTY),
     Column("parked_at", "timestamptz?", "Since when it waits for a worker with its model"),
-    # How its texts are proved without being told.
+    # How its texts are proved without being revealed.
     Column(
         "salt",
         "uuid?",
@@ -242,9 +242,9 @@ API_KEYS = _table(
 
 WEBHOOKS = _table(
     "webhooks",
-    "Addresses that are told of ends of jobs and batches. Holds secrets: for no auditor",
+    "URLs that are notified when jobs and batches end. Holds secrets: for no auditor",
     Column("id", "uuid", "The webhook", key=True, default="gen_random_uuid()"),
-    Column("tenant", "text", "Whose jobs and batches it is told of"),
+    Column("tenant", "text", "Whose jobs and batches it is notified of"),
     Column("url", "text", "Where deliveries are posted"),
     Column("events", "text[]", "job.finished, batch.finished"),
     Column("secret", "text", "whsec_ and the key that deliveries are signed with, in base64"),
@@ -255,14 +255,14 @@ WEBHOOKS = _table(
 )
 WEBHOOK_DELIVERIES = _table(
     "webhook_deliveries",
-    "What webhooks are told, and what became of it; bodies are made when they are sent",
+    "Deliveries to webhooks and their outcome; bodies are made when they are sent",
     Column("id", "uuid", "The header webhook-id", key=True, default="gen_random_uuid()"),
     Column("webhook_id", "uuid", "The webhook", "webhooks.id"),
     Column("event", "text", "job.finished, batch.finished or test"),
     Column("job_id", "uuid?", "The job that ended"),
     Column("batch_id", "uuid?", "The batch that ended"),
     Column("created_at", "timestamptz", "When it ended", default=NOW),
-    Column("state", "text", "pending, delivered or failed (given up)", default="'pending'"),
+    Column("state", "text", "pending, delivered or failed for good", default="'pending'"),
     Column("attempts", "int4", "Times it was sent", default=ZERO),
     Column("next_at", "timestamptz", "Not sent before this time", default=NOW),
     Column("tried_at", "timestamptz?", "When last sent"),

@@ -213,7 +213,7 @@ class RewardModel:
             rows = json.loads(data)
             scores = tuple(self._score(row["embedding"]) for row in rows)
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
-            raise NoScore("its answer is no list of objects with an embedding") from None
+            raise NoScore("its answer is not a list of objects with an embedding") from None
         if len(scores) != count:
             raise NoScore(f"it gave {len(scores)} scores for {count} texts")
         if not all(0.0 <= score <= 1.0 for score in scores):
@@ -224,7 +224,9 @@ class RewardModel:
         """One number is the score; of two, those of a classifier, the second is a good step's."""
         bad, good = (0.0, *map(float, embedding))[-2:]
         if not 1 <= len(embedding) <= 2:
-            raise NoScore(f"{len(embedding)} numbers a text are no score: is it a reward model?")
+            raise NoScore(
+                f"{len(embedding)} numbers per text are not a score: is it a reward model?"
+            )
         return 0.5 * (1.0 + math.tanh((good - bad) / 2.0)) if self._logits else good
 
 
@@ -281,7 +283,7 @@ def verdict(data: bytes) -> float:
         said = said.get("verdict")
     number = _WORDS.get(said.lower()) if isinstance(said, str) else said
     if not isinstance(number, int | float) or not 0.0 <= number <= 1.0:
-        raise NoScore(f"it said {text[:40]!r}, not accept, reject or a number from 0 to 1")
+        raise NoScore(f"it printed {text[:40]!r}, not accept, reject or a number from 0 to 1")
     return float(number)
 
 

@@ -141,7 +141,7 @@ class Settings(BaseModel):
         None, description="Name or file of the model's profile; unset: by the model's name"
     )
     overrides: Overrides = Field(
-        {}, description="Fields of the profile or of SearchConfig to set otherwise: a JSON object"
+        {}, description="Fields of the profile or of SearchConfig to override: a JSON object"
     )
     embedded_rows: int = Field(
         64, ge=1, le=1024, description="Rows that the embedded engine decodes together"
@@ -198,7 +198,7 @@ class Settings(BaseModel):
         "or to an address",
     )
     verifier_api_key: SecretStr | None = Field(None, description="API key of those addresses")
-    verifier_timeout_s: SomeSeconds = Field(10.0, description="For a verifier to say its word")
+    verifier_timeout_s: SomeSeconds = Field(10.0, description="For a verifier's verdict")
 
     # Queue and worker
     tenant: Name = Field("default", description="Whose jobs are submitted and seen")
@@ -212,13 +212,13 @@ class Settings(BaseModel):
         8, ge=1, le=100, description="Attempts that retryable errors may end before a job is dead"
     )
     quarantine_after: int = Field(
-        2, ge=1, le=100, description="Workers that a job may cost before it is dead"
+        2, ge=1, le=100, description="Workers that a job may crash before it is dead"
     )
     stop_s: Seconds = Field(
         25.0, description="For the rounds in progress at a shutdown; then branches are aborted"
     )
     attempt_s: SomeSeconds | None = Field(
-        None, description="A longer attempt gives its job back after the round; unset: never"
+        None, description="A longer attempt releases its job after the round; unset: never"
     )
     worker_scheduler: bool = Field(
         True, description="Whether workers also do what `marco scheduler` does"
@@ -243,7 +243,7 @@ class Settings(BaseModel):
     )
     webhook_http: bool = Field(False, description="Whether webhooks may do without TLS")
     webhook_attempts: int = Field(
-        16, ge=1, le=100, description="Attempts after which a delivery is given up"
+        16, ge=1, le=100, description="Attempts after which a delivery has failed"
     )
     webhook_delay_s: SomeSeconds = Field(
         5.0, description="Until the second attempt; doubled with each, up to six hours"
@@ -253,7 +253,7 @@ class Settings(BaseModel):
     )
 
     health_file: Path | None = Field(
-        None, description="Touched every few seconds by a worker or scheduler that does its work"
+        None, description="Touched every few seconds by a healthy worker or scheduler"
     )
     metrics_port: int | None = Field(
         None,

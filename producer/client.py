@@ -116,7 +116,7 @@ class Producer:
         Raises as `submit` does; a field of a wrong job is named `jobs[N].field`.
         """
         if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
-            raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit takes one")
+            raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit accepts one")
         require(isinstance(batch_id, UUID | None), "batch_id", "a uuid.UUID", batch_id)
         checked = []
         for i, job in enumerate(jobs):
@@ -385,7 +385,7 @@ class Producer:
         return self._call(queries.results, ids, tenant=self._tenant)
 
     def status(self, job: JobId) -> JobStatus:
-        """Where a job stands. Raises JobNotFound."""
+        """A job's status. Raises JobNotFound."""
         return self._call(queries.statuses, [job_uuid(job)], tenant=self._tenant)[0]
 
     def states(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:

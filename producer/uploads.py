@@ -200,5 +200,5 @@ def _changed(batch: Batch) -> InvalidJob:
     return InvalidJob(
         "file",
         f"not what was uploaded as batch {batch.id} so far ({batch.lines:,} lines): the file or "
-        "the search options have changed. Give the same again to go on, or begin a new batch",
+        "the search options have changed. Submit the same again to resume, or start a new batch",
     )

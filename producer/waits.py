@@ -68,7 +68,7 @@ class Listener:
 
         def take() -> list[UUID | None]:
             if self._closings > closings:
-                raise WaitTimeout("the producer was closed while it waited; the jobs go on")
+                raise WaitTimeout("the producer was closed while it waited; the jobs continue")
             return [notices.popleft() for _ in range(len(notices))]
 
         try:
@@ -101,7 +101,7 @@ class Listener:
     def _listen(self, stop: Event) -> None:
         with self._database.connect() as conn:
             if is_pooled(conn):
-                log.info("%s: a pooler passes no NOTIFY on", _POLLING)
+                log.info("%s: a pooler does not pass on NOTIFY", _POLLING)
                 conn.close()
                 stop.wait()
                 return
@@ -169,7 +169,7 @@ class Pending:
         if now >= self._deadline:
             raise WaitTimeout(
                 f"{len(self.ids)} of {self._count} jobs had not ended after {self._timeout_s:g} s; "
-                "they go on"
+                "they continue"
             )
         return max(0.0, min(self._poll_at, self._deadline) - now)
 

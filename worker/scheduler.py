@@ -174,15 +174,15 @@ class Scheduler:
             )
         metrics.record(metrics.RECLAIMED, len(found.queued) + len(found.quarantined))
         for job_id in found.queued:
-            log.warning("job %s: its worker was lost, another goes on", job_id)
+            log.warning("job %s: its worker was lost, another one continues it", job_id)
         for job_id in found.quarantined:
-            log.error("job %s: it cost several workers and is dead now", job_id)
+            log.error("job %s: it crashed several workers and is dead now", job_id)
 
     def _finish(self) -> None:
         with self._database.transaction() as conn:
             count = recovery.expire_unbegun(conn)
         if count:
-            log.info("%d jobs expired before they were begun", count)
+            log.info("%d jobs expired before they were started", count)
         while finish.finish_one_queued(self._database, self._worker):
             pass
 

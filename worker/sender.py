@@ -110,7 +110,7 @@ class Sender:
                 delay_s = finish.delay_s(claimed.attempts, first_s=first_s, longest_s=longest_s)
                 retry_s = max(delay_s, min(answer.retry_after_s or 0.0, longest_s))
         if error is not None:
-            what = "given up" if retry_s is None else f"again in {retry_s:.0f} s"
+            what = "no more attempts" if retry_s is None else f"again in {retry_s:.0f} s"
             log.warning("webhook %s: delivery %s: %s; %s", webhook_id, claimed.id, error, what)
         outcome = "delivered" if error is None else "failed" if retry_s is None else "retried"
         record(DELIVERIES, 1, outcome)

@@ -28,7 +28,9 @@ def create_app(service: Service) -> ASGIApp:
         exception_handlers=dict.fromkeys(responses.HANDLED, responses.answer),
     )  # fmt: skip
 
-    @app.get("/healthz", summary="Whether the database answers; takes no key", tags=["service"])
+    @app.get(
+        "/healthz", summary="Whether the database is reachable; needs no key", tags=["service"]
+    )
     def health() -> dict[str, str]:
         with service.database.transaction() as conn:
             conn.execute("SELECT 1")

@@ -134,7 +134,7 @@ router.add_api_route(
 )  # fmt: skip
 
 
-@router.get("/files", summary="List the files that were uploaded")
+@router.get("/files", summary="List the uploaded files")
 def list_files(
     caller: Reads,
     after: str | None = None,
@@ -168,7 +168,7 @@ async def retrieve_file(caller: Reads, file_id: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("/files/{file_id}/content", summary="What is in a file")
+@router.get("/files/{file_id}/content", summary="Download a file")
 async def file_content(caller: Reads, file_id: str) -> StreamingResponse:
     """Of a file of results: the lines of those requests that have ended, in the batch's order."""
     parts: AsyncIterator[bytes] | Iterator[bytes]
@@ -185,7 +185,9 @@ async def file_content(caller: Reads, file_id: str) -> StreamingResponse:
 def delete_file(caller: Submits, file_id: str) -> dict[str, Any]:
     """The jobs of its batches stay, and so do the files of results."""
     if results_id(file_id) is not None:
-        raise InvalidJob("file_id", "a file of results is made from a batch's jobs: it stays")
+        raise InvalidJob(
+            "file_id", "result files are made from a batch's jobs and can't be deleted"
+        )
     wanted = uploaded_id(file_id)
     caller.service.database.call(uploaded_files.delete, wanted, tenant=caller.key.tenant)
     return {"id": file_id, "object": "file", "deleted": True}
@@ -239,7 +241,7 @@ class BatchRequest(BaseModel):
     ] | None = Field(None, max_length=16)  # fmt: skip
 
 
-@router.post("/batches", summary="Make a file a batch")
+@router.post("/batches", summary="Create a batch from a file")
 async def create_batch(
     caller: Submits, request: BatchRequest, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
@@ -254,7 +256,7 @@ async def create_batch(
     return _batch(made)
 
 
-@router.get("/batches", summary="List the batches, the newest first")
+@router.get("/batches", summary="List the batches, newest first")
 async def list_batches(
     caller: Reads, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
@@ -264,7 +266,7 @@ async def list_batches(
     return page([_batch(one) for one in found], limit)
 
 
-@router.get("/batches/{batch_id}", summary="Where a batch stands")
+@router.get("/batches/{batch_id}", summary="A batch's status")
 async def retrieve_batch(caller: Reads, batch_id: str) -> dict[str, Any]:
     """`output_file_id` and `error_file_id` name its results at any time, as far as they are.
 
@@ -305,7 +307,7 @@ def _begin(caller: Caller, request: BatchRequest, key: str | None) -> Batch:
     if (made.file_id, made.metadata, window) != (
         file_id, request.metadata or {}, timedelta(seconds=seconds),
     ):  # fmt: skip
-        raise IdempotencyConflict("the Idempotency-Key belongs to a batch made otherwise")
+        raise IdempotencyConflict("the Idempotency-Key was used for a different batch")
     return made
 
 

@@ -30,7 +30,7 @@ from producer import JobId
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 IdempotencyKey = Annotated[
     str | None,
-    Header(description="Your name for the request: sent again, it is not searched again"),
+    Header(description="Identifies the request: when repeated, it is not searched again"),
 ]
 _EXAMPLE = {
     "model": "tree",
@@ -117,7 +117,7 @@ _REFUSED_LATE: dict[str, type[MarcoError]] = {
 
 def _goes_on(handle: JobHandle) -> WaitTimeout:
     where = f"GET /jobs/{handle.id}, or send the same Idempotency-Key"
-    return WaitTimeout(f"the job goes on: {where}")
+    return WaitTimeout(f"the job is still running: {where}")
 
 
 async def _stream(caller: Caller, handle: JobHandle, *, usage: bool) -> AsyncIterator[bytes]:
@@ -141,7 +141,7 @@ KEEP_ALIVE = format_sse_event(comment="waiting")
 
 
 async def changes(caller: Caller, job: JobId) -> AsyncIterator[JobStatus | None]:
-    """Where a job stands, now and whenever it has come further; None after QUIET_S of silence.
+    """A job's status, now and whenever it has come further; None after QUIET_S of silence.
 
     Ends with the job. Raises WaitTimeout when a request may wait no longer, or the server stops.
     """
@@ -149,7 +149,7 @@ async def changes(caller: Caller, job: JobId) -> AsyncIterator[JobStatus | None]
     follow = caller.producer.follow(job, caller.service.settings.api_wait_s, every_s=EVERY_S)
     async for (status,) in follow:
         if caller.service.stopping.is_set():
-            raise WaitTimeout("the server is stopping; the job goes on")
+            raise WaitTimeout("the server is stopping; the job continues")
         now = progress(status)
         quiet += EVERY_S
         if now != said:
@@ -188,7 +188,7 @@ def _event(data: Mapping[str, Any]) -> bytes:
     return format_sse_event(data_str=json.dumps(data))
 
 
-@router.get("/models", summary="What `model` may be")
+@router.get("/models", summary="List the values of `model`")
 def list_models(caller: Reads) -> dict[str, Any]:
     """The default, the strategies and the profiles; one of each go together as tree:marco-o1."""
     return {"object": "list", "data": [_model(name) for name in completions.models()]}

@@ -35,7 +35,7 @@ async def submit(
     """The body is a line of `marco submit`. 200 if the idempotency key is known already."""
     if idempotency_key is not None:
         if body.get("idempotency_key", idempotency_key) != idempotency_key:
-            raise InvalidJob("idempotency_key", "the header Idempotency-Key says another")
+            raise InvalidJob("idempotency_key", "differs from the header Idempotency-Key")
         body = body | {"idempotency_key": idempotency_key}
     job = await caller.producer.submit(body)
     response.status_code = 202 if job.created else 200
@@ -43,7 +43,7 @@ async def submit(
     return {"job_id": job.id, "created": job.created}
 
 
-@router.get("", summary="List jobs, the newest first")
+@router.get("", summary="List jobs, newest first")
 def list_jobs(
     caller: Reads,
     after: str | None = None,
@@ -60,7 +60,7 @@ def list_jobs(
     return page([job.model_dump(mode="json") for job in found], limit, "job_id")
 
 
-@router.get("/{job_id}", summary="Where a job stands")
+@router.get("/{job_id}", summary="A job's status")
 async def status(caller: Reads, job_id: str) -> JobStatus:
     """A row of the view audit.jobs."""
     return await caller.producer.status(job_id)

@@ -89,7 +89,9 @@ def calibrate(
         out = out or settings.profiles / f"{name}.toml"
         profiles.override(used, {"name": name})  # a bad one is refused before hours of searching
         if out.exists() and not force:
-            raise InputError(f"{out} is there already: --force replaces it, or name another")
+            raise InputError(
+                f"{out} already exists: overwrite it with --force, or choose another name"
+            )
         made, parts = [], recipes(options, rollouts, samples)
         for i, recipe in enumerate(parts, start=1):
 

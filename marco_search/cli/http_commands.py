@@ -184,7 +184,7 @@ def create_key(
             expires_in_s=expires_in,
         )  # fmt: skip
     data = {"key": key, "id": public, "tenant": tenant}
-    output.report(data, key, remark=f"Key {public} of tenant {tenant!r}: shown this once.")
+    output.report(data, key, remark=f"Key {public} of tenant {tenant!r}: shown only once.")
 
 
 @keys.command("list", short_help="List the keys.")

@@ -215,8 +215,8 @@ def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:
     """
     if not restart:
         raise click.UsageError(
-            "Give --restart: a job starts over. `marco dead requeue` lets a dead or failed one "
-            "go on from its last round."
+            "Give --restart: a job starts over. `marco dead requeue` continues a dead or failed "
+            "one from its last round."
         )
     if bool(jobs) == everything:
         raise click.UsageError("Give jobs, or --all.")

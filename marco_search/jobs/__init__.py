@@ -338,7 +338,7 @@ def payload_hash(job: Job) -> str:
 
 
 class JobState(StrEnum):
-    """Where a job stands (marco_search.store.queue.states has the transitions)."""
+    """A job's status (marco_search.store.queue.states has the transitions)."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -79,7 +79,7 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _messages(found: Any) -> list[dict[str, str]]:
     if not isinstance(found, list) or not all(isinstance(m, dict) for m in found):
-        raise ValueError("its messages are no list of objects")
+        raise ValueError("its messages are not a list of objects")
     return [
         {
             "role": _role(m.get("role", m.get("from"))),
@@ -229,7 +229,7 @@ def source_of(path: Path) -> dict[str, Any]:
         made = manifest.read(path)
         if changed := manifest.broken(path, made):
             raise InvalidDataSet(
-                f"{path}: not as its manifest says: {', '.join(changed)}; make it again, or name "
+                f"{path}: not as its manifest says: {', '.join(changed)}; build it again, or name "
                 "the file to read instead of the folder"
             )
         return {"path": str(path)} | {name: made[name] for name in ("manifest_sha256", "inputs")}

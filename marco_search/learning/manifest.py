@@ -69,7 +69,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises InputError if there is something at `folder` already, or it can't be made.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already; name a new folder, or remove it first")
+        raise InputError(f"{folder}: already exists; name a new folder, or remove it first")
     part = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
@@ -145,7 +145,7 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InvalidDataSet(f"{folder}: no data set: it has no readable {FILE}") from None
+        raise InvalidDataSet(f"{folder}: not a data set: it has no readable {FILE}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InvalidDataSet(f"{folder}: its {FILE} is of another format than {FORMAT}")
     return manifest

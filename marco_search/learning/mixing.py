@@ -44,7 +44,7 @@ def mix(
     """
     kinds = {manifest.read(path)["kind"] for path in inputs}
     if len(kinds) != 1:
-        raise InputError("samples and preference pairs can't be mixed; mix each with its like")
+        raise InputError("samples and preference pairs can't be mixed; mix each kind separately")
     (kind,) = kinds
     with manifest.whole_folder(folder) as part, scratch_database(_ORDER) as order:
         chosen = _Chosen(order, rules, validation, seed, samples.Tenants(all_tenants))

@@ -164,7 +164,7 @@ def check_messages(messages: Any, name: str = "messages") -> None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 @dataclass

@@ -161,7 +161,7 @@ def usable(file: Path) -> Iterator[None]:
         dangling = file.is_symlink() and not file.exists()
         reason = "it is a link to nothing" if dangling else error.strerror or error
         raise LocalServiceFailed(
-            f"{file} can't be used ({reason}): put that right, or set MARCO_HOME to a folder that "
+            f"{file} can't be used ({reason}): fix that, or set MARCO_HOME to a folder that "
             "you can write to. If it belongs to another user, work as that user"
         ) from error
 
@@ -258,5 +258,5 @@ def _not_ended(home: Path) -> LocalServiceFailed:
     numbers = " ".join(sorted(found - {str(os.getpid())}, key=int))
     return LocalServiceFailed(
         f"an earlier run does not end. End its processes, which hold {file}, with `kill -9 "
-        f"{numbers}` and try again: what is stored survives that"
+        f"{numbers}` and try again: stored data survives that"
     )

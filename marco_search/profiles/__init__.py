@@ -156,9 +156,9 @@ class Profile(Input):
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
         if "en" not in self.reflection_texts:
-            raise ValueError("reflection_texts: needs a text for en, which is for all others")
+            raise ValueError("reflection_texts: needs a text for en, the default of all others")
         if any(end in self.stops for end in self.turn("en").thought_ends):
-            raise ValueError("a text that ends a thought can't be among `stops`")
+            raise ValueError("a text that ends a thought can't also be in `stops`")
         if bool(self.output) != bool(self.end_of_output):
             raise ValueError("output and end_of_output: give both or none")
         return self
@@ -202,7 +202,7 @@ def _check_search_fields(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in SEARCH_FIELDS:
             known = hint(name, [*SEARCH_FIELDS, *Profile.model_fields])
-            raise within(name, f"unknown field{known}; docs/profiles.md has them all")
+            raise within(name, f"unknown field{known}; see docs/profiles.md for all fields")
     try:
         config_adapter().validate_python({"strategy": "auto", "action": "step", **given})
     except ValidationError as error:

@@ -68,7 +68,7 @@ def compile_template(text: str, specials: Mapping[str, str] | None = None) -> Re
         try:
             return template.render(**{"add_generation_prompt": True, "tools": None, **given})
         except jinja2.TemplateError as error:
-            raise ModelRefused(f"the chat template refused the prompt: {error}") from None
+            raise ModelRefused(f"the chat template rejected the prompt: {error}") from None
 
     return render
 

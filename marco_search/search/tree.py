@@ -163,7 +163,7 @@ class Tree:
         """Append a node. Raises ValueError unless its id is the next and its parent is here."""
         i, parent = node.node_id, node.parent_id
         if i != len(self.nodes) or (parent is None) != (i == ROOT) or (parent or 0) > i:
-            raise ValueError(f"node {i} below {parent} does not follow on {len(self.nodes)} nodes")
+            raise ValueError(f"node {i} below {parent} does not follow {len(self.nodes)} nodes")
         self.nodes.append(node)
         self.children.append([])
         self.visits.append(0)

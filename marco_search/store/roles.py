@@ -64,7 +64,7 @@ def name(prefix: str, role: str) -> str:
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,39}", prefix):
         raise InvalidSettings(
             "MARCO_ROLE_PREFIX: must be 1 to 40 lower-case letters, digits and underscores, "
-            "and begin with no digit"
+            "and not begin with a digit"
         )
     return f"{prefix}_{role}"
 

@@ -68,7 +68,7 @@ TGI = Program(
 )
 OTHER = Program(
     name="server",
-    advice=f"it must answer `logprobs: {TOP_K}` with the log-probabilities of {TOP_K} candidates",
+    advice=f"it must support `logprobs: {TOP_K}` with the log-probabilities of {TOP_K} candidates",
     lacks=(_NO_ABORT,),
 )
 _BY_OWNER = {"vllm": VLLM, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
@@ -298,7 +298,7 @@ class OpenAIServer(Server):
                 body = {"model": self._card.get("id"), "tokens": [token]}
                 text = self._connections.request("/detokenize", call, body).get("prompt")
                 if not isinstance(text, str):
-                    raise BranchFailed("the server does not say what a token reads")
+                    raise BranchFailed("the server does not return the text of a token")
                 self._spelt[token] = text
         return [self._spelt[token] for token in ids]
 

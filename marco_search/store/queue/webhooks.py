@@ -44,7 +44,7 @@ class Webhook:
     events: list[str]
     created_at: datetime
     pending: int  #: deliveries that did not arrive yet
-    failed: int  #: deliveries that were given up
+    failed: int  #: deliveries that have failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ NARROW_SHARE = 0.6
 
 
 class JobStatus(BaseModel):
-    """Where a job stands: a row of the view audit.jobs."""
+    """A job's status: a row of the view audit.jobs."""
 
     model_config = ConfigDict(frozen=True)
 
