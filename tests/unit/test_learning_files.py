@@ -118,7 +118,7 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "only system, user and assistant"),
     ({"messages": [{"role": "user", "content": "x"}]}, "end with the assistant's"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
-    ({"conversations": "x"}, "no list of objects"),
+    ({"conversations": "x"}, "not a list of objects"),
     ({"prompt": "x", "completion": 3}, "not text"),
     ({"instruction": "x", "output": "y", "history": [["z"]]}, "shorter"),
 ]

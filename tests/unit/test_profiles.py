@@ -332,7 +332,7 @@ def test_rollouts_that_end_well_are_not_mentioned() -> None:
         ('[search]\nselection = "best"', "search.selection: unknown value 'best'; use one of: uct"),
         ('[search]\nreward = "luck"', "search: unknown reward 'luck'"),
         ('[reflection_texts]\nzh = "x"', "reflection_texts: needs a text for en"),
-        ('end_of_thought = "</t>"\nstops = ["</t>"]', "can't be among `stops`"),
+        ('end_of_thought = "</t>"\nstops = ["</t>"]', "can't also be in `stops`"),
         ('output = "<o>"', "output and end_of_output: give both or none"),
         ('examples = [{user = "x"}]', "examples.0.assistant: missing"),
     ],
@@ -346,7 +346,7 @@ def test_a_file_that_can_not_be_used_says_which_and_why(home: Path, text: str, s
 
 
 def test_a_job_is_refused_when_it_is_made() -> None:
-    with pytest.raises(InvalidJob, match=r"overrides\.x: unknown field; docs"):
+    with pytest.raises(InvalidJob, match=r"overrides\.x: unknown field; see docs"):
         question(overrides={"x": 1})
     with pytest.raises(InvalidJob, match="profile"):
         question(profile="../../etc/passwd")
