@@ -259,7 +259,7 @@ class DeadlinePassed(MarcoError):
 
 
 class JobFailed(MarcoError):
-    """A job that was waited for did not succeed; the message says what became of it."""
+    """A job that was waited for did not succeed; the message says why."""
 
     exit_code = 7
 

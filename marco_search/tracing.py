@@ -1,4 +1,4 @@
-"""W3C trace context: from whoever submits a job, through its row, to the servers that generate.
+"""W3C trace context: from the submitter of a job, through its row, to the servers that generate.
 
 A job is part of its caller's trace; one that was submitted outside of any has a trace of its own,
 whose id is the job's. Ids of spans follow from their places, so that what a server records while a

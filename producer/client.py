@@ -142,7 +142,7 @@ class Producer:
         They are stored in parts, so memory does not grow with their number. A line that can't be
         a job is refused (see `refused_lines`) and the rest goes on. `options` fill in what a line
         leaves open. Cut off and called again with the same lines and the same `source` or
-        `batch_id`, it goes on where it stopped; `begun` is told the batch at the start.
+        `batch_id`, it continues where it stopped; `begun` is called with the batch at the start.
         Raises InvalidJob if the lines are not the same, and QueueFull or QuotaExceeded unless it
         `waits`: the parts that are stored stay.
         """

@@ -4,7 +4,7 @@
 - takes jobs back from workers that are gone (store.queue.recovery)
 - ends jobs whose deadline has passed, and queued ones with answers that were cancelled
 - makes the trail's next months (store.trail.partitions)
-- marks batches that have ended, and sends what webhooks are told (worker.sender, in threads)
+- marks batches that have ended, and sends webhook deliveries (worker.sender, in threads)
 
 Each step is a transaction that skips rows others hold: any number of schedulers may run at once,
 and one that dies leaves nothing half done. Redis lets only one tick each second; on an idle

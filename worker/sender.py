@@ -1,4 +1,4 @@
-"""Sends what webhooks are told, in threads of a scheduler's: a slow receiver holds up no other.
+"""Sends webhook deliveries, in threads of a scheduler: a slow receiver delays no other.
 
 Signed by the Standard Webhooks specification (https://www.standardwebhooks.com). A host name is
 looked up once, and the connection made to an address that was checked: no second answer of a name

@@ -53,7 +53,7 @@ async def create(
 ) -> Response:
     """Submits a job, waits for it, and gives its n best distinct answers.
 
-    The job outlives the request: whoever hangs up, or waits too long, finds it at /jobs/{id}.
+    The job outlives the request: a client that disconnects or times out finds it at /jobs/{id}.
     Its id is in the header Marco-Job-Id, in every part of a stream, and in an error.
     """
     named = {} if idempotency_key is None else {"idempotency_key": idempotency_key}

@@ -113,7 +113,7 @@ def refusal(error: MarcoError) -> JSONResponse:
 def error_body(error: MarcoError) -> dict[str, Any]:
     """An error of ours in OpenAI's shape. Its code is its class: queue_full, job_not_found.
 
-    Where the services are is the operator's to know: it is logged, not told.
+    The services' addresses are logged for the operator, and not sent to clients.
     """
     status, kind = _kind(error)
     message = str(error)

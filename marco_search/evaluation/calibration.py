@@ -28,7 +28,7 @@ from marco_search.kinds import kind_of
 from marco_search.search.votes import Aggregation
 
 FEWEST = 8
-"""Problems: below that nothing can be told."""
+"""Problems: with fewer nothing can be concluded."""
 REWARD = "weakest-line"
 """What votes weigh in the strategies that are calibrated."""
 STRATEGIES = ("tree", "adaptive")
@@ -43,7 +43,7 @@ LEVELS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.99)
 ALIKE = 0.9
 """A share that is so much of the greatest counts as no smaller."""
 LEAST_ANSWERED = 0.1
-"""Share of the rollouts: with fewer nothing can be told."""
+"""Share of the rollouts: with fewer nothing can be concluded."""
 DOUBT = 0.2
 """p of a McNemar test above which redos that lead away from the majority may be chance."""
 LEAST_VALUE = 1e-9

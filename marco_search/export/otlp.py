@@ -1,7 +1,7 @@
 """Stored searches as OpenTelemetry traces: job, attempts, rounds, branches; to a file or collector.
 
 Names are those of OpenInference (for Phoenix) and of the GenAI conventions (for Langfuse). The
-trace is that of whoever submitted the job, or one whose id is the job's; a span's id follows from
+trace is that of the submitter of the job, or one whose id is the job's; a span's id follows from
 its place, so exporting twice gives the same trace. Times are those of the log: a round ends when it
 was written, a branch began as long before as it took.
 """

@@ -101,7 +101,7 @@ def details(body: bytes) -> str:
 
 
 def cut_short(call: Call) -> Failure:
-    """What became of a call that is over."""
+    """The outcome of a finished call."""
     late = call.left_s <= 0
     message = "no answer before the branch's deadline" if late else "aborted"
     return Failure(kind=BranchFailed, message=message)

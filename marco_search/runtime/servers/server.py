@@ -83,7 +83,7 @@ class Server:
         raise NotImplementedError
 
     def _abort(self, rid: str, call: Call) -> None:
-        """Tell the server that nobody waits for the request; one that is not told can't be."""
+        """Tell the server that nobody waits for the request, if it can be told."""
 
     # -- requests ----------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Batches: what was submitted together, line by line, and what became of each line.
+"""Batches: what was submitted together, line by line, and the outcome of each line.
 
 A batch is uploaded in parts, each in one transaction with the count of the lines taken and the
 hash of them, so that an upload that was cut off goes on where it stopped. A line's job is the
@@ -127,7 +127,7 @@ ENDED = """coalesce(completed_at, cancelled_at) IS NOT NULL AND finished_at IS N
 
 
 def mark_finished(conn: Conn, limit: int = 100) -> int:
-    """Mark batches that have ended, and hold what their webhooks are told; how many they were."""
+    """Mark batches that have ended, and store deliveries to their webhooks; how many ended."""
     found = conn.execute(
         f"SELECT id FROM batches WHERE {ENDED} LIMIT %s FOR NO KEY UPDATE SKIP LOCKED".encode(),  # noqa: S608
         [limit],

@@ -35,7 +35,7 @@ CHANNEL = "marco_jobs"
 """NOTIFY channel: the id of each job that reached a final state."""
 
 JOB_FINISHED, BATCH_FINISHED = "job.finished", "batch.finished"
-"""Events that webhooks are told of."""
+"""Events that webhooks are notified of."""
 
 
 def outbox(event: str, ended: str) -> str:

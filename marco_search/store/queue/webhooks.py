@@ -1,8 +1,8 @@
-"""Webhooks: who is told that a job or batch has ended, and what became of each delivery.
+"""Webhooks: URLs that are notified when a job or batch ends, and the outcome of each delivery.
 
 A delivery is held by the transaction that ends the job (`states.outbox`), as ids only: its body
-is made of the job when it is sent, so that a redaction reaches what was not sent yet. Whoever
-sends one (worker.sender) claims it for a while; one that was not reported by then is sent again.
+is made of the job when it is sent, so that a redaction reaches what was not sent yet. The sender
+(worker.sender) claims it for a while; one that was not reported by then is sent again.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _NAT64 = ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """An address, and what it is told of. Without its secret."""
+    """A URL and its events. Without its secret."""
 
     id: UUID
     tenant: str
     url: str
     events: list[str]
     created_at: datetime
-    pending: int  #: deliveries that did not arrive yet
+    pending: int  #: deliveries that have not arrived yet
     failed: int  #: deliveries that have failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Told:
+class _Event:
     id: UUID
     webhook_id: UUID
     event: str
@@ -59,8 +59,8 @@ class _Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery(_Told):
-    """An event that a webhook is told of."""
+class Delivery(_Event):
+    """An event that a webhook is notified of."""
 
     state: str  #: pending, delivered or failed
     next_at: datetime  #: if pending
@@ -69,7 +69,7 @@ class Delivery(_Told):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed(_Told):
+class Claimed(_Event):
     """A delivery to be sent now."""
 
     url: str
@@ -216,7 +216,7 @@ def resend(
     webhook_id: UUID | None = None,
     delivery_id: UUID | None = None,
 ) -> int:
-    """Send a delivery again, whatever became of it, or all of a webhook that were given up."""
+    """Send a delivery again, whatever its state, or all failed ones of a webhook."""
     return conn.execute(
         """
         UPDATE webhook_deliveries AS d SET state = 'pending', attempts = 0, next_at = now()
