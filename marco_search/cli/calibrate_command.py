@@ -24,7 +24,6 @@ from marco_search.evaluation.report import percent, require_few_failed, table
 from marco_search.evaluation.run import Progress, run
 from marco_search.evaluation.statistics import rounded
 from marco_search.jobs import SearchOptions
-from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
 
 
@@ -123,12 +122,9 @@ def calibrate(
         "traces": str(traces),
     }
     words = [part(found) for part in _PARTS]
-    output.report(data, about, "", *words, "", *_written(profile, out, settings.profiles))
-
-
-def _written(profile: Profile, out: Path, folder: Path) -> list[str]:
-    how = profile.name if out.parent == folder and out.stem == profile.name else str(out)
-    return [f"Profile: {out}", f"Use it with --profile {how}, or MARCO_PROFILE={how} for all jobs."]
+    how = name if (out.parent, out.stem) == (settings.profiles, name) else str(out)
+    use = f"Use it with --profile {how}, or MARCO_PROFILE={how} for all jobs."
+    output.report(data, about, "", *words, "", f"Profile: {out}", use)
 
 
 def _lengths(found: Findings) -> str:

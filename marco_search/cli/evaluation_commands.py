@@ -166,9 +166,10 @@ def evaluate(
     if samples_file:
         output.write_json_lines(samples_file, samples(traces, problems, grader))
     if report:
-        _write(report, f"{text}\n")
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(f"{text}\n", encoding="utf-8")
         beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-        _write(report.with_suffix(".json"), beside)
+        report.with_suffix(".json").write_text(beside, encoding="utf-8")
     output.report(data, text)
 
 
@@ -184,11 +185,6 @@ def _rollouts(found: Row) -> Iterator[str]:
     yield f"{total:,.0f}"
     for name, how in _SHORTFALLS.items():
         yield f"{getattr(found, name) * total:,.0f} {how}"
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
 
 
 def progress_text(progress: Progress) -> str:

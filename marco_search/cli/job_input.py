@@ -142,7 +142,7 @@ def read_lines(path: str, options: dict[str, Any] | None = None) -> dict[int, Jo
     bad line with its number, InputError if the file can't be read or holds no job.
     """
     with opened(path, "marco submit") as lines:
-        jobs = parse_lines(lines, source_of(path), options or {})
+        jobs = dict(checked(lines, source_of(path), options or {}))
     if not jobs:
         raise InputError(f"{source_of(path)}: no job in it; write one JSON object on each line")
     return jobs
@@ -175,11 +175,6 @@ def opened(path: str, command: str) -> Iterator[Iterator[bytes]]:
             )
             raise InputError(f"{source_of(path)}: {name}: {advice}")
         yield lines_of(iter(partial(file.read1, 2**16), b""))
-
-
-def parse_lines(lines: Iterable[bytes], source: str, options: dict[str, Any]) -> dict[int, Job]:
-    """The jobs in these lines, by number. Raises InvalidBatch if any line is wrong."""
-    return dict(checked(lines, source, options))
 
 
 def checked(

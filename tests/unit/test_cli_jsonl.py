@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from marco_search.cli.job_input import parse_lines, read_jobs
+from marco_search.cli.job_input import checked, read_jobs
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.kinds import ReasoningJob, TranslationJob
 
@@ -38,7 +38,7 @@ def test_every_bad_line_is_named_with_its_number_field_and_reason() -> None:
         b'{"kind": "reasoning", "question": "1+1?", "options": {"rollouts": 0}}',
     ]
     with pytest.raises(InvalidBatch) as caught:
-        parse_lines(lines, "jobs.jsonl", {})
+        dict(checked(lines, "jobs.jsonl", {}))
     message = str(caught.value).splitlines()
     assert message[0] == "jobs.jsonl: 4 bad lines, nothing was submitted"
     assert message[1].startswith("  line 2: not valid JSON")
@@ -50,7 +50,7 @@ def test_every_bad_line_is_named_with_its_number_field_and_reason() -> None:
 
 def test_a_file_of_another_format_does_not_fill_the_screen() -> None:
     with pytest.raises(InvalidBatch) as caught:
-        parse_lines([b"name,question"] * 5000, "jobs.csv", {})
+        dict(checked([b"name,question"] * 5000, "jobs.csv", {}))
     message = str(caught.value).splitlines()
     assert "5,000 bad lines" in message[0]
     assert len(message) < 110
@@ -59,7 +59,7 @@ def test_a_file_of_another_format_does_not_fill_the_screen() -> None:
 
 def test_command_line_options_fill_in_what_a_line_leaves_open() -> None:
     line = b'{"kind": "reasoning", "question": "1+1?", "options": {"rollouts": 4}}'
-    jobs = parse_lines([line, GOOD], "f", {"rollouts": 9, "strategy": "vote"})
+    jobs = dict(checked([line, GOOD], "f", {"rollouts": 9, "strategy": "vote"}))
     own, none = jobs.values()
     assert (own.options.rollouts, own.options.strategy) == (4, "vote")
     assert (none.options.rollouts, none.options.strategy) == (9, "vote")
@@ -67,12 +67,12 @@ def test_command_line_options_fill_in_what_a_line_leaves_open() -> None:
 
 def test_a_bad_option_of_the_command_line_is_reported_once() -> None:
     with pytest.raises(InvalidJob, match="rollouts: must be at least 1"):
-        parse_lines([GOOD] * 3, "f", {"rollouts": 0})
+        dict(checked([GOOD] * 3, "f", {"rollouts": 0}))
 
 
 def test_a_line_that_is_too_long_is_named_as_such() -> None:
     with pytest.raises(InvalidBatch, match="line 2: longer than 4,194,304 bytes"):
-        parse_lines([GOOD, b'{"question": "' + b"x" * 2**22 + b'"}'], "f", {})
+        dict(checked([GOOD, b'{"question": "' + b"x" * 2**22 + b'"}'], "f", {}))
 
 
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_file_of_another_format_is_named(tmp_path: Path, data: bytes, words: s
 
 def test_an_expected_number_is_its_text() -> None:
     line = b'{"kind": "reasoning", "question": "1+1?", "expected": %s}'
-    jobs = parse_lines([line % b"391", line % b"2.5", line % b'"4"'], "jobs", {})
+    jobs = dict(checked([line % b"391", line % b"2.5", line % b'"4"'], "jobs", {}))
     assert [job.expected for job in jobs.values()] == ["391", "2.5", "4"]
     with pytest.raises(InvalidBatch, match="expected"):
-        parse_lines([line % b"true"], "jobs", {})
+        dict(checked([line % b"true"], "jobs", {}))

@@ -143,7 +143,7 @@ def test_job_command_line_setting_profile_strategy(
         "options": {"strategy": "step", "overrides": {"top_p": 0.4}},
     }
     mine = shell | {"profile": "mine"}
-    (job,) = job_input.parse_lines([json.dumps(line).encode()], "jobs", mine).values()
+    ((_, job),) = job_input.checked([json.dumps(line).encode()], "jobs", mine)
     found = make_plan(job, ToyRuntime()).config
     assert [getattr(found, n) for n in values] == [0.4, 0.3, 12, 11, 0.1]
     assert (found.root_width, found.selection) == (4, "uct")
@@ -154,7 +154,7 @@ def test_a_job_s_own_option_goes_before_the_command_line_s_assignment() -> None:
     shell = job_input.given_options(
         {"assignments": (("temperature", "0.9"), ("max_new_tokens", "7"))}
     )
-    (job,) = job_input.parse_lines([line], "jobs", shell).values()
+    ((_, job),) = job_input.checked([line], "jobs", shell)
     config = make_plan(job, ToyRuntime()).config
     assert (config.temperature, config.max_new_tokens) == (0.5, 7)
 
