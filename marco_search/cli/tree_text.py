@@ -26,9 +26,8 @@ from marco_search.cli import output
 from marco_search.render.layout import (
     LINE_END,
     Label,
-    children_of,
+    Layout,
     labels,
-    to_draw,
     unsure,
     visible_nodes,
 )
@@ -61,21 +60,18 @@ def draw_tree(
     most are drawn, down to `depth` edges below the root; what is left out is counted where it
     hangs. `full` draws everything and wraps texts instead of truncating them.
     """
-    nodes, winning = to_draw(nodes, tuple(winning))
-    path = frozenset(winning)
-    keep = visible_nodes(nodes, path, None if full else limit, None if full else depth)
-    children = children_of(nodes, path)
+    tree = Layout(nodes, winning)
+    keep = visible_nodes(tree, None if full else limit, None if full else depth)
     signs = _ASCII if (output.ascii_only() if ascii_only is None else ascii_only) else _UTF8
     drawing = _Drawing(
-        children=children,
-        labels=labels(nodes, children, answer_sign=signs["answer"]),
-        winning=path,
+        tree=tree,
+        labels=labels(tree, answer_sign=signs["answer"]),
         width=output.terminal_width() if width is None else width,
         full=full,
         signs=signs,
     )
     heading = Text(" visits  value", style="dim")
-    lines = drawing.lines(nodes[0], keep)
+    lines = drawing.lines(keep)
     return Text("\n", no_wrap=True, overflow="ignore").join([heading, *lines])
 
 
@@ -88,23 +84,22 @@ def tree_json(nodes: Sequence[TreeRow], winning: Iterable[int]) -> dict[str, obj
 
 @dataclass(frozen=True, slots=True)
 class _Drawing:
-    children: Mapping[int, Sequence[TreeRow]]
+    tree: Layout
     labels: Mapping[int, Label]
-    winning: frozenset[int]
     width: int
     full: bool
     signs: Mapping[str, str]
 
-    def lines(self, root: TreeRow, keep: frozenset[int]) -> Iterator[Text]:
+    def lines(self, keep: frozenset[int]) -> Iterator[Text]:
         # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
-        stack: list[tuple[TreeRow | str, str, str]] = [(root, "", "")]
+        stack: list[tuple[TreeRow | str, str, str]] = [(self.tree.nodes[0], "", "")]
         while stack:
             item, lead, below = stack.pop()
             if isinstance(item, str):
                 yield Text(f"{'':{_MARGIN}}{lead}{item}", style="dim")
                 continue
             yield from self._node(item, lead, below)
-            children = self.children[item.node_id]
+            children = self.tree.children[item.node_id]
             if note := unsure(children):
                 yield Text(f"{'':{_MARGIN}}{below}").append(note, style="italic yellow")
             hidden = sum(self._size(child) for child in children if child.node_id not in keep)
@@ -124,11 +119,11 @@ class _Drawing:
         count, stack = 0, [node]
         while stack:
             count += 1
-            stack.extend(self.children[stack.pop().node_id])
+            stack.extend(self.tree.children[stack.pop().node_id])
         return count
 
     def _node(self, node: TreeRow, lead: str, below: str) -> Iterator[Text]:
-        wins = node.node_id in self.winning
+        wins = node.node_id in self.tree.winning
         value = fraction(node.value) if node.visits else "-"
         space = max(_LEAST_TEXT, self.width - _MARGIN - len(lead))
         texts = self._texts(node, space)

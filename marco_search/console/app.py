@@ -38,7 +38,7 @@ from marco_search.errors import InputError, JobNotFound, MarcoError, QueryRefuse
 from marco_search.kinds import KINDS
 from marco_search.render.document import cards, document
 from marco_search.render.drawings import svg
-from marco_search.render.layout import to_draw
+from marco_search.render.layout import Layout
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads.job_record import JobRecord
 from marco_search.store.reads.queries import (
@@ -232,7 +232,7 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
     @routes.get("/jobs/{job:uuid}/tree.svg")
     def drawing(job: UUID) -> Response:
         found = whole(job)
-        text = svg(*to_draw(found.nodes, found.winning_path), found.job.subject)
+        text = svg(Layout(found.nodes, found.winning_path), found.job.subject)
         return _download(text, "image/svg+xml", found, "svg")
 
     @routes.get("/jobs/{word}")

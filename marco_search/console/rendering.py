@@ -35,13 +35,12 @@ from marco_search.render.document import cards, document
 from marco_search.render.drawings import MAX_NODES, dot, mermaid, svg
 from marco_search.render.layout import (
     STOP_REASONS,
-    children_of,
+    Layout,
     instead,
     labels,
     places,
     score,
     short_id,
-    to_draw,
     unsure,
     visible_nodes,
     weighting,
@@ -185,20 +184,19 @@ def tree_rows(nodes: Sequence[TreeRow], winning: Sequence[int]) -> Iterator[dict
     As in the terminal a chain stays on one level, so the list is as deep as there are choices.
     Before a row lists open, or `closes` lists close; `note` is what the model was unsure of there.
     """
-    nodes, winning = to_draw(nodes, winning)
-    children = children_of(nodes, winning)
-    drawn = {node.node_id: node for node in nodes}
-    siblings = {node.node_id: below for below in children.values() for node in below}
-    label_of = labels(nodes, children)
+    tree = Layout(nodes, winning)
+    drawn = {node.node_id: node for node in tree.nodes}
+    siblings = {node.node_id: below for below in tree.children.values() for node in below}
+    label_of = labels(tree)
     level = 0
-    for node_id, place in places(nodes, winning).items():
-        beside = siblings.get(node_id, nodes[:1])
+    for node_id, place in places(tree).items():
+        beside = siblings.get(node_id, tree.nodes[:1])
         yield {
             "node": drawn[node_id],
             "label": label_of[node_id],
             "note": unsure(beside) if beside[0].node_id == node_id else None,
             "fork": (fork := drawn[node_id].fork) and instead(fork),
-            "wins": node_id in winning,
+            "wins": node_id in tree.winning,
             "opens": place.column + 1 > level,
             "closes": max(0, level - place.column - 1),
             "choice": len(beside) > 1,
@@ -221,15 +219,13 @@ def render(
             return html_file(record, reader.tokens(job_id), verified)
         data = document(record, reader.tokens(job_id), verified)
         return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
-    nodes, winning = to_draw(record.nodes, record.winning_path)
-    if nodes:
+    tree = Layout(record.nodes, record.winning_path)
+    if tree.nodes:
         most = MAX_NODES if name == "mermaid" and limit is None else limit
-        keep = visible_nodes(nodes, winning, most, depth)
-        nodes = tuple(node for node in nodes if node.node_id in keep)
-        winning = tuple(i for i in winning if i in keep)
+        tree = tree.only(visible_nodes(tree, most, depth))
     if name == "mermaid":
-        return mermaid(nodes, winning)
-    return (svg if name == "svg" else dot)(nodes, winning, record.job.subject)
+        return mermaid(tree)
+    return (svg if name == "svg" else dot)(tree, record.job.subject)
 
 
 def html_file(

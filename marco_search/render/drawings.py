@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from operator import itemgetter
 from xml.sax.saxutils import escape
 
@@ -11,8 +11,8 @@ from rich.cells import cell_len
 
 from marco_search.render.layout import (
     Label,
+    Layout,
     Place,
-    children_of,
     cut,
     flow,
     instead,
@@ -39,12 +39,9 @@ _WIN, _WIN_CARD, _REFLECTION, _UNSURE = "#1d5fd0", "#e8f0fe", "#fff4df", "#85540
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
-def svg(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
-    """A drawing of `nodes` (parents before children) under `title`; it loads nothing."""
-    place = places(nodes, winning)
-    on_path = frozenset(winning)
-    children = children_of(nodes, on_path)
-    name_of = labels(nodes, children)
+def svg(tree: Layout, title: str) -> str:
+    """A drawing of the tree under `title`; it loads nothing."""
+    place, name_of, children = places(tree), labels(tree), tree.children
     longest = max((cell_len(name.whole) for name in name_of.values()), default=0)
     card = min(_MOST_WIDTH, max(_LEAST_WIDTH, round(longest * _CELL) + _COUNTS))
     width = 2 * _MARGIN + max((p.column for p in place.values()), default=0) * INDENT + card
@@ -58,12 +55,12 @@ def svg(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
         f'<text x="{_MARGIN}" y="34" font-size="16" fill="{_INK}">{heading}</text>',
     ]
     # Lines first, so that cards lie above them; the winning path's last, above the others.
-    edges = [(parent, c, c.node_id in on_path) for parent in place for c in children[parent]]
+    edges = [(parent, c, c.node_id in tree.winning) for parent in place for c in children[parent]]
     for parent, child, wins in sorted(edges, key=itemgetter(2)):
         parts.append(_edge(place[parent], place[child.node_id], child.visits, wins))
-    for node in nodes:
+    for node in tree.nodes:
         if at := place.get(node.node_id):
-            wins = node.node_id in on_path
+            wins = node.node_id in tree.winning
             parts.append(_card(node, name_of[node.node_id], at, card, wins))
             parts += _note(unsure(children[node.node_id]), at)
     return "\n".join([*parts, "</svg>\n"])
@@ -114,27 +111,26 @@ def _xml(text: str) -> str:
     return escape(re.sub("[\t\n\ufffe\uffff]", " ", escaped(text)))
 
 
-def dot(nodes: Sequence[TreeRow], winning: Sequence[int], title: str) -> str:
-    """A digraph of `nodes` (parents before children), the winning path in blue and thick."""
-    return "\n".join(_dot_lines(nodes, frozenset(winning), title)) + "\n"
+def dot(tree: Layout, title: str) -> str:
+    """A digraph of the tree, the winning path in blue and thick."""
+    return "\n".join(_dot_lines(tree, title)) + "\n"
 
 
-def _dot_lines(nodes: Sequence[TreeRow], winning: frozenset[int], title: str) -> Iterator[str]:
-    children = children_of(nodes, winning)
-    name_of = labels(nodes, children)
+def _dot_lines(tree: Layout, title: str) -> Iterator[str]:
+    name_of, winning = labels(tree), tree.winning
     yield "digraph tree {"
-    look = f"labelloc=t; rankdir={flow(children)}; ordering=out;"
+    look = f"labelloc=t; rankdir={flow(tree)}; ordering=out;"
     yield f"  label={_quoted(cut(title, 200))}; {look}"
     yield '  node [shape=box, style="rounded,filled", fillcolor="#f6f7f9", color="#b4bccb",'
     yield '        fontname="sans-serif", fontsize=11];'
     yield '  edge [color="#b4bccb", arrowhead=none];'
-    for node in nodes:
+    for node in tree.nodes:
         text = name_of[node.node_id].fitting(_DOT_CELLS)
         name = _quoted(f"{text}\n{counted(node.visits, 'visit')}, value {score(node.value)}")
         wins = node.node_id in winning
         look = ', color="#1d5fd0", fillcolor="#e8f0fe", penwidth=2' if wins else ""
         yield f"  n{node.node_id} [label={name}{look}];"
-    for parent, below in children.items():
+    for parent, below in tree.children.items():
         for child in below:
             edge = ['color="#1d5fd0", penwidth=3'] if child.node_id in winning else []
             edge += [f"label={_quoted(instead(child.fork))}, fontsize=9"] if child.fork else []
@@ -149,21 +145,20 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def mermaid(nodes: Sequence[TreeRow], winning: Sequence[int]) -> str:
-    """A flowchart of `nodes` (parents before children), MAX_NODES at most."""
-    return "\n".join(_mermaid_lines(nodes, frozenset(winning))) + "\n"
+def mermaid(tree: Layout) -> str:
+    """A flowchart of the tree, of MAX_NODES at most."""
+    return "\n".join(_mermaid_lines(tree)) + "\n"
 
 
-def _mermaid_lines(nodes: Sequence[TreeRow], winning: frozenset[int]) -> Iterator[str]:
-    children = children_of(nodes, winning)
-    name_of = labels(nodes, children)
-    yield f"flowchart {flow(children)}"
-    for node in nodes:
+def _mermaid_lines(tree: Layout) -> Iterator[str]:
+    name_of, winning = labels(tree), tree.winning
+    yield f"flowchart {flow(tree)}"
+    for node in tree.nodes:
         text = _entities(name_of[node.node_id].fitting(_MERMAID_CELLS))
         look = ":::winning" if node.node_id in winning else ""
         yield f'  n{node.node_id}["{text}<br/>{node.visits} × {score(node.value)}"]{look}'
     edge, thick = 0, []
-    for parent, below in children.items():
+    for parent, below in tree.children.items():
         for child in below:
             fork = f'|"{_entities(instead(child.fork))}"| ' if child.fork else ""
             yield f"  n{parent} --- {fork}n{child.node_id}"

@@ -17,7 +17,8 @@ from __future__ import annotations
 import heapq
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from os.path import commonprefix
@@ -99,13 +100,23 @@ def _together(above: TreeRow, node: TreeRow) -> TreeRow:
     )
 
 
-def to_draw(
-    nodes: Sequence[TreeRow], winning: Sequence[int]
-) -> tuple[tuple[TreeRow, ...], tuple[int, ...]]:
-    """The nodes once they are `joined`, parents before children, and the winning path in those."""
-    found = joined(nodes)
-    path = dict.fromkeys(found[i].node_id for i in winning if i in found)
-    return tuple({node.node_id: node for node in found.values()}.values()), tuple(path)
+class Layout:
+    """A tree as it is drawn: nodes, parents before children; the winning path; all children."""
+
+    def __init__(self, nodes: Sequence[TreeRow], winning: Iterable[int]) -> None:
+        """`nodes` has parents before children; here they are `joined`."""
+        found = joined(nodes)
+        self.nodes = list({node.node_id: node for node in found.values()}.values())
+        self.winning = dict.fromkeys(found[i].node_id for i in winning if i in found)
+        self.children = children_of(self.nodes, self.winning)
+
+    def only(self, keep: Collection[int]) -> Layout:
+        """With these nodes only."""
+        part = copy(self)
+        part.nodes = [node for node in self.nodes if node.node_id in keep]
+        part.winning = {i: None for i in self.winning if i in keep}
+        part.children = children_of(part.nodes, part.winning)
+        return part
 
 
 def unsure(siblings: Sequence[TreeRow]) -> str | None:
@@ -138,42 +149,39 @@ class Place:
     row: int
 
 
-def places(nodes: Sequence[TreeRow], winning: Collection[int]) -> dict[int, Place]:
-    """The place of each node by its id, by rows. `nodes` has parents before children."""
-    children = children_of(nodes, winning)
+def places(tree: Layout) -> dict[int, Place]:
+    """The place of each node by its id, by rows."""
     found: dict[int, Place] = {}
     # A stack, not recursion: a chain of mini-steps may be deeper than Python's stack.
-    stack = [(node.node_id, 0) for node in nodes[:1]]
+    stack = [(node.node_id, 0) for node in tree.nodes[:1]]
     while stack:
         node_id, column = stack.pop()
         found[node_id] = Place(column, len(found))
-        below = children[node_id]
+        below = tree.children[node_id]
         column += len(below) > 1
         stack += [(child.node_id, column) for child in reversed(below)]
     return found
 
 
-def flow(children: Mapping[int, Sequence[TreeRow]]) -> str:
+def flow(tree: Layout) -> str:
     """The direction that Graphviz and Mermaid draw in: down for chains, else to the right."""
-    leaves = sum(not below for below in children.values())
-    return "TB" if len(children) > 4 * leaves else "LR"
+    leaves = sum(not below for below in tree.children.values())
+    return "TB" if len(tree.nodes) > 4 * leaves else "LR"
 
 
-def visible_nodes(
-    nodes: Sequence[TreeRow], winning: Collection[int], limit: int | None, depth: int | None
-) -> frozenset[int]:
+def visible_nodes(tree: Layout, limit: int | None, depth: int | None) -> frozenset[int]:
     """Ids of the nodes to draw: the winning path, then those visited most with their parents.
 
     At most `limit` nodes, except that the winning path is always whole, and none more than
     `depth` edges below the root. None: no limit.
     """
-    children = children_of(nodes, winning)
-    depths = {nodes[0].node_id: 0}
+    root, children = tree.nodes[0].node_id, tree.children
+    depths = {root: 0}
     for parent, below in children.items():
         if parent in depths:  # no path leads to a ring of nodes in a tree that was tampered with
             depths |= {child.node_id: depths[parent] + 1 for child in below}
-    deepest = len(nodes) if depth is None else depth
-    shown = {i for i in winning if depths.get(i, deepest + 1) <= deepest} | {nodes[0].node_id}
+    deepest = len(tree.nodes) if depth is None else depth
+    shown = {i for i in tree.winning if depths.get(i, deepest + 1) <= deepest} | {root}
     frontier: list[tuple[int, int, int]] = []
 
     def offer(parent: int) -> None:
@@ -272,15 +280,10 @@ def _split(text: str, shared: int) -> Label:
     return Label(text[:at], text[at:]) if at >= _LEAST_SHARED else Label("", text)
 
 
-def labels(
-    nodes: Sequence[TreeRow],
-    children: Mapping[int, Sequence[TreeRow]],
-    *,
-    answer_sign: str = ANSWER_SIGN,
-) -> dict[int, Label]:
-    """The label of each node by its id. `children` is of `children_of(nodes)`."""
-    found = {node.node_id: Label("", label(node.action, node.text)) for node in nodes[:1]}
-    for siblings in children.values():
+def labels(tree: Layout, *, answer_sign: str = ANSWER_SIGN) -> dict[int, Label]:
+    """The label of each node by its id."""
+    found = {node.node_id: Label("", label(node.action, node.text)) for node in tree.nodes[:1]}
+    for siblings in tree.children.values():
         texts = [label(node.action, node.text, answer_sign=answer_sign) for node in siblings]
         apart = told_apart(texts)
         found |= {node.node_id: one for node, one in zip(siblings, apart, strict=True)}

@@ -13,7 +13,7 @@ from marco_search.cli.tree_text import draw_tree
 from marco_search.console.rendering import html_file, tree_rows
 from marco_search.render.document import document, vocabulary_json
 from marco_search.render.drawings import dot, mermaid, svg
-from marco_search.render.layout import children_of, places, told_apart, visible_nodes
+from marco_search.render.layout import Layout, children_of, places, told_apart, visible_nodes
 from marco_search.store.reads.job_record import NodeTokens
 from tests.records import HOSTILE, record_of, search_of, times, tokens_of
 
@@ -27,7 +27,7 @@ def hostile_nodes() -> tuple:  # type: ignore[type-arg]
 
 
 def test_the_winning_path_comes_first_and_only_a_choice_moves_to_the_right() -> None:
-    place = places(RECORD.nodes, RECORD.winning_path)
+    place = places(Layout(RECORD.nodes, RECORD.winning_path))
     assert [p.row for p in place.values()] == list(range(len(RECORD.nodes)))
     assert RECORD.winning_path
     assert [place[i].row for i in RECORD.winning_path] == list(range(len(RECORD.winning_path)))
@@ -64,7 +64,9 @@ def test_siblings_are_told_apart(texts: list[str], shown: list[str]) -> None:
 
 
 def test_the_svg_is_well_formed_and_marks_the_winning_path() -> None:
-    root = ElementTree.fromstring(svg(RECORD.nodes, RECORD.winning_path, "1 + 1 < 3 & so on"))
+    root = ElementTree.fromstring(
+        svg(Layout(RECORD.nodes, RECORD.winning_path), "1 + 1 < 3 & so on")
+    )
     space = "{http://www.w3.org/2000/svg}"
     assert len(root.findall(f"{space}g")) == len(RECORD.nodes)
     thick = [p for p in root.findall(f"{space}path") if p.get("stroke-width") == "3"]
@@ -73,28 +75,28 @@ def test_the_svg_is_well_formed_and_marks_the_winning_path() -> None:
 
 def test_hostile_text_stays_text_in_every_drawing() -> None:
     nodes, winning = hostile_nodes(), RECORD.winning_path
-    drawn = svg(nodes, winning, HOSTILE)
+    drawn = svg(Layout(nodes, winning), HOSTILE)
     root = ElementTree.fromstring(drawn)
     names = {element.tag.rpartition("}")[2] for element in root.iter()}
     assert names == {"svg", "title", "rect", "text", "path", "g"}
-    chart = mermaid(nodes, winning)
+    chart = mermaid(Layout(nodes, winning))
     assert "<script" not in chart and "{{" not in chart
-    for line in dot(nodes, winning, 'a "quote" and \\').splitlines():
+    for line in dot(Layout(nodes, winning), 'a "quote" and \\').splitlines():
         assert re.sub(r"\\.", "", line).count('"') % 2 == 0
 
 
 def test_a_ring_of_nodes_in_a_tree_that_was_tampered_with_stops_no_drawing() -> None:
     last, above = RECORD.nodes[-1].node_id, RECORD.nodes[-1].parent_id
     nodes = [replace(n, parent_id=last) if n.node_id == above else n for n in RECORD.nodes]
-    assert nodes[0].node_id in visible_nodes(nodes, (), None, None)
-    assert svg(nodes, (), "ring").count("<g>") < len(nodes)
+    assert nodes[0].node_id in visible_nodes(Layout(nodes, ()), None, None)
+    assert svg(Layout(nodes, ()), "ring").count("<g>") < len(nodes)
 
 
 def test_dot_and_mermaid_have_every_node_and_edge() -> None:
-    text = dot(RECORD.nodes, RECORD.winning_path, "title")
+    text = dot(Layout(RECORD.nodes, RECORD.winning_path), "title")
     assert len(re.findall(r" -> ", text)) == len(RECORD.nodes) - 1
     assert text.count("penwidth=3") == len(RECORD.winning_path) - 1
-    chart = mermaid(RECORD.nodes, RECORD.winning_path)
+    chart = mermaid(Layout(RECORD.nodes, RECORD.winning_path))
     assert len(re.findall(r" --- ", chart)) == len(RECORD.nodes) - 1
     assert chart.count(":::winning") == len(RECORD.winning_path)
 
@@ -157,4 +159,4 @@ def test_thousands_of_nodes_are_drawn_everywhere() -> None:
     assert drawn.count("\n") >= len(record.nodes)
     folded = draw_tree(record.nodes, record.winning_path, limit=40).plain
     assert folded.count("\n") < 120 and "more nodes" in folded
-    assert svg(record.nodes, record.winning_path, "t").count("<g>") == len(record.nodes)
+    assert svg(Layout(record.nodes, record.winning_path), "t").count("<g>") == len(record.nodes)
