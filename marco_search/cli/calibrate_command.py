@@ -209,7 +209,7 @@ def _labelled(found: Findings) -> str:
         for s in labels.settings
     ]
     redo, ahead = labels.redo, labels.ahead
-    said = "it is taken" if labels.clear else "that is not clear, so what is above stays"
+    said = "it is taken" if ahead.clear else "that is not clear, so what is above stays"
     gain = (
         f"{100 * ahead.difference:+.1f} points ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
     )

@@ -173,11 +173,6 @@ class Labelled:
     ahead: Paired  #: `best` of what is proposed without labels
     redo: Paired  #: the redo's answers of the greedy thoughts'
 
-    @property
-    def clear(self) -> bool:
-        """Whether `best` is better for certain."""
-        return _clear(self.ahead)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
@@ -227,11 +222,11 @@ def findings(
     samplings = [_sampling(i, run, polls) for i, run in enumerate(drawn)]
     at, votes, reflection = _best(samplings), _votes(trees, drawn, polls), _reflection(trees, polls)
     labelled, strategy = _labelled([trees, *drawn], problems, votes), None
-    if labelled and labelled.clear:
+    if labelled and labelled.ahead.clear:
         strategy, found = labelled.best.strategy, labelled.best.sampling
         at = at if found is None else found
         votes = replace(votes, sharpness=labelled.best.sharpness) if found is None else votes
-    if labelled and _clear(labelled.redo):
+    if labelled and labelled.redo.clear:
         reflection = replace(reflection, pays=labelled.redo.difference > 0)
     return Findings(
         problems=len(trees),
@@ -459,8 +454,3 @@ def _within(trace: Trace, tokens: int) -> Trace:
     spent = accumulate(r.generated for r in trace.rollouts)
     (short,) = cut([trace], [max(1, sum(n <= tokens for n in spent))])
     return short
-
-
-def _clear(difference: Paired) -> bool:
-    # With few problems the bootstrap alone finds too much.
-    return difference.clear and difference.p < 0.05

@@ -57,8 +57,8 @@ class Paired:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
+        """Whether it is no chance: with few problems the interval alone excludes 0 too often."""
+        return (self.low > 0 or self.high < 0) and self.p < 0.05
 
     def __str__(self) -> str:
         return points(asdict(self), " points")

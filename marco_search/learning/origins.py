@@ -116,8 +116,8 @@ def _unchanged(
     if stored.redacted_at or stored.share is None:
         return None
     mode = dataset.manifest["rules"]["reflection"]["reflection"]
-    ((_, tree),) = Reader(conn, Rules(reflection=mode)).read([stored])
-    return None if tree is None else _line_id(tree, paths) == sample_id
+    made = [_line_id(tree, paths) for tree in Reader(conn, Rules(reflection=mode)).read([stored])]
+    return made == [sample_id] if made else None
 
 
 def _line_id(tree: Tree, paths: Sequence[Mapping[str, Any]]) -> str | None:

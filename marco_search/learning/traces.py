@@ -259,12 +259,9 @@ class Reader:
         """The trees of these jobs, by id. Raises TrailBroken naming jobs that do not verify."""
         for part in _parts(self._kept(chosen)):
             self._verify([job.job_id for job in part])
-            for stored, tree in self.read(part):
-                if tree is None:
-                    self.drop(stored, "profile", _OTHER_PROFILE)
-                    continue
+            for tree in self.read(part):
                 self.used += 1
-                self._roots.update(f"{stored.job_id} {stored.root}\n".encode())
+                self._roots.update(f"{tree.stored.job_id} {tree.stored.root}\n".encode())
                 yield tree
 
     def samples(self, chosen: Filter) -> Iterator[Sample]:
@@ -297,8 +294,8 @@ class Reader:
                 "`marco verify JOB` says more; a data set is made from what verifies only"
             )
 
-    def read(self, part: Sequence[StoredJob]) -> Iterator[tuple[StoredJob, Tree | None]]:
-        """The trees of jobs that have answers; None for one whose profile can't be had here."""
+    def read(self, part: Sequence[StoredJob]) -> Iterator[Tree]:
+        """The trees of jobs that have answers, but for those whose profile can't be had here."""
         ranked = queries.answers(self.conn, [str(stored.job_id) for stored in part])
         nodes: defaultdict[UUID, dict[int, NodeText]] = defaultdict(lambda: {ROOT: _ROOT})
         wanted = "audit.nodes WHERE job_id = ANY (%s)"
@@ -308,7 +305,7 @@ class Reader:
             job, config = parse_job(stored.payload), SearchConfig.from_json(stored.config or {})
             prompt = _prompt(job, str(stored.model), config.profile)
             if prompt is None:
-                yield stored, None
+                self.drop(stored, "profile", _OTHER_PROFILE)
                 continue
             tree = Tree(
                 rules=self.rules,
@@ -319,7 +316,7 @@ class Reader:
                 nodes=nodes.pop(stored.job_id),
                 rollouts=tuple(trail.rollouts(self.conn, stored.job_id, schema=views.SCHEMA)),
             )
-            yield stored, tree.with_winners(ranked[str(stored.job_id)][0])
+            yield tree.with_winners(ranked[str(stored.job_id)][0])
 
 
 def sample(tree: Tree, rollout: Rollout) -> Sample:
