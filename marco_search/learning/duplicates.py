@@ -183,9 +183,8 @@ class Problems:
 
     def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
         """`problems`: what to call each, and its text."""
-        self._names: list[str] = []
-        self._sizes: list[int] = []
-        self._numbers: list[set[str]] = []
+        # Name, number of n-grams, numbers in it.
+        self._long: list[tuple[str, int, set[str]]] = []
         self._short: dict[tuple[str, ...], str] = {}
         # Length of the n-grams, N but for shorter problems, to n-gram to the problems that have it.
         self._indexes: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -196,10 +195,8 @@ class Problems:
                 continue
             grams = ngram_hashes(words, N).tolist()
             for gram in grams:
-                self._indexes[min(N, len(words))][gram].append(len(self._names))
-            self._names.append(name)
-            self._sizes.append(len(grams))
-            self._numbers.append(set(numbers(words)))
+                self._indexes[min(N, len(words))][gram].append(len(self._long))
+            self._long.append((name, len(grams), set(numbers(words))))
 
     def reason(self, row: Sample | Pair) -> str | None:
         """Which problem stands in a row, and how much of it; None: none does."""
@@ -209,9 +206,9 @@ class Problems:
                 return f"it is {name}"
             said = set(numbers(words))
             for problem, hits in self._hits(words).items():
-                share = hits / self._sizes[problem]
-                if share >= SHARE and self._numbers[problem] <= said:
-                    return f"{share:.0%} of the n-grams of {self._names[problem]}"
+                name, size, its_numbers = self._long[problem]
+                if hits / size >= SHARE and its_numbers <= said:
+                    return f"{hits / size:.0%} of the n-grams of {name}"
         return None
 
     def _hits(self, words: Sequence[str]) -> Counter[int]:

@@ -98,12 +98,12 @@ def main(folder: Path) -> int:
     parent = _unpacked(config.model, folder / "parent")
     trainer, counts = make_trainer(config, parent, folder)
     trainer.add_callback(deadline := Deadline(job["max_seconds"] or float("inf")))
-    losses = {"validation_before": _loss(trainer)} if trainer.eval_dataset else {}
+    losses = {"validation_before": trainer.evaluate()["eval_loss"]} if trainer.eval_dataset else {}
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
     if deadline.passed:
         return STOPPED
     if losses:
-        losses["validation_after"] = _loss(trainer)
+        losses["validation_after"] = trainer.evaluate()["eval_loss"]
     trainer.save_model(str(folder / "weights"))
     if trainer.is_world_process_zero():
         _save(config, parent, folder)
@@ -150,11 +150,6 @@ def make_trainer(config: Config, parent: Path, folder: Path) -> tuple[Any, dict[
         peft_config=_lora(config),
     )
     return trainer, {"samples": len(data), "too_long": len(lines) - len(short)}
-
-
-def _loss(trainer: Any) -> float:
-    loss: float = trainer.evaluate()["eval_loss"]
-    return loss
 
 
 def _data(texts: Texts, places: list[Path], cache: Path) -> Dataset:
