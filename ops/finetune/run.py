@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -154,36 +154,35 @@ def _train(config: Config, seconds: float) -> float:
 
 def _evaluate(config: Config, when: str, model: Path) -> None:
     """`marco eval` on every set; it goes on by itself from the traces that are there."""
-    folder = config.out / "evaluation"
-    folder.mkdir(exist_ok=True)
+    (config.out / "evaluation").mkdir(exist_ok=True)
     for name in config.evaluate.sets:
-        stem = folder / _stem(when, name)
-        if stem.with_suffix(".json").exists():
+        report = _report(config, when, name)
+        if report.exists():
             continue
         command = [str(Path(sys.executable).with_name("marco")), "eval", name, "--local", "--json"]
-        command += [*config.evaluate.options, "--out", f"{stem}.jsonl"]
-        before = folder / f"{_stem('before', name)}.jsonl"
+        command += [*config.evaluate.options, "--out", str(report.with_suffix(".jsonl"))]
+        before = _report(config, "before", name).with_suffix(".jsonl")
         if when == "after" and before.exists():
             command += ["--against", str(before)]
         environ = {**os.environ, "MARCO_MODEL": str(model.resolve())}
         done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True)
         if done.returncode != 0:
             raise LocalServiceFailed(f"{' '.join(command)}: exit code {done.returncode}, see above")
-        stem.with_suffix(".json").write_text(done.stdout)
+        report.write_text(done.stdout)
 
 
 def _results(config: Config) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for name in config.evaluate.sets:
-        for when in ("before", "after"):
-            file = config.out / "evaluation" / f"{_stem(when, name)}.json"
-            if file.exists():
-                found.setdefault(name, {})[when] = json.loads(file.read_text())
+    for name, when in product(config.evaluate.sets, ("before", "after")):
+        report = _report(config, when, name)
+        if report.exists():
+            found.setdefault(name, {})[when] = json.loads(report.read_text())
     return found
 
 
-def _stem(when: str, name: str) -> str:
-    return f"{when}-{name.replace(':', '-').replace('/', '-')}"
+def _report(config: Config, when: str, name: str) -> Path:
+    name = name.replace(":", "-").replace("/", "-")
+    return config.out / "evaluation" / f"{when}-{name}.json"
 
 
 def model_card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,17 @@ def test_the_command_says_what_is_wrong() -> None:
     run = CliRunner().invoke(main, ["nowhere.toml", "--set", "seed=1"])
     assert run.exit_code == 2 and "nowhere.toml: No such file" in run.output
     assert CliRunner().invoke(main, ["x.toml", "--set", "seed"]).exit_code == 2
+
+
+def test_the_card_has_what_was_measured_on_a_file_of_questions(tmp_path: Path) -> None:
+    file, questions = tmp_path / "config.toml", tmp_path / "some.questions.jsonl"
+    questions.write_text('{"question": "Tom has 3 cards and buys 2. How many?", "answer": 5}\n')
+    file.write_text(GOOD + f'[evaluate]\nsets = ["{questions}"]')
+    config = Config.read(file, {"data": [data_set(tmp_path / "set")], "out": tmp_path / "out"})
+    (config.out / config.name).mkdir(parents=True)  # trained before
+    counts = ("samples", "too_long", "steps", "parameters", "trained_parameters")
+    trained = dict.fromkeys((*counts, "seconds", "peak_memory_bytes"), 1)
+    about = {**trained, "losses": {}, "log": [{"loss": 1.0}]}
+    (config.out / "report.json").write_text(json.dumps(about))
+    card = (finetune(config, evaluate="before") / "README.md").read_text()
+    assert "n = 1 | not measured | not measured |" in card
