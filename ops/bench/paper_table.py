@@ -51,16 +51,6 @@ HERE = Path(__file__).parent
 SEED = 20261
 """Of every search."""
 STOP = 0.75
-# Most rollouts of a run. With STOP, past the largest budget: a thousand tokens or two. Without such
-# a limit a few problems that never settle take most of a rival's tokens.
-ROLLOUTS = {
-    "tree": 16,
-    "adaptive": 8,
-    "samples": 6,
-    "cot-reflect": 5,
-    "tree-plain": 16,
-    "adaptive-plain": 8,
-}
 THREADS = 48  # searches at once
 PROBLEMS = {"pocket": 1000, "second": 250, "real": 300}
 """Of each set of a study."""
@@ -95,20 +85,22 @@ def recipes(*, tuned: bool = True) -> dict[str, Recipe]:
     tree = configure("tree").to_json()
     alike = {"stop": STOP, "parallel": 1}
     vote = {name: tree[name] for name in ("reward", "choice", "sharpness")}
-    made: dict[str, tuple[str, dict[str, Any]]] = {
-        "tree": ("tree", {}),
-        "adaptive": ("adaptive", {}),
-        "samples": ("vote", vote),
-        "cot-reflect": ("adaptive", {"reflection": "always"}),
-        "tree-plain": ("tree", {"reflection": "never"}),
-        "adaptive-plain": ("adaptive", {"reflection": "never"}),
+    # Most rollouts of a run: with STOP, past the largest budget, a thousand tokens or two. Without
+    # such a limit a few problems that never settle take most of a rival's tokens.
+    made: dict[str, tuple[str, int, dict[str, Any]]] = {
+        "tree": ("tree", 16, {}),
+        "adaptive": ("adaptive", 8, {}),
+        "samples": ("vote", 6, vote),
+        "cot-reflect": ("adaptive", 5, {"reflection": "always"}),
+        "tree-plain": ("tree", 16, {"reflection": "never"}),
+        "adaptive-plain": ("adaptive", 8, {"reflection": "never"}),
     }
     return {
         name: Recipe(
-            options=SearchOptions(strategy=strategy, seed=SEED, rollouts=ROLLOUTS[name]),
+            options=SearchOptions(strategy=strategy, seed=SEED, rollouts=rollouts),
             changes=alike | changes | (temperature(name) if tuned else {}),
         )
-        for name, (strategy, changes) in made.items()
+        for name, (strategy, rollouts, changes) in made.items()
     }
 
 
@@ -316,18 +308,12 @@ def make(how: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Path)
 
 
 def tune(runtime: Runtime, count: int) -> None:
-    """Try the rivals' temperatures on the development split and write temperatures.json."""
-    tried = {
-        "adaptive": (0.6, 0.8, 1.0),
-        "adaptive-plain": (0.6, 0.8, 1.0),
-        "samples": (0.6, 0.8, 1.0),
-        "cot-reflect": (0.4, 0.7, 1.0),
-    }
+    """Try the temperatures of temperatures.json on the development split and write it again."""
     dev = study("tuning", samples.DEVELOPMENT, count)
-    for name, heats in tried.items():
-        for heat in heats:
+    for name, tried in TEMPERATURES.items():
+        for heat in tried:
             how = recipes()[name]
-            changes = how.changes | {"temperature": heat}
+            changes = how.changes | {"temperature": float(heat)}
             traces = list[Trace]()
             for set_name, problems in dev.sets.items():
                 file = dev.file(set_name, f"{name}-{heat}")
@@ -335,7 +321,7 @@ def tune(runtime: Runtime, count: int) -> None:
                 traces += dev.kept(set_name, f"{name}-{heat}", problems)
             stops = Stops(traces)
             at = [stops.at(dev.grader, stops.level_for(b, at_least=True)) for b in dev.budgets]
-            TEMPERATURES.setdefault(name, {})[str(heat)] = [round(p.accuracy, 4) for p in at]
+            tried[heat] = [round(p.accuracy, 4) for p in at]
             text = json.dumps(TEMPERATURES, indent=1) + "\n"
             (HERE / "temperatures.json").write_text(text)
 
