@@ -204,26 +204,11 @@ def model_card(
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
     made.filters["json"] = json.dumps
-    tools = {"methods": _METHODS, "accuracy": _accuracy, "difference": _difference}
     return made.get_template("card.md.j2").render(
-        tools,
+        methods=_METHODS,
         config=config,
         training=training,
         manifests=manifests,
         trained=trained,
         results=results,
     )
-
-
-def _accuracy(report: Mapping[str, Any] | None) -> str:
-    if not report:
-        return "not measured"
-    (found,) = report["results"].values()
-    return f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}], n = {found['n']}"
-
-
-def _difference(report: Mapping[str, Any] | None) -> str:
-    if not report or not report.get("against"):
-        return "not measured"
-    found = report["against"]["accuracy"]
-    return f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
