@@ -216,13 +216,15 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
     from marco_search.export import archive as files
 
     failed = f"{month.name} is not archived"
-    with here.database.snapshot() as conn:
-        files.refuse(failed, list(check_month(conn, month)))
-        manifest = files.write(conn, month, path)
-    files.refuse(failed, files.check_archive(path).findings)
-    with here.database.transaction() as conn:
-        allow(conn, None)
-        return archives.drop(conn, month, manifest)
+    with files.alone(path.parent):
+        with here.database.snapshot() as conn:
+            archives.require_there(conn, month)
+            files.refuse(failed, list(check_month(conn, month)))
+            manifest = files.write(conn, month, path)
+        files.refuse(failed, files.check_archive(path).findings)
+        with here.database.transaction() as conn:
+            allow(conn, None)
+            return archives.drop(conn, month, manifest)
 
 
 @command()
@@ -306,10 +308,11 @@ def _redact_month(
 ) -> dict[UUID, int | None]:
     from marco_search.export import archive as files
 
-    here.database.call(files.put_in_place, folder)  # if an earlier run was killed before it did
-    done = here.database.call(files.redact, folder, ids, reason=reason)
-    here.database.call(files.put_in_place, folder)
-    return done
+    with files.alone(folder.parent):
+        here.database.call(files.put_in_place, folder)  # if an earlier run was killed before it did
+        done = here.database.call(files.redact, folder, ids, reason=reason)
+        here.database.call(files.put_in_place, folder)
+        return done
 
 
 FORMATS = ("jsonl", "parquet", "otlp-json")

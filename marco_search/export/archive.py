@@ -7,12 +7,15 @@ can be computed again from the files; `link.parquet` has the chain's links with 
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import json
+import os
 import shutil
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from itertools import groupby, islice
@@ -53,6 +56,26 @@ _LINKED = (
     " LEFT JOIN (SELECT job_id, commitments, by FROM public.redactions) AS r USING (job_id)"
 )
 FILES = frozenset(f"{name}.parquet" for name in (*KINDS, "link"))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other command writes to this folder of months inside the block: it waits for its turn.
+
+    Raises ArchiveRefused if the folder can't be made or read.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ArchiveRefused(
+            f"{folder}: {error.strerror}; name a folder that can be written to"
+        ) from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def write(conn: Conn, month: Month, folder: Path) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -22,7 +25,7 @@ from marco_search.export import archive as files
 from marco_search.export.tables import Filter
 from marco_search.learning import build, duplicates, origins, samples
 from marco_search.learning.traces import Rules
-from marco_search.store.db import Database
+from marco_search.store.db import Conn, Database
 from marco_search.store.queue import dead_letters, jobs
 from marco_search.store.seal import archives, redactions
 from marco_search.store.seal.verification import verify_all, verify_job
@@ -34,8 +37,19 @@ from tests.integration.toys import (
     question,
     runner,
     settings_for,
+    wait_until,
 )
 from tests.toy import ToyRuntime
+
+
+def jobs_requeued(conn: Conn, job_id: UUID) -> list[UUID]:
+    return dead_letters.requeue(conn, [job_id])
+
+
+def months_of(database: Database) -> list[archives.Month]:
+    with database.transaction() as conn:
+        return archives.months(conn, datetime(2026, 9, 1, tzinfo=UTC))
+
 
 AUGUST = partitions.lower_bound(datetime(2026, 8, 1, tzinfo=UTC))
 
@@ -235,6 +249,68 @@ def test_a_file_beside_an_archives_own_is_named(
     report = json.loads(result.output)
     assert (result.exit_code, report["jobs"]) == (9, 3)
     assert [f["key"] for f in report["findings"]] == [name]
+
+
+def test_two_at_once_do_not_write_over_each_other(
+    database: Database,
+    database_url: str,
+    august: list[UUID],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = months_of(database)
+    month = done(tmp_path)
+    kept = {file.name: file.read_bytes() for file in month.iterdir()}
+    looked = iter([found])
+    now = archives.months
+    monkeypatch.setattr(
+        archives, "months", lambda conn, until: next(looked, None) or now(conn, until)
+    )
+    late = run(str(tmp_path), "--before", "2026-09")  # it looked before the other was done
+    assert "another command has archived it" in str(late.exception)
+    assert {file.name: file.read_bytes() for file in month.iterdir()} == kept
+    assert verify_all(database_url).findings == ()
+
+    command = [sys.executable, "-m", "marco_search.cli.main", "redact", "--yes", "--archive"]
+    with files.alone(tmp_path):
+        waiting = subprocess.Popen([*command, str(tmp_path), str(august[0])])
+        wait_until(lambda: locked(tmp_path) == waiting.pid, "the other waits for its turn")
+        assert {file.name: file.read_bytes() for file in month.iterdir()} == kept
+    assert waiting.wait(120) == 0
+    assert verify_all(database_url).redacted_jobs == 1
+
+
+def locked(folder: Path) -> int | None:
+    """The process that waits for the lock of a folder."""
+    inode = f":{folder.stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return next((int(line.split()[5]) for line in lines if "->" in line and inode in line), None)
+
+
+@pytest.mark.parametrize("step", [redactions.redact, jobs_requeued])
+def test_what_waits_for_an_archive_sees_it(
+    database: Database, august: list[UUID], tmp_path: Path, step: Callable[[Conn, UUID], object]
+) -> None:
+    """A month is dropped while another wants to change one of its jobs."""
+    (month,) = months_of(database)
+    with database.snapshot() as conn:
+        manifest = files.write(conn, month, tmp_path / month.name)
+
+    def change() -> object:
+        with database.transaction() as conn:
+            return step(conn, august[2])
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as conn:
+            archives.drop(conn, month, manifest)
+            waiting = pool.submit(change)
+            blocked = "SELECT FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: conn.execute(blocked).rowcount > 0, "the other waits")
+        if step is jobs_requeued:
+            assert waiting.result(60) == []
+        else:
+            with pytest.raises(RedactionRefused, match="its tree is in an archive"):
+                waiting.result(60)
 
 
 def test_what_has_not_ended_or_does_not_fit_stays(

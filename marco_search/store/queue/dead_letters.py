@@ -74,6 +74,10 @@ def requeue(
 
     Counters start again, and a deadline that has passed is dropped.
     """
+    # By itself: one statement would not see that a job was archived while it waited.
+    conn.execute(
+        "SELECT FROM jobs WHERE id = ANY (%s) ORDER BY id FOR NO KEY UPDATE", [list(job_ids)]
+    )
     rows = conn.execute(
         f"""
         WITH requeued AS (

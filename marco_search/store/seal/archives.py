@@ -73,6 +73,17 @@ def require_ended(conn: Conn, month: Month) -> None:
         )
 
 
+def require_there(conn: Conn, month: Month) -> None:
+    """Raises ArchiveRefused if another command has archived the month."""
+    if month not in months(conn, month.end):
+        raise archived_meanwhile(month)
+
+
+def archived_meanwhile(month: Month) -> ArchiveRefused:
+    """The refusal of a month that is gone by now."""
+    return ArchiveRefused(f"{month.name}: another command has archived it meanwhile")
+
+
 def counts(conn: Conn, month: Month) -> dict[str, int]:
     """How many jobs the month has, and nodes of their trees."""
     row = conn.execute(
@@ -109,6 +120,8 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
         for table in TABLES:
             name = f"{table}_{month.name.replace('-', '_')}"
             conn.execute(SQL("DROP TABLE {}").format(Identifier(partitions.SCHEMA, name)))
+    except errors.UndefinedTable:
+        raise archived_meanwhile(month) from None
     except errors.InsufficientPrivilege:
         raise ArchiveRefused(
             "only the owner of the tables may drop a month: use the owner's DATABASE_URL"

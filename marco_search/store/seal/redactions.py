@@ -131,10 +131,12 @@ def lock(conn: Conn, job_id: UUID, *, archived: bool) -> bytes | None:
 
     Raises RedactionRefused for one that has not ended, or was archived and should not have been.
     """
+    # By itself: one statement would not see what another transaction did while it waited.
+    conn.execute("SELECT FROM public.jobs WHERE id = %s FOR UPDATE", [job_id])
     row = conn.execute(
         "SELECT state, finished_at IS NOT NULL, redacted_at IS NOT NULL, salt,"
         " EXISTS (SELECT FROM public.archives WHERE first <= jobs.id AND jobs.id < before)"
-        " FROM public.jobs WHERE id = %s FOR UPDATE",
+        " FROM public.jobs WHERE id = %s",
         [job_id],
     ).fetchone()
     if row is None:
