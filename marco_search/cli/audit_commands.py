@@ -49,7 +49,7 @@ _COUNTS = (
     "--public-key", metavar="HEX", help="The public key that the anchors must be signed with."
 )
 @click.option(
-    "--processes", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
+    "--processes", type=click.IntRange(1, 64), default=2, metavar="N",
     help="Number of processes to check all jobs with.",
 )  # fmt: skip
 def verify(
@@ -321,7 +321,7 @@ FORMATS = ("jsonl", "parquet", "otlp-json")
 @command()
 @click.argument("folder", required=False, type=FOLDER)
 @click.option(
-    "--format", "file_format", type=click.Choice(FORMATS), default="jsonl", show_default=True,
+    "--format", "file_format", type=click.Choice(FORMATS), default="jsonl",
     help="otlp-json: OpenTelemetry traces, one job a line.",
 )  # fmt: skip
 @click.option("--otlp", metavar="URL", help="Send traces to this collector instead (OTLP, HTTP).")

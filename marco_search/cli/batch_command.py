@@ -82,7 +82,7 @@ def _begun(found: Batch) -> None:
 @batch.command("status", short_help="Show where batches stand.")
 @click.argument("batch_id", metavar="[ID]", type=click.UUID, required=False)
 @options.tenants
-@click.option("--limit", type=options.count(least=1), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=options.count(least=1), default=20, metavar="N")
 def show_status(batch_id: UUID | None, limit: int) -> None:
     """Show the status of a batch, or of the latest ones."""
     with session(needs_redis=False) as here:

@@ -31,19 +31,18 @@ from marco_search.runtime import open_runtime
 @click.argument("data_set", metavar="SET")
 @language_option
 @click.option(
-    "--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N",
-    help="The first N questions only.",
-)  # fmt: skip
+    "--limit", type=click.IntRange(1), default=20, metavar="N", help="The first N questions only."
+)
 @click.option(
-    "--rollouts", type=click.IntRange(4), default=8, show_default=True, metavar="N",
+    "--rollouts", type=click.IntRange(4), default=8, metavar="N",
     help="Rollouts of each question's tree.",
 )  # fmt: skip
 @click.option(
-    "--samples", type=click.IntRange(2), default=4, show_default=True, metavar="N",
+    "--samples", type=click.IntRange(2), default=4, metavar="N",
     help="Samples of each question at each temperature.",
 )  # fmt: skip
 @click.option(
-    "--error", type=click.FloatRange(0, 50), default=5, show_default=True, metavar="PERCENT",
+    "--error", type=click.FloatRange(0, 50), default=5, metavar="PERCENT",
     help="Questions whose answer early stopping may change.",
 )  # fmt: skip
 @threads_option("Searches at once.")

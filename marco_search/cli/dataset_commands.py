@@ -22,7 +22,7 @@ _files = click.argument(
     "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
 )
 _near = click.option(
-    "--near-duplicate", type=_share, default=NEAR_DUPLICATE, show_default=True, metavar="X",
+    "--near-duplicate", type=_share, default=NEAR_DUPLICATE, metavar="X",
     help="Leave out samples sharing this part of their word n-grams with another; 1: equal texts.",
 )  # fmt: skip
 _held_out = click.option(
@@ -60,7 +60,7 @@ def dataset() -> None:
     help="Preference pairs instead: a winning and a losing path of one tree.",
 )
 @click.option(
-    "--pairs-per-job", type=options.count(least=1), default=1, show_default=True, metavar="N",
+    "--pairs-per-job", type=options.count(least=1), default=1, metavar="N",
     help="Maximum number of pairs of one tree, each with a different losing path.",
 )  # fmt: skip
 @options.which_jobs
@@ -68,12 +68,12 @@ def dataset() -> None:
 @click.option("--model", metavar="NAME", help="Only jobs that were searched with this model.")
 @click.option("--revision", metavar="HEX", help="Only with this revision, or a prefix of it.")
 @click.option(
-    "--min-share", "least_share", type=_share, default=0.5, show_default=True, metavar="X",
+    "--min-share", "least_share", type=_share, default=0.5, metavar="X",
     help="Minimum share of the vote of the answer.",
 )  # fmt: skip
 @click.option(
-    "--min-confidence", "least_confidence", type=_share, default=0.0, show_default=True,
-    metavar="X", help="Minimum confidence of the answer.",
+    "--min-confidence", "least_confidence", type=_share, default=0.0, metavar="X",
+    help="Minimum confidence of the answer.",
 )  # fmt: skip
 @click.option(
     "--verified", is_flag=True,
@@ -81,22 +81,21 @@ def dataset() -> None:
 )  # fmt: skip
 @click.option(
     "--reflection", type=click.Choice(["mended", "kept", "redo"]), default="mended",
-    show_default=True,
     help="Paths with a reflection: only if it mended the answer; all; all, without what was "
     "before it.",
 )  # fmt: skip
 @click.option(
-    "--answer", type=click.Choice(["voted", "expected"]), default="voted", show_default=True,
+    "--answer", type=click.Choice(["voted", "expected"]), default="voted",
     help="Paths to which answer: the job's, or where there is a label the right one, even if it "
     "lost the vote.",
 )  # fmt: skip
 @click.option(
-    "--path", type=click.Choice(["best", "any"]), default="best", show_default=True,
+    "--path", type=click.Choice(["best", "any"]), default="best",
     help="Which path to the answer: the best, or one at random.",
 )  # fmt: skip
 @_near
 @_held_out
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of --path any.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Of --path any.")
 def from_traces(
     folder: Path, name: str | None, pairs: bool, near_duplicate: float,
     held_out: tuple[str, ...], **values: Any,
@@ -164,7 +163,7 @@ def trace_sample(sample: str, folder: Path | None) -> None:
 @dataset.command("filter")
 @_of_files
 @click.option(
-    "--profile", default="marco-o1", show_default=True, metavar="NAME|FILE",
+    "--profile", default="marco-o1", metavar="NAME|FILE",
     help="Profile whose tags a thought and an output have.",
 )  # fmt: skip
 @click.option(
@@ -213,10 +212,10 @@ def instructions(limits: options.Pairs, **given: Any) -> None:
 @_folder_argument
 @click.argument("sets", nargs=-1, required=True, metavar="SET[=WEIGHT]...")
 @click.option(
-    "--validation", type=options.Finite(0, 1, max_open=True), default=0.0, show_default=True,
-    metavar="X", help="Fraction of the prompts to hold out, in validation.jsonl.",
+    "--validation", type=options.Finite(0, 1, max_open=True), default=0.0, metavar="X",
+    help="Fraction of the prompts to hold out, in validation.jsonl.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the order.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Of the order.")
 @_all_tenants
 @_held_out
 def mix(

@@ -81,8 +81,8 @@ _SHORTFALLS = {
     help="Compare with the traces of another run of SET, problem by problem.",
 )  # fmt: skip
 @click.option(
-    "--max-failed", type=click.FloatRange(0, 100), default=1, show_default=True,
-    metavar="PERCENT", help="Report nothing if more of the rollouts failed.",
+    "--max-failed", type=click.FloatRange(0, 100), default=1, metavar="PERCENT",
+    help="Report nothing if more of the rollouts failed.",
 )  # fmt: skip
 @search_options
 def evaluate(

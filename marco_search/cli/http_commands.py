@@ -32,12 +32,9 @@ CONSOLE_PORT, API_PORT = 8780, 8781
 def _listens(port: int) -> options.Decorator:
     """--host and --port of a command that serves."""
     return options.together(
+        click.option("--host", default="127.0.0.1", help="Address to listen at."),
         click.option(
-            "--host", default="127.0.0.1", show_default=True, help="Address to listen at."
-        ),
-        click.option(
-            "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
-            help="Port; 0 takes a free one.",
+            "--port", type=click.IntRange(0, 65535), default=port, help="Port; 0 takes a free one."
         ),
     )  # fmt: skip
 
@@ -161,7 +158,7 @@ def keys() -> None:
 
 @keys.command("create", short_help="Make a key and print it, once.")
 @options.one_tenant
-@click.option("--name", default="", metavar="TEXT", help="A label, shown in lists.")
+@click.option("--name", metavar="TEXT", help="A label, shown in lists.")
 @click.option(
     "--right", "rights", type=click.Choice(RIGHTS), multiple=True,
     help="A right to grant; repeatable (default: all).",
@@ -174,13 +171,13 @@ def keys() -> None:
     help="Seconds until it expires (default: never).",
 )  # fmt: skip
 def create_key(
-    name: str, rights: tuple[str, ...], rate: int | None, expires_in: float | None
+    name: str | None, rights: tuple[str, ...], rate: int | None, expires_in: float | None
 ) -> None:
     """Create a key for the tenant and print it. Only a hash is stored: it can't be shown again."""
     with session(creates=True, needs_redis=False) as here, here.database.transaction() as conn:
         tenant = here.tenant or here.settings.tenant
         key, public = api_keys.create(
-            conn, tenant=tenant, name=name, rights=rights or RIGHTS, per_minute=rate,
+            conn, tenant=tenant, name=name or "", rights=rights or RIGHTS, per_minute=rate,
             expires_in_s=expires_in,
         )  # fmt: skip
     data = {"key": key, "id": public, "tenant": tenant}
@@ -219,7 +216,7 @@ def webhooks() -> None:
 @webhooks.command("add", short_help="Add an address.")
 @options.one_tenant
 @click.argument("url")
-@click.option("--events", metavar="EVENT,...", default=",".join(store.EVENTS), show_default=True)
+@click.option("--events", metavar="EVENT,...", default=",".join(store.EVENTS))
 def add(url: str, events: str) -> None:
     """Add a webhook for URL, and print its id and its secret, which is not shown again."""
     names = [word.strip() for word in events.split(",")]
@@ -258,7 +255,7 @@ def remove(named: UUID) -> None:
 @options.tenants
 @_id_argument
 @click.option("--overlap", type=options.Finite(min=0, max=366 * 86_400), metavar="S",
-              default=store.OVERLAP_S, show_default=True,
+              default=store.OVERLAP_S,
               help="Seconds for which deliveries are also signed with the old secret.")  # fmt: skip
 def rotate(named: UUID, overlap: float) -> None:
     """Print a new secret, which is not shown again."""
@@ -291,7 +288,7 @@ def send_test(named: UUID) -> None:
 @options.tenants
 @click.option("--webhook", type=click.UUID, metavar="ID", help="Only those of this one.")
 @click.option("--state", type=click.Choice(("pending", "delivered", "failed")))
-@click.option("--limit", type=options.count(least=1), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=options.count(least=1), default=20, metavar="N")
 def show_deliveries(webhook: UUID | None, state: str | None, limit: int) -> None:
     """Show the latest deliveries; completed ones are kept for 30 days."""
     with session(needs_redis=False) as here, here.database.transaction() as conn:

@@ -128,7 +128,7 @@ def _with_terms(job: Job, values: dict[str, Any]) -> Job:
     "--state", type=click.Choice([s.value for s in JobState]), help="Only jobs in this state."
 )
 @click.option(
-    "--limit", type=options.count(), default=LATEST, show_default=True, metavar="N",
+    "--limit", type=options.count(), default=LATEST, metavar="N",
     help="Latest jobs listed where none is named; 0 for all.",
 )  # fmt: skip
 def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:

@@ -59,8 +59,7 @@ _OWN_FIELDS = [
     for name, meaning in own_fields(kind).items()
 ]
 kind_options = together(
-    click.option("--kind", default="reasoning", show_default=True, metavar="KIND",
-                 help=f"{', '.join(KINDS)}."),
+    click.option("--kind", default="reasoning", metavar="KIND", help=f"{', '.join(KINDS)}."),
     *(click.option(f"--{name.replace('_', '-')}", metavar=name.upper(), help=meaning)
       for name, meaning in _OWN_FIELDS),
     click.option("--expected", metavar="TEXT", help="The right answer, for the report only."),

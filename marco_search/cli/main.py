@@ -120,9 +120,11 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True,
+    },
     epilog=EXIT_CODES,
-)
+)  # fmt: skip
 @click.version_option(__version__, package_name="marco-search")
 def cli() -> None:
     """Answer jobs by Monte Carlo Tree Search and keep every tree in Postgres.

@@ -141,7 +141,7 @@ def remove(name: str) -> None:
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @options.tenants
-@click.option("--changed", type=click.IntRange(0), default=20, show_default=True, metavar="N",
+@click.option("--changed", type=click.IntRange(0), default=20, metavar="N",
               help="List up to N questions whose best answer changed.")  # fmt: skip
 def compare(old: str, new: str, changed: int) -> None:
     """Compare two model revisions on the questions that both have answered.

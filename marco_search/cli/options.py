@@ -146,9 +146,8 @@ def chosen_tenant(default: str) -> str | None:
 def threads_option(help_text: str) -> Decorator:
     """How many searches a process runs at once."""
     return click.option(
-        "--threads", type=click.IntRange(1, 512), default=16, show_default=True, metavar="N",
-        help=help_text,
-    )  # fmt: skip
+        "--threads", type=click.IntRange(1, 512), default=16, metavar="N", help=help_text
+    )
 
 
 def count(least: int = 0) -> click.IntRange:

@@ -144,7 +144,7 @@ def dead() -> None:
 @options.tenants
 @state_option
 @error_option
-@click.option("--limit", type=options.count(least=1), default=100, show_default=True, metavar="N")
+@click.option("--limit", type=options.count(least=1), default=100, metavar="N")
 def list_dead(state: str | None, error: str | None, limit: int) -> None:
     """List dead and failed jobs, the latest first."""
     with session() as here:

@@ -159,9 +159,8 @@ def findings_text(found: Sequence[Finding]) -> Text:
     help="Jobs run at once, each in a process (default: MARCO_WORKER_PROCESSES, else 1).",
 )  # fmt: skip
 @click.option(
-    "--name", default="celery", show_default=True, metavar="NAME",
-    help="Distinguishes workers on one machine.",
-)  # fmt: skip
+    "--name", default="celery", metavar="NAME", help="Distinguishes workers on one machine."
+)
 @click.option("--check", is_flag=True, help="Only check whether this worker is consuming messages.")
 @METRICS_PORT
 def worker(concurrency: int | None, name: str, check: bool, metrics_port: int | None) -> None:

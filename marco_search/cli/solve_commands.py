@@ -168,8 +168,8 @@ GROUP BY kind ORDER BY tokens DESC""",
 @click.argument("file", required=False)
 @search_options
 @click.option(
-    "-c", "--concurrency", type=click.IntRange(min=1, max=64), default=2, show_default=True,
-    metavar="N", help="Jobs run at once.",
+    "-c", "--concurrency", type=click.IntRange(min=1, max=64), default=2, metavar="N",
+    help="Jobs run at once.",
 )  # fmt: skip
 @click.option(
     "--real", is_flag=True,

@@ -55,8 +55,8 @@ Rows = Sequence[Sequence[Any]]
     help=f"Maximum rows; 0 for all (default: {TABLE_ROWS} in a table, all in JSON and CSV).",
 )  # fmt: skip
 @click.option(
-    "--timeout", type=Finite(min=0, min_open=True, max=86_400), default=30.0, show_default=True,
-    metavar="S", help="Seconds after which the query is stopped.",
+    "--timeout", type=Finite(min=0, min_open=True, max=86_400), default=30.0, metavar="S",
+    help="Seconds after which the query is stopped.",
 )  # fmt: skip
 @click.option(
     "--set", "given", type=PAIR, multiple=True, metavar="NAME=VALUE",

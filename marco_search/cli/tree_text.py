@@ -23,14 +23,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from marco_search.cli import output
-from marco_search.render.layout import (
-    LINE_END,
-    Label,
-    Layout,
-    labels,
-    unsure,
-    visible_nodes,
-)
+from marco_search.render.layout import LINE_END, Label, Layout, labels, unsure, visible_nodes
 from marco_search.search.actions import Action
 from marco_search.text import counted
 
