@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby, islice, starmap
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from marco_search.audit import canonical
 from marco_search.audit.chain import Link
 from marco_search.audit.findings import Finding, Report
 from marco_search.audit.formats import COMMITS, FORMATS, KEYED, NEWEST
-from marco_search.audit.proofs import Kinds, Rows
+from marco_search.audit.proofs import Kind, Kinds, Rows
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
 from marco_search.export.tables import digest, stream, whole, write_parquet
@@ -41,21 +41,22 @@ from marco_search.store.seal.archives import Month
 
 _ROWS_AT_ONCE = 500
 
-KINDS = FORMATS[NEWEST].kinds
-"""What is written: the columns of the newest format, which has those of all that went before."""
-LINKS = {
-    "job_id": "uuid", "seq": "int8", "kind": "text", "root": "bytea", "previous": "bytea",
-    "head": "bytea", "at": "timestamptz", "format": "int2",
-    **{f"{kind}s": "int8[]" for kind in KEYED}, "hashes": "bytea", "salt": "uuid",
-    "commitments": "bytea", "by": "text",
-}  # fmt: skip
-"""Columns of link.parquet, and their Postgres types."""
-_LINKED = (
-    "chain JOIN public.proofs USING (seq)"
+_LINK = Kind(
+    table="chain JOIN public.proofs USING (seq)"
     " JOIN (SELECT id AS job_id, salt FROM public.jobs) AS j USING (job_id)"
-    " LEFT JOIN (SELECT job_id, commitments, by FROM public.redactions) AS r USING (job_id)"
-)
-FILES = frozenset(f"{name}.parquet" for name in (*KINDS, "link"))
+    " LEFT JOIN (SELECT job_id, commitments, by FROM public.redactions) AS r USING (job_id)",
+    job="job_id",
+    key="seq",
+    columns={
+        "job_id": "uuid", "seq": "int8", "kind": "text", "root": "bytea", "previous": "bytea",
+        "head": "bytea", "at": "timestamptz", "format": "int2",
+        **{f"{kind}s": "int8[]" for kind in KEYED}, "hashes": "bytea", "salt": "uuid",
+        "commitments": "bytea", "by": "text",
+    },
+)  # fmt: skip
+KINDS = {**FORMATS[NEWEST].kinds, "link": _LINK}
+"""What is written: the columns of the newest format, which has those of all that went before."""
+FILES = frozenset(f"{name}.parquet" for name in KINDS)
 
 
 @contextmanager
@@ -82,9 +83,9 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
     """Write a month to `folder`; its manifest, which is written last."""
     bounds = [month.first, month.before]
     files = {}
-    for name in (*KINDS, "link"):
-        types = LINKS if name == "link" else dict(KINDS[name].columns)
-        rows = stream(conn, {n: n for n in types}, types, _source(name), bounds)
+    for name, kind in KINDS.items():
+        types = dict(kind.columns)
+        rows = stream(conn, {n: n for n in types}, types, _source(kind), bounds)
         path = folder / f"{name}.parquet"
         count = write_parquet(path, types, rows)
         files[path.name] = {"rows": count, "sha256": digest(path)}
@@ -102,15 +103,10 @@ def _list(conn: Conn, folder: Path, about: dict[str, Any], files: dict[str, Any]
     return manifest
 
 
-def _source(name: str) -> str:
+def _source(kind: Kind) -> str:
     """Table, condition on the month and order of a file's rows."""
-    if name == "link":
-        table, job, order = _LINKED, "job_id", "job_id, seq"
-    else:
-        kind = KINDS[name]
-        table, job = kind.table, kind.job
-        order = f"{job}, {kind.key}" if kind.key else job
-    return f"public.{table} WHERE {job} >= %s AND {job} < %s ORDER BY {order}"
+    job, order = kind.job, ", ".join(filter(None, (kind.job, kind.key)))
+    return f"public.{kind.table} WHERE {job} >= %s AND {job} < %s ORDER BY {order}"
 
 
 def read_manifest(folder: Path) -> str:
@@ -163,21 +159,20 @@ def _check_files(folder: Path, files: Mapping[str, archives.File]) -> Iterator[F
 
 def _jobs(folder: Path) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
     """The rows of each job, in order of its id."""
-    kinds = {name: kind.job for name, kind in KINDS.items()} | {"link": "job_id"}
-    files = [_rows(folder, name, job) for name, job in kinds.items()]
+    files = [_rows(folder, name) for name in KINDS]
     for job_id, group in groupby(heapq.merge(*files, key=itemgetter(0)), itemgetter(0)):
-        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in KINDS}
         for _, name, row in group:
             rows[name].append(row)
         yield job_id, rows
 
 
-def _rows(folder: Path, name: str, job: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _rows(folder: Path, name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Job id, name and row of each row of a file, which is in order of job id."""
     with pq.ParquetFile(folder / f"{name}.parquet") as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE):
             for row in pa.RecordBatch.to_pylist(batch):
-                yield row[job], name, row
+                yield row[KINDS[name].job], name, row
 
 
 def _evidence(job_id: UUID, rows: Mapping[str, Sequence[dict[str, Any]]]) -> Evidence:
@@ -288,23 +283,21 @@ def _rewrite(
         kept = redactions.committed(one.link, one.proof, rows, salt)
         left[job_id] = {"salt": None, "commitments": kept, "by": who and who[0]}
     files, new = {}, beside(folder)
-    for name in (*KINDS, "link"):
-        types = LINKS if name == "link" else dict(KINDS[name].columns)
-        job = "job_id" if name == "link" else KINDS[name].job
 
-        def changed(row: dict[str, Any], job: str = job, name: str = name) -> dict[str, Any]:
-            job_id = UUID(row[job])
-            if job_id not in salts:
-                return row
-            if name != "link":
-                return row | _without_texts(row, KINDS[name].columns, salts[job_id])
-            told = row.get("format", 1) < COMMITS
-            return row | left[job_id] | ({"hashes": b""} if told else {})
+    def changed(job: str, name: str, row: dict[str, Any]) -> dict[str, Any]:
+        job_id = UUID(job)
+        if job_id not in salts:
+            return row
+        if name != "link":
+            return row | _without_texts(row, KINDS[name].columns, salts[job_id])
+        told = row.get("format", 1) < COMMITS
+        return row | left[job_id] | ({"hashes": b""} if told else {})
 
-        read = (changed(row) for _, _, row in _rows(folder, name, job))
-        batches = _batches(read, types)
+    for name, kind in KINDS.items():
+        batches = _batches(starmap(changed, _rows(folder, name)), kind.columns)
         path = new / f"{name}.parquet"
-        files[path.name] = {"rows": write_parquet(path, types, batches), "sha256": digest(path)}
+        count = write_parquet(path, kind.columns, batches)
+        files[path.name] = {"rows": count, "sha256": digest(path)}
     about = json.loads(read_manifest(folder))
     return _list(conn, new, {n: about[n] for n in ("name", "first", "before", "end")}, files)
 

@@ -27,10 +27,6 @@ from openinference.semconv.trace import (
 )
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.environment_variables import (
-    OTEL_EXPORTER_OTLP_HEADERS,
-    OTEL_EXPORTER_OTLP_TRACES_HEADERS,
-)
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
@@ -268,7 +264,7 @@ def as_json(trace: Sequence[ReadableSpan]) -> dict[str, Any]:
 
 def _check_headers() -> None:
     """The exporter leaves out what it can't read."""
-    for name in (OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_TRACES_HEADERS):
+    for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
         for header in filter(str.strip, os.environ.get(name, "").split(",")):
             if not parse_env_headers(header, liberal=True):
                 raise InvalidSettings(f"{name}: write NAME=VALUE,..., with percent-encoded values")
