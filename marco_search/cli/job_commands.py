@@ -13,14 +13,13 @@ import click
 
 from marco_search.cli import batch_command, job_input, job_text, options, output
 from marco_search.cli.job_text import jobs_table, result_json, show_following
-from marco_search.cli.session import session
+from marco_search.cli.session import Session, session
 from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.errors import IdempotencyConflict, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, JobResult
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
-from marco_search.store.reads.queries import JobStatus
 
 FORMATS = ("html", "svg", "dot", "mermaid", "json")
 DRAWN = 40  # nodes in the terminal
@@ -188,13 +187,7 @@ def watch(jobs: tuple[str, ...], timeout: float | None) -> None:
     Without a terminal each state change is a line; with --json, a JSON line. For a batch the counts
     are shown, as by `marco batch watch`. Exits with 7 if a job did not succeed.
     """
-    if batch := options.chosen_batch(jobs):
-        batch_command.follow(batch, timeout, quiet=False)
-        return
-    lines = _follow(jobs, timeout, quiet=False)
-    if not output.as_json():
-        output.show(job_text.progress(lines) if lines else NONE_LEFT)
-    _exit(lines)
+    _follow(jobs, timeout, quiet=False)
 
 
 @options.command()
@@ -205,32 +198,38 @@ def wait(jobs: tuple[str, ...], timeout: float | None) -> None:
 
     Exits with 7 if a job did not succeed, with 6 after --timeout.
     """
-    if batch := options.chosen_batch(jobs):
-        batch_command.follow(batch, timeout, quiet=True)
+    _follow(jobs, timeout, quiet=True)
+
+
+def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> None:
+    """Follow the jobs named, or all that have not ended; `quiet`: print only where they stand then.
+
+    Exits with 7 if a job did not succeed.
+    """
+    if batch := options.chosen_batch(words):
+        batch_command.follow(batch, timeout, quiet=quiet)
         return
-    lines = _follow(jobs, timeout, quiet=True)
-    table = jobs_table(lines, width=output.terminal_width())
-    output.report({"jobs": lines}, table if lines else NONE_LEFT)
-    _exit(lines)
-
-
-def _follow(words: Sequence[str], timeout: float | None, *, quiet: bool) -> list[JobStatus]:
-    """Where the jobs named, or all that have not ended, stand in the end."""
     with session(needs_redis=False) as here:
-        if words:
-            ids = here.find(words)
-        else:
-            with here.database.transaction() as conn:
-                ids = queries.jobs_of(conn, here.tenant, finished=False)
-                output.notice(*_not_shown(queries.other_tenants(conn, here.tenant, finished=False)))
+        ids = _chosen(here, words, finished=False)
         every_s = 2.0 if quiet else 0.3
         followed = here.producer().follow(dict.fromkeys(ids), timeout, every_s=every_s)
-        return show_following(followed, quiet=quiet)
-
-
-def _exit(lines: Sequence[JobStatus]) -> None:
+        lines = show_following(followed, quiet=quiet)
+    if quiet:
+        table = jobs_table(lines, width=output.terminal_width())
+        output.report({"jobs": lines}, table if lines else NONE_LEFT)
+    elif not output.as_json():
+        output.show(job_text.progress(lines) if lines else NONE_LEFT)
     if any(line.state != "succeeded" for line in lines):
         click.get_current_context().exit(output.JOBS_NOT_DONE)
+
+
+def _chosen(here: Session, words: Sequence[str], *, finished: bool) -> list[UUID]:
+    """The jobs named, or all that have finished, or have not."""
+    if words or options.chosen_batch(words):
+        return here.find(words)
+    others = here.database.call(queries.other_tenants, here.tenant, finished=finished)
+    output.notice(*_not_shown(others))
+    return here.database.call(queries.jobs_of, here.tenant, finished=finished)
 
 
 @options.command()
@@ -316,11 +315,8 @@ def results(
     Lines.
     """
     with session(needs_redis=False) as here:
-        ids = here.find(jobs)
+        ids = _chosen(here, jobs, finished=True)
         with here.database.transaction() as conn:
-            if not (jobs or options.chosen_batch(jobs)):
-                ids = queries.jobs_of(conn, here.tenant, finished=True)
-                output.notice(*_not_shown(queries.other_tenants(conn, here.tenant, finished=True)))
             found = (
                 result_json(result, thought=thought, question=question)
                 for result in _results(conn, ids)
