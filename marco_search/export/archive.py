@@ -80,7 +80,14 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def write(conn: Conn, month: Month, folder: Path) -> str:
-    """Write a month to `folder`; its manifest, which is written last."""
+    """Write a month to `folder`; its manifest, which is written last.
+
+    Raises ArchiveRefused if an archive of another database is there.
+    """
+    if (folder / "manifest.json").exists():
+        there = archives.parse(read_manifest(folder)).database
+        if there not in (None, _database(conn)):
+            raise ArchiveRefused(f"{folder}: an archive of another database; name another folder")
     bounds = [month.first, month.before]
     files = {}
     for name, kind in KINDS.items():
@@ -95,12 +102,16 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
 
 
 def _list(conn: Conn, folder: Path, about: dict[str, Any], files: dict[str, Any]) -> str:
-    first = conn.execute("SELECT encode(head, 'hex') FROM public.chain WHERE seq = 0").fetchone()
-    made = {"format": f"marco-archive {archives.FORMAT}", "database": first and first[0]}
+    made = {"format": f"marco-archive {archives.FORMAT}", "database": _database(conn)}
     manifest = json.dumps(made | about | {"files": files}, indent=2)
     with whole(folder / "manifest.json") as part:
         part.write_text(manifest, encoding="utf-8")
     return manifest
+
+
+def _database(conn: Conn) -> str | None:
+    first = conn.execute("SELECT encode(head, 'hex') FROM public.chain WHERE seq = 0").fetchone()
+    return first[0] if first else None
 
 
 def _source(kind: Kind) -> str:

@@ -280,6 +280,21 @@ def test_two_at_once_do_not_write_over_each_other(
     assert verify_all(database_url).redacted_jobs == 1
 
 
+def test_an_archive_of_another_database_is_not_written_over(
+    database: Database, august: list[UUID], tmp_path: Path
+) -> None:
+    (month,) = months_of(database)
+    about = {"format": "marco-archive 3", "database": "0" * 64, "name": month.name, "files": {}}
+    theirs = json.dumps(about | {"first": str(month.first), "before": str(month.before)})
+    file = tmp_path / month.name / "manifest.json"
+    file.parent.mkdir()
+    file.write_text(theirs)
+    result = run(str(tmp_path), "--before", "2026-09")
+    assert "an archive of another database" in str(result.exception)
+    assert file.read_text() == theirs and [file] == list(file.parent.iterdir())
+    assert months_of(database) == [month]
+
+
 def locked(folder: Path) -> int | None:
     """The process that waits for the lock of a folder."""
     inode = f":{folder.stat().st_ino} "

@@ -205,6 +205,7 @@ class Manifest(BaseModel):
     """The list of an archive, as far as it is read."""
 
     format: int = Field(ge=1)
+    database: str | None = None  #: the head of its chain's first link
     name: str  #: the month
     first: UUID
     before: UUID
