@@ -196,7 +196,7 @@ def _check_payload(job_id: UUID, job: dict[str, Any], number: int) -> Iterator[F
 
 
 def _check_seals(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator[Finding]:
-    job_id, sealed, redacted = evidence.job_id, evidence.ends, evidence.redacted
+    job_id, sealed = evidence.job_id, evidence.ends
     key = f"job {job_id}"
     yield from _check_redaction(evidence, ended=ended, archived=archived)
     if ended and not sealed:
@@ -209,32 +209,42 @@ def _check_seals(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator
         if i and not _put_back(evidence, i - 1):
             what = "the job ended again, though nothing had put it back"
             yield Finding("chain", f"seq {one.link.seq}, {key}", what, "one end", "two", job_id)
-        stands = ended and i == len(sealed) - 1
-        if one.finding is not None:
-            yield one.finding
-        if unknown := unknown_format(one.link):
-            yield unknown
-            continue
-        if redacted and one.link.format < COMMITS:
-            continue  # its hashes told the texts, and are gone with them
-        there = _proof_there(evidence, one.link.format)
-        at = f"seq {one.link.seq}, {key}"
-        if one.proof is None:
-            yield Finding("proofs", at, "the proof is gone or cut", "its hashes", "none", job_id)
-            if stands and not archived and there.root != one.link.root:
-                yield _other_root("jobs", f"id {job_id}", one.link, there, job_id)
-            continue
-        yield from _compare(evidence, one.link, one.proof, there, stands=stands, archived=archived)
-        if stands:
-            yield from _check_late(evidence, one.link, one.proof)
-        if one.proof.root != one.link.root:
-            intact = stands and there.root == one.link.root
-            yield _other_root("proofs" if intact else "chain", at, one.link, one.proof, job_id)
+        yield from _check_sealed(
+            evidence, one, stands=ended and one is sealed[-1], archived=archived
+        )
 
 
-def _proof_there(evidence: Evidence, number: int) -> Proof:
-    """The proof of the rows as they are, by the rules of this format."""
-    rows, kinds = evidence.rows[number], FORMATS[number].kinds
+def _check_sealed(
+    evidence: Evidence, one: SealedRun, *, stands: bool, archived: bool
+) -> Iterator[Finding]:
+    """A link, its proof, and the rows as they are. `stands`: the job has not run on since."""
+    job_id, link = evidence.job_id, one.link
+    if one.finding is not None:
+        yield one.finding
+    if unknown := unknown_format(link):
+        yield unknown
+        return
+    if link.kind != REDACTION and evidence.redacted and link.format < COMMITS:
+        return  # its hashes told the texts, and are gone with them
+    there, at = _proof_there(evidence, link), f"seq {link.seq}, job {job_id}"
+    if one.proof is None:
+        yield Finding("proofs", at, "the proof is gone or cut", "its hashes", "none", job_id)
+        if stands and not archived and there.root != link.root:
+            yield _other_root("jobs", f"id {job_id}", link, there, job_id)
+        return
+    yield from _compare(evidence, link, one.proof, there, stands=stands, archived=archived)
+    if stands:
+        yield from _check_late(evidence, link, one.proof)
+    if one.proof.root != link.root:
+        intact = stands and there.root == link.root
+        yield _other_root("proofs" if intact else "chain", at, link, one.proof, job_id)
+
+
+def _proof_there(evidence: Evidence, link: Link) -> Proof:
+    """The proof of the rows as they are, by the rules of the link's format."""
+    rows, kinds = evidence.rows[link.format], FORMATS[link.format].kinds
+    if link.kind == REDACTION:
+        return prove(rows, kinds, NO_SALT)
     last = evidence.ends[-1].proof if evidence.ends else None
     if evidence.redacted and evidence.redaction and last:
         kept = last.like(evidence.redaction.commitments)
@@ -260,24 +270,12 @@ def _check_redaction(evidence: Evidence, *, ended: bool, archived: bool) -> Iter
             what = "the salt is gone, and the job was not redacted"
             yield Finding("jobs", f"id {job_id}", what, "a salt", "none", job_id)
         return
-    one, at = links[-1], f"seq {links[-1].link.seq}, {key}"
-    if one.finding is not None:
-        yield one.finding
-    if unknown := unknown_format(one.link):
-        yield unknown
-        return
-    number = one.link.format
-    for wrong in _wrong_redaction(evidence, one.link, ended=ended):
-        yield Finding("redactions", at, *wrong, job_id)
-    if one.proof is None:
-        yield Finding("proofs", at, "the proof is gone or cut", "its hashes", "none", job_id)
-        return
-    there = prove(evidence.rows[number], FORMATS[number].kinds, NO_SALT)
-    yield from _compare(evidence, one.link, one.proof, there, stands=True, archived=archived)
-    yield from _check_late(evidence, one.link, one.proof)
-    if one.proof.root != one.link.root:
-        yield _other_root("chain", at, one.link, one.proof, job_id)
-    yield from _texts_left(evidence, number)
+    one = links[-1]
+    yield from _check_sealed(evidence, one, stands=True, archived=archived)
+    if one.link.format in FORMATS:
+        for wrong in _wrong_redaction(evidence, one.link, ended=ended):
+            yield Finding("redactions", f"seq {one.link.seq}, {key}", *wrong, job_id)
+        yield from _texts_left(evidence, one.link.format)
 
 
 def _texts_left(evidence: Evidence, number: int) -> Iterator[Finding]:
