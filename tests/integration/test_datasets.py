@@ -124,7 +124,7 @@ def test_a_data_set_is_what_its_manifest_says(answered: Answered, tmp_path: Path
         file.write("{}")
     assert broken(folder, read(folder)) == ["samples.jsonl"]
     again = marco(answered.url, "dataset", "from-traces", str(folder))
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
 
 
 def test_a_line_leads_back_to_its_tree(answered: Answered, tmp_path: Path) -> None:
