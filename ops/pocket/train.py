@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from ops.pocket.samples import Sample, draw_sample
 from ops.pocket.tokenizer import (
@@ -87,12 +88,9 @@ def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator
             groups.pop()
         rng.shuffle(groups)
         for group in groups:
-            lengths = [len(ids) for ids, _ in group]
-            gaps = [max(lengths) - length for length in lengths]
-            rows = list(zip(group, gaps, strict=True))
-            padded = torch.tensor([ids + [padding] * gap for (ids, _), gap in rows])
-            learned = torch.tensor([flags + [False] * gap for (_, flags), gap in rows])
-            yield Batch(padded, learned, sum(lengths))
+            ids, learned = (list(map(torch.tensor, rows)) for rows in zip(*group, strict=True))
+            padded = pad_sequence(ids, batch_first=True, padding_value=padding)
+            yield Batch(padded, pad_sequence(learned, batch_first=True), sum(map(len, ids)))
 
 
 def build_model(tokenizer: Tokenizer, seed: int) -> Any:
