@@ -125,7 +125,7 @@ def refused(answer: httpx.Response, status: int, code: str) -> str:
 def test_keys_are_made_listed_and_revoked(api: Api) -> None:
     made = api.marco("keys", "create", "--tenant", "acme", "--name", "cron", "--right", "read")
     key = made.stdout.strip()
-    assert "shown this once" in made.stderr
+    assert "shown only once" in made.stderr
     listed = json.loads(api.marco("keys", "list", "--tenant", "acme", "--json").stdout)["keys"][0]
     assert listed["rights"] == ["read"] and listed["id"] in key and key not in str(listed)
     with api.database.transaction() as conn:
@@ -439,13 +439,14 @@ def test_where_the_services_are_is_not_told(caplog: pytest.LogCaptureFixture) ->
 
 
 async def _events(service: Service, job_id: str) -> list[bytes]:
-    """A stream of a job's events, once its head has been sent."""
+    """A stream of a job's events, once its head has been sent. Closes the producer."""
     key = ApiKey(
         id="k", name="", tenant="acme", rights=RIGHTS, per_minute=None,
         created_at=None, expires_at=None, revoked_at=None,
     )  # fmt: skip
-    caller = Caller(service, key, service.producer.for_tenant("acme"))
-    return [part async for part in job_routes.parts(caller, job_id)]
+    async with service.producer:
+        caller = Caller(service, key, service.producer.for_tenant("acme"))
+        return [part async for part in job_routes.parts(caller, job_id)]
 
 
 def test_an_answer_is_not_held_back_for_an_acknowledgement() -> None:

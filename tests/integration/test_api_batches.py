@@ -93,7 +93,7 @@ def test_a_file_becomes_a_batch_and_its_results_files(
     assert (shown.purpose, shown.bytes) == (
         "batch_output", len(acme.files.content(shown.id).content),
     )  # fmt: skip
-    with pytest.raises(openai.UnprocessableEntityError, match="it stays"):
+    with pytest.raises(openai.UnprocessableEntityError, match="can't be deleted"):
         acme.files.delete(shown.id)
     given = acme.files.retrieve(done.input_file_id)
     assert (given.filename, given.purpose) == ("in.jsonl", "batch")
@@ -105,7 +105,7 @@ def test_a_file_becomes_a_batch_and_its_results_files(
     asked |= {"input_file_id": more[1].input_file_id}
     again = [acme.batches.create(**asked, completion_window="24h").id for _ in range(2)]
     assert len(set(again)) == 1
-    with pytest.raises(openai.ConflictError, match="made otherwise"):
+    with pytest.raises(openai.ConflictError, match="used for a different batch"):
         acme.batches.create(**asked, completion_window="1h")  # type: ignore[arg-type]
     failed = reached(acme, more[0], "failed")
     assert failed.errors and failed.errors.data and failed.errors.data[0].line == 1

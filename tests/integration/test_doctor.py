@@ -84,7 +84,7 @@ def test_what_keeps_jobs_waiting_is_seen(
     monkeypatch.setenv("MARCO_ODDITY", "1")
     variables = _checked(settings)["variables"]
     assert not variables.ok
-    assert "MARCO_RUNTIME_UR is read by nothing, did you mean MARCO_RUNTIME?" in variables.detail
+    assert "MARCO_RUNTIME_UR is not a setting, did you mean MARCO_RUNTIME?" in variables.detail
     assert "MARCO_ODDITY" in variables.detail
     odd = {"heartbeat_s": 40.0, "console_token": SecretStr("short")}
     refused = _checked(settings.model_copy(update=odd))["settings"]
