@@ -17,7 +17,7 @@ from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.cli import options, output
 from marco_search.cli.options import FILE, FOLDER, command, which_jobs
 from marco_search.cli.session import Session, session
-from marco_search.errors import ArchiveRefused, InvalidSettings
+from marco_search.errors import InvalidSettings
 from marco_search.export.tables import TABLES, write
 from marco_search.locations import database_url
 from marco_search.store.db import allow, require_tables
@@ -187,8 +187,6 @@ def archive(folder: Path, before: datetime, dry_run: bool) -> None:
     marco archive /srv/archive --before 2026-11 --dry-run
     """
     until = before.replace(tzinfo=UTC)
-    if until > datetime.now(UTC):
-        raise ArchiveRefused(f"--before {until:%Y-%m-%d} is in the future: months must be over")
     done: list[dict[str, Any]] = []
     with session(needs_redis=False) as here:
         with here.database.transaction() as conn:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from typing import Self
 from uuid import UUID
 
 import psycopg
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from marco_search import settings as settings_module
 from marco_search.audit.findings import Status
+from marco_search.cli import audit_commands
 from marco_search.cli.audit_commands import archive, redact, verify
 from marco_search.cli.job_commands import show
 from marco_search.errors import ArchiveRefused, RedactionRefused, RuntimeUnavailable
@@ -293,6 +295,20 @@ def test_an_archive_of_another_database_is_not_written_over(
     assert "an archive of another database" in str(result.exception)
     assert file.read_text() == theirs and [file] == list(file.parent.iterdir())
     assert months_of(database) == [month]
+
+
+def test_a_month_must_be_over_by_the_clock_of_the_database(
+    database: Database, august: list[UUID], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(2200, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(audit_commands, "datetime", Ahead)
+    result = run(str(tmp_path), "--before", "2199-01")
+    assert "is in the future" in str(result.exception)
+    assert len(months_of(database)) == 1
 
 
 def locked(folder: Path) -> int | None:

@@ -42,7 +42,13 @@ class Month:
 
 
 def months(conn: Conn, until: datetime) -> list[Month]:
-    """The months with partitions that are over at `until`, oldest first."""
+    """The months with partitions that are over at `until`, oldest first.
+
+    Raises ArchiveRefused for a time to come, by the database's clock: jobs would be submitted to
+    a month that is archived.
+    """
+    if conn.execute("SELECT %s > now()", [until]).fetchone() == (True,):
+        raise ArchiveRefused(f"--before {until:%Y-%m-%d} is in the future: months must be over")
     rows = conn.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) ORDER BY relname",
         [partitions.SCHEMA],
