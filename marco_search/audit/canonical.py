@@ -18,7 +18,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
@@ -122,37 +121,22 @@ class Reader:
     """Reads rows with some columns.
 
     A time is microseconds as in the row, an id its bytes, an array what `unpack_ints` and
-    `unpack_texts` read. A million rows are read in one verification, so the columns of fixed
-    size that stand first are read at once.
+    `unpack_texts` read.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         """`columns`: name to type."""
-        fixed = list(takewhile(lambda column: column[1] in FIXED, columns.items()))
-        codes = [FIXED[kind] for _, kind in fixed]
-        self._fixed = struct.Struct(">h" + "".join(f"i{code}" for code in codes))
-        self._sizes = tuple(struct.calcsize(f">{code}") for code in codes)
-        self._names = [name for name, _ in fixed]
-        self._all = [(name, _reader(kind)) for name, kind in columns.items()]
-        self._others = self._all[len(fixed) :]
+        self._readers = [(name, _reader(kind)) for name, kind in columns.items()]
 
     def read(self, row: bytes) -> dict[str, Any]:
         """The values by column name. Raises ValueError or struct.error for no such row."""
         values: dict[str, Any] = {}
-        at, others = 2, self._all
-        if len(row) >= self._fixed.size:
-            parts = self._fixed.unpack_from(row)
-            if parts[1::2] == self._sizes:  # none of them is null
-                values = dict(zip(self._names, parts[2::2], strict=True))
-                at, others = self._fixed.size, self._others
-        for name, read in others:
+        at = 2
+        for name, read in self._readers:
             size = _INT.unpack_from(row, at)[0]
             at += 4
-            if size < 0:
-                values[name] = None
-            else:
-                values[name] = read(row[at : at + size])
-                at += size
+            values[name] = read(row[at : at + size]) if size >= 0 else None
+            at += max(size, 0)
         return values
 
 

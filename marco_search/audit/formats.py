@@ -18,11 +18,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Final
 
 from marco_search import schema
-from marco_search.audit.canonical import FIXED
 from marco_search.audit.proofs import Kind, Kinds
 
 # What a request's hash leaves out: the defaults of the version that wrote it.
@@ -69,16 +67,10 @@ def kinds_of(number: int) -> dict[str, Kind]:
             rest[0] if rest else None,
             columns,
             texts=len(schema.redacted_columns(table, name)) if commits else 0,
-            fixed=len(list(takewhile(_is_fixed, [(table, c, t) for c, t in columns.items()]))),
         )
         for name, table, (job, *rest) in schema.leaves()
         for columns in [schema.hashed_columns(table, name, number)]
     }
-
-
-def _is_fixed(column: tuple[str, str, str]) -> bool:
-    table, name, of_type = column
-    return of_type in FIXED and not schema.TABLES[table].columns[name].nullable
 
 
 FORMATS = {

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 
-from marco_search.audit.canonical import FIXED, Reader
+from marco_search.audit.canonical import Reader
 
 HASH_BYTES = 32
 NO_SALT = bytes(16)
@@ -51,24 +51,18 @@ class Kind:
     key: str | None  #: the column that is its key within the job; None: one row for each job
     columns: Mapping[str, str]  #: its canonical columns, name to type
     texts: int = 0  #: how many of them, the last, are committed to and may be redacted
-    fixed: int = 0  #: how many of them, the first, have a fixed size and are never null
 
     @cached_property
     def reader(self) -> Reader:
         """Reads its rows."""
         return Reader(self.columns)
 
-    @cached_property
-    def _after_fixed(self) -> int:
-        sizes = [struct.calcsize(f">{FIXED[t]}") for t in list(self.columns.values())[: self.fixed]]
-        return 2 + sum(4 + size for size in sizes)
-
     def split(self, rows: Sequence[Row]) -> list[Part]:
         """Each row's key, other columns, and texts. Raises struct.error for no such row."""
         parts = []
-        others = range(len(self.columns) - self.texts - self.fixed)
+        others = range(len(self.columns) - self.texts)
         for key, row in rows:
-            at = self._after_fixed
+            at = 2
             for _ in others:
                 (size,) = _SIZE(row, at)
                 at += 4 + size if size > 0 else 4

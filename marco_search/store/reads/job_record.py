@@ -142,19 +142,20 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
     job = select(conn, JobStatus, "audit.jobs WHERE job_id = %s", [job_id])
     if not job:
         raise not_found(job_id)
-    payload = conn.execute("SELECT payload FROM audit.jobs WHERE job_id = %s", [job_id]).fetchone()
-    best = conn.execute(
-        "SELECT path FROM audit.answers WHERE job_id = %s AND rank = 1", [job_id]
-    ).fetchone()
+    ((payload, path),) = conn.execute(
+        "SELECT payload, (SELECT path FROM audit.answers AS a WHERE a.job_id = j.job_id"
+        " AND rank = 1) FROM audit.jobs AS j WHERE job_id = %s",
+        [job_id],
+    )
 
     def rows(model: type[M], view: str, order: str) -> tuple[M, ...]:
         return tuple(select(conn, model, f"{view} WHERE job_id = %s ORDER BY {order}", [job_id]))
 
     record = JobRecord(
         job=job[0],
-        payload=payload[0] if payload else {},
+        payload=payload,
         answers=tuple(answers(conn, [str(job_id)])[str(job_id)]),
-        winning_path=tuple(best[0] or ()) if best else (),
+        winning_path=tuple(path or ()),
         nodes=tuple(tree(conn, job_id)),
         rollouts=tuple(trail.rollouts(conn, job_id, schema=views.SCHEMA)),
         attempts=rows(AttemptRow, "audit.attempts", "generation"),
