@@ -24,7 +24,6 @@ PICKED_AT_ONCE = 1 << 17
 
 Uniforms = npt.NDArray[np.float64]
 _Words = npt.NDArray[np.uint64]
-_LARGE = 4096  # tokens: of more than this, few are in a nucleus
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -67,14 +66,9 @@ def pick(logits: Floats, temperatures: Floats, top_ps: Floats, uniforms: Uniform
     if (temperatures != 1).any():
         weights = np.exp(shifted / np.where(sampled, temperatures, np.float32(1))[:, None])
     tokens = top_ids[:, 0].copy()
-    rest = sampled.copy()
-    nuclei = np.flatnonzero((top_ps < 1) & sampled)
-    if weights.shape[1] > _LARGE:
-        for row in nuclei:
-            tokens[row] = _draw_from_nucleus(weights[row], top_ps[row], uniforms[row])
-        rest[nuclei] = False
-    elif nuclei.size:
-        _keep_nucleus(weights, nuclei, top_ps[nuclei][:, None])
+    for row in np.flatnonzero(sampled & (top_ps < 1)):
+        tokens[row] = _draw_from_nucleus(weights[row], top_ps[row], uniforms[row])
+    rest = sampled & (top_ps >= 1)
     if rest.any():
         tokens = np.where(rest, _draw(weights, uniforms), tokens)
     return Picks(
@@ -121,17 +115,8 @@ def _best(values: Floats) -> Ints:
     return ids
 
 
-def _keep_nucleus(weights: Floats, rows: Ints, top_ps: Floats) -> None:
-    """Zero, in place, what lies outside the nuclei of `rows`. Ties with the last one stay."""
-    ordered = np.sort(weights[rows], axis=-1)[:, ::-1]
-    running = np.cumsum(ordered, axis=-1)
-    last = np.argmax(running >= top_ps * running[:, -1:], axis=-1)
-    least = ordered[np.arange(rows.size), last]
-    weights[rows] = np.where(weights[rows] < least[:, None], np.float32(0), weights[rows])
-
-
 def _draw_from_nucleus(weights: Floats, top_p: Any, uniform: Any) -> Any:
-    """A token of one row's nucleus, without sorting a large vocabulary."""
+    """A token of one row's nucleus, without sorting a whole vocabulary. Ties at its end stay."""
     total = np.add.reduce(weights)
     # All weights below this together are less than what a nucleus may leave out.
     likely = np.flatnonzero(weights >= total * (1 - top_p) / weights.size)
