@@ -102,6 +102,15 @@ def test_a_batch_of_more_than_may_ever_be_queued_goes_on_as_there_is_room(
         assert batch.refused == conflict
 
 
+def test_a_quota_holds_from_the_moment_it_is_set(database_url: str) -> None:
+    with producer_with(database_url, max_queued=100_000) as producer:
+        producer.set_quota(1000, "default")
+        producer.submit(question())  # whose room is known for the next ones
+        producer.set_quota(0, "default")
+        with pytest.raises(QuotaExceeded):
+            producer.submit(question())
+
+
 def test_a_batch_of_a_tenant_that_may_queue_nothing_is_refused(database_url: str) -> None:
     with producer_with(database_url) as producer:
         producer.set_quota(0, "default")

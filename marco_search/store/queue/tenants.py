@@ -35,7 +35,8 @@ class Gate:
     def __init__(self, max_queued: int | None = None, tenant_max_queued: int | None = None) -> None:
         self._max_queued = max_queued
         self._tenant_max_queued = tenant_max_queued
-        self._room: dict[str, tuple[float, float]] = {}  # by tenant: jobs, until when
+        # By tenant and limit: jobs, until when.
+        self._room: dict[tuple[str, int], tuple[float, float]] = {}
         self._lock = Lock()
 
     def check(self, conn: Conn, created: Mapping[str, int]) -> None:
@@ -57,13 +58,13 @@ class Gate:
     def _fits(self, conn: Conn, tenant: str, count: int, limit: int) -> bool:
         now = time.monotonic()
         with self._lock:
-            room, until = self._room.get(tenant, (0.0, now))
+            room, until = self._room.get((tenant, limit), (0.0, now))
             if count <= room and now < until:
-                self._room[tenant] = room - count, until
+                self._room[tenant, limit] = room - count, until
                 return True
         left = limit - _queued(conn, tenant, limit)
         with self._lock:
-            self._room[tenant] = left / 10, now + _COUNT_EVERY_S
+            self._room[tenant, limit] = left / 10, now + _COUNT_EVERY_S
         return left >= 0
 
 
