@@ -162,8 +162,7 @@ class LeasedJournal(Journal):
                 raise leases.lost(self.lease)
             self._written = None
             try:
-                with self._database.transaction() as conn:
-                    found = step(conn)
+                found = self._database.call(step)
                 self._stored()
                 return found
             except DatabaseUnavailable as error:
@@ -210,8 +209,7 @@ class LeasedJournal(Journal):
     def _read(self, read: Read) -> bool:
         """Read the job's signals; False if Postgres does not answer."""
         try:
-            with self._database.transaction() as conn:
-                self.signals = read(conn, self.lease)
+            self.signals = self._database.call(read, self.lease)
         except LeaseLost:
             self._lost = True
         except Exception as error:

@@ -85,8 +85,7 @@ class Process:
             self.publisher.publish([job_id])
         except BrokerUnavailable as error:
             log.warning("job %s waits for Redis: %s", job_id, error)
-            with self.database.transaction() as conn:
-                scheduling.unpublished(conn, [job_id])
+            self.database.call(scheduling.unpublished, [job_id])
 
 
 _current: Process | None = None

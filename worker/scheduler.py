@@ -108,8 +108,7 @@ class Scheduler:
                 uploaded_files.delete_expired(conn)
             if made:
                 log.info("made partitions: %s", ", ".join(made))
-            with self._database.transaction() as conn:
-                webhooks.forget(conn)
+            self._database.call(webhooks.forget)
         try:
             turn = self._publisher.try_acquire_tick(EVERY_S)
         except BrokerUnavailable:
@@ -146,9 +145,7 @@ class Scheduler:
             published += count
         if time.monotonic() >= self._next_parked:
             self._next_parked += _PARKED_EVERY_S
-            with self._database.transaction() as conn:
-                parked = scheduling.one_parked_each(conn)
-            self._publisher.publish(parked)
+            self._publisher.publish(self._database.call(scheduling.one_parked_each))
         return published
 
     def workers(self) -> list[str] | None:
@@ -179,9 +176,7 @@ class Scheduler:
             log.error("job %s: it crashed several workers and is dead now", job_id)
 
     def _finish(self) -> None:
-        with self._database.transaction() as conn:
-            count = recovery.expire_unbegun(conn)
-        if count:
+        if count := self._database.call(recovery.expire_unbegun):
             log.info("%d jobs expired before they were started", count)
         while finish.finish_one_queued(self._database, self._worker):
             pass
@@ -189,19 +184,15 @@ class Scheduler:
     def _publish(self, choose: Callable[[Conn], Sequence[UUID]]) -> int:
         # Marked and committed before: a worker skips rows that are locked.
         self._publisher.length()  # raises before anything is written, if Redis is down
-        with self._database.transaction() as conn:
-            job_ids = choose(conn)
-        if not job_ids:
+        if not (job_ids := self._database.call(choose)):
             return 0
         try:
             self._publisher.publish(job_ids)
         except BrokerUnavailable:
-            with self._database.transaction() as conn:
-                scheduling.unpublished(conn, job_ids)
+            self._database.call(scheduling.unpublished, job_ids)
             raise
         metrics.record(metrics.PUBLISHED, len(job_ids))
-        with self._database.transaction() as conn:
-            scheduling.log_published(conn, job_ids)
+        self._database.call(scheduling.log_published, job_ids)
         return len(job_ids)
 
 

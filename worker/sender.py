@@ -114,8 +114,7 @@ class Sender:
             log.warning("webhook %s: delivery %s: %s; %s", webhook_id, claimed.id, error, what)
         outcome = "delivered" if error is None else "failed" if retry_s is None else "retried"
         record(DELIVERIES, 1, outcome)
-        with self._database.transaction() as conn:
-            webhooks.report(conn, claimed, error, retry_s=retry_s)
+        self._database.call(webhooks.report, claimed, error, retry_s=retry_s)
         return error is None
 
 
