@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -19,9 +18,8 @@ from worker.journal import LeasedJournal
 class NoDatabase:
     """Stands where a database would."""
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        yield None
+    def call(self, step: Callable[..., Any], /, *given: Any) -> Any:
+        return step(None, *given)
 
 
 @pytest.mark.parametrize("lost", [False, True])
