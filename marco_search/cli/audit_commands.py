@@ -17,7 +17,7 @@ from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.cli import options, output
 from marco_search.cli.options import FILE, FOLDER, command, which_jobs
 from marco_search.cli.session import Session, session
-from marco_search.errors import InvalidSettings
+from marco_search.errors import InvalidSettings, RedactionRefused
 from marco_search.export.tables import TABLES, write
 from marco_search.locations import database_url
 from marco_search.store.db import allow, require_tables
@@ -277,7 +277,11 @@ def redact(
             done |= _redact_month(here, folder, those, reason)
         for job_id in ids:
             if job_id not in done:
-                link = here.database.call(redactions.redact, job_id, reason=reason)
+                try:
+                    link = here.database.call(redactions.redact, job_id, reason=reason)
+                except RedactionRefused as error:
+                    so_far = f"{len(done):,} of {counted(len(ids), 'job')}"
+                    raise RedactionRefused(f"{error}; {so_far} have no texts any more") from None
                 done[job_id] = None if link is None else link.seq
         erased = 0 if jobs else here.database.call(redactions.erase_lines, wanted)
     lines = [

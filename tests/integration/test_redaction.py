@@ -249,6 +249,14 @@ def test_a_job_that_may_still_run_is_refused(database: Database, database_url: s
     assert verify_all(database_url).findings == ()
 
 
+def test_where_it_stops_it_says_how_many_are_redacted(database: Database, ended: UUID) -> None:
+    (queued,) = insert(database, question())
+    result = CliRunner().invoke(cli, ["redact", "--yes", str(ended), str(queued.id)])
+    assert "cancel it first" in str(result.exception)
+    assert "1 of 2 jobs have no texts any more" in str(result.exception)
+    assert verify_job(database, ended).redacted
+
+
 def test_only_a_redactor_may(database: Database, database_url: str, ended: UUID) -> None:
     with logins(database_url) as login:
         for role in ("marco_app", "marco_auditor_all"):
