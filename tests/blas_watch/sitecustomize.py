@@ -33,10 +33,12 @@ def _step() -> FrameType | None:
 
 def _watch() -> None:
     seen: set[int] = set()
+    # Found once: looking for them takes longer than a step of a small model.
+    libraries = threadpoolctl.ThreadpoolController().lib_controllers
     while True:
         step = _step()
         if step is not None:
-            counts = {lib["num_threads"] for lib in threadpoolctl.threadpool_info()}
+            counts = {library.num_threads for library in libraries}
             if _step() is step and not counts <= seen:  # the same step all the while
                 seen |= counts
                 (_FOLDER / str(os.getpid())).write_text(repr(sorted(seen)))
