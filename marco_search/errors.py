@@ -54,7 +54,7 @@ class InvalidBatch(InputError):
 
 
 class AmbiguousJob(InputError):
-    """The beginning of an id fits several jobs: give more of it."""
+    """The beginning of an id matches several jobs: give more of it."""
 
 
 class QueryRefused(InputError):

@@ -30,7 +30,7 @@ class Finding:
 class Status(StrEnum):
     """What verification says about a job."""
 
-    VALID = "fits"
+    VALID = "valid"
     """It has ended, and everything is as it was then."""
     OPEN = "open"
     """It has not ended: its numbers agree, nothing vouches for its rows yet."""

@@ -89,7 +89,7 @@ def verify(
     findings = [asdict(finding) for finding in found]
     for finding in findings:
         finding["unknown_format"] = finding.pop("unknown")
-    data = counted | {"fits": not found, "findings": findings}
+    data = counted | {"ok": not found, "findings": findings}
     output.report(data, *lines, *_finding_lines(found))
     if found:
         click.get_current_context().exit(output.DOES_NOT_FIT)
@@ -132,7 +132,7 @@ def _archives(here: Session, folders: Sequence[Path], found: list[Finding]) -> l
 def _finding_lines(found: Sequence[Finding]) -> list[str]:
     wrong = [finding for finding in found if not finding.unknown]
     unknown = [finding for finding in found if finding.unknown]
-    lines = [] if found else ["Everything fits."]
+    lines = [] if found else ["Everything matches."]
     if wrong:
         lines += [f"Does not fit, first {wrong[0]}", *(f"  then {f}" for f in wrong[1:_SHOWN])]
     if len(wrong) > _SHOWN:
@@ -291,7 +291,7 @@ def redact(
     ]
     found = [{"job_id": str(job_id), "link": done[job_id]} for job_id in ids]
     lines += [f"{counted(erased, 'line')} without a job: erased"] if erased else []
-    output.report({"jobs": found, "lines": erased}, *(lines or ["Nothing fits."]))
+    output.report({"jobs": found, "lines": erased}, *(lines or ["No jobs match."]))
 
 
 def _by_folder(here: Session, ids: Sequence[UUID], months: Path) -> dict[Path, list[UUID]]:

@@ -275,12 +275,12 @@ def replay(
     engine = f"{info.name} {info.version}"
     same_engine = set(stored.engines) == {engine}
     same_text = done.same_text and done.same_answers + done.read_otherwise == done.rollouts
-    fits = done.same_bits if info.exact else same_text
+    same = done.same_bits if info.exact else same_text
     data = asdict(done)
     data |= {
         "job_id": stored.job_id,
         "state": stored.state,
-        "fits": fits,
+        "ok": same,
         "same_bits": done.same_bits,
         "same_text": done.same_text,
         "engine": engine,
@@ -292,13 +292,13 @@ def replay(
         "first_difference": data.pop("first") and str(done.first),
     }
     lines = list(_lines(stored, done, info))
-    if not fits and not same_engine:
+    if not same and not same_engine:
         lines.append(
             "This is no proof of a change: another engine, or another kind of processor, may"
             " round otherwise. Replay it on what it was searched on."
         )
     output.report(data, *lines)
-    if not fits:
+    if not same:
         click.get_current_context().exit(
             output.DOES_NOT_FIT if same_engine else output.OTHER_ENGINE
         )

@@ -59,7 +59,7 @@ def trace(conn: Conn, sample_id: str, tenant: str | None) -> list[Origin]:
     """Where a line came from, in each data set that has it, the newest first.
 
     `sample_id` may be its beginning; None is all tenants. Raises InvalidDataSet if there is none,
-    or if the beginning fits several.
+    or if the beginning matches several.
     """
     with conn.cursor(row_factory=dict_row) as cursor:
         given = {"sample": sample_id.lower(), "tenant": tenant}
@@ -70,7 +70,7 @@ def trace(conn: Conn, sample_id: str, tenant: str | None) -> list[Origin]:
             f"no data set of these jobs has a sample {sample_id}, or its job was redacted since"
         )
     if len(found) > 1:
-        raise InvalidDataSet(f"{sample_id} fits {len(found)} samples: give more of the id")
+        raise InvalidDataSet(f"{sample_id} matches {len(found)} samples: give more of the id")
     return [_origin(conn, **row) for row in rows]
 
 

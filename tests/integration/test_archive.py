@@ -164,7 +164,7 @@ def test_a_redacted_job_moves_out_with_the_others(
     month = done(tmp_path)
     result = CliRunner().invoke(verify, ["--archive", str(month), "--json"])
     report = json.loads(result.output)
-    assert (report["fits"], report["jobs"], report["redacted_jobs"]) == (True, 3, 1)
+    assert (report["ok"], report["jobs"], report["redacted_jobs"]) == (True, 3, 1)
     after = verify_all(database_url)
     assert (after.findings, after.redacted_jobs, after.archived_jobs) == ((), 1, 3)
     with pytest.raises(RedactionRefused, match="--archive"), database.transaction() as conn:
@@ -201,7 +201,7 @@ def test_jobs_of_an_archived_month_are_redacted_in_its_files(
         assert found <= {str(august[0]), str(august[2])}
         assert found
     report = json.loads(CliRunner().invoke(verify, ["--archive", str(month), "--json"]).output)
-    assert (report["fits"], report["jobs"], report["redacted_jobs"]) == (True, 3, 2)
+    assert (report["ok"], report["jobs"], report["redacted_jobs"]) == (True, 3, 2)
     after = verify_all(database_url)
     assert (after.findings, after.redacted_jobs, after.archived_jobs) == ((), 2, 3)
 

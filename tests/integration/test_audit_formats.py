@@ -72,7 +72,7 @@ def test_it_fits_with_anchors_and_archive(url: str, tmp_path: Path) -> None:
     assert (report.jobs, report.open_jobs, report.archived_jobs, report.links) == (26, 4, 2, 26)
     words = [f"--anchor={OLD / name}" for name in ("anchor-early.json", "anchor-signed.json")]
     result = marco("verify", *words)
-    assert (result.exit_code, "Everything fits." in result.output) == (0, True), result.output
+    assert (result.exit_code, "Everything matches." in result.output) == (0, True), result.output
     result = marco("verify", "--archive", str(OLD / "archive" / "2026-08"), "--json")
     assert (result.exit_code, json.loads(result.output)["jobs"]) == (0, 2), result.output
 

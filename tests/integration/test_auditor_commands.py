@@ -80,7 +80,7 @@ def test_what_was_made_of_its_jobs(marco: Marco, role: str, filled: Audited, job
         (sample,) = conn.execute(query, [job]).fetchone() or ("",)
     (origin,) = json.loads(marco("dataset", "trace", sample, "--json"))["origins"]
     assert (origin["job"], origin["unchanged"], origin["manifest_holds"]) == (job, True, True)
-    assert origin["status"] == ("fits" if role == "marco_auditor_all" else None)
+    assert origin["status"] == ("valid" if role == "marco_auditor_all" else None)
     said = marco("dataset", "from-traces", "set", code=2)
     assert "may not keep data sets" in said and not Path("set").exists()
 
@@ -123,11 +123,11 @@ def test_an_auditor_of_some_tenants_is_told_what_verifying_takes(
         for words in (["verify"], ["verify", job], ["anchor"]):
             assert "_auditor_all" in marco(*words, code=2)
         return
-    assert "Everything fits." in marco("verify", job)
-    assert "Everything fits." in marco("verify")
+    assert "Everything matches." in marco("verify", job)
+    assert "Everything matches." in marco("verify")
     anchor = tmp_path / "anchor.json"
     anchor.write_text(marco("anchor"))
-    assert "Everything fits." in marco("verify", "--anchor", str(anchor))
+    assert "Everything matches." in marco("verify", "--anchor", str(anchor))
 
 
 def test_an_auditor_changes_nothing(

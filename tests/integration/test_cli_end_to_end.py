@@ -249,7 +249,7 @@ def test_a_job_must_be_named_well(marco: Here) -> None:
     prefix = first_job(marco)[:6]  # all jobs of these minutes
     code, _, err = marco("show", prefix)
     assert code == 2
-    assert "fits several jobs" in err
+    assert "matches several jobs" in err
 
 
 def test_a_submitted_job_can_be_seen_waited_for_and_cancelled(marco: Here) -> None:
@@ -303,11 +303,11 @@ def test_up_and_down_say_what_they_did(marco: Here) -> None:
 def test_the_demo_s_jobs_verify_and_replay_to_the_same_bits(marco: Here, tmp_path: Path) -> None:
     job = marco.json("status")["jobs"][0]["job_id"]
     everything = marco.json("verify", "--all")
-    assert everything["fits"] and everything["links"] == everything["jobs"] + 1
+    assert everything["ok"] and everything["links"] == everything["jobs"] + 1
     one = marco.json("verify", job)["jobs"][0]
-    assert (one["job_id"], one["status"]) == (job, "fits")
+    assert (one["job_id"], one["status"]) == (job, "valid")
     again = marco.json("replay", job)
-    assert (again["fits"], again["same_bits"], again["first_difference"]) == (True, True, None)
+    assert (again["ok"], again["same_bits"], again["first_difference"]) == (True, True, None)
     code, out, _ = marco("replay", job)
     assert (code, "The same tree, bit for bit" in out) == (0, True)
 
@@ -329,7 +329,7 @@ def test_a_replay_on_another_kind_of_processor_says_so(
     found = json.loads(out)
     assert found["engine_then"] == marco.json("replay", job)["engine"], err
     if not found["same_bits"]:  # not every processor can act as one without AVX
-        assert (code, found["fits"], found["same_engine"]) == (10, False, False)
+        assert (code, found["ok"], found["same_engine"]) == (10, False, False)
         code, out, _ = kept.run("replay", job)
         assert code == 10
         assert "its last digits may differ" in out and "no proof of a change" in out
@@ -353,7 +353,7 @@ def test_an_anchor_is_signed_and_a_doctored_one_refused(marco: Here, tmp_path: P
     assert anchor["public_key"] == public
     kept.write_text(json.dumps(anchor))
     code, out, _ = marco("verify", "--anchor", str(kept), "--public-key", public)
-    assert (code, public in out, "Everything fits." in out) == (0, True, True)
+    assert (code, public in out, "Everything matches." in out) == (0, True, True)
     doctored.write_text(json.dumps(anchor | {"jobs": 99}))
     assert marco("verify", "--anchor", str(doctored))[0] == 2
     assert marco("verify", "--anchor", str(kept), "--public-key", "00" * 32)[0] == 2

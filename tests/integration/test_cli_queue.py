@@ -206,4 +206,4 @@ def test_jobs_are_cancelled_by_batch_tenant_state_and_all(
     assert cancelled("--state", "queued") == []
     assert cancelled("--tenant", "research") == [third]
     assert cancelled("--all") == [fourth]
-    assert marco("verify")["fits"]
+    assert marco("verify")["ok"]

@@ -324,7 +324,7 @@ def test_the_json_format_is_the_documented_document(stored: Stored) -> None:
     }  # fmt: skip
     assert data["job"]["subject"] == "Add 1 and 1."
     assert data["attempts"][0]["model"] == "toy-marco-o1"
-    assert data["verification"]["status"] == "fits"
+    assert data["verification"]["status"] == "valid"
     assert data["audit_log"][0]["event"] == "submitted"
     known = {r["rollout_id"] for r in data["rollouts"]}
     assert all(set(answer["rollouts"]) <= known for answer in data["answers"])

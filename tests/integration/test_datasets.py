@@ -140,7 +140,7 @@ def test_a_line_leads_back_to_its_tree(answered: Answered, tmp_path: Path) -> No
         for o in found["origins"]
         if o["dataset"]["manifest_sha256"] == manifest["manifest_sha256"]
     )
-    assert (origin["job"], origin["status"]) == (sample.provenance["job"], "fits")
+    assert (origin["job"], origin["status"]) == (sample.provenance["job"], "valid")
     (path,) = origin["paths"]
     assert [0, *(n["node_id"] for n in path["nodes"])] == sample.provenance["nodes"]
     assert "".join(n["text"] for n in path["nodes"]).strip() in sample.response
@@ -270,7 +270,7 @@ def test_nothing_is_made_of_a_trail_that_was_changed(
         conn.execute(query, [jobs[1].id])
         conn.commit()
         done = marco(database_url, "dataset", "trace", other.id)
-        assert done.returncode == 9 and "fits" in done.stdout
+        assert done.returncode == 9 and "valid" in done.stdout
         conn.execute("SET session_replication_role = replica")
         conn.execute("UPDATE nodes SET text = 'x' WHERE job_id = %s", [jobs[1].id])
     done = marco(database_url, *words, str(tmp_path / "other"))

@@ -204,7 +204,7 @@ def test_jobs_are_chosen_by_their_metadata(database: Database, ended: UUID) -> N
     words = ("redact", "--metadata", f"customer={SECRET}", "--metadata", "number=4711", "--yes")
     found = json.loads(marco(*words, "--json").output)
     assert [one["job_id"] for one in found["jobs"]] == [str(ended)]
-    assert "Nothing fits" in marco(*words).output
+    assert "No jobs match" in marco(*words).output
 
 
 def test_an_evaluation_does_not_grade_what_stands_in_the_place_of_an_answer(

@@ -70,7 +70,7 @@ def revisions(conn: Conn) -> list[Revision]:
 def named_revision(known: list[Revision], word: str) -> Revision:
     """The revision with this name, beginning of a hash, or both with a space between.
 
-    Raises QueryRefused if none fits or several do.
+    Raises QueryRefused if none matches or several do.
     """
     found = {
         one.key: one
@@ -83,7 +83,9 @@ def named_revision(known: list[Revision], word: str) -> Revision:
     several = "several revisions, give the beginning of one's hash" if found else "no revision"
     among = list(found.values()) or known
     names = ", ".join(f"{one.model} {one.revision[:12]}" for one in among[:20])
-    raise QueryRefused(f"{word!r} fits {several}; jobs were searched with: {names or 'none yet'}")
+    raise QueryRefused(
+        f"{word!r} matches {several}; jobs were searched with: {names or 'none yet'}"
+    )
 
 
 def pairs(conn: Conn, old: Revision, new: Revision, *, tenant: str | None = None) -> list[Pair]:

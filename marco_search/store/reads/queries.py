@@ -166,7 +166,7 @@ def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
         if getattr(wanted, name) is not None:
             sql += f"AND ({keys}) {sign} {_place(keys, name)} "
     order = f"{keys.replace(', job_id', f' {way}, job_id')} {way}"
-    # Which, before all of their columns: else Postgres has those made for every job that fits.
+    # Which, before all of their columns: else Postgres has those made for every job that matches.
     ids = f"SELECT job_id FROM {sql} ORDER BY {order} LIMIT %(limit)s"  # noqa: S608  # constants
     source = f"audit.jobs WHERE job_id = ANY (ARRAY({ids})) ORDER BY {order}"
     found = select(conn, JobStatus, source, given)
@@ -485,7 +485,7 @@ def _matching(conn: Conn, parts: Sequence[str], tenant: str | None) -> list[set[
 
 def _only(conn: Conn, word: str, found: set[UUID], tenant: str | None) -> UUID:
     if len(found) > 1:
-        raise AmbiguousJob(f"{word} fits several jobs: give more of the id")
+        raise AmbiguousJob(f"{word} matches several jobs: give more of the id")
     if found:
         return next(iter(found))
     job = statuses(conn, matching(conn, word))[0]  # raises if no tenant has it

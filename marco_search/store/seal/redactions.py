@@ -41,7 +41,7 @@ REDACTED = "redacted"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What is to be redacted: all that fits everything given."""
+    """What is to be redacted: all that matches everything given."""
 
     tenant: str | None = None
     batch_id: UUID | None = None
