@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -191,7 +191,7 @@ class Profile(Input):
             found |= table.get(found["strategy"], {}) | (table.get(strategy, {}) if auto else {})
         return found
 
-    @property
+    @cached_property
     def label(self) -> str:
         """Its name and a hash of all that changes a search: what the trail keeps of it."""
         text = json.dumps(self.model_dump(mode="json", exclude=_ABOUT), sort_keys=True)
@@ -276,8 +276,9 @@ def chosen(model: str, folder: Path | None = None) -> Profile:
     `model` is a name as servers and folders have it, such as "Qwen/Qwen3-8B".
     """
     names = {model.lower(), model.lower().rstrip("/").rpartition("/")[2]}
-    best = (False, 0), load(NEUTRAL)
-    for file in files(folder).values():
+    known = files(folder)
+    best = (False, 0), read(known[NEUTRAL])
+    for file in known.values():
         profile = read(file)
         fits = [p for p in profile.models if any(fnmatchcase(n, p) for n in names)]
         rank = file.parent != SHIPPED, max(map(len, fits), default=0)

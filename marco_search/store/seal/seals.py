@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 # A session that stalls with the lock is ended after 5 s, between two statements or within one.
 # The second limit counts from its last setting.
 _LOCK = (
-    "SET LOCAL idle_in_transaction_session_timeout = '5s'",
-    "SET LOCAL transaction_timeout = 0",
+    "SELECT set_config('idle_in_transaction_session_timeout', '5s', true),"
+    " set_config('transaction_timeout', '0', true)",
     "LOCK TABLE public.chain_lock IN SHARE ROW EXCLUSIVE MODE",
     "SET LOCAL transaction_timeout = {}",
 )
