@@ -33,7 +33,7 @@ from typing import IO
 from marco_search.errors import LocalServiceFailed
 
 URLS_NAME, USERS_NAME, LOCK_NAME = "services.json", "users.lock", "supervisor.lock"
-KEEP, STOP = "keep", "stop"
+KEEP, STOP, _NEITHER = "keep", "stop", "    "
 TICK_S, _POLL_S = 0.1, 0.02  # between two looks: while they run; while something is waited for
 _START_S = 180.0  # crash recovery of a large database takes its time
 _STOP_S = 60.0  # two servers at 20 s each before they are killed
@@ -75,7 +75,7 @@ def up(
             except KeyboardInterrupt:
                 down(home)
         else:
-            (home / USERS_NAME).write_text(KEEP)
+            _say(home, KEEP)
     return urls
 
 
@@ -85,8 +85,7 @@ def down(home: Path) -> bool:
     if not lock.exists():
         return False
     ran = is_running(home)
-    with usable(users):
-        users.write_text(STOP)
+    _say(home, STOP)
     for _ in _ticks(_STOP_S):
         # What a killed supervisor left is gone then, too. Without the word another run has begun.
         with _locked(lock, fcntl.LOCK_EX) or contextlib.nullcontext() as held:
@@ -101,17 +100,13 @@ def local_services(home: Path) -> Iterator[ServiceUrls]:
 
     The last one to leave stops them, and returns when they are gone.
     """
-    home = _made(home)
+    home, entered = _made(home), os.getpid()
     with _joined(home) as users:
         try:
             yield _started(home)
         finally:
-            with contextlib.suppress(BlockingIOError):  # somebody else needs them
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if users.read() != KEEP:
-                    down(home)
-                # Not only closed: a process that was forked meanwhile has the file open, too.
-                fcntl.flock(users, fcntl.LOCK_UN)
+            if os.getpid() == entered:  # no process that was forked inside the block
+                _leave(home, users)
 
 
 def read_urls(home: Path) -> ServiceUrls | None:
@@ -186,6 +181,16 @@ def _joined(home: Path) -> IO[str]:
     raise _not_ended(home)
 
 
+def _leave(home: Path, users: IO[str]) -> None:
+    """Need them no longer, and stop them unless somebody else does."""
+    with contextlib.suppress(BlockingIOError):  # somebody else needs them
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if users.read() != KEEP:
+            down(home)
+        # Not only closed: a process that was forked meanwhile has the file open, too.
+        fcntl.flock(users, fcntl.LOCK_UN)
+
+
 def _started(home: Path) -> ServiceUrls:
     """The URLs once both servers answer, started if need be."""
     child, log = None, home / "logs" / "supervisor.log"
@@ -204,7 +209,7 @@ def _started(home: Path) -> ServiceUrls:
 
 def _start(home: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
     """Start a supervisor, which holds the lock from the beginning."""
-    (home / USERS_NAME).write_text("")
+    _say(home, _NEITHER)
     _children[:] = [child for child in _children if child.poll() is None]
     log = home / "logs" / "supervisor.log"
     with usable(log), log.open("ab") as file:
@@ -220,6 +225,13 @@ def _start(home: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
         )
     _children.append(child)
     return child
+
+
+def _say(home: Path, word: str) -> None:
+    """Tell the supervisor. All words are as long, and replace each other where the disk is full."""
+    file = home / USERS_NAME
+    with usable(file), os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as opened:
+        opened.write(word)
 
 
 def _ticks(seconds: float) -> Iterator[None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import secrets
 import sys
 import time
@@ -35,7 +36,7 @@ def supervise(home: Path, lock: int) -> None:
     with (home / control.USERS_NAME).open("r+") as users:
         try:
             with contextlib.ExitStack() as running:
-                while _needed(home, users):
+                while _needed(home, users, lock):
                     answered = [server.attend() for server in servers]
                     urls = ServiceUrls(*(server.url for server in servers))
                     told = control.is_running(home) and control.read_urls(home) == urls
@@ -65,18 +66,25 @@ def _prepared(home: Path, lock: int) -> tuple[Server, Server]:
     return postgres, Redis(redis_program, urls.redis_url, *common)
 
 
-def _needed(home: Path, users: IO[str]) -> bool:
+def _needed(home: Path, users: IO[str], lock: int) -> bool:
     """Whether the services are needed, a moment later."""
     time.sleep(control.TICK_S)
-    if not home.is_dir():
+    if not _owns(home, lock):
         return False
     users.seek(0)
-    if word := users.read():
+    if word := users.read().strip():
         return word == control.KEEP
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the end: nobody comes any more
         return False
     return True
+
+
+def _owns(home: Path, lock: int) -> bool:
+    """Whether the home is the one it was, not deleted, moved away or made anew."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.path.samestat(os.fstat(lock), (home / control.LOCK_NAME).stat())
+    return False
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -209,6 +210,25 @@ def test_a_process_that_was_forked_meanwhile_does_not_keep_them(home: Path) -> N
     forked.join()
 
 
+def test_a_forked_process_that_leaves_does_not_stop_them(home: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from marco_search.local import is_running, local_services
+
+home = Path(sys.argv[1])
+with local_services(home):
+    if (forked := os.fork()) == 0:
+        sys.exit()
+    os.waitpid(forked, 0)
+    print(is_running(home))
+print(is_running(home))
+"""
+    words = [sys.executable, "-c", code, str(home)]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "False"]
+
+
 def test_in_the_foreground_until_down_or_a_signal(home: Path) -> None:
     code = "import sys; from pathlib import Path; from marco_search.local import up\n"
     code += "up(Path(sys.argv[1]), True, lambda _: print('in', flush=True))"
@@ -241,6 +261,18 @@ def test_below_a_closed_folder(closed_home: Path) -> None:
         shutil.copytree(closed_home, copy)
         with local_services(copy):
             assert data_folder(copy, server_account()) != elsewhere, "a copy has data of its own"
+
+
+def test_a_home_that_was_moved_away_does_not_disturb_the_next(home: Path) -> None:
+    before = up(home)
+    supervisor = embedded.services(home)["supervisor"]
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    home.rename(home.with_name("moved"))
+    after = up(home)
+    os.kill(supervisor.pid, signal.SIGCONT)
+    _until(lambda: not supervisor.alive)
+    assert before != after == read_urls(home)
+    assert is_running(home)
 
 
 def test_strangers_stay_out(home: Path) -> None:
@@ -348,6 +380,35 @@ def test_what_lies_in_the_place_of_a_lock_or_the_home_is_named(home: Path) -> No
         up(link)
     assert not down(link)
     link.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_full_disk_does_not_keep_up_and_down_from_being_heard(home: Path) -> None:
+    home.mkdir(0o711)
+    size = "size=160m,mode=711"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(home)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with local_services(home):
+            _fill(home)
+            up(home)
+        assert is_running(home)
+        assert down(home)
+        with pytest.raises(LocalServiceFailed, match=r"disk is full \(0 MiB free\)"):
+            up(home)
+    finally:
+        down(home)
+        subprocess.run(["umount", str(home)], check=True)
+
+
+def _fill(home: Path) -> None:
+    with contextlib.suppress(OSError), (home / "full").open("wb", buffering=0) as file:
+        while file.write(bytes(2**16)):
+            pass
+    with contextlib.suppress(OSError), (home / "full").open("ab", buffering=0) as file:
+        while file.write(bytes(2**8)):
+            pass
 
 
 def test_a_full_disk_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
