@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
@@ -276,3 +278,30 @@ def test_nothing_is_made_of_a_trail_that_was_changed(
     done = marco(database_url, *words, str(tmp_path / "other"))
     assert done.returncode == 9 and str(jobs[1].id) in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"set", "again"}
+
+
+def peak(folder: Path, count: int) -> int:
+    """KiB that reading `count` made-up conversations takes at most."""
+    file, made = folder / f"{count}.jsonl", folder / f"{count}"
+    with file.open("w") as rows:
+        rows.writelines(
+            f'{{"prompt": "What comes after {n}?", "completion": "After {n} comes {n + 1}."}}\n'
+            for n in range(count)
+        )
+    script = (
+        "import resource, sys; from marco_search.cli.main import main\n"
+        "folder, file = sys.argv[1:]\n"
+        "main(['dataset', 'instructions', folder, file, '--near-duplicate', '1'])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, made, file], capture_output=True, text=True, check=True
+    )
+    assert f"read: {count:,} in" in done.stdout
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.timeout(600)  # some ten seconds of a processor that others may want
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
+    # docs/datasets.md has what near duplicates and mixing take, which are slower.
+    assert peak(tmp_path, 200_000) < 1.3 * peak(tmp_path, 20_000)

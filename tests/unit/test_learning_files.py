@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -246,30 +244,3 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
         file.write(json.dumps(row.to_json()) + "\n")
     words = ["dataset", "mix", tmp_path / "changed", tmp_path / "one"]
     assert "not as its manifest says: samples.jsonl" in marco(*words, code=2)
-
-
-def peak(folder: Path, count: int) -> int:
-    """KiB that reading `count` made-up conversations takes at most."""
-    file, made = folder / f"{count}.jsonl", folder / f"{count}"
-    with file.open("w") as rows:
-        rows.writelines(
-            f'{{"prompt": "What comes after {n}?", "completion": "After {n} comes {n + 1}."}}\n'
-            for n in range(count)
-        )
-    script = (
-        "import resource, sys; from marco_search.cli.main import main\n"
-        "folder, file = sys.argv[1:]\n"
-        "main(['dataset', 'instructions', folder, file, '--near-duplicate', '1'])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, made, file], capture_output=True, text=True, check=True
-    )
-    assert f"read: {count:,} in" in done.stdout
-    return int(done.stdout.split()[-1])
-
-
-@pytest.mark.timeout(600)  # some ten seconds of a processor that others may want
-def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
-    # docs/datasets.md has what near duplicates and mixing take, which are slower.
-    assert peak(tmp_path, 200_000) < 1.3 * peak(tmp_path, 20_000)
