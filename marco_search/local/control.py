@@ -200,9 +200,10 @@ def _started(home: Path) -> ServiceUrls:
         with _locked(home / LOCK_NAME, fcntl.LOCK_EX) or contextlib.nullcontext() as lock:
             if lock is None:
                 continue
-            if child is not None and child.wait() != 0:
-                reason = log.read_text(errors="replace").strip().rpartition("\n")[2]
-                raise _failed(home, reason or "the supervisor was killed")
+            if child is not None and (status := child.wait()) != 0:
+                if status < 0:  # the log's last line is of an earlier run
+                    raise _failed(home, "the supervisor was killed: try again")
+                raise _failed(home, log.read_text(errors="replace").strip().rpartition("\n")[2])
             child = _start(home, lock)  # also if it was stopped meanwhile
     raise _not_ended(home) if child is None else _failed(home, "no answer")
 

@@ -411,6 +411,22 @@ def _fill(home: Path) -> None:
             pass
 
 
+def test_a_supervisor_that_is_killed_while_it_starts_is_not_said_to_have_failed(home: Path) -> None:
+    log = home / "logs" / "postgres.log"
+    log.mkdir(parents=True)
+    with pytest.raises(LocalServiceFailed, match="Is a directory"):
+        up(home)
+    log.rmdir()
+    os.mkfifo(log)  # the start waits for a reader
+    with ThreadPoolExecutor() as threads:
+        started = threads.submit(up, home)
+        _until(lambda: "supervisor" in embedded.services(home))
+        os.kill(embedded.services(home)["supervisor"].pid, signal.SIGKILL)
+        with pytest.raises(LocalServiceFailed, match="was killed: try again"):
+            started.result()
+    log.unlink()
+
+
 def test_a_full_disk_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "logs" / "postgres.log").mkdir(parents=True)  # something fails
     usage = shutil.disk_usage(home)._replace(free=2**22)
