@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -145,7 +146,7 @@ class Postgres(Server):
         self.run(str(self.program), "-D", str(self.folder), *settings)
 
     def answers(self) -> bool:
-        """Whether it answers a query. Raises LocalServiceFailed when it refuses the password."""
+        """Whether it answers a query. Raises LocalServiceFailed when it never will."""
         state = self.folder / "postmaster.pid"
         try:
             # Before it says so, another program's Postgres may answer at the port.
@@ -158,6 +159,8 @@ class Postgres(Server):
                     "Postgres refuses the password in services.json: delete that file, and the "
                     "next start sets a new one"
                 ) from None
+            if os.strerror(errno.ENOSPC) in str(error):  # it runs, and lets nobody in
+                raise LocalServiceFailed(f"Postgres: {error}") from None
             return False
         except OSError:  # it is not written yet
             return False
