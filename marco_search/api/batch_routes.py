@@ -74,9 +74,9 @@ class _Upload(APIRoute):
             declared = request.headers.get("content-length", "")
             counted = size = 0
 
-            def count(size: int) -> None:
+            def count(so_far: int) -> None:
                 nonlocal counted
-                more = max(0, size - counted)
+                more = max(0, so_far - counted)
                 counted += more
                 _COMING[tenant] += more
                 if (whole := held + _COMING[tenant]) > most + _FORM:

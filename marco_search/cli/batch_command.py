@@ -143,8 +143,9 @@ def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
 def print_results(
     batch_id: UUID, file: Path | None, errors: bool, thought: bool, question: bool
 ) -> None:
-    """Print the results of the jobs of a batch that have ended, in line order. One JSON object per
-    line, in OpenAI's format for OpenAI requests, else in our own.
+    """Print the results of the jobs of a batch that have ended, in line order.
+
+    One JSON object per line, in OpenAI's format for OpenAI requests, else in our own.
     """
     with session(needs_redis=False) as here:
         producer = here.producer(here.tenant)

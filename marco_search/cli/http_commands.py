@@ -152,8 +152,7 @@ _COLUMNS = (
 
 @options.group()
 def keys() -> None:
-    """Keys of the HTTP API (`marco serve`): each belongs to one tenant and has rights and a rate
-    limit."""
+    """Keys of the HTTP API (`marco serve`), each of one tenant, with rights and a rate limit."""
 
 
 @keys.command("create", short_help="Make a key and print it, once.")

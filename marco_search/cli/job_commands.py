@@ -311,8 +311,9 @@ def show(
 def results(
     jobs: tuple[str, ...], jsonl: bool, file: Path | None, thought: bool, question: bool
 ) -> None:
-    """Print the results of jobs that have ended: those named, or all, oldest first. Files are JSON
-    Lines.
+    """Print the results of jobs that have ended: those named, or all, oldest first.
+
+    Files are JSON Lines.
     """
     with session(needs_redis=False) as here:
         ids = _chosen(here, jobs, finished=True)

@@ -73,10 +73,12 @@ def down() -> None:
 
 @command()
 def migrate() -> None:
-    """Bring the database to this version's schema. Safe to repeat, and to run concurrently. Views,
-    partitions and roles are updated too. DATABASE_URL must name a member of the owner's role, or a
-    superuser; workers and producers only need the app's. A superuser first creates the database and
-    the logins of MARCO_LOGINS, and sets their passwords.
+    """Bring the database to this version's schema.
+
+    Safe to repeat, and to run concurrently. Views, partitions and roles are updated too.
+    DATABASE_URL must name a member of the owner's role, or a superuser; workers and producers only
+    need the app's. A superuser first creates the database and the logins of MARCO_LOGINS, and sets
+    their passwords.
     """
     from marco_search.local import local_services
     from marco_search.migrations import current, upgrade
@@ -128,8 +130,9 @@ def roles(as_sql: bool) -> None:
 
 @command()
 def doctor() -> None:
-    """Report what is reachable, what is wrong, and how to fix it. Exits with 4 if anything is
-    wrong. Nothing is started or changed.
+    """Report what is reachable, what is wrong, and how to fix it.
+
+    Exits with 4 if anything is wrong. Nothing is started or changed.
     """
     from marco_search.doctor import run_checks
 

@@ -111,7 +111,7 @@ def _gave(own: Mapping[str, Any], field: str) -> bool:
 
 
 def models() -> list[str]:
-    """List the values of `model`, besides a strategy and a profile together."""
+    """The values of `model`, besides a strategy and a profile together."""
     return [DEFAULT_MODEL, *STRATEGIES, *profiles.files()]
 
 
