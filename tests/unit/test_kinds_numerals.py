@@ -40,12 +40,15 @@ def key(output: str) -> str | None:
         ("It is 5 degrees below zero.", "-5"), ("We have\n- 5 apples\n- 3 pears", "3"),
         # digits with 零, short forms
         ("1千零1", "1001"), ("3万2", "32000"), ("一共有2千零30万元", "20300000"), ("3千2", "3200"),
+        ("廿五个", "25"), ("卅", "30"),
         ("3万2500", "32500"), ("3万25", "3万25"), ("五六个", "五六个"), ("十几个", "十几个"),
         # several units
         ("3元5角", "3.5"), ("三元五角", "3.5"), ("3块5", "3.5"), ("2 hours 30 minutes", "2.5"),
         ("It takes 2 hours and 30 minutes.", "2.5"), ("1米20厘米", "1.2"), ("5 ft 3 in", "5.25"),
         ("2千克500克", "2.5"), ("3天2夜", "3天2夜"), ("So he makes 60*2=$120 in 2 weeks", "120"),
         ("5 apples and 3 pears", "5 apples and 3 pears"), ("1 in 4", "1 in 4"),
+        ("一块五", "1.5"), ("一块二毛", "1.2"), ("身高一米八。", "1.8"), ("2米05", "2.05"),
+        ("$3 and 50 cents", "3.5"),
         # fractions in words
         ("three quarters", "0.75"), ("两个半", "2.5"), ("两天半", "2.5"), ("一个半小时", "1.5"),
         ("3小时半", "3.5"), ("二分之一", "0.5"), ("two and a half hours", "2.5"),
@@ -58,6 +61,8 @@ def key(output: str) -> str | None:
         (r"\boxed{[2, 5)}", "[2,5)"), (r"\boxed{\text{5 apples}}", "5"),
         (r"\boxed{2^{10}}", "2^10"),
         (r"\boxed{(2, 300)}", "(2, 300)"), (r"\boxed{60^\circ}", "60"),
+        ("The answer is (0,1).", "(0,1)"), (r"\boxed{[0,1]}", "[0,1]"), ("(1.234,5)", "(1.234,5)"),
+        (r"x \in (0,1)", "x∈(0,1)"), (r"\langle 0,1 \rangle", "⟨0,1⟩"),
         # relations, ranges, lists
         ("x > 5", "x>5"), (r"\boxed{x \le 5}", "x≤5"),
         ("x is greater than 5", "x is greater than 5"),
@@ -72,7 +77,10 @@ def key(output: str) -> str | None:
         ("1∶2", "1:2"), ("1：2", "1:2"), ("1 : 2", "1:2"), ("3比2", "3:2"), ("3:4:5", "3:4:5"),
         # letters
         ("答案是A。", "A"), ("The answer is A because it fits.", "A"), ("A, C", "A, C"),
-        ("答案是ABD。", "A, B, D"), ("The answer is A and C.", "A, C"), ("答案选C", "C"),
+        ("答案是ABD。", "A, B, D"), ("The answer is A and C.", "A, C"),
+        ("A与C", "A, C"), ("答案是A和C。", "A, C"),
+        ("A及B是对的", "A, B"), ("(A)和(C)", "A, C"),
+        ("答案选C", "C"),
         ("答案是（B）。", "B"), ("A和B一共有5个。", "5"),
         # commas and points of other languages
         ("1,57%", "1.57"), ("0,188", "0.188"), ("1.234.567", "1234567"), ("1.234,56 €", "1234.56"),

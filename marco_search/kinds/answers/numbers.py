@@ -27,7 +27,7 @@ from marco_search.kinds.answers import WORDS, alternatives, worths
 MAX_DIGITS = 100
 """Longer digit runs are not numbers anybody gives as an answer, and cost time."""
 DIGIT_CHARS = "零〇一二三四五六七八九两兩壹贰貳叁參肆伍陆陸柒捌玖"
-UNIT_CHARS = "十百千万亿兆拾佰仟萬億"
+UNIT_CHARS = "十百千万亿兆拾佰仟萬億廿卅"
 
 _SMALL = worths(WORDS["ones"] | WORDS["tens"])
 _MULTIPLIERS = worths(WORDS["multipliers"])
@@ -177,7 +177,7 @@ def _power_of_ten(power: str) -> Fraction | None:
 _SPELLINGS = str.maketrans(
     "〇兩两壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億點負又",
     "零二二一二二三三四五六六七八九十百千万亿点负又",
-)
+) | str.maketrans({"廿": "二十", "卅": "三十"})
 _HAN_DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")}
 _HAN_UNITS = {"兆": 10**12, "亿": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
 _HAN_NUMERAL = re.compile(

@@ -99,6 +99,7 @@ _WRITTEN = [
         (r"(?<![A-Za-z0-9])([0-9.]+(?:h|hr|m|min|ft|kg|km|lb|d))(?=[0-9])(?![23]\b)", r"\1 "),
         (rf"\b(?i:an?|one) {_SPAN} (?i:and a half)\b", r"1 and a half \1"),
         (rf"\b([0-9]+) {_SPAN} (?i:and a half)\b", r"\1 and a half \2"),
+        (r"[$€]([0-9]+) and (?=[0-9]{1,2} cents?\b)", r"\1 dollars and "),
         (rf"(?:零下|[负負]) ?(?=[0-9{DIGIT_CHARS}十])", "负"),
         (r"(?i)(?<![0-9.])([0-9][0-9.]*(?: ?°?[A-Za-z]+){0,2}) below zero\b", r"-\1"),
     )
@@ -198,7 +199,7 @@ def _letters(text: str, announced: bool) -> list[str]:
     match = _LETTERS.match(text)
     if match is None:
         return []
-    letters = [x.upper() for x in re.findall(r"\b[A-Ja-j]\b", match[0])]
+    letters = re.findall("[A-J]", match[0]) or [match[0][1].upper()]  # "(d)"
     after = text[match.end() :]
     if match[0][-1] == ")":
         return letters if not after[:1].isalnum() else []

@@ -83,6 +83,7 @@ _DEMONSTRATIVES = frozenset(WORDS["chinese"]["demonstratives"])
 _AND_HALF = re.compile(
     rf" ?(?![{_NO_UNIT}]){_HAN}{{1,2}}(?<![{_NO_UNIT}])半(?![径徑圆圓球路数數价價])"
 )
+_SHORT_REST = re.compile(rf"[元块塊米][{DIGIT_CHARS}](?:[毛角]|(?!{_HAN}))")  # 一米八, 一块二毛
 _UNITS = [worths(family) for family in WORDS["units"]]
 _HAN_UNIT = alternatives(unit for family in _UNITS for unit in family if not unit.isascii())
 _UNIT = rf" ?(?:(?P<word>[A-Za-z]+?)s?(?![A-Za-z])|(?P<han>{_HAN_UNIT}))"
@@ -92,6 +93,7 @@ _TOUCHING_UNIT = re.compile(
     r"(?:[°'][NSEWnsew]?,? ?|[平立]方(?:分米|厘米|米)"
     rf"|小时|分钟|千米|厘米|千克|公斤|(?![{_NO_UNIT}]){_HAN})"
 )
+_PAIR = re.compile(r"[-+]?(?:0|[0-9]+\.[0-9]{3}),[0-9]+")
 _FACTORS = frozenset("xyznijabB")  # 7B may be billions or a variable: no plain 7
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
@@ -155,7 +157,7 @@ def _read(match: re.Match[str], text: str) -> Token:
     token = Token(str(match.lastgroup), *match.span(), match[0])
     match token.kind:
         case "number":
-            return _valued(token, value_of(match), text)
+            return _valued(token, None if _is_pair(match, text) else value_of(match), text)
         case "chinese":
             return _chinese(token, text)
         case "english":
@@ -167,6 +169,14 @@ def _read(match: re.Match[str], text: str) -> Token:
         case "clock":
             return replace(token, key=_clock(match))
     return token
+
+
+def _is_pair(match: re.Match[str], text: str) -> bool:
+    """Whether a comma that may be a decimal comma stands between brackets: (0,1) is a pair."""
+    before = text[max(0, match.start() - 2) : match.start()].rstrip(" ")
+    after = text[match.end() : match.end() + 2].lstrip(" ")
+    bracketed = before.endswith((*"([{⟨",)) and after.startswith((*")]}⟩",))
+    return bracketed and _PAIR.fullmatch(match[0]) is not None
 
 
 def _valued(token: Token, value: Fraction | None, text: str) -> Token:
@@ -184,6 +194,7 @@ def _chinese(token: Token, text: str) -> Token:
     counted = token.key.endswith("打") or _MEASURE.match(text, token.end)
     before = text[token.start - 1 : token.start]
     lone = token.key in ("一", "一半") and not _AND_HALF.match(text, token.end)
+    lone = lone and not _SHORT_REST.match(text, token.end)
     lone = lone and before not in [*"月年元块塊时時"]
     if value is None or not counted or lone or before in _DEMONSTRATIVES:
         return replace(token, kind="other")
@@ -254,9 +265,10 @@ def _following(
 def _worth(unit: re.Match[str], second: re.Match[str] | None, number: Token) -> Fraction | None:
     """What the unit of `number` is worth in the unit before it, if it is a smaller one."""
     name = unit["han"] or unit["word"]
-    if second is None:  # 3块5, 1米8
-        short = name in [*"元块塊米"] and number.value and 0 < number.value < 10
-        return Fraction(1, 10) if short else None
+    if second is None:  # 3块5, 1米8, 2米05
+        places = number.end - number.start
+        short = name in [*"元块塊米"] and number.value and places <= 2
+        return Fraction(1, 10**places) if short and number.value < 10**places else None
     smaller = second["han"] or second["word"]
     ratios = (f[smaller] / f[name] for f in _UNITS if name in f and smaller in f)
     return next((ratio for ratio in ratios if ratio < 1), None)
