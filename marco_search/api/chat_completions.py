@@ -110,8 +110,10 @@ async def _result(caller: Caller, handle: JobHandle) -> JobResult:
 
 
 _REFUSED_LATE: dict[str, type[MarcoError]] = {
-    "PromptTooLong": PromptTooLong, "InvalidProfile": InputError,
-}  # fmt: skip
+    "PromptTooLong": PromptTooLong,
+    "InvalidProfile": InputError,
+    "InvalidSettings": InputError,  # a verifier or a reward model that is not set up here
+}
 """What only a worker can tell of a request, and what the caller is told."""
 
 

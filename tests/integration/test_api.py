@@ -372,6 +372,11 @@ def test_what_a_completion_asks_for_wrongly_is_named_as_it_asked(api: Api, work:
         unknown = asked(options={"profile": "nope"})  # which only a worker can tell
         assert "no profile 'nope'" in refused(unknown, 400, "input_error")
         assert unknown.headers["X-Should-Retry"] == "false"
+        for options, said in (
+            ({"verifier": "nope"}, "no verifier 'nope'"),
+            ({"reward": "prm-min"}, "MARCO_REWARD_URL: not set"),
+        ):
+            assert said in refused(asked(options=options), 400, "input_error")
         foreign = asked(tenant="other")
         assert "marco.tenant: " in refused(foreign, 422, "invalid_job")
         assert foreign.json()["error"]["param"] == "marco.tenant"

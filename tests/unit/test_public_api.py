@@ -18,6 +18,10 @@ from marco_search.search.config import STRATEGIES
 def test_every_public_name_can_be_imported() -> None:
     for name in marco_search.__all__:
         assert getattr(marco_search, name) is not None
+    listed = subprocess.check_output(
+        [sys.executable, "-c", "import marco_search; print(*dir(marco_search))"], text=True
+    )
+    assert {*marco_search.__all__} <= {*listed.split()}
     with pytest.raises(AttributeError, match="no attribute 'solv'"):
         _ = marco_search.solv
 
