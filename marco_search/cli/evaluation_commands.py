@@ -167,7 +167,8 @@ def evaluate(
         output.write_json_lines(samples_file, samples(traces, problems, grader))
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(f"{text}\n", encoding="utf-8")
+        markdown = report.with_suffix(".md") if report.suffix == ".json" else report
+        markdown.write_text(f"{text}\n", encoding="utf-8")
         beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
         report.with_suffix(".json").write_text(beside, encoding="utf-8")
     output.report(data, text)

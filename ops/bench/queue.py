@@ -518,5 +518,7 @@ if __name__ == "__main__":
                 open_runtime=lambda _: InstantRuntime(),
             )
             sys.exit(code)
-        case _:
+        case []:
             harness.report("queue", measure())
+        case _:
+            sys.exit("usage: make bench-queue [api | soak JOBS | fleet WORKERS SECONDS...]")

@@ -57,7 +57,9 @@ def test_a_second_run_reports_what_it_resumes(tmp_path: Path) -> None:
     report = json.loads(second.stdout)
     assert (report["resumed"], report["results"]["cot"]["failed"]) == (1, 0)
     samples, written = tmp_path / "samples.jsonl", tmp_path / "report.md"
-    compared = marco(*words, "--samples", samples, "--report", written, "--against", out)
+    beside = tmp_path / "report.json"  # naming it writes both, too
+    compared = marco(*words, "--samples", samples, "--report", beside, "--against", out)
+    assert json.loads(beside.read_text())["results"]["cot"]["n"] == 2
     assert json.loads(compared.stdout)["against"]["accuracy"]["difference"] == 0
     for named in ("model: pocket ", "profile: pocket ", "seed: 0", "strategy: cot", "UTC"):
         assert named in written.read_text()
