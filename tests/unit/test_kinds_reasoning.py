@@ -170,11 +170,21 @@ def test_any_text_is_survived(text: str) -> None:
         "answer is ",
         "$a",
         "**",
+        "跑",
+        "kilometer",
+        "从",
+        "больше",
+        "between份",
+        "π",
+        "√2",
+        "-",
     ],
 )
 def test_hostile_repetition_takes_no_time(piece: str) -> None:
     began = time.process_time()
     KIND.read(piece * (50_000 // len(piece)))
+    for after in ("", " ∶", "sqrt½"):
+        KIND.read("6 " + piece * (3_000 // len(piece)) + after)
     assert time.process_time() - began < 3  # seconds of our own CPU; 0.1 is usual
 
 

@@ -69,11 +69,11 @@ _ROLES = {role: alternatives(phrases) for role, phrases in WORDS["roles"].items(
 _LEAD = re.compile(rf"(?:{_ROLES['approximately']}|\s)*")
 _BOUND_LED = re.compile(rf"{_ROLES['bound_leads']}|not(?= )", re.I)
 _UNIT = re.compile(
-    r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]+(?:\s?\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
+    r"\s*(?:(?!(?:and|or|to|plus|minus|times)\b)[^\W\d_]++(?:\s?\^-?[0-9])?[\s/·.-]*|[°€$£¥%\"']\s*){0,5}"
     r"(?:\([^()\d]*\))?[.。!]?\s*"
 )
 _JOINT = re.compile(
-    r"(?:(?:[ ]?(?:[^\W\d_]+|°)){0,3}\.?(?:,? (?:and|or|und|oder|et|ou|y|o|и|или) |, ?|[和、与或])"
+    r"(?:(?:[ ]?(?:[^\W\d_]++|°)){0,3}\.?(?:,? (?:and|or|und|oder|et|ou|y|o|и|или) |, ?|[和、与或])"
     r"|(?:[ ]?[^\W\d_]+\.?)?(?:[ ](?:by|x))?[ ])[$€£¥]?"
 )
 _NAME = r"(?:(?![共总總剩还還所则即答就])[\u4e00-\u9fff])"
@@ -213,8 +213,10 @@ def _number_alone(text: str, *, named: bool = False) -> ExtractedAnswer | None:
     """A term, perhaps with its unit (and what it is called, if `named`), and nothing else."""
     text = text.strip()
     text = text if text.endswith("...") else text.rstrip(".。!")
-    bound = _BOUND_LED.match(text)
-    if bound and _number_alone(text[bound.end() :]):
+    bounded = text
+    while bound := _BOUND_LED.match(bounded):
+        bounded = bounded[bound.end() :].strip()
+    if bounded != text and _number_alone(bounded):
         return text_answer(text)
     value = parse_number(text)
     if value is not None:

@@ -369,22 +369,26 @@ class _Reader:
         return end
 
     def _operand(self, at: int, depth: int = 0) -> int | None:
-        while self.tokens[at].kind == "root" or self._is_sign(at):
-            at += 1
-        if self.tokens[at].kind == "open":
-            end = self._bracket(at, depth)
-        else:
-            end = at + 1 if self.tokens[at].kind in (*_COUNTED, "var") else None
+        """primary { factor }"""
+        end = self._primary(at, depth)
         while end is not None and (more := self._factor(end, depth)) is not None:
             end = more
         return end
+
+    def _primary(self, at: int, depth: int) -> int | None:
+        most = at + _MAX_ITEMS  # signs and roots in a row
+        while at < most and (self.tokens[at].kind == "root" or self._is_sign(at)):
+            at += 1
+        if self.tokens[at].kind == "open":
+            return self._bracket(at, depth)
+        return at + 1 if self.tokens[at].kind in (*_COUNTED, "var") else None
 
     def _factor(self, at: int, depth: int) -> int | None:
         """A factor without an operator, as in 2π, 3(x + 1) or f(x)."""
         before, token = self.tokens[at - 1], self.tokens[at]
         gap = token.start - before.end
         if gap <= 1 and token.kind in ("root", "symbol"):
-            return self._operand(at, depth)
+            return self._primary(at, depth)
         if gap == 0 and token.key == "(":
             return self._bracket(at, depth)
         variable = token.kind == "var" and (
@@ -408,7 +412,8 @@ class _Reader:
     def _is_sign(self, at: int) -> bool:
         if self.tokens[at].key not in _SIGNS:
             return False
-        before = self.text[: self.tokens[at].start].rstrip(" ")[-1:]
+        start = self.tokens[at].start
+        before = self.text[max(0, start - 2) : start].rstrip(" ")[-1:]
         return not before or not (before.isalnum() or before in ")]}%")
 
 
