@@ -89,6 +89,10 @@ class InvalidSettings(InputError):
     """An environment variable has a value that can't be used."""
 
 
+class NotOffered(InvalidSettings):
+    """A search needs a verifier or a reward model that is not set up where it runs."""
+
+
 class InvalidProfile(InputError):
     """A profile can't be used, or there is none of that name: the message names the field."""
 

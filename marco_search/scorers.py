@@ -29,7 +29,7 @@ from pydantic import SecretStr
 
 from marco_search import settings as settings_module
 from marco_search.deadlines import Call
-from marco_search.errors import InvalidSettings
+from marco_search.errors import InvalidSettings, NotOffered
 from marco_search.runtime.base import strip_control_tokens
 from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import EXTERNAL
@@ -162,9 +162,9 @@ class RewardModel:
     """
 
     def __init__(self, settings: Settings, *, whole: bool) -> None:
-        """Raises InvalidSettings."""
+        """Raises InvalidSettings, NotOffered if there is no address."""
         if settings.reward_url is None:
-            raise InvalidSettings(
+            raise NotOffered(
                 "MARCO_REWARD_URL: not set; rewards prm-* need the address of a reward model, "
                 "such as http://127.0.0.1:30001/classify"
             )
@@ -361,8 +361,8 @@ def _read(out: int) -> bytes:
 def open_scorer(config: SearchConfig, earlier: Iterable[Rollout] = ()) -> Scorer | None:
     """What scores the rollouts of a search; None: its reward needs nothing from outside.
 
-    `earlier` are those that it has: their answers are not verified again. Raises InvalidSettings
-    if the reward model or the verifier is not set up here.
+    `earlier` are those that it has: their answers are not verified again. Raises NotOffered
+    if the reward model or the verifier is not set up here, InvalidSettings if wrongly.
     """
     if config.reward not in EXTERNAL:
         return None
@@ -372,7 +372,7 @@ def open_scorer(config: SearchConfig, earlier: Iterable[Rollout] = ()) -> Scorer
     target = settings.verifiers.get(config.verifier)
     if target is None:
         known = ", ".join(settings.verifiers) or "none"
-        raise InvalidSettings(f"MARCO_VERIFIERS: no verifier {config.verifier!r}; known: {known}")
+        raise NotOffered(f"MARCO_VERIFIERS: no verifier {config.verifier!r}; known: {known}")
     server = None
     if isinstance(target, str):
         server = Server("MARCO_VERIFIERS", target, settings.verifier_api_key)

@@ -21,7 +21,7 @@ from marco_search.errors import (
     PromptTooLong,
     WaitTimeout,
 )
-from marco_search.jobs import JobResult
+from marco_search.jobs import Job, JobResult, SearchOptions
 from marco_search.kinds import completions, named_as_asked, parse_completion
 from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.reads.queries import JobStatus
@@ -65,17 +65,19 @@ async def create(
         handle = await caller.producer.submit(job)
     headers = {"Marco-Job-Id": str(handle.id)}
     if body.get("stream"):
-        parts = _stream(caller, handle, usage=options.get("include_usage") is True)
+        parts = _stream(caller, job, handle, usage=options.get("include_usage") is True)
         return StreamingResponse(parts, media_type="text/event-stream", headers=headers)
-    result = await _unless_gone(request, caller, handle)
+    result = await _unless_gone(request, caller, job, handle)
     if result is None:
         return Response(status_code=HUNG_UP)
     return JSONResponse(completions.completion(result), headers=headers)
 
 
-async def _unless_gone(request: Request, caller: Caller, handle: JobHandle) -> JobResult | None:
+async def _unless_gone(
+    request: Request, caller: Caller, job: Job, handle: JobHandle
+) -> JobResult | None:
     """The result; None as soon as the client has hung up. Raises as `_result` does."""
-    found = asyncio.create_task(_result(caller, handle))
+    found = asyncio.create_task(_result(caller, job, handle))
     gone = asyncio.create_task(_gone(request))
     stopping = asyncio.create_task(caller.service.stopping.wait())
     tasks = (found, gone, stopping)
@@ -96,25 +98,37 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _result(caller: Caller, handle: JobHandle) -> JobResult:
-    """The result of a job that succeeded. Raises JobFailed, WaitTimeout, and _REFUSED_LATE."""
+async def _result(caller: Caller, job: Job, handle: JobHandle) -> JobResult:
+    """The result of a job that succeeded. Raises JobFailed, WaitTimeout, PromptTooLong, InputError.
+
+    The last two are for what only a worker can tell of a request.
+    """
     try:
         result = await caller.producer.wait(handle, caller.service.settings.api_wait_s)
     except WaitTimeout:
         raise _goes_on(handle) from None
     if result.state != "succeeded":
         why = f"{result.error_type}: {result.error}; " if result.error else ""
-        kind = _REFUSED_LATE.get(result.error_type or "", JobFailed)
+        kind = _failure(job, result.error_type)
         raise kind(f"job {result.state}: {why}GET /jobs/{handle.id}/result has what it found")
     return result
 
 
-_REFUSED_LATE: dict[str, type[MarcoError]] = {
-    "PromptTooLong": PromptTooLong,
-    "InvalidProfile": InputError,
-    "InvalidSettings": InputError,  # a verifier or a reward model that is not set up here
-}
-"""What only a worker can tell of a request, and what the caller is told."""
+def _failure(job: Job, error_type: str | None) -> type[MarcoError]:
+    match error_type:
+        case "PromptTooLong":
+            return PromptTooLong
+        case "InvalidProfile":
+            return InputError
+        case "NotOffered" if _chose_reward(job.options):
+            return InputError
+    return JobFailed
+
+
+def _chose_reward(options: SearchOptions) -> bool:
+    """Whether the caller chose the reward; the workers' own profile is the operator's choice."""
+    overridden = {"reward", "verifier"} & options.overrides.keys()
+    return bool(options.reward or options.verifier or options.profile or overridden)
 
 
 def _goes_on(handle: JobHandle) -> WaitTimeout:
@@ -122,12 +136,14 @@ def _goes_on(handle: JobHandle) -> WaitTimeout:
     return WaitTimeout(f"the job is still running: {where}")
 
 
-async def _stream(caller: Caller, handle: JobHandle, *, usage: bool) -> AsyncIterator[bytes]:
+async def _stream(
+    caller: Caller, job: Job, handle: JobHandle, *, usage: bool
+) -> AsyncIterator[bytes]:
     """Chunks as server-sent events: progress in `marco`, then the answers, then [DONE]."""
     try:
         async for status in changes(caller, handle):
             yield _event(_chunk(str(handle.id), marco=progress(status))) if status else KEEP_ALIVE
-        whole = completions.completion(await _result(caller, handle))
+        whole = completions.completion(await _result(caller, job, handle))
         for choice in whole["choices"]:
             yield _event(_chunk(str(handle.id), choice, model=whole["model"]))
             yield _event(_end(str(handle.id), choice, whole))

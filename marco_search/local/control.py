@@ -80,11 +80,14 @@ def up(
 
 
 def down(home: Path) -> bool:
-    """Stop the services under `home`. False when nothing ran. Raises LocalServiceFailed."""
+    """Stop the services under `home`, also while they start. False when there was nothing to stop.
+
+    Raises LocalServiceFailed.
+    """
     lock, users = home / LOCK_NAME, home / USERS_NAME
     if not lock.exists():
         return False
-    ran = is_running(home)
+    ran = is_running(home) or _is_starting(home)
     _say(home, STOP)
     for _ in _ticks(_STOP_S):
         # What a killed supervisor left is gone then, too. Without the word another run has begun.
@@ -143,6 +146,16 @@ def is_running(home: Path) -> bool:
     if not file.exists():
         return False
     with _locked(file, fcntl.LOCK_SH) or contextlib.nullcontext() as held:
+        return held is None
+
+
+def _is_starting(home: Path) -> bool:
+    """Whether somebody waits for a supervisor, not only servers that a killed one left."""
+    return all(_is_held(home / name) for name in (LOCK_NAME, USERS_NAME))
+
+
+def _is_held(file: Path) -> bool:
+    with _locked(file, fcntl.LOCK_EX) or contextlib.nullcontext() as held:
         return held is None
 
 

@@ -24,6 +24,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from marco_search import settings as settings_module
 from marco_search.api import create_app, job_routes
 from marco_search.api.access import Caller, Service
 from marco_search.http_server import bound
@@ -373,13 +374,24 @@ def test_what_a_completion_asks_for_wrongly_is_named_as_it_asked(api: Api, work:
         assert "no profile 'nope'" in refused(unknown, 400, "input_error")
         assert unknown.headers["X-Should-Retry"] == "false"
         for options, said in (
-            ({"verifier": "nope"}, "no verifier 'nope'"),
+            ({"verifier": "nope"}, "no verifier 'nope'; known: none"),
             ({"reward": "prm-min"}, "MARCO_REWARD_URL: not set"),
+            ({"overrides": {"reward": "prm-min"}}, "MARCO_REWARD_URL: not set"),
         ):
             assert said in refused(asked(options=options), 400, "input_error")
         foreign = asked(tenant="other")
         assert "marco.tenant: " in refused(foreign, 422, "invalid_job")
         assert foreign.json()["error"]["param"] == "marco.tenant"
+
+
+def test_what_the_operator_set_up_wrongly_is_not_the_callers_fault(
+    api: Api, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings_module.load().model_copy(update={"overrides": {"reward": "prm-min"}})
+    monkeypatch.setattr(settings_module, "load", lambda: given)
+    with api.http() as client:
+        done = client.post("v1/chat/completions", json=ASKED)
+        assert "MARCO_REWARD_URL: not set" in refused(done, 500, "job_failed")
 
 
 def test_what_is_refused(api: Api) -> None:

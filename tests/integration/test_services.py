@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -154,6 +155,20 @@ def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
     assert embedded.processes(str(home / "data" / "postgres")) != []
     assert len(embedded.processes(f"marco_search.local.supervisor\0{home}")) == 1
     assert down(home)
+
+
+def test_down_during_a_start_says_that_it_stopped_something(home: Path) -> None:
+    home.mkdir()
+    # A start whose servers do not answer yet: it needs the services, and there is a supervisor.
+    with ThreadPoolExecutor(1) as pool, control._joined(home) as users:
+        lock = control._locked(home / LOCK_NAME, fcntl.LOCK_EX)
+        assert lock is not None
+        stopped = pool.submit(down, home)
+        _until(lambda: (home / USERS_NAME).read_text() == control.STOP)
+        lock.close()
+        assert stopped.result() is True
+        assert down(home) is False, "who still needs the services does not make them run"
+        users.close()
 
 
 def test_down_twice_and_up_again(home: Path) -> None:
