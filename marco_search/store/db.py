@@ -208,6 +208,9 @@ class Database:
                 num_workers=1,
                 open=True,
             )
+            # Else the pool makes another meanwhile, and gives them out by turns: a second session
+            # of the server's that plans and remembers everything once more.
+            self._pool.wait(CHECKOUT_TIMEOUT_S)
             return self._pool
 
     def _prepare(self, conn: Conn) -> None:

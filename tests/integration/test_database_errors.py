@@ -108,3 +108,13 @@ def test_a_pool_that_is_used_up_says_so(database_url: str, monkeypatch: pytest.M
         refused = pytest.raises(DatabaseUnavailable, match="uses all 1")
         with database.transaction(), refused, database.transaction():
             pass
+
+
+def test_one_session_of_the_servers_is_enough_for_one_transaction_at_a_time(
+    database: Database,
+) -> None:
+    sessions = set()
+    for _ in range(4):
+        with database.transaction() as conn:
+            sessions.add(conn.info.backend_pid)
+    assert len(sessions) == 1
