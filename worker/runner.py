@@ -116,7 +116,9 @@ class Runner:
         else:
             record(CLAIM, time.monotonic() - began)
             record(WAIT, claim.waited_s)
-        scheduling.unpark(conn, begun_on)
+        # Of the jobs that waited for this model one comes first before long, if not now.
+        if claim is None or claim.plan is not None:
+            scheduling.unpark(conn, begun_on)
         return claim
 
     def _begin(
