@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from psycopg.rows import dict_row
-from psycopg.sql import SQL
 
 from marco_search.audit.chain import JOB, Link, LinkKind, follow
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
@@ -30,12 +29,11 @@ if TYPE_CHECKING:
     from marco_search.audit.findings import Finding
 
 # A session that stalls with the lock is ended after 5 s, between two statements or within one.
-# The second limit counts from its last setting.
+# The second limit counts from its last setting, which is when the lock is held.
 _LOCK = (
     "SELECT set_config('idle_in_transaction_session_timeout', '5s', true),"
     " set_config('transaction_timeout', '0', true)",
     "LOCK TABLE public.chain_lock IN SHARE ROW EXCLUSIVE MODE",
-    "SET LOCAL transaction_timeout = {}",
 )
 _LONGEST_MS = 5000
 _A_LINK_MS, _ROWS_A_MS = 5, 100  # more than it takes on a busy machine
@@ -92,14 +90,17 @@ def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[
     """
     longest = _LONGEST_MS + _A_LINK_MS * len(entries) + also_rows // _ROWS_A_MS
     for step in _LOCK:
-        conn.execute(SQL(step).format(longest))
+        conn.execute(step)
     # A statement of its own: it must see what the lock's last holder committed.
     with conn.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(
-            "SELECT *, clock_timestamp() AS now FROM public.chain ORDER BY seq DESC LIMIT 1"
+            "SELECT *, clock_timestamp() AS now,"
+            " set_config('transaction_timeout', %s::text, true) AS longest"
+            " FROM public.chain ORDER BY seq DESC LIMIT 1",
+            [longest],
         ).fetchone()
     assert row is not None, "the migration writes the first link"
-    now = row.pop("now")
+    now, _ = row.pop("now"), row.pop("longest")
     last = Link(**row)
     links = []
     for kind, job_id, root in entries:
