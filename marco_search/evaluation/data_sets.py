@@ -13,7 +13,6 @@ a translation. "expected" and "answer" may list several accepted answers; "answe
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from marco_search import pocket
 from marco_search.errors import InvalidDataSet, InvalidJob
 from marco_search.jobs import Job
 from marco_search.jobs.validation import decode_utf8, not_text
-from marco_search.kinds import KINDS, own_fields, subject_fields
+from marco_search.kinds import KINDS, own_fields, strict_json, subject_fields
 
 MGSM_REPOSITORY = "juletxara/mgsm"
 _ARRAY = "an array becomes JSON Lines with jq -c '.[]'"
@@ -169,10 +168,12 @@ def _tsv(path: Path) -> Rows:
 def _json_lines(path: Path) -> Rows:
     for place, line in _lines(path):
         try:
-            row = json.loads(line)
+            row = strict_json(line)
+        except InvalidJob as error:
+            raise InvalidDataSet(f"{place}: {error.field}: {error.reason}") from None
         except (ValueError, RecursionError) as error:
             hint = f"; {_ARRAY}" if line.lstrip().startswith("[") else ""
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            reason = getattr(error, "msg", "a number or a nesting is too large")
             raise InvalidDataSet(f"{place}: not valid JSON: {reason}{hint}") from None
         if not isinstance(row, dict):
             raise InvalidDataSet(f"{place}: must be a JSON object; {_ARRAY}")

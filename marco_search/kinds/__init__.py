@@ -34,6 +34,7 @@ __all__ = [
     "kind_of",
     "own_fields",
     "parse_job",
+    "strict_json",
     "subject_fields",
 ]
 
@@ -108,7 +109,7 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
     place = f"line {line_number}"
     text = decode_utf8(line, place) if isinstance(line, bytes) else line.removeprefix("\ufeff")
     try:
-        data = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
+        data = strict_json(text)
         if isinstance(data, dict):
             if "kind" not in data and "body" in data:  # in OpenAI's shape
                 fields = completions.job_fields(data, _subjects())
@@ -124,6 +125,11 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
         # Numbers of thousands of digits and brackets nested without end.
         raise InvalidJob(place, "not usable JSON: a number or a nesting is too large") from None
     raise InvalidJob(place, f"must be a JSON object, not {shown(data)}")
+
+
+def strict_json(text: str) -> Any:
+    """What JSON text holds; InvalidJob for a name given twice and for NaN and Infinity."""
+    return json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
