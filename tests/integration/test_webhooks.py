@@ -195,7 +195,9 @@ def test_a_delivery_is_given_up_and_sent_again_when_asked(
         (given_up,) = held(database)
         assert (given_up.attempts, given_up.error) == (3, "HTTP 500")
         assert marco("webhooks", "list")["webhooks"][0]["failed"] == 1
-        assert marco("webhooks", "resend", made["id"], "--failed") == {"resent": 1}
+        again = ("webhooks", "resend", made["id"], "--failed")
+        assert "no webhook" in marco(*again, "--tenant", "other", code=3)
+        assert marco(*again) == {"resent": 1}
         tick_until(one, lambda: bool(held(database, state="delivered")), "it arrived")
     assert len(receiver.messages(made["secret"])) == 4
 

@@ -216,7 +216,12 @@ def resend(
     webhook_id: UUID | None = None,
     delivery_id: UUID | None = None,
 ) -> int:
-    """Send a delivery again, whatever its state, or all failed ones of a webhook."""
+    """Send a delivery again, whatever its state, or all failed ones of a webhook.
+
+    Raises JobNotFound for a webhook that is unknown.
+    """
+    if webhook_id is not None:
+        _change(conn, "SELECT FROM webhooks", webhook_id, tenant)
     return conn.execute(
         """
         UPDATE webhook_deliveries AS d SET state = 'pending', attempts = 0, next_at = now()
