@@ -31,6 +31,10 @@ def test_settings_and_commands_exist_and_a_worker_has_time_to_stop() -> None:
         if each["kind"] in ("Deployment", "Job"):
             (container,) = each["spec"]["template"]["spec"]["containers"]
             assert container["args"][0] in cli.list_commands(click.Context(cli))
+            ports = {port["name"]: port["containerPort"] for port in container.get("ports", ())}
+            if container["args"][0] in ("worker", "scheduler", "serve"):
+                assert ports["metrics"] == settings.metrics_port
+    assert settings.metrics_host == "0.0.0.0"
     (scaled, _) = documents("scaling.yaml")
     target = scaled["spec"]["triggers"][0]["metadata"]["targetQueryValue"]
     assert int(target) == settings.worker_processes
