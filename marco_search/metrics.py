@@ -64,7 +64,7 @@ MISSING_MODEL = Metric(
     "Begun jobs that wait for a worker with their model", ("model", "revision"),
 )  # fmt: skip
 ENDED = Metric(
-    _P, "counter", "marco_jobs_ended_total", "Jobs that ended since the exporter started",
+    _P, "counter", "marco_jobs_ended_total", "Jobs that ended since the exporter was first read",
     ("tenant", "state"),
 )  # fmt: skip
 RETRIES = Metric(
