@@ -105,8 +105,10 @@ COMMENT ON COLUMN audit.answers.best_rollout IS 'The most confident of its rollo
 COMMENT ON COLUMN audit.answers.path IS 'Nodes from the root to where that one ended';
 
 CREATE VIEW audit.node_stats WITH (security_invoker = true) AS
-SELECT r.job_id, p.node_id, count(*) AS visits, avg(r.value) AS value
-FROM public.rollouts AS r CROSS JOIN LATERAL unnest(r.path) AS p (node_id)
+SELECT r.job_id, p.node_id, count(*) AS visits, avg(r.value) AS value,
+    min(r.path[:p.position]) AS path  -- the same of all
+FROM public.rollouts AS r
+CROSS JOIN LATERAL unnest(r.path) WITH ORDINALITY AS p (node_id, position)
 WHERE r.finish <> 'failed'
 GROUP BY r.job_id, p.node_id;
 COMMENT ON VIEW audit.node_stats IS
@@ -115,13 +117,15 @@ COMMENT ON COLUMN audit.node_stats.node_id IS 'The node; 0 is the root, the prom
 COMMENT ON COLUMN audit.node_stats.visits IS
     'Rollouts that pass through it (failed ones do not count)';
 COMMENT ON COLUMN audit.node_stats.value IS 'Q: mean of the values they backed up';
+COMMENT ON COLUMN audit.node_stats.path IS 'Nodes from the root to this one';
 
 CREATE VIEW audit.tree WITH (security_invoker = true) AS
 SELECT n.job_id, n.node_id, n.parent_id, n.depth, n.round, n.action, n.text,
     cardinality(n.token_ids) AS tokens,
     (SELECT avg(c) FROM unnest(n.confidences) AS c) AS confidence,
     n.terminal, coalesce(s.visits, 0) AS visits, s.value,
-    (WITH RECURSIVE up (node_id, parent_id, depth) AS (
+    -- Of a node that was not visited, from the nodes above it: slower, as often as it is deep.
+    coalesce(s.path, (WITH RECURSIVE up (node_id, parent_id, depth) AS (
         SELECT n.node_id, n.parent_id, n.depth
         UNION ALL
         SELECT a.node_id, a.parent_id, a.depth
@@ -130,7 +134,7 @@ SELECT n.job_id, n.node_id, n.parent_id, n.depth, n.round, n.action, n.text,
             SELECT * FROM public.nodes AS p
             WHERE p.job_id = n.job_id AND p.node_id = up.parent_id OFFSET 0
         ) AS a
-    ) SELECT 0 || array_agg(up.node_id ORDER BY up.depth) FROM up) AS path
+    ) SELECT 0 || array_agg(up.node_id ORDER BY up.depth) FROM up)) AS path
 FROM public.nodes AS n
 LEFT JOIN audit.node_stats AS s ON s.job_id = n.job_id AND s.node_id = n.node_id
 UNION ALL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -140,6 +141,21 @@ def test_the_views_agree_with_the_tree(shared: Database) -> None:
     assert (status.nodes, status.rollouts) == (len(tree.nodes) - 1, len(tree.rollouts))
     assert (status.rounds, status.seconds) == (len(kept), 2.5)
     assert status.generated_tokens == search.tokens
+
+
+def test_a_node_that_no_rollout_visits_has_its_path_too(shared: Database) -> None:
+    search, kept = rounds_of(seed=5)
+    (job,) = insert(shared, question())
+    claimed = claim(shared, job.id)
+    assert claimed is not None
+    with shared.transaction() as conn:
+        for done in kept:
+            trail.append(conn, claimed[1], replace(done, rollouts=()), seconds=1.0)
+        query = "SELECT node_id, visits, path FROM tree WHERE job_id = %s ORDER BY node_id"
+        rows = conn.execute(query, [job.id]).fetchall()
+    paths = [(node.node_id, 0, [*search.tree.path(node.node_id)]) for node in search.tree.nodes]
+    assert max(len(path) for *_, path in paths) > 2
+    assert rows == paths
 
 
 def test_a_tree_is_read_whole_while_its_worker_adds_a_round(shared: Database) -> None:
