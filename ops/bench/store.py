@@ -39,8 +39,8 @@ SEARCHED, AT_ONCE = 40, 100
 SAMPLES = 60  # jobs that each question about one job is asked of
 RUNS = 3  # of a question about the whole database
 PROCESSES = 2
-# Strategy and rollouts for some 100 nodes of 17 tokens. The second one reflects.
-SEARCHES = (("step", 13), ("auto", 20))
+# Strategy and rollouts: some 100 nodes of 17 tokens; one in 20 is a tree of 1,700 nodes, 200 deep.
+SEARCHES = (*[("step", 13)] * 19, ("tree", 20))
 TENANTS, DAYS = ("acme", "brook", "cedar", "delta", "elm"), 28
 AUDITOR = "bench_auditor"
 GOALS = {
