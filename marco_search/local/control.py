@@ -143,19 +143,17 @@ def write_urls(home: Path, urls: ServiceUrls) -> IO[str]:
 def is_running(home: Path) -> bool:
     """Whether the services under `home` run. Raises LocalServiceFailed as `read_urls` does."""
     file = home / URLS_NAME
-    if not file.exists():
-        return False
-    with _locked(file, fcntl.LOCK_SH) or contextlib.nullcontext() as held:
-        return held is None
+    return file.exists() and _is_held(file, fcntl.LOCK_SH)
 
 
 def _is_starting(home: Path) -> bool:
     """Whether somebody waits for a supervisor, not only servers that a killed one left."""
-    return all(_is_held(home / name) for name in (LOCK_NAME, USERS_NAME))
+    return all(_is_held(home / name, fcntl.LOCK_EX) for name in (LOCK_NAME, USERS_NAME))
 
 
-def _is_held(file: Path) -> bool:
-    with _locked(file, fcntl.LOCK_EX) or contextlib.nullcontext() as held:
+def _is_held(file: Path, operation: int) -> bool:
+    """Whether others hold what keeps `operation` from the file."""
+    with _locked(file, operation) or contextlib.nullcontext() as held:
         return held is None
 
 

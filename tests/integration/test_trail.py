@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -88,19 +89,25 @@ def test_every_record_comes_back_as_it_was(shared: Database, kept: Round) -> Non
         assert [struct.pack("d", t.logprob) for t in after.tokens] == packed
 
 
+def stored(database: Database, rounds: Sequence[Round], *, seconds: float) -> UUID:
+    """A claimed job with these rounds, each in a transaction of its own."""
+    (job,) = insert(database, question())
+    claimed = claim(database, job.id)
+    assert claimed is not None
+    for kept in rounds:
+        with database.transaction() as conn:
+            trail.append(conn, claimed[1], kept, seconds=seconds)
+    return job.id
+
+
 @pytest.mark.parametrize("kept_rounds", [0, 1, 3])
 def test_a_restored_search_goes_on_as_the_interrupted_one(
     shared: Database, kept_rounds: int
 ) -> None:
     whole, all_rounds = rounds_of(seed=3)
-    (job,) = insert(shared, question())
-    claimed = claim(shared, job.id)
-    assert claimed is not None
-    for kept in all_rounds[:kept_rounds]:
-        with shared.transaction() as conn:
-            trail.append(conn, claimed[1], kept, seconds=1.0)
+    job_id = stored(shared, all_rounds[:kept_rounds], seconds=1.0)
     with shared.transaction() as conn:
-        nodes, rollouts = trail.load(conn, job.id)
+        nodes, rollouts = trail.load(conn, job_id)
     search = Search(whole.config, PROMPT, answer_of, tree=Tree.restore(nodes, rollouts))
     runtime = ToyRuntime()
     while expansions := search.ask():
@@ -113,20 +120,15 @@ def test_a_restored_search_goes_on_as_the_interrupted_one(
 
 def test_the_views_agree_with_the_tree(shared: Database) -> None:
     search, kept = rounds_of(seed=5)
-    (job,) = insert(shared, question())
-    claimed = claim(shared, job.id)
-    assert claimed is not None
-    with shared.transaction() as conn:
-        for done in kept:
-            trail.append(conn, claimed[1], done, seconds=2.5)
+    job_id = stored(shared, kept, seconds=2.5)
     tree = search.tree
     with shared.transaction() as conn:
         rows = conn.execute(
             "SELECT node_id, visits, value, path, tokens, confidence FROM tree"
             " WHERE job_id = %s ORDER BY node_id",
-            [job.id],
+            [job_id],
         ).fetchall()
-        status = queries.statuses(conn, [job.id])[0]
+        status = queries.statuses(conn, [job_id])[0]
     assert len(rows) == len(tree.nodes)
     for node, (node_id, visits, value, path, count, confidence) in zip(
         tree.nodes, rows, strict=True
@@ -145,14 +147,10 @@ def test_the_views_agree_with_the_tree(shared: Database) -> None:
 
 def test_a_node_that_no_rollout_visits_has_its_path_too(shared: Database) -> None:
     search, kept = rounds_of(seed=5)
-    (job,) = insert(shared, question())
-    claimed = claim(shared, job.id)
-    assert claimed is not None
+    job_id = stored(shared, [replace(done, rollouts=()) for done in kept], seconds=1.0)
     with shared.transaction() as conn:
-        for done in kept:
-            trail.append(conn, claimed[1], replace(done, rollouts=()), seconds=1.0)
         query = "SELECT node_id, visits, path FROM tree WHERE job_id = %s ORDER BY node_id"
-        rows = conn.execute(query, [job.id]).fetchall()
+        rows = conn.execute(query, [job_id]).fetchall()
     paths = [(node.node_id, 0, [*search.tree.path(node.node_id)]) for node in search.tree.nodes]
     assert max(len(path) for *_, path in paths) > 2
     assert rows == paths
