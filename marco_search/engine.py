@@ -30,7 +30,8 @@ from marco_search.errors import (
     SearchError,
 )
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
-from marco_search.kinds import ReasoningJob, kind_of, parse_job
+from marco_search.jobs.validation import shown
+from marco_search.kinds import ReasoningJob, checked, kind_of, parse_job
 from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
@@ -399,8 +400,13 @@ def solve(
     """
     if isinstance(job, str):
         job = ReasoningJob(question=job, options=SearchOptions(**options))
+    elif not isinstance(job, Job):
+        raise InvalidJob("job", f"must be a job, or a question as text, not {shown(job)}")
     elif options:
         raise TypeError("options are for a question given as text; a job has its own")
+    if isinstance(runtime, str):
+        raise TypeError(f"runtime must be what open_runtime returns, not {shown(runtime)}")
+    job = checked(job)
     return job_result(job, search_job(job, runtime=runtime))
 
 

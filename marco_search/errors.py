@@ -7,6 +7,7 @@ secret: a URL is shown without its password.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class MarcoError(Exception):
@@ -18,6 +19,15 @@ class MarcoError(Exception):
 
     retryable: bool = False
     exit_code: int = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As Exception has it, a pool of processes would call __init__ with the message alone.
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[MarcoError], args: tuple[Any, ...]) -> MarcoError:
+    """An error as it was pickled or copied."""
+    return kind.__new__(kind, *args)
 
 
 class InputError(MarcoError):

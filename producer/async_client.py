@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from copy import copy
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
-from uuid import UUID
 
 from marco_search.jobs import JobResult
 from marco_search.settings import Settings
 from marco_search.store.reads.queries import JobStatus
 from producer.client import Producer
-from producer.handles import JobId, job_uuids
+from producer.handles import BatchId, JobId, job_uuids
 from producer.waits import POLL_S, Pending
 
 P = ParamSpec("P")
@@ -108,7 +107,7 @@ class AsyncProducer:
         async for result in self._wait(*await asyncio.to_thread(start, jobs, timeout_s)):
             yield result
 
-    async def batch_results(self, batch_id: UUID) -> AsyncIterator[JobResult]:
+    async def batch_results(self, batch_id: BatchId) -> AsyncIterator[JobResult]:
         """See `Producer.batch_results`."""
         found = self._sync.batch_results(batch_id)
         while (result := await asyncio.to_thread(next, found, None)) is not None:

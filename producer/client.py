@@ -16,8 +16,8 @@ from marco_search import settings as settings_module
 from marco_search.broker import Publisher
 from marco_search.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, JobNotFound
 from marco_search.jobs import Job, JobResult
-from marco_search.jobs.validation import shown
-from marco_search.kinds import parse_job
+from marco_search.jobs.validation import shown, unstorable
+from marco_search.kinds import checked
 from marco_search.locations import database_url as database_location
 from marco_search.locations import redis_url as redis_location
 from marco_search.search.config import SearchConfig
@@ -34,9 +34,12 @@ from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
 from producer import uploads
 from producer.handles import (
+    BatchId,
     Everyone,
     JobId,
+    batch_uuid,
     check_number,
+    check_seconds,
     check_tenant,
     job_uuid,
     job_uuids,
@@ -77,8 +80,12 @@ class Producer:
         poll_s: float = POLL_S,
     ) -> None:
         check_tenant(tenant)
-        given = {"database_url": database_url, "redis_url": redis_url}
-        urls = {name: SecretStr(url) for name, url in given.items() if url is not None}
+        check_seconds("poll_s", poll_s)
+        urls = dict[str, SecretStr]()
+        for name, url in (("database_url", database_url), ("redis_url", redis_url)):
+            if url is not None:
+                require(isinstance(url, str), name, "text", url)
+                urls[name] = SecretStr(url)
         self._settings = (settings or settings_module.load()).model_copy(update=urls)
         self._tenant = tenant  # whose jobs are seen; None: everyone's
         self._gate = tenants.Gate(self._settings.max_queued, self._settings.tenant_max_queued)
@@ -105,10 +112,10 @@ class Producer:
         QueueFull or QuotaExceeded, with a hint when to try again, if too much is queued.
         Nothing is stored then.
         """
-        return self._submit([self._checked(job)], None)[0]
+        return self._submit([self._allowed(checked(job))], None)[0]
 
     def submit_many(
-        self, jobs: Iterable[Job | Mapping[str, Any]], *, batch_id: UUID | None = None
+        self, jobs: Iterable[Job | Mapping[str, Any]], *, batch_id: BatchId | None = None
     ) -> list[JobHandle]:
         """Store all of the jobs or none, and put them into the queue; handles in order.
 
@@ -117,21 +124,21 @@ class Producer:
         """
         if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
             raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit accepts one")
-        require(isinstance(batch_id, UUID | None), "batch_id", "a uuid.UUID", batch_id)
-        checked = []
+        batch = None if batch_id is None else batch_uuid(batch_id)
+        several = []
         for i, job in enumerate(jobs):
             try:
-                checked.append(self._checked(job))
+                several.append(self._allowed(checked(job)))
             except InvalidJob as error:
                 raise InvalidJob(f"jobs[{i}].{error.field}", error.reason) from None
-        return self._submit(checked, batch_id, batch=bool(checked))
+        return self._submit(several, batch, batch=bool(several))
 
     def submit_batch(
         self,
         lines: Iterable[bytes],
         *,
         source: str | None = None,
-        batch_id: UUID | None = None,
+        batch_id: BatchId | None = None,
         options: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         waits: bool = False,
@@ -147,8 +154,10 @@ class Producer:
         `waits`: the parts that are stored stay.
         """
         whose = self._own(None)
+        uploads.check(lines, source, options, metadata)
+        named = None if batch_id is None else batch_uuid(batch_id)
         batch = self._call(
-            batches.begin, tenant=whose, source=source, metadata=metadata, batch_id=batch_id
+            batches.begin, tenant=whose, source=source, metadata=metadata, batch_id=named
         )
         begun(batch)
         uploads.upload(batch, lines, options or {}, partial(self._store_part, batch), waits=waits)
@@ -168,7 +177,7 @@ class Producer:
                 try:
                     with conn.transaction():
                         handles = store.insert(
-                            conn, [self._checked(job) for _, job in some], tenant=batch.tenant,
+                            conn, [self._allowed(job) for _, job in some], tenant=batch.tenant,
                             batch_id=batch.id, lines=[line for line, _ in some], gate=self._gate,
                             aging_s=self._settings.aging_s,
                         )  # fmt: skip
@@ -184,66 +193,66 @@ class Producer:
             batches.refuse(conn, batch.id, refused)
         self._publish([handle.id for _, _, handle in stored if handle.created])
 
-    def batch(self, batch_id: UUID) -> Batch:
+    def batch(self, batch_id: BatchId) -> Batch:
         """A batch, and how many of its jobs are in each state. Raises JobNotFound."""
-        return self._call(batches.find, batch_id, tenant=self._tenant)
+        return self._call(batches.find, batch_uuid(batch_id), tenant=self._tenant)
 
-    def batches(self, *, limit: int = 20, after: UUID | None = None) -> list[Batch]:
+    def batches(self, *, limit: int = 20, after: BatchId | None = None) -> list[Batch]:
         """The latest batches, newest first; those that come `after` one, if given."""
         check_number("limit", limit)
-        return self._call(batches.latest, tenant=self._tenant, limit=limit, after=after)
+        last = None if after is None else batch_uuid(after)
+        return self._call(batches.latest, tenant=self._tenant, limit=limit, after=last)
 
-    def batch_results(self, batch_id: UUID) -> Iterator[JobResult]:
+    def batch_results(self, batch_id: BatchId) -> Iterator[JobResult]:
         """The results of those of a batch's jobs that have ended, in the order of its lines.
 
         Of each line that of the latest job. May be called at any time; memory does not grow with
         the batch. Raises JobNotFound.
         """
-        last = self.batch(batch_id).lines
+        batch = self.batch(batch_id)
+        last = batch.lines
         for after in range(0, last, _LINES_AT_ONCE):
             with self._database.transaction() as conn:
-                lines = batches.lines(conn, batch_id, after=after, last=after + _LINES_AT_ONCE)
+                lines = batches.lines(conn, batch.id, after=after, last=after + _LINES_AT_ONCE)
                 ids = [line.job_id for line in lines if line.job_id is not None]
                 ended = {r.job_id: r for r in queries.results(conn, ids, tenant=self._tenant)}
             for line in lines:
                 if (found := ended.get(str(line.job_id))) is not None:
                     place = {
-                        "batch_id": str(batch_id),
+                        "batch_id": str(batch.id),
                         "batch_line": line.line,
                         "custom_id": line.custom_id,
                     }
                     yield found.model_copy(update=place)
 
-    def refused_lines(self, batch_id: UUID) -> list[BatchLine]:
+    def refused_lines(self, batch_id: BatchId) -> list[BatchLine]:
         """The lines of a batch that were refused, with the reasons. Raises JobNotFound."""
-        self.batch(batch_id)
-        return self._call(batches.refused, batch_id)
+        return self._call(batches.refused, self.batch(batch_id).id)
 
-    def restart_batch(self, batch_id: UUID) -> int:
+    def restart_batch(self, batch_id: BatchId) -> int:
         """Start over a batch's jobs that were cancelled, expired, failed or died: how many.
 
         New jobs take their lines; the old ones keep their answers and their trail.
         Raises JobNotFound.
         """
-        self.batch(batch_id)
+        batch = self.batch(batch_id).id
         count, aging_s = 0, self._settings.aging_s
         while made := self._call(
-            batches.restart, batch_id, tenant=self._tenant, limit=_AT_ONCE, aging_s=aging_s
+            batches.restart, batch, tenant=self._tenant, limit=_AT_ONCE, aging_s=aging_s
         ):
             self._publish(made)
             count += len(made)
         return count
 
-    def _checked(self, job: Job | Mapping[str, Any]) -> Job:
-        checked = job if isinstance(job, Job) else parse_job(job)
-        if self._tenant is not None and checked.tenant not in (None, self._tenant):
+    def _allowed(self, job: Job) -> Job:
+        if self._tenant is not None and job.tenant not in (None, self._tenant):
             raise InvalidJob(
-                "tenant", f"this producer submits for {self._tenant!r}, not {checked.tenant!r}"
+                "tenant", f"this producer submits for {self._tenant!r}, not {job.tenant!r}"
             )
-        return checked
+        return job
 
     def _submit(
-        self, checked: Sequence[Job], batch_id: UUID | None, *, batch: bool = False
+        self, jobs: Sequence[Job], batch_id: UUID | None, *, batch: bool = False
     ) -> list[JobHandle]:
         with contextlib.suppress(BrokerUnavailable):
             self._broker()  # before anything is stored: a bad address is no outage
@@ -251,15 +260,15 @@ class Producer:
             lines: Sequence[int] = ()
             if batch:
                 batch_id = batches.begin(conn, tenant=self._own(None), batch_id=batch_id).id
-                count = len(checked)
+                count = len(jobs)
                 first = batches.take(conn, batch_id, before=None, lines=count, complete=True) + 1
                 lines = range(first, first + count)
             stored = store.insert(
-                conn, checked, tenant=self._own(None), batch_id=batch_id, lines=lines or None,
+                conn, jobs, tenant=self._own(None), batch_id=batch_id, lines=lines or None,
                 gate=self._gate, aging_s=self._settings.aging_s,
             )  # fmt: skip
             if batch_id is not None:
-                known = zip(lines, (job.custom_id for job in checked), stored, strict=True)
+                known = zip(lines, (job.custom_id for job in jobs), stored, strict=True)
                 batches.note_known(conn, batch_id, list(known))
                 stored = [replace(handle, batch_id=batch_id) for handle in stored]
         # A scheduler publishes jobs that were there before, if need be.
@@ -351,6 +360,7 @@ class Producer:
         self, jobs: JobId | Iterable[JobId], timeout_s: float | None, every_s: float
     ) -> tuple[Pending, Callable[[], list[list[JobStatus]]]]:
         ids = job_uuids(jobs)
+        check_seconds("every_s", every_s)
         pending, found = Pending(ids, timeout_s, every_s), dict[UUID, JobStatus]()
         watch = Watch()
 
@@ -367,14 +377,15 @@ class Producer:
         return pending, read
 
     def standstill(
-        self, jobs: Iterable[JobId] | None = None, *, batch_id: UUID | None = None
+        self, jobs: Iterable[JobId] | None = None, *, batch_id: BatchId | None = None
     ) -> dict[str, str]:
         """Why some of the jobs, of a batch's, or of all that have not ended, do not go on.
 
         A sentence by each reason: "paused", "no_model", "no_worker". Waits log these as warnings.
         """
         ids = None if jobs is None else job_uuids(jobs)
-        waiting = self._call(queries.unfinished, self._tenant, ids, batch_id)
+        batch = None if batch_id is None else batch_uuid(batch_id)
+        waiting = self._call(queries.unfinished, self._tenant, ids, batch)
         return reasons(waiting, self._settings)
 
     def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:
@@ -433,7 +444,7 @@ class Producer:
         self,
         *,
         tenant: str | Everyone | None = None,
-        batch_id: UUID | None = None,
+        batch_id: BatchId | None = None,
         state: JobState | None = None,
     ) -> dict[UUID, JobState]:
         """Cancel all jobs of a tenant that have not ended; the state of each after that.
@@ -442,14 +453,14 @@ class Producer:
         """
         whose = self._whose(tenant) or None
         require(state in (None, "queued", "running"), "state", "one of queued, running", state)
-        require(isinstance(batch_id, UUID | None), "batch_id", "a uuid.UUID", batch_id)
+        batch = None if batch_id is None else batch_uuid(batch_id)
         cancelled: dict[UUID, JobState] = {}
-        if batch_id is not None and state is None:
-            self._call(batches.mark_cancelled, batch_id, tenant=whose)
+        if batch is not None and state is None:
+            self._call(batches.mark_cancelled, batch, tenant=whose)
         while True:
             with self._database.transaction() as conn:
                 found = store.unfinished(
-                    conn, tenant=whose, batch_id=batch_id, state=state, limit=_AT_ONCE
+                    conn, tenant=whose, batch_id=batch, state=state, limit=_AT_ONCE
                 )
                 if not found:
                     return cancelled
@@ -504,7 +515,7 @@ class Producer:
         """
         check_number("limit", limit)
         require(state in (None, *DEAD_LETTER), "state", "one of failed, dead", state)
-        named = error is None or (isinstance(error, str) and "\x00" not in error)
+        named = error is None or (isinstance(error, str) and not unstorable(error))
         require(named, "error", "the name of a type", error)
         return self._call(
             dead_letters.letters,

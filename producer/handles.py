@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from enum import Enum
 from uuid import UUID
 
-from marco_search.errors import InvalidJob, JobNotFound
+from marco_search.errors import BatchNotFound, InvalidJob, JobNotFound
 from marco_search.jobs import MAX_TENANT_CHARS
 from marco_search.jobs.validation import flaw, shown
 from marco_search.store.queue.jobs import JobHandle
@@ -23,6 +23,8 @@ EVERYONE = Everyone.EVERYONE
 
 JobId = JobHandle | UUID | str
 """What names a job: what `submit` gave, or its id."""
+BatchId = UUID | str
+"""What names a batch: its id."""
 
 
 def job_uuid(job: JobId) -> UUID:
@@ -48,6 +50,18 @@ def job_uuids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
     return [job_uuid(job) for job in jobs]
 
 
+def batch_uuid(batch: BatchId) -> UUID:
+    """The batch's id. Raises BatchNotFound for text that is no id, else InvalidJob."""
+    if isinstance(batch, UUID):
+        return batch
+    require(isinstance(batch, str), "batch_id", "a batch's id", batch)
+    try:
+        return UUID(batch)
+    except ValueError:
+        wanted = f"an id looks like {UUID(int=0)}"
+        raise BatchNotFound(f"invalid batch id {shown(batch)}; {wanted}") from None
+
+
 def require(ok: bool, field: str, wanted: str, value: object) -> None:
     """Raises InvalidJob unless `ok`: the field must be what `wanted` says."""
     if not ok:
@@ -68,3 +82,9 @@ def check_number(name: str, value: object) -> None:
     """Raises InvalidJob for what is no count."""
     count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
     require(count, name, f"a whole number from 0 to {_LARGEST:,}", value)
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raises TypeError for what is no time to wait."""
+    if not (isinstance(value, int | float) and value >= 0):
+        raise TypeError(f"{name} must be seconds from 0 on, not {shown(value)}")

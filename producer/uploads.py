@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import time
@@ -14,13 +15,17 @@ from typing import Any, TypeVar
 
 from marco_search.errors import Backpressure, IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
+from marco_search.jobs.validation import as_json, flaw, texts, unstorable
 from marco_search.kinds import job_from_json_line
 from marco_search.store.queue.batches import Batch, BatchLine
+from producer.handles import require
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LONGEST_LINE = 4 * 2**20  # bytes
+LONGEST_SOURCE = 4096  # characters
+_NO_LINES = (str, bytes, Mapping, Job, io.TextIOBase)
 PART_LINES = 500
 PART_BYTES = 4 * 2**20
 
@@ -119,6 +124,27 @@ def _custom_id(line: bytes) -> str | None:
     return None
 
 
+def check(lines: object, source: object, options: object, metadata: object) -> None:
+    """Raises InvalidJob for what can't be a batch, before anything is stored."""
+    several = isinstance(lines, Iterable) and not isinstance(lines, _NO_LINES)
+    require(several, "lines", "lines of bytes, such as a file opened with 'rb'", lines)
+    require(isinstance(source, str | None), "source", "text", source)
+    if source is not None and (problem := flaw(str(source), LONGEST_SOURCE)):
+        raise InvalidJob("source", problem)
+    if options is not None:
+        require(isinstance(options, Mapping), "options", "an object of names and values", options)
+        SearchOptions.model_validate(options)
+    if metadata is not None:
+        named = isinstance(metadata, Mapping)
+        require(named, "metadata", "an object of names and values", metadata)
+        try:
+            as_json(metadata)
+        except ValueError as error:
+            raise InvalidJob("metadata", str(error)) from None
+        if problem := next(filter(None, map(unstorable, texts(metadata))), None):
+            raise InvalidJob("metadata", problem)
+
+
 Store = Callable[[Part], None]
 """Stores a part. Raises IdempotencyConflict, Backpressure."""
 
@@ -137,10 +163,11 @@ def upload(
     much is queued (in any case if nothing may ever be): what was stored stays, and the same upload
     goes on from there.
     """
-    SearchOptions(**options)  # raises InvalidJob once, not for every line
-    digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode())
+    # Some numbers that SearchOptions takes are not JSON's.
+    digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=float).encode())
     number, part = 0, Part(batch.lines, batch.expires_at)
     for number, line in enumerate(lines, start=1):
+        require(isinstance(line, bytes), f"line {number}", "bytes", line)
         digest.update(line)
         if number < batch.lines:
             continue

@@ -149,8 +149,8 @@ class Pending:
         self._clock = clock
         longest = threading.TIMEOUT_MAX
         self._deadline = clock() + (longest if timeout_s is None else min(timeout_s, longest))
-        self._poll_s = poll_s
-        self._poll_at = clock() + poll_s
+        self._poll_s = min(poll_s, longest)
+        self._poll_at = clock() + self._poll_s
 
     @contextmanager
     def seldom(self) -> Iterator[None]:

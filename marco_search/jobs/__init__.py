@@ -27,6 +27,7 @@ from marco_search.errors import InvalidProfile
 from marco_search.jobs.validation import (
     Described,
     Input,
+    as_json,
     at_most,
     flaw,
     nearest,
@@ -66,6 +67,7 @@ class SearchOptions(Input):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
+        lt=2**63,
         description="Maximum number of tokens over the whole search; None: no limit",
     )
     max_seconds: float | None = Field(
@@ -145,7 +147,7 @@ class SearchOptions(Input):
         if value:
             from marco_search import profiles  # which takes its words of refusal from here
 
-            if len(json.dumps(value)) > MAX_TEXT_CHARS:
+            if len(as_json(value, allow_nan=True)) > MAX_TEXT_CHARS:
                 raise ValueError(f"more than {MAX_TEXT_CHARS:,} characters")
             for name in ("chat_template", "fallback_template"):
                 if "{" in str(value.get(name)):
@@ -161,6 +163,7 @@ class SearchOptions(Input):
                 if error.field is None:
                     raise ValueError(error.reason) from None
                 raise within(error.field, error.reason) from None
+            as_json(value)  # a NaN where the profile takes any value
         return value
 
 

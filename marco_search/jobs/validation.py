@@ -6,6 +6,7 @@ Text that passes can be stored by Postgres (no NUL, no lone surrogate) and is no
 from __future__ import annotations
 
 import difflib
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -189,6 +190,17 @@ def texts(value: object) -> Iterator[str]:
             left += one
 
 
+def as_json(value: object, *, allow_nan: bool = False) -> str:
+    """`value` as JSON. Raises ValueError for what JSON can't express."""
+    try:
+        return json.dumps(value, allow_nan=allow_nan)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            "holds something that JSON can't express: only names, lists, texts, finite numbers, "
+            "true, false and null are allowed"
+        ) from None
+
+
 def decode_utf8(data: bytes, field: str) -> str:
     """`data` as text, without a leading byte order mark.
 
@@ -206,10 +218,10 @@ def decode_utf8(data: bytes, field: str) -> str:
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """The entry of `known` that `word` was most likely meant to be, if any is close."""
-    text = str(word)
-    if len(text) > _LONGEST_NAME:  # difflib takes seconds for a megabyte
+    # difflib takes seconds for a megabyte.
+    if not isinstance(word, str) or len(word) > _LONGEST_NAME:
         return None
-    close = difflib.get_close_matches(text.casefold(), list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.casefold(), list(known), n=1, cutoff=0.6)
     return close[0] if close else None
 
 
@@ -223,11 +235,18 @@ def shown(value: object) -> str:
     """`value` for a message: its repr, cut short."""
     if isinstance(value, str | bytes):
         value = value[: _LONGEST_NAME + 1]
-    return shortened(repr(value) if not isinstance(value, str) else ascii(value))
+    try:
+        return shortened(repr(value) if not isinstance(value, str) else ascii(value))
+    except Exception:
+        # Whole numbers of thousands of digits, lists within lists, and objects of any class.
+        return f"a value of type {type(value).__name__}"
 
 
 def shortened(name: str) -> str:
-    """`name` for a message: cut short if it is longer than any of ours."""
+    """`name` for a message: escaped if it can't be printed, cut short if it is too long."""
+    name = name[: _LONGEST_NAME + 1]
+    if not name.isprintable():
+        name = ascii(name)[1:-1]
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 

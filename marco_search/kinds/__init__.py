@@ -30,6 +30,7 @@ __all__ = [
     "OpenEndedJob",
     "ReasoningJob",
     "TranslationJob",
+    "checked",
     "job_from_json_line",
     "kind_of",
     "own_fields",
@@ -73,6 +74,13 @@ def parse_job(data: Mapping[str, Any]) -> Job:
         )
     job: Job = KINDS[kind].model.model_validate(dict(data))
     return job
+
+
+def checked(job: Job | Mapping[str, Any]) -> Job:
+    """The job, valid: nothing has looked at one that `model_copy` changed. Raises InvalidJob."""
+    if not isinstance(job, Job):
+        return parse_job(job)
+    return parse_job({"kind": job.kind} | job.model_dump(exclude_unset=True, warnings=False))
 
 
 def _subjects() -> dict[str, str]:

@@ -14,7 +14,7 @@ from uuid import UUID
 from marco_search import profiles
 from marco_search.errors import InvalidJob, ModelNotFound
 from marco_search.jobs import JobResult
-from marco_search.jobs.validation import shown
+from marco_search.jobs.validation import shortened, shown
 from marco_search.search.config import STRATEGIES
 
 DEFAULT_MODEL = "marco-search"
@@ -38,7 +38,7 @@ def job_fields(line: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str
 
     `subjects` has the field of the caller's text, by kind. Raises InvalidJob naming the field.
     """
-    _refuse_others("", line, _LINE)
+    _refuse_others(line, _LINE)
     for name, wanted in (("method", "POST"), ("url", ENDPOINT)):
         if line.get(name, wanted) != wanted:
             raise InvalidJob(name, f"must be {wanted}, not {shown(line[name])}")
@@ -63,7 +63,7 @@ def body_fields(
     Raises InvalidJob naming the field of the body, ModelNotFound for an unknown `model`.
     """
     idle = {n for n, v in body.items() if n in _IGNORED or (n in _IDLE and v == _IDLE[n])}
-    _refuse_others("", body, _BODY | idle)
+    _refuse_others(body, _BODY | idle)
     if not isinstance(body.get("stream"), bool | None):
         raise InvalidJob("stream", f"must be true or false, not {shown(body['stream'])}")
     own = body.get("marco", {})
@@ -129,10 +129,11 @@ def named_options(model: object, any_model: bool = False) -> dict[str, str]:
     raise ModelNotFound("model", reason)
 
 
-def _refuse_others(where: str, data: Mapping[str, Any], known: set[str]) -> None:
+def _refuse_others(data: Mapping[str, Any], known: set[str]) -> None:
     for name in data:
         if name not in known and data[name] is not None:
-            raise InvalidJob(f"{where}{name}", f"not supported; known: {', '.join(sorted(known))}")
+            reason = f"not supported; known: {', '.join(sorted(known))}"
+            raise InvalidJob(shortened(name), reason)
 
 
 def _turns(messages: object) -> tuple[str | None, list[dict[str, str]], str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from marco_search import settings as settings_module
 from marco_search.errors import InvalidSettings
 from marco_search.runtime.base import Runtime
 from marco_search.settings import Settings
@@ -37,12 +38,13 @@ RUNTIMES: dict[str, Callable[[Settings], Runtime]] = {
 """What opens a runtime, by the scheme of MARCO_RUNTIME: the part before the colon, if any."""
 
 
-def open_runtime(settings: Settings) -> Runtime:
-    """The runtime that MARCO_RUNTIME names.
+def open_runtime(settings: Settings | None = None) -> Runtime:
+    """The runtime that MARCO_RUNTIME names, or `settings` in place of the environment.
 
     Raises InvalidSettings for an address that is not one, ModelRefused for a model that can't be
     used or is not the one asked for, RuntimeUnavailable if no server answers.
     """
+    settings = settings or settings_module.load()
     scheme = settings.runtime.strip().partition(":")[0].lower()
     if scheme not in RUNTIMES:
         raise InvalidSettings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import json
 import logging
 import subprocess
@@ -19,6 +20,7 @@ import redis
 
 from marco_search.broker import Publisher
 from marco_search.errors import (
+    BatchNotFound,
     BrokerUnavailable,
     DatabaseUnavailable,
     IdempotencyConflict,
@@ -200,6 +202,12 @@ def test_wrong_types_are_refused_and_nothing_is_stored(
     for wrong in ("5", -1, float("nan"), [1]):
         with pytest.raises(TypeError, match="timeout_s"):
             producer.wait(producer.submit(question(idempotency_key="k")), timeout_s=wrong)
+        with pytest.raises(TypeError, match="every_s"):
+            next(producer.follow(producer.submit(question(idempotency_key="k")), every_s=wrong))
+        with pytest.raises(TypeError, match="poll_s"):
+            Producer(poll_s=wrong)
+        with pytest.raises(InvalidJob, match="redis_url"):
+            Producer(redis_url=5)  # type: ignore[arg-type]
     for wrong in (5, " ", "a\x00b", "x" * 65, ["a"]):
         with pytest.raises(InvalidJob, match="tenant"):
             producer.pause_tenant(wrong)
@@ -224,6 +232,68 @@ def test_wrong_types_are_refused_and_nothing_is_stored(
     with pytest.raises(InvalidJob, match="tenant"):
         producer.set_quota(5, EVERYONE)  # type: ignore[arg-type]
     assert len(queued(redis_url)) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"lines": "{}"}, "lines"),
+        ({"lines": io.StringIO("{}")}, "lines"),
+        ({"source": "a\x00"}, "source"),
+        ({"source": 5}, "source"),
+        ({"batch_id": 5}, "batch_id"),
+        ({"options": {"rollouts": 0}}, "rollouts"),
+        ({"options": ["rollouts"]}, "options"),
+        ({"metadata": {"a": float("nan")}}, "metadata"),
+        ({"metadata": {"a": ["\ud800"]}}, "metadata"),
+        ({"metadata": {"a": object()}}, "metadata"),
+    ],
+)
+def test_a_batch_of_wrong_arguments_is_not_begun(
+    producer: Producer, given: dict[str, Any], field: str
+) -> None:
+    wrong: dict[str, Any] = {"lines": [b'{"kind": "reasoning", "question": "2+2?"}']} | given
+    with pytest.raises(InvalidJob) as caught:
+        producer.submit_batch(**wrong)
+    assert caught.value.field == field
+    assert producer.batches() == []
+
+
+def test_lines_that_hold_what_postgres_can_t_store_are_refused(producer: Producer) -> None:
+    names = ["\x00", "\ud800", "a" * 1000]
+    lines = [json.dumps({"kind": "reasoning", "question": "2?", name: 1}) for name in names]
+    lines += [json.dumps({"custom_id": "a", "body": {name: 1}}) for name in names]
+    batch = producer.submit_batch(line.encode() for line in lines)
+    assert [line.line for line in producer.refused_lines(batch.id)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_batch_is_named_by_its_id_as_text_too(producer: Producer) -> None:
+    (job,) = producer.submit_many([question()])
+    name = str(job.batch_id)
+    assert producer.submit_many([question()], batch_id=name)[0].batch_id == job.batch_id
+    assert producer.batch(name).lines == 2
+    assert producer.batches(after=name) == []
+    assert set(producer.standstill(batch_id=name)) == {"no_worker"}
+    assert len(producer.cancel_all(batch_id=name)) == 2
+    assert [result.batch_id for result in producer.batch_results(name)] == [name, name]
+    assert producer.restart_batch(name) == 2
+    for wrong in ("", "17", "\x00"):
+        with pytest.raises(BatchNotFound, match="invalid batch id"):
+            producer.batch(wrong)
+        with pytest.raises(BatchNotFound, match="invalid batch id"):
+            producer.batches(after=wrong)
+
+
+def test_a_copy_of_a_job_is_checked_when_it_is_submitted(producer: Producer) -> None:
+    job = question()
+    for wrong in ({"question": 5}, {"options": None}, {"question": "\x00"}, {"kind": "new"}):
+        with pytest.raises(InvalidJob):
+            producer.submit(job.model_copy(update=wrong))
+        with pytest.raises(InvalidJob, match=r"^jobs\[1\]"):
+            producer.submit_many([job, job.model_copy(update=wrong)])
+    assert producer.batches() == []
+    handle = producer.submit(job.model_copy(update={"options": {"rollouts": 2}}))
+    assert producer.status(handle).state == "queued"
 
 
 def test_many_jobs_are_cancelled_in_one_call(producer: Producer, database: Database) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import pickle
 import pydoc
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +13,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from marco_search.errors import InvalidJob, ModelNotFound
+from marco_search.errors import (
+    InvalidBatch,
+    InvalidJob,
+    InvalidProfile,
+    JobNotFound,
+    MarcoError,
+    ModelNotFound,
+    QueueFull,
+    WorkerLost,
+)
 from marco_search.jobs import (
     MAX_TEXT_CHARS,
     Answer,
@@ -25,6 +36,7 @@ from marco_search.kinds import (
     OpenEndedJob,
     ReasoningJob,
     TranslationJob,
+    checked,
     completions,
     job_from_json_line,
     parse_completion,
@@ -34,6 +46,14 @@ from marco_search.kinds.translation import LANGUAGES
 from marco_search.search.config import STRATEGIES
 
 QUESTION = {"kind": "reasoning", "question": "2+2?"}
+
+
+def nested(depth: int) -> list[Any]:
+    """A list within a list, and so on."""
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
 
 
 def refusal(data: Any) -> InvalidJob:
@@ -109,6 +129,19 @@ def test_jobs_are_frozen() -> None:
         ({"options": {"reward": "leaf"}}, "options.reward", "path, rollout"),
         ({"options": {"early_stop": "yes"}}, "options.early_stop", "true or false"),
         ({"options": {"rollout": 3}}, "options.rollout", "did you mean 'rollouts'"),
+        ({"options": {"rollouts": 10**5000}}, "options.rollouts", "at most 4,096"),
+        ({"options": {"max_tokens": 2**63}}, "options.max_tokens", "less than"),
+        ({"options": {"overrides": {"top_p": b"1"}}}, "options.overrides", "JSON can't express"),
+        ({"options": {"overrides": {"top_p": nested(10**5)}}}, "options.overrides", "JSON can't"),
+        (
+            {"options": {"overrides": {"template_options": {"a": float("nan")}}}},
+            "options.overrides",
+            "JSON can't",
+        ),
+        ({"metadata": nested(10**5)}, "metadata", "not a value of type list"),
+        ({"a\x00\u2028": 1}, r"a\x00\u2028", "unknown field"),
+        ({"a\ud800": 1}, "job", "lone surrogate"),
+        ({"options": {"\n": 1}}, r"options.\n", "unknown field"),
         ({"options": 3}, "options", "an object of names and values, not 3"),
         ({"colour": "red"}, "colour", "unknown field"),
         ({"priority": "urgent"}, "priority", "low, normal, high"),
@@ -133,6 +166,40 @@ def test_bad_input_names_field_and_reason(change: dict[str, Any], field: str, wo
     assert error.field == field
     assert words in error.reason
     assert len(str(error)) < 500
+
+
+def test_a_copy_with_changes_is_checked() -> None:
+    job = parse_job(QUESTION | {"options": {"rollouts": 4}})
+    assert checked(job) == job
+    assert payload_hash(checked(job)) == payload_hash(job)
+    with_text = job.model_copy(update={"options": {"rollouts": 8}})
+    assert checked(with_text).options.rollouts == 8
+    wrong: dict[str, Any]
+    for wrong in ({"question": "\x00"}, {"options": None}, {"kind": "new"}, {"deadline": "x"}):
+        with pytest.raises(InvalidJob, match=next(iter(wrong))):
+            checked(job.model_copy(update=wrong))
+    with pytest.raises(InvalidJob, match="question: missing"):
+        checked(Job(kind="reasoning"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidJob("question", "empty", 3),
+        InvalidBatch("a.jsonl", [InvalidJob("line 1", "empty")]),
+        InvalidProfile("unknown", "stops"),
+        QueueFull("full", 3.0),
+        WorkerLost(["a", "b"]),
+        JobNotFound("no job"),
+    ],
+)
+def test_errors_pass_between_processes(error: MarcoError) -> None:
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301  # our own
+        assert type(same) is type(error)
+        assert str(same) == str(error)
+        # An error within an error is equal to itself only.
+        assert vars(same).keys() == vars(error).keys()
+        assert repr(vars(same)) == repr(vars(error))
 
 
 def test_bad_input_is_refused_by_the_constructors_too() -> None:

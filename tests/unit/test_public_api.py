@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
 import marco_search
 from marco_search import settings
+from marco_search.errors import InvalidJob
 from marco_search.jobs import SearchOptions, SearchOptionsDict
+from marco_search.kinds import ReasoningJob
 from marco_search.search.config import STRATEGIES
 
 
@@ -42,6 +44,18 @@ def test_importing_a_name_loads_only_what_it_needs(name: str, absent: tuple[str,
 
 def test_solve_takes_the_fields_of_search_options() -> None:
     assert [*get_type_hints(SearchOptionsDict)] == [*SearchOptions.model_fields]
+
+
+def test_solve_names_what_it_can_t_take() -> None:
+    wrong: Any
+    for wrong in (None, 5, b"What?", {"kind": "reasoning"}):
+        with pytest.raises(InvalidJob, match="must be a job, or a question as text"):
+            marco_search.solve(wrong, rollouts=2)
+    job = ReasoningJob(question="2+2?")
+    with pytest.raises(InvalidJob, match="options"):
+        marco_search.solve(job.model_copy(update={"options": 5}))
+    with pytest.raises(TypeError, match="what open_runtime returns"):
+        marco_search.solve(job, runtime="embedded")  # type: ignore[arg-type]
 
 
 def test_the_strategies_stand_in_the_description_of_the_option() -> None:
