@@ -279,7 +279,8 @@ def _refuse_if_all_failed(branches: Sequence[Branch], tree: Tree) -> None:
         return
     error = str(branches[0].error)
     if not all(without_room(b.error) for b in branches):
-        raise RuntimeUnavailable(f"all {len(branches)} branches failed: {error}")
+        which = "the branch" if len(branches) == 1 else f"all {len(branches)} branches"
+        raise RuntimeUnavailable(f"{which} failed: {error}")
     if all(r.finish is Finish.FAILED for r in tree.rollouts):
         raise PromptTooLong(error.removeprefix(f"{PromptTooLong.__name__}: "))
 

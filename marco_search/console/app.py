@@ -35,6 +35,7 @@ from marco_search.console.access import HEALTH, LARGEST_FORM, Access, Guard, log
 from marco_search.console.reader import Cache, Reader
 from marco_search.console.rendering import STATIC, csv_lines, html_file, page, tree_rows
 from marco_search.errors import InputError, JobNotFound, MarcoError, QueryRefused
+from marco_search.jobs.validation import at_most, explain
 from marco_search.kinds import KINDS
 from marco_search.render.document import cards, document
 from marco_search.render.drawings import svg
@@ -63,7 +64,8 @@ NodeId = Annotated[int, Path(ge=0, lt=2**31)]
 Start = Annotated[int, Query(ge=0, lt=10**9)]
 Word = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, max_length=_LONGEST, pattern=r"^[^\x00]*$"),
+    StringConstraints(strip_whitespace=True),
+    at_most(_LONGEST, empty=True),
     Query(),
 ]
 _PAGE = 50  # lines of a page
@@ -100,7 +102,7 @@ def _described(error: Exception) -> tuple[int, str]:
             return 400 if isinstance(error, InputError) else 503, str(error)
         case RequestValidationError() if error.errors()[0]["loc"][0] == "query":
             first = error.errors()[0]
-            return 400, f"{first['loc'][-1]}: {first['msg']}"
+            return 400, f"{first['loc'][-1]}: {explain(first)}"
         case RequestValidationError() | HTTPException(detail="Not Found"):
             return 404, "There is no such page."
         case HTTPException():

@@ -142,11 +142,14 @@ def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def at_most(limit: int) -> AfterValidator:
-    """A check that a text can be used and has no more than `limit` characters."""
+def at_most(limit: int, *, empty: bool = False) -> AfterValidator:
+    """A check that a text can be used and has no more than `limit` characters.
+
+    `empty`: or that there is none.
+    """
 
     def check(text: str) -> str:
-        problem = flaw(text, limit)
+        problem = None if empty and not text else flaw(text, limit)
         if problem is not None:
             # Braces would be read as a template.
             raise PydanticCustomError("text", "{problem}", {"problem": problem})

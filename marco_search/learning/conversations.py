@@ -114,13 +114,11 @@ def _question_and_answer(row: Mapping[str, Any]) -> list[dict[str, str]]:
         raise ValueError(_SHAPES)
     if isinstance(asked, str) and row.get("input"):
         asked = f"{asked}\n\n{_text(row['input'])}"
-    turns = row.get("history") or ()
-    past = [
-        {"role": role, "content": _text(text)}
-        for turn in turns
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    return past + _side(asked, "user") + _side(answered, "assistant")
+    turns = row.get("history") or []
+    if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
+        raise ValueError("a history that is not a list of pairs, each a question and its answer")
+    sides = [(_side(q, "user"), _side(a, "assistant")) for q, a in [*turns, (asked, answered)]]
+    return [message for question, answer in sides for message in (*question, *answer)]
 
 
 def _side(value: Any, role: str) -> list[dict[str, str]]:

@@ -118,6 +118,10 @@ def test_missing_pages_and_bad_queries(reader: FakeReader) -> None:
     bad = client.get("/jobs?state=sleeping")
     assert bad.status_code == 400 and "must be one of" in bad.text
     assert client.get("/jobs?batch=12").status_code == 400
+    for word, reason in (("%00", "holds a NUL character"), ("a" * 1201, "at most 1,200")):
+        bad = client.get(f"/models?old={word}")
+        assert bad.status_code == 400 and "old: " in bad.text
+        assert reason in bad.text
     assert client.post("/jobs").status_code == 405
 
 

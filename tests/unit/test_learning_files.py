@@ -118,7 +118,10 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
     ({"conversations": "x"}, "not a list of objects"),
     ({"prompt": "x", "completion": 3}, "not text"),
-    ({"instruction": "x", "output": "y", "history": [["z"]]}, "shorter"),
+    *(
+        ({"instruction": "x", "output": "y", "history": odd}, "not a list of pairs")
+        for odd in ([["z"]], ["ab"], "z", 7, {"z": "z"}, [{"a": 1, "b": 2}])
+    ),
 ]
 
 
