@@ -6,13 +6,15 @@ loaded. What Postgres and Redis know is not counted but read when asked (`store.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from marco_search.errors import AddressTaken
@@ -173,6 +175,7 @@ REQUEST = Metric(
     "Time to answer a request; of a stream, to its end", ("route",), buckets=_SLOW,
 )  # fmt: skip
 
+_PREFIX, _ENDED = "marco-metrics-", "ended"
 _counting: dict[str, Any] = {}  # prometheus_client's objects by name, once there are any
 
 
@@ -215,9 +218,7 @@ def measured(
     registry = CollectorRegistry()
     with ExitStack() as stack:
         _listen(settings.metrics_host, settings.metrics_port, registry)
-        folder = tempfile.mkdtemp(prefix="marco-metrics-") if forks else None
-        if folder is not None:
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = stack.enter_context(_shared_folder()) if forks else None
         count(sources, registry, folder)
         if exporter is not None:
             registry.register(exporter())
@@ -254,22 +255,78 @@ def count(sources: Sequence[str], registry: CollectorRegistry, folder: str | Non
         registry.register(_forked(folder))
 
 
+@contextmanager
+def _shared_folder() -> Iterator[str]:
+    """A temporary folder, without those of workers that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), _held(left):
+            shutil.rmtree(left)
+    with ExitStack() as stack:
+        while True:
+            folder = tempfile.mkdtemp(prefix=_PREFIX)
+            with suppress(OSError):  # removed by a worker that took it for such a one
+                stack.enter_context(_held(Path(folder)))
+                Path(folder).stat()
+                break
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """A lock that also the processes hold that are forked inside the block. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
 def _forked(folder: str) -> Collector:
     """Adds up what this process and those it forked have counted."""
-    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    one_by_one = Lock()
 
     class Sums(MultiProcessCollector):
         def collect(self) -> Any:
-            for file in Path(folder).glob("gauge_live*.db"):
-                pid = int(file.stem.rpartition("_")[2])
-                try:
-                    os.kill(pid, 0)
-                except ProcessLookupError:
-                    # What it had in flight is gone; what it has counted stays.
-                    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
-            return super().collect()  # type: ignore[no-untyped-call]
+            with one_by_one:
+                _merge_ended(Path(folder))
+                # One that a process has just made is empty.
+                files = [str(f) for f in Path(folder).glob("*.db") if f.stat().st_size]
+                return self.merge(files)  # type: ignore[no-untyped-call]
 
     return Sums(None, folder)  # type: ignore[no-untyped-call]
+
+
+def _merge_ended(folder: Path) -> None:
+    """Keep what processes that ended have counted in one file, else there are ever more of them.
+
+    What they had in flight is gone.
+    """
+    from prometheus_client.mmap_dict import MmapedDict
+
+    counts: Any = MmapedDict
+    for file in folder.glob("*_*.db"):
+        kind, _, pid = file.stem.rpartition("_")
+        if pid == _ENDED or _is_ours(int(pid)):
+            continue
+        if kind in ("counter", "histogram") and file.stat().st_size:
+            ended = list(counts.read_all_values_from_file(file))
+            with closing(counts(str(folder / f"{kind}_{_ENDED}.db"))) as kept:
+                for key, value, at, _ in ended:
+                    kept.write_value(key, kept.read_value(key)[0] + value, at)
+        file.unlink()
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether this is the process, or one that it forked and that runs."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # another program's by now, or nobody's
+        return pid == os.getpid()
+    return found is None
 
 
 def _listen(host: str, port: int, registry: CollectorRegistry) -> None:

@@ -69,8 +69,8 @@ def finish(
     return result
 
 
-def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> None:
-    """End a job just claimed, that was cancelled or has expired, without another round.
+def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> JobState:
+    """End a job just claimed, that was cancelled or has expired, without another round; its state.
 
     Needs no model: it keeps the best answers of the rounds in its trail.
     """
@@ -87,8 +87,8 @@ def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> None:
         search.stop(reason)
         ended = engine.FinishedSearch(plan=plan, search=search, seconds=claim.seconds)
         finish(conn, claim, job, ended)
-    record(ATTEMPTS, 1, _STATES[reason])
     log.info("job %s: %s after %d rounds", claim.job_id, _STATES[reason], claim.rounds)
+    return _STATES[reason]
 
 
 def finish_one_queued(database: Database, worker: Worker) -> bool:
@@ -99,13 +99,15 @@ def finish_one_queued(database: Database, worker: Worker) -> bool:
             return False
         try:
             with conn.transaction():
-                finish_unsearched(conn, claim, worker)
+                outcome = finish_unsearched(conn, claim, worker)
         except Exception as error:
             # A job that can't be ended must not be found again and again.
             log.exception("job %s: no answer from its trail", claim.job_id)
             leases.begin(conn, claim.lease, worker, None, claim.plan)
-            leases.end(conn, claim.lease, JobState.FAILED, error=described(error))
-        return True
+            outcome = JobState.FAILED
+            leases.end(conn, claim.lease, outcome, error=described(error))
+    record(ATTEMPTS, 1, outcome)
+    return True
 
 
 def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_attempts: int) -> str:

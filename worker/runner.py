@@ -3,7 +3,10 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
+
+import psycopg
 
 from marco_search import engine, logs, tracing
 from marco_search.errors import (
@@ -80,14 +83,19 @@ class Runner:
         database is lost on the way, the job goes on elsewhere from its last stored round.
         Raises SchemaMismatch if the database was migrated: then this version must not go on.
         """
-        try:
-            self._run()
-        except LeaseLost as error:
-            record(ATTEMPTS, 1, "lease_lost")
-            log.warning("%s", error)
-        except DatabaseUnavailable as error:
-            record(ATTEMPTS, 1, "left")
-            log.error("the job is left to a later attempt: %s", error)
+        # Before the claim: loading a model may take longer than a lease. What keeps this process
+        # from it is no fault of any job: none is claimed.
+        runtime = self._ready_runtime()
+        if runtime is None or self._shutdown.seconds_left is not None:
+            return
+        with logs.about():  # the job, once one is claimed
+            try:
+                claimed = self._claim_next(runtime)
+            except DatabaseUnavailable as error:
+                log.error("no job could be claimed: %s", error)
+                return
+            if claimed is not None:
+                self._search(*claimed, runtime)
 
     def close(self) -> None:
         """Close the runtime."""
@@ -95,27 +103,32 @@ class Runner:
             self._runtime.close()
             self._runtime = None
 
-    def _run(self) -> None:
-        # Before the claim: loading a model may take longer than a lease. What keeps this process
-        # from it is no fault of any job: none is claimed.
-        runtime = self._ready_runtime()
-        if runtime is None or self._shutdown.seconds_left is not None:
-            return
+    def _claim_next(self, runtime: Runtime) -> tuple[Claim, Job, engine.SearchPlan] | None:
+        """A job to search; None if none is due, or the claimed one was ended or failed instead."""
         with self._database.transaction() as conn, conn.pipeline():
             claim = self._claim(conn, runtime)
-            begun = claim and self._begin(conn, claim, runtime)
-        if claim and begun:
-            self._search(claim, *begun, runtime)
+            begun = None if claim is None else self._begin(conn, claim, runtime)
+        if claim is None or begun is None:
+            return None
+        record(WAIT, claim.waited_s)
+        if isinstance(begun, str):
+            record(ATTEMPTS, 1, begun)
+            return None
+        return claim, *begun
 
     def _claim(self, conn: Conn, runtime: Runtime) -> Claim | None:
         begun_on = scheduling.key(runtime.info.model, runtime.info.revision)
         lease_s, began = self._settings.lease_s, time.monotonic()
-        claim = leases.claim_next(conn, self._worker, lease_s=lease_s, begun_on=begun_on)
+        try:
+            claim = leases.claim_next(conn, self._worker, lease_s=lease_s, begun_on=begun_on)
+        except psycopg.Error:
+            record(CLAIM, time.monotonic() - began)  # the slowest end at a time limit
+            raise
         if claim is None:
             scheduling.park(conn, begun_on)
         else:
             record(CLAIM, time.monotonic() - began)
-            record(WAIT, claim.waited_s)
+            logs.now_about(**_fields(claim))
         # Of the jobs that waited for this model one comes first before long, if not now.
         if claim is None or claim.plan is not None:
             scheduling.unpark(conn, begun_on)
@@ -123,11 +136,10 @@ class Runner:
 
     def _begin(
         self, conn: Conn, claim: Claim, runtime: Runtime
-    ) -> tuple[Job, engine.SearchPlan] | None:
-        """The job and its plan; None if it was ended or failed instead."""
+    ) -> tuple[Job, engine.SearchPlan] | str:
+        """The job and its plan, or how the attempt ended without a search."""
         if claim.cancel_requested or claim.expired:
-            finish.finish_unsearched(conn, claim, self._worker)
-            return None
+            return finish.finish_unsearched(conn, claim, self._worker)
         try:
             # The plan that it was begun with, so that the same search goes on.
             job, kept = engine.stored(claim.payload, claim.plan)
@@ -139,20 +151,17 @@ class Runner:
                 conn, claim.lease, why=str(error), seconds=claim.seconds, published=False,
                 delay_s=finish.delay_s(claim.attempts, first_s=_ELSEWHERE_S),
             )  # fmt: skip
-            record(ATTEMPTS, 1, "released")
             log.warning("job %s: left to another worker: %s", claim.job_id, error)
-            return None
+            return "released"
         except Exception as error:
             leases.begin(conn, claim.lease, self._worker, runtime.info, None)
-            self._fail(conn, claim, error, claim.seconds)
-            return None
+            return self._fail(conn, claim, error, claim.seconds)
         leases.begin(conn, claim.lease, self._worker, runtime.info, claim.plan or plan.to_json())
         return job, plan
 
-    def _fail(self, conn: Conn, claim: Claim, error: Exception, seconds: float) -> None:
+    def _fail(self, conn: Conn, claim: Claim, error: Exception, seconds: float) -> str:
         attempts = self._settings.max_attempts
-        outcome = finish.fail(conn, claim, error, seconds=seconds, max_attempts=attempts)
-        record(ATTEMPTS, 1, outcome)
+        return finish.fail(conn, claim, error, seconds=seconds, max_attempts=attempts)
 
     def _ready_runtime(self) -> Runtime | None:
         """The runtime; None if it can't be opened now. Tried again after a growing pause."""
@@ -174,15 +183,21 @@ class Runner:
         return self._runtime
 
     def _search(self, claim: Claim, job: Job, plan: engine.SearchPlan, runtime: Runtime) -> None:
-        trace = tracing.traceparent(claim.job_id, claim.traceparent, f"attempt {claim.generation}")
-        tracing.REQUESTS.set(trace)
-        fields = {"job": claim.job_id, "attempt": claim.attempts, "round": claim.rounds}
-        with logs.about(**fields, trace_id=trace.split("-")[1]):
-            self._search_claimed(claim, job, plan, runtime)
+        tracing.REQUESTS.set(_traceparent(claim))
+        try:
+            outcome = self._search_claimed(claim, job, plan, runtime)
+        except LeaseLost as error:
+            outcome = "lease_lost"
+            log.warning("%s", error)
+        except DatabaseUnavailable as error:
+            outcome = "left"
+            log.error("the job is left to a later attempt: %s", error)
+        record(ATTEMPTS, 1, outcome)
 
     def _search_claimed(
         self, claim: Claim, job: Job, plan: engine.SearchPlan, runtime: Runtime
-    ) -> None:
+    ) -> str:
+        """How the attempt ended. Raises LeaseLost, DatabaseUnavailable."""
         log.info("job %s: attempt %d, from round %d", claim.job_id, claim.attempts, claim.rounds)
         journal = LeasedJournal(
             self._database,
@@ -201,7 +216,7 @@ class Runner:
                 finished = engine.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
                     self._release(journal, finished)
-                    return
+                    return "released"
                 result = journal.retry_while_unavailable(
                     lambda conn: finish.finish(conn, claim, job, finished, journal.write_unstored)
                 )
@@ -211,16 +226,17 @@ class Runner:
                 # Else the job would be charged with the loss of a worker instead.
                 failure, seconds = error, journal.seconds
                 self._store_last_round(journal)
-                journal.retry_while_unavailable(
+                outcome = journal.retry_while_unavailable(
                     lambda conn: self._fail(conn, claim, failure, seconds)
                 )
                 if isinstance(error, RuntimeUnavailable):
                     # It must answer again before another job is charged with its absence.
                     self.close()
-                return
+                return outcome
         _count(result)
         about = result.state, result.nodes, result.seconds
         log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, *about)
+        return result.state
 
     def _store_last_round(self, journal: LeasedJournal) -> None:
         """Store what a search had found that could not be ended, unless that is what fails."""
@@ -252,15 +268,23 @@ class Runner:
             )
 
         journal.retry_while_unavailable(release)
-        record(ATTEMPTS, 1, "released")
         job_id = journal.lease.job_id
         log.info("job %s: released after round %d", job_id, finished.search.round)
         if publish is not None:
             publish(job_id)
 
 
+def _traceparent(claim: Claim) -> str:
+    return tracing.traceparent(claim.job_id, claim.traceparent, f"attempt {claim.generation}")
+
+
+def _fields(claim: Claim) -> dict[str, Any]:
+    """What the log says with each event about the attempt."""
+    about = {"job": claim.job_id, "attempt": claim.attempts, "round": claim.rounds}
+    return about | {"trace_id": _traceparent(claim).split("-")[1]}
+
+
 def _count(result: JobResult) -> None:
-    record(ATTEMPTS, 1, result.state)
     record(SEARCHES, 1, result.strategy, result.stop_reason or "")
     record(SEARCH_SECONDS, result.seconds)
     if result.answer is not None:

@@ -19,23 +19,30 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from marco_search import metrics
 from marco_search.errors import AddressTaken
+from marco_search.logs import JsonLines
 from marco_search.metrics import API, METRICS
 from marco_search.settings import Settings
+from marco_search.store import db
 from marco_search.store.db import Database
 from marco_search.store.reads.exporter import MOST_TENANTS, OTHERS, Exporter
 from producer import Producer
 from producer.waits import workers
 from tests.integration.toy_worker import DEADLY
 from tests.integration.toys import (
+    Interrupted,
     environment,
     insert,
     open_database,
     process,
     question,
+    runner,
+    schedule,
     settings_for,
     wait_until,
 )
+from tests.toy import ToyRuntime
 from worker import main
 
 PATIENCE_S = 120
@@ -108,7 +115,7 @@ def test_what_a_worker_and_a_scheduler_serve(
         quarantine_after=2, log_format="json", metrics_port=here,
     )  # fmt: skip
     folder, log = tmp_path / "temporary", tmp_path / "worker"
-    folder.mkdir()
+    (folder / "marco-metrics-of-one-that-was-killed").mkdir(parents=True)
     env = environment(settings) | {"TMPDIR": str(folder)}
     toy = [sys.executable, "-m", "tests.integration.toy_worker", "2", "0.0"]
     with ExitStack() as stack:
@@ -129,6 +136,9 @@ def test_what_a_worker_and_a_scheduler_serve(
         wait_until(counted, "the worker has counted its last job", PATIENCE_S)
         wait_until(lambda: answers(there), "the scheduler serves metrics", PATIENCE_S)
         worker, scheduled, known = scrape(here), scrape(there), queue.read()
+        counting = {file.stem.rpartition("_")[2] for file in folder.glob("marco-metrics-*/*.db")}
+        assert all(Path("/proc", pid).exists() for pid in counting - {"ended"})
+        assert "ended" in counting
     with database.transaction() as conn:
         totals = conn.execute(
             "SELECT sum(rounds), sum(nodes), sum(rollouts), sum(generated_tokens),"
@@ -163,6 +173,56 @@ def test_what_a_worker_and_a_scheduler_serve(
     assert ended["trace_id"] == jobs[0].id.hex
     assert (ended["attempt"], ended["level"]) == (1, "info") and ended["round"] > 1
     assert all(json.loads(line)["time"] for line in (tmp_path / "scheduler").open())
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+    """What this process counts as a worker."""
+    monkeypatch.setattr(metrics, "_counting", {})
+    registry = CollectorRegistry()
+    metrics.count([metrics.WORKER], registry)
+    return registry
+
+
+def test_a_claim_that_meets_a_time_limit_is_measured_and_is_no_attempt(
+    database: Database,
+    database_url: str,
+    counted: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(db._SETTINGS, "lock_timeout", "'50ms'")
+    insert(database, question())
+    with open_database(database_url) as impatient, database.transaction() as conn:
+        conn.execute("LOCK TABLE jobs IN SHARE MODE")
+        runner(settings_for(database_url, ""), impatient, ToyRuntime()).run_next()
+    assert counted.get_sample_value("marco_claim_seconds_count") == 1
+    assert counted.get_sample_value("marco_attempts_total", {"outcome": "left"}) == 0
+    assert "no job could be claimed" in caplog.text
+
+
+def test_a_lost_lease_is_counted_and_its_event_names_the_job(
+    database: Database,
+    database_url: str,
+    counted: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = settings_for(database_url, "")
+    (stored,) = insert(database, question())
+
+    def lose() -> None:
+        with database.transaction() as conn:
+            conn.execute("UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
+        schedule(database)
+        runner(settings, database, ToyRuntime(), "other").run_next()
+
+    caplog.handler.setFormatter(JsonLines())
+    runner(settings, database, Interrupted(1, lose)).run_next()
+    for outcome in ("lease_lost", "succeeded"):
+        assert counted.get_sample_value("marco_attempts_total", {"outcome": outcome}) == 1
+    (event,) = (json.loads(e) for e in caplog.text.splitlines() if "lost its lease" in e)
+    assert (event["job"], event["attempt"]) == (str(stored.id), 1)
+    assert (event["round"], event["trace_id"]) == (1, stored.id.hex)
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:
