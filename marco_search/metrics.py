@@ -105,7 +105,11 @@ WAIT = Metric(
     _W, "histogram", "marco_job_wait_seconds", "From when a job was due to its claim", buckets=_SLOW
 )
 CLAIM = Metric(
-    _W, "histogram", "marco_claim_seconds", "Time that a claim took in Postgres", buckets=_FAST
+    _W,
+    "histogram",
+    "marco_claim_seconds",
+    "Time that a claim took in Postgres, or until it failed",
+    buckets=_FAST,
 )
 ATTEMPTS = Metric(
     _W, "counter", "marco_attempts_total",
