@@ -20,6 +20,7 @@ from uuid import UUID
 
 from marco_search.deadlines import KEEPALIVE
 from marco_search.errors import BrokerUnavailable, InvalidSettings
+from marco_search.forks import start_over_in_child
 from marco_search.settings import is_host, without_password
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _workers(queue: str) -> str:
 
 
 class Publisher:
-    """Puts job ids into the queue. Safe for threads, not across a fork.
+    """Puts job ids into the queue. Safe for threads; a forked process connects by itself.
 
     Raises InvalidSettings for a URL that can't be used; connects when first needed.
     """
@@ -174,6 +175,11 @@ class Publisher:
         self._app = Celery("marco", set_as_current=False, changes=config)
         self._shown = without_password(redis_url)
         self._queue = queue
+        self.start_over()
+        start_over_in_child(self)
+
+    def start_over(self) -> None:
+        """Begin without a connection."""
         self._lock = Lock()
         self._connection: Any = None
 

@@ -56,7 +56,7 @@ _AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
 
 
 class Producer:
-    """Submits jobs and waits for their results. May be shared by threads.
+    """Submits jobs and waits for their results. May be shared by threads, and used after a fork.
 
     Where Postgres and Redis are comes from the arguments, else from `settings`, else from
     the environment. With `tenant` the producer submits for that tenant and sees only its

@@ -19,6 +19,7 @@ import psycopg
 
 from marco_search.broker import parse_address, present
 from marco_search.errors import MarcoError, WaitTimeout
+from marco_search.forks import start_over_in_child
 from marco_search.locations import redis_url
 from marco_search.settings import Settings
 from marco_search.store.db import Database, is_pooled
@@ -43,10 +44,15 @@ class Listener:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._subscribers: list[tuple[deque[UUID | None], Callable[[], object]]] = []
+        self._closings = 0
+        self.start_over()
+        start_over_in_child(self)
+
+    def start_over(self) -> None:
+        """Begin without a thread: a forked process does not have its parent's."""
         self._lock = Lock()
         self._stop = Event()
         self._thread: Thread | None = None
-        self._closings = 0
 
     @contextmanager
     def subscribed(self, wake: Callable[[], object]) -> Iterator[Callable[[], list[UUID | None]]]:

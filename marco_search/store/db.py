@@ -10,7 +10,6 @@ answers (a proxy, a frozen machine) is noticed by the time limit of `_Connection
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
@@ -33,6 +32,7 @@ from marco_search.errors import (
     RightsMissing,
     SchemaMismatch,
 )
+from marco_search.forks import start_over_in_child
 from marco_search.store import postgres
 from marco_search.store.postgres import advice, words
 
@@ -93,8 +93,12 @@ def allow(conn: Conn, seconds: float | None) -> None:
         conn.answer_s = None if seconds is None else max(ANSWER_S, seconds + 1)
 
 
+_of_parents: list[object] = []
+"""Pools that a fork has brought along. Never dropped: to be dropped they wait for their lock."""
+
+
 class Database:
-    """A pool of connections to one database."""
+    """A pool of connections to one database. A forked process opens its own."""
 
     def __init__(
         self, url: str, *, application: str, connections: int = 4, read_only: bool = False
@@ -110,9 +114,16 @@ class Database:
         self._read_only = read_only
         self._settings = _SETTINGS | (_READ_ONLY if read_only else {})
         self._pool: ConnectionPool[_Connection] | None = None
-        self._lock = Lock()
-        self._pid = 0
         self._views_only = False
+        self.start_over()
+        start_over_in_child(self)
+
+    def start_over(self) -> None:
+        """In a forked process: leave its connections to the parent."""
+        if self._pool is not None:
+            _of_parents.append(self._pool)
+        self._pool = None
+        self._lock = Lock()
 
     @contextmanager
     def transaction(self, *, one_moment: bool = False) -> Iterator[Conn]:
@@ -180,7 +191,7 @@ class Database:
         """
         with self._lock:
             pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
+        if pool is not None:
             pool.close(wait_s)
 
     def _taken(self, stack: ExitStack) -> _Connection:
@@ -196,7 +207,6 @@ class Database:
             with self.connect() as conn:
                 check_schema(conn)
                 self._views_only = not reads_tables(conn)
-            self._pid = os.getpid()
             self._pool = ConnectionPool(
                 self._conninfo,
                 connection_class=_Connection,

@@ -7,10 +7,12 @@ import inspect
 import io
 import json
 import logging
+import multiprocessing
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -492,6 +494,40 @@ def test_closing_ends_waits_and_the_next_use_opens_again(
                 await waiting
 
     asyncio.run(work())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_uses_the_producer_and_leaves_the_connections_to_its_parent(
+    database_url: str, redis_url: str, database: Database
+) -> None:
+    producer = Producer(database_url, redis_url, poll_s=3600.0)
+    first = producer.submit(question("One?"))
+    here, there = multiprocessing.Pipe()
+
+    def child() -> None:
+        second = producer.submit(question("Two?"))
+        there.send(second.id)
+        there.send(producer.wait([first, second], timeout_s=60))
+        producer.close()
+
+    def sessions() -> set[int]:
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'marco producer'"
+        with database.transaction() as conn:
+            return {row[0] for row in conn.execute(query).fetchall()}
+
+    with closing(producer), producer._listener.subscribed(lambda: None):
+        wait_until(lambda: len(sessions()) == 2, "the listener has a connection")
+        before = sessions()
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        assert here.poll(60)
+        run(database, here.recv(), first.id)
+        assert here.poll(60)
+        assert [result.state for result in here.recv()] == ["succeeded", "succeeded"]
+        process.join()
+        assert process.exitcode == 0
+        assert producer.wait(first).state == "succeeded"
+        assert sessions() == before
 
 
 def test_the_asynchronous_producer(database_url: str, redis_url: str, database: Database) -> None:

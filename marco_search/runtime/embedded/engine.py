@@ -7,14 +7,13 @@ goes wrong in the thread reaches every caller as its exception.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import deque
 
 import numpy as np
 
 from marco_search.errors import BranchFailed
+from marco_search.forks import start_over_in_child
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
 from marco_search.runtime.embedded.linear import one_blas_thread
 
@@ -31,7 +30,7 @@ class Engine:
         self._batch = batch
         self._closed = False
         self.start_over()
-        _engines.add(self)
+        start_over_in_child(self)
 
     def start_over(self) -> None:
         """Begin empty. In a forked child the parent's thread and requests are not there."""
@@ -129,14 +128,3 @@ class Engine:
 
 def _failure(error: BaseException) -> str:
     return f"the embedded engine failed: {type(error).__name__}: {error}"
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _start_over_in_child() -> None:
-    for engine in list(_engines):
-        engine.start_over()
-
-
-os.register_at_fork(after_in_child=_start_over_in_child)
