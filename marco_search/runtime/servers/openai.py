@@ -97,7 +97,7 @@ class OpenAIServer(Server):
 
     # -- what it serves ----------------------------------------------------------------
 
-    def describe(self) -> RuntimeInfo:
+    def _describe(self) -> RuntimeInfo:
         """Model and engine; Failure with ModelRefused if it sends no log-probabilities."""
         self._check(self._asking())
         version, context = self._find_program()
@@ -205,6 +205,8 @@ class OpenAIServer(Server):
                 raise Failure(kind=ModelRefused, message=self._connections.quoted(why))
             wanted = next(iter(known), None)
         self._card = known.get(wanted, {})
+        if self.expected and not self._described:
+            return self._expect(wanted, self.expected.revision)  # `_describe` finds its own
         return self._expect(wanted, self._revision())
 
     # -- completions -------------------------------------------------------------------

@@ -48,6 +48,8 @@ class Server:
         self.limiter = Limiter(settings.runtime_max_in_flight, settings.runtime_timeout_s / 2)
         self._connections = Connections(url, settings, self._check, self.liveness)
         self._lock = threading.Lock()
+        self._describing = threading.Lock()
+        self._described = False  # how it is to be asked is known
         self._tokenizes = False  # whether it can say what a text is in tokens
         self._ids: dict[tuple[str, bool], list[int]] = {}
         self._consecutive_failures = 0
@@ -57,8 +59,8 @@ class Server:
 
     # -- the protocol ------------------------------------------------------------------
 
-    def describe(self) -> RuntimeInfo:
-        """Model and engine behind the server; asked at the start, and when it was away."""
+    def _describe(self) -> RuntimeInfo:
+        """Find out how the server is to be asked, and what it serves."""
         raise NotImplementedError
 
     def _identity(self, call: Call) -> tuple[str, str]:
@@ -87,10 +89,16 @@ class Server:
 
     # -- requests ----------------------------------------------------------------------
 
+    def describe(self) -> RuntimeInfo:
+        """Model and engine behind the server; asked at the start, and when it was away."""
+        with self._describing:
+            return self._described_now()
+
     def generate(
         self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
     ) -> dict[str, Any]:
         """One try of a completion, when the server's allowance has a place."""
+        self._require_described()
         if not self.limiter.acquire(call):
             raise cut_short(call)
         try:
@@ -165,6 +173,23 @@ class Server:
 
     # -- what it serves ----------------------------------------------------------------
 
+    def _require_described(self) -> None:
+        """Describe a server that was away when the others were."""
+        if not self._described:
+            with self._describing:
+                if not self._described:
+                    self._described_now()
+
+    def _described_now(self) -> RuntimeInfo:
+        try:
+            found = self._describe()
+        except Failure:
+            if not self._pause_s:  # else `_check` has seen it
+                self._mark_unhealthy()
+            raise
+        self._described = True
+        return found
+
     def _find_tokenizer(self) -> None:
         """Ask for the ids of a text, to know whether it can be asked."""
         self._ids.clear()
@@ -210,8 +235,8 @@ class Server:
 
     @property
     def healthy(self) -> bool:
-        """False from when it stopped answering until it answers again."""
-        return self._pause_s == 0
+        """False until it is described, and from when it stopped answering until it does again."""
+        return self._described and self._pause_s == 0
 
     def probe(self) -> None:
         """Ask an unhealthy server, once it has had its pause, whether it is back.

@@ -17,7 +17,7 @@ class SGLangServer(Server):
 
     liveness = "/get_model_info"
 
-    def describe(self) -> RuntimeInfo:
+    def _describe(self) -> RuntimeInfo:
         """Model and engine behind the server."""
         model, revision = self._check(self._asking())
         try:
