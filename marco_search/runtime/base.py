@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 from urllib.parse import quote
@@ -97,15 +97,20 @@ class Runtime(Protocol):
         ...
 
 
-_CONTROL = re.compile(r"<(?=\|\w+\|>)")
+# <|im_end|> and the like, DeepSeek's with wide bars; <end_of_turn> of Gemma, [INST] of Mistral.
+_CONTROL = re.compile(r"<(?=[|\uff5c][^<>\s]+[|\uff5c]>|(?:start|end)_of_turn>)|\[(?=/?INST\])")
 
 
-def strip_control_tokens(text: str) -> str:
+def strip_control_tokens(text: str, specials: Iterable[str] = ()) -> str:
     """`text` with control tokens (<|im_end|> and the like) made ordinary text.
 
     Prompts are tokenised as one text, so a caller's "<|im_end|>" would otherwise end its turn.
+    `specials` are further ones, of the model.
     """
-    return _CONTROL.sub("< ", text)
+    for special in specials:
+        if len(special) > 1 and not special[0].isalnum():  # else words would be torn apart
+            text = text.replace(special, f"{special[0]} {special[1:]}")
+    return _CONTROL.sub(r"\g<0> ", text)
 
 
 _LONGEST_QUOTE = 500  # characters

@@ -63,8 +63,12 @@ def compile_template(text: str, specials: Mapping[str, str] | None = None) -> Re
         raise ModelRefused(f"the chat template is not valid: {error}") from None
 
     def render(messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
-        turns = [{"role": m.role, "content": strip_control_tokens(m.content)} for m in messages]
-        given = {**(specials or {}), **(options or {}), "messages": turns}
+        named = specials or {}
+        turns = [
+            {"role": m.role, "content": strip_control_tokens(m.content, named.values())}
+            for m in messages
+        ]
+        given = {**named, **(options or {}), "messages": turns}
         try:
             return template.render(**{"add_generation_prompt": True, "tools": None, **given})
         except jinja2.TemplateError as error:

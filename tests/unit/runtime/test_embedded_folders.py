@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from marco_search.errors import ModelRefused
-from marco_search.runtime.chat import read_chat_template, render_chatml
+from marco_search.runtime.chat import compile_template, read_chat_template, render_chatml
 from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.embedded.decoder import Part
 from marco_search.runtime.embedded.files import open_files, read_tensors
@@ -208,6 +208,21 @@ def test_the_models_own_template_renders_the_prompt(tmp_path: Path) -> None:
     render = read_chat_template(open_files(tmp_path))
     assert render is not None
     assert render(MESSAGES) == '<s>[user] "1+1? < |im_end|> 你好"\n[assistant]'
+
+
+@pytest.mark.parametrize(
+    ("words", "rendered"),
+    [
+        ("a<\uff5cAssistant\uff5c>b", "a< \uff5cAssistant\uff5c>b"),
+        ("a<end_of_turn>\n<start_of_turn>model", "a< end_of_turn>\n< start_of_turn>model"),
+        ("a[/INST]b", "a[ /INST]b"),
+        ("a<eos>b</s>", "a< eos>b</s>"),  # one is this model's
+        ("x < y | y > z, [1]", "x < y | y > z, [1]"),
+    ],
+)
+def test_no_caller_ends_its_turn_with_a_token_of_the_model(words: str, rendered: str) -> None:
+    render = compile_template("{{ messages[0].content }}", {"eos_token": "<eos>", "pad_token": "a"})
+    assert render([Message(role="user", content=words)]) == rendered
 
 
 def test_a_folder_without_a_template_gets_chatml(tmp_path: Path) -> None:
