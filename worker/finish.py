@@ -72,16 +72,16 @@ def finish(
 def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> JobState:
     """End a job just claimed, that was cancelled or has expired, without another round; its state.
 
-    Needs no model: it keeps the best answers of the rounds in its trail.
+    Needs no model: it keeps the best answers of the rounds in its trail. Raises AnotherVersion
+    before anything is written.
     """
+    job, plan = engine.stored(claim.payload, claim.plan) if claim.rounds else (None, None)
     leases.begin(conn, claim.lease, worker, None, claim.plan)
     reason = StopReason.CANCELLED if claim.cancel_requested else StopReason.DEADLINE
-    if claim.plan is None or not claim.rounds:
+    if job is None or plan is None:
         error = None if claim.cancel_requested else recovery.NEVER_BEGUN
         leases.end(conn, claim.lease, _STATES[reason], error=error)
     else:
-        job, plan = engine.stored(claim.payload, claim.plan)
-        assert plan is not None
         tree = Tree.restore(*trail.load(conn, claim.job_id))
         search = engine.restore_search(job, plan, tree)
         search.stop(reason)

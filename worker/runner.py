@@ -139,25 +139,31 @@ class Runner:
     ) -> tuple[Job, engine.SearchPlan] | str:
         """The job and its plan, or how the attempt ended without a search."""
         if claim.cancel_requested or claim.expired:
-            return finish.finish_unsearched(conn, claim, self._worker)
+            try:
+                return finish.finish_unsearched(conn, claim, self._worker)
+            except AnotherVersion as error:
+                return self._leave(conn, claim, runtime, error)
         try:
             # The plan that it was begun with, so that the same search goes on.
             job, kept = engine.stored(claim.payload, claim.plan)
             plan = kept or engine.make_plan(job, runtime)
         except AnotherVersion as error:
-            # In a rolling update: a worker of that version will have it.
-            leases.begin(conn, claim.lease, self._worker, runtime.info, None)
-            leases.release(
-                conn, claim.lease, why=str(error), seconds=claim.seconds, published=False,
-                delay_s=finish.delay_s(claim.attempts, first_s=_ELSEWHERE_S),
-            )  # fmt: skip
-            log.warning("job %s: left to another worker: %s", claim.job_id, error)
-            return "released"
+            return self._leave(conn, claim, runtime, error)
         except Exception as error:
             leases.begin(conn, claim.lease, self._worker, runtime.info, None)
             return self._fail(conn, claim, error, claim.seconds)
         leases.begin(conn, claim.lease, self._worker, runtime.info, claim.plan or plan.to_json())
         return job, plan
+
+    def _leave(self, conn: Conn, claim: Claim, runtime: Runtime, error: AnotherVersion) -> str:
+        """In a rolling update: a worker of that version will have the job."""
+        leases.begin(conn, claim.lease, self._worker, runtime.info, None)
+        leases.release(
+            conn, claim.lease, why=str(error), seconds=claim.seconds, published=False,
+            delay_s=finish.delay_s(claim.attempts, first_s=_ELSEWHERE_S),
+        )  # fmt: skip
+        log.warning("job %s: left to another worker: %s", claim.job_id, error)
+        return "released"
 
     def _fail(self, conn: Conn, claim: Claim, error: Exception, seconds: float) -> str:
         attempts = self._settings.max_attempts

@@ -291,6 +291,26 @@ def test_a_job_of_another_version_is_left_to_its_workers_ever_longer(
     assert first < 20 < 100 < last
 
 
+TOMORROW = "UPDATE jobs SET plan = jsonb_set(plan, '{config,tomorrow}', '1')"
+
+
+@pytest.mark.parametrize(
+    "ends", ["expires_at = now() - interval '1 s'", "cancel_requested_at = now()"]
+)
+def test_a_job_that_another_version_began_and_that_is_to_end_is_left_as_well(
+    settings: Settings, database: Database, ends: str
+) -> None:
+    (stored,) = insert(database, question(options={"rollouts": 24}))
+    shutdown = Shutdown()
+    first = Interrupted(1, lambda: shutdown.request(25.0))
+    runner(settings, database, first, shutdown=shutdown).run_next()
+    sql(database, f"{TOMORROW}, {ends}")
+    schedule(database)
+    runner(settings, database, ToyRuntime()).run_next()
+    now = status(database, stored.id)
+    assert (now.state, now.attempts, now.rounds) == (JobState.QUEUED, 2, 2)
+
+
 def test_a_job_whose_workers_all_died_is_dead(database: Database) -> None:
     (stored,) = insert(database, question())
     sql(
