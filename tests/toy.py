@@ -112,7 +112,10 @@ def run_branch(
 
 
 class ToyRuntime:
-    """A `Runtime` over the toy model. `failing` is the share of branches that fail."""
+    """A `Runtime` over the toy model.
+
+    `failing` is the share of branches that fail, `silent` of those that end without a token.
+    """
 
     def __init__(
         self,
@@ -120,8 +123,10 @@ class ToyRuntime:
         failing: float = 0.0,
         steps: tuple[int, int] = STEPS,
         model: str = "toy-marco-o1",
+        silent: float = 0.0,
     ) -> None:
         self.model = model
+        self.silent = silent
         self.answers = answers
         self.steps = steps
         self.failing = failing
@@ -145,6 +150,8 @@ class ToyRuntime:
         return [
             Branch(branch_id=r.branch_id, finish=Finish.FAILED, error="made to fail")
             if Random(f"fail{r.seed}").random() < self.failing
+            else Branch(branch_id=r.branch_id, finish=Finish.STOP)
+            if Random(f"silent{r.seed}").random() < self.silent
             else run_branch(prefix, r, self.answers, self.steps)
             for prefix, r in pairs
         ]

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
-from itertools import accumulate, takewhile
 from typing import Any
 
 import sglang as sgl
@@ -38,6 +37,7 @@ from marco_search.search.branches import (
     ReflectionPlacement,
     Segment,
     TurnFormat,
+    tokens_before,
 )
 
 PARAMS = "marco_branch"
@@ -189,11 +189,13 @@ class _Child:
             return
         left = self._request.max_new_tokens - len(self._done[-1].tokens)
         if left > 0:
-            # The phrase follows the thought, without what the server may have sent after it.
-            executor = self._state.stream_executor
+            # The phrase follows the thought, without the token in which its end begins and what
+            # the server may have sent after that.
+            executor, done = self._state.stream_executor, self._done[-1]
+            thought = tokens_before(done.tokens, len(done.text))
             sent = executor.variables[self._calls[-1][0]]
-            executor.text_ = executor.text_.removesuffix(sent) + self._done[-1].text
-            self._continue_from(_before_stop(self._done[-1]))
+            executor.text_ = executor.text_.removesuffix(sent) + "".join(t.text for t in thought)
+            self._continue_from(tuple(t.id for t in thought))
             self._force()
             self._generate((self._request.seed + 1) % 2**31, left, list(self._turn.stops))
 
@@ -262,12 +264,5 @@ class _Child:
             self._error = f"BranchFailed: {error}"
         else:
             self._done.append(found)
-            self._segments.append(Segment("".join(t.text for t in found.tokens), found.tokens))
-
-
-def _before_stop(completion: Completion) -> tuple[int, ...]:
-    """The ids of the tokens before the one in which the stop text begins."""
-    ends = accumulate(len(t.text) for t in completion.tokens)
-    pairs = zip(completion.tokens, ends, strict=True)
-    whole = takewhile(lambda pair: pair[1] <= len(completion.text), pairs)
-    return tuple(token.id for token, _ in whole)
+            if found.tokens:
+                self._segments.append(Segment("".join(t.text for t in found.tokens), found.tokens))

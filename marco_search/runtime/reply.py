@@ -10,7 +10,7 @@ BranchFailed, so that it costs one branch:
 | `prompt_tokens`, `cached_tokens` | missing, null | no whole number from 0 to 2^30; more cached |
 | `completion_tokens` | missing, null | another number than there are log-probabilities |
 | `e2e_latency` | missing, null | no number from 0 to 10^9 |
-| `output_token_logprobs` | | not [[logprob, id, piece], ...]; more than were asked for |
+| `output_token_logprobs` | | not [[logprob, id, piece], ...]; none for a text; too many |
 | `output_top_logprobs` | | not [[[logprob, id, piece] x 5], ...] |
 
 Where the text has a stop text, it ends there, whatever the finish reason says: tokens after it
@@ -87,6 +87,18 @@ def read_completion(
     cached_tokens = int(_number(meta, "cached_tokens"))
     if cached_tokens > prompt_tokens:
         raise BranchFailed(f"{cached_tokens} cached tokens of {prompt_tokens} prompt tokens")
+    seconds = float(_number(meta, "e2e_latency", _LONGEST_S, "seconds", (int, float)))
+    if stopped and not text and not isinstance(matched, str) and _has_no_tokens(meta):
+        return Completion(
+            text="",
+            tokens=(),
+            texts={},
+            stopped=True,
+            stop=None,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            seconds=seconds,
+        )
     chosen, candidates = entries(meta)
     numbers, values = ids(chosen), logprobs(chosen)
     others = ids(candidates)
@@ -110,8 +122,13 @@ def read_completion(
         stop=stop,
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
-        seconds=float(_number(meta, "e2e_latency", _LONGEST_S, "seconds", (int, float))),
+        seconds=seconds,
     )
+
+
+def _has_no_tokens(meta: Mapping[str, Any]) -> bool:
+    """Whether the turn ended at once, and the server leaves out the token that ends it."""
+    return meta.get("output_token_logprobs") == [] == meta.get("output_top_logprobs")
 
 
 def _finish(meta: Mapping[str, Any], stops: Sequence[str]) -> tuple[bool, str | int | None]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import exp
 
-from marco_search.search.branches import Token, TurnFormat
+from marco_search.search.branches import Token, TurnFormat, tokens_before
 
 Cuts = Callable[[Sequence[Token], int], Iterator[int]]
 """(tokens of a thought, size) -> ascending indices of the tokens that begin the next node."""
@@ -124,15 +124,17 @@ def cut(
     turn: TurnFormat,
     *,
     thought_open: bool,
+    before: str = "",
     ended: bool = False,
     closing: bool = False,
 ) -> list[tuple[str, tuple[Token, ...]]]:
     """The (action, tokens) that `tokens` make up, in order; joined they are `tokens` again.
 
-    `thought_open` says whether the text before them is still inside the thought, `ended`
-    whether the turn ends with them, `closing` whether their end gave way to a reflection.
+    `thought_open` says whether the text `before` them is still inside the thought (the end of
+    which may begin there), `ended` whether the turn ends with them, `closing` whether their end
+    gave way to a reflection.
     """
-    end = _end_of_thought(tokens, turn, ended, closing) if thought_open else 0
+    end = _end_of_thought(tokens, turn, before, ended, closing) if thought_open else 0
     thought = tokens[:end]
     bounds = [0, *ACTIONS[action].cuts(thought, size), end] if end else []
     parts = [(action, tuple(tokens[a:b])) for a, b in pairwise(bounds)]
@@ -141,10 +143,14 @@ def cut(
     return parts
 
 
-def _end_of_thought(tokens: Sequence[Token], turn: TurnFormat, ended: bool, closing: bool) -> int:
+def _end_of_thought(
+    tokens: Sequence[Token], turn: TurnFormat, before: str, ended: bool, closing: bool
+) -> int:
     """Index of the token in which the end of the thought begins; len(tokens): not in these."""
-    at = turn.end_in("".join(t.text for t in tokens))
-    end = len(tokens) if at < 0 else bisect_right(_ends(tokens), at)
+    longest = max(map(len, turn.thought_ends), default=1)
+    begun = before[max(0, len(before) - longest + 1) :]  # holds no whole one
+    at = turn.end_in(begun + "".join(t.text for t in tokens))
+    end = len(tokens) if at < 0 else len(tokens_before(tokens, at - len(begun)))
     if turn.end_of_thought or closing or not (ended or at >= 0):
         return end
     # Without tags the answer begins with a sentence: that with the marker, else the last.

@@ -34,7 +34,9 @@ FLOOR = 0.2
 FRESH = 0.03
 """Prior of the first fresh thought. Ten times as much made no difference (docs/search.md)."""
 
-_NO_TEXT = re.compile(r"\ufffd|<\|.*\|>|</?s>")
+_NO_TEXT = re.compile(
+    r"\ufffd|<[|\uff5c].*[|\uff5c]>|</?s>|<(?:[be]os|pad|unk|(?:start|end)_of_turn)>|\[/?INST\]"
+)
 """Not to be put into a text: a part of a character, or a token that ends a turn or begins one."""
 
 
@@ -106,7 +108,8 @@ class BestFirst:
             answers = (i for i in own if self.tree.nodes[i].action == Action.ANSWER)
             answer = next(answers, None)
             self._closed = None if answer is None else self.tree.nodes[answer].parent_id
-        if self.config.action == Action.SPAN:
+        # A fork's candidate counts as generated, and one more token follows it.
+        if self.config.action == Action.SPAN and self.config.max_new_tokens > 1:
             self._add_forks([i for i in own if i > self._newest])
             self._newest = max(self._newest, *rollout.path)
 

@@ -7,9 +7,11 @@ log-probabilities, up to a terminal state. Neither side knows more of the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from typing import ClassVar
 
 from marco_search.errors import PromptTooLong
@@ -133,6 +135,11 @@ class Token:
     top: tuple[tuple[int, float], ...]  #: up to TOP_K (token id, log-prob), best first
 
 
+def tokens_before(tokens: Sequence[Token], at: int) -> Sequence[Token]:
+    """The tokens that lie before the character `at` of their text."""
+    return tokens[: bisect_right(list(accumulate(len(t.text) for t in tokens)), at)]
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of generated tokens, or text put in by the search (then `tokens` is empty)."""
@@ -163,12 +170,15 @@ class Branch:
     texts: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     def continuation(self, turn: TurnFormat) -> str:
-        """What follows the prefix; a closing that gave way to a reflection is left out."""
+        """What follows the prefix; a closing that gave way to a reflection is left out.
+
+        Whole tokens, as in the tree: all of the one in which the closing begins.
+        """
         texts = [s.text for s in self.segments]
         for i, segment in enumerate(self.segments):
-            if i and segment.forced:
-                end = turn.end_in(texts[i - 1])
-                texts[i - 1] = texts[i - 1] if end < 0 else texts[i - 1][:end]
+            if i and segment.forced and (end := turn.end_in(texts[i - 1])) >= 0:
+                before = tokens_before(self.segments[i - 1].tokens, end)
+                texts[i - 1] = "".join(t.text for t in before)
         return "".join(texts)
 
     @property

@@ -104,7 +104,7 @@ class Search:
             branch_id=branch_id,
             seed=branch_seed(self.config.seed, branch_id),
             # The candidate that a fork begins with counts as generated.
-            max_new_tokens=max(1, max_new_tokens - (child.forced is not None)),
+            max_new_tokens=max_new_tokens - (child.forced is not None),
             temperature=child.temperature,
             top_p=self.config.top_p,
             reflect=child.reflect,
@@ -287,6 +287,7 @@ def _add_nodes(
                 config.mini_step_tokens,
                 config.turn,
                 thought_open=thought_open,
+                before=tree.text(path[-1]) if thought_open else "",
                 ended=ended and following is None,
                 closing=closing,
             )

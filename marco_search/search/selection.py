@@ -74,7 +74,9 @@ class Frontier:
                 self._refresh(rollout.start_id)
             return
         start = rollout.path.index(rollout.start_id)
-        for node_id in rollout.path[start:-1]:
+        # Where the turn ended without another token, at its leaf too.
+        end = None if rollout.finish is Finish.STOP else -1
+        for node_id in rollout.path[start:end]:
             self.drawn[node_id] += 1
             self._refresh(node_id)
         self._refresh(ROOT)  # its limit follows its visits

@@ -17,7 +17,7 @@ from marco_search.runtime import open_runtime
 from marco_search.runtime.servers.openai_answers import TEXT_IDS
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from tests.integration.runtime.openai_server import Pocket, as_server
+from tests.integration.runtime.openai_server import Pocket, as_server, ends_at_once
 from tests.integration.runtime.sglang_server import Server, runtime, serving
 from tests.integration.toys import insert, question, runner, settings_for
 
@@ -91,6 +91,30 @@ def test_a_job_is_searched_verified_and_replayed(
     assert engine == "openai"
     assert unknown is not None
     assert unknown[0] > 50
+
+
+def test_a_turn_that_ends_at_once_does_not_kill_its_job(
+    settings: Settings, database: Database, database_url: str, pocket: Pocket
+) -> None:
+    """Of a server that does not send the token that ends a turn. Alone in its round, too."""
+
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        forked = body["text"].partition("<Thought>")[2].strip()
+        return ends_at_once(body) if forked else pocket.complete(body)
+
+    def prepare(server: Server) -> None:
+        server.complete = complete
+
+    with serving(prepare=prepare, make=as_server("llama-cpp-python", pocket)) as server:
+        with runtime(server) as opened:
+            job, found = searched(settings, database, opened)
+        checked = marco(server, database_url, "verify", job, "--json")
+        assert checked.returncode == 0, checked.stdout
+        again = marco(server, database_url, "replay", job)
+        assert again.returncode == 0, again.stdout + again.stderr
+    assert {finish for _, finish, *_ in found[:8]} == {"stop"}
+    assert any(forced is not None for _, _, forced, _ in found[:8])
+    assert any(answer == "8" for *_, answer in found[:8])
 
 
 def test_with_token_ids_the_tree_is_that_of_the_embedded_engine(

@@ -114,7 +114,7 @@ def read(answer: Mapping[str, Any], spell: Spell, *, trims: bool = False) -> Ans
             return _read_details(answer)
         (choice,) = answer["choices"]
         logprobs, usage = choice["logprobs"], answer.get("usage") or {}
-        if logprobs is None and trims:
+        if logprobs is None and (trims or choice["text"] == ""):
             logprobs = {"content": []}
         if logprobs is None:
             raise BranchFailed("the server sent no log-probabilities")

@@ -34,6 +34,17 @@ PROBE = "The"
 _OWNERS = {"vllm": "vllm", "llama.cpp": "llamacpp", "llama-cpp-python": "me", "tgi": "toy"}
 
 
+def ends_at_once(body: Body) -> Body:
+    """What SGLang would answer where the model ends its turn without a word."""
+    answer = completion(body)
+    meta = answer["meta_info"]
+    meta["finish_reason"] = {"type": "stop", "matched": 2}
+    end = [-0.1, 2, ""]
+    meta["output_token_logprobs"] = [end]
+    meta["output_top_logprobs"] = [[end, *meta["output_top_logprobs"][0][1:]]]
+    return answer | {"text": ""}
+
+
 class Model(Protocol):
     """What is served."""
 
@@ -106,6 +117,7 @@ class OpenAIServer(Server):
         self.names = [name]
         self.template: str | None = None  # for chats
         self.begins = ""  # what it puts before a sequence
+        self.sent: Body = {}  # the last completion that it was asked for
         self.probed: Callable[[Body], Any] = lambda answer: None  # changes the answer to the probe
         self.strange: Callable[[Body], Any] = lambda answer: None  # changes all other answers
 
@@ -163,6 +175,8 @@ class OpenAIHandler(Handler):
 
     def _complete(self, body: Body) -> None:
         self.asking = body
+        if "grammar" not in body:
+            self.server.sent = body
         prompt = body.get("prompt", body.get("inputs"))
         asked = body.get("parameters", body)
         found: Body = {

@@ -13,6 +13,7 @@ from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import InvalidSettings, ModelRefused, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
+from marco_search.runtime.base import Runtime
 from marco_search.runtime.servers.openai_answers import text_id
 from marco_search.search.branches import (
     MARCO_O1,
@@ -22,7 +23,12 @@ from marco_search.search.branches import (
     Message,
     ReflectionPlacement,
 )
-from tests.integration.runtime.openai_server import SHAPES, OpenAIServer, as_server
+from tests.integration.runtime.openai_server import (
+    SHAPES,
+    OpenAIServer,
+    as_server,
+    ends_at_once,
+)
 from tests.integration.runtime.sglang_server import (
     FIRST_CHARACTER,
     expansion,
@@ -311,3 +317,41 @@ def test_a_server_that_comes_back_with_another_model_is_not_used(vllm: OpenAISer
             (branch,) = opened.branch([expansion(1)])
             assert "serves other (/models/toy) now, it was toy-marco-o1" in str(branch.error)
             assert not other.asked
+
+
+@pytest.mark.parametrize("shape", ["vllm", "llama.cpp", "tgi"])
+def test_a_server_that_was_away_at_the_start_is_asked_as_the_others_are(shape: str) -> None:
+    """Else its own defaults would decide what is sampled, and texts what the ids are."""
+
+    def asked(it: Runtime, prompt: str) -> None:
+        (branch,) = it.branch([replace(expansion(1, prefix=prompt), parts=(prompt,))])
+        assert branch.error is None
+
+    with serving(make=as_server(shape)) as one, serving(make=as_server(shape)) as two:
+        assert isinstance(one, OpenAIServer)
+        with runtime(one, two) as opened:
+            theirs: dict[bool, str] = {}  # a prompt of the first server's, one of the second's
+            for prompt in map(str, range(99)):
+                before = len(one.calls)
+                asked(opened, prompt)
+                theirs[len(one.calls) > before] = prompt
+        stop(two)
+        with runtime(one, two) as opened:
+            asked(opened, theirs[True])
+            with serving(two.server_port, make=as_server(shape)) as back:
+                assert isinstance(back, OpenAIServer)
+                stop(one)
+                asked(opened, theirs[False])
+                wanted = {n: v for n, v in one.sent.items() if n not in ("prompt", "inputs")}
+                assert wanted.items() <= back.sent.items()
+                assert back.calls[0].keys() == one.calls[0].keys()
+
+
+def test_a_turn_that_ends_at_once_is_no_failure(server: OpenAIServer) -> None:
+    """llama-cpp-python does not send the token that ends it."""
+    with runtime(server) as opened:
+        server.complete = ends_at_once
+        branches = opened.branch([expansion(2)])
+    assert [(b.finish, b.error) for b in branches] == [(Finish.STOP, None)] * 2
+    tokens = 0 if server.shape == "llama-cpp-python" else 1
+    assert [b.generated_tokens for b in branches] == [tokens] * 2

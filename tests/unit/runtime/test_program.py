@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sglang.lang.backend.base_backend import BaseBackend
 
 from marco_search.runtime.base import RuntimeInfo
 from marco_search.runtime.program import ForkRuntime, error_value, params_of
+from marco_search.search.actions import Action
 from marco_search.search.branches import (
     MARCO_O1,
     Branch,
@@ -19,7 +21,9 @@ from marco_search.search.branches import (
     Finish,
     ReflectionPlacement,
 )
-from tests.toy import PROMPT, generate
+from marco_search.search.config import configure
+from marco_search.search.mcts import Search
+from tests.toy import PROMPT, answer_of, generate
 
 INFO = RuntimeInfo(name="toy", version="0", model="toy", revision="0", context_tokens=1000)
 
@@ -113,6 +117,41 @@ def test_reflecting_at_the_end_takes_the_place_of_closing_the_thought() -> None:
     assert second.text.endswith("</Output>")
     assert branch.finish is Finish.STOP
     assert branch.prompt_tokens == 14
+
+
+class Written(ToyBackend):
+    """Writes these pieces, one a token, and keeps what it was asked to go on from."""
+
+    def __init__(self, *pieces: str) -> None:
+        super().__init__()
+        self.pieces = pieces
+        self.asked: list[str] = []
+
+    def generate(self, s: Any, sampling_params: Any) -> tuple[str, dict[str, Any]]:
+        self.asked.append(s.text_)
+        text = "".join(self.pieces)
+        matched = next(stop for stop in reversed(sampling_params.stop) if stop in text)
+        entries = [[-0.1, i, piece] for i, piece in enumerate(self.pieces)]
+        return text.partition(matched)[0], {
+            "finish_reason": {"type": "stop", "matched": matched},
+            "output_token_logprobs": entries,
+            "output_top_logprobs": [[entry] * 5 for entry in entries],
+        }
+
+
+def test_a_reflection_follows_the_tokens_that_the_tree_keeps() -> None:
+    """Without the one in which the end of the thought begins, whatever else that holds."""
+    backend = Written("It is 5", ".</", "Thought>", "<Output>5</Output>")
+    asked = request(1, ReflectionPlacement.AT_END)
+    (branch,) = run(backend, asked)
+    config = configure("step", rollouts=1, reflection="always", root_width=1)
+    search = Search(config, PROMPT, answer_of)
+    assert len(search.ask()) == 1
+    search.tell([replace(branch, branch_id=0)])
+    path = search.tree.rollouts[0].path
+    phrase = next(i for i in path if search.tree.nodes[i].action == Action.REFLECTION)
+    assert backend.asked == [PROMPT, PROMPT + search.tree.text(phrase)]
+    assert branch.continuation(MARCO_O1) == search.tree.text(path[-1])
 
 
 def test_the_token_budget_covers_both_halves_of_a_reflection() -> None:

@@ -80,6 +80,14 @@ def test_the_end_of_thought_may_be_spread_over_tokens() -> None:
     assert texts(parts, Action.STEP) == ["a", ".</Thought>\n4"]
 
 
+def test_the_end_of_thought_may_begin_in_the_node_before() -> None:
+    """Where a fork or the budget of tokens parted it."""
+    parts = tokens("Thou", "ght>", "\n4")
+    for before, wanted in (("it is 5.</", [Action.ANSWER]), ("it is 5.<", [Action.STEP])):
+        found = cut(parts, Action.STEP, 64, MARCO_O1, thought_open=True, before=before)
+        assert [action for action, _ in found] == wanted
+
+
 def test_after_the_thought_all_is_answer() -> None:
     assert texts(tokens("a\n", "b\n"), Action.STEP, open_=False) == ["a\nb\n"]
 

@@ -18,6 +18,7 @@ from marco_search.search.config import (
     ReflectionPolicy,
     SearchConfig,
     Selection,
+    configure,
 )
 from marco_search.search.mcts import Search
 from marco_search.search.rewards import EXTERNAL, REWARDS
@@ -33,7 +34,7 @@ configs = st.builds(
     mini_step_tokens=st.integers(1, 6),
     rollouts=st.integers(1, 24),
     max_tokens=st.none() | st.integers(1, 400),
-    max_new_tokens=st.sampled_from([4, 9, 30, 200]),
+    max_new_tokens=st.sampled_from([1, 4, 9, 30, 200]),
     seed=st.integers(0, 2**31 - 1),
     selection=st.sampled_from(Selection),
     exploration=st.sampled_from([0.0, 0.5, 2.0]),
@@ -54,7 +55,8 @@ configs = st.builds(
     reflection=st.sampled_from(ReflectionPolicy),
     max_reflections=st.integers(1, 2),
 )
-runtimes = st.builds(ToyRuntime, failing=st.sampled_from([0.0, 0.3]))
+shares = st.sampled_from([0.0, 0.3])
+runtimes = st.builds(ToyRuntime, failing=shares, silent=shares)
 
 
 def run(search: Search, runtime: ToyRuntime, shuffle: Random | None = None) -> list[Round]:
@@ -160,7 +162,7 @@ def test_the_tree_is_well_formed(config: SearchConfig, rt: ToyRuntime) -> None:
     for rollout in rollouts:
         assert rollout.path[0] == ROOT
         assert rollout.start_id in rollout.path
-        if rollout.finish is Finish.STOP:
+        if rollout.finish is Finish.STOP and rollout.generated_tokens:
             assert search.tree.nodes[rollout.leaf_id].terminal
 
 
@@ -264,6 +266,25 @@ def test_the_rollout_budget_is_used_up() -> None:
     run(search, ToyRuntime())
     assert search.stop_reason is StopReason.ROLLOUTS
     assert len(search.tree.rollouts) == 40
+
+
+def test_no_fork_adds_to_the_tokens_that_a_job_allows() -> None:
+    budgets = {"max_new_tokens": 1, "max_tokens": 9, "rollouts": 12, "early_stop": False}
+    for seed in range(20):
+        search = new(configure("tree", **budgets, seed=seed))
+        run(search, ToyRuntime())
+        assert search.tokens == 9
+
+
+def test_where_the_turn_ended_at_once_no_more_is_drawn_than_elsewhere() -> None:
+    config = configure("step", rollouts=64, early_stop=False, answer_width=1, seed=1)
+    search = new(config)
+    run(search, ToyRuntime(silent=0.4))
+    tree = search.tree
+    ended = [r for r in tree.rollouts if not r.generated_tokens]
+    assert any(r.start_id for r in ended)
+    drawn = Counter(r.start_id for r in tree.rollouts if r.start_id)
+    assert max(drawn.values()) <= config.width
 
 
 def test_time_and_cancelling_end_a_search() -> None:

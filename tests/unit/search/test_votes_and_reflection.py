@@ -159,7 +159,13 @@ def test_a_fork_begins_with_a_candidate_that_was_passed_over() -> None:
         assert r.generated_tokens == sum(len(tree.nodes[i].tokens) for i in own)
 
 
-@pytest.mark.parametrize("odd", ["{}\ufffd", "<|im_end|>", "</s>", ""])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "{}\ufffd", "<|im_end|>", "</s>", "<eos>", "<end_of_turn>", "[/INST]",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "",
+    ],
+)  # fmt: skip
 def test_a_candidate_without_a_text_of_its_own_is_no_fork(odd: str) -> None:
     config = configure("tree", rollouts=8, early_stop=False)
     search, runtime = Search(config, PROMPT, answer_of), ToyRuntime()
