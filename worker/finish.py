@@ -4,10 +4,12 @@ Everything is written in the transaction that ends the job. What an error means:
 
 - retryable (`MarcoError.retryable`): the job goes back to the queue with a growing delay,
   until its attempts are used up; then it is dead
+- a shortage of the worker's machine (memory, threads, files, disk): the same
 - permanent (any other `MarcoError`): failed, another attempt would end the same
 - anything else is a bug of ours: failed
 """
 
+import errno
 import logging
 import random
 import traceback
@@ -33,6 +35,9 @@ FIRST_DELAY_S = 2.0
 LONGEST_DELAY_S = 300.0
 _MAX_TRACEBACK_CHARS = 20_000
 _LEASE_S = 10.0  # of a claim that ends in its own transaction
+_SHORTAGES = {
+    errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT,
+}  # fmt: skip
 
 # The state of a job whose search stopped for this reason; else it has succeeded.
 _STATES = {
@@ -132,7 +137,14 @@ def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_atte
 
 def is_retryable(error: BaseException) -> bool:
     """True if the job may succeed later without any change."""
-    return isinstance(error, MarcoError) and error.retryable
+    match error:
+        case MarcoError():
+            return error.retryable
+        case OSError():
+            return error.errno in _SHORTAGES
+        case RuntimeError():  # Python has no class of its own for it
+            return str(error).startswith("can't start new thread")
+    return isinstance(error, MemoryError)
 
 
 def described(error: BaseException) -> dict[str, Any]:

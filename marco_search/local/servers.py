@@ -161,6 +161,10 @@ class Postgres(Server):
                 ) from None
             if os.strerror(errno.ENOSPC) in str(error):  # it runs, and lets nobody in
                 raise LocalServiceFailed(f"Postgres: {error}") from None
+            if os.strerror(errno.ENETUNREACH) in str(error):
+                raise LocalServiceFailed(
+                    "127.0.0.1 can't be reached: start the loopback interface (`ip link set lo up`)"
+                ) from None
             return False
         except OSError:  # it is not written yet
             return False

@@ -202,6 +202,25 @@ def test_an_unreachable_runtime_is_retried_later_and_then_dead(
     assert result(database, stored.id).error == "nobody there"
 
 
+def test_a_shortage_of_the_machine_is_retried_later(settings: Settings, database: Database) -> None:
+    """It says nothing of the job; what was kept of the search stays, and so does the traceback."""
+    (stored,) = insert(database, question())
+
+    def no_more_memory() -> None:
+        raise MemoryError
+
+    runner(settings, database, Interrupted(1, no_more_memory)).run_next()
+    now = status(database, stored.id)
+    assert (now.state, now.error_type, now.rounds) == (JobState.QUEUED, "MemoryError", 1)
+    with database.transaction() as conn:
+        (kept,) = conn.execute("SELECT last_error FROM jobs").fetchone() or ()
+    assert "no_more_memory" in kept["traceback"]
+    sql(database, "UPDATE jobs SET run_after = now()")
+    schedule(database)
+    runner(settings, database, ToyRuntime()).run_next()
+    assert status(database, stored.id).state is JobState.SUCCEEDED
+
+
 @pytest.mark.parametrize("error", [RuntimeUnavailable("away"), ModelRefused("no"), OSError("?")])
 def test_a_worker_without_a_runtime_takes_no_job(
     settings: Settings, database: Database, error: Exception

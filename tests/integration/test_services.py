@@ -345,6 +345,21 @@ def test_a_wrong_password_is_said_and_leaves_nothing_behind(home: Path) -> None:
         assert not starting.answers()
 
 
+def test_a_network_without_loopback_is_said(home: Path) -> None:
+    mapped = [] if os.geteuid() == 0 else ["--map-current-user"]
+    alone = ["unshare", "--net", *mapped]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no network namespace can be made here")
+    command = [*alone, f"{sys.prefix}/bin/marco", "up"]
+    names = ("DATABASE_URL", "REDIS_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["MARCO_HOME"] = str(home)
+    said = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert said.returncode == 4
+    assert "127.0.0.1 can't be reached: start the loopback interface" in said.stderr
+    assert embedded.processes(str(home)) == []
+
+
 def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)

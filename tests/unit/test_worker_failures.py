@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from random import Random
 
 from marco_search.errors import BranchFailed, ModelRefused, RuntimeUnavailable
@@ -20,6 +21,10 @@ def test_which_errors_are_tried_again() -> None:
     assert finish.is_retryable(BranchFailed("one"))
     assert not finish.is_retryable(ModelRefused("other"))
     assert not finish.is_retryable(OSError("ours"))
+    assert not finish.is_retryable(OSError(errno.ENOENT, "ours"))
+    assert not finish.is_retryable(RuntimeError("ours"))
+    shortages = MemoryError(), OSError(errno.EMFILE, "files"), OSError(errno.ENOSPC, "disk")
+    assert all(map(finish.is_retryable, (*shortages, RuntimeError("can't start new thread"))))
 
 
 def test_the_traceback_of_a_bug_is_kept() -> None:
