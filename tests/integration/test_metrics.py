@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from psycopg import errors
 
 from marco_search import metrics
 from marco_search.errors import AddressTaken
@@ -26,6 +28,7 @@ from marco_search.metrics import API, METRICS
 from marco_search.settings import Settings
 from marco_search.store import db
 from marco_search.store.db import Database
+from marco_search.store.reads import queries
 from marco_search.store.reads.exporter import MOST_TENANTS, OTHERS, Exporter
 from producer import Producer
 from producer.waits import workers
@@ -265,3 +268,20 @@ def test_an_exporter_without_postgres_says_so() -> None:
     with open_database("postgresql://nobody:none@127.0.0.1:1/none") as away:
         families = {family.name: family for family in Exporter(away, lambda: []).collect()}
     assert families["marco_database_up"].samples[0].value == 0
+
+
+def test_an_exporter_goes_on_after_an_error_that_nobody_expected(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    exporter = Exporter(database, lambda: [], clock=lambda: now)
+
+    def up() -> float:
+        families = {family.name: family for family in exporter.collect()}
+        return families["marco_database_up"].samples[0].value
+
+    with monkeypatch.context() as broken:
+        broken.setattr(queries, "missing_models", Mock(side_effect=errors.InternalError_("torn")))
+        assert up() == 0
+    now += 3600
+    assert up() == 1

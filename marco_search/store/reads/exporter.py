@@ -6,6 +6,7 @@ counted from the chain, of which each has a link, from where the last read stopp
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from marco_search.metrics import Metric
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue.states import FINAL
 from marco_search.store.reads import queries
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 5.0
 """What was read is given again for so long, or for ten times what reading it took."""
@@ -131,7 +134,9 @@ class Exporter(Collector):
                     *_webhooks(conn),
                     *self._trail(conn),
                 ]
-        except MarcoError:
+        except Exception as error:
+            if not isinstance(error, MarcoError):
+                log.exception("metrics")
             return [family(metrics.DATABASE_UP, {(): 0})], 0.0  # asked again soon
         took = self._clock() - began
         own = family(metrics.DATABASE_UP, {(): 1}), family(metrics.READ, {(): took})
