@@ -51,6 +51,7 @@ _SCOPE = InstrumentationScope("marco_search", __version__)
 _CHAIN, _LLM = OpenInferenceSpanKindValues.CHAIN.value, OpenInferenceSpanKindValues.LLM.value
 _KIND = SpanAttributes.OPENINFERENCE_SPAN_KIND
 _IDS = ("traceId", "spanId", "parentSpanId")
+_FAILURES = ("retried", "worker_lost", "failed", "dead")  # events that end an attempt
 _SPANS_AT_ONCE = 200  # in one request: collectors refuse large ones
 _TIMEOUT_S = 10.0
 
@@ -109,6 +110,7 @@ class _Tracer:
         events = [e for e in self.record.events if e.generation == attempt.generation]
         start = _ns(attempt.started_at)
         end = max([start, *(_ns(e.at) for e in events)]) if events else min(start, job_end)
+        failed = next((e for e in events if e.event in _FAILURES), None)
         yield self._span(
             place, "job", place, start, end,
             {
@@ -118,6 +120,7 @@ class _Tracer:
                 "marco.model_revision": attempt.revision,
                 SpanAttributes.LLM_MODEL_NAME: attempt.model,
             },
+            self._error(failed.detail.get("message", "worker lost")) if failed else None,
         )  # fmt: skip
         before = start
         for event in events:

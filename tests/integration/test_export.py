@@ -23,11 +23,20 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from marco_search import settings as settings_module
 from marco_search.cli.audit_commands import export
-from marco_search.errors import InvalidSettings
+from marco_search.errors import InvalidSettings, RuntimeUnavailable
 from marco_search.search.tree import Node, Rollout
 from marco_search.store.db import Database
 from marco_search.store.trail import trail
-from tests.integration.toys import insert, open_database, question, runner, settings_for
+from tests.integration.toys import (
+    Interrupted,
+    insert,
+    open_database,
+    question,
+    run_job,
+    runner,
+    schedule,
+    settings_for,
+)
 from tests.toy import ToyRuntime
 
 
@@ -179,6 +188,33 @@ def test_a_collector_gets_one_trace_for_each_job(database: Database) -> None:
         assert 0 < one.start_time_unix_nano <= one.end_time_unix_nano
     failed = [r.rollout_id for r in rollouts if r.error]
     assert all(spans[f"rollout {i}"].status.code == 2 for i in failed)
+
+
+def test_an_attempt_that_failed_is_an_error_in_its_trace(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, "redis://127.0.0.1:1/0")
+    (job,) = insert(database, question("What is 2 + 2?"))
+
+    def fail() -> None:
+        raise RuntimeUnavailable("the server is away")
+
+    def lose() -> None:
+        with database.transaction() as conn:
+            conn.execute("UPDATE jobs SET lease_expires_at = now() - interval '1 s'")
+        schedule(database)
+
+    for act in (fail, lose, lambda: None):
+        run_job(runner(settings, database, Interrupted(1, act)), database, job.id)
+        with database.transaction() as conn:
+            conn.execute("UPDATE jobs SET run_after = now() WHERE id = %s", [job.id])
+    run(str(tmp_path), "--format", "otlp-json", "--job", str(job.id))
+    (trace,) = lines(tmp_path / "traces.jsonl")
+    spans = {s["name"]: s for s in trace["resourceSpans"][0]["scopeSpans"][0]["spans"]}
+    said = [spans[f"attempt {i}"]["status"] for i in (1, 2, 3)]
+    assert said[0] == {"code": 2, "message": "the server is away"}
+    assert said[1:] == [{"code": 2, "message": "worker lost"}, {"code": 1}]
+    assert spans["marco reasoning"]["status"] == {"code": 1}
 
 
 def test_a_trace_in_a_file_is_the_same_each_time_and_may_have_no_text(
