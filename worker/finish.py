@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from marco_search import engine
+from marco_search import engine, logs, tracing
 from marco_search.errors import MarcoError
 from marco_search.jobs import Job, JobResult
 from marco_search.metrics import ATTEMPTS, record
@@ -44,6 +44,17 @@ _STATES = {
     StopReason.CANCELLED: JobState.CANCELLED,
     StopReason.DEADLINE: JobState.EXPIRED,
 }
+
+
+def traceparent(claim: Claim) -> str:
+    """Of the attempt's span."""
+    return tracing.traceparent(claim.job_id, claim.traceparent, f"attempt {claim.generation}")
+
+
+def fields(claim: Claim) -> dict[str, Any]:
+    """What the log says with each event about the attempt."""
+    about = {"job": claim.job_id, "attempt": claim.attempts, "round": claim.rounds}
+    return about | {"trace_id": traceparent(claim).split("-")[1]}
 
 
 def finish(
@@ -102,17 +113,22 @@ def finish_one_queued(database: Database, worker: Worker) -> bool:
         claim = leases.claim_ending(conn, worker, lease_s=_LEASE_S)
         if claim is None:
             return False
-        try:
-            with conn.transaction():
-                outcome = finish_unsearched(conn, claim, worker)
-        except Exception as error:
-            # A job that can't be ended must not be found again and again.
-            log.exception("job %s: no answer from its trail", claim.job_id)
-            leases.begin(conn, claim.lease, worker, None, claim.plan)
-            outcome = JobState.FAILED
-            leases.end(conn, claim.lease, outcome, error=described(error))
+        with logs.about(**fields(claim)):
+            outcome = _finish_claimed(conn, claim, worker)
     record(ATTEMPTS, 1, outcome)
     return True
+
+
+def _finish_claimed(conn: Conn, claim: Claim, worker: Worker) -> JobState:
+    try:
+        with conn.transaction():
+            return finish_unsearched(conn, claim, worker)
+    except Exception as error:
+        # A job that can't be ended must not be found again and again.
+        log.exception("job %s: no answer from its trail", claim.job_id)
+        leases.begin(conn, claim.lease, worker, None, claim.plan)
+        leases.end(conn, claim.lease, JobState.FAILED, error=described(error))
+        return JobState.FAILED
 
 
 def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_attempts: int) -> str:

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -128,7 +127,7 @@ class Runner:
             scheduling.park(conn, begun_on)
         else:
             record(CLAIM, time.monotonic() - began)
-            logs.now_about(**_fields(claim))
+            logs.now_about(**finish.fields(claim))
         # Of the jobs that waited for this model one comes first before long, if not now.
         if claim is None or claim.plan is not None:
             scheduling.unpark(conn, begun_on)
@@ -189,7 +188,7 @@ class Runner:
         return self._runtime
 
     def _search(self, claim: Claim, job: Job, plan: engine.SearchPlan, runtime: Runtime) -> None:
-        tracing.REQUESTS.set(_traceparent(claim))
+        tracing.REQUESTS.set(finish.traceparent(claim))
         try:
             outcome = self._search_claimed(claim, job, plan, runtime)
         except LeaseLost as error:
@@ -278,16 +277,6 @@ class Runner:
         log.info("job %s: released after round %d", job_id, finished.search.round)
         if publish is not None:
             publish(job_id)
-
-
-def _traceparent(claim: Claim) -> str:
-    return tracing.traceparent(claim.job_id, claim.traceparent, f"attempt {claim.generation}")
-
-
-def _fields(claim: Claim) -> dict[str, Any]:
-    """What the log says with each event about the attempt."""
-    about = {"job": claim.job_id, "attempt": claim.attempts, "round": claim.rounds}
-    return about | {"trace_id": _traceparent(claim).split("-")[1]}
 
 
 def _count(result: JobResult) -> None:

@@ -171,9 +171,11 @@ class Scheduler:
             )
         metrics.record(metrics.RECLAIMED, len(found.queued) + len(found.quarantined))
         for job_id in found.queued:
-            log.warning("job %s: its worker was lost, another one continues it", job_id)
+            with logs.about(job=job_id):
+                log.warning("job %s: its worker was lost, another one continues it", job_id)
         for job_id in found.quarantined:
-            log.error("job %s: it crashed several workers and is dead now", job_id)
+            with logs.about(job=job_id):
+                log.error("job %s: it crashed several workers and is dead now", job_id)
 
     def _finish(self) -> None:
         if count := self._database.call(recovery.expire_unbegun):

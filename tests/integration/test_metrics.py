@@ -175,7 +175,10 @@ def test_what_a_worker_and_a_scheduler_serve(
     (ended,) = (event for event in about if "succeeded" in event["message"])
     assert ended["trace_id"] == jobs[0].id.hex
     assert (ended["attempt"], ended["level"]) == (1, "info") and ended["round"] > 1
-    assert all(json.loads(line)["time"] for line in (tmp_path / "scheduler").open())
+    said = [json.loads(line) for line in (tmp_path / "scheduler").open()]
+    assert all(event["time"] for event in said)
+    lost = [event["job"] for event in said if f"job {deadly.id}" in event["message"]]
+    assert lost == [str(deadly.id)] * 2
 
 
 @pytest.fixture
