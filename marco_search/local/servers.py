@@ -150,7 +150,7 @@ class Postgres(Server):
         state = self.folder / "postmaster.pid"
         try:
             # Before it says so, another program's Postgres may answer at the port.
-            if not state.read_text().rstrip().endswith("\nready"):
+            if not state.read_text(errors="replace").rstrip().endswith("\nready"):
                 return False
             psycopg.connect(self.url, connect_timeout=2).close()
         except psycopg.OperationalError as error:

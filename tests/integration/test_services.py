@@ -172,6 +172,7 @@ def test_down_during_a_start_says_that_it_stopped_something(home: Path) -> None:
 
 
 def test_down_twice_and_up_again(home: Path) -> None:
+    home = home.with_name(os.fsdecode(b"Andr\xe9"))  # a name in Latin-1 will do
     _write(up(home))
     with local_services(home) as urls:
         assert _still_there(urls)
