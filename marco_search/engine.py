@@ -395,9 +395,11 @@ def solve(
     `job` is a job, or a question for a ReasoningJob; `options` are the fields of
     SearchOptions (strategy="step", rollouts=16, seed=0, ...) for a question given as text.
     Without `runtime` the one that the settings name is opened for this call; open one with
-    `marco_search.runtime.open_runtime` to reuse it over many.
+    `open_runtime()` and close it at the end to use it for many.
 
-    Raises InvalidJob for bad input, ModelRefused or RuntimeUnavailable from the runtime.
+    Raises InvalidJob for bad input, InvalidProfile and NotOffered for a profile, a reward model or
+    a verifier that is not set up here, ModelRefused, PromptTooLong or RuntimeUnavailable from the
+    runtime.
     """
     if isinstance(job, str):
         job = ReasoningJob(question=job, options=SearchOptions(**options))
