@@ -30,7 +30,7 @@ from marco_search.errors import (
     SearchError,
 )
 from marco_search.jobs import Answer, Job, JobResult, JobState, SearchOptions, SearchOptionsDict
-from marco_search.jobs.validation import shown
+from marco_search.jobs.validation import shown, unstorable
 from marco_search.kinds import ReasoningJob, checked, kind_of, parse_job
 from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
@@ -141,7 +141,7 @@ _OF_REWARD = ("reward", "verifier", "sharpness", "spread", "reference")
 
 
 def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
-    """The plan of a job on the model behind `runtime`. Raises InvalidProfile.
+    """The plan of a job on the model behind `runtime`. Raises InvalidProfile, InvalidJob.
 
     An option of the job at its default is one that was not given: the profile goes before it.
     """
@@ -171,6 +171,8 @@ def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     prompt = _prompt(job, profile, runtime)
     if (opening := config.turn.opening) and not prompt.rstrip().endswith(opening.rstrip()):
         prompt += opening
+    if problem := unstorable(prompt):
+        raise InvalidJob("prompt", problem)
     return SearchPlan(config=config, prompt=prompt, model=info.model, revision=info.revision)
 
 
@@ -357,9 +359,6 @@ def job_result(
                 rollout_ids=ranked.rollout_ids,
             )
         )
-    correct = None
-    if job.expected is not None:
-        correct = bool(answers) and kind.equal(answers[0].text, job.expected)
     return JobResult(
         job_id=job_id,
         kind=job.kind,
@@ -383,8 +382,18 @@ def job_result(
         model=finished.plan.model,
         revision=finished.plan.revision,
         expected=job.expected,
-        correct=correct,
+        correct=_correct(job, answers),
     )
+
+
+def _correct(job: Job, answers: Sequence[Answer]) -> bool | None:
+    if job.expected is None:
+        return None
+    try:
+        return bool(answers) and kind_of(job).equal(answers[0].text, job.expected)
+    except Exception:
+        log.exception("the answer can't be compared with the expected one")
+        return None
 
 
 def solve(

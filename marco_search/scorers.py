@@ -93,6 +93,9 @@ def score_all(score: Callable[[T], Scores], items: Sequence[T]) -> list[Outcome]
             return score(item)
         except NoScore as error:
             return str(error)
+        except Exception as error:
+            log.exception("a score failed")
+            return str(NoScore(f"{type(error).__name__}: {error}"))
 
     if not items:
         return []
@@ -368,7 +371,7 @@ def open_scorer(config: SearchConfig, earlier: Iterable[Rollout] = ()) -> Scorer
         return None
     settings = settings_module.load()
     if config.verifier is None:
-        return _logged(RewardModel(settings, whole=config.reward == "prm-last"), "reward model")
+        return guarded(RewardModel(settings, whole=config.reward == "prm-last"), "reward model")
     target = settings.verifiers.get(config.verifier)
     if target is None:
         known = ", ".join(settings.verifiers) or "none"
@@ -378,17 +381,37 @@ def open_scorer(config: SearchConfig, earlier: Iterable[Rollout] = ()) -> Scorer
         server = Server("MARCO_VERIFIERS", target, settings.verifier_api_key)
     known_scores = {str(r.answer): r.scores for r in earlier if r.answer and r.scores}
     verifier = Verifier(server or target, settings.verifier_timeout_s, known_scores)
-    return _logged(verifier, f"verifier {config.verifier}")
+    return guarded(verifier, f"verifier {config.verifier}")
 
 
-def _logged(scorer: Scorer, name: str) -> Scorer:
-    """The scorer, whose failures say its name and are logged."""
+def guarded(scorer: Scorer, name: str) -> Scorer:
+    """The scorer, whose failures say its name and are logged; an exception is one, too."""
+
+    def outcomes(outputs: Sequence[Output]) -> list[Outcome]:
+        try:
+            found = list(scorer(outputs))
+            if len(found) != len(outputs):
+                raise ValueError(f"{len(found)} outcomes for {len(outputs)} outputs")
+        except Exception as error:
+            log.exception("the %s failed", name)
+            return [str(NoScore(f"{type(error).__name__}: {error}"))] * len(outputs)
+        return [_sound(outcome) for outcome in found]
 
     def scored(outputs: Sequence[Output]) -> Sequence[Outcome]:
-        found = [s if isinstance(s, tuple) else f"{name}: {s}" for s in scorer(outputs)]
+        found = [s if isinstance(s, tuple) else f"{name}: {s}" for s in outcomes(outputs)]
         failures = [s for s in found if isinstance(s, str)]
         if failures:
             log.warning("no scores for %d of %d: %s", len(failures), len(found), failures[0])
         return found
 
     return scored
+
+
+def _sound(outcome: Outcome) -> Outcome:
+    if isinstance(outcome, str):
+        return str(NoScore(outcome))
+    try:
+        scores = tuple(map(float, outcome))
+    except (TypeError, ValueError):
+        return str(NoScore(f"{outcome!r} is neither scores nor a reason"))
+    return scores if all(0.0 <= s <= 1.0 for s in scores) else "a score is not in 0 to 1"

@@ -77,10 +77,17 @@ def parse_job(data: Mapping[str, Any]) -> Job:
 
 
 def checked(job: Job | Mapping[str, Any]) -> Job:
-    """The job, valid: nothing has looked at one that `model_copy` changed. Raises InvalidJob."""
+    """The job as a worker will read it from what is stored. Raises InvalidJob.
+
+    Nothing has looked at one that `model_copy` changed, and a field of a new kind may have a type
+    that is not read back from JSON.
+    """
     if not isinstance(job, Job):
-        return parse_job(job)
-    return parse_job({"kind": job.kind} | job.model_dump(exclude_unset=True, warnings=False))
+        job = parse_job(job)
+    as_stored = job.model_dump(
+        mode="json", exclude_unset=True, warnings=False, fallback=lambda value: None
+    )
+    return parse_job({"kind": job.kind} | as_stored)
 
 
 def _subjects() -> dict[str, str]:

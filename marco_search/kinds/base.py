@@ -12,15 +12,22 @@ models leave tags out:
 
 from __future__ import annotations
 
+import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from marco_search.jobs import Job
+from marco_search.jobs.validation import shown, unstorable
 from marco_search.search.branches import MARCO_O1, Message, TurnFormat
 
+log = logging.getLogger(__name__)
+
 JobT = TypeVar("JobT", bound=Job)
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 TURN_END = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 """Special tokens that a runtime may leave at the end of the text."""
@@ -40,10 +47,18 @@ SYSTEM_PROMPTS = {
 
 @dataclass(frozen=True, slots=True)
 class ExtractedAnswer:
-    """An answer found in an Output part."""
+    """An answer found in an Output part. What no database keeps in a text becomes U+FFFD."""
 
     key: str  #: normalised: votes are counted on it
     display: str  #: as a reader should see it
+
+    def __post_init__(self) -> None:
+        for name in ("key", "display"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise TypeError(f"an answer's {name} must be text, not {shown(text)}")
+            if unstorable(text):
+                object.__setattr__(self, name, _UNSTORABLE.sub("\ufffd", text))
 
 
 class Kind(ABC, Generic[JobT]):
@@ -106,7 +121,12 @@ class Kind(ABC, Generic[JobT]):
     def answer(self, text: str, turn: TurnFormat = MARCO_O1) -> ExtractedAnswer | None:
         """The answer in a turn; None if there is none."""
         output = self.output(text, turn)
-        return None if output is None else self.read(output)
+        try:
+            return None if output is None else self.read(output)
+        except Exception:
+            # Of one rollout: what a model writes must not fail the job.
+            log.exception("a %s answer can't be read", self.name)
+            return None
 
     def answer_key(self, text: str, turn: TurnFormat = MARCO_O1) -> str | None:
         """The key of the answer in a turn: what a search counts votes on."""

@@ -52,4 +52,9 @@ def open_runtime(settings: Settings | None = None) -> Runtime:
             "such as http://127.0.0.1:30000, or of OpenAI-compatible ones, such as "
             "openai+http://127.0.0.1:8000/v1"
         )
-    return RUNTIMES[scheme](settings)
+    opened = RUNTIMES[scheme](settings)
+    if RUNTIMES[scheme] in (_embedded, _servers):
+        return opened  # they check what they read
+    from marco_search.runtime.checked import CheckedRuntime
+
+    return CheckedRuntime(opened)

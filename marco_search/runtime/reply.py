@@ -168,6 +168,11 @@ def _number(
     return number
 
 
+def count(value: object, name: str) -> int:
+    """A number of tokens."""
+    return int(_number({name: value}, name))
+
+
 def _texts(
     text: str, pieces: list[str], matched: str | int | None, stops: Sequence[str]
 ) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import exp
@@ -19,7 +19,9 @@ from math import exp
 from marco_search.search.branches import Token, TurnFormat, tokens_before
 
 Cuts = Callable[[Sequence[Token], int], Iterator[int]]
-"""(tokens of a thought, size) -> ascending indices of the tokens that begin the next node."""
+"""(tokens of a thought, size) -> indices of the tokens that begin the next node.
+
+`cut` moves one that lies inside a character to its beginning."""
 LEAST_SHARE = 0.02
 """Of a candidate that is forked at, among the best candidates. .005 and .1 were no better."""
 
@@ -136,11 +138,22 @@ def cut(
     """
     end = _end_of_thought(tokens, turn, before, ended, closing) if thought_open else 0
     thought = tokens[:end]
-    bounds = [0, *ACTIONS[action].cuts(thought, size), end] if end else []
+    bounds = [0, *_starts(thought, ACTIONS[action].cuts(thought, size)), end] if end else []
     parts = [(action, tuple(tokens[a:b])) for a, b in pairwise(bounds)]
     if end < len(tokens):
         parts.append((Action.ANSWER, tuple(tokens[end:])))
     return parts
+
+
+def _starts(tokens: Sequence[Token], cuts: Iterable[int]) -> list[int]:
+    """Of these places those where a node can begin, in order, each before a whole character."""
+    found = set()
+    for at in cuts:
+        while 0 < at < len(tokens) and not tokens[at - 1].text:  # inside the same character
+            at -= 1
+        if 0 < at < len(tokens):
+            found.add(at)
+    return sorted(found)
 
 
 def _end_of_thought(

@@ -183,6 +183,8 @@ class Search:
         else:
             start = path.index(child.node_id)
             value = REWARDS[reward](scored_rollout(tree, path, start, answer, branch.scores or ()))
+            if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
+                raise SearchError(f"reward {reward} is {value!r}, not a number from 0 to 1")
         return Rollout(
             rollout_id=branch.branch_id,
             round=self.round,

@@ -6,7 +6,7 @@ import pytest
 
 from marco_search.kinds import KINDS
 from marco_search.store.reads import queries
-from tests.integration.toys import insert, open_database, runner, settings_for
+from tests.integration.toys import insert, open_database, question, runner, settings_for
 from tests.new_kind import Sorting, SortingJob
 from tests.toy import ToyRuntime
 
@@ -23,3 +23,19 @@ def test_a_new_kind_needs_no_migration(database_url: str, monkeypatch: pytest.Mo
     assert (result.kind, result.state) == ("sorting", "succeeded")
     assert result.answer is not None
     assert result.answer.normalised == "fig,pear"
+
+
+def test_a_prompt_that_can_t_be_stored_fails_its_job_and_holds_up_no_other(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "sorting", Sorting())
+    monkeypatch.setattr(Sorting, "user_turn", lambda self, job: f"{job.items}\x00")
+    with open_database(database_url) as database:
+        stored = insert(database, SortingJob(items="fig"), question())
+        worker = runner(settings_for(database_url, "redis://127.0.0.1:1/0"), database, ToyRuntime())
+        worker.run_next()
+        worker.run_next()
+        with database.transaction() as conn:
+            lines = queries.statuses(conn, [job.id for job in stored])
+    assert [line.state for line in lines] == ["failed", "succeeded"]
+    assert lines[0].subject == "", "the views do not know its field yet"

@@ -9,12 +9,23 @@ tests/integration/test_new_kind.py runs one through the queue.
 
 from __future__ import annotations
 
+import json
+from datetime import date
+
 import pytest
 
 from marco_search.engine import solve
 from marco_search.errors import InvalidJob
-from marco_search.jobs import payload_hash
-from marco_search.kinds import KINDS, job_from_json_line, own_fields, parse_job, subject_fields
+from marco_search.jobs import SearchOptions, payload_hash
+from marco_search.kinds import (
+    KINDS,
+    checked,
+    job_from_json_line,
+    own_fields,
+    parse_job,
+    subject_fields,
+)
+from marco_search.kinds.base import ExtractedAnswer
 from tests.new_kind import Sorting, SortingJob
 from tests.toy import ToyRuntime
 
@@ -49,3 +60,44 @@ def test_it_is_asked_searched_and_read_its_own_way() -> None:
     assert (result.kind, result.correct) == ("sorting", True)
     assert result.answer is not None
     assert (result.answer.normalised, result.answer.share) == ("pear,fig", 1.0)
+
+
+class Careless(Sorting):
+    """Reads answers as JSON, and does not think of what a model may write."""
+
+    def read(self, output: str) -> ExtractedAnswer | None:
+        found = json.loads(output)
+        return ExtractedAnswer(found["key"], found["key"])
+
+
+def test_an_answer_that_can_t_be_read_costs_its_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "sorting", Careless())
+    odd = ("[1", "[]", '{"key": 5}', '{"key": ["fig"]}')
+    good = r'{"key": "fig\u0000\ud800"}'
+    job = SortingJob(items="fig", expected="fig", options=SearchOptions(rollouts=30, seed=2))
+    result = solve(job, runtime=ToyRuntime(answers=(*odd, good)))
+    assert [answer.text for answer in result.answers] == ["fig\ufffd\ufffd"]
+    assert result.shortfalls.unanswered > 0
+    assert result.correct is None, "what is expected is no JSON either"
+
+
+def test_a_prompt_that_postgres_can_t_store_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sorting, "user_turn", lambda self, job: "a\x00")
+    with pytest.raises(InvalidJob, match="prompt: holds a NUL"):
+        solve(SortingJob(items="fig"), runtime=ToyRuntime())
+
+
+class Dated(SortingJob):
+    """A job with a field that JSON has no type for."""
+
+    day: date
+
+
+def test_a_field_that_is_not_read_back_from_json_is_refused_before_it_is_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = Sorting()
+    monkeypatch.setitem(KINDS, "sorting", kind)
+    monkeypatch.setattr(kind, "model", Dated)
+    with pytest.raises(InvalidJob, match=r"day: .*valid date"):
+        checked(Dated(items="fig", day=date(2030, 1, 31)))

@@ -8,6 +8,8 @@ name. One over the scores of a reward model also has its name in EXTERNAL.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,8 @@ from marco_search.evaluation.traces import traced
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.replay import replay
-from marco_search.scorers import Outcome, Output
+from marco_search.scorers import Outcome, Output, Scorer, guarded
+from marco_search.search.config import SearchConfig
 from marco_search.search.mcts import scored_rollout
 from marco_search.search.rewards import CONFIDENCE, EXTERNAL, REWARDS, ScoredRollout
 from tests.toy import ToyRuntime
@@ -109,3 +112,56 @@ def test_scores_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     with pytest.raises(SearchError, match="outside"):
         search("prm-last")
+
+
+def test_a_reward_that_is_no_share_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: Any
+    for wrong in (float("nan"), 1.5, -0.1, None):
+        monkeypatch.setitem(REWARDS, "odd", lambda rollout: wrong)  # noqa: B023
+        with pytest.raises(SearchError, match=r"reward odd is .*, not a number from 0 to 1"):
+            search("odd")
+
+
+ASKED = Output(
+    kind="reasoning", question="1+1?", metadata={}, key="2", answer="2", output="2", thought=""
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ([], "service: ValueError: 0 outcomes for 1 outputs"),
+        ([None], "service: None is neither scores nor a reason"),
+        ([(0.5, 2.0)], "service: a score is not in 0 to 1"),
+        ([(float("nan"),)], "service: a score is not in 0 to 1"),
+        (["no\nidea"], r"service: no\nidea"),
+        ([[0.5, 1]], (0.5, 1.0)),
+    ],
+)
+def test_what_a_scorer_says_is_checked(said: list[Any], reason: object) -> None:
+    assert guarded(lambda outputs: said, "service")([ASKED]) == [reason]
+
+
+def test_a_service_that_fails_costs_scores_and_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count()
+
+    def service(outputs: Sequence[Output]) -> Sequence[Outcome]:
+        if next(calls) % 2:
+            raise ConnectionError("down")
+        return [(0.5,)] * len(outputs)
+
+    def opened(config: SearchConfig, earlier: object) -> Scorer:
+        return guarded(service, "service")
+
+    monkeypatch.setitem(REWARDS, "mine", lambda rollout: next(iter(rollout.scores), 0.0))
+    EXTERNAL.add("mine")
+    monkeypatch.setattr("marco_search.engine.open_scorer", opened)
+    try:
+        _, finished = search("mine")
+    finally:
+        EXTERNAL.discard("mine")
+    rollouts = [r for r in finished.search.tree.rollouts if r.answer is not None]
+    assert {(r.scores, r.error) for r in rollouts} == {
+        ((0.5,), None),
+        (None, "service: ConnectionError: down"),
+    }

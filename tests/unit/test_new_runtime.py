@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from marco_search import solve
-from marco_search.errors import InvalidSettings
+from marco_search.errors import InvalidSettings, PromptTooLong, RuntimeUnavailable
 from marco_search.runtime import RUNTIMES, open_runtime
 from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.search.branches import (
     TOP_K,
     Branch,
+    BranchRequest,
     Expansion,
     Finish,
     Message,
@@ -21,6 +25,7 @@ from marco_search.search.branches import (
     Token,
 )
 from marco_search.settings import Settings
+from tests.toy import PROMPT, ToyRuntime
 
 ANSWER = "8 apples</Thought>\n<Output>\n8\n</Output>"
 
@@ -85,3 +90,96 @@ def test_a_search_runs_on_it() -> None:
 def test_a_runtime_that_is_not_registered_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="MARCO_RUNTIME: use embedded"):
         open_runtime(Settings.model_validate({"MARCO_RUNTIME": "constant:eight-marco-o1"}))
+
+
+class Odd(ToyRuntime):
+    """The toy model behind an author's mistake."""
+
+    def __init__(self, mistake: Callable[[list[Branch]], list[Branch]]) -> None:
+        super().__init__()
+        self.mistake = mistake
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        return self.mistake(super().branch(expansions))
+
+
+def opened(mistake: Callable[[list[Branch]], Any], monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    monkeypatch.setitem(RUNTIMES, "odd", lambda settings: Odd(mistake))
+    return open_runtime(Settings.model_validate({"MARCO_RUNTIME": "odd"}))
+
+
+def of_tokens(change: Callable[[Token], Token]) -> Callable[[list[Branch]], list[Branch]]:
+    """Change every token; the segments' texts stay what the tokens make up."""
+
+    def changed(segment: Segment) -> Segment:
+        tokens = tuple(map(change, segment.tokens))
+        return Segment("".join(t.text for t in tokens) if tokens else segment.text, tokens)
+
+    return lambda found: [replace(b, segments=tuple(map(changed, b.segments))) for b in found]
+
+
+ASKED = Expansion(
+    node_id=0, prefix=PROMPT, branches=(BranchRequest(
+        branch_id=0, seed=1, max_new_tokens=100, temperature=1.0,
+    ),),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (lambda found: [], "returned nothing"),
+        (lambda found: [replace(b, prompt_tokens=-1) for b in found], "prompt_tokens is -1"),
+        (lambda found: [replace(b, cached_tokens=10**6) for b in found], "more cached"),
+        (of_tokens(lambda t: replace(t, top=())), "best candidates"),
+        (of_tokens(lambda t: replace(t, logprob=math.nan)), "nan is not a log-probability"),
+        (of_tokens(lambda t: replace(t, logprob=0.5)), "0.5 is not a log-probability"),
+        (of_tokens(lambda t: replace(t, id=2**40)), "is not a token id"),
+        (of_tokens(lambda t: replace(t, id=-1)), "-1 is not a token id"),
+        (
+            lambda found: [
+                replace(b, segments=(replace(b.segments[0], text="other"), *b.segments[1:]))
+                for b in found
+            ],
+            "do not make up the text",
+        ),
+    ],
+)
+def test_a_branch_that_can_t_be_right_has_failed(
+    mistake: Callable[[list[Branch]], Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (branch,) = opened(mistake, monkeypatch).branch([ASKED])
+    assert branch.finish is Finish.FAILED
+    assert branch.segments == ()
+    assert words in str(branch.error)
+    assert str(branch.error).startswith("BranchFailed: ")
+
+
+def test_what_can_be_put_right_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = tuple((5000 + i, -9.1 - i) for i in range(4))
+    odd = of_tokens(
+        lambda t: replace(t, logprob=-0.1, top=(*more, *t.top), text=t.text.replace("s", "\x00"))
+    )
+    (plain,) = opened(lambda found: found, monkeypatch).branch([ASKED])
+    (branch,) = opened(odd, monkeypatch).branch([ASKED])
+    for token, same in zip(branch.segments[0].tokens, plain.segments[0].tokens, strict=True):
+        assert token.logprob == array("f", [-0.1])[0], "as the trail stores it"
+        assert [p for _, p in token.top] == sorted((p for _, p in token.top), reverse=True)
+        assert token.top == same.top, "the five best"
+        assert token.text == same.text.replace("s", "\ufffd")
+
+
+def test_an_error_of_its_own_says_that_the_runtime_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(_found: list[Branch]) -> list[Branch]:
+        raise ConnectionResetError("gone")
+
+    with pytest.raises(RuntimeUnavailable, match="ConnectionResetError: gone"):
+        opened(lost, monkeypatch).branch([ASKED])
+
+    def full(_found: list[Branch]) -> list[Branch]:
+        raise PromptTooLong("full")
+
+    with pytest.raises(PromptTooLong):
+        opened(full, monkeypatch).branch([ASKED])

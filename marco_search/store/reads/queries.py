@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from psycopg.rows import dict_row
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from marco_search.errors import AmbiguousJob, InvalidJob, JobNotFound
 from marco_search.jobs import Answer, JobResult
@@ -44,7 +44,8 @@ class JobStatus(BaseModel):
     idempotency_key: str | None = None
     kind: str
     state: JobState
-    subject: str  #: the question, text or prompt
+    #: The question, text or prompt; empty of a new kind whose field the views do not know yet.
+    subject: Annotated[str, BeforeValidator(lambda text: text or "")]
     metadata: dict[str, Any] | None = None  #: what the caller attached
     strategy: str
     priority: int  #: 0 is high, 3 normal, 6 low

@@ -1,0 +1,119 @@
+"""A runtime that is not ours: what it gives is checked as a server's reply is.
+
+What can't be right costs its branch, and an exception that is not one of ours says that the runtime
+is away: neither fails a job, nor reaches the trail, where verification would find it changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from marco_search.errors import BranchFailed, MarcoError, RuntimeUnavailable
+from marco_search.runtime import reply
+from marco_search.runtime.base import Runtime, RuntimeInfo
+from marco_search.search.branches import (
+    TOP_K,
+    Branch,
+    BranchRequest,
+    Expansion,
+    Finish,
+    Message,
+    Segment,
+    Token,
+)
+
+log = logging.getLogger(__name__)
+
+
+class CheckedRuntime:
+    """Another runtime, of which only sound branches are used (see `Runtime`)."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """The model and engine behind it."""
+        return self._runtime.info
+
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
+        """The chat prompt."""
+        return self._runtime.render(messages, options)
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        """One branch a request, in order; one that is missing or unsound has failed."""
+        try:
+            found = {branch.branch_id: branch for branch in self._runtime.branch(expansions)}
+        except MarcoError:
+            raise
+        except Exception as error:
+            log.exception("the runtime %s failed", self.info.name)
+            raise RuntimeUnavailable(f"{type(error).__name__}: {error}") from error
+        requests = [request for expansion in expansions for request in expansion.branches]
+        return [sound(found.get(request.branch_id), request) for request in requests]
+
+    def abort(self) -> None:
+        """What is in flight fails."""
+        self._runtime.abort()
+
+    def close(self) -> None:
+        """Close it."""
+        self._runtime.close()
+
+
+def sound(branch: Branch | None, request: BranchRequest) -> Branch:
+    """The branch as the trail can have it; a failed one if it can't be right."""
+    try:
+        if branch is None:
+            raise BranchFailed("the runtime returned nothing for it")
+        if branch.finish is Finish.FAILED:
+            (error,) = reply.storable([str(branch.error)])
+            return replace(branch, segments=(), error=error)
+        return _checked(branch, request.max_new_tokens)
+    except BranchFailed as error:
+        reason = f"{BranchFailed.__name__}: {error}"
+        return Branch(branch_id=request.branch_id, finish=Finish.FAILED, error=reason)
+
+
+def _checked(branch: Branch, most: int) -> Branch:
+    if branch.generated_tokens > most:
+        raise BranchFailed(f"{branch.generated_tokens} tokens came, at most {most} were asked for")
+    prompt_tokens = reply.count(branch.prompt_tokens, "prompt_tokens")
+    cached_tokens = reply.count(branch.cached_tokens, "cached_tokens")
+    if cached_tokens > prompt_tokens:
+        raise BranchFailed("more cached tokens than prompt tokens")
+    texts = {i: text for i, text in branch.texts.items() if isinstance(text, str)}
+    texts = dict(zip(texts, reply.storable(list(texts.values())), strict=True))
+    return replace(
+        branch,
+        segments=tuple(map(_segment, branch.segments)),
+        texts=texts,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+    )
+
+
+def _segment(segment: Segment) -> Segment:
+    """Log-probabilities as float32, candidates best first, texts that Postgres can hold."""
+    tokens = segment.tokens
+    chosen = [(token.logprob, token.id, token.text) for token in tokens]
+    texts = reply.pieces(chosen) if tokens else [segment.text]
+    if "".join(texts) != segment.text:
+        raise BranchFailed("the tokens' texts do not make up the text")
+    texts = reply.storable(texts)
+    if not tokens:
+        return Segment(texts[0])
+    tops = [_candidates(token) for token in tokens]
+    made = map(Token, reply.ids(chosen), texts, reply.logprobs(chosen), tops)
+    return Segment("".join(texts), tuple(made))
+
+
+def _candidates(token: Token) -> reply.Candidates:
+    rows = [(logprob, number) for number, logprob in token.top]
+    if not rows:
+        raise BranchFailed("a token without the log-probabilities of the best candidates")
+    found = zip(reply.ids(rows), reply.logprobs(rows), strict=True)
+    return tuple(sorted(found, key=lambda pair: pair[1], reverse=True)[:TOP_K])
