@@ -179,7 +179,8 @@ REQUEST = Metric(
     "Time to answer a request; of a stream, to its end", ("route",), buckets=_SLOW,
 )  # fmt: skip
 
-_PREFIX, _ENDED = "marco-metrics-", "ended"
+# Another name than before there was a lock: a worker of then may still be counting.
+_PREFIX, _ENDED = "marco-counts-", "ended"
 _counting: dict[str, Any] = {}  # prometheus_client's objects by name, once there are any
 
 

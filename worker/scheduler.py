@@ -141,7 +141,7 @@ class Scheduler:
         if pending.stale and self._publisher.length() == 0:
             count = self._publish(lambda conn: scheduling.stale_published(conn, self._stale_s))
             if count:
-                log.warning("%d jobs were published, but their messages were lost", count)
+                log.warning("%d jobs are published again: no worker has claimed them", count)
             published += count
         if time.monotonic() >= self._next_parked:
             self._next_parked += _PARKED_EVERY_S

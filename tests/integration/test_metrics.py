@@ -118,7 +118,7 @@ def test_what_a_worker_and_a_scheduler_serve(
         quarantine_after=2, log_format="json", metrics_port=here,
     )  # fmt: skip
     folder, log = tmp_path / "temporary", tmp_path / "worker"
-    (folder / "marco-metrics-of-one-that-was-killed").mkdir(parents=True)
+    (folder / "marco-counts-of-one-that-was-killed").mkdir(parents=True)
     env = environment(settings) | {"TMPDIR": str(folder)}
     toy = [sys.executable, "-m", "tests.integration.toy_worker", "2", "0.0"]
     with ExitStack() as stack:
@@ -139,7 +139,7 @@ def test_what_a_worker_and_a_scheduler_serve(
         wait_until(counted, "the worker has counted its last job", PATIENCE_S)
         wait_until(lambda: answers(there), "the scheduler serves metrics", PATIENCE_S)
         worker, scheduled, known = scrape(here), scrape(there), queue.read()
-        counting = {file.stem.rpartition("_")[2] for file in folder.glob("marco-metrics-*/*.db")}
+        counting = {file.stem.rpartition("_")[2] for file in folder.glob("marco-counts-*/*.db")}
         assert all(Path("/proc", pid).exists() for pid in counting - {"ended"})
         assert "ended" in counting
     with database.transaction() as conn:
