@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
+
 from marco_search import engine, logs, tracing
 from marco_search.errors import MarcoError
 from marco_search.jobs import Job, JobResult
@@ -123,6 +125,8 @@ def _finish_claimed(conn: Conn, claim: Claim, worker: Worker) -> JobState:
     try:
         with conn.transaction():
             return finish_unsearched(conn, claim, worker)
+    except psycopg.OperationalError:
+        raise  # a lock or a time limit that passes: its answers are worth another try
     except Exception as error:
         # A job that can't be ended must not be found again and again.
         log.exception("job %s: no answer from its trail", claim.job_id)

@@ -135,17 +135,11 @@ class Scheduler:
         self._sender.send(due)
         if pending.lost:
             self._reclaim()
-        if pending.ending:
-            self._finish()
-        published = self._publish(scheduling.due) if pending.due or pending.lost else 0
-        if pending.stale and self._publisher.length() == 0:
-            count = self._publish(lambda conn: scheduling.stale_published(conn, self._stale_s))
-            if count:
-                log.warning("%d jobs are published again: no worker has claimed them", count)
-            published += count
-        if time.monotonic() >= self._next_parked:
-            self._next_parked += _PARKED_EVERY_S
-            self._publisher.publish(self._database.call(scheduling.one_parked_each))
+        try:
+            if pending.ending:
+                self._finish()
+        finally:  # a job that can't be ended now keeps no other from a worker
+            published = self._publish_pending(pending)
         return published
 
     def workers(self) -> list[str] | None:
@@ -182,6 +176,18 @@ class Scheduler:
             log.info("%d jobs expired before they were started", count)
         while finish.finish_one_queued(self._database, self._worker):
             pass
+
+    def _publish_pending(self, pending: scheduling.PendingWork) -> int:
+        published = self._publish(scheduling.due) if pending.due or pending.lost else 0
+        if pending.stale and self._publisher.length() == 0:
+            count = self._publish(lambda conn: scheduling.stale_published(conn, self._stale_s))
+            if count:
+                log.warning("%d jobs are published again: no worker has claimed them", count)
+            published += count
+        if time.monotonic() >= self._next_parked:
+            self._next_parked += _PARKED_EVERY_S
+            self._publisher.publish(self._database.call(scheduling.one_parked_each))
+        return published
 
     def _publish(self, choose: Callable[[Conn], Sequence[UUID]]) -> int:
         # Marked and committed before: a worker skips rows that are locked.

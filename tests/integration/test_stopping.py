@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
+from marco_search.errors import DatabaseUnavailable, MarcoError
 from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
@@ -200,6 +202,51 @@ def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
     asked = "SELECT count(*) FROM audit_log WHERE event = 'cancel_requested'"
     assert sql(database, asked) == [(1,)]
     assert verify_all(database_url).ok
+
+
+def test_a_lock_that_passes_costs_no_job_its_answers(
+    database: Database, database_url: str, redis_url: str
+) -> None:
+    """Meanwhile others are published."""
+    settings = settings_for(database_url, redis_url)
+    (stored,) = insert(database, question(options={"rollouts": 64}))
+    shutdown = Shutdown()
+    stops = Interrupted(1, lambda: shutdown.request(25.0))
+    runner(settings, database, stops, shutdown=shutdown).run_next()
+    (other,) = insert(database, question())
+    sql(database, "UPDATE jobs SET published_at = NULL WHERE id = %s", other.id)
+    with database.transaction() as conn:
+        jobs.cancel(conn, [stored.id])
+    ended: list[BaseException | int] = []
+
+    def scheduler() -> None:
+        try:
+            ended.append(tick(database_url, redis_url))
+        except MarcoError as error:
+            ended.append(error)
+
+    def cancel() -> bool:
+        found = sql(
+            database,
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND application_name LIKE 'marco scheduler%%' AND datname = current_database()",
+        )
+        return bool(found)
+
+    with psycopg.connect(database_url) as locked:
+        locked.execute("LOCK TABLE rollouts IN ACCESS EXCLUSIVE MODE")
+        thread = threading.Thread(target=scheduler)
+        thread.start()
+        wait_until(cancel, "the scheduler waits for the lock")
+    thread.join(60)
+    assert [type(e) for e in ended] == [DatabaseUnavailable]
+    assert status(database, stored.id).state is JobState.QUEUED
+    published = sql(database, "SELECT published_at IS NULL FROM jobs WHERE id = %s", other.id)
+    assert published == [(False,)]
+    tick(database_url, redis_url)
+    with database.transaction() as conn:
+        (result,) = queries.results(conn, [stored.id])
+    assert (result.state, result.answer is None) == ("cancelled", False)
 
 
 def test_a_job_resumed_just_before_it_is_given_back_is_published(
