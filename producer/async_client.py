@@ -133,7 +133,8 @@ class AsyncProducer:
 
         with self._sync._listener.subscribed(wake) as take_notices:
             while pending.ids:
-                for found in await asyncio.to_thread(read):
+                # Else only jobs of others have ended.
+                for found in await asyncio.to_thread(read) if pending.to_read else ():
                     yield found
                 if pending.ids:
                     patience_s = pending.patience()

@@ -333,7 +333,8 @@ class Producer:
         woken = Event()
         with self._listener.subscribed(woken.set) as take_notices:
             while pending.ids:
-                yield from read()
+                if pending.to_read:  # else only jobs of others have ended
+                    yield from read()
                 if pending.ids:
                     woken.wait(pending.patience())
                     woken.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
@@ -163,18 +164,17 @@ async def changes(caller: Caller, job: JobId) -> AsyncIterator[JobStatus | None]
 
     Ends with the job. Raises WaitTimeout when a request may wait no longer, or the server stops.
     """
-    said, quiet = None, 0.0
+    said, spoke = None, time.monotonic()
     follow = caller.producer.follow(job, caller.service.settings.api_wait_s, every_s=EVERY_S)
     async for (status,) in follow:
         if caller.service.stopping.is_set():
             raise WaitTimeout("the server is stopping; the job continues")
         now = progress(status)
-        quiet += EVERY_S
         if now != said:
-            said, quiet = now, 0.0
+            said, spoke = now, time.monotonic()
             yield status
-        elif quiet >= QUIET_S:
-            quiet = 0.0
+        elif time.monotonic() - spoke > QUIET_S - EVERY_S:
+            spoke = time.monotonic()
             yield None
 
 

@@ -594,3 +594,29 @@ def test_what_others_send_to_the_channel_is_not_listened_to(
         with producer._database.transaction() as conn:
             conn.execute("SELECT pg_terminate_backend(%s)", [pid])
         wait_until(lambda: heard() == [None, job.id, None], "it listens again")
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_who_follows_a_job_does_not_read_it_whenever_another_ends(
+    producer: Producer, database_url: str, redis_url: str, sync: bool
+) -> None:
+    job, *others = producer.submit_many([question(options={"seed": i}) for i in range(21)])
+    seen: list[JobState] = []
+
+    async def follow() -> None:
+        async with AsyncProducer(database_url, redis_url) as own:
+            async for (line,) in own.follow(job, every_s=3600):
+                seen.append(line.state)
+
+    def follow_here() -> None:
+        seen.extend(line.state for (line,) in producer.follow(job, every_s=3600))
+
+    thread = threading.Thread(target=follow_here if sync else lambda: asyncio.run(follow()))
+    thread.start()
+    for other in others:
+        producer.cancel(other)
+    producer.cancel(job)
+    thread.join(60)
+    assert seen[-1] is JobState.CANCELLED
+    # At first, once the listener is connected, and at the end.
+    assert len(seen) <= 3
