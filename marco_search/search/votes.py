@@ -65,7 +65,12 @@ class Scale:
 
     def weight(self, value: float) -> float:
         """The weight in [0, 1] of a vote with this value."""
-        return min(1.0, float((value / math.exp(self.reference)) ** (self.sharpness / self.spread)))
+        power = self.sharpness / self.spread
+        try:
+            return min(1.0, float((value / math.exp(self.reference)) ** power))
+        except (OverflowError, ZeroDivisionError):  # it lies too far from the reference
+            above = value > 0.0 and math.log(value) > self.reference
+            return 1.0 if above or not power else 0.0
 
 
 def rank(
@@ -157,6 +162,8 @@ def _above_half(a: float, b: float) -> float:
     """
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     term = total = math.exp(-(a + b) * math.log(2.0) - log_beta) / b
+    if not term:  # too small for a float, as where a is a thousand more than b
+        return float(a > b)
     i = 0
     while term > 1e-12 * total:
         term *= (a + b + i) / (2.0 * (b + 1.0 + i))

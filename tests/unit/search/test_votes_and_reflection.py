@@ -50,9 +50,26 @@ def test_a_weight_is_relative_to_where_the_values_of_a_model_lie() -> None:
     assert Scale(sharpness=0.0).weight(0.01) == 1.0
 
 
+@pytest.mark.parametrize("sharpness", [0.0, 2.0])
+def test_a_reference_beyond_what_a_float_holds_leaves_a_weight(sharpness: float) -> None:
+    """As a job's overrides may set it."""
+    for reference, spread, wanted in ((-800.0, 1.0, 1.0), (-400.0, 0.01, 1.0), (800.0, 1.0, 0.0)):
+        config = configure("tree", reference=reference, spread=spread, sharpness=sharpness)
+        assert config.scale.weight(0.5) == (wanted if sharpness else 1.0)
+        assert config.scale.weight(0.0) == (0.0 if sharpness else 1.0)
+
+
 @pytest.mark.parametrize(
     ("values", "chance"),
-    [([], 0.0), ("a", 0.75), ("aa", 0.875), ("aaa", 0.9375), ("ab", 0.5), ("aab", 0.6875)],
+    [
+        ([], 0.0),
+        ("a" * 4096, 1.0),
+        ("a", 0.75),
+        ("aa", 0.875),
+        ("aaa", 0.9375),
+        ("ab", 0.5),
+        ("aab", 0.6875),
+    ],
 )
 def test_the_posterior_is_the_chance_that_the_leader_stays_ahead(
     values: str, chance: float
