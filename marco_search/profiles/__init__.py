@@ -120,7 +120,9 @@ class Profile(Input):
     )
     temperature: float | None = Field(default=None, ge=0, le=2, description="Of sampling")
     top_p: Probability | None = Field(default=None, description="Nucleus of sampling")
-    max_new_tokens: int | None = Field(default=None, ge=1, description="Most tokens of a branch")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, lt=2**31, description="Most tokens of a branch"
+    )
     strategy: Annotated[str, one_of(lambda: STRATEGIES.keys() - {DEFAULT_STRATEGY})] = Field(
         default=AUTO, description="What the strategy auto is for it"
     )
@@ -159,6 +161,8 @@ class Profile(Input):
             raise ValueError("reflection_texts: needs a text for en, the default of all others")
         if any(end in self.stops for end in self.turn("en").thought_ends):
             raise ValueError("a text that ends a thought can't also be in `stops`")
+        if "" in (*self.stops, *self.answer_starts):
+            raise ValueError("stops, answer_starts: an empty text would end every turn at once")
         if bool(self.output) != bool(self.end_of_output):
             raise ValueError("output and end_of_output: give both or none")
         return self

@@ -38,6 +38,7 @@ from marco_search.search.branches import (
     Segment,
     TurnFormat,
     tokens_before,
+    without_room,
 )
 
 PARAMS = "marco_branch"
@@ -254,6 +255,9 @@ class _Child:
             meta = executor.get_meta_info(name, wait)
             if not isinstance(meta, dict):
                 raise BranchFailed(f"the runtime's backend failed: {executor.error_!r}")
+            if self._done and without_room(meta.get("error_type")):
+                self._segments.pop()  # the phrase: a thought that leaves it no room is cut off
+                return
             if "error_type" in meta:
                 self._error = f"{meta['error_type']}: {meta['error']}"
                 return

@@ -58,7 +58,8 @@ class Selection(StrEnum):
     BEST_FIRST = "best_first"
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=4096)]
+Tokens = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +71,21 @@ class SearchConfig:
 
     strategy: str  #: the name it was made from; not read by the search
     action: str  #: how a thought is cut into nodes, a name in `ACTIONS`
-    mini_step_tokens: Count = 64  #: length of a mini-step
+    mini_step_tokens: Tokens = 64  #: length of a mini-step
     rollouts: Count = 16  #: most rollouts
-    max_tokens: Count | None = None  #: most tokens over the whole search; None: no limit
-    max_seconds: float | None = None  #: no new round starts after this; None: no limit
-    max_new_tokens: Count = 1024  #: most tokens of one branch
-    temperature: float = 1.0  #: of sampling; 0 is greedy
+    #: Most tokens over the whole search; None: no limit.
+    max_tokens: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    #: No new round starts after this; None: no limit.
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    max_new_tokens: Tokens = 1024  #: most tokens of one branch
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0  #: of sampling; 0 is greedy
     #: Best first: of the first thought and its reflection; None: as all others.
-    first_temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: float = 1.0  #: nucleus of sampling
-    seed: int = 0  #: all randomness follows from it
+    first_temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  #: nucleus of sampling
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  #: all randomness follows from it
     selection: Selection = Selection.UCT  #: rule for the way down
-    exploration: float = 0.5  #: c of UCT or PUCT, over values scaled to [0, 1]
+    #: c of UCT or PUCT, over values scaled to [0, 1].
+    exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
     branching: Count = 2  #: k of a fork below the root
     width: Count = 3  #: samples drawn at an inner node
     #: Samples drawn at the root, half of them at first; of whole thoughts all of them.

@@ -131,6 +131,32 @@ def test_jobs_are_frozen() -> None:
         ({"options": {"rollout": 3}}, "options.rollout", "did you mean 'rollouts'"),
         ({"options": {"rollouts": 10**5000}}, "options.rollouts", "at most 4,096"),
         ({"options": {"max_tokens": 2**63}}, "options.max_tokens", "less than"),
+        (
+            {"options": {"overrides": {"rollouts": 10**10}}},
+            "options.overrides.rollouts",
+            "at most 4,096",
+        ),
+        (
+            {"options": {"overrides": {"search": {"tree": {"rollouts": 10**10}}}}},
+            "options.overrides.search.rollouts",
+            "at most 4,096",
+        ),
+        (
+            {"options": {"overrides": {"branching": 10**9}}},
+            "options.overrides.branching",
+            "at most 4,096",
+        ),
+        (
+            {"options": {"overrides": {"max_tokens": 10**30}}},
+            "options.overrides.max_tokens",
+            "less than",
+        ),
+        (
+            {"options": {"overrides": {"max_seconds": -5.0}}},
+            "options.overrides.max_seconds",
+            "more than",
+        ),
+        ({"options": {"overrides": {"stops": [""]}}}, "options.overrides", "empty text"),
         ({"options": {"overrides": {"top_p": b"1"}}}, "options.overrides", "JSON can't express"),
         ({"options": {"overrides": {"top_p": nested(10**5)}}}, "options.overrides", "JSON can't"),
         (

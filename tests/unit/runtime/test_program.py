@@ -160,6 +160,15 @@ def test_the_token_budget_covers_both_halves_of_a_reflection() -> None:
         assert branch.generated_tokens <= room
 
 
+def test_a_thought_that_leaves_no_room_for_its_reflection_is_cut_off() -> None:
+    full = error_value("PromptTooLong", "the prompt has 1000 tokens")
+    backend = ToyBackend(lambda seed: full if seed == 2 else None)
+    (branch,) = run(backend, request(1, ReflectionPlacement.AT_END))
+    assert (branch.finish, branch.error) == (Finish.LENGTH, None)
+    (thought,) = branch.segments
+    assert thought.text.endswith(MARCO_O1.end_of_thought)
+
+
 def test_a_failed_child_is_a_value_and_its_siblings_stand() -> None:
     backend = ToyBackend(lambda seed: error_value("BranchFailed", "no") if seed == 1 else None)
     branches = run(backend, *(request(i) for i in range(3)))
