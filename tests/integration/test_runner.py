@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from marco_search import solve
 from marco_search.errors import (
     DatabaseUnavailable,
     ModelRefused,
@@ -96,6 +97,20 @@ def test_a_job_is_searched_answered_and_explained(settings: Settings, database: 
     assert attempt[:3] == ("toy", "toy-marco-o1", 4)
     assert "What is 1 + 1?" in attempt[3]
     assert attempt[4] == "step"
+
+
+def test_what_rollouts_fell_short_of_is_counted_from_the_root_too(
+    settings: Settings, database: Database
+) -> None:
+    options = {"strategy": "vote", "rollouts": 24}
+    runtime = ToyRuntime(failing=0.3, silent=0.3)
+    (stored,) = insert(database, question(options=options))
+    runner(settings, database, runtime).run_next()
+    wanted = solve(question(options=options), runtime=runtime).shortfalls
+    assert result(database, stored.id).shortfalls == wanted
+    assert wanted is not None
+    assert wanted.failed
+    assert wanted.untagged
 
 
 def test_a_second_message_for_the_same_job_does_nothing(

@@ -383,11 +383,12 @@ _RESULTS = f"""
             'cut_off_at', coalesce(max(r.generated_tokens) FILTER (WHERE r.finish = 'length'), 0),
             'unscored', count(*) FILTER (WHERE r.answer IS NOT NULL AND r.error IS NOT NULL),
             'rejected', count(*) FILTER (WHERE r.answer IS NOT NULL AND r.scores = {_ZERO}),
-            'untagged', count(*) FILTER (WHERE r.finish = 'stop' AND leaf.action <> 'answer'
+            'untagged', count(*) FILTER (
+                WHERE r.finish = 'stop' AND leaf.action IS DISTINCT FROM 'answer'
                 AND (r.answer IS NULL OR r.error IS NULL AND r.scores IS DISTINCT FROM {_ZERO})),
             'unanswered', count(*) FILTER (
                 WHERE r.finish = 'stop' AND leaf.action = 'answer' AND r.answer IS NULL))
-         FROM audit.rollouts AS r JOIN audit.nodes AS leaf
+         FROM audit.rollouts AS r LEFT JOIN audit.nodes AS leaf  -- the root is not stored
              ON leaf.job_id = r.job_id AND leaf.node_id = r.path[cardinality(r.path)]
          WHERE r.job_id = jobs.job_id) AS shortfalls,
         -- A job that succeeded may have the error of an earlier attempt.
