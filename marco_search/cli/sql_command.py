@@ -249,7 +249,7 @@ def psql(print_url: bool, arguments: tuple[str, ...]) -> None:
         program = [_psql(), "-d", make_conninfo(**given), *arguments]
         signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's
         code = subprocess.run(program, env=environment, check=False).returncode
-    click.get_current_context().exit(code)
+    click.get_current_context().exit(code if code >= 0 else 128 - code)  # a signal's, as in shells
 
 
 def _psql() -> str:

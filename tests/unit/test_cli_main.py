@@ -383,3 +383,23 @@ def test_no_command_repeats_the_password_of_an_address_it_refuses(
     for words in commands:
         assert main(words) == 2, words
         assert "SeCrEt99" not in str(capsys.readouterr()), words
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("profile list >&-", 0, ""),
+        ("--help >&-", 0, ""),
+        ("solve - <&-", 2, "question: empty"),
+        ("nonsense 2>&-", 2, ""),
+        ("profile show nope <&- >&- 2>&-", 2, ""),
+        ("profile show pocket | head -c 1", 0, ""),
+    ],
+)
+def test_closed_streams_are_no_bug(words: str, code: int, said: str) -> None:
+    program = Path(sys.executable).with_name("marco")
+    command = ["bash", "-o", "pipefail", "-c", f'"{program}" {words}']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "bug" not in done.stderr
