@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -53,7 +54,8 @@ def submit_batch(
     """
     given = job_input.given_options(values)
     piped = file == "-" or Path(file).is_fifo()
-    source = None if piped else str(Path(file).absolute())
+    path = None if piped else Path(file).absolute()
+    source = None if path is None else os.fsencode(path).decode(errors="backslashreplace")
     if piped and strict:
         raise click.UsageError("--strict reads the file twice: not with standard input or a pipe.")
     with session(creates=True) as here:
@@ -67,7 +69,7 @@ def submit_batch(
                 lines, source=source, batch_id=batch_id, options=given, waits=waits, begun=_begun
             )
         refused = producer.refused_lines(done.id)
-        where = errors or Path(f"{source or done.id}.errors.jsonl")
+        where = errors or Path(f"{path or done.id}.errors.jsonl")
         if refused:
             output.write_json_lines(where, map(_refusal, refused))
     said = f"{len(refused):,} of {done.lines:,} lines were refused: {where}"

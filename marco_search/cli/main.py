@@ -151,10 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words.append(words.pop(0))
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that can't show a character gets a question mark, not a traceback.
-            stream.reconfigure(errors="replace")
+    stdout = sys.stdout
+    _prepare_streams()
     try:
         outcome = cli.main(args=words, prog_name="marco", standalone_mode=False)
         sys.stdout.flush()
@@ -167,11 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
-        # The reader (head, less) has seen enough; click would exit with 1. Nothing may be written
-        # at exit either.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+        # The reader (head, less) has seen enough. Rich and click exit with 1 then; click has put
+        # another stream in the place of this one.
+        if isinstance(error, SystemExit) and not (
+            isinstance(error.__context__, BrokenPipeError) or sys.stdout is not stdout
+        ):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 0
     except Exception as error:
         # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
@@ -182,6 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("Interrupted.", file=sys.stderr)
             return INTERRUPTED
         return _report_error(error, as_json, debug)
+
+
+def _prepare_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that can't show a character gets a question mark, not a traceback.
+            stream.reconfigure(errors="replace")
+    own = os.environ.get("PYTHONIOENCODING")
+    if isinstance(sys.stdout, io.TextIOWrapper) and not (own or sys.stdout.isatty()):
+        sys.stdout.reconfigure(encoding="utf-8")
+    if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: nothing would fit
+        del os.environ["COLUMNS"]
 
 
 def _report_usage(error: click.ClickException, as_json: bool) -> int:

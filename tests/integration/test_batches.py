@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def producer(database_url: str, redis_url: str) -> Iterator[Producer]:
 def lines(count: int) -> list[bytes]:
     texts = ({"custom_id": f"n{i}", "kind": "reasoning", "question": f"{i}?"} for i in range(count))
     return [json.dumps(text).encode() + b"\n" for text in texts]
+
+
+def test_a_file_s_name_need_not_be_utf_8(marco: Marco, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"\xff.jsonl")
+    file.write_bytes(b"".join([*lines(2), b"{}\n"]))
+    batch = marco("batch", "submit", str(file)).strip()
+    assert Path(f"{file}.errors.jsonl").exists()
+    found = json.loads(marco("batch", "status", batch, "--json"))
+    assert (found["lines"], found["refused"]) == (3, 1)
+    assert found["source"] == f"{tmp_path}/\\xff.jsonl"
 
 
 def test_a_file_of_both_shapes_is_answered_in_its_own(

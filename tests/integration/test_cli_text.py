@@ -73,6 +73,19 @@ def test_a_pipe_gets_what_is_stored(stored: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "json").read_text(encoding="utf-8"))["job"]["subject"] == ODD
 
 
+@pytest.mark.usefixtures("stored")
+def test_a_pipe_gets_utf_8_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    monkeypatch.setenv("PYTHONCOERCECLOCALE", "0")
+    assert "é题".encode() in piped("sql", r"select U&'\00e9\9898'")
+
+
+def test_a_terminal_without_a_size_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert b"marco-o1" in at_a_terminal([("profile", "list")])
+
+
 def test_values_that_python_does_not_know_are_as_postgres_has_them(stored: str) -> None:
     values = (
         "'infinity'::timestamptz", "'0044-03-15 00:00:00 BC'::timestamp", "'12000-01-01'::date",

@@ -394,6 +394,7 @@ def test_no_command_repeats_the_password_of_an_address_it_refuses(
         ("nonsense 2>&-", 2, ""),
         ("profile show nope <&- >&- 2>&-", 2, ""),
         ("profile show pocket | head -c 1", 0, ""),
+        ("solve 2+3 --tree | true", 0, ""),
     ],
 )
 def test_closed_streams_are_no_bug(words: str, code: int, said: str) -> None:
