@@ -21,6 +21,7 @@ from marco_search import profiles
 from marco_search import settings as settings_module
 from marco_search.errors import (
     AnotherVersion,
+    BranchFailed,
     InvalidJob,
     InvalidProfile,
     InvalidSettings,
@@ -275,12 +276,16 @@ def run_search(
 def _refuse_if_all_failed(branches: Sequence[Branch], tree: Tree) -> None:
     """A round of failures only is the runtime's failure, unless no branch had room.
 
-    A path that has grown too long does not fail the job, but its prompt does.
+    A path that has grown too long does not fail the job, but its prompt does. Nor does a branch
+    that is alone in its round, as forks are, if the one before it did not fail.
     """
     if any(b.finish is not Finish.FAILED for b in branches):
         return
     error = str(branches[0].error)
     if not all(without_room(b.error) for b in branches):
+        its_own = len(branches) == 1 and error.startswith(BranchFailed.__name__)
+        if its_own and tree.rollouts and tree.rollouts[-1].finish is not Finish.FAILED:
+            return
         which = "the branch" if len(branches) == 1 else f"all {len(branches)} branches"
         raise RuntimeUnavailable(f"{which} failed: {error}")
     if all(r.finish is Finish.FAILED for r in tree.rollouts):

@@ -263,7 +263,7 @@ class _Child:
                 return
             found = read_completion(executor.variables[name], meta, stops=stops, most=most)
         except TimeoutError:
-            self._error = "BranchFailed: the runtime did not answer before the branch's deadline"
+            self._error = "RuntimeUnavailable: no answer before the branch's deadline"
         except BranchFailed as error:
             self._error = f"BranchFailed: {error}"
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from marco_search.errors import (
 )
 from marco_search.jobs import JobResult
 from marco_search.runtime.base import Runtime
+from marco_search.search.branches import Branch, Expansion, Finish
 from marco_search.search.tree import Node, Rollout, Round
 from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
@@ -189,6 +190,25 @@ def test_a_cancelled_search_stops_and_keeps_its_answers_so_far(
     assert outcome.answer is not None
     assert runtime.rounds == 2
     assert outcome.rollouts < 64
+
+
+def test_a_branch_that_fails_alone_in_its_round_costs_no_attempt(
+    settings: Settings, database: Database
+) -> None:
+    class Filtered(ToyRuntime):
+        def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+            error = "BranchFailed: the runtime ended the branch: content_filter"
+            return [
+                Branch(branch_id=2, finish=Finish.FAILED, error=error) if b.branch_id == 2 else b
+                for b in super().branch(expansions)
+            ]
+
+    (stored,) = insert(database, question(options={"strategy": "tree", "rollouts": 8}))
+    runner(settings, database, Filtered()).run_next()
+    now = result(database, stored.id)
+    assert (now.state, now.rollouts, now.answer is None) == (JobState.SUCCEEDED, 8, False)
+    assert now.shortfalls is not None
+    assert now.shortfalls.failed == 1
 
 
 def test_an_unreachable_runtime_is_retried_later_and_then_dead(

@@ -1,4 +1,4 @@
-"""What a search does when paths grow too long for the model."""
+"""What a search does when branches fail, and when paths grow too long for the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from marco_search.engine import Journal, make_plan, run_search
-from marco_search.errors import PromptTooLong
+from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import Branch, Expansion, Finish
@@ -55,3 +55,44 @@ def test_a_prompt_without_room_is_the_job_s_error() -> None:
     runtime.room = len(fixed.prompt) - 1
     with pytest.raises(PromptTooLong, match=r"^full$"):
         run_search(JOB, fixed, runtime, Journal())
+
+
+class Odd(ToyRuntime):
+    """The branches with these ids fail."""
+
+    def __init__(self, error: str, *ids: int) -> None:
+        super().__init__()
+        self._error, self._ids = error, ids
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        return [
+            Branch(branch_id=b.branch_id, finish=Finish.FAILED, error=self._error)
+            if b.branch_id in self._ids
+            else b
+            for b in super().branch(expansions)
+        ]
+
+
+ALONE = ReasoningJob(question="2 + 2?", options=OPTIONS.model_copy(update={"strategy": "tree"}))
+
+
+def test_a_branch_that_fails_alone_in_its_round_is_one_of_many() -> None:
+    """Tried again it would fail in the same way, until the job is dead."""
+    runtime = Odd("BranchFailed: the runtime ended the branch: content_filter", 2)
+    finished = run_search(ALONE, make_plan(ALONE, runtime), runtime, Journal())
+    rollouts = finished.search.tree.rollouts
+    assert rollouts[1].round < rollouts[2].round < rollouts[3].round
+    assert [r.rollout_id for r in rollouts if r.finish is Finish.FAILED] == [2]
+    assert len(rollouts) == OPTIONS.rollouts
+
+
+@pytest.mark.parametrize(
+    ("error", "ids"),
+    [("RuntimeUnavailable: 503", [2]), ("BranchFailed: odd", [0]), ("BranchFailed: odd", [1, 2])],
+)
+def test_what_does_not_look_like_one_branch_s_own_failure_is_the_runtime_s(
+    error: str, ids: list[int]
+) -> None:
+    runtime = Odd(error, *ids)
+    with pytest.raises(RuntimeUnavailable, match="the branch failed"):
+        run_search(ALONE, make_plan(ALONE, runtime), runtime, Journal())

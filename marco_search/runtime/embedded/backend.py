@@ -19,7 +19,13 @@ from sglang.lang.backend.base_backend import BaseBackend
 
 import marco_search
 from marco_search import models
-from marco_search.errors import BranchFailed, ModelRefused, PromptTooLong, RuntimeFailure
+from marco_search.errors import (
+    BranchFailed,
+    ModelRefused,
+    PromptTooLong,
+    RuntimeFailure,
+    RuntimeUnavailable,
+)
 from marco_search.runtime.base import Render, Runtime, RuntimeInfo
 from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.batch import Batch, GenerationRequest, Row
@@ -154,7 +160,8 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
             row.result(seconds)
         except TimeoutError:
             row.cancel()
-            raise BranchFailed(f"no answer from the embedded engine in {seconds:.3g} s") from None
+            late = f"no answer from the embedded engine in {seconds:.3g} s"
+            raise RuntimeUnavailable(late) from None
         return row
 
     def _request(self, s: Any, params: Any) -> GenerationRequest:

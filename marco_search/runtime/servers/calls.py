@@ -102,9 +102,9 @@ def details(body: bytes) -> str:
 
 def cut_short(call: Call) -> Failure:
     """The outcome of a finished call."""
-    late = call.left_s <= 0
-    message = "no answer before the branch's deadline" if late else "aborted"
-    return Failure(kind=BranchFailed, message=message)
+    if call.left_s <= 0:
+        return Failure(kind=RuntimeUnavailable, message="no answer before the branch's deadline")
+    return Failure(kind=BranchFailed, message="aborted")
 
 
 class Limiter:
