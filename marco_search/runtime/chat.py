@@ -71,7 +71,7 @@ def compile_template(text: str, specials: Mapping[str, str] | None = None) -> Re
         given = {**named, **(options or {}), "messages": turns}
         try:
             return template.render(**{"add_generation_prompt": True, "tools": None, **given})
-        except jinja2.TemplateError as error:
+        except Exception as error:  # of any kind: options of a job may have any value
             raise ModelRefused(f"the chat template rejected the prompt: {error}") from None
 
     return render

@@ -225,6 +225,13 @@ def test_no_caller_ends_its_turn_with_a_token_of_the_model(words: str, rendered:
     assert render([Message(role="user", content=words)]) == rendered
 
 
+@pytest.mark.parametrize("options", [{"tools": 5}, {"strftime_now": 1}])
+def test_an_option_that_a_template_can_not_take_is_no_bug(options: dict[str, Any]) -> None:
+    render = compile_template("{% for t in tools or () %}{% endfor %}{{ strftime_now('%Y') }}")
+    with pytest.raises(ModelRefused, match="rejected the prompt: 'int' object is not"):
+        render(MESSAGES, options)
+
+
 def test_a_folder_without_a_template_gets_chatml(tmp_path: Path) -> None:
     assert read_chat_template(open_files(tmp_path)) is None
     assert render_chatml(MESSAGES) == (
