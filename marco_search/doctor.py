@@ -47,7 +47,7 @@ from marco_search.store.reads import queries
 from marco_search.text import redacted
 
 _LEAST_SPACE = 2**30  # bytes
-_PYTHONS = ((3, 11), (3, 12), (3, 13))
+_PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 _OLDEST_REDIS = (6, 2)  # kombu's demand
 _ANSWER_S = 3
 _MOST = 12  # differences shown
@@ -99,7 +99,7 @@ def _run(check: Callable[[Settings], Finding], settings: Settings) -> Finding:
 
 
 def _python(_: Settings) -> Finding:
-    fix = "set MARCO_PYTHON to a Python 3.11, 3.12 or 3.13 and run `make install`"
+    fix = "set MARCO_PYTHON to a Python 3.11 to 3.14 and run `make install`"
     detail = f"{platform.python_version()} ({sys.executable})"
     return Finding("python", sys.version_info[:2] in _PYTHONS, detail, fix)
 

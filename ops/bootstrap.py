@@ -17,7 +17,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # In the order of preference when the Python at hand will not do.
-SUPPORTED = ((3, 12), (3, 11), (3, 13))
+SUPPORTED = ((3, 12), (3, 11), (3, 13), (3, 14))
 
 # Name, meaning, command in .venv; those that run Python need the packages of tests, too.
 TARGETS = (
@@ -81,16 +81,16 @@ def find_python():
     # type: () -> str
     """Path or name of the Python to use; ends the program when there is none."""
     chosen = os.environ.get("MARCO_PYTHON")
-    names = [chosen] if chosen else [sys.executable, "python3.12", "python3.11", "python3.13"]
+    names = [chosen] if chosen else [sys.executable] + ["python%d.%d" % v for v in SUPPORTED]
     for name in names:
         if name and is_supported(name):
             return name
     if chosen:
-        sys.exit("MARCO_PYTHON=%s is not a working CPython 3.11, 3.12 or 3.13." % chosen)
+        sys.exit("MARCO_PYTHON=%s is not a working CPython 3.11 to 3.14." % chosen)
     sys.exit(
-        "marco-search needs CPython 3.11, 3.12 or 3.13. This is %s %s, and neither of\n"
-        "python3.12, python3.11, python3.13 on PATH works. Install one, or set MARCO_PYTHON\n"
-        "to the path of one." % (sys.executable, sys.version.split()[0])
+        "marco-search needs CPython 3.11 to 3.14. This is %s %s, and none of %s\n"
+        "on PATH works. Install one, or set MARCO_PYTHON to the path of one."
+        % (sys.executable, sys.version.split()[0], ", ".join(names[1:]))
     )
 
 

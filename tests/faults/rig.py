@@ -230,7 +230,9 @@ class Rig:
             with contextlib.suppress(OSError):  # it ended
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[3]) in self._sessions and fields[0] not in "ZX":
-                    words = (folder / "cmdline").read_text().replace("\0", " ").strip()
+                    words = (
+                        (folder / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
+                    )
                     found[int(folder.name)] = words
         return found
 

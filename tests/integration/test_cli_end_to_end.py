@@ -72,7 +72,9 @@ class Cli:
             try:
                 logs = (folder / "fd" / "1").readlink().is_relative_to(self.home)
                 if logs or mine in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+                    found.append(
+                        (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+                    )
             except OSError:
                 continue  # it ended, or is another user's
         return found

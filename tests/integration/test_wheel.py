@@ -111,7 +111,7 @@ def _processes_in(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            words = (entry / "cmdline").read_text().replace("\0", " ")
+            words = (entry / "cmdline").read_text(errors="replace").replace("\0", " ")
         except OSError:
             continue
         if str(folder) in words:

@@ -40,10 +40,10 @@ def test_very_old_pythons_can_read_it() -> None:
     ("change", "fits"),
     [
         ("", True),
-        ("sys.version_info = (3, 13, 0)", True),
+        ("sys.version_info = (3, 14, 0)", True),
         ("sysconfig.get_config_var = lambda name: 1", False),  # free-threaded: other wheels
         ("sys.version_info = (3, 10, 0)", False),
-        ("sys.version_info = (3, 14, 0)", False),
+        ("sys.version_info = (3, 15, 0)", False),
         ("platform.python_implementation = lambda: 'PyPy'", False),
     ],
 )
@@ -71,7 +71,7 @@ def test_without_a_python_that_will_do_it_says_what_to_set(
     monkeypatch.setattr(sys, "executable", old)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("MARCO_PYTHON", raising=False)
-    with pytest.raises(SystemExit, match=r"3\.11, 3\.12 or 3\.13.*(\n.*)*MARCO_PYTHON"):
+    with pytest.raises(SystemExit, match=r"3\.11 to 3\.14.*(\n.*)*MARCO_PYTHON"):
         bootstrap.find_python()
     monkeypatch.setenv("MARCO_PYTHON", old)
     with pytest.raises(SystemExit, match=f"MARCO_PYTHON={old} is not"):

@@ -110,7 +110,7 @@ HARMLESS: dict[str, Callable[[Reply], Any]] = {
 
 NOT_JSON = {
     "names twice": b'{"text": "4", "text": "5", "meta_info": {}}',
-    "deeply nested": b'{"text": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "deeply nested": b'{"text": ' + b"[" * 150_000 + b"]" * 150_000 + b"}",
     "a list": b'[{"text": "4"}]',
     "not UTF-8": b'{"text": "\xff"}',
     "5,000 digits": b'{"text": ' + b"9" * 5_000 + b"}",
