@@ -29,10 +29,12 @@ from producer import Producer
 from tests.integration.toys import (
     WORKER,
     environment,
+    insert,
     question,
     run_job,
     runner,
     settings_for,
+    state,
     wait_until,
 )
 from tests.tls import make_certificate
@@ -242,6 +244,26 @@ def test_a_killed_scheduler_loses_nothing(
     with scheduler(settings) as one:
         tick_until(one, lambda: bool(held(database, state="delivered")), "it was sent again")
     assert len(set(receiver.ids())) == 1 < len(receiver.messages(made["secret"]))
+
+
+def test_a_job_ends_while_a_webhook_is_removed(
+    settings: Settings, database: Database, receiver: Receiver
+) -> None:
+    with database.transaction() as conn:
+        for _ in range(2):
+            hook, _ = webhooks.add(conn, receiver.url, settings, tenant="default")
+    with ThreadPoolExecutor() as threads:
+        with database.transaction() as conn:
+            webhooks.remove(conn, hook)
+            (job,) = insert(database, question())
+            solving = threads.submit(
+                run_job, runner(settings, database, ToyRuntime()), database, job.id
+            )
+            locked = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+            wait_until(lambda: conn.execute(locked).rowcount > 0, "its end waits for the webhook")
+        solving.result()
+    assert database.call(state, job.id) == "succeeded"
+    assert len(held(database)) == 1
 
 
 def test_a_silent_receiver_holds_up_no_other(

@@ -39,11 +39,15 @@ JOB_FINISHED, BATCH_FINISHED = "job.finished", "batch.finished"
 
 
 def outbox(event: str, ended: str) -> str:
-    """Part of WITH: holds a delivery for each webhook of what `ended`, a query of id and tenant."""
+    """Part of WITH: holds a delivery for each webhook of what `ended`, a query of id and tenant.
+
+    One that is being removed is waited for: its deliveries would break the foreign key, and so
+    keep the job from ending.
+    """
     return f"""held AS (
         INSERT INTO webhook_deliveries (webhook_id, event, {event.partition(".")[0]}_id)
         SELECT w.id, '{event}', ended.id FROM ({ended}) AS ended JOIN webhooks AS w
-            ON w.tenant = ended.tenant AND '{event}' = ANY (w.events)
+            ON w.tenant = ended.tenant AND '{event}' = ANY (w.events) FOR KEY SHARE OF w
     )"""  # noqa: S608  # constants
 
 
