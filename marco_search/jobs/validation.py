@@ -9,6 +9,7 @@ import difflib
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Self
 
 from pydantic import (
@@ -26,6 +27,7 @@ from marco_search.errors import InvalidJob
 WHOLE = "job"
 """The field named where the value as a whole is wrong."""
 _LONGEST_NAME = 60  # of a field or a value that a message repeats
+_DEEPEST = 100  # levels of JSON: Python reads some hundred, fewer the more functions are at work
 _SURROGATE = (
     "not valid Unicode: a lone surrogate{}; decode the source as UTF-8 before submitting it"
 )
@@ -194,14 +196,26 @@ def texts(value: object) -> Iterator[str]:
 
 
 def as_json(value: object, *, allow_nan: bool = False) -> str:
-    """`value` as JSON. Raises ValueError for what JSON can't express."""
+    """`value` as JSON. Raises ValueError for what JSON can't express, or is nested too deep."""
     try:
+        if _is_deeper(value, _DEEPEST):
+            raise ValueError
         return json.dumps(value, allow_nan=allow_nan)
     except (TypeError, ValueError, RecursionError):
         raise ValueError(
             "holds something that JSON can't express: only names, lists, texts, finite numbers, "
-            "true, false and null are allowed"
+            f"true, false and null are allowed, {_DEEPEST} within each other at most"
         ) from None
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether it has lists and objects within each other for more than so many levels."""
+    within = [value]
+    for _ in range(levels + 1):
+        outer = [one for one in within if isinstance(one, dict | list | tuple)]
+        inner = chain(*(one.values() if isinstance(one, dict) else one for one in outer))
+        within = list({id(one): one for one in inner}.values())  # one of a circle once
+    return any(isinstance(one, dict | list | tuple) for one in outer)
 
 
 def decode_utf8(data: bytes, field: str) -> str:

@@ -249,6 +249,7 @@ def test_wrong_types_are_refused_and_nothing_is_stored(
         ({"metadata": {"a": float("nan")}}, "metadata"),
         ({"metadata": {"a": ["\ud800"]}}, "metadata"),
         ({"metadata": {"a": object()}}, "metadata"),
+        ({"metadata": json.loads('{"a": ' * 101 + "1" + "}" * 101)}, "metadata"),
     ],
 )
 def test_a_batch_of_wrong_arguments_is_not_begun(
@@ -267,6 +268,16 @@ def test_lines_that_hold_what_postgres_can_t_store_are_refused(producer: Produce
     lines += [json.dumps({"custom_id": "a", "body": {name: 1}}) for name in names]
     batch = producer.submit_batch(line.encode() for line in lines)
     assert [line.line for line in producer.refused_lines(batch.id)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_line_with_json_deeper_than_any_reader_takes_is_refused_alone(producer: Producer) -> None:
+    whole = {"kind": "reasoning", "question": "2?"}
+    deep = [json.loads("[" * levels + "]" * levels) for levels in (98, 99, 300, 900)]
+    options = [{"overrides": {"template_options": {"a": each}}} for each in deep]
+    lines = [json.dumps(whole | {"options": each}) for each in options]
+    batch = producer.submit_batch(line.encode() for line in [*lines, json.dumps(whole)])
+    assert [line.line for line in producer.refused_lines(batch.id)] == [2, 3, 4]
+    assert batch.states == {"queued": 2}
 
 
 def test_a_batch_is_named_by_its_id_as_text_too(producer: Producer) -> None:

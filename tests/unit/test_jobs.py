@@ -160,6 +160,11 @@ def test_jobs_are_frozen() -> None:
         ({"options": {"overrides": {"top_p": b"1"}}}, "options.overrides", "JSON can't express"),
         ({"options": {"overrides": {"top_p": nested(10**5)}}}, "options.overrides", "JSON can't"),
         (
+            {"options": {"overrides": {"template_options": {"a": nested(98)}}}},
+            "options.overrides",
+            "100 within each other",
+        ),
+        (
             {"options": {"overrides": {"template_options": {"a": float("nan")}}}},
             "options.overrides",
             "JSON can't",
