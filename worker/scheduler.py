@@ -103,11 +103,10 @@ class Scheduler:
     def _tick_in_turn(self) -> None:
         if time.monotonic() >= self._next_seldom:
             self._next_seldom += SELDOM_S
-            with self._database.transaction() as conn:
-                made = partitions.ensure(conn)  # long before they begin
-                uploaded_files.delete_expired(conn)
-            if made:
+            if made := self._database.call(partitions.ensure):  # long before they begin
                 log.info("made partitions: %s", ", ".join(made))
+            while self._database.call(uploaded_files.delete_expired):
+                pass
             self._database.call(webhooks.forget)
         try:
             turn = self._publisher.try_acquire_tick(EVERY_S)

@@ -298,7 +298,7 @@ def _begin(caller: Caller, request: BatchRequest, key: str | None) -> Batch:
         try:
             made = batches.find(conn, batch_id, tenant=tenant)
         except BatchNotFound:
-            file = uploaded_files.find(conn, file_id, tenant=tenant)
+            file = uploaded_files.kept(conn, file_id, tenant=tenant)
             made = batches.begin(
                 conn, tenant=tenant, source=file.name, metadata=request.metadata,
                 batch_id=batch_id, file_id=file_id, expires_in_s=seconds,

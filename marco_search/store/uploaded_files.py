@@ -17,7 +17,7 @@ _PART = 2**20
 _UNUSED = """NOT EXISTS (SELECT FROM batches AS b WHERE b.file_id = files.id
     AND b.completed_at IS NULL AND b.cancelled_at IS NULL)"""
 
-_ALIVE = "(expires_at IS NULL OR expires_at >= now())"
+_ALIVE = f"(expires_at IS NULL OR expires_at >= now() OR NOT {_UNUSED})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,12 @@ def find(conn: Conn, file_id: UUID, *, tenant: str) -> UploadedFile:
     return found[0]
 
 
+def kept(conn: Conn, file_id: UUID, *, tenant: str) -> UploadedFile:
+    """As `find`; until this transaction ends nobody deletes it, so that a batch may be begun."""
+    conn.execute("SELECT FROM files WHERE id = %s FOR KEY SHARE", [file_id])
+    return find(conn, file_id, tenant=tenant)
+
+
 def page(
     conn: Conn, *, tenant: str, after: UUID | None, newest_first: bool, limit: int
 ) -> list[UploadedFile]:
@@ -101,15 +107,27 @@ def page(
 def delete(conn: Conn, file_id: UUID, *, tenant: str) -> None:
     """Delete a tenant's file. Raises FileNotFound, InputError while a batch still reads it."""
     find(conn, file_id, tenant=tenant)
-    query = f"DELETE FROM files WHERE id = %s AND {_UNUSED}"  # noqa: S608  # constants
-    if not conn.execute(query.encode(), [file_id]).rowcount:
+    # By itself: one statement would not see the batch that was begun while it waited.
+    conn.execute("SELECT FROM files WHERE id = %s FOR UPDATE", [file_id])
+    if not _delete(conn, file_id):
         raise InputError(f"a batch is being made from file-{file_id.hex}: wait, or cancel it")
 
 
 def delete_expired(conn: Conn) -> int:
-    """Delete the files whose time is over and that no batch still reads; how many."""
-    query = f"DELETE FROM files WHERE expires_at < now() AND {_UNUSED}"  # noqa: S608  # constants
-    return conn.execute(query.encode()).rowcount
+    """Delete a file whose time is over and that no batch still reads; 0: there is none.
+
+    One: a large file takes a second, and a transaction must not take many.
+    """
+    query = f"""SELECT id FROM files WHERE expires_at < now() AND {_UNUSED}
+        LIMIT 1 FOR UPDATE SKIP LOCKED"""  # noqa: S608  # constants
+    found = conn.execute(query.encode()).fetchone()
+    return 0 if found is None else _delete(conn, found[0])
+
+
+def _delete(conn: Conn, file_id: UUID) -> int:
+    """Delete a file that is locked, unless a batch reads it."""
+    query = f"DELETE FROM files WHERE id = %s AND {_UNUSED}"  # noqa: S608  # constants
+    return conn.execute(query.encode(), [file_id]).rowcount
 
 
 def content(database: Database, file: UploadedFile) -> Iterator[bytes]:

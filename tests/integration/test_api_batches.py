@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import openai
@@ -228,6 +229,28 @@ def test_both_of_two_uploads_fit_alone(api: Api) -> None:  # noqa: F811
     assert "would have 20" in str(outcome[0])
 
 
+def test_a_file_is_not_deleted_under_a_batch_that_is_begun(api: Api) -> None:  # noqa: F811
+    acme = client(api, tenant="under")
+    file = acme.files.create(file=("in.jsonl", b"{}\n"), purpose="batch")
+    outcome: list[object] = []
+
+    def delete() -> None:
+        try:
+            outcome.append(acme.files.delete(file.id))
+        except openai.BadRequestError as error:
+            outcome.append(error)
+
+    with api.database.transaction() as conn:
+        given: dict[str, Any] = {"tenant": "under", "file_id": UUID(file.id[5:])}
+        uploaded_files.kept(conn, given["file_id"], tenant="under")
+        batches.begin(conn, **given)
+        thread = threading.Thread(target=delete)
+        thread.start()
+        wait_until(lambda: waits_for_a_lock(api.database))
+    thread.join()
+    assert "a batch is being made from" in str(outcome[0])
+
+
 def waits_for_a_lock(database: Database) -> bool:
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
     with database.transaction() as conn:
@@ -245,5 +268,8 @@ def test_an_upload_goes_on_at_another_process(api: Api) -> None:  # noqa: F811
             wait_until(lambda: sum(producer.batches()[0].states.values()) == 500)
         with pytest.raises(openai.BadRequestError, match="a batch is being made from"):
             full.files.delete(made.input_file_id)
+    with api.database.transaction() as conn:  # its time is over, and it is still read
+        conn.execute("UPDATE files SET expires_at = now() - interval '1 s' WHERE tenant = 'many'")
+        assert uploaded_files.delete_expired(conn) == 0
     whole = reached(acme, made, "in_progress")
     assert whole.request_counts is not None and whole.request_counts.total == 1200
