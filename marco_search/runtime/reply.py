@@ -353,14 +353,13 @@ def _broken(whole: str, at: int, run: list[str], following: list[str]) -> list[s
     """The texts of a run of broken pieces: all of it at the last one, unless they are meant so."""
     if whole.startswith("".join(run), at):
         return run  # a U+FFFD that the model wrote
-    if whole.startswith(BROKEN, at):  # characters that were never completed
-        end = next(i for i in range(at, len(whole) + 1) if whole[i : i + 1] != BROKEN)
-    else:
-        seen = (p for p in following if not _SPECIAL.fullmatch(p) or whole.find(p, at) >= 0)
-        neighbour = next(filter(None, seen), "")
-        end = whole.find(neighbour.strip(" ") or neighbour, at + 1) if neighbour else len(whole)
-        if end < 0:
-            raise _other_text()
+    seen = (p for p in following if not _SPECIAL.fullmatch(p) or whole.find(p, at) >= 0)
+    neighbour = next(filter(None, seen), "")
+    ways = {neighbour, neighbour.strip(" ") or neighbour}  # its space may have been dropped
+    found = [end for end in (whole.find(way, at + 1) for way in ways) if end >= 0]
+    if neighbour and not found:
+        raise _other_text()
+    end = min(found) if neighbour else len(whole)
     return [""] * (len(run) - 1) + [whole[at:end]]
 
 

@@ -50,6 +50,22 @@ def test_split_characters_at_the_end_and_before_a_stop_string() -> None:
     assert texts("a苹", pieces, reason) == ["a", "", "苹", "</Output>"]
 
 
+def test_a_space_after_a_split_character_is_that_of_its_token() -> None:
+    """Else a fork there would have two: its candidate has one as well."""
+    split = [BROKEN, BROKEN, BROKEN]
+    assert texts("a苹 b", ["a", *split, " b"]) == ["a", "", "", "苹", " b"]
+    assert texts("a苹 b", ["a", *split, "b"]) == ["a", "", "", "苹 ", "b"]  # one that drops it
+
+
+def test_characters_that_were_never_completed_stand_beside_others() -> None:
+    broken = f"{BROKEN}和{BROKEN}"
+    for pieces in ([BROKEN] * 6, [BROKEN * 2, BROKEN * 4]):
+        assert texts(f"a{broken} b", ["a", *pieces, " b"]) == [
+            "a", *[""] * (len(pieces) - 1), broken, " b",
+        ]  # fmt: skip
+        assert texts(f"a{broken}", ["a", *pieces])[-1] == broken
+
+
 def test_pieces_that_do_not_fit_the_text_are_refused() -> None:
     with pytest.raises(BranchFailed, match="make up"):
         texts("xyz苹", ["a", BROKEN, BROKEN, "q"])
