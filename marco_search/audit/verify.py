@@ -161,7 +161,7 @@ def _external(job: dict[str, Any], rows: Rows, kinds: Kinds) -> int:
             return 0
         read = kinds["rollout"].reader.read
         return sum(read(row)["scores"] is not None for _, row in rows.get("rollout", ()))
-    except (LookupError, TypeError, ValueError, AttributeError, struct.error):
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error):
         return 0  # never begun, or what `_check_numbers` finds
 
 

@@ -143,8 +143,10 @@ def check_archive(folder: Path) -> Report:
     try:
         for job_id, rows in () if total.findings else _jobs(folder):
             total.add(check_job(_evidence(UUID(job_id), rows)))
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, struct.error) as error:
-        # Arrow raises OSError for pages that can't be read.
+    except (
+        pa.ArrowException, OSError, LookupError, TypeError, ValueError, OverflowError, struct.error,
+    ) as error:  # fmt: skip
+        # Arrow raises OSError for pages that can't be read, OverflowError for times after 9999.
         wrong = Finding("archive", str(folder), "not readable", "its rows", str(error))
         total.findings += (wrong,)
     for name in sorted({path.name for path in folder.iterdir()} - FILES - {"manifest.json"}):

@@ -13,6 +13,7 @@ from typing import Self
 from uuid import UUID
 
 import psycopg
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -206,6 +207,15 @@ def test_jobs_of_an_archived_month_are_redacted_in_its_files(
     assert (after.findings, after.redacted_jobs, after.archived_jobs) == ((), 2, 3)
 
 
+def bring_into_line(month: Path) -> None:
+    """Write the hash of the file of nodes into the list."""
+    from marco_search.export.tables import digest
+
+    manifest = json.loads((month / "manifest.json").read_text())
+    manifest["files"]["node.parquet"]["sha256"] = digest(month / "node.parquet")
+    (month / "manifest.json").write_text(json.dumps(manifest, indent=2))
+
+
 def test_tampering_with_an_archive_is_found(
     database: Database, august: list[UUID], tmp_path: Path
 ) -> None:
@@ -218,15 +228,24 @@ def test_tampering_with_an_archive_is_found(
     result = CliRunner().invoke(verify, ["--archive", str(month)])
     assert (result.exit_code, "node.parquet" in result.output) == (9, True)
     # Its list brought into line, the row is named; and the chain does not know the list.
-    from marco_search.export.tables import digest
-
-    manifest = json.loads((month / "manifest.json").read_text())
-    manifest["files"]["node.parquet"]["sha256"] = digest(month / "node.parquet")
-    (month / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    bring_into_line(month)
     result = CliRunner().invoke(verify, ["--archive", str(month)])
     assert result.exit_code == 9
     assert "the chain knows no archive with this list" in result.output
     assert f"nodes (job {august[0]}, node_id 1): the node was changed" in result.output
+
+
+def test_a_time_that_no_calendar_has_makes_an_archive_unreadable(
+    august: list[UUID], tmp_path: Path
+) -> None:
+    month = done(tmp_path)
+    table = pq.read_table(month / "node.parquet")
+    at = table.schema.get_field_index("created_at")
+    late = pa.array([2**62] * len(table), table.schema.field(at).type)
+    pq.write_table(table.set_column(at, table.schema.field(at), late), month / "node.parquet")
+    bring_into_line(month)
+    result = CliRunner().invoke(verify, ["--archive", str(month)])
+    assert (result.exit_code, "not readable" in result.output) == (9, True)
 
 
 def test_trees_that_vanish_do_not_pass_for_archived(

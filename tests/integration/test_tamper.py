@@ -279,6 +279,25 @@ TAMPERINGS: list[tuple[str, Tamper, str, str, bool]] = [
         "jobs", "id", False,
     ),
     (
+        "a plan too deep to be read",
+        run("UPDATE jobs SET plan = (repeat('[', 5000) || repeat(']', 5000))::jsonb"
+            " WHERE id = %(job)s"),
+        "jobs", "id", False,
+    ),
+    *(
+        (
+            f"the time of a link: {at}",
+            run(f"UPDATE chain SET at = '{at}' WHERE job_id = %(job)s"),  # noqa: S608
+            "chain", "seq 2", False,
+        )
+        for at in ("infinity", "-infinity", "4000-01-01 BC", "20000-01-01")
+    ),
+    (
+        "values whose sum is no number",
+        run("UPDATE rollouts SET value = -1e308 WHERE job_id = %(job)s"),
+        "rollouts", "rollout_id 0", False,
+    ),
+    (
         "the proof of a job deleted",
         run("DELETE FROM proofs WHERE seq = 2"),
         "proofs", "seq 2", False,

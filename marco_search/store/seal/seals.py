@@ -40,6 +40,12 @@ _A_LINK_MS, _ROWS_A_MS = 5, 100  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
 _LAST_SEQ = 2**62  # what is beyond is no bigint
 
+LINKS = """(
+    SELECT seq, kind, job_id, root, previous, head, format,
+        greatest(least(at, '9999-12-31Z'), '0001-01-01Z') AS at FROM public.chain
+) AS links"""
+"""The chain, to be read: of a time that Python lacks the nearest, which the head does not match."""
+
 Entry = tuple[LinkKind, UUID | None, bytes]
 """What a link is made of: its kind, the job if there is one, and the root."""
 
@@ -78,7 +84,7 @@ def seal(conn: Conn, job_ids: Iterable[UUID], *, as_kind: LinkKind = JOB) -> lis
 
 def link_at(conn: Conn, seq: int | None = None) -> Link | None:
     """A link of the chain; the last one without a number."""
-    source = """public.chain WHERE %(seq)s::bigint IS NULL OR seq = %(seq)s
+    source = f"""{LINKS} WHERE %(seq)s::bigint IS NULL OR seq = %(seq)s
         ORDER BY seq DESC LIMIT 1"""
     return next(iter(select(conn, Link, source, {"seq": seq})), None)
 

@@ -15,13 +15,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from threading import Thread, current_thread, main_thread
 from types import ModuleType
 from typing import Any
 from uuid import UUID
 
+from psycopg import errors
 from psycopg.rows import class_row, dict_row
 
 from marco_search.audit.chain import Link, check_link, check_links
@@ -32,6 +33,7 @@ from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import JobNotFound, VerificationStopped
 from marco_search.store.db import Conn, Database, select
 from marco_search.store.seal import archives
+from marco_search.store.seal.seals import LINKS
 from marco_search.store.trail import rows
 
 _NODES_A_RANGE = 10_000
@@ -108,14 +110,10 @@ def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterat
 
 def _sealed_runs(conn: Conn, job_ids: Collection[UUID]) -> Mapping[UUID, list[SealedRun]]:
     """The links of each job with their proofs, each checked against the link before it."""
-    links = select(
-        conn,
-        Link,
-        "public.chain WHERE seq IN ("
-        " SELECT unnest(ARRAY[seq, seq - 1]) FROM public.chain WHERE job_id = ANY (%s)"
-        ") ORDER BY seq",
-        [list(job_ids)],
-    )
+    source = f"""{LINKS} WHERE seq IN (
+        SELECT unnest(ARRAY[seq, seq - 1]) FROM public.chain WHERE job_id = ANY (%s)
+    ) ORDER BY seq"""  # noqa: S608  # constants
+    links = select(conn, Link, source, [list(job_ids)])
     with conn.cursor(row_factory=dict_row, binary=True) as kept:
         seqs = [link.seq for link in links]
         kept.execute("SELECT * FROM public.proofs WHERE seq = ANY (%s)", [seqs])
@@ -141,9 +139,21 @@ def proof_from(row: Mapping[str, Any] | None, number: int) -> Proof | None:
 def _shown_visits(
     conn: Conn, job_ids: Collection[UUID]
 ) -> Mapping[UUID, Mapping[int, tuple[int, float]]]:
-    """Visit counts and values as the view shows them, by job and node."""
+    """Visit counts and values as the view shows them, by job and node; of a job whose sums are
+    beyond every number none.
+    """
+    with suppress(errors.NumericValueOutOfRange):
+        return _visits(conn, job_ids)
+    found: dict[UUID, dict[int, tuple[int, float]]] = {}
+    for job_id in job_ids:
+        with suppress(errors.NumericValueOutOfRange):
+            found |= _visits(conn, [job_id])
+    return found
+
+
+def _visits(conn: Conn, job_ids: Collection[UUID]) -> dict[UUID, dict[int, tuple[int, float]]]:
     shown: dict[UUID, dict[int, tuple[int, float]]] = defaultdict(dict)
-    with conn.cursor(binary=True) as cursor:
+    with conn.transaction(), conn.cursor(binary=True) as cursor:
         for job_id, node_id, visits, value in cursor.execute(
             "SELECT job_id, node_id, visits, value FROM audit.node_stats WHERE job_id = ANY (%s)",
             [list(job_ids)],
@@ -191,7 +201,7 @@ def _check_chain(conn: Conn, total: Report) -> tuple[set[UUID], list[Finding]]:
     def read() -> Iterator[Link]:
         with conn.cursor("chain", row_factory=class_row(Link)) as cursor:
             cursor.itersize = 2000
-            for link in cursor.execute("SELECT * FROM public.chain ORDER BY seq"):
+            for link in cursor.execute(f"SELECT * FROM {LINKS} ORDER BY seq".encode()):  # noqa: S608
                 total.links += 1
                 if link.job_id is not None:
                     chained.add(link.job_id)
