@@ -222,6 +222,9 @@ def _report_error(error: Exception, as_json: bool, debug: bool) -> int:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         code = 1 if error.errno == ENOSPC else BAD_INPUT
         return _report(name, f"{where}{error.strerror}", code, as_json)
+    if isinstance(error, FileNotFoundError) and not error.filename:  # of os.getcwd()
+        message = "the current folder was removed: change to one that exists"
+        return _report(name, message, BAD_INPUT, as_json)
     if not isinstance(error, MarcoError):
         where = "is above" if debug else f"is in {_kept(trace)}; --debug prints it"
         reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]

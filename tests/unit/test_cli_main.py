@@ -404,3 +404,15 @@ def test_closed_streams_are_no_bug(words: str, code: int, said: str) -> None:
     assert done.returncode == code
     assert said in done.stderr
     assert "bug" not in done.stderr
+
+
+def test_a_current_folder_that_was_removed_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MARCO_HOME")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["status"]) == 2
+    assert "the current folder was removed" in capsys.readouterr().err
