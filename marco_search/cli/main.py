@@ -14,8 +14,10 @@ import re
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from errno import ENOSPC
+from functools import partial
 from typing import Any, cast
 
 import click
@@ -154,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stdout = sys.stdout
     _prepare_streams()
     try:
-        outcome = cli.main(args=words, prog_name="marco", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, as_json)
+            outcome = cli.main(args=words, prog_name="marco", standalone_mode=False)
         sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except click.exceptions.Exit as exit_:
@@ -183,6 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("Interrupted.", file=sys.stderr)
             return INTERRUPTED
         return _report_error(error, as_json, debug)
+
+
+def _show_warning(as_json: bool, message: Warning | str, *_: object) -> None:
+    """As our notices are, without a place in the code."""
+    text = redacted(str(message))
+    line = json.dumps({"notice": text}, ensure_ascii=False) if as_json else f"marco: {text}"
+    print(escaped(line), file=sys.stderr)
 
 
 def _prepare_streams() -> None:

@@ -20,7 +20,7 @@ from marco_search import settings as settings_module
 from marco_search.cli import options, output
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
 from marco_search.export.tables import Filter
-from marco_search.local import local_services, read_urls
+from marco_search.local import has_data, local_services, read_urls
 from marco_search.locations import database_url
 from marco_search.settings import Settings
 from marco_search.store.db import Database
@@ -98,7 +98,8 @@ def session(
     with ExitStack() as stack:
         if settings.database_url is None or (needs_redis and settings.redis_url is None):
             home = settings.home.absolute()
-            made = settings.database_url is None and read_urls(home) is None
+            known = read_urls(home) is not None or has_data(home)
+            made = settings.database_url is None and not known
             if made and not creates:
                 raise DatabaseUnavailable(
                     f"nothing is stored under {home}: go to the folder where jobs were "

@@ -8,6 +8,15 @@ from marco_search.local.control import (
     read_urls,
     up,
 )
-from marco_search.local.programs import purge
+from marco_search.local.programs import has_data, purge
 
-__all__ = ["ServiceUrls", "down", "is_running", "local_services", "purge", "read_urls", "up"]
+__all__ = [
+    "ServiceUrls",
+    "down",
+    "has_data",
+    "is_running",
+    "local_services",
+    "purge",
+    "read_urls",
+    "up",
+]

@@ -104,6 +104,11 @@ def data_folder(home: Path, account: Account) -> Path:
     return data
 
 
+def has_data(home: Path) -> bool:
+    """Whether a database was ever made for `home`, also by a version that noted it otherwise."""
+    return ((_recorded(home) or home / "data") / "postgres").is_dir()
+
+
 def purge(home: Path) -> None:
     """Delete `home` and its data elsewhere. Nothing may run there."""
     if (recorded := _recorded(home.absolute())) is not None:

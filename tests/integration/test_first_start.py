@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -99,3 +100,17 @@ def test_ctrl_c_at_any_moment_of_the_first_start(home: Path) -> None:
         assert process.returncode == 0, (i, output)
         down(home)
         _purge(home)
+
+
+def test_a_home_of_version_0_1_0_has_its_jobs(home: Path) -> None:
+    def run(*words: str) -> str:
+        with _start(home, *words) as process:
+            output, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, output
+        return output
+
+    run("submit", "--question", "2 + 2?")
+    # Its file had parts of the addresses.
+    of_0_1_0 = {"database_password": "00", "redis_password": "00", "database_port": 1}
+    (home / "services.json").write_text(json.dumps(of_0_1_0))
+    assert "2 + 2?" in run("status")

@@ -416,3 +416,15 @@ def test_a_current_folder_that_was_removed_is_no_bug(
     gone.rmdir()
     assert main(["status"]) == 2
     assert "the current folder was removed" in capsys.readouterr().err
+
+
+def test_a_setting_s_old_name_is_a_notice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MARCO_WORKER_SWEEPS", "true")
+    renamed = "MARCO_WORKER_SWEEPS is now MARCO_WORKER_SCHEDULER"
+    main(["status"])
+    assert capsys.readouterr().err.splitlines()[0] == f"marco: {renamed}"
+    settings_module.load.cache_clear()
+    main(["status", "--json"])
+    assert json.loads(capsys.readouterr().err.splitlines()[0]) == {"notice": renamed}
