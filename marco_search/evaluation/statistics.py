@@ -106,8 +106,11 @@ class Ratio:
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """The ratio of the sums, problem by problem. Raises ValueError if the lengths differ."""
-    pairs, random = np.array([first, second], dtype=float), np.random.default_rng(0)
+    """The ratio of the sums of tokens, problem by problem. Raises ValueError if the lengths differ.
+
+    A turn without any counts as one, that which ended it: there is a ratio to every sum.
+    """
+    pairs, random = np.maximum(1.0, [first, second]), np.random.default_rng(0)
     n = pairs.shape[1]
     drawn = np.array(
         [pairs.take(random.integers(n, size=n), axis=1).sum(axis=1) for _ in range(1000)]

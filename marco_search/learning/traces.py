@@ -182,7 +182,9 @@ class Tree:
         before = {
             r.rollout_id
             for r in self.rollouts
-            if r.answer is not None and r.path[:at] == path[:at] and not self._reflects(r.path[at])
+            if r.answer is not None
+            and r.path[:at] == path[:at]
+            and not any(map(self._reflects, r.path[at : at + 1]))  # it may end there
         }
         return bool(before) and before.isdisjoint(w.rollout_id for w in self.winners)
 

@@ -235,6 +235,18 @@ def test_two_revisions_compare_on_the_questions_of_both(
     assert "attempts" in str(verify_all(database_url).findings)
 
 
+def test_a_revision_that_says_nothing_is_compared_too(
+    settings: Settings, database: Database, marco: Marco
+) -> None:
+    for runtime in (ToyRuntime(silent=1.0), FineTuned(("2",))):
+        asked = [question(f"Question {i}?", expected="2") for i in range(2)]
+        for stored in insert(database, *asked):
+            run_job(runner(settings, database, runtime), database, stored.id)
+    (compared,) = marco("model", "compare", "0000", "1111")["compared"]
+    assert compared["old"]["tokens"] == 0
+    assert compared["tokens"]["ratio"] == compared["new"]["tokens"]
+
+
 AS_IN_0_1_0 = """
     DROP SCHEMA audit CASCADE;
     DROP INDEX ix_jobs_begun, ix_jobs_parked, ix_jobs_to_cancel, ix_jobs_line, ix_jobs_unfinished;

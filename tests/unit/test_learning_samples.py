@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+from uuid import UUID
 
 import pyarrow.parquet as pq
 import pytest
 
 from marco_search.errors import InvalidDataSet
 from marco_search.learning.samples import Pair, Sample, Writer, read, read_pairs
+from marco_search.learning.traces import NodeText, Tree
+from marco_search.search.actions import Action
+from marco_search.search.branches import Finish, ReflectionPlacement
+from marco_search.search.tree import Rollout
 
 SAID = [
     {"role": "user", "content": "7 + 5 是多少？"},
@@ -54,3 +60,25 @@ def test_a_bad_line_is_named(tmp_path, line, reason):
     (tmp_path / "samples.jsonl").write_text(line + "\n")
     with pytest.raises(InvalidDataSet, match=reason):
         list(read(tmp_path))
+
+
+def rollout(number: int, path: tuple[int, ...], answer: str) -> Rollout:
+    return Rollout(
+        rollout_id=number, round=1, start_id=0, path=path, seed=0, answer=answer, value=0.5,
+        reflect=ReflectionPlacement.NO, finish=Finish.STOP, confidence=0.5, path_confidence=0.5,
+        generated_tokens=0, prompt_tokens=0, cached_tokens=0, seconds=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "mended"), [("2", True), ("1", False)])
+def test_a_turn_that_ended_where_another_reflects_is_what_came_before(answer, mended):
+    actions = (Action.ROOT, "span", Action.REFLECTION, Action.ANSWER)
+    nodes = {
+        i: NodeText(job_id=UUID(int=0), node_id=i, action=action, text="")
+        for i, action in enumerate(actions)
+    }
+    ended, reflected = rollout(0, (0, 1), answer), rollout(1, (0, 1, 2, 3), "1")
+    winners = tuple(r for r in (ended, reflected) if r.answer == "1")
+    about: Any = {"rules": None, "stored": None, "job": None, "config": None, "prompt": ()}
+    tree = Tree(**about, nodes=nodes, rollouts=(ended, reflected), winners=winners)
+    assert tree.mended(reflected) is mended

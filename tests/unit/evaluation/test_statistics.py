@@ -13,6 +13,7 @@ from marco_search.evaluation.statistics import (
     mcnemar,
     paired,
     pass_at_k,
+    ratio,
     wilson,
 )
 
@@ -50,6 +51,18 @@ def test_paired_bootstrap_knows_a_clear_gain_from_none() -> None:
 def test_paired_wants_the_same_problems() -> None:
     with pytest.raises(ValueError, match="same problems"):
         paired([True], [True, False])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [([6, 2], [3, 1], 2), ([4, 2], [0, 0], 3), ([0], [0], 1), ([5, 1, 0], [0, 0, 4], 7 / 6)],
+)
+def test_a_ratio_of_tokens_is_a_number_also_where_there_are_none(
+    first: list[int], second: list[int], expected: float
+) -> None:
+    found = ratio(first, second)
+    assert found.ratio == pytest.approx(expected)
+    assert found.low <= found.ratio <= found.high
 
 
 def test_auroc_counts_pairs_with_ties_half() -> None:
