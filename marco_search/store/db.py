@@ -93,6 +93,11 @@ def allow(conn: Conn, seconds: float | None) -> None:
         conn.answer_s = None if seconds is None else max(ANSWER_S, seconds + 1)
 
 
+_TREES = "ONLY public.nodes, ONLY public.rollouts, ONLY public.answers"
+_TREES_SHOWN = "audit.nodes, audit.rollouts, audit.answers"
+"""What an auditor may name in place of them."""
+
+
 _of_parents: list[object] = []
 """Pools that a fork has brought along. Never dropped: to be dropped they wait for their lock."""
 
@@ -169,9 +174,12 @@ class Database:
     def snapshot(self, of: str | None = None) -> Iterator[Conn]:
         """A connection in a read-only transaction that sees one moment, however long it takes.
 
-        `of`: that of another, as pg_export_snapshot() named it. Raises SchemaMismatch.
+        `of`: that of another, as pg_export_snapshot() named it. No trees are archived meanwhile.
+        Raises SchemaMismatch.
         """
         with self._errors(), self.connect() as conn:
+            check_schema(conn)
+            trees = _TREES if reads_tables(conn) else _TREES_SHOWN
             conn.isolation_level = IsolationLevel.REPEATABLE_READ
             conn.read_only = True
             with conn.transaction():
@@ -179,7 +187,9 @@ class Database:
                     conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(of))
                 if is_pooled(conn):
                     conn.execute(_set("SET LOCAL", self._settings))
-                check_schema(conn)
+                if of is None:
+                    # Before the first look: what is dropped is gone for earlier snapshots, too.
+                    conn.execute(f"LOCK TABLE {trees} IN ACCESS SHARE MODE".encode())
                 allow(conn, None)
                 conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 yield conn

@@ -31,7 +31,7 @@ from marco_search.learning.traces import Rules
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import dead_letters, jobs
 from marco_search.store.seal import archives, redactions
-from marco_search.store.seal.verification import verify_all, verify_job
+from marco_search.store.seal.verification import check_range, verify_all, verify_job
 from marco_search.store.trail import partitions
 from tests.integration.toys import (
     Interrupted,
@@ -361,6 +361,22 @@ def test_what_waits_for_an_archive_sees_it(
         else:
             with pytest.raises(RedactionRefused, match="its tree is in an archive"):
                 waiting.result(60)
+
+
+def test_an_archive_waits_for_who_reads_and_does_not_take_the_trees_from_under_them(
+    database: Database, august: list[UUID], tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with database.snapshot() as conn:
+            archiving = pool.submit(done, tmp_path)
+            with database.connect() as other:
+                blocked = "SELECT FROM pg_locks WHERE NOT granted"
+                wait_until(lambda: other.execute(blocked).rowcount > 0, "the archive waits")
+            reports = list(check_range(conn, None, None))
+        archiving.result(60)
+    assert [report.findings for report in reports] == [()] * 4
+    assert not any(report.status is Status.ARCHIVED for report in reports)
+    assert verify_job(database, august[0]).status is Status.ARCHIVED
 
 
 def test_what_has_not_ended_or_does_not_fit_stays(
