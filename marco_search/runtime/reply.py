@@ -31,7 +31,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
@@ -324,9 +324,9 @@ def _aligned(pieces: list[str], whole: str, more: bool) -> list[str]:
         if at == len(whole) and more:
             texts.append(piece)
         elif BROKEN in piece:
-            run = list(takewhile(lambda p: BROKEN in p, islice(pieces, i, None)))
-            after = i + len(run)
-            found = _broken(whole, at, run, pieces[after : after + _LOOK_AHEAD])
+            ends = (j for j in range(i, len(pieces)) if BROKEN not in pieces[j])
+            after = next(ends, len(pieces))
+            found = _broken(whole, at, pieces[i:after], pieces[after : after + _LOOK_AHEAD])
             texts += found
             at += sum(map(len, found))
         else:

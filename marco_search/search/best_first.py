@@ -20,7 +20,6 @@ import heapq
 import re
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
 from typing import NamedTuple
 
 from marco_search.search.actions import LEAST_SHARE, Action, passed_over
@@ -64,10 +63,10 @@ def _digest(before: blake2b, text: str) -> bytes:
 
 def _tokens(nodes: Sequence[Node], at: int) -> Iterator[tuple[Token, float]]:
     """The tokens of these nodes with their c_i, from the one at `at` up to a reflection."""
-    for node in islice(nodes, at, None):
-        if not node.tokens:
+    for i in range(at, len(nodes)):
+        if not nodes[i].tokens:
             return
-        yield from zip(node.tokens, node.confidences, strict=True)
+        yield from zip(nodes[i].tokens, nodes[i].confidences, strict=True)
 
 
 class BestFirst:

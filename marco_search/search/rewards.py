@@ -46,6 +46,9 @@ from typing import Any, Protocol
 from marco_search.search.branches import Token
 
 TAIL = 32  # tokens
+_LOST = (
+    -40.0
+)  # log of a chance so small that 1 less it is 1: a line may be thousands of tokens long
 WINDOW = 16  # tokens; DeepConf's 1024 to 2048 is longer than whole answers of a small model
 
 
@@ -148,7 +151,12 @@ def line_log_probs(tokens: Iterable[tuple[float, bool]]) -> Iterator[float]:
 
 def unsure(tokens: Iterable[tuple[Token, float]]) -> float:
     """1 - the chance of the line that these tokens (each with its c_i) begin."""
-    return 1.0 - exp(next(line_log_probs((c, "\n" in t.text) for t, c in tokens), 0.0))
+    total = 0.0
+    for token, c in tokens:
+        total += log(max(c, 1e-9))
+        if total < _LOST or "\n" in token.text:
+            break
+    return 1.0 - exp(total)
 
 
 def _log_product(rollout: ScoredRollout) -> float:

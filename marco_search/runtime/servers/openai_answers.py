@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import accumulate, takewhile
 from typing import Any
 
 from marco_search.errors import BranchFailed
@@ -69,9 +68,10 @@ class Answer:
 
     def whole_tokens(self) -> Answer:
         """Only the tokens that lie within the text; a last one without a text does not."""
-        ends = accumulate(len(row[2]) for row in self.tokens)
-        joined = "".join(row[2] for row in self.tokens)
-        count = sum(1 for _ in takewhile(lambda end: joined[:end] == self.text[:end], ends))
+        count = at = 0
+        while count < len(self.tokens) and self.text.startswith(self.tokens[count][2], at):
+            at += len(self.tokens[count][2])
+            count += 1
         while count and not self.tokens[count - 1][2]:
             count -= 1
         return replace(self, tokens=self.tokens[:count], tops=self.tops[:count])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from marco_search import profiles
 from marco_search.search.actions import Action, cut
 from marco_search.search.branches import MARCO_O1, Token
-from marco_search.search.rewards import mean, token_confidence
+from marco_search.search.rewards import mean, token_confidence, unsure
 
 logprobs = st.floats(-40, 0, width=32)
 
@@ -122,3 +122,12 @@ def test_without_tags_no_token_is_lost_and_a_turn_that_ended_has_an_answer(
     assert all(part for _, part in cuts)
     if words and (ended or "The answer is" in words) and not closing:
         assert [name for name, _ in cuts].index(Action.ANSWER) == len(cuts) - 1
+
+
+def test_of_a_long_line_no_more_is_read_than_can_count() -> None:
+    """Each fork asks for the line from there on: thousands of a thought of one line."""
+    line = iter([(token, 0.75) for token in tokens("a") * 10_000])
+    assert unsure(line) == 1.0
+    assert len(list(line)) > 9_000
+    assert unsure([(token, 0.5) for token in tokens("a", "b\n", "c")]) == 0.75
+    assert unsure([]) == 0.0
