@@ -157,20 +157,22 @@ def test_its_page_says_who_redacted_it_and_shows_no_placeholder_as_its_answer(
     assert client.get(f"/jobs/{ended}/tree.json").status_code == 200
 
 
+@pytest.mark.parametrize("uploaded", [True, False])
 def test_jobs_and_refused_lines_are_chosen_by_batch_and_custom_id(
-    database: Database, database_url: str
+    database: Database, database_url: str, uploaded: bool
 ) -> None:
     line = {"kind": "reasoning", "custom_id": f"case {SECRET}", "question": TEXT}
     wrong = [line | {SECRET: 1}, line | {"custom_id": "other", SECRET: 1}]
     with Producer(settings=settings_for(database_url, "redis://127.0.0.1:1/0")) as producer:
         lines = [json.dumps(each).encode() for each in (line, *wrong)]
         batch = producer.submit_batch(lines, metadata={"for": SECRET}, source=f"{SECRET}.jsonl")
-    with database.transaction() as conn:
-        data = io.BytesIO(b"".join(lines))
-        file = uploaded_files.store(
-            conn, data, tenant=batch.tenant, name=SECRET, expires_in_s=3600, most=9999
-        )
-        conn.execute("UPDATE batches SET file_id = %s", [file.id])
+    if uploaded:
+        with database.transaction() as conn:
+            data = io.BytesIO(b"".join(lines))
+            file = uploaded_files.store(
+                conn, data, tenant=batch.tenant, name=SECRET, expires_in_s=3600, most=9999
+            )
+            conn.execute("UPDATE batches SET file_id = %s", [file.id])
     run(database, database_url, producer_jobs(database)[0], ToyRuntime())
     words = ("redact", "--yes", "--json")
 

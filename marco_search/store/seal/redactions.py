@@ -88,8 +88,9 @@ def erase_lines(conn: Conn, choice: Choice) -> int:
                 f" WHERE id IN ({own}) RETURNING file_id, tenant".encode(),
                 given,
             )
-            for file_id, tenant in erased.fetchall():
-                with suppress(FileNotFound):  # a path, or deleted already
+            uploaded = [row for row in erased.fetchall() if row[0] is not None]
+            for file_id, tenant in uploaded:
+                with suppress(FileNotFound):  # deleted already
                     uploaded_files.delete(conn, file_id, tenant=tenant)
         return conn.execute(
             "UPDATE public.batch_lines SET custom_id = NULL, field = NULL,"  # noqa: S608
