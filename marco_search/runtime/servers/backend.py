@@ -141,10 +141,12 @@ class ServersBackend(BaseBackend):  # type: ignore[misc]
                 return self._server_for(prompt).generate(body, parts, call)
             except Failure as failure:
                 failed += 1
-                counted += not failure.overloaded
+                counted += not (failure.overloaded or failure.stale)
                 if not failure.retryable or counted >= _TRIES:
                     raise
-                if not call.wait(retry_delay_s(failed, failure.retry_after_s)):
+                if not failure.stale and not call.wait(
+                    retry_delay_s(failed, failure.retry_after_s)
+                ):
                     raise cut_short(call) if call.left_s > 0 else failure from None
             # The server may still know the id of a try that broke off, and refuse it.
             body["rid"] = f"{rid}-{failed}"

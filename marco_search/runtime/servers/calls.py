@@ -43,6 +43,7 @@ class Failure(Exception):
     retryable: bool = False  #: the same request may succeed if it is sent again
     overloaded: bool = False  #: the server is healthy but has too much to do
     unreachable: bool = False  #: no connection could be made
+    stale: bool = False  #: a kept connection was closed: nothing is known of the server
     max_new_tokens: int | None = None  #: the most that may be asked for, where more was
     not_found: bool = False  #: the server has no such path
     retry_after_s: float | None = None  #: how long the server asks us to wait

@@ -120,8 +120,14 @@ class Connections:
         wanted = _Request(path, data, call, most, accept)
         while (connection := self._take_idle()) is not None:
             # One that has gone stale is not the server's fault: take another.
-            with contextlib.suppress(ConnectionError):
+            try:
                 return self._exchange(connection, wanted)
+            except ConnectionError as error:
+                if body is not None and "rid" in body:
+                    # With another id: the server may have the request, if it was not its end.
+                    failure = self._failure(call, "broke off its answer", error)
+                    failure.stale = True
+                    raise failure from None
         if body is not None:
             self._check(call)
             connection = self._take_idle()

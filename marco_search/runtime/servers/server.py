@@ -262,6 +262,8 @@ class Server:
 
     def _note(self, failure: Failure | None) -> None:
         """Take in how a request ended; a refusal is an answer too."""
+        if failure is not None and failure.stale:
+            return
         if failure is not None and failure.retryable and not failure.overloaded:
             self._count_failure(unreachable=failure.unreachable)
             return

@@ -291,6 +291,34 @@ def test_connections_that_went_stale_are_replaced_without_a_word(sglang: Server)
     assert len([c for c in sglang.calls if c["rid"].endswith("-1")]) == 0
 
 
+def test_no_request_is_sent_twice_under_one_id(sglang: Server) -> None:
+    """Something between closed a kept connection: the server may have the request all the same,
+    and SGLang refuses a second one of the same id, or worse."""
+    ids: set[str] = set()
+    dropped: list[str] = []
+
+    def act(handler: Handler, body: dict[str, Any]) -> bool:
+        if body["rid"] in ids:
+            handler.send({"error": f"Duplicate request ID detected: {body['rid']}"}, 400)
+            return True
+        ids.add(body["rid"])
+        if kept and len(dropped) < 3:
+            dropped.append(body["rid"])
+            handler.drop()
+            return True
+        return False
+
+    kept = False
+    sglang.act = act
+    with runtime(sglang) as opened:
+        opened.branch([expansion(4)])
+        kept = True
+        branches = opened.branch([expansion(2)])
+        again = opened.branch([expansion(2)])
+    assert len(dropped) == 3
+    assert [b.error for b in [*branches, *again]] == [None] * 4
+
+
 JOB = ReasoningJob(
     question="How many?",
     options=SearchOptions(strategy="step", rollouts=16, seed=3, early_stop=False),
