@@ -71,9 +71,8 @@ class _Tracer:
 
     def __init__(self, record: JobRecord, tree: Tree, text: bool) -> None:
         self.record, self.tree, self.text = record, tree, text
-        self.caller = next(
-            (e.detail.get("traceparent") for e in record.events if e.event == "submitted"), None
-        )
+        told = (e.detail.get("traceparent") for e in record.events if e.event == "submitted")
+        self.caller = None if record.redacted else next(told, None)  # it went with the texts
         # Prompt and configuration are the same for all attempts.
         self.prompt = next((a.prompt for a in record.attempts if a.prompt is not None), "")
         self.config = next((a.config for a in record.attempts if a.config is not None), {})

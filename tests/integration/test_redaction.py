@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from starlette.testclient import TestClient
 
 from marco_search import settings as settings_module
+from marco_search import tracing
 from marco_search.audit.findings import Status
 from marco_search.cli.main import cli
 from marco_search.console.access import Access
@@ -24,6 +25,8 @@ from marco_search.console.reader import Reader
 from marco_search.errors import InvalidJob, RedactionRefused, RightsMissing, RuntimeUnavailable
 from marco_search.evaluation.data_sets import from_row
 from marco_search.evaluation.run import Recipe, run_queued
+from marco_search.export import otlp
+from marco_search.export.tables import Filter
 from marco_search.store import uploaded_files
 from marco_search.store.db import Database
 from marco_search.store.queue import dead_letters
@@ -155,6 +158,23 @@ def test_its_page_says_who_redacted_it_and_shows_no_placeholder_as_its_answer(
     assert SECRET not in page.text
     assert '<p class="answer"' not in page.text
     assert client.get(f"/jobs/{ended}/tree.json").status_code == 200
+
+
+def test_a_redacted_job_of_a_callers_trace_is_exported_as_one_of_its_own(
+    database: Database, database_url: str
+) -> None:
+    with tracing.within("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"):
+        (job,) = insert(database, question(TEXT))
+    run(database, database_url, job.id, ToyRuntime())
+
+    def ids() -> set[int]:
+        with database.snapshot() as conn:
+            (spans,) = otlp.traces(conn, Filter())
+        return {span.context.trace_id for span in spans}
+
+    assert ids() == {0x0AF7651916CD43DD8448EB211C80319C}
+    marco("redact", "--yes", str(job.id))
+    assert ids() == {job.id.int}
 
 
 @pytest.mark.parametrize("uploaded", [True, False])
