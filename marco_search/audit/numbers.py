@@ -44,8 +44,8 @@ _UNPACKED: dict[str, Callable[[dict[str, Any]], None]] = {
 """By kind: what becomes of the arrays in a row."""
 Visits = Mapping[int, tuple[int, float]]
 """Visit count and value by node."""
-_MERGED = ("open_ended",)
-"""Kinds of job whose near-duplicates are one answer."""
+_UNMERGED = ("reasoning", "translation")
+"""Kinds of job whose near-duplicates are answers of their own. A new kind may merge them."""
 
 
 def check_numbers(
@@ -142,7 +142,7 @@ def check_answers(
     voting = [rollouts[i] for i in places]
     if not rewarded:  # their scores are all missing: votes count alike
         config = {**config, "choice": "vote"}
-    merged = job["kind"] in _MERGED
+    merged = job["kind"] not in _UNMERGED
     keys = {r.rollout_id: str(r.answer) for r in voting}
     if merged:
         keys, apart = _merged(keys, answers)

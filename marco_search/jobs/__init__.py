@@ -324,14 +324,22 @@ def _metadata_flaw(name: object, value: object) -> str | None:
     return None if -(2**63) <= value < 2**63 else "a number beyond 64 bits; give it as text"
 
 
+_LEFT_OUT = {"source": "zh", "target": "en", "style": "colloquial"}
+"""Fields of kinds that a hash leaves out at these values, as marco_search.audit.formats says."""
+
+
 def payload_hash(job: Job) -> str:
     """SHA-256 (hex) of the job's canonical JSON.
 
     Tenant, idempotency key and custom_id are left out: they name the payload. Fields at their
-    default are left out too, so that a field added later does not change the hash of old ones.
+    default are left out too, so that a field added later does not change the hash of old ones; of
+    a kind's own fields only those whose defaults every verification knows.
     """
-    named = {"tenant", "idempotency_key", "custom_id"}
-    payload = job.model_dump(mode="json", exclude=named, exclude_defaults=True)
+    own = type(job).model_fields.keys() - Job.model_fields.keys()
+    apart = {"tenant", "idempotency_key", "custom_id", *own}
+    payload = job.model_dump(mode="json", exclude=apart, exclude_defaults=True)
+    fields = job.model_dump(mode="json", include=own).items()
+    payload |= {n: v for n, v in fields if n not in _LEFT_OUT or v != _LEFT_OUT[n]}
     payload["kind"] = job.kind
     # An `options` that was spelt out with defaults is the same as none.
     if not payload.get("options"):

@@ -18,7 +18,7 @@ from psycopg.rows import class_row
 
 from marco_search import profiles
 from marco_search.engine import profile_of
-from marco_search.errors import InvalidProfile, TrailBroken
+from marco_search.errors import InvalidJob, InvalidProfile, SearchError, TrailBroken
 from marco_search.export.tables import Filter
 from marco_search.jobs import Answer, Job, JobState
 from marco_search.kinds import kind_of, parse_job
@@ -297,14 +297,18 @@ class Reader:
             )
 
     def read(self, part: Sequence[StoredJob]) -> Iterator[Tree]:
-        """The trees of jobs that have answers, but for those whose profile can't be had here."""
+        """The trees of jobs that have answers, but for those that can't be read or asked here."""
         ranked = queries.answers(self.conn, [str(stored.job_id) for stored in part])
         nodes: defaultdict[UUID, dict[int, NodeText]] = defaultdict(lambda: {ROOT: _ROOT})
         wanted = "audit.nodes WHERE job_id = ANY (%s)"
         for node in select(self.conn, NodeText, wanted, [[j.job_id for j in part]]):
             nodes[node.job_id][node.node_id] = node
         for stored in part:
-            job, config = parse_job(stored.payload), SearchConfig.from_json(stored.config or {})
+            try:
+                job, config = parse_job(stored.payload), SearchConfig.from_json(stored.config or {})
+            except (InvalidJob, SearchError) as error:
+                self.drop(stored, "version", f"this version can't read it: {error}")
+                continue
             prompt = _prompt(job, str(stored.model), config.profile)
             if prompt is None:
                 self.drop(stored, "profile", _OTHER_PROFILE)
