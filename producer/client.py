@@ -225,9 +225,17 @@ class Producer:
                     }
                     yield found.model_copy(update=place)
 
-    def refused_lines(self, batch_id: BatchId) -> list[BatchLine]:
-        """The lines of a batch that were refused, with the reasons. Raises JobNotFound."""
-        return self._call(batches.refused, self.batch(batch_id).id)
+    def refused_lines(
+        self, batch_id: BatchId, *, after: int = 0, limit: int | None = None
+    ) -> list[BatchLine]:
+        """The lines of a batch that were refused, with the reasons. Raises JobNotFound.
+
+        Of many some at a time: those `after` a line, `limit` at most.
+        """
+        check_number("after", after)
+        if limit is not None:
+            check_number("limit", limit)
+        return self._call(batches.refused, self.batch(batch_id).id, after=after, limit=limit)
 
     def restart_batch(self, batch_id: BatchId) -> int:
         """Start over a batch's jobs that were cancelled, expired, failed or died: how many.

@@ -51,6 +51,7 @@ FILE_LIMIT: Final = 200 * 2**20
 """Bytes of a file, as OpenAI has it."""
 KEPT_S = 30 * 86400
 """Seconds that a file is kept where the upload does not say."""
+_MOST_SHOWN, _LINES_AT_ONCE = 100, 1000  # lines that were refused
 _FORM = 2**16  # bytes of a form beside its file
 _COMING: Counter[str] = Counter()  # bytes that this process is being sent, by tenant
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
@@ -198,10 +199,21 @@ async def _lines(caller: Caller, batch_id: UUID, errors: bool) -> AsyncIterator[
     async for result in caller.producer.batch_results(batch_id):
         if (result.state == "succeeded") is not errors:
             yield _line(completions.response(result))
-    for line in await caller.producer.refused_lines(batch_id) if errors else ():
+    if not errors:
+        return
+    async for line in _refused(caller, batch_id):
         reason = {"code": "invalid_request", "message": _reason(line)}
         name = f"{batch_id}-{line.line}"
         yield _line({"id": name, "custom_id": line.custom_id, "response": None, "error": reason})
+
+
+async def _refused(caller: Caller, batch_id: UUID) -> AsyncIterator[BatchLine]:
+    """All lines that were refused, of which there may be millions."""
+    after, refused = 0, caller.producer.refused_lines
+    while found := await refused(batch_id, after=after, limit=_LINES_AT_ONCE):
+        for line in found:
+            yield line
+        after = found[-1].line
 
 
 def _reason(line: BatchLine) -> str:
@@ -274,7 +286,9 @@ async def retrieve_batch(caller: Reads, batch_id: str) -> dict[str, Any]:
     """
     found = await caller.producer.batch(batch_uuid(batch_id))
     _feed_on(caller, found)
-    refused = await caller.producer.refused_lines(found.id) if _status(found) == "failed" else ()
+    refused = list[BatchLine]()
+    if _status(found) == "failed":
+        refused = await caller.producer.refused_lines(found.id, limit=_MOST_SHOWN)
     shown = _batch(found, refused)
     if found.completed_at and found.states and not found.left:
         shown |= await asyncio.to_thread(_usage, caller, found)
@@ -391,7 +405,7 @@ def _batch(batch: Batch, refused: Iterable[BatchLine] = ()) -> dict[str, Any]:
         "id": f"batch_{batch.id.hex}",
         "object": "batch",
         "endpoint": completions.ENDPOINT,
-        "errors": {"object": "list", "data": errors[:100]} if errors else None,
+        "errors": {"object": "list", "data": errors} if errors else None,
         "input_file_id": f"file-{batch.file_id.hex}" if batch.file_id else "",
         "completion_window": _window(window_s),
         "status": status,

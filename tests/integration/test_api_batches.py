@@ -137,6 +137,16 @@ def test_a_file_becomes_a_batch_and_its_results_files(
             call()
 
 
+def test_of_many_refused_lines_the_file_has_all_and_the_status_the_first(
+    api: Api,  # noqa: F811
+) -> None:
+    many = client(api, tenant="refused")
+    failed = reached(many, submitted(many, [WRONG] * 1001), "failed")
+    assert failed.errors and len(failed.errors.data or ()) == 100
+    lines = content(many, failed.error_file_id)
+    assert [line["id"].rpartition("-")[2] for line in lines] == [str(i) for i in range(1, 1002)]
+
+
 def test_a_batch_is_cancelled_or_expires(api: Api) -> None:  # noqa: F811
     acme = client(api, tenant="slow")
     cancelled = reached(acme, submitted(acme, LINES), "in_progress")

@@ -268,6 +268,10 @@ def test_lines_that_hold_what_postgres_can_t_store_are_refused(producer: Produce
     lines += [json.dumps({"custom_id": "a", "body": {name: 1}}) for name in names]
     batch = producer.submit_batch(line.encode() for line in lines)
     assert [line.line for line in producer.refused_lines(batch.id)] == [1, 2, 3, 4, 5, 6]
+    part = producer.refused_lines(batch.id, after=2, limit=3)
+    assert [line.line for line in part] == [3, 4, 5]
+    with pytest.raises(InvalidJob):
+        producer.refused_lines(batch.id, limit=-1)
 
 
 def test_a_line_with_json_deeper_than_any_reader_takes_is_refused_alone(producer: Producer) -> None:

@@ -205,10 +205,13 @@ def lines(conn: Conn, batch_id: UUID, *, after: int, last: int) -> list[BatchLin
     return select(conn, BatchLine, source, given)
 
 
-def refused(conn: Conn, batch_id: UUID) -> list[BatchLine]:
-    """The lines that were refused, in order."""
-    source = f"{_LINES} AND reason IS NOT NULL ORDER BY line"
-    return select(conn, BatchLine, source, {"id": batch_id})
+def refused(
+    conn: Conn, batch_id: UUID, *, after: int = 0, limit: int | None = None
+) -> list[BatchLine]:
+    """The lines after one that were refused, in order; `limit` at most, if given."""
+    given = {"id": batch_id, "after": after, "limit": limit}
+    source = f"{_LINES} AND reason IS NOT NULL AND line > %(after)s ORDER BY line LIMIT %(limit)s"
+    return select(conn, BatchLine, source, given)
 
 
 def mark_cancelled(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> None:
