@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
@@ -30,11 +31,16 @@ OPEN = ("/healthz", "/docs", "/openapi.json")
 """Paths that take no key."""
 
 
+_UPLOADS = 2  # at once: of the producer's four connections, and of five threads or more
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """What all requests share. `local_key`: one that is stored nowhere, for MARCO_TENANT.
 
-    `stopping` is set when the server is to stop: nobody waits for a job any longer then.
+    `stopping` is set when the server is to stop: nobody waits for a job any longer then. A batch is
+    stored in its tenant's turn, by one of the `uploads`: threads and connections are left for the
+    requests of others.
     """
 
     settings: Settings
@@ -42,6 +48,8 @@ class Service:
     producer: AsyncProducer
     local_key: str | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    turns: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS))
 
     def key(self, given: str) -> tuple[ApiKey, Rate | None]:
         """What is known of this key, and of its rate limit. Raises InvalidApiKey."""

@@ -349,13 +349,14 @@ def _feed_on(caller: Caller, batch: Batch) -> None:
 
 
 async def _feed(caller: Caller, batch: Batch) -> None:
-    stopped = threading.Event()
+    stopped, service = threading.Event(), caller.service
     try:
         file = await asyncio.to_thread(stored_file, caller, batch.file_id or batch.id)
         while True:
-            parts = _until(stopped, uploaded_files.content(caller.service.database, file))
+            parts = _until(stopped, uploaded_files.content(service.database, file))
             try:
-                await caller.producer.submit_batch(lines_of(parts), batch_id=batch.id)
+                async with service.turns[batch.tenant], service.uploads:
+                    await caller.producer.submit_batch(lines_of(parts), batch_id=batch.id)
             except Backpressure as full:
                 await asyncio.sleep(full.retry_after_s or _RETRY_S)
             else:

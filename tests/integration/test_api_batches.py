@@ -239,6 +239,21 @@ def test_both_of_two_uploads_fit_alone(api: Api) -> None:  # noqa: F811
     assert "would have 20" in str(outcome[0])
 
 
+def test_uploads_of_a_tenant_leave_threads_and_connections_to_others(
+    api: Api,  # noqa: F811
+) -> None:
+    greedy, other = client(api, tenant="greedy"), client(api, tenant="modest")
+    waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'jobs'::regclass"
+    with api.database.transaction() as conn:
+        conn.execute("LOCK TABLE jobs IN SHARE MODE")  # so that no upload gets on
+        made = [submitted(greedy, LINES) for _ in range(8)]
+        wait_until(lambda: conn.execute(waits).rowcount > 0)
+        assert list(other.files.list()) == []
+        assert conn.execute(waits).rowcount == 1
+    for batch in made:
+        assert reached(greedy, batch, "in_progress").request_counts is not None
+
+
 def test_a_file_is_not_deleted_under_a_batch_that_is_begun(api: Api) -> None:  # noqa: F811
     acme = client(api, tenant="under")
     file = acme.files.create(file=("in.jsonl", b"{}\n"), purpose="batch")
