@@ -13,6 +13,7 @@ a translation. "expected" and "answer" may list several accepted answers; "answe
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from marco_search.errors import InvalidDataSet, InvalidJob
 from marco_search.jobs import Job
 from marco_search.jobs.validation import decode_utf8, not_text
 from marco_search.kinds import KINDS, own_fields, strict_json, subject_fields
+from marco_search.kinds.base import Kind
 
 MGSM_REPOSITORY = "juletxara/mgsm"
 _ARRAY = "an array becomes JSON Lines with jq -c '.[]'"
@@ -33,7 +35,7 @@ MGSM_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "z
 class Problem:
     """One problem. Only `job` may reach a search; `expected` is for grading afterwards."""
 
-    key: str  #: a hash of the question, the same in any file
+    key: str  #: a hash of the question and its languages, the same in any file
     job: Job  #: without `expected`
     expected: tuple[str, ...]  #: accepted answers; empty if there is none to grade by
 
@@ -72,8 +74,16 @@ def from_row(row: dict[str, Any], place: str) -> Problem:
     accepted = expected if isinstance(expected, list | tuple) else [expected]
     if not all(isinstance(a, str | int | float) for a in accepted):
         raise InvalidDataSet(f"{place}: an answer must be text or a number, or a list of those")
-    key = hashlib.sha256(f"{job.kind}\n{job.subject}".encode()).hexdigest()[:16]
-    return Problem(key, job, tuple(str(a) for a in accepted))
+    return Problem(_key(kind, job), job, tuple(str(a) for a in accepted))
+
+
+def _key(kind: Kind[Any], job: Job) -> str:
+    """The same text to be translated into two languages is two problems."""
+    fields = kind.model.model_fields
+    own = {name: getattr(job, name) for name in own_fields(kind)}
+    other = {name: value for name, value in own.items() if value != fields[name].default}
+    parts = [job.kind, job.subject, *([json.dumps(other, sort_keys=True)] if other else [])]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def file_stem(source: str) -> str:

@@ -52,6 +52,15 @@ def test_limit_takes_the_first() -> None:
     assert load("heldout_en", limit=3) == load("heldout_en")[:3]
 
 
+def test_a_text_into_two_languages_is_two_problems(tmp_path: Path) -> None:
+    given = [("en", "Hello"), ("fr", "Bonjour"), ("fr", "Bonjour")]
+    lines = [json.dumps({"text": "你好", "target": t, "expected": e}) for t, e in given]
+    lines.append(json.dumps({"text": "你好", "expected": "Hello"}))
+    file = tmp_path / "set.jsonl"
+    file.write_text("\n".join(lines))
+    assert [problem.expected for problem in load(str(file))] == [("Hello",), ("Bonjour",)]
+
+
 def test_a_problem_has_the_same_key_in_every_file(tmp_path: Path) -> None:
     tsv = write(tmp_path / "a.tsv", "How many?\t3\n")
     lines = write(tmp_path / "b.jsonl", '{"question": "How many?", "answer": 4}\n')
