@@ -183,14 +183,19 @@ def test_jobs_expire_in_the_queue(database: Database, database_url: str, redis_u
     assert sql(database, "SELECT count(*) FROM chain WHERE job_id IS NOT NULL") == [(2,)]
 
 
-def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
-    database: Database, database_url: str, redis_url: str
-) -> None:
-    settings = settings_for(database_url, redis_url)
+def given_back(database: Database, settings: Settings) -> jobs.JobHandle:
+    """A job that a worker has begun, and released when it was stopped."""
     (stored,) = insert(database, question(options={"rollouts": 64}))
     shutdown = Shutdown()
     stops = Interrupted(1, lambda: shutdown.request(25.0))
     runner(settings, database, stops, shutdown=shutdown).run_next()
+    return stored
+
+
+def test_a_job_cancelled_after_it_was_given_back_keeps_its_answers(
+    database: Database, database_url: str, redis_url: str
+) -> None:
+    stored = given_back(database, settings_for(database_url, redis_url))
     with database.transaction() as conn:
         assert jobs.cancel(conn, [stored.id])[stored.id] is JobState.QUEUED
         assert jobs.cancel(conn, [stored.id])[stored.id] is JobState.QUEUED
@@ -208,11 +213,7 @@ def test_a_lock_that_passes_costs_no_job_its_answers(
     database: Database, database_url: str, redis_url: str
 ) -> None:
     """Meanwhile others are published."""
-    settings = settings_for(database_url, redis_url)
-    (stored,) = insert(database, question(options={"rollouts": 64}))
-    shutdown = Shutdown()
-    stops = Interrupted(1, lambda: shutdown.request(25.0))
-    runner(settings, database, stops, shutdown=shutdown).run_next()
+    stored = given_back(database, settings_for(database_url, redis_url))
     (other,) = insert(database, question())
     sql(database, "UPDATE jobs SET published_at = NULL WHERE id = %s", other.id)
     with database.transaction() as conn:
