@@ -19,6 +19,7 @@ from marco_search.cli import output
 from marco_search.cli.job_input import given_options, search_options
 from marco_search.cli.options import FILE, command, language_option, tenants, threads_option
 from marco_search.cli.session import session
+from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import file_stem, load
 from marco_search.evaluation.grading import Grader, answer_under, rescore
 from marco_search.evaluation.report import (
@@ -130,15 +131,16 @@ def evaluate(
     require_few_failed(traces, max_failed / 100)
     grader = Grader(problems)
     found, stored = row(strategy, traces, grader), max(resumed, default=0)
+    labelled = "" if found.n == found.problems else f", {found.n:,} with an answer"
     about = {
-        "set": f"{data_set}, {counted(found.n, 'problem')}",
+        "set": f"{data_set}, {counted(found.problems, 'problem')}{labelled}",
         "model": _of_all(traces, "model"),
         "profile": _of_all(traces, "profile"),
         "strategy": strategy,
         "budget": ", ".join(f"{n} {most:,}" for n, most in budget.items() if most is not None),
         "seed": str(recipe.options.seed),
         "date": f"{datetime.now(UTC):%F %R} UTC, marco-search {__version__}",
-        "searched": f"{found.n - stored} now, {stored} by an earlier run",
+        "searched": f"{found.problems - stored} now, {stored} by an earlier run",
         "rollouts": ", ".join(_rollouts(found)),
         "traces": str(out),
     }
@@ -182,7 +184,7 @@ def _of_all(traces: Sequence[Trace], name: str) -> str:
 
 
 def _rollouts(found: Row) -> Iterator[str]:
-    total = found.rollouts * found.n
+    total = found.rollouts * found.problems
     yield f"{total:,.0f}"
     for name, how in _SHORTFALLS.items():
         yield f"{getattr(found, name) * total:,.0f} {how}"
@@ -349,7 +351,10 @@ Ways = Iterable[tuple[str, str, float]]
 
 def _rescore_file(traces: Path, grader: Grader, ways: Ways) -> None:
     """Score the searches in `traces` under each reward, vote and power, and print a table."""
-    known = [t for t in read(traces) if t.key in grader]
+    # One that was searched again, after failures, counts once: as it went the last time.
+    known = list({(t.key, t.run): t for t in read(traces) if t.key in grader}.values())
+    if not known:
+        raise InvalidDataSet(f"{traces}: has no problem with an answer in the set")
     found = [rescore(known, grader, reward=r, vote=v, sharpness=p) for r, v, p in ways]
     head = ("reward", "vote", "sharpness", "accuracy %", "95 %", "AUROC", "within a problem")
     lines = [
@@ -365,7 +370,9 @@ def _rescore_file(traces: Path, grader: Grader, ways: Ways) -> None:
         for r in found
     ]
     data = [r.to_json() for r in found]
-    output.report(data, f"{len(known)} problems\n\n{table(head, lines)}")
+    problems = len({t.key for t in known})
+    searches = "" if len(known) == problems else f", {len(known):,} searches"
+    output.report(data, f"{counted(problems, 'problem')}{searches}\n\n{table(head, lines)}")
 
 
 def _rescore_job(stored: StoredSearch, ways: Ways) -> None:

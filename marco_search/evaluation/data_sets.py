@@ -35,7 +35,7 @@ MGSM_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "z
 class Problem:
     """One problem. Only `job` may reach a search; `expected` is for grading afterwards."""
 
-    key: str  #: a hash of the question and its languages, the same in any file
+    key: str  #: a hash of question, languages and system prompt, the same in any file
     job: Job  #: without `expected`
     expected: tuple[str, ...]  #: accepted answers; empty if there is none to grade by
 
@@ -68,19 +68,23 @@ def from_row(row: dict[str, Any], place: str) -> Problem:
         job: Job = kind.model(**{k: row[k] for k in names if row.get(k) is not None})
     except InvalidJob as error:
         raise InvalidDataSet(f"{place}: {error}") from None
-    expected: Any = next(
-        (row[k] for k in ("expected", "answer_number", "answer") if row.get(k) is not None), ()
-    )
+    labels = (row.get(k) for k in ("expected", "answer_number", "answer"))
+    expected: Any = next((label for label in labels if not _is_blank(label)), ())
     accepted = expected if isinstance(expected, list | tuple) else [expected]
     if not all(isinstance(a, str | int | float) for a in accepted):
         raise InvalidDataSet(f"{place}: an answer must be text or a number, or a list of those")
-    return Problem(_key(kind, job), job, tuple(str(a) for a in accepted))
+    return Problem(_key(kind, job), job, tuple(str(a) for a in accepted if not _is_blank(a)))
+
+
+def _is_blank(label: object) -> bool:
+    """Whether it is no label: sets without answers often have an empty one."""
+    return label is None or (isinstance(label, str) and not label.strip())
 
 
 def _key(kind: Kind[Any], job: Job) -> str:
-    """The same text to be translated into two languages is two problems."""
+    """The same text for two languages, or under two system prompts, is two problems."""
     fields = kind.model.model_fields
-    own = {name: getattr(job, name) for name in own_fields(kind)}
+    own = {name: getattr(job, name) for name in (*own_fields(kind), "system_prompt")}
     other = {name: value for name, value in own.items() if value != fields[name].default}
     parts = [job.kind, job.subject, *([json.dumps(other, sort_keys=True)] if other else [])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -33,10 +33,12 @@ class Grader:
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self._problems = {p.key: p for p in problems}
+        self._labelled = {p.key for p in problems if p.expected}
         self._known: dict[tuple[str, str], bool] = {}
 
     def __contains__(self, key: object) -> bool:
-        return key in self._problems
+        """Whether it is the key of a problem that has a label."""
+        return key in self._labelled
 
     def right(self, key: str, answer: str | None, answers: Mapping[str, str]) -> bool:
         """Whether `answer` (a key of `answers`, which has its text) solves the problem `key`."""

@@ -19,7 +19,6 @@ from marco_search.evaluation.grading import (
     Point,
     chosen,
     coverage,
-    difference,
     graded,
     ranked,
 )
@@ -28,8 +27,10 @@ from marco_search.evaluation.statistics import (
     auroc,
     calibration,
     calibration_error,
+    paired,
     pass_at_k,
     points,
+    ratio,
     rounded,
     wilson,
 )
@@ -55,7 +56,8 @@ class Row:
     """One strategy on one set of problems. Token counts and seconds are means per problem."""
 
     strategy: str
-    n: int
+    problems: int
+    n: int  #: of them, those with a label: accuracy, Test@N and AUROC are theirs
     accuracy: float  #: Test@1
     low: float  #: 95 % Wilson interval
     high: float
@@ -73,37 +75,40 @@ class Row:
     auroc: float | None  #: confidence of the chosen answer against its correctness
     auroc_rollouts: float | None  #: the same of single rollouts
     calibration_error: float | None  #: of single rollouts
-    right: tuple[bool, ...]  #: of each problem, in order
+    right: tuple[bool, ...]  #: of each problem with a label, in order
 
     def to_json(self) -> dict[str, Any]:
         """All but the single outcomes, rounded to what the reader needs."""
         data = {k: rounded(v) for k, v in asdict(self).items() if k not in ("right", "strategy")}
-        return data | {"test_at": rounded({"1": self.accuracy, **self.test_at})}
+        share = rounded(self.accuracy) if self.n else None
+        return data | {"accuracy": share, "test_at": {"1": share} | rounded(self.test_at)}
 
 
 def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
     """The figures of a run."""
-    at = graded(traces, grader)
+    known = [t for t in traces if t.key in grader]
+    right = graded(known, grader).right
     n, used = len(traces), [r for t in traces for r in t.rollouts]
     separate = all(r.start == ROOT for t in traces for r in t.rollouts)
-    scores = _rollout_scores(traces, grader)
+    scores = _rollout_scores(known, grader)
     prompt, cached = sum(r.prompt for r in used), sum(r.cached for r in used)
     return Row(
         strategy=strategy,
-        **accuracy(at.right),
+        problems=n,
+        **accuracy(right),
         rollouts=len(used) / n,
         failed=_failed_share(traces),
         **_shortfall_shares(traces),
-        tokens_per_problem=at.tokens_per_problem,
+        tokens_per_problem=sum(t.tokens for t in traces) / n,
         prefilled_per_problem=(prompt - cached) / n,
         cached_per_problem=cached / n,
         seconds_per_problem=sum(t.seconds for t in traces) / n,
-        test_at=_test_at(traces, grader, separate),
+        test_at=_test_at(known, grader, separate),
         separate_guesses=separate,
-        auroc=auroc(list(map(_confidence, traces)), at.right),
+        auroc=auroc(list(map(_confidence, known)), right),
         auroc_rollouts=auroc(*scores),
         calibration_error=calibration_error(calibration(*scores)),
-        right=at.right,
+        right=right,
     )
 
 
@@ -133,7 +138,7 @@ def require_few_failed(traces: Sequence[Trace], most: float) -> None:
 def _test_at(traces: Sequence[Trace], grader: Grader, separate: bool) -> dict[str, float]:
     # A tree that stopped early has no further rollouts; samples there must be enough of.
     lengths = [len(t.rollouts) for t in traces]
-    longest = min(lengths) if separate else max(lengths)
+    longest = (min if separate else max)(lengths, default=0)
     solved = [sum(grader.rollouts(t)) for t in traces]
     found = {}
     for k in [k for k in TEST_AT if k <= longest]:
@@ -183,16 +188,16 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Accuracy and tokens of a run against those of another, on the problems that both have.
 
-    Raises InvalidDataSet if there is none.
+    Accuracy is that of the problems with a label. Raises InvalidDataSet if there is none.
     """
     theirs = {trace.key: trace for trace in others}
     pairs = [(trace, theirs[trace.key]) for trace in traces if trace.key in theirs]
     if not pairs:
         raise InvalidDataSet("the two runs have no problem in common")
-    mine, other = zip(*pairs, strict=True)
-    found = difference(graded(mine, grader), graded(other, grader))
-    tokens = found.pop("tokens")
-    return {"accuracy": rounded(found), "tokens": rounded(tokens)}
+    right = [(grader.solved(a), grader.solved(b)) for a, b in pairs if a.key in grader]
+    gain = paired([a for a, _ in right], [b for _, b in right])
+    spent = ratio([a.tokens for a, _ in pairs], [b.tokens for _, b in pairs])
+    return {"accuracy": rounded(asdict(gain)), "tokens": rounded(asdict(spent))}
 
 
 def compared(found: dict[str, dict[str, Any]], other: str) -> str:
@@ -226,8 +231,8 @@ def markdown_rows(rows: Sequence[Row]) -> str:
     lines = [
         (
             r.strategy,
-            percent(r.accuracy),
-            f"{percent(r.low)} to {percent(r.high)}",
+            percent(r.accuracy) if r.n else "",
+            f"{percent(r.low)} to {percent(r.high)}" if r.n else "",
             *(percent(r.test_at.get(k)) for k in known),
             f"{r.rollouts:.1f}",
             f"{r.tokens_per_problem:.0f}",

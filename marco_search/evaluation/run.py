@@ -92,6 +92,7 @@ Searches = Generator[Trace, None, None]
 
 def _run(
     problems: Sequence[Problem],
+    recipe: Recipe,
     names: Mapping[str, str],
     file: Path,
     on_progress: OnProgress | None,
@@ -100,13 +101,14 @@ def _run(
     """All traces in problem order; `search` makes those that `file` has none of.
 
     `names` has each problem's run. A trace with failed rollouts is made again: what failed may
-    succeed now.
+    succeed now. So is one without the token scores that `recipe` keeps.
     """
     if file.exists() and not file.is_file():
         raise InputError(f"{file}: searches are kept in a file, which a later run reads")
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = {t.key: t for t in read(file) if names.get(t.key) == t.run} if file.exists() else {}
-    traces = {key: trace for key, trace in kept.items() if not trace.failed}
+    whole = {key: t for key, t in kept.items() if t.scores or not recipe.keep_tokens}
+    traces = {key: trace for key, trace in whole.items() if not trace.failed}
     grader, began, resumed = Grader(problems), time.monotonic(), len(traces)
 
     def report() -> None:
@@ -212,7 +214,7 @@ def run(
         if failure:
             raise failure
 
-    return _run(problems, names, file, on_progress, searches)
+    return _run(problems, recipe, names, file, on_progress, searches)
 
 
 def _run_name(recipe: Recipe, made: SearchPlan, job: Job) -> str:
@@ -271,7 +273,8 @@ def run_queued(
     if recipe.changes:
         raise MarcoError("only what SearchOptions has can go through the queue; use --local")
     names = {p.key: _queued_name(recipe, p) for p in problems}
-    tried = Counter((t.key, t.run) for t in read(file)) if file.exists() else Counter()
+    before = read(file) if file.exists() else []
+    tried = Counter((t.key, t.run) for t in before if t.failed)
 
     def searches(todo: list[Problem]) -> Searches:
         jobs = []
@@ -308,7 +311,7 @@ def run_queued(
                 f"{first.job_id}, is {what}"
             )
 
-    found = _run(problems, names, file, on_progress, searches)
+    found = _run(problems, recipe, names, file, on_progress, searches)
     models = {t.model for t in found if t.model}
     if len(models) > 1:
         raise InvalidDataSet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,14 @@ def test_the_queue_finds_what_a_local_run_finds(
     with Producer(database_url, redis_url) as producer, worker(database_url, redis_url):
         run_queued(PROBLEMS[:2], RECIPE, file, producer)
         found = run_queued(PROBLEMS, RECIPE, file, producer, on_progress=reports.append)
+        bare = tmp_path / "bare.jsonl"
+        run_queued(PROBLEMS, replace(RECIPE, keep_tokens=False), bare, producer)
+        assert plain(run_queued(PROBLEMS, RECIPE, bare, producer)) == plain(found)
         with producer._database.transaction() as conn:
             payloads = conn.execute("SELECT payload::text, expected FROM jobs").fetchall()
     assert (reports[0].done, reports[-1].done) == (2, 5) and len(read(file)) == 5
     assert plain(found) == plain(run(PROBLEMS, RECIPE, ToyRuntime(), tmp_path / "local.jsonl"))
+    # What was searched without keeping trees is read back, not searched again.
     # No label is stored anywhere.
     assert len(payloads) == 5
     assert not any("987654" in payload or expected for payload, expected in payloads)

@@ -151,3 +151,16 @@ def test_a_row_may_have_its_system_prompt_and_a_table_its_head(tmp_path: Path) -
     row = json.dumps({"question": "q", "answer": 1, "system_prompt": "Be brief."})
     assert load(write(tmp_path / "a.jsonl", row))[0].job.system_prompt == "Be brief."
     assert len(load(write(tmp_path / "a.tsv", "question\tanswer\nq\t1\n"))) == 1
+
+
+def test_a_question_under_two_system_prompts_is_two_problems(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": 1}
+    rows = [row | {"system_prompt": "Be brief."}, row | {"system_prompt": "Explain."}, row, row]
+    assert len(load(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))) == 3
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None, [], [""]])
+def test_a_blank_answer_is_no_label(tmp_path: Path, blank: object) -> None:
+    rows = [{"question": "q", "answer": blank}, {"question": "r", "expected": " ", "answer": 5}]
+    file = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [problem.expected for problem in load(file)] == [(), ("5",)]

@@ -23,7 +23,7 @@ from marco_search.evaluation.grading import (
     rescore,
     score,
 )
-from marco_search.evaluation.report import row
+from marco_search.evaluation.report import compare, markdown_rows, row
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import Trace, TracedRollout, with_vote
 from marco_search.jobs import SearchOptions
@@ -242,3 +242,15 @@ def test_test_at_8() -> None:
     answers: list[tuple[str | None, float]] = [*[("3", 0.5)] * 15, ("4", 0.5)]
     trace = traced(PROBLEMS[0].key, answers)
     assert row("vote", [trace], GRADER).test_at == {"8": 0.5, "16": 1.0}
+
+
+def test_a_problem_without_a_label_is_not_a_wrong_one() -> None:
+    grader = Grader([PROBLEMS[0], from_row({"question": "two and three?"}, "row")])
+    found = row("vote", [FOUR, FIVE], grader)
+    assert (found.problems, found.n, found.accuracy, found.right) == (2, 1, 1.0, (True,))
+    assert (found.tokens_per_problem, found.rollouts) == (40, 4)
+    both = compare([FOUR, FIVE], [FOUR, FIVE], grader)
+    assert (both["accuracy"]["n"], both["accuracy"]["only_second"]) == (1, 0)
+    none = row("vote", [FIVE], grader)
+    assert none.n == 0 and none.to_json()["accuracy"] is none.to_json()["test_at"]["1"] is None
+    assert "| vote |  |  |" in markdown_rows([none])

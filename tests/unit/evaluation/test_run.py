@@ -141,6 +141,16 @@ def test_each_problem_has_a_seed_of_its_own(tmp_path: Path) -> None:
     assert not set(seeds) & {recipe(seed=8).job(p).options.seed for p in problems()}
 
 
+def test_trees_are_kept_also_of_what_was_searched_without(tmp_path: Path) -> None:
+    file, spy = tmp_path / "run.jsonl", Spy()
+    without = run(problems(), recipe(), ToyRuntime(), file)
+    found = run(problems(), replace(recipe(), keep_tokens=True), ToyRuntime(), file)
+    assert not any(t.scores for t in without) and all(t.scores for t in found)
+    for trees in (True, False):
+        again = run(problems(), replace(recipe(), keep_tokens=trees), spy, file)
+        assert again == found and not spy.seen
+
+
 @pytest.mark.parametrize("change", ["system prompt", "template", "revision"])
 def test_another_prompt_or_model_reuses_no_trace(tmp_path: Path, change: str) -> None:
     class Otherwise(Spy):
