@@ -38,8 +38,13 @@ _ARROW = {
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to; at the end it becomes `path`, in one step. Nothing stays on an error.
 
+    What a link points to is replaced, not the link. A pipe or a device is written to as it is.
     Raises InputError if the folder can't be written to.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

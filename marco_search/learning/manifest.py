@@ -68,7 +68,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Raises InputError if there is something at `folder` already, or it can't be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # Replacing the current folder would leave the shell in one that is gone.
+    if folder.exists() and (
+        not folder.is_dir() or any(folder.iterdir()) or folder.samefile(Path.cwd())
+    ):
         raise InputError(f"{folder}: already exists; name a new folder, or remove it first")
     part = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
     try:

@@ -82,19 +82,20 @@ class _Chosen:
         for place, row in samples.places(path, samples.KINDS[kind]):
             about["in"] += 1
             self.tenants.add(row.tenant)
-            if found := first_reason(self.rules, row):
+            # First, so that what is not taken here does not count as there already.
+            copies = int(weight + _share(self.seed, "weight", row.id))
+            if not copies:
+                self.dropped.add("weight", f"of its set {weight:g} is taken", id=row.id)
+            elif found := first_reason(self.rules, row):
                 self.dropped.add(*found, id=row.id, input=str(path))
             else:
-                about["out"] += self._take(row, weight, place)
+                about["out"] += self._take(row, copies, place)
         self.inputs += 1
         return about
 
-    def _take(self, row: Sample | Pair, weight: float, place: int) -> int:
+    def _take(self, row: Sample | Pair, copies: int, place: int) -> int:
         apart = _share(self.seed, "split", prompt_key(row.prompt)) < self.validation
-        copies = int(weight + _share(self.seed, "weight", row.id))
-        if not copies:
-            self.dropped.add("weight", f"of its set {weight:g} is taken", id=row.id)
-        copies = min(copies, 1) if apart else copies
+        copies = 1 if apart else copies
         self.order.executemany(
             "INSERT INTO rows VALUES (?, ?, ?, ?)",
             [(apart, _key(self.seed, n, row.id), self.inputs, place) for n in range(copies)],

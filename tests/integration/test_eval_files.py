@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,11 @@ def test_sets_and_traces_may_come_out_of_pipes(tmp_path: Path) -> None:
     with piped(labelled) as labels, piped(kept) as pipe:
         replayed = marco("replay", pipe, "--set", labels, "--json")
         assert replayed.returncode == 0, replayed.stderr
+    with piped(labelled[:1]) as labels, piped([*kept, *kept]) as pipe:  # as after failures
+        again = marco("replay", pipe, "--set", labels)
+        assert again.stdout.startswith("1 problem\n")
+    with piped(rows) as unlabelled, piped(kept) as pipe:
+        assert marco("replay", pipe, "--set", unlabelled).returncode == 2
     with piped(rows) as pipe:
         few = marco("calibrate", pipe)
         assert few.returncode == 2 and "too few" in few.stderr
@@ -76,3 +82,19 @@ def test_a_second_run_reports_what_it_resumes(tmp_path: Path) -> None:
     out.write_text(lines)
     third = marco(*words)
     assert third.returncode == 0 and "earlier run" not in third.stderr
+
+
+def test_a_pipe_gets_the_lines_and_of_a_link_the_target_is_replaced(tmp_path: Path) -> None:
+    file, target, link, pipe = (tmp_path / name for name in ("set.jsonl", "target", "link", "pipe"))
+    file.write_text(json.dumps({"question": "Tom has 3 apples and gets 2. How many?"}) + "\n")
+    words: list[str | Path] = ["eval", file, "--local", "--strategy", "cot", "--samples"]
+    words[2:2] = ["--out", tmp_path / "traces.jsonl"]
+    target.write_text("old")
+    link.symlink_to(target)
+    assert marco(*words, link).returncode == 0
+    assert link.is_symlink() and json.loads(target.read_text())["right"] is None
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    assert marco(*words, pipe).returncode == 0
+    assert os.read(reading, 2**16) == target.read_bytes() and pipe.is_fifo()
+    os.close(reading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -247,3 +248,23 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
         file.write(json.dumps(row.to_json()) + "\n")
     words = ["dataset", "mix", tmp_path / "changed", tmp_path / "one"]
     assert "not as its manifest says: samples.jsonl" in marco(*words, code=2)
+
+
+def test_what_is_not_taken_of_one_set_is_taken_of_another(marco: Run, tmp_path: Path) -> None:
+    chats(tmp_path, marco, 50)
+    shutil.copytree(tmp_path / "chat", tmp_path / "same")
+    sets = f"{tmp_path / 'chat'}=0.5", tmp_path / "same"
+    made = json.loads(marco("dataset", "mix", tmp_path / "all", *sets, "--json"))
+    assert made["counts"]["out"] == 100
+    dropped = made["counts"]["dropped"]
+    assert dropped["weight"] + dropped["duplicate"] == 100 and dropped["weight"] > 20
+
+
+def test_the_current_folder_is_not_replaced(
+    marco: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chat.jsonl").write_text("")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = marco("dataset", "instructions", ".", "../chat.jsonl", code=2)
+    assert "name a new folder" in said and not list(Path.cwd().iterdir())
