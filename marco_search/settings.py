@@ -56,7 +56,7 @@ def _stripped(value: object) -> object:
     return (value.strip() or None) if isinstance(value, str) else value
 
 
-Address = Annotated[SecretStr | None, BeforeValidator(_stripped)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_stripped)]
 
 
 def _from_json(example: str) -> BeforeValidator:
@@ -113,8 +113,8 @@ class Settings(BaseModel):
     )
 
     # Services. Unset means: the embedded ones under MARCO_HOME.
-    database_url: Address = Field(None, validation_alias="DATABASE_URL", description="Postgres")
-    redis_url: Address = Field(None, validation_alias="REDIS_URL", description="Redis")
+    database_url: Secret = Field(None, validation_alias="DATABASE_URL", description="Postgres")
+    redis_url: Secret = Field(None, validation_alias="REDIS_URL", description="Redis")
     home: Path = Field(Path(".marco"), description="Folder of the embedded services")
     role_prefix: str = Field(
         "marco", description="The database roles are PREFIX_owner, _app, _redactor, ..."
@@ -158,7 +158,7 @@ class Settings(BaseModel):
     runtime_max_in_flight: int = Field(
         256, ge=1, le=4096, description="Most branches of one process in flight on one server"
     )
-    runtime_api_key: SecretStr | None = Field(None, description="The servers' API key")
+    runtime_api_key: Secret = Field(None, description="The servers' API key")
     runtime_verify_tls: bool = Field(True, description="Check a server's certificate")
     runtime_ca: Path | None = Field(None, description="File of certificates to trust")
     runtime_model: str | None = Field(
@@ -174,12 +174,12 @@ class Settings(BaseModel):
     )
 
     # Scores from outside (docs/rewards.md)
-    reward_url: Address = Field(
+    reward_url: Secret = Field(
         None,
         description="Address of a reward model for the rewards prm-*, such as SGLang's "
         "http://host:30001/classify",
     )
-    reward_api_key: SecretStr | None = Field(None, description="Its API key")
+    reward_api_key: Secret = Field(None, description="Its API key")
     reward_timeout_s: SomeSeconds = Field(
         20.0, description="For the scores of a round, with all retries"
     )
@@ -197,7 +197,7 @@ class Settings(BaseModel):
         description="Verifiers that jobs may name, as JSON: name to a command (a list of words) "
         "or to an address",
     )
-    verifier_api_key: SecretStr | None = Field(None, description="API key of those addresses")
+    verifier_api_key: Secret = Field(None, description="API key of those addresses")
     verifier_timeout_s: SomeSeconds = Field(10.0, description="For a verifier's verdict")
 
     # Queue and worker
@@ -268,7 +268,7 @@ class Settings(BaseModel):
         "text", description="Of the logs of workers, scheduler, console and API"
     )
 
-    console_token: SecretStr | None = Field(
+    console_token: Secret = Field(
         None,
         description="What the web console asks for. Where it listens on more than loopback one is "
         "made if unset",
@@ -301,7 +301,7 @@ def load() -> Settings:
     """
     renamed = {}
     for old, new in RENAMED.items():
-        if old in os.environ and new not in os.environ:
+        if os.environ.get(old) and not os.environ.get(new):  # empty is unset
             warnings.warn(f"{old} is now {new}", FutureWarning, stacklevel=2)
             renamed[new] = os.environ[old]
     try:

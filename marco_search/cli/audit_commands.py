@@ -66,6 +66,8 @@ def verify(
         raise click.UsageError("name jobs, or --all, not both")
     if archives and (jobs or everything):
         raise click.UsageError("--archive checks archives only: run verify again for the rest")
+    if public_key is not None and not anchors:
+        raise click.UsageError("--public-key needs --anchor: it is anchors that are signed")
     kept = [anchor_files.read(path, public_key=public_key) for path in anchors]
     with session(needs_redis=False) as here:
         with here.database.transaction() as conn:
@@ -271,7 +273,9 @@ def redact(
         else:
             ids = here.database.call(redactions.chosen, wanted)
         if ids and not yes:
-            click.confirm(f"Replace all texts of {len(ids):,} jobs, for good?", abort=True)
+            click.confirm(
+                f"Replace all texts of {len(ids):,} jobs, for good?", abort=True, err=True
+            )
         archived = _by_folder(here, ids, months) if months else {}
         for folder, those in archived.items():
             done |= _redact_month(here, folder, those, reason)
@@ -351,6 +355,10 @@ def export(
         raise click.UsageError("give a FOLDER to write to, or --otlp URL to send to")
     if no_text and "vocabulary" in tables:
         raise click.UsageError("--table vocabulary is nothing but text: not with --no-text")
+    if (folder is None and file_format == "parquet") or (
+        tables and (folder is None or file_format == "otlp-json")
+    ):
+        raise click.UsageError("--table and --format parquet are for files of rows, not traces")
     with session(needs_redis=False) as here, here.database.snapshot() as conn:
         chosen = here.chosen(**values)
         written: dict[str, int] = {}

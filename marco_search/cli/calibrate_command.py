@@ -121,7 +121,8 @@ def calibrate(
         "traces": str(traces),
     }
     words = [part(found) for part in _PARTS]
-    how = name if (out.parent, out.stem) == (settings.profiles, name) else str(out)
+    path = str(out) if profiles.is_path(str(out)) else f"./{out}"
+    how = name if (out.parent, out.stem) == (settings.profiles, name) else path
     use = f"Use it with --profile {how}, or MARCO_PROFILE={how} for all jobs."
     output.report(data, about, "", *words, "", f"Profile: {out}", use)
 

@@ -143,6 +143,7 @@ def status(jobs: tuple[str, ...], state: str | None, limit: int) -> None:
         with here.database.transaction() as conn:
             if named is not None:
                 lines = queries.statuses(conn, named, tenant=here.tenant)
+                lines = [line for line in lines if state in (None, line.state)]
             else:
                 wanted = queries.JobFilter(tenant=here.tenant, state=state)
                 newest = queries.page(conn, wanted, limit=limit or options.LARGEST_COUNT).jobs

@@ -108,7 +108,10 @@ def _examples(file: Path) -> list[dict[str, str]]:
         if line.strip():
             try:
                 row = json.loads(line)
-                examples.append({"user": str(row["question"]), "assistant": str(row["answer"])})
+                question, answer = row["question"], row["answer"]
+                if not all(isinstance(text, str | int | float) for text in (question, answer)):
+                    raise ValueError
+                examples.append({"user": str(question), "assistant": str(answer)})
             except (ValueError, KeyError, TypeError):
                 raise InputError(
                     f"{file}, line {number}: needs an object with question and answer"

@@ -147,12 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A tenth of a start went into looking for garbage in what was being imported.
     gc.set_threshold(20_000)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)
+    words, texts = words[:end], words[end:]  # what comes after "--" is no option
     as_json, debug = "--json" in words, "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words[:1] == ["--json"] and len(words) > 1:  # a command's option, wherever it is given
         words.append(words.pop(0))
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    words += texts
     stdout = sys.stdout
     _prepare_streams()
     try:

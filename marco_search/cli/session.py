@@ -77,6 +77,9 @@ class Session:
 
     def chosen(self, jobs: Sequence[str], **conditions: Any) -> Filter:
         """What `options.which_jobs`, and options named as other fields of Filter, choose."""
+        for name, value in conditions.items():
+            if value == "":  # an unset variable of a script must not mean all
+                raise click.UsageError(f"--{name} is empty: give a value, or leave it out.")
         return Filter(jobs=self.find(jobs), tenant=self.tenant, **conditions)
 
 

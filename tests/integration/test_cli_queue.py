@@ -175,6 +175,8 @@ def test_many_ids_are_looked_up_at_once(
             assert "Index" in str(plan.fetchall())
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(ids)))
     assert [job["job_id"] for job in marco("status", "-")["jobs"]] == ids
+    for state, count in (("queued", 1), ("running", 0)):
+        assert len(marco("status", ids[0], "--state", state)["jobs"]) == count
     marco("status", ids[0], "0" * 32, code=3)
     marco("status", ids[0][:4], code=2)
     assert marco("status", ids[0], ids[0][-12:])["jobs"][1]["job_id"] == ids[0]

@@ -126,6 +126,8 @@ def test_a_data_set_is_what_its_manifest_says(answered: Answered, tmp_path: Path
         file.write("{}")
     assert broken(folder, read(folder)) == ["samples.jsonl"]
     again = marco(answered.url, "dataset", "from-traces", str(folder))
+    empty = marco(answered.url, "dataset", "from-traces", str(folder / "all"), "--model", "")
+    assert empty.returncode == 2 and "--model is empty" in empty.stderr
     assert again.returncode == 2 and "already exists" in again.stderr
 
 

@@ -206,7 +206,9 @@ def test_jobs_and_refused_lines_are_chosen_by_batch_and_custom_id(
 
     by_name = ("--custom-id", f"case {SECRET}")
     assert json.loads(marco(*words, *by_name, "--tenant", "another").output)["jobs"] == []
-    done = json.loads(marco(*words, *by_name).output)
+    asked = CliRunner().invoke(cli, ["redact", "--json", *by_name], input="y\n")
+    done = json.loads(asked.stdout)
+    assert "Replace all texts" in asked.stderr
     assert (len(done["jobs"]), done["lines"]) == (1, 1)
     assert f"case {SECRET}" not in texts()
     assert SECRET in texts()

@@ -174,6 +174,18 @@ def test_bad_arguments_exit_with_2(
         (["status", "--limt", "3"], "no such option '--limt'; did you mean '--limit'?"),
         (["replay", "none.jsonl"], "none.jsonl: no such file"),
         (
+            ["verify", "--public-key", "00" * 32],
+            "--public-key needs --anchor: it is anchors that are signed",
+        ),
+        (
+            ["export", "out", "--format", "otlp-json", "--table", "jobs"],
+            "--table and --format parquet are for files of rows, not traces",
+        ),
+        (
+            ["export", "--otlp", "http://localhost:4318", "--format", "parquet"],
+            "--table and --format parquet are for files of rows, not traces",
+        ),
+        (
             ["quota", "acme", "-1"],
             "no such option '-1'; a number is 0 or more, and a text that begins with \"-\" goes "
             'after "--"',
@@ -196,6 +208,10 @@ def test_help_and_json_may_come_first(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Usage: marco dead list" in capsys.readouterr().out
     assert main(["--json", "roles", "--sql"]) == 0
     assert json.loads(capsys.readouterr().out)["sql"].startswith("BEGIN;")
+    assert main(["--json", "solve", "--kind", "none", "--", "-1 + 1 = ?"]) == 2
+    assert error_json(capsys)["type"] == "InvalidJob"
+    assert main(["solve", "--kind", "none", "--", "--json"]) == 2
+    assert capsys.readouterr().err.startswith("marco: kind: ")
 
 
 def test_a_full_disk_or_a_missing_folder_is_no_bug(
@@ -428,3 +444,16 @@ def test_a_setting_s_old_name_is_a_notice(
     settings_module.load.cache_clear()
     main(["status", "--json"])
     assert json.loads(capsys.readouterr().err.splitlines()[0]) == {"notice": renamed}
+    monkeypatch.setenv("MARCO_WORKER_SWEEPS", "")  # as compose files have what is not set
+    settings_module.load.cache_clear()
+    main(["status"])
+    assert capsys.readouterr().err.startswith("marco: nothing is stored")
+
+
+def test_an_example_without_an_answer_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "examples.jsonl"
+    file.write_text('{"question": "q", "answer": 1}\n{"question": "q", "answer": null}\n')
+    assert main(["solve", "1 + 1?", "--examples", str(file)]) == 2
+    assert "line 2: needs an object with question and answer" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from marco_search.console.access import Access, Expiring, local_path
 from marco_search.console.app import create_app
 from marco_search.console.reader import Cache
 from marco_search.errors import DatabaseUnavailable
+from marco_search.settings import Settings
 from tests.records import AT, HOSTILE, FakeReader, job_id, record_of, search_of, tokens_of
 
 SEARCH = search_of()
@@ -354,3 +355,8 @@ def test_tabs_that_refresh_share_one_read_a_second(reader: FakeReader) -> None:
         assert reader.reads <= reads + second
     clock.now += 1.5
     assert tabs[0].get("/tenants", headers={"x-refresh": "1"}).status_code == 200
+
+
+def test_the_token_of_a_mounted_secret_has_no_line_end() -> None:
+    given = Settings(MARCO_CONSOLE_TOKEN=f"{TOKEN}\n").console_token  # type: ignore[call-arg]
+    assert given is not None and Access(given.get_secret_value()).is_token(TOKEN, "somebody")
