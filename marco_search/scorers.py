@@ -110,10 +110,12 @@ class Server:
         """Raises InvalidSettings, naming the variable, for an address that can't be used."""
         try:
             parts = urlsplit(url)
-            self._host, self._port = parts.hostname, parts.port
+            self._host, port = parts.hostname, parts.port
         except ValueError:
             raise InvalidSettings(f"{variable}: not an address") from None
         self._tls = parts.scheme == "https"
+        # Named always: http.client takes the end of an IPv6 address for one.
+        self._port = port or (443 if self._tls else 80)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         secret = key.get_secret_value().strip() if key else ""
@@ -144,6 +146,9 @@ class Server:
                     connection.request("POST", self._path, body, self._headers)
                     with connection.getresponse() as response:
                         found = response.read(most + 1)
+                        # `read` does not say that bytes are missing: of 0.95 it returns 0.
+                        if len(found) <= most and (response.length or call.over):
+                            raise http.client.IncompleteRead(b"")
         except (OSError, http.client.HTTPException, ValueError) as error:
             why = "no answer in time" if call.over else str(error) or repr(error)
             raise NoScore(why) from None

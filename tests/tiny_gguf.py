@@ -83,6 +83,7 @@ def _add_metadata(writer: gguf.GGUFWriter, arch: str, metadata: dict[str, Any]) 
         "experts": writer.add_expert_count,
         "window": writer.add_sliding_window,
         "scaling": lambda kind: writer.add_string(f"{arch}.rope.scaling.type", kind),
+        "factor": lambda value: writer.add_float32(f"{arch}.rope.scaling.factor", value),
         "factors": lambda values: writer.add_tensor("rope_freqs.weight", values),
     }
     for key, value in metadata.items():

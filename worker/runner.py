@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from uuid import UUID
 
 import psycopg
@@ -216,8 +217,9 @@ class Runner:
             known_tokens=self._known_tokens,
             retry_s=self._retry_s,
         )
-        with journal:
+        with ExitStack() as beating:
             try:
+                beating.enter_context(journal)  # there may be no more threads
                 finished = engine.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
                     self._release(journal, finished)

@@ -60,8 +60,12 @@ class Sender:
                 if webhook_id not in self._threads and len(self._threads) < _AT_ONCE:
                     # A daemon: one that waits for a receiver keeps no process from ending.
                     thread = Thread(target=self._take_turn, args=[webhook_id], daemon=True)
+                    try:
+                        thread.start()
+                    except RuntimeError as error:  # the machine has no more: the next tick tries
+                        log.warning("webhook %s: %s", webhook_id, error)
+                        return
                     self._threads[webhook_id] = thread
-                    thread.start()
 
     def close(self, wait_s: float = 1.0) -> None:
         """Send no more, and wait so long for what is in progress; the rest is sent again."""
@@ -152,9 +156,9 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
         if call.over or isinstance(error, TimeoutError):
             return _Answer(f"no answer within {settings.webhook_timeout_s:g} s")
         return _Answer(f"no answer: {error or type(error).__name__}")
-    if status < 300:
+    if 200 <= status < 300:
         return _Answer(None, status)
-    why = ": redirects are not followed" if status < 400 else ""
+    why = ": redirects are not followed" if 300 <= status < 400 else ""
     return _Answer(f"HTTP {status}{why}", status, retry_after_s)
 
 
@@ -167,11 +171,12 @@ def _post(
     """
     parts = webhooks.checked_url(url, settings)
     host, tls = parts.hostname or "", parts.scheme == "https"
-    sock = _connected(host, parts.port or (443 if tls else 80), call, settings)
+    port = parts.port or (443 if tls else 80)
+    sock = _connected(host, port, call, settings)
     with sock, sock.dup() as twin, call.using(twin):  # TLS takes the socket itself over
         if tls:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-        connection = http.client.HTTPConnection(host)
+        connection = http.client.HTTPConnection(host, port)
         connection.sock = sock
         with contextlib.closing(connection):
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

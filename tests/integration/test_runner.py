@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -254,6 +255,22 @@ def test_a_shortage_of_the_machine_is_retried_later(settings: Settings, database
     schedule(database)
     runner(settings, database, ToyRuntime()).run_next()
     assert status(database, stored.id).state is JobState.SUCCEEDED
+
+
+def test_a_heartbeat_that_can_not_be_started_is_retried_later(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stored,) = insert(database, question())
+
+    class Refused(Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr("worker.journal.Thread", Refused)
+        runner(settings, database, ToyRuntime()).run_next()
+    now = status(database, stored.id)
+    assert (now.state, now.error_type) == (JobState.QUEUED, "RuntimeError")
 
 
 @pytest.mark.parametrize("error", [RuntimeUnavailable("away"), ModelRefused("no"), OSError("?")])

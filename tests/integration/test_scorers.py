@@ -6,6 +6,7 @@ Real servers and real commands, well behaved and not.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,19 +19,22 @@ import pytest
 
 from marco_search import settings
 from marco_search.engine import search_job, solve
-from marco_search.errors import InvalidJob, InvalidSettings
+from marco_search.errors import InvalidJob, InvalidSettings, RuntimeUnavailable
 from marco_search.jobs import JobResult, SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.replay import replay
+from marco_search.runtime.servers import open_servers
 from marco_search.scorers import (
     MOST_OUTPUT,
     NoScore,
     Output,
     RewardModel,
+    Server,
     run_command,
     steps_of,
     verdict,
 )
+from marco_search.settings import Settings
 from tests.integration.toys import wait_until
 from tests.toy import ToyRuntime
 
@@ -310,6 +314,52 @@ def test_a_verifier_behind_an_address(server: Served, env: Callable[..., None]) 
     assert set(server.bodies[0]) == {
         "kind", "question", "metadata", "answer", "output", "thought",
     }  # fmt: skip
+
+
+def test_an_answer_that_is_cut_short_is_no_score() -> None:
+    """Of 0.95, what arrived is a number as well."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            for head in ("Content-Length: 4", "Connection: close"):
+                with listening.accept()[0] as peer:
+                    peer.recv(2**16)
+                    peer.sendall(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n0".encode())
+                    if head == "Connection: close":
+                        over.wait()
+
+        over = Event()
+        thread = Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        asked = Server("MARCO_VERIFIERS", url, None)
+        with pytest.raises(NoScore):
+            asked.post(b"{}", time.monotonic() + 60, MOST_OUTPUT)
+        with pytest.raises(NoScore, match="no answer in time"):
+            asked.post(b"{}", time.monotonic() + 0.2, MOST_OUTPUT)
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [("http://[fd00::1]/", ("fd00::1", 80)), ("https://[fd00::ab]/v1", ("fd00::ab", 443))],
+)
+def test_an_ipv6_address_without_a_port(
+    url: str, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def connect(where: Any, *given: Any) -> Any:
+        asked.append(where)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(NoScore):
+        Server("MARCO_VERIFIERS", url, None).post(b"{}", time.monotonic() + 60, MOST_OUTPUT)
+    with pytest.raises(RuntimeUnavailable):
+        open_servers(Settings().model_copy(update={"runtime": url}))
+    assert set(asked) == {address}
 
 
 def test_a_verifier_is_named_not_given(env: Callable[..., None]) -> None:

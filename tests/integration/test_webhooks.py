@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -147,10 +148,10 @@ def test_ends_are_told_signed_and_tried_again_until_the_receiver_recovers(
     job = solved(settings, database, question(custom_id="line 7", metadata={"ticket": 7}))[0]
     (waiting,) = held(database)
     assert (waiting.job_id, waiting.state, waiting.attempts) == (job.id, "pending", 0)
-    receiver.statuses = [500, 302, 503]
+    receiver.statuses = [500, 302, 503, 103]
     with scheduler(settings) as one:
         tick_until(one, lambda: len(held(database, state="delivered")) == 2, "both arrived")
-    assert len(receiver.got) == 5  # the redirect was not followed
+    assert len(receiver.got) == 6  # the redirect was not followed
     told = {message["type"]: message["data"] for message in receiver.messages(made["secret"])}
     about = told["job.finished"]
     assert (about["job_id"], about["state"]) == (str(job.id), "succeeded")
@@ -166,7 +167,7 @@ def test_ends_are_told_signed_and_tried_again_until_the_receiver_recovers(
     # Asked for once more it comes once more, and the test event comes as the others do.
     marco("webhooks", "resend", str(waiting.id))
     with scheduler(settings) as one:
-        tick_until(one, lambda: len(receiver.got) == 6, "it came again")
+        tick_until(one, lambda: len(receiver.got) == 7, "it came again")
     assert receiver.ids()[-1] == str(waiting.id)
     marco("webhooks", "remove", made["id"])
     assert not held(database)
@@ -388,6 +389,43 @@ def test_names_are_looked_up_once_and_where_they_lead_is_checked(
         tick_until(one, lambda: bool(receiver.got), "allowed, it came")
     assert asked == ["hooks.example"]
     assert receiver.got[0][0]["Host"] == f"hooks.example:{port}"
+
+
+def test_an_ipv6_address_is_posted_to(
+    marco: Marco, settings: Settings, database: Database, receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    real, port = socket.create_connection, receiver.server.server_port
+
+    def connect(where: tuple[str, int], *given: Any) -> socket.socket:
+        return real(("127.0.0.1", port) if where == ("fd00::ab", port) else where, *given)
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setenv("MARCO_WEBHOOK_NETWORKS", "fd00::/8")
+    marco("webhooks", "add", f"http://[fd00::ab]:{port}/", "--events", "job.finished")
+    solved(settings, database)
+    networks = (ip_network("fd00::/8"),)
+    with scheduler(settings.model_copy(update={"webhook_networks": networks})) as one:
+        tick_until(one, lambda: held(database)[0].attempts > 0, "it was sent")
+        tick_until(one, lambda: bool(held(database, state="delivered")), "it came")
+    assert receiver.got[0][0]["Host"] == f"[fd00::ab]:{port}"
+
+
+def test_a_machine_out_of_threads_delivers_later(
+    marco: Marco, settings: Settings, database: Database, receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Refused(Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    marco("webhooks", "add", receiver.url, "--events", "job.finished")
+    solved(settings, database)
+    with scheduler(settings) as one:
+        with monkeypatch.context() as short:
+            short.setattr("worker.sender.Thread", Refused)
+            one.tick()
+        tick_until(one, lambda: bool(receiver.got), "it came")
 
 
 def test_the_receivers_certificate_is_checked(

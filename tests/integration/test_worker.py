@@ -105,7 +105,7 @@ def test_jobs_submitted_without_redis_are_found(
         assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
 
 
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])
 def test_a_stopping_worker_hands_its_job_on(
     producer: Producer, database_url: str, redis_url: str, stop_signal: signal.Signals
 ) -> None:
@@ -127,6 +127,20 @@ def test_a_stopping_worker_hands_its_job_on(
     assert counts == (2, 0, 0)
     assert rounds == (producer.status(job).rounds,)
     assert len(events) == 1
+
+
+def test_a_terminal_that_goes_ends_no_process_in_its_job(
+    producer: Producer, database_url: str, redis_url: str
+) -> None:
+    """It signals them all; the worker's main process says what becomes of the others."""
+    job = producer.submit(question(options={"rollouts": 40}))
+    with worker(database_url, redis_url, delay_s=0.3) as main:
+        running(producer, job)
+        os.kill(only_child(main.pid), signal.SIGHUP)
+        main.send_signal(signal.SIGHUP)
+        assert main.wait(60) == 0
+    before = producer.status(job)
+    assert (before.state, before.lease_owner) == (JobState.QUEUED, None)
 
 
 def test_a_worker_leaves_though_a_child_was_just_handed_a_message(

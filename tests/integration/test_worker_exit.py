@@ -30,7 +30,12 @@ def test_a_worker_that_would_fail_every_job_does_not_start(
 
 @pytest.mark.parametrize(
     ("number", "code", "last"),
-    [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 0, None), (signal.SIGQUIT, 0, None)],
+    [
+        (signal.SIGINT, 130, "Interrupted."),
+        (signal.SIGTERM, 0, None),
+        (signal.SIGQUIT, 0, None),
+        (signal.SIGHUP, 0, None),
+    ],
 )
 def test_a_worker_ends_with_the_right_code_and_in_our_words(
     database_url: str, redis_url: str, number: signal.Signals, code: int, last: str | None

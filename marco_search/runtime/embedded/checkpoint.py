@@ -12,7 +12,7 @@ scores do not change because queries and keys are permuted alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -236,6 +236,7 @@ def read_weights(files: ModelFiles, config: ModelConfig, team: Team) -> Weights:
         head = source.get("lm_head.weight", config.vocab, config.hidden)
     last = Linear((head * source.norm("model.norm.weight", config.hidden)).T)
     layers = tuple(_layer(source, config, f"model.layers.{i}.") for i in range(config.layers))
+    source.require_all_read()
     products = [p for x in layers for p in (x.qkv, x.out, x.gate_up, x.down)] + [last]
     return Weights(embedding, layers, last, *choose_mode(products, team))
 
@@ -292,8 +293,18 @@ class _Source:
     """Tensors by name, checked for presence and shape."""
 
     tensors: Mapping[str, Floats]
+    read: set[str] = field(default_factory=set)
+
+    def require_all_read(self) -> None:
+        """Raises ModelRefused for a weight that the model has and the decoder would leave out."""
+        for name in sorted(self.tensors.keys() - self.read - {"lm_head.weight"}):
+            if name.startswith(("model.", "lm_head.")) and name.endswith((".weight", ".bias")):
+                raise ModelRefused(
+                    f"the weights have a tensor {name}, which no model of this config.json has"
+                )
 
     def get(self, name: str, *shape: int) -> Floats:
+        self.read.add(name)
         found = self.tensors.get(name)
         if found is None:
             raise ModelRefused(f"the weights have no tensor {name}: is the checkpoint complete?")

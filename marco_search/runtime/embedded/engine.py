@@ -52,14 +52,15 @@ class Engine:
             if self._closed:
                 row.fail(_CLOSED)
                 return row
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=self._run, name="marco-embedded-engine", daemon=True
+                )
+                thread.start()  # where the machine has no more threads, the next request tries
+                self._thread = thread
             self._unfinished.add(row)
             row.add_done_callback(self._unfinished.discard)
             self._waiting.append(row)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="marco-embedded-engine", daemon=True
-                )
-                self._thread.start()
             self._wake.notify()
         return row
 

@@ -170,7 +170,9 @@ class GgufFile:
         return [token for token in ids if token is not None]
 
     def _rope(self, of: Any) -> dict[str, Any]:
-        scaling = of("rope.scaling.type") or "none"
+        # Where only a factor is given, llama.cpp takes it for a linear one.
+        factor = of("rope.scaling.factor") or of("rope.scale_linear") or 1
+        scaling = of("rope.scaling.type") or ("none" if factor == 1 else "linear")
         head = of("attention.key_length") or of("embedding_length") // of("attention.head_count")
         found = {
             "rope_theta": of("rope.freq_base"),

@@ -111,16 +111,27 @@ def _is_byte_level(path: Path, raw: dict[str, Any]) -> bool:
 
 
 def _without_first_space(raw: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer for a text in the middle: SentencePiece puts a space before the first word."""
-    normalizer, split = raw.get("normalizer") or {}, raw.get("pre_tokenizer") or {}
+    """The tokenizer for a text in the middle: some put a space before the first word."""
+    normalizer, split = raw.get("normalizer") or {}, raw.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer])
     kept = [step for step in steps if step.get("type") != "Prepend"]
     found = dict(raw)
     if len(kept) < len(steps):
         found["normalizer"] = {"type": "Sequence", "normalizers": kept}
-    if split.get("type") == "Metaspace":
-        found["pre_tokenizer"] = split | {"prepend_scheme": "never"}
+    if split:
+        found["pre_tokenizer"] = _spaceless(split)
     return found
+
+
+def _spaceless(split: dict[str, Any]) -> dict[str, Any]:
+    match split.get("type"):
+        case "Sequence":
+            return split | {"pretokenizers": list(map(_spaceless, split["pretokenizers"]))}
+        case "Metaspace":
+            return split | {"prepend_scheme": "never"}
+        case "ByteLevel":
+            return split | {"add_prefix_space": False}
+    return split
 
 
 def _token_bytes(

@@ -84,7 +84,9 @@ class Connections:
     ) -> None:
         parts = urlsplit(url)
         self._url = url
-        self._host, self._port = parts.hostname or "", parts.port
+        self._host = parts.hostname or ""
+        # Named always: http.client takes the end of an IPv6 address for one.
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._path = parts.path.rstrip("/")
         self._connect_s = settings.runtime_connect_s
         # Longest silence once an answer has begun. Before it begins the call's deadline holds:

@@ -112,6 +112,20 @@ def test_an_unused_engine_has_no_thread_and_closes(folder: Path) -> None:
         assert "marco-embedded-engine" not in {t.name for t in threading.enumerate()}
 
 
+def test_a_machine_out_of_threads_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with engine_of(folder) as (_, engine):
+        with monkeypatch.context() as short:
+            short.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError):
+                engine.submit(request([1], 1))
+        assert len(answer(engine.submit(request([3], 2))).tokens) == 2
+
+
 def test_a_cancelled_request_frees_its_row(folder: Path) -> None:
     with engine_of(folder, max_rows=1) as (_, engine):
         endless = engine.submit(request([1, 2], 480))

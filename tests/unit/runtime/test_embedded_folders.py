@@ -17,7 +17,7 @@ from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.embedded.decoder import Part
 from marco_search.runtime.embedded.files import open_files, read_tensors
 from marco_search.search.branches import Message
-from tests.tiny_model import write_file, write_model
+from tests.tiny_model import read_file, write_file, write_model
 
 
 def logits_of(folder: Path) -> np.ndarray[Any, Any]:
@@ -159,6 +159,21 @@ def test_what_would_be_computed_wrongly_is_refused(
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.1.self_attn.o_proj.bias", "model.layers.2.mlp.up_proj.weight", "lm_head.bias"],
+)
+def test_weights_that_would_be_left_out_are_refused(tmp_path: Path, name: str) -> None:
+    file = write_model(tmp_path / "m") / "model.safetensors"
+    tensors: dict[str, Any] = {**read_file(file), "lm_head.weight": np.ones(1)}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(6)
+    write_file(file, tensors)
+    load_model(file.parent)
+    write_file(file, {**tensors, name: np.ones(48)})
+    with pytest.raises(ModelRefused, match=name):
+        load_model(file.parent)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     folder = write_model(tmp_path / "m")
@@ -194,6 +209,20 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 MESSAGES = [Message(role="user", content="1+1? <|im_end|> 你好")]
+
+
+def test_no_space_comes_before_a_text_that_goes_on(tmp_path: Path) -> None:
+    """Some tokenizers put one before the first word; a reflection is not the first."""
+    folder = write_model(tmp_path / "m")
+    file = folder / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    spaced = raw["pre_tokenizer"] | {"add_prefix_space": True}
+    for split in (spaced, {"type": "Sequence", "pretokenizers": [spaced]}):
+        file.write_text(json.dumps(raw | {"pre_tokenizer": split}))
+        tokenizer = load_model(folder).tokenizer
+        first, inside = (tokenizer.encode("apples", inside) for inside in (False, True))
+        assert "".join(tokenizer.pieces(first)) == " apples"
+        assert "".join(tokenizer.pieces(inside)) == "apples"
 
 
 def test_the_models_own_template_renders_the_prompt(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_factors_of_the_rotations_are_those_of_llama_3(tmp_path: Path) -> None:
         ({"experts": 8}, "mixture of experts"),
         ({"window": 64}, "sliding-window"),
         ({"scaling": "yarn"}, "rope scaling 'yarn'"),
+        ({"factor": 4.0}, "rope scaling 'linear'"),
         ({"pre": "tekken"}, "'tekken'; accepted are gpt-2, smollm, qwen2, llama-bpe"),
         ({"model": "bert", "tokens": ["a"]}, "tokenizer 'bert'"),
     ],
