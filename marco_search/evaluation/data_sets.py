@@ -99,12 +99,14 @@ Rows = Iterable[tuple[str, dict[str, Any]]]
 
 
 def _rows(source: str, language: str | None) -> Rows:
-    if source in pocket.HELD_OUT_SETS:
-        return [(f"{source}, row {i}", r) for i, r in enumerate(pocket.held_out(source), start=1)]
     name, _, mgsm_language = source.partition(":")
     if name in ("mgsm", MGSM_REPOSITORY):
         return _tsv(_from_hub(mgsm_language or language or "en"))
     path = Path(source)
+    if language and not path.is_dir():
+        raise InvalidDataSet(f"{source}: no folder: a language names a file of one, or of MGSM")
+    if source in pocket.HELD_OUT_SETS:
+        return [(f"{source}, row {i}", r) for i, r in enumerate(pocket.held_out(source), start=1)]
     if path.is_dir():
         # By the names that copies of MGSM use.
         of = language or "en"

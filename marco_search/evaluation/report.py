@@ -188,9 +188,12 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Accuracy and tokens of a run against those of another, on the problems that both have.
 
-    Accuracy is that of the problems with a label. Raises InvalidDataSet if there is none.
+    Accuracy is that of the problems with a label. Raises InvalidDataSet if they share no problem.
     """
-    theirs = {trace.key: trace for trace in others}
+    # Both runs may be in one file.
+    own = {(trace.key, trace.run) for trace in traces}
+    theirs = {trace.key: trace for trace in others if (trace.key, trace.run) not in own}
+    theirs = theirs or {trace.key: trace for trace in others}
     pairs = [(trace, theirs[trace.key]) for trace in traces if trace.key in theirs]
     if not pairs:
         raise InvalidDataSet("the two runs have no problem in common")

@@ -26,7 +26,7 @@ from marco_search.errors import InputError, InvalidDataSet, MarcoError, RuntimeU
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import wilson
-from marco_search.evaluation.traces import Trace, read, traced, write
+from marco_search.evaluation.traces import Trace, end_line, read, traced, write
 from marco_search.jobs import Job, JobResult, SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
@@ -129,6 +129,7 @@ def _run(
 
     report()
     todo = [p for p in problems if p.key not in traces]
+    end_line(file)
     with file.open("a", encoding="utf-8") as out, closing(search(todo)) as made:
         for trace in made:
             write(out, trace)

@@ -108,14 +108,7 @@ def read(file: Path) -> list[Trace]:
 
     Raises InvalidDataSet for any other line that is not a trace.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InvalidDataSet(f"{file}: not UTF-8, so no file of traces") from None
-    *lines, last = text.split("\n")  # not splitlines: an answer may hold U+2028
-    if last and file.is_file():
-        # What is appended next must begin on a line of its own.
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    *lines, _ = file.read_bytes().split(b"\n")
     traces = []
     for i, line in enumerate(lines, start=1):
         try:
@@ -123,6 +116,13 @@ def read(file: Path) -> list[Trace]:
         except (ValueError, RecursionError):
             raise InvalidDataSet(f"{file}, line {i}: not a trace of an evaluation") from None
     return traces
+
+
+def end_line(file: Path) -> None:
+    """Cut off what an interruption left of a last line, so that the next begins on its own."""
+    with file.open("ab+") as lines:
+        lines.seek(0)
+        lines.truncate(lines.read().rfind(b"\n") + 1)
 
 
 def write(out: TextIO, trace: Trace) -> None:

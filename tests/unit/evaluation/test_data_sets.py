@@ -64,6 +64,9 @@ def test_a_text_into_two_languages_is_two_problems(tmp_path: Path) -> None:
 def test_a_problem_has_the_same_key_in_every_file(tmp_path: Path) -> None:
     tsv = write(tmp_path / "a.tsv", "How many?\t3\n")
     lines = write(tmp_path / "b.jsonl", '{"question": "How many?", "answer": 4}\n')
+    for of_one_language in (lines, "heldout_en"):
+        with pytest.raises(InvalidDataSet, match="a language names a file of one"):
+            load(of_one_language, language="de")
     assert load(tsv)[0].key == load(lines)[0].key
 
 

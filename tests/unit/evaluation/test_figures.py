@@ -251,6 +251,8 @@ def test_a_problem_without_a_label_is_not_a_wrong_one() -> None:
     assert (found.tokens_per_problem, found.rollouts) == (40, 4)
     both = compare([FOUR, FIVE], [FOUR, FIVE], grader)
     assert (both["accuracy"]["n"], both["accuracy"]["only_second"]) == (1, 0)
+    longer = [replace(FOUR, run="other", rollouts=FOUR.rollouts * 2), FOUR]  # in one file
+    assert compare([FOUR], longer, grader)["tokens"]["ratio"] == 0.5
     none = row("vote", [FIVE], grader)
     assert none.n == 0 and none.to_json()["accuracy"] is none.to_json()["test_at"]["1"] is None
     assert "| vote |  |  |" in markdown_rows([none])

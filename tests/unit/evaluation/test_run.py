@@ -98,7 +98,9 @@ def test_another_configuration_starts_over_in_the_same_file(tmp_path: Path) -> N
 def test_a_line_cut_off_by_an_interruption_is_done_again(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     whole = run(problems(), recipe(), ToyRuntime(), file)
-    file.write_text(file.read_text()[:-20])
+    cut = file.read_bytes()[:-20] + "答".encode()[:1]
+    file.write_bytes(cut)
+    assert len(read(file)) == 5 and file.read_bytes() == cut  # reading leaves the file as it is
     again = run(problems(), recipe(), ToyRuntime(), file)
     assert [t.rollouts for t in again] == [t.rollouts for t in whole]
     assert len(read(file)) == 6
