@@ -23,6 +23,7 @@ from marco_search.evaluation.data_sets import file_stem, load
 from marco_search.evaluation.report import percent, require_few_failed, table
 from marco_search.evaluation.run import Progress, run
 from marco_search.evaluation.statistics import rounded
+from marco_search.export.tables import whole
 from marco_search.jobs import SearchOptions
 from marco_search.runtime import open_runtime
 
@@ -108,8 +109,8 @@ def calibrate(
     # Named by hand only: it is for this model, and for questions like these.
     fields = {"name": name, "models": (), "measured_on": about}
     profile = profiles.override(used, fields | found.fields())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(profiles.dumps(profile), encoding="utf-8")
+    with whole(out) as part:  # half a profile would be in the way of all models
+        part.write_text(profiles.dumps(profile), encoding="utf-8")
     data = {
         "model": info.model,
         "revision": info.revision,

@@ -112,6 +112,10 @@ def from_traces(
     """
     from marco_search.learning import build, traces
 
+    if pairs and values["path"] != "best":
+        raise click.UsageError("--path goes without --pairs: of pairs the best is taken")
+    if not pairs and values["pairs_per_job"] != 1:
+        raise click.UsageError("--pairs-per-job goes with --pairs")
     wanted = {field: values.pop(field) for field in traces.Rules.__dataclass_fields__}
     with session(needs_redis=False) as here, _row_rules(near_duplicate, held_out) as rules:
         manifest = build.from_traces(

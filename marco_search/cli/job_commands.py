@@ -269,6 +269,8 @@ def show(
         raise click.UsageError("--output needs --format.")
     if file_format is not None and output.as_json():
         raise click.UsageError("--format and --json exclude each other.")
+    if file_format is not None and (thought or full):
+        raise click.UsageError("--thought and --full go without --format.")
     with session(needs_redis=False) as here:
         (job_id,) = here.find([job])
         if file_format is not None:

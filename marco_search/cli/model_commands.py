@@ -186,13 +186,15 @@ def profile() -> None:
 def list_profiles(model: str | None) -> None:
     """List the profiles, your own first, and the model names they are for."""
     folder = settings_module.load().profiles
-    taken = None if model is None else profiles.chosen(model, folder).name
-    known = [profiles.read(file) for file in profiles.files(folder).values()]
+    known = {name: profiles.read(file) for name, file in profiles.files(folder).items()}
+    used = None if model is None else profiles.chosen(model, folder)
+    taken = next((name for name, p in known.items() if p is used), None)
     lines = [
-        f"{'* ' if p.name == taken else ''}{p.name}  {', '.join(p.models) or 'any other model'}"
-        for p in known
+        f"{'* ' if name == taken else ''}{name}  {', '.join(p.models) or 'any other model'}"
+        for name, p in known.items()
     ]
-    data = [{"name": p.name, "models": p.models, "label": p.label} for p in known]
+    # The file's name is what --profile takes; the one inside is in the label.
+    data = [{"name": name, "models": p.models, "label": p.label} for name, p in known.items()]
     output.report({"profiles": data, "chosen": taken}, "\n".join(lines))
 
 

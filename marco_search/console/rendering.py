@@ -139,8 +139,9 @@ def duration(seconds: float | None) -> str:
     """Seconds in the unit that fits."""
     if seconds is None:
         return "–"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
+    seconds = round(seconds)
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"

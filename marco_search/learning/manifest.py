@@ -147,10 +147,12 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a data set. Raises InvalidDataSet if there is none that can be read."""
     try:
         manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InvalidDataSet(f"{folder}: not a data set: it has no readable {FILE}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InvalidDataSet(f"{folder}: its {FILE} is of another format than {FORMAT}")
+    if lacking := {"kind", "files", "inputs", "manifest_sha256"} - manifest.keys():
+        raise InvalidDataSet(f"{folder}: its {FILE} has no {', '.join(sorted(lacking))}")
     return manifest
 
 

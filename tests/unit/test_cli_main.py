@@ -58,6 +58,12 @@ def test_show_says_which_options_go_together(capsys: pytest.CaptureFixture[str])
     assert "--output needs --format" in capsys.readouterr().err
     assert main(["show", "abcd", "--format", "svg", "--json"]) == 2
     assert main(["show", "abcd", "--format", "gif"]) == 2
+    assert main(["show", "abcd", "--format", "html", "--full"]) == 2
+    capsys.readouterr()
+    assert main(["dataset", "from-traces", "out", "--pairs", "--path", "any"]) == 2
+    assert "--path goes without --pairs" in capsys.readouterr().err
+    assert main(["dataset", "from-traces", "out", "--pairs-per-job", "2"]) == 2
+    assert "--pairs-per-job goes with --pairs" in capsys.readouterr().err
 
 
 def error_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

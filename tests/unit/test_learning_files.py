@@ -241,6 +241,10 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
     made = json.loads(marco(*words, "--all-tenants", "--json"))
     assert made["counts"]["out"] == 2
     marco("dataset", "mix", tmp_path / "none", f"{tmp_path / 'one'}=0", code=2)
+    (tmp_path / "part").mkdir()
+    for text in ('{"format": 1, "kind": "sft", "files": {}}', "[" * 99_999):
+        (tmp_path / "part" / "manifest.json").write_text(text)
+        assert "manifest.json" in marco("dataset", "mix", *words[2:3], tmp_path / "part", code=2)
     twice = marco("dataset", "mix", tmp_path / "none", tmp_path / "one", tmp_path / "one", code=2)
     assert "given twice" in twice
     marco(*words, "--validation", "nan", code=2)

@@ -378,6 +378,13 @@ def test_profiles_are_listed_and_shown_as_files(home: Path) -> None:
     shown = marco("profile", "show", "smollm2").output
     write(home, "mine", shown.replace('"smollm2"', '"mine"', 1))
     assert json.loads(marco("profile", "show", "mine", "--json").output)["steps"] == "sentence"
+    (home / "profiles").mkdir(exist_ok=True)
+    (home / "profiles" / "mine.toml").write_text(marco("profile", "show", "qwen2").output)
+    lines = marco("profile", "list", "--model", "qwen2-7b").output.splitlines()
+    assert [line.split()[:2] for line in lines if "*qwen2*" in line] == [
+        ["*", "mine"],
+        ["qwen2", "*qwen2*"],
+    ]
 
 
 def test_examples_and_assignments_from_the_command_line(tmp_path: Path) -> None:
