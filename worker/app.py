@@ -108,6 +108,12 @@ def _request_shutdown(**_: Any) -> None:
     here.shutdown.request(here.settings.stop_s)
 
 
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _outlast_terminal(**_: Any) -> None:
+    # A terminal that goes signals every process; what to do then is the main one's to say.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def _close_process(**_: Any) -> None:
     process.current().close()

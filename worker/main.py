@@ -1,8 +1,8 @@
 """The entry of `marco worker`: Celery's worker in this process, until it is stopped.
 
-SIGTERM or Ctrl-C: take no more jobs, finish and store the rounds that run, release their jobs,
-leave. Another worker goes on with them at once. A round that takes longer than MARCO_STOP_S is
-aborted. SIGQUIT does the same in a few seconds; once more: leave at once, what runs goes on
+SIGTERM, SIGHUP or Ctrl-C: take no more jobs, finish and store the rounds that run, release their
+jobs, leave. Another worker goes on with them at once. A round that takes longer than MARCO_STOP_S
+is aborted. SIGQUIT does the same in a few seconds; once more: leave at once, what runs goes on
 elsewhere when its lease has run out.
 """
 
@@ -73,10 +73,16 @@ def _run(here: process.Process, processes: int | None, name: str) -> int:
     warnings.filterwarnings("ignore", module=r"celery\.platforms")
 
     class Worker(app.Worker):  # type: ignore[misc]
-        """Celery's, but for what SIGQUIT does first: Celery's own would wait for nothing."""
+        """Celery's, but for what SIGQUIT does first: Celery's own would wait for nothing.
+
+        And for SIGHUP, at which it starts over when its jobs have ended, however long that takes.
+        """
 
         def install_platform_tweaks(self, worker: Any) -> None:
+            hangup = signal.getsignal(signal.SIGHUP)
             super().install_platform_tweaks(worker)
+            ignored = hangup is signal.SIG_IGN  # nohup
+            signal.signal(signal.SIGHUP, hangup if ignored else signal.getsignal(signal.SIGTERM))
             _install_quit_handler(here, min(_QUIT_S, settings.stop_s))
 
     # Read by the children, after the fork.

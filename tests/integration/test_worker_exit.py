@@ -57,3 +57,22 @@ def test_a_worker_ends_with_the_right_code_and_in_our_words(
     assert "Hitting" not in said
     assert "shutdown" not in said
     assert last is None or said.strip().endswith(last)
+
+
+def test_a_worker_under_nohup_outlasts_its_terminal(database_url: str, redis_url: str) -> None:
+    process = subprocess.Popen(
+        ["nohup", MARCO, "worker", "-c", "1"],
+        env=os.environ | {"DATABASE_URL": database_url, "REDIS_URL": redis_url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process:
+        assert any("ready" in line for line in process.stdout)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        process.terminate()
+    (ignored,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+    assert int(ignored, 16) & 1 << (signal.SIGHUP - 1)
+    assert process.returncode == 0
