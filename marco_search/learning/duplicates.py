@@ -140,6 +140,8 @@ def _equal(db: sqlite3.Connection, row: Sample | Pair) -> str | None:
 
 def _near(db: sqlite3.Connection, threshold: float, row: Sample | Pair) -> str | None:
     texts = list(map(tokens, row.contents))
+    if not any(texts):  # signs only: they have no runs of words in common
+        return None
     ours = signature(list(chain.from_iterable(texts)))
     bands = _bands(ours, chain.from_iterable(texts[: len(row.prompt)]))
     for other, theirs in db.execute(_CANDIDATES, bands):

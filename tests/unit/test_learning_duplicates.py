@@ -41,6 +41,12 @@ def test_of_rows_that_are_alike_the_first_one_stays(other, rule):
     assert (found and found[0]) == rule
 
 
+def test_signs_without_a_word_are_not_all_alike():
+    with duplicates.rules() as rules:
+        for asked, said in (("🙂", "🙃"), ("🎉", "🎊"), ("? ?", "!")):
+            assert first_reason(rules, sample(asked, said)) is None
+
+
 def test_pairs_are_compared_with_both_of_their_sides():
     prompt, chosen = sample(QUESTION).messages[:1], sample(QUESTION).messages[1:]
     rejected = [{"role": "assistant", "content": "I have no idea how many cards that would be."}]
