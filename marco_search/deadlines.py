@@ -33,6 +33,22 @@ def watch_peer(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def connected(host: str, port: int, deadline: float) -> socket.socket:
+    """A connection to the first address of the host's that answers. Raises OSError.
+
+    `deadline` is of time.monotonic(): the addresses that are left share the time that is.
+    """
+    failure: OSError | None = None
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for at, (*_, address) in enumerate(found):
+        share_s = (deadline - time.monotonic()) / (len(found) - at)
+        try:
+            return socket.create_connection((str(address[0]), port), max(share_s, 0.001))
+        except OSError as error:
+            failure = failure or error
+    raise failure or OSError(f"{host} has no address")
+
+
 class Call:
     """One request, with all its retries, until `deadline` (of time.monotonic())."""
 

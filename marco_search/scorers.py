@@ -16,6 +16,7 @@ import math
 import os
 import select
 import signal
+import ssl
 import subprocess
 import tempfile
 import time
@@ -28,7 +29,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from marco_search import settings as settings_module
-from marco_search.deadlines import Call
+from marco_search.deadlines import Call, connected
 from marco_search.errors import InvalidSettings, NotOffered
 from marco_search.runtime.base import strip_control_tokens
 from marco_search.search.config import SearchConfig
@@ -137,11 +138,16 @@ class Server:
         Raises NoScore.
         """
         call = Call(deadline)
+        host = str(self._host)
         made = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = made(str(self._host), self._port, timeout=call.timeout_s)
+        connection = made(host, self._port)
         try:
             with contextlib.closing(connection):
-                connection.connect()
+                connection.sock = connected(host, self._port, deadline)
+                if self._tls:
+                    context = ssl.create_default_context()
+                    connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
+                connection.sock.settimeout(call.timeout_s)
                 with call.using(connection.sock):
                     connection.request("POST", self._path, body, self._headers)
                     with connection.getresponse() as response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from marco_search.scorers import (
 )
 from marco_search.settings import Settings
 from tests.integration.toys import wait_until
+from tests.tls import make_certificate
 from tests.toy import ToyRuntime
 
 Reply = Callable[[Any], Any]
@@ -360,6 +362,37 @@ def test_an_ipv6_address_without_a_port(
     with pytest.raises(RuntimeUnavailable):
         open_servers(Settings().model_copy(update={"runtime": url}))
     assert set(asked) == {address}
+
+
+def test_the_addresses_of_a_name_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def connect(where: Any, seconds: float) -> Any:
+        given.append(seconds)
+        raise TimeoutError
+
+    one = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [one] * 4)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(NoScore):
+        Server("MARCO_VERIFIERS", "http://a", None).post(b"", time.monotonic() + 400, MOST_OUTPUT)
+    assert len(given) == 4 and given[0] <= 100
+
+
+def test_the_certificate_of_a_verifier_is_checked(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+    server.reply = lambda body: 0.5
+    asked = Server("MARCO_VERIFIERS", server.url.replace("http:", "https:"), None)
+    with pytest.raises(NoScore, match="CERTIFICATE_VERIFY_FAILED"):
+        asked.post(b"{}", time.monotonic() + 60, MOST_OUTPUT)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert asked.post(b"{}", time.monotonic() + 60, MOST_OUTPUT) == (200, b"0.5")
+    assert server.headers[-1]["Host"] == server.url.split("/")[2]
 
 
 def test_a_verifier_is_named_not_given(env: Callable[..., None]) -> None:
