@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from urllib.parse import SplitResult
 
 KEEPALIVE = {
     getattr(socket, name): value
@@ -31,6 +32,13 @@ def watch_peer(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def port_of(parts: SplitResult) -> int:
+    """The port of an address, which http.client must be told: it takes the end of an IPv6 address
+    for one. Raises ValueError.
+    """
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def connected(host: str, port: int, deadline: float) -> socket.socket:

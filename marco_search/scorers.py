@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from marco_search import settings as settings_module
-from marco_search.deadlines import Call, connected
+from marco_search.deadlines import Call, connected, port_of
 from marco_search.errors import InvalidSettings, NotOffered
 from marco_search.runtime.base import strip_control_tokens
 from marco_search.search.config import SearchConfig
@@ -111,12 +111,10 @@ class Server:
         """Raises InvalidSettings, naming the variable, for an address that can't be used."""
         try:
             parts = urlsplit(url)
-            self._host, port = parts.hostname, parts.port
+            self._host, self._port = parts.hostname, port_of(parts)
         except ValueError:
             raise InvalidSettings(f"{variable}: not an address") from None
         self._tls = parts.scheme == "https"
-        # Named always: http.client takes the end of an IPv6 address for one.
-        self._port = port or (443 if self._tls else 80)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         secret = key.get_secret_value().strip() if key else ""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from marco_search.errors import Backpressure, IdempotencyConflict, InvalidJob
 from marco_search.jobs import Job, SearchOptions, fill_options
-from marco_search.jobs.validation import as_json, flaw, texts, unstorable
+from marco_search.jobs.validation import as_json, flaw, unstorable_in
 from marco_search.kinds import job_from_json_line
 from marco_search.store.queue.batches import Batch, BatchLine
 from producer.handles import require
@@ -141,7 +141,7 @@ def check(lines: object, source: object, options: object, metadata: object) -> N
             as_json(metadata)
         except ValueError as error:
             raise InvalidJob("metadata", str(error)) from None
-        if problem := next(filter(None, map(unstorable, texts(metadata))), None):
+        if problem := unstorable_in(metadata):
             raise InvalidJob("metadata", problem)
 
 

@@ -24,7 +24,7 @@ from typing import Final
 from uuid import UUID
 
 from marco_search import __version__
-from marco_search.deadlines import Call, seconds_of
+from marco_search.deadlines import Call, port_of, seconds_of
 from marco_search.errors import InputError, MarcoError
 from marco_search.metrics import DELIVERIES, record
 from marco_search.settings import Settings
@@ -171,7 +171,7 @@ def _post(
     """
     parts = webhooks.checked_url(url, settings)
     host, tls = parts.hostname or "", parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
+    port = port_of(parts)
     sock = _connected(host, port, call, settings)
     with sock, sock.dup() as twin, call.using(twin):  # TLS takes the socket itself over
         if tls:

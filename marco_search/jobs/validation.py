@@ -195,6 +195,11 @@ def texts(value: object) -> Iterator[str]:
             left += one
 
 
+def unstorable_in(value: object) -> str | None:
+    """Why Postgres can't store a text of a JSON value; None if it can."""
+    return next(filter(None, map(unstorable, texts(value))), None)
+
+
 def as_json(value: object, *, allow_nan: bool = False) -> str:
     """`value` as JSON. Raises ValueError for what JSON can't express, or is nested too deep."""
     try:

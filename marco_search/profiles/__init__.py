@@ -33,8 +33,7 @@ from marco_search.jobs.validation import (
     explain,
     hint,
     one_of,
-    texts,
-    unstorable,
+    unstorable_in,
     within,
 )
 from marco_search.search.branches import MARCO_O1, TurnFormat
@@ -138,7 +137,7 @@ class Profile(Input):
     @field_validator("*", mode="before")
     @classmethod
     def _storable(cls, value: object) -> object:
-        if problem := next(filter(None, map(unstorable, texts(value))), None):
+        if problem := unstorable_in(value):
             raise ValueError(problem)
         return value
 

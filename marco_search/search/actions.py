@@ -13,10 +13,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import exp
 
-from marco_search.search.branches import Token, TurnFormat, tokens_before
+from marco_search.search.branches import Token, TurnFormat, text_ends, tokens_before
 
 Cuts = Callable[[Sequence[Token], int], Iterator[int]]
 """(tokens of a thought, size) -> indices of the tokens that begin the next node.
@@ -69,7 +69,7 @@ _LABEL = re.compile(r"\s*(?:\d{1,2}[.)]|[-*•])\s*")  # of a list: its text fol
 
 def _sentences(tokens: Sequence[Token], _: float) -> Iterator[int]:
     """Before each sentence's or line's first token; the number of a list item is none."""
-    text, ends = "".join(t.text for t in tokens), _ends(tokens)
+    text, ends = "".join(t.text for t in tokens), text_ends(tokens)
     begin, last = 0, 0
     for end in (m.end() for m in _SENTENCE.finditer(text)):
         if _LABEL.fullmatch(text, begin, end):
@@ -168,8 +168,3 @@ def _end_of_thought(
         return end
     # Without tags the answer begins with a sentence: that with the marker, else the last.
     return max(start for start in (0, *_sentences(tokens, 0)) if start <= end)
-
-
-def _ends(tokens: Sequence[Token]) -> list[int]:
-    """Where each token's text ends in that of all."""
-    return list(accumulate(len(t.text) for t in tokens))

@@ -135,9 +135,14 @@ class Token:
     top: tuple[tuple[int, float], ...]  #: up to TOP_K (token id, log-prob), best first
 
 
+def text_ends(tokens: Sequence[Token]) -> list[int]:
+    """Where each token's text ends in that of all."""
+    return list(accumulate(len(t.text) for t in tokens))
+
+
 def tokens_before(tokens: Sequence[Token], at: int) -> Sequence[Token]:
     """The tokens that lie before the character `at` of their text."""
-    return tokens[: bisect_right(list(accumulate(len(t.text) for t in tokens)), at)]
+    return tokens[: bisect_right(text_ends(tokens), at)]
 
 
 @dataclass(frozen=True, slots=True)

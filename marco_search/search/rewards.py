@@ -46,9 +46,9 @@ from typing import Any, Protocol
 from marco_search.search.branches import Token
 
 TAIL = 32  # tokens
-_LOST = (
-    -40.0
-)  # log of a chance so small that 1 less it is 1: a line may be thousands of tokens long
+_LEAST = 1e-9  # of a c_i whose logarithm is taken
+# Log of a chance so small that 1 less it is 1: a line may be thousands of tokens long.
+_LOST = -40.0
 WINDOW = 16  # tokens; DeepConf's 1024 to 2048 is longer than whole answers of a small model
 
 
@@ -141,7 +141,7 @@ def line_log_probs(tokens: Iterable[tuple[float, bool]]) -> Iterator[float]:
     """The sum of log c_i over each line, from (c_i, whether a line ends with it)."""
     total, open_line = 0.0, False
     for c, ends in tokens:
-        total, open_line = total + log(max(c, 1e-9)), True
+        total, open_line = total + log(max(c, _LEAST)), True
         if ends:
             yield total
             total, open_line = 0.0, False
@@ -153,14 +153,14 @@ def unsure(tokens: Iterable[tuple[Token, float]]) -> float:
     """1 - the chance of the line that these tokens (each with its c_i) begin."""
     total = 0.0
     for token, c in tokens:
-        total += log(max(c, 1e-9))
+        total += log(max(c, _LEAST))
         if total < _LOST or "\n" in token.text:
             break
     return 1.0 - exp(total)
 
 
 def _log_product(rollout: ScoredRollout) -> float:
-    return sum(log(max(c, 1e-9)) for c in rollout.c)
+    return sum(log(max(c, _LEAST)) for c in rollout.c)
 
 
 def _group(rollout: ScoredRollout) -> float:

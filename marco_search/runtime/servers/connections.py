@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from marco_search.deadlines import Call, watch_peer
+from marco_search.deadlines import Call, port_of, watch_peer
 from marco_search.errors import BranchFailed, InvalidSettings
 from marco_search.runtime.base import quoting
 from marco_search.runtime.servers.calls import (
@@ -85,8 +85,7 @@ class Connections:
         parts = urlsplit(url)
         self._url = url
         self._host = parts.hostname or ""
-        # Named always: http.client takes the end of an IPv6 address for one.
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._port = port_of(parts)
         self._path = parts.path.rstrip("/")
         self._connect_s = settings.runtime_connect_s
         # Longest silence once an answer has begun. Before it begins the call's deadline holds:
