@@ -176,7 +176,7 @@ def test_the_canonical_form_is_what_postgres_sends(database: Database, database_
     )
     search(database, database_url, job.id, ToyRuntime(failing=0.2))
     with database.transaction() as conn:
-        sent = rows.read(conn, FORMATS[NEWEST].kinds, rows.of_jobs([job.id]))[job.id]
+        sent = rows.read(conn, FORMATS[NEWEST].kinds, rows.of_jobs([job.id]))[0][job.id]
         for name, kind in FORMATS[NEWEST].kinds.items():
             columns = ", ".join(
                 f"{c}::text" if t == "jsonb" else c for c, t in kind.columns.items()

@@ -132,8 +132,8 @@ def edit_and_prove(conn: Connection, ids: list[UUID]) -> bytes:
     conn.execute(EDIT.encode(), {"job": ids[1]})
     kinds = FORMATS[NEWEST].kinds
     where = rows.of_jobs([ids[1]])
-    salt = rows.salts(conn, where)[ids[1]] or b""
-    proof = prove(rows.read(conn, kinds, where)[ids[1]], kinds, salt)
+    found, salts = rows.read(conn, kinds, where)
+    proof = prove(found[ids[1]], kinds, salts[ids[1]])
     conn.execute(
         "UPDATE proofs SET hashes = %s FROM chain AS c WHERE c.seq = proofs.seq AND job_id = %s",
         [proof.packed(), ids[1]],

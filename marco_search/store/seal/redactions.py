@@ -170,7 +170,7 @@ def _redact(
     ends = _verified(conn, job_id)
     link, proof = ends[-1]
     where = rows.of_jobs([job_id])
-    stored = archived or (lambda kinds: rows.read(conn, kinds, where)[job_id])
+    stored = archived or (lambda kinds: rows.read(conn, kinds, where)[0][job_id])
     kept = committed(link, proof, stored, salt)
     insert(conn, "redactions", [{"job_id": job_id, "commitments": kept}])
     who = conn.execute("SELECT session_user::text").fetchone()

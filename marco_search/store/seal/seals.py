@@ -61,9 +61,8 @@ def seal(conn: Conn, job_ids: Iterable[UUID], *, as_kind: LinkKind = JOB) -> lis
     kinds = FORMATS[NEWEST].kinds
     for start in range(0, len(wanted), _AT_ONCE):
         part = wanted[start : start + _AT_ONCE]
-        found = rows.read(conn, kinds, rows.of_jobs(part), ended=True)
-        known = rows.salts(conn, rows.of_jobs(part))
-        proofs += [(i, prove(found[i], kinds, known[i] or NO_SALT)) for i in part if i in found]
+        found, salts = rows.read(conn, kinds, rows.of_jobs(part), ended=True)
+        proofs += [(i, prove(found[i], kinds, salts.get(i, NO_SALT))) for i in part if i in found]
     if not proofs:
         return []
     # All that takes time is done before the lock.

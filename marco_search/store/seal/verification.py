@@ -76,16 +76,15 @@ def check_range(conn: Conn, after: UUID | None, last: UUID | None) -> Iterator[J
 def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterator[JobReport]:
     """Reports on the jobs with such rows, and on those of `also` that the chain has."""
     newest = FORMATS[NEWEST].kinds
-    found = rows.read(conn, newest, where)
+    found, salts = rows.read(conn, newest, where)
     sealed = _sealed_runs(conn, {*found, *also})
     formats = {run.link.format for runs in sealed.values() for run in runs} & FORMATS.keys()
     by_format = {
-        number: found if kinds == newest else rows.read(conn, kinds, where)
+        number: found if kinds == newest else rows.read(conn, kinds, where)[0]
         for number in sorted(formats | {NEWEST})
         for kinds in [FORMATS[number].kinds]
     }
     visits = _shown_visits(conn, found)
-    salts = rows.salts(conn, where)
     redactions = {
         job_id: Redaction(by=by, commitments=kept)
         for job_id, by, kept in conn.execute(

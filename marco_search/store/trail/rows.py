@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-from struct import pack
+from struct import Struct
 from typing import Any, LiteralString
 from uuid import UUID
 
-from psycopg.pq.abc import PGresult
 from psycopg.sql import SQL, Identifier
 
 from marco_search.audit.proofs import Kinds, Row
 from marco_search.store.db import Conn
+
+_TYPE_AND_SIZE = Struct(">ii").unpack_from
 
 Rows = dict[str, list[Row]]
 """By kind, each in key order."""
@@ -35,58 +36,72 @@ def between(after: UUID | None, last: UUID | None) -> Where:
     return f"{low} AND {high}", {"after": after, "last": last}
 
 
-def read(conn: Conn, kinds: Kinds, where: Where, *, ended: bool = False) -> dict[UUID, Rows]:
-    """All rows of some jobs, as `kinds` has them; with `ended` only of those that have ended."""
+def read(
+    conn: Conn, kinds: Kinds, where: Where, *, ended: bool = False
+) -> tuple[dict[UUID, Rows], dict[UUID, bytes]]:
+    """All rows of some jobs, as `kinds` has them, and their salts, where there is one.
+
+    With `ended` only of those that have ended.
+    """
     condition, given = where
-    cursors = {}
-    with conn.pipeline():
-        for name, kind in kinds.items():
-            extra: LiteralString = " AND finished_at IS NOT NULL" if ended and not kind.key else ""
-            keys = (kind.job, kind.key) if kind.key else (kind.job,)
-            query = _query(kind.table, tuple(kind.columns), keys, condition + extra)
-            cursors[name] = conn.cursor(binary=True).execute(query, given)
+    tables = tuple((k.table, k.job, k.key, tuple(k.columns)) for k in kinds.values())
+    cursor = conn.cursor(binary=True).execute(_query(tables, condition, ended), given)
+    result, names = cursor.pgresult, list(kinds)
+    assert result is not None
     found: dict[bytes, Rows] = defaultdict(lambda: defaultdict(list))
-    for name, kind in kinds.items():
-        result = cursors.pop(name).pgresult
-        assert result is not None
-        for i, row in enumerate(_canonical(result)):
-            job_id, key = (result.get_value(i, j) or b"" for j in (0, 1))
-            number = int.from_bytes(key, "big", signed=True) if kind.key else 0
-            found[job_id][name].append((number, row))
+    salts: dict[UUID, bytes] = {}
+    get = result.get_value
+    for i in range(result.ntuples):
+        job_id, key = get(i, 1) or b"", get(i, 2) or b""
+        row = int.from_bytes(key, "big", signed=True), _canonical(get(i, 4) or b"")
+        found[job_id][names[int.from_bytes(get(i, 0) or b"", "big")]].append(row)
+        salt = get(i, 3)
+        if salt is not None:
+            salts[UUID(bytes=job_id)] = salt
     return {
-        UUID(bytes=job_id): dict(rows)
-        for job_id, rows in found.items()
-        if "outcome" in rows or not ended
-    }
-
-
-def salts(conn: Conn, where: Where) -> dict[UUID, bytes | None]:
-    """The salt of each job; None: it was destroyed."""
-    condition, given = where
-    found = conn.execute(_query("jobs", ("id", "salt"), ("id",), condition), given)
-    return {job_id: salt and salt.bytes for job_id, salt in found}
+        UUID(bytes=job_id): {name: sorted(its) for name, its in kept.items()}
+        for job_id, kept in found.items()
+        if "outcome" in kept or not ended
+    }, salts
 
 
 @cache
 def _query(
-    table: str, columns: tuple[str, ...], keys: tuple[str, ...], condition: LiteralString
+    tables: tuple[tuple[str, str, str | None, tuple[str, ...]], ...],
+    condition: LiteralString,
+    ended: bool,
 ) -> bytes:
-    """Cached: composing it takes longer than running it."""
-    query = SQL("SELECT {} FROM {} WHERE {} ORDER BY {}").format(
-        SQL(", ").join(map(Identifier, columns)),
-        Identifier("public", table),
-        SQL(condition).format(Identifier(keys[0])),
-        SQL(", ").join(map(Identifier, keys)),
-    )
-    return query.as_bytes()
+    """One statement for all: a round trip and a plan for each would take longer than they run.
+
+    Cached: composing it does, too.
+    """
+    parts = []
+    for number, (table, job, key, columns) in enumerate(tables):
+        names = {
+            "number": number,
+            "job": Identifier(job),
+            "key": Identifier(key) if key else SQL("0"),
+            "salt": SQL("NULL::uuid") if key else Identifier("salt"),
+            "columns": SQL(", ").join(map(Identifier, columns)),
+            "table": Identifier("public", table),
+            "which": SQL(condition).format(Identifier(job)),
+            "ended": SQL(" AND finished_at IS NOT NULL" if ended and not key else ""),
+        }
+        select = SQL(
+            "SELECT {number}::integer, {job}, {key}::bigint, {salt}, ROW({columns})"
+            " FROM {table} WHERE {which}{ended}"
+        )
+        parts.append(select.format(**names))
+    return SQL(" UNION ALL ").join(parts).as_bytes()
 
 
-def _canonical(result: PGresult) -> Iterator[bytes]:
-    columns, get = range(result.nfields), result.get_value
-    head, null = pack(">h", result.nfields), pack(">i", -1)
-    for i in range(result.ntuples):
-        row = [head]
-        for j in columns:
-            value = get(i, j)
-            row += (null,) if value is None else (pack(">i", len(value)), value)
-        yield b"".join(row)
+def _canonical(record: bytes) -> bytes:
+    """The row of a record in binary form, which has each column's type before its size."""
+    at, count = 4, int.from_bytes(record[:4], "big")
+    row = [record[2:4]]
+    for _ in range(count):
+        _, size = _TYPE_AND_SIZE(record, at)
+        end = at + 8 + size if size > 0 else at + 8
+        row.append(record[at + 4 : end])
+        at = end
+    return b"".join(row)
