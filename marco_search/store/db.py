@@ -145,7 +145,7 @@ class Database:
                 raise not_migrated(conn.revision or None)
             if one_moment:
                 conn.rollback()  # `_check` has begun one that sees what is new all the time
-                conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             if is_pooled(conn):
                 # The next transaction may be on another session of the server's.
                 conn.execute(_set("SET LOCAL", self._settings))
@@ -219,6 +219,7 @@ class Database:
                 self._views_only = not reads_tables(conn)
             self._pool = ConnectionPool(
                 self._conninfo,
+                kwargs={"autocommit": True},  # `_check` begins the transactions
                 connection_class=_Connection,
                 min_size=1,
                 max_size=self._connections,
@@ -248,10 +249,11 @@ class Database:
         """Begin a transaction and note which schema it sees; raises if the connection is broken."""
         conn.answer_s = _CHECK_S
         try:
+            # With the first query: a round trip less for each transaction.
             if self._views_only:
-                conn.execute("SELECT")
+                conn.execute("BEGIN")
             else:
-                conn.revision = _revision(conn)
+                conn.revision = _revision(conn, begin=True)
         except psycopg.OperationalError:
             if self._pool is not None:  # what broke one has broken the others
                 self._pool.drain()
@@ -375,10 +377,14 @@ def check_schema(conn: Conn) -> None:
         )
 
 
-def _revision(conn: Conn) -> str:
-    """The database's migration; empty: none."""
+def _revision(conn: Conn, *, begin: bool = False) -> str:
+    """The database's migration; empty: none. `begin` a transaction to look in."""
+    query = b"SELECT version_num FROM public.alembic_version"
     try:
-        row = conn.execute("SELECT version_num FROM public.alembic_version").fetchone()
+        cursor = conn.execute(b"BEGIN; " + query if begin else query)
+        if begin:
+            cursor.nextset()
+        row = cursor.fetchone()
     except errors.UndefinedTable:
         return ""
     return str(row[0]) if row else ""
