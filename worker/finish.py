@@ -14,12 +14,13 @@ import logging
 import random
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 
 from marco_search import engine, logs, tracing
-from marco_search.errors import MarcoError
+from marco_search.errors import LeaseLost, MarcoError
 from marco_search.jobs import Job, JobResult
 from marco_search.metrics import ATTEMPTS, record
 from marco_search.search.budgets import StopReason
@@ -64,16 +65,20 @@ def finish(
     claim: Claim,
     job: Job,
     finished: engine.FinishedSearch,
-    write_unstored: Callable[[Conn], bool] = lambda conn: False,
+    write_unstored: Callable[[Conn], bool | None] = lambda conn: None,
 ) -> JobResult:
     """End the job with what its search has found. Raises LeaseLost.
 
-    `write_unstored` writes its last round, if that is not stored, and says whether the job was
-    cancelled meanwhile. Writes nothing if it has ended already: a commit whose acknowledgement
-    was lost is tried again.
+    `write_unstored` writes its last round and says whether the job was cancelled meanwhile; None
+    if that round is stored. Writes nothing if the job has ended already: a commit whose
+    acknowledgement was lost is tried again.
     """
-    ended = leases.ended(conn, claim.lease)
-    if ended is None and write_unstored(conn):
+    cancelled = ended = None
+    with suppress(LeaseLost):  # if it has ended already, which is asked for only then
+        cancelled = write_unstored(conn)
+    if cancelled is None:
+        ended = leases.ended(conn, claim.lease)
+    elif cancelled:
         finished.search.stop_reason = StopReason.CANCELLED
     # Only now: no search may see the expected answer.
     job = job.model_copy(update={"expected": claim.expected})

@@ -116,14 +116,14 @@ class LeasedJournal(Journal):
             finally:
                 self._unstored = None
 
-    def write_unstored(self, conn: Conn) -> bool:
-        """Write the round that is not stored yet, if there is one; True if the job is cancelled.
+    def write_unstored(self, conn: Conn) -> bool | None:
+        """Write the round that is not stored yet; True if the job is cancelled, None: it is stored.
 
         For a step of `retry_while_unavailable`, which counts it as stored once that is committed.
         """
         self._written = self._unstored
         if self._written is None:
-            return False
+            return None
         kept, texts, seconds = self._written
         cancelled = trail.append(conn, self.lease, kept, seconds=seconds)
         vocabulary.write(conn, *self._model, texts)

@@ -308,13 +308,14 @@ def select(conn: Conn, model: type[M], source: str, given: Any = ()) -> list[M]:
 def insert(conn: Conn, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, all with the same columns."""
     if len(rows) == 1:  # half the cost of a pipeline
-        conn.execute(_insertion(table, *rows[0]), rows[0])
+        conn.execute(insertion(table, *rows[0]), rows[0])
     elif rows:
-        conn.cursor().executemany(_insertion(table, *rows[0]), rows)
+        conn.cursor().executemany(insertion(table, *rows[0]), rows)
 
 
 @cache
-def _insertion(table: str, *columns: str) -> bytes:
+def insertion(table: str, *columns: str) -> bytes:
+    """The statement that inserts a row given by column name."""
     query = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
         sql.Identifier("public", table),
         sql.SQL(", ").join(map(sql.Identifier, columns)),

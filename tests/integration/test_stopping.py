@@ -263,7 +263,7 @@ def test_a_job_resumed_just_before_it_is_given_back_is_published(
 
     write = LeasedJournal.write_unstored
 
-    def late(self: LeasedJournal, conn: Conn) -> bool:
+    def late(self: LeasedJournal, conn: Conn) -> bool | None:
         if self.signals.paused:
             with database.transaction() as other:
                 assert jobs.set_paused(other, stored.id, paused=False) is JobState.RUNNING

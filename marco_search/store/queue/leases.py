@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from marco_search.errors import LeaseLost
 from marco_search.jobs import JobResult
 from marco_search.runtime.base import RuntimeInfo
-from marco_search.store.db import Conn, insert
+from marco_search.store.db import Conn, insertion
 from marco_search.store.queue import jobs, scheduling
 from marco_search.store.queue.states import CHANNEL, JOB_FINISHED, JobState, outbox
 from marco_search.store.seal import seals
@@ -147,6 +147,14 @@ def _claim(
         return cursor.execute(_CLAIM.format(which=which), given).fetchone()
 
 
+_FIX_PLAN = b"""
+    WITH planned AS (
+        UPDATE jobs SET plan = %(plan)s, begun_on = %(begun_on)s
+        WHERE id = %(job_id)s AND plan IS NULL
+    )
+"""
+
+
 def begin(
     conn: Conn,
     lease: Lease,
@@ -167,12 +175,12 @@ def begin(
     if plan is not None:
         config = plan["config"]
         attempt |= {"config": Jsonb(config), "prompt": plan["prompt"], "seed": config["seed"]}
-    insert(conn, "attempts", [attempt])
+    query = insertion("attempts", *attempt)
     if plan is not None:
-        conn.execute(
-            "UPDATE jobs SET plan = %s, begun_on = %s WHERE id = %s AND plan IS NULL",
-            [Jsonb(plan), scheduling.key(plan["model"], plan["revision"]), lease.job_id],
-        )
+        query = _FIX_PLAN + query
+        attempt |= {"plan": Jsonb(plan)}
+        attempt["begun_on"] = scheduling.key(plan["model"], plan["revision"])
+    conn.execute(query, attempt)
 
 
 _HELD = "id = %(id)s AND lease_generation = %(generation)s AND state = 'running'"
