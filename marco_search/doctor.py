@@ -156,7 +156,8 @@ def _existing(path: Path) -> Path:
 
 
 def _programs(_: Settings) -> Finding:
-    return Finding("programs", True, ", ".join(map(str, programs.installed())))
+    site = programs.installed()
+    return Finding("programs", True, f"{site / programs.POSTGRES}, {site / programs.REDIS}")
 
 
 def _is_idle(settings: Settings, url: object) -> bool:

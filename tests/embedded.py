@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from marco_search.local import ServiceUrls, local_services
+
 _PROGRAMS = {"postgres": "postgres", "valkey-server": "redis"}
 
 
@@ -20,6 +22,12 @@ class Process:
     def alive(self) -> bool:
         """Whether this very process still runs."""
         return _process(self.pid) == self
+
+
+def up(home: Path) -> ServiceUrls:
+    """Start them unless they run, and let them stay, as `marco up` does."""
+    with local_services(home, stay=True) as urls:
+        return urls
 
 
 def services(home: Path) -> dict[str, Process]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
@@ -19,7 +21,6 @@ from marco_search.settings import Settings, without_password
 
 if TYPE_CHECKING:
     from marco_search.doctor import Finding
-    from marco_search.local import ServiceUrls
 
 METRICS_PORT = click.option(
     "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
@@ -38,7 +39,7 @@ def up(foreground: bool) -> None:
     They run until `marco down`, are restarted if they crash, and listen on 127.0.0.1 only. With
     DATABASE_URL and REDIS_URL set there is nothing to start.
     """
-    from marco_search.local import up as start
+    from marco_search import local
     from marco_search.migrations import upgrade
 
     settings = settings_module.load()
@@ -46,8 +47,10 @@ def up(foreground: bool) -> None:
         reason = "DATABASE_URL and REDIS_URL are set"
         output.report({"started": False, "reason": reason}, f"{reason}: nothing to start.")
         return
-
-    def ready(running: ServiceUrls) -> None:
+    if foreground:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+    with local.local_services(settings.home, stay=not foreground) as running:
         if settings.database_url is None:
             upgrade(database_url(settings))
         database = without_password(running.database_url)
@@ -58,8 +61,11 @@ def up(foreground: bool) -> None:
             f"Postgres {database}\nRedis    {redis}",
             "Ctrl-C stops them." if foreground else "`marco down` stops them.",
         )
-
-    start(settings.home, foreground, ready)
+        try:
+            while foreground and local.is_running(settings.home):
+                time.sleep(local.TICK_S)
+        except KeyboardInterrupt:
+            local.down(settings.home)
 
 
 @command()

@@ -20,7 +20,8 @@ from marco_search import settings as settings_module
 from marco_search.cli import options, output
 from marco_search.errors import DatabaseUnavailable, SchemaMismatch
 from marco_search.export.tables import Filter
-from marco_search.local import has_data, local_services, read_urls
+from marco_search.local import local_services, read_urls
+from marco_search.local.programs import has_data
 from marco_search.locations import database_url
 from marco_search.settings import Settings
 from marco_search.store.db import Database

@@ -259,7 +259,7 @@ def _psql() -> str:
     if found := shutil.which("psql"):
         return found
     with suppress(LocalServiceFailed):
-        return str(programs.installed()[0].with_name("psql"))
+        return str((programs.installed() / programs.POSTGRES).with_name("psql"))
     raise MarcoError(
         "psql is not installed: install the package postgresql-client, use `marco sql`, or give "
         "another program the URL that `marco psql --print-url` prints"

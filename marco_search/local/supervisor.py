@@ -2,29 +2,176 @@
 
     python -m marco_search.local.supervisor HOME LOCK
 
-It starts both, starts either again when it dies (same port, same data), and stops both when it
-is told to or when nobody needs them any more, as the files say that control.py describes; LOCK
-is the open supervisor.lock. When it dies itself, even by kill -9, the kernel stops both
-(servers.py). Why it ended is the last line that it prints.
+It starts both, and either again when it dies (same port, same data), until it is told to stop or
+nobody needs them any more, as the files say that marco_search.local describes; LOCK is the open
+supervisor.lock. The kernel stops both when it ends otherwise, even by kill -9. Why it ended is the
+last line that it prints.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 import time
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
-from marco_search.errors import MarcoError
-from marco_search.local import control, programs
-from marco_search.local.control import ServiceUrls
-from marco_search.local.programs import data_folder, server_account
-from marco_search.local.servers import Postgres, Redis, Server
+import psycopg
+import redis
+
+from marco_search import local
+from marco_search.errors import LocalServiceFailed
+from marco_search.local import ServiceUrls, programs
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_libc = ctypes.CDLL(None)  # loaded here: not between fork and exec
+# No secrets, no locale, no PG* variables.
+_ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+# What keeps a Postgres that is ready from letting us in, and what to do.
+_REASONS = {
+    "password authentication failed": "Postgres refuses the password in services.json: delete "
+    "that file, and the next start sets a new one",
+    "Network is unreachable": "127.0.0.1 can't be reached: start the loopback interface "
+    "(`ip link set lo up`)",
+}
+
+
+class _Server:
+    """One server. All its processes hold `lock`."""
+
+    stop_signal = signal.SIGTERM
+    process: subprocess.Popen[bytes]
+
+    def __init__(self, program: Path, url: str, folder: Path, logs: Path, lock: int) -> None:
+        self.program, self.url, self.folder, self.lock = program, url, folder, lock
+        self.log, self.answered = logs / f"{folder.name}.log", False
+
+    def run(self, *words: str | Path, stdin: str = "") -> None:
+        """Start a program as its process, with `stdin`; its output goes to the log."""
+        with self.log.open("ab") as log, os.fdopen(os.memfd_create("stdin"), "w+") as given:
+            self.log.chmod(0o600)
+            given.write(stdin)
+            given.seek(0)
+            self.process = subprocess.Popen(
+                words,
+                stdin=given,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder.parent,
+                env=_ENVIRONMENT,
+                start_new_session=True,  # Ctrl-C at a terminal does not reach it
+                preexec_fn=ending_with(os.getpid(), self.stop_signal),
+                pass_fds=[self.lock],
+                **programs.as_servers(),
+            )
+
+    def failure(self) -> LocalServiceFailed:
+        """What is known about its end, with the last lines of its log."""
+        end = " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
+        status = f"{self.log.stem} ended with status {self.process.poll()}"
+        return LocalServiceFailed(f"{status}; end of {self.log}: {end}")
+
+
+class Postgres(_Server):
+    """Postgres: TCP on loopback only, a password for everyone."""
+
+    stop_signal = signal.SIGINT  # sessions are ended, everything committed is on disk
+
+    def prepare(self, *, reset_password: bool) -> None:
+        """Make the data folder if missing; set the password again if it got lost."""
+        set_password = f"ALTER ROLE marco PASSWORD '{urlsplit(self.url).password}';\n"
+        if not (self.folder / "PG_VERSION").exists():
+            # Under another name first: half a folder is never taken for a whole one.
+            new = self.folder.with_name("postgres.new")
+            self._initdb(new)
+            self._execute(new, set_password + "CREATE DATABASE marco;\n", "-F")
+            new.rename(self.folder)
+        elif reset_password:
+            self._execute(self.folder, set_password)
+        # Left by a crashed server, as the lock says: where its number is another program's now,
+        # it would stop Postgres.
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Start its process; does not wait until it answers."""
+        settings = (
+            "--listen_addresses=127.0.0.1",
+            f"--port={urlsplit(self.url).port}",
+            "--unix_socket_directories=",
+            "--max_connections=200",
+            # After kill -9: one flush of the file system instead of one of each of 1000 files.
+            "--recovery_init_sync_method=syncfs",
+        )
+        self.run(self.program, "-D", self.folder, *settings)
+
+    def answers(self) -> bool:
+        """Whether it answers a query. Raises LocalServiceFailed when it never will."""
+        state = self.folder / "postmaster.pid"
+        # Before it says so, another program's Postgres may answer at the port.
+        if not state.exists() or not state.read_bytes().rstrip().endswith(b"\nready"):
+            return False
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.errors.ConnectionTimeout:
+            return False
+        except psycopg.OperationalError as error:
+            known = (reason for words, reason in _REASONS.items() if words in str(error))
+            raise LocalServiceFailed(next(known, f"Postgres: {error}")) from None
+        return True
+
+    def _initdb(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        programs.make(folder)
+        # The built-in locale needs none of the system's, and sorts the same everywhere.
+        locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        access = ["-U", "marco", "--auth-host=scram-sha-256", "--auth-local=reject"]
+        options = ["--encoding=UTF8", "--no-sync", "--no-clean", "--no-instructions"]
+        self._finish(self.program.with_name("initdb"), "-D", folder, *access, *options, *locale)
+
+    def _execute(self, folder: Path, statements: str, *options: str) -> None:
+        """Run statements, one a line, without a server and without a password."""
+        # What fails ends it, and is not written to the log.
+        safe = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]
+        words = *safe, *options, "postgres"
+        self._finish(self.program, "--single", "-D", folder, *words, stdin=statements)
+
+    def _finish(self, *words: str | Path, stdin: str = "") -> None:
+        self.run(*words, stdin=stdin)
+        if self.process.wait() != 0:
+            raise self.failure()
+
+
+class Redis(_Server):
+    """Redis. Its configuration goes through stdin, so that `ps` shows no password."""
+
+    # everysec: Redis hands every write to the kernel before it replies, so a killed Redis loses
+    # nothing; only a power cut can lose the last second, and lost messages are published again.
+    _OPTIONS = (
+        "bind 127.0.0.1\nprotected-mode yes\nport {0.port}\nrequirepass {0.password}\n"
+        'daemonize no\nlogfile ""\ndir redis\nsave ""\nappendonly yes\nappendfsync everysec\n'
+    )
+
+    def start(self) -> None:
+        """Start its process, with a data folder, which is made if missing."""
+        programs.make(self.folder)
+        self.run(self.program, "-", stdin=self._OPTIONS.format(urlsplit(self.url)))
+
+    def answers(self) -> bool:
+        """Whether it answers PING and has loaded its data."""
+        client = redis.Redis.from_url(self.url, socket_timeout=2)
+        with contextlib.suppress(redis.RedisError), client:
+            return bool(client.ping())
+        return False
 
 
 def supervise(home: Path, lock: int) -> None:
@@ -32,71 +179,80 @@ def supervise(home: Path, lock: int) -> None:
 
     Raises LocalServiceFailed if a server can't be started.
     """
-    servers = _prepared(home, lock)
-    with (home / control.USERS_NAME).open("r+") as users:
-        try:
-            with contextlib.ExitStack() as running:
-                while _needed(home, users, lock):
-                    answered = [server.attend() for server in servers]
-                    urls = ServiceUrls(*(server.url for server in servers))
-                    told = control.is_running(home) and control.read_urls(home) == urls
-                    if all(answered) and not told:
-                        running.enter_context(control.write_urls(home, urls))
-        finally:
-            for server in servers:
-                server.signal_stop()
-            for server in servers:
-                server.wait()
-
-
-def _prepared(home: Path, lock: int) -> tuple[Server, Server]:
-    account = server_account()
-    data, logs = data_folder(home, account), home / "logs"
-    postgres_program, redis_program = programs.usable_by(account, data)
-    found = control.read_urls(home)
-    urls = found or ServiceUrls(
+    data, logs, known = programs.data_folder(home), home / "logs", local.read_urls(home)
+    site = programs.usable(data)
+    urls = known or ServiceUrls(
         f"postgresql://marco:{secrets.token_hex(16)}@127.0.0.1:0/marco",
         f"redis://:{secrets.token_hex(16)}@127.0.0.1:0/0",
     )
-    common = account, lock, data, logs
-    postgres = Postgres(postgres_program, urls.database_url, *common)
+    urls = ServiceUrls(_at_free_port(urls.database_url), _at_free_port(urls.redis_url))
+    postgres = Postgres(site / programs.POSTGRES, urls.database_url, data / "postgres", logs, lock)
     # Before the URLs are written: were it the other way round, an interruption in between
     # would leave a written password that Postgres does not know.
-    postgres.prepare(reset_password=found is None)
-    return postgres, Redis(redis_program, urls.redis_url, *common)
+    postgres.prepare(reset_password=known is None)
+    servers = postgres, Redis(site / programs.REDIS, urls.redis_url, data / "redis", logs, lock)
+    for server in servers:
+        server.start()
+    with (home / local.USERS_NAME).open("r+") as users, contextlib.ExitStack() as running:
+        while _needed(home, users):
+            answered = [_attend(server) for server in servers]
+            told = local.is_running(home) and local.read_urls(home) == urls
+            if all(answered) and not told:
+                running.enter_context(local.write_urls(home, urls))
+    for server in servers:  # which the kernel does, too, were this process killed
+        server.process.send_signal(server.stop_signal)
+    for server in servers:
+        server.process.wait()
 
 
-def _needed(home: Path, users: IO[str], lock: int) -> bool:
+def _attend(server: Postgres | Redis) -> bool:
+    """Start it again if it has ended. Whether it has ever answered. Raises LocalServiceFailed."""
+    if server.process.poll() is not None:
+        if not server.answered:
+            raise server.failure()
+        server.start()
+    server.answered = server.answered or server.answers()
+    return server.answered
+
+
+def _needed(home: Path, users: IO[str]) -> bool:
     """Whether the services are needed, a moment later."""
-    time.sleep(control.TICK_S)
-    if not _owns(home, lock):
-        return False
+    time.sleep(local.TICK_S)
+    if not os.path.samestat(os.fstat(users.fileno()), (home / local.USERS_NAME).stat()):
+        return False  # the home was moved away, and made anew
     users.seek(0)
     if word := users.read().strip():
-        return word == control.KEEP
+        return word == local.KEEP
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the end: nobody comes any more
         return False
     return True
 
 
-def _owns(home: Path, lock: int) -> bool:
-    """Whether the home is the one it was, not deleted, moved away or made anew."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return os.path.samestat(os.fstat(lock), (home / control.LOCK_NAME).stat())
-    return False
+def _at_free_port(url: str) -> str:
+    """The URL with a loopback port that is free, the same if it is, and that nobody else gets."""
+    port, kept = urlsplit(url).port or 0, socket.socket()
+    # Bound but not listened to, the kernel gives it to nobody, and a server may listen.
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for wanted in (port, 0):
+        with contextlib.suppress(OSError):  # it is taken; it is bound already
+            kept.bind(("127.0.0.1", wanted))
+    free = kept.getsockname()[1]
+    kept.detach()  # it stays open as long as this process
+    return url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{free}/")
 
 
-def main() -> None:
-    """Supervise until stopped."""
-    home, lock = Path(sys.argv[1]), int(sys.argv[2])
-    try:
-        with control.usable(home):
-            supervise(home, lock)
-    except MarcoError as error:
-        traceback.print_exc()
-        sys.exit(str(error))
+def ending_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
+    """What a child runs before its program, so that this signal ends it with its parent."""
+
+    def in_child() -> None:  # after the change of account, which would clear the setting
+        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:  # it died before the first line
+            os._exit(1)
+
+    return in_child
 
 
 if __name__ == "__main__":
-    main()
+    with local.usable(Path(sys.argv[1])):
+        supervise(Path(sys.argv[1]), int(sys.argv[2]))

@@ -15,7 +15,8 @@ from typing import Any
 from redis import Redis
 
 from marco_search import migrations, settings
-from marco_search.local import ServiceUrls, local_services, purge
+from marco_search.local import ServiceUrls, local_services
+from marco_search.local.programs import purge
 from marco_search.store.db import Database
 from marco_search.store.queue.leases import Worker
 from ops import environment

@@ -28,7 +28,8 @@ import psycopg
 import redis
 
 from marco_search import migrations
-from marco_search.local import ServiceUrls, local_services, purge
+from marco_search.local import ServiceUrls, local_services
+from marco_search.local.programs import purge
 from producer import Producer
 from tests import embedded
 from tests.faults.model import Model, model_server

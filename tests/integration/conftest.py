@@ -22,7 +22,8 @@ import pytest
 import redis
 
 from marco_search import locations, migrations
-from marco_search.local import ServiceUrls, local_services, purge
+from marco_search.local import ServiceUrls, local_services
+from marco_search.local.programs import purge
 from marco_search.settings import Settings
 from marco_search.settings import load as load_settings
 from marco_search.store.db import Database

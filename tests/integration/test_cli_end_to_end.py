@@ -17,7 +17,8 @@ import pytest
 from marco_search import settings as settings_module
 from marco_search.cli.main import main
 from marco_search.cli.solve_commands import QUERIES
-from marco_search.local import is_running, purge
+from marco_search.local import is_running
+from marco_search.local.programs import purge
 from tests.blas import seen, watched
 
 ROOT = Path(__file__).resolve().parents[2]

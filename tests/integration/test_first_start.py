@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from marco_search.local import down, purge
+from marco_search.local import down
+from marco_search.local.programs import purge
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
 INTERRUPTIONS = 18

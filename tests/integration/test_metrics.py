@@ -36,6 +36,7 @@ from tests.integration.toy_worker import DEADLY
 from tests.integration.toys import (
     Interrupted,
     environment,
+    free_port,
     insert,
     open_database,
     process,
@@ -82,11 +83,6 @@ class Queue:
     def read(self) -> Scraped:
         self._now += 3600
         return Scraped(generate_latest(self._registry).decode())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def scrape(port: int) -> Scraped:

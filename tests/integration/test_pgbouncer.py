@@ -21,12 +21,11 @@ from psycopg import errors
 
 from marco_search import doctor, migrations
 from marco_search.local import ServiceUrls
-from marco_search.local.servers import free_port
 from marco_search.store.db import Database
 from marco_search.store.seal.verification import verify_all
 from producer import Producer
 from tests.integration.logins import logins
-from tests.integration.toys import insert, marco, question, runner, settings_for
+from tests.integration.toys import free_port, insert, marco, question, runner, settings_for
 from tests.toy import ToyRuntime
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
@@ -54,7 +53,7 @@ def pooled(database_url: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
         urls = [database_url, login("marco_app")]
         users = tmp_path / "users.txt"
         users.write_text("".join(f'"{u.username}" "{u.password}"\n' for u in map(urlsplit, urls)))
-        server, listen = urlsplit(database_url), free_port(0)
+        server, listen = urlsplit(database_url), free_port()
         config = tmp_path / "pgbouncer.ini"
         values = {"host": server.hostname, "port": server.port, "listen": listen}
         config.write_text(CONFIG.format(**values, users=users, sessions=SESSIONS))

@@ -23,23 +23,23 @@ import psycopg
 import pytest
 import redis
 
-from marco_search import locations
+from marco_search import local, locations
 from marco_search.errors import BrokerUnavailable, DatabaseUnavailable, LocalServiceFailed
 from marco_search.local import (
+    LOCK_NAME,
+    URLS_NAME,
+    USERS_NAME,
     ServiceUrls,
-    control,
     down,
     is_running,
     local_services,
-    purge,
     read_urls,
-    up,
 )
-from marco_search.local.control import LOCK_NAME, URLS_NAME, USERS_NAME
-from marco_search.local.programs import Account, data_folder, server_account
-from marco_search.local.servers import Postgres
+from marco_search.local.programs import as_servers, data_folder, is_open, purge
+from marco_search.local.supervisor import Postgres
 from marco_search.settings import Settings
 from tests import embedded
+from tests.embedded import up
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +73,12 @@ def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition was not reached"
         time.sleep(0.02)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    names = ("DATABASE_URL", "REDIS_URL")
+    given = {name: value for name, value in os.environ.items() if name not in names}
+    return given | {"MARCO_HOME": str(home)}
 
 
 def _write(urls: ServiceUrls) -> None:
@@ -142,7 +148,7 @@ def test_users_of_a_killed_supervisor_keep_the_next_one(home: Path) -> None:
 
 
 def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
-    code = "import sys; from pathlib import Path; from marco_search.local import up;"
+    code = "import sys; from pathlib import Path; from tests.embedded import up;"
     code += "print(up(Path(sys.argv[1])).database_url)"
 
     def start(_: int) -> str:
@@ -160,11 +166,12 @@ def test_services_started_at_the_same_time_are_the_same(home: Path) -> None:
 def test_down_during_a_start_says_that_it_stopped_something(home: Path) -> None:
     home.mkdir()
     # A start whose servers do not answer yet: it needs the services, and there is a supervisor.
-    with ThreadPoolExecutor(1) as pool, control._joined(home) as users:
-        lock = control._locked(home / LOCK_NAME, fcntl.LOCK_EX)
-        assert lock is not None
+    with ThreadPoolExecutor(1) as pool, (home / USERS_NAME).open("w") as users:
+        lock = (home / LOCK_NAME).open("w")
+        for file, operation in ((users, fcntl.LOCK_SH), (lock, fcntl.LOCK_EX)):
+            fcntl.flock(file, operation)
         stopped = pool.submit(down, home)
-        _until(lambda: (home / USERS_NAME).read_text() == control.STOP)
+        _until(lambda: (home / USERS_NAME).read_text() == local.STOP)
         lock.close()
         assert stopped.result() is True
         assert down(home) is False, "who still needs the services does not make them run"
@@ -246,14 +253,11 @@ print(is_running(home))
 
 
 def test_in_the_foreground_until_down_or_a_signal(home: Path) -> None:
-    code = "import sys; from pathlib import Path; from marco_search.local import up\n"
-    code += "up(Path(sys.argv[1]), True, lambda _: print('in', flush=True))"
+    command = [f"{sys.prefix}/bin/marco", "up", "--foreground"]
     for number in (None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(home)], cwd=ROOT, stdout=subprocess.PIPE
-        ) as other:
+        with subprocess.Popen(command, env=_environment(home), stdout=subprocess.PIPE) as other:
             assert other.stdout
-            assert other.stdout.readline() == b"in\n"
+            assert other.stdout.readline().startswith(b"Postgres")
             assert is_running(home)
             if number is None:
                 assert down(home)
@@ -271,12 +275,12 @@ def test_below_a_closed_folder(closed_home: Path) -> None:
     with local_services(closed_home.parent / ".." / closed_home.parent.name / "home") as urls:
         assert _still_there(urls)
     if os.geteuid() == 0:
-        elsewhere = data_folder(closed_home, server_account())
+        elsewhere = data_folder(closed_home)
         assert closed_home not in elsewhere.parents
         copy = closed_home.with_name("copy")
         shutil.copytree(closed_home, copy)
         with local_services(copy):
-            assert data_folder(copy, server_account()) != elsewhere, "a copy has data of its own"
+            assert data_folder(copy) != elsewhere, "a copy has data of its own"
 
 
 def test_a_home_that_was_moved_away_does_not_disturb_the_next(home: Path) -> None:
@@ -341,8 +345,8 @@ def test_a_wrong_password_is_said_and_leaves_nothing_behind(home: Path) -> None:
     with local_services(home) as urls, psycopg.connect(urls.database_url) as session:
         assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
         # That of another program, which was quicker to take the port, is not ours.
-        folders = home / "data of another", home / "logs"
-        starting = Postgres(Path("postgres"), _with_password(urls, "0"), Account(), 0, *folders)
+        folders = home / "data of another" / "postgres", home / "logs"
+        starting = Postgres(Path("postgres"), _with_password(urls, "0"), *folders, 0)
         assert not starting.answers()
 
 
@@ -352,10 +356,7 @@ def test_a_network_without_loopback_is_said(home: Path) -> None:
     if subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
         pytest.skip("no network namespace can be made here")
     command = [*alone, f"{sys.prefix}/bin/marco", "up"]
-    names = ("DATABASE_URL", "REDIS_URL")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment["MARCO_HOME"] = str(home)
-    said = subprocess.run(command, env=environment, capture_output=True, text=True)
+    said = subprocess.run(command, env=_environment(home), capture_output=True, text=True)
     assert said.returncode == 4
     assert "127.0.0.1 can't be reached: start the loopback interface" in said.stderr
     assert embedded.processes(str(home)) == []
@@ -368,7 +369,7 @@ def test_ports_that_are_taken_meanwhile_and_a_pid_that_is_another_process(home: 
     assert before
     # As after a crash: a word that nobody heard, a number that is another process by now.
     (home / USERS_NAME).write_text("stop")
-    postgres = data_folder(home, server_account()) / "postgres"
+    postgres = data_folder(home) / "postgres"
     (postgres / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres}\n1\n{before}\n\n\n")
     settings = Settings().model_copy(update={"home": home, "database_url": None, "redis_url": None})
     with pytest.raises(DatabaseUnavailable, match="marco up"):
@@ -390,7 +391,7 @@ def test_what_a_killed_supervisor_left_is_named(
     os.kill(running["postgres"].pid, signal.SIGSTOP)
     os.kill(running["supervisor"].pid, signal.SIGKILL)
     _until(lambda: not running["supervisor"].alive and not running["redis"].alive)
-    monkeypatch.setattr(control, "_STOP_S", 0.5)
+    monkeypatch.setattr(local, "_STOP_S", 0.5)
     with pytest.raises(LocalServiceFailed, match=rf"kill -9 .*\b{running['postgres'].pid}\b"):
         down(home)
     os.kill(running["postgres"].pid, signal.SIGCONT)
@@ -468,7 +469,7 @@ def test_a_full_disk_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
 def test_as_an_ordinary_user(home: Path) -> None:
-    nobody = server_account()
+    nobody = as_servers()
     version = f"python3.{sys.version_info.minor}"
     site = Path(sysconfig.get_paths()["purelib"])
     env = {"PYTHONPATH": f"{ROOT}:{site}", "HOME": "/nonexistent", "PATH": "/usr/bin:/bin"}
@@ -476,30 +477,31 @@ def test_as_an_ordinary_user(home: Path) -> None:
     def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
-            cwd=ROOT if nobody.can_enter(ROOT) else "/",
+            cwd=ROOT if is_open(ROOT) else "/",
             env=env,
             capture_output=True,
             text=True,
             check=False,
-            **nobody.popen_options,
+            **nobody,
         )
 
     # This Python may lie in root's home; then one of the system's may do.
     pythons = [sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"]
-    pythons = [python for python in pythons if nobody.can_enter(Path(python))]
+    pythons = [python for python in pythons if is_open(Path(python))]
     probe = "import marco_search.local.supervisor"
     pythons = [python for python in pythons if as_nobody(python, "-c", probe).returncode == 0]
     if not pythons:
         pytest.skip("an ordinary user can reach no Python of this version, or not its packages")
     home.mkdir()
-    nobody.own(home, 0o700)
+    home.chmod(0o700)
+    os.chown(home, nobody["user"], nobody["group"])
     code = "import sys; from pathlib import Path; from marco_search.local import local_services\n"
     code += "import psycopg\n"
     code += "with local_services(Path(sys.argv[1])) as urls:\n"
     code += "    print(psycopg.connect(urls.database_url).execute('SELECT 1').fetchone())"
     done = as_nobody(pythons[0], "-c", code, str(home))
     assert done.stdout == "(1,)\n", done.stderr
-    assert {path.stat().st_uid for path in home.rglob("*")} == {nobody.uid}
+    assert {path.stat().st_uid for path in home.rglob("*")} == {nobody["user"]}
 
     home.chmod(0o755)
     for path in home.glob("*.lock"):
@@ -507,7 +509,7 @@ def test_as_an_ordinary_user(home: Path) -> None:
     done = as_nobody(pythons[0], "-c", code, str(home))
     assert "another user" in done.stderr.splitlines()[-1]
     for path in (*home.glob("*.lock"), home / "logs" / "redis.log"):
-        os.chown(path, *(nobody.uid, nobody.gid) if path.suffix == ".lock" else (0, 0))
+        os.chown(path, *(nobody["user"], nobody["group"]) if path.suffix == ".lock" else (0, 0))
     done = as_nobody(pythons[0], "-c", code, str(home))
     assert "redis.log can't be used (Permission denied)" in done.stderr.splitlines()[-1]
     os.chown(home / "logs" / "supervisor.log", 0, 0)

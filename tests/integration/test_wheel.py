@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from marco_search.local import purge
+from marco_search.local.programs import purge
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "marco_search", "producer", "worker")

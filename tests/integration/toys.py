@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,11 @@ class FineTuned(ToyRuntime):
             config_sha256="c" * 64, method="sft", seed=3,
         )  # fmt: skip
         return replace(super().info, revision="1" * 64, training=training)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def open_database(url: str) -> closing[Database]:

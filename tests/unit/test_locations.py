@@ -18,8 +18,7 @@ from marco_search.errors import (
     InvalidSettings,
     LocalServiceFailed,
 )
-from marco_search.local import ServiceUrls, read_urls
-from marco_search.local.control import URLS_NAME, write_urls
+from marco_search.local import URLS_NAME, ServiceUrls, read_urls, write_urls
 from marco_search.settings import Settings, without_password
 
 
