@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from marco_search.errors import LocalServiceFailed
-from ops import llama_cpp
 from tests.integration.conftest import (  # noqa: F401
     database_url,
     redis_url,
@@ -16,6 +15,7 @@ from tests.integration.conftest import (  # noqa: F401
     services_home,
     template_database,
 )
+from tests.openai import llama_cpp
 
 
 @pytest.fixture(scope="session")

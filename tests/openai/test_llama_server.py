@@ -11,7 +11,7 @@ import pytest
 from marco_search.errors import LocalServiceFailed
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import Finish, ReflectionPlacement, TurnFormat
-from ops import llama_cpp
+from tests.openai import llama_cpp
 from tests.openai.test_real_server import SENTENCE, fork, opened, text
 
 SHOTS = """<Thought>

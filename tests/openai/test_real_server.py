@@ -33,8 +33,8 @@ from marco_search.search.branches import (
     TurnFormat,
 )
 from marco_search.settings import Settings
-from ops import llama_cpp
 from producer import Producer
+from tests.openai import llama_cpp
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
 SENTENCE = TurnFormat(
