@@ -19,10 +19,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -34,16 +34,26 @@ import numpy as np
 from marco_search import settings
 from marco_search.cli.evaluation_commands import progress_text
 from marco_search.evaluation.data_sets import Problem, from_row, load
-from marco_search.evaluation.grading import Grader, Point, Stops, difference, point
+from marco_search.evaluation.grading import Grader, Point, Stops, chosen, difference, point
 from marco_search.evaluation.report import accuracy_over_tokens, plot, require_few_failed
 from marco_search.evaluation.run import Progress, Recipe, run
-from marco_search.evaluation.statistics import accuracy, points, ratio, rounded
+from marco_search.evaluation.statistics import (
+    accuracy,
+    chrf,
+    diversity,
+    exact_matches,
+    paired,
+    points,
+    ratio,
+    rounded,
+)
 from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
+from marco_search.kinds import kind_of
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.config import configure
-from ops.bench import text_jobs
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 from ops.pocket import samples
 from ops.pocket.problems import Language
 
@@ -56,6 +66,11 @@ PROBLEMS = {"pocket": 1000, "second": 250, "real": 300}
 """Of each set of a study."""
 MOST_FAILED = 0.01
 """Share of failed rollouts above which there is no report."""
+TEXT_RUNS = {
+    name: Recipe(options=SearchOptions(strategy=name, seed=SEED, rollouts=8, early_stop=False))
+    for name in ("cot", "tree")
+}
+"""How translation and open-ended jobs are searched."""
 TEMPERATURES: dict[str, Any] = json.loads((HERE / "temperatures.json").read_text())
 """Run to temperature to accuracy at each budget on the development split; `--tune` writes it."""
 WORDS: list[tuple[samples.Kind, Language]] = [*product(get_args(samples.Kind), get_args(Language))]
@@ -264,6 +279,99 @@ def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tupl
             )
 
 
+# -- Translation and open-ended jobs -----------------------------------------------------
+
+
+def texts(kind: str, count: int) -> list[Problem]:
+    """The held-out phrases, or prompts with many good answers in both languages."""
+    if kind == "translation":
+        return load("heldout_translation", limit=count)
+    return [from_row({"prompt": prompt}, kind) for prompt in list(acceptable())[:count]]
+
+
+def acceptable() -> dict[str, Callable[[str], bool]]:
+    """Open-ended prompt to whether an output is what it asks for."""
+    sums = {
+        samples.OPEN_ENDED["en"]["sum"].format(total=total): partial(samples.adds_up_to, total)
+        for total in range(20, 200, 15)
+    }
+    return samples.acceptable_gifts() | sums
+
+
+def text_results(main_study: Study, count: int) -> dict[str, Any]:
+    """The figures of each kind, of the runs that are complete."""
+    found: dict[str, Any] = {}
+    for kind, figures in TEXT_KINDS.items():
+        problems = texts(kind, count)
+        section: dict[str, Any] = {"n": len(problems), "strategies": []}
+        for name in TEXT_RUNS:
+            if traces := main_study.kept(kind, name, problems):
+                one = figures(problems, traces)
+                for shared in {"signature", "example"} & one.keys():
+                    section[shared] = one.pop(shared)  # the last strategy's stand for all
+                tokens = round(fmean(t.tokens for t in traces), 1)
+                section["strategies"] += [{"strategy": name, **one, "tokens_per_problem": tokens}]
+        exact = [s.pop("exact") for s in section["strategies"] if "exact" in s]
+        if len(exact) == len(TEXT_RUNS):
+            greedy, tree = exact
+            section["gain"] = rounded(asdict(paired(tree, greedy)))
+        if section["strategies"]:
+            found[kind.replace("-", "_")] = section
+    return found
+
+
+def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
+    outputs = [t.answers.get(chosen(t) or "", "") for t in traces]
+    accepted = [p.expected for p in problems]
+    score, signature = chrf(outputs, accepted)
+    exact = exact_matches(outputs, accepted)
+    found: dict[str, Any] = rounded(accuracy(exact))
+    distinct = fmean(map(len, map(_distinct, problems, traces)))
+    return found | {
+        "chrf": round(score, 2),
+        "distinct": distinct,
+        "signature": signature,
+        "exact": exact,
+    }
+
+
+def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
+    ranked, right = list(map(_distinct, problems, traces)), acceptable()
+    texts = [[t.answers[a.key] for a in found] for found, t in zip(ranked, traces, strict=True)]
+    prompts = [p.job.subject for p in problems]
+    good = [sum(map(right[p], found)) for p, found in zip(prompts, texts, strict=True)]
+    spread = [diversity(outputs) for outputs in texts if len(outputs) > 1]
+    best = zip(ranked[0][:5], texts[0][:5], strict=True)
+    return {
+        "distinct": fmean(map(len, ranked)),
+        "acceptable": fmean(good),
+        "merged": fmean(len(t.answers) - len(a) for a, t in zip(ranked, traces, strict=True)),
+        "diversity": fmean(spread) if spread else 0.0,
+        "example": {
+            "prompt": prompts[0],
+            "answers": [
+                {"text": text, "confidence": answer.confidence, "votes": answer.votes}
+                for answer, text in best
+            ],
+        },
+    }
+
+
+def _distinct(problem: Problem, trace: Trace) -> list[RankedAnswer]:
+    """The distinct answers, best first, near-duplicates merged."""
+    rollouts = trace.answered
+    keys = kind_of(problem.job).merge([(str(r.answer), r.path_confidence) for r in rollouts])
+    values = [r.path_confidence for r in rollouts]
+    candidates = list(map(Candidate, keys, values, range(len(values))))
+    return rank(candidates, Aggregation.WEIGHTED, trace.scale)
+
+
+TEXT_KINDS: dict[str, Callable[[Sequence[Problem], Sequence[Trace]], dict[str, Any]]] = {
+    "translation": _translation,
+    "open-ended": _open_ended,
+}
+
+
 # -- Runs and report ----------------------------------------------------------------------
 
 
@@ -351,7 +459,7 @@ def write_report(studies: Sequence[Study], docs: Path) -> list[Path]:
         found = reported(main_study) | {"studies": found.get("studies", {})}
         found |= {"seed": main_study.seed, "search_seed": SEED}
         found["temperatures"] = {name: temperature(name)["temperature"] for name in TEMPERATURES}
-        found["texts"] = text_jobs.results(main_study.kept, found["n"])
+        found["texts"] = text_results(main_study, found["n"])
     found["studies"] |= {one.name: reported(one) for one in others if one.traces}
     data_file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     loader = jinja2.FileSystemLoader(HERE)
@@ -392,10 +500,9 @@ def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) 
             for name in asked.run or usual:
                 for set_name in (asked.set or one.sets) if name != "texts" else ():
                     make(known[name], one.sets[set_name], opened, one.file(set_name, name))
-            for kind in text_jobs.KINDS if "texts" in (asked.run or usual) else ():
-                problems = text_jobs.problems_of(kind, count)
-                for name in text_jobs.RUNS:
-                    make(text_jobs.recipe(name, SEED), problems, opened, one.file(kind, name))
+            for kind in TEXT_KINDS if "texts" in (asked.run or usual) else ():
+                for name, how in TEXT_RUNS.items():
+                    make(how, texts(kind, count), opened, one.file(kind, name))
     if not asked.no_report:
         counts = PROBLEMS | {asked.study: count}
         studies = [study(name, asked.seed, n) for name, n in counts.items()]
