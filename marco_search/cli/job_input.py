@@ -6,7 +6,6 @@ same words wherever it comes from.
 
 from __future__ import annotations
 
-import json
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -85,7 +84,7 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("system_prompt") is not None:
         overrides["system_prompt"] = values["system_prompt"]
     if values.get("examples") is not None:
-        overrides["examples"] = _examples(Path(values["examples"]))
+        overrides["examples"] = _examples(values["examples"])
     return given | ({"overrides": overrides} if overrides else {})
 
 
@@ -97,25 +96,16 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _examples(file: Path) -> list[dict[str, str]]:
-    """The solved questions of a JSON Lines file, as a profile has them."""
+def _examples(file: str) -> list[dict[str, str]]:
+    """The solved questions of a file, as a profile has them."""
+    from marco_search.evaluation import data_sets  # loads what most commands do not need
+
     examples = []
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                question, answer = row["question"], row["answer"]
-                if not all(isinstance(text, str | int | float) for text in (question, answer)):
-                    raise ValueError
-                examples.append({"user": str(question), "assistant": str(answer)})
-            except (ValueError, KeyError, TypeError):
-                raise InputError(
-                    f"{file}, line {number}: needs an object with question and answer"
-                ) from None
+    for place, row in data_sets.rows(file):
+        problem = data_sets.from_row(row, place)
+        if not problem.expected:
+            raise InputError(f"{place}: needs an object with question and answer")
+        examples.append({"user": problem.job.subject, "assistant": problem.expected[0]})
     return examples
 
 

@@ -46,7 +46,7 @@ def load(source: str, *, language: str | None = None, limit: int | None = None) 
     `language` picks the file of a folder. Raises InvalidDataSet.
     """
     problems: dict[str, Problem] = {}
-    for place, row in _rows(source, language):
+    for place, row in rows(source, language):
         problem = from_row(row, place)
         problems.setdefault(problem.key, problem)
     if not problems:
@@ -98,7 +98,8 @@ def file_stem(source: str) -> str:
 Rows = Iterable[tuple[str, dict[str, Any]]]
 
 
-def _rows(source: str, language: str | None) -> Rows:
+def rows(source: str, language: str | None = None) -> Rows:
+    """The rows of a set, see `load`, each with its place for errors. Raises InvalidDataSet."""
     name, _, mgsm_language = source.partition(":")
     if name in ("mgsm", MGSM_REPOSITORY):
         return _tsv(_from_hub(mgsm_language or language or "en"))
