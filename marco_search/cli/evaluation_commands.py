@@ -1,9 +1,9 @@
-"""Commands about evaluation: eval, and replay with its other rewards."""
+"""Commands about evaluation: eval, replay with its other rewards, calibrate."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,21 +13,20 @@ from typing import Any
 
 import click
 
-from marco_search import __version__
+from marco_search import __version__, profiles
 from marco_search import settings as settings_module
 from marco_search.cli import output
-from marco_search.cli.job_input import given_options, search_options
+from marco_search.cli.job_input import given_options, profile_options, search_options
 from marco_search.cli.options import FILE, command, language_option, tenants, threads_option
 from marco_search.cli.session import session
-from marco_search.errors import InvalidDataSet
+from marco_search.engine import profile_of
+from marco_search.errors import InputError, InvalidDataSet
+from marco_search.evaluation.calibration import findings, recipes, require_enough
 from marco_search.evaluation.data_sets import file_stem, load
 from marco_search.evaluation.grading import Grader, answer_under, rescore
 from marco_search.evaluation.report import (
-    LEGEND,
     Row,
     compare,
-    compared,
-    markdown_rows,
     percent,
     require_few_failed,
     row,
@@ -35,12 +34,13 @@ from marco_search.evaluation.report import (
     table,
 )
 from marco_search.evaluation.run import Progress, Recipe, run, run_queued
+from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import Trace, read, traced
+from marco_search.export.tables import whole
 from marco_search.jobs import SearchOptions
-from marco_search.replay import Replayed
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
-from marco_search.runtime.base import UNKNOWN, RuntimeInfo
+from marco_search.runtime.base import UNKNOWN
 from marco_search.search.rewards import EXTERNAL, REWARDS
 from marco_search.search.tree import Tree
 from marco_search.store.reads import job_record
@@ -48,12 +48,6 @@ from marco_search.store.reads.job_record import StoredSearch
 from marco_search.text import counted
 
 _BUDGET = ("rollouts", "max_new_tokens", "max_tokens", "max_seconds")
-_SHORTFALLS = {
-    "failed": "failed",
-    "cut_off": "cut off",
-    "untagged": "without the end of a thought",
-    "unanswered": "without an answer",
-}
 
 
 @command("eval")
@@ -131,22 +125,6 @@ def evaluate(
     require_few_failed(traces, max_failed / 100)
     grader = Grader(problems)
     found, stored = row(strategy, traces, grader), max(resumed, default=0)
-    labelled = "" if found.n == found.problems else f", {found.n:,} with an answer"
-    about = {
-        "set": f"{data_set}, {counted(found.problems, 'problem')}{labelled}",
-        "model": _of_all(traces, "model"),
-        "profile": _of_all(traces, "profile"),
-        "strategy": strategy,
-        "budget": ", ".join(f"{n} {most:,}" for n, most in budget.items() if most is not None),
-        "seed": str(recipe.options.seed),
-        "date": f"{datetime.now(UTC):%F %R} UTC, marco-search {__version__}",
-        "searched": f"{found.problems - stored} now, {stored} by an earlier run",
-        "rollouts": ", ".join(_rollouts(found)),
-        "traces": str(out),
-    }
-    lines = [f"# {file_stem(data_set)}: {strategy}", ""]
-    lines += [*(f"- {name}: {value}" for name, value in about.items()), ""]
-    lines += [markdown_rows([found]), "", LEGEND]
     data: dict[str, Any] = {
         "set": data_set,
         "language": language,
@@ -162,9 +140,8 @@ def evaluate(
         "resumed": stored,
     }
     if against:
-        data["against"] = difference = compare(traces, read(against), grader)
-        lines += ["", compared(difference, str(against))]
-    text = "\n".join(lines)
+        data["against"] = compare(traces, read(against), grader)
+    text = report_text(found, data, traces, against)
     if samples_file:
         output.write_json_lines(samples_file, samples(traces, problems, grader))
     if report:
@@ -179,15 +156,19 @@ def evaluate(
 eval = evaluate  # the group finds a command by its name
 
 
-def _of_all(traces: Sequence[Trace], name: str) -> str:
-    return ", ".join(sorted({getattr(t, name) for t in traces} - {""})) or "unknown"
+def report_text(
+    found: Row, data: Mapping[str, Any], traces: Sequence[Trace], other: Path | None = None
+) -> str:
+    """The report of a run in Markdown; `other`: the traces that `data` compares it with."""
 
+    def of_all(name: str) -> str:
+        return ", ".join(sorted({getattr(t, name) for t in traces} - {""})) or "unknown"
 
-def _rollouts(found: Row) -> Iterator[str]:
-    total = found.rollouts * found.problems
-    yield f"{total:,.0f}"
-    for name, how in _SHORTFALLS.items():
-        yield f"{getattr(found, name) * total:,.0f} {how}"
+    return output.rendered(
+        "evaluation.jinja", row=found, data=data, models=of_all("model"),
+        profiles=of_all("profile"), stem=file_stem(data["set"]), other=other,
+        percent=percent, points=points, counted=counted,
+    )  # fmt: skip
 
 
 def progress_text(progress: Progress) -> str:
@@ -294,55 +275,15 @@ def replay(
         "failed_rollouts": data.pop("failed"),
         "first_difference": data.pop("first") and str(done.first),
     }
-    lines = list(_lines(stored, done, info))
-    if not same and not same_engine:
-        lines.append(
-            "This is no proof of a change: another engine, or another kind of processor, may"
-            " round otherwise. Replay it on what it was searched on."
-        )
-    output.report(data, *lines)
+    text = output.rendered(
+        "replay.jinja", stored=stored, done=done, info=info, engine=engine, unknown=UNKNOWN,
+        same=same, same_engine=same_engine,
+    )  # fmt: skip
+    output.report(data, text)
     if not same:
         click.get_current_context().exit(
             output.DOES_NOT_FIT if same_engine else output.OTHER_ENGINE
         )
-
-
-def _lines(stored: StoredSearch, done: Replayed, info: RuntimeInfo) -> Iterator[str]:
-    """The comparison for a reader."""
-    engine = f"{info.name} {info.version}"
-    yield f"Job {stored.job_id}, {stored.state}: {engine} generates it again."
-    if stored.attempts > 1:
-        yield f"{stored.attempts} attempts searched it; each went on from the one before."
-    if done.failed:
-        yield f"Branches that had failed and are taken as failed: {done.failed}."
-    if done.read_otherwise:
-        yield (
-            f"Same text, another answer read in it by this version: {done.read_otherwise}."
-            " `marco verify` checks the answers stored."
-        )
-    if stored.state in ("queued", "running"):
-        yield "It has not ended: these are its rounds so far."
-    elif stored.stop_reason in ("cancelled", "seconds", "deadline", None):
-        yield f"It ended early ({stored.stop_reason or 'an error'})."
-    for other in dict.fromkeys(stored.engines):
-        if other != engine:
-            yield f"Searched on {other}, this is {engine}: its last digits may differ."
-    if info.lacks:
-        yield f"What this server can't do or say: {'; '.join(info.lacks)}."
-    if info.revision == UNKNOWN:
-        yield "It does not say which revision it serves: other weights may bear the same name."
-    if done.same_bits:
-        counts = f"rounds: {done.rounds}, rollouts: {done.rollouts}, nodes: {done.nodes}"
-        yield f"The same tree, bit for bit ({counts})."
-        return
-    yield (
-        f"{done.same_rollouts} of {done.rollouts} rollouts have the same text,"
-        f" {done.same_answers} the same answer; {done.same_nodes} of {done.nodes} nodes are"
-        " the same bit for bit."
-    )
-    if done.greatest_gap:
-        yield f"Log-probs of the same tokens differ by {done.greatest_gap:.3g} at most."
-    yield f"First difference: {done.first}"
 
 
 Ways = Iterable[tuple[str, str, float]]
@@ -401,3 +342,103 @@ def _rescore_job(stored: StoredSearch, ways: Ways) -> None:
         "",
         table((*names[:-1], "share %"), lines),
     )
+
+
+@command("calibrate")
+@click.argument("data_set", metavar="SET")
+@language_option
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, metavar="N", help="The first N questions only."
+)
+@click.option(
+    "--rollouts", type=click.IntRange(4), default=8, metavar="N",
+    help="Rollouts of each question's tree.",
+)  # fmt: skip
+@click.option(
+    "--samples", type=click.IntRange(2), default=4, metavar="N",
+    help="Samples of each question at each temperature.",
+)  # fmt: skip
+@click.option(
+    "--error", type=click.FloatRange(0, 50), default=5, metavar="PERCENT",
+    help="Questions whose answer early stopping may change.",
+)  # fmt: skip
+@threads_option("Searches at once.")
+@click.option(
+    "--traces", type=FILE, metavar="FILE",
+    help="Keep the searches here, and resume from existing ones. "
+    "Default: evaluation/calibrate-SET.jsonl under MARCO_HOME.",
+)  # fmt: skip
+@click.option("--name", metavar="NAME", help="Of the new profile. Default: OLD-calibrated.")
+@click.option(
+    "--out", type=FILE, metavar="FILE",
+    help="Write the profile here. Default: profiles/NAME.toml under MARCO_HOME.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite an existing profile.")
+@profile_options
+def calibrate(
+    data_set: str, language: str | None, limit: int, rollouts: int, samples: int, error: float,
+    threads: int, traces: Path | None, name: str | None, out: Path | None, force: bool,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Measure the model on the questions of SET and write a profile for it.
+
+    Some 20 questions like those it will be asked; answers are optional. SET is as for `marco eval`;
+    in a .txt file each line is a question. Each is searched once on the configured runtime; a
+    second run resumes from existing searches. From these follow the temperature, the vote's
+    weights, when to stop, and whether reflection pays off.
+
+    \b
+    marco calibrate questions.txt
+    marco solve --profile pocket-calibrated "..."
+    """
+    problems = load(data_set, language=language, limit=limit)
+    require_enough(problems)
+    settings, options = settings_module.load(), SearchOptions(**given_options(values))
+    traces = traces or settings.home / "evaluation" / f"calibrate-{file_stem(data_set)}.jsonl"
+    with (
+        output.console(stderr=True).status("calibrating") as status,
+        closing(open_runtime(settings)) as runtime,
+    ):
+        info, used = runtime.info, profile_of(options, runtime.info.model)
+        name = name or f"{used.name.removesuffix('-calibrated')}-calibrated"
+        out = out or settings.profiles / f"{name}.toml"
+        profiles.override(used, {"name": name})  # a bad one is refused before hours of searching
+        if out.exists() and not force:
+            raise InputError(
+                f"{out} already exists: overwrite it with --force, or choose another name"
+            )
+        made, parts = [], recipes(options, rollouts, samples)
+        for i, recipe in enumerate(parts, start=1):
+
+            def on_progress(progress: Progress, part: int = i) -> None:
+                status.update(f"part {part} of {len(parts)}: {progress_text(progress)}")
+
+            made.append(
+                run(problems, recipe, runtime, traces, threads=threads, on_progress=on_progress)
+            )
+    require_few_failed([t for traces_of_run in made for t in traces_of_run], 0.05)
+    found = findings(made[0], made[1:], problems, error / 100)
+    about = (
+        f"{info.model} {info.revision[:12]}, {found.problems} questions of {Path(data_set).name}, "
+        f"{found.rollouts} rollouts, {datetime.now(UTC):%Y-%m-%d}"
+    )
+    # Named by hand only: it is for this model, and for questions like these.
+    fields = {"name": name, "models": (), "measured_on": about}
+    profile = profiles.override(used, fields | found.fields())
+    with whole(out) as part:  # half a profile would be in the way of all models
+        part.write_text(profiles.dumps(profile), encoding="utf-8")
+    data = {
+        "model": info.model,
+        "revision": info.revision,
+        "set": data_set,
+        "findings": rounded(asdict(found)),
+        "fields": found.fields(),
+        "profile": name,
+        "file": str(out),
+        "traces": str(traces),
+    }
+    path = str(out) if profiles.is_path(str(out)) else f"./{out}"
+    how = name if (out.parent, out.stem) == (settings.profiles, name) else path
+    use = f"Use it with --profile {how}, or MARCO_PROFILE={how} for all jobs."
+    text = output.rendered("calibration.jinja", found=found, percent=percent, g="{:g}".format)
+    output.report(data, about, "", text, "", f"Profile: {out}", use)

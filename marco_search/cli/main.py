@@ -57,7 +57,7 @@ COMMANDS = {
     "archive": ("audit_commands", "Move months of trees to Parquet files with their proofs."),
     "model": ("model_commands", "Models for the embedded engine: list, get, use, remove."),
     "eval": ("evaluation_commands", "Run a set of problems and report accuracy and cost."),
-    "calibrate": ("calibrate_command", "Measure a model on a few questions, write its profile."),
+    "calibrate": ("evaluation_commands", "Measure a model on a few questions, write its profile."),
     "profile": ("model_commands", "Model profiles: list them, show one."),
     "replay": ("evaluation_commands", "Generate a job again and compare, or rescore stored trees."),
     "worker": ("service_commands", "Run a worker that answers submitted jobs."),

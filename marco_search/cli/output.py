@@ -71,6 +71,15 @@ def report_table(data: Any, columns: Sequence[Column], found: Sequence[Any], non
     report(data, text_table(columns, found, width=terminal_width()) if found else none)
 
 
+def rendered(template: str, **values: Any) -> str:
+    """The text that a template beside this module makes of these values."""
+    import jinja2  # most commands do not need it
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    made = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
+    return made.get_template(template).render(values).rstrip()
+
+
 def print_json(data: Any) -> None:
     """Print `data` as one JSON document, indented for a reader at a terminal."""
     echo(_json(data, indent=2 if sys.stdout.isatty() else None))

@@ -29,23 +29,14 @@ from marco_search.evaluation.statistics import (
     calibration_error,
     paired,
     pass_at_k,
-    points,
     ratio,
     rounded,
     wilson,
 )
 from marco_search.evaluation.traces import Trace, digest
 from marco_search.search.tree import ROOT
-from marco_search.text import counted
 
 TEST_AT = (8, 16, 32)
-LEGEND = (
-    "Test@1: share of the problems whose chosen answer is right, and its 95 % interval (Wilson). "
-    "Test@N: solved at least once in N guesses. Means of a problem: tokens generated, prefilled "
-    "(prompt tokens computed) and cached (prompt tokens from the prefix cache), seconds from the "
-    "first round to the last with other searches beside it. AUROC: the chance that a right "
-    "answer has more confidence than a wrong one."
-)
 T = TypeVar("T")
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#2a9d62", "#8d5a97", "#c98a00", "#5c6b73", "#e377c2", "#17becf")
@@ -203,18 +194,6 @@ def compare(
     return {"accuracy": rounded(asdict(gain)), "tokens": rounded(asdict(spent))}
 
 
-def compared(found: dict[str, dict[str, Any]], other: str) -> str:
-    """What `compare` found, as a sentence."""
-    right, tokens = found["accuracy"], found["tokens"]
-    return (
-        f"Against {other}, on {counted(right['n'], 'problem')} of both: "
-        f"{points(right, ' points')}, right only here: {right['only_first']}, "
-        f"only there: {right['only_second']} (McNemar p = {right['p']:.2g}); "
-        f"{tokens['ratio']:.2f} times the tokens ({tokens['low']:.2f} to "
-        f"{tokens['high']:.2f}). Intervals: 95 %, paired bootstrap."
-    )
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -224,29 +203,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def percent(value: float | None) -> str:
     """0.9 as "90.0"; an empty cell for None."""
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def markdown_rows(rows: Sequence[Row]) -> str:
-    """The main table: Test@N and cost of each strategy."""
-    known = [str(k) for k in TEST_AT if any(str(k) in r.test_at for r in rows)]
-    head = ("Strategy", "Test@1 %", "95 %", *(f"Test@{k} %" for k in known),
-            "rollouts", "tokens", "prefilled", "cached", "seconds", "AUROC")  # fmt: skip
-    lines = [
-        (
-            r.strategy,
-            percent(r.accuracy) if r.n else "",
-            f"{percent(r.low)} to {percent(r.high)}" if r.n else "",
-            *(percent(r.test_at.get(k)) for k in known),
-            f"{r.rollouts:.1f}",
-            f"{r.tokens_per_problem:.0f}",
-            f"{r.prefilled_per_problem:.0f}",
-            f"{r.cached_per_problem:.0f}",
-            f"{r.seconds_per_problem:.2f}",
-            "" if r.auroc is None else f"{r.auroc:.2f}",
-        )
-        for r in rows
-    ]
-    return table(head, lines)
 
 
 def plot(draw: Callable[[Any, T], None], panels: Mapping[str, T], stem: Path) -> list[Path]:

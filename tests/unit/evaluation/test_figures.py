@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from marco_search.cli.evaluation_commands import report_text
 from marco_search.engine import Journal, make_plan, run_search
 from marco_search.errors import InvalidDataSet
 from marco_search.evaluation.data_sets import Problem, from_row
@@ -23,7 +24,7 @@ from marco_search.evaluation.grading import (
     rescore,
     score,
 )
-from marco_search.evaluation.report import compare, markdown_rows, row
+from marco_search.evaluation.report import compare, row
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import Trace, TracedRollout, with_vote
 from marco_search.jobs import SearchOptions
@@ -255,4 +256,5 @@ def test_a_problem_without_a_label_is_not_a_wrong_one() -> None:
     assert compare([FOUR], longer, grader)["tokens"]["ratio"] == 0.5
     none = row("vote", [FIVE], grader)
     assert none.n == 0 and none.to_json()["accuracy"] is none.to_json()["test_at"]["1"] is None
-    assert "| vote |  |  |" in markdown_rows([none])
+    data = {"set": "a", "budget": {}, "seed": 0, "date": "", "version": "1", "resumed": 0}
+    assert "| vote |  |  |" in report_text(none, data, [FIVE])
