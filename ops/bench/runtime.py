@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from marco_search import engine
-from marco_search.errors import LocalServiceFailed
-from marco_search.pocket import MODEL_DIR
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.branches import MARCO_O1, TOP_K, Branch, Expansion, Finish
@@ -29,11 +26,9 @@ from marco_search.store.queue import jobs
 from ops.bench import peers
 from ops.bench.harness import WORKER, report, scratch_services
 from ops.bench.simulator import Counters, InstantRuntime, SimulatedServer, job, simulated_server
-from ops.sglang_cpu import VERSION, compare, prompts, serving
 from worker.runner import Runner
 
 ROLLOUTS = 256  # of a search whose time per node is measured
-PROMPTS, TOKENS = 50, 64  # that the embedded engine and the real server both continue
 GOALS = {
     "throughput_ratio": ">= 0.95",
     "peak_in_flight": "32",
@@ -41,14 +36,12 @@ GOALS = {
     "persisted_ms_per_node": "< 1",
     "discarded_tokens": "0",
     "simulated_cached_prompt_share": ">= 0.95",
-    "cached_prompt_share": ">= 0.95",
-    "parity_max_logprob_delta": "<= 0.001",
 }
 Request = tuple[str, int, int]
 """Prefix, seed, most new tokens."""
 
 
-def measure(searches: int, rollouts: int, *, real: bool, others: bool) -> dict[str, Any]:
+def measure(searches: int, rollouts: int, *, others: bool) -> dict[str, Any]:
     """All figures, by their keys."""
     found: dict[str, Any] = {"searches": searches, "rollouts": rollouts}
     found["load_before"] = os.getloadavg()[0]
@@ -65,7 +58,7 @@ def measure(searches: int, rollouts: int, *, real: bool, others: bool) -> dict[s
             found |= _beside_peers(server, "step", step, rollouts)
             found |= _beside_peers(server, "best-of-n", best, rollouts)
             found |= peers.measure(server, searches, rollouts)
-    return found | (real_server() if real else {"real_skipped": "--no-real"})
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,40 +264,14 @@ def persisted_ms_per_node() -> float:
     return min(found)
 
 
-def real_server() -> dict[str, Any]:
-    """Parity and cached share on the real SGLang server, or why there are none."""
-    try:
-        with (
-            serving(MODEL_DIR, Path(".marco/bench/sglang.log")) as url,
-            closing(open_engine("embedded", MARCO_MODEL=MODEL_DIR)) as embedded,
-            closing(open_engine(url, MARCO_MODEL=MODEL_DIR)) as server,
-        ):
-            found = compare(embedded, server, prompts(embedded, PROMPTS), TOKENS)
-            rollouts = search(server, "step", 32).rollouts
-    except LocalServiceFailed as error:
-        nothing = dict.fromkeys(("cached_prompt_share", "parity_max_logprob_delta"))
-        return nothing | {"real_skipped": str(error)}
-    return {
-        "real_version": VERSION,
-        "parity_prompts": found.prompts,
-        "parity_same_tokens": found.same_tokens,
-        "parity_positions": found.tokens,
-        "parity_max_logprob_delta": found.logprob_delta,
-        "parity_max_confidence_delta": found.confidence_delta,
-        "cached_prompt_share": cached_share(rollouts),
-        "real_failed_branches": failed(rollouts) + len(found.errors),
-    }
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make bench-runtime")
     parser.add_argument("--searches", type=int, default=64, help="at once")
     parser.add_argument("--rollouts", type=int, default=32, help="of each")
-    parser.add_argument("--no-real", action="store_true", help="leave the real server out")
     parser.add_argument("--no-peers", action="store_true", help="leave the other projects out")
     asked = parser.parse_args()
-    real, others = not asked.no_real, not asked.no_peers
-    figures = measure(asked.searches, asked.rollouts, real=real, others=others)
+    others = not asked.no_peers
+    figures = measure(asked.searches, asked.rollouts, others=others)
     report("runtime", figures, GOALS)
     if others:
         print(peers.table(figures))

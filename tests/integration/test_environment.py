@@ -17,7 +17,7 @@ import pytest
 
 from marco_search.errors import LocalServiceFailed
 from ops import bootstrap, environment
-from ops import sglang_cpu as sglang
+from tests.sglang import sglang_cpu as sglang
 
 ROOT = Path(__file__).resolve().parents[2]
 STAMP = "marco-install.json"

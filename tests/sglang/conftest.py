@@ -11,7 +11,6 @@ from marco_search.errors import LocalServiceFailed
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.base import Runtime
 from ops.bench.runtime import open_engine
-from ops.sglang_cpu import serving
 from tests.integration.conftest import (  # noqa: F401
     database_url,
     redis_url,
@@ -19,6 +18,7 @@ from tests.integration.conftest import (  # noqa: F401
     services_home,
     template_database,
 )
+from tests.sglang.sglang_cpu import serving
 
 
 @pytest.fixture(scope="session")

@@ -24,12 +24,13 @@ from marco_search.search.branches import (
     Finish,
     ReflectionPlacement,
 )
-from ops.bench.runtime import PROMPTS, cached_share, failed, search
-from ops.sglang_cpu import VERSION, compare, prompts
+from ops.bench.runtime import cached_share, failed, search
 from producer import Producer
 from tests.integration.toys import wait_until
+from tests.sglang.sglang_cpu import VERSION, compare, prompts
 
 ROOT = Path(__file__).parents[2]
+PROMPTS = 50  # that the embedded engine and the server both continue
 Both = tuple[Runtime, Runtime]
 
 
@@ -59,6 +60,7 @@ def test_greedy_tokens_log_probs_and_confidences_are_those_of_the_embedded_engin
 ) -> None:
     embedded, real = both
     found = compare(embedded, real, prompts(embedded, PROMPTS), 64)
+    print(f"parity_max_logprob_delta {found.logprob_delta:.6f}")  # docs/performance.md
     assert found.errors == ()
     assert found.same_tokens == found.prompts == PROMPTS
     assert found.logprob_delta < 1e-3
@@ -90,6 +92,7 @@ def test_children_of_a_fork_find_their_prefix_in_the_cache(both: Both) -> None:
 
 def test_nearly_all_prompt_tokens_of_a_search_come_from_the_cache(both: Both) -> None:
     rollouts = search(both[1], "step", 32).rollouts
+    print(f"cached_prompt_share {cached_share(rollouts):.3f}")
     assert failed(rollouts) == 0
     assert cached_share(rollouts) >= 0.95
 

@@ -15,6 +15,7 @@ import requests
 
 from marco_search.errors import LocalServiceFailed
 from ops import environment
+from tests.servers import serving as serving_at
 
 VERSION = "0.3.36"  # as requirements.lock has it
 LOCK = Path(__file__).with_name("requirements.lock")
@@ -69,5 +70,5 @@ def _running(name: str, command: list[str], log: Path) -> Iterator[str]:
         headers = {"Authorization": f"Bearer {KEY}"}
         return requests.get(f"{url}/v1/models", headers=headers, timeout=10).status_code == 200
 
-    with environment.serving(name, command, {}, log, ready, _START_S) as url:
+    with serving_at(name, command, {}, log, ready, _START_S) as url:
         yield f"openai+{url}/v1"

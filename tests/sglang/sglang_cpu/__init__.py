@@ -1,4 +1,4 @@
-"""The real SGLang server on a CPU, with the pocket model: for tests and benches, never in use.
+"""The real SGLang server on a CPU, with the pocket model: for tests only.
 
 Its environment, 1.6 GB, lies in the user's cache folder. shim/ has what is missing on a CPU, put on
 the server's PYTHONPATH. `compare` asks it and the embedded engine the same, through the same fork
@@ -26,6 +26,7 @@ from marco_search.runtime.base import Runtime
 from marco_search.search.branches import MARCO_O1, Branch, BranchRequest, Expansion
 from marco_search.search.rewards import confidences
 from ops import environment
+from tests.servers import serving as serving_at
 
 VERSION = "0.5.23"  # as requirements.lock has it
 LOCK = Path(__file__).with_name("requirements.lock")
@@ -62,7 +63,7 @@ def serving(model: Path, log: Path) -> AbstractContextManager[str]:
         return requests.post(f"{url}/generate", json=body, timeout=60).status_code == 200
 
     command += _OPTIONS.split()
-    return environment.serving("SGLang", command, _ENVIRONMENT, log, ready, _START_S)
+    return serving_at("SGLang", command, _ENVIRONMENT, log, ready, _START_S)
 
 
 def ensure_environment() -> Path:
