@@ -1,8 +1,13 @@
-"""What a forked process can't go on using: its parent's connections, locks and threads."""
+"""What a forked process can't go on using: its parent's connections, locks and threads.
+
+And what it does not outlive, if it should not: its parent."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakSet
 
@@ -14,6 +19,8 @@ class Part(Protocol):
         """Begin with new ones. Those there are belong to the parent, which goes on with them."""
 
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_libc = ctypes.CDLL(None)  # loaded here: not between fork and exec
 _parts: WeakSet[Part] = WeakSet()
 
 
@@ -25,6 +32,17 @@ def start_over_in_child(part: Part) -> None:
 def _start_over() -> None:
     for part in list(_parts):
         part.start_over()
+
+
+def ending_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
+    """What a child runs before its program, so that this signal ends it with its parent."""
+
+    def in_child() -> None:  # after the change of account, which would clear the setting
+        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:  # it died before the first line
+            os._exit(1)
+
+    return in_child
 
 
 os.register_at_fork(after_in_child=_start_over)

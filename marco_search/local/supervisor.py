@@ -11,7 +11,6 @@ last line that it prints.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import secrets
@@ -21,7 +20,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -31,10 +29,9 @@ import redis
 
 from marco_search import local
 from marco_search.errors import LocalServiceFailed
+from marco_search.forks import ending_with
 from marco_search.local import ServiceUrls, programs
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_libc = ctypes.CDLL(None)  # loaded here: not between fork and exec
 # No secrets, no locale, no PG* variables.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 # What keeps a Postgres that is ready from letting us in, and what to do.
@@ -54,16 +51,16 @@ class _Server:
 
     def __init__(self, program: Path, url: str, folder: Path, logs: Path, lock: int) -> None:
         self.program, self.url, self.folder, self.lock = program, url, folder, lock
-        self.log, self.answered = logs / f"{folder.name}.log", False
+        self.log = logs / f"{folder.name}.log"
 
-    def run(self, *words: str | Path, stdin: str = "") -> None:
+    def run(self, *words: object, stdin: str = "") -> subprocess.Popen[bytes]:
         """Start a program as its process, with `stdin`; its output goes to the log."""
         with self.log.open("ab") as log, os.fdopen(os.memfd_create("stdin"), "w+") as given:
             self.log.chmod(0o600)
             given.write(stdin)
             given.seek(0)
             self.process = subprocess.Popen(
-                words,
+                [str(word) for word in words],
                 stdin=given,
                 stdout=log,
                 stderr=log,
@@ -74,6 +71,7 @@ class _Server:
                 pass_fds=[self.lock],
                 **programs.as_servers(),
             )
+        return self.process
 
     def failure(self) -> LocalServiceFailed:
         """What is known about its end, with the last lines of its log."""
@@ -136,18 +134,16 @@ class Postgres(_Server):
         locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         access = ["-U", "marco", "--auth-host=scram-sha-256", "--auth-local=reject"]
         options = ["--encoding=UTF8", "--no-sync", "--no-clean", "--no-instructions"]
-        self._finish(self.program.with_name("initdb"), "-D", folder, *access, *options, *locale)
+        words = [self.program.with_name("initdb"), "-D", folder, *access, *options, *locale]
+        if self.run(*words).wait() != 0:
+            raise self.failure()
 
     def _execute(self, folder: Path, statements: str, *options: str) -> None:
         """Run statements, one a line, without a server and without a password."""
         # What fails ends it, and is not written to the log.
         safe = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]
-        words = *safe, *options, "postgres"
-        self._finish(self.program, "--single", "-D", folder, *words, stdin=statements)
-
-    def _finish(self, *words: str | Path, stdin: str = "") -> None:
-        self.run(*words, stdin=stdin)
-        if self.process.wait() != 0:
+        words = "--single", "-D", folder, *safe, *options, "postgres"
+        if self.run(self.program, *words, stdin=statements).wait() != 0:
             raise self.failure()
 
 
@@ -175,12 +171,9 @@ class Redis(_Server):
 
 
 def supervise(home: Path, lock: int) -> None:
-    """Run the services until told to stop, or until nobody needs them.
-
-    Raises LocalServiceFailed if a server can't be started.
-    """
+    """Run the services as long as they are needed. Raises LocalServiceFailed."""
     data, logs, known = programs.data_folder(home), home / "logs", local.read_urls(home)
-    site = programs.usable(data)
+    site = programs.reachable(data)
     urls = known or ServiceUrls(
         f"postgresql://marco:{secrets.token_hex(16)}@127.0.0.1:0/marco",
         f"redis://:{secrets.token_hex(16)}@127.0.0.1:0/0",
@@ -194,25 +187,20 @@ def supervise(home: Path, lock: int) -> None:
     for server in servers:
         server.start()
     with (home / local.USERS_NAME).open("r+") as users, contextlib.ExitStack() as running:
+        answered = False
         while _needed(home, users):
-            answered = [_attend(server) for server in servers]
-            told = local.is_running(home) and local.read_urls(home) == urls
-            if all(answered) and not told:
+            for server in servers:
+                if server.process.poll() is not None:
+                    if not answered:
+                        raise server.failure()
+                    server.start()
+            answered = answered or all(server.answers() for server in servers)
+            if answered and not (local.is_running(home) and local.read_urls(home) == urls):
                 running.enter_context(local.write_urls(home, urls))
     for server in servers:  # which the kernel does, too, were this process killed
         server.process.send_signal(server.stop_signal)
     for server in servers:
         server.process.wait()
-
-
-def _attend(server: Postgres | Redis) -> bool:
-    """Start it again if it has ended. Whether it has ever answered. Raises LocalServiceFailed."""
-    if server.process.poll() is not None:
-        if not server.answered:
-            raise server.failure()
-        server.start()
-    server.answered = server.answered or server.answers()
-    return server.answered
 
 
 def _needed(home: Path, users: IO[str]) -> bool:
@@ -240,17 +228,6 @@ def _at_free_port(url: str) -> str:
     free = kept.getsockname()[1]
     kept.detach()  # it stays open as long as this process
     return url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{free}/")
-
-
-def ending_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
-    """What a child runs before its program, so that this signal ends it with its parent."""
-
-    def in_child() -> None:  # after the change of account, which would clear the setting
-        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the first line
-            os._exit(1)
-
-    return in_child
 
 
 if __name__ == "__main__":
