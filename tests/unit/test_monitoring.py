@@ -20,6 +20,7 @@ RULES = [
     for group in YAML(typ="safe").load(FOLDER / "alerts.yml")["groups"]
     for rule in group["rules"]
 ]
+TESTS = FOLDER / "alerts_test.yml"
 PANELS = json.loads((FOLDER / "grafana" / "dashboards" / "marco.json").read_text())["panels"]
 
 
@@ -46,12 +47,27 @@ def test_the_runbook_has_every_alert_in_their_order() -> None:
     assert sections == alerts
 
 
-def test_alerts_fire_when_they_should() -> None:
+def test_every_alert_is_tested_just_short_of_it_and_a_little_beyond() -> None:
+    groups = {group["name"]: group for group in YAML(typ="safe").load(TESTS)["tests"]}
+    short, beyond = (groups[name] for name in ("Each is just short", "Each goes a little beyond"))
+    assert "exp_samples" not in short["promql_expr_test"][0], "none has fired"
+    fired = [sample["labels"] for sample in beyond["promql_expr_test"][0]["exp_samples"]]
+    assert fired == [f'{{alertname="{rule["alert"]}"}}' for rule in RULES]
+    asked_of = [[series["series"] for series in group["input_series"]] for group in (short, beyond)]
+    assert asked_of[0] == asked_of[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["check config prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"],
+)
+def test_prometheus_takes_the_configuration_and_alerts_fire_when_they_should(
+    arguments: str,
+) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs promtool, which comes with Prometheus")
     done = subprocess.run(
-        [promtool, "test", "rules", "alerts_test.yml"], cwd=FOLDER, check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [promtool, *arguments.split()], cwd=FOLDER, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
