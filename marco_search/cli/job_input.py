@@ -32,7 +32,7 @@ profile_options = together(
                  help="Set a field of the profile or the search, such as top_p=0.9; repeatable."),
     click.option("--system-prompt", metavar="TEXT", help="Used for jobs that have none."),
     click.option("--examples", metavar="FILE",
-                 help="Solved examples before each question: JSON Lines with question and answer."),
+                 help="Solved examples before each question: a SET of marco eval with answers."),
 )  # fmt: skip
 
 
@@ -102,10 +102,10 @@ def _examples(file: str) -> list[dict[str, str]]:
 
     examples = []
     for place, row in data_sets.rows(file):
-        problem = data_sets.from_row(row, place)
-        if not problem.expected:
+        question, answer = row.get("question"), row.get("answer")
+        if not all(isinstance(text, str | int | float) for text in (question, answer)):
             raise InputError(f"{place}: needs an object with question and answer")
-        examples.append({"user": problem.job.subject, "assistant": problem.expected[0]})
+        examples.append({"user": str(question), "assistant": str(answer)})
     return examples
 
 

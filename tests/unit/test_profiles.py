@@ -18,7 +18,7 @@ from marco_search import settings as settings_module
 from marco_search.cli import job_input
 from marco_search.cli.main import cli
 from marco_search.engine import SearchPlan, job_result, make_plan, search_job
-from marco_search.errors import InvalidJob, InvalidProfile, InvalidSettings
+from marco_search.errors import InvalidDataSet, InvalidJob, InvalidProfile, InvalidSettings
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.profiles import NEUTRAL, Profile
@@ -385,6 +385,19 @@ def test_profiles_are_listed_and_shown_as_files(home: Path) -> None:
         ["*", "mine"],
         ["qwen2", "*qwen2*"],
     ]
+
+
+def test_examples_come_from_a_set_of_any_form(tmp_path: Path) -> None:
+    file = tmp_path / "examples.tsv"
+    file.write_text("2+2?\t4\n", encoding="utf-8")
+    given = job_input.given_options({"examples": str(file)})
+    assert given["overrides"] == {"examples": [{"user": "2+2?", "assistant": "4"}]}
+    turn = tmp_path / "turns.jsonl"  # the whole turn is the example, not the label beside it
+    turn.write_text('{"question": "2+2?", "answer": "2+2=4. So 4.", "answer_number": 4}\n')
+    given = job_input.given_options({"examples": str(turn)})
+    assert given["overrides"]["examples"][0]["assistant"] == "2+2=4. So 4."
+    with pytest.raises(InvalidDataSet, match="no such file"):
+        job_input.given_options({"examples": str(tmp_path / "absent.jsonl")})
 
 
 def test_examples_and_assignments_from_the_command_line(tmp_path: Path) -> None:
