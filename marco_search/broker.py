@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from uuid import UUID
@@ -182,6 +183,7 @@ class Publisher:
         """Begin without a connection."""
         self._lock = Lock()
         self._connection: Any = None
+        self._failed_at, self._failure = 0.0, ""
 
     def publish(self, job_ids: Sequence[UUID]) -> None:
         """Send a message for each job in as few round trips as there are.
@@ -232,8 +234,10 @@ class Publisher:
         from kombu.exceptions import KombuError
         from redis.exceptions import RedisError
 
-        failures = (KombuError, RedisError, OSError)
+        failures, began = (KombuError, RedisError, OSError), monotonic()
         with self._lock:
+            if self._failed_at > began:  # of those that waited for it none need try again
+                raise BrokerUnavailable(self._failure)
             while True:
                 kept = self._connection is not None
                 try:
@@ -243,10 +247,12 @@ class Publisher:
                 except failures as error:
                     self._drop()
                     if not kept:
-                        raise BrokerUnavailable(
+                        self._failed_at = monotonic()
+                        self._failure = (
                             f"{self._shown}: {error}; check that Redis is running and REDIS_URL "
                             "is right (marco doctor)"
-                        ) from error
+                        )
+                        raise BrokerUnavailable(self._failure) from error
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

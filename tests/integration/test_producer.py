@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import io
 import json
 import logging
 import multiprocessing
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -449,6 +452,39 @@ def test_a_broken_connection_to_redis_is_replaced(redis_url: str) -> None:
     with pytest.raises(BrokerUnavailable) as caught:
         Publisher(NO_REDIS, "marco").publish([uuid4()])
     assert "secret" not in str(caught.value)
+
+
+def test_threads_wait_for_a_silent_redis_together_not_one_after_the_other() -> None:
+    threads, silent = 8, threading.Event()
+    taken: list[socket.socket] = []
+
+    def take() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(listening.accept()[0])
+                silent.wait()
+                taken[-1].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        publisher = Publisher(f"redis://127.0.0.1:{port}/0", "marco")
+        threading.Thread(target=take, daemon=True).start()
+        begun = threading.Barrier(threads + 1)
+
+        def publish() -> str:
+            begun.wait()
+            with pytest.raises(BrokerUnavailable) as caught:
+                publisher.publish([uuid4()])
+            return str(caught.value)
+
+        with ThreadPoolExecutor(threads) as pool:
+            said = [pool.submit(publish) for _ in range(threads)]
+            begun.wait()
+            wait_until(lambda: bool(taken), "one of them has connected")
+            silent.set()
+            assert len({each.result() for each in said}) == 1
+        assert len(taken) < threads
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_unreachable_database_is_an_error_at_once() -> None:
