@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import psycopg
@@ -20,7 +21,7 @@ from marco_search.store.queue import jobs, leases, recovery, scheduling
 from marco_search.store.queue.scheduling import PendingWork
 from marco_search.store.queue.states import JobState
 from marco_search.store.trail import trail
-from tests.integration.toys import claim, insert, question, rounds_of, state
+from tests.integration.toys import claim, insert, question, rounds_of, state, wait_until
 
 
 def expire(database: Database, job_id: object) -> None:
@@ -62,6 +63,20 @@ def test_the_same_key_with_another_payload_stores_nothing(database: Database) ->
         insert(database, question("Anything?"), question("Another?", idempotency_key="k"))
     with database.transaction() as conn:
         assert conn.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
+
+
+def test_the_same_keys_at_the_same_moment_in_any_order(database: Database) -> None:
+    known = [question(idempotency_key=key) for key in "amz"]
+    with ThreadPoolExecutor() as threads:
+        with database.transaction() as conn:  # both wait for it in the middle
+            jobs.insert(conn, [known[1]], tenant="default")
+            both = [threads.submit(insert, database, *some) for some in (known, known[::-1])]
+            waits = "SELECT FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: conn.execute(waits).rowcount == 2, "two wait")
+            conn.rollback()
+        one, other = (each.result() for each in both)
+    assert [job.id for job in one] == [job.id for job in other[::-1]]
+    assert sorted(job.created for job in (*one, *other)) == [False] * 3 + [True] * 3
 
 
 def test_only_one_worker_gets_a_job(database: Database) -> None:

@@ -69,41 +69,41 @@ def insert(
     queued; the transaction must then be rolled back, so that none is stored. Jobs that a key names
     already are never refused.
     """
-    stored: list[JobHandle] = []
-    created: Counter[str] = Counter()
+    ids = [new_job_id() for _ in jobs]
+    places = lines if lines is not None else range(1, len(jobs) + 1)
     context = tracing.current()
     about = {"detail": {"traceparent": context}} if context else {}
+    found: dict[int, JobHandle] = {}
+    # In the order of their keys: else two that submit the same may wait for each other.
+    order = sorted(range(len(jobs)), key=lambda i: jobs[i].idempotency_key or "")
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
-        end = start + _ROWS_A_STATEMENT
-        some = jobs[start:end]
-        places = lines[start:end] if lines is not None else range(start + 1, end + 1)
+        some = order[start : start + _ROWS_A_STATEMENT]
         rows = [
-            _row(job, tenant, batch_id, line) | {"index": i} | about
-            for i, (job, line) in enumerate(zip(some, places, strict=False), start)
+            _row(ids[i], jobs[i], tenant, batch_id, places[i]) | {"index": i} | about for i in some
         ]
-        done = insert_rows(conn, rows, aging_s)
-        _check_deadlines(some, done, start)
-        created.update(r["tenant"] for r, job in zip(rows, done, strict=True) if job.created)
-        stored += done
+        found |= zip(some, insert_rows(conn, rows, aging_s), strict=True)
+    stored = [found[i] for i in range(len(jobs))]
+    _check_deadlines(jobs, stored)
     if gate is not None:
-        gate.check(conn, created)
+        pairs = zip(jobs, stored, strict=True)
+        gate.check(conn, Counter(job.tenant or tenant for job, done in pairs if done.created))
     return stored
 
 
-def _check_deadlines(jobs: Sequence[Job], stored: Sequence[JobHandle], start: int) -> None:
+def _check_deadlines(jobs: Sequence[Job], stored: Sequence[JobHandle]) -> None:
     now = datetime.now(UTC)
-    for index, (job, handle) in enumerate(zip(jobs, stored, strict=True), start):
+    for index, (job, handle) in enumerate(zip(jobs, stored, strict=True)):
         if handle.created and job.deadline is not None and job.deadline <= now:
             raise InvalidJob(
                 "deadline", f"{job.deadline:%F %T%z} has passed; give a later one", index
             )
 
 
-def _row(job: Job, tenant: str, batch_id: UUID | None, line: int) -> dict[str, Any]:
+def _row(job_id: UUID, job: Job, tenant: str, batch_id: UUID | None, line: int) -> dict[str, Any]:
     apart = {"tenant", "idempotency_key", "expected", "custom_id"}
     deadline = job.deadline
     return {
-        "id": str(new_job_id()),
+        "id": str(job_id),
         "tenant": job.tenant or tenant,
         "kind": job.kind,
         "priority": PRIORITIES[job.priority],
