@@ -15,7 +15,7 @@ from marco_search.cli.main import main
 from marco_search.errors import InvalidJob, QueueFull
 from marco_search.store.db import Database
 from producer import Producer
-from tests.integration.toys import question
+from tests.integration.toys import question, tick
 from tests.integration.toys import runner as toy_runner
 from tests.pipes import piped
 from tests.toy import ToyRuntime
@@ -229,3 +229,15 @@ def test_several_jobs_are_a_batch(database_url: str, redis_url: str) -> None:
         producer.cancel_all(batch_id=batch)
         found = [(r.job_id, r.batch_line) for r in producer.batch_results(batch)]
         assert found == [(str(h), i) for i, h in enumerate([*handles, *more], start=1)]
+
+
+def test_a_batch_that_gets_more_jobs_has_not_ended(database_url: str, redis_url: str) -> None:
+    with Producer(database_url, redis_url) as producer:
+        (handle,) = producer.submit_many([question("1?")])
+        batch = handle.batch_id
+        assert batch is not None
+        producer.cancel(handle)
+        tick(database_url, redis_url)
+        assert producer.batch(batch).finished_at
+        producer.submit_many([question("2?")], batch_id=batch)
+        assert producer.batch(batch).finished_at is None

@@ -162,6 +162,7 @@ def take(
     row = conn.execute(
         """
         UPDATE batches SET lines = lines + %(lines)s, digest = coalesce(%(digest)s, digest),
+            finished_at = NULL,
             completed_at = coalesce(completed_at, CASE WHEN %(complete)s THEN now() END)
         WHERE id = %(id)s AND (%(before)s::int IS NULL OR lines = %(before)s)
             AND cancelled_at IS NULL
