@@ -16,11 +16,12 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
 from marco_search import engine, logs, tracing
-from marco_search.errors import LeaseLost, MarcoError
+from marco_search.errors import AnotherVersion, LeaseLost, MarcoError
 from marco_search.jobs import Job, JobResult
 from marco_search.metrics import ATTEMPTS, record
 from marco_search.search.budgets import StopReason
@@ -114,14 +115,23 @@ def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> JobState:
     return _STATES[reason]
 
 
-def finish_one_queued(database: Database, worker: Worker) -> bool:
-    """End one queued job that has rounds and was cancelled or expired. False: there is none."""
+def finish_one_queued(database: Database, worker: Worker, left: set[UUID]) -> bool:
+    """End one queued job that has rounds and was cancelled or expired. False: there is none.
+
+    In a rolling update, what another version began is `left` to its schedulers.
+    """
     with database.transaction() as conn:
-        claim = leases.claim_ending(conn, worker, lease_s=_LEASE_S)
+        claim = leases.claim_ending(conn, worker, lease_s=_LEASE_S, apart=left)
         if claim is None:
             return False
         with logs.about(**fields(claim)):
-            outcome = _finish_claimed(conn, claim, worker)
+            try:
+                outcome = _finish_claimed(conn, claim, worker)
+            except AnotherVersion as error:
+                conn.rollback()
+                left.add(claim.job_id)
+                log.warning("job %s: left to another scheduler: %s", claim.job_id, error)
+                return True
     record(ATTEMPTS, 1, outcome)
     return True
 
@@ -130,7 +140,7 @@ def _finish_claimed(conn: Conn, claim: Claim, worker: Worker) -> JobState:
     try:
         with conn.transaction():
             return finish_unsearched(conn, claim, worker)
-    except psycopg.OperationalError:
+    except (AnotherVersion, psycopg.OperationalError):
         raise  # a lock or a time limit that passes: its answers are worth another try
     except Exception as error:
         # A job that can't be ended must not be found again and again.
@@ -156,7 +166,7 @@ def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_atte
         leases.retry(conn, claim.lease, delay_s=delay, error=about, seconds=seconds)
         return "retried"
     state = JobState.DEAD if retryable else JobState.FAILED
-    leases.end(conn, claim.lease, state, error=about)
+    leases.end(conn, claim.lease, state, error=about, seconds=seconds)
     return state
 
 

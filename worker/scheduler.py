@@ -70,6 +70,7 @@ class Scheduler:
             Database(database_url(settings), application="marco webhooks", connections=2),
         )
         self._stale_s = stale_s
+        self._left = set[UUID]()  # jobs to be ended that another version began
         self._next_parked = time.monotonic() + _PARKED_EVERY_S
         self._next_seldom = time.monotonic()
         self._stop = Event()
@@ -173,7 +174,7 @@ class Scheduler:
     def _finish(self) -> None:
         if count := self._database.call(recovery.expire_unbegun):
             log.info("%d jobs expired before they were started", count)
-        while finish.finish_one_queued(self._database, self._worker):
+        while finish.finish_one_queued(self._database, self._worker, self._left):
             pass
 
     def _publish_pending(self, pending: scheduling.PendingWork) -> int:

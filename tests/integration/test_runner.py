@@ -303,7 +303,7 @@ def test_a_cancel_that_meets_an_error_is_not_forgotten(
         raise RuntimeUnavailable("away")
 
     runner(settings, database, Interrupted(1, cancelled_meanwhile)).run_next()
-    assert finish.finish_one_queued(database, WORKER)
+    assert finish.finish_one_queued(database, WORKER, set())
     assert status(database, stored.id).state is JobState.CANCELLED
     assert result(database, stored.id).answer is not None
 
@@ -340,6 +340,7 @@ def test_permanent_errors_and_bugs_fail_at_once(
     with database.transaction() as conn:
         row = conn.execute("SELECT last_error ? 'traceback' FROM jobs").fetchone()
     assert row == (isinstance(error, ValueError),)  # only of a bug
+    assert outcome.seconds > 0
 
 
 def test_a_job_of_another_version_is_left_to_its_workers_ever_longer(
@@ -378,8 +379,12 @@ def test_a_job_that_another_version_began_and_that_is_to_end_is_left_as_well(
     sql(database, f"{TOMORROW}, {ends}")
     schedule(database)
     runner(settings, database, ToyRuntime()).run_next()
+    left: set[UUID] = set()  # by a scheduler
+    while finish.finish_one_queued(database, WORKER, left):
+        pass
     now = status(database, stored.id)
     assert (now.state, now.attempts, now.rounds) == (JobState.QUEUED, 2, 2)
+    assert left == {stored.id}
 
 
 def test_a_job_whose_workers_all_died_is_dead(database: Database) -> None:

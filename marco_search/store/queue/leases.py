@@ -5,6 +5,7 @@ generation; once the job was taken back (`recovery`) it finds no row and raises 
 the same transaction, so that nothing of it is kept.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -98,9 +99,9 @@ _CLAIM = SQL("""
 _NEXT = SQL(scheduling.FIRST)
 _ENDING = SQL("""id = coalesce(
     (SELECT id FROM jobs WHERE finished_at IS NULL AND expires_at <= now() AND state = 'queued'
-        AND rounds > 0 LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED),
+        AND rounds > 0 AND id <> ALL (%(apart)s) LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED),
     (SELECT id FROM jobs WHERE cancel_requested_at IS NOT NULL AND state = 'queued'
-        AND rounds > 0 LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
+        AND rounds > 0 AND id <> ALL (%(apart)s) LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 )""")
 # Planned once a session: planning takes longer than claiming. And along the indexes, however few
 # jobs there are then: the same plan must do when there are many.
@@ -130,12 +131,14 @@ def claim_next(
     return None
 
 
-def claim_ending(conn: Conn, worker: Worker, *, lease_s: float) -> Claim | None:
+def claim_ending(
+    conn: Conn, worker: Worker, *, lease_s: float, apart: Collection[UUID] = ()
+) -> Claim | None:
     """Claim a queued job with rounds that is only to be ended: it was cancelled, or has expired.
 
-    None if there is none.
+    None if there is none, those `apart` not counted.
     """
-    return _claim(conn, _ENDING, worker, lease_s, {})
+    return _claim(conn, _ENDING, worker, lease_s, {"apart": list(apart)})
 
 
 def _claim(
@@ -250,11 +253,13 @@ def end(
     *,
     result: JobResult | None = None,
     error: dict[str, Any] | None = None,
+    seconds: float = 0.0,
 ) -> None:
     """Put the job into a final state, seal it, and notify producers and webhooks. Raises LeaseLost.
 
     The trail's totals and the answers are stored already; `result` gives the best answer,
-    `error` (type, message, traceback) what went wrong. Must come last in its transaction.
+    `error` (type, message, traceback) what went wrong, after searching for `seconds`. Must come
+    last in its transaction.
     """
     best = result and result.answer
     changes = """state = %(state)s, finished_at = now(), answer = %(answer)s,
@@ -266,7 +271,7 @@ def end(
         "confidence": best and best.confidence,
         "correct": result and result.correct,
         "stop_reason": result and result.stop_reason,
-        "seconds": result.seconds if result else 0.0,
+        "seconds": result.seconds if result else seconds,
         "error": None if error is None else Jsonb(error),
     }
     _let_go(conn, lease, state, error or {}, changes, given)
