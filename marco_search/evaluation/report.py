@@ -81,7 +81,9 @@ def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
     right = graded(known, grader).right
     n, used = len(traces), [r for t in traces for r in t.rollouts]
     separate = all(r.start == ROOT for t in traces for r in t.rollouts)
-    scores = _rollout_scores(known, grader)
+    shortfalls = [r.shortfall for r in used]
+    confidences = [r.path_confidence for t in known for r in t.answered]
+    correct = [one for t in known for one in grader.rollouts(t)]
     prompt, cached = sum(r.prompt for r in used), sum(r.cached for r in used)
     return Row(
         strategy=strategy,
@@ -89,7 +91,9 @@ def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
         **accuracy(right),
         rollouts=len(used) / n,
         failed=_failed_share(traces),
-        **_shortfall_shares(traces),
+        cut_off=shortfalls.count("cut_off") / max(1, len(used)),
+        untagged=shortfalls.count("untagged") / max(1, len(used)),
+        unanswered=shortfalls.count("unanswered") / max(1, len(used)),
         tokens_per_problem=sum(t.tokens for t in traces) / n,
         prefilled_per_problem=(prompt - cached) / n,
         cached_per_problem=cached / n,
@@ -97,8 +101,8 @@ def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
         test_at=_test_at(known, grader, separate),
         separate_guesses=separate,
         auroc=auroc(list(map(_confidence, known)), right),
-        auroc_rollouts=auroc(*scores),
-        calibration_error=calibration_error(calibration(*scores)),
+        auroc_rollouts=auroc(confidences, correct),
+        calibration_error=calibration_error(calibration(confidences, correct)),
         right=right,
     )
 
@@ -106,12 +110,6 @@ def row(strategy: str, traces: Sequence[Trace], grader: Grader) -> Row:
 def _failed_share(traces: Sequence[Trace]) -> float:
     rollouts = sum(len(t.rollouts) for t in traces)
     return sum(t.failed for t in traces) / rollouts if rollouts else 0.0
-
-
-def _shortfall_shares(traces: Sequence[Trace]) -> dict[str, Any]:
-    found = [r.shortfall for t in traces for r in t.rollouts]
-    names = ("cut_off", "untagged", "unanswered")
-    return {name: found.count(name) / max(1, len(found)) for name in names}
 
 
 def require_few_failed(traces: Sequence[Trace], most: float) -> None:
@@ -147,12 +145,6 @@ def _confidence(trace: Trace) -> float:
         return 0.0
     alone = trace.choice == "best" or sum(answer.votes for answer in answers) == 1
     return answers[0].best_value if alone else answers[0].share
-
-
-def _rollout_scores(traces: Sequence[Trace], grader: Grader) -> tuple[list[float], list[bool]]:
-    """Path confidence and correctness of every rollout that has an answer."""
-    scores = [r.path_confidence for t in traces for r in t.answered]
-    return scores, [right for t in traces for right in grader.rollouts(t)]
 
 
 def samples(

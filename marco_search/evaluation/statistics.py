@@ -194,12 +194,6 @@ def chrf(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> tuple[flo
     return metric.corpus_score(list(outputs), streams).score, str(metric.get_signature())
 
 
-def exact_matches(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[bool]:
-    """Whether each output equals an accepted text, case and punctuation aside."""
-    pairs = zip(outputs, accepted, strict=True)
-    return [text_key(output) in map(text_key, texts) for output, texts in pairs]
-
-
 def diversity(outputs: Sequence[str]) -> float:
     """Mean distance of the outputs, pair by pair: 1 - Jaccard index of their trigrams.
 

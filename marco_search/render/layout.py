@@ -74,16 +74,13 @@ def joined(nodes: Sequence[TreeRow]) -> dict[int, TreeRow]:
     for node in nodes:
         above = drawn.get(-1 if node.parent_id is None else node.parent_id)
         chain = [node.node_id]
-        if above and _continues(node, above) and len(children[above.node_id]) == 1:
+        same = above and node.action == above.action == Action.SPAN and node.visits == above.visits
+        if above and same and len(children[above.node_id]) == 1:
             chain = chains.pop(above.node_id) + chain
             node = _together(above, node)
         chains[node.node_id] = chain
         drawn[node.node_id] = node
     return {i: drawn[last] for last, chain in chains.items() for i in chain}
-
-
-def _continues(node: TreeRow, above: TreeRow) -> bool:
-    return node.action == above.action == Action.SPAN and node.visits == above.visits
 
 
 def _together(above: TreeRow, node: TreeRow) -> TreeRow:

@@ -41,7 +41,6 @@ from marco_search.evaluation.statistics import (
     accuracy,
     chrf,
     diversity,
-    exact_matches,
     paired,
     points,
     ratio,
@@ -50,6 +49,7 @@ from marco_search.evaluation.statistics import (
 from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import kind_of
+from marco_search.kinds.answers.normalization import text_key
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.config import configure
@@ -324,7 +324,8 @@ def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[s
     outputs = [t.answers.get(chosen(t) or "", "") for t in traces]
     accepted = [p.expected for p in problems]
     score, signature = chrf(outputs, accepted)
-    exact = exact_matches(outputs, accepted)
+    pairs = zip(outputs, accepted, strict=True)
+    exact = [text_key(output) in map(text_key, good) for output, good in pairs]
     found: dict[str, Any] = rounded(accuracy(exact))
     distinct = fmean(map(len, map(_distinct, problems, traces)))
     return found | {
