@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from marco_search.cli.job_input import parse_value
+from marco_search.cli.options import PAIR, Pairs
 from marco_search.errors import MarcoError
 from ops.finetune.config import Config
 from ops.finetune.run import finetune, python
@@ -22,7 +23,8 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--data", type=_FOLDER, multiple=True, help="A data set's folder; several times.")
 @click.option("--out", type=_FOLDER, help="Folder of the run.")
 @click.option("--seed", type=int)
-@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="trainer.max_steps=1, ...")
+@click.option("--set", "sets", type=PAIR, metavar="KEY=VALUE", multiple=True,
+              help="trainer.max_steps=1, ...")  # fmt: skip
 @click.option("--max-seconds", type=float, help="Stop with a checkpoint after so much training.")
 @click.option(
     "--evaluate",
@@ -33,7 +35,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--environment", is_flag=True, help="Print the Python that has PyTorch, and end.")
 def main(
     config: Path | None,
-    sets: tuple[str, ...],
+    sets: Pairs,
     max_seconds: float | None,
     evaluate: str,
     environment: bool,
@@ -47,11 +49,7 @@ def main(
     for key, value in given.items():
         if value not in (None, ()):
             overrides[key] = [*value] if isinstance(value, tuple) else value
-    for word in sets:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {word}: KEY=VALUE is needed")
-        overrides[key] = parse_value(text)
+    overrides |= {key: parse_value(text) for key, text in sets}
     try:
         if environment:
             click.echo(python())

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from marco_search import pocket, settings
+from marco_search.evaluation import report
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader, Point, difference, point
-from marco_search.evaluation.report import accuracy_over_tokens, plot
 from marco_search.evaluation.run import Recipe
 from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import read
@@ -283,7 +283,7 @@ class Loop:
             }
             for language in LANGUAGES
         }
-        return plot(accuracy_over_tokens, panels, stem)
+        return report.plot(report.accuracy_over_tokens, panels, stem)
 
 
 def answer(loaded: Settings, database: Database, most: int) -> None:
@@ -318,13 +318,11 @@ def ring_at(ends: float | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, max(0.1, ends - time.monotonic()) if ends else 0)
 
 
-def table(found: Mapping[str, Any]) -> Iterator[str]:
+def table(found: Mapping[str, Any]) -> str:
     """The figures of a report in Markdown; accuracies and differences in percent."""
     controls = [name for name in ARMS if name != "search"]
-    yield "| round | | n | greedy, tokens | gain | search, tokens | gain |" + "".join(
-        f" over {name} |" for name in controls
-    )
-    yield "|---|---|---|---|---|---|---|" + "---|" * len(controls)
+    head = ["round", "", "n", "greedy, tokens", "gain", "search, tokens", "gain"]
+    rows = []
     for number, groups in found["rounds"].items():
         for name, at in groups.items():
             cells = [number, name, str(at["n"])]
@@ -337,7 +335,8 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
                 ]
             beside = at["controls"]
             cells += [points(beside[c]["gain_over_it"]) if c in beside else "" for c in controls]
-            yield f"| {' | '.join(cells)} |"
+            rows.append(cells)
+    return report.table([*head, *(f"gain over {name}" for name in controls)], rows)
 
 
 def note(text: str) -> None:
@@ -369,7 +368,7 @@ def main(words: Sequence[str] | None = None) -> int:
     found = loop.to_json()
     (loaded.home / "bench").mkdir(parents=True, exist_ok=True)
     (loaded.home / "bench" / "learning.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(*table(found), sep="\n")
+    print(table(found))
     print(*loop.plot(loaded.home / "bench" / "learning"), sep="\n")
     return 0
 

@@ -37,7 +37,7 @@ def test_the_report_compares_the_same_problems_with_before_and_the_controls(tmp_
                 if name == "search" or number:
                     file.write_text("".join(lines))
     report = json.loads(json.dumps(loop.to_json()))
-    assert len(list(table(report))) == 2 + 2 * 3
+    assert len(table(report).splitlines()) == 2 + 2 * 3
     found = report["rounds"]["1"]
     assert found["pooled"]["n"] == 60
     assert (found["en"]["greedy_before"], found["en"]["greedy_after"]) == (0.3333, 1.0)
