@@ -1,6 +1,7 @@
 """What a forked process can't go on using: its parent's connections, locks and threads.
 
-And what it does not outlive, if it should not: its parent."""
+And how a child is made to end with its parent.
+"""
 
 from __future__ import annotations
 

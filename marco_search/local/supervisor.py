@@ -32,6 +32,7 @@ from marco_search.errors import LocalServiceFailed
 from marco_search.forks import ending_with
 from marco_search.local import ServiceUrls, programs
 
+_MOST_FAILURES = 10  # of servers that have never answered
 # No secrets, no locale, no PG* variables.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 # What keeps a Postgres that is ready from letting us in, and what to do.
@@ -187,14 +188,17 @@ def supervise(home: Path, lock: int) -> None:
     for server in servers:
         server.start()
     with (home / local.USERS_NAME).open("r+") as users, contextlib.ExitStack() as running:
-        answered = False
+        answered, failures = False, 0
         while _needed(home, users):
             for server in servers:
                 if server.process.poll() is not None:
-                    if not answered:
-                        raise server.failure()
+                    if not answered:  # another program may have been quicker to take the port
+                        if (failures := failures + 1) == _MOST_FAILURES:
+                            raise server.failure()
+                        server.url = _at_free_port(server.url)
                     server.start()
             answered = answered or all(server.answers() for server in servers)
+            urls = ServiceUrls(*(server.url for server in servers))
             if answered and not (local.is_running(home) and local.read_urls(home) == urls):
                 running.enter_context(local.write_urls(home, urls))
     for server in servers:  # which the kernel does, too, were this process killed
@@ -218,16 +222,12 @@ def _needed(home: Path, users: IO[str]) -> bool:
 
 
 def _at_free_port(url: str) -> str:
-    """The URL with a loopback port that is free, the same if it is, and that nobody else gets."""
-    port, kept = urlsplit(url).port or 0, socket.socket()
-    # Bound but not listened to, the kernel gives it to nobody, and a server may listen.
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """The URL with a loopback port that is free, the same if it is."""
+    port = urlsplit(url).port or 0
     for wanted in (port, 0):
-        with contextlib.suppress(OSError):  # it is taken; it is bound already
-            kept.bind(("127.0.0.1", wanted))
-    free = kept.getsockname()[1]
-    kept.detach()  # it stays open as long as this process
-    return url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{free}/")
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", wanted)) as probe:
+            return url.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{probe.getsockname()[1]}/")
+    raise OSError("no free TCP port on 127.0.0.1")
 
 
 if __name__ == "__main__":
