@@ -283,6 +283,21 @@ def test_below_a_closed_folder(closed_home: Path) -> None:
             assert data_folder(copy) != elsewhere, "a copy has data of its own"
 
 
+def test_copies_started_at_the_same_moment_do_not_take_each_others_ports(home: Path) -> None:
+    with local_services(home):
+        pass
+    copies = [home.with_name(name) for name in ("first", "second", "third")]
+    for copy in copies:
+        subprocess.run(["cp", "-a", home, copy], check=True)
+    with ThreadPoolExecutor() as threads:
+        started = list(threads.map(up, copies))
+    ports = [urlsplit(url).port for urls in started for url in (urls.database_url, urls.redis_url)]
+    assert len(set(ports)) == len(ports)
+    for copy, urls in zip(copies, started, strict=True):
+        _write(urls)
+        assert read_urls(copy) == urls
+
+
 def test_a_home_that_was_moved_away_does_not_disturb_the_next(home: Path) -> None:
     before = up(home)
     supervisor = embedded.services(home)["supervisor"]
