@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
@@ -34,6 +36,7 @@ from producer import Producer
 from producer.waits import workers
 from tests.integration.toy_worker import DEADLY
 from tests.integration.toys import (
+    ROOT,
     Interrupted,
     environment,
     free_port,
@@ -51,6 +54,7 @@ from worker import main
 
 PATIENCE_S = 120
 MARCO = [sys.executable, "-m", "marco_search.cli.main"]
+DASHBOARD = ROOT / "ops" / "monitoring" / "grafana" / "dashboards" / "marco.json"
 
 
 @dataclass
@@ -175,6 +179,67 @@ def test_what_a_worker_and_a_scheduler_serve(
     assert all(event["time"] for event in said)
     lost = [event["job"] for event in said if f"job {deadly.id}" in event["message"]]
     assert lost == [str(deadly.id)] * 2
+
+
+def test_promtool_takes_the_pages_and_every_panel_of_the_dashboard_has_data(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs promtool, which comes with Prometheus")
+    settings = settings_for(database_url, redis_url, worker_scheduler=False)
+    port, *ports = (free_port() for _ in range(4))
+    commands = [
+        [sys.executable, "-m", "tests.integration.toy_worker", "1", "0.0"],
+        [*MARCO, "scheduler"],
+        [*MARCO, "serve", "--port", str(port)],
+    ]
+    with ExitStack() as stack:
+        for command, at in zip(commands, ports, strict=True):
+            env = environment(settings) | {"MARCO_METRICS_PORT": str(at)}
+            stack.enter_context(process(command, env, tmp_path / str(at)))
+        producer = stack.enter_context(Producer(database_url, redis_url))
+        wait_until(lambda: all(map(answers, ports)), "all serve metrics", PATIENCE_S)
+        producer.wait([producer.submit(question())], timeout_s=PATIENCE_S)
+
+        def shown() -> bool:
+            with suppress(HTTPError, URLError):
+                urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=30)
+            counts = ("_attempts_total{outcome", "_jobs{", "_http_requests_total{")
+            return all(f"marco{n}" in scrape(at).text for n, at in zip(counts, ports, strict=True))
+
+        wait_until(shown, "all have counted something", PATIENCE_S)
+        pages = [scrape(at).text for at in ports]
+    for page in pages:
+        told(promtool, "check", "metrics", given=page)
+    (tmp_path / "none.yml").write_text("groups: []")
+    (tmp_path / "panels.yml").write_text(json.dumps(panels_test(pages)))
+    told(promtool, "test", "rules", str(tmp_path / "panels.yml"))
+
+
+def told(*command: str, given: str = "") -> None:
+    """Fails with what the program says."""
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def panels_test(pages: list[str]) -> dict[str, Any]:
+    """A test for promtool: series as these pages have them, and the dashboard's questions."""
+    series = ['up{job="marco-worker"}']
+    for page in pages:
+        series += [line.rpartition(" ")[0] for line in page.splitlines() if line[0] != "#"]
+    asked = []
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            expression = target["expr"].replace("$__rate_interval", "1m").replace("$tenant", ".*")
+            # Where nothing may be what is to be hoped for, the question must only be well-formed.
+            empty = "noValue" in panel["fieldConfig"]["defaults"]
+            found = f"count({expression}) > bool 0" + " or vector(1)" * empty
+            value = {"labels": "{}", "value": 1}
+            asked.append({"expr": found, "eval_time": "5m", "exp_samples": [value]})
+    values = [{"series": name, "values": "0+1x20"} for name in series]
+    test = {"interval": "15s", "input_series": values, "promql_expr_test": asked}
+    return {"rule_files": ["none.yml"], "evaluation_interval": "15s", "tests": [test]}
 
 
 @pytest.fixture

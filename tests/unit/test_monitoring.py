@@ -23,6 +23,8 @@ RULES = [
 TESTS = FOLDER / "alerts_test.yml"
 PANELS = json.loads((FOLDER / "grafana" / "dashboards" / "marco.json").read_text())["panels"]
 
+TARGETS = [target for panel in PANELS for target in panel.get("targets", ())]
+
 
 def test_every_metric_that_is_asked_for_exists_and_every_metric_is_shown() -> None:
     shown = {t["expr"] for panel in PANELS for t in panel.get("targets", ())}
@@ -35,9 +37,30 @@ def test_every_metric_that_is_asked_for_exists_and_every_metric_is_shown() -> No
 
 def test_the_labels_that_are_asked_for_exist() -> None:
     known = {metric.name: set(metric.labels) for metric in METRICS}
-    for rule in RULES:
-        for name, asked in re.findall(r"\b(marco_\w+)\{([^}]*)\}", rule["expr"]):
-            assert set(re.findall(r"(\w+)\s*[=!]", asked)) <= known[name], rule["alert"]
+    for expression in [*(rule["expr"] for rule in RULES), *(t["expr"] for t in TARGETS)]:
+        for name, asked in re.findall(r"\b(marco_\w+)\{([^}]*)\}", expression):
+            assert set(re.findall(r"(\w+)\s*[=!]", asked)) <= known[name], expression
+
+
+def test_a_panel_says_what_it_shows_in_which_unit_and_which_line_is_which() -> None:
+    for panel in PANELS:
+        if panel["type"] != "row":
+            assert panel["description"] and panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+    for target in TARGETS:
+        outer = re.match(r"(?:histogram_quantile\([\d.]+, )?\w+ by \(([^)]*)\)", target["expr"])
+        labels = set(re.findall(r"\w+", outer[1] if outer else "")) - {"le"}
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) == labels, target["expr"]
+    titles = [panel["title"] for panel in PANELS]
+    assert len(titles) == len(set(titles))
+
+
+def test_panels_do_not_lie_over_each_other() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        at = panel["gridPos"]
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert at["x"] + at["w"] <= 24 and not cells & taken, panel["title"]
+        taken |= cells
 
 
 def test_the_runbook_has_every_alert_in_their_order() -> None:
