@@ -307,10 +307,16 @@ def select(conn: Conn, model: type[M], source: str, given: Any = ()) -> list[M]:
 
 def insert(conn: Conn, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, all with the same columns."""
+    if rows:
+        execute_for_each(conn, insertion(table, *rows[0]), rows)
+
+
+def execute_for_each(conn: Conn, query: bytes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Run a statement with each row's values."""
     if len(rows) == 1:  # half the cost of a pipeline
-        conn.execute(insertion(table, *rows[0]), rows[0])
+        conn.execute(query, rows[0])
     elif rows:
-        conn.cursor().executemany(insertion(table, *rows[0]), rows)
+        conn.cursor().executemany(query, rows)
 
 
 @cache

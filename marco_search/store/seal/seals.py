@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from psycopg.rows import dict_row
 
 from marco_search.audit.chain import JOB, Link, LinkKind, follow
 from marco_search.audit.formats import FORMATS, KEYED, NEWEST
-from marco_search.audit.proofs import NO_SALT, Proof, prove
+from marco_search.audit.proofs import HASH_BYTES, NO_SALT, Proof, prove
 from marco_search.errors import InvalidAnchor
-from marco_search.store.db import Conn, insert, select
+from marco_search.store.db import Conn, execute_for_each, insertion, select
 from marco_search.store.trail import rows
 
 if TYPE_CHECKING:
@@ -72,13 +72,7 @@ def seal(conn: Conn, job_ids: Iterable[UUID], *, as_kind: LinkKind = JOB) -> lis
         for _, proof in proofs
     ]
     with conn.pipeline():
-        links = append(conn, entries, also_rows=sum(len(proof.leaves) for _, proof in proofs))
-        insert(
-            conn,
-            "proofs",
-            [{"seq": link.seq} | row for link, row in zip(links, kept, strict=True)],
-        )
-    return links
+        return append(conn, entries, kept)
 
 
 def link_at(conn: Conn, seq: int | None = None) -> Link | None:
@@ -88,12 +82,15 @@ def link_at(conn: Conn, seq: int | None = None) -> Link | None:
     return next(iter(select(conn, Link, source, {"seq": seq})), None)
 
 
-def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[Link]:
-    """Append a link for each (kind, job, root). Others wait until this transaction ends.
+def append(
+    conn: Conn, entries: Sequence[Entry], proofs: Sequence[dict[str, Any]] = ()
+) -> list[Link]:
+    """Append a link for each (kind, job, root), with its row of `proofs`, if it has one.
 
-    `also_rows`: how many hashed rows the transaction will write keys of.
+    Others wait until this transaction ends.
     """
-    longest = _LONGEST_MS + _A_LINK_MS * len(entries) + also_rows // _ROWS_A_MS
+    hashes = sum(len(proof["hashes"]) // HASH_BYTES for proof in proofs)
+    longest = _LONGEST_MS + _A_LINK_MS * len(entries) + hashes // _ROWS_A_MS
     for step in _LOCK:
         conn.execute(step)
     # A statement of its own: it must see what the lock's last holder committed.
@@ -111,7 +108,11 @@ def append(conn: Conn, entries: Sequence[Entry], *, also_rows: int = 0) -> list[
     for kind, job_id, root in entries:
         last = follow(last, kind=kind, job_id=job_id, root=root, at=now, format=NEWEST)
         links.append(last)
-    insert(conn, "chain", [asdict(link) for link in links])
+    query, given = insertion("chain", *asdict(last)), [asdict(link) for link in links]
+    if proofs:  # in one statement
+        query = b"WITH linked AS (%b) %b" % (query, insertion("proofs", "seq", *proofs[0]))
+        given = [link | proof for link, proof in zip(given, proofs, strict=True)]
+    execute_for_each(conn, query, given)
     return links
 
 

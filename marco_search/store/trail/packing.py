@@ -62,10 +62,11 @@ _HEAD = _row_head()
 
 def copy_nodes(job_id: UUID, generation: int, nodes: Sequence[Node]) -> Iterator[bytes]:
     """What `COPY nodes (NODE_COLUMNS) FROM STDIN (FORMAT binary)` is to be sent, in parts."""
-    yield _SIGNATURE
+    head = _SIGNATURE
     for start in range(0, len(nodes), _AT_ONCE):
-        yield _rows(job_id, generation, nodes[start : start + _AT_ONCE])
-    yield _TRAILER
+        yield head + _rows(job_id, generation, nodes[start : start + _AT_ONCE])
+        head = b""
+    yield head + _TRAILER
 
 
 def _rows(job_id: UUID, generation: int, nodes: Sequence[Node]) -> bytes:

@@ -45,7 +45,8 @@ def read(
     """
     condition, given = where
     tables = tuple((k.table, k.job, k.key, tuple(k.columns)) for k in kinds.values())
-    cursor = conn.cursor(binary=True).execute(_query(tables, condition, ended), given)
+    with conn.pipeline():  # the caller's may be open: at this one's end the rows are there
+        cursor = conn.cursor(binary=True).execute(_query(tables, condition, ended), given)
     result, names = cursor.pgresult, list(kinds)
     assert result is not None
     found: dict[bytes, Rows] = defaultdict(lambda: defaultdict(list))
