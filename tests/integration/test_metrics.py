@@ -18,6 +18,7 @@ from unittest.mock import Mock
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -349,3 +350,17 @@ def test_an_exporter_goes_on_after_an_error_that_nobody_expected(
         assert up() == 0
     now += 3600
     assert up() == 1
+
+
+def test_the_runbook_finds_the_transaction_that_keeps_the_dead_rows(database_url: str) -> None:
+    section = (ROOT / "docs" / "runbook.md").read_text().split("### MarcoClaimsSlow")[1]
+    lock, dead, oldest = re.findall(r"```sql\n(.*?)```", section.split("\n### ")[0], re.DOTALL)
+    with psycopg.connect(database_url) as forgotten, psycopg.connect(database_url) as conn:
+        forgotten.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        forgotten.execute("SELECT FROM jobs")
+        conn.execute("CREATE TABLE later ()")  # gives the next transaction a newer horizon
+        conn.commit()
+        assert conn.execute(lock).fetchall() == []
+        assert conn.execute(dead).fetchone() is not None
+        found = [row[0] for row in conn.execute(oldest)]
+        assert forgotten.info.backend_pid in found
