@@ -36,7 +36,7 @@ URLS_NAME, USERS_NAME, LOCK_NAME = "services.json", "users.lock", "supervisor.lo
 KEEP, STOP, _NEITHER = "keep", "stop", "    "
 TICK_S, _POLL_S = 0.1, 0.02  # between two looks: while they run; while something is waited for
 _START_S = 180.0  # crash recovery of a large database takes its time
-_STOP_S = 60.0
+_STOP_S = 60.0  # a server that takes 20 s is killed
 _LEAST_SPACE = 2**25  # bytes: what Postgres needs to start
 _T = TypeVar("_T")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,8 @@ def local_services(home: Path, stay: bool = False) -> Iterator[ServiceUrls]:
 
     Otherwise the last one to leave stops them and waits for that. Raises LocalServiceFailed.
     """
-    home, entered = _made(home), os.getpid()
+    home, entered = home.absolute(), os.getpid()
+    _make(home)
     # It waits while the last one leaves.
     with _wait(home, _STOP_S, lambda: _locked(home / USERS_NAME, fcntl.LOCK_SH)) as users:
         try:
@@ -87,8 +88,7 @@ def local_services(home: Path, stay: bool = False) -> Iterator[ServiceUrls]:
 def read_urls(home: Path) -> ServiceUrls | None:
     """Where the services under `home` are when they run; None when there never were any.
 
-    Raises LocalServiceFailed when the file is another user's. One that can't be parsed counts
-    as none: the next start writes it again.
+    A file that can't be parsed is none. Raises LocalServiceFailed when it is another user's.
     """
     file = home / URLS_NAME
     missing_or_odd = FileNotFoundError, NotADirectoryError, ValueError, TypeError
@@ -131,14 +131,12 @@ def usable(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _made(home: Path) -> Path:
-    home = home.absolute()
+def _make(home: Path) -> None:
     with usable(home):
         is_new = not home.exists()
         (home / "logs").mkdir(parents=True, exist_ok=True)
         if is_new and os.geteuid() == 0:  # the servers' account must pass; no other is opened
             home.chmod(0o711)
-    return home
 
 
 def _leave(home: Path, users: IO[str]) -> None:

@@ -4,8 +4,7 @@
 
 It starts both, and either again when it dies (same port, same data), until it is told to stop or
 nobody needs them any more, as the files say that marco_search.local describes; LOCK is the open
-supervisor.lock. The kernel stops both when it ends otherwise, even by kill -9. Why it ended is the
-last line that it prints.
+supervisor.lock. Killed, it takes both with it. Why it ended is the last line that it prints.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from marco_search.forks import ending_with
 from marco_search.local import ServiceUrls, programs
 
 _MOST_FAILURES = 10  # of servers that have never answered
+_STOP_S = 20.0
 # No secrets, no locale, no PG* variables.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 # What keeps a Postgres that is ready from letting us in, and what to do.
@@ -51,7 +51,7 @@ class _Server:
     process: subprocess.Popen[bytes]
 
     def __init__(self, program: Path, url: str, folder: Path, logs: Path, lock: int) -> None:
-        self.program, self.url, self.folder, self.lock = program, url, folder, lock
+        self.program, self.url, self.folder, self.lock = program, _at_free_port(url), folder, lock
         self.log = logs / f"{folder.name}.log"
 
     def run(self, *words: object, stdin: str = "") -> subprocess.Popen[bytes]:
@@ -179,7 +179,6 @@ def supervise(home: Path, lock: int) -> None:
         f"postgresql://marco:{secrets.token_hex(16)}@127.0.0.1:0/marco",
         f"redis://:{secrets.token_hex(16)}@127.0.0.1:0/0",
     )
-    urls = ServiceUrls(_at_free_port(urls.database_url), _at_free_port(urls.redis_url))
     postgres = Postgres(site / programs.POSTGRES, urls.database_url, data / "postgres", logs, lock)
     # Before the URLs are written: were it the other way round, an interruption in between
     # would leave a written password that Postgres does not know.
@@ -204,7 +203,9 @@ def supervise(home: Path, lock: int) -> None:
     for server in servers:  # which the kernel does, too, were this process killed
         server.process.send_signal(server.stop_signal)
     for server in servers:
-        server.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(_STOP_S)
+        server.process.kill()  # data survives that
 
 
 def _needed(home: Path, users: IO[str]) -> bool:

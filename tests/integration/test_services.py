@@ -361,7 +361,8 @@ def test_a_wrong_password_is_said_and_leaves_nothing_behind(home: Path) -> None:
         assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
         # That of another program, which was quicker to take the port, is not ours.
         folders = home / "data of another" / "postgres", home / "logs"
-        starting = Postgres(Path("postgres"), _with_password(urls, "0"), *folders, 0)
+        starting = Postgres(Path("postgres"), urls.database_url, *folders, 0)
+        starting.url = _with_password(urls, "0")
         assert not starting.answers()
 
 
