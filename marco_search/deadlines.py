@@ -10,9 +10,15 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult
+
+from marco_search.errors import InputError
+
+if TYPE_CHECKING:
+    import ssl
 
 KEEPALIVE = {
     getattr(socket, name): value
@@ -39,22 +45,6 @@ def port_of(parts: SplitResult) -> int:
     for one. Raises ValueError.
     """
     return parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def connected(host: str, port: int, deadline: float) -> socket.socket:
-    """A connection to the first address of the host's that answers. Raises OSError.
-
-    `deadline` is of time.monotonic(): the addresses that are left share the time that is.
-    """
-    failure: OSError | None = None
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for at, (*_, address) in enumerate(found):
-        share_s = (deadline - time.monotonic()) / (len(found) - at)
-        try:
-            return socket.create_connection((str(address[0]), port), max(share_s, 0.001))
-        except OSError as error:
-            failure = failure or error
-    raise failure or OSError(f"{host} has no address")
 
 
 class Call:
@@ -121,6 +111,41 @@ class Call:
             if self._socket is not None:
                 # Past the TLS of the socket, which the reading thread uses.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+def connected(
+    host: str,
+    port: int,
+    call: Call,
+    tls: ssl.SSLContext | None = None,
+    check: Callable[[str], object] = lambda address: None,
+) -> socket.socket:
+    """A connection to the first address of the host's that answers, with `tls` if given.
+
+    The addresses that are left share the time that the call has. `check` raises InputError for
+    one that may not be reached. Raises OSError, InputError.
+    """
+    sock = _first(host, port, call, check)
+    if tls is None:
+        return sock
+    with sock, sock.dup() as twin, call.using(twin):  # TLS takes the socket itself over
+        return tls.wrap_socket(sock, server_hostname=host)
+
+
+def _first(host: str, port: int, call: Call, check: Callable[[str], object]) -> socket.socket:
+    failure: Exception | None = None
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for at, (*_, where) in enumerate(found):
+        address, share_s = str(where[0]), call.timeout_s / (len(found) - at)
+        try:
+            check(address)
+            sock = socket.create_connection((address, port), share_s)
+        except (OSError, InputError) as error:
+            failure = failure or error
+        else:
+            sock.settimeout(call.timeout_s)
+            return sock
+    raise failure or OSError(f"{host} has no address")
 
 
 def seconds_of(retry_after: str | None) -> float | None:

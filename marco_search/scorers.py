@@ -141,11 +141,8 @@ class Server:
         connection = made(host, self._port)
         try:
             with contextlib.closing(connection):
-                connection.sock = connected(host, self._port, deadline)
-                if self._tls:
-                    context = ssl.create_default_context()
-                    connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
-                connection.sock.settimeout(call.timeout_s)
+                tls = ssl.create_default_context() if self._tls else None
+                connection.sock = connected(host, self._port, call, tls)
                 with call.using(connection.sock):
                     connection.request("POST", self._path, body, self._headers)
                     with connection.getresponse() as response:

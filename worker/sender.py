@@ -14,17 +14,17 @@ import hmac
 import http.client
 import json
 import logging
-import socket
 import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import Final
 from uuid import UUID
 
 from marco_search import __version__
-from marco_search.deadlines import Call, port_of, seconds_of
+from marco_search.deadlines import Call, connected, port_of, seconds_of
 from marco_search.errors import InputError, MarcoError
 from marco_search.metrics import DELIVERIES, record
 from marco_search.settings import Settings
@@ -170,12 +170,10 @@ def _post(
     Raises InputError for an address that is not allowed, OSError, HTTPException.
     """
     parts = webhooks.checked_url(url, settings)
-    host, tls = parts.hostname or "", parts.scheme == "https"
-    port = port_of(parts)
-    sock = _connected(host, port, call, settings)
-    with sock, sock.dup() as twin, call.using(twin):  # TLS takes the socket itself over
-        if tls:
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+    host, port = parts.hostname or "", port_of(parts)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    sock = connected(host, port, call, tls, partial(webhooks.check_address, settings=settings))
+    with sock, call.using(sock):
         connection = http.client.HTTPConnection(host, port)
         connection.sock = sock
         with contextlib.closing(connection):
@@ -185,16 +183,3 @@ def _post(
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answer.read(_MOST_READ)  # else some servers report a broken connection
             return answer.status, seconds_of(answer.headers["Retry-After"])
-
-
-def _connected(host: str, port: int, call: Call, settings: Settings) -> socket.socket:
-    """A connection to an address of the host's that is allowed, the first that answers."""
-    failure: Exception | None = None
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for address in dict.fromkeys(str(where[0]) for *_, where in found):
-        try:
-            webhooks.check_address(address, settings)
-            return socket.create_connection((address, port), call.timeout_s)
-        except (OSError, InputError) as error:
-            failure = failure or error
-    raise failure or OSError(f"{host} has no address")

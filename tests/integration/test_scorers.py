@@ -367,7 +367,7 @@ def test_an_ipv6_address_without_a_port(
 def test_the_addresses_of_a_name_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
 
-    def connect(where: Any, seconds: float) -> Any:
+    def connect(where: Any, seconds: float, source: Any = None) -> Any:
         given.append(seconds)
         raise TimeoutError
 
@@ -377,6 +377,10 @@ def test_the_addresses_of_a_name_share_its_time(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(NoScore):
         Server("MARCO_VERIFIERS", "http://a", None).post(b"", time.monotonic() + 400, MOST_OUTPUT)
     assert len(given) == 4 and given[0] <= 100
+    options = {"runtime": "http://a", "runtime_connect_s": 8.0}
+    with pytest.raises(RuntimeUnavailable):
+        open_servers(Settings().model_copy(update=options))
+    assert len(given) == 8 and given[4] <= 2
 
 
 def test_the_certificate_of_a_verifier_is_checked(

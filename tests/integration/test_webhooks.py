@@ -411,6 +411,35 @@ def test_an_ipv6_address_is_posted_to(
     assert receiver.got[0][0]["Host"] == f"[fd00::ab]:{port}"
 
 
+def test_an_address_that_is_silent_leaves_time_for_the_next(
+    marco: Marco, settings: Settings, database: Database, receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    look_up, real = socket.getaddrinfo, socket.create_connection
+    given: list[float] = []
+
+    def addresses(host: Any, *more: Any, **named: Any) -> Any:
+        if host != "hooks.example":
+            return look_up(host, *more, **named)
+        return look_up("127.0.0.2", *more, **named) + look_up("127.0.0.1", *more, **named)
+
+    def connect(where: tuple[str, int], *more: Any) -> socket.socket:
+        if where[0] == "127.0.0.2":
+            given.append(more[0])
+            raise TimeoutError
+        return real(where, *more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    url = f"http://hooks.example:{receiver.server.server_port}/"
+    marco("webhooks", "add", url, "--events", "job.finished")
+    solved(settings, database)
+    limits = {"webhook_networks": (ip_network("127.0.0.0/8"),), "webhook_timeout_s": 40.0}
+    with scheduler(settings.model_copy(update=limits)) as one:
+        tick_until(one, lambda: bool(receiver.got), "it came")
+    assert given and given[0] <= 20
+
+
 def test_a_machine_out_of_threads_delivers_later(
     marco: Marco, settings: Settings, database: Database, receiver: Receiver,
     monkeypatch: pytest.MonkeyPatch,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from marco_search.deadlines import Call, port_of, watch_peer
+from marco_search.deadlines import Call, connected, port_of, watch_peer
 from marco_search.errors import BranchFailed, InvalidSettings
 from marco_search.runtime.base import quoting
 from marco_search.runtime.servers.calls import (
@@ -246,25 +246,22 @@ class Connections:
             return self._there
 
     def _answers(self) -> bool:
+        call = Call(time.monotonic() + _ASK_EVERY_S)
         try:
-            connection = self._connect(Call(time.monotonic() + _ASK_EVERY_S))
-            with contextlib.closing(connection):
+            connection = self._connect(call)
+            with contextlib.closing(connection), call.using(connection.sock):
                 connection.request("GET", self._path + self._liveness, headers=self._headers)
                 return connection.getresponse().status > 0
         except (http.client.HTTPException, ConnectionResetError):
-            return True
+            return not call.over  # else it was us who broke it off
         except OSError:
             return False
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
-        timeout = min(self._connect_s, call.timeout_s)
-        if self._tls is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        else:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=timeout, context=self._tls
-            )
-        connection.connect()
+        made = http.client.HTTPConnection if self._tls is None else http.client.HTTPSConnection
+        connection = made(self._host, self._port)
+        within = Call(min(call.deadline, time.monotonic() + self._connect_s))
+        connection.sock = connected(self._host, self._port, within, self._tls)
         watch_peer(connection.sock)
         return connection
 

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from marco_search.deadlines import Call
@@ -24,6 +25,7 @@ from marco_search.settings import Settings
 DEFAULT_CONTEXT_TOKENS = 32_768  # of Qwen2 and Marco-o1, for a server that does not say
 _MOST_CONTEXT_TOKENS = 2**30
 _ABORT_S = 2.0
+_POLL_S = 0.25
 # Bytes of an answer. A token comes with five candidates, each about 40 and its text.
 _ANSWER, _ANSWER_A_TOKEN = 2**18, 2**11
 _FAILURES = 3  # in a row that make a server unhealthy; one refused connection does too
@@ -50,6 +52,8 @@ class Server:
         self._lock = threading.Lock()
         self._describing = threading.Lock()
         self._described = False  # how it is to be asked is known
+        self._asker: threading.Thread | None = None
+        self._refusal = unavailable(f"{url} does not say what it serves")
         self._tokenizes = False  # whether it can say what a text is in tokens
         self._ids: dict[tuple[str, bool], list[int]] = {}
         self._consecutive_failures = 0
@@ -98,7 +102,7 @@ class Server:
         self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
     ) -> dict[str, Any]:
         """One try of a completion, when the server's allowance has a place."""
-        self._require_described()
+        self._require_described(call)
         if not self.limiter.acquire(call):
             raise cut_short(call)
         try:
@@ -173,12 +177,21 @@ class Server:
 
     # -- what it serves ----------------------------------------------------------------
 
-    def _require_described(self) -> None:
-        """Describe a server that was away when the others were."""
+    def _require_described(self, call: Call) -> None:
+        """Have a server described that was away when the others were.
+
+        One thread does it for all that wait, and may take longer than their calls.
+        """
+        if self._described:
+            return
+        with self._lock:
+            asking = self._ask_again()
+        while asking.is_alive():
+            asking.join(min(_POLL_S, call.timeout_s))
+            if call.over:
+                raise cut_short(call)
         if not self._described:
-            with self._describing:
-                if not self._described:
-                    self._described_now()
+            raise replace(self._refusal)
 
     def _described_now(self) -> RuntimeInfo:
         try:
@@ -248,11 +261,20 @@ class Server:
             if self.healthy or now < self._probe_at:
                 return
             self._probe_at = now + self.ask_s + self._pause_s
-        threading.Thread(target=self._probe, name="marco-probe", daemon=True).start()
+            self._ask_again()
+
+    def _ask_again(self) -> threading.Thread:
+        """The thread that describes the server, unless it runs a new one. Needs the lock."""
+        if self._asker is None or not self._asker.is_alive():
+            self._asker = threading.Thread(target=self._probe, name="marco-probe", daemon=True)
+            self._asker.start()
+        return self._asker
 
     def _probe(self) -> None:
-        with contextlib.suppress(Failure):
+        try:
             self.describe()
+        except Failure as failure:
+            self._refusal = failure
 
     def _mark_unhealthy(self) -> None:
         """Leave it alone for a while, longer every time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -406,3 +407,33 @@ def test_a_server_that_vanished_is_noticed_long_before_the_deadline(
     (branch,) = found
     assert branch.finish is Finish.FAILED
     assert ("deadline" in str(branch.error)) != all_new, branch.error
+
+
+def test_no_thread_waits_for_a_server_that_drips_when_asked_whether_it_is_there(
+    sglang: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_ASK_EVERY_S", 0.2)
+    drips, answer = threading.Event(), sglang.handler.do_GET
+
+    def drip(handler: Handler) -> None:
+        if not drips.is_set():
+            answer(handler)
+            return
+        with contextlib.suppress(OSError):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while not handler.server.released.wait(0.05):
+                handler.wfile.write(b"x")
+
+    def hang(handler: Handler, body: dict[str, Any]) -> bool:
+        drips.set()
+        return handler.server.released.wait(60)
+
+    monkeypatch.setattr(sglang.handler, "do_GET", drip)
+    with runtime(sglang, MARCO_RUNTIME_TIMEOUT_S=1) as opened:
+        before = set(threading.enumerate())
+        sglang.act = hang
+        (branch,) = opened.branch([expansion(1)])
+        assert branch.finish is Finish.FAILED
+        theirs = [t for t in set(threading.enumerate()) - before if t.name.endswith("(run)")]
+        until(lambda: not any(thread.is_alive() for thread in theirs))
+        assert not sglang.released.is_set()

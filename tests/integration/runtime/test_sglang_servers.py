@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 
@@ -14,6 +15,7 @@ from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.runtime.servers.calls import Limiter
 from marco_search.runtime.servers.server import DEFAULT_CONTEXT_TOKENS
+from marco_search.runtime.servers.sglang import SGLangServer
 from marco_search.search.branches import Finish
 from tests.integration.runtime.sglang_server import expansion, runtime, serving, stop, until
 
@@ -76,6 +78,19 @@ def test_a_server_that_is_down_at_the_start_is_left_out() -> None:
         for i in range(8):
             (branch,) = opened.branch([expansion(1, prefix=f"q{i}{ASSISTANT}")])
             assert branch.finish is Finish.STOP
+
+
+def test_a_server_that_never_said_what_it_serves_costs_no_more_than_a_branch_may_take() -> None:
+    with serving() as gone:
+        stop(gone)
+        with serving() as one, runtime(gone.url, one, MARCO_RUNTIME_TIMEOUT_S="1") as opened:
+            stop(one)
+            with socket.create_server(("127.0.0.1", gone.server_port), backlog=100):  # silent
+                began = time.monotonic()
+                prompts = [f"q{i}{ASSISTANT}" for i in range(12)]  # of either server
+                found = opened.branch([expansion(2, prefix=prompt) for prompt in prompts])
+                assert time.monotonic() - began < SGLangServer.ask_s
+    assert any("deadline" in str(branch.error) for branch in found)
 
 
 def test_servers_with_different_models_are_refused() -> None:
