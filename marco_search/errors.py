@@ -253,6 +253,12 @@ class AnotherVersion(MarcoError):
     """A stored job has fields or values that this version does not know: another one wrote it."""
 
 
+class RoundTooLong(MarcoError):
+    """An attempt's time was up before it had a round: the next one may be faster."""
+
+    retryable = True
+
+
 class LeaseLost(MarcoError):
     """Another worker holds this job now. Stop at once and write nothing more."""
 

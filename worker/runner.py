@@ -14,6 +14,7 @@ from marco_search.errors import (
     DatabaseUnavailable,
     LeaseLost,
     MarcoError,
+    RoundTooLong,
     RuntimeUnavailable,
     SchemaMismatch,
 )
@@ -222,6 +223,7 @@ class Runner:
                 beating.enter_context(journal)  # there may be no more threads
                 finished = engine.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
+                    self._require_round(claim, journal, finished)
                     self._release(journal, finished)
                     return "released"
                 result = journal.retry_while_unavailable(
@@ -244,6 +246,21 @@ class Runner:
         about = result.state, result.nodes, result.seconds
         log.info("job %s: %s, %d nodes, %.1f s", claim.job_id, *about)
         return result.state
+
+    def _require_round(
+        self, claim: Claim, journal: LeasedJournal, finished: engine.FinishedSearch
+    ) -> None:
+        """Raises RoundTooLong if this attempt's time was up before it had a round.
+
+        Given back without an error, the job would begin that round again for ever.
+        """
+        none = finished.search.round == claim.rounds and not journal.signals.paused
+        if none and self._shutdown.soft_time_limit_reached:
+            limits = self._settings.attempt_s or 0.0, self._settings.stop_s
+            raise RoundTooLong(
+                f"no round in MARCO_ATTEMPT_S {limits[0]:g} and MARCO_STOP_S {limits[1]:g} "
+                "seconds: raise one of them, or have fewer branches or tokens in a round"
+            )
 
     def _store_last_round(self, journal: LeasedJournal) -> None:
         """Store what a search had found that could not be ended, unless that is what fails."""

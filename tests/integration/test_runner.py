@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -236,6 +239,33 @@ def test_an_unreachable_runtime_is_retried_later_and_then_dead(
     runner(settings, database, Interrupted(0, refuse)).run_next()
     assert status(database, stored.id).state is JobState.DEAD
     assert result(database, stored.id).error == "nobody there"
+
+
+class Overdue(ToyRuntime):
+    """Its rounds take longer than an attempt may: Celery says so, and they are aborted."""
+
+    def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return [
+            replace(branch, segments=(), finish=Finish.FAILED, error="BranchFailed: aborted")
+            for branch in super().branch(expansions)
+        ]
+
+
+def test_a_round_that_never_fits_into_an_attempt_is_not_begun_for_ever(
+    settings: Settings, database: Database
+) -> None:
+    (stored,) = insert(database, question())
+    shutdown = Shutdown()
+    one = runner(settings, database, Overdue(), shutdown=shutdown)
+    for expected in (JobState.QUEUED, JobState.DEAD):
+        with shutdown.deferred_signals(0.0):
+            one.run_next()
+        assert status(database, stored.id).state is expected
+        sql(database, "UPDATE jobs SET run_after = now()")
+        schedule(database)
+    outcome = result(database, stored.id)
+    assert outcome.error_type == "RoundTooLong" and "MARCO_ATTEMPT_S" in str(outcome.error)
 
 
 def test_a_shortage_of_the_machine_is_retried_later(settings: Settings, database: Database) -> None:
