@@ -150,7 +150,7 @@ def test_the_source_distribution_has_them_too(sources: Path, tmp_path: Path) -> 
 
 
 def test_the_demo_works_beside_packages_of_the_same_names(environment: Path, project: Path) -> None:
-    done = _run(project, environment / "bin" / "marco", "demo", "--rollouts", "4")
+    done = _run(project, environment / "bin" / "marco", "demo", "--rollouts", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing is left running" in done.stdout
     assert _processes_in(environment.parent) == []
