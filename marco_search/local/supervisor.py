@@ -34,10 +34,11 @@ _MOST_FAILURES = 10  # of servers that have never answered
 _STOP_S = 20.0
 # No secrets, no locale, no PG* variables.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-# What keeps a Postgres that is ready from letting us in, and what to do.
+# What keeps a Postgres that is ready from ever letting us in, and what to do.
 _REASONS = {
     "password authentication failed": "Postgres refuses the password in services.json: delete "
     "that file, and the next start sets a new one",
+    "No space left on device": "Postgres lets nobody in, as the disk is full: make room",
     "Network is unreachable": "127.0.0.1 can't be reached: start the loopback interface "
     "(`ip link set lo up`)",
 }
@@ -120,11 +121,11 @@ class Postgres(_Server):
             return False
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
-        except psycopg.errors.ConnectionTimeout:
-            return False
         except psycopg.OperationalError as error:
-            known = (reason for words, reason in _REASONS.items() if words in str(error))
-            raise LocalServiceFailed(next(known, f"Postgres: {error}")) from None
+            for words, reason in _REASONS.items():
+                if words in str(error):
+                    raise LocalServiceFailed(reason) from None
+            return False
         return True
 
     def _initdb(self, folder: Path) -> None:
