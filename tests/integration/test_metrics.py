@@ -196,17 +196,18 @@ def test_promtool_takes_the_pages_and_every_panel_of_the_dashboard_has_data(
         [*MARCO, "serve", "--port", str(port)],
     ]
     with ExitStack() as stack:
+        producer = stack.enter_context(Producer(database_url, redis_url))
+        job = producer.submit(question())  # before the scheduler first reads, and not 5 s later
         for command, at in zip(commands, ports, strict=True):
             env = environment(settings) | {"MARCO_METRICS_PORT": str(at)}
             stack.enter_context(process(command, env, tmp_path / str(at)))
-        producer = stack.enter_context(Producer(database_url, redis_url))
         wait_until(lambda: all(map(answers, ports)), "all serve metrics", PATIENCE_S)
-        producer.wait([producer.submit(question())], timeout_s=PATIENCE_S)
+        producer.wait([job], timeout_s=PATIENCE_S)
 
         def shown() -> bool:
             with suppress(HTTPError, URLError):
                 urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=30)
-            counts = ("_attempts_total{outcome", "_jobs{", "_http_requests_total{")
+            counts = ("_searches_total{", "_jobs{", "_http_requests_total{")
             return all(f"marco{n}" in scrape(at).text for n, at in zip(counts, ports, strict=True))
 
         wait_until(shown, "all have counted something", PATIENCE_S)
