@@ -108,10 +108,7 @@ def installed() -> Path:
 
 
 def reachable(data: Path) -> Path:
-    """The same where the servers' account can reach them: as installed, or copied into `data`.
-
-    An environment below a folder closed to others (0700) makes the copy necessary, once.
-    """
+    """The same for the servers' account: copied into `data`, once, where it is closed to others."""
     site = installed()
     if is_open(site / POSTGRES) and is_open(site / REDIS):
         return site
