@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from itertools import chain, groupby
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ _ONLY_WHEN_NAMED = {
 """Folders of tests on real servers: why they are skipped, and their limit in seconds when they are
 not, since the first of them may install the server.
 """
+_WAITING = HERE / "integration" / "runtime"
+"""A folder of tests that mostly wait, for servers that do not answer."""
 
 # Where the tests run in the background, Ctrl-C is ignored, and would be in every process that they
 # start: those that interrupt one would wait for ever.
@@ -27,7 +30,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests on real servers unless their folder is named on the command line."""
+    """Skip the tests on real servers unless their folder is named on the command line.
+
+    The files of those that wait are spread: side by side they would leave processors idle.
+    """
     for folder, (reason, limit_s) in _ONLY_WHEN_NAMED.items():
         asked = any(folder in str(argument) for argument in config.invocation_params.args)
         inside = f"{HERE / folder}{os.sep}"
@@ -36,6 +42,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.timeout(limit_s))
                 if not asked:
                     item.add_marker(pytest.mark.skip(reason=reason))
+    files = [list(tests) for _, tests in groupby(items, lambda item: item.path)]
+    waiting = [tests for tests in files if _WAITING in tests[0].path.parents]
+    working = [tests for tests in files if tests not in waiting]
+    for i, tests in enumerate(waiting, 1):
+        working.insert(i * len(files) // (len(waiting) + 1), tests)
+    items[:] = chain.from_iterable(working)
 
 
 # Nearly all that is imported and collected stays: looking for garbage in it is a third of the work.
