@@ -37,7 +37,7 @@ from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.runtime.chat import compile_template
-from marco_search.scorers import Outcome, Output, Scorer, open_scorer
+from marco_search.scorers import ABORTED, Outcome, Output, Scorer, open_scorer
 from marco_search.search.actions import Action
 from marco_search.search.branches import Branch, Expansion, Finish, without_room
 from marco_search.search.budgets import StopReason
@@ -262,6 +262,8 @@ def run_search(
             _refuse_if_all_failed(branches, search.tree)
         if scorer is not None:
             branches = _scored(scorer, job, plan, expansions, branches)
+            if any(str(b.error).endswith(ABORTED) for b in branches) and stopped():
+                break
         done = search.tell(branches)
         texts = {i: text for b in branches for i, text in b.texts.items()}
         expansions = next_round()

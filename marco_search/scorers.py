@@ -20,7 +20,7 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from pydantic import SecretStr
 from marco_search import settings as settings_module
 from marco_search.deadlines import Call, connected, port_of
 from marco_search.errors import InvalidSettings, NotOffered
+from marco_search.forks import ending_with
 from marco_search.runtime.base import strip_control_tokens
 from marco_search.search.config import SearchConfig
 from marco_search.search.rewards import EXTERNAL
@@ -52,6 +53,9 @@ _LARGEST = 2**22  # bytes of an answer
 _PASSING = (408, 429, 500, 502, 503, 504)
 MOST_OUTPUT = 2**16
 """Bytes that a verifier may write."""
+ABORTED = "aborted"
+"""The reason why there is no score of a round that `abort` ended."""
+_POLL_S = 0.25  # whether a command is to be ended
 _WORDS = {"accept": 1.0, "reject": 0.0}
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 """All that a command gets of ours: the rest holds secrets."""
@@ -104,6 +108,29 @@ def score_all(score: Callable[[T], Scores], items: Sequence[T]) -> list[Outcome]
         return list(pool.map(outcome, items))
 
 
+_calls: set[Call] = set()  # in progress
+
+
+@contextlib.contextmanager
+def _asking(deadline: float) -> Iterator[Call]:
+    call = Call(deadline)
+    _calls.add(call)
+    try:
+        yield call
+    finally:
+        _calls.discard(call)
+
+
+def abort() -> None:
+    """End at once what this process asks for now: there is no score, for the reason ABORTED."""
+    for call in list(_calls):
+        call.cancel()
+
+
+def _late(call: Call) -> NoScore:
+    return NoScore(ABORTED if call.cancelled else "no answer in time")
+
+
 class Server:
     """An address that JSON is posted to."""
 
@@ -135,12 +162,11 @@ class Server:
 
         Raises NoScore.
         """
-        call = Call(deadline)
         host = str(self._host)
         made = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
         connection = made(host, self._port)
         try:
-            with contextlib.closing(connection):
+            with _asking(deadline) as call, contextlib.closing(connection):
                 tls = ssl.create_default_context() if self._tls else None
                 connection.sock = connected(host, self._port, call, tls)
                 with call.using(connection.sock):
@@ -151,8 +177,7 @@ class Server:
                         if len(found) <= most and (response.length or call.over):
                             raise http.client.IncompleteRead(b"")
         except (OSError, http.client.HTTPException, ValueError) as error:
-            why = "no answer in time" if call.over else str(error) or repr(error)
-            raise NoScore(why) from None
+            raise (_late(call) if call.over else NoScore(str(error) or repr(error))) from None
         if len(found) > most:
             raise NoScore(f"the answer is larger than {most >> 10:,} KiB")
         return response.status, found
@@ -206,7 +231,7 @@ class RewardModel:
             try:
                 status, data = self._server.post(body, deadline, _LARGEST)
             except NoScore as error:
-                failure, passes = error, True
+                failure, passes = error, str(error) != ABORTED
             else:
                 if status == 200:
                     return self._read(data, len(texts))
@@ -299,7 +324,8 @@ def verdict(data: bytes) -> float:
 def run_command(command: Sequence[str], given: bytes, deadline: float) -> bytes:
     """What a command writes, given this on its standard input. Raises NoScore.
 
-    No shell. It is killed with all of its process group, at the deadline and when it has ended.
+    No shell. It is killed with all of its process group, at the deadline and when it has ended; by
+    itself, when this process is killed.
     """
     with tempfile.TemporaryFile() as source:
         source.write(given)
@@ -312,11 +338,13 @@ def run_command(command: Sequence[str], given: bytes, deadline: float) -> bytes:
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,
+                preexec_fn=ending_with(os.getpid(), signal.SIGKILL),
             )
         except OSError as error:
             raise NoScore(f"it can't be run: {error.strerror}") from None
     try:
-        written = _written(process, deadline)
+        with _asking(deadline) as call:
+            written = _written(process, call)
     finally:
         # Before it is waited for: until then no other process can have its number.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -329,7 +357,7 @@ def run_command(command: Sequence[str], given: bytes, deadline: float) -> bytes:
     return written
 
 
-def _written(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+def _written(process: subprocess.Popen[bytes], call: Call) -> bytes:
     """All that it writes until it ends; a child that it leaves behind is not waited for."""
     assert process.stdout
     out, written = process.stdout.fileno(), b""
@@ -341,10 +369,9 @@ def _written(process: subprocess.Popen[bytes], deadline: float) -> bytes:
         poll.register(out, select.POLLIN)
         over = False
         while not over:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise NoScore("no answer in time")
-            events = [fd for fd, _ in poll.poll(left * 1000)]
+            if call.over:
+                raise _late(call)
+            events = [fd for fd, _ in poll.poll(min(call.timeout_s, _POLL_S) * 1000)]
             over = ended in events
             if out in events or over:
                 part = _read(out)

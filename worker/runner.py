@@ -8,7 +8,7 @@ from uuid import UUID
 
 import psycopg
 
-from marco_search import engine, logs, tracing
+from marco_search import engine, logs, scorers, tracing
 from marco_search.errors import (
     AnotherVersion,
     DatabaseUnavailable,
@@ -206,6 +206,11 @@ class Runner:
     ) -> str:
         """How the attempt ended. Raises LeaseLost, DatabaseUnavailable."""
         log.info("job %s: attempt %d, from round %d", claim.job_id, claim.attempts, claim.rounds)
+
+        def abort() -> None:
+            runtime.abort()
+            scorers.abort()
+
         journal = LeasedJournal(
             self._database,
             claim.lease,
@@ -213,7 +218,7 @@ class Runner:
             model=(plan.model, plan.revision),
             seconds=claim.seconds,
             shutdown=self._shutdown,
-            on_abort=runtime.abort,
+            on_abort=abort,
             begun=claim.rounds > 0,
             known_tokens=self._known_tokens,
             retry_s=self._retry_s,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import UUID
 
@@ -28,8 +31,10 @@ from tests.integration.toys import (
     run_job,
     runner,
     settings_for,
+    wait_until,
 )
 from tests.toy import ToyRuntime
+from worker.shutdown import Shutdown
 
 
 def searched(database: Database, url: str, reward: str) -> UUID:
@@ -114,6 +119,40 @@ def test_what_was_verified_is_stored_and_not_asked_again(database_url: str, aske
         report = verify_job(database, stored.id)
         assert report.findings == ()
         assert report.external == sum(r.answer is not None for r in tree.rollouts)
+
+
+@pytest.mark.parametrize("address", [False, True])
+def test_a_search_that_is_to_stop_does_not_wait_for_a_verdict(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, address: bool, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        open_database(database_url) as database,
+        ThreadPoolExecutor() as threads,
+        ExitStack() as stack,
+    ):
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = ["sh", "-c", f"touch {begun}; exec sleep 1000"]
+        verifiers = {"silent": url if address else command}
+        monkeypatch.setenv("MARCO_VERIFIERS", json.dumps(verifiers))
+        monkeypatch.setenv("MARCO_VERIFIER_TIMEOUT_S", "90")
+        settings.load.cache_clear()
+        insert(database, question(options={"verifier": "silent"}))
+        shutdown, given = Shutdown(), settings_for(database_url, "redis://127.0.0.1:1/0")
+        one = runner(given, database, ToyRuntime(), shutdown=shutdown)
+        running = threads.submit(one.run_next)
+        if address:
+            taken, _ = silent.accept()
+            stack.enter_context(taken)
+        else:
+            wait_until(begun.exists, "it is asked")
+        shutdown.request(0.0)
+        running.result(60)
+        with database.transaction() as conn:
+            row = conn.execute("SELECT state, failures, losses, rounds FROM jobs").fetchone()
+    settings.load.cache_clear()
+    assert row == ("queued", 0, 0, 0), "it is given back, and nothing without a score is kept"
 
 
 @pytest.mark.parametrize(

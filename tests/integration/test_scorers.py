@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -462,6 +463,19 @@ def test_a_command_ends_at_its_limit_with_its_children(tmp_path: Path) -> None:
         run_command(["sh", "-c", f"sleep 1000 & echo $$ $! >{pids}; wait"], b"", within(3.0))
     for pid in map(int, pids.read_text().split()):
         wait_until(lambda pid=pid: not running(pid), "the process is gone")  # type: ignore[misc]
+
+
+def test_a_command_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    command = ["sh", "-c", f"echo $$ >{pid}; exec sleep 1000"]
+    code = (
+        "import time; from marco_search.scorers import run_command;"
+        f"run_command({command}, b'', time.monotonic() + 1000)"
+    )
+    with subprocess.Popen(python(code)) as ours:
+        wait_until(lambda: pid.is_file() and bool(pid.read_text()), "it has begun")
+        ours.kill()
+    wait_until(lambda: not running(int(pid.read_text())), "it is gone")
 
 
 def test_a_child_that_is_left_behind_is_not_waited_for(tmp_path: Path) -> None:
