@@ -40,6 +40,7 @@ def ending_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]
 
     def in_child() -> None:  # after the change of account, which would clear the setting
         _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # a caller may have blocked this one
         if os.getppid() != parent:  # it died before the first line
             os._exit(1)
 

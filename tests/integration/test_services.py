@@ -136,6 +136,24 @@ def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
     assert down(home)
 
 
+def test_a_blocked_signal_of_its_user_does_not_let_a_server_outlive_the_supervisor(
+    home: Path,
+) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        up(home)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    running = embedded.services(home)
+    try:
+        os.kill(running["supervisor"].pid, signal.SIGKILL)
+        _until(lambda: not any(process.alive for process in running.values()))
+    finally:
+        for process in running.values():
+            if process.alive:
+                os.kill(process.pid, signal.SIGKILL)
+
+
 def test_users_of_a_killed_supervisor_keep_the_next_one(home: Path) -> None:
     with local_services(home):
         running = embedded.services(home)
@@ -337,7 +355,14 @@ def test_a_lost_state_file_costs_no_data(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
     (home / URLS_NAME).unlink()
-    with local_services(home) as urls:
+    # As after a crash: a number that is another process of this user by now.
+    other = subprocess.Popen(["sleep", "infinity"], **as_servers())
+    postgres = data_folder(home) / "postgres"
+    (postgres / "postmaster.pid").write_text(f"{other.pid}\n{postgres}\n1\n1\n\n\n")
+    with contextlib.ExitStack() as stack:
+        stack.callback(other.wait)
+        stack.callback(other.kill)
+        urls = stack.enter_context(local_services(home))
         with psycopg.connect(urls.database_url) as session:
             assert session.execute("SELECT word FROM kept").fetchone() == ("row",)
         # Deleted while they run, it is written again.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import pwd
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +47,13 @@ def test_where_the_embedded_services_cannot_run_real_ones_do(
         programs.installed()
     assert reason in str(refused.value)
     assert "Set DATABASE_URL to" in str(refused.value)
+
+
+def test_servers_need_a_user_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 2**31 - 7)  # as in some containers
+    with pytest.raises(LocalServiceFailed, match="needs a user who has a name and is not root"):
+        programs.is_open(Path("/"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwnam", {}.__getitem__)
+    with pytest.raises(LocalServiceFailed, match="or set DATABASE_URL and REDIS_URL"):
+        programs.is_open(Path("/"))
