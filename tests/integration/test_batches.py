@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from marco_search.cli.main import main
 from marco_search.errors import InvalidJob, QueueFull
 from marco_search.store.db import Database
 from producer import Producer
-from tests.integration.toys import question, tick
+from tests.integration.toys import question, tick, wait_until
 from tests.integration.toys import runner as toy_runner
 from tests.pipes import piped
 from tests.toy import ToyRuntime
@@ -241,3 +242,21 @@ def test_a_batch_that_gets_more_jobs_has_not_ended(database_url: str, redis_url:
         assert producer.batch(batch).finished_at
         producer.submit_many([question("2?")], batch_id=batch)
         assert producer.batch(batch).finished_at is None
+
+
+def test_whoever_queues_jobs_of_several_batches_again_locks_these_in_order(
+    database_url: str, redis_url: str
+) -> None:
+    with Producer(database_url, redis_url) as producer, ThreadPoolExecutor() as threads:
+        jobs = [producer.submit_many([question()])[0] for _ in range(20)]
+        first = min(str(job.batch_id) for job in jobs)
+        with producer._database.transaction() as conn:
+            conn.execute("UPDATE jobs SET state = 'failed', finished_at = now()")
+            conn.execute("UPDATE batches SET lines = lines WHERE id = %s", [first])  # moves it
+        with producer._database.transaction() as conn:
+            conn.execute("SELECT FROM batches WHERE id = %s FOR UPDATE", [first])
+            requeued = threads.submit(producer.requeue, jobs)
+            waits = "SELECT FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: conn.execute(waits).rowcount == 1, "it waits for the first")
+            conn.execute("SELECT FROM batches WHERE id <> %s FOR UPDATE NOWAIT", [first])
+        assert len(requeued.result()) == 20

@@ -94,7 +94,11 @@ def requeue(
             INSERT INTO audit_log (job_id, generation, event, detail)
             SELECT id, NULL, 'requeued', jsonb_build_object('after', error) FROM requeued
         ), reopened AS (
-            UPDATE batches SET finished_at = NULL WHERE id IN (SELECT batch_id FROM requeued)
+            -- In order: else two of these may wait for each other.
+            UPDATE batches SET finished_at = NULL WHERE id = ANY (ARRAY(
+                SELECT id FROM batches WHERE id IN (SELECT batch_id FROM requeued)
+                ORDER BY id FOR NO KEY UPDATE
+            ))
         )
         SELECT id FROM requeued
         """,  # noqa: S608  # a constant
