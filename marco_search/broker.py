@@ -37,6 +37,8 @@ _PRESENT_FOR_S = 15
 # A server that vanished without closing is noticed within ten seconds: a command that is not
 # answered, and the long wait for the next message, which Redis ends once a second.
 _ANSWER_S = 5
+PAUSE_S = 1.0
+"""For so long after Redis failed a publisher does not ask it again: a scheduler publishes."""
 _HEALTH_CHECK_S = 4
 
 _FORM = (
@@ -183,7 +185,7 @@ class Publisher:
         """Begin without a connection."""
         self._lock = Lock()
         self._connection: Any = None
-        self._failed_at, self._failure = 0.0, ""
+        self._failed_at, self._failure = -PAUSE_S, ""
 
     def publish(self, job_ids: Sequence[UUID]) -> None:
         """Send a message for each job in as few round trips as there are.
@@ -234,9 +236,9 @@ class Publisher:
         from kombu.exceptions import KombuError
         from redis.exceptions import RedisError
 
-        failures, began = (KombuError, RedisError, OSError), monotonic()
+        failures = (KombuError, RedisError, OSError)
         with self._lock:
-            if self._failed_at > began:  # of those that waited for it none need try again
+            if monotonic() - self._failed_at < PAUSE_S:  # of those that waited none need try again
                 raise BrokerUnavailable(self._failure)
             while True:
                 kept = self._connection is not None

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,7 +24,7 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
-from marco_search.broker import Publisher
+from marco_search.broker import PAUSE_S, Publisher
 from marco_search.errors import (
     BatchNotFound,
     BrokerUnavailable,
@@ -484,6 +485,11 @@ def test_threads_wait_for_a_silent_redis_together_not_one_after_the_other() -> N
             silent.set()
             assert len({each.result() for each in said}) == 1
         assert len(taken) < threads
+        # Nor does each job after them wait for the same answer.
+        before, began = len(taken), time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            publisher.publish([uuid4()])
+        assert len(taken) == before or time.monotonic() - began > PAUSE_S
         listening.shutdown(socket.SHUT_RDWR)
 
 
