@@ -41,9 +41,9 @@ def as_servers() -> dict[str, Any]:
 def make(folder: Path) -> None:
     """Make a folder if it is missing, the servers' account's own and closed to others."""
     account = as_servers()
-    folder.mkdir(exist_ok=True)
-    os.chown(folder, account.get("user", -1), account.get("group", -1))  # -1 changes nothing
-    folder.chmod(0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid == os.geteuid():  # root takes no other user's folder
+        os.chown(folder, account.get("user", -1), account.get("group", -1))  # -1 changes nothing
 
 
 def is_open(path: Path) -> bool:

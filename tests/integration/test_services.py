@@ -556,3 +556,19 @@ def test_as_an_ordinary_user(home: Path) -> None:
     os.chown(home / "logs" / "supervisor.log", 0, 0)
     done = as_nobody(pythons[0], "-c", code, str(home))
     assert "supervisor.log can't be used (Permission denied)" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives folders away")
+def test_root_takes_nothing_from_another_user(home: Path) -> None:
+    with local_services(home) as urls:
+        _write(urls)
+    owner, folders = as_servers(), [data_folder(home) / name for name in ("postgres", "redis")]
+    for folder in folders:
+        os.chown(folder, owner["user"] - 1, -1)
+    with pytest.raises(LocalServiceFailed, match="Permission denied"):
+        up(home)
+    assert {folder.stat().st_uid for folder in folders} == {owner["user"] - 1}
+    for folder in folders:
+        os.chown(folder, owner["user"], -1)
+    with local_services(home) as urls:
+        assert _still_there(urls)
