@@ -76,8 +76,13 @@ def statements(prefix: str) -> Iterator[str]:
     roles or finds them made.
     """
     names = {role: name(prefix, role) for role in ROLES}
-    tables = ", ".join(f"'{table}'" for table in (*schema.TABLES, "alembic_version"))
-    yield _SQL.format(tables=tables, **names)
+    tables = (*schema.TABLES, "alembic_version")
+    yield _SQL.format(tables=", ".join(f"'{table}'" for table in tables), **names)
+    # What an earlier version gave, or somebody else. None sees it gone before it has its own.
+    things = [f"public.{table}" for table in tables]
+    things += [f"{views.SCHEMA}.{view}" for view in views.CREATE]
+    for on in (", ".join(things), f"SCHEMA public, {views.SCHEMA}"):
+        yield f"REVOKE ALL ON {on} FROM {', '.join(names[role] for role in ROLES[1:])}"
     for (role, thing), given in groupby(rights(prefix), lambda right: (right[0], right[2])):
         kind, _, what = thing.partition(" ")
         allowed = ", ".join(right for _, right, _ in given)

@@ -190,6 +190,9 @@ def test_migrate_makes_views_policies_and_rights_anew(
         conn.execute("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY")
         conn.execute("ALTER POLICY own_tenants ON nodes USING (true)")
         conn.execute("REVOKE ALL ON nodes FROM marco_app")
+        conn.execute("GRANT UPDATE (priority) ON jobs TO marco_app")  # as version 0.1.0 did
+        conn.execute("GRANT DELETE ON chain TO marco_redactor")
+        conn.execute("GRANT USAGE ON SCHEMA public TO marco_auditor")
     assert not doctor.schema(settings).ok
     migrations.upgrade(database_url)
     guards = doctor.guards(settings)

@@ -48,8 +48,8 @@ node = Node(
     node_id=1, parent_id=0, depth=1, round=1, action="step", text="x", tokens=(), confidences=(),
     terminal=False, surprise=0.25,
 )
-_, row, _ = packing.copy_nodes(UUID(int=1), 1, [node])
-assert Reader(packing.NODE_COLUMNS).read(row)["surprise"] == 0.25
+sent = b"".join(packing.copy_nodes(UUID(int=1), 1, [node]))
+assert Reader(packing.NODE_COLUMNS).read(sent[19:-2])["surprise"] == 0.25  # head and trailer apart
 assert packing.node(**{
     "node_id": 1, "parent_id": 0, "depth": 1, "round": 1, "action": "step", "text": "x",
     "token_ids": [], "token_texts": [], "logprobs": [], "confidences": [], "top_ids": [],
