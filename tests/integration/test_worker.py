@@ -105,6 +105,7 @@ def test_jobs_submitted_without_redis_are_found(
         assert producer.wait(job, timeout_s=PATIENCE_S).state == "succeeded"
 
 
+@pytest.mark.usefixtures("with_hangups")
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])
 def test_a_stopping_worker_hands_its_job_on(
     producer: Producer, database_url: str, redis_url: str, stop_signal: signal.Signals
@@ -129,6 +130,7 @@ def test_a_stopping_worker_hands_its_job_on(
     assert len(events) == 1
 
 
+@pytest.mark.usefixtures("with_hangups")
 def test_a_terminal_that_goes_ends_no_process_in_its_job(
     producer: Producer, database_url: str, redis_url: str
 ) -> None:

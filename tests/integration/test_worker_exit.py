@@ -28,6 +28,7 @@ def test_a_worker_that_would_fail_every_job_does_not_start(
     assert ended.returncode == 2 and said in ended.stderr, ended.stderr
 
 
+@pytest.mark.usefixtures("with_hangups")
 @pytest.mark.parametrize(
     ("number", "code", "last"),
     [
