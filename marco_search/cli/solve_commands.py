@@ -35,6 +35,7 @@ from marco_search.cli.sql_command import rows_table
 from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.engine import job_result, search_job
 from marco_search.errors import LocalServiceFailed, MarcoError
+from marco_search.forks import ending_with
 from marco_search.jobs import Job
 from marco_search.pocket import MODEL_DIR
 from marco_search.render.layout import one_line, short_id
@@ -311,8 +312,6 @@ def worker_process(processes: int, home: Path) -> Iterator[Callable[[], None]]:
     It never outlives this process. Gives a function that raises LocalServiceFailed, with the end
     of the worker's log, if the worker has ended.
     """
-    from marco_search.forks import ending_with
-
     home = home.absolute()
     log = home / "logs" / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)

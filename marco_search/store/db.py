@@ -243,7 +243,6 @@ class Database:
             conn.prepare_threshold = None
         else:
             conn.execute(_set("SET", self._settings))
-        conn.commit()
 
     def _check(self, conn: _Connection) -> None:
         """Begin a transaction and note which schema it sees; raises if the connection is broken."""
