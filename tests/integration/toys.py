@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,18 @@ class FineTuned(ToyRuntime):
         return replace(super().info, revision="1" * 64, training=training)
 
 
+# Each process of the tests has its own, below those that the kernel gives away: nobody else takes
+# one between the look and its use.
+_FIRST_PORT = 20_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8 * 1_500
+_PORTS = cycle(range(_FIRST_PORT, _FIRST_PORT + 1_500))
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    """A loopback port that nothing listens at."""
+    for port in _PORTS:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("the ports never end")
 
 
 def open_database(url: str) -> closing[Database]:
