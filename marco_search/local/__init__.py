@@ -122,8 +122,10 @@ def usable(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         file = Path(error.filename) if isinstance(error.filename, str) else file
-        dangling = file.is_symlink() and not file.exists()
-        reason = "it is a link to nothing" if dangling else error.strerror or error
+        reason: object = error.strerror or error
+        with contextlib.suppress(OSError):  # of a folder that may not be entered
+            if file.is_symlink() and not file.exists():
+                reason = "it is a link to nothing"
         raise LocalServiceFailed(
             f"{file} can't be used ({reason}): fix that, or set MARCO_HOME to a folder that you "
             "can write to and, as root, that others can enter. If it belongs to another user, "
