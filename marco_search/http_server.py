@@ -207,7 +207,8 @@ def bound(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise AddressTaken(f"can't listen at {host}, port {port}: {error}; try --port 0") from None
+        reason = str(error).partition(" (while ")[0]  # the address is named already
+        raise AddressTaken(f"can't listen at {host}, port {port}: {reason}; try --port 0") from None
     # asyncio sets it for sockets of protocol TCP only, and these have 0. Without it the end of an
     # answer waits 40 ms for the client's acknowledgement of its beginning.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

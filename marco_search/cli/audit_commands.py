@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ import click
 from marco_search.audit import anchors as anchor_files
 from marco_search.audit.findings import Finding, JobReport, Report
 from marco_search.cli import options, output
-from marco_search.cli.options import FILE, FOLDER, command, which_jobs
+from marco_search.cli.options import FILE, FOLDER, Moment, command, which_jobs
 from marco_search.cli.session import Session, session
 from marco_search.errors import InvalidSettings, RedactionRefused
 from marco_search.export.tables import TABLES, write
@@ -174,7 +174,7 @@ def anchor(key: Path | None, new_key: Path | None) -> None:
 @command()
 @click.argument("folder", type=FOLDER)
 @click.option(
-    "--before", required=True, type=click.DateTime(["%Y-%m", "%Y-%m-%d"]), metavar="DATE",
+    "--before", required=True, type=Moment(["%Y-%m", "%Y-%m-%d"]), metavar="DATE",
     help="Months that ended by then, UTC: 2026-11 or 2026-11-01.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only report what would be archived.")
@@ -188,11 +188,10 @@ def archive(folder: Path, before: datetime, dry_run: bool) -> None:
     \b
     marco archive /srv/archive --before 2026-11 --dry-run
     """
-    until = before.replace(tzinfo=UTC)
     done: list[dict[str, Any]] = []
     with session(needs_redis=False) as here:
         with here.database.transaction() as conn:
-            found = archives.months(conn, until)
+            found = archives.months(conn, before)
             for month in found:
                 archives.require_ended(conn, month)
             counts = {month.name: archives.counts(conn, month) for month in found}
@@ -207,7 +206,7 @@ def archive(folder: Path, before: datetime, dry_run: bool) -> None:
         + f": {month['folder']}"
         for month in done
     ]
-    none = f"No month before {until:%Y-%m-%d} has anything to archive."
+    none = f"No month before {before:%Y-%m-%d} has anything to archive."
     output.report({"months": done, "dry_run": dry_run}, *(lines or [none]))
 
 
@@ -274,7 +273,7 @@ def redact(
             ids = here.database.call(redactions.chosen, wanted)
         if ids and not yes:
             click.confirm(
-                f"Replace all texts of {len(ids):,} jobs, for good?", abort=True, err=True
+                f"Replace all texts of {counted(len(ids), 'job')}, for good?", abort=True, err=True
             )
         archived = _by_folder(here, ids, months) if months else {}
         for folder, those in archived.items():

@@ -17,6 +17,7 @@ from marco_search.cli.job_text import counts, result_json
 from marco_search.cli.session import session
 from marco_search.errors import WaitTimeout
 from marco_search.kinds import completions
+from marco_search.text import counted
 
 if TYPE_CHECKING:
     from marco_search.store.queue.batches import Batch, BatchLine
@@ -193,7 +194,7 @@ def restart_batch(batch_id: UUID) -> None:
 
 
 def _line(found: Batch) -> str:
-    refused = f"; {found.refused:,} lines refused" if found.refused else ""
+    refused = f"; {counted(found.refused, 'line')} refused" if found.refused else ""
     upload = "" if found.completed_at else f"; upload stopped after line {found.lines:,}"
     return f"{found.id}  {counts(found.states)}{refused}{upload}"
 

@@ -159,7 +159,10 @@ def opened(path: str, command: str) -> Iterator[Iterator[bytes]]:
             try:
                 file = stack.enter_context(Path(path).open("rb"))
             except OSError as error:
-                raise InputError(f"{path}: {error.strerror or error}") from None
+                reason = error.strerror or str(error)
+                if " " in path and command == "marco submit":
+                    reason += "; a question goes after --question"
+                raise InputError(f"{path}: {reason}") from None
         if (found := another_format(file.peek())) is not None:
             name, convert = found
             advice = (

@@ -73,6 +73,10 @@ BAD_INPUT = 2
 BUG = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
+# What click calls a type in "is not a valid TYPE", and what people call it.
+_PLAIN = {"float": "number", "integer": "whole number", "UUID": "full id"}
+_TYPE = re.compile(rf"is not a valid ({'|'.join(_PLAIN)})(?: range)?")
+
 EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -213,7 +217,13 @@ def _prepare_streams() -> None:
 
 def _report_usage(error: click.ClickException, as_json: bool) -> int:
     """Report arguments that click refused: the reason, and how the command is used."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # its message is the whole help
+        if not as_json:
+            print(error.format_message(), file=sys.stderr)
+            return BAD_INPUT
+        error = click.UsageError("Missing command.", error.ctx)
     message = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
+    message = _TYPE.sub(lambda found: f"is not a {_PLAIN[found[1]]}", message)
     if message[1:2].islower():  # click's sentences, as all our messages begin
         message = message[0].lower() + message[1:]
     if isinstance(error, click.NoSuchOption) and error.option_name[1:2].isdigit():

@@ -102,7 +102,7 @@ def list_() -> None:
 
 
 @model.command()
-@click.argument("name", type=click.Choice(list(models.CATALOGUE)))
+@click.argument("name", metavar="NAME", type=click.Choice(list(models.CATALOGUE)))
 def get(name: str) -> None:
     """Download a model and make it the default.
 

@@ -95,15 +95,21 @@ tenants = together(
 """--tenant and --all-tenants of a command that reads: its `session` has what they say."""
 
 
-class _Moment(click.DateTime):
+class Moment(click.DateTime):
     """A date or time; UTC unless it says otherwise."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
-        found: datetime = super().convert(value, param, ctx)
+        """The time. Fails with examples of what can be given."""
+        try:
+            found: datetime = super().convert(value, param, ctx)
+        except click.BadParameter:
+            example = datetime(2026, 11, 28, 9, tzinfo=UTC)
+            forms = ", ".join(map(example.strftime, self.formats))
+            self.fail(f"{value!r} is no time; it may look like {forms}.", param, ctx)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
-_moment = _Moment(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
+_moment = Moment(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
 
 which_jobs = together(

@@ -293,13 +293,15 @@ def own_name() -> str:
 
 def next_steps(marco: str, job_id: object) -> str:
     """Commands that work as they stand: the data is still there."""
+    examples = Path("examples/batch.jsonl")  # of a checkout
+    jobs = examples if examples.exists() else f'--question "{QUESTION}"'
     commands = [
         'sql "select count(*) from nodes"',
         *([] if job_id is None else [f"show {short_id(job_id)} --full"]),
         f'solve "{QUESTION}" --tree',
         "up       # Postgres and Redis stay",
         "worker   # in another terminal",
-        f"submit examples/batch.jsonl && {marco} watch",
+        f"submit {jobs} && {marco} watch",
     ]
     heading = "Nothing is left running; the data is kept. To look at it, and to go on:"
     return "\n".join([heading, *(f"  {marco} {command}" for command in commands)])

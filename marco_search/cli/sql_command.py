@@ -39,6 +39,7 @@ TABLE_ROWS = 1000  # a table is for reading: more is for a file
 _READABLE = 24  # cells of a text that a table at a terminal may cut it to
 _LONGEST_LINE = 200  # cells of a table's line in a pipe
 _LEAST_VALUE = 20  # cells, however long the names of the columns
+_DECIMALS = 6  # so many were asked for, as by round(): their zeros stay; an average has 16
 _MOST_DIGITS = 4300  # of a whole number that Python writes
 Rows = Sequence[Sequence[Any]]
 
@@ -207,8 +208,8 @@ def _cell(i: int, row: Sequence[Any]) -> str:
             return "yes" if value else "no"
         case float():
             return f"{value:.6g}"
-        case Decimal() if value.is_finite() and value.as_tuple().exponent < 0:  # type: ignore[operator]
-            return f"{value:f}".rstrip("0").rstrip(".")  # averages have 16 decimals
+        case Decimal() if value.is_finite() and value.as_tuple().exponent < -_DECIMALS:  # type: ignore[operator]
+            return f"{value:f}".rstrip("0").rstrip(".")
         case datetime():
             return value.isoformat(sep=" ", timespec="seconds")
         case _:

@@ -132,6 +132,7 @@ def test_what_ends_a_query_is_said(stored: str, database_url: str) -> None:
         return done.stderr
 
     assert "--set NAME=VALUE" in refused("select $1::int", 2)
+    assert "several statements: give one" in refused("select 1; select 2", 2)
     kill = "select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"
     assert "the connection ended" in refused(kill, 4)
     with psycopg.connect(database_url) as conn:

@@ -200,6 +200,36 @@ def test_bad_arguments_exit_with_2(
             ["quota", "acme", "--", "-1"],
             "'-1' is not a number of jobs; give one, 0 or more, or \"default\"",
         ),
+        (
+            ["submit", "--question", "1 + 1?", "--expires-in", "1h"],
+            "invalid value for '--expires-in': '1h' is not a number",
+        ),
+        (
+            ["serve", "--port", "http"],
+            "invalid value for '--port': 'http' is not a whole number",
+        ),
+        (
+            ["batch", "status", "0199f3a2"],
+            "invalid value for '[ID]': '0199f3a2' is not a full id",
+        ),
+        (
+            ["archive", "months", "--before", "2026-13"],
+            "invalid value for '--before': '2026-13' is no time; it may look like 2026-11, "
+            "2026-11-28",
+        ),
+        (
+            ["export", "out", "--since", "yesterday"],
+            "invalid value for '--since': 'yesterday' is no time; it may look like 2026-11-28, "
+            "2026-11-28T09:00:00, 2026-11-28T09:00:00+0000",
+        ),
+        (
+            ["model", "get", "gpt-2"],
+            "invalid value for 'NAME': 'gpt-2' is not 'smollm2'",
+        ),
+        (
+            ["submit", "What is 17 x 23?"],
+            "What is 17 x 23?: No such file or directory; a question goes after --question",
+        ),
     ],
 )
 def test_bad_arguments_are_said_as_all_errors_are(
@@ -207,6 +237,18 @@ def test_bad_arguments_are_said_as_all_errors_are(
 ) -> None:
     assert main(words) == 2
     assert capsys.readouterr().err.splitlines()[0] == f"marco: {said}"
+
+
+@pytest.mark.parametrize("words", [[], ["keys"], ["dead"]])
+def test_without_a_command_the_help_is_shown_as_it_is(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--help"]) == 0
+    whole = capsys.readouterr().out
+    assert main(words) == 2
+    assert capsys.readouterr().err == whole
+    assert main([*words, "--json"]) == 2
+    assert capsys.readouterr().err
 
 
 def test_help_and_json_may_come_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,6 +416,11 @@ def test_a_home_that_is_no_folder_is_said(
         settings_module.load.cache_clear()
         assert main(command) == 4
         assert "/dev/null" in capsys.readouterr().err
+    # Of such a name, as of one in a closed folder, not even its kind can be asked.
+    monkeypatch.setenv("MARCO_HOME", "x" * 300)
+    settings_module.load.cache_clear()
+    assert main(["up"]) == 4
+    assert "set MARCO_HOME to a folder that you can write to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

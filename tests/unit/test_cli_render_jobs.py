@@ -7,9 +7,11 @@ import io
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 
@@ -198,6 +200,10 @@ def test_rows_are_a_table_with_safe_cells() -> None:
     assert "a\ufffd[31m, ⏎ b" in text
     assert "[1, 2.5, null]" in text
     assert "2026-01-02 03:04:05+00:00" in text
+    # What was rounded keeps its zeros, so that digits stand below each other.
+    rounded = [(Decimal("0.230"),), (Decimal("10.629"),), (Decimal("2.0000000000000000"),)]
+    lines = printed(rows_table(("value",), rounded)).splitlines()
+    assert [line.strip() for line in lines[-3:]] == ["0.230", "10.629", "2"]
 
 
 def test_rows_that_do_not_fit_have_a_line_for_each_column() -> None:
@@ -250,3 +256,12 @@ def test_next_steps_name_the_job_and_the_program_as_it_was_started() -> None:
     text = next_steps(".venv/bin/marco", UUID(int=0xABCD1234))
     assert ".venv/bin/marco show abcd1234 --full" in text
     assert "show" not in next_steps("marco", None)
+
+
+def test_next_steps_name_the_example_file_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert 'marco submit --question "Tom' in next_steps("marco", None)
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    assert "marco submit examples/batch.jsonl" in next_steps("marco", None)

@@ -129,6 +129,8 @@ def _checked(conn: Connection[Any], result: PGresult) -> PGresult:
         raise psycopg.OperationalError(conn.pgconn.get_error_message())
     if result.status != ExecStatus.COMMAND_OK:
         message = conn.pgconn.error_message.decode(errors="replace")
+        if "multiple commands" in message:  # Postgres' words are about a prepared statement
+            raise QueryRefused("several statements: give one at a time, without a `;` between")
         raise QueryRefused(message.strip().removeprefix("ERROR:").strip())
     return result
 
