@@ -8,6 +8,6 @@ TARGETS = demo demo-real test test-quick check bench bench-store bench-runtime b
 help:
 	@$(PYTHON) ops/bootstrap.py help
 
-fuzz: ARGS += $(if $(SECONDS),--seconds $(SECONDS))
+fuzz: override ARGS += $(if $(SECONDS),--seconds $(SECONDS))
 $(TARGETS):
 	@$(PYTHON) ops/bootstrap.py $@ $(ARGS)

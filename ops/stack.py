@@ -36,7 +36,7 @@ def main() -> None:
     except FileNotFoundError:
         sys.exit("docker is not installed: see https://docs.docker.com/engine/install/")
     if started.returncode:
-        sys.exit("The stack did not start: `docker compose logs` says why")
+        sys.exit("The stack did not start: see above; of a service, see `docker compose logs`")
     config = ["docker", "compose", "config", "--format", "json"]
     services = json.loads(subprocess.run(config, capture_output=True, check=True).stdout)
     print(where_to_go(services["services"]))

@@ -99,6 +99,12 @@ def test_help_needs_nothing_and_names_every_target() -> None:
     assert shown == {*targets.group(1).split(), "help"}
 
 
+def test_fuzz_takes_seconds_and_words() -> None:
+    command = ["make", "-n", "fuzz", "SECONDS=5", "ARGS=job_line answer"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "fuzz job_line answer --seconds 5" in done.stdout
+
+
 def test_an_unknown_target_is_refused() -> None:
     command = [sys.executable, str(SCRIPT), "demmo"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
