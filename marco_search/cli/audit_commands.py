@@ -272,9 +272,7 @@ def redact(
         else:
             ids = here.database.call(redactions.chosen, wanted)
         if ids and not yes:
-            click.confirm(
-                f"Replace all texts of {counted(len(ids), 'job')}, for good?", abort=True, err=True
-            )
+            options.confirm(f"Replace all texts of {counted(len(ids), 'job')}, for good?")
         archived = _by_folder(here, ids, months) if months else {}
         for folder, those in archived.items():
             done |= _redact_month(here, folder, those, reason)

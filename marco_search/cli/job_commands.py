@@ -368,7 +368,7 @@ def cancel(
     if tenant is not None and everything:
         raise click.UsageError("Give either --tenant or --all.")
     if everything and not yes and sys.stdin.isatty():
-        click.confirm("Cancel jobs of all tenants?", abort=True, err=True)
+        options.confirm("Cancel jobs of all tenants?")
     from producer import EVERYONE
 
     with session() as here:

@@ -12,6 +12,8 @@ from uuid import UUID
 
 import click
 
+from marco_search.errors import MarcoError
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 JSON = "marco_search.json"
 """Key of a click context's `meta`: whether --json was given."""
@@ -147,6 +149,12 @@ def chosen_tenant(default: str) -> str | None:
     if name and every:
         raise click.UsageError("--tenant and --all-tenants exclude each other.")
     return None if every else name or default
+
+
+def confirm(question: str) -> None:
+    """Ask before what can't be undone. Raises MarcoError unless the answer is yes."""
+    if not click.confirm(question, err=True):
+        raise MarcoError("nothing was changed")
 
 
 def threads_option(help_text: str) -> Decorator:

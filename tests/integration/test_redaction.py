@@ -206,6 +206,9 @@ def test_jobs_and_refused_lines_are_chosen_by_batch_and_custom_id(
 
     by_name = ("--custom-id", f"case {SECRET}")
     assert json.loads(marco(*words, *by_name, "--tenant", "another").output)["jobs"] == []
+    before = texts()
+    kept = CliRunner().invoke(cli, ["redact", *by_name], input="n\n")
+    assert (str(kept.exception), texts()) == ("nothing was changed", before)
     asked = CliRunner().invoke(cli, ["redact", "--json", *by_name], input="y\n")
     done = json.loads(asked.stdout)
     assert "Replace all texts" in asked.stderr
