@@ -5,6 +5,7 @@ What a query should return is worked out here in Python, from the records of the
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,6 +72,20 @@ class Asked:
 def asked(filled: Audited) -> Iterator[Asked]:
     with psycopg.connect(filled.url) as conn:
         yield Asked(filled, conn)
+
+
+SQL = re.compile(r"```sql\n(.*?)```|`(SELECT [^`]*FROM[^`]*)`", re.DOTALL)
+ELSEWHERE = [
+    pytest.param(block or inline, id=page.stem)
+    for page in sorted(PAGE.parent.glob("*.md"))
+    if page != PAGE
+    for block, inline in SQL.findall(page.read_text())
+]
+
+
+@pytest.mark.parametrize("query", ELSEWHERE)
+def test_the_sql_of_other_pages_runs(asked: Asked, query: str) -> None:
+    assert run_query(asked.conn, query.rstrip().rstrip(";")).columns
 
 
 def test_the_generated_part_of_the_page_is_current(asked: Asked) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from marco_search.cli import main as main_module
-from marco_search.cli.main import COMMANDS
+from marco_search.cli.main import COMMANDS, cli
 from marco_search.metrics import METRICS
 from marco_search.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 CLI_PAGE = (ROOT / "docs" / "cli.md").read_text()
+PAGES = [*ROOT.glob("[!C]*.md"), ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")]
 SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text()
 
 
@@ -55,6 +59,56 @@ def test_the_exit_codes_on_the_page_are_those_of_the_help() -> None:
     assert page == help_
 
 
+def leaves(group: click.Group, path: str = "") -> Iterator[str]:
+    """The commands that print something: of a group those in it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        if isinstance(found, click.Group):
+            yield from leaves(found, f"{path}{name} ")
+        else:
+            yield path + name
+
+
+def test_the_page_says_what_each_command_prints_as_json() -> None:
+    rows = re.findall(r"^\| (`[^|]*) \|", section(CLI_PAGE, "Output"), re.MULTILINE)
+    named = set[str]()
+    for row in rows:
+        first, *others = re.findall("`([a-z -]+?)(?: [-A-Z][^`]*)?`", row)
+        group = first.partition(" ")[0]  # "`batch cancel`, `restart`" are both of batch
+        named |= {first, *others, *(f"{group} {other}" for other in others)}
+    assert set(leaves(cli)) <= named, set(leaves(cli)) - named
+
+
+START = r"(?:^|\$ |\(|&& |\| |[A-Z_]+=\S+ )(?:\S*/)?"
+"""What may stand before a command in a line of the shell."""
+
+
+def typed(text: str) -> Iterator[list[str]]:
+    """The words of every `marco` command in a page's code."""
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"`(marco [a-z][^`|]*)`", text)
+    for line in lines:
+        for command in re.findall(START + r"marco ((?:'[^']*'|\"[^\"]*\"|[^|&;<>()#])*)", line):
+            yield shlex.split(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_pages_have_the_options_they_are_given(page: Path) -> None:
+    for words in typed(page.read_text()):
+        command: click.Command = cli
+        context = click.Context(cli)
+        while isinstance(command, click.Group) and words and (name := words.pop(0)) != "help":
+            found = command.get_command(context, name)
+            assert found is not None, (name, words)
+            command = found
+        known = {option for parameter in command.params for option in parameter.opts}
+        known |= {option for parameter in command.params for option in parameter.secondary_opts}
+        given = {word.partition("=")[0] for word in words if re.match("--[a-z]", word)}
+        assert given <= known | {"--help"}, (command.name, given - known)
+
+
 def test_python_in_the_readme_imports_what_exists() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 2
@@ -74,3 +128,12 @@ def test_links_and_files_in_the_pages_exist() -> None:
     for path in re.findall(r"examples/[\w.]+", README):
         assert (ROOT / path).exists(), path
     assert "@@" not in README
+
+
+@pytest.mark.parametrize("start", ["README.md", "docs/index.md"])
+def test_every_page_can_be_found_from_the_start(start: str) -> None:
+    page = ROOT / start
+    links = re.findall(r"\]\(([^)#:]+)", page.read_text())
+    linked = {(page.parent / link).resolve() for link in links}
+    pages = set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "index.md"}
+    assert pages <= linked, pages - linked
