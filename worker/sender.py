@@ -31,6 +31,7 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database
 from marco_search.store.queue import webhooks
 from marco_search.store.queue.webhooks import Claimed
+from marco_search.text import one_line
 from worker import finish
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ _AT_ONCE: Final = 16  # webhooks; of each one delivery at a time
 _TURN_S: Final = 10.0  # then others may have the thread
 _CLAIM_S: Final = 30.0  # beyond the receiver's time: until a delivery is sent again
 _MOST_READ: Final = 2**16  # bytes of an answer; they are not kept
+_LONGEST_ERROR: Final = 300  # characters
 _GONE: Final = 410
 
 
@@ -155,7 +157,9 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
     except (OSError, http.client.HTTPException, ValueError) as error:
         if call.over or isinstance(error, TimeoutError):
             return _Answer(f"no answer within {settings.webhook_timeout_s:g} s")
-        return _Answer(f"no answer: {error or type(error).__name__}")
+        # It may quote what the receiver sent, which may be anything and long.
+        why = one_line(str(error))[:_LONGEST_ERROR] or type(error).__name__
+        return _Answer(f"no answer: {why}")
     if 200 <= status < 300:
         return _Answer(None, status)
     why = ": redirects are not followed" if 300 <= status < 400 else ""

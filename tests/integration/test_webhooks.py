@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
 from pathlib import Path
@@ -203,6 +203,30 @@ def test_a_delivery_is_given_up_and_sent_again_when_asked(
         assert marco(*again) == {"resent": 1}
         tick_until(one, lambda: bool(held(database, state="delivered")), "it arrived")
     assert len(receiver.messages(made["secret"])) == 4
+
+
+def test_an_answer_that_is_not_http_is_a_failed_attempt(
+    marco: Marco, settings: Settings, database: Database
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            while True:
+                with suppress(OSError), listening.accept()[0] as connection:
+                    connection.recv(65536)
+                    connection.sendall(b"\x00\x1b[31m" + b"x" * 60_000 + b"\r\n")
+                if listening.fileno() < 0:
+                    return
+
+        Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        marco("webhooks", "add", url, "--events", "job.finished")
+        solved(settings, database)
+        with scheduler(settings.model_copy(update={"webhook_attempts": 2})) as one:
+            tick_until(one, lambda: bool(held(database, state="failed")), "it was given up")
+    (given_up,) = held(database)
+    assert given_up.attempts == 2 and given_up.error is not None
+    assert given_up.error.startswith("no answer: \\u0000") and len(given_up.error) < 400
 
 
 def test_the_old_secret_counts_while_rotating(
