@@ -70,6 +70,7 @@ class Redaction:
 
     by: str  #: the login
     commitments: bytes  #: of the rows that the proof of the last end covers
+    at: datetime | None = None  #: None: not known, in an archive's files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ class Evidence:
     rows: Mapping[int, Rows]  #: by format, those of each of its links and the newest
     sealed: Sequence[SealedRun] = ()  #: its links, in the chain's order
     salt: bytes | None = None  #: null: destroyed
+    redacted_at: datetime | None = None  #: as the job's row says
     redaction: Redaction | None = None
     apart: bool = False  #: from an archive's files, which a redaction writes before it is chained
     archives: Sequence[Archived] = ()  #: those that cover it
@@ -256,6 +258,10 @@ def _check_redaction(evidence: Evidence, *, ended: bool, archived: bool) -> Iter
     """Whether texts are gone by a redaction that somebody had the right to, and only texts."""
     job_id, links, row = evidence.job_id, evidence.redactions, evidence.redaction
     key = f"job {job_id}"
+    said = row.at if row and links else None
+    if evidence.redacted_at != said and not evidence.apart:
+        found = str(evidence.redacted_at)
+        yield Finding("jobs", f"id {job_id}", "redacted_at", str(said), found, job_id)
     committed = any(COMMITS <= one.link.format <= NEWEST for one in evidence.ends)
     if not links and evidence.redacted:
         if evidence.salt is not None:
@@ -307,13 +313,10 @@ def _wrong_redaction(
         "root": ends[-1].link.root.hex(),
         "commitments": sha256(row.commitments).hexdigest(),
     }
-    found = [
-        {name: detail.get(name) for name in wanted}
-        for event in _events(evidence, link.format)
-        if event.event == redaction.EVENT
-        for detail in [_detail(event)]
-    ]
-    if found != [wanted]:
+    events = [e for e in _events(evidence, link.format) if e.event == redaction.EVENT]
+    found = [{name: _detail(event).get(name) for name in wanted} for event in events]
+    late = row.at is not None and [e.at for e in events] != [microseconds(row.at)]
+    if found != [wanted] or late:
         yield "its event", "what the row says", f"{len(found)} with another" if found else "none"
 
 

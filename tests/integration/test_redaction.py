@@ -317,6 +317,8 @@ def tamper(url: str, statement: str, job_id: UUID) -> None:
 EARLIER = [
     "UPDATE nodes SET text = '[redacted 0123456789abcdef]' WHERE job_id = %(job)s AND node_id = 1",
     "UPDATE jobs SET salt = NULL WHERE id = %(job)s",
+    "UPDATE jobs SET redacted_at = now() WHERE id = %(job)s",
+    "UPDATE jobs SET redacted_at = 'infinity' WHERE id = %(job)s",
     "INSERT INTO redactions (job_id, commitments) VALUES (%(job)s, '')",
     "INSERT INTO audit_log (job_id, event) VALUES (%(job)s, 'redacted')",
     "INSERT INTO chain SELECT seq + 1, 'redaction', job_id, root, head, head, at, format FROM chain"
@@ -328,6 +330,10 @@ LATER = [
     "UPDATE answers SET votes = votes + 1 WHERE job_id = %(job)s AND rank = 1",
     'UPDATE jobs SET payload = payload || \'{"question": "x"}\' WHERE id = %(job)s',
     "UPDATE jobs SET salt = gen_random_uuid() WHERE id = %(job)s",
+    "UPDATE jobs SET redacted_at = NULL WHERE id = %(job)s",
+    "UPDATE jobs SET redacted_at = redacted_at + interval '1 us' WHERE id = %(job)s",
+    "UPDATE redactions SET at = at - interval '1 day' WHERE job_id = %(job)s",
+    "UPDATE redactions SET at = '-infinity' WHERE job_id = %(job)s",
     "UPDATE redactions SET by = 'another' WHERE job_id = %(job)s",
     "UPDATE redactions SET commitments = '' WHERE job_id = %(job)s",
     "DELETE FROM redactions WHERE job_id = %(job)s",

@@ -40,11 +40,11 @@ _A_LINK_MS, _ROWS_A_MS = 5, 100  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
 _LAST_SEQ = 2**62  # what is beyond is no bigint
 
-LINKS = """(
-    SELECT seq, kind, job_id, root, previous, head, format,
-        greatest(least(at, '9999-12-31Z'), '0001-01-01Z') AS at FROM public.chain
-) AS links"""
-"""The chain, to be read: of a time that Python lacks the nearest, which the head does not match."""
+NEAREST = "greatest(least({}, '9999-12-31Z'), '0001-01-01Z')"
+"""A time to be read: of one that Python lacks the nearest."""
+_LINKS = "SELECT seq, kind, job_id, root, previous, head, format, {} AS at FROM public.chain"
+LINKS = f"({_LINKS.format(NEAREST.format('at'))}) AS links"
+"""The chain, to be read: the head does not match the nearest of a time that Python lacks."""
 
 Entry = tuple[LinkKind, UUID | None, bytes]
 """What a link is made of: its kind, the job if there is one, and the root."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from multiprocessing import get_context, parent_process
 from threading import Thread, current_thread, main_thread
 from types import ModuleType
@@ -33,7 +34,7 @@ from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import JobNotFound, VerificationStopped
 from marco_search.store.db import Conn, Database, select
 from marco_search.store.seal import archives
-from marco_search.store.seal.seals import LINKS
+from marco_search.store.seal.seals import LINKS, NEAREST
 from marco_search.store.trail import rows
 
 _NODES_A_RANGE = 10_000
@@ -85,13 +86,7 @@ def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterat
         for kinds in [FORMATS[number].kinds]
     }
     visits = _shown_visits(conn, found)
-    redactions = {
-        job_id: Redaction(by=by, commitments=kept)
-        for job_id, by, kept in conn.execute(
-            "SELECT job_id, by, commitments FROM public.redactions WHERE job_id = ANY (%s)",
-            [list(found)],
-        )
-    }
+    redactions, redacted_at = _redactions(conn, found)
     archived = archives.listed(conn)
     for job_id in sorted(found.keys() | sealed.keys()):
         yield check_job(
@@ -101,10 +96,26 @@ def _check(conn: Conn, where: rows.Where, also: Collection[UUID] = ()) -> Iterat
                 sealed=sealed.get(job_id, ()),
                 salt=salts.get(job_id),
                 redaction=redactions.get(job_id),
+                redacted_at=redacted_at.get(job_id),
                 archives=[a for a in archived if a.first <= job_id < a.before],
                 visits=visits.get(job_id, {}),
             )
         )
+
+
+def _redactions(
+    conn: Conn, job_ids: Collection[UUID]
+) -> tuple[dict[UUID, Redaction], dict[UUID, datetime]]:
+    """The rows of redactions of these jobs, and when the jobs' own rows say they were redacted."""
+    rows = f"SELECT job_id, by, commitments, {NEAREST.format('at')} FROM public.redactions"  # noqa: S608
+    said = f"SELECT id, {NEAREST.format('redacted_at')} FROM public.jobs"  # noqa: S608  # constants
+    ids = [list(job_ids)]
+    redactions = {
+        job_id: Redaction(by=by, commitments=kept, at=at)
+        for job_id, by, kept, at in conn.execute(f"{rows} WHERE job_id = ANY (%s)".encode(), ids)
+    }
+    marked = f"{said} WHERE id = ANY (%s) AND redacted_at IS NOT NULL"
+    return redactions, dict(conn.execute(marked.encode(), ids).fetchall())
 
 
 def _sealed_runs(conn: Conn, job_ids: Collection[UUID]) -> Mapping[UUID, list[SealedRun]]:
