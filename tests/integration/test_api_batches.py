@@ -114,6 +114,9 @@ def test_a_file_becomes_a_batch_and_its_results_files(
     assert listed == [again[0], more[1].id, more[0].id, made.id]
     other = client(api, tenant="other")
     assert not list(other.batches.list()) and not list(other.files.list())
+    later = submitted(other, [WRONG])  # not even whether there is one
+    assert not list(acme.batches.list(after=later.id))
+    assert not list(acme.batches.list(after=f"batch_{'0' * 32}"))
     for call in (
         lambda: other.batches.retrieve(made.id),
         lambda: other.batches.cancel(made.id),

@@ -80,7 +80,8 @@ def latest(
     """The latest batches, newest first; those that come `after` one, if given."""
     given = {"tenant": tenant, "limit": limit, "after": after}
     source = f"""{_BATCH} AND (%(after)s::uuid IS NULL OR (created_at, id) <
-        (SELECT created_at, batch_id FROM audit.batches WHERE batch_id = %(after)s))
+        (SELECT created_at, batch_id FROM audit.batches WHERE batch_id = %(after)s
+            AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)))
         ORDER BY created_at DESC, id DESC LIMIT %(limit)s"""  # noqa: S608  # constants
     return select(conn, Batch, source, given)
 
