@@ -113,6 +113,11 @@ class _Observed:
             record(REQUEST, time.monotonic() - began, route)
 
 
+def as_get(scope: Scope) -> Scope:
+    """HEAD as GET, whose body the server leaves out; other requests as they are."""
+    return {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
+
+
 def _reachable(host: str) -> str:
     """`host` as a browser on this machine can call it."""
     try:

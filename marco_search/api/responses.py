@@ -146,6 +146,8 @@ def _http_error(request: Request, error: HTTPException) -> Response:
     message = str(error.detail)
     if error.status_code == 404:
         message = f"there is no {request.url.path}; /docs lists what there is"
+    elif message == "There was an error parsing the body":
+        message = "the body can't be read: it must be JSON in UTF-8, not compressed"
     code = _CODES.get(error.status_code, "bad_request")
     body = _body(message, "invalid_request_error", code)
     return JSONResponse(body, error.status_code, error.headers)

@@ -173,8 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _report_usage(error, as_json)
     except (KeyboardInterrupt, click.Abort):
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        return _report_interrupted(as_json)
     except (BrokenPipeError, SystemExit) as error:
         # The reader (head, less) has seen enough. Rich and click exit with 1 then; click has put
         # another stream in the place of this one.
@@ -191,9 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
         # Ctrl-C while a library is being loaded may come out of it as an error of its own.
         if "KeyboardInterrupt" in "".join(traceback.format_exception(error)):
-            print("Interrupted.", file=sys.stderr)
-            return INTERRUPTED
+            return _report_interrupted(as_json)
         return _report_error(error, as_json, debug)
+
+
+def _report_interrupted(as_json: bool) -> int:
+    if as_json:
+        return _report("Interrupted", "interrupted", INTERRUPTED, as_json)
+    print("Interrupted.", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _show_warning(as_json: bool, message: Warning | str, *_: object) -> None:

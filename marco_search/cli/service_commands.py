@@ -189,7 +189,7 @@ def worker(concurrency: int | None, name: str, check: bool, metrics_port: int | 
         with closing(Publisher(redis_url(settings), settings.queue)) as publisher:
             if wanted not in publisher.workers():
                 raise BrokerUnavailable(f"worker {wanted}: not heard of for 15 s; see its log")
-        click.echo(f"{wanted}: takes messages")
+        output.report({"worker": wanted, "takes_messages": True}, f"{wanted}: takes messages")
         return
     from marco_search.cli.session import session
     from worker.main import run

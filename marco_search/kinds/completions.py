@@ -24,11 +24,16 @@ _OPTIONS = {
     "temperature": "temperature", "seed": "seed", "n": "answers",
 }  # fmt: skip
 _BODY = {"model", "messages", "metadata", "top_p", "stream", "stream_options", "marco", *_OPTIONS}
-_IGNORED = {"user", "safety_identifier", "prompt_cache_key", "service_tier", "store"}
+_IGNORED = {
+    "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier",
+    "store", "parallel_tool_calls",
+}  # fmt: skip
 # Asked for like this they change nothing.
-_IDLE: dict[str, Any] = {
-    "logprobs": False, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {},
-    "response_format": {"type": "text"}, "modalities": ["text"], "tools": [],
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False,), "top_logprobs": (0,), "frequency_penalty": (0,), "presence_penalty": (0,),
+    "logit_bias": ({},), "response_format": ({"type": "text"},), "modalities": (["text"],),
+    "stop": ([],), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
+    "function_call": ("none", "auto"),
 }  # fmt: skip
 _LINE = {"custom_id", "method", "url", "body"}
 
@@ -62,7 +67,7 @@ def body_fields(
 
     Raises InvalidJob naming the field of the body, ModelNotFound for an unknown `model`.
     """
-    idle = {n for n, v in body.items() if n in _IGNORED or (n in _IDLE and v == _IDLE[n])}
+    idle = {n for n, v in body.items() if n in _IGNORED or v in _IDLE.get(n, ())}
     _refuse_others(body, _BODY | idle)
     if not isinstance(body.get("stream"), bool | None):
         raise InvalidJob("stream", f"must be true or false, not {shown(body['stream'])}")
@@ -158,11 +163,19 @@ def _turn(place: str, message: object) -> tuple[str, str]:
         raise InvalidJob(place, "must be an object with role and content")
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = None if None in parts else "".join(map(str, parts))
+        parts = [_part(part) for part in content]
+        content = None if None in parts else "".join(filter(None, parts))
     if not isinstance(content, str):
         raise InvalidJob(f"{place}.content", "must be text, or parts of text only")
     return message["role"], content
+
+
+def _part(part: object) -> str | None:
+    """The text of a part of a message; None of one that is no text."""
+    if not isinstance(part, dict) or part.get("type", "text") != "text":
+        return None
+    text = part.get("text")
+    return text if isinstance(text, str) else None
 
 
 def response(result: JobResult) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -200,6 +201,13 @@ def test_the_openai_client_gets_the_best_answers(api: Api, work: Work) -> None:
         assert wrong.value.param == "temperature"
         with pytest.raises(openai.UnprocessableEntityError, match="tools: not supported"):
             client.chat.completions.create(**ASKED, tools=[{"type": "function"}])
+        idle: dict[str, Any] = {"tools": [], "tool_choice": "none", "parallel_tool_calls": False}
+        idle |= {"stop": [], "top_logprobs": 0}
+        assert client.chat.completions.create(**ASKED, **idle).choices[0].message.content
+        for part in ({"type": "image_url", "text": "?"}, {"type": "text", "text": {"value": "?"}}):
+            asked: Any = ASKED | {"messages": [{"role": "user", "content": [part]}]}
+            with pytest.raises(openai.UnprocessableEntityError, match="parts of text only"):
+                client.chat.completions.create(**asked)
 
 
 def test_a_stream_tells_progress_and_then_the_answer(api: Api, work: Work) -> None:
@@ -323,6 +331,16 @@ def test_a_server_that_stops_says_to_all_who_wait_that_their_jobs_go_on(api: Api
     assert status["counts"] == {"queued": 2}
 
 
+def test_head_is_answered_as_get_without_its_body(api: Api) -> None:
+    with api.http() as client:
+        for path in ("healthz", "v1/models", "jobs"):
+            found, there = client.head(path), client.get(path)
+            assert (found.status_code, found.content) == (200, b"")
+            assert found.headers["Content-Length"] == str(len(there.content))
+        client.headers.pop("Authorization")
+        assert client.head("jobs").status_code == 401
+
+
 def test_models_are_strategies_and_profiles(api: Api) -> None:
     with api.openai() as client:
         names = [model.id for model in client.models.list()]
@@ -403,6 +421,8 @@ def test_what_is_refused(api: Api) -> None:
         client.headers["Content-Type"] = "application/json"
         refused(client.post("jobs", content=b"{"), 400, "input_error")
         refused(client.post("jobs", content=b"[" * 100_000), 400, "bad_request")
+        zipped = client.post("jobs", content=gzip.compress(b"{}"))
+        assert "must be JSON in UTF-8, not compressed" in refused(zipped, 400, "bad_request")
         refused(client.post("jobs", json=[]), 422, "invalid_job")
         said = refused(client.get("jobs", params={"limit": -1}), 422, "invalid_job")
         assert "must be at least 1, not" in said

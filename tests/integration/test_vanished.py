@@ -202,11 +202,11 @@ def _unreadable(good: bytes) -> list[bytes]:
     return raw
 
 
-def _checked(urls: tuple[str, str], *words: str) -> int:
-    """The exit code of the health check of a container."""
+def _checked(urls: tuple[str, str], *words: str) -> subprocess.CompletedProcess[bytes]:
+    """The health check of a container."""
     command = [sys.executable, "-m", "marco_search.cli.main", "worker", "--check", *words]
     env = environment(settings_for(*urls))
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=60).returncode
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=60)
 
 
 def test_messages_that_cannot_be_read_are_dropped_and_cost_nothing(
@@ -229,8 +229,10 @@ def test_messages_that_cannot_be_read_are_dropped_and_cost_nothing(
             wait_until(lambda: publisher.length() == 0, "the queue is empty", PATIENCE_S)
             assert main.poll() is None
             assert publisher.workers() == [f"celery@{socket.gethostname()}"]
-            assert _checked(urls) == 0
-            assert _checked(urls, "--name", "another") == BrokerUnavailable.exit_code
+            known = _checked(urls, "--json")
+            assert known.returncode == 0 and json.loads(known.stdout)["takes_messages"]
+            unknown = _checked(urls, "--name", "another")
+            assert unknown.returncode == BrokerUnavailable.exit_code
     output = log.read_text()
     assert "dropped a message that can't be read" in output
     assert "\x1b" not in output

@@ -158,6 +158,8 @@ def test_ctrl_c_exits_with_130_and_no_traceback(
     raising(error)
     assert main(["boom"]) == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
+    assert main(["boom", "--json"]) == 130
+    assert json.loads(capsys.readouterr().err)["error"]["exit_code"] == 130
 
 
 @pytest.mark.parametrize(
