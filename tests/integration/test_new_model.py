@@ -16,13 +16,14 @@ from marco_search.cli.main import main
 from marco_search.errors import RuntimeUnavailable
 from marco_search.settings import Settings
 from marco_search.store.db import Database
-from marco_search.store.queue import scheduling
+from marco_search.store.queue import leases, scheduling
 from marco_search.store.queue.states import JobState
 from marco_search.store.reads import queries
 from marco_search.store.reads.queries import JobStatus
 from marco_search.store.seal.verification import verify_all
 from producer import Producer
 from tests.integration.toys import (
+    WORKER,
     FineTuned,
     Interrupted,
     alone,
@@ -132,7 +133,8 @@ def test_others_of_its_model_are_published_when_a_worker_has_it_again(
         newer.run_next()
     with database.transaction() as conn:
         assert [m.jobs for m in queries.missing_models(conn)] == [3]
-        assert len(scheduling.order(conn, scheduling.key("toy-marco-o1", "0"))) == 0
+        begun_on = scheduling.key("toy-marco-o1", "0")
+        assert leases.claim_next(conn, WORKER, lease_s=60, begun_on=begun_on) is None
     runner(settings, database, ToyRuntime()).run_next()
     assert tick(database_url, redis_url) == 2
     with database.transaction() as conn:

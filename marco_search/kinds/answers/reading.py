@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from marco_search.kinds.answers import WORDS, alternatives
@@ -110,6 +111,7 @@ _MAX_CHARS = 8_000
 _MAX_READINGS = 4
 
 
+@lru_cache(64)  # a search's result reads once more what its rollouts said, often the same
 def read_answer(output: str) -> ExtractedAnswer | None:
     """The answer in an Output part, by the rules above."""
     found = _read(output)

@@ -49,11 +49,17 @@ _ORDER = f"""
 """  # noqa: S608  # constants, here and below
 
 FIRST = f"""id = (
-    SELECT id FROM jobs
-    WHERE {_CLAIMABLE} AND tenant = %(tenant)s AND begun_on = %(begun_on)s AND run_after <= now()
-    ORDER BY turn_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+    SELECT due.id FROM ({_ORDER}) AS queue CROSS JOIN LATERAL (
+        SELECT id FROM jobs
+        WHERE {_CLAIMABLE} AND tenant = queue.tenant AND begun_on = queue.begun_on
+            AND run_after <= now()
+        ORDER BY turn_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS due LIMIT 1
 )"""  # noqa: S608
-"""Condition on `jobs`: the first due job of such a queue that no other worker is claiming."""
+"""Condition on `jobs`: the next one that no other worker is claiming, in the queues %(begun_on)s.
+
+Queue by queue in their order: a join with LATERAL and LIMIT is a nested loop.
+"""
 
 NOT_BEGUN = ""
 """The queue of the jobs that any model may begin."""
@@ -62,14 +68,6 @@ NOT_BEGUN = ""
 def key(model: str, revision: str) -> str:
     """The queue of the jobs that were begun on this model."""
     return f"{model} {revision}"
-
-
-def order(conn: Conn, begun_on: str) -> list[tuple[str, str]]:
-    """(tenant, queue) of each tenant that is not paused and has a job due for a worker with the
-    model `begun_on` (see `key`), the next one first.
-    """
-    queues = list({NOT_BEGUN, begun_on})
-    return [(tenant, queue) for tenant, queue in conn.execute(_ORDER, {"begun_on": queues})]
 
 
 def park(conn: Conn, begun_on: str) -> None:

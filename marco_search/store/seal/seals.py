@@ -10,7 +10,7 @@ that may connect; this one takes the right to change the table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -38,6 +38,7 @@ _LOCK = (
 _LONGEST_MS = 5000
 _A_LINK_MS, _ROWS_A_MS = 5, 100  # more than it takes on a busy machine
 _AT_ONCE = 200  # jobs whose rows are held in memory together
+_COLUMNS = tuple(field.name for field in fields(Link))
 _LAST_SEQ = 2**62  # what is beyond is no bigint
 
 NEAREST = "greatest(least({}, '9999-12-31Z'), '0001-01-01Z')"
@@ -108,7 +109,8 @@ def append(
     for kind, job_id, root in entries:
         last = follow(last, kind=kind, job_id=job_id, root=root, at=now, format=NEWEST)
         links.append(last)
-    query, given = insertion("chain", *asdict(last)), [asdict(link) for link in links]
+    query = insertion("chain", *_COLUMNS)
+    given = [{name: getattr(link, name) for name in _COLUMNS} for link in links]
     if proofs:  # in one statement
         query = b"WITH linked AS (%b) %b" % (query, insertion("proofs", "seq", *proofs[0]))
         given = [link | proof for link, proof in zip(given, proofs, strict=True)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from psycopg import Copy
 from psycopg.rows import kwargs_row
 from psycopg.sql import SQL, Identifier
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json, Jsonb
 
 from marco_search import schema as tables
 from marco_search.errors import SearchError
@@ -23,6 +23,29 @@ from marco_search.store.trail import packing
 
 R = TypeVar("R", Node, Rollout)
 _SUMS = ("generated_tokens", "prompt_tokens", "cached_tokens")
+_NAMES = ", ".join(packing.ROLLOUT_COLUMNS)
+_TYPED = ", ".join(f"{name} {kind}" for name, kind in packing.ROLLOUT_COLUMNS.items())
+# Locks the job's row: until this transaction ends, nobody else can claim it.
+_ROUND = f"""
+    WITH changed AS (
+        UPDATE jobs SET rounds = %(round)s, seconds = %(seconds)s, nodes = nodes + %(nodes)s,
+            rollouts = rollouts + %(rollouts)s,
+            generated_tokens = generated_tokens + %(generated_tokens)s,
+            prompt_tokens = prompt_tokens + %(prompt_tokens)s,
+            cached_tokens = cached_tokens + %(cached_tokens)s,
+            lease_expires_at = now() + make_interval(secs => %(lease_s)s)
+        WHERE id = %(job_id)s AND lease_generation = %(generation)s AND state = 'running'
+            AND rounds = %(round)s - 1
+        RETURNING cancel_requested_at
+    ), logged AS (
+        INSERT INTO audit_log (job_id, generation, event, detail)
+        SELECT %(job_id)s, %(generation)s, 'round', %(detail)s FROM changed
+    ), written AS (
+        INSERT INTO rollouts ({_NAMES})
+        SELECT {_NAMES} FROM json_to_recordset(%(written)s) AS rollout ({_TYPED}), changed
+    )
+    SELECT cancel_requested_at IS NOT NULL, row_security_active('nodes') FROM changed
+""".encode()  # noqa: S608  # constants
 
 
 def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
@@ -32,43 +55,16 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
     """
     totals = {"nodes": len(kept.nodes), "rollouts": len(kept.rollouts)}
     totals |= {name: sum(getattr(r, name) for r in kept.rollouts) for name in _SUMS}
-    attempt = {"job_id": lease.job_id, "generation": lease.generation}
-    detail = Jsonb({"round": kept.number} | totals)
-    # Locks the row: until this transaction ends, nobody else can claim the job.
-    row = conn.execute(
-        """
-        WITH changed AS (
-            UPDATE jobs SET rounds = %(round)s, seconds = %(seconds)s, nodes = nodes + %(nodes)s,
-                rollouts = rollouts + %(rollouts)s,
-                generated_tokens = generated_tokens + %(generated_tokens)s,
-                prompt_tokens = prompt_tokens + %(prompt_tokens)s,
-                cached_tokens = cached_tokens + %(cached_tokens)s,
-                lease_expires_at = now() + make_interval(secs => %(lease_s)s)
-            WHERE id = %(job_id)s AND lease_generation = %(generation)s AND state = 'running'
-                AND rounds = %(round)s - 1
-            RETURNING cancel_requested_at
-        ), logged AS (
-            INSERT INTO audit_log (job_id, generation, event, detail)
-            SELECT %(job_id)s, %(generation)s, 'round', %(detail)s FROM changed
-        )
-        SELECT cancel_requested_at IS NOT NULL, row_security_active('nodes') FROM changed
-        """,
-        attempt
-        | totals
-        | {"round": kept.number, "seconds": seconds, "lease_s": lease.seconds, "detail": detail},
-    ).fetchone()
+    attempt: dict[str, Any] = {"job_id": lease.job_id, "generation": lease.generation}
+    known = {"job_id": str(lease.job_id), "generation": lease.generation}
+    names = [name for name in packing.ROLLOUT_COLUMNS if name not in known]
+    rollouts = [known | {name: getattr(r, name) for name in names} for r in kept.rollouts]
+    given = attempt | totals | {"round": kept.number, "seconds": seconds}
+    given |= {"lease_s": lease.seconds, "detail": Jsonb({"round": kept.number} | totals)}
+    row = conn.execute(_ROUND, given | {"written": Json(rollouts)}).fetchone()
     if row is None:
         return _kept_already(conn, lease, kept.number)
-    staged = bool(row[1])
-    copy_nodes(conn, lease, kept.nodes, staged=staged)
-    with _copy(conn, "rollouts", packing.ROLLOUT_COLUMNS, staged=staged) as copy:
-        copy.set_types(list(packing.ROLLOUT_COLUMNS.values()))
-        for rollout in kept.rollouts:
-            # psycopg knows arrays as lists.
-            scores = None if rollout.scores is None else list(rollout.scores)
-            known = attempt | {"path": list(rollout.path), "scores": scores}
-            names = packing.ROLLOUT_COLUMNS
-            copy.write_row([known[k] if k in known else getattr(rollout, k) for k in names])
+    copy_nodes(conn, lease, kept.nodes, staged=bool(row[1]))
     return bool(row[0])
 
 
