@@ -61,7 +61,8 @@ class Process:
     @cached_property
     def database(self) -> Database:
         """One connection for the search, one for its heartbeat."""
-        return Database(database_url(self.settings), application="marco worker", connections=2)
+        url = database_url(self.settings)
+        return Database(url, application="marco worker", connections=2, planned_once=True)
 
     @cached_property
     def publisher(self) -> Publisher:

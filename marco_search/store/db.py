@@ -57,6 +57,8 @@ _SETTINGS = {
     "search_path": "public, audit",
 }
 _READ_ONLY = {"default_transaction_read_only": "on"}
+# Along the indexes, however few rows there are then: the same plan must do when there are many.
+_PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "jit": "off"}
 # A transaction that stood still for too long, because this process did. The same may well
 # succeed on another connection.
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
@@ -106,11 +108,18 @@ class Database:
     """A pool of connections to one database. A forked process opens its own."""
 
     def __init__(
-        self, url: str, *, application: str, connections: int = 4, read_only: bool = False
+        self,
+        url: str,
+        *,
+        application: str,
+        connections: int = 4,
+        read_only: bool = False,
+        planned_once: bool = False,
     ) -> None:
         """`url` as `locations.database_url` gives it; pg_stat_activity shows `application`.
 
-        `read_only`: every transaction is, whatever is run in it.
+        `read_only`: every transaction is, whatever is run in it. `planned_once`: each statement
+        is planned once a session, for workers, whose statements take longer to plan than to run.
         Raises InvalidSettings if `url` is no Postgres URL.
         """
         self._conninfo = postgres.conninfo(url, application, writes=not read_only)
@@ -118,6 +127,7 @@ class Database:
         self._connections = connections
         self._read_only = read_only
         self._settings = _SETTINGS | (_READ_ONLY if read_only else {})
+        self._settings |= _PLANNED_ONCE if planned_once else {}
         self._pool: ConnectionPool[_Connection] | None = None
         self._views_only = False
         self.start_over()

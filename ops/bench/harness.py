@@ -35,8 +35,9 @@ class Services:
     urls: ServiceUrls
 
     def database(self) -> Database:
-        """Connections to Postgres; close it."""
-        return Database(self.urls.database_url, application="marco bench", connections=2)
+        """Connections to Postgres, as a worker's; close it."""
+        url = self.urls.database_url
+        return Database(url, application="marco bench", connections=2, planned_once=True)
 
 
 @contextlib.contextmanager

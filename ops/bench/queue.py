@@ -410,7 +410,9 @@ def fleet(workers: int, job_s: float) -> Figures:
     with harness.scratch_services() as services, contextlib.ExitStack() as stack:
         url = services.urls.database_url
         database = stack.enter_context(
-            contextlib.closing(Database(url, application="marco fleet", connections=POOL))
+            contextlib.closing(
+                Database(url, application="marco fleet", connections=POOL, planned_once=True)
+            )
         )
         for _ in range(3):
             _insert(database, [work[i % SEARCHES] for i in range(workers)])

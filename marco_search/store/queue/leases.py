@@ -103,12 +103,6 @@ _ENDING = SQL("""id = coalesce(
     (SELECT id FROM jobs WHERE cancel_requested_at IS NOT NULL AND state = 'queued'
         AND rounds > 0 AND id <> ALL (%(apart)s) LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 )""")
-# Planned once a session: planning takes longer than claiming. And along the indexes, however few
-# jobs there are then: the same plan must do when there are many.
-_PLANS = (
-    "SELECT set_config('plan_cache_mode', 'force_generic_plan', true),"
-    " set_config('enable_seqscan', 'off', true)"
-)
 _TRIES = 2  # a row that another transaction holds for a moment is passed over
 
 
@@ -119,7 +113,6 @@ def claim_next(
 
     None if none is due.
     """
-    conn.execute(_PLANS)
     queues = list({scheduling.NOT_BEGUN, begun_on})
     for _ in range(_TRIES):
         found = _claim(conn, _NEXT, worker, lease_s, {"begun_on": queues})
