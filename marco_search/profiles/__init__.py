@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -237,7 +237,7 @@ def _made(data: dict[str, Any]) -> Profile:
 def read(file: Path) -> Profile:
     """The profile in a file. Raises InvalidProfile."""
     try:
-        return _read(file, file.stat().st_mtime_ns)
+        return _read(file, 0 if file in _shipped() else file.stat().st_mtime_ns)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidProfile(f"{file}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -249,11 +249,15 @@ def _read(file: Path, _: int) -> Profile:
 
 def files(folder: Path | None = None) -> dict[str, Path]:
     """Name to file of the profiles that ship and of those in `folder`, which go first."""
-    found: dict[str, Path] = {}
-    for place in (folder, SHIPPED):
-        for file in sorted(place.glob("*.toml")) if place else ():
-            found.setdefault(file.stem, file)
+    found = {file.stem: file for file in sorted(folder.glob("*.toml"))} if folder else {}
+    for file in _shipped():
+        found.setdefault(file.stem, file)
     return found
+
+
+@cache
+def _shipped() -> tuple[Path, ...]:
+    return tuple(sorted(SHIPPED.glob("*.toml")))  # with each job it would be looked up again
 
 
 def is_path(name: str) -> bool:
