@@ -2,11 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import replace
-from threading import Event, Thread
-from typing import NamedTuple, Self, TypeVar
+from functools import partial
+from threading import Lock, Thread
+from typing import NamedTuple, TypeVar
 
 from marco_search import logs, metrics
 from marco_search.engine import Journal
@@ -25,7 +27,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """A cancel, a pause, a deadline or a lost lease is noticed within this time."""
-_TICK_S = 0.2  # a shutdown of this worker, which needs no query
+PULSE_S = 0.2
+"""A shutdown of this worker, which needs no query, is."""
 
 T = TypeVar("T")
 Read = Callable[[Conn, Lease], JobSignals]
@@ -39,14 +42,58 @@ class _Unstored(NamedTuple):
     seconds: float
 
 
+class Pulse:
+    """A thread that does something every `every_s` seconds for one job after the other.
+
+    One for all of them: to start a thread takes longer than many a statement. It ends when no job
+    has come for `idle_s`.
+    """
+
+    def __init__(self, every_s: float, idle_s: float = 5.0) -> None:
+        self._every_s = every_s
+        self._idle_s = idle_s
+        self._lock = Lock()  # held while `_beat` runs
+        self._beat: Callable[[], None] | None = None
+        self._runs = False
+
+    @contextmanager
+    def of(self, beat: Callable[[], None]) -> Iterator[None]:
+        """Have `beat` called inside the block, in its context, and never after it."""
+        with self._lock:
+            if not self._runs:
+                Thread(target=self._run, name="marco-pulse", daemon=True).start()
+            self._runs = True
+            self._beat = partial(copy_context().run, beat)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._beat = None
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while True:
+            time.sleep(self._every_s)
+            with self._lock:
+                if self._beat is not None:
+                    last = time.monotonic()
+                    try:
+                        self._beat()
+                    except Exception:
+                        log.exception("a heartbeat failed")
+                elif time.monotonic() - last > self._idle_s:
+                    self._runs = False
+                    return
+
+
 class LeasedJournal(Journal):
-    """Inside its `with` block a thread extends the lease every `every_s`, and polls for signals.
+    """Its `beat`, to be called often meanwhile, extends the lease `every_s` and polls for signals.
 
     `model` is its name and revision; `begun`: rounds are stored already; `seconds` is the time
     that earlier attempts searched; `known_tokens` has the texts of tokens that this process need
     not write again; `retry_s` is the pause between tries while Postgres is unavailable. `on_abort`
-    is called from the thread, at every tick, once what is in flight has become useless: the job
-    was cancelled or has expired, the lease is lost, or the worker's time to shut down is over.
+    is called at every beat once what is in flight has become useless: the job was cancelled or has
+    expired, the lease is lost, or the worker's time to shut down is over.
     """
 
     def __init__(
@@ -82,10 +129,9 @@ class LeasedJournal(Journal):
         self._written: _Unstored | None = None  # in the transaction that is open
         self._lost = False
         self._failing = False
-        self._stop = Event()
-        self._thread = Thread(
-            target=copy_context().run, args=[self._beat], name=f"lease-{lease.job_id}", daemon=True
-        )
+        self._poll_s = min(POLL_S, every_s)
+        self._poll_at = self._began + self._poll_s
+        self._extend_at = self._began + every_s
 
     # -- engine.Journal -------------------------------------------------------------------
 
@@ -187,24 +233,21 @@ class LeasedJournal(Journal):
         useless = self._lost or self.signals.cancelled or self.signals.expired
         return useless or self._shutdown.seconds_left == 0.0
 
-    def _beat(self) -> None:
-        poll_s = min(POLL_S, self._every_s)
-        extend_at = time.monotonic() + self._every_s
-        poll_at = time.monotonic() + poll_s
-        while not self._stop.wait(min(_TICK_S, self._every_s)):
-            watchdog.progress()
-            if time.monotonic() >= poll_at and not self._lost:
-                extends = time.monotonic() >= extend_at
-                # An extension that failed is tried again at the next poll.
-                if self._read(self._extend if extends else self._poll) and extends:
-                    extend_at = time.monotonic() + self._every_s
-                poll_at = time.monotonic() + poll_s
-            if self._should_abort():
-                # At every tick: a round may just have been about to begin.
-                try:
-                    self._on_abort()
-                except Exception:
-                    log.exception("job %s: aborting its round failed", self.lease.job_id)
+    def beat(self) -> None:
+        """Keep the lease, and see whether the search should end. Raises nothing."""
+        watchdog.progress()
+        if time.monotonic() >= self._poll_at and not self._lost:
+            extends = time.monotonic() >= self._extend_at
+            # An extension that failed is tried again at the next poll.
+            if self._read(self._extend if extends else self._poll) and extends:
+                self._extend_at = time.monotonic() + self._every_s
+            self._poll_at = time.monotonic() + self._poll_s
+        if self._should_abort():
+            # At every beat: a round may just have been about to begin.
+            try:
+                self._on_abort()
+            except Exception:
+                log.exception("job %s: aborting its round failed", self.lease.job_id)
 
     def _read(self, read: Read) -> bool:
         """Read the job's signals; False if Postgres does not answer."""
@@ -223,14 +266,6 @@ class LeasedJournal(Journal):
             return False
         self._failing = False
         return True
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def _count(kept: Round) -> None:

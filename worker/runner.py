@@ -36,7 +36,7 @@ from marco_search.store.queue import leases, scheduling
 from marco_search.store.queue.leases import Claim, Worker
 from marco_search.store.trail.vocabulary import KnownTokens
 from worker import finish
-from worker.journal import LeasedJournal
+from worker.journal import PULSE_S, LeasedJournal, Pulse
 from worker.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Runner:
         self._open_failures = 0  # in a row
         self._open_at = 0.0  # on time.monotonic(): not tried before
         self._known_tokens = KnownTokens()
+        self._pulse = Pulse(min(PULSE_S, settings.heartbeat_s))
 
     def run_next(self) -> None:
         """Claim the job that is next, and run it. Does nothing if none is due.
@@ -225,7 +226,7 @@ class Runner:
         )
         with ExitStack() as beating:
             try:
-                beating.enter_context(journal)  # there may be no more threads
+                beating.enter_context(self._pulse.of(journal.beat))  # there may be no more threads
                 finished = engine.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
                     self._require_round(claim, journal, finished)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import pytest
 from marco_search.errors import LeaseLost
 from marco_search.search.budgets import StopReason
 from marco_search.store.queue.leases import JobSignals, Lease
-from worker.journal import LeasedJournal
+from worker.journal import LeasedJournal, Pulse
 
 
 class NoDatabase:
@@ -40,7 +41,7 @@ def test_what_is_in_flight_is_aborted(lost: bool) -> None:
         extend=beat,
         poll=beat,
     )
-    with journal:
+    with Pulse(0.01).of(journal.beat):
         for _ in range(3):  # again at every beat
             assert aborted.acquire(timeout=30)
         if lost:
@@ -76,6 +77,33 @@ def test_no_error_ends_the_heartbeat() -> None:
         extend=beat,
         poll=beat,
     )
-    with journal:
+    with Pulse(0.01).of(journal.beat):
         for _ in range(3):
             assert ended.acquire(timeout=30)
+
+
+def test_one_thread_beats_for_the_jobs_of_a_process_and_for_none_that_has_ended() -> None:
+    pulse, beats, threads = Pulse(0.001), threading.Semaphore(0), set()
+    over: list[int] = []
+    late: list[int] = []
+
+    def beat(number: int) -> None:
+        late.extend({number} & {*over})
+        threads.add(threading.get_ident())
+        beats.release()
+
+    for number in range(20):
+        with pulse.of(partial(beat, number)):
+            assert beats.acquire(timeout=30)
+        over.append(number)
+    assert (len(threads), late) == (1, [])
+
+
+def test_the_thread_ends_without_a_job_and_is_started_again() -> None:
+    pulse, beats = Pulse(0.001, idle_s=0.0), threading.Semaphore(0)
+    threads = []
+    for _ in range(2):
+        with pulse.of(lambda: threads.append(threading.current_thread()) or beats.release()):
+            assert beats.acquire(timeout=30)
+        threads[-1].join(30)
+        assert not threads[-1].is_alive()
