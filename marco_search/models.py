@@ -97,8 +97,9 @@ def use(settings: Settings, name: str) -> Path:
     """Make an installed model the default. Raises ModelRefused for any other name."""
     path = installed(settings).get(name)
     if path is None:
-        known = ", ".join(installed(settings))
-        raise ModelRefused(f"no model {name} is installed; there are {known}")
+        known = f"installed: {', '.join(installed(settings))}"
+        advice = f"`marco model get {name}` installs it" if name in CATALOGUE else known
+        raise ModelRefused(f"no model {name} is installed; {advice}")
     with _locked(settings) as models:
         scratch = models / ".default"
         scratch.write_text(name + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ DRAWN = 40  # nodes in the terminal
 LATEST = 20
 AT_ONCE = 500  # results held in memory
 NONE_LEFT = "No job is queued or running."
+NONE_ENDED = "No results: none of these jobs has ended."
 _SOON = {
     "running": "stops within two seconds",
     "queued": "ends within two seconds, with the answers of its rounds",
@@ -35,7 +36,7 @@ _TERMS = {"priority", *_DEADLINES}
 
 timeout_option = click.option(
     "--timeout", type=options.Finite(min=0), metavar="S",
-    help="Give up after S seconds (exit code 6); the jobs go on.",
+    help="Give up after S seconds (exit code 6); the jobs continue.",
 )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def show(
 ) -> None:  # fmt: skip
     """Show JOB: its ranked answers, the cost of the search, and its tree.
 
-    In the tree each node has its visit count and its value, the mean confidence of the
+    In the tree each node has its visit count and its value, the mean reward of the
     rollouts through it; * marks the path to the best answer.
 
     \b
@@ -331,7 +332,8 @@ def results(
                 output.print_json(list(found))
             else:
                 lines = [line for line in queries.statuses(conn, ids) if line.final]
-                output.show(jobs_table(lines, width=output.terminal_width()))
+                table = jobs_table(lines, width=output.terminal_width())
+                output.show(table if lines else NONE_ENDED)
 
 
 def _results(conn: Conn, ids: Sequence[UUID]) -> Iterator[JobResult]:

@@ -61,6 +61,8 @@ def test_terms_pauses_and_dead_letters(
     assert status["paused_at"]
     assert main(["status", one]) == 0
     assert "paused" in capsys.readouterr().out
+    assert main(["results", one]) == 0
+    assert capsys.readouterr().out == "No results: none of these jobs has ended.\n"
     marco("resume", one)
     assert marco("status", one)["jobs"][0]["paused_at"] is None
     for whom in (["--tenant", "default"], ["--all"]):

@@ -89,6 +89,10 @@ def test_names_that_are_not_installed(settings: Settings) -> None:
     for call in (models.use, models.remove):
         with pytest.raises(ModelRefused, match="smollm2"):
             call(settings, "smollm2")
+    with pytest.raises(ModelRefused, match="`marco model get smollm2` installs it"):
+        models.use(settings, "smollm2")
+    with pytest.raises(ModelRefused, match="no model gpt-2 is installed; installed: pocket"):
+        models.use(settings, "gpt-2")
     with pytest.raises(ModelRefused, match="pocket"):
         models.remove(settings, "pocket")
     models.get(settings, "smollm2")
