@@ -59,7 +59,7 @@ JOBS = Metric(
 )  # fmt: skip
 OLDEST = Metric(
     _P, "gauge", "marco_oldest_due_job_age_seconds",
-    "How long the oldest job has been due that any worker may claim; 0: none is", ("tenant",),
+    "How long the oldest job that any worker may claim has been due; 0: none", ("tenant",),
 )  # fmt: skip
 MISSING_MODEL = Metric(
     _P, "gauge", "marco_jobs_waiting_for_model",
@@ -71,11 +71,11 @@ ENDED = Metric(
 )  # fmt: skip
 RETRIES = Metric(
     _P, "counter", "marco_job_retries_total",
-    "Attempts that an error ended which may pass, of the jobs that ended", ("tenant",),
+    "Attempts that ended with a transient error, of the jobs that ended", ("tenant",),
 )  # fmt: skip
 LOSSES = Metric(
     _P, "counter", "marco_job_losses_total",
-    "Attempts that the loss of a worker ended, of the jobs that ended", ("tenant",),
+    "Attempts that ended with the loss of their worker, of the jobs that ended", ("tenant",),
 )  # fmt: skip
 WORKERS = Metric(_P, "gauge", "marco_workers", "Workers that announced themselves in Redis lately")
 LINKS = Metric(_P, "counter", "marco_chain_links_total", "Links of the audit chain")
@@ -83,26 +83,28 @@ SEALING = Metric(
     _P, "gauge", "marco_seal_waiting", "Transactions that end jobs and wait for the chain's lock"
 )
 SEAL_LAG = Metric(
-    _P, "gauge", "marco_seal_lag_seconds", "How long the first of them has waited; 0: none does"
+    _P, "gauge", "marco_seal_lag_seconds", "How long the first of them has waited; 0: none"
 )
 UNDELIVERED = Metric(
     _P,
     "gauge",
     "marco_webhook_deliveries_pending",
-    "Deliveries to webhooks that did not arrive yet",
+    "Deliveries to webhooks that have not arrived yet",
 )
 UNDELIVERED_AGE = Metric(
-    _P, "gauge", "marco_webhook_oldest_pending_age_seconds", "Age of the oldest of them; 0: none is"
+    _P, "gauge", "marco_webhook_oldest_pending_age_seconds", "Age of the oldest of them; 0: none"
 )
 TRAIL = Metric(
     _P, "gauge", "marco_trail_bytes", "Size of a table with its indexes, on disk", ("table",)
 )
-READ = Metric(
-    _P, "gauge", "marco_exporter_read_seconds", "Time that it took to read all of the above"
-)
+READ = Metric(_P, "gauge", "marco_exporter_read_seconds", "Time taken to read all of the above")
 
 WAIT = Metric(
-    _W, "histogram", "marco_job_wait_seconds", "From when a job was due to its claim", buckets=_SLOW
+    _W,
+    "histogram",
+    "marco_job_wait_seconds",
+    "Time from when a job was due to its claim",
+    buckets=_SLOW,
 )
 CLAIM = Metric(
     _W,
@@ -154,7 +156,10 @@ BRANCH = Metric(
     buckets=_SLOW,
 )  # fmt: skip
 IN_FLIGHT = Metric(
-    _W, "gauge", "marco_branches_in_flight", "Branches that the runtime was asked for"
+    _W,
+    "gauge",
+    "marco_branches_in_flight",
+    "Branches requested from the runtime and not answered yet",
 )
 
 RECLAIMED = Metric(

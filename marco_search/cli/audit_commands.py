@@ -248,7 +248,7 @@ def redact(
     jobs: tuple[str, ...], entries: options.Pairs, custom_id: str | None, batch: UUID | None,
     reason: str | None, months: Path | None, yes: bool,
 ) -> None:  # fmt: skip
-    """Permanently replace every text of JOBs that have ended by salted hashes.
+    """Permanently replace every text of JOBs that have ended with salted hashes.
 
     Question, system prompt, metadata, answers, thoughts, tokens and error messages go; numbers,
     times and the shape of the tree stay and still verify. It needs a login of the role
@@ -342,7 +342,7 @@ def export(
 
     Files are written atomically, with constant memory. All tables are of one snapshot. With --otlp,
     or as otlp-json, each job is a trace: job, attempts, rounds, branches, with tokens, texts and
-    confidences, as Phoenix and Langfuse show them.
+    confidences, as Phoenix shows them.
 
     \b
     marco export out --format parquet --since 2026-11-01

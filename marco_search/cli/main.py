@@ -43,17 +43,17 @@ COMMANDS = {
     "pause": ("queue_commands", "Pause jobs: some, a tenant's, or all."),
     "resume": ("queue_commands", "Resume paused jobs."),
     "batch": ("batch_command", "Files of requests as batches: submit, status, watch, results."),
-    "webhooks": ("http_commands", "Tell addresses of ends of jobs: add, list, test, resend."),
+    "webhooks": ("http_commands", "Notify a URL when jobs and batches end: add, list, test."),
     "dead": ("queue_commands", "Dead and failed jobs: list, show, requeue."),
     "requeue": ("queue_commands", "Restart jobs whose model no worker has any more."),
     "quota": ("queue_commands", "Limit how many jobs a tenant may have queued."),
     "sql": ("sql_command", "Run a read-only SQL query on the jobs and their trees."),
     "psql": ("sql_command", "Open psql on the database, or print its URL."),
     "verify": ("audit_commands", "Check that nothing stored was changed; else name the row."),
-    "anchor": ("audit_commands", "Print the head of the chain of hashes, signed, to keep."),
+    "anchor": ("audit_commands", "Print the head of the chain of hashes, to keep elsewhere."),
     "export": ("audit_commands", "Write jobs, trees and tokens to files, or send traces."),
     "dataset": ("dataset_commands", "Data sets for training: from traces, filter, mix, trace."),
-    "redact": ("audit_commands", "Replace the texts of jobs by salted hashes, for good."),
+    "redact": ("audit_commands", "Permanently replace the texts of jobs with salted hashes."),
     "archive": ("audit_commands", "Move months of trees to Parquet files with their proofs."),
     "model": ("model_commands", "Models for the embedded engine: list, get, use, remove."),
     "eval": ("evaluation_commands", "Run a set of problems and report accuracy and cost."),
@@ -85,10 +85,10 @@ Exit codes:
   3    no such job
   4    Postgres, Redis or a download fails, or the database has another schema
   5    the model or its server failed
-  6    waited long enough: the jobs go on
+  6    a wait timed out: the jobs continue
   7    a job that was waited for did not succeed
-  8    too much is queued: submit later
-  9    verify: a stored row does not fit; replay: another tree
+  8    too much is queued: nothing was stored, submit later
+  9    verify: a stored row does not match; replay: another tree
   10   replay: another tree, but on another engine or kind of processor
   70   a bug in marco: the message says where its traceback is
   130  interrupted (Ctrl-C)"""
