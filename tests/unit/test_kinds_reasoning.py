@@ -37,7 +37,7 @@ def key(output: str) -> str | None:
         (r"\boxed{1{,}234}", "1234"), (r"\boxed{x = 5}", "5"), (r"\boxed{12\text{ cm}^2}", "12"),
         (r"\boxed{25\%}", "25"), (r"\boxed{\text{yes}}", "yes"), (r"\boxed{B}", "B"),
         (r"\boxed{1} or rather \boxed{2}", "2"), (r"\boxed{7} and then \boxed{8", "7"),
-        (r"\boxed{2\pi}", "2π"), (r"\boxed{3\sqrt{2}}", "3√(2)"), (r"\boxed{(2, -1)}", "(2,-1)"),
+        (r"\boxed{2\pi}", "2π"), (r"\boxed{3\sqrt{2}}", "3√2"), (r"\boxed{(2, -1)}", "(2,-1)"),
         # sentences
         ("这三个人的平均分是84分。", "84"), ("他们一共赢了30场比赛。", "30"),
         ("42（个）", "42"), ("Brenda needs to spay 7 cats.", "7"),
@@ -112,6 +112,14 @@ def test_is_shown_as_it_was_written(output: str, display: str) -> None:
         ("The answer is 5,600.", "5600"), ("5600", "5,600"), ("五千六百元", "5600"), ("25%", "25"),
         ("0.75", "3/4"), (r"\boxed{\frac{6}{8}}", "0.75"), ("Yes, it is.", "yes"), ("(B) 3", "(b)"),
         ("$18.00", "18"), ("The Cat.", "a cat"), ("２７６，０００", "276,000"),
+        # one way of writing roots and matrices
+        ("√2", r"\sqrt{2}"), ("sqrt(3)/2", r"\frac{\sqrt{3}}{2}"), ("2倍根号3", r"2\sqrt 3"),
+        ("√3/2", r"\frac{\sqrt3}{2}"), (r"$\frac{2\sqrt{3}}{3}$", "2√3/3"),
+        (r"\begin{pmatrix}-1\\2\end{pmatrix}", r"$\begin{bmatrix} -1 \\ 2 \\ \end{bmatrix}$"),
+        (r"The answer is \begin{pmatrix}1&2\end{pmatrix}.", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+        # headings are no answers
+        ("**Final Answer**\n\n18", "18"), ("**答案**\n18个", "18"), ("B。因为3+4=7", "B"),
+        ("### Answer\n18 apples\n\nCheck: 3 + 4 = 7", "18"), ("**Solution**\n3+4=7", "7"),
     ],
 )  # fmt: skip
 def test_equal(found: str, expected: str) -> None:
@@ -121,7 +129,9 @@ def test_equal(found: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("found", "expected"),
     [("25%", "0.25"), ("0.33", "1/3"), ("18", "-18"), ("18", "180"), ("", ""),
-     ("yes", "no"), ("18", "")],
+     ("yes", "no"), ("18", ""), ("√10/5", "√2"), ("2^10/5", "2^2"), ("2√3/3", "2√1"),
+     (r"\begin{pmatrix}-1\\2\end{pmatrix}", r"\begin{pmatrix}-1&2\end{pmatrix}"),
+     (r"2\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}")],
 )  # fmt: skip
 def test_not_equal(found: str, expected: str) -> None:
     assert not KIND.equal(found, expected)

@@ -18,14 +18,15 @@ _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _SIGNS = str.maketrans({char: sign for sign, alike in WORDS["signs"].items() for char in alike})
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_FRACTION = re.compile(r"(?:(\d)\s*)?\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]{}]*\])?\s*(?:\{([^{}]*)\}|(\d))")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _EXPONENT = re.compile(r"\^\s*\{([^{}]*)\}")
 # Pandoc's rule tells "$x$" from "$5 and $6".
 _MATHS = re.compile(r"(?<!\\)\$(?!\s)([^$\n]{1,500}?)(?<![\s\\])\$(?![0-9])")
 _NUMBER = re.compile(r"\d[\d.,]*")
-_SIMPLE = re.compile(r"\d+|[A-Za-z]|\\pi")
+_SIMPLE = re.compile(r"\d+|[A-Za-z]|\\pi|√\(\d+\)")
+_SIMPLE_TOP = re.compile(rf"\d*(?:{_SIMPLE.pattern})")
 _AT_END = re.compile(r"\s*(?:$|[$.,;=)\]}]|\\(?:right|[)\],; ]))")  # no factor follows
 _COMMANDS = {name: sign for sign, names in WORDS["latex"].items() for name in names.split()}
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
@@ -86,7 +87,7 @@ def _as_slash(match: re.Match[str]) -> str:
     sign = "-" if not before and (top[:1] == "-") != (bottom[:1] == "-") else ""
     if _NUMBER.fullmatch(top.lstrip("-")) and _NUMBER.fullmatch(bottom.lstrip("-")):
         return f"{apart}{sign}{top.lstrip('-')}/{bottom.lstrip('-')}"
-    simple = _SIMPLE.fullmatch(top) and _SIMPLE.fullmatch(bottom)
+    simple = _SIMPLE_TOP.fullmatch(top) and _SIMPLE.fullmatch(bottom)
     if simple and not before and _AT_END.match(match.string, match.end()):
         return f"{top}/{bottom}"
     return f"{apart}({top})/({bottom})"

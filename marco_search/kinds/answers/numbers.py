@@ -44,7 +44,10 @@ _DIGITS = (
     r"|[0-9]+(?:[.,'_][0-9]+)*|\.[0-9]+(?![.,]?[0-9]))"
 )
 _CURRENCY = r"(?:(?:(?:US|HK|A|C|NT)?[$€£¥₹₩₽￥]|RMB|USD|EUR)[ ]?)"
-_SIGN = r"(?:(?<![\w)\]}%])[-+]|(?:minus|negative|moins|menos|минус)[ ]|负|負)?"
+_SIGN = (
+    rf"(?:(?:(?<![\w)\]}}%])|(?<=[{WORDS['chinese']['before_a_sign']}]))[-+]"
+    r"|(?:minus|negative|moins|menos|минус)[ ]|负|負)?"
+)
 _POWER = r"(?:[ ]?[×x*·][ ]?10\^\(?|[eE])(?P<power>[-+]?[0-9]{1,4})\)?(?![0-9])"
 # 千 and 百 that begin a unit do not multiply: 2千克 is 2 kg, 5百分点 is 5 points.
 _CHINESE_UNIT = r"(?:千(?![克米瓦卡赫帕焦伏字])|[佰仟]|百(?!分)|[万亿萬億]|兆(?![赫瓦字])|打(?!折))"
@@ -61,11 +64,12 @@ _HALF = r"(?:[ ]and[ ](?P<part>an?[ ]half|one[ ]half|an?[ ]quarter|three[ ]quart
 NUMBER = (
     rf"(?<![A-Za-z_\\0-9])(?<![A-Za-z]-)(?<![0-9][.,])(?P<sign>{_SIGN})(?P<currency>{_CURRENCY})?"
     rf"(?P<sign2>{_SIGN})"
-    r"(?:(?P<bottom3>[0-9]+)分之(?P<top3>[0-9]+)"
+    r"(?:(?:(?P<whole3>[0-9]+)[ ]?又[ ]?)?(?P<bottom3>[0-9]+)分之(?P<top3>[0-9]+)"
     rf"|10\^\(?(?P<ten>[-+]?[0-9]{{1,4}})\)?(?![0-9.])"
     r"|(?:(?P<whole>[0-9]+)(?:[ ]{1,3}|[ ](?:and|&)[ ]|[ ]?又[ ]?)"
-    r"(?P<top1>[0-9]+)/(?P<bottom1>[0-9]+)(?![0-9.])"
-    rf"|(?P<top2>{_DIGITS})[ ]?/[ ]?(?P<bottom2>{_DIGITS})"
+    r"(?P<top1>[0-9]+)/(?P<bottom1>[0-9]+)(?!\.?[0-9])"
+    # 2^10/5 is not 2^2, nor √10/5 √2.
+    rf"|(?<![√^])(?<!\^[-+])(?P<top2>{_DIGITS})[ ]?/[ ]?(?P<bottom2>{_DIGITS})"
     rf"|(?P<plain>{_DIGITS}))"
     rf"(?:{_POWER}|{_CHINESE_SCALE}|{_HALF}?(?:{_SCALE})?)"
     r")(?P<unit>[ ]?(?:[%‰‱]|[€₽](?![0-9])))?"
@@ -128,10 +132,10 @@ def value_of(match: re.Match[str]) -> Fraction | None:
 
 
 def _unscaled(match: re.Match[str]) -> Fraction | None:
-    if match["whole"]:
-        top, bottom = int(match["top1"]), int(match["bottom1"])
+    if whole := match["whole"] or match["whole3"]:
+        top, bottom = int(match["top1"] or match["top3"]), int(match["bottom1"] or match["bottom3"])
         # "5 10/2" is not a mixed number.
-        return int(match["whole"]) + Fraction(top, bottom) if 0 < top < bottom else None
+        return int(whole) + Fraction(top, bottom) if 0 < top < bottom else None
     over, under = match["top2"] or match["top3"], match["bottom2"] or match["bottom3"]
     if over:
         above, below = _plain(over), _plain(under)

@@ -34,13 +34,18 @@ from marco_search.kinds.answers.terms import Term, terms
 from marco_search.kinds.base import ExtractedAnswer
 
 _BOXED = re.compile(r"\\f?boxed\s*")
+_DASH = r"(?:\s+-{1,2})+\s+(?=\W{0,3}[0-9])(?!.*\s-\s)"  # "Answer — 5" is not -5
 _MARKER = re.compile(
     r"(?:\b(?<!no )(?:answer|result|solution|option|choice)\b"
     r"(?: to [^.\n]{1,60}?\s(?:is|was|are|equals)"
-    r"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be))(?: (?:that|therefore|thus)\b)?"
+    rf"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be)|{_DASH})"
+    r"(?: (?:that|therefore|thus)\b)?"
     r"|(?:答案|结果|結果|选项|選項|答)\s*(?:就?[应應]?该?是|[选選](?![项項])|[应應]?[为為]|等[于於]|:|=)|####"
-    r"|\b(?:antwort|réponse|respuesta|ответ)\b\s*(?:ist|lautet|est|es|:)?)[\s:]*",
-    re.IGNORECASE,
+    rf"|(?:答案|结果|結果|答){_DASH}"
+    r"|^[ #*_]*(?:the |final |correct )*(?:answer|result)[ *_]*\n"
+    r"|^[ #*_]*(?:最终|正确)?答案[ *_]*\n"
+    rf"|\b(?:antwort|réponse|respuesta|ответ)\b(?:{_DASH}|\s*(?:ist|lautet|est|es|:)?))[\s:]*",
+    re.IGNORECASE | re.MULTILINE,
 )
 _LETTER = r"(?:\([A-J]\)|[A-J](?![A-Za-z]))"
 _LETTERS = re.compile(
@@ -54,7 +59,7 @@ _AFTER_ANNOUNCED = re.compile(
     re.I,
 )
 _AFTER_ANYWHERE = re.compile(
-    r"[.、,)](?=\s|$)|:(?=\s)|\s*$|\s+(?:is|are)(?: both)? (?:right|correct|the)\b"
+    r"[.、,)](?=\s|$)|。|[,;](?=因)|:(?=\s)|\s*$|\s+(?:is|are)(?: both)? (?:right|correct|the)\b"
     r"|选项|選項|[是都]?[正对對]"
 )
 _OPTION_LED = re.compile(
@@ -67,6 +72,9 @@ _FIRST_WORD = re.compile(
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
 _ROLES = {role: alternatives(phrases) for role, phrases in WORDS["roles"].items()}
+_HEADING = re.compile(
+    rf"(?:(?:the|final|correct|detailed) )*(?:最终|正确|详细)?(?:{_ROLES['headings']})\W*", re.I
+)
 _LEAD = re.compile(rf"(?:{_ROLES['approximately']}|\s)*")
 _BOUND_LED = re.compile(rf"{_ROLES['bound_leads']}|not(?= )", re.I)
 _UNIT = re.compile(
@@ -92,6 +100,9 @@ _WRITTEN = [
     for pattern, written in (
         (" {2,}", " "),
         (r"\+ ?/ ?-|\+-|正[负負]", "±"),
+        (r"(?<=[(\[{⟨]0),(?=[0-9]+[/π√^x])", ", "),
+        (r"(?:倍?根[号號]|\bsqrt|√) ?(?=[0-9])", "√"),
+        (r"(?:√|\bsqrt) ?\(([0-9]+(?:\.[0-9]+)?)\)(?! ?[\^0-9.,])", r"√\1"),
         (
             r"(^|[=:(\[{,<>≤≥≈]|\b(?:is|are|was)\b|[是为為])[ ]*([-+])[ ](?=[$€£¥]?[0-9.√π(])",
             r"\1\2",
@@ -136,9 +147,9 @@ def _read(output: str) -> ExtractedAnswer | None:
     if boxed is not None:
         return _short(boxed)
     folded = normalize_unicode(output)
-    if _MATRIX.search(folded):
-        return text_answer(output)
     markers = list(_MARKER.finditer(folded))
+    if _MATRIX.search(folded):
+        return _matrix(folded[markers[-1].end() :] if markers else output)
     if markers:
         after = folded[markers[-1].end() :]
         if after.strip(" \n*.。"):
@@ -150,7 +161,8 @@ def _whole(output: str, folded: str) -> ExtractedAnswer | None:
     word = _choice(folded)
     if word is not None:
         return word
-    bold = list(dict.fromkeys(b.strip() for b in _BOLD.findall(folded) if b.strip()[-1:] != ":"))
+    bold = [b.strip() for b in _BOLD.findall(folded) if b.strip()[-1:] != ":"]
+    bold = list(dict.fromkeys(b for b in bold if b and not _HEADING.fullmatch(b)))
     if len(bold) == 1:
         return _short(bold[0])
     text = _tidy(folded)
@@ -176,8 +188,17 @@ def _short(text: str) -> ExtractedAnswer | None:
     """The answer in a phrase that holds nothing else: a box, a bold phrase."""
     phrase = _tidy(normalize_unicode(text))
     if _MATRIX.search(text):
-        return text_answer(text)
+        return _matrix(text)
     return _choice(phrase, announced=True) or _number_alone(phrase, named=True) or text_answer(text)
+
+
+def _matrix(text: str) -> ExtractedAnswer | None:
+    """Matrices, written with one way of spacing; round and square brackets are alike."""
+    spaced = re.sub(r"(?:\s*\\\\)+\s*(?=\\end)", " ", text.replace("$", " "))
+    spaced = re.sub(r"\s*\\\\\s*", "; ", re.sub(r"\s*&\s*", " & ", spaced))
+    spaced = re.sub(r"\s*\\?(begin|end) ?\{[pbB]?(\w+)\}\s*", r" \1 {\2} ", spaced)
+    found = text_answer(spaced)
+    return found and ExtractedAnswer(found.key, text.strip())
 
 
 def _choice(text: str, *, announced: bool = False) -> ExtractedAnswer | None:

@@ -94,9 +94,13 @@ _TOUCHING_UNIT = re.compile(
     rf"|小时|分钟|千米|厘米|千克|公斤|(?![{_NO_UNIT}]){_HAN})"
 )
 _PAIR = re.compile(r"[-+]?(?:0|[0-9]+\.[0-9]{3}),[0-9]+")
+_LIKE_A_NUMBER = re.compile(
+    r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|(?<=[^0-9.,]0),(?=[0-9]+(?![0-9]*[,)\]}⟩]))"
+)
 _FACTORS = frozenset("xyznijabB")  # 7B may be billions or a variable: no plain 7
 _COUNTED = ("number", "date", "clock", "symbol")
 _SIGNS = ("-", "+", "±")
+_BEFORE_A_SIGN = ("", *WORDS["chinese"]["before_a_sign"])
 _SAME = {word: sign for sign, words in WORDS["same"].items() for word in words}
 _MINUTES = {word: minute for minute, word in WORDS["dates"]["minutes"].items()}
 _LIST_BEFORE = re.compile(r"(?:^|[=:是为為]|\b(?:is|are|was|were|be))\s*$")
@@ -414,7 +418,7 @@ class _Reader:
             return False
         start = self.tokens[at].start
         before = self.text[max(0, start - 2) : start].rstrip(" ")[-1:]
-        return not before or not (before.isalnum() or before in ")]}%")
+        return before in _BEFORE_A_SIGN or not (before.isalnum() or before in ")]}%")
 
 
 def _written(tokens: Sequence[Token]) -> str:
@@ -426,5 +430,5 @@ def _written(tokens: Sequence[Token]) -> str:
         key = token.key.casefold() if token.kind == "var" else _SAME.get(token.key, token.key)
         apart = out[-1:].isalnum() and key[0].isalnum() and token.kind not in ("var", "symbol")
         out += f" {key} " if token.kind in ("sep", "range") and key.isalpha() else apart * " " + key
-    # (2, 300) is not (2,300).
-    return re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", ", ", " ".join(out.split()))
+    # (2, 300) is not (2,300), (0, 2π) not (0,2π).
+    return _LIKE_A_NUMBER.sub(", ", " ".join(out.split()))
