@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Message
 
 from marco_search.api.access import Caller, Cancels, Reads, Submits, needs
-from marco_search.api.chat_completions import IdempotencyKey
+from marco_search.api.chat_completions import IdempotencyKey, JsonRoute
 from marco_search.api.responses import batch_uuid, page, results_id, unix, uploaded_id
 from marco_search.errors import (
     Backpressure,
@@ -45,7 +45,7 @@ from marco_search.store.uploaded_files import UploadedFile
 from producer.uploads import lines_of
 
 log = logging.getLogger(__name__)
-router = APIRouter(prefix="/v1", tags=["files and batches"])
+router = APIRouter(prefix="/v1", tags=["files and batches"], route_class=JsonRoute)
 
 FILE_LIMIT: Final = 200 * 2**20
 """Bytes of a file, as OpenAI has it."""

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from marco_search.api.access import Caller, Cancels, Reads, Submits
-from marco_search.api.chat_completions import KEEP_ALIVE, IdempotencyKey, changes
+from marco_search.api.chat_completions import KEEP_ALIVE, IdempotencyKey, JsonRoute, changes
 from marco_search.api.responses import batch_uuid, error_body, page
 from marco_search.errors import InvalidJob, JobNotFound, MarcoError, WaitTimeout
 from marco_search.jobs import JobResult
@@ -21,7 +21,7 @@ from marco_search.store.reads import job_record, queries
 from marco_search.store.reads.queries import JobFilter, JobStatus
 from producer.handles import job_uuid
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 _EXAMPLE = {"kind": "reasoning", "question": "What is 17 x 23?", "options": {"strategy": "tree"}}
 
 

@@ -423,6 +423,9 @@ def test_what_is_refused(api: Api) -> None:
         refused(client.post("jobs", content=b"[" * 100_000), 400, "bad_request")
         zipped = client.post("jobs", content=gzip.compress(b"{}"))
         assert "must be JSON in UTF-8, not compressed" in refused(zipped, 400, "bad_request")
+        for path in ("jobs", "v1/chat/completions", "v1/batches"):
+            twice = client.post(path, content=b'{"question": "1?", "question": "2?"}')
+            assert refused(twice, 422, "invalid_job") == "question: given twice in one object"
         refused(client.post("jobs", json=[]), 422, "invalid_job")
         said = refused(client.get("jobs", params={"limit": -1}), 422, "invalid_job")
         assert "must be at least 1, not" in said
