@@ -102,8 +102,12 @@ def new_key(path: Path) -> str:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise InvalidAnchor(f"{path}: {error.strerror}; name a new file") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(pem)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(pem)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # else it is in the way of the next attempt
+        raise InvalidAnchor(f"{path}: {error.strerror}") from None
     return private.public_key().public_bytes_raw().hex()
 
 

@@ -36,7 +36,6 @@ from marco_search.evaluation.report import (
 from marco_search.evaluation.run import Progress, Recipe, run, run_queued
 from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import Trace, read, traced
-from marco_search.export.tables import whole
 from marco_search.jobs import SearchOptions
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
@@ -145,11 +144,10 @@ def evaluate(
     if samples_file:
         output.write_json_lines(samples_file, samples(traces, problems, grader))
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
         markdown = report.with_suffix(".md") if report.suffix == ".json" else report
-        markdown.write_text(f"{text}\n", encoding="utf-8")
+        output.write_text(markdown, f"{text}\n")
         beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-        report.with_suffix(".json").write_text(beside, encoding="utf-8")
+        output.write_text(report.with_suffix(".json"), beside)
     output.report(data, text)
 
 
@@ -425,8 +423,7 @@ def calibrate(
     # Named by hand only: it is for this model, and for questions like these.
     fields = {"name": name, "models": (), "measured_on": about}
     profile = profiles.override(used, fields | found.fields())
-    with whole(out) as part:  # half a profile would be in the way of all models
-        part.write_text(profiles.dumps(profile), encoding="utf-8")
+    output.write_text(out, profiles.dumps(profile))  # half of it would be in the way of all models
     data = {
         "model": info.model,
         "revision": info.revision,

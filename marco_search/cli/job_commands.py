@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from uuid import UUID
 
 import click
@@ -250,12 +250,12 @@ def _chosen(here: Session, words: Sequence[str], *, finished: bool) -> list[UUID
     help="Write a document instead: html is one file that needs nothing else.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", "file", type=click.File("w", encoding="utf-8", errors="replace", lazy=True),
-    metavar="FILE", help="Output file of --format (default: standard output).",
+    "-o", "--output", "file", type=options.FILE, metavar="FILE",
+    help="Output file of --format (default: standard output).",
 )  # fmt: skip
 def show(
     job: str, thought: bool, depth: int | None, nodes: int | None, full: bool,
-    file_format: str | None, file: TextIO | None,
+    file_format: str | None, file: Path | None,
 ) -> None:  # fmt: skip
     """Show JOB: its ranked answers, the cost of the search, and its tree.
 
@@ -281,11 +281,11 @@ def show(
             reader = Reader(here.database)
             text = render(reader, job_id, file_format, limit=nodes, depth=depth)
             text = text if text.endswith("\n") else f"{text}\n"
-            if file is None:
+            if file in (None, Path("-")):
                 output.echo(text, end="")
             else:
-                file.write(text)
-                click.echo(f"Written: {file.name}", err=True)
+                output.write_text(file, text)
+                output.note(f"Written: {file}")
             return
         from marco_search.store.reads import job_record
 

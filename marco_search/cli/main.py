@@ -16,7 +16,8 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
-from errno import ENOSPC
+from contextlib import suppress
+from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from functools import partial
 from typing import Any, cast
 
@@ -194,10 +195,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report_error(error, as_json, debug)
 
 
+def _tell(text: str) -> None:
+    """Print to standard error. Where nobody can read it the exit code has to do."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
+
+
 def _report_interrupted(as_json: bool) -> int:
     if as_json:
         return _report("Interrupted", "interrupted", INTERRUPTED, as_json)
-    print("Interrupted.", file=sys.stderr)
+    _tell("Interrupted.")
     return INTERRUPTED
 
 
@@ -205,7 +212,7 @@ def _show_warning(as_json: bool, message: Warning | str, *_: object) -> None:
     """As our notices are, without a place in the code."""
     text = redacted(str(message))
     line = json.dumps({"notice": text}, ensure_ascii=False) if as_json else f"marco: {text}"
-    print(escaped(line), file=sys.stderr)
+    _tell(escaped(line))
 
 
 def _prepare_streams() -> None:
@@ -224,7 +231,7 @@ def _report_usage(error: click.ClickException, as_json: bool) -> int:
     """Report arguments that click refused: the reason, and how the command is used."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):  # its message is the whole help
         if not as_json:
-            print(error.format_message(), file=sys.stderr)
+            _tell(error.format_message())
             return BAD_INPUT
         error = click.UsageError("Missing command.", error.ctx)
     message = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
@@ -236,7 +243,7 @@ def _report_usage(error: click.ClickException, as_json: bool) -> int:
     _report("UsageError", message, BAD_INPUT, as_json)
     context = getattr(error, "ctx", None)
     if context is not None and not as_json:
-        print(f"{context.get_usage()}\n`{context.command_path} --help` says more", file=sys.stderr)
+        _tell(f"{context.get_usage()}\n`{context.command_path} --help` says more")
     return BAD_INPUT
 
 
@@ -244,18 +251,22 @@ def _report_error(error: Exception, as_json: bool, debug: bool) -> int:
     """Report an error raised on purpose, whose message says what to do, or else a bug."""
     trace = redacted("".join(traceback.format_exception(error)))
     if debug:
-        print(escaped(trace), file=sys.stderr)
+        _tell(escaped(trace))
     name, more = type(error).__name__, dict[str, Any]()
-    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno == ENOSPC):
-        # What was named can't be read or written, or the disk is full.
+    full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG, EIO)
+    if isinstance(error, OSError) and error.strerror and (error.filename or full):
+        # What was named can't be read or written, or the disk takes no more.
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        code = 1 if error.errno == ENOSPC else BAD_INPUT
+        code = 1 if full else BAD_INPUT
         return _report(name, f"{where}{error.strerror}", code, as_json)
     if isinstance(error, FileNotFoundError) and not error.filename:  # of os.getcwd()
         message = "the current folder was removed: change to one that exists"
         return _report(name, message, BAD_INPUT, as_json)
     if not isinstance(error, MarcoError):
-        where = "is above" if debug else f"is in {_kept(trace)}; --debug prints it"
+        kept = None if debug else _kept(trace)
+        where = f"is in {kept}; --debug prints it" if kept else "is above"
+        if not kept and not debug:
+            _tell(escaped(trace))
         reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
         message = f"a bug in marco-search, please report it ({reason}); its traceback {where}"
         return _report(name, message, BUG, as_json)
@@ -276,15 +287,19 @@ def _report(name: str, message: str, code: int, as_json: bool, **more: Any) -> i
     if as_json:
         about = {"type": name, "message": redacted(message), "exit_code": code, **more}
         text = json.dumps({"error": about}, ensure_ascii=False)
-    print(escaped(text), file=sys.stderr)
+    _tell(escaped(text))
     return code
 
 
-def _kept(trace: str) -> str:
+def _kept(trace: str) -> str | None:
+    """The file that has the traceback; None if none can be written."""
     # Not under MARCO_HOME: what is broken may be just that. mkstemp's file is the user's own.
-    handle, path = tempfile.mkstemp(prefix="marco-", suffix=".traceback.txt")
-    with os.fdopen(handle, "w", errors="replace") as file:
-        file.write(trace)
+    try:
+        handle, path = tempfile.mkstemp(prefix="marco-", suffix=".traceback.txt")
+        with os.fdopen(handle, "w", errors="replace") as file:
+            file.write(trace)
+    except OSError:
+        return None
     return path
 
 

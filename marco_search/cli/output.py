@@ -106,6 +106,14 @@ def write_json_lines(file: Path, lines: Iterable[Any]) -> int:
     return write_lines(file, map(_json, lines))
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    from marco_search.export.tables import whole
+
+    with whole(file) as part:
+        part.write_text(text, encoding="utf-8", errors="replace")
+
+
 def _json(data: Any, indent: int | None = None) -> str:
     # Models, dataclasses and ids may be anywhere in it.
     return json.dumps(data, ensure_ascii=False, indent=indent, default=to_jsonable_python)

@@ -111,7 +111,7 @@ def revoke(conn: Conn, public: str, tenant: str | None = None) -> None:
         {"id": public, "tenant": tenant},
     )
     if not found.rowcount:
-        raise JobNotFound(f"no API key {public!r}; see `marco keys list`")
+        raise JobNotFound(f"no API key {public!r}; see `marco keys list --all-tenants`")
 
 
 _USABLE = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"

@@ -73,6 +73,20 @@ def test_a_pipe_gets_what_is_stored(stored: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "json").read_text(encoding="utf-8"))["job"]["subject"] == ODD
 
 
+def test_a_file_that_has_no_room_is_left_as_it_was(stored: str, tmp_path: Path) -> None:
+    page, key = tmp_path / "page.html", tmp_path / "key.pem"
+    page.write_text("old")
+    for words in (
+        ["show", stored, "--format", "html", "-o", str(page)],
+        ["anchor", "--new-key", str(key)],
+    ):
+        command = ["prlimit", "--fsize=64", str(MARCO), *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode in (1, 2) and "File too large" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert page.read_text() == "old" and list(tmp_path.iterdir()) == [page]
+
+
 @pytest.mark.usefixtures("stored")
 def test_a_pipe_gets_utf_8_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,31 @@ def test_a_bug_is_one_line_with_its_traceback_in_a_file(
     path.unlink()
     assert main(["boom", "--debug"]) == 70
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_without_a_place_for_its_traceback_it_is_printed(
+    raising: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raising(KeyError("x"))
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    assert main(["boom"]) == 70
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and err.endswith("its traceback is above\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_disk_that_takes_no_more_is_no_bug(
+    raising: Any, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    raising(OSError(number, os.strerror(number)))
+    assert main(["boom"]) == 1
+    assert capsys.readouterr().err == f"marco: {os.strerror(number)}\n"
+
+
+def test_a_message_that_nobody_gets_changes_no_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "marco_search.cli.main", "no"], stderr=full)
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
