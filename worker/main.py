@@ -67,6 +67,8 @@ def _run(here: process.Process, processes: int | None, name: str) -> int:
     process.check_database(settings)
     process.use(here)
     _check_runtime(here)
+    # Before the fork: its patterns take a while to compile, and every child would do it.
+    import marco_search.kinds.answers.reading  # noqa: F401
     from worker.app import app
 
     # Celery warns root, and users without an entry, of pickle, which is refused here.

@@ -1,4 +1,4 @@
-"""The trail of a search: rounds in by COPY, all of them out again."""
+"""The trail of a search: rounds in, their nodes by COPY, and all of them out again."""
 
 from __future__ import annotations
 
