@@ -122,10 +122,8 @@ def usable(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         file = Path(error.filename) if isinstance(error.filename, str) else file
-        reason: object = error.strerror or error
-        with contextlib.suppress(OSError):  # of a folder that may not be entered
-            if file.is_symlink() and not file.exists():
-                reason = "it is a link to nothing"
+        link = isinstance(error, FileExistsError | FileNotFoundError) and file.is_symlink()
+        reason = "it links to nothing" if link and not file.exists() else error.strerror or error
         raise LocalServiceFailed(
             f"{file} can't be used ({reason}): fix that, or set MARCO_HOME to a folder that you "
             "can write to and, as root, that others can enter. If it belongs to another user, "

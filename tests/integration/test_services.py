@@ -449,7 +449,7 @@ def test_what_lies_in_the_place_of_a_lock_or_the_home_is_named(home: Path) -> No
         (home / lock).rmdir()
     link = home.with_name("link")
     link.symlink_to(home / "missing")
-    with pytest.raises(LocalServiceFailed, match=r"link can't be used \(it is a link to nothing"):
+    with pytest.raises(LocalServiceFailed, match=r"link can't be used \(it links to nothing"):
         up(link)
     assert not down(link)
     link.unlink()
