@@ -157,7 +157,7 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         try:
             cache.get("health", reader.answers)
         except MarcoError:
-            return PlainTextResponse("Postgres does not answer.\n", 503)
+            return PlainTextResponse("The database can't be used: the pages say why.\n", 503)
         return PlainTextResponse("ok\n")
 
     def totals(title: str, one: str, read: Callable[[], Sequence[Any]]) -> None:
