@@ -131,13 +131,24 @@ class Study:
 
     name: str
     seed: str  #: of the splits
-    sets: Mapping[str, list[Problem]]
+    count: int  #: of problems in a set
     budgets: Sequence[int]
+
+    @cached_property
+    def sets(self) -> dict[str, list[Problem]]:
+        """Drawn when first needed: that takes seconds."""
+        if self.name == "real":
+            return real_sets(self.count)
+        return {f"{k}-{lang}": split(self.seed, k, lang, self.count) for k, lang in WORDS}
+
+    @property
+    def folder(self) -> Path:
+        """Where its traces are."""
+        return settings.load().home / "evaluation" / "paper" / self.name / self.seed
 
     def file(self, set_name: str, run_name: str) -> Path:
         """Where the traces of a run over a set are."""
-        home = settings.load().home / "evaluation" / "paper"
-        return home / self.name / self.seed / set_name / f"{run_name}.jsonl"
+        return self.folder / set_name / f"{run_name}.jsonl"
 
     def kept(self, set_name: str, run_name: str, problems: Sequence[Problem]) -> list[Trace]:
         """The traces of all problems; none if any is missing."""
@@ -148,8 +159,8 @@ class Study:
     @cached_property
     def traces(self) -> dict[str, list[Trace]]:
         """Those of all sets in turn, of each complete run. Raises as `require_few_failed`."""
-        found = {}
-        for name in recipes():
+        found = dict[str, list[Trace]]()
+        for name in recipes() if self.folder.exists() else ():
             parts = [self.kept(s, name, p) for s, p in self.sets.items()]
             if all(parts):
                 found[name] = [trace for part in parts for trace in part]
@@ -379,9 +390,8 @@ TEXT_KINDS: dict[str, Callable[[Sequence[Problem], Sequence[Trace]], dict[str, A
 def study(name: str, seed: str, count: int) -> Study:
     """A study by its name."""
     if name == "real":
-        return Study(name, "", real_sets(count), (200, 400))
-    sets = {f"{kind}-{language}": split(seed, kind, language, count) for kind, language in WORDS}
-    return Study(name, seed, sets, (250, 400, 800))
+        return Study(name, "", count, (200, 400))
+    return Study(name, seed, count, (250, 400, 800))
 
 
 @cache  # a report takes the sets of all studies, also those that were just run
@@ -468,9 +478,11 @@ def write_report(studies: Sequence[Study], docs: Path) -> list[Path]:
     tools = {"points": points, "matches": MATCHES, "tried": TEMPERATURES}
     page.write_text(template.get_template("results.md.j2").render(found | tools))
     lines = {name: line for name in ENTRIES if (line := main_study.curve(name))}
+    if not lines:
+        return [page, data_file]
     panel = {f"all sets, n = {len(main_study.groups['pooled'])}": lines}
     stem = docs / "plots" / "accuracy-over-tokens"
-    return [page, data_file, *(plot(accuracy_over_tokens, panel, stem) if lines else [])]
+    return [page, data_file, *plot(accuracy_over_tokens, panel, stem)]
 
 
 def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) -> None:
