@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -119,6 +120,7 @@ def check_job(evidence: Evidence) -> JobReport:
     else:
         job = kinds["request"].reader.read(rows["request"][0][1])
         job |= kinds["outcome"].reader.read(rows["outcome"][0][1])
+    findings += _check_keys(evidence, number)
     ended = job.get("state") in FINAL
     archived = (
         bool(evidence.archives)
@@ -154,6 +156,16 @@ def check_job(evidence: Evidence) -> JobReport:
         external=_external(job, rows, kinds),
         findings=tuple(findings),
     )
+
+
+def _check_keys(evidence: Evidence, number: int) -> Iterator[Finding]:
+    """That no two rows have one key: who dropped the primary key may have added one."""
+    for name, kind in FORMATS[number].kinds.items():
+        counts = Counter(key for key, _ in evidence.rows.get(number, {}).get(name, ()))
+        for key, count in counts.items():
+            if count > 1:
+                what, where = "several rows have this key", _name(evidence.job_id, kind.key, key)
+                yield Finding(kind.table, where, what, "one", str(count), evidence.job_id)
 
 
 def _external(job: dict[str, Any], rows: Rows, kinds: Kinds) -> int:

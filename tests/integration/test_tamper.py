@@ -26,7 +26,7 @@ from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.audit.proofs import prove
 from marco_search.jobs import Job
 from marco_search.local import ServiceUrls
-from marco_search.store.seal import seals
+from marco_search.store.seal import seals, verification
 from marco_search.store.seal.verification import verify_all
 from marco_search.store.trail import rows
 from tests.databases import scratch_database
@@ -323,6 +323,21 @@ def test_it_is_found_and_the_row_is_named(
     elsewhere = {f.job_id for f in found} - {stored.jobs[1], None}
     # A link that was moved or is missing shows at its neighbours as well.
     assert table == "chain" or not elsewhere
+
+
+@pytest.mark.parametrize("table", ["attempts", "audit_log"])
+def test_a_row_with_the_key_of_another_is_found(stored: Stored, table: str) -> None:
+    job, at = stored.jobs[1], sql.Identifier(table)
+    key = "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'p'"
+    with tampering(stored.url) as conn, conn.transaction(force_rollback=True):
+        (name,) = conn.execute(key, [table]).fetchone() or ("",)
+        drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {} CASCADE")
+        conn.execute(drop.format(at, sql.Identifier(name)))
+        again = sql.SQL("INSERT INTO {0} OVERRIDING SYSTEM VALUE SELECT * FROM {0}"
+                        " WHERE job_id = %s LIMIT 1")  # fmt: skip
+        conn.execute(again.format(at), [job])
+        found = verification.check_one(conn, job)[0].findings
+    assert [(f.table, f.what) for f in found] == [(table, "several rows have this key")]
 
 
 def against_anchor(url: str, anchor: Anchor) -> list[Finding]:
