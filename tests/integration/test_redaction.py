@@ -320,6 +320,7 @@ EARLIER = [
     "UPDATE jobs SET redacted_at = now() WHERE id = %(job)s",
     "UPDATE jobs SET redacted_at = 'infinity' WHERE id = %(job)s",
     "INSERT INTO redactions (job_id, commitments) VALUES (%(job)s, '')",
+    "INSERT INTO redactions (job_id, commitments) VALUES (gen_random_uuid(), '')",
     "INSERT INTO audit_log (job_id, event) VALUES (%(job)s, 'redacted')",
     "INSERT INTO chain SELECT seq + 1, 'redaction', job_id, root, head, head, at, format FROM chain"
     " ORDER BY seq DESC LIMIT 1",

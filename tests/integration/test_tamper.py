@@ -298,6 +298,12 @@ TAMPERINGS: list[tuple[str, Tamper, str, str, bool]] = [
         "rollouts", "rollout_id 0", False,
     ),
     (
+        "a proof of no link",
+        run("INSERT INTO proofs SELECT (jsonb_populate_record(p, '{\"seq\": 9}')).*"
+            " FROM proofs AS p WHERE seq = 2"),
+        "proofs", "seq 9", False,
+    ),
+    (
         "the proof of a job deleted",
         run("DELETE FROM proofs WHERE seq = 2"),
         "proofs", "seq 2", False,

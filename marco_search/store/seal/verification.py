@@ -185,6 +185,7 @@ def verify_all(
     with _database(url).snapshot() as conn:
         chained, findings = _check_chain(conn, total)
         findings += archives.check(conn)
+        findings += _of_nothing(conn)
         jobs = conn.execute("SELECT id, nodes FROM public.jobs ORDER BY id").fetchall()
         for part in _in_processes(url, conn, ranges_of(jobs), processes):
             total.merge(part)
@@ -219,6 +220,22 @@ def _check_chain(conn: Conn, total: Report) -> tuple[set[UUID], list[Finding]]:
 
     findings = list(check_links(read()))
     return chained, findings
+
+
+def _of_nothing(conn: Conn) -> Iterator[Finding]:
+    """Rows of redactions and proofs that are about no job and no link."""
+    for (job_id,) in conn.execute(
+        "SELECT job_id FROM public.redactions WHERE NOT EXISTS"
+        " (SELECT FROM public.jobs WHERE id = job_id)"
+    ):
+        yield Finding(
+            "redactions", f"job {job_id}", "there is no such job", "none", "a row", job_id
+        )
+    for (seq,) in conn.execute(
+        "SELECT seq FROM public.proofs WHERE NOT EXISTS"
+        " (SELECT FROM public.chain WHERE chain.seq = proofs.seq)"
+    ):
+        yield Finding("proofs", f"seq {seq}", "there is no such link", "none", "a row")
 
 
 def check_month(conn: Conn, month: archives.Month) -> Iterator[Finding]:
