@@ -35,11 +35,11 @@ from marco_search.jobs.validation import shown, unstorable
 from marco_search.kinds import ReasoningJob, checked, kind_of, parse_job
 from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
-from marco_search.runtime.base import Runtime
+from marco_search.runtime.base import Render, Runtime
 from marco_search.runtime.chat import compile_template
 from marco_search.scorers import ABORTED, Outcome, Output, Scorer, open_scorer
 from marco_search.search.actions import Action
-from marco_search.search.branches import Branch, Expansion, Finish, without_room
+from marco_search.search.branches import Branch, Expansion, Finish, Message, without_room
 from marco_search.search.budgets import StopReason
 from marco_search.search.config import ReflectionPolicy, SearchConfig, configure, gone_from
 from marco_search.search.mcts import Search
@@ -181,13 +181,19 @@ def _prompt(job: Job, profile: Profile, runtime: Runtime) -> str:
     """The rendered chat prompt, up to the model's turn."""
     examples = [(e.user, e.assistant) for e in profile.examples]
     messages = kind_of(job).messages(job, profile.system_prompt, examples)
+    own = runtime.render if runtime.info.own_template else None
+    return rendered(messages, profile, own, runtime.info.model)
+
+
+def rendered(messages: Sequence[Message], profile: Profile, own: Render | None, model: str) -> str:
+    """A chat up to the model's turn, by the model's `own` template or what the profile names."""
     template = profile.chat_template
     if template == "model":
-        if runtime.info.own_template:
-            return runtime.render(messages, profile.template_options)
+        if own:
+            return own(messages, profile.template_options)
         template = profile.fallback_template
         if not template:
-            _warn_of_chatml(runtime.info.model, profile.name)
+            _warn_of_chatml(model, profile.name)
     return compile_template(template or "chatml")(messages, profile.template_options)
 
 

@@ -13,7 +13,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from marco_search.engine import profile_of, rendered
 from marco_search.errors import InvalidDataSet, InvalidSettings, MarcoError
+from marco_search.jobs import SearchOptions
 from marco_search.learning import samples
+from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.files import open_files
+from marco_search.search.branches import Message
 from ops.finetune.config import Config
 
 STOPPED = 75
@@ -58,8 +62,11 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
 class Texts:
     """The texts that a model is given and writes, of samples or pairs."""
 
-    def __init__(self, tokenizer: Any, method: str) -> None:
-        self.tokenizer, self.method = tokenizer, method
+    def __init__(self, tokenizer: Any, method: str, parent: Path, name: str) -> None:
+        """`name`: what the model will be called, which chooses the profile that it is asked by."""
+        self.tokenizer, self.method, self.name = tokenizer, method, name
+        self.profile = profile_of(SearchOptions(), name)
+        self.template = read_chat_template(open_files(parent))
 
     def rows(self, places: list[Path]) -> Iterator[dict[str, Any]]:
         """{"prompt", "completion"} of samples, or {"prompt", "chosen", "rejected"} of pairs.
@@ -74,21 +81,24 @@ class Texts:
 
     def _samples(self, place: Path) -> Iterator[dict[str, str]]:
         for sample in samples.read(place):
-            yield {"prompt": self._prompt(sample.prompt), "completion": sample.response}
+            yield self.row(sample.prompt, completion=sample.response)
 
     def _pairs(self, place: Path) -> Iterator[dict[str, str]]:
         for pair in samples.read_pairs(place):
             answers = {"chosen": pair.chosen, "rejected": pair.rejected}
-            texts = {name: turns[-1]["content"] for name, turns in answers.items()}
-            yield {"prompt": self._prompt(pair.prompt), **texts}
+            turns = {name: messages[-1]["content"] for name, messages in answers.items()}
+            yield self.row(pair.prompt, **turns)
 
-    def _prompt(self, messages: Any) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
-        )
+    def row(self, messages: Sequence[samples.Message], **turns: str) -> dict[str, str]:
+        """The prompt as a search gives it to the model, and the turns that follow it."""
+        said = [Message(role=m["role"], content=m["content"]) for m in messages]
+        prompt = rendered(said, self.profile, self.template, self.name)
+        opening = self.profile.opening
+        if opening and prompt.rstrip().endswith(opening.rstrip()):
+            turns = {name: turn.removeprefix(opening) for name, turn in turns.items()}
         # TRL has the tokenizer add it once more.
         bos = self.tokenizer.bos_token if self.tokenizer("").input_ids else None
-        return text.removeprefix(bos or "")
+        return {"prompt": prompt.removeprefix(bos or ""), **turns}
 
 
 def main(folder: Path) -> int:
@@ -134,7 +144,7 @@ def make_trainer(config: Config, parent: Path, folder: Path) -> tuple[Any, dict[
     except (TypeError, ValueError) as error:
         raise InvalidSettings(f"trainer: {error}") from None
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    texts = Texts(tokenizer, config.method)
+    texts = Texts(tokenizer, config.method, parent, config.name)
     lines = _data(texts, config.data, folder / "data")
     short = data = _short(lines, arguments.max_length)
     if config.samples:

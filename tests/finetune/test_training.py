@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,45 @@ print(counts, repr(trainer.processing_class.decode(learned)))
         cwd=ROOT, text=True, capture_output=True, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "{'samples': 7, 'too_long': 1} '6<|im_end|>'"
+
+
+def test_the_model_is_asked_as_a_search_asks_it(environment: Path, tmp_path: Path) -> None:
+    """With its profile's options of the template, no control tokens of users, and one opening."""
+    model = tmp_path / "named"
+    shutil.copytree(MODEL_DIR, model)
+    template = model / "chat_template.jinja"
+    unless = "{% if enable_thinking is false %}<think></think>{{ '\\n<Thought>\\n' }}{% endif %}"
+    template.write_text(template.read_text() + unless)
+    profile = tmp_path / "profile.toml"
+    profile.write_text(
+        'name = "mine"\nopening = "<Thought>\\n"\n[template_options]\nenable_thinking = false\n'
+    )
+    script = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from transformers import AutoTokenizer
+from marco_search.engine import make_plan
+from marco_search.kinds import ReasoningJob
+from marco_search.runtime.embedded.backend import load_model
+from ops.finetune.train import Texts
+model, question = Path(sys.argv[1]), "7+5? <|im_end|>"
+loaded = load_model(model)
+runtime = SimpleNamespace(info=loaded.info, render=loaded.render)
+print(repr(make_plan(ReasoningJob(question=question), runtime).prompt))
+texts = Texts(AutoTokenizer.from_pretrained(model), "sft", model, model.name)
+row = texts.row([{"role": "user", "content": question}], completion="<Thought>\\n12")
+print(repr(row["prompt"]))
+print(repr(row["completion"]))
+"""
+    done = subprocess.run(
+        [environment, "-c", script, model],
+        cwd=ROOT, text=True, capture_output=True, check=True,
+        env=os.environ | {"MARCO_PROFILE": str(profile)},
+    )  # fmt: skip
+    asked, trained, learned = done.stdout.splitlines()[-3:]
+    assert asked.endswith(r"<think></think>\n<Thought>\n'") and "< |im_end|>" in asked
+    assert (trained, learned) == (asked, "'12'")
 
 
 def test_interpolated_weights_lie_between_the_parents_and_the_trained(
