@@ -38,3 +38,24 @@ def test_settings_and_commands_exist_and_a_worker_has_time_to_stop() -> None:
     (scaled, _) = documents("scaling.yaml")
     target = scaled["spec"]["triggers"][0]["metadata"]["targetQueryValue"]
     assert int(target) == settings.worker_processes
+
+
+def test_prometheus_finds_what_serves_metrics_under_the_names_that_it_has_in_compose() -> None:
+    monitoring = FOLDER.parent / "monitoring"
+    (found,) = yaml.safe_load((monitoring / "kubernetes.yml").read_text())["scrape_configs"]
+    kept, _, named, _ = found["relabel_configs"]
+    label = "__meta_kubernetes_pod_label_app_kubernetes_io_"
+    assert kept["source_labels"][0] == f"{label}name"
+    assert named["source_labels"] == [f"{label}component"]
+    jobs = set()
+    for each in documents("marco.yaml"):
+        if each["kind"] == "Deployment":
+            pod = each["spec"]["template"]
+            (container,) = pod["spec"]["containers"]
+            labels = pod["metadata"]["labels"]
+            for port in container.get("ports", ()):
+                if f"{labels['app.kubernetes.io/name']};{port['name']}" == kept["regex"]:
+                    component = labels["app.kubernetes.io/component"]
+                    jobs.add(named["replacement"].replace("$1", component))
+    compose = yaml.safe_load((monitoring / "prometheus.yml").read_text())["scrape_configs"]
+    assert jobs == {each["job_name"] for each in compose}

@@ -82,7 +82,12 @@ def test_every_alert_is_tested_just_short_of_it_and_a_little_beyond() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["check config prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"],
+    [
+        "check config prometheus.yml",
+        "check config kubernetes.yml",
+        "check rules alerts.yml",
+        "test rules alerts_test.yml",
+    ],
 )
 def test_prometheus_takes_the_configuration_and_alerts_fire_when_they_should(
     arguments: str,
