@@ -85,24 +85,35 @@ START = r"(?:^|\$ |\(|&& |\| |[A-Z_]+=\S+ )(?:\S*/)?"
 
 
 def typed(text: str) -> Iterator[list[str]]:
-    """The words of every `marco` command in a page's code."""
-    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    """The words of every `marco` command in the code of a page or of a command's help."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(r"^ {4}(marco .*)", text, re.MULTILINE)
+    for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL):
+        lines += block.splitlines()
     lines += re.findall(r"`(marco [a-z][^`|]*)`", text)
     for line in lines:
         for command in re.findall(START + r"marco ((?:'[^']*'|\"[^\"]*\"|[^|&;<>()#])*)", line):
             yield shlex.split(command)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_in_the_pages_have_the_options_they_are_given(page: Path) -> None:
-    for words in typed(page.read_text()):
-        command: click.Command = cli
-        context = click.Context(cli)
-        while isinstance(command, click.Group) and words and (name := words.pop(0)) != "help":
-            found = command.get_command(context, name)
-            assert found is not None, (name, words)
-            command = found
+def named(words: list[str]) -> click.Command:
+    """The command that these words begin with; its own words are taken away."""
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and (name := words.pop(0)) != "help":
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, (name, words)
+        command = found
+    return command
+
+
+HELP = {name: named(name.split()).help or "" for name in leaves(cli)}
+
+
+@pytest.mark.parametrize("source", [*PAGES, *HELP], ids=str)
+def test_commands_have_the_options_they_are_given(source: Path | str) -> None:
+    text = HELP[source] if isinstance(source, str) else source.read_text()
+    for words in typed(text):
+        command = named(words)
         known = {option for parameter in command.params for option in parameter.opts}
         known |= {option for parameter in command.params for option in parameter.secondary_opts}
         given = {word.partition("=")[0] for word in words if re.match("--[a-z]", word)}
