@@ -14,7 +14,13 @@ from pydantic import SecretStr
 
 from marco_search import settings as settings_module
 from marco_search.broker import Publisher
-from marco_search.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, JobNotFound
+from marco_search.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    IdempotencyConflict,
+    InvalidJob,
+    JobNotFound,
+)
 from marco_search.jobs import Job, JobResult
 from marco_search.jobs.validation import shown, unstorable
 from marco_search.kinds import checked
@@ -296,7 +302,9 @@ class Producer:
             self._broker().publish(job_ids)
         except BrokerUnavailable as error:
             log.warning("%d jobs are stored and wait for Redis: %s", len(job_ids), error)
-            self._call(scheduling.unpublished, job_ids)
+            # If Postgres has gone as well, a scheduler takes their messages for lost.
+            with contextlib.suppress(DatabaseUnavailable):
+                self._call(scheduling.unpublished, job_ids)
 
     @overload
     def wait(  # type: ignore[overload-overlap]  # text is one id, not an iterable of them

@@ -19,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 import redis
 
@@ -36,6 +38,7 @@ from marco_search.errors import (
 )
 from marco_search.store.db import Database
 from producer import EVERYONE, AsyncProducer, JobState, Producer
+from tests.integration.conftest import with_path
 from tests.integration.toys import (
     question,
     run_job,
@@ -440,6 +443,40 @@ def test_messages_that_redis_lost_are_sent_again(
         client.flushdb()
     assert tick(database_url, redis_url, stale_s=0.0) == len(handles)
     assert len(queued(redis_url)) == len(handles)
+
+
+def test_a_stored_job_is_no_error_though_both_services_go_before_it_is_published(
+    database_url: str, redis_url: str
+) -> None:
+    name = urlsplit(database_url).path[1:]
+    with (
+        psycopg.connect(with_path(database_url, "postgres"), autocommit=True) as other,
+        socket.create_server(("127.0.0.1", 0)) as redis_that_goes,
+    ):
+
+        def allow(connections: bool) -> None:
+            other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {connections}".encode())
+
+        def go() -> None:
+            taken, _ = redis_that_goes.accept()
+            allow(False)
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            )
+            redis_that_goes.close()
+            taken.close()
+
+        thread = threading.Thread(target=go)
+        thread.start()
+        port = redis_that_goes.getsockname()[1]
+        try:
+            with Producer(database_url, f"redis://127.0.0.1:{port}/0") as producer:
+                producer.submit(question())
+        finally:
+            thread.join()
+            allow(True)
+    assert tick(database_url, redis_url, stale_s=0.0) == 1
+    assert len(queued(redis_url)) == 1
 
 
 def test_a_broken_connection_to_redis_is_replaced(redis_url: str) -> None:
