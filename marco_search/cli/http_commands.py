@@ -27,6 +27,7 @@ from marco_search.store.queue import webhooks as store
 from marco_search.text import counted
 
 CONSOLE_PORT, API_PORT = 8780, 8781
+_LONGEST_S = 100 * 366 * 86_400  # of a key: Python has no times after the year 9999
 
 
 def _listens(port: int) -> options.Decorator:
@@ -166,7 +167,7 @@ def keys() -> None:
     "--rate", type=options.count(least=1), metavar="N", help="Requests a minute (default: any)."
 )
 @click.option(
-    "--expires-in", type=options.Finite(min=0, min_open=True), metavar="S",
+    "--expires-in", type=options.Finite(min=0, max=_LONGEST_S, min_open=True), metavar="S",
     help="Seconds until it expires (default: never).",
 )  # fmt: skip
 def create_key(

@@ -146,6 +146,10 @@ def chosen_tenant(default: str) -> str | None:
     # An unset variable of a script must not mean all.
     if name == "":
         raise click.UsageError("--tenant is empty: give a name, or --all.")
+    if name is not None:
+        from producer.handles import check_tenant  # it loads what some commands do not need
+
+        check_tenant(name)
     if name and every:
         raise click.UsageError("--tenant and --all-tenants exclude each other.")
     return None if every else name or default

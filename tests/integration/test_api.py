@@ -138,6 +138,9 @@ def test_keys_are_made_listed_and_revoked(api: Api) -> None:
         assert "revoked" in api.marco("keys", "revoke", listed["id"], "--tenant", "acme").stdout
         assert "was revoked" in refused(client.get("/nowhere"), 401, "invalid_api_key")
     assert api.marco("keys", "revoke", "0123", "--tenant", "acme").returncode == 3
+    for wrong in (("--expires-in", "1e12"), ("--tenant", "x" * 1000)):
+        assert api.marco("keys", "create", *wrong).returncode == 2
+    assert api.marco("keys", "list", "--all-tenants").returncode == 0
 
 
 def test_who_is_not_let_in(api: Api) -> None:
