@@ -114,6 +114,19 @@ def test_an_anchor_holds_as_the_chain_grows_and_not_when_it_shrinks() -> None:
     assert other.what == "another database"
 
 
+def test_an_anchor_of_a_clock_that_was_set_back_holds() -> None:
+    """The database's, a day ahead until after the anchor; the anchor's maker may share it."""
+    links = chain()[:2]
+    about: dict[str, Any] = {"kind": JOB, "job_id": JOBS[1], "root": b"", "format": NEWEST}
+    links.append(follow(links[-1], at=NOW + timedelta(days=1), **about))
+    links.append(follow(links[-1], at=NOW + timedelta(minutes=5), **about))
+    first, _, ahead, after = links
+    anchor = anchors.make(first, ahead, jobs=2)
+    for late in (timedelta(minutes=2), timedelta(days=1, minutes=2)):
+        made = anchor.model_copy(update={"made_at": (NOW + late).isoformat()})
+        assert not list(anchors.check_anchor(made, first, ahead, after, jobs=2, after=after))
+
+
 BOMB = "[" * 100_000 + "]" * 100_000
 NESTED = "[" * 900 + "]" * 900
 
