@@ -153,11 +153,14 @@ class Bin:
 def calibration(scores: Sequence[float], labels: Sequence[bool], bins: int = 10) -> list[Bin]:
     """Bins of equal size by rank of confidence, lowest first; empty ones are left out.
 
-    Bins of equal width would put all answers of a confident model into the last one.
+    Bins of equal width would put all answers of a confident model into the last one. Equal
+    confidences count as right by their common share: their order says nothing.
     """
-    order = np.argsort(scores, kind="stable")
-    parts = np.split(order, [len(order) * i // bins for i in range(1, bins)])
     values, right = np.asarray(scores, dtype=float), np.asarray(labels, dtype=float)
+    _, tied, counts = np.unique(values, return_inverse=True, return_counts=True)
+    right = (np.bincount(tied, right) / counts)[tied]
+    order = np.argsort(values, kind="stable")
+    parts = np.split(order, [len(order) * i // bins for i in range(1, bins)])
     return [Bin(len(p), float(values[p].mean()), float(right[p].mean())) for p in parts if len(p)]
 
 

@@ -84,6 +84,11 @@ def test_calibration_bins_hold_equally_many() -> None:
     assert calibration_error([]) is None
 
 
+def test_equal_confidences_are_right_by_their_common_share() -> None:
+    for labels in ([True, False] * 20, [True] * 20 + [False] * 20):
+        assert calibration_error(calibration([0.5] * 40, labels)) == pytest.approx(0)
+
+
 def test_test_at_n_is_the_share_of_subsets_with_a_right_guess() -> None:
     guesses = [True, False, False, True, False, False]
     for k in range(1, 7):
