@@ -119,11 +119,30 @@ def test_is_shown_as_it_was_written(output: str, display: str) -> None:
         (r"The answer is \begin{pmatrix}1&2\end{pmatrix}.", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
         # headings are no answers
         ("**Final Answer**\n\n18", "18"), ("**答案**\n18个", "18"), ("B。因为3+4=7", "B"),
+        ("正解はBです。", "B"),
         ("### Answer\n18 apples\n\nCheck: 3 + 4 = 7", "18"), ("**Solution**\n3+4=7", "7"),
     ],
 )  # fmt: skip
 def test_equal(found: str, expected: str) -> None:
     assert KIND.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "Die Antwort ist 18, weil sie 9 Eier für 2 Dollar verkauft.", "Antwort — 18 Dollar.",
+        "Das Ergebnis ist 18. Sie verkauft 9 Eier.", "La réponse finale est donc 18, soit 9 × 2.",
+        "Le résultat est 18. Elle vend 9 œufs.", "La respuesta final es 18: 9 huevos a 2 dólares.",
+        "El resultado es 18. Vende 9 huevos.", "Ответ: 18 долларов, она продаёт 9 яиц по 2.",
+        "Итого 18 долларов за 9 яиц.", "答えは18ドルです。9個の卵を2ドルで売ります。",
+        "正解は18です。計算: 9 × 2", "答え：１８ドル\n9個を売ります。",
+        "উত্তর হল ১৮ টাকা, কারণ ৯টি ডিম।",
+        "উত্তর: 18। ৯টি ডিম ২ টাকা করে।", "คำตอบคือ ๑๘ ดอลลาร์ เพราะขายไข่ 9 ฟอง",
+        "సమాధానం: 18. ఆమె 9 గుడ్లను అమ్ముతుంది.", "Jibu ni 18. Anauza mayai 9 kwa dola 2.",
+    ],
+)  # fmt: skip
+def test_the_answer_is_announced_in_every_language_of_mgsm(output: str) -> None:
+    assert key(output) == "18"
 
 
 @pytest.mark.parametrize(

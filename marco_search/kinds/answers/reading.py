@@ -34,17 +34,22 @@ from marco_search.kinds.answers.terms import Term, terms
 from marco_search.kinds.base import ExtractedAnswer
 
 _BOXED = re.compile(r"\\f?boxed\s*")
-_DASH = r"(?:\s+-{1,2})+\s+(?=\W{0,3}[0-9])(?!.*\s-\s)"  # "Answer — 5" is not -5
+_DASH = r"(?:\s+-{1,2})+\s+"  # "Answer — 5" is not -5
+_DASH_BEFORE_NUMBER = rf"{_DASH}(?=\W{{0,3}}[0-9])(?!.*\s-\s)"
+_ANNOUNCED = "|".join(
+    normalize_unicode(rf"{form['noun']}{form.get('more', '')}(?:{_DASH}|\s*{form['verb']})")
+    for form in WORDS["announcements"]
+)
 _MARKER = re.compile(
     r"(?:\b(?<!no )(?:answer|result|solution|option|choice)\b"
     r"(?: to [^.\n]{1,60}?\s(?:is|was|are|equals)"
-    rf"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be)|{_DASH})"
+    rf"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be)|{_DASH_BEFORE_NUMBER})"
     r"(?: (?:that|therefore|thus)\b)?"
     r"|(?:答案|结果|結果|选项|選項|答)\s*(?:就?[应應]?该?是|[选選](?![项項])|[应應]?[为為]|等[于於]|:|=)|####"
-    rf"|(?:答案|结果|結果|答){_DASH}"
+    rf"|(?:答案|结果|結果|答){_DASH_BEFORE_NUMBER}"
     r"|^[ #*_]*(?:the |final |correct )*(?:answer|result)[ *_]*\n"
     r"|^[ #*_]*(?:最终|正确)?答案[ *_]*\n"
-    rf"|\b(?:antwort|réponse|respuesta|ответ)\b(?:{_DASH}|\s*(?:ist|lautet|est|es|:)?))[\s:]*",
+    rf"|{_ANNOUNCED})[\s:]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _LETTER = r"(?:\([A-J]\)|[A-J](?![A-Za-z]))"
@@ -55,7 +60,7 @@ _RUN_OF_LETTERS = re.compile(r"A?B?C?D?E?F?G?(?![A-Za-z])")
 # What may follow letters that are the answer: after "the answer is", and anywhere. "I," is a
 # pronoun, "A:" as often the answer to "Q:" as an option, "A man" and "A和B" begin a sentence.
 _AFTER_ANNOUNCED = re.compile(
-    r"(?![A-Za-z])\W*(?:$|because|since|as\b|for\b|due|is\b|are\b|[\u4e00-\u9fff])|[.,:;!?)。]",
+    r"(?![A-Za-z])\W*(?:$|because|since|as\b|for\b|due|is\b|are\b|[\u3040-\u9fff])|[.,:;!?)。]",
     re.I,
 )
 _AFTER_ANYWHERE = re.compile(
