@@ -24,7 +24,7 @@ class Finding:
 
     def __str__(self) -> str:
         where = f"{self.table} ({self.key})"
-        return f"{where}: {self.what}: expected {self.expected}, there is {self.found}"
+        return f"{where}: {self.what}: expected {self.expected}, found {self.found}"
 
 
 class Status(StrEnum):

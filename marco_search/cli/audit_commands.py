@@ -136,11 +136,11 @@ def _finding_lines(found: Sequence[Finding]) -> list[str]:
     unknown = [finding for finding in found if finding.unknown]
     lines = [] if found else ["Everything matches."]
     if wrong:
-        lines += [f"Does not fit, first {wrong[0]}", *(f"  then {f}" for f in wrong[1:_SHOWN])]
+        lines += [f"Does not match, first: {wrong[0]}", *(f"  then {f}" for f in wrong[1:_SHOWN])]
     if len(wrong) > _SHOWN:
         lines.append(f"  and {len(wrong) - _SHOWN:,} more")
     if unknown:
-        lines.append(f"This version can't check {len(unknown):,} links, first {unknown[0]}")
+        lines.append(f"This version can't check {len(unknown):,} links, first: {unknown[0]}")
     return lines
 
 
