@@ -10,9 +10,11 @@ from contextlib import contextmanager
 import pytest
 
 from marco_search.errors import QueueFull, QuotaExceeded
+from marco_search.store.db import Database
 from producer import Producer
 from producer.uploads import when_room
-from tests.integration.toys import question, settings_for
+from tests.integration.toys import Interrupted, question, runner, settings_for
+from worker.shutdown import Shutdown
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 
@@ -70,6 +72,24 @@ def test_a_quota_binds_its_tenant_only(database_url: str) -> None:
         producer.set_quota(None, "b")
         producer.submit(question(tenant="b"))
         assert stored(producer) == 5
+
+
+def test_a_job_that_was_paused_while_it_ran_leaves_its_place_in_the_queue(
+    database_url: str, redis_url: str, database: Database
+) -> None:
+    limited, shutdown = settings_for(database_url, redis_url, max_queued=1), Shutdown()
+    with Producer(settings=limited) as producer:
+        job = producer.submit(question())
+
+        def pause() -> None:
+            producer.pause(job)
+            shutdown.request(60)
+
+        runner(limited, database, Interrupted(1, pause), shutdown=shutdown).run_next()
+        assert producer.status(job).state == "queued"
+        producer.submit(question("2?"))
+        with pytest.raises(QueueFull):
+            producer.submit(question("3?"))
 
 
 @pytest.mark.parametrize("conflict", [False, True])

@@ -77,8 +77,8 @@ def _queued(conn: Conn, tenant: str, limit: int) -> int:
                 AND published_at IS NOT NULL AND (%(tenant)s = '' OR tenant = %(tenant)s)
             LIMIT %(limit)s::bigint + 1) AS published)
         + (SELECT count(*) FROM (
-            SELECT FROM jobs WHERE state = 'queued' AND published_at IS NULL
-                AND (%(tenant)s = '' OR tenant = %(tenant)s)
+            SELECT FROM jobs WHERE state = 'queued' AND paused_at IS NULL
+                AND published_at IS NULL AND (%(tenant)s = '' OR tenant = %(tenant)s)
             LIMIT %(limit)s::bigint + 1) AS unpublished)
         """,
         {"tenant": tenant, "limit": limit},
