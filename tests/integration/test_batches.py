@@ -15,8 +15,9 @@ from marco_search import settings
 from marco_search.cli.main import main
 from marco_search.errors import InvalidJob, QueueFull
 from marco_search.store.db import Database
+from marco_search.store.queue import scheduling
 from producer import Producer
-from tests.integration.toys import question, tick, wait_until
+from tests.integration.toys import Interrupted, question, tick, wait_until
 from tests.integration.toys import runner as toy_runner
 from tests.pipes import piped
 from tests.toy import ToyRuntime
@@ -260,3 +261,43 @@ def test_whoever_queues_jobs_of_several_batches_again_locks_these_in_order(
             wait_until(lambda: conn.execute(waits).rowcount == 1, "it waits for the first")
             conn.execute("SELECT FROM batches WHERE id <> %s FOR UPDATE NOWAIT", [first])
         assert len(requeued.result()) == 20
+
+
+def test_a_batch_ends_again_with_a_job_that_it_knows_by_its_key(
+    database_url: str, redis_url: str, database: Database
+) -> None:
+    keyed = question(idempotency_key="k")
+    with Producer(database_url, redis_url) as producer:
+        job = producer.submit(keyed)
+        batch = producer.submit_many([keyed])[0].batch_id
+        assert batch
+        toy_runner(settings.load(), database, Interrupted(0, _fail)).run_next()
+        tick(database_url, redis_url)
+        assert producer.batch(batch).states == {"failed": 1}
+        assert producer.batch(batch).finished_at
+        producer.requeue(job)
+        assert producer.batch(batch).finished_at is None
+        toy_runner(settings.load(), database, ToyRuntime()).run_next()
+        tick(database_url, redis_url)
+        assert producer.batch(batch).states == {"succeeded": 1}
+        assert producer.batch(batch).finished_at
+
+
+def _fail() -> None:
+    raise ValueError("a bug")
+
+
+def test_whoever_takes_messages_back_locks_the_jobs_in_order(
+    database_url: str, redis_url: str
+) -> None:
+    with Producer(database_url, redis_url) as producer, ThreadPoolExecutor() as threads:
+        jobs = [job.id for job in producer.submit_many([question()] * 20)]
+        with producer._database.transaction() as conn:
+            conn.execute("UPDATE jobs SET turn_at = now() WHERE id = %s", [jobs[0]])  # moves it
+        with producer._database.transaction() as conn:
+            conn.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", [jobs[0]])
+            done = threads.submit(producer._database.call, scheduling.unpublished, jobs)
+            waits = "SELECT FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: conn.execute(waits).rowcount == 1, "it waits for the first")
+            conn.execute("SELECT FROM jobs WHERE id = ANY (%s) FOR UPDATE NOWAIT", [jobs[1:]])
+        done.result()

@@ -96,8 +96,10 @@ def requeue(
         ), reopened AS (
             -- In order: else two of these may wait for each other.
             UPDATE batches SET finished_at = NULL WHERE id = ANY (ARRAY(
-                SELECT id FROM batches WHERE id IN (SELECT batch_id FROM requeued)
-                ORDER BY id FOR NO KEY UPDATE
+                SELECT id FROM batches WHERE id IN (
+                    SELECT batch_id FROM requeued UNION ALL
+                    SELECT l.batch_id FROM batch_lines AS l JOIN requeued AS r ON r.id = l.known_id
+                ) ORDER BY id FOR NO KEY UPDATE
             ))
         )
         SELECT id FROM requeued
