@@ -191,8 +191,11 @@ def one_parked_each(conn: Conn) -> list[UUID]:
 
 def unpublished(conn: Conn, job_ids: Sequence[UUID]) -> None:
     """The broker could not be reached after all: a scheduler will publish them."""
+    # In order: else this and who cancels them may wait for each other.
     conn.execute(
-        "UPDATE jobs SET published_at = NULL WHERE id = ANY (%s) AND state = 'queued'",
+        "UPDATE jobs SET published_at = NULL WHERE id = ANY (ARRAY("
+        " SELECT id FROM jobs WHERE id = ANY (%s) AND state = 'queued'"
+        " ORDER BY id FOR NO KEY UPDATE))",
         [list(job_ids)],
     )
 

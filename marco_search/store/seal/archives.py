@@ -108,7 +108,7 @@ def drop(conn: Conn, month: Month, manifest: str) -> int:
     """
     # No job can be requeued or redacted until this is committed.
     conn.execute(
-        "SELECT FROM public.jobs WHERE id >= %s AND id < %s FOR NO KEY UPDATE",
+        "SELECT FROM public.jobs WHERE id >= %s AND id < %s ORDER BY id FOR NO KEY UPDATE",
         [month.first, month.before],
     )
     require_ended(conn, month)
