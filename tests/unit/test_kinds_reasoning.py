@@ -119,7 +119,7 @@ def test_is_shown_as_it_was_written(output: str, display: str) -> None:
         (r"The answer is \begin{pmatrix}1&2\end{pmatrix}.", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
         # headings are no answers
         ("**Final Answer**\n\n18", "18"), ("**答案**\n18个", "18"), ("B。因为3+4=7", "B"),
-        ("正解はBです。", "B"),
+        ("正解はBです。", "B"), ("解答：先算3+4=7。再算7×2=14。", "14"),
         ("### Answer\n18 apples\n\nCheck: 3 + 4 = 7", "18"), ("**Solution**\n3+4=7", "7"),
     ],
 )  # fmt: skip

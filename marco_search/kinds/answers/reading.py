@@ -45,7 +45,7 @@ _MARKER = re.compile(
     r"(?: to [^.\n]{1,60}?\s(?:is|was|are|equals)"
     rf"|\s*(?:is|was|are|=|:|equals|(?:should|must|would) be)|{_DASH_BEFORE_NUMBER})"
     r"(?: (?:that|therefore|thus)\b)?"
-    r"|(?:答案|结果|結果|选项|選項|答)\s*(?:就?[应應]?该?是|[选選](?![项項])|[应應]?[为為]|等[于於]|:|=)|####"
+    r"|(?:答案|结果|結果|选项|選項|(?<!解)答)\s*(?:就?[应應]?该?是|[选選](?![项項])|[应應]?[为為]|等[于於]|:|=)|####"
     rf"|(?:答案|结果|結果|答){_DASH_BEFORE_NUMBER}"
     r"|^[ #*_]*(?:the |final |correct )*(?:answer|result)[ *_]*\n"
     r"|^[ #*_]*(?:最终|正确)?答案[ *_]*\n"
