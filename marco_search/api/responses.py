@@ -158,5 +158,7 @@ def _invalid_request(error: RequestValidationError) -> MarcoError:
     if first["type"] == "json_invalid":
         return InputError(f"the body is not valid JSON: {first['ctx']['error']}")
     place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    if "UploadFile" in first["msg"]:
+        return InvalidJob(place, "must be a file of a form, sent as multipart/form-data")
     wrong = "must be a JSON object, sent with Content-Type: application/json"
     return InvalidJob(place, wrong if first["type"] == "dict_type" else explain(first))

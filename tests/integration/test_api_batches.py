@@ -176,6 +176,9 @@ def test_what_can_t_be_a_file_or_a_batch(api: Api) -> None:  # noqa: F811
     for data, purpose in ((b"{}", "assistants"), (b"", "batch"), (b"\x1f\x8b\x08", "batch")):
         with pytest.raises(openai.UnprocessableEntityError):
             acme.files.create(file=("in.jsonl", data), purpose=purpose)  # type: ignore[arg-type]
+    with api.http() as plain:
+        answer = plain.post("v1/files", data={"purpose": "batch", "file": "{}"})
+        assert "must be a file of a form" in answer.json()["error"]["message"]
     file = acme.files.create(file=("in.jsonl", b"{}\n"), purpose="batch")
     for window, endpoint in (("soon", ENDPOINT), ("24h", "/v1/embeddings")):
         with pytest.raises(openai.UnprocessableEntityError):
