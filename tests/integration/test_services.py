@@ -38,7 +38,7 @@ from marco_search.local import (
 from marco_search.local.programs import as_servers, data_folder, is_open, purge
 from marco_search.local.supervisor import Postgres
 from marco_search.settings import Settings
-from tests import embedded
+from tests import embedded, memory
 from tests.embedded import up
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,10 +47,28 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home of this test's own, in a path with spaces, stopped and deleted afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="marco services "))
-    folder.chmod(0o711)
-    yield folder / "a home"
-    _remove(folder)
+    with memory.data_folder() as folder:
+        yield folder / "a home"
+        _stop(folder)
+
+
+@pytest.fixture(scope="module")
+def former_home() -> Iterator[Path]:
+    """One whose services have run: making a database takes longer than starting it."""
+    with memory.data_folder() as folder:
+        with local_services(folder / "home"):
+            pass
+        yield folder / "home"
+        _stop(folder)
+
+
+@pytest.fixture
+def _used(home: Path, former_home: Path) -> None:
+    subprocess.run(["cp", "-a", former_home, home], check=True)
+
+
+used = pytest.mark.usefixtures("_used")
+"""The services have run in `home`: this test is not about the first start."""
 
 
 @pytest.fixture
@@ -58,14 +76,14 @@ def closed_home() -> Iterator[Path]:
     """A home below a folder that nobody else may enter."""
     folder = Path(tempfile.mkdtemp(prefix="marco closed "))
     yield folder / "home"
-    _remove(folder)
+    _stop(folder)
+    shutil.rmtree(folder)
 
 
-def _remove(folder: Path) -> None:
+def _stop(folder: Path) -> None:
     for home in folder.iterdir():
         down(home)
         purge(home)
-    shutil.rmtree(folder)
 
 
 def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -106,6 +124,7 @@ def _still_there(urls: ServiceUrls) -> bool:
     return True
 
 
+@used
 def test_killed_servers_come_back_with_the_same_ports_and_data(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
@@ -120,6 +139,7 @@ def test_killed_servers_come_back_with_the_same_ports_and_data(home: Path) -> No
     assert not is_running(home)
 
 
+@used
 def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
     urls = up(home)
     _write(urls)
@@ -136,6 +156,7 @@ def test_nothing_outlives_a_killed_supervisor(home: Path) -> None:
     assert down(home)
 
 
+@used
 def test_a_blocked_signal_of_its_user_does_not_let_a_server_outlive_the_supervisor(
     home: Path,
 ) -> None:
@@ -154,6 +175,7 @@ def test_a_blocked_signal_of_its_user_does_not_let_a_server_outlive_the_supervis
                 os.kill(process.pid, signal.SIGKILL)
 
 
+@used
 def test_users_of_a_killed_supervisor_keep_the_next_one(home: Path) -> None:
     with local_services(home):
         running = embedded.services(home)
@@ -210,6 +232,7 @@ def test_down_twice_and_up_again(home: Path) -> None:
     assert not is_running(home)
 
 
+@used
 def test_services_end_with_the_last_user_even_when_it_is_killed(home: Path) -> None:
     code = "import sys; from pathlib import Path; from marco_search.local import local_services\n"
     code += "with local_services(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
@@ -237,6 +260,7 @@ def test_services_end_with_the_last_user_even_when_it_is_killed(home: Path) -> N
     assert embedded.processes(str(home)) == []
 
 
+@used
 def test_a_process_that_was_forked_meanwhile_does_not_keep_them(home: Path) -> None:
     fork = multiprocessing.get_context("fork")
     ends = fork.Event()
@@ -251,6 +275,7 @@ def test_a_process_that_was_forked_meanwhile_does_not_keep_them(home: Path) -> N
     forked.join()
 
 
+@used
 def test_a_forked_process_that_leaves_does_not_stop_them(home: Path) -> None:
     code = """
 import os, sys
@@ -270,6 +295,7 @@ print(is_running(home))
     assert ran.stdout.split() == ["True", "False"]
 
 
+@used
 def test_in_the_foreground_until_down_or_a_signal(home: Path) -> None:
     command = [f"{sys.prefix}/bin/marco", "up", "--foreground"]
     for number in (None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -301,9 +327,8 @@ def test_below_a_closed_folder(closed_home: Path) -> None:
             assert data_folder(copy) != elsewhere, "a copy has data of its own"
 
 
+@used
 def test_copies_started_at_the_same_moment_do_not_take_each_others_ports(home: Path) -> None:
-    with local_services(home):
-        pass
     copies = [home.with_name(name) for name in ("first", "second", "third")]
     for copy in copies:
         subprocess.run(["cp", "-a", home, copy], check=True)
@@ -351,6 +376,7 @@ def test_strangers_stay_out(home: Path) -> None:
             assert secret not in repr(urls)
 
 
+@used
 def test_a_lost_state_file_costs_no_data(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
@@ -370,6 +396,7 @@ def test_a_lost_state_file_costs_no_data(home: Path) -> None:
         _until(lambda: read_urls(home) is not None)
 
 
+@used
 def test_a_wrong_password_is_said_and_leaves_nothing_behind(home: Path) -> None:
     with local_services(home) as urls:
         _write(urls)
@@ -558,6 +585,7 @@ def test_as_an_ordinary_user(home: Path) -> None:
     assert "supervisor.log can't be used (Permission denied)" in done.stderr.splitlines()[-1]
 
 
+@used
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives folders away")
 def test_root_takes_nothing_from_another_user(home: Path) -> None:
     with local_services(home) as urls:
