@@ -56,6 +56,5 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     """Look for garbage again, but not among those half a million objects."""
-    gc.collect()
     gc.freeze()
     gc.enable()
