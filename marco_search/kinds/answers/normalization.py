@@ -17,8 +17,11 @@ _CIRCLED_RUN = re.compile("[①-⑳](?:[、,，和]?[①-⑳])+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _SIGNS = str.maketrans({char: sign for sign, alike in WORDS["signs"].items() for char in alike})
 
-_TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"(?:(\d)\s*)?\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|operatorname|num)[a-z]*\s*\{([^{}]*)\}")
+_FRACTION = re.compile(
+    r"(?:(\d)\s*)?\\(?:[dtcs]|nice)?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"
+)
+_OVER = re.compile(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}")
 _ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]{}]*\])?\s*(?:\{([^{}]*)\}|(\d))")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _EXPONENT = re.compile(r"\^\s*\{([^{}]*)\}")
@@ -101,7 +104,7 @@ def _unwrapped(text: str) -> str:
         text = _ROOT.sub(lambda m: f"√{m[1] or ''}({m[2] or m[3] or ''})", text)
         text = _EXPONENT.sub(_raised, text)
         text = _BINOMIAL.sub(r"C(\1\2,\3\4)", re.sub(r"_\{(\w+)\}", r"_\1", text))
-        text = _FRACTION.sub(_as_slash, text)
+        text = _FRACTION.sub(_as_slash, _OVER.sub(r"\\frac{\1}{\2}", text))
         if text == before:
             break
     return text
