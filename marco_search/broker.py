@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 TASK = "marco.run_job"
 T = TypeVar("T")
 
+_IMPORTING = Lock()
+"""Celery's module puts another one in its place: a second thread would find half of it."""
+
 PRESENT_EVERY_S = 5.0
 """How often a worker announces itself (`say_present`)."""
 _PRESENT_FOR_S = 15
@@ -173,7 +176,8 @@ class Publisher:
             "interval_start": 0.1,
             "interval_max": 0.1,
         }
-        from celery import Celery
+        with _IMPORTING:
+            from celery import Celery
 
         self._app = Celery("marco", set_as_current=False, changes=config)
         self._shown = without_password(redis_url)

@@ -714,3 +714,23 @@ def test_who_follows_a_job_does_not_read_it_whenever_another_ends(
     assert seen[-1] is JobState.CANCELLED
     # At first, once the listener is connected, and at the end.
     assert len(seen) <= 3
+
+
+AT_ONCE = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from marco_search.broker import Publisher
+barrier = Barrier(16)
+def publisher(_):
+    barrier.wait()
+    return Publisher("redis://127.0.0.1:1/0", "marco")
+with ThreadPoolExecutor(16) as threads:
+    print(len(list(threads.map(publisher, range(16)))))
+"""
+
+
+def test_threads_may_begin_at_the_same_moment() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("16\n", "")
