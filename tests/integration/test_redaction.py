@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -28,8 +28,8 @@ from marco_search.evaluation.run import Recipe, run_queued
 from marco_search.export import otlp
 from marco_search.export.tables import Filter
 from marco_search.store import uploaded_files
-from marco_search.store.db import Database
-from marco_search.store.queue import dead_letters
+from marco_search.store.db import Conn, Database
+from marco_search.store.queue import dead_letters, jobs
 from marco_search.store.reads import job_record
 from marco_search.store.seal import redactions
 from marco_search.store.seal.verification import verify_all, verify_job
@@ -274,6 +274,27 @@ def test_a_job_that_may_still_run_is_refused(database: Database, database_url: s
         assert dead_letters.requeue(conn, [dead.id]) == []
     assert SECRET not in everything(database_url, dead.id)
     assert verify_all(database_url).findings == ()
+
+
+def test_a_key_that_is_redacted_while_it_is_submitted_again_is_free(
+    database: Database, ended: UUID
+) -> None:
+    class Between:
+        """A connection, and what another one does before it looks for the job of the key."""
+
+        def __init__(self, conn: Conn) -> None:
+            self.conn = conn
+
+        def execute(self, query: Any, given: Any) -> Any:
+            if "JOIN unnest" in str(query):
+                redact(database, ended)
+            return self.conn.execute(query, given)
+
+    with database.transaction() as conn:
+        again = question(TEXT, **ABOUT)
+        (handle,) = jobs.insert(cast(Conn, Between(conn)), [again], tenant="default")
+    assert handle.created
+    assert handle.id != ended
 
 
 def test_where_it_stops_it_says_how_many_are_redacted(database: Database, ended: UUID) -> None:

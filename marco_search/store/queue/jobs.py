@@ -146,14 +146,19 @@ def insert_rows(conn: Conn, rows: list[dict[str, Any]], aging_s: float) -> list[
         """,
         {"rows": json.dumps(rows), "aging_s": aging_s},
     ).fetchall()
-    new = {job_id for (job_id,) in created}
-    known = _known(conn, [row for row in rows if row["id"] not in new])
-    return [
-        JobHandle(id=UUID(row["id"]), state=JobState.QUEUED, created=True)
-        if row["id"] in new
-        else known[row["tenant"], row["idempotency_key"]]
-        for row in rows
-    ]
+    stored = {i: JobHandle(id=UUID(i), state=JobState.QUEUED, created=True) for (i,) in created}
+    others = [row for row in rows if row["id"] not in stored]
+    known = _known(conn, others)
+    stored |= {row["id"]: known[_key(row)] for row in others if _key(row) in known}
+    # Jobs that these keys named were redacted a moment ago, and the keys with them.
+    if freed := [row for row in others if _key(row) not in known]:
+        again = insert_rows(conn, freed, aging_s)
+        stored |= {row["id"]: handle for row, handle in zip(freed, again, strict=True)}
+    return [stored[row["id"]] for row in rows]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["tenant"], row["idempotency_key"]
 
 
 def copy(conn: Conn, which: str, given: Mapping[str, object], aging_s: float) -> dict[UUID, UUID]:
@@ -192,12 +197,11 @@ def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], JobH
     ).fetchall()
     known = {(tenant, key): rest for tenant, key, *rest in found}
     for row in rows:
-        key = row["tenant"], row["idempotency_key"]
-        payload, job_id = known[key][:2]
+        payload, job_id, _ = known.get(_key(row), (row["payload_hash"], None, None))
         if payload != row["payload_hash"]:
             raise IdempotencyConflict(
-                f"idempotency_key: {key[1]!r} belongs to job {job_id}, which has another "
-                "payload; send the same payload or use another key",
+                f"idempotency_key: {row['idempotency_key']!r} belongs to job {job_id}, which has "
+                "another payload; send the same payload or use another key",
                 row.get("index"),
             )
     return {
