@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from marco_search.cli.solve_commands import QUERIES
 from marco_search.local import is_running
 from marco_search.local.programs import purge
 from tests.blas import seen, watched
+from tests.memory import data_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = [
@@ -88,14 +88,12 @@ class Cli:
 
 @pytest.fixture(scope="module")
 def cli() -> Iterator[Cli]:
-    folder = Path(tempfile.mkdtemp(prefix="marco-cli-"))
-    folder.chmod(0o711)
-    here = Cli(folder / "home")
-    yield here
-    here.run("down")
-    if here.home.exists():
-        purge(here.home)
-    shutil.rmtree(folder)
+    with data_folder() as folder:
+        here = Cli(folder / "home")
+        yield here
+        here.run("down")
+        if here.home.exists():
+            purge(here.home)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 
 from marco_search.local import down
 from marco_search.local.programs import purge
+from tests.memory import data_folder
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
 INTERRUPTIONS = 18
@@ -28,12 +27,10 @@ LIMIT_S = 120
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home where nothing was ever started, deleted afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="marco first start "))
-    folder.chmod(0o711)
-    yield folder / "home"
-    down(folder / "home")
-    _purge(folder / "home")
-    shutil.rmtree(folder)
+    with data_folder() as folder:
+        yield folder / "a home"
+        down(folder / "a home")
+        _purge(folder / "a home")
 
 
 def _purge(home: Path) -> None:
