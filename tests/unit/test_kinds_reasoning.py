@@ -120,6 +120,7 @@ def test_is_shown_as_it_was_written(output: str, display: str) -> None:
         (r"\nicefrac{3}{4}", "0.75"), (r"$\sfrac{3}{4}$", "3/4"), (r"${3 \over 4}$", "3/4"),
         (r"\boxed{\num{1234}}", "1234"), (r"\boxed{\varnothing}", r"\emptyset"),
         ("∅", r"\emptyset"),
+        ("The answer is <b>18</b>.", "18"), ("<strong>18 apples</strong><br>", "18"),
         # headings are no answers
         ("**Final Answer**\n\n18", "18"), ("**答案**\n18个", "18"), ("B。因为3+4=7", "B"),
         ("正解はBです。", "B"), ("解答：先算3+4=7。再算7×2=14。", "14"),

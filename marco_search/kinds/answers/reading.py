@@ -76,6 +76,8 @@ _FIRST_WORD = re.compile(
     r"\W*([A-Za-z]+|[\u4e00-\u9fff]+)(?=\s*(?:[,.;:!。*]|- |$))(?!\. ?[0-9])", re.M
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
+_BOLD_TAG = re.compile("</?(?:b|strong)>", re.IGNORECASE)
+_LINE_BREAK = re.compile("<br ?/?>", re.IGNORECASE)
 _ROLES = {role: alternatives(phrases) for role, phrases in WORDS["roles"].items()}
 _HEADING = re.compile(
     rf"(?:(?:the|final|correct|detailed) )*(?:最终|正确|详细)?(?:{_ROLES['headings']})\W*", re.I
@@ -147,6 +149,7 @@ def _read(output: str) -> ExtractedAnswer | None:
         return ExtractedAnswer(f"```{key}", output.strip()) if key else None
     if len(output) > _MAX_CHARS:
         output = output[-_MAX_CHARS:]
+    output = _LINE_BREAK.sub("\n", _BOLD_TAG.sub("**", output))
     output = _FACTORIAL.sub(lambda m: f"{m[1] or m[2]} factorial", output)
     boxed = _last_boxed(output)
     if boxed is not None:
