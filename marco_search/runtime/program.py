@@ -12,16 +12,15 @@ The language has no way to pass a seed or a request id to one branch, so the pro
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
-from importlib import import_module
-from types import ModuleType
 from typing import Any
+
+import sglang as sgl
 
 from marco_search.errors import BranchFailed
 from marco_search.metrics import FAILED_TOKENS, in_flight, record
@@ -41,35 +40,6 @@ from marco_search.search.branches import (
     tokens_before,
     without_room,
 )
-
-
-class _Later(ModuleType):
-    """Stands in for a module until something of it is used."""
-
-    HTML = display = None  # of IPython, which is for notebooks alone
-
-    def __getattr__(self, name: str) -> Any:
-        module = import_module(self.__name__)
-        if module is self:  # while the frontend is imported
-            raise AttributeError(name)
-        return getattr(module, name)
-
-
-def _frontend() -> Any:
-    """SGLang's frontend, without packages that take longer to import than all the rest of it."""
-    names = ("aiohttp", "requests", "IPython.display")
-    stand_ins = {name: _Later(name) for name in names if name not in sys.modules}
-    sys.modules.update(stand_ins)
-    try:
-        import sglang
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]
-    return sglang
-
-
-sgl = _frontend()
-BaseBackend = sgl.lang.backend.base_backend.BaseBackend
 
 PARAMS = "marco_branch"
 """The variable that holds a child's BranchParams."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sglang.lang.backend.base_backend import BaseBackend
 
 import marco_search
 from marco_search import models
@@ -35,7 +36,7 @@ from marco_search.runtime.embedded.engine import Engine
 from marco_search.runtime.embedded.files import fingerprint, open_files, training_of
 from marco_search.runtime.embedded.linear import Team, blas_name, one_blas_thread
 from marco_search.runtime.embedded.tokenizer import TokenIds, Tokenizer
-from marco_search.runtime.program import BaseBackend, ForkRuntime, error_value, params_of
+from marco_search.runtime.program import ForkRuntime, error_value, params_of
 from marco_search.settings import Settings
 from marco_search.text import one_line
 

@@ -14,10 +14,12 @@ from hashlib import blake2b
 from random import Random
 from typing import Any
 
+from sglang.lang.backend.base_backend import BaseBackend
+
 from marco_search.deadlines import Call
 from marco_search.errors import BranchFailed, ModelRefused, RuntimeUnavailable
 from marco_search.runtime.base import RuntimeInfo
-from marco_search.runtime.program import BaseBackend, error_value, params_of
+from marco_search.runtime.program import error_value, params_of
 from marco_search.runtime.servers.calls import Failure, cut_short
 from marco_search.runtime.servers.server import Server
 from marco_search.search.branches import Part
