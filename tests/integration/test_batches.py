@@ -15,7 +15,7 @@ from marco_search import settings
 from marco_search.cli.main import main
 from marco_search.errors import InvalidJob, QueueFull
 from marco_search.store.db import Database
-from marco_search.store.queue import scheduling
+from marco_search.store.queue import dead_letters, scheduling
 from producer import Producer
 from tests.integration.toys import Interrupted, question, tick, wait_until
 from tests.integration.toys import runner as toy_runner
@@ -281,6 +281,23 @@ def test_a_batch_ends_again_with_a_job_that_it_knows_by_its_key(
         tick(database_url, redis_url)
         assert producer.batch(batch).states == {"succeeded": 1}
         assert producer.batch(batch).finished_at
+
+
+def test_batches_that_know_a_job_by_its_key_are_found_without_reading_all_lines(
+    producer: Producer, database: Database
+) -> None:
+    job = producer.submit(question())
+    used = (
+        "SELECT idx_scan FROM pg_stat_user_indexes"
+        " WHERE indexrelname = 'ix_batch_lines_known_id'"
+    )
+    with database.transaction() as conn:
+        conn.execute("UPDATE jobs SET state = 'failed', finished_at = now()")
+        conn.execute("SET LOCAL enable_seqscan = off")  # there are few lines here
+        assert dead_letters.requeue(conn, [job.id]) == [job.id]
+        conn.execute("SELECT pg_stat_force_next_flush()")
+    with database.transaction() as conn:
+        assert conn.execute(used).fetchone() == (1,)
 
 
 def _fail() -> None:

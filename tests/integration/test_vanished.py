@@ -251,6 +251,9 @@ def test_processes_that_hang_are_killed_and_replaced(
     with Producer(*urls) as producer, worker(log, urls, **given) as main:
         assert producer.wait(producer.submit(question()), PATIENCE_S).state == "succeeded"
         first = only_child(main.pid)
+        threads = Path(f"/proc/{first}/task")
+        busy = len([*threads.iterdir()])
+        wait_until(lambda: len([*threads.iterdir()]) < busy, "its heartbeat has ended", PATIENCE_S)
         size = int(Path(f"/proc/{first}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(first, resource.RLIMIT_AS, (size - 20 * 2**20, resource.RLIM_INFINITY))
         assert producer.wait(producer.submit(question()), PATIENCE_S).state == "succeeded"
