@@ -288,8 +288,7 @@ def test_batches_that_know_a_job_by_its_key_are_found_without_reading_all_lines(
 ) -> None:
     job = producer.submit(question())
     used = (
-        "SELECT idx_scan FROM pg_stat_user_indexes"
-        " WHERE indexrelname = 'ix_batch_lines_known_id'"
+        "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'ix_batch_lines_known_id'"
     )
     with database.transaction() as conn:
         conn.execute("UPDATE jobs SET state = 'failed', finished_at = now()")
