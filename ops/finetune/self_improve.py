@@ -195,7 +195,9 @@ class Loop:
             loaded = self.loaded.model_copy(update={"model": model, **urls})
             with (
                 closing(Producer(settings=loaded)) as producer,
-                closing(Database(url, application="marco", connections=2 * THREADS)) as database,
+                closing(
+                    Database(url, application="marco", connections=2 * THREADS, planned_once=True)
+                ) as database,
             ):
                 batch = self.submit(producer, arm, number, data.with_name("batch"))
                 while left := producer.batch(batch).left:
