@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import resource
 import signal
 import socket
@@ -16,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import uvicorn
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,6 +28,7 @@ from marco_search import logs, tracing
 from marco_search.errors import AddressTaken
 from marco_search.metrics import REQUEST, REQUESTS, record
 
+log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -82,7 +85,9 @@ class _Server(uvicorn.Server):
 
 
 class _Observed:
-    """ASGI middleware: counts requests, and puts each into the trace that its client names."""
+    """ASGI middleware: counts requests, puts each into the trace that its client names, and gives
+    it an id, which its answer and what is logged of it have.
+    """
 
     def __init__(self, app: ASGIApp, stopping: asyncio.Event) -> None:
         self._app, self._stopping = app, stopping
@@ -91,26 +96,33 @@ class _Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500
+        began, status, request_id = time.monotonic(), 500, f"req_{uuid4().hex}"
+        given = Headers(scope=scope).get("traceparent")
 
         async def noting(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        try:
-            given = Headers(scope=scope).get("traceparent")
-            with tracing.within(given) as trace_id, logs.about(trace_id=trace_id):
+        with (
+            tracing.within(given) as trace_id,
+            logs.about(trace_id=trace_id, request_id=request_id),
+        ):
+            try:
                 await self._app(scope, receive, noting)
-        except asyncio.CancelledError:
-            if not self._stopping.is_set():  # then it had its time to end
-                raise
-        finally:
-            # Not what the client wrote: there would be no end of labels.
-            route = getattr(scope.get("route"), "path", "(none)")
-            method = scope["method"] if scope["method"] in _METHODS else "(other)"
-            record(REQUESTS, 1, method, route, str(status))
-            record(REQUEST, time.monotonic() - began, route)
+            except asyncio.CancelledError:
+                if not self._stopping.is_set():  # then it had its time to end
+                    raise
+            except Exception:  # answered with 500 already; uvicorn would log it without the id
+                log.exception("%s %s, %s, failed", scope["method"], scope["path"], request_id)
+            finally:
+                # Not what the client wrote: there would be no end of labels.
+                route = getattr(scope.get("route"), "path", "(none)")
+                method = scope["method"] if scope["method"] in _METHODS else "(other)"
+                record(REQUESTS, 1, method, route, str(status))
+                record(REQUEST, time.monotonic() - began, route)
 
 
 def as_get(scope: Scope) -> Scope:

@@ -25,8 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Message
 
 from marco_search.api.access import Caller, Cancels, Reads, Submits, needs
-from marco_search.api.chat_completions import IdempotencyKey, JsonRoute
-from marco_search.api.responses import batch_uuid, page, results_id, unix, uploaded_id
+from marco_search.api.responses import (
+    IdempotencyKey,
+    JsonRoute,
+    batch_uuid,
+    page,
+    results_id,
+    unix,
+    uploaded_id,
+)
 from marco_search.errors import (
     Backpressure,
     BatchNotFound,
@@ -34,7 +41,7 @@ from marco_search.errors import (
     InvalidJob,
     MarcoError,
 )
-from marco_search.jobs.validation import another_format, flaw
+from marco_search.jobs.validation import another_format, at_most, flaw, spelt
 from marco_search.kinds import completions
 from marco_search.store import uploaded_files
 from marco_search.store.queue import batches
@@ -244,12 +251,11 @@ class BatchRequest(BaseModel):
 
     input_file_id: str
     endpoint: Literal["/v1/chat/completions"]
-    completion_window: str = Field(
-        pattern=r"^[1-9][0-9]{0,3}[mhd]$",
-        description="As 24h: requests that were not begun by then expire",
-    )
+    completion_window: Annotated[
+        str, spelt("[1-9][0-9]{0,3}[mhd]", "a duration such as 90m, 24h or 7d")
+    ] = Field(description="As 90m, 24h or 7d: requests that were not begun by then expire")
     metadata: dict[
-        Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]
+        Annotated[str, at_most(64)], Annotated[str, at_most(512, empty=True)]
     ] | None = Field(None, max_length=16)  # fmt: skip
 
 
@@ -260,9 +266,6 @@ async def create_batch(
     """Its lines are stored in the background. A wrong one goes to the file of errors, no more."""
     if idempotency_key is not None and (reason := flaw(idempotency_key, 200)) is not None:
         raise InvalidJob("Idempotency-Key", reason)
-    for name, value in (request.metadata or {}).items():
-        if (reason := flaw(name, 64) or (value and flaw(value, 512))) is not None:
-            raise InvalidJob("metadata", str(reason))
     made = await asyncio.to_thread(_begin, caller, request, idempotency_key)
     _feed_on(caller, made)
     return _batch(made)

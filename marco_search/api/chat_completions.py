@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Request
+from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.routing import APIRoute
 from fastapi.sse import format_sse_event
 
 from marco_search.api.access import Asks, Caller, Reads
-from marco_search.api.responses import error_body
+from marco_search.api.responses import IdempotencyKey, JsonRoute, error_body
 from marco_search.errors import (
     InputError,
     InvalidJob,
@@ -24,34 +23,12 @@ from marco_search.errors import (
     WaitTimeout,
 )
 from marco_search.jobs import Job, JobResult, SearchOptions
-from marco_search.kinds import completions, named_as_asked, parse_completion, strict_json
+from marco_search.kinds import completions, named_as_asked, parse_completion
 from marco_search.store.queue.jobs import JobHandle
 from marco_search.store.reads.queries import JobStatus
 from producer import JobId
 
-
-class _Request(Request):
-    async def json(self) -> Any:
-        return strict_json((await self.body()).decode("utf-8-sig"))
-
-
-class JsonRoute(APIRoute):
-    """A route that reads its body as the lines of a batch are read."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            return await answer(_Request(request.scope, request.receive))
-
-        return strict
-
-
 router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=JsonRoute)
-IdempotencyKey = Annotated[
-    str | None,
-    Header(description="Identifies the request: when repeated, it is not searched again"),
-]
 _EXAMPLE = {
     "model": "tree",
     "messages": [{"role": "user", "content": "What is 17 x 23?"}],

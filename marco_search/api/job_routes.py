@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from marco_search.api.access import Caller, Cancels, Reads, Submits
-from marco_search.api.chat_completions import KEEP_ALIVE, IdempotencyKey, JsonRoute, changes
-from marco_search.api.responses import batch_uuid, error_body, page
+from marco_search.api.chat_completions import KEEP_ALIVE, changes
+from marco_search.api.responses import IdempotencyKey, JsonRoute, batch_uuid, error_body, page
 from marco_search.errors import InvalidJob, JobNotFound, MarcoError, WaitTimeout
 from marco_search.jobs import JobResult
 from marco_search.render.document import document

@@ -1,23 +1,25 @@
-"""Answers in OpenAI's shape: ids, times, pages of a list, and errors."""
+"""What routes share: how bodies are read, and answers in OpenAI's shape, errors among them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Request
+from fastapi import Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from marco_search import errors
 from marco_search.errors import InputError, InvalidJob, MarcoError
-from marco_search.jobs.validation import explain
+from marco_search.jobs.validation import explain, shortened
+from marco_search.kinds import strict_json
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 4 * 2**20
@@ -43,6 +45,27 @@ STATUS: dict[type[MarcoError], tuple[int, str]] = {
 HANDLED = (MarcoError, HTTPException, RequestValidationError, Exception)
 _RETRY_S = 5.0  # after a service failed
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="Identifies the request: when repeated, it is not searched again"),
+]
+
+
+class _Request(Request):
+    async def json(self) -> Any:
+        return strict_json((await self.body()).decode("utf-8-sig"))
+
+
+class JsonRoute(APIRoute):
+    """A route that reads its body as the lines of a batch are read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await answer(_Request(request.scope, request.receive))
+
+        return strict
 
 
 def uploaded_id(file_id: str) -> UUID:
@@ -157,7 +180,7 @@ def _invalid_request(error: RequestValidationError) -> MarcoError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return InputError(f"the body is not valid JSON: {first['ctx']['error']}")
-    place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    place = ".".join(shortened(str(part)) for part in first["loc"][1:]) or "body"
     if "UploadFile" in first["msg"]:
         return InvalidJob(place, "must be a file of a form, sent as multipart/form-data")
     wrong = "must be a JSON object, sent with Content-Type: application/json"

@@ -33,6 +33,7 @@ from marco_search.jobs.validation import (
     nearest,
     one_of,
     shown,
+    spelt,
     within,
 )
 from marco_search.search.config import STRATEGIES
@@ -49,6 +50,13 @@ SYSTEM_PROMPT_PRESETS = ("marco-o1",)
 
 MetadataValue = str | int | float | bool
 Text = Annotated[str, at_most(MAX_TEXT_CHARS)]
+ProfileName = Annotated[
+    str,
+    spelt(
+        "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "a name: 64 letters, digits, '.', '_' and '-' at most, a letter or a digit first",
+    ),
+]
 
 
 class SearchOptions(Input):
@@ -115,9 +123,8 @@ class SearchOptions(Input):
         "answers, or rates them",
     )
 
-    profile: str | None = Field(
+    profile: ProfileName | None = Field(
         default=None,
-        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="Name of the model's profile (docs/profiles.md); None: by the model's name",
     )
     overrides: dict[str, Any] = Field(

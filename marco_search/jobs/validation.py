@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -119,8 +120,8 @@ def explain(error: ErrorDetails, fields: Sequence[str] = ()) -> str:
     if kind == "extra_forbidden":
         meant = hint(error["loc"][-1], fields) or "."
         return f"unknown field{meant}" + (f" Known fields: {', '.join(fields)}" if fields else "")
-    if kind == "string_pattern_mismatch":
-        return f"must match {context['pattern']}, not {shown(value)}"
+    if kind == "too_long":
+        return f"must have at most {context['max_length']:,} entries"
     if kind in ("literal_error", "enum"):  # its "expected" is "'a', 'b' or 'c'"
         words = context["expected"].replace(" or ", ", ")
         return _unknown(value, [word.strip(" '") for word in words.split(",")])
@@ -140,6 +141,17 @@ def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
         if value not in names():
             raise ValueError(_unknown(value, list(names())))
         return value
+
+    return AfterValidator(check)
+
+
+def spelt(pattern: str, words: str) -> AfterValidator:
+    """A check that a text has this pattern; `words` say what it must be."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"must be {words}, not {shown(text)}")
+        return text
 
     return AfterValidator(check)
 

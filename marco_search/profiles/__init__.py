@@ -33,6 +33,7 @@ from marco_search.jobs.validation import (
     explain,
     hint,
     one_of,
+    spelt,
     unstorable_in,
     within,
 )
@@ -78,7 +79,10 @@ class Example(Described):
 class Profile(Input):
     """What is known of a family of models."""
 
-    name: str = Field(default=NEUTRAL, pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Its name")
+    name: Annotated[
+        str,
+        spelt(r"[a-z0-9][a-z0-9._-]*", "a name: lower-case letters, digits, '.', '_' and '-'"),
+    ] = Field(default=NEUTRAL, description="Its name")
     models: tuple[str, ...] = Field(
         default=(), description="Model names it is for, with * for any text; in lower case"
     )

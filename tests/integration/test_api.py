@@ -185,6 +185,7 @@ def test_the_openai_client_gets_the_best_answers(api: Api, work: Work) -> None:
         extra = {"marco": {"options": {"rollouts": 12, "early_stop": False}}}
         raw = client.chat.completions.with_raw_response.create(**ASKED, n=2, extra_body=extra)
         found = raw.parse()
+        assert found._request_id.startswith("req_")
         assert raw.headers["Marco-Job-Id"] == found.id and found.model == "toy-marco-o1"
         first, second = found.choices
         assert first.message.role == "assistant" and first.finish_reason == "stop"

@@ -180,11 +180,17 @@ def test_what_can_t_be_a_file_or_a_batch(api: Api) -> None:  # noqa: F811
         answer = plain.post("v1/files", data={"purpose": "batch", "file": "{}"})
         assert "must be a file of a form" in answer.json()["error"]["message"]
     file = acme.files.create(file=("in.jsonl", b"{}\n"), purpose="batch")
-    for window, endpoint in (("soon", ENDPOINT), ("24h", "/v1/embeddings")):
-        with pytest.raises(openai.UnprocessableEntityError):
-            acme.batches.create(
-                input_file_id=file.id, endpoint=endpoint, completion_window=window,  # type: ignore[arg-type]
-            )  # fmt: skip
+    fits: Any = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h"}
+    many = {str(i): "" for i in range(17)}
+    for wrong, said in (
+        ({"completion_window": "soon"}, "must be a duration such as 90m, 24h or 7d, not 'soon'"),
+        ({"endpoint": "/v1/embeddings"}, "use one of: /v1/chat/completions"),
+        ({"metadata": many}, "must have at most 16 entries"),
+        ({"metadata": {"x" * 65: ""}}, "too long: 65 characters"),
+        ({"metadata": {"x": "y\0"}}, "metadata.x: holds a NUL"),
+    ):
+        with pytest.raises(openai.UnprocessableEntityError, match=said):
+            acme.batches.create(**fits | wrong)
     with api.database.transaction() as conn:
         conn.execute("UPDATE files SET expires_at = now() - interval '1 s' WHERE tenant = 'wrong'")
     with pytest.raises(openai.NotFoundError):

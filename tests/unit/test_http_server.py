@@ -40,3 +40,19 @@ def test_requests_are_counted_by_route_and_belong_to_their_client_s_trace(
     assert value(counted, method="GET", route="/jobs/{job}", status="200") == 3
     assert value(counted, method="(other)", route="(none)", status="404") == 1
     assert value("marco_http_request_seconds_count", route="/jobs/{job}") == 3
+
+
+def test_a_request_has_an_id_which_the_log_of_a_bug_has_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = FastAPI()
+
+    @app.get("/bug")
+    def bug() -> None:
+        raise RuntimeError("of ours")
+
+    client = TestClient(_Observed(app, asyncio.Event()))
+    answer, other = client.get("/bug"), client.get("/nowhere")
+    assert (answer.status_code, other.status_code) == (500, 404)
+    assert answer.headers["x-request-id"] != other.headers["x-request-id"]
+    assert answer.headers["x-request-id"] in caplog.text and "of ours" in caplog.text
