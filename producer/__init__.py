@@ -7,7 +7,7 @@
         print(producer.wait(job).answer)
 
 A job is stored in Postgres before anything else happens: once `submit` has returned, it will
-be run, whatever becomes of this process, of Redis or of the workers.
+be run, whatever happens to this process, to Redis or to the workers.
 """
 
 from marco_search.jobs import Answer, Job, JobResult, SearchOptions

@@ -1,6 +1,6 @@
 """The producer for asyncio.
 
-Its methods run in a thread, for the milliseconds that they take. Waiting takes no thread: one
+Its methods run in a thread, for the few milliseconds that they take. Waiting needs no thread: one
 connection listens for all waits.
 """
 
@@ -35,7 +35,7 @@ def _awaited(
 
 
 class AsyncProducer:
-    """A `Producer` whose methods are awaited; each does and raises the same."""
+    """`Producer` with coroutines: the same methods, results and errors."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class AsyncProducer:
 
         with self._sync._listener.subscribed(wake) as take_notices:
             while pending.ids:
-                # Else only jobs of others have ended.
+                # Otherwise only jobs of other waits have ended.
                 for found in await asyncio.to_thread(read) if pending.to_read else ():
                     yield found
                 if pending.ids:

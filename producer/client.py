@@ -1,4 +1,4 @@
-"""The producer: submits jobs, waits for their results, and operates on those that are there."""
+"""The producer: submits jobs, waits for their results, and manages existing jobs."""
 
 import contextlib
 import logging
@@ -62,18 +62,18 @@ _AT_ONCE = 10_000  # jobs that one transaction ends, and one seal covers
 
 
 class Producer:
-    """Submits jobs and waits for their results. May be shared by threads, and used after a fork.
+    """Submits jobs and waits for their results. Safe to share between threads and to use after a
+    fork.
 
-    Where Postgres and Redis are comes from the arguments, else from `settings`, else from
+    The addresses of Postgres and Redis come from the arguments, else from `settings`, else from
     the environment. With `tenant` the producer submits for that tenant and sees only its
-    jobs; without, it submits for the tenant of the settings and sees every job. A wait reads all
-    its jobs every `poll_s` seconds, should a notification have been lost.
+    jobs; without, it submits for the tenant of the settings and sees all jobs. A wait reads all
+    its jobs every `poll_s` seconds, in case a notification was lost.
 
-    All methods raise DatabaseUnavailable if Postgres can't be reached. What can't be a job, a
-    tenant or a number where one is asked for raises InvalidJob, what can't name a job TypeError.
-    Where `tenant` may be given to a method, None is the producer's own (or that of the settings);
-    EVERYONE, where it may be given, is all tenants. Another than a producer's own raises
-    InvalidJob.
+    All methods raise DatabaseUnavailable if Postgres can't be reached, InvalidJob for an invalid
+    job, tenant or number, and TypeError for a value that can't identify a job. Where a method takes
+    `tenant`, None means the producer's own (or that of the settings), and EVERYONE, where
+    accepted, all tenants. A tenant other than the producer's own raises InvalidJob.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Producer:
                 require(isinstance(url, str), name, "text", url)
                 urls[name] = SecretStr(url)
         self._settings = (settings or settings_module.load()).model_copy(update=urls)
-        self._tenant = tenant  # whose jobs are seen; None: everyone's
+        self._tenant = tenant  # whose jobs are visible; None: everyone's
         self._gate = tenants.Gate(self._settings.max_queued, self._settings.tenant_max_queued)
         self._database = Database(database_location(self._settings), application="marco producer")
         self._call = self._database.call
@@ -102,7 +102,7 @@ class Producer:
         self._publisher: Publisher | None = None
 
     def for_tenant(self, tenant: str) -> Self:
-        """This producer bound to a tenant. It has the same connections: close the first only."""
+        """This producer bound to a tenant. They share connections: close only the original."""
         with contextlib.suppress(BrokerUnavailable):
             self._broker()
         bound = copy(self)
@@ -112,11 +112,11 @@ class Producer:
     def submit(self, job: Job | Mapping[str, Any]) -> JobHandle:
         """Store one job and put it into the queue.
 
-        Redis being down is no error: the job is stored and runs when Redis is back. With an
-        idempotency key that is known, the job it names is returned.
-        Raises InvalidJob for bad input, IdempotencyConflict if the key has another payload,
-        QueueFull or QuotaExceeded, with a hint when to try again, if too much is queued.
-        Nothing is stored then.
+        If Redis is down, the job is stored and runs when Redis is back. If the idempotency key was
+        used before, the existing job is returned.
+        Raises InvalidJob for bad input, IdempotencyConflict if the key belongs to another payload,
+        QueueFull or QuotaExceeded, with a hint when to try again, if too much is queued; in each
+        case nothing is stored.
         """
         return self._submit([self._allowed(checked(job))], None)[0]
 
@@ -125,8 +125,8 @@ class Producer:
     ) -> list[JobHandle]:
         """Store all of the jobs or none, and put them into the queue; handles in order.
 
-        They are a batch, whose id each handle has, or are added to that of `batch_id`.
-        Raises as `submit` does; a field of a wrong job is named `jobs[N].field`.
+        They form a new batch, whose id is in each handle, or join the batch `batch_id`.
+        Raises as `submit` does; a field of an invalid job is named `jobs[N].field`.
         """
         if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
             raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit accepts one")
@@ -150,14 +150,14 @@ class Producer:
         waits: bool = False,
         begun: Callable[[Batch], None] = lambda _: None,
     ) -> Batch:
-        """Store the jobs in these lines of JSON, ours or OpenAI's, and queue them; the batch.
+        """Store the jobs in these JSON lines, in our format or OpenAI's, and queue them; the batch.
 
-        They are stored in parts, so memory does not grow with their number. A line that can't be
-        a job is refused (see `refused_lines`) and the rest goes on. `options` fill in what a line
-        leaves open. Cut off and called again with the same lines and the same `source` or
-        `batch_id`, it continues where it stopped; `begun` is called with the batch at the start.
-        Raises InvalidJob if the lines are not the same, and QueueFull or QuotaExceeded unless it
-        `waits`: the parts that are stored stay.
+        They are stored in parts, so memory does not grow with their number. An invalid line is
+        refused (see `refused_lines`) and the others are stored. `options` apply where a line sets
+        none. After an interruption, call it again with the same lines and the same `source` or
+        `batch_id`: it continues where it stopped. `begun` is called with the batch at the start.
+        Raises InvalidJob if the lines differ, and QueueFull or QuotaExceeded unless `waits` is
+        set; parts already stored are kept.
         """
         whose = self._own(None)
         uploads.check(lines, source, options, metadata)
@@ -200,20 +200,20 @@ class Producer:
         self._publish([handle.id for _, _, handle in stored if handle.created])
 
     def batch(self, batch_id: BatchId) -> Batch:
-        """A batch, and how many of its jobs are in each state. Raises JobNotFound."""
+        """A batch, with the number of its jobs in each state. Raises JobNotFound."""
         return self._call(batches.find, batch_uuid(batch_id), tenant=self._tenant)
 
     def batches(self, *, limit: int = 20, after: BatchId | None = None) -> list[Batch]:
-        """The latest batches, newest first; those that come `after` one, if given."""
+        """The latest batches, newest first; with `after`, those that follow that one."""
         check_number("limit", limit)
         last = None if after is None else batch_uuid(after)
         return self._call(batches.latest, tenant=self._tenant, limit=limit, after=last)
 
     def batch_results(self, batch_id: BatchId) -> Iterator[JobResult]:
-        """The results of those of a batch's jobs that have ended, in the order of its lines.
+        """The results of a batch's jobs that have ended, in the order of its lines.
 
-        Of each line that of the latest job. May be called at any time; memory does not grow with
-        the batch. Raises JobNotFound.
+        If a line has several jobs, the latest counts. May be called at any time; memory does not
+        grow with the batch. Raises JobNotFound.
         """
         batch = self.batch(batch_id)
         last = batch.lines
@@ -236,7 +236,7 @@ class Producer:
     ) -> list[BatchLine]:
         """The lines of a batch that were refused, with the reasons. Raises JobNotFound.
 
-        Of many some at a time: those `after` a line, `limit` at most.
+        For paging: only lines `after` this one, `limit` at most.
         """
         check_number("after", after)
         if limit is not None:
@@ -244,9 +244,9 @@ class Producer:
         return self._call(batches.refused, self.batch(batch_id).id, after=after, limit=limit)
 
     def restart_batch(self, batch_id: BatchId) -> int:
-        """Start over a batch's jobs that were cancelled, expired, failed or died: how many.
+        """Restart a batch's cancelled, expired, failed and dead jobs; returns how many.
 
-        New jobs take their lines; the old ones keep their answers and their trail.
+        Each line gets a new job; the old ones keep their answers and their trail.
         Raises JobNotFound.
         """
         batch = self.batch(batch_id).id
@@ -269,7 +269,7 @@ class Producer:
         self, jobs: Sequence[Job], batch_id: UUID | None, *, batch: bool = False
     ) -> list[JobHandle]:
         with contextlib.suppress(BrokerUnavailable):
-            self._broker()  # before anything is stored: a bad address is no outage
+            self._broker()  # before anything is stored: a bad address is an error, not an outage
         with self._database.transaction() as conn:
             lines: Sequence[int] = ()
             if batch:
@@ -285,7 +285,7 @@ class Producer:
                 known = zip(lines, (job.custom_id for job in jobs), stored, strict=True)
                 batches.note_known(conn, batch_id, list(known))
                 stored = [replace(handle, batch_id=batch_id) for handle in stored]
-        # A scheduler publishes jobs that were there before, if need be.
+        # A scheduler publishes jobs that existed before, if needed.
         self._publish([job.id for job in stored if job.created])
         return stored
 
@@ -295,14 +295,14 @@ class Producer:
         return self._publisher
 
     def _publish(self, job_ids: Sequence[UUID]) -> None:
-        """Send messages for jobs that are marked as published already."""
+        """Send messages for jobs that are already marked as published."""
         if not job_ids:
             return
         try:
             self._broker().publish(job_ids)
         except BrokerUnavailable as error:
             log.warning("%d jobs are stored and wait for Redis: %s", len(job_ids), error)
-            # If Postgres has gone as well, a scheduler takes their messages for lost.
+            # If Postgres is down as well, a scheduler will treat their messages as lost.
             with contextlib.suppress(DatabaseUnavailable):
                 self._call(scheduling.unpublished, job_ids)
 
@@ -317,9 +317,9 @@ class Producer:
     ) -> JobResult | list[JobResult]:
         """The result of a job, or of several in their order, once all have ended.
 
-        A job that failed gives a result too: look at its `state`. That no worker answers, or that
-        jobs are paused, is logged once as a warning after a few seconds.
-        Raises JobNotFound, and WaitTimeout after `timeout_s`; the jobs go on then.
+        A failed job has a result, too: check its `state`. If no worker responds, or jobs are
+        paused, a warning is logged once after a few seconds.
+        Raises JobNotFound, and WaitTimeout after `timeout_s`; the jobs continue.
         """
         ids = job_uuids(jobs)
         found = {result.job_id: result for result in self.results(ids, timeout_s)}
@@ -339,9 +339,9 @@ class Producer:
         *,
         every_s: float = 0.3,
     ) -> Iterator[list[JobStatus]]:
-        """Where the jobs stand: now, when some have ended, and about every `every_s` seconds.
+        """Status of the jobs: now, whenever some have ended, and about every `every_s` seconds.
 
-        Ends when all have ended. Raises as `wait` does.
+        Stops when all have ended. Raises as `wait` does.
         """
         yield from self._wait(*self._for_following(jobs, timeout_s, every_s))
 
@@ -349,7 +349,7 @@ class Producer:
         woken = Event()
         with self._listener.subscribed(woken.set) as take_notices:
             while pending.ids:
-                if pending.to_read:  # else only jobs of others have ended
+                if pending.to_read:  # otherwise only jobs of other waits have ended
                     yield from read()
                 if pending.ids:
                     woken.wait(pending.patience())
@@ -396,9 +396,9 @@ class Producer:
     def standstill(
         self, jobs: Iterable[JobId] | None = None, *, batch_id: BatchId | None = None
     ) -> dict[str, str]:
-        """Why some of the jobs, of a batch's, or of all that have not ended, do not go on.
+        """Why some of the given jobs, a batch's, or all unfinished jobs make no progress.
 
-        A sentence by each reason: "paused", "no_model", "no_worker". Waits log these as warnings.
+        A sentence by reason: "paused", "no_model", "no_worker". Waits log these as warnings.
         """
         ids = None if jobs is None else job_uuids(jobs)
         batch = None if batch_id is None else batch_uuid(batch_id)
@@ -406,7 +406,7 @@ class Producer:
         return reasons(waiting, self._settings)
 
     def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:
-        """The results of those of the jobs that have ended, in any order; others are left out."""
+        """Results of the jobs that have ended, in any order; others are omitted."""
         ids = job_uuids(jobs)
         if not ids:
             return []
@@ -421,7 +421,7 @@ class Producer:
         return self._call(store.states, job_uuids(jobs), tenant=self._tenant)
 
     def tree(self, job: JobId) -> Tree:
-        """The search tree of a job, as far as it is stored. Raises JobNotFound."""
+        """The search tree of a job, as stored so far. Raises JobNotFound."""
         from marco_search.store.trail import trail
 
         job_id = job_uuid(job)
@@ -429,23 +429,23 @@ class Producer:
         return Tree.restore(*self._call(trail.load, job_id))
 
     def config(self, job: JobId) -> SearchConfig:
-        """How a job is searched. Raises JobNotFound, InvalidJob for one that was never begun."""
+        """How a job is searched. Raises JobNotFound, or InvalidJob if it was never started."""
         job_id = job_uuid(job)
         self.states([job_id])
         return self._call(queries.config, job_id)
 
     def cancel(self, job: JobId) -> JobState:
-        """Cancel a job; its state after that. Raises JobNotFound.
+        """Cancel a job; returns its state afterwards. Raises JobNotFound.
 
         A queued job is cancelled at once; one that a worker has released stays "queued" for about
-        a second, until a scheduler ranks its answers. A running one stays "running" until
+        a second, until a scheduler has ranked its answers. A running one stays "running" until
         its worker notices, within two seconds, and keeps the answers of its rounds; if its
-        worker is lost, until the lease runs out. One that has ended stays.
+        worker is lost, until the lease expires. One that has ended does not change.
         """
         return self.cancel_many([job])[job_uuid(job)]
 
     def cancel_many(self, jobs: Iterable[JobId]) -> dict[UUID, JobState]:
-        """Cancel jobs as `cancel` does; the state of each after that.
+        """Cancel jobs as `cancel` does; returns the state of each afterwards.
 
         Raises JobNotFound before any is cancelled.
         """
@@ -464,9 +464,9 @@ class Producer:
         batch_id: BatchId | None = None,
         state: JobState | None = None,
     ) -> dict[UUID, JobState]:
-        """Cancel all jobs of a tenant that have not ended; the state of each after that.
+        """Cancel all unfinished jobs of a tenant; returns the state of each afterwards.
 
-        Only those of a batch, or in `state` ("queued" or "running"), if given.
+        Optionally only those of a batch, or in `state` ("queued" or "running").
         """
         whose = self._whose(tenant) or None
         require(state in (None, "queued", "running"), "state", "one of queued, running", state)
@@ -484,15 +484,15 @@ class Producer:
                 cancelled |= store.cancel(conn, found, tenant=whose)
 
     def pause(self, job: JobId) -> JobState:
-        """Pause a job; its state now. Raises JobNotFound.
+        """Pause a job; returns its state. Raises JobNotFound.
 
-        A queued one is not begun. A running one stays "running" until its worker has finished
+        A queued one is not started. A running one stays "running" until its worker has finished
         the round and released it. Its deadline still applies.
         """
         return self._call(store.set_paused, job_uuid(job), paused=True, tenant=self._tenant)
 
     def resume(self, job: JobId) -> JobState:
-        """Resume a paused job; its state now. Raises JobNotFound."""
+        """Resume a paused job; returns its state. Raises JobNotFound."""
         job_id = job_uuid(job)
         state = self._call(store.set_paused, job_id, paused=False, tenant=self._tenant)
         if state is JobState.QUEUED:
@@ -500,11 +500,11 @@ class Producer:
         return state
 
     def pause_tenant(self, tenant: str | Everyone | None = None) -> None:
-        """Pause all jobs of a tenant, also those submitted later."""
+        """Pause all jobs of a tenant, including those submitted later."""
         self._call(tenants.set_paused, self._whose(tenant), paused=True)
 
     def resume_tenant(self, tenant: str | Everyone | None = None) -> None:
-        """Resume a tenant's jobs. Jobs that were paused one by one stay paused."""
+        """Resume a tenant's jobs. Jobs that were paused individually stay paused."""
         name = self._whose(tenant)
         with self._database.transaction() as conn:
             tenants.set_paused(conn, name, paused=False)
@@ -512,7 +512,7 @@ class Producer:
         self._publish(job_ids)
 
     def set_quota(self, max_queued: int | None, tenant: str | None = None) -> None:
-        """Give a tenant a quota of queued jobs of its own; None: that of the settings."""
+        """Set a tenant's quota of queued jobs; None: the default of the settings."""
         if max_queued is not None:
             check_number("max_queued", max_queued)
         self._call(tenants.set_quota, self._own(tenant), max_queued)
@@ -525,10 +525,10 @@ class Producer:
         requeueable: bool = False,
         limit: int = 100,
     ) -> list[DeadLetter]:
-        """Jobs that are dead or failed, the latest first.
+        """Dead and failed jobs, latest first.
 
-        Only those in `state`, and with an error of this type ("WorkerLost"), if given.
-        `requeueable`: without redacted and archived ones, which nothing can go on from.
+        Optionally only those in `state`, or with an error of this type ("WorkerLost").
+        `requeueable` leaves out redacted and archived ones, which can't be continued.
         """
         check_number("limit", limit)
         require(state in (None, *DEAD_LETTER), "state", "one of failed, dead", state)
@@ -544,16 +544,16 @@ class Producer:
         )
 
     def dead_letter(self, job: JobId) -> DeadLetter:
-        """One of them. Raises JobNotFound if the job is neither dead nor failed."""
+        """A dead or failed job. Raises JobNotFound if the job is neither."""
         found = self._call(dead_letters.letters, tenant=self._tenant, job_id=job_uuid(job))
         if not found:
             raise JobNotFound(f"job {job} is neither dead nor failed (see `marco dead list`)")
         return found[0]
 
     def requeue(self, jobs: JobId | Iterable[JobId]) -> list[UUID]:
-        """Queue those of the jobs that are dead or failed; which they were.
+        """Queue dead and failed jobs again; returns which of the given jobs these were.
 
-        They go on from their last stored round, their counters start again, and a deadline
+        They continue from their last stored round, their counters are reset, and a deadline
         that has passed is dropped.
         """
         ids, aging_s = job_uuids(jobs), self._settings.aging_s
@@ -562,10 +562,10 @@ class Producer:
         return requeued
 
     def restart(self, jobs: JobId | Iterable[JobId]) -> dict[UUID, UUID]:
-        """Start jobs over, on the model that workers have now; the new id of each.
+        """Restart jobs on the model that workers have now; returns the new id of each.
 
-        For jobs that are dead or failed, and for queued ones that wait for a model that no worker
-        has any more. Others are left out. The old job is cancelled and keeps its answers and its
+        Applies to dead and failed jobs, and to queued ones that wait for a model that no worker
+        has any more. Others are ignored. The old job is cancelled and keeps its answers and its
         trail; the new one has its request, tenant, priority, batch and expected answer.
         """
         ids, aging_s = job_uuids(jobs), self._settings.aging_s
@@ -574,12 +574,12 @@ class Producer:
         return copies
 
     def waiting_for_model(self, *, limit: int = 1000) -> list[UUID]:
-        """Queued jobs that were begun on a model that no worker had lately, the oldest first."""
+        """Queued jobs started on a model that no worker has had lately, oldest first."""
         check_number("limit", limit)
         return self._call(dead_letters.parked, tenant=self._tenant, limit=limit)
 
     def close(self) -> None:
-        """Drop all connections. Waits of other threads raise WaitTimeout; jobs go on."""
+        """Close all connections. Waits of other threads raise WaitTimeout; jobs continue."""
         self._listener.close()
         if self._publisher is not None:
             self._publisher.close()

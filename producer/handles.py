@@ -13,7 +13,7 @@ _LARGEST = 2**31 - 1
 
 
 class Everyone(Enum):
-    """Type of `EVERYONE`, which is not text: an empty name must not mean all tenants."""
+    """Type of `EVERYONE`. Not a string, so that an empty name can't mean all tenants."""
 
     EVERYONE = "EVERYONE"
 
@@ -22,19 +22,19 @@ EVERYONE = Everyone.EVERYONE
 
 
 JobId = JobHandle | UUID | str
-"""What names a job: what `submit` gave, or its id."""
+"""Identifies a job: what `submit` returned, or its id."""
 BatchId = UUID | str
-"""What names a batch: its id."""
+"""Identifies a batch: its id."""
 
 
 def job_uuid(job: JobId) -> UUID:
-    """The job's id. Raises JobNotFound for text that is no id, TypeError for what is no text."""
+    """The job's id. Raises JobNotFound for text that is not an id, TypeError for other types."""
     if isinstance(job, UUID):
         return job
     if isinstance(job, JobHandle):
         return job.id
     if not isinstance(job, str):
-        raise TypeError(f"a job is named by what submit returned or by its id, not by {job!r}")
+        raise TypeError(f"a job is given as what submit returned or as its id, not as {job!r}")
     try:
         return UUID(job)
     except ValueError:
@@ -46,12 +46,12 @@ def job_uuids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
     if isinstance(jobs, JobHandle | UUID | str):
         return [job_uuid(jobs)]
     if not isinstance(jobs, Iterable):
-        raise TypeError(f"jobs are named by one id or by several, not by {jobs!r}")
+        raise TypeError(f"jobs are given as one id or several, not as {jobs!r}")
     return [job_uuid(job) for job in jobs]
 
 
 def batch_uuid(batch: BatchId) -> UUID:
-    """The batch's id. Raises BatchNotFound for text that is no id, else InvalidJob."""
+    """The batch's id. Raises BatchNotFound for text that is not an id, InvalidJob for others."""
     if isinstance(batch, UUID):
         return batch
     require(isinstance(batch, str), "batch_id", "a batch's id", batch)
@@ -63,13 +63,13 @@ def batch_uuid(batch: BatchId) -> UUID:
 
 
 def require(ok: bool, field: str, wanted: str, value: object) -> None:
-    """Raises InvalidJob unless `ok`: the field must be what `wanted` says."""
+    """Raises InvalidJob, saying that the field must be `wanted`, unless `ok`."""
     if not ok:
         raise InvalidJob(field, f"must be {wanted}, not {shown(value)}")
 
 
 def check_tenant(tenant: object) -> None:
-    """Raises InvalidJob for what is neither None nor a tenant's name."""
+    """Raises InvalidJob for a value that is neither None nor a tenant's name."""
     if tenant is None:
         return
     require(isinstance(tenant, str), "tenant", "text", tenant)
@@ -79,12 +79,12 @@ def check_tenant(tenant: object) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Raises InvalidJob for what is no count."""
+    """Raises InvalidJob for a value that is not a count."""
     count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
     require(count, name, f"a whole number from 0 to {_LARGEST:,}", value)
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Raises TypeError for what is no time to wait."""
+    """Raises TypeError for a value that is not a number of seconds."""
     if not (isinstance(value, int | float) and value >= 0):
-        raise TypeError(f"{name} must be seconds from 0 on, not {shown(value)}")
+        raise TypeError(f"{name} must be a number of seconds, 0 or more, not {shown(value)}")

@@ -1,4 +1,4 @@
-"""Uploading a file of requests as a batch: in parts, and again from where it was cut off."""
+"""Uploads a file of requests as a batch, in parts; an interrupted upload can be resumed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PART_BYTES = 4 * 2**20
 
 
 def lines_of(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a file that comes in parts: of one beyond LONGEST_LINE only the beginning."""
+    """The lines of a file that arrives in parts; a line beyond LONGEST_LINE is truncated."""
     most, rest = LONGEST_LINE + 1, b""
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")
@@ -55,20 +55,20 @@ def job_in(line: bytes, number: int, options: Mapping[str, Any]) -> Job | None:
 
 @dataclass(slots=True)
 class Part:
-    """Some lines that are stored in one transaction."""
+    """Lines that are stored in one transaction."""
 
-    before: int  #: lines taken before it
-    deadline: datetime | None  #: of jobs that have none
-    #: Of each line the job, what is wrong, or None; and the digest of all lines up to it.
+    before: int  #: number of lines before it
+    deadline: datetime | None  #: deadline of jobs without one
+    #: For each line the job, the refusal or None, and the digest of all lines up to it.
     taken: list[tuple[Job | BatchLine | None, str]] = field(default_factory=list)
     size: int = 0  #: bytes
-    digest: str = ""  #: of all lines up to its end
+    digest: str = ""  #: digest of all lines up to its end
     complete: bool = False
-    one_by_one: bool = False  #: lines whose idempotency key does not fit are refused
+    one_by_one: bool = False  #: lines whose idempotency key belongs to another payload are refused
 
     @property
     def lines(self) -> int:
-        """How many lines it has."""
+        """Number of lines."""
         return len(self.taken)
 
     @property
@@ -79,23 +79,23 @@ class Part:
 
     @property
     def refused(self) -> list[BatchLine]:
-        """The lines that can't be jobs."""
+        """The refused lines."""
         return [one for one, _ in self.taken if isinstance(one, BatchLine)]
 
     @property
     def full(self) -> bool:
-        """Whether it is to be stored before the next line is read."""
+        """Whether it should be stored before the next line is read."""
         return self.lines >= PART_LINES or self.size >= PART_BYTES
 
     def halves(self) -> tuple[Part, Part]:
-        """Two parts that have its lines."""
+        """Its lines as two parts."""
         middle = self.lines // 2
         taken, rest = self.taken[:middle], self.taken[middle:]
         first = replace(self, taken=taken, digest=taken[-1][1], complete=False)
         return first, replace(self, before=self.before + middle, taken=rest)
 
     def add(self, number: int, line: bytes, options: Mapping[str, Any], digest: str) -> None:
-        """Take a line; `digest` is that of all lines up to it."""
+        """Add a line; `digest` covers all lines up to it."""
         found: Job | BatchLine | None
         try:
             found = job_in(line, number, options)
@@ -109,7 +109,7 @@ class Part:
 
 
 def refusal(number: int, error: InvalidJob, custom_id: str | None) -> BatchLine:
-    """A line that can't be a job."""
+    """A refused line."""
     name = error.field.partition(", ")[2] or None
     return BatchLine(line=number, job_id=None, custom_id=custom_id, field=name, reason=error.reason)
 
@@ -125,7 +125,7 @@ def _custom_id(line: bytes) -> str | None:
 
 
 def check(lines: object, source: object, options: object, metadata: object) -> None:
-    """Raises InvalidJob for what can't be a batch, before anything is stored."""
+    """Raises InvalidJob for invalid arguments, before anything is stored."""
     several = isinstance(lines, Iterable) and not isinstance(lines, _NO_LINES)
     require(several, "lines", "lines of bytes, such as a file opened with 'rb'", lines)
     require(isinstance(source, str | None), "source", "text", source)
@@ -159,11 +159,11 @@ def upload(
 ) -> None:
     """Store the lines that the batch does not have yet.
 
-    Raises InvalidJob if those that it has are others, and Backpressure, unless it `waits`, if too
-    much is queued (in any case if nothing may ever be): what was stored stays, and the same upload
-    goes on from there.
+    Raises InvalidJob if the lines that it has differ, and Backpressure if too much is queued,
+    unless `waits` is set (and in any case if they can never fit). What was stored is kept, and the
+    same upload continues from there.
     """
-    # Some numbers that SearchOptions takes are not JSON's.
+    # Some numbers that SearchOptions accepts do not exist in JSON.
     digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True, default=float).encode())
     number, part = 0, Part(batch.lines, batch.expires_at)
     for number, line in enumerate(lines, start=1):
@@ -189,7 +189,7 @@ def upload(
 
 
 def _store(part: Part, store: Store, waits: bool) -> None:
-    # One by one, the first lines may leave no room for the last: those wait by themselves.
+    # One at a time: the first lines may leave no room for the last, which then wait.
     waits_whole = waits and not (part.one_by_one and part.lines > 1)
     try:
         when_room(lambda: store(part), waits=waits_whole)
@@ -198,7 +198,7 @@ def _store(part: Part, store: Store, waits: bool) -> None:
     except Backpressure as full:
         if part.lines < 2 or (full.retryable and not part.one_by_one):
             raise
-        # More than may ever be queued at once: in smaller parts it has room.
+        # More than may ever be queued at once: smaller parts fit.
         for half in part.halves():
             _store(half, store, waits)
 
@@ -206,9 +206,9 @@ def _store(part: Part, store: Store, waits: bool) -> None:
 def when_room(
     store: Callable[[], T], *, waits: bool, sleep: Callable[[float], None] = time.sleep
 ) -> T:
-    """What `store` returns; with `waits` it is called again for as long as too much is queued.
+    """What `store` returns; with `waits` it is called again while too much is queued.
 
-    Raises Backpressure without `waits`, or if what is to be stored can never fit.
+    Raises Backpressure without `waits`, or if the part can never fit.
     """
     said = False
     while True:

@@ -1,4 +1,4 @@
-"""Waiting for jobs to end, and why some do not go on.
+"""Waiting for jobs to end, and why some make no progress.
 
 One connection listens for all waits of a producer.
 
@@ -29,12 +29,12 @@ from marco_search.store.reads.queries import Unfinished
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
-"""A wait reads all its jobs this often, should a notification have been lost."""
-_WAKE_S = 0.25  # how long closing may take; no query is made
-_CHECK_S = 5.0  # after this much silence: whether the server is still there
+"""A wait reads all its jobs this often, in case a notification was lost."""
+_WAKE_S = 0.25  # how long closing may take; no query is sent
+_CHECK_S = 5.0  # after this much silence, check that the server is still there
 _RECONNECT_S = 1.0
 _POLLING = "no notifications of finished jobs, polling every few seconds"
-_LOOK_S = 1.5  # between looks for why nothing goes on
+_LOOK_S = 1.5  # between checks for why nothing progresses
 _ANSWER_S = 2.0  # that Redis has
 
 
@@ -56,9 +56,9 @@ class Listener:
 
     @contextmanager
     def subscribed(self, wake: Callable[[], object]) -> Iterator[Callable[[], list[UUID | None]]]:
-        """Gives a function that takes the notices so far: ids of jobs that ended inside the block,
+        """Yields a function that takes the notices so far: ids of jobs that ended inside the block,
         and None for "read all of yours". `wake` is called from another thread after each.
-        The function raises WaitTimeout once `close` was called.
+        The function raises WaitTimeout once `close` has been called.
         """
         notices: deque[UUID | None] = deque()
         subscriber = notices, wake
@@ -66,7 +66,7 @@ class Listener:
             self._subscribers.append(subscriber)
             closings = self._closings
             if self._thread is None:
-                self._stop = Event()  # of its own: the thread before may not have seen its end
+                self._stop = Event()  # the previous thread may not have seen its own
                 self._thread = Thread(
                     target=self._run, args=[self._stop], name="marco-listener", daemon=True
                 )
@@ -100,14 +100,14 @@ class Listener:
             except (MarcoError, psycopg.Error) as error:
                 log.warning("%s: %s", _POLLING, error)
             except Exception:
-                # Whatever it is: without this thread results would come late from now on.
+                # Any error: without this thread all further results would be late.
                 log.exception(_POLLING)
             stop.wait(_RECONNECT_S)
 
     def _listen(self, stop: Event) -> None:
         with self._database.connect() as conn:
             if is_pooled(conn):
-                log.info("%s: a pooler does not pass on NOTIFY", _POLLING)
+                log.info("%s: a pooler does not forward NOTIFY", _POLLING)
                 conn.close()
                 stop.wait()
                 return
@@ -121,7 +121,7 @@ class Listener:
                         self._notify(UUID(notice.payload))
                     except ValueError:
                         continue  # anyone may send to the channel
-                if time.monotonic() - heard > _CHECK_S:  # a server that vanished is just silent
+                if time.monotonic() - heard > _CHECK_S:  # a vanished server is just silent
                     conn.execute("SELECT")
                     heard = time.monotonic()
 
@@ -134,9 +134,9 @@ class Listener:
 
 
 class Pending:
-    """The jobs of one wait that have not ended yet: which to read next, and until when.
+    """The unfinished jobs of one wait: which to read next, and until when.
 
-    `to_read` are those to read now. Raises TypeError for a timeout that is no time.
+    `to_read` are those to read now. Raises TypeError for an invalid timeout.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class Pending:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s >= 0):
-            raise TypeError(f"timeout_s must be None or seconds from 0 on, not {timeout_s!r}")
-        self.ids = dict.fromkeys(job_ids)  # a set that keeps its order
+            raise TypeError(f"timeout_s must be None or seconds, 0 or more, not {timeout_s!r}")
+        self.ids = dict.fromkeys(job_ids)  # an ordered set
         self.to_read = list(self.ids)
         self._count = len(self.ids)
         self._timeout_s = timeout_s
@@ -160,13 +160,13 @@ class Pending:
 
     @contextmanager
     def seldom(self) -> Iterator[None]:
-        """The block reads: that may take a tenth of the time, however many jobs there are."""
+        """The block reads jobs, which gets at most a tenth of the time, however many there are."""
         began = self._clock()
         yield
         self._poll_s = max(self._poll_s, 10 * (self._clock() - began))
 
     def done(self, job_id: UUID) -> None:
-        """This one has ended."""
+        """Note that this job has ended."""
         self.ids.pop(job_id, None)
 
     def patience(self) -> float:
@@ -180,7 +180,7 @@ class Pending:
         return max(0.0, min(self._poll_at, self._deadline) - now)
 
     def notified(self, job_ids: Iterable[UUID | None]) -> None:
-        """Choose what to read next from what the listener notified of."""
+        """Choose what to read next from the listener's notices."""
         ended = set(job_ids)
         if None in ended or self._clock() >= self._poll_at:
             self.to_read = list(self.ids)
@@ -190,7 +190,7 @@ class Pending:
 
 
 def reasons(waiting: Unfinished, settings: Settings) -> dict[str, str]:
-    """A sentence by each reason why these jobs do not go on: "paused", "no_model", "no_worker"."""
+    """A sentence by reason why these jobs make no progress: "paused", "no_model", "no_worker"."""
     found = {}
     if waiting.pause:
         found["paused"] = (
@@ -199,15 +199,15 @@ def reasons(waiting: Unfinished, settings: Settings) -> dict[str, str]:
         )
     if waiting.model:
         found["no_model"] = (
-            f"{waiting.model:,} begun on a model that no worker has: `marco status` says which"
+            f"{waiting.model:,} started on a model that no worker has: `marco status` says which"
         )
     if waiting.worker and workers(settings) == []:
-        found["no_worker"] = "no worker answers: run `marco worker`"
+        found["no_worker"] = "no worker responds: run `marco worker`"
     return found
 
 
 def workers(settings: Settings) -> list[str] | None:
-    """The workers that announced themselves lately; None: not known, a reader may have no Redis."""
+    """The workers that announced themselves lately; None: unknown, a reader may have no Redis."""
     from redis.exceptions import RedisError
 
     try:
@@ -220,9 +220,9 @@ def workers(settings: Settings) -> list[str] | None:
 
 
 class Watch:
-    """Logs each reason once as a warning when two looks in a row have found it.
+    """Logs each reason once as a warning when two checks in a row have found it.
 
-    One look is not enough: a worker may be starting, or Redis.
+    One check is not enough: a worker may be starting, or Redis.
     """
 
     def __init__(self) -> None:
@@ -231,7 +231,7 @@ class Watch:
         self._said: set[str] = set()
 
     def look(self, find: Callable[[], Mapping[str, str]]) -> None:
-        """Find the reasons why what is waited for does not go on, if it is time to."""
+        """Check for reasons why the jobs make no progress, if it is time to."""
         began = time.monotonic()
         if began < self._look_at:
             return

@@ -22,23 +22,23 @@ def _config() -> dict[str, Any]:
     settings = process.current().settings
     return celery_config(redis_url(settings), settings.queue) | {
         "worker_concurrency": settings.worker_processes,
-        # A search is minutes of work. A process takes one message, acknowledges it when the
-        # job has ended, and none lies in a process that is busy.
+        # A search takes minutes. A process takes one message and acknowledges it when the
+        # job has ended; no message waits in a busy process.
         "worker_pool": "prefork",
         "worker_consumer": "worker.consumer:Consumer",
         "worker_prefetch_multiplier": 1,
         "task_acks_late": True,
-        # Of a child that was killed: its permit goes to another job; the scheduler brings one
-        # for its own when the lease has run out.
+        # The message of a killed child serves another job; the scheduler publishes one for
+        # the child's own job when the lease has expired.
         "task_reject_on_worker_lost": True,
         # The first makes the child release its job (worker.shutdown), the second kills it.
         "task_soft_time_limit": settings.attempt_s,
         "task_time_limit": settings.attempt_s and settings.attempt_s + settings.stop_s + 5,
-        # A lost connection to Redis is no reason to stop a search: Postgres has its rounds.
+        # A lost connection to Redis does not stop a search: its rounds go to Postgres.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # What Redis answers with an error is tried again as well.
+        # Error replies of Redis are retried as well.
         "broker_channel_error_retry": True,
         # Anyone with access to Redis could stop every worker.
         "worker_enable_remote_control": settings.remote_control,
@@ -55,7 +55,7 @@ app.add_defaults(_config)
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Run the job that is next. `job_id` only says which one the message was published for."""
+    """Run the next job. `job_id` only says which one the message was published for."""
     del job_id
     here = process.current()
     with here.shutdown.deferred_signals(here.settings.stop_s), watchdog.watched():
@@ -84,7 +84,7 @@ def _start_threads(sender: Any, **_: Any) -> None:
 
 
 def _start_scheduler(scheduler: Scheduler) -> None:
-    """Run it in a thread, which ends with this worker; one that hangs is left behind."""
+    """Run it in a thread that ends with this worker; one that hangs is abandoned."""
 
     def run() -> None:
         try:
@@ -110,7 +110,7 @@ def _request_shutdown(**_: Any) -> None:
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _outlast_terminal(**_: Any) -> None:
-    # A terminal that goes signals every process; what to do then is the main one's to say.
+    # A closing terminal signals every process; the main one decides what to do.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 

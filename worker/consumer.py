@@ -1,11 +1,11 @@
-"""Celery's consumer and its connection to Redis, made to outlast trouble there.
+"""Celery's consumer and its connection to Redis, made to survive failures of Redis.
 
-- An error that Redis answers with (out of memory, read only, a wrong type, a failover) is like
-  a lost connection: logged once in a while, tried again after a growing pause.
+- An error reply (out of memory, read only, wrong type, failover) is treated like a lost
+  connection: logged at most once a minute, retried after a growing pause.
 - A message is a permit to claim one job, and nothing else. Anyone with access to Redis can put
   anything there: another program, an older version, a person. So each message is checked as
-  bytes, before Celery sees it, and made again from the one thing that counts in it; one that
-  can't be read is logged and dropped.
+  bytes before Celery sees it, and rebuilt from the job id in it; one that can't be read is
+  logged and dropped.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from worker import process
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_CALM_S = 30.0  # without trouble: then the pauses start over
-_REPEAT_S = 60.0  # before the same trouble is logged again
-_LARGEST = 1 << 16  # bytes of a message; ours have about 700
+_CALM_S = 30.0  # without errors, after which the pauses start over
+_REPEAT_S = 60.0  # before the same error is logged again
+_LARGEST = 1 << 16  # bytes of a message; valid ones have about 700
 _QUOTED = 200  # bytes of a message that are logged
 
 
 class Backoff:
-    """When to try again, and whether to log what was wrong."""
+    """When to retry, and whether to log the error."""
 
     def __init__(self) -> None:
         self._pause_s = 0.0
@@ -53,21 +53,21 @@ class Backoff:
         return self._pause_s
 
     def log(self, error: BaseException) -> None:
-        """Log the error, unless its kind was logged a moment ago."""
+        """Log the error, unless one of its kind was logged lately."""
         now, kind = time.monotonic(), type(error).__name__
         if now - self._logged.get(kind, -_REPEAT_S) >= _REPEAT_S:
             self._logged[kind] = now
-            log.warning("Redis: %s: %s; trying again", kind, error)
+            log.warning("Redis: %s: %s; retrying", kind, error)
 
     def over(self) -> None:
-        """Redis works. Logged once after trouble."""
+        """Note that Redis works. Logged once after an error."""
         if self._logged and time.monotonic() - self._last > 2 * _LONGEST_PAUSE_S:
             self._logged.clear()
             log.info("Redis: working again")
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
-    """Outlasts errors of Redis, however long they last."""
+    """Survives errors of Redis, however long they last."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,17 +92,17 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self._pause(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """The connection was lost, or Redis refused a command. What runs goes on."""
+        """The connection was lost, or Redis refused a command. Running jobs continue."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Celery 6 will do
+            warnings.simplefilter("ignore")  # about the behaviour of Celery 6
             super().on_connection_error_after_connected(exc)
         self._pause(exc)
 
     def on_close(self) -> None:
-        """Forget what was taken from the old connection, but not which processes are busy.
+        """Forget messages of the old connection, but not which processes are busy.
 
-        Celery forgets that too, and then a message may wait for a process in the middle of a
-        job while others are free.
+        Celery forgets that, too, and then may give a message to a process in the middle of a
+        job while others are idle.
         """
         pool = getattr(self.pool, "_pool", None)
         busy = set(getattr(pool, "_busy_workers", ()))
@@ -118,7 +118,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             time.sleep(_FIRST_PAUSE_S)
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Also say in Redis that this worker is there, as long as the loop turns."""
+        """Also announce this worker in Redis, as long as the loop runs."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(PRESENT_EVERY_S, self._say_present)
         self._say_present()
@@ -129,7 +129,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 say_present(client, self.app.conf.task_default_queue, self.hostname)
             process.healthy(process.current().settings)
         except (RedisError, OSError) as error:
-            log.debug("presence not noted: %s", error)
+            log.debug("could not announce this worker: %s", error)
         else:
             self._backoff.over()
 
@@ -166,7 +166,7 @@ def job_named(raw: bytes) -> UUID:
 
 
 def message_for(job_id: UUID, queue: str) -> bytes:
-    """The message that Celery gets in its place."""
+    """The message that Celery gets instead."""
     body = b64encode(json.dumps([[str(job_id)], {}, {}]).encode()).decode()
     delivery = {"exchange": "", "routing_key": queue}
     return json.dumps(
@@ -185,10 +185,10 @@ def message_for(job_id: UUID, queue: str) -> bytes:
 
 
 class Client(Redis):
-    """Takes nothing off the queue but permits."""
+    """Takes only valid messages off the queue."""
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
-        """As redis-py's; a message that can't be read is as if none had come."""
+        """As redis-py's; a message that can't be read counts as none."""
         found: Any = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
         if command_name != "BRPOP" or not found:
             return found
@@ -207,7 +207,7 @@ class Channel(redis.Channel):
         return Client
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """As Kombu's; a message that was taken from a connection that is gone is forgotten."""
+        """As Kombu's; a message taken from a lost connection is forgotten."""
         with contextlib.suppress(KeyError):
             super().basic_reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
 
@@ -216,7 +216,7 @@ class Channel(redis.Channel):
             super()._restore(message, leftmost)  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             # Kombu would write it to a file of its own. The row is published again.
-            log.debug("a message is not given back: %s", error)
+            log.debug("a message was not put back: %s", error)
 
 
 class Transport(redis.Transport):
@@ -229,7 +229,7 @@ def install() -> None:
     """Let this process's Celery reach Redis through `Transport`."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
-    # Celery's own words on each lost connection: a traceback and a notice.
+    # Celery logs a traceback and a notice for each lost connection.
     logging.getLogger(CeleryConsumer.__module__).addFilter(
         lambda record: record.funcName != "on_connection_error_after_connected"
     )

@@ -4,9 +4,9 @@ Everything is written in the transaction that ends the job. What an error means:
 
 - retryable (`MarcoError.retryable`): the job goes back to the queue with a growing delay,
   until its attempts are used up; then it is dead
-- a shortage of the worker's machine (memory, threads, files, disk): the same
-- permanent (any other `MarcoError`): failed, another attempt would end the same
-- anything else is a bug of ours: failed
+- a shortage on the worker's machine (memory, threads, files, disk): the same
+- permanent (any other `MarcoError`): failed, since a retry would fail the same way
+- anything else is a bug: failed
 """
 
 import errno
@@ -43,7 +43,7 @@ _SHORTAGES = {
     errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT,
 }  # fmt: skip
 
-# The state of a job whose search stopped for this reason; else it has succeeded.
+# The state of a job whose search stopped for this reason; otherwise it succeeded.
 _STATES = {
     StopReason.CANCELLED: JobState.CANCELLED,
     StopReason.DEADLINE: JobState.EXPIRED,
@@ -56,7 +56,7 @@ def traceparent(claim: Claim) -> str:
 
 
 def fields(claim: Claim) -> dict[str, Any]:
-    """What the log says with each event about the attempt."""
+    """Fields added to each log record about the attempt."""
     about = {"job": claim.job_id, "attempt": claim.attempts, "round": claim.rounds}
     return about | {"trace_id": traceparent(claim).split("-")[1]}
 
@@ -70,18 +70,18 @@ def finish(
 ) -> JobResult:
     """End the job with what its search has found. Raises LeaseLost.
 
-    `write_unstored` writes its last round and says whether the job was cancelled meanwhile; None
-    if that round is stored. Writes nothing if the job has ended already: a commit whose
-    acknowledgement was lost is tried again.
+    `write_unstored` writes its last round and returns whether the job was cancelled meanwhile;
+    None if that round is stored. Writes nothing if the job has already ended, as when a commit is
+    retried whose acknowledgement was lost.
     """
     cancelled = ended = None
-    with suppress(LeaseLost):  # if it has ended already, which is asked for only then
+    with suppress(LeaseLost):  # if it has already ended, which is checked only then
         cancelled = write_unstored(conn)
     if cancelled is None:
         ended = leases.ended(conn, claim.lease)
     elif cancelled:
         finished.search.stop_reason = StopReason.CANCELLED
-    # Only now: no search may see the expected answer.
+    # Not earlier: no search may see the expected answer.
     job = job.model_copy(update={"expected": claim.expected})
     reason = finished.search.stop_reason
     state = _STATES.get(reason, JobState.SUCCEEDED) if reason else JobState.SUCCEEDED
@@ -94,10 +94,10 @@ def finish(
 
 
 def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> JobState:
-    """End a job just claimed, that was cancelled or has expired, without another round; its state.
+    """End a newly claimed job that was cancelled or has expired, without another round; its state.
 
-    Needs no model: it keeps the best answers of the rounds in its trail. Raises AnotherVersion
-    before anything is written.
+    Needs no model: the answers come from the rounds in its trail. Raises AnotherVersion before
+    anything is written.
     """
     job, plan = engine.stored(claim.payload, claim.plan) if claim.rounds else (None, None)
     leases.begin(conn, claim.lease, worker, None, claim.plan)
@@ -116,9 +116,9 @@ def finish_unsearched(conn: Conn, claim: Claim, worker: Worker) -> JobState:
 
 
 def finish_one_queued(database: Database, worker: Worker, left: set[UUID]) -> bool:
-    """End one queued job that has rounds and was cancelled or expired. False: there is none.
+    """End one queued job that has rounds and was cancelled or expired. False if there is none.
 
-    In a rolling update, what another version began is `left` to its schedulers.
+    In a rolling update, jobs started by another version are `left` to its schedulers.
     """
     with database.transaction() as conn:
         claim = leases.claim_ending(conn, worker, lease_s=_LEASE_S, apart=left)
@@ -141,7 +141,7 @@ def _finish_claimed(conn: Conn, claim: Claim, worker: Worker) -> JobState:
         with conn.transaction():
             return finish_unsearched(conn, claim, worker)
     except (AnotherVersion, psycopg.OperationalError):
-        raise  # a lock or a time limit that passes: its answers are worth another try
+        raise  # a lock or a time limit: another try may still rank its answers
     except Exception as error:
         # A job that can't be ended must not be found again and again.
         log.exception("job %s: no answer from its trail", claim.job_id)
@@ -151,7 +151,7 @@ def _finish_claimed(conn: Conn, claim: Claim, worker: Worker) -> JobState:
 
 
 def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_attempts: int) -> str:
-    """Store the error with the job: retry it later, or end it; retried, dead or failed."""
+    """Store the error with the job, which is then "retried", "dead" or "failed"."""
     about, retryable = described(error), is_retryable(error)
     log.log(
         logging.WARNING if retryable else logging.ERROR,
@@ -171,19 +171,19 @@ def fail(conn: Conn, claim: Claim, error: Exception, *, seconds: float, max_atte
 
 
 def is_retryable(error: BaseException) -> bool:
-    """True if the job may succeed later without any change."""
+    """True if a retry may succeed without any change."""
     match error:
         case MarcoError():
             return error.retryable
         case OSError():
             return error.errno in _SHORTAGES
-        case RuntimeError():  # Python has no class of its own for it
+        case RuntimeError():  # Python has no exception class for it
             return str(error).startswith("can't start new thread")
     return isinstance(error, MemoryError)
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """The error as the job row and the audit log keep it, of a bug with the traceback."""
+    """The error as the job row and the audit log keep it, with the traceback if it is a bug."""
     message = _storable(str(error)) or type(error).__name__
     about: dict[str, Any] = {"type": type(error).__name__, "message": message}
     about["retryable"] = is_retryable(error)
@@ -194,7 +194,7 @@ def described(error: BaseException) -> dict[str, Any]:
 
 
 def _storable(text: str) -> str:
-    """`text` as auditors may read it and Postgres can hold it: no secret, NUL or half surrogate."""
+    """`text` as auditors may read it and Postgres can hold it: no secret, NUL or lone surrogate."""
     return redacted(text).replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
@@ -205,10 +205,10 @@ def delay_s(
     first_s: float = FIRST_DELAY_S,
     longest_s: float = LONGEST_DELAY_S,
 ) -> float:
-    """Seconds until the next attempt: doubling, within half and one and a half times that.
+    """Seconds until the next attempt: doubled with each, randomised by ±50 %.
 
-    `attempts` counts those made. The spread keeps jobs that failed together from coming
-    back together.
+    `attempts` counts those made. Randomising keeps jobs that failed together from returning
+    together.
     """
     delay = min(longest_s, first_s * 2.0 ** min(attempts - 1, 30))
     return delay * (chance or random).uniform(0.5, 1.5)

@@ -26,16 +26,16 @@ from worker.shutdown import Shutdown
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""A cancel, a pause, a deadline or a lost lease is noticed within this time."""
+"""Interval for noticing a cancel, a pause, a deadline or a lost lease."""
 PULSE_S = 0.2
-"""A shutdown of this worker, which needs no query, is."""
+"""Interval for noticing a shutdown of this worker, which needs no query."""
 
 T = TypeVar("T")
 Read = Callable[[Conn, Lease], JobSignals]
 
 
 class _Unstored(NamedTuple):
-    """A round, the token texts to write with it, and the seconds searched until then."""
+    """A round, the token texts to write with it, and the seconds searched so far."""
 
     kept: Round
     texts: Mapping[int, str]
@@ -43,10 +43,10 @@ class _Unstored(NamedTuple):
 
 
 class Pulse:
-    """A thread that does something every `every_s` seconds for one job after the other.
+    """A thread that calls something every `every_s` seconds, for one job after another.
 
-    One for all of them: to start a thread takes longer than many a statement. It ends when no job
-    has come for `idle_s`.
+    It is reused, since starting a thread takes longer than most statements. It ends after
+    `idle_s` without a job.
     """
 
     def __init__(self, every_s: float, idle_s: float = 5.0) -> None:
@@ -58,7 +58,7 @@ class Pulse:
 
     @contextmanager
     def of(self, beat: Callable[[], None]) -> Iterator[None]:
-        """Have `beat` called inside the block, in its context, and never after it."""
+        """Have `beat` called during the block, in its context, and never afterwards."""
         with self._lock:
             if not self._runs:
                 Thread(target=self._run, name="marco-pulse", daemon=True).start()
@@ -87,12 +87,12 @@ class Pulse:
 
 
 class LeasedJournal(Journal):
-    """Its `beat`, to be called often meanwhile, extends the lease `every_s` and polls for signals.
+    """`beat`, to be called often, extends the lease every `every_s` and polls for signals.
 
     `model` is its name and revision; `begun`: rounds are stored already; `seconds` is the time
     that earlier attempts searched; `known_tokens` has the texts of tokens that this process need
     not write again; `retry_s` is the pause between tries while Postgres is unavailable. `on_abort`
-    is called at every beat once what is in flight has become useless: the job was cancelled or has
+    is called at every beat once the work in flight is useless: the job was cancelled or has
     expired, the lease is lost, or the worker's time to shut down is over.
     """
 
@@ -151,8 +151,8 @@ class LeasedJournal(Journal):
     def append(self, kept: Round, texts: Mapping[int, str], *, last: bool) -> None:
         """Commit one round. Raises LeaseLost if another worker holds the job.
 
-        The `last` one is left to `write_unstored`, in the transaction that ends the job: one
-        commit less.
+        The `last` one is left to `write_unstored`, in the transaction that ends the job, which
+        saves a commit.
         """
         missing = self._known_tokens.missing(*self._model, texts)
         self._unstored = _Unstored(kept, missing, self.seconds)
@@ -163,9 +163,9 @@ class LeasedJournal(Journal):
                 self._unstored = None
 
     def write_unstored(self, conn: Conn) -> bool | None:
-        """Write the round that is not stored yet; True if the job is cancelled, None: it is stored.
+        """Write the last round, if not stored yet; True if the job is cancelled, None if stored.
 
-        For a step of `retry_while_unavailable`, which counts it as stored once that is committed.
+        Called within `retry_while_unavailable`, which counts it as stored after the commit.
         """
         self._written = self._unstored
         if self._written is None:
@@ -197,9 +197,9 @@ class LeasedJournal(Journal):
         return self._before_s + time.monotonic() - self._began
 
     def retry_while_unavailable(self, step: Callable[[Conn], T]) -> T:
-        """Run `step` in a transaction, again and again while Postgres is unavailable.
+        """Run `step` in a transaction; retry while Postgres is unavailable.
 
-        A round costs more to generate than it costs to wait. Raises LeaseLost, and
+        Waiting is cheaper than generating a round again. Raises LeaseLost, and
         DatabaseUnavailable if the search should be aborted meanwhile.
         """
         waits = False
@@ -220,7 +220,7 @@ class LeasedJournal(Journal):
                 time.sleep(self._retry_s)
 
     def _stored(self) -> None:
-        """Count what was written in the transaction that is committed now."""
+        """Count what was written in the transaction just committed."""
         if self._written is not None:
             kept, texts, _ = self._written
             _count(kept)
@@ -229,16 +229,16 @@ class LeasedJournal(Journal):
             self._unstored = None
 
     def _should_abort(self) -> bool:
-        """True if a round that is not stored yet should not be waited for."""
+        """True if storing a round is not worth waiting for."""
         useless = self._lost or self.signals.cancelled or self.signals.expired
         return useless or self._shutdown.seconds_left == 0.0
 
     def beat(self) -> None:
-        """Keep the lease, and see whether the search should end. Raises nothing."""
+        """Extend the lease, and check whether the search should end. Raises nothing."""
         watchdog.progress()
         if time.monotonic() >= self._poll_at and not self._lost:
             extends = time.monotonic() >= self._extend_at
-            # An extension that failed is tried again at the next poll.
+            # A failed extension is retried at the next poll.
             if self._read(self._extend if extends else self._poll) and extends:
                 self._extend_at = time.monotonic() + self._every_s
             self._poll_at = time.monotonic() + self._poll_s
@@ -250,14 +250,14 @@ class LeasedJournal(Journal):
                 log.exception("job %s: aborting its round failed", self.lease.job_id)
 
     def _read(self, read: Read) -> bool:
-        """Read the job's signals; False if Postgres does not answer."""
+        """Read the job's signals; False if Postgres does not respond."""
         try:
             self.signals = self._database.call(read, self.lease)
         except LeaseLost:
             self._lost = True
         except Exception as error:
-            # Whatever it is: without this thread a cancel or a lost lease would go unnoticed.
-            # The search goes on: whether another worker has the job will be seen when Postgres
+            # Any error: without this thread a cancel or a lost lease would go unnoticed.
+            # The search continues: whether another worker has the job will be seen when Postgres
             # is back, and until then no round can be stored.
             if not self._failing:
                 bug = None if isinstance(error, DatabaseUnavailable) else error

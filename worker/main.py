@@ -1,9 +1,9 @@
-"""The entry of `marco worker`: Celery's worker in this process, until it is stopped.
+"""Entry point of `marco worker`: Celery's worker in this process, until it is stopped.
 
-SIGTERM, SIGHUP or Ctrl-C: take no more jobs, finish and store the rounds that run, release their
-jobs, leave. Another worker goes on with them at once. A round that takes longer than MARCO_STOP_S
-is aborted. SIGQUIT does the same in a few seconds; once more: leave at once, what runs goes on
-elsewhere when its lease has run out.
+SIGTERM, SIGHUP or Ctrl-C: take no more jobs, finish and store the current rounds, release their
+jobs, exit. Another worker continues them at once. A round that takes longer than MARCO_STOP_S
+is aborted. SIGQUIT does the same in a few seconds; a second one exits at once, and the jobs
+continue elsewhere when their leases have expired.
 """
 
 import gc
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 _QUIT_S = 3.0  # for rounds to finish after SIGQUIT
 
-# A stopping Celery forgets the message that it handed to a child a moment ago, and the child
-# waits half a minute for its parent to hear how it went. A message is only a permit: nothing
-# hangs on it, so a child waits for this long.
+# A stopping Celery forgets the message that it has just given to a child, and the child waits
+# half a minute for its parent to take the outcome. A message is only a permit, so nothing
+# depends on the outcome, and a child waits only this long.
 _UNHEARD_S = 1.0
 
 
@@ -53,8 +53,8 @@ def run(
     `name` tells workers on one machine apart: the Celery node is `name@host`. `open_runtime` and
     `silent_s` are for tests and benchmarks, see `process.Process`.
     Raises InvalidSettings, ModelRefused, AddressTaken, DatabaseUnavailable or SchemaMismatch before
-    anything is started; Redis and a model's server may be down, the worker waits for them. Stopped
-    by Ctrl-C it raises KeyboardInterrupt when all is done that SIGTERM does.
+    anything is started; Redis and the model server may be down, the worker waits for them. Stopped
+    by Ctrl-C, it raises KeyboardInterrupt after shutting down as on SIGTERM.
     """
     if refused := worker_refusal(settings):
         raise InvalidSettings(refused)
@@ -67,17 +67,18 @@ def _run(here: process.Process, processes: int | None, name: str) -> int:
     process.check_database(settings)
     process.use(here)
     _check_runtime(here)
-    # Before the fork: its patterns take a while to compile, and every child would do it.
+    # Before the fork: its patterns take a while to compile, in every child otherwise.
     import marco_search.kinds.answers.reading  # noqa: F401
     from worker.app import app
 
-    # Celery warns root, and users without an entry, of pickle, which is refused here.
+    # Celery warns root, and users without a passwd entry, about pickle, which is refused here.
     warnings.filterwarnings("ignore", module=r"celery\.platforms")
 
     class Worker(app.Worker):  # type: ignore[misc]
-        """Celery's, but for what SIGQUIT does first: Celery's own would wait for nothing.
+        """Celery's, except for the first SIGQUIT, on which Celery would not wait for rounds.
 
-        And for SIGHUP, at which it starts over when its jobs have ended, however long that takes.
+        And except for SIGHUP, on which Celery restarts when its jobs have ended, however long
+        that takes.
         """
 
         def install_platform_tweaks(self, worker: Any) -> None:
@@ -91,7 +92,7 @@ def _run(here: process.Process, processes: int | None, name: str) -> int:
     pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(
         _UNHEARD_S / pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
     )
-    # Celery's advice on Ctrl-C is not how our workers stop.
+    # Celery's advice on Ctrl-C does not apply to these workers.
     celery_program.safe_say = lambda *_: None
     worker = Worker(
         app=app,
@@ -104,8 +105,8 @@ def _run(here: process.Process, processes: int | None, name: str) -> int:
         without_heartbeat=not settings.remote_control,
     )
     interrupt = _Interrupt()
-    # Else the children's garbage collectors write to all that they share with this process, and
-    # each gets a copy of it.
+    # Otherwise the children's garbage collectors write to all pages shared with this process,
+    # and each child gets its own copy.
     gc.collect()
     gc.freeze()
     worker.start()
@@ -115,7 +116,7 @@ def _run(here: process.Process, processes: int | None, name: str) -> int:
 
 
 class _Interrupt:
-    """Whether Ctrl-C stopped the worker, which Celery takes for an error."""
+    """Whether Ctrl-C stopped the worker, which Celery reports as an error."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -132,8 +133,8 @@ class _Interrupt:
 
 
 def _check_runtime(here: process.Process) -> None:
-    """Raises what is wrong with the settings of the runtime, or with the profile for its model:
-    every job would fail. An unavailable runtime may come back.
+    """Raises if the runtime's settings or the profile for its model are wrong, since every job
+    would fail. An unavailable runtime may come back.
     """
     try:
         with closing(here.open_runtime()) as runtime:

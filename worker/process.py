@@ -1,6 +1,6 @@
-"""What one worker process holds: its settings, log, connections and runner.
+"""State of one worker process: its settings, log, connections and runner.
 
-A pool child makes its own connections after the fork, when its first job comes, and keeps them.
+A pool child opens its own connections after the fork, with its first job, and keeps them.
 """
 
 import logging
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class Process:
     """Made in the parent; every child uses its own copy.
 
-    `open_runtime` opens the runtime that the settings name; `silent_s` is how long a child may
-    make no progress beyond its lease (see `watchdog`).
+    `open_runtime` opens the runtime that the settings name; `silent_s` is how long a child may be
+    without progress after its lease (see `watchdog`).
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Process:
         return Publisher(redis_url(self.settings), self.settings.queue)
 
     def open_runtime(self) -> Runtime:
-        """A runtime as the settings name it. Raises what `runtime.open_runtime` does."""
+        """The runtime that the settings name. Raises what `runtime.open_runtime` does."""
         with watchdog.unwatched():
             return self._open_runtime(self.settings)
 
     def close(self) -> None:
-        """Close what this process has opened, if anything."""
+        """Close whatever this process has opened."""
         for name in ("runner", "publisher", "database"):
             if name in self.__dict__:
                 getattr(self, name).close()
@@ -93,20 +93,20 @@ _current: Process | None = None
 
 
 def use(process: Process) -> None:
-    """Let this process and its children be `process`. Before anything else."""
+    """Make `process` the state of this process and its children. Called before anything else."""
     global _current
     _current = process
 
 
 def current() -> Process:
-    """What this process holds; with the settings of the environment unless `use` was called."""
+    """State of this process; with the settings of the environment unless `use` was called."""
     if _current is None:
         use(Process(settings_module.load()))
     return _current  # type: ignore[return-value]  # set above
 
 
 def check_database(settings: Settings) -> None:
-    """Raises DatabaseUnavailable or SchemaMismatch. Leaves no connection to be forked."""
+    """Raises DatabaseUnavailable or SchemaMismatch. Leaves no connection open across the fork."""
     database = Database(database_url(settings), application="marco worker", connections=1)
     with closing(database), database.transaction():
         pass

@@ -42,15 +42,15 @@ from worker.shutdown import Shutdown
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 30.0
-"""Between two tries to open the runtime."""
+"""Seconds between attempts to open the runtime."""
 _ELSEWHERE_S = 10.0
-"""Until a job that this version can't read may be claimed again: twice as long each time."""
+"""Seconds until a job that this version can't read may be claimed again; doubled each time."""
 
 
 class Runner:
     """Runs jobs one after the other, on a runtime that is opened when first needed.
 
-    `publish` sends a message for a job that is released; without it a scheduler will. `retry_s`
+    `publish` sends a message for a released job; without it a scheduler does. `retry_s`
     is the pause between tries while Postgres is unavailable.
     """
 
@@ -74,19 +74,19 @@ class Runner:
         self._retry_s = retry_s
         self._runtime: Runtime | None = None
         self._open_failures = 0  # in a row
-        self._open_at = 0.0  # on time.monotonic(): not tried before
+        self._open_at = 0.0  # on time.monotonic(): no attempt before
         self._known_tokens = KnownTokens()
         self._pulse = Pulse(min(PULSE_S, settings.heartbeat_s))
 
     def run_next(self) -> None:
-        """Claim the job that is next, and run it. Does nothing if none is due.
+        """Claim the next job and run it. Does nothing if none is due.
 
         Never raises for a job's own errors: they are stored with the job. If the lease or the
-        database is lost on the way, the job goes on elsewhere from its last stored round.
-        Raises SchemaMismatch if the database was migrated: then this version must not go on.
+        database is lost meanwhile, the job continues elsewhere from its last stored round.
+        Raises SchemaMismatch if the database was migrated: this version must then stop.
         """
-        # Before the claim: loading a model may take longer than a lease. What keeps this process
-        # from it is no fault of any job: none is claimed.
+        # Before the claim: loading a model may take longer than a lease, and a failure to load
+        # it must not be charged to a job.
         runtime = self._ready_runtime()
         if runtime is None or self._shutdown.seconds_left is not None:
             return
@@ -131,7 +131,7 @@ class Runner:
         else:
             record(CLAIM, time.monotonic() - began)
             logs.now_about(**finish.fields(claim))
-        # Of the jobs that waited for this model one comes first before long, if not now.
+        # If not now, a job that waited for this model will soon be first.
         if claim is None or claim.plan is not None:
             scheduling.unpark(conn, begun_on)
         return claim
@@ -146,7 +146,7 @@ class Runner:
             except AnotherVersion as error:
                 return self._leave(conn, claim, runtime, error)
         try:
-            # The plan that it was begun with, so that the same search goes on.
+            # The plan that it was started with, so that the same search continues.
             job, kept = engine.stored(claim.payload, claim.plan)
             plan = kept or engine.make_plan(job, runtime)
         except AnotherVersion as error:
@@ -158,7 +158,7 @@ class Runner:
         return job, plan
 
     def _leave(self, conn: Conn, claim: Claim, runtime: Runtime, error: AnotherVersion) -> str:
-        """In a rolling update: a worker of that version will have the job."""
+        """In a rolling update: leave the job to a worker of that version."""
         leases.begin(conn, claim.lease, self._worker, runtime.info, None)
         leases.release(
             conn, claim.lease, why=str(error), seconds=claim.seconds, published=False,
@@ -172,7 +172,7 @@ class Runner:
         return finish.fail(conn, claim, error, seconds=seconds, max_attempts=attempts)
 
     def _ready_runtime(self) -> Runtime | None:
-        """The runtime; None if it can't be opened now. Tried again after a growing pause."""
+        """The runtime; None if it can't be opened now. Retried after a growing pause."""
         if self._runtime is None and time.monotonic() >= self._open_at:
             try:
                 self._runtime = self._open_runtime()
@@ -199,7 +199,7 @@ class Runner:
             log.warning("%s", error)
         except DatabaseUnavailable as error:
             outcome = "left"
-            log.error("the job is left to a later attempt: %s", error)
+            log.error("attempt abandoned, a later one continues the job: %s", error)
         record(ATTEMPTS, 1, outcome)
 
     def _search_claimed(
@@ -226,7 +226,7 @@ class Runner:
         )
         with ExitStack() as beating:
             try:
-                beating.enter_context(self._pulse.of(journal.beat))  # there may be no more threads
+                beating.enter_context(self._pulse.of(journal.beat))  # starting the thread may fail
                 finished = engine.run_search(job, plan, runtime, journal)
                 if finished.search.stop_reason is StopReason.RELEASED:
                     self._require_round(claim, journal, finished)
@@ -238,14 +238,14 @@ class Runner:
             except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
                 raise
             except Exception as error:
-                # Else the job would be charged with the loss of a worker instead.
+                # Otherwise the job would be charged with a lost worker.
                 failure, seconds = error, journal.seconds
                 self._store_last_round(journal)
                 outcome = journal.retry_while_unavailable(
                     lambda conn: self._fail(conn, claim, failure, seconds)
                 )
                 if isinstance(error, RuntimeUnavailable):
-                    # It must answer again before another job is charged with its absence.
+                    # It must respond again before another job is charged for it.
                     self.close()
                 return outcome
         _count(result)
@@ -256,9 +256,9 @@ class Runner:
     def _require_round(
         self, claim: Claim, journal: LeasedJournal, finished: engine.FinishedSearch
     ) -> None:
-        """Raises RoundTooLong if this attempt's time was up before it had a round.
+        """Raises RoundTooLong if this attempt's time was up before its first round.
 
-        Given back without an error, the job would begin that round again for ever.
+        If simply released, the job would start that round again forever.
         """
         none = finished.search.round == claim.rounds and not journal.signals.paused
         if none and self._shutdown.soft_time_limit_reached:
@@ -269,7 +269,7 @@ class Runner:
             )
 
     def _store_last_round(self, journal: LeasedJournal) -> None:
-        """Store what a search had found that could not be ended, unless that is what fails."""
+        """Store the last round of a job that could not be ended, unless that is what fails."""
         try:
             journal.retry_while_unavailable(journal.write_unstored)
         except (LeaseLost, DatabaseUnavailable, SchemaMismatch):
@@ -278,11 +278,11 @@ class Runner:
             log.error("job %s: its last round can't be stored: %s", journal.lease.job_id, error)
 
     def _release(self, journal: LeasedJournal, finished: engine.FinishedSearch) -> None:
-        """Release the job, so that another worker goes on from the last stored round at once."""
+        """Release the job, so that another worker continues at once from the last stored round."""
         paused = journal.signals.paused
         yields = not paused and self._shutdown.soft_time_limit_reached
         why = "paused" if paused else "its time is up" if yields else "the worker stops"
-        # A paused job is published when it is resumed; one that was resumed since the last poll,
+        # A paused job is published when it is resumed; if it was resumed since the last poll,
         # by a scheduler.
         publish = None if paused else self._publish
 

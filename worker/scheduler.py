@@ -1,13 +1,13 @@
-"""The scheduler: does for jobs what no worker does. `marco scheduler`, and part of every worker.
+"""The scheduler: looks after waiting jobs. Run by `marco scheduler` and by workers.
 
-- publishes what became due (back-off, reclaimed, Redis was down) and what Redis lost
-- takes jobs back from workers that are gone (store.queue.recovery)
-- ends jobs whose deadline has passed, and queued ones with answers that were cancelled
-- makes the trail's next months (store.trail.partitions)
+- publishes jobs that became due (back-off, reclaimed, Redis was down) or whose message was lost
+- reclaims jobs of lost workers (store.queue.recovery)
+- ends jobs past their deadline, and queued ones with answers that were cancelled
+- creates the trail's next monthly partitions (store.trail.partitions)
 - marks batches that have ended, and sends webhook deliveries (worker.sender, in threads)
 
-Each step is a transaction that skips rows others hold: any number of schedulers may run at once,
-and one that dies leaves nothing half done. Redis lets only one tick each second; on an idle
+Each step is a transaction that skips rows locked by others: any number of schedulers may run at
+once, and one that dies leaves nothing half done. Redis admits one tick a second; on an idle
 database a tick is three statements.
 """
 
@@ -47,7 +47,7 @@ EVERY_S = 1.0
 SELDOM_S = 3600.0
 STALE_S = 5.0
 """A job published this long ago whose queue is empty has lost its message."""
-_PARKED_EVERY_S = 30.0  # a message for each model that jobs wait for: a worker may have it again
+_PARKED_EVERY_S = 30.0  # a message for each model that jobs wait for, in case a worker has it again
 STOP_S = 5
 """How long the tick in progress may take when the scheduler is stopped."""
 
@@ -55,7 +55,7 @@ STOP_S = 5
 class Scheduler:
     """Ticks about once a second until stopped, on connections of its own.
 
-    `worker` is who ends jobs that need an answer.
+    `worker` ends jobs whose answers must be ranked.
     """
 
     def __init__(self, settings: Settings, worker: Worker, *, stale_s: float = STALE_S) -> None:
@@ -70,7 +70,7 @@ class Scheduler:
             Database(database_url(settings), application="marco webhooks", connections=2),
         )
         self._stale_s = stale_s
-        self._left = set[UUID]()  # jobs to be ended that another version began
+        self._left = set[UUID]()  # jobs to be ended that another version started
         self._next_parked = time.monotonic() + _PARKED_EVERY_S
         self._next_seldom = time.monotonic()
         self._stop = Event()
@@ -83,17 +83,17 @@ class Scheduler:
     def run(self) -> None:
         """Tick until stopped, then close.
 
-        Raises SchemaMismatch if the database was migrated: this version must not go on.
+        Raises SchemaMismatch if the database was migrated: this version must then stop.
         """
         with closing(self):
-            # Spread, so that those started together do not ask together.
+            # Randomised, so that schedulers started together do not query together.
             while not self._stop.wait(EVERY_S * random.uniform(0.8, 1.2)):
                 try:
                     self._tick_in_turn()
                 except SchemaMismatch:
                     raise
                 except MarcoError as error:
-                    # Once for each kind of failure, not once a second.
+                    # Once for each kind of error, not once a second.
                     if type(error).__name__ != self._failure:
                         log.warning("scheduler: %s", error)
                     self._failure = type(error).__name__
@@ -104,7 +104,7 @@ class Scheduler:
     def _tick_in_turn(self) -> None:
         if time.monotonic() >= self._next_seldom:
             self._next_seldom += SELDOM_S
-            if made := self._database.call(partitions.ensure):  # long before they begin
+            if made := self._database.call(partitions.ensure):  # long before they start
                 log.info("made partitions: %s", ", ".join(made))
             while self._database.call(uploaded_files.delete_expired):
                 pass
@@ -122,10 +122,10 @@ class Scheduler:
             self._failure = ""
 
     def tick(self) -> int:
-        """Do what there is to do; the number of jobs published.
+        """Do all due work; the number of jobs published.
 
-        Raises DatabaseUnavailable or BrokerUnavailable, the latter only after all is done
-        that needs no broker.
+        Raises DatabaseUnavailable or BrokerUnavailable, the latter only after everything that
+        needs no broker is done.
         """
         with self._database.transaction() as conn:
             pending = scheduling.poll_pending(conn, self._stale_s)
@@ -138,12 +138,12 @@ class Scheduler:
         try:
             if pending.ending:
                 self._finish()
-        finally:  # a job that can't be ended now keeps no other from a worker
+        finally:  # a job that can't be ended now must not keep others waiting
             published = self._publish_pending(pending)
         return published
 
     def workers(self) -> list[str] | None:
-        """Names of the workers that announced themselves lately; None: Redis does not answer."""
+        """Names of the workers that announced themselves lately; None: Redis does not respond."""
         try:
             return self._publisher.workers()
         except BrokerUnavailable:
@@ -160,7 +160,7 @@ class Scheduler:
             found = recovery.reclaim(
                 conn,
                 quarantine_after=self._settings.quarantine_after,
-                # Time for workers to extend their leases after Postgres was down.
+                # Gives workers time to extend their leases after Postgres was down.
                 grace_s=self._settings.lease_s / 3,
             )
         metrics.record(metrics.RECLAIMED, len(found.queued) + len(found.quarantined))
@@ -182,7 +182,7 @@ class Scheduler:
         if pending.stale and self._publisher.length() == 0:
             count = self._publish(lambda conn: scheduling.stale_published(conn, self._stale_s))
             if count:
-                log.warning("%d jobs are published again: no worker has claimed them", count)
+                log.warning("%d jobs published again: no worker has claimed them", count)
             published += count
         if time.monotonic() >= self._next_parked:
             self._next_parked += _PARKED_EVERY_S
@@ -205,11 +205,10 @@ class Scheduler:
 
 
 def run(settings: Settings) -> int:
-    """The entry of `marco scheduler`: tick until SIGTERM or Ctrl-C; the exit code.
+    """Entry point of `marco scheduler`: tick until SIGTERM or Ctrl-C; the exit code.
 
-    Raises DatabaseUnavailable before anything is done; Redis may be down. Raises SchemaMismatch
-    then, and when the database was migrated,
-    and AddressTaken for the port of the metrics.
+    Raises DatabaseUnavailable if Postgres is down at the start (Redis may be), SchemaMismatch then
+    or when the database is migrated, and AddressTaken for the port of the metrics.
     """
     process.check_database(settings)
     logs.set_up(settings)
@@ -217,7 +216,7 @@ def run(settings: Settings) -> int:
 
     def leave(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGALRM:
-            os._exit(0)  # a tick that hangs; it leaves nothing half done
+            os._exit(0)  # a hanging tick; it leaves nothing half done
         scheduler.request_stop()
         signal.alarm(STOP_S)
 

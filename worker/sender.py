@@ -1,8 +1,8 @@
 """Sends webhook deliveries, in threads of a scheduler: a slow receiver delays no other.
 
 Signed by the Standard Webhooks specification (https://www.standardwebhooks.com). A host name is
-looked up once, and the connection made to an address that was checked: no second answer of a name
-server's counts, and redirects are not followed.
+looked up once, and the connection is made to the address that was checked, which rules out DNS
+rebinding. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from worker import finish
 log = logging.getLogger(__name__)
 
 LONGEST_DELAY_S: Final = 21_600.0
-_AT_ONCE: Final = 16  # webhooks; of each one delivery at a time
+_AT_ONCE: Final = 16  # webhooks, each with one delivery at a time
 _TURN_S: Final = 10.0  # then others may have the thread
-_CLAIM_S: Final = 30.0  # beyond the receiver's time: until a delivery is sent again
-_MOST_READ: Final = 2**16  # bytes of an answer; they are not kept
+_CLAIM_S: Final = 30.0  # beyond the receiver's time limit: then a delivery is sent again
+_MOST_READ: Final = 2**16  # bytes of a response; they are discarded
 _LONGEST_ERROR: Final = 300  # characters
 _GONE: Final = 410
 
@@ -56,21 +56,21 @@ class Sender:
         self._stop = Event()
 
     def send(self, webhook_ids: Sequence[UUID]) -> None:
-        """Begin to send what is due to these webhooks, where that is not in progress."""
+        """Start sending what is due to these webhooks, unless in progress."""
         with self._lock:
             for webhook_id in webhook_ids:
                 if webhook_id not in self._threads and len(self._threads) < _AT_ONCE:
-                    # A daemon: one that waits for a receiver keeps no process from ending.
+                    # A daemon: waiting for a receiver must not keep the process alive.
                     thread = Thread(target=self._take_turn, args=[webhook_id], daemon=True)
                     try:
                         thread.start()
-                    except RuntimeError as error:  # the machine has no more: the next tick tries
+                    except RuntimeError as error:  # no more threads: the next tick tries
                         log.warning("webhook %s: %s", webhook_id, error)
                         return
                     self._threads[webhook_id] = thread
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Send no more, and wait so long for what is in progress; the rest is sent again."""
+        """Send no more; wait at most this long for deliveries in progress, which are sent again."""
         self._stop.set()
         until = time.monotonic() + wait_s
         with self._lock:
@@ -93,11 +93,11 @@ class Sender:
             with self._lock:
                 del self._threads[webhook_id]
                 if not self._threads:
-                    # Each of a thousand workers may have had a turn.
+                    # Otherwise each of a thousand workers would keep its connection.
                     self._database.close()
 
     def _send_next(self, webhook_id: UUID) -> bool:
-        """Send one; whether the next may follow: there was one, and it arrived."""
+        """Send one delivery; True if there was one and it arrived, so that the next may follow."""
         settings = self._settings
         with self._database.transaction() as conn:
             lease_s = settings.webhook_timeout_s + _CLAIM_S
@@ -107,7 +107,7 @@ class Sender:
             body = webhooks.body(conn, claimed)
         retry_s: float | None = None
         if body is None:
-            error: str | None = "not sent: it was started again first"
+            error: str | None = "not sent: the job or batch was restarted first"
         else:
             answer = _deliver(claimed, json.dumps(body).encode(), settings)
             error = answer.error
@@ -116,7 +116,7 @@ class Sender:
                 delay_s = finish.delay_s(claimed.attempts, first_s=first_s, longest_s=longest_s)
                 retry_s = max(delay_s, min(answer.retry_after_s or 0.0, longest_s))
         if error is not None:
-            what = "no more attempts" if retry_s is None else f"again in {retry_s:.0f} s"
+            what = "no more attempts" if retry_s is None else f"retrying in {retry_s:.0f} s"
             log.warning("webhook %s: delivery %s: %s; %s", webhook_id, claimed.id, error, what)
         outcome = "delivered" if error is None else "failed" if retry_s is None else "retried"
         record(DELIVERIES, 1, outcome)
@@ -134,8 +134,8 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     error: str | None  #: why the delivery did not arrive; None: it did
-    status: int | None = None  #: the receiver's, if it gave one
-    retry_after_s: float | None = None  #: how long it asks to wait
+    status: int | None = None  #: the receiver's, if there was a response
+    retry_after_s: float | None = None  #: seconds of its Retry-After
 
 
 def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
@@ -156,10 +156,10 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
         return _Answer(str(error))
     except (OSError, http.client.HTTPException, ValueError) as error:
         if call.over or isinstance(error, TimeoutError):
-            return _Answer(f"no answer within {settings.webhook_timeout_s:g} s")
-        # It may quote what the receiver sent, which may be anything and long.
+            return _Answer(f"no response within {settings.webhook_timeout_s:g} s")
+        # It may quote what the receiver sent, of any content and length.
         why = one_line(str(error))[:_LONGEST_ERROR] or type(error).__name__
-        return _Answer(f"no answer: {why}")
+        return _Answer(f"no response: {why}")
     if 200 <= status < 300:
         return _Answer(None, status)
     why = ": redirects are not followed" if 300 <= status < 400 else ""
@@ -185,5 +185,5 @@ def _post(
             connection.request("POST", target, body, {"Host": parts.netloc, **headers})
             answer = connection.getresponse()
             with contextlib.suppress(OSError, http.client.HTTPException):
-                answer.read(_MOST_READ)  # else some servers report a broken connection
+                answer.read(_MOST_READ)  # otherwise some servers report a broken connection
             return answer.status, seconds_of(answer.headers["Retry-After"])

@@ -1,8 +1,8 @@
-"""Shutting down: how the request reaches the searches, wherever they are in their work.
+"""Shutdown: how the request reaches running searches.
 
 Celery's signal handlers run in the parent, the searches in its children. Both see one number
 in shared memory: the time (CLOCK_MONOTONIC, the same for all processes) until which a round
-may still be finished. Zero: no shutdown was requested. A child may be stopped alone as well: by
+may still be finished. Zero: no shutdown was requested. A single child may also be stopped: by
 Celery's time limit (SIGUSR1), or by SIGTERM where a service manager signals every process.
 """
 
@@ -17,7 +17,7 @@ from types import FrameType
 
 
 class Shutdown:
-    """Until when rounds may go on. Shared with processes that are forked after it was made."""
+    """The deadline of running rounds. Shared with processes forked after it was created."""
 
     def __init__(self) -> None:
         self._shared_deadline = mmap.mmap(-1, 8)  # anonymous and shared
@@ -25,7 +25,7 @@ class Shutdown:
         self._time_limit = False  # is what set it
 
     def request(self, within_s: float) -> None:
-        """Stop this process and its children: rounds may go on for `within_s` seconds at most.
+        """Stop this process and its children: rounds may continue for `within_s` seconds at most.
 
         Of several requests the earliest deadline counts. Safe in a signal handler.
         """
@@ -34,7 +34,7 @@ class Shutdown:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds that a round may still take (0: none); None: no shutdown was requested."""
+        """Seconds left for the current round; None: no shutdown was requested."""
         deadline = _earlier(self._shared(), self._own_deadline)
         return max(0.0, deadline - time.monotonic()) if deadline else None
 
@@ -46,12 +46,12 @@ class Shutdown:
 
     @property
     def soft_time_limit_reached(self) -> bool:
-        """True if only this job must stop, because it ran into Celery's soft time limit."""
+        """True if only this job must stop, because it reached Celery's soft time limit."""
         return self._time_limit and not self._shared()
 
     @contextmanager
     def deferred_signals(self, within_s: float) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 inside the block stop the search in order, not the process.
+        """SIGTERM and SIGUSR1 during the block stop the search cleanly, not the process.
 
         A SIGTERM takes effect when the block is left.
         """

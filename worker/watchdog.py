@@ -1,8 +1,8 @@
 """Kills children that hang, so that they are replaced, and a worker that does not stop.
 
-A child's heartbeat notes in shared memory when it last made progress. One that was silent for
-longer than a lease has lost its job already. What still runs when the time to stop is over is
-killed as well: jobs go on elsewhere, from their stored rounds.
+A child's heartbeat notes in shared memory when it last made progress. One that has been silent
+for longer than a lease has already lost its job. Children still running when the time to stop is
+over are killed as well: their jobs continue elsewhere, from their stored rounds.
 """
 
 import contextlib
@@ -22,25 +22,25 @@ from worker.shutdown import Shutdown
 log = logging.getLogger(__name__)
 
 SILENT_S = 20.0
-"""A child may be silent for a lease and this long: more than Postgres has to answer."""
+"""Seconds of silence allowed beyond a lease: more than a statement of Postgres may take."""
 STOP_MARGIN_S = 3.0
 """Children are killed this long after the time to stop is over, the worker 2 s later."""
 _POLL_S = 0.5
 _SLOTS = 1024  # more than a pool has children
-_SLOT = struct.Struct("qd")  # process id; time.monotonic() of its last progress, or 0: no job
+_SLOT = struct.Struct("qd")  # process id; time.monotonic() of its last progress, 0 without a job
 
 # Anonymous and shared: made before the fork. A child writes to the slot of its number only.
 _PROGRESS = mmap.mmap(-1, _SLOTS * _SLOT.size)
 
 
 def progress() -> None:
-    """Note that this process goes on with its job."""
+    """Note that this process makes progress with its job."""
     _write(time.monotonic())
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """This process makes progress inside the block, or is killed."""
+    """During the block this process must make progress, or is killed."""
     progress()
     try:
         yield
@@ -50,7 +50,7 @@ def watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
-    """What is done inside the block may take any time: loading a model."""
+    """The block may take any time: loading a model."""
     _write(0.0)
     try:
         yield
@@ -60,7 +60,7 @@ def unwatched() -> Iterator[None]:
 
 def _write(at: float) -> None:
     slot = getattr(current_process(), "index", None)
-    if slot is not None and slot < _SLOTS:  # else not a child of a pool
+    if slot is not None and slot < _SLOTS:  # otherwise not a child of a pool
         _SLOT.pack_into(_PROGRESS, slot * _SLOT.size, os.getpid(), at)
 
 
@@ -72,7 +72,7 @@ def start(children: Callable[[], list[int]], silent_s: float, shutdown: Shutdown
         while shutdown.overdue_s <= STOP_MARGIN_S:
             time.sleep(_POLL_S)
             now = time.monotonic()
-            if now - polled < 10 * _POLL_S:  # else this process stood still, its children too
+            if now - polled < 10 * _POLL_S:  # else this process, too, was suspended
                 _kill_silent(children(), now, silent_s)
             polled = now
         if running := children():

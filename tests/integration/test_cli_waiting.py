@@ -18,7 +18,7 @@ from marco_search.cli.main import main
 from producer import Producer
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
-NO_WORKER = "no worker answers: run `marco worker`"
+NO_WORKER = "no worker responds: run `marco worker`"
 JOBS = [
     {"kind": "open_ended", "prompt": "Go on."},
     {"kind": "open_ended", "prompt": "Go on.", "tenant": "research"},

@@ -155,14 +155,14 @@ def test_a_worker_outlasts_a_redis_that_refuses(
             job = producer.submit(question(options={"rollouts": 24}))
             begun(producer, job)
             queued = producer.submit(question())
-            lines = log.read_text().count("trying again") + log.read_text().count("WARNING")
+            lines = log.read_text().count("retrying") + log.read_text().count("WARNING")
             spoil(redis)
             try:
                 late = producer.submit(question())
 
                 def noticed(before: int = lines) -> bool:
                     text = log.read_text()
-                    return text.count("trying again") + text.count("WARNING") > before
+                    return text.count("retrying") + text.count("WARNING") > before
 
                 wait_until(noticed, "the worker says so", PATIENCE_S)
                 assert producer.wait(job, PATIENCE_S).state == "succeeded", "what runs goes on"

@@ -226,7 +226,7 @@ def test_an_answer_that_is_not_http_is_a_failed_attempt(
             tick_until(one, lambda: bool(held(database, state="failed")), "it was given up")
     (given_up,) = held(database)
     assert given_up.attempts == 2 and given_up.error is not None
-    assert given_up.error.startswith("no answer: \\u0000") and len(given_up.error) < 400
+    assert given_up.error.startswith("no response: \\u0000") and len(given_up.error) < 400
 
 
 def test_the_old_secret_counts_while_rotating(
@@ -302,7 +302,7 @@ def test_a_silent_receiver_holds_up_no_other(
     with scheduler(settings.model_copy(update={"webhook_timeout_s": 0.3})) as one:
         tick_until(one, lambda: len(other.got) == 2, "the other has all")
         tick_until(one, lambda: any(d.error for d in held(database)), "the first is too late")
-    assert {d.error for d in held(database) if d.error} == {"no answer within 0.3 s"}
+    assert {d.error for d in held(database) if d.error} == {"no response within 0.3 s"}
     other.server.shutdown()
     other.server.server_close()
 
