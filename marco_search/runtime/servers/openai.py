@@ -172,6 +172,14 @@ class OpenAIServer(Server):
             raise self._useless(f"it sends {most} candidates for a token, {TOP_K} are needed")
         return answer
 
+    def _try_generation(self, call: Call) -> None:
+        self._silent = False  # a server that keeps no connection is checked once more, for this
+        try:
+            self._ask(_PROBE, 1, call)
+        except Failure:
+            self._silent = True
+            raise
+
     def _useless(self, why: str) -> Failure:
         message = f"{self.url} can't be searched with: {why}; {self._program.advice}"
         return Failure(kind=ModelRefused, message=message)

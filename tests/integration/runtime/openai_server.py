@@ -195,6 +195,8 @@ class OpenAIHandler(Handler):
         if "grammar" in body:
             self.send(self._under_grammar(found["text"]))
         elif prompt == PROBE:
+            if self.server.hung.is_set():
+                self.server.released.wait(60)
             self.send(self.server.complete(found))
         else:
             self.generate(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,15 @@ from marco_search.runtime.servers.calls import Limiter
 from marco_search.runtime.servers.server import DEFAULT_CONTEXT_TOKENS
 from marco_search.runtime.servers.sglang import SGLangServer
 from marco_search.search.branches import Finish
-from tests.integration.runtime.sglang_server import expansion, runtime, serving, stop, until
+from tests.integration.runtime.openai_server import as_server
+from tests.integration.runtime.sglang_server import (
+    Server,
+    expansion,
+    runtime,
+    serving,
+    stop,
+    until,
+)
 
 ASSISTANT = "<|im_start|>assistant\n"
 
@@ -131,8 +140,13 @@ def test_a_server_restarted_with_another_model_between_two_calls_is_not_used() -
             assert not other.asked
 
 
-def test_a_server_that_accepts_and_never_answers_is_left_out_until_it_generates() -> None:
-    with serving() as one, serving() as two, runtime(one, two, MARCO_RUNTIME_TIMEOUT_S="1") as it:
+@pytest.mark.parametrize("make", [Server, as_server("vllm")])
+def test_a_server_that_accepts_and_never_answers_is_left_out_until_it_generates(make: Any) -> None:
+    with (
+        serving(make=make) as one,
+        serving(make=make) as two,
+        runtime(one, two, MARCO_RUNTIME_TIMEOUT_S="0.3") as it,
+    ):
 
         def answered_by_two(questions: str = "same") -> bool:
             """All of some questions, which spread over both servers when both are well."""
