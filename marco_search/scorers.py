@@ -113,6 +113,7 @@ _calls: set[Call] = set()  # in progress
 
 @contextlib.contextmanager
 def _asking(deadline: float) -> Iterator[Call]:
+    """A call until then (of time.monotonic()), unless `abort` ends it."""
     call = Call(deadline)
     _calls.add(call)
     try:
@@ -157,16 +158,13 @@ class Server:
         if secret:
             self._headers["Authorization"] = f"Bearer {secret}"
 
-    def post(self, body: bytes, deadline: float, most: int) -> tuple[int, bytes]:
-        """Status and answer, of at most `most` bytes, before `deadline` (of time.monotonic()).
-
-        Raises NoScore.
-        """
+    def post(self, body: bytes, call: Call, most: int) -> tuple[int, bytes]:
+        """Status and answer, of at most `most` bytes. Raises NoScore, also when `call` is over."""
         host = str(self._host)
         made = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
         connection = made(host, self._port)
         try:
-            with _asking(deadline) as call, contextlib.closing(connection):
+            with contextlib.closing(connection):
                 tls = ssl.create_default_context() if self._tls else None
                 connection.sock = connected(host, self._port, call, tls)
                 with call.using(connection.sock):
@@ -214,7 +212,12 @@ class RewardModel:
     def __call__(self, outputs: Sequence[Output]) -> list[Outcome]:
         """The scores of each output, one for each step."""
         deadline = time.monotonic() + self._timeout_s
-        return score_all(lambda output: self._scores(self.texts(output), deadline), outputs)
+
+        def scores(output: Output) -> Scores:
+            with _asking(deadline) as call:
+                return self._scores(self.texts(output), call)
+
+        return score_all(scores, outputs)
 
     def texts(self, output: Output) -> list[str]:
         """What is scored: the question and the steps so far, for each step."""
@@ -225,21 +228,19 @@ class RewardModel:
         joined = ["".join(step + self._separator for step in steps[:end]) for end in ends]
         return [before + text + after for text in joined]
 
-    def _scores(self, texts: list[str], deadline: float) -> Scores:
+    def _scores(self, texts: list[str], call: Call) -> Scores:
         body = json.dumps({"text": texts}).encode()
         for again in range(_TRIES):
             try:
-                status, data = self._server.post(body, deadline, _LARGEST)
+                status, data = self._server.post(body, call, _LARGEST)
             except NoScore as error:
-                failure, passes = error, str(error) != ABORTED
+                failure, passes = error, True
             else:
                 if status == 200:
                     return self._read(data, len(texts))
                 failure, passes = NoScore(f"it answered {status}"), status in _PASSING
-            pause_s = _PAUSE_S * 2**again
-            if not passes or again + 1 == _TRIES or time.monotonic() + pause_s >= deadline:
+            if not passes or again + 1 == _TRIES or not call.wait(_PAUSE_S * 2**again):
                 break
-            time.sleep(pause_s)
         raise failure
 
     def _read(self, data: bytes, count: int) -> Scores:
@@ -297,10 +298,10 @@ class Verifier:
     def _verify(self, output: Output) -> Scores:
         about = {name: value for name, value in asdict(output).items() if name != "key"}
         body = json.dumps(about, ensure_ascii=False).encode()
-        deadline = time.monotonic() + self._timeout_s
-        if not isinstance(self._target, Server):
-            return (verdict(run_command(self._target, body, deadline)),)
-        status, data = self._target.post(body, deadline, MOST_OUTPUT)
+        with _asking(time.monotonic() + self._timeout_s) as call:
+            if not isinstance(self._target, Server):
+                return (verdict(run_command(self._target, body, call)),)
+            status, data = self._target.post(body, call, MOST_OUTPUT)
         if status != 200:
             raise NoScore(f"it answered {status}")
         return (verdict(data),)
@@ -321,11 +322,11 @@ def verdict(data: bytes) -> float:
     return float(number)
 
 
-def run_command(command: Sequence[str], given: bytes, deadline: float) -> bytes:
+def run_command(command: Sequence[str], given: bytes, call: Call) -> bytes:
     """What a command writes, given this on its standard input. Raises NoScore.
 
-    No shell. It is killed with all of its process group, at the deadline and when it has ended; by
-    itself, when this process is killed.
+    No shell. It is killed with all of its process group, when `call` is over and when it has ended;
+    by itself, when this process is killed.
     """
     with tempfile.TemporaryFile() as source:
         source.write(given)
@@ -343,8 +344,7 @@ def run_command(command: Sequence[str], given: bytes, deadline: float) -> bytes:
         except OSError as error:
             raise NoScore(f"it can't be run: {error.strerror}") from None
     try:
-        with _asking(deadline) as call:
-            written = _written(process, call)
+        written = _written(process, call)
     finally:
         # Before it is waited for: until then no other process can have its number.
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from marco_search import settings
+from marco_search import scorers, settings
+from marco_search.deadlines import Call
 from marco_search.engine import search_job, solve
 from marco_search.errors import InvalidJob, InvalidSettings, RuntimeUnavailable
 from marco_search.jobs import JobResult, SearchOptions
@@ -223,6 +224,27 @@ def test_what_has_no_reward_is_said_and_has_no_weight(
     assert len(answered) == tries * result.shortfalls.unscored
 
 
+def test_what_is_aborted_is_not_tried_again(
+    env: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it wait for the next try."""
+    tries: list[Any] = []
+
+    def post(*given: Any) -> tuple[int, bytes]:
+        tries.append(given)
+        return 500, b""
+
+    monkeypatch.setattr(Server, "post", post)
+    monkeypatch.setattr(scorers, "_PAUSE_S", 60.0)
+    env(reward_url="http://127.0.0.1:1", reward_timeout_s="120")
+    thread = Thread(target=RewardModel(settings.load(), whole=True), args=([OUTPUT],), daemon=True)
+    thread.start()
+    wait_until(lambda: len(tries) == 1, "it was asked")
+    scorers.abort()
+    thread.join(20)
+    assert not thread.is_alive() and len(tries) == 1
+
+
 def test_without_any_reward_the_answers_are_counted(
     server: Served, env: Callable[..., None]
 ) -> None:
@@ -337,9 +359,9 @@ def test_an_answer_that_is_cut_short_is_no_score() -> None:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         asked = Server("MARCO_VERIFIERS", url, None)
         with pytest.raises(NoScore):
-            asked.post(b"{}", time.monotonic() + 60, MOST_OUTPUT)
+            asked.post(b"{}", within(60), MOST_OUTPUT)
         with pytest.raises(NoScore, match="no answer in time"):
-            asked.post(b"{}", time.monotonic() + 0.2, MOST_OUTPUT)
+            asked.post(b"{}", within(0.2), MOST_OUTPUT)
         over.set()
         thread.join()
 
@@ -359,7 +381,7 @@ def test_an_ipv6_address_without_a_port(
 
     monkeypatch.setattr(socket, "create_connection", connect)
     with pytest.raises(NoScore):
-        Server("MARCO_VERIFIERS", url, None).post(b"{}", time.monotonic() + 60, MOST_OUTPUT)
+        Server("MARCO_VERIFIERS", url, None).post(b"{}", within(60), MOST_OUTPUT)
     with pytest.raises(RuntimeUnavailable):
         open_servers(Settings().model_copy(update={"runtime": url}))
     assert set(asked) == {address}
@@ -376,7 +398,7 @@ def test_the_addresses_of_a_name_share_its_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [one] * 4)
     monkeypatch.setattr(socket, "create_connection", connect)
     with pytest.raises(NoScore):
-        Server("MARCO_VERIFIERS", "http://a", None).post(b"", time.monotonic() + 400, MOST_OUTPUT)
+        Server("MARCO_VERIFIERS", "http://a", None).post(b"", within(400), MOST_OUTPUT)
     assert len(given) == 4 and given[0] <= 100
     options = {"runtime": "http://a", "runtime_connect_s": 8.0}
     with pytest.raises(RuntimeUnavailable):
@@ -394,9 +416,9 @@ def test_the_certificate_of_a_verifier_is_checked(
     server.reply = lambda body: 0.5
     asked = Server("MARCO_VERIFIERS", server.url.replace("http:", "https:"), None)
     with pytest.raises(NoScore, match="CERTIFICATE_VERIFY_FAILED"):
-        asked.post(b"{}", time.monotonic() + 60, MOST_OUTPUT)
+        asked.post(b"{}", within(60), MOST_OUTPUT)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert asked.post(b"{}", time.monotonic() + 60, MOST_OUTPUT) == (200, b"0.5")
+    assert asked.post(b"{}", within(60), MOST_OUTPUT) == (200, b"0.5")
     assert server.headers[-1]["Host"] == server.url.split("/")[2]
 
 
@@ -443,8 +465,8 @@ def test_what_is_no_verdict(said: bytes) -> None:
         verdict(said)
 
 
-def within(seconds: float = 30.0) -> float:
-    return time.monotonic() + seconds
+def within(seconds: float = 30.0) -> Call:
+    return Call(time.monotonic() + seconds)
 
 
 def test_a_command_gets_nothing_of_ours_but_its_input(env: Callable[..., None]) -> None:
@@ -469,8 +491,8 @@ def test_a_command_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> 
     pid = tmp_path / "pid"
     command = ["sh", "-c", f"echo $$ >{pid}; exec sleep 1000"]
     code = (
-        "import time; from marco_search.scorers import run_command;"
-        f"run_command({command}, b'', time.monotonic() + 1000)"
+        "from marco_search.deadlines import Call; from marco_search.scorers import run_command;"
+        f"run_command({command}, b'', Call(float('inf')))"
     )
     with subprocess.Popen(python(code)) as ours:
         wait_until(lambda: pid.is_file() and bool(pid.read_text()), "it has begun")
