@@ -228,9 +228,12 @@ COMMENT ON COLUMN audit.rounds.generated_tokens IS 'Tokens generated';
 COMMENT ON COLUMN audit.rounds.seconds IS 'Seconds of its slowest branch';
 COMMENT ON COLUMN audit.rounds.committed_at IS 'When it was committed';
 
+-- exp() of a number so low that the result is 0 is an error in Postgres, and would be one of the
+-- whole query: -3.4e38 stands for a log-prob of minus infinity.
 CREATE VIEW audit.tokens WITH (security_invoker = true) AS
 SELECT n.job_id, n.node_id, t.position::integer AS position, t.token_id, t.text, t.logprob,
-    exp(t.logprob::double precision) AS probability, t.confidence
+    CASE WHEN t.logprob < -700 THEN 0 ELSE exp(t.logprob::double precision) END AS probability,
+    t.confidence
 FROM public.nodes AS n
 CROSS JOIN LATERAL unnest(n.token_ids, n.token_texts, n.logprobs, n.confidences)
     WITH ORDINALITY AS t (token_id, text, logprob, confidence, position);
@@ -247,7 +250,7 @@ COMMENT ON COLUMN audit.tokens.confidence IS
 CREATE VIEW audit.alternatives WITH (security_invoker = true) AS
 SELECT n.job_id, n.node_id, ((a.i - 1) / 5 + 1)::integer AS position,
     ((a.i - 1) % 5 + 1)::integer AS rank, a.token_id, v.text, a.logprob,
-    exp(a.logprob::double precision) AS probability,
+    CASE WHEN a.logprob < -700 THEN 0 ELSE exp(a.logprob::double precision) END AS probability,
     a.token_id = n.token_ids[(a.i - 1) / 5 + 1] AS chosen
 FROM public.nodes AS n
 CROSS JOIN LATERAL unnest(n.top_ids, n.top_logprobs)

@@ -145,6 +145,22 @@ def test_the_views_agree_with_the_tree(shared: Database) -> None:
     assert status.generated_tokens == search.tokens
 
 
+def test_what_can_not_be_chosen_has_probability_0(shared: Database) -> None:
+    """Servers' minus infinity, and the fill where they give fewer than five candidates."""
+    lowest = struct.unpack("f", struct.pack("f", -3.4e38))[0]
+    top = ((7, -0.5), (8, -800.0), (9, lowest))
+    node = Node(
+        node_id=1, parent_id=0, depth=1, round=1, action=Action.STEP, text="ab",
+        tokens=(Token(7, "a", -0.5, top), Token(9, "b", lowest, top)), confidences=(1.0, 0.0),
+    )  # fmt: skip
+    job_id = stored(shared, [Round(number=1, nodes=(node,), rollouts=())], seconds=1.0)
+    with shared.transaction() as conn:
+        for view, some in (("tokens", 1), ("alternatives", 2)):
+            query = f"SELECT probability FROM {view} WHERE job_id = %s ORDER BY 1"  # noqa: S608
+            found = [p for (p,) in conn.execute(query.encode(), [job_id])]
+            assert found == [0.0] * (len(found) - some) + [pytest.approx(math.exp(-0.5))] * some
+
+
 def test_a_node_that_no_rollout_visits_has_its_path_too(shared: Database) -> None:
     search, kept = rounds_of(seed=5)
     job_id = stored(shared, [replace(done, rollouts=()) for done in kept], seconds=1.0)
