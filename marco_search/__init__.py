@@ -1,8 +1,8 @@
 """marco-search: answers jobs by tree search over a language model and keeps every tree.
 
-`from marco_search import solve` is the whole search as a library call, without any service;
-`Producer` submits jobs to be searched by workers. Names are loaded when they are first used, so
-that a process that only submits does not load the engine.
+`from marco_search import solve` runs a whole search as a library call, without any service;
+`Producer` submits jobs to be searched by workers. Names are loaded on first use, so that a
+process that only submits does not load the engine.
 """
 
 from __future__ import annotations

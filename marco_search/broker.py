@@ -1,7 +1,7 @@
 """The queue: Celery messages in Redis, each a permit to claim one job; and where Redis is.
 
-Postgres is the truth, also about whose turn it is: a message names the job it was published
-for, but the worker that receives it claims the job that is next. A lost message is published
+Postgres is authoritative, including the order of jobs: a message names the job it was published
+for, but the worker that receives it claims whichever job is next. A lost message is published
 again by the scheduler, a surplus one finds nothing to do, so nothing here needs to be exact.
 
 Publishers, workers, schedulers and the doctor connect with what `parse_address` returns, so that
@@ -31,17 +31,17 @@ TASK = "marco.run_job"
 T = TypeVar("T")
 
 _IMPORTING = Lock()
-"""Celery's module puts another one in its place: a second thread would find half of it."""
+"""Importing Celery replaces its module object: a second thread could see half of it."""
 
 PRESENT_EVERY_S = 5.0
 """How often a worker announces itself (`say_present`)."""
 _PRESENT_FOR_S = 15
 
-# A server that vanished without closing is noticed within ten seconds: a command that is not
-# answered, and the long wait for the next message, which Redis ends once a second.
+# A server that vanished without closing is noticed within ten seconds: by a command that is
+# not answered, or by the blocking wait for a message, which Redis ends once a second.
 _ANSWER_S = 5
 PAUSE_S = 1.0
-"""For so long after Redis failed a publisher does not ask it again: a scheduler publishes."""
+"""Seconds after a failure of Redis in which a publisher leaves publishing to a scheduler."""
 _HEALTH_CHECK_S = 4
 
 _FORM = (
@@ -56,7 +56,7 @@ _FLAGS = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is. `tls`: the options of redis-py's SSLConnection, or None."""
+    """The address of Redis. `tls`: the options of redis-py's SSLConnection, or None."""
 
     url: str  #: with the login, without the options of TLS
     tls: dict[str, Any] | None
@@ -78,7 +78,7 @@ def parse_address(url: str) -> RedisAddress:
         raise _refused("not a Redis URL") from None
     if parts.scheme not in ("redis", "rediss"):
         raise _refused("must look like redis://... or rediss://...")
-    # What follows an unescaped / ? or # of a password ends here.
+    # The rest of a password after an unescaped / ? or # is parsed here.
     if not host or port == 0 or not is_host(unquote(host)):
         raise _refused("no usable host and port")
     if "@" in parts.path + parts.query + parts.fragment or parts.fragment:
@@ -163,14 +163,14 @@ def _workers(queue: str) -> str:
 
 
 class Publisher:
-    """Puts job ids into the queue. Safe for threads; a forked process connects by itself.
+    """Puts job ids into the queue. Thread-safe; a forked process opens its own connection.
 
     Raises InvalidSettings for a URL that can't be used; connects when first needed.
     """
 
     def __init__(self, redis_url: str, queue: str) -> None:
         config = celery_config(redis_url, queue)
-        # One quick second try, instead of the default of minutes: the row waits safely.
+        # One quick retry, instead of minutes by default: the row is safe in Postgres.
         config["broker_transport_options"] |= {
             "max_retries": 1,
             "interval_start": 0.1,
@@ -192,7 +192,7 @@ class Publisher:
         self._failed_at, self._failure = -PAUSE_S, ""
 
     def publish(self, job_ids: Sequence[UUID]) -> None:
-        """Send a message for each job in as few round trips as there are.
+        """Send a message for each job, in as few round trips as possible.
 
         Raises BrokerUnavailable; some may have been sent then, which does no harm.
         """
@@ -227,7 +227,7 @@ class Publisher:
             self._drop()
 
     def _ask(self, question: Callable[[Any], T]) -> T:
-        """What `question` gets from a Redis client."""
+        """The result of `question` on a Redis client."""
 
         def step(connection: Any) -> T:
             with connection.default_channel.conn_or_acquire() as client:
@@ -236,7 +236,7 @@ class Publisher:
         return self._with_reconnect(step)
 
     def _with_reconnect(self, step: Callable[[Any], T]) -> T:
-        """`step`, and once more on a new connection if the one that was kept is broken."""
+        """`step`, repeated once on a new connection if the kept one is broken."""
         from kombu.exceptions import KombuError
         from redis.exceptions import RedisError
 

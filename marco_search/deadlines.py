@@ -1,7 +1,7 @@
-"""Requests to servers, bounded in time: deadlines, and noticing that a machine is gone.
+"""Requests to servers, bounded in time: deadlines, and detection of vanished machines.
 
-A socket's own timeout starts again with every byte, so a server that sends one byte at a time
-would hold a caller for ever.
+A socket's own timeout restarts with every byte, so a server that sends one byte at a time
+could block a caller forever.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ KEEPALIVE = {
     )
     if hasattr(socket, name)  # macOS names the first one otherwise
 }  # fmt: skip
-"""Options of a socket, with which a machine that is gone is noticed in some ten seconds.
+"""Socket options that detect a vanished machine in about ten seconds.
 
 Seconds and counts; TCP_USER_TIMEOUT, for packets that are not acknowledged, in milliseconds.
 """
 
 
 def watch_peer(sock: socket.socket) -> None:
-    """Notice in some ten seconds that the machine at the other end is gone."""
+    """Detect in about ten seconds that the machine at the other end is gone."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def port_of(parts: SplitResult) -> int:
-    """The port of an address, which http.client must be told: it takes the end of an IPv6 address
-    for one. Raises ValueError.
+    """The port of an address, to be given to http.client, which would otherwise take the end of
+    an IPv6 address for the port. Raises ValueError.
     """
     return parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -88,7 +88,7 @@ class Call:
 
     @contextlib.contextmanager
     def using(self, connection: socket.socket) -> Iterator[None]:
-        """Inside the block the connection ends with the call: at the deadline, or by `cancel`.
+        """During the block the connection ends with the call: at the deadline, or by `cancel`.
 
         A thread that reads from it sees the end of the stream.
         """
@@ -120,10 +120,10 @@ def connected(
     tls: ssl.SSLContext | None = None,
     check: Callable[[str], object] = lambda address: None,
 ) -> socket.socket:
-    """A connection to the first address of the host's that answers, with `tls` if given.
+    """A connection to the first address of the host that answers, with `tls` if given.
 
-    The addresses that are left share the time that the call has. `check` raises InputError for
-    one that may not be reached. Raises OSError, InputError.
+    The remaining addresses share the call's remaining time. `check` raises InputError for
+    an address that is not allowed. Raises OSError, InputError.
     """
     sock = _first(host, port, call, check)
     if tls is None:

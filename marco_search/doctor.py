@@ -66,8 +66,8 @@ _GUARDS = (
 class Finding:
     """The result of one check. Holds no password.
 
-    Attributes: `name` of the check; `ok`, whether all is well; `detail`, what was seen; `fix`,
-    what to do if it is not well.
+    Attributes: `name` of the check; `ok`, whether it passed; `detail`, what was found; `fix`,
+    what to do if it failed.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Finding:
 
 
 def run_checks(settings: Settings) -> list[Finding]:
-    """All findings, in the order in which one depends on another. Takes up to some seconds."""
+    """All findings, dependencies first. May take several seconds."""
     machine = [_python, _settings, variables, _home]
     if settings.database_url is None or settings.redis_url is None:
         machine += [_disk, _programs]
@@ -86,7 +86,7 @@ def run_checks(settings: Settings) -> list[Finding]:
 
 
 def _run(check: Callable[[Settings], Finding], settings: Settings) -> Finding:
-    """A check that fails is a finding: it must not keep the others from being made."""
+    """A check that raises is a finding, too: the other checks still run."""
     name = check.__name__.strip("_")
     try:
         found = check(settings)
@@ -94,7 +94,7 @@ def _run(check: Callable[[Settings], Finding], settings: Settings) -> Finding:
         found = Finding(name, False, str(error))
     except Exception as error:
         found = Finding(name, False, f"{type(error).__name__}: {error}")
-    # What a client library says of an address may quote it: these lines go into reports.
+    # Client libraries may quote an address in their errors, and these lines go into reports.
     return replace(found, detail=redacted(found.detail))
 
 
@@ -124,7 +124,7 @@ def variables(_: Settings) -> Finding:
 
 
 def unknown_names(environment: Mapping[str, str]) -> list[str]:
-    """The names that look like settings of ours but are not."""
+    """Variables that look like settings but are not."""
     ours = [name for name in _KNOWN_NAMES if name.startswith("MARCO_")]
     return sorted(
         name
@@ -161,7 +161,7 @@ def _programs(_: Settings) -> Finding:
 
 
 def _is_idle(settings: Settings, url: object) -> bool:
-    """Whether this server is an embedded one that nobody needs at the moment."""
+    """Whether this server is an embedded one that is not in use now."""
     return url is None and not is_running(settings.home)
 
 
@@ -172,7 +172,7 @@ def _connected(url: str, **changes: str) -> Conn:
 
 
 def postgres(settings: Settings) -> Finding:
-    """Does Postgres answer, is it recent enough, and can jobs be written to it?"""
+    """Does Postgres respond, is it recent enough, and can jobs be written to it?"""
     if _is_idle(settings, settings.database_url):
         return Finding("postgres", True, _IDLE)
     url = database_url(settings)
@@ -201,7 +201,7 @@ def postgres(settings: Settings) -> Finding:
 
 
 def _troubles(conn: Conn) -> dict[str, str]:
-    """What is wrong with the server or the database -> what to do about it."""
+    """Problems of the server or the database, each with what to do about it."""
     row = conn.execute(
         "SELECT current_setting('transaction_read_only') = 'on',"
         " current_setting('max_connections')::int,"
@@ -221,7 +221,7 @@ def _troubles(conn: Conn) -> dict[str, str]:
 
 
 def _in_database(look: Callable[[Conn, Settings], Finding]) -> Callable[[Settings], Finding]:
-    """A check of what the database holds. That nothing can be read has a line of its own."""
+    """A check of the database's contents. An unreachable database is another check's finding."""
 
     @functools.wraps(look)
     def check(settings: Settings) -> Finding:
@@ -259,7 +259,7 @@ def schema(conn: Conn, settings: Settings) -> Finding:
 
 @_in_database
 def pauses(conn: Conn, _: Settings) -> Finding:
-    """Jobs that wait because of a pause look like jobs that no worker takes."""
+    """Paused jobs look like jobs that no worker takes."""
     named = [f"tenant {p.tenant}" if p.tenant else "all tenants" for p in tenants.pauses(conn)]
     detail = f"paused: {', '.join(named)}" if named else "nothing is paused"
     well = "all tenants" not in named
@@ -282,15 +282,15 @@ def guards(conn: Conn, settings: Settings) -> Finding:
 
 @_in_database
 def models(conn: Conn, _: Settings) -> Finding:
-    """Are there jobs that were begun on a model which no worker has?"""
+    """Are there jobs that were started on a model that no worker has?"""
     found = queries.missing_models(conn)
     detail = "; ".join(map(str, found)) or "no job waits for a model that no worker has"
-    fix = "run a worker with that model, or start them over: `marco requeue --restart --all`"
+    fix = "run a worker with that model, or restart them: `marco requeue --restart --all`"
     return Finding("models", not found, detail, fix)
 
 
 def redis(settings: Settings) -> Finding:
-    """Does Redis answer, and is it recent enough?"""
+    """Does Redis respond, and is it recent enough?"""
     if _is_idle(settings, settings.redis_url):
         return Finding("redis", True, _IDLE)
     url = redis_url(settings)
@@ -298,7 +298,7 @@ def redis(settings: Settings) -> Finding:
     try:
         with broker.parse_address(url).client(socket_timeout=_ANSWER_S, retry=None) as client:
             server = client.info("server")
-            # Valkey also gives the version of Redis that it speaks as.
+            # Valkey also reports the version of Redis that it is compatible with.
             version = str(server.get("valkey_version", server["redis_version"]))
     except RedisError as error:
         fix = "check that it runs and that REDIS_URL is right" if settings.redis_url else _RESTART
@@ -308,10 +308,10 @@ def redis(settings: Settings) -> Finding:
 
 
 def worker(settings: Settings) -> Finding:
-    """How many jobs wait in the queue, and does a worker answer?"""
+    """How many jobs wait in the queue, and does a worker respond?"""
     if _is_idle(settings, settings.redis_url):
         return Finding("worker", True, "none: Redis is not running")
-    if not redis(settings).ok:  # quicker to say so than the publisher is
+    if not redis(settings).ok:  # quicker than waiting for the publisher's error
         return Finding("worker", False, "unknown: Redis does not respond")
     with closing(broker.Publisher(redis_url(settings), settings.queue)) as publisher:
         waiting, names = publisher.length(), publisher.workers()

@@ -1,7 +1,7 @@
-"""Runs one search: plan it, run its rounds against a runtime, keep each round, rank.
+"""Runs one search: plan it, run its rounds against a runtime, store each round, rank.
 
-The same loop serves the library call (`solve`, whose journal keeps nothing) and the worker,
-whose journal is Postgres. A journal that already holds rounds makes the search go on from them.
+The same loop serves the library call (`solve`, whose journal stores nothing) and the worker,
+whose journal is Postgres. If the journal already holds rounds, the search continues from them.
 
     from marco_search import solve
     print(solve("Tom has 3 apples and buys 5 more. How many apples does Tom have now?").answer)
@@ -48,18 +48,18 @@ from marco_search.search.tree import Round, Shortfalls, Tree
 log = logging.getLogger(__name__)
 
 PATIENCE = 4
-"""Rollouts without a new answer after which a job that has many good ones ends."""
+"""Rollouts without a new answer after which a search with many valid answers ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
-    """What a search is fixed to, wherever and however often it runs: enough to replay it."""
+    """All that determines a search, wherever and however often it runs: enough to replay it."""
 
     config: SearchConfig
-    prompt: str  #: rendered, up to where the model goes on
+    prompt: str  #: rendered, up to where the model continues
     model: str
     revision: str
-    gone: tuple[str, ...] = ()  #: fields of an earlier version's plan that are not followed here
+    gone: tuple[str, ...] = ()  #: unsupported fields of an earlier version's plan
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same plan back."""
@@ -77,7 +77,7 @@ class SearchPlan:
 def stored(
     payload: Mapping[str, Any], plan: dict[str, Any] | None
 ) -> tuple[Job, SearchPlan | None]:
-    """A job and its plan as Postgres has them. Raises AnotherVersion.
+    """A job and its plan from what Postgres holds. Raises AnotherVersion.
 
     Both were valid when they were stored.
     """
@@ -90,21 +90,21 @@ def stored(
 
 
 class Journal:
-    """Where the rounds of a search are kept. This one keeps none: the search lives in memory."""
+    """Where the rounds of a search are stored. This class stores none: for searches in memory."""
 
     def load(self) -> tuple[Tree, float]:
-        """The tree that earlier attempts have kept, and the seconds that it took them."""
+        """The tree that earlier attempts have stored, and the seconds that they took."""
         return Tree(), 0.0
 
     def append(self, kept: Round, texts: Mapping[int, str], *, last: bool) -> None:
-        """Keep one round, all of it or nothing. Raises LeaseLost if another worker has the job.
+        """Store one round, all of it or nothing. Raises LeaseLost if another worker has the job.
 
-        `texts` has the texts of its candidates by token id. After the `last` one the search
-        has ended: it may be kept together with how.
+        `texts` has the texts of its candidates by token id. The `last` round ends the search
+        and may be stored together with the outcome.
         """
 
     def should_stop(self) -> StopReason | None:
-        """Called before each round, and when branches failed: a reason to end the search."""
+        """A reason to end the search, if any. Called before each round and when branches failed."""
         return None
 
 
@@ -118,9 +118,9 @@ class FinishedSearch:
 
 
 def profile_of(options: SearchOptions, model: str) -> Profile:
-    """The profile that a job is searched with on a model, with what settings and job override.
+    """The profile for a job on a model, with the overrides of settings and job applied.
 
-    Raises InvalidProfile for what the job asks for, InvalidSettings for what the settings do.
+    Raises InvalidProfile if the job's choice is wrong, InvalidSettings if that of the settings is.
     """
     settings = settings_module.load()
     name, own = options.profile or settings.profile, settings.profiles
@@ -144,18 +144,18 @@ _OF_REWARD = ("reward", "verifier", "sharpness", "spread", "reference")
 def make_plan(job: Job, runtime: Runtime) -> SearchPlan:
     """The plan of a job on the model behind `runtime`. Raises InvalidProfile, InvalidJob.
 
-    An option of the job at its default is one that was not given: the profile goes before it.
+    A job's option at its default counts as not given: the profile takes precedence.
     """
     kind, options, info = kind_of(job), job.options, runtime.info
     profile = profile_of(options, info.model)
     given = {"answer_width": kind.answer_width} | profile.search_fields(options.strategy)
     if not kind.one_answer:
-        # Where many answers are good there is nothing to correct.
+        # Where many answers are valid there is nothing to correct.
         given["reflection"] = ReflectionPolicy.NEVER
     apart = {"answers", "strategy", "profile", "overrides"}
     own = options.model_dump(exclude=apart, exclude_defaults=True)
     for layer in (own, {n: v for n, v in options.overrides.items() if n in profiles.SEARCH_FIELDS}):
-        if layer.keys() & {"reward", "verifier"}:  # the profile's are those of another reward
+        if layer.keys() & {"reward", "verifier"}:  # the profile's values are for another reward
             given = {n: v for n, v in given.items() if n not in _OF_REWARD}
         given |= layer
     config = configure(**given)
@@ -186,7 +186,7 @@ def _prompt(job: Job, profile: Profile, runtime: Runtime) -> str:
 
 
 def rendered(messages: Sequence[Message], profile: Profile, own: Render | None, model: str) -> str:
-    """A chat up to the model's turn, by the model's `own` template or what the profile names."""
+    """A chat up to the model's turn, by the model's `own` template or the profile's."""
     template = profile.chat_template
     if template == "model":
         if own:
@@ -199,7 +199,7 @@ def rendered(messages: Sequence[Message], profile: Profile, own: Render | None, 
 
 @lru_cache
 def _warn_of_chatml(model: str, profile: str) -> None:
-    """Once a process: a guessed prompt costs answers, and nobody would see it."""
+    """Warn once per process: a guessed prompt format costs accuracy without any other sign."""
     log.warning(
         "the chat template of %s can't be had and profile %s has none: prompts are in ChatML. Set "
         "MARCO_MODEL to a folder with the model's tokenizer_config.json",
@@ -211,7 +211,7 @@ def _warn_of_chatml(model: str, profile: str) -> None:
 def require_same(plan: SearchPlan, runtime: Runtime) -> None:
     """Raises ModelRefused unless the runtime has the model that the search was planned on.
 
-    Raises SearchError for a plan of an earlier version that this one does not follow.
+    Raises SearchError for a plan of an earlier version that this one does not support.
     """
     if plan.gone:
         raise SearchError(
@@ -235,11 +235,11 @@ def run_search(
     *,
     on_round: Callable[[Search], None] | None = None,
 ) -> FinishedSearch:
-    """Run the job's search to its end, going on from what the journal holds.
+    """Run the job's search to its end, continuing from what the journal holds.
 
-    `on_round` is called after each kept round. Raises RuntimeUnavailable when every branch
-    of a round failed (the round is not kept), ModelRefused when the model is not the
-    plan's, InvalidSettings when what scores its rollouts is not set up here,
+    `on_round` is called after each stored round. Raises RuntimeUnavailable when every branch
+    of a round failed (the round is not stored), ModelRefused when the model is not the
+    plan's, NotOffered or InvalidSettings when its reward model or verifier is not set up here,
     and what the runtime and the journal raise.
     """
     require_same(plan, runtime)
@@ -282,10 +282,10 @@ def run_search(
 
 
 def _refuse_if_all_failed(branches: Sequence[Branch], tree: Tree) -> None:
-    """A round of failures only is the runtime's failure, unless no branch had room.
+    """Raises if every branch of the round failed, unless they had no room in the context.
 
-    A path that has grown too long does not fail the job, but its prompt does. Nor does a branch
-    that is alone in its round, as forks are, if the one before it did not fail.
+    A prompt that is too long fails the job, a path that has grown too long does not. Nor does a
+    single branch in its round, as forks are, unless the one before it failed, too.
     """
     if any(b.finish is not Finish.FAILED for b in branches):
         return
@@ -307,7 +307,7 @@ def _scored(
     expansions: Sequence[Expansion],
     branches: Sequence[Branch],
 ) -> Sequence[Branch]:
-    """The branches, those with an answer with their scores or why they have none."""
+    """The branches; those with an answer get their scores, or the reason why there are none."""
     kind, turn, outputs = kind_of(job), plan.config.turn, dict[int, Output]()
     before = {r.branch_id: e.prefix[len(plan.prompt) :] for e in expansions for r in e.branches}
     for b in branches:
@@ -350,7 +350,7 @@ def job_result(
     job_id: str | None = None,
     state: JobState = JobState.SUCCEEDED,
 ) -> JobResult:
-    """What the caller gets of a search that has ended: ranked answers and totals."""
+    """The caller's result of a search that has ended: ranked answers and totals."""
     kind, search, tree = kind_of(job), finished.search, finished.search.tree
     config, turn = finished.plan.config, finished.plan.config.turn
     answers = []
@@ -416,8 +416,8 @@ def solve(
 
     `job` is a job, or a question for a ReasoningJob; `options` are the fields of
     SearchOptions (strategy="step", rollouts=16, seed=0, ...) for a question given as text.
-    Without `runtime` the one that the settings name is opened for this call; open one with
-    `open_runtime()` and close it at the end to use it for many.
+    Without `runtime` the one that the settings name is opened for this call; to use one for
+    many calls, open it with `open_runtime()`, and close it at the end.
 
     Raises InvalidJob for bad input, InvalidProfile and NotOffered for a profile, a reward model or
     a verifier that is not set up here, ModelRefused, PromptTooLong or RuntimeUnavailable from the

@@ -14,19 +14,19 @@ class MarcoError(Exception):
     """Base of all errors raised by marco-search.
 
     `retryable` says whether the same call may succeed later without any change.
-    `exit_code` is what the command line exits with.
+    `exit_code` is the exit code of the command line.
     """
 
     retryable: bool = False
     exit_code: int = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As Exception has it, a pool of processes would call __init__ with the message alone.
+        # By default unpickling, as in a process pool, would call __init__ with the message alone.
         return _restored, (type(self), self.args), self.__dict__
 
 
 def _restored(kind: type[MarcoError], args: tuple[Any, ...]) -> MarcoError:
-    """An error as it was pickled or copied."""
+    """Restore an error that was pickled or copied."""
     return kind.__new__(kind, *args)
 
 
@@ -55,7 +55,7 @@ class InvalidBatch(InputError):
     def __init__(self, source: str, errors: Sequence[InvalidJob]) -> None:
         self.errors = tuple(errors)
         count = f"{len(errors):,} bad line{'' if len(errors) == 1 else 's'}"
-        # A file of another format would else fill the screen.
+        # Otherwise a file of another format would fill the screen.
         shown = [str(error) for error in errors[:100]]
         if len(errors) > len(shown):
             shown.append(f"and {len(errors) - len(shown):,} more")
@@ -76,7 +76,7 @@ class InvalidDataSet(InputError):
 
 
 class CalibrationFailed(InputError):
-    """What a model answered can't be calibrated by: the message says what to change."""
+    """The model's answers are no basis for a calibration: the message says what to change."""
 
 
 class InvalidAnchor(InputError):
@@ -92,7 +92,7 @@ class RedactionRefused(InputError):
 
 
 class AccessDenied(InputError):
-    """The login in DATABASE_URL may not do that: an auditor reads the views only."""
+    """The login in DATABASE_URL has no right to do this: an auditor only reads the views."""
 
 
 class InvalidSettings(InputError):
@@ -100,11 +100,11 @@ class InvalidSettings(InputError):
 
 
 class NotOffered(InvalidSettings):
-    """A search needs a verifier or a reward model that is not set up where it runs."""
+    """A search needs a verifier or a reward model that is not configured where it runs."""
 
 
 class InvalidProfile(InputError):
-    """A profile can't be used, or there is none of that name: the message names the field."""
+    """A profile is invalid, or there is none of that name: the message names the field."""
 
     def __init__(self, reason: str, field: str | None = None) -> None:
         self.reason = reason
@@ -124,7 +124,7 @@ class IdempotencyConflict(InputError):
 
 
 class InvalidApiKey(InputError):
-    """A request has no API key, or one that is unknown, revoked or expired."""
+    """A request has no API key, or an unknown, revoked or expired one."""
 
 
 class ModelNotFound(InvalidJob):
@@ -148,7 +148,7 @@ class FileNotFound(JobNotFound):
 class Backpressure(MarcoError):
     """Too much is queued already. Nothing was stored; the same call may succeed later.
 
-    `retry_after_s` is a hint when to try again; None: never, it asks for more than the limit.
+    `retry_after_s` is a hint when to try again; None: never, as it exceeds the limit by itself.
     """
 
     exit_code = 8
@@ -165,19 +165,19 @@ class Backpressure(MarcoError):
 
 
 class QueueFull(Backpressure):
-    """All tenants together have as many queued jobs as MARCO_MAX_QUEUED allows."""
+    """The queue holds MARCO_MAX_QUEUED jobs, the maximum for all tenants together."""
 
 
 class QuotaExceeded(Backpressure):
-    """This tenant has as many queued jobs as it may have."""
+    """The tenant's quota of queued jobs is used up."""
 
 
 class RateLimitExceeded(Backpressure):
-    """This API key has sent as many requests as it may in a minute."""
+    """The API key has exceeded its rate limit."""
 
 
 class ServiceError(MarcoError):
-    """A service that marco-search needs does not answer as it must."""
+    """A service that marco-search needs is unavailable or broken."""
 
     retryable = True
     exit_code = 4
@@ -192,11 +192,11 @@ class BrokerUnavailable(ServiceError):
 
 
 class CollectorUnavailable(ServiceError):
-    """The OpenTelemetry collector did not take what was sent."""
+    """The OpenTelemetry collector did not accept what was sent."""
 
 
 class DownloadFailed(ServiceError):
-    """A model could not be downloaded or installed: the message says why. Nothing is left."""
+    """A model could not be downloaded or installed: the message says why. Nothing is kept."""
 
 
 class LocalServiceFailed(ServiceError):
@@ -204,7 +204,7 @@ class LocalServiceFailed(ServiceError):
 
 
 class AddressTaken(ServiceError):
-    """A server of ours can't listen at the host and port it was given."""
+    """The console, the API or the metrics can't listen at the given host and port."""
 
 
 class SchemaMismatch(MarcoError):
@@ -214,7 +214,7 @@ class SchemaMismatch(MarcoError):
 
 
 class RightsMissing(MarcoError):
-    """The user of DATABASE_URL, or the API key, may not do this; the message says who may."""
+    """The login in DATABASE_URL, or the API key, lacks the right; the message says who has it."""
 
     exit_code = 2
 
@@ -232,7 +232,7 @@ class RuntimeUnavailable(RuntimeFailure):
 
 
 class ModelRefused(RuntimeFailure):
-    """The model folder can't be used, or the model is not the one that was asked for."""
+    """The model folder can't be used, or the model is not the requested one."""
 
 
 class PromptTooLong(RuntimeFailure):
@@ -240,7 +240,7 @@ class PromptTooLong(RuntimeFailure):
 
 
 class BranchFailed(RuntimeFailure):
-    """One branch of a fork failed. The search goes on with the other branches."""
+    """One branch of a fork failed. The search continues with the other branches."""
 
     retryable = True
 
@@ -250,11 +250,11 @@ class SearchError(MarcoError):
 
 
 class AnotherVersion(MarcoError):
-    """A stored job has fields or values that this version does not know: another one wrote it."""
+    """A stored job, written by another version, has fields or values unknown to this one."""
 
 
 class RoundTooLong(MarcoError):
-    """An attempt's time was up before it had a round: the next one may be faster."""
+    """An attempt's time was up before its first round; the next one may be faster."""
 
     retryable = True
 
@@ -275,7 +275,7 @@ class WorkerLost(MarcoError):
 
 
 class DeadlinePassed(MarcoError):
-    """The job's deadline passed before a worker began it: there is no answer."""
+    """The job's deadline passed before a worker started it: there is no answer."""
 
 
 class JobFailed(MarcoError):
@@ -285,18 +285,18 @@ class JobFailed(MarcoError):
 
 
 class WaitTimeout(MarcoError):
-    """The wait ended before the job did. The job itself goes on."""
+    """The wait ended before the job did. The job itself continues."""
 
     exit_code = 6
 
 
 class VerificationStopped(MarcoError):
-    """A process of the verification was killed: its part was not checked."""
+    """A worker process of the verification was killed: its part was not checked."""
 
     retryable = True
 
 
 class TrailBroken(MarcoError):
-    """Jobs that something was to be made from do not verify: nothing was made."""
+    """Source jobs do not verify: nothing was made from them."""
 
     exit_code = 9

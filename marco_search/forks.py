@@ -1,4 +1,4 @@
-"""What a forked process can't go on using: its parent's connections, locks and threads.
+"""Forked processes: replace the parent's connections, locks and threads.
 
 And how a child is made to end with its parent.
 """
@@ -14,10 +14,10 @@ from weakref import WeakSet
 
 
 class Part(Protocol):
-    """What holds some."""
+    """An object that holds connections, locks or threads."""
 
     def start_over(self) -> None:
-        """Begin with new ones. Those there are belong to the parent, which goes on with them."""
+        """Replace them by new ones. The old ones belong to the parent, which still uses them."""
 
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -26,7 +26,7 @@ _parts: WeakSet[Part] = WeakSet()
 
 
 def start_over_in_child(part: Part) -> None:
-    """Let `part` start over in every process that is forked from this one."""
+    """Have `part` start over in every process that is forked from this one."""
     _parts.add(part)
 
 

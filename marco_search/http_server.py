@@ -1,7 +1,7 @@
 """The HTTP server of the console and the API: one process.
 
 Connections that send half a request, or read nothing, must not keep others out: each has a
-deadline, and where there are too many the one whose deadline is next gives way.
+deadline, and if there are too many the one with the earliest deadline is closed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def serve(
 ) -> None:
     """Answer until SIGINT or SIGTERM. `ready` gets the address; port 0 takes a free one.
 
-    A request has `answer_s` seconds to be answered and its answer to be read. `stopping` is set
-    when the server is to stop: what waits then has five seconds to end.
+    A request has `answer_s` seconds for its response to be sent and read. `stopping` is set
+    when the server is to stop: requests that wait then have five seconds to end.
     Raises AddressTaken.
     """
     connection: Any = partial(_Connection, answer_s=answer_s)
@@ -73,7 +73,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which tells the requests that wait for something that it is stopping."""
+    """uvicorn's server, which tells waiting requests that it is stopping."""
 
     def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
         super().__init__(config)
@@ -118,7 +118,7 @@ class _Observed:
             except Exception:  # answered with 500 already; uvicorn would log it without the id
                 log.exception("%s %s, %s, failed", scope["method"], scope["path"], request_id)
             finally:
-                # Not what the client wrote: there would be no end of labels.
+                # Not the client's text: the number of labels would be unbounded.
                 route = getattr(scope.get("route"), "path", "(none)")
                 method = scope["method"] if scope["method"] in _METHODS else "(other)"
                 record(REQUESTS, 1, method, route, str(status))
@@ -126,12 +126,12 @@ class _Observed:
 
 
 def as_get(scope: Scope) -> Scope:
-    """HEAD as GET, whose body the server leaves out; other requests as they are."""
+    """Serves HEAD as GET, whose body the server omits; passes on other requests."""
     return {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
 
 
 def _reachable(host: str) -> str:
-    """`host` as a browser on this machine can call it."""
+    """`host` as a browser on this machine can reach it."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -142,7 +142,7 @@ def _reachable(host: str) -> str:
 
 
 def _most_connections() -> int:
-    """As many as leave files for the database and for those just being accepted."""
+    """The connection limit: leaves file descriptors for the database and for new connections."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = 64 + 2 * _BACKLOG
     return MOST_CONNECTIONS if files < 0 else max(8, min(MOST_CONNECTIONS, files - spare))
@@ -172,7 +172,7 @@ class _Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self._cancel()
         super().on_response_complete()
-        if not self._waits:  # the next request had come already
+        if not self._waits:  # the next request had already arrived
             self._follow()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -181,11 +181,11 @@ class _Connection(H11Protocol):
 
     @property
     def _waits(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Whether it has no request in progress."""
         return self.cycle is None or self.cycle.response_complete
 
     def _follow(self) -> None:
-        """Begin the deadline of what it does now, unless that has begun."""
+        """Start the deadline of its current activity, unless it is running."""
         seconds = HEAD_S if self._waits else self._answer_s
         if self._deadline is None or seconds != self._seconds:
             self._cancel()
@@ -205,8 +205,8 @@ class _Connection(H11Protocol):
 
 @contextmanager
 def _signals_end_quietly() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it again, which would kill this process before it
-    has stopped the services that it started."""
+    """uvicorn raises the signal that stopped it once more, which would kill this process before
+    it has stopped the services that it started."""
     before = {number: signal.signal(number, lambda *_: None) for number in _STOPPING}
     try:
         yield

@@ -1,6 +1,6 @@
 """Where Postgres and Redis are: real servers from the environment, else the embedded ones.
 
-Everything that connects asks here, so both kinds take the same path afterwards.
+Everything that connects gets the address here, so both kinds are treated alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
 
 def database_url(settings: Settings) -> str:
-    """Postgres' URL in the form psycopg takes: postgresql://USER:PASSWORD@HOST:PORT/NAME.
+    """Postgres' URL as psycopg accepts it: postgresql://USER:PASSWORD@HOST:PORT/NAME.
 
     DATABASE_URL if set, else the embedded server under MARCO_HOME. Raises InvalidSettings for
     a URL of another kind, DatabaseUnavailable when nothing is set and nothing runs.

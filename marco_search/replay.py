@@ -1,11 +1,11 @@
-"""Generates a stored search again and compares: is it what this model generates for this prompt?
+"""Generates a stored search again and compares: does this model generate it for this prompt?
 
 Round by round: the search is asked for the round's branches, and they are generated again with
-the stored seeds. If every round is the same, so is the whole tree; and where one round differs,
-those after it can still be compared, since the search is then restored from what is stored. A
-search that was resumed by another attempt is one search; one that was cancelled is compared as
-far as it came. A branch that had failed is taken as failed, since a failure can't be generated,
-and an external reward is taken as stored.
+the stored seeds. If every round is the same, so is the whole tree. After a round that differs the
+search is restored from what is stored, so that later rounds can still be compared. A search that
+was resumed by another attempt counts as one; of a cancelled one the stored rounds are compared.
+Branches that failed count as failed, since a failure can't be reproduced, and external rewards
+are taken from the trail.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REPEATABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first place where the replay is not what is stored."""
+    """The first place where the replay differs from what is stored."""
 
     round: int
     rollout_id: int | None
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class Replayed:
-    """How a replay compares. Counts are of the stored search."""
+    """Result of a comparison. Counts are of the stored search."""
 
     rounds: int
     rollouts: int
@@ -77,7 +77,7 @@ class Replayed:
     def _differs(
         self, number: int, rollout_id: int | None, what: str, stored: object, again: object
     ) -> None:
-        """Keep a difference, if it is the first."""
+        """Note a difference, if it is the first."""
         self.first = self.first or Difference(number, rollout_id, what, str(stored), str(again))
 
 
@@ -170,9 +170,9 @@ def _begun_with(token_id: int | None) -> str:
 
 
 def _compare(found: Replayed, stored: Round, again: Round, before: Tree, now: Tree) -> bool:
-    """Compare a round with the one that is stored; the trees are those that they grew.
+    """Compare a round with the stored one; `before` and `now` are the trees after each.
 
-    True if they are the same, so that the search can go on from what it generated.
+    True if they are the same, so that the search can continue from what it generated.
     """
     generated = {r.rollout_id: r for r in again.rollouts}
     same = len(again.nodes) == len(stored.nodes)
@@ -229,7 +229,7 @@ def _same(
     stored: Node | Rollout,
     again: Node | Rollout | None,
 ) -> bool:
-    """Whether the records are equal; keeps the first field in which they are not."""
+    """Whether the records are equal; notes the first field that differs."""
     if again is None:
         found._differs(*place, what, "a node", "none")
         return False

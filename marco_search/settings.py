@@ -1,7 +1,7 @@
 """Every setting of marco-search, read from the environment, in one typed place.
 
-A setting's variable is MARCO_ and its name, but for those of the services. `load()` is the only
-way in: it turns a bad value into `InvalidSettings` that names the variable.
+A setting's variable is MARCO_ and its name, except for those of the services. Settings are only
+read by `load()`, which turns a bad value into `InvalidSettings` naming the variable.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MUST_BE = {
 RENAMED = {"MARCO_WORKER_SWEEPS": "MARCO_WORKER_SCHEDULER"}
 """Old names of settings: they work for one more version, with a warning."""
 
-# The limit also keeps out infinity, which Postgres and sockets do not take.
+# The limit also rejects infinity, which Postgres and sockets do not accept.
 Seconds = Annotated[float, Field(ge=0, le=366 * 86_400.0)]
 SomeSeconds = Annotated[float, Field(gt=0, le=366 * 86_400.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -52,7 +52,7 @@ Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 def _stripped(value: object) -> object:
-    """Files of secrets end with a line break."""
+    """Files with secrets often end with a line break."""
     return (value.strip() or None) if isinstance(value, str) else value
 
 
@@ -156,7 +156,10 @@ class Settings(BaseModel):
     runtime_connect_s: SomeSeconds = Field(5.0, description="To connect to a server")
     runtime_stall_s: SomeSeconds = Field(15.0, description="Longest silence within an answer")
     runtime_max_in_flight: int = Field(
-        256, ge=1, le=4096, description="Most branches of one process in flight on one server"
+        256,
+        ge=1,
+        le=4096,
+        description="Maximum number of branches of one process in flight on one server",
     )
     runtime_api_key: Secret = Field(None, description="The servers' API key")
     runtime_verify_tls: bool = Field(True, description="Check a server's certificate")
@@ -201,7 +204,7 @@ class Settings(BaseModel):
     verifier_timeout_s: SomeSeconds = Field(10.0, description="For a verifier's verdict")
 
     # Queue and worker
-    tenant: Name = Field("default", description="Whose jobs are submitted and seen")
+    tenant: Name = Field("default", description="The tenant whose jobs are submitted and shown")
     queue: Name = Field("marco", description="Name of the queue in Redis")
     worker_processes: int = Field(1, ge=1, le=256, description="Jobs that a worker runs at once")
     lease_s: SomeSeconds = Field(
@@ -231,25 +234,28 @@ class Settings(BaseModel):
     aging_s: Seconds = Field(
         600.0, description="Waiting this long is worth one of the three levels of priority"
     )
-    max_queued: Count | None = Field(100_000, description="Most queued jobs of all tenants")
+    max_queued: Count | None = Field(
+        100_000, description="Maximum number of queued jobs of all tenants"
+    )
     tenant_max_queued: Count | None = Field(
-        None, description="Most queued jobs of a tenant without a quota of its own; unset: any"
+        None,
+        description="Maximum number of queued jobs of a tenant without its own quota; unset: any",
     )
     # Webhooks (docs/webhooks.md)
     webhook_networks: Networks = Field(
         (),
-        description="Networks that webhooks may reach though they are not public, separated by "
+        description="Non-public networks that webhooks may reach, separated by "
         "commas: 10.1.0.0/16,127.0.0.1",
     )
-    webhook_http: bool = Field(False, description="Whether webhooks may do without TLS")
+    webhook_http: bool = Field(False, description="Whether webhooks may use plain HTTP")
     webhook_attempts: int = Field(
-        16, ge=1, le=100, description="Attempts after which a delivery has failed"
+        16, ge=1, le=100, description="Attempts after which a delivery counts as failed"
     )
     webhook_delay_s: SomeSeconds = Field(
         5.0, description="Until the second attempt; doubled with each, up to six hours"
     )
     webhook_timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
-        10.0, description="For a receiver to answer"
+        10.0, description="For a receiver to respond"
     )
 
     health_file: Path | None = Field(
@@ -261,11 +267,13 @@ class Settings(BaseModel):
         le=65535,
         description="Where a worker, scheduler or API serves its metrics; unset: it does not",
     )
-    metrics_host: str = Field("127.0.0.1", min_length=1, description="And the address")
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="The address that this port is opened on"
+    )
     log_level: str = Field("INFO", pattern="(?i)^(debug|info|warning|error|critical)$")
 
     log_format: Literal["text", "json"] = Field(
-        "text", description="Of the logs of workers, scheduler, console and API"
+        "text", description="Format of the logs of workers, scheduler, console and API"
     )
 
     console_token: Secret = Field(
@@ -275,10 +283,10 @@ class Settings(BaseModel):
     )
 
     api_wait_s: SomeSeconds = Field(
-        600.0, description="Longest that a request to `marco serve` waits for its job"
+        600.0, description="Longest time that a request to `marco serve` waits for its job"
     )
     api_files_mb: Count = Field(
-        1000, description="Most that a tenant's uploaded files may have together, in MiB"
+        1000, description="Maximum total size of a tenant's uploaded files, in MiB"
     )
 
     @model_validator(mode="before")
@@ -333,7 +341,7 @@ def _reason(error: ErrorDetails) -> str:
 
 
 def worker_refusal(settings: Settings) -> str | None:
-    """Why a worker would not start with these settings; None: it would."""
+    """Why a worker would refuse to start with these settings; None if it would start."""
     if settings.heartbeat_s * 2 <= settings.lease_s:
         return None
     return (
@@ -343,7 +351,7 @@ def worker_refusal(settings: Settings) -> str | None:
 
 
 def console_refusal(settings: Settings) -> str | None:
-    """Why the console would not start with these settings; None: it would."""
+    """Why the console would refuse to start with these settings; None if it would start."""
     token = settings.console_token.get_secret_value() if settings.console_token else ""
     if not token or len(token) >= SHORTEST_TOKEN:
         return None
@@ -351,7 +359,7 @@ def console_refusal(settings: Settings) -> str | None:
 
 
 def is_host(name: str) -> bool:
-    """Whether `name` can be looked up at all. Python raises UnicodeError or ValueError else."""
+    """Whether `name` can be looked up at all; else Python raises UnicodeError or ValueError."""
     try:
         name.encode("idna")  # refuses empty labels (a..b) and those of more than 63 characters
     except UnicodeError:
@@ -360,6 +368,6 @@ def is_host(name: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """`url` as it may be shown or logged: passwords, if any, replaced by ***."""
-    # Without a scheme it is no URL: any part of it may be the password.
+    """`url` for display and logs: passwords are replaced by ***."""
+    # Without a scheme it is not a URL: any part of it may be the password.
     return redacted(url) if "://" in url else HIDDEN

@@ -1,7 +1,7 @@
-"""Text fit to be printed or logged: without secrets, without control characters.
+"""Text that is safe to print or log: without secrets, without control characters.
 
-Whatever raises an error may quote an address with its password, also one that is malformed, so
-text is searched for the secrets of this process's environment and for what looks like one.
+Any error may quote an address with its password, even a malformed one, so text is searched for
+the secrets of this process's environment and for what looks like one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _ADDRESSES = (
 )  # fmt: skip
 _SECRET_NAME = re.compile(r"(?i)(password|passwd|token|secret|api_key|_headers)$")
 _SECRET_FIELD = re.compile(r"(?i)passw|passfile|secret|api[_-]?key|(^|[_-])token$")
-_LEAST = 4  # characters: shorter than that, a password stands in every other word
-_CERTAIN = 8  # from here on it is a secret wherever it stands, below only as a word of its own
+_LEAST = 4  # characters; a shorter password would match parts of many words
+_CERTAIN = 8  # from this length on replaced anywhere, below only as a whole word
 
 _USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:@/'\"]*):[^\s'\"]+@", re.IGNORECASE)
 _FIELD = re.compile(r"([?&;\s]|^)([\w%.-]+)=('[^']*'|[^&\s'\"]+)")
@@ -75,9 +75,9 @@ def _secrets() -> Iterator[str]:
 
 
 def _in_address(address: str) -> Iterator[str]:
-    """The secrets of a URL that may be malformed: as they stand, and in parts.
+    """The secrets of a URL that may be malformed: as they are, and in parts.
 
-    What reads the URL may end the password at a character that should have been escaped.
+    A parser of the URL may end the password at a character that should have been escaped.
     """
     scheme, separator, rest = address.partition("://")
     rest = rest if separator else scheme
@@ -96,7 +96,7 @@ def _in_address(address: str) -> Iterator[str]:
 
 @cache
 def _known(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
-    """What finds the secrets, in the spellings in which they are quoted; None: there are none."""
+    """A pattern of the secrets, in all the spellings in which they are quoted; None if none."""
     spellings = {
         spelling
         for secret in secrets

@@ -1,8 +1,8 @@
 """W3C trace context: from the submitter of a job, through its row, to the servers that generate.
 
-A job is part of its caller's trace; one that was submitted outside of any has a trace of its own,
-whose id is the job's. Ids of spans follow from their places, so that what a server records while a
-job runs hangs below the spans that `marco export --format otlp` makes of it later.
+A job is part of its caller's trace; one that was submitted outside of any has its own trace,
+whose id is the job's. Span ids are derived from what they stand for, so that spans recorded by a
+server while a job runs become children of those that `marco export` creates later.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextvars import ContextVar
 from uuid import UUID
 
 REQUESTS: ContextVar[str | None] = ContextVar("REQUESTS", default=None)
-"""The traceparent header of requests to servers of models."""
+"""The traceparent header of requests to model servers."""
 
 
 def current() -> str | None:
-    """The traceparent of what this thread or task is in, as OpenTelemetry knows it, if anything."""
-    # A caller that is in a span has loaded it; others need not wait for that.
+    """The traceparent of the current OpenTelemetry span of this thread or task, if any."""
+    # A caller within a span has already imported it; others need not wait for the import.
     if "opentelemetry.trace" not in sys.modules:
         return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -32,7 +32,7 @@ def current() -> str | None:
 
 @contextmanager
 def within(traceparent: str | None) -> Iterator[str | None]:
-    """Inside the block this task is part of that trace; its id. One that can't be read is none."""
+    """During the block this task is part of that trace; its id. None if it can't be read."""
     if traceparent is None:
         yield None
         return
