@@ -176,7 +176,7 @@ class Producer:
                 complete=part.complete,
             )  # fmt: skip
             stored, refused = list[tuple[int, str | None, JobHandle]](), part.refused
-            jobs = part.jobs
+            jobs = sorted(part.jobs, key=lambda one: store.in_order(one[1], batch.tenant))
             step = 1 if part.one_by_one else len(jobs) or 1
             for start in range(0, len(jobs), step):
                 some = jobs[start : start + step]

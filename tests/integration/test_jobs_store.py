@@ -65,8 +65,11 @@ def test_the_same_key_with_another_payload_stores_nothing(database: Database) ->
         assert conn.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
 
 
-def test_the_same_keys_at_the_same_moment_in_any_order(database: Database) -> None:
+@pytest.mark.parametrize("several", ["keys", "tenants"])
+def test_the_same_keys_at_the_same_moment_in_any_order(database: Database, several: str) -> None:
     known = [question(idempotency_key=key) for key in "amz"]
+    if several == "tenants":
+        known = [question(idempotency_key="k", tenant=name) for name in "amz"]
     with ThreadPoolExecutor() as threads:
         with database.transaction() as conn:  # both wait for it in the middle
             jobs.insert(conn, [known[1]], tenant="default")

@@ -75,7 +75,7 @@ def insert(
     about = {"detail": {"traceparent": context}} if context else {}
     found: dict[int, JobHandle] = {}
     # In the order of their keys: else two that submit the same may wait for each other.
-    order = sorted(range(len(jobs)), key=lambda i: jobs[i].idempotency_key or "")
+    order = sorted(range(len(jobs)), key=lambda i: in_order(jobs[i], tenant))
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
         some = order[start : start + _ROWS_A_STATEMENT]
         rows = [
@@ -88,6 +88,11 @@ def insert(
         pairs = zip(jobs, stored, strict=True)
         gate.check(conn, Counter(job.tenant or tenant for job, done in pairs if done.created))
     return stored
+
+
+def in_order(job: Job, tenant: str) -> tuple[str, str]:
+    """What jobs are sorted by when several are stored in one transaction."""
+    return job.tenant or tenant, job.idempotency_key or ""
 
 
 def _check_deadlines(jobs: Sequence[Job], stored: Sequence[JobHandle]) -> None:
