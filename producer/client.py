@@ -249,11 +249,14 @@ class Producer:
         Each line gets a new job; the old ones keep their answers and their trail.
         Raises JobNotFound.
         """
-        batch = self.batch(batch_id).id
+        batch = self.batch(batch_id)
         count, aging_s = 0, self._settings.aging_s
-        while made := self._call(
-            batches.restart, batch, tenant=self._tenant, limit=_AT_ONCE, aging_s=aging_s
-        ):
+        # Line by line: those that fail again meanwhile are not started over again.
+        for after in range(0, batch.lines or 1, _AT_ONCE):
+            made = self._call(
+                batches.restart, batch.id, after=after, last=after + _AT_ONCE,
+                tenant=self._tenant, aging_s=aging_s,
+            )  # fmt: skip
             self._publish(made)
             count += len(made)
         return count
@@ -523,9 +526,10 @@ class Producer:
         state: str | None = None,
         error: str | None = None,
         requeueable: bool = False,
+        before: DeadLetter | None = None,
         limit: int = 100,
     ) -> list[DeadLetter]:
-        """Dead and failed jobs, latest first.
+        """Dead and failed jobs, latest first; with `before` those further down than it.
 
         Optionally only those in `state`, or with an error of this type ("WorkerLost").
         `requeueable` leaves out redacted and archived ones, which can't be continued.
@@ -540,6 +544,7 @@ class Producer:
             state=state,
             error=error,
             requeueable=requeueable,
+            before=before,
             limit=limit,
         )
 

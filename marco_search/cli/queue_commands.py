@@ -194,10 +194,12 @@ def requeue_dead(
 
 
 def _letters(producer: Producer, state: str | None, error: str | None) -> Iterator[list[UUID]]:
-    """Those that are left, until none is."""
+    """Those that are there now: one that fails again meanwhile is not among them."""
     chosen = partial(producer.dead_letters, state=state, error=error, requeueable=True, limit=500)
-    while letters := chosen():
+    letters = chosen()
+    while letters:
         yield [letter.job_id for letter in letters]
+        letters = chosen(before=letters[-1])
 
 
 @options.command()

@@ -14,9 +14,11 @@ import pytest
 from marco_search import settings
 from marco_search.cli.main import main
 from marco_search.errors import InvalidJob, QueueFull
+from marco_search.kinds import job_from_json_line
 from marco_search.store.db import Database
-from marco_search.store.queue import dead_letters, scheduling
+from marco_search.store.queue import batches, dead_letters, jobs, scheduling
 from producer import Producer
+from producer.uploads import Part
 from tests.integration.toys import Interrupted, question, tick, wait_until
 from tests.integration.toys import runner as toy_runner
 from tests.pipes import piped
@@ -221,6 +223,27 @@ def submitted_by_pipe(marco: Marco, rows: list[Any]) -> str:
         return marco("batch", "submit", pipe).strip()
 
 
+def test_the_same_lines_at_the_same_moment_in_any_order_are_taken_one_by_one(
+    producer: Producer, database: Database
+) -> None:
+    lines = [f'{{"kind": "reasoning", "question": "?", "idempotency_key": "{k}"}}' for k in "amz"]
+    with ThreadPoolExecutor() as threads, database.transaction() as conn:
+        jobs.insert(conn, [job_from_json_line(lines[1].encode(), 1)], tenant="default")
+        both = []
+        for some in (lines, lines[::-1]):  # both wait for it in the middle
+            part = Part(0, None, one_by_one=True)
+            for number, line in enumerate(some, start=1):
+                part.add(number, line.encode(), {}, "")
+            batch = producer._call(batches.begin, tenant="default")
+            both.append(threads.submit(producer._store_part, batch, part))
+        waits = "SELECT FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: conn.execute(waits).rowcount == 2, "two wait")
+        conn.rollback()
+        for one in both:
+            one.result()
+    assert [batch.states for batch in producer.batches()] == [{"queued": 3}, {"queued": 3}]
+
+
 def test_several_jobs_are_a_batch(database_url: str, redis_url: str) -> None:
     with Producer(database_url, redis_url) as producer:
         handles = producer.submit_many([question("1?"), question("2?")])
@@ -297,6 +320,27 @@ def test_batches_that_know_a_job_by_its_key_are_found_without_reading_all_lines(
         conn.execute("SELECT pg_stat_force_next_flush()")
     with database.transaction() as conn:
         assert conn.execute(used).fetchone() == (1,)
+
+
+def test_jobs_that_fail_at_once_are_restarted_and_requeued_once(
+    marco: Marco, producer: Producer, database: Database
+) -> None:
+    batch = producer.submit_many([question(f"{i}?") for i in range(3)])[0].batch_id
+    assert batch
+    with database.transaction() as conn:
+        conn.execute("UPDATE jobs SET state = 'failed', finished_at = now()")
+        conn.execute(_FAILS_AT_ONCE)
+    assert producer.restart_batch(batch) == 3
+    assert len(json.loads(marco("dead", "requeue", "--all", "--json"))["requeued"]) == 6
+
+
+_FAILS_AT_ONCE = """
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF (SELECT count(*) FROM audit_log) > 20 THEN RAISE 'again and again'; END IF;
+        NEW.state := 'failed'; NEW.finished_at := clock_timestamp(); RETURN NEW;
+    END $$;
+    CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION fail()
+"""
 
 
 def _fail() -> None:

@@ -233,14 +233,15 @@ def restart(
     conn: Conn,
     batch_id: UUID,
     *,
+    after: int,
+    last: int,
     tenant: str | None = None,
-    limit: int,
     aging_s: float = AGING_S,
 ) -> list[UUID]:
-    """Start over the batch's jobs that ended without success: the new ones, `limit` at most.
+    """Start over the jobs that ended without success, of the lines after one up to another.
 
-    The caller publishes them (see `jobs.copy`). The old ones keep their trail. Jobs that were
-    submitted elsewhere, which a key of the batch names, stay as they are.
+    Returns the new ones; the caller publishes them (see `jobs.copy`). The old ones keep their
+    trail. Jobs that were submitted elsewhere, which a key of the batch names, stay as they are.
     """
     # One restart at a time: two would make two jobs of one.
     conn.execute(
@@ -249,9 +250,11 @@ def restart(
         [batch_id],
     )
     which = f"""id = {OF_BATCH} AND batch_id = %(batch)s AND state = ANY (%(states)s)
+        AND batch_line > %(after)s AND batch_line <= %(last)s
         AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND redacted_at IS NULL
-        ORDER BY batch_line LIMIT %(limit)s"""
-    given = {"batch": batch_id, "tenant": tenant, "states": list(AGAIN), "limit": limit}
+        ORDER BY batch_line"""
+    given: dict[str, Any] = {"batch": batch_id, "tenant": tenant, "states": list(AGAIN)}
+    given |= {"after": after, "last": last}
     made = jobs.copy(conn, which, given, aging_s)
     if made:
         conn.execute("UPDATE batches SET finished_at = NULL WHERE id = %s", [batch_id])

@@ -48,11 +48,12 @@ def letters(
     error: str | None = None,
     job_id: UUID | None = None,
     requeueable: bool = False,
+    before: DeadLetter | None = None,
     limit: int = 100,
 ) -> list[DeadLetter]:
     """The latest first; of a tenant, in `state`, with this type of error, or this job, if given.
 
-    `requeueable`: without those that `requeue` leaves out.
+    `requeueable`: without those that `requeue` leaves out. `before`: those further down than it.
     """
     source = f"""(
         SELECT *, id AS job_id, {SUBJECT} AS subject, coalesce(last_error, '{{}}') AS error
@@ -62,8 +63,11 @@ def letters(
         AND (%(state)s::text IS NULL OR state = %(state)s)
         AND (%(error)s::text IS NULL OR error ->> 'type' = %(error)s)
         AND (%(job)s::uuid IS NULL OR id = %(job)s)
+        AND (%(last)s::uuid IS NULL OR (finished_at, id) < (%(ended)s, %(last)s))
     ORDER BY finished_at DESC, id DESC LIMIT %(limit)s"""  # noqa: S608  # constants
-    given = {"tenant": tenant, "state": state, "error": error, "job": job_id, "limit": limit}
+    given: dict[str, Any] = {"tenant": tenant, "state": state, "error": error, "job": job_id}
+    given |= {"last": before and before.job_id, "ended": before and before.finished_at}
+    given["limit"] = limit
     return select(conn, DeadLetter, source, given)
 
 
