@@ -5,6 +5,7 @@ Everything that connects gets the address here, so both kinds are treated alike.
 
 from __future__ import annotations
 
+from marco_search import broker
 from marco_search.errors import (
     BrokerUnavailable,
     DatabaseUnavailable,
@@ -40,8 +41,6 @@ def redis_url(settings: Settings) -> str:
     URL that can't be used, BrokerUnavailable when nothing is set and nothing runs.
     """
     if settings.redis_url is not None:
-        from marco_search import broker  # loads Redis' client, which most commands do not need
-
         url = settings.redis_url.get_secret_value().strip()
         broker.parse_address(url)
         return url

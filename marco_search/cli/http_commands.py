@@ -14,6 +14,7 @@ from uuid import UUID
 import click
 
 from marco_search import logs
+from marco_search import settings as settings_module
 from marco_search.cli import options, output
 from marco_search.cli.output import Column, number
 from marco_search.cli.session import session
@@ -113,11 +114,11 @@ def console(host: str, port: int, names: tuple[str, ...]) -> None:
     from marco_search.store.db import Database
     from producer.waits import workers
 
+    if refused := console_refusal(settings_module.load()):
+        raise InvalidSettings(refused)
     with session(needs_redis=False) as here:
         given = here.settings.console_token
         token = given.get_secret_value() or None if given else None
-        if refused := console_refusal(here.settings):
-            raise InvalidSettings(refused)
         made = token is None and (host not in LOOPBACK or bool(names))
         token = secrets.token_urlsafe(24) if made else token
 

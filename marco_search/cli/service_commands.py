@@ -40,9 +40,11 @@ def up(foreground: bool) -> None:
     DATABASE_URL and REDIS_URL set there is nothing to start.
     """
     from marco_search import local
+    from marco_search.cli.session import judge_addresses
     from marco_search.migrations import upgrade
 
     settings = settings_module.load()
+    judge_addresses(settings)
     if settings.database_url is not None and settings.redis_url is not None:
         reason = "DATABASE_URL and REDIS_URL are set"
         output.report({"started": False, "reason": reason}, f"{reason}: nothing to start.")

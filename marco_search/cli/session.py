@@ -22,8 +22,9 @@ from marco_search.errors import DatabaseUnavailable, SchemaMismatch
 from marco_search.export.tables import Filter
 from marco_search.local import local_services, read_urls
 from marco_search.local.programs import has_data
-from marco_search.locations import database_url
+from marco_search.locations import database_url, redis_url
 from marco_search.settings import Settings
+from marco_search.store import postgres
 from marco_search.store.db import Database
 from marco_search.store.reads import queries
 
@@ -84,6 +85,14 @@ class Session:
         return Filter(jobs=self.find(jobs), tenant=self.tenant, **conditions)
 
 
+def judge_addresses(settings: Settings, *, redis: bool = True) -> None:
+    """Raises InvalidSettings for an address of a service that can't be one; connects to none."""
+    if settings.database_url is not None:
+        postgres.parameters(database_url(settings))
+    if redis and settings.redis_url is not None:
+        redis_url(settings)
+
+
 @contextmanager
 def session(
     *, creates: bool = False, migrates: bool = False, needs_redis: bool = True
@@ -99,6 +108,7 @@ def session(
     """
     settings = settings_module.load()
     tenant = options.chosen_tenant(settings.tenant)
+    judge_addresses(settings, redis=needs_redis)
     with ExitStack() as stack:
         if settings.database_url is None or (needs_redis and settings.redis_url is None):
             home = settings.home.absolute()

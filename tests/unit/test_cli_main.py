@@ -464,22 +464,23 @@ def test_a_home_that_is_no_folder_is_said(
         ("REDIS_URL", "SeCrEt99@h"),
     ],
 )
-def test_no_command_repeats_the_password_of_an_address_it_refuses(
+def test_no_command_repeats_the_password_of_an_address_it_refuses_or_starts_anything(
     name: str,
     address: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", "postgresql://u@127.0.0.1:1/x")
-    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    """The other service would be the embedded one."""
     monkeypatch.setenv(name, address)
     settings_module.load.cache_clear()
-    commands = [["submit", "--question", "1 + 1?"]]
+    commands = [["submit", "--question", "1 + 1?"], ["up"]]
     if name == "DATABASE_URL":
         commands += [["status"], ["migrate"], ["roles"], ["scheduler"], ["verify", "--debug"]]
     for words in commands:
         assert main(words) == 2, words
         assert "SeCrEt99" not in str(capsys.readouterr()), words
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize(
