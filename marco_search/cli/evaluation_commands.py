@@ -36,6 +36,7 @@ from marco_search.evaluation.report import (
 from marco_search.evaluation.run import Progress, Recipe, run, run_queued
 from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import Trace, read, traced
+from marco_search.files import write_text
 from marco_search.jobs import SearchOptions
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
@@ -145,9 +146,9 @@ def evaluate(
         output.write_json_lines(samples_file, samples(traces, problems, grader))
     if report:
         markdown = report.with_suffix(".md") if report.suffix == ".json" else report
-        output.write_text(markdown, f"{text}\n")
+        write_text(markdown, f"{text}\n")
         beside = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-        output.write_text(report.with_suffix(".json"), beside)
+        write_text(report.with_suffix(".json"), beside)
     output.report(data, text)
 
 
@@ -423,7 +424,7 @@ def calibrate(
     # Named by hand only: it is for this model, and for questions like these.
     fields = {"name": name, "models": (), "measured_on": about}
     profile = profiles.override(used, fields | found.fields())
-    output.write_text(out, profiles.dumps(profile))  # half of it would be in the way of all models
+    write_text(out, profiles.dumps(profile))  # half of it would be in the way of all models
     data = {
         "model": info.model,
         "revision": info.revision,

@@ -16,6 +16,7 @@ from marco_search.cli.job_text import jobs_table, result_json, show_following
 from marco_search.cli.session import Session, session
 from marco_search.cli.tree_text import draw_tree, tree_json
 from marco_search.errors import IdempotencyConflict, InvalidBatch, InvalidJob
+from marco_search.files import write_text
 from marco_search.jobs import Job, JobResult
 from marco_search.store.db import Conn
 from marco_search.store.queue.states import JobState
@@ -284,7 +285,7 @@ def show(
             if file in (None, Path("-")):
                 output.echo(text, end="")
             else:
-                output.write_text(file, text)
+                write_text(file, text)
                 output.note(f"Written: {file}")
             return
         from marco_search.store.reads import job_record

@@ -24,6 +24,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from marco_search import files
 from marco_search.cli.options import JSON
 from marco_search.render.layout import cut
 from marco_search.text import escaped
@@ -101,17 +102,7 @@ def print_or_write(file: Path | None, lines: Iterable[dict[str, Any]]) -> None:
 
 def write_json_lines(file: Path, lines: Iterable[Any]) -> int:
     """Write JSON Lines to a file that appears whole or not at all; how many."""
-    from marco_search.export.tables import write_lines  # loads what most commands do not need
-
-    return write_lines(file, map(_json, lines))
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    from marco_search.export.tables import whole
-
-    with whole(file) as part:
-        part.write_text(text, encoding="utf-8", errors="replace")
+    return files.write_lines(file, map(_json, lines))
 
 
 def _json(data: Any, indent: int | None = None) -> str:

@@ -34,7 +34,8 @@ from marco_search.audit.formats import COMMITS, FORMATS, KEYED, NEWEST
 from marco_search.audit.proofs import Kind, Kinds, Rows
 from marco_search.audit.verify import Evidence, Redaction, SealedRun, check_job
 from marco_search.errors import ArchiveRefused
-from marco_search.export.tables import digest, stream, whole, write_parquet
+from marco_search.export.tables import stream, write_parquet
+from marco_search.files import digest, write_text
 from marco_search.store.db import Conn
 from marco_search.store.seal import archives, redactions, verification
 from marco_search.store.seal.archives import Month
@@ -104,8 +105,7 @@ def write(conn: Conn, month: Month, folder: Path) -> str:
 def _list(conn: Conn, folder: Path, about: dict[str, Any], files: dict[str, Any]) -> str:
     made = {"format": f"marco-archive {archives.FORMAT}", "database": _database(conn)}
     manifest = json.dumps(made | about | {"files": files}, indent=2)
-    with whole(folder / "manifest.json") as part:
-        part.write_text(manifest, encoding="utf-8")
+    write_text(folder / "manifest.json", manifest)
     return manifest
 
 

@@ -36,7 +36,8 @@ from opentelemetry.util.re import parse_env_headers
 
 from marco_search import __version__, tracing
 from marco_search.errors import CollectorUnavailable, InvalidSettings
-from marco_search.export.tables import Filter, write_lines
+from marco_search.export.tables import Filter
+from marco_search.files import write_lines
 from marco_search.search.branches import Finish
 from marco_search.search.tree import Rollout, Tree
 from marco_search.settings import is_host

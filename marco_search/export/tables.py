@@ -6,12 +6,9 @@ or not at all: JSON Lines, and Parquet a group of rows at a time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from marco_search import schema
-from marco_search.errors import InputError
+from marco_search.files import whole, write_lines
 from marco_search.store.db import Conn
 from marco_search.store.queue.jobs import OF_BATCH
 
@@ -32,50 +29,6 @@ _ARROW = {
     "text": "string", "jsonb": "string", "uuid": "string", "bool": "bool", "bytea": "binary",
 }  # fmt: skip
 """Arrow's names of Postgres' types."""
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to; at the end it becomes `path`, in one step. Nothing stays on an error.
-
-    What a link points to is replaced, not the link. A pipe or a device is written to as it is.
-    Raises InputError if the folder can't be written to.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        yield path
-        return
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; name a folder that can be written to"
-        ) from None
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Write lines of text; how many there were."""
-    count = 0
-    with whole(path) as part, part.open("w", encoding="utf-8", errors="replace") as file:
-        for line in lines:
-            file.write(line + "\n")
-            count += 1
-    return count
 
 
 def write_jsonl(path: Path, columns: Mapping[str, str], batches: Rows) -> int:

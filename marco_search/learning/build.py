@@ -19,6 +19,7 @@ from uuid import UUID
 
 from marco_search.errors import RightsMissing
 from marco_search.export.tables import Filter
+from marco_search.files import whole_folder
 from marco_search.learning import manifest, samples, traces
 from marco_search.learning.filters import Rule, first_reason, parameters
 from marco_search.learning.manifest import Kind, Role, Source
@@ -55,7 +56,7 @@ def from_traces(
     all_rules = traces.job_rules(wanted) | dict(rules)
     models: Counter[tuple[str, str]] = Counter()
     # The folder appears before what is registered is committed: if it can't, nothing is.
-    with ExitStack() as registered, manifest.whole_folder(folder) as part:
+    with ExitStack() as registered, whole_folder(folder) as part:
         with database.snapshot() as conn, Writer(part, kind) as writer:
             reader = Reader(conn, wanted)
             head = conn.execute(_HEAD).fetchone() or (None, None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from marco_search.errors import InvalidDataSet, InvalidJob
-from marco_search.export.tables import digest
+from marco_search.files import digest, whole_folder
 from marco_search.jobs.validation import another_format, decode_utf8
 from marco_search.learning import manifest
 from marco_search.learning.filters import Rule, first_reason, parameters
@@ -191,7 +191,7 @@ def build(
     for rows of several tenants, unless they are asked for.
     """
     dropped, count, tenants = manifest.Dropped(), 0, Tenants(all_tenants)
-    with manifest.whole_folder(folder) as part:
+    with whole_folder(folder) as part:
         with Writer(part) as writer, (part / "dropped.jsonl").open("w", encoding="utf-8") as log:
             for path in paths:
                 for number, row in read(path, command.split()[-1]):

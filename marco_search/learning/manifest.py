@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -23,8 +20,8 @@ from uuid import UUID, uuid4
 from psycopg.types.json import Jsonb
 
 from marco_search import __version__
-from marco_search.errors import InputError, InvalidDataSet
-from marco_search.export.tables import digest
+from marco_search.errors import InvalidDataSet
+from marco_search.files import digest
 from marco_search.learning.samples import canonical
 from marco_search.store.db import Conn, insert
 
@@ -60,36 +57,6 @@ class Dropped:
         }
         text = json.dumps(found, ensure_ascii=False, indent=2)
         (folder / DROPPED_FILE).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to; at the end it becomes `folder`, in one step. Nothing stays on an error.
-
-    Raises InputError if there is something at `folder` already, or it can't be made.
-    """
-    # Replacing the current folder would leave the shell in one that is gone.
-    if folder.exists() and (
-        not folder.is_dir() or any(folder.iterdir()) or folder.samefile(Path.cwd())
-    ):
-        raise InputError(f"{folder}: already exists; name a new folder, or remove it first")
-    part = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{part.parent}: {error.strerror}; name a folder in one that can be "
-                         "written to") from None  # fmt: skip
-    try:
-        yield part
-        for path in part.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        try:
-            part.replace(folder)
-        except OSError as error:  # another was made meanwhile
-            raise InputError(f"{folder}: {error.strerror}; name a new folder") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write(

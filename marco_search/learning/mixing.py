@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from marco_search.errors import InputError
+from marco_search.files import whole_folder
 from marco_search.learning import manifest, samples
 from marco_search.learning.conversations import source_of
 from marco_search.learning.duplicates import prompt_key, scratch_database
@@ -46,7 +47,7 @@ def mix(
     if len(kinds) != 1:
         raise InputError("samples and preference pairs can't be mixed; mix each kind separately")
     (kind,) = kinds
-    with manifest.whole_folder(folder) as part, scratch_database(_ORDER) as order:
+    with whole_folder(folder) as part, scratch_database(_ORDER) as order:
         chosen = _Chosen(order, rules, validation, seed, samples.Tenants(all_tenants))
         about = [chosen.add(path, kind, weight) for path, weight in inputs.items()]
         splits = ["", VALIDATION] if validation else [""]

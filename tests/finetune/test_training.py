@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from marco_search.errors import LocalServiceFailed
+from marco_search.files import whole_folder
 from marco_search.learning import manifest, samples
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.embedded.backend import load_model
@@ -52,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for method, kind in (("sft", "sft"), ("dpo", "preference")):
         found[method] = folder = tmp_path_factory.mktemp("data") / method
-        with manifest.whole_folder(folder) as part:
+        with whole_folder(folder) as part:
             with samples.Writer(part, kind) as writer:
                 for i in range(8):
                     writer.write(line(method, i))

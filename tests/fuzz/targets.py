@@ -28,7 +28,7 @@ from marco_search.cli.job_input import read_lines
 from marco_search.errors import MarcoError
 from marco_search.evaluation import data_sets, traces
 from marco_search.export import archive
-from marco_search.export.tables import digest
+from marco_search.files import digest
 from marco_search.jobs import payload_hash
 from marco_search.kinds import KINDS, job_from_json_line
 from marco_search.runtime.embedded.backend import load_model

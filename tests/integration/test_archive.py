@@ -209,7 +209,7 @@ def test_jobs_of_an_archived_month_are_redacted_in_its_files(
 
 def bring_into_line(month: Path) -> None:
     """Write the hash of the file of nodes into the list."""
-    from marco_search.export.tables import digest
+    from marco_search.files import digest
 
     manifest = json.loads((month / "manifest.json").read_text())
     manifest["files"]["node.parquet"]["sha256"] = digest(month / "node.parquet")

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from marco_search.errors import InvalidDataSet, InvalidSettings
+from marco_search.files import whole_folder
 from marco_search.learning import manifest, samples
 from marco_search.pocket import MODEL_DIR
 from ops.finetune.__main__ import main
@@ -21,7 +22,7 @@ GOOD = f'name = "n"\nmodel = "{MODEL_DIR}"\ndata = ["d"]\nout = "o"\n'
 
 def data_set(folder: Path, kind: manifest.Kind = "sft") -> Path:
     turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
-    with manifest.whole_folder(folder) as part:
+    with whole_folder(folder) as part:
         with samples.Writer(part) as writer:
             writer.write(samples.Sample(turns, "made", "en"))
         manifest.write(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from marco_search.cli.main import main
+from marco_search.files import whole_folder
 from marco_search.learning import filters, manifest, samples
 from marco_search.learning.samples import Sample, Writer
 from tests.pipes import piped
@@ -226,7 +227,7 @@ def test_tenants_and_kinds_are_not_mixed_unasked(marco: Run, tmp_path: Path) -> 
     for name in ("one", "two"):
         row = sample(RESPONSE, f"{name}: {QUESTION}")
         folder = tmp_path / name
-        with manifest.whole_folder(folder) as part:
+        with whole_folder(folder) as part:
             with Writer(part) as out:
                 out.write(Sample(row.messages, "traces", "en", name, {}))
             manifest.write(
