@@ -69,17 +69,11 @@ _LABEL = re.compile(r"\s*(?:\d{1,2}[.)]|[-*•])\s*")  # of a list: its text fol
 
 def _sentences(tokens: Sequence[Token], _: float) -> Iterator[int]:
     """Before each sentence's or line's first token; the number of a list item is none."""
-    text, ends = "".join(t.text for t in tokens), text_ends(tokens)
-    begin, last = 0, 0
+    text, ends, begin = "".join(t.text for t in tokens), text_ends(tokens), 0
     for end in (m.end() for m in _SENTENCE.finditer(text)):
-        if _LABEL.fullmatch(text, begin, end):
-            continue
-        begin, at = end, bisect_right(ends, end)
-        while at and not tokens[at - 1].text:  # inside the same character
-            at -= 1
-        if at > last:
-            yield at
-            last = at
+        if not _LABEL.fullmatch(text, begin, end):
+            begin = end
+            yield bisect_right(ends, end)
 
 
 def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
@@ -167,4 +161,4 @@ def _end_of_thought(
     if turn.end_of_thought or closing or not (ended or at >= 0):
         return end
     # Without tags the answer begins with a sentence: that with the marker, else the last.
-    return max(start for start in (0, *_sentences(tokens, 0)) if start <= end)
+    return max(at for at in (0, *_starts(tokens, _sentences(tokens, 0))) if at <= end)

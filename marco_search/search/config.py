@@ -113,9 +113,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         """Raises SearchError for names that no search can run with."""
         for what, name, known in (
-            ("action", self.action, list(ACTIONS)),
-            ("reward", self.reward, list(REWARDS)),
-        ):
+            ("action", self.action, ACTIONS), ("reward", self.reward, REWARDS),
+        ):  # fmt: skip
             if name not in known:
                 raise SearchError(f"unknown {what} {name!r}; use one of {', '.join(known)}")
         if (self.reward == VERIFIER) != (self.verifier is not None):
@@ -189,7 +188,6 @@ AUTO = "tree"
 WIDEST = 32
 """Independent samples that go out at once. A crash loses at most these."""
 
-_TREE: dict[str, Any] = {"choice": Aggregation.WEIGHTED}
 _FLAT: dict[str, Any] = {"action": Action.WHOLE}
 _BEST_FIRST: dict[str, Any] = {
     "selection": Selection.BEST_FIRST,
@@ -208,11 +206,11 @@ _NAMED: dict[str, dict[str, Any]] = {
     "cot": _FLAT | _GREEDY | {"choice": Aggregation.BEST},
     "vote": _FLAT | {"choice": Aggregation.VOTE},
     "best-of-n": _FLAT | {"choice": Aggregation.BEST, "early_stop": False},
-    "step": _TREE | {"action": Action.STEP},
-    "mini-step-64": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 64},
-    "mini-step-32": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 32},
-    "mini-step-16": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 16},
-    "mini-step-8": _TREE | {"action": Action.MINI_STEP, "mini_step_tokens": 8},
+    "step": {"action": Action.STEP},
+    "mini-step-64": {"action": Action.MINI_STEP, "mini_step_tokens": 64},
+    "mini-step-32": {"action": Action.MINI_STEP, "mini_step_tokens": 32},
+    "mini-step-16": {"action": Action.MINI_STEP, "mini_step_tokens": 16},
+    "mini-step-8": {"action": Action.MINI_STEP, "mini_step_tokens": 8},
 }
 STRATEGIES = {DEFAULT_STRATEGY: _NAMED[AUTO]} | _NAMED
 """Strategy to its defaults. The names of `SearchOptions.strategy` and the help texts follow."""
