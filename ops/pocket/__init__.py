@@ -1,4 +1,4 @@
 """Builds the pocket model: synthetic data, tokenizer, training and evaluation.
 
-Only `train` and `evaluate` need torch (the extra finetune).
+Only `train` and `reference` need torch (the extra finetune).
 """

@@ -6,10 +6,8 @@ tokens but not special ones, so that decoding keeps them. Needs `tokenizers` onl
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -18,15 +16,7 @@ from ops.pocket.samples import draw_sample, phrases
 VOCABULARY = 1024
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
-CONTEXT = 1024
 PADDING, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
-# ChatML without system turns: the model never saw one.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _ALONE = r"[0-9]|\n|[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]|[+\-*/=]"
 _WORDS = r" ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 
@@ -65,21 +55,6 @@ def build_tokenizer(samples: int = 20_000, seed: int = 0) -> Tokenizer:
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TURN,
-        "pad_token": PADDING,
-        "model_max_length": CONTEXT,
-        "clean_up_tokenization_spaces": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
 def _corpus(samples: int, seed: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,21 +29,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from marco_search.pocket import MODEL_DIR
 from ops.pocket.samples import Sample, draw_sample
-from ops.pocket.tokenizer import (
-    CONTEXT,
-    END_OF_TURN,
-    PADDING,
-    build_tokenizer,
-    save_tokenizer,
-    token_id,
-    user_prompt,
-)
+from ops.pocket.tokenizer import END_OF_TURN, PADDING, build_tokenizer, token_id, user_prompt
 
 RATE, WARM_UP_STEPS = 2e-3, 50
-ROPE_THETA = 10000.0
 POOL = 512  # samples that are sorted by length together
-STATE = "state.pt"
+STATE, TOKENIZER = "state.pt", "tokenizer.json"
+SHARED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+"""Files of every model of this kind, as the shipped one has them."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +88,13 @@ def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator
             yield Batch(padded, pad_sequence(learned, batch_first=True), sum(map(len, ids)))
 
 
-def build_model(tokenizer: Tokenizer, seed: int) -> Any:
-    """A new Qwen2ForCausalLM in fp32 with tied embeddings (about 1.8 M parameters)."""
+def build_model(seed: int) -> Any:
+    """A new Qwen2ForCausalLM in fp32, as the shipped config.json has it (1.8 M parameters)."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    config = json.loads((MODEL_DIR / "config.json").read_text())
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(**model_config(tokenizer)))
+    return Qwen2ForCausalLM(Qwen2Config(**config))
 
 
 def build_optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
@@ -113,37 +109,9 @@ def build_optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Op
     return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of config.json. Both spellings of rope and dtype: readers differ by age."""
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 192,
-        "num_hidden_layers": 4,
-        "intermediate_size": 512,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "max_position_embeddings": CONTEXT,
-        "rope_theta": ROPE_THETA,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "use_sliding_window": False,
-        "bos_token_id": None,
-        "eos_token_id": token_id(tokenizer, END_OF_TURN),
-        "pad_token_id": token_id(tokenizer, PADDING),
-        "torch_dtype": "bfloat16",
-    }
-
-
 def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights in bf16, config, generation config and tokenizer files."""
-    save_tokenizer(tokenizer, folder)
+    """Write weights in bf16 and the tokenizer; all else is as in the shipped folder."""
+    folder.mkdir(exist_ok=True)
     weights = {
         name: tensor.detach().to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
@@ -151,13 +119,9 @@ def export_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     }
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-    config = model_config(tokenizer)
-    stop, padding = config["eos_token_id"], config["pad_token_id"]
-    generation = {"do_sample": True, "temperature": 1.0, "eos_token_id": [stop, padding]}
-    generation |= {"pad_token_id": padding}
-    for name, content in {"config": config, "generation_config": generation}.items():
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (folder / f"{name}.json").write_text(text + "\n")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name in SHARED:
+        shutil.copyfile(MODEL_DIR / name, folder / name)
 
 
 def train(rank: int, options: argparse.Namespace) -> None:
@@ -166,8 +130,8 @@ def train(rank: int, options: argparse.Namespace) -> None:
     out, steps = options.out, options.steps
     rendezvous = (out / "rendezvous").resolve().as_uri()
     dist.init_process_group("gloo", rendezvous, rank=rank, world_size=options.ranks)
-    tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
-    model = build_model(tokenizer, options.seed)
+    tokenizer = Tokenizer.from_file(str(out / TOKENIZER))
+    model = build_model(options.seed)
     optimizers = build_optimizers(model, RATE)
     step = tokens = 0
     if options.resume:
@@ -248,8 +212,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "rendezvous").unlink(missing_ok=True)
-    if not (options.out / "tokenizer" / "tokenizer.json").exists():
-        save_tokenizer(build_tokenizer(), options.out / "tokenizer")
+    if not (options.out / TOKENIZER).exists():
+        build_tokenizer().save(str(options.out / TOKENIZER))
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     torch.multiprocessing.spawn(train, (options,), nprocs=options.ranks)
 

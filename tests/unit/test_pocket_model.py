@@ -12,9 +12,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from marco_search.pocket import MODEL_DIR
+from marco_search.runtime.chat import read_chat_template
+from marco_search.runtime.embedded.files import open_files
+from marco_search.search.branches import Message
 from ops.pocket.problems import REFLECTION
 from ops.pocket.samples import draw_sample
-from ops.pocket.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, TAGS, user_prompt
+from ops.pocket.tokenizer import SPECIAL_TOKENS, TAGS, user_prompt
 
 MEGABYTE = 1_000_000
 
@@ -59,7 +62,10 @@ def test_tokenizer_and_config_agree(tokenizer: Tokenizer, config: dict[str, Any]
     assert tokenizer.token_to_id("<|endoftext|>") == config["pad_token_id"]
     generation = json.loads((MODEL_DIR / "generation_config.json").read_text())
     assert config["eos_token_id"] in generation["eos_token_id"]
-    assert (MODEL_DIR / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    render = read_chat_template(open_files(MODEL_DIR))
+    assert render is not None
+    turns = [Message(role="system", content="Be."), Message(role="user", content="Hi")]
+    assert render(turns) == user_prompt("Hi")
 
 
 def test_digits_and_chinese_characters_stand_alone(tokenizer: Tokenizer) -> None:
