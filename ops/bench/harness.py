@@ -34,10 +34,17 @@ class Services:
     home: Path
     urls: ServiceUrls
 
-    def database(self) -> Database:
-        """Connections to Postgres, as a worker's; close it."""
-        url = self.urls.database_url
-        return Database(url, application="marco bench", connections=2, planned_once=True)
+    @contextlib.contextmanager
+    def database(self, connections: int = 2) -> Iterator[Database]:
+        """Connections to Postgres, as a worker's."""
+        opened = Database(
+            self.urls.database_url,
+            application="marco bench",
+            connections=connections,
+            planned_once=True,
+        )
+        with contextlib.closing(opened):
+            yield opened
 
 
 @contextlib.contextmanager

@@ -264,8 +264,8 @@ def compared(mine: Point, theirs: Point) -> dict[str, Any]:
     return dict(rounded(difference(mine, theirs)), at=round(theirs.tokens_per_problem))
 
 
-def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
-    """The goals, set before measuring, whose runs are complete: (text, reached, measured)."""
+def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The goals, set before measuring, whose runs are complete: text, reached, measured."""
     for tree in MATCHES:
         gains = {b: groups["pooled"].get(tree, {}) for b, groups in found["pairs"].items()}
         for rival in MATCHES[tree]:
@@ -279,15 +279,15 @@ def goals(found: Mapping[str, Any], cheaper: Mapping[str, Any]) -> Iterator[tupl
             measured = "; ".join(
                 f"{max(int(b), gain['at'])}: {points(gain)}" for b, gain in mine.items()
             )
-            yield text, ahead and clear and not behind, measured
+            reached = ahead and clear and not behind
+            yield {"text": text, "reached": reached, "measured": measured}
         if share := cheaper.get(tree):
             text = f"`{tree}` needs at most 65 % of the tokens for the flat cascade's best accuracy"
-            measured = "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**share)
-            yield (
-                f"{text}, interval below 0.8",
-                share["ratio"] <= 0.65 and share["high"] < 0.8,
-                measured,
-            )
+            yield {
+                "text": f"{text}, interval below 0.8",
+                "reached": share["ratio"] <= 0.65 and share["high"] < 0.8,
+                "measured": "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**share),
+            }
 
 
 # -- Translation and open-ended jobs -----------------------------------------------------
@@ -450,8 +450,7 @@ def reported(one: Study) -> dict[str, Any]:
     data = one.to_json()
     data["n"] = max(map(len, one.sets.values()))
     data["cheaper"] = {tree: one.cheaper(tree) for tree in MATCHES}
-    fields = ("text", "reached", "measured")
-    data["goals"] = [dict(zip(fields, g, strict=True)) for g in goals(data, data["cheaper"])]
+    data["goals"] = list(goals(data, data["cheaper"]))
     return data
 
 

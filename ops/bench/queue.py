@@ -70,7 +70,7 @@ def measure() -> Figures:
     load = os.getloadavg()[0]
     with harness.scratch_services() as services:
         found = ours(services) | api(services) | plain_celery(services) | idle(services)
-        with contextlib.closing(services.database()) as database:
+        with services.database() as database:
             _insert(database, [small(i) for i in range(CLAIMED)])
             claim_s = seconds(lambda: [_claim(database) for _ in range(CLAIMED)])
             # One commit of one row: most of it is the disk's flush.
@@ -408,19 +408,14 @@ def fleet(workers: int, job_s: float) -> Figures:
     templates = [(each, *searched(each)) for each in work]
     random, late = Random(0), defaultdict[str, list[float]](list)
     with harness.scratch_services() as services, contextlib.ExitStack() as stack:
-        url = services.urls.database_url
-        database = stack.enter_context(
-            contextlib.closing(
-                Database(url, application="marco fleet", connections=POOL, planned_once=True)
-            )
-        )
+        database = stack.enter_context(services.database(POOL))
         for _ in range(3):
             _insert(database, [work[i % SEARCHES] for i in range(workers)])
         all_workers = [
             _worker(database, *templates[i % SEARCHES], random.uniform(0, job_s), job_s)
             for i in range(workers)
         ]
-        with psycopg.connect(url) as conn:
+        with psycopg.connect(services.urls.database_url) as conn:
             postmaster = _postmaster(conn)
         began = time.monotonic()
 

@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -248,7 +247,7 @@ def milliseconds_per_node(seed: int) -> float:
 def persisted_ms_per_node() -> float:
     """Time on the clock, every round committed to Postgres by the worker."""
     found = []
-    with scratch_services() as services, closing(services.database()) as database:
+    with scratch_services() as services, services.database() as database:
         settings = Settings.model_validate({"DATABASE_URL": services.urls.database_url})
         runtime = InstantRuntime()
         runner = Runner(settings, database, lambda: runtime, WORKER)

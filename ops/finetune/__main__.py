@@ -45,10 +45,7 @@ def main(
 
     The same command goes on where it stopped. Exits with 75 when --max-seconds are over.
     """
-    overrides: dict[str, Any] = {}
-    for key, value in given.items():
-        if value not in (None, ()):
-            overrides[key] = [*value] if isinstance(value, tuple) else value
+    overrides = {key: value for key, value in given.items() if value not in (None, ())}
     overrides |= {key: parse_value(text) for key, text in sets}
     try:
         if environment:
@@ -56,9 +53,8 @@ def main(
         elif config is None:
             raise click.UsageError("which CONFIG.toml?")
         else:
-            click.echo(
-                finetune(Config.read(config, overrides), max_seconds=max_seconds, evaluate=evaluate)
-            )
+            read = Config.read(config, overrides)
+            click.echo(finetune(read, max_seconds=max_seconds, evaluate=evaluate))
     except MarcoError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

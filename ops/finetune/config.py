@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from marco_search.errors import InvalidSettings
 
+STOPPED = 75
+"""Exit code: stopped with a checkpoint, run it again (sysexits' EX_TEMPFAIL)."""
 # What the program itself sets: they belong to a key of the file, or would break going on.
 _OURS = {
     "output_dir", "seed", "data_seed", "resume_from_checkpoint", "report_to", "push_to_hub",

@@ -28,11 +28,9 @@ from marco_search.learning.samples import canonical
 from marco_search.runtime.embedded.files import fingerprint, open_files
 from ops import environment
 from ops.bootstrap import ROOT
-from ops.finetune.config import Config
+from ops.finetune.config import STOPPED, Config
 
 LOCKS = [Path(ROOT, "ops", f"requirements-{name}.lock") for name in ("finetune", "torch")]
-STOPPED = 75
-"""Exit code: stopped with a checkpoint, run it again (sysexits' EX_TEMPFAIL)."""
 KINDS = {"sft": "sft", "dpo": "preference"}
 """Of the data sets that a method takes."""
 _INSTALL_S = 1800.0

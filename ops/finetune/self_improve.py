@@ -45,8 +45,8 @@ from marco_search.store.db import Database
 from marco_search.store.queue import recovery, scheduling
 from ops.bench.harness import WORKER, scratch_services
 from ops.bench.paper_table import make
-from ops.finetune.config import Config
-from ops.finetune.run import STOPPED, TrainingStopped, finetune
+from ops.finetune.config import STOPPED, Config
+from ops.finetune.run import TrainingStopped, finetune
 from ops.pocket import samples
 from ops.pocket.problems import HELD_OUT_STARTS, Language, draw_problem
 from ops.pocket.problems import Problem as WordProblem
@@ -194,22 +194,16 @@ class Loop:
             urls = {"database_url": SecretStr(url), "redis_url": SecretStr(redis)}
             loaded = self.loaded.model_copy(update={"model": model, **urls})
             with (
-                closing(Producer(settings=loaded)) as producer,
-                closing(
-                    Database(url, application="marco", connections=2 * THREADS, planned_once=True)
-                ) as database,
+                Producer(settings=loaded) as producer,
+                services.database(2 * THREADS) as database,
             ):
                 batch = self.submit(producer, arm, number, data.with_name("batch"))
                 while left := producer.batch(batch).left:
                     note(f"{data.parent.name}: {left} searches left")
                     answer(loaded, database, left)
-            words = ["dataset", "from-traces", str(data), "--batch", str(batch)]
-            words += ["--verified", "--answer", "expected", "--min-share", "0"]
-            command: list[str | Path] = [
-                Path(sys.executable).with_name("marco"),
-                *words,
-                *arm.words,
-            ]
+            command = [str(Path(sys.executable).with_name("marco")), "dataset", "from-traces"]
+            command += [str(data), "--batch", str(batch), "--verified", "--answer", "expected"]
+            command += ["--min-share", "0", *arm.words]
             environ = os.environ | {"DATABASE_URL": url, "MARCO_MODEL": str(model)}
             subprocess.run(command, env=environ, check=True)
 

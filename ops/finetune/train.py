@@ -33,10 +33,8 @@ from marco_search.learning import samples
 from marco_search.runtime.chat import read_chat_template
 from marco_search.runtime.embedded.files import open_files
 from marco_search.search.branches import Message
-from ops.finetune.config import Config
+from ops.finetune.config import STOPPED, Config
 
-STOPPED = 75
-"""Exit code of a training that ran out of its time and has a checkpoint (sysexits' EX_TEMPFAIL)."""
 _COPIED = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json",

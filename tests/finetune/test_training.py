@@ -20,7 +20,8 @@ from marco_search.learning import manifest, samples
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.embedded.backend import load_model
 from marco_search.runtime.embedded.files import Folder, fingerprint
-from ops.finetune.run import STOPPED, python
+from ops.finetune.config import STOPPED
+from ops.finetune.run import python
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "ops" / "finetune"
