@@ -29,6 +29,7 @@ WHOLE = "job"
 """The field named where the value as a whole is wrong."""
 _LONGEST_NAME = 60  # of a field or a value that a message repeats
 _DEEPEST = 100  # levels of JSON: Python reads some hundred, fewer the more functions are at work
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SURROGATE = (
     "not valid Unicode: a lone surrogate{}; decode the source as UTF-8 before submitting it"
 )
@@ -190,8 +191,13 @@ def unstorable(text: str) -> str | None:
     """Why Postgres can't store `text` (NUL, lone surrogate); None if it can."""
     if "\x00" in text:
         return f"holds a NUL character at position {text.index(chr(0))}; remove it"
-    lone = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-    return None if lone is None else _SURROGATE.format(f" at position {lone}")
+    lone = _UNSTORABLE.search(text)
+    return lone and _SURROGATE.format(f" at position {lone.start()}")
+
+
+def storable(text: str) -> str:
+    """`text` with U+FFFD for what Postgres can't store."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def texts(value: object) -> Iterator[str]:

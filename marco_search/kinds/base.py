@@ -13,21 +13,18 @@ models leave tags out:
 from __future__ import annotations
 
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from marco_search.jobs import Job
-from marco_search.jobs.validation import shown, unstorable
+from marco_search.jobs.validation import shown, storable
 from marco_search.search.branches import MARCO_O1, Message, TurnFormat
 
 log = logging.getLogger(__name__)
 
 JobT = TypeVar("JobT", bound=Job)
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 TURN_END = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 """Special tokens that a runtime may leave at the end of the text."""
@@ -57,8 +54,7 @@ class ExtractedAnswer:
             text = getattr(self, name)
             if not isinstance(text, str):
                 raise TypeError(f"an answer's {name} must be text, not {shown(text)}")
-            if unstorable(text):
-                object.__setattr__(self, name, _UNSTORABLE.sub("\ufffd", text))
+            object.__setattr__(self, name, storable(text))
 
 
 class Kind(ABC, Generic[JobT]):

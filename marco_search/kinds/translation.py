@@ -35,13 +35,11 @@ def language_code(name: str) -> str:
     Raises ValueError saying what can be used.
     """
     key = name.strip().casefold().replace("_", "-")
-    for candidate in (key, key.partition("-")[0]):
-        # "zh-hant-tw" keeps its script; every other region or script is dropped.
-        if key.startswith("zh-hant"):
-            candidate = "zh-hant"
-        code = candidate if candidate in LANGUAGES else _CODES.get(candidate)
-        if code is not None:
-            return code
+    # "zh-hant-tw" keeps its script; every other region or script is dropped.
+    known = "zh-hant" if key.startswith("zh-hant") else key
+    for candidate in (known, known.partition("-")[0]):
+        if candidate in LANGUAGES or candidate in _CODES:
+            return _CODES.get(candidate, candidate)
     raise ValueError(
         f"unknown language {shown(name)}; use a name such as English or one of the codes "
         f"{', '.join(LANGUAGES)}{hint(key, [*LANGUAGES, *_CODES]) if len(key) > 3 else ''}"

@@ -204,16 +204,16 @@ class _Child:
         """The finished branch; a failure is a Branch too."""
         if self._error is None and len(self._done) < len(self._calls):
             self._collect()
-        finish, ok = Finish.FAILED, self._error is None
-        if not ok:
-            record(FAILED_TOKENS, sum(len(c.tokens) for c in self._done))
-        if ok:
+        if self._error is None:
             last = self._done[-1]
             terminal = last.stopped and last.stop not in self._turn.thought_ends
             finish = Finish.STOP if terminal else Finish.LENGTH
+        else:
+            finish, self._segments = Finish.FAILED, []
+            record(FAILED_TOKENS, sum(len(c.tokens) for c in self._done))
         return Branch(
             branch_id=self._request.branch_id,
-            segments=tuple(self._segments) if ok else (),
+            segments=tuple(self._segments),
             finish=finish,
             prompt_tokens=sum(c.prompt_tokens for c in self._done),
             cached_tokens=sum(c.cached_tokens for c in self._done),

@@ -36,6 +36,7 @@ from operator import itemgetter
 from typing import Any
 
 from marco_search.errors import BranchFailed
+from marco_search.jobs import validation
 from marco_search.search.branches import MARCO_O1, TOP_K, Token
 
 BROKEN = "\ufffd"
@@ -43,7 +44,6 @@ LARGEST_ID = 2**31 - 1
 _LOWEST = -3.4e38  # a float32 that is finite, for a log-prob of minus infinity
 _ROUNDING = 1e-3  # how far above 0 a log-prob may be
 _SEQUENCES = {list, tuple}
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _LOOK_AHEAD = 16  # tokens without a text that may stand between two with one
 # <|im_end|>, </s>, [PAD]: skipped in a text unless the text has it.
 _SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
@@ -284,7 +284,7 @@ def storable(texts: list[str]) -> list[str]:
         odd = "\x00" in joined
     except UnicodeEncodeError:
         odd = True
-    return [_UNSTORABLE.sub(BROKEN, text) for text in texts] if odd else texts
+    return list(map(validation.storable, texts)) if odd else texts
 
 
 def shown(value: object) -> str:

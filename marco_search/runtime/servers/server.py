@@ -96,7 +96,14 @@ class Server:
     def describe(self) -> RuntimeInfo:
         """Model and engine behind the server; asked at the start, and when it was away."""
         with self._describing:
-            return self._described_now()
+            try:
+                found = self._describe()
+            except Failure:
+                if not self._pause_s:  # else `_check` has seen it
+                    self._mark_unhealthy()
+                raise
+            self._described = True
+            return found
 
     def generate(
         self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
@@ -192,16 +199,6 @@ class Server:
                 raise cut_short(call)
         if not self._described:
             raise replace(self._refusal)
-
-    def _described_now(self) -> RuntimeInfo:
-        try:
-            found = self._describe()
-        except Failure:
-            if not self._pause_s:  # else `_check` has seen it
-                self._mark_unhealthy()
-            raise
-        self._described = True
-        return found
 
     def _find_tokenizer(self) -> None:
         """Ask for the ids of a text, to know whether it can be asked."""
