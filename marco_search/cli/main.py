@@ -24,6 +24,7 @@ from typing import Any, cast
 import click
 
 from marco_search import __version__
+from marco_search.cli import loading
 from marco_search.errors import Backpressure, InvalidBatch, MarcoError
 from marco_search.text import escaped, redacted
 
@@ -106,7 +107,8 @@ class LazyGroup(click.Group):
         """The command of this name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"marco_search.cli.{COMMANDS[cmd_name][0]}")
+        with loading():
+            module = importlib.import_module(f"marco_search.cli.{COMMANDS[cmd_name][0]}")
         return cast(click.Command, getattr(module, cmd_name))
 
     def resolve_command(

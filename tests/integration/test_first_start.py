@@ -66,18 +66,20 @@ def _interrupted(home: Path, words: tuple[str, ...], after_s: float) -> tuple[in
             return process.returncode, output
 
 
-def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word() -> None:
+@pytest.mark.parametrize("module", ["click", "marco_search.cli.job_commands", "pydantic_core"])
+def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word(module: str) -> None:
     interrupted_import = (
         "import os, signal, sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'click':\n"
+        f"        if name == {module!r}:\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
         "from marco_search.cli import run\n"
         "run()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", interrupted_import], capture_output=True)
+    words = [sys.executable, "-c", interrupted_import, "status"]
+    ended = subprocess.run(words, capture_output=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")
 
 
