@@ -20,8 +20,15 @@ _ONLY_WHEN_NAMED = {
 """Folders of tests on real servers: why they are skipped, and their limit in seconds when they are
 not, since the first of them may install the server.
 """
-_WAITING = HERE / "integration" / "runtime"
-"""A folder of tests that mostly wait, for servers that do not answer."""
+_WAITING = (
+    "integration/test_worker.py",
+    "integration/test_vanished.py",
+    "integration/runtime/test_openai_servers.py",
+    "integration/runtime/test_server_failures.py",
+    "integration/runtime/test_sglang_servers.py",
+    "integration/runtime/test_odd_replies.py",
+)
+"""Files of tests that mostly wait, for processes and servers that do not answer; longest first."""
 
 # Where the tests run in the background, Ctrl-C is ignored, and would be in every process that they
 # start: those that interrupt one would wait for ever.
@@ -29,11 +36,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect from another file on in each process of xdist.
+
+    pytest rewrites each file once for all, but all processes that come to it at the same time do.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        files = sorted(map(str, HERE.rglob("test_*.py")))
+        first = len(files) * int(worker["workerid"][2:]) // worker["workercount"]
+        config.args[:] = files[first:] + files[:first]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the tests on real servers unless their folder is named on the command line.
 
     The files of those that wait are spread: side by side they would leave processors idle.
     """
+    items.sort(key=lambda item: item.path)
     for folder, (reason, limit_s) in _ONLY_WHEN_NAMED.items():
         asked = any(folder in str(argument) for argument in config.invocation_params.args)
         inside = f"{HERE / folder}{os.sep}"
@@ -43,9 +64,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 if not asked:
                     item.add_marker(pytest.mark.skip(reason=reason))
     files = [list(tests) for _, tests in groupby(items, lambda item: item.path)]
-    waiting = [tests for tests in files if _WAITING in tests[0].path.parents]
-    working = [tests for tests in files if tests not in waiting]
-    for i, tests in enumerate(waiting, 1):
+    place = {HERE / name: i for i, name in enumerate(_WAITING)}
+    waiting = [tests for tests in files if tests[0].path in place]
+    waiting.sort(key=lambda tests: place[tests[0].path])
+    working = [tests for tests in files if tests[0].path not in place]
+    for i, tests in enumerate(waiting):
         working.insert(i * len(files) // (len(waiting) + 1), tests)
     items[:] = chain.from_iterable(working)
 

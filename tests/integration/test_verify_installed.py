@@ -27,7 +27,7 @@ from tests.integration.toys import (
 from tests.toy import ToyRuntime
 
 MARCO = Path(sys.prefix) / "bin" / "marco"
-JOBS, NODES, ROLLOUTS = 5_000, 100_000, 10
+JOBS, NODES, ROLLOUTS = 3_000, 60_000, 10
 NO_GUARD = """
 import sys
 from marco_search.cli.main import main
@@ -37,7 +37,7 @@ sys.exit(main())
 
 @pytest.fixture(scope="module")
 def url(module_database_url: str) -> Iterator[str]:
-    """A database with 5,000 jobs that have ended."""
+    """a database with 3,000 jobs that have ended."""
     made = module_database_url
     settings = settings_for(made, "redis://127.0.0.1:1/0")
     with open_database(made) as database:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,7 @@ VOCAB = 77
 DRAWS = 20_000
 
 
+@cache
 def numbers(rows: int) -> Uniforms:
     """The first number of each of `rows` seeds."""
     return np.array([uniforms(seed, 1)[0] for seed in range(rows)])
