@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -23,7 +24,7 @@ from marco_search.cli.options import PAIR, Decorator, together
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.jobs import Job, SearchOptions
 from marco_search.jobs.validation import another_format
-from marco_search.kinds import KINDS, own_fields, parse_job
+from marco_search.kinds import KINDS, own_fields, parse_job, strict_json
 
 profile_options = together(
     click.option("--profile", metavar="NAME|FILE",
@@ -52,18 +53,28 @@ search_options = together(
       if name not in ("profile", "overrides")),
     profile_options,
 )  # fmt: skip
-_OWN_FIELDS = [
-    (name, f"{meaning} ({kind.name}).")
-    for kind in KINDS.values()
-    for name, meaning in own_fields(kind).items()
-]
+_TAKEN = {*SearchOptions.model_fields, "kind", "question", "wait", "tree", "thought", "json"}
+"""Options of the commands: a field of a kind with such a name is set in a file only."""
+
+
+def own_options() -> dict[str, str]:
+    """The options for fields of kinds, each with its help; kinds may share one."""
+    found: dict[str, list[str]] = {}
+    for kind in KINDS.values():
+        for name, meaning in own_fields(kind).items():
+            if name not in _TAKEN:
+                found.setdefault(name, []).append(f"{meaning} ({kind.name}).")
+    return {name: " ".join(meanings) for name, meanings in found.items()}
+
+
+_OWN_OPTIONS = own_options()
 kind_options = together(
     click.option("--kind", default="reasoning", metavar="KIND", help=f"{', '.join(KINDS)}."),
     *(click.option(f"--{name.replace('_', '-')}", metavar=name.upper(), help=meaning)
-      for name, meaning in _OWN_FIELDS),
+      for name, meaning in _OWN_OPTIONS.items()),
     click.option("--expected", metavar="TEXT", help="The right answer, for the report only."),
 )  # fmt: skip
-KIND_OPTIONS = ("kind", *(name for name, _ in _OWN_FIELDS), "expected")
+KIND_OPTIONS = ("kind", *_OWN_OPTIONS, "expected")
 
 
 def given_options(values: dict[str, Any]) -> dict[str, Any]:
@@ -114,12 +125,35 @@ def job_from_options(text: str, values: dict[str, Any]) -> Job:
 
     Raises InvalidJob naming the field and the reason.
     """
-    kind = values["kind"]
-    data = {name: values[name] for name in KIND_OPTIONS if values.get(name) is not None}
-    data[KINDS[kind].model.subject_field if kind in KINDS else "question"] = text
+    kind = KINDS.get(values["kind"])
+    own = own_fields(kind).keys() - _TAKEN if kind else set()
+    data = {name: values[name] for name in {*KIND_OPTIONS, *own} if values.get(name) is not None}
+    if kind:
+        fields = kind.model.model_fields
+        data |= {name: _own_value(fields[name], data[name]) for name in own & data.keys()}
+    data[kind.model.subject_field if kind else "question"] = text
     if given := given_options(values):
         data["options"] = given
     return parse_job(data)
+
+
+def _own_value(field: FieldInfo, text: str) -> Any:
+    """The value of an option for a kind's own field: JSON, unless the field takes text."""
+    if _takes_text(field.annotation):
+        return text
+    try:
+        return strict_json(text)
+    except (InvalidJob, ValueError, RecursionError):
+        return text
+
+
+def _takes_text(annotation: Any) -> bool:
+    if isinstance(annotation, type):
+        return issubclass(annotation, str)
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return any(isinstance(part, str) for part in parts)
+    return get_origin(annotation) in (Annotated, Union, UnionType) and any(map(_takes_text, parts))
 
 
 def read_jobs(path: str, options: dict[str, Any] | None = None) -> list[Job]:

@@ -49,6 +49,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",
+    "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": "an object of names and values",
     "model_type": "an object of names and values",

@@ -13,7 +13,9 @@ import json
 from datetime import date
 
 import pytest
+from pydantic import Field
 
+from marco_search.cli.job_input import job_from_options, own_options
 from marco_search.engine import solve
 from marco_search.errors import InvalidJob
 from marco_search.jobs import SearchOptions, payload_hash
@@ -50,6 +52,32 @@ def test_it_is_parsed_like_any_other() -> None:
 def test_help_and_sql_follow_from_it() -> None:
     assert own_fields(KINDS["sorting"]) == {"order": "up or down"}
     assert "items" in subject_fields()
+
+
+class Labelled(SortingJob):
+    """With fields named as others' and fields that are not text."""
+
+    style: str | None = Field(None, description="How")
+    seed: int = 0
+    labels: list[str] = Field([], description="Which")
+    count: int | None = None
+
+
+class Labelling(Sorting):
+    model = Labelled
+
+
+def test_options_of_the_command_line_follow_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "sorting", Labelling())
+    options = own_options()
+    assert options["style"].endswith("(translation). How (sorting).")
+    assert "seed" not in options, "an option of every search"
+    values = {"kind": "sorting", "style": "7", "labels": '["好", "坏"]', "count": "3"}
+    job = job_from_options("pear, fig", values)
+    assert isinstance(job, Labelled)
+    assert (job.style, job.labels, job.count) == ("7", ["好", "坏"], 3)
+    with pytest.raises(InvalidJob, match="labels: must be a list, not 'fig'"):
+        job_from_options("pear, fig", values | {"labels": "fig"})
 
 
 def test_it_is_asked_searched_and_read_its_own_way() -> None:
