@@ -14,6 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from opentelemetry.util.re import parse_env_headers
 
 from marco_search import __version__, tracing
-from marco_search.errors import CollectorUnavailable, InvalidSettings
+from marco_search.errors import CollectorUnavailable, InvalidSettings, SearchError
 from marco_search.export.tables import Filter
 from marco_search.files import write_lines
 from marco_search.search.branches import Finish
+from marco_search.search.budgets import round_size
+from marco_search.search.config import SearchConfig, gone_from
 from marco_search.search.tree import Rollout, Tree
 from marco_search.settings import is_host
 from marco_search.store import views
@@ -76,7 +79,8 @@ class _Tracer:
         self.caller = None if record.redacted else next(told, None)  # it went with the texts
         # Prompt and configuration are the same for all attempts.
         self.prompt = next((a.prompt for a in record.attempts if a.prompt is not None), "")
-        self.config = next((a.config for a in record.attempts if a.config is not None), {})
+        self.config = record.config
+        self.asked = _known_config(self.config)
 
     def spans(self) -> Iterator[ReadableSpan]:
         """The job, its attempts, their rounds and branches."""
@@ -116,7 +120,7 @@ class _Tracer:
             {
                 _KIND: _CHAIN,
                 "marco.worker": attempt.worker,
-                "marco.runtime": f"{attempt.runtime} {attempt.runtime_version}",
+                "marco.runtime": attempt.runtime and f"{attempt.runtime} {attempt.runtime_version}",
                 "marco.model_revision": attempt.revision,
                 SpanAttributes.LLM_MODEL_NAME: attempt.model,
             },
@@ -135,21 +139,31 @@ class _Tracer:
         rollouts = [r for r in self.tree.rollouts if r.round == number]
         attributes = {_KIND: _CHAIN, "marco.round": number, "marco.branches": len(rollouts)}
         yield self._span(place, f"attempt {attempt.generation}", place, start, end, attributes)
+        most = None
+        if self.asked:
+            before = [r for r in self.tree.rollouts if r.round < number]
+            tokens = sum(r.generated_tokens for r in before)
+            most = round_size(self.asked, before, tokens)[1]
         for rollout in rollouts:
-            yield self._branch(attempt, rollout, place, start, end)
+            yield self._branch(attempt, rollout, most, place, start, end)
 
     def _branch(
-        self, attempt: AttemptRow, rollout: Rollout, parent: str, start: int, end: int
-    ) -> ReadableSpan:
-        nodes, config = self.tree.nodes, self.config
+        self, attempt: AttemptRow, rollout: Rollout, most: int | None, parent: str,
+        start: int, end: int,
+    ) -> ReadableSpan:  # fmt: skip
+        """`most`: the tokens that it might generate; None: not known."""
+        nodes = self.tree.nodes
+        temperature = self.asked and self.asked.temperature_of(
+            rollout.rollout_id, rollout.forced, rollout.reflect
+        )
         at = rollout.path.index(rollout.start_id) + 1
         prompt = self._visible(self.prompt + "".join(nodes[i].text for i in rollout.path[:at]))
         written = self._visible("".join(nodes[i].text for i in rollout.path[at:]))
         given = {
             "seed": rollout.seed,
-            "temperature": config.get("temperature"),
-            "top_p": config.get("top_p"),
-            "max_tokens": config.get("max_new_tokens"),
+            "temperature": temperature,
+            "top_p": self.config.get("top_p"),
+            "max_tokens": most,
         }
         took = round(rollout.seconds * 1e9) if math.isfinite(rollout.seconds) else 0
         tokens = rollout.prompt_tokens + rollout.generated_tokens
@@ -176,8 +190,8 @@ class _Tracer:
                 "gen_ai.usage.cache_read.input_tokens": rollout.cached_tokens,
                 "gen_ai.response.finish_reasons": [str(rollout.finish)],
                 "gen_ai.request.seed": rollout.seed,
-                "gen_ai.request.temperature": config.get("temperature"),
-                "gen_ai.request.max_tokens": config.get("max_new_tokens"),
+                "gen_ai.request.temperature": temperature,
+                "gen_ai.request.max_tokens": most,
                 "marco.confidence": rollout.confidence,
                 "marco.path_confidence": rollout.path_confidence,
                 "marco.value": rollout.value,
@@ -226,6 +240,13 @@ class _Tracer:
 
     def _error(self, message: str | None) -> str:
         return self._visible(message) or "failed"
+
+
+def _known_config(config: dict[str, Any]) -> SearchConfig | None:
+    """The configuration, unless it is one of an earlier version that searched in another way."""
+    with suppress(SearchError, TypeError):
+        return None if gone_from(config) else SearchConfig.from_json(config)
+    return None
 
 
 def _message(list_name: str, role: str, content: str | None) -> dict[str, str]:

@@ -165,18 +165,17 @@ class BestFirst:
         return children
 
     def _best(self) -> Child:
-        config = self.config
         if not self._fresh:
-            return Child(ROOT, self._first(), reflect=self._placement(ROOT))
+            return Child(ROOT, reflect=self._placement(ROOT))
         if self._may_reflect():
-            return Child(self._closed or ROOT, self._first(), reflect=ReflectionPlacement.FIRST)
+            return Child(self._closed or ROOT, reflect=ReflectionPlacement.FIRST)
         while self._forks and self._is_tried(self._forks[0]):
             heapq.heappop(self._forks)
         if self._forks and -self._forks[0].score >= FRESH / self._fresh:
             fork = self._forks[0]
             reflect = self._placement(fork.node_id)
-            return Child(fork.node_id, 0.0, fork.token_id, reflect)
-        return Child(ROOT, config.temperature, reflect=self._placement(ROOT))
+            return Child(fork.node_id, fork.token_id, reflect)
+        return Child(ROOT, reflect=self._placement(ROOT))
 
     def _placement(self, node_id: int) -> ReflectionPlacement:
         """Whether a thought that goes on from this node has to reflect at its end."""
@@ -185,10 +184,6 @@ class BestFirst:
         done = any(self.tree.nodes[i].action == Action.REFLECTION for i in self.tree.up(node_id))
         open_ = not done and not self.tree.thought_closed(node_id)
         return ReflectionPlacement.AT_END if open_ else ReflectionPlacement.NO
-
-    def _first(self) -> float:
-        first = self.config.first_temperature
-        return self.config.temperature if first is None else first
 
     def _may_reflect(self) -> bool:
         reflects = self.config.reflection is ReflectionPolicy.BRANCH

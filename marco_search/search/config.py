@@ -33,7 +33,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from marco_search.errors import SearchError
 from marco_search.search.actions import ACTIONS, Action, ActionKind
-from marco_search.search.branches import MARCO_O1, TurnFormat
+from marco_search.search.branches import MARCO_O1, ReflectionPlacement, TurnFormat
 from marco_search.search.rewards import REWARDS, VERIFIER, reward_of
 from marco_search.search.votes import Aggregation, Scale
 
@@ -131,6 +131,18 @@ class SearchConfig:
     def scale(self) -> Scale:
         """How values weigh in a vote."""
         return Scale(sharpness=self.sharpness, spread=self.spread, reference=self.reference)
+
+    def temperature_of(
+        self, branch_id: int, forced: int | None, reflect: ReflectionPlacement
+    ) -> float:
+        """The temperature that a branch is sampled at; 0 is greedy."""
+        if self.selection is not Selection.BEST_FIRST:
+            return self.temperature
+        if forced is not None:
+            return 0.0
+        first = not branch_id or reflect is ReflectionPlacement.FIRST
+        own = self.first_temperature if first else None
+        return self.temperature if own is None else own
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same configuration back."""

@@ -105,7 +105,7 @@ class Search:
             seed=branch_seed(self.config.seed, branch_id),
             # The candidate that a fork begins with counts as generated.
             max_new_tokens=max_new_tokens - (child.forced is not None),
-            temperature=child.temperature,
+            temperature=self.config.temperature_of(branch_id, child.forced, child.reflect),
             top_p=self.config.top_p,
             reflect=child.reflect,
         )

@@ -171,7 +171,7 @@ class Frontier:
                 if reflect is ReflectionPlacement.FIRST:
                     self._reflecting.add(node_id)
                 self._flight(node_id, +1)
-                yield Child(node_id, config.temperature, reflect=reflect)
+                yield Child(node_id, reflect=reflect)
 
     def _flight(self, node_id: int, by: int) -> None:
         self.drawn[node_id] += by

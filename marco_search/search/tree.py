@@ -38,7 +38,6 @@ class Child:
     """A child that is not there yet: where a branch starts, and how."""
 
     node_id: int  #: what it is a child of
-    temperature: float  #: 0 is greedy
     forced: int | None = None  #: the candidate to begin with; None: the model chooses
     reflect: ReflectionPlacement = ReflectionPlacement.NO
 

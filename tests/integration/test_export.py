@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,6 +24,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from marco_search import settings as settings_module
 from marco_search.cli.audit_commands import export
 from marco_search.errors import InvalidSettings, RuntimeUnavailable
+from marco_search.export.otlp import traces
+from marco_search.export.tables import Filter
+from marco_search.search.branches import Branch, Expansion
 from marco_search.search.tree import Node, Rollout
 from marco_search.store.db import Database
 from marco_search.store.trail import trail
@@ -188,6 +191,40 @@ def test_a_collector_gets_one_trace_for_each_job(database: Database) -> None:
         assert 0 < one.start_time_unix_nano <= one.end_time_unix_nano
     failed = [r.rollout_id for r in rollouts if r.error]
     assert all(spans[f"rollout {i}"].status.code == 2 for i in failed)
+
+
+def test_a_trace_has_what_each_branch_was_asked_with(database: Database, database_url: str) -> None:
+    """Greedy thoughts and forks among samples, and what the budget left for them."""
+    asked = dict[int, tuple[float, int]]()
+
+    class Noting(ToyRuntime):
+        def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+            for one in (request for e in expansions for request in e.branches):
+                asked[one.branch_id] = one.temperature, one.max_new_tokens
+            return super().branch(expansions)
+
+    settings = settings_for(database_url, "redis://127.0.0.1:1/0")
+    seen = set[tuple[bool, float, int]]()
+    for strategy in ("tree", "adaptive"):
+        options = {"strategy": strategy, "rollouts": 9, "max_tokens": 200}
+        (job,) = insert(database, question("What is 3 + 3?", options=options))
+        run_job(runner(settings, database, Noting()), database, job.id)
+        with database.transaction() as conn:
+            _, rollouts = trail.load(conn, job.id)
+            (spans,) = traces(conn, Filter(jobs=[job.id]))
+        for r in rollouts:
+            (found,) = (s.attributes or {} for s in spans if s.name == f"rollout {r.rollout_id}")
+            temperature, most = asked[r.rollout_id]
+            forked = r.forced is not None  # its candidate counts as generated
+            wanted = {"temperature": temperature, "max_tokens": most + forked}
+            assert {name: found[f"gen_ai.request.{name}"] for name in wanted} == wanted
+            seen.add((forked, temperature, most))
+    assert {(forked, temperature) for forked, temperature, _ in seen} == {
+        (False, 0.0),
+        (False, 1.0),
+        (True, 0.0),
+    }
+    assert len({most for _, _, most in seen}) > 2
 
 
 def test_an_attempt_that_failed_is_an_error_in_its_trace(
