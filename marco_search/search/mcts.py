@@ -234,7 +234,10 @@ class Search:
             for key, (_, value, rollout_id) in zip(keys, found, strict=True)
         ]
         choice = self.config.choice if rewarded else Aggregation.VOTE
-        return rank(candidates, choice, self.config.scale)
+        ranked = rank(candidates, choice, self.config.scale)
+        # Of near-duplicates with equal values any may have led; shown is the best rollout's.
+        said = self.tree.rollouts
+        return [replace(one, key=str(said[one.best_rollout_id].answer)) for one in ranked]
 
 
 def _begun_with(forced: Token, branch: Branch) -> Branch:

@@ -7,10 +7,13 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marco_search.engine import solve
+from marco_search.jobs import SearchOptions
 from marco_search.kinds import OpenEndedJob, kind_of
 from marco_search.kinds.answers.normalization import text_key
 from marco_search.kinds.open_ended import NEAR, cluster, similarity, trigrams
 from marco_search.search.branches import Message
+from tests.toy import ToyRuntime
 
 JOB = OpenEndedJob(prompt="How can I remember my passwords?", expected="secret")
 KIND = kind_of(JOB)
@@ -41,6 +44,15 @@ def test_merge_names_a_cluster_by_its_most_confident_member() -> None:
     keys = {text: KIND.read(text).key for text in (MANAGER, MANAGER_TOO, PAPER)}  # type: ignore[union-attr]
     pairs = [(keys[MANAGER_TOO], 0.2), (keys[PAPER], 0.5), (keys[MANAGER], 0.9), (keys[PAPER], 0.1)]
     assert KIND.merge(pairs) == [keys[MANAGER], keys[PAPER], keys[MANAGER], keys[PAPER]]
+
+
+def test_an_answer_has_the_key_of_its_own_text_also_among_equals() -> None:
+    names = ("The Old Mill bakery", "The Old Mill bakers", "Crumbs")
+    for seed in range(6):
+        options = SearchOptions(strategy="vote", reward="minimum", seed=seed)
+        job = OpenEndedJob(prompt="A name for a bakery?", options=options)
+        for answer in solve(job, runtime=ToyRuntime(names, steps=(0, 1))).answers:
+            assert answer.normalised == text_key(answer.text)
 
 
 def test_nothing_to_cluster() -> None:
