@@ -375,7 +375,9 @@ class Answer(Described):
     rank: int = Field(ge=1, description="1 is the best")
     text: str = Field(description="As a reader should see it")
     normalised: str = Field(description="The form that votes are counted on")
-    confidence: float = Field(ge=0, le=1, description="Mean value of its rollouts, 0 to 1")
+    confidence: float = Field(
+        ge=0, le=1, description="Mean of what its rollouts' votes weigh, 0 to 1"
+    )
     votes: int = Field(ge=1, description="Rollouts that reached it")
     share: float = Field(ge=0, le=1, description="Its part of the vote's total weight, 0 to 1")
     output: str = Field(description="The Output part alone, of its most confident rollout")
@@ -441,7 +443,9 @@ class JobResult(Described):
     )
     expected: str | None = Field(None, description="As the caller gave it")
     correct: bool | None = Field(
-        None, description="Best answer against `expected`; None where there is none"
+        None,
+        description="Best answer against `expected`, false where there is no answer; None: "
+        "nothing was expected, or no search ended",
     )
 
     @property

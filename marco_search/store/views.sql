@@ -437,7 +437,7 @@ DO $$ DECLARE name text; about text[]; BEGIN
         FOREACH about SLICE 1 IN ARRAY ARRAY[
             ['jobs', 'Jobs'], ['succeeded', 'Of those, succeeded'], ['failed', 'Failed or dead'],
             ['cancelled', 'Cancelled'], ['expired', 'Ended by their deadline'],
-            ['checked', 'Jobs with an answer and an expected one'],
+            ['checked', 'Searched to an end, with an expected answer'],
             ['correct', 'Of those, with the expected one'],
             ['seconds_queued', 'Mean seconds from submission to the first claim']
         ] LOOP
