@@ -38,6 +38,7 @@ from marco_search.evaluation.statistics import points, rounded
 from marco_search.evaluation.traces import Trace, read, traced
 from marco_search.files import write_text
 from marco_search.jobs import SearchOptions
+from marco_search.kinds import kind_of
 from marco_search.replay import replay as generate_again
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import UNKNOWN
@@ -329,9 +330,9 @@ def _rescore_job(stored: StoredSearch, ways: Ways) -> None:
         keep_tokens=True,
     )
     names = ("reward", "vote", "sharpness", "answer", "share")
-    found = []
+    found, merge = [], kind_of(stored.job).merge
     for reward, vote, power in ways:
-        key, share = answer_under(trace, reward=reward, vote=vote, sharpness=power)
+        key, share = answer_under(trace, reward=reward, vote=vote, sharpness=power, merge=merge)
         answer = None if key is None else trace.answers[key]
         found.append((reward, vote, power, answer, share))
     lines = [(r, v, f"{p:g}", " ".join((a or "").split()), percent(s)) for r, v, p, a, s in found]

@@ -22,8 +22,9 @@ from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.statistics import accuracy, auroc, paired, ratio, rounded
 from marco_search.evaluation.traces import Trace, TracedRollout, with_vote
 from marco_search.kinds import kind_of
+from marco_search.search.mcts import Merge
 from marco_search.search.rewards import EXTERNAL, REWARDS, ScoredRollout, voters
-from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, posterior, rank
+from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, Scale, posterior, rank
 
 VOTES = (*(str(how) for how in Aggregation), "borda", "tree")
 
@@ -223,7 +224,8 @@ def rescore(
     """
     right, values, labels, within = [], list[float](), list[bool](), list[float]()
     for trace in traces:
-        best, scores = _ranked(trace, reward, vote, sharpness)
+        best = _ranked(trace, reward, vote, sharpness)
+        scores = [score(trace, r, reward) for r in trace.answered]
         right.append(grader.right(trace.key, best[0].key if best else None, trace.answers))
         solved = grader.rollouts(trace)
         values += scores
@@ -242,44 +244,56 @@ def rescore(
 
 
 def answer_under(
-    trace: Trace, *, reward: str, vote: str, sharpness: float
+    trace: Trace, *, reward: str, vote: str, sharpness: float, merge: Merge
 ) -> tuple[str | None, float]:
     """The answer that the tree gives under a reward and a vote, and its share of the vote.
 
-    None and 0 for a tree without answers. Raises InvalidDataSet as `rescore` does.
+    `merge` is that of the job's kind. None and 0 for a tree without answers. Raises
+    InvalidDataSet as `rescore` does.
     """
-    best, _ = _ranked(trace, reward, vote, sharpness)
-    return (best[0].key, best[0].share) if best else (None, 0.0)
+    best = _ranked(trace, reward, vote, sharpness, merge)
+    if not best:
+        return None, 0.0
+    return trace.rollouts[best[0].best_rollout_id].answer, best[0].share
 
 
 def _ranked(
-    trace: Trace, reward: str, vote: str, sharpness: float
-) -> tuple[list[RankedAnswer], list[float]]:
-    """The answers, best first, and the score of each rollout that has one."""
+    trace: Trace, reward: str, vote: str, sharpness: float, merge: Merge | None = None
+) -> list[RankedAnswer]:
+    """The answers, best first: under its own reward and vote as the search ranks them."""
     if reward not in REWARDS or vote not in VOTES:
         raise InvalidDataSet(
             f"can't score by {reward!r} and {vote!r}; use a reward of {', '.join(REWARDS)} "
             f"and a vote of {', '.join(VOTES)}"
         )
-    scores = [score(trace, r, reward) for r in trace.answered]
-    rollouts = [trace.rollouts[i] for i in voters(trace.rollouts, reward)[0]]
-    values = [score(trace, r, reward) for r in rollouts]
+    own, (places, rewarded) = reward == trace.reward, voters(trace.rollouts, reward)
+    rollouts = [trace.rollouts[i] for i in places]
+    values = [r.weight if own else _weight(trace, r, reward) for r in rollouts]
+    keys = [str(r.answer) for r in rollouts]
+    if merge:
+        keys = merge(list(zip(keys, values, strict=True)))
+    scale = replace(trace.scale if own else Scale(), sharpness=sharpness)
     how = "weighted" if vote in ("borda", "tree") else vote
     if vote == "borda":
         # (n - rank + 1)^p for the rank-th best of n (self-certainty, section 3.3).
         for place, i in enumerate(sorted(range(len(values)), key=lambda i: -values[i])):
             values[i] = 1 - place / len(values)
-    weights = [value**sharpness for value in values]
+        scale = Scale(sharpness=sharpness)
     if vote == "tree":
         # A leaf's share, split among the rollouts that end there.
         leaves, shares = [r.path[-1] for r in rollouts], leaf_shares(trace)
-        weights = [
-            weight * shares[leaf] / leaves.count(leaf)
-            for weight, leaf in zip(weights, leaves, strict=True)
+        values = [
+            scale.weight(value) * shares[leaf] / leaves.count(leaf)
+            for value, leaf in zip(values, leaves, strict=True)
         ]
-    answers = [str(r.answer) for r in rollouts]
-    candidates = list(map(Candidate, answers, weights, range(len(answers))))
-    return rank(candidates, Aggregation(how)), scores
+        scale = Scale()
+    candidates = list(map(Candidate, keys, values, places))
+    return rank(candidates, Aggregation(how if rewarded else "vote"), scale)
+
+
+def _weight(trace: Trace, rollout: TracedRollout, reward: str) -> float:
+    """What a rollout's vote weighs under a reward that is not the search's own."""
+    return rollout.path_confidence if reward == "rollout" else score(trace, rollout, reward)
 
 
 def score(trace: Trace, rollout: TracedRollout, reward: str) -> float:

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from marco_search.cli.evaluation_commands import report_text
-from marco_search.engine import Journal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search, search_job
 from marco_search.errors import InvalidDataSet
+from marco_search.evaluation import traces
 from marco_search.evaluation.data_sets import Problem, from_row
 from marco_search.evaluation.grading import (
     VOTES,
     Grader,
     Stops,
+    answer_under,
     chosen,
     coverage,
     cut,
@@ -28,6 +30,7 @@ from marco_search.evaluation.report import compare, row
 from marco_search.evaluation.run import Recipe, run
 from marco_search.evaluation.traces import Trace, TracedRollout, with_vote
 from marco_search.jobs import SearchOptions
+from marco_search.kinds import OpenEndedJob, kind_of
 from marco_search.search.rewards import EXTERNAL, REWARDS, TokenScores
 from marco_search.search.tree import ROOT
 from tests.toy import ToyRuntime
@@ -156,6 +159,29 @@ def test_rescoring_under_another_reward_and_vote() -> None:
     assert found("path", "weighted", 8.0) == (False, True)
     assert found("agreement", "weighted") == (True, False)
     assert found("path", "borda", 8.0) == (False, True)
+
+
+@pytest.mark.parametrize("reward", ["confidence", "rollout", "geometric"])
+@pytest.mark.parametrize("choice", ["vote", "weighted", "best"])
+def test_its_own_reward_and_vote_give_the_answer_of_the_search(reward: str, choice: str) -> None:
+    """Of near-duplicates too, and with weights as a profile has them for its model."""
+    scale = {"sharpness": 2.0, "spread": 0.1, "reference": -0.5}
+    for seed in range(4):
+        options = SearchOptions(
+            strategy="step", rollouts=9, seed=seed, reward=reward,
+            overrides={"choice": choice} | scale,
+        )  # fmt: skip
+        job = OpenEndedJob(prompt="A name for a bakery?", options=options)
+        done = search_job(job, runtime=ToyRuntime(("Old Mill", "Old Mills", "Loaf", "Crumbs")))
+        best = done.search.ranked()[0]
+        trace = traces.traced(
+            "", job, done.search.tree, config=done.plan.config, keep_tokens=True, run="",
+            stop_reason="", seconds=0.0,
+        )  # fmt: skip
+        found, share = answer_under(
+            trace, reward=reward, vote=choice, sharpness=2.0, merge=kind_of(job).merge
+        )
+        assert (found, share) == (best.key, pytest.approx(best.share, abs=1e-3))
 
 
 def test_a_tree_vote_counts_draws_not_visits(tmp_path: Path) -> None:
